@@ -1,0 +1,283 @@
+"""Every setting, read from the environment once, top to bottom.
+
+Nothing set means embedded: SQLite, Celery's filesystem broker and a folder for files, all under
+`var/`. `DATABASE_URL`, `CELERY_BROKER_URL` and `S3_BUCKET` each move one part to a server.
+A wrong or half-set variable stops the start with a sentence that names it.
+"""
+
+import secrets
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dj_database_url
+from cryptography.fernet import Fernet
+from django.core.exceptions import ImproperlyConfigured
+from environs import Env, EnvError, validate
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = Env(eager=False)
+
+
+def fail(variable: str, remedy: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"{variable}: {remedy}")
+
+
+# Where this installation stands -----------------------------------------------------------------
+
+VAR_DIR = Path(env.str("EXHAUST_VAR", "") or BASE_DIR / "var")
+_database_url: str = env.str("DATABASE_URL", "")
+_broker_url: str = env.str("CELERY_BROKER_URL", "")
+PUBLIC_URL: str = env.str("PUBLIC_URL", "http://127.0.0.1:8000").rstrip("/")
+DEBUG: bool = env.bool("DEBUG", False)
+BEHIND_PROXY: bool = env.bool("BEHIND_PROXY", False)
+_allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", [])
+
+# Secrets
+_secret_key: str = env.str("SECRET_KEY", "")
+_encryption_keys: list[str] = env.list("ENCRYPTION_KEYS", [])
+_key_pepper: str = env.str("KEY_PEPPER", "")
+
+# Files
+S3_BUCKET: str = env.str("S3_BUCKET", "")
+S3_ENDPOINT_URL: str = env.str("S3_ENDPOINT_URL", "")
+S3_PUBLIC_ENDPOINT_URL: str = env.str("S3_PUBLIC_ENDPOINT_URL", "") or S3_ENDPOINT_URL
+S3_REGION: str = env.str("S3_REGION", "us-east-1")
+_aws_id: str = env.str("AWS_ACCESS_KEY_ID", "")
+_aws_secret: str = env.str("AWS_SECRET_ACCESS_KEY", "")
+
+# What requests may ask for
+EXHAUST_MAX_DAYS: int = env.int("EXHAUST_MAX_DAYS", 366, validate=validate.Range(min=1))
+EXHAUST_LINK_SECONDS: int = env.int(
+    "EXHAUST_LINK_SECONDS", 86_400, validate=validate.Range(min=1, max=604_800)
+)
+EXHAUST_RETENTION_DAYS: int = env.int("EXHAUST_RETENTION_DAYS", 30, validate=validate.Range(min=1))
+_database_pool: int = env.int("DATABASE_POOL", 8, validate=validate.Range(min=1))
+_log_level: str = env.str(
+    "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+)
+
+try:
+    env.seal()
+except EnvError as error:
+    raise ImproperlyConfigured(str(error)) from error
+
+if urlsplit(PUBLIC_URL).scheme not in {"http", "https"} or not urlsplit(PUBLIC_URL).hostname:
+    raise fail("PUBLIC_URL", f"'{PUBLIC_URL}' is no http:// or https:// address.")
+if bool(_aws_id) != bool(_aws_secret):
+    missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
+    raise fail(missing, "must be set, its other half is.")
+if S3_ENDPOINT_URL and not S3_BUCKET:
+    raise fail("S3_BUCKET", "must be set, since S3_ENDPOINT_URL is.")
+for _name, _url in (
+    ("S3_ENDPOINT_URL", S3_ENDPOINT_URL),
+    ("S3_PUBLIC_ENDPOINT_URL", S3_PUBLIC_ENDPOINT_URL),
+):
+    if _url and urlsplit(_url).scheme not in {"http", "https"}:
+        raise fail(_name, f"'{_url}' is no http:// or https:// address.")
+
+_served = bool(_database_url or _broker_url or S3_BUCKET)
+
+
+def secret(variable: str, given: str, make: Any) -> str:
+    """The variable's value; embedded, one that is made once and kept in `var/`."""
+    if given:
+        return given
+    if _served:
+        raise fail(variable, "must be set as soon as a database, broker or S3 server is named.")
+    kept = VAR_DIR / f"{variable.lower()}.txt"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_suffix(f".{secrets.token_hex(4)}")
+        draft.touch(mode=0o600)
+        draft.write_text(make())
+        try:
+            kept.hardlink_to(draft)  # two processes at first start agree on one
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return kept.read_text()
+
+
+SECRET_KEY = secret("SECRET_KEY", _secret_key, lambda: secrets.token_urlsafe(50))
+KEY_PEPPER = secret("KEY_PEPPER", _key_pepper, lambda: secrets.token_urlsafe(50))
+ENCRYPTION_KEYS = secret(
+    "ENCRYPTION_KEYS",
+    ",".join(_encryption_keys),
+    lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+).split(",")
+for _key in ENCRYPTION_KEYS:
+    try:
+        Fernet(_key)
+    except ValueError:
+        raise fail(
+            "ENCRYPTION_KEYS",
+            "each key is 32 bytes in urlsafe base64; the first one encrypts, all decrypt.",
+        ) from None
+
+# Django -----------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "ingest",
+    "exhaust",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+USE_TZ = True
+TIME_ZONE = "UTC"
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+WHITENOISE_USE_FINDERS = True  # a fresh clone serves its pages without collectstatic
+APPEND_SLASH = False  # a redirect would drop the body of a POST
+
+_host = urlsplit(PUBLIC_URL).hostname or ""
+ALLOWED_HOSTS = [_host, "127.0.0.1", "localhost", "[::1]", *_allowed_hosts]
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "no-referrer"
+SESSION_COOKIE_HTTPONLY = True
+if PUBLIC_URL.startswith("https://"):
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = True
+    SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]  # probes speak to the process itself
+    SECURE_HSTS_SECONDS = 31_536_000
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
+if BEHIND_PROXY:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+# Database ---------------------------------------------------------------------------------------
+
+
+def database() -> dict[str, Any]:
+    url = _database_url or f"sqlite:///{VAR_DIR / 'exhaust.sqlite3'}"
+    try:
+        config: dict[str, Any] = dict(dj_database_url.parse(url))
+    except (ValueError, dj_database_url.UnknownSchemeError):
+        raise fail(
+            "DATABASE_URL", "write postgresql://user:password@host:5432/name or sqlite:///path."
+        ) from None
+    if config["ENGINE"] == "django.db.backends.sqlite3":
+        Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
+        config["OPTIONS"] = {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+        }
+        # in-memory test databases cannot be shared with a live server's threads and processes
+        config["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
+    elif config["ENGINE"] == "django.db.backends.postgresql":
+        if not config["NAME"]:
+            raise fail("DATABASE_URL", "names no database: postgresql://user@host:5432/name.")
+        config["OPTIONS"] = {
+            "pool": {"min_size": 1, "max_size": _database_pool, "timeout": 10},
+            # jit costs more than it gives at our query sizes; an idle writer would hold the feed
+            "options": "-c jit=off -c idle_in_transaction_session_timeout=60000"
+            " -c lock_timeout=20000",
+        }
+    else:
+        raise fail("DATABASE_URL", "only postgresql:// and sqlite:// are supported.")
+    return config
+
+
+DATABASES = {"default": database()}
+
+# Celery: a message only says "look now"; the record of a job is its row -------------------------
+
+CELERY_BROKER_URL = _broker_url or "filesystem://localhost//"
+if urlsplit(CELERY_BROKER_URL).scheme not in {"redis", "rediss", "filesystem"}:
+    raise fail("CELERY_BROKER_URL", "write redis://host:6379/0, or leave it empty.")
+if CELERY_BROKER_URL.startswith("filesystem"):
+    _broker = VAR_DIR / "broker"
+    for _folder in ("messages", "control"):
+        (_broker / _folder).mkdir(parents=True, exist_ok=True)
+    CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {
+        "data_folder_in": str(_broker / "messages"),
+        "data_folder_out": str(_broker / "messages"),
+        "control_folder": str(_broker / "control"),
+        "polling_interval": 0.1,
+    }
+    CELERY_WORKER_POOL = "solo"
+else:
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_keepalive": True, "health_check_interval": 10}
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = False
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_TIMEZONE = TIME_ZONE
+CELERY_BEAT_SCHEDULE_FILENAME = str(VAR_DIR / "celerybeat-schedule")
+VAR_DIR.mkdir(parents=True, exist_ok=True)
+
+# Files ------------------------------------------------------------------------------------------
+
+FILES_DIR = VAR_DIR / "files"  # where exhausts lie when no bucket is named
+
+# APIs -------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["ingest.access.KeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["ingest.parsers.JSONParser"],
+    "UNAUTHENTICATED_USER": None,
+    "EXCEPTION_HANDLER": "ingest.problems.handler",
+}
+
+# Logs: an event's name and ids, never a payload, a phone or a link ------------------------------
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": _log_level},
+    "loggers": {
+        "botocore": {"level": "WARNING"},
+        "boto3": {"level": "WARNING"},
+        "s3transfer": {"level": "WARNING"},
+        "urllib3": {"level": "WARNING"},
+    },
+}

@@ -1,0 +1,50 @@
+"""The envelope that every answer of the dataset API comes in."""
+
+import logging
+from typing import Any
+from uuid import uuid4
+
+from django.utils import timezone
+from rest_framework.response import Response
+
+from ingest import problems
+
+log = logging.getLogger(__name__)
+_CODES = {
+    400: "CLIENT_ERROR", 401: "UNAUTHORIZED", 403: "FORBIDDEN", 404: "RESOURCE_NOT_FOUND",
+    408: "REQUEST_TIMEOUT", 500: "SERVER_ERROR",
+}  # fmt: skip
+
+
+def wrapped(operation: str, result: dict[str, Any]) -> Response:
+    """A success."""
+    return Response(_envelope(operation, "OK", {"status": "successful"}, result))
+
+
+def handler(error: Exception, context: dict[str, Any]) -> Response:
+    """DRF's exception handler: any error, told in the envelope."""
+    read = problems.reading(error)
+    if read is None:
+        log.error("request.failed", exc_info=error)
+        read = (500, "server_error", "We failed; the cause is in our log. Try again later.")
+    status, _, sentence = read
+    code = _CODES.get(status, "CLIENT_ERROR")
+    operation = getattr(context.get("view"), "operation", "request")
+    params = {"status": "failed", "err": code, "errmsg": sentence}
+    response = Response(_envelope(operation, code, params, {}), status)
+    if status == 401:
+        response["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _envelope(
+    operation: str, code: str, params: dict[str, Any], result: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "id": f"ekstep.analytics.dataset.{operation}",
+        "ver": "1.0",
+        "ts": timezone.now().isoformat(timespec="milliseconds"),
+        "params": {"resmsgid": str(uuid4()), **params, "client_key": None},
+        "responseCode": code,
+        "result": result,
+    }

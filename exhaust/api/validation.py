@@ -1,0 +1,107 @@
+"""What a submitted request must say; every refusal names the field and the remedy."""
+
+from datetime import date
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from django.conf import settings
+from rest_framework import serializers
+
+from exhaust.datasets import DATASETS
+from ingest.models import IDENTIFIER
+
+FORMATS = ("csv",)
+
+
+class DatasetConfig(serializers.Serializer[dict[str, Any]]):
+    """Which conversation, which days. Further fields are kept and echoed."""
+
+    type = serializers.CharField(required=False)
+    conversationId = serializers.CharField(max_length=255)
+    startDate = serializers.CharField()
+    endDate = serializers.CharField()
+    timezone = serializers.CharField(required=False, default="UTC")
+
+    def validate_startDate(self, value: str) -> date:
+        return _day(value)
+
+    def validate_endDate(self, value: str) -> date:
+        return _day(value)
+
+    def validate_timezone(self, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise serializers.ValidationError(
+                "Unknown time zone; write one like UTC or Asia/Kolkata."
+            ) from None
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        days = (attrs["endDate"] - attrs["startDate"]).days + 1
+        if days < 1:
+            raise serializers.ValidationError({"endDate": "Must not lie before startDate."})
+        if days > settings.EXHAUST_MAX_DAYS:
+            raise serializers.ValidationError(
+                {"endDate": f"At most {settings.EXHAUST_MAX_DAYS} days at once; ask in parts."}
+            )
+        return attrs
+
+
+def _day(value: str) -> date:
+    try:
+        day = date.fromisoformat(value)
+    except ValueError:
+        day = date.min
+    if len(value) != 10 or not 1970 <= day.year <= 9000:
+        raise serializers.ValidationError("Write a day as YYYY-MM-DD.")
+    return day
+
+
+class Request(serializers.Serializer[dict[str, Any]]):
+    """The `request` of a submission. `requestedChannel` is read by nobody: the header wins."""
+
+    tag = serializers.RegexField(
+        IDENTIFIER, error_messages={"invalid": "Letters, digits, '.', '_' and '-', up to 128."}
+    )
+    dataset = serializers.CharField()
+    datasetConfig = DatasetConfig()
+    requestedBy = serializers.CharField(max_length=255, required=False)
+    outputFormat = serializers.CharField(required=False)
+    output_format = serializers.CharField(required=False)
+    encryptionKey = serializers.CharField(required=False, allow_null=True)
+
+    def validate_dataset(self, value: str) -> str:
+        if value not in DATASETS:
+            raise serializers.ValidationError(
+                f"There is no dataset '{value}'; ask for one of {', '.join(DATASETS)}."
+            )
+        return value
+
+    def validate_encryptionKey(self, value: str | None) -> str | None:
+        if value:  # a plain file in place of a sealed one would be a breach
+            raise serializers.ValidationError("Sealed files cannot be made yet; leave it out.")
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        kind = attrs["datasetConfig"].get("type")
+        if kind is not None and kind != attrs["dataset"]:
+            raise serializers.ValidationError(
+                {"datasetConfig": {"type": "Must be the same as dataset, or left out."}}
+            )
+        for field in ("outputFormat", "output_format"):
+            if attrs.get(field, "csv").lower() not in FORMATS:
+                raise serializers.ValidationError({field: f"One of {', '.join(FORMATS)}."})
+        return attrs
+
+
+class Submit(serializers.Serializer[dict[str, Any]]):
+    """The body of a submission; its own envelope is not checked."""
+
+    request = Request()
+
+
+class Limit(serializers.Serializer[dict[str, Any]]):
+    """The query of a list."""
+
+    limit = serializers.IntegerField(min_value=1, max_value=1000, default=100)

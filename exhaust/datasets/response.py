@@ -1,0 +1,97 @@
+"""`uci-response-exhaust`: every answer of a conversation, one a row, by time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import connection
+
+from exhaust.datasets import columns
+from exhaust.datasets.columns import Cell, Column, guarded
+from exhaust.datasets.selection import Dataset, Selection, streaming
+
+_ITEM = ("payload", "edata", "item")
+_ROLLUP = ("payload", "context", "rollup")
+
+
+class Response(Dataset):
+    name = "uci-response-exhaust"
+    title = "Answers"
+    private = False
+    suffix = "response"
+    columns = (
+        Column("Message ID", "text", ("payload", "mid"), "The sender's id; not unique."),
+        Column("Conversation ID", "text", ("conversation",), "The bot's id."),
+        Column("Conversation Name", "text", ("conversation_name",), "The bot's name."),
+        Column("Device ID", "text", ("device_id",), "Who answered; the key to the private file."),
+        Column("Session ID", "text", ("session_id",), "The sender's session."),
+        Column("Question Id", "text", (*_ITEM, "id"), "The question."),
+        Column("Question Type", "text", (*_ITEM, "type"), "mcq (choices) or ftp (free text)."),
+        Column("Question Title", "text", (*_ITEM, "title"), "What was asked."),
+        Column("Question Description", "text", (*_ITEM, "desc"), "More of what was asked."),
+        Column("Question Duration", "whole", ("payload", "edata", "duration"), "Whole seconds."),
+        Column("Question Score", "number", ("payload", "edata", "score"), "As sent."),
+        Column("Question Max Score", "number", (*_ITEM, "maxscore"), "As sent."),
+        Column("Question Options", "json", (*_ITEM, "params"), "The choices, as JSON."),
+        Column(
+            "Question Response", "json", ("payload", "edata", "resvalues"),
+            "The answer, as JSON; empty for a participant who refused consent.", consented=True,
+        ),
+        Column("X Path", "text", (*_ROLLUP, "l3"), "Where in the form."),
+        Column("Eof", "text", (*_ROLLUP, "l4"), "true on the form's last question."),
+        Column("Timestamp", "time", ("occurred_at",), "When, in UTC to the millisecond."),
+    )  # fmt: skip
+    # the same for every row of a file
+    _constants = ("conversation", "conversation_name")
+
+    def copy(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        where, params = self._where(selection)
+        cells = [
+            f"%({column.path[0]})s" if column.path[0] in self._constants else cell
+            for column, cell in zip(self.columns, columns.cells_sql(self.columns), strict=True)
+        ]
+        separator = ",\n"
+        return (
+            f"SELECT {separator.join(cells)}\n"
+            f"FROM ingest_storedevent e\n{_REFUSED}\n{columns.joins_sql(self.columns)}\n"
+            f"WHERE {where} ORDER BY e.occurred_at, e.id",
+            {
+                **params,
+                "conversation": guarded(selection.conversation),
+                "conversation_name": guarded(selection.conversation_name) or None,
+            },
+        )
+
+    def rows(self, selection: Selection) -> Iterator[list[Cell]]:
+        where, params = self._where(selection)
+        payload = "e.payload::text" if connection.vendor == "postgresql" else "e.payload"
+        sql = (
+            f"SELECT {payload}, e.device_id, e.session_id, e.occurred_at, r.device_id IS NOT NULL"  # noqa: S608
+            f" FROM ingest_storedevent e {_REFUSED}"
+            f" WHERE {where} ORDER BY e.occurred_at, e.id"
+        )
+        read = columns.reader(self.columns)
+        envelope = {
+            "conversation": selection.conversation,
+            "conversation_name": selection.conversation_name,
+        }
+        with streaming(sql, params) as rows:
+            for payload_text, device_id, session_id, occurred_at, refused in rows:
+                envelope["device_id"] = device_id
+                envelope["session_id"] = session_id
+                envelope["occurred_at"] = occurred_at
+                yield read(envelope, payload_text, refused)
+
+    def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        where, params = self._where(selection)
+        return f"SELECT 1 FROM ingest_storedevent e WHERE {where}", params  # noqa: S608
+
+    def _where(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        where, params = selection.where()
+        return f"{where} AND e.is_answer", params
+
+
+_REFUSED = (
+    "LEFT JOIN ingest_participant r ON r.channel_id = e.channel_id AND r.device_id = e.device_id"
+    " AND NOT r.consent"
+)
+RESPONSE = Response()

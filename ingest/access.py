@@ -1,0 +1,164 @@
+"""Who is calling, and what may they touch."""
+
+import binascii
+import hmac
+import secrets
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import cast
+
+from django.conf import settings
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.http import HttpRequest
+from django.utils import timezone
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+from ingest.events import Refused
+from ingest.models import ApiKey, Channel
+
+_ALPHABET = string.ascii_letters + string.digits
+_PREFIX = "exh_"
+_PUBLIC, _SECRET, _CHECK = 8, 43, 6
+
+
+class Denied(Refused):
+    """401 or 403, with the reason in words."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A key that was accepted: its scopes and its channels by identifier."""
+
+    key_id: int
+    name: str
+    scopes: frozenset[str]
+    channels: dict[str, int]
+    is_authenticated: bool = True  # what DRF asks of a user
+
+    def require(self, scope: str) -> None:
+        if scope not in self.scopes:
+            raise Denied("forbidden", f"This key lacks the scope '{scope}'.", 403)
+
+    def channel(self, asked: str | None) -> tuple[int, str]:
+        """(id, identifier) of the channel that `X-Channel-ID` names, or of the only one."""
+        if asked is None:
+            if len(self.channels) != 1:
+                raise Denied("forbidden", "X-Channel-ID is missing in request header.", 403)
+            asked = next(iter(self.channels))
+        if asked not in self.channels:
+            raise Denied("forbidden", "This key is not authorized for the given X-Channel-ID.", 403)
+        return self.channels[asked], asked
+
+
+def create_key(
+    name: str,
+    scopes: Iterable[str],
+    channels: Iterable[Channel],
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
+    """A new key and its text, which is nowhere kept.
+
+    Raises `ValueError` for an unknown scope, no channel, or `ingest` beside `export:private`.
+    """
+    asked = sorted(set(scopes))
+    channels = list(channels)
+    if unknown := set(asked) - set(ApiKey.SCOPES):
+        raise ValueError(f"Unknown scope {', '.join(sorted(unknown))}: {', '.join(ApiKey.SCOPES)}.")
+    if not asked or not channels:
+        raise ValueError("A key needs a scope and a channel.")
+    if {"ingest", "export:private"} <= set(asked):
+        raise ValueError("ingest and export:private never go on one key; make two.")
+    text = _random(_PUBLIC) + "_" + _random(_SECRET)
+    text = _PREFIX + text + _checksum(text)
+    key = ApiKey.objects.create(
+        name=name,
+        public_id=_public_id(text),
+        digest=_digest(text),
+        scopes=" ".join(asked),
+        expires_at=expires_at,
+    )
+    key.channels.set(channels)
+    return key, text
+
+
+def identify(request: HttpRequest | Request) -> Caller:
+    """The caller behind `Authorization: Bearer` or `X-API-Key`. Raises `Denied` (401)."""
+    text = request.headers.get("X-API-Key", "")
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        text = token.strip()
+    if not text or not text.isascii():
+        raise Denied("unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401)
+    rows = list(
+        ApiKey.objects.filter(
+            Q(expires_at__isnull=True) | Q(expires_at__gt=Now()),
+            public_id=_public_id(text),
+            revoked_at__isnull=True,
+        ).values_list(
+            "id", "name", "digest", "scopes", "last_used_at", "channels__identifier", "channels__id"
+        )
+    )
+    digest = rows[0][2] if rows else ""
+    # always one comparison, so that an unknown id takes no less time
+    if not hmac.compare_digest(_digest(text), digest or "0" * 64) or not rows:
+        raise Denied("unauthorized", "The key is unknown, expired or revoked.", 401)
+    key_id, name, _, scopes, last_used_at, _, _ = rows[0]
+    now = timezone.now()
+    if last_used_at is None or now - last_used_at > timedelta(minutes=1):
+        ApiKey.objects.filter(pk=key_id).update(last_used_at=now)
+    return Caller(
+        key_id=key_id,
+        name=name,
+        scopes=frozenset(scopes.split()),
+        channels={row[5]: row[6] for row in rows if row[5] is not None},
+    )
+
+
+def caller(request: Request) -> Caller:
+    """Who `KeyAuthentication` let in."""
+    return cast(Caller, request.user)
+
+
+class KeyAuthentication(BaseAuthentication):
+    """DRF's door to `identify`."""
+
+    def authenticate(self, request: Request) -> tuple[Caller, None]:
+        return identify(request), None
+
+    def authenticate_header(self, request: Request) -> str:
+        return "Bearer"
+
+
+class HasScope(BasePermission):
+    """The view's `scope` must be among the key's."""
+
+    def has_permission(self, request: Request, view: object) -> bool:
+        caller(request).require(view.scope)  # type: ignore[attr-defined]
+        return True
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def _checksum(text: str) -> str:
+    """What lets a scanner of leaked secrets tell a real key from a look-alike."""
+    number = binascii.crc32(text.encode())
+    digits = ""
+    for _ in range(_CHECK):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits += _ALPHABET[digit]
+    return digits
+
+
+def _public_id(text: str) -> str:
+    return text[len(_PREFIX) : len(_PREFIX) + _PUBLIC]
+
+
+def _digest(text: str) -> str:
+    return hmac.new(settings.KEY_PEPPER.encode(), text.encode(), "sha256").hexdigest()

@@ -1,0 +1,135 @@
+"""Sunbird telemetry v3: the batch envelope, bare events, or one event a line.
+
+https://github.com/sunbird-specs/Telemetry
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from ingest.adapters import body as text
+from ingest.events import Batch, Event, Refused, Rejection, identity, instant
+
+DIALECT = "telemetry"
+MAX_TEXT = 255  # characters of an id or a name
+
+
+class _Envelope(msgspec.Struct):
+    events: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
+    eid: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_envelope = msgspec.json.Decoder(_Envelope).decode
+_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def parse(body: bytes, content_type: str, channel: str, received_at: datetime) -> Batch:
+    """Reads a body. Raises `Refused` when it holds no batch at all."""
+    texts = text.documents(body, content_type)
+    alone = len(texts) == 1
+    raws: list[bytes] = []
+    for line in texts:
+        try:
+            raws.extend(_events(line))
+        except Refused:
+            if alone:
+                raise
+            raws.append(line)  # told apart as one bad event below
+    events: list[Event] = []
+    rejections: list[Rejection] = []
+    latest = received_at + timedelta(days=1)
+    for position, raw in enumerate(raws):
+        try:
+            event = _event(raw, channel, latest)
+        except Refused as refused:
+            rejections.append(Rejection(position, refused.reason, refused.detail, raw))
+        else:
+            events.append(event)
+    return Batch(DIALECT, received_at, events, rejections)
+
+
+def _events(document: bytes) -> list[bytes]:
+    try:
+        if document.startswith(b"["):
+            return [bytes(raw) for raw in _list(document)]
+        envelope = _envelope(document)
+    except msgspec.ValidationError as error:
+        raise Refused("not_a_batch", f"{error}; send {{'events': [...]}} or an event.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise text.not_json(error) from None
+    if isinstance(envelope.events, list):
+        return [bytes(raw) for raw in envelope.events]
+    if envelope.eid is not msgspec.UNSET:
+        return [document]
+    raise Refused("not_a_batch", "Neither 'events' (a batch) nor 'eid' (an event) is there.")
+
+
+def _event(raw: bytes, channel: str, latest: datetime) -> Event:
+    event, payload, note = text.value(raw)
+    if not isinstance(event, dict):
+        raise Refused("not_an_object", "An event is a JSON object.")
+    eid = _text(event, "eid", required=True)
+    ets = event.get("ets")
+    if isinstance(ets, bool) or not isinstance(ets, int | float):
+        raise Refused("ets", "ets must be the event's time, a number of milliseconds since 1970.")
+    occurred_at = instant(ets, "ets")
+    if occurred_at > latest:
+        raise Refused("time_out_of_range", "ets lies more than a day in the future.")
+    context = _object(event, "context", required=True)
+    edata = _object(event, "edata", required=True)
+    item = edata.get("item")
+    item_id = _text(item, "id", "edata.item.") if isinstance(item, dict) else ""
+    device_id = _text(context, "did", "context.")
+    if not device_id:
+        device_id = _text(_object(event, "actor"), "id", "actor.")
+    session_id = _text(context, "sid", "context.")
+    mid = _text(event, "mid")
+    conversation = _conversation(context)
+    # without a mid the bytes themselves tell a resend from another event
+    parts = (mid, device_id, session_id, item_id) if mid else (payload.decode(),)
+    return Event(
+        identity=identity(occurred_at, channel, *parts),
+        type=eid,
+        occurred_at=occurred_at,
+        device_id=device_id,
+        session_id=session_id,
+        conversation=conversation,
+        is_answer=eid == "ASSESS" and conversation != "" and isinstance(item, dict),
+        payload=payload,
+        note=note,
+    )
+
+
+def _conversation(context: dict[str, Any]) -> str:
+    cdata = context.get("cdata")
+    if cdata is None:
+        return ""
+    if not isinstance(cdata, list):
+        raise Refused("context.cdata", "context.cdata must be a list of {type, id}.")
+    for entry in cdata:
+        if isinstance(entry, dict) and entry.get("type") == "Conversation":
+            return _text(entry, "id", "context.cdata[Conversation].")
+    return ""
+
+
+def _object(source: dict[str, Any], field: str, *, required: bool = False) -> dict[str, Any]:
+    found = source.get(field)
+    if found is None and not required:
+        return {}
+    if not isinstance(found, dict):
+        raise Refused(field, f"{field} must be an object.")
+    return found
+
+
+def _text(source: dict[str, Any], field: str, where: str = "", *, required: bool = False) -> str:
+    found = source.get(field)
+    if found is None:
+        found = ""
+    elif isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)  # some senders write numeric ids
+    if not isinstance(found, str) or len(found) > MAX_TEXT or (required and not found):
+        raise Refused(
+            where + field, f"{where}{field} must be a text of up to {MAX_TEXT} characters."
+        )
+    return found

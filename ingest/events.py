@@ -1,0 +1,86 @@
+"""The canonical values between a door and the store; nothing here knows of rows or requests."""
+
+from datetime import UTC, datetime
+from hashlib import blake2b
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One occurrence, whatever dialect brought it.
+
+    `identity` is 16 bytes that tell this event from every other of its channel; `payload` is a
+    JSON object as UTF-8 text. An answer's payload holds it as telemetry does: `edata.item`,
+    `edata.resvalues`, `edata.score`, `edata.duration`, `context.rollup.l3` and `l4`.
+    """
+
+    identity: bytes
+    type: str
+    occurred_at: datetime
+    device_id: str
+    session_id: str
+    conversation: str  # the bot's id, "" for none
+    is_answer: bool
+    payload: bytes
+    note: str = ""  # what was repaired on the way in
+
+
+class Rejection(msgspec.Struct, frozen=True, gc=False):
+    """One thing of a batch that is no event: its position from 0, a code, a sentence, its bytes."""
+
+    position: int
+    reason: str
+    detail: str
+    raw: bytes
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one HTTP call brought, read."""
+
+    dialect: str
+    received_at: datetime
+    events: list[Event]
+    rejections: list[Rejection]
+
+
+class Refused(Exception):
+    """A batch, or one event, that cannot be read: a code and a sentence with the remedy."""
+
+    def __init__(self, reason: str, detail: str, status: int = 400) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.status = status
+
+
+def identity(occurred_at: datetime, *parts: str) -> bytes:
+    """16 bytes: the time in milliseconds (6), then a digest of the parts (10).
+
+    Led by the time, so that the unique index grows at one end.
+    """
+    digest = blake2b(digest_size=10)
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(4))
+        digest.update(encoded)
+    return int(occurred_at.timestamp() * 1000).to_bytes(6) + digest.digest()
+
+
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def instant(value: float, field: str) -> datetime:
+    """The moment a number since 1970 names: seconds, milliseconds or microseconds, by its size."""
+    if abs(value) < 1e11:
+        seconds = value
+    elif abs(value) < 1e14:
+        seconds = value / 1000
+    else:
+        seconds = value / 1_000_000
+    try:
+        moment = datetime.fromtimestamp(round(seconds, 3), UTC)
+    except (ValueError, OverflowError, OSError):
+        moment = datetime.min.replace(tzinfo=UTC)
+    if moment < EARLIEST:
+        raise Refused("time_out_of_range", f"{field} lies before 2000 or beyond the calendar.")
+    return moment

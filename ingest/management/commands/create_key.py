@@ -1,0 +1,52 @@
+"""Makes a key for a sender or a requester, and its channels where they are new."""
+
+from argparse import ArgumentParser
+from datetime import timedelta
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+from django.utils import timezone
+
+from ingest import access
+from ingest.models import ApiKey, Channel
+
+
+class Command(BaseCommand):
+    help = "Makes a key and prints it, this once."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name", help="Who uses it.")
+        parser.add_argument("--channel", action="append", required=True, help="May be repeated.")
+        parser.add_argument(
+            "--scope",
+            action="append",
+            required=True,
+            choices=ApiKey.SCOPES,
+            help="May be repeated.",
+        )
+        parser.add_argument("--days", type=int, help="Days until it expires; never by default.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        days = options["days"]
+        expires_at = None if days is None else timezone.now() + timedelta(days=days)
+        try:
+            with transaction.atomic():
+                channels = [_channel(identifier) for identifier in options["channel"]]
+                _, text = access.create_key(options["name"], options["scope"], channels, expires_at)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        except ValidationError as error:
+            raise CommandError("--channel: " + " ".join(error.messages)) from None
+        self.stdout.write(text)
+        self.stderr.write("Keep it now: it is shown this once and stored only as a digest.")
+
+
+def _channel(identifier: str) -> Channel:
+    found = Channel.objects.filter(identifier=identifier).first()
+    if found is None:
+        found = Channel(identifier=identifier)
+        found.full_clean()
+        found.save()
+    return found

@@ -1,0 +1,154 @@
+"""The rows of what arrived and of who may send and ask."""
+
+from django.core.validators import RegexValidator
+from django.db import models
+
+from ingest.positions import Position, XidField
+
+IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}\Z"
+identifier = RegexValidator(IDENTIFIER, "Letters, digits, '.', '_' and '-', up to 128.")
+
+
+class Channel(models.Model):
+    """An owning organisation; the scope of every permission."""
+
+    id = models.AutoField(primary_key=True)
+    identifier = models.CharField(max_length=128, unique=True, validators=[identifier])
+    name = models.CharField(max_length=255, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.identifier
+
+
+class ApiKey(models.Model):
+    """A caller. The key itself is shown once; here lies its keyed digest."""
+
+    SCOPES = ("ingest", "export:response", "export:private")
+
+    name = models.CharField(max_length=128)
+    public_id = models.CharField(max_length=8, unique=True)
+    digest = models.CharField(max_length=64)
+    scopes = models.CharField(max_length=255, help_text="Separated by blanks.")
+    channels = models.ManyToManyField(Channel, related_name="keys")
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            # whoever can write events must not read phones
+            models.CheckConstraint(
+                name="apikey_private_never_ingests",
+                condition=~models.Q(scopes__contains="ingest")
+                | ~models.Q(scopes__contains="export:private"),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.public_id})"
+
+
+class Conversation(models.Model):
+    """A bot; made nameless at the first sight of one of its events."""
+
+    id = models.AutoField(primary_key=True)
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    identifier = models.CharField(max_length=255)
+    name = models.CharField(max_length=255, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "identifier"], name="conversation_identity")
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.identifier
+
+
+class StoredEvent(models.Model):
+    """An event's row. Never rewritten, but for learning which position superseded it."""
+
+    id = models.BigAutoField(primary_key=True)
+    xid = XidField(db_default=Position(), editable=False)
+    superseded_xid = XidField(null=True, editable=False)
+    occurred_at = models.DateTimeField()
+    received_at = models.DateTimeField()
+    # no database constraint on these two: neither is ever deleted, and the check costs every row
+    channel = models.ForeignKey(
+        Channel, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False
+    )
+    conversation = models.ForeignKey(
+        Conversation, null=True, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False
+    )
+    is_answer = models.BooleanField()
+    identity = models.UUIDField()
+    dialect = models.TextField()
+    type = models.TextField()
+    device_id = models.TextField()
+    session_id = models.TextField()
+    note = models.TextField(db_default="")
+    payload = models.JSONField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["identity"],
+                condition=models.Q(superseded_xid__isnull=True),
+                name="storedevent_one_living",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["channel", "xid", "id"], name="storedevent_arrival"),
+            models.Index(
+                fields=["conversation", "occurred_at", "id"],
+                condition=models.Q(conversation__isnull=False),
+                name="storedevent_conversation",
+            ),
+        ]
+
+
+class Rejected(models.Model):
+    """What of a batch was no event, kept with the reason; its bytes are sealed."""
+
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    dialect = models.CharField(max_length=32)
+    received_at = models.DateTimeField()
+    position = models.IntegerField(help_text="Place in its batch, from 0.")
+    reason = models.CharField(max_length=64)
+    detail = models.TextField()
+    digest = models.CharField(max_length=64, help_text="SHA-256 of the bytes as sent.")
+    size = models.IntegerField(help_text="Bytes as sent.")
+    sealed = models.BinaryField(help_text="The first 64 KiB as sent, encrypted.")
+
+    class Meta:
+        verbose_name_plural = "rejected"
+        constraints = [
+            # a sender that resends for ever fills one row
+            models.UniqueConstraint(
+                fields=["channel", "dialect", "digest"], name="rejected_once_each"
+            )
+        ]
+        indexes = [models.Index(fields=["channel", "reason", "received_at"], name="rejected_why")]
+
+
+class Participant(models.Model):
+    """A person seen in a channel, by device id."""
+
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    device_id = models.CharField(max_length=255)
+    user_name = models.CharField(max_length=255, blank=True)
+    sealed_phone = models.BinaryField(null=True)
+    consent = models.BooleanField(null=True, help_text="Unknown means no.")
+    consent_at = models.DateTimeField(null=True)
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "device_id"], name="participant_identity")
+        ]
+
+    def __str__(self) -> str:
+        return self.device_id

@@ -1,0 +1,68 @@
+"""Errors as application/problem+json (RFC 9457), with the remedy in `detail`."""
+
+import logging
+from typing import Any
+
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, JsonResponse
+from rest_framework import exceptions, status
+from rest_framework.response import Response
+
+from ingest.events import Refused
+
+log = logging.getLogger(__name__)
+
+
+def reading(error: Exception) -> tuple[int, str, str] | None:
+    """(HTTP status, code, sentence) of an error that is the caller's; None for one of ours."""
+    if isinstance(error, Refused):
+        return error.status, error.reason, error.detail
+    if isinstance(error, Http404):
+        return 404, "not_found", "There is nothing here by that name."
+    if isinstance(error, PermissionDenied):
+        return 403, "forbidden", "This is not allowed."
+    if isinstance(error, exceptions.ValidationError):
+        field, sentence = first_fault(error.detail)
+        return error.status_code, "invalid", f"{field}: {sentence}" if field else sentence
+    if isinstance(error, exceptions.APIException):
+        code = error.get_codes()
+        return error.status_code, code if isinstance(code, str) else "invalid", str(error.detail)
+    return None
+
+
+def first_fault(detail: Any, path: str = "") -> tuple[str, str]:
+    """The first field a serializer refused, dotted, and what it said."""
+    if isinstance(detail, dict):
+        field, inner = next(iter(detail.items()))
+        name = "" if field == "non_field_errors" else str(field)
+        return first_fault(inner, f"{path}.{name}".strip("."))
+    if isinstance(detail, list):
+        return first_fault(detail[0], path)
+    return path, str(detail)
+
+
+def handler(error: Exception, context: dict[str, Any]) -> Response | None:
+    """DRF's exception handler."""
+    read = reading(error)
+    if read is None:
+        log.error("request.failed", exc_info=error)
+        read = (500, "server_error", "We failed; the cause is in our log. Try again later.")
+    code, reason, detail = read
+    response = Response(body(code, reason, detail), code, content_type="application/problem+json")
+    if code == status.HTTP_401_UNAUTHORIZED:
+        response["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def body(code: int, reason: str, detail: str) -> dict[str, Any]:
+    return {"type": "about:blank", "title": reason, "status": code, "detail": detail}
+
+
+def response(code: int, reason: str, detail: str) -> JsonResponse:
+    """The same for a plain view."""
+    answer = JsonResponse(
+        body(code, reason, detail), status=code, content_type="application/problem+json"
+    )
+    if code == status.HTTP_401_UNAUTHORIZED:
+        answer["WWW-Authenticate"] = "Bearer"
+    return answer

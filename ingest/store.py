@@ -1,0 +1,260 @@
+"""The only bulk write: what a batch brought becomes rows, good and bad, in one commit.
+
+PostgreSQL takes binary arrays in one statement; SQLite takes the same rows one by one. Both end
+with the same rows.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+from django.db import DataError, connection, transaction
+
+from ingest.adapters.body import canonical
+from ingest.adapters.participants import DIALECT as PARTICIPANTS
+from ingest.adapters.participants import Profile
+from ingest.events import Batch, Event, Refused, Rejection
+from ingest.models import Conversation, Rejected
+from ingest.sealing import seal
+
+RAW_KEPT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to each thing of a batch, in counts that add up to what was sent."""
+
+    stored: int
+    duplicate: int
+    rejections: Sequence[Rejection]
+
+
+def append(channel_id: int, batch: Batch) -> Outcome:
+    """Stores a batch whole: on return it is committed, on an error nothing of it is.
+
+    Of two events with one identity the first stays.
+    """
+    firsts: dict[bytes, Event] = {}
+    for event in batch.events:
+        firsts.setdefault(event.identity, event)
+    events = list(firsts.values())
+    late: list[Rejection] = []
+    with transaction.atomic():
+        conversations = _conversations(channel_id, {e.conversation for e in events} - {""})
+        stored = _insert(channel_id, batch, events, conversations, late)
+        rejections = [*batch.rejections, *late]
+        _reject(channel_id, batch.dialect, batch.received_at, rejections)
+    return Outcome(stored, len(batch.events) - stored - len(late), rejections)
+
+
+def _conversations(channel_id: int, identifiers: set[str]) -> dict[str, int]:
+    """The registry's ids, made at first sight."""
+    if not identifiers:
+        return {}
+    rows = Conversation.objects.filter(channel_id=channel_id, identifier__in=sorted(identifiers))
+    known = dict(rows.values_list("identifier", "id"))
+    if unseen := sorted(identifiers - known.keys()):
+        Conversation.objects.bulk_create(
+            (Conversation(channel_id=channel_id, identifier=i) for i in unseen),
+            ignore_conflicts=True,  # another batch may bring it at the same moment
+        )
+        known = dict(rows.all().values_list("identifier", "id"))
+    return known
+
+
+def _insert(
+    channel_id: int,
+    batch: Batch,
+    events: list[Event],
+    conversations: dict[str, int],
+    late: list[Rejection],
+) -> int:
+    """How many rows were new; `late` gains the events that only the database refused."""
+    if not events:
+        return 0
+    if connection.vendor != "postgresql":
+        return _insert_rows(channel_id, batch, events, conversations, late)
+    try:
+        with transaction.atomic():
+            return _insert_arrays(channel_id, batch, events, conversations)
+    except DataError as error:
+        if len(events) == 1:
+            try:
+                canonical(events[0].payload)
+            except Refused as refused:
+                late.append(_late(batch, events[0], refused.reason, refused.detail))
+            else:
+                late.append(_late(batch, events[0], "database", str(error).splitlines()[0]))
+            return 0
+        middle = len(events) // 2  # one bad event must not cost the others
+        return _insert(channel_id, batch, events[:middle], conversations, late) + _insert(
+            channel_id, batch, events[middle:], conversations, late
+        )
+
+
+def _late(batch: Batch, event: Event, reason: str, detail: str) -> Rejection:
+    return Rejection(batch.events.index(event), reason, detail, event.payload)
+
+
+_COLUMNS = (
+    "occurred_at, received_at, channel_id, conversation_id, is_answer, identity, dialect, type,"
+    " device_id, session_id, note, payload"
+)
+# Arrays go binary (%b): psycopg's text dumper escapes every quote of every payload, seven times
+# slower. ORDER BY gives concurrent batches one order of locking.
+_ARRAYS = f"""
+INSERT INTO ingest_storedevent ({_COLUMNS})
+SELECT o, %(received_at)s, %(channel)s, c, a, encode(i, 'hex')::uuid, %(dialect)s, t, d, s, n,
+       p::jsonb
+FROM unnest(%(o)b::timestamptz[], %(c)b::int4[], %(a)b::bool[], %(i)b::bytea[], %(t)b::text[],
+            %(d)b::text[], %(s)b::text[], %(n)b::text[], %(p)b::text[])
+     AS u(o, c, a, i, t, d, s, n, p)
+ORDER BY i
+ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
+"""  # noqa: S608
+_ROW = f"""
+INSERT INTO ingest_storedevent (xid, {_COLUMNS})
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
+"""  # noqa: S608
+
+
+def _insert_arrays(
+    channel_id: int, batch: Batch, events: list[Event], conversations: dict[str, int]
+) -> int:
+    connection.ensure_connection()
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        cursor.execute(
+            _ARRAYS,
+            {
+                "received_at": batch.received_at,
+                "channel": channel_id,
+                "dialect": batch.dialect,
+                "o": [e.occurred_at for e in events],
+                "c": [conversations.get(e.conversation) for e in events],
+                "a": [e.is_answer for e in events],
+                "i": [e.identity for e in events],
+                "t": [e.type for e in events],
+                "d": [e.device_id for e in events],
+                "s": [e.session_id for e in events],
+                "n": [e.note for e in events],
+                "p": [e.payload.decode() for e in events],
+            },
+        )
+        return cursor.rowcount
+
+
+def _insert_rows(
+    channel_id: int,
+    batch: Batch,
+    events: list[Event],
+    conversations: dict[str, int],
+    late: list[Rejection],
+) -> int:
+    texts: list[tuple[Event, str]] = []
+    for event in events:
+        try:
+            texts.append((event, canonical(event.payload).decode()))
+        except Refused as refused:
+            late.append(_late(batch, event, refused.reason, refused.detail))
+    if not texts:
+        return 0
+    when = connection.ops.adapt_datetimefield_value
+    received_at = when(batch.received_at)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
+        row = cursor.fetchone()
+        xid = (row[0] if row else 0) + 1
+        cursor.executemany(
+            _ROW,
+            [
+                (
+                    xid,
+                    when(e.occurred_at),
+                    received_at,
+                    channel_id,
+                    conversations.get(e.conversation),
+                    e.is_answer,
+                    e.identity.hex(),
+                    batch.dialect,
+                    e.type,
+                    e.device_id,
+                    e.session_id,
+                    e.note,
+                    payload,
+                )
+                for e, payload in texts
+            ],
+        )
+        return int(cursor.rowcount)
+
+
+def _reject(
+    channel_id: int, dialect: str, received_at: datetime, rejections: Sequence[Rejection]
+) -> None:
+    if not rejections:
+        return
+    rows = [
+        Rejected(
+            channel_id=channel_id,
+            dialect=dialect,
+            received_at=received_at,
+            position=rejection.position,
+            reason=rejection.reason[:64],
+            detail=rejection.detail,
+            digest=hashlib.sha256(rejection.raw).hexdigest(),
+            size=len(rejection.raw),
+            sealed=seal(rejection.raw[:RAW_KEPT]),
+        )
+        for rejection in rejections
+    ]
+    rows.sort(key=lambda row: row.digest)  # one order of locking
+    Rejected.objects.bulk_create(rows, ignore_conflicts=True)
+
+
+# A consent is replaced only by one given later; what is not said (NULL) changes nothing.
+_UPSERT = """
+INSERT INTO ingest_participant AS known
+    (channel_id, device_id, user_name, sealed_phone, consent, consent_at, updated_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (channel_id, device_id) DO UPDATE SET
+    user_name = CASE WHEN %s THEN excluded.user_name ELSE known.user_name END,
+    sealed_phone = CASE WHEN %s THEN excluded.sealed_phone ELSE known.sealed_phone END,
+    consent = CASE WHEN excluded.consent IS NOT NULL
+        AND (known.consent_at IS NULL OR excluded.consent_at >= known.consent_at)
+        THEN excluded.consent ELSE known.consent END,
+    consent_at = CASE WHEN excluded.consent IS NOT NULL
+        AND (known.consent_at IS NULL OR excluded.consent_at >= known.consent_at)
+        THEN excluded.consent_at ELSE known.consent_at END,
+    updated_at = excluded.updated_at
+"""
+
+
+def keep_participants(
+    channel_id: int,
+    received_at: datetime,
+    profiles: Sequence[Profile],
+    rejections: Sequence[Rejection],
+) -> None:
+    """Makes or updates participants, and keeps what was no profile, in one commit."""
+    when = connection.ops.adapt_datetimefield_value
+    rows = [
+        (
+            channel_id,
+            p.device_id,
+            p.user_name or "",
+            seal(p.phone.encode()) if p.phone else None,
+            p.consent,
+            when(p.consent_at) if p.consent is not None else None,
+            when(received_at),
+            p.user_name is not None,
+            p.phone is not None,
+        )
+        for p in sorted(profiles, key=lambda p: p.device_id)  # stable: the last said stays last
+    ]
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.executemany(_UPSERT, rows)
+        _reject(channel_id, PARTICIPANTS, received_at, rejections)

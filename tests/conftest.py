@@ -1,0 +1,72 @@
+"""What every test may ask for; plain functions with overrides."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+
+from exhaust import storage
+from ingest import access
+from ingest.models import Channel
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test whose server is not there says so and is skipped."""
+    from django.conf import settings
+
+    servers = {
+        "postgresql": "postgresql" in settings.DATABASES["default"]["ENGINE"],
+        "redis": settings.CELERY_BROKER_URL.startswith("redis"),
+    }
+    remedies = {
+        "postgresql": "needs DATABASE_URL=postgresql://…",
+        "redis": "needs CELERY_BROKER_URL=redis://…",
+    }
+    for item in items:
+        for name, there in servers.items():
+            if item.get_closest_marker(name) and not there:
+                item.add_marker(pytest.mark.skip(reason=remedies[name]))
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, settings: Any) -> Iterator[Path]:
+    """A folder of the test's own in place of the installation's storage."""
+    settings.FILES_DIR = tmp_path / "files"
+    settings.S3_BUCKET = ""
+    storage.default.cache_clear()
+    yield settings.FILES_DIR
+    storage.default.cache_clear()
+
+
+@pytest.fixture
+def on_postgresql() -> bool:
+    return connection.vendor == "postgresql"
+
+
+def make_channel(identifier: str = "ORG_001") -> Channel:
+    return Channel.objects.get_or_create(identifier=identifier)[0]
+
+
+def make_key(*scopes: str, channels: tuple[str, ...] = ("ORG_001",), **overrides: Any) -> str:
+    """The text of a new key."""
+    made = [make_channel(identifier) for identifier in channels]
+    return access.create_key("test", scopes or ("ingest",), made, **overrides)[1]
+
+
+def bearer(key: str, **headers: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}", **headers}
+
+
+@pytest.fixture
+def sender(db: None) -> Client:
+    """A client whose key may send into ORG_001."""
+    return Client(headers=bearer(make_key("ingest")))
+
+
+@pytest.fixture
+def asker(db: None) -> Client:
+    """A client whose key may ask for both exhausts of ORG_001."""
+    return Client(headers=bearer(make_key("export:response", "export:private")))
