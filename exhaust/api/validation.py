@@ -2,12 +2,12 @@
 
 from datetime import date
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.conf import settings
 from rest_framework import serializers
 
 from exhaust.datasets import DATASETS
+from exhaust.datasets.selection import zone
 from ingest.models import IDENTIFIER
 
 FORMATS = ("csv",)
@@ -30,11 +30,9 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
 
     def validate_timezone(self, value: str) -> str:
         try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise serializers.ValidationError(
-                "Unknown time zone; write one like UTC or Asia/Kolkata."
-            ) from None
+            zone(value)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from None
         return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

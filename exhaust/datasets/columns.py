@@ -166,5 +166,5 @@ def json_text(value: Any) -> str:
 
 
 def _number(value: int | Decimal) -> str:
-    text = format(value, "f")
+    text = format(Decimal(value), "f")
     return text.removeprefix("-") if value == 0 else text

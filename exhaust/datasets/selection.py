@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.db import connection
 
@@ -46,9 +46,17 @@ class Selection:
         )
 
 
-def days(first: date, last: date, zone: str) -> tuple[datetime, datetime]:
+def zone(name: str) -> ZoneInfo:
+    """The time zone of that name. Raises `ValueError` with the remedy."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("Unknown time zone; write one like UTC or Asia/Kolkata.") from None
+
+
+def days(first: date, last: date, zone_name: str) -> tuple[datetime, datetime]:
     """Whole days in a time zone, both ends included, as the half-open range of moments."""
-    tz = ZoneInfo(zone)
+    tz = zone(zone_name)
     return (
         datetime.combine(first, time.min, tz),
         datetime.combine(last + timedelta(days=1), time.min, tz),

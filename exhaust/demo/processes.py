@@ -1,0 +1,62 @@
+"""The web server and the worker as children, stopped by their pid."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+GRACE_SECONDS = 15
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def web(port: int) -> list[str]:
+    """The command of the web server."""
+    return [
+        sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "2",
+        "--respawn-failed-workers",
+    ]  # fmt: skip
+
+
+def worker() -> list[str]:
+    """The command of a worker that also keeps the schedule."""
+    return [
+        sys.executable, "-m", "celery", "-A", "config", "worker", "--pool=solo", "-B",
+        "--loglevel=INFO", "--without-mingle", "--without-gossip",
+    ]  # fmt: skip
+
+
+@contextmanager
+def child(
+    command: list[str], log: Path, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose output goes to `log`, stopped at the end whatever happens."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C reaches us alone; we stop our children in order
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
