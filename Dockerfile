@@ -1,0 +1,19 @@
+# One image; each process is a command (see docker-compose.yml).
+FROM python:3.11-slim AS build
+WORKDIR /src
+RUN python -m venv /venv
+COPY constraints.txt pyproject.toml README.md manage.py ./
+COPY config config
+COPY ingest ingest
+COPY exhaust exhaust
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt .
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --create-home exhaust && mkdir /var/exhaust && chown exhaust /var/exhaust
+COPY --from=build /venv /venv
+COPY manage.py /app/manage.py
+WORKDIR /app
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 EXHAUST_VAR=/var/exhaust
+USER exhaust
+EXPOSE 8000
+CMD ["granian", "--interface", "wsgi", "config.wsgi:application", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", "--respawn-failed-workers"]

@@ -1,0 +1,133 @@
+"""What the tests of exhaust are made of; plain functions with overrides."""
+
+import hashlib
+import io
+import json
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from django.utils import timezone
+
+from exhaust import jobs, storage
+from exhaust.models import File, Job
+from exhaust.submissions import Submission
+from ingest import store
+from ingest.adapters import telemetry
+from tests.conftest import make_channel
+
+RESPONSE = "uci-response-exhaust"
+PRIVATE = "uci-private-exhaust"
+BOT = "c63b6faa-11a9-4259-b941-11cd2f8446c6"
+CONFIG = {
+    "type": RESPONSE,
+    "conversationId": BOT,
+    "startDate": "2022-03-01",
+    "endDate": "2022-04-01",
+}
+FIRST_ANSWER = datetime(2022, 3, 5, 10, tzinfo=UTC)
+
+
+def make_submission(**overrides: Any) -> Submission:
+    channel = make_channel(overrides.pop("channel", "ORG_001"))
+    values: dict[str, Any] = {
+        "tag": "daily",
+        "dataset": RESPONSE,
+        "config": CONFIG,
+        "requested_by": "user_id",
+        **overrides,
+    }
+    return Submission(channel_id=channel.pk, channel=channel.identifier, **values)
+
+
+def make_job(**overrides: Any) -> Job:
+    values: dict[str, Any] = {
+        "tag": "daily",
+        "request_id": uuid4().hex.upper(),
+        "dataset": RESPONSE,
+        "config": CONFIG,
+        "fingerprint": "f" * 64,
+        "requested_by": "user_id",
+        **overrides,
+    }
+    values["channel"] = make_channel(values.get("channel", "ORG_001"))
+    return Job.objects.create(**values)
+
+
+def make_claimed(**overrides: Any) -> Job:
+    job = jobs.claim(make_job(**overrides).pk)
+    assert job is not None
+    return job
+
+
+def make_finished(content: bytes = b"a,b\n1,2\n", **overrides: Any) -> Job:
+    """A job that says SUCCESS, its one file in the storage."""
+    job = make_claimed(**overrides)
+    key = f"response/{job.pk}/{uuid4().hex}.csv"
+    storage.default().put(key, io.BytesIO(content), "text/csv; charset=utf-8")
+    assert jobs.publish(job, [make_file(job, key=key, content=content)], "")
+    job.refresh_from_db()
+    return job
+
+
+def make_file(job: Job, content: bytes = b"", **overrides: Any) -> File:
+    """A file's row, not saved: publishing does that."""
+    values: dict[str, Any] = {
+        "key": f"response/{job.pk}/{uuid4().hex}.csv",
+        "name": f"{BOT}_response_20220401.csv",
+        "content_type": "text/csv; charset=utf-8",
+        "row_count": max(0, content.count(b"\n") - 1),
+        "byte_count": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        **overrides,
+    }
+    return File(job=job, **values)
+
+
+def answer(number: int, text: str = "") -> dict[str, Any]:
+    """One ASSESS event; the number makes it another."""
+    moment = FIRST_ANSWER + timedelta(minutes=number)
+    return {
+        "eid": "ASSESS",
+        "ets": int(moment.timestamp() * 1000),
+        "ver": "3.0",
+        "mid": f"ASSESS:{number}",
+        "actor": {"id": f"device-{number}", "type": "User"},
+        "context": {
+            "channel": "ORG_001",
+            "did": f"device-{number}",
+            "sid": "session",
+            "cdata": [{"type": "Conversation", "id": BOT}],
+            "rollup": {"l3": "question./data/one", "l4": "false"},
+        },
+        "edata": {
+            "item": {"id": "q1", "type": "ftp", "title": "Why?", "params": []},
+            "resvalues": [{"ans1": text or f"because {number}"}],
+            "score": 1,
+            "duration": 12,
+        },
+    }
+
+
+def send(*events: dict[str, Any], channel: str = "ORG_001") -> None:
+    """Stores events as the door does."""
+    batch = telemetry.parse(
+        json.dumps(list(events)).encode(), "application/json", channel, timezone.now()
+    )
+    assert not batch.rejections
+    outcome = store.append(make_channel(channel).pk, batch)
+    assert outcome.stored == len(events)
+
+
+def row_of(job: Job) -> dict[str, Any]:
+    """All that the database says of a job."""
+    return Job.objects.filter(pk=job.pk).values().get()
+
+
+def stored(folder: Path) -> list[str]:
+    """Every file under a folder, drafts too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+TODAY = date(2022, 2, 15)

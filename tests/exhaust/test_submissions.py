@@ -1,0 +1,325 @@
+"""A request and its job: one and the same, another, and again."""
+
+import threading
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from exhaust import jobs, submissions, tasks
+from exhaust.models import Job
+from tests.exhaust.factories import (
+    CONFIG,
+    PRIVATE,
+    RESPONSE,
+    make_channel,
+    make_submission,
+    row_of,
+)
+
+NOON = datetime(2022, 2, 15, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def wakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every "look now" that would have gone to the broker."""
+    heard: list[str] = []
+    monkeypatch.setattr(tasks, "wake", lambda: heard.append("look now"))
+    return heard
+
+
+@pytest.mark.parametrize(
+    ("expected", "dataset", "tag", "channel", "day"),
+    [
+        (
+            "EE8031071F3F73285BA1ABDCAD3BD2DB",
+            RESPONSE,
+            "7ed871f7-0d5b-4bb0-86a0-a00151352701",
+            "ORG_001",
+            date(2022, 2, 15),
+        ),
+        (
+            "84B26F9012D6E2E53BFC422B245C6350",
+            RESPONSE,
+            "7ed871f7-0d5b-4bb0-86a0-a00151352703",
+            "ORG_001",
+            date(2022, 4, 5),
+        ),
+        (
+            "1E2A13DA30671FDBA10C418C9EF14A70",
+            PRIVATE,
+            "7ed871f7-0d5b-4bb0-86a0-a00151352707",
+            "01269878797503692810",
+            date(2022, 4, 6),
+        ),
+    ],
+)
+@pytest.mark.django_db
+def test_published_request_ids_reproduce(
+    expected: str, dataset: str, tag: str, channel: str, day: date
+) -> None:
+    # given a request as it was published
+    submission = make_submission(
+        dataset=dataset, tag=tag, channel=channel, config={**CONFIG, "type": dataset}
+    )
+
+    # when it is submitted on that day
+    job = submissions.submit(submission, datetime(day.year, day.month, day.day, 23, tzinfo=UTC))
+
+    # then it has the published id
+    assert job.request_id == expected
+    assert submissions.request_id(dataset, tag, "user_id", channel, day, dataset) == expected
+
+
+def test_request_id_without_type_leaves_the_last_part_out() -> None:
+    # given the same words with and without a type
+    words = (RESPONSE, "daily", "user_id", "ORG_001", date(2022, 2, 15))
+
+    # when / then the id is the MD5 of the five parts alone
+    assert submissions.request_id(*words, None) == "E0D9D4C2A9C0A5F4A1B9F6E6F0B0F3B0"
+
+
+@pytest.mark.django_db
+def test_a_new_job_says_what_was_asked(wakes: list[str]) -> None:
+    # when a request is submitted
+    job = submissions.submit(make_submission(), NOON)
+
+    # then its row holds the request, and waits
+    job.refresh_from_db()
+    assert (job.tag, job.channel.identifier, job.dataset) == ("daily", "ORG_001", RESPONSE)
+    assert (job.requested_by, job.output_format, job.config) == ("user_id", "csv", CONFIG)
+    assert (job.status, job.attempt, job.attempt_limit) == (Job.Status.SUBMITTED, 0, 3)
+    assert job.watermark is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_submitting_wakes_a_worker(wakes: list[str]) -> None:
+    # when a request is submitted twice
+    submissions.submit(make_submission(), NOON)
+    submissions.submit(make_submission(), NOON)
+
+    # then a worker is told each time: the first message may have been lost
+    assert len(wakes) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("status", [Job.Status.PROCESSING, Job.Status.SUCCESS])
+def test_submitting_what_runs_or_is_done_wakes_nobody(status: str, wakes: list[str]) -> None:
+    # given a job past its waiting
+    job = submissions.submit(make_submission(), NOON)
+    Job.objects.filter(pk=job.pk).update(status=status)
+    before = row_of(job)
+    wakes.clear()
+
+    # when the same is asked again
+    again = submissions.submit(make_submission(), NOON)
+
+    # then it is the same job, untouched
+    assert again.pk == job.pk
+    assert row_of(job) == before
+    assert wakes == []
+
+
+@pytest.mark.django_db
+def test_same_question_is_the_same_job() -> None:
+    # given a request in the morning
+    first = submissions.submit(make_submission(), NOON)
+
+    # when it is sent again in the evening
+    second = submissions.submit(make_submission(), NOON + timedelta(hours=11))
+
+    # then there is one job
+    assert second.pk == first.pk
+    assert Job.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_key_order_of_the_configuration_does_not_matter() -> None:
+    # given a request
+    first = submissions.submit(make_submission(), NOON)
+
+    # when its configuration comes in another order
+    turned = dict(reversed(CONFIG.items()))
+    assert list(turned) != list(CONFIG)
+    second = submissions.submit(make_submission(config=turned), NOON)
+
+    # then it is the same job
+    assert second.pk == first.pk
+    assert Job.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"endDate": "2022-04-02"},
+        {"startDate": "2022-03-02"},
+        {"conversationId": "another"},
+        {"timezone": "Asia/Kolkata"},
+    ],
+)
+@pytest.mark.django_db
+def test_another_question_is_another_job_with_its_own_id(change: dict[str, str]) -> None:
+    # given the day's first question under a tag
+    first = submissions.submit(make_submission(), NOON)
+
+    # when another one is asked, twice, and then the first again
+    config = {**CONFIG, **change}
+    other = submissions.submit(make_submission(config=config), NOON)
+    other_again = submissions.submit(make_submission(config=config), NOON)
+    first_again = submissions.submit(make_submission(), NOON)
+
+    # then each has its own job and keeps it
+    assert other.request_id != first.request_id
+    assert len(other.request_id) == 32
+    assert other.request_id == other.request_id.upper()
+    assert other_again.pk == other.pk
+    assert first_again.pk == first.pk
+    assert other.config == config
+    assert Job.objects.count() == 2
+
+
+@pytest.mark.django_db
+def test_three_questions_under_one_tag_are_three_jobs() -> None:
+    # when three ranges are asked on one day
+    ends = ["2022-04-01", "2022-04-02", "2022-04-03"]
+    made = [
+        submissions.submit(make_submission(config={**CONFIG, "endDate": end}), NOON) for end in ends
+    ]
+
+    # then none hides another
+    assert len({job.request_id for job in made}) == 3
+    assert [job.config["endDate"] for job in made] == ends
+
+
+@pytest.mark.django_db
+def test_next_day_is_a_new_job() -> None:
+    # given a request in a day's last second
+    last_second = datetime(2022, 2, 15, 23, 59, 59, tzinfo=UTC)
+    first = submissions.submit(make_submission(), last_second)
+
+    # when it is sent a second later
+    second = submissions.submit(make_submission(), last_second + timedelta(seconds=1))
+
+    # then it is another one
+    assert second.pk != first.pk
+    assert second.request_id != first.request_id
+    assert Job.objects.count() == 2
+
+
+@pytest.mark.django_db
+def test_the_day_is_utc_wherever_the_clock_stands() -> None:
+    # given the same moment told in two zones, of which one has the next date
+    from zoneinfo import ZoneInfo
+
+    moment = datetime(2022, 2, 15, 20, tzinfo=UTC)
+
+    # when
+    first = submissions.submit(make_submission(), moment)
+    second = submissions.submit(make_submission(), moment.astimezone(ZoneInfo("Asia/Kolkata")))
+
+    # then
+    assert second.pk == first.pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_failed_sent_again_runs_again_with_three_new_attempts(wakes: list[str]) -> None:
+    # given a job that failed three times
+    job = submissions.submit(make_submission(), NOON)
+    for _ in range(3):
+        jobs.hasten(job)
+        claimed = jobs.claim(job.pk)
+        assert claimed is not None
+        assert jobs.mark(claimed, 7, 1)
+        assert jobs.fail(claimed, "The file could not be stored.")
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == (Job.Status.FAILED, 3)
+    wakes.clear()
+
+    # when it is sent again
+    again = submissions.submit(make_submission(), NOON)
+
+    # then it is the same job, due now, without what is left of the failure
+    assert again.pk == job.pk
+    assert again.status == Job.Status.SUBMITTED
+    assert (again.status_message, again.watermark, again.completed_at) == ("", None, None)
+    assert again.attempt_limit - again.attempt == 3
+    assert len(wakes) == 1
+    # and it has three attempts more, and not a fourth
+    for _ in range(3):
+        jobs.hasten(job)
+        claimed = jobs.claim(job.pk)
+        assert claimed is not None
+        assert jobs.fail(claimed, "Again.")
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == (Job.Status.FAILED, 6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tag": "other"}, {"channel": "ORG_002"}, {"requested_by": "somebody"}, {"dataset": PRIVATE}],
+)
+@pytest.mark.django_db
+def test_tags_channels_requesters_and_datasets_never_mix(change: dict[str, Any]) -> None:
+    # given a request
+    first = submissions.submit(make_submission(), NOON)
+
+    # when the same configuration comes under another one
+    second = submissions.submit(make_submission(**change), NOON)
+
+    # then it is another job
+    assert second.pk != first.pk
+    assert second.request_id != first.request_id
+    assert Job.objects.count() == 2
+
+
+@pytest.mark.django_db
+def test_find_and_list_keep_to_their_tag_and_channel() -> None:
+    # given jobs under two tags of two channels
+    kept = submissions.submit(make_submission(), NOON)
+    submissions.submit(make_submission(tag="other"), NOON)
+    submissions.submit(make_submission(channel="ORG_002"), NOON)
+    own, other = make_channel("ORG_001"), make_channel("ORG_002")
+
+    # when / then each is found under its own only
+    found = submissions.find(own.pk, "daily", kept.request_id)
+    assert found is not None
+    assert found.pk == kept.pk
+    assert submissions.find(own.pk, "other", kept.request_id) is None
+    assert submissions.find(other.pk, "daily", kept.request_id) is None
+    assert submissions.by_tag(own.pk, "daily", [RESPONSE], 10) == [kept]
+    assert submissions.by_tag(own.pk, "daily", [PRIVATE], 10) == []
+    assert submissions.by_tag(own.pk, "unknown", [RESPONSE], 10) == []
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_two_submits_at_once_are_one_job(wakes: list[str]) -> None:
+    # given eight callers at one moment
+    submission = make_submission()
+    gate = threading.Barrier(8)
+    made: list[int] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            gate.wait(10)
+            made.append(submissions.submit(submission, NOON).pk)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+
+    # when all submit the same
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    # then there is one job, and nobody saw an error
+    assert errors == []
+    assert len(made) == 8
+    assert len(set(made)) == 1
+    assert Job.objects.count() == 1
