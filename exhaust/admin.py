@@ -56,8 +56,8 @@ class SubmitForm(forms.ModelForm):
 @admin.register(Job)
 class JobAdmin(ReadOnly):
     list_display = [
-        "request_id", "tag", "dataset", "channel", "status", "attempt", "rows_done",
-        "submitted_at", "completed_at",
+        "tag", "status", "dataset", "channel", "rows_done", "submitted_at", "completed_at",
+        "request_id",
     ]  # fmt: skip
     list_filter = ["status", "dataset", "channel"]
     list_select_related = ["channel"]
@@ -101,6 +101,9 @@ class JobAdmin(ReadOnly):
 
     def save_model(self, request: HttpRequest, obj: Job, form: Any, change: bool) -> None:
         """Nothing: `save_form` has submitted it."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """Nothing: a job has no parts to edit."""
 
     @admin.action(description="Run the selected FAILED jobs again", permissions=["add"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:

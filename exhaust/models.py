@@ -16,7 +16,7 @@ class Job(models.Model):
         SUCCESS = "SUCCESS"
         FAILED = "FAILED"
 
-    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     tag = models.CharField(max_length=128)
     request_id = models.CharField(max_length=32)
     dataset = models.CharField(max_length=64)
@@ -59,7 +59,7 @@ class Job(models.Model):
 class File(models.Model):
     """One file of an exhaust. It exists for others because its job says SUCCESS."""
 
-    job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="files")
+    job = models.ForeignKey(Job, on_delete=models.PROTECT, related_name="files", db_index=False)
     part = models.IntegerField(default=1)
     key = models.CharField(max_length=255, unique=True)
     name = models.CharField(max_length=400, help_text="What a download is called.")

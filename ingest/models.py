@@ -54,7 +54,7 @@ class Conversation(models.Model):
     """A bot; made nameless at the first sight of one of its events."""
 
     id = models.AutoField(primary_key=True)
-    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     identifier = models.CharField(max_length=255)
     name = models.CharField(max_length=255, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -113,7 +113,7 @@ class StoredEvent(models.Model):
 class Rejected(models.Model):
     """What of a batch was no event, kept with the reason; its bytes are sealed."""
 
-    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     dialect = models.CharField(max_length=32)
     received_at = models.DateTimeField()
     position = models.IntegerField(help_text="Place in its batch, from 0.")
@@ -137,7 +137,7 @@ class Rejected(models.Model):
 class Participant(models.Model):
     """A person seen in a channel, by device id."""
 
-    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     device_id = models.CharField(max_length=255)
     user_name = models.CharField(max_length=255, blank=True)
     sealed_phone = models.BinaryField(null=True)

@@ -44,8 +44,11 @@ def guarded(text: str) -> str:
 # PostgreSQL -------------------------------------------------------------------------------------
 
 
-def cells_sql(columns: Sequence[Column], event: str = "e", refused: str = "r") -> list[str]:
-    """PostgreSQL expressions for the cells, over the table aliases of `joins_sql`."""
+def cells_sql(columns: Sequence[Column], refused: str, event: str = "e") -> list[str]:
+    """PostgreSQL expressions for the cells, over the table aliases of `joins_sql`.
+
+    `refused` is the condition under which `consented` cells are empty.
+    """
     return [_cell_sql(column, event, refused) for column in columns]
 
 
@@ -101,7 +104,7 @@ def _cell_sql(column: Column, event: str, refused: str) -> str:
         case _:
             cell = guard.format(value)
     if column.consented:
-        cell = f"CASE WHEN {refused}.device_id IS NULL THEN {cell} END"
+        cell = f"CASE WHEN NOT {refused} THEN {cell} END"
     return cell
 
 

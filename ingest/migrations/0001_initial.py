@@ -41,7 +41,7 @@ class Migration(migrations.Migration):
                 ('identifier', models.CharField(max_length=255)),
                 ('name', models.CharField(blank=True, max_length=255)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('channel', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),
+                ('channel', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),
             ],
         ),
         migrations.CreateModel(
@@ -54,7 +54,7 @@ class Migration(migrations.Migration):
                 ('consent', models.BooleanField(help_text='Unknown means no.', null=True)),
                 ('consent_at', models.DateTimeField(null=True)),
                 ('updated_at', models.DateTimeField()),
-                ('channel', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),
+                ('channel', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),
             ],
         ),
         migrations.CreateModel(
@@ -69,7 +69,7 @@ class Migration(migrations.Migration):
                 ('digest', models.CharField(help_text='SHA-256 of the bytes as sent.', max_length=64)),
                 ('size', models.IntegerField(help_text='Bytes as sent.')),
                 ('sealed', models.BinaryField(help_text='The first 64 KiB as sent, encrypted.')),
-                ('channel', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),
+                ('channel', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),
             ],
             options={
                 'verbose_name_plural': 'rejected',
