@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 from django.conf import settings
 from django.db.models import Q
@@ -19,7 +19,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from ingest.events import Refused
-from ingest.models import ApiKey, Channel
+from ingest.models import ApiKey, Application, Channel
 
 _ALPHABET = string.ascii_letters + string.digits
 _PREFIX = "exh_"
@@ -140,6 +140,55 @@ class HasScope(BasePermission):
     def has_permission(self, request: Request, view: object) -> bool:
         caller(request).require(view.scope)  # type: ignore[attr-defined]
         return True
+
+
+def channel(identifier: str) -> Channel:
+    """The channel of that id, made where it is new. Raises Django's `ValidationError`."""
+    found = Channel.objects.filter(identifier=identifier).first()
+    if found is None:
+        found = Channel(identifier=identifier)
+        found.full_clean()
+        found.save()
+    return found
+
+
+def application(identifier: str) -> Application:
+    """The sender of that id. Raises `Denied` (403) for an unknown or disabled one."""
+    found = (
+        Application.objects.select_related("channel")
+        .filter(identifier=identifier, disabled_at__isnull=True)
+        .first()
+        if identifier.isascii()
+        else None
+    )
+    if found is None:
+        raise Denied("forbidden", "This application is not known here; register its id.", 403)
+    return found
+
+
+def create_application(
+    identifier: str, channel: Channel, *, cookie: str = "", **fields: Any
+) -> tuple[Application, str]:
+    """A new sender and its password for HTTP Basic, which is nowhere kept.
+
+    Raises `django.core.exceptions.ValidationError`.
+    """
+    secret = _random(_SECRET)
+    made = Application(
+        identifier=identifier,
+        channel=channel,
+        secret_digest=_digest(secret),
+        cookie_digest=_digest(cookie) if cookie else "",
+        **fields,
+    )
+    made.full_clean()
+    made.save()
+    return made, secret
+
+
+def is_secret(digest: str, secret: str) -> bool:
+    """Whether a kept digest is that of the secret."""
+    return hmac.compare_digest(digest, _digest(secret))
 
 
 def _random(length: int) -> str:

@@ -7,7 +7,15 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from ingest.models import ApiKey, Channel, Conversation, Participant, Rejected, StoredEvent
+from ingest.models import (
+    ApiKey,
+    Application,
+    Channel,
+    Conversation,
+    Participant,
+    Rejected,
+    StoredEvent,
+)
 from ingest.sealing import unseal
 
 
@@ -51,6 +59,20 @@ class ConversationAdmin(Kept):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         return ["channel", "identifier"] if obj else []
+
+
+@admin.register(Application)
+class ApplicationAdmin(Kept):
+    list_display = ["identifier", "name", "channel", "strict_hash", "created_at", "disabled_at"]
+    list_filter = ["channel", "disabled_at"]
+    list_select_related = ["channel"]
+    search_fields = ["identifier", "name"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False  # `manage.py create_application` shows the password
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        return ["channel", "identifier"]
 
 
 @admin.register(ApiKey)

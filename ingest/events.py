@@ -26,7 +26,10 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
-    """One thing of a batch that is no event: its position from 0, a code, a sentence, its bytes."""
+    """One thing of a batch that is no event: its position from 0, a code, a sentence, its bytes.
+
+    `raw` is a body that the same door reads by itself, so that it can be sent through again.
+    """
 
     position: int
     reason: str
@@ -35,12 +38,28 @@ class Rejection(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What one HTTP call brought, read."""
+    """What one HTTP call brought, read.
+
+    Of two events with one identity the first stays, or, where `last_wins`, the last.
+    """
 
     dialect: str
     received_at: datetime
     events: list[Event]
     rejections: list[Rejection]
+    application_id: int | None = None
+    last_wins: bool = False
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What a door knows of a call besides its body."""
+
+    channel: str
+    received_at: datetime
+    content_type: str = ""
+    application: str = ""
+    application_id: int | None = None
+    parameters: dict[str, str] = {}  # of the query
 
 
 class Refused(Exception):
@@ -53,16 +72,19 @@ class Refused(Exception):
         self.status = status
 
 
-def identity(occurred_at: datetime, *parts: str) -> bytes:
+def identity(occurred_at: datetime | None, *parts: str) -> bytes:
     """16 bytes: the time in milliseconds (6), then a digest of the parts (10).
 
-    Led by the time, so that the unique index grows at one end.
+    Led by the time, so that the unique index grows at one end; where an event keeps its identity
+    at another time (None), all 16 are digest.
     """
-    digest = blake2b(digest_size=10)
+    digest = blake2b(digest_size=16 if occurred_at is None else 10)
     for part in parts:
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(4))
         digest.update(encoded)
+    if occurred_at is None:
+        return digest.digest()
     return int(occurred_at.timestamp() * 1000).to_bytes(6) + digest.digest()
 
 

@@ -50,6 +50,32 @@ class ApiKey(models.Model):
         return f"{self.name} ({self.public_id})"
 
 
+class Application(models.Model):
+    """A registered sender of a dialect that has no keys of ours: its id is in every call."""
+
+    id = models.AutoField(primary_key=True)
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
+    identifier = models.CharField(max_length=128, unique=True, validators=[identifier])
+    name = models.CharField(max_length=255, blank=True)
+    secret_digest = models.CharField(
+        max_length=64, blank=True, editable=False, help_text="Of the password in HTTP Basic."
+    )
+    cookie_digest = models.CharField(
+        max_length=64, blank=True, editable=False, help_text="Of the cookie every call must carry."
+    )
+    strict_hash = models.BooleanField(
+        default=False, help_text="Refuse a batch whose hashCode is not its body's."
+    )
+    allowed_origins = models.TextField(
+        blank=True, help_text="Origins of web pages that may send, one a line."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    disabled_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.identifier
+
+
 class Conversation(models.Model):
     """A bot; made nameless at the first sight of one of its events."""
 
@@ -76,12 +102,15 @@ class StoredEvent(models.Model):
     superseded_xid = XidField(null=True, editable=False)
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField()
-    # no database constraint on these two: neither is ever deleted, and the check costs every row
+    # no database constraint on these three: none is ever deleted, and the check costs every row
     channel = models.ForeignKey(
         Channel, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False
     )
     conversation = models.ForeignKey(
         Conversation, null=True, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False
+    )
+    application = models.ForeignKey(
+        Application, null=True, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False
     )
     is_answer = models.BooleanField()
     identity = models.UUIDField()
@@ -114,6 +143,7 @@ class Rejected(models.Model):
     """What of a batch was no event, kept with the reason; its bytes are sealed."""
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
+    application = models.ForeignKey(Application, null=True, on_delete=models.PROTECT)
     dialect = models.CharField(max_length=32)
     received_at = models.DateTimeField()
     position = models.IntegerField(help_text="Place in its batch, from 0.")

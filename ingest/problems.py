@@ -1,6 +1,7 @@
 """Errors as application/problem+json (RFC 9457), with the remedy in `detail`."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
@@ -8,7 +9,7 @@ from django.http import Http404, JsonResponse
 from rest_framework import exceptions, status
 from rest_framework.response import Response
 
-from ingest.events import Refused
+from ingest.events import Refused, Rejection
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,17 @@ def handler(error: Exception, context: dict[str, Any]) -> Response | None:
     if code == status.HTTP_401_UNAUTHORIZED:
         response["WWW-Authenticate"] = "Bearer"
     return response
+
+
+SHOWN = 100
+
+
+def told(rejections: Sequence[Rejection]) -> list[dict[str, Any]]:
+    """Rejections as an answer tells them: the first hundred."""
+    return [
+        {"position": each.position, "reason": each.reason, "detail": each.detail}
+        for each in rejections[:SHOWN]
+    ]
 
 
 def body(code: int, reason: str, detail: str) -> dict[str, Any]:

@@ -32,20 +32,18 @@ class Outcome:
 
 
 def append(channel_id: int, batch: Batch) -> Outcome:
-    """Stores a batch whole: on return it is committed, on an error nothing of it is.
-
-    Of two events with one identity the first stays.
-    """
-    firsts: dict[bytes, Event] = {}
-    for event in batch.events:
-        firsts.setdefault(event.identity, event)
-    events = list(firsts.values())
+    """Stores a batch whole: on return it is committed, on an error nothing of it is."""
+    winners: dict[bytes, Event] = {}
+    for event in reversed(batch.events) if not batch.last_wins else batch.events:
+        winners[event.identity] = event
+    # one order on both databases, and one order of locking
+    events = sorted(winners.values(), key=lambda event: event.identity)
     late: list[Rejection] = []
     with transaction.atomic():
         conversations = _conversations(channel_id, {e.conversation for e in events} - {""})
         stored = _insert(channel_id, batch, events, conversations, late)
         rejections = [*batch.rejections, *late]
-        _reject(channel_id, batch.dialect, batch.received_at, rejections)
+        _reject(channel_id, batch.dialect, batch.received_at, rejections, batch.application_id)
     return Outcome(stored, len(batch.events) - stored - len(late), rejections)
 
 
@@ -99,15 +97,15 @@ def _late(batch: Batch, event: Event, reason: str, detail: str) -> Rejection:
 
 
 _COLUMNS = (
-    "occurred_at, received_at, channel_id, conversation_id, is_answer, identity, dialect, type,"
-    " device_id, session_id, note, payload"
+    "occurred_at, received_at, channel_id, application_id, conversation_id, is_answer, identity,"
+    " dialect, type, device_id, session_id, note, payload"
 )
 # Arrays go binary (%b): psycopg's text dumper escapes every quote of every payload, seven times
 # slower. ORDER BY gives concurrent batches one order of locking.
 _ARRAYS = f"""
 INSERT INTO ingest_storedevent ({_COLUMNS})
-SELECT o, %(received_at)s, %(channel)s, c, a, encode(i, 'hex')::uuid, %(dialect)s, t, d, s, n,
-       p::jsonb
+SELECT o, %(received_at)s, %(channel)s, %(application)s, c, a, encode(i, 'hex')::uuid,
+       %(dialect)s, t, d, s, n, p::jsonb
 FROM unnest(%(o)b::timestamptz[], %(c)b::int4[], %(a)b::bool[], %(i)b::bytea[], %(t)b::text[],
             %(d)b::text[], %(s)b::text[], %(n)b::text[], %(p)b::text[])
      AS u(o, c, a, i, t, d, s, n, p)
@@ -116,31 +114,61 @@ ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
 """  # noqa: S608
 _ROW = f"""
 INSERT INTO ingest_storedevent (xid, {_COLUMNS})
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
 """  # noqa: S608
+# Where the last one wins: the living version of another payload learns which position superseded
+# it, then the new one is inserted. In one statement the insert would still meet the old index
+# entry and both would be lost. The lock keeps two such batches apart; 256 buckets, because each
+# lock takes a place in the server's memory.
+_LOCK = """
+SELECT pg_advisory_xact_lock(7381, h) FROM (
+    SELECT DISTINCT get_byte(i, 15) AS h FROM unnest(%(i)b::bytea[]) AS u(i) ORDER BY 1
+) AS buckets
+"""
+_SUPERSEDE_ARRAYS = """
+WITH new AS (
+    SELECT encode(i, 'hex')::uuid AS identity, p::jsonb AS payload
+    FROM unnest(%(i)b::bytea[], %(p)b::text[]) AS u(i, p)
+), old AS (
+    SELECT e.id FROM ingest_storedevent e JOIN new ON e.identity = new.identity
+    WHERE e.superseded_xid IS NULL AND e.payload <> new.payload
+    ORDER BY e.identity FOR UPDATE OF e
+)
+UPDATE ingest_storedevent e SET superseded_xid = pg_current_xact_id() FROM old WHERE e.id = old.id
+"""
+_SUPERSEDE_ROW = """
+UPDATE ingest_storedevent SET superseded_xid = %s
+WHERE identity = %s AND superseded_xid IS NULL AND payload <> %s
+"""
 
 
 def _insert_arrays(
     channel_id: int, batch: Batch, events: list[Event], conversations: dict[str, int]
 ) -> int:
+    identities = [e.identity for e in events]
+    payloads = [e.payload.decode() for e in events]
     connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        if batch.last_wins:
+            cursor.execute(_LOCK, {"i": identities})
+            cursor.execute(_SUPERSEDE_ARRAYS, {"i": identities, "p": payloads})
         cursor.execute(
             _ARRAYS,
             {
                 "received_at": batch.received_at,
                 "channel": channel_id,
+                "application": batch.application_id,
                 "dialect": batch.dialect,
                 "o": [e.occurred_at for e in events],
                 "c": [conversations.get(e.conversation) for e in events],
                 "a": [e.is_answer for e in events],
-                "i": [e.identity for e in events],
+                "i": identities,
                 "t": [e.type for e in events],
                 "d": [e.device_id for e in events],
                 "s": [e.session_id for e in events],
                 "n": [e.note for e in events],
-                "p": [e.payload.decode() for e in events],
+                "p": payloads,
             },
         )
         return cursor.rowcount
@@ -167,6 +195,10 @@ def _insert_rows(
         cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
         row = cursor.fetchone()
         xid = (row[0] if row else 0) + 1
+        if batch.last_wins:
+            cursor.executemany(
+                _SUPERSEDE_ROW, [(xid, e.identity.hex(), payload) for e, payload in texts]
+            )
         cursor.executemany(
             _ROW,
             [
@@ -175,6 +207,7 @@ def _insert_rows(
                     when(e.occurred_at),
                     received_at,
                     channel_id,
+                    batch.application_id,
                     conversations.get(e.conversation),
                     e.is_answer,
                     e.identity.hex(),
@@ -192,13 +225,18 @@ def _insert_rows(
 
 
 def _reject(
-    channel_id: int, dialect: str, received_at: datetime, rejections: Sequence[Rejection]
+    channel_id: int,
+    dialect: str,
+    received_at: datetime,
+    rejections: Sequence[Rejection],
+    application_id: int | None = None,
 ) -> None:
     if not rejections:
         return
     rows = [
         Rejected(
             channel_id=channel_id,
+            application_id=application_id,
             dialect=dialect,
             received_at=received_at,
             position=rejection.position,

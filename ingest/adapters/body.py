@@ -129,11 +129,13 @@ def _kept(number: str) -> Decimal:
 
 
 _precise = msgspec.json.Decoder(float_hook=_kept).decode
-_encode = msgspec.json.Encoder(decimal_format="number").encode
+_encode = msgspec.json.Encoder(decimal_format="number", order="sorted").encode
 
 
 def canonical(text: bytes) -> bytes:
-    """Checked JSON written once more: repeated keys folded (the last wins), numbers as sent.
+    """Checked JSON written once more: one for equal values, whatever the order of their keys.
+
+    Repeated keys are folded (the last wins), numbers stay as sent.
 
     Raises `Refused` for a number with more decimal places than PostgreSQL's numeric has.
     """

@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from ingest import access
-from ingest.models import ApiKey, Channel
+from ingest.models import ApiKey
 
 
 class Command(BaseCommand):
@@ -26,14 +26,16 @@ class Command(BaseCommand):
             choices=ApiKey.SCOPES,
             help="May be repeated.",
         )
-        parser.add_argument("--days", type=int, help="Days until it expires; never by default.")
+        parser.add_argument("--days", type=int, help="Of its life, 1 to 3650; endless by default.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         days = options["days"]
+        if days is not None and not 1 <= days <= 3650:
+            raise CommandError("--days: from 1 to 3650.")
         expires_at = None if days is None else timezone.now() + timedelta(days=days)
         try:
             with transaction.atomic():
-                channels = [_channel(identifier) for identifier in options["channel"]]
+                channels = [access.channel(identifier) for identifier in options["channel"]]
                 _, text = access.create_key(options["name"], options["scope"], channels, expires_at)
         except ValueError as error:
             raise CommandError(str(error)) from None
@@ -41,12 +43,3 @@ class Command(BaseCommand):
             raise CommandError("--channel: " + " ".join(error.messages)) from None
         self.stdout.write(text)
         self.stderr.write("Keep it now: it is shown this once and stored only as a digest.")
-
-
-def _channel(identifier: str) -> Channel:
-    found = Channel.objects.filter(identifier=identifier).first()
-    if found is None:
-        found = Channel(identifier=identifier)
-        found.full_clean()
-        found.save()
-    return found

@@ -1,0 +1,42 @@
+"""Registers a sender whose dialect carries an application id, and its channel where it is new."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from ingest import access
+
+
+class Command(BaseCommand):
+    help = "Registers an application and prints its password for HTTP Basic, this once."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("identifier", help="Its appId, client_id or tenant.")
+        parser.add_argument("--channel", required=True)
+        parser.add_argument("--name", default="")
+        parser.add_argument(
+            "--origin", action="append", default=[], help="Of a web page; may be repeated."
+        )
+        parser.add_argument("--cookie", default="", help="That every call must carry.")
+        parser.add_argument(
+            "--strict-hash", action="store_true", help="Refuse batches with a wrong hashCode."
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            with transaction.atomic():
+                _, secret = access.create_application(
+                    options["identifier"],
+                    access.channel(options["channel"]),
+                    cookie=options["cookie"],
+                    name=options["name"],
+                    strict_hash=options["strict_hash"],
+                    allowed_origins="\n".join(options["origin"]),
+                )
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from None
+        self.stdout.write(secret)
+        self.stderr.write("The password for HTTP Basic: shown this once, stored as a digest.")

@@ -1,0 +1,40 @@
+"""The registry of conversations."""
+
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from ingest import access
+from ingest.events import Refused
+from ingest.models import Conversation
+
+
+class ConversationName(serializers.Serializer[Conversation]):
+    """What may be said of a conversation."""
+
+    name = serializers.CharField(max_length=255, allow_blank=True)
+
+
+class ConversationView(APIView):
+    """`GET|PUT /v1/conversations/{id}`: a bot's name, which fills the exhaust's column."""
+
+    permission_classes = [access.HasScope]
+    scope = "ingest"
+
+    def get(self, request: Request, identifier: str) -> Response:
+        channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))
+        found = get_object_or_404(Conversation, channel_id=channel_id, identifier=identifier)
+        return Response({"id": found.identifier, "name": found.name})
+
+    def put(self, request: Request, identifier: str) -> Response:
+        channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))
+        if len(identifier) > 255:
+            raise Refused("id", "A conversation's id has up to 255 characters.")
+        asked = ConversationName(data=request.data)
+        asked.is_valid(raise_exception=True)
+        found, _ = Conversation.objects.update_or_create(
+            channel_id=channel_id, identifier=identifier, defaults=asked.validated_data
+        )
+        return Response({"id": found.identifier, "name": found.name})

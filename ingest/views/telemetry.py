@@ -1,0 +1,71 @@
+"""The telemetry door."""
+
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils import timezone
+from django.views.decorators.csrf import csrf_exempt
+
+from ingest import access, problems, store
+from ingest.adapters import body
+from ingest.adapters import telemetry as adapter
+from ingest.events import Refused
+
+
+@csrf_exempt
+def telemetry(request: HttpRequest) -> HttpResponse:
+    """`POST /v1/telemetry`: a batch, an event, or an event a line."""
+    received_at = timezone.now()
+    try:
+        if request.method != "POST":
+            raise Refused("method_not_allowed", "Telemetry comes by POST.", 405)
+        caller = access.identify(request)
+        caller.require("ingest")
+        channel_id, channel = caller.channel(request.headers.get("X-Channel-ID"))
+        body.require_json(request.content_type or "")
+        sent = body.read(request)
+        batch = adapter.parse(sent, request.content_type or "", channel, received_at)
+        outcome = store.append(channel_id, batch)
+    except Refused as refused:
+        answer = JsonResponse(
+            _telemetry_answer(
+                received_at,
+                "CLIENT_ERROR" if refused.status != 403 else "FORBIDDEN",
+                {"status": "failed", "err": refused.reason, "errmsg": refused.detail},
+                {},
+            ),
+            status=refused.status,
+        )
+        if refused.status == 401:
+            answer["WWW-Authenticate"] = "Bearer"
+        if refused.status == 405:
+            answer["Allow"] = "POST"
+        return answer
+    return JsonResponse(
+        _telemetry_answer(
+            received_at,
+            "SUCCESS",
+            {"status": "successful"},
+            {
+                "stored": outcome.stored,
+                "duplicate": outcome.duplicate,
+                "rejected": len(outcome.rejections),
+                "rejections": problems.told(outcome.rejections),
+            },
+        )
+    )
+
+
+def _telemetry_answer(
+    at: datetime, code: str, params: dict[str, Any], result: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "id": "api.telemetry",
+        "ver": "1.0",
+        "ets": int(at.timestamp() * 1000),
+        "params": {"resmsgid": str(uuid4()), **params},
+        "responseCode": code,
+        "result": result,
+    }
