@@ -5,6 +5,7 @@ Nothing set means embedded: SQLite, Celery's filesystem broker and a folder for 
 A wrong or half-set variable stops the start with a sentence that names it.
 """
 
+import re
 import secrets
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dj_database_url
-from cryptography.fernet import Fernet
 from django.core.exceptions import ImproperlyConfigured
 from environs import Env, EnvError, validate
 
@@ -63,18 +63,23 @@ try:
 except EnvError as error:
     raise ImproperlyConfigured(str(error)) from error
 
-if urlsplit(PUBLIC_URL).scheme not in {"http", "https"} or not urlsplit(PUBLIC_URL).hostname:
-    raise fail("PUBLIC_URL", f"'{PUBLIC_URL}' is no http:// or https:// address.")
 if bool(_aws_id) != bool(_aws_secret):
     missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
     raise fail(missing, "must be set, its other half is.")
-if S3_ENDPOINT_URL and not S3_BUCKET:
-    raise fail("S3_BUCKET", "must be set, since S3_ENDPOINT_URL is.")
+if S3_PUBLIC_ENDPOINT_URL and not S3_BUCKET:
+    raise fail("S3_BUCKET", "must be set, since an S3 endpoint is.")
 for _name, _url in (
+    ("PUBLIC_URL", PUBLIC_URL),
     ("S3_ENDPOINT_URL", S3_ENDPOINT_URL),
     ("S3_PUBLIC_ENDPOINT_URL", S3_PUBLIC_ENDPOINT_URL),
 ):
-    if _url and urlsplit(_url).scheme not in {"http", "https"}:
+    try:
+        _parts = urlsplit(_url)
+    except ValueError:
+        _parts = urlsplit("")
+    if (_url or _name == "PUBLIC_URL") and (
+        _parts.scheme not in {"http", "https"} or not _parts.hostname
+    ):
         raise fail(_name, f"'{_url}' is no http:// or https:// address.")
 
 _served = bool(_database_url or _broker_url or S3_BUCKET)
@@ -108,14 +113,11 @@ ENCRYPTION_KEYS = secret(
     ",".join(_encryption_keys),
     lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode(),
 ).split(",")
-for _key in ENCRYPTION_KEYS:
-    try:
-        Fernet(_key)
-    except ValueError:
-        raise fail(
-            "ENCRYPTION_KEYS",
-            "each key is 32 bytes in urlsafe base64; the first one encrypts, all decrypt.",
-        ) from None
+if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", key) for key in ENCRYPTION_KEYS):
+    raise fail(
+        "ENCRYPTION_KEYS",
+        "each key is 32 bytes in urlsafe base64; the first one encrypts, all decrypt.",
+    )
 
 # Django -----------------------------------------------------------------------------------------
 

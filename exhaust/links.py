@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from exhaust import storage
-from exhaust.datasets import DATASETS
+from exhaust.datasets import is_private
 from exhaust.models import File, Link
 
 _signer = signing.Signer(salt="exhaust.link")
@@ -64,21 +64,21 @@ def _expiry(file: File) -> datetime:
 def address(link: Link) -> str:
     """Where the file is to be had until the link's expiry."""
     file = link.file
-    if not DATASETS[file.job.dataset].private:
+    if not is_private(file.job.dataset):
         signed = storage.default().sign(file.key, file.name, file.content_type, link.expires_at)
         if signed:
             return signed
     return f"{settings.PUBLIC_URL}/dataset/v1/download/{_signer.sign(str(link.pk))}"
 
 
-def opened(token: str) -> File:
-    """The file behind our own address, its use counted. Raises `Unusable`."""
+def opened(token: str, uses: int = 1) -> File:
+    """The file behind our own address, its uses counted. Raises `Unusable`."""
     try:
         pk = int(_signer.unsign(token))
     except (signing.BadSignature, ValueError):
         raise Unusable(403, "This link was altered; use it exactly as it was given.") from None
     usable = Q(expires_at__gt=Now(), revoked_at__isnull=True, file__deleted_at__isnull=True)
-    if not Link.objects.filter(usable, pk=pk).update(use_count=F("use_count") + 1):
+    if not Link.objects.filter(usable, pk=pk).update(use_count=F("use_count") + uses):
         raise Unusable(410, "This link has expired; read the request again for a new one.")
     return File.objects.select_related("job").get(links__pk=pk)
 

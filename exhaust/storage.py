@@ -181,6 +181,8 @@ class S3Storage:
 
     def signs_until(self) -> datetime | None:
         credentials = self._session.get_credentials()
+        if credentials is not None:
+            credentials.get_frozen_credentials()  # has ended ones renewed, as signing does
         ends = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
         return ends - timedelta(seconds=60) if isinstance(ends, datetime) else None
 

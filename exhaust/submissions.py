@@ -118,6 +118,8 @@ def retry(job: Job) -> bool:
 
 
 def find(channel_id: int, tag: str, request_id: str) -> Job | None:
+    if "\0" in tag + request_id:  # PostgreSQL would not even look
+        return None
     return (
         Job.objects.select_related("channel")
         .prefetch_related("files")
@@ -128,6 +130,8 @@ def find(channel_id: int, tag: str, request_id: str) -> Job | None:
 
 def by_tag(channel_id: int, tag: str, datasets: Sequence[str], limit: int) -> list[Job]:
     """The newest first."""
+    if "\0" in tag:
+        return []
     return list(
         Job.objects.select_related("channel")
         .prefetch_related("files")

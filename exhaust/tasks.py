@@ -7,7 +7,7 @@ from typing import Any
 from celery import shared_task
 from django.conf import settings
 from kombu import Connection
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 from kombu.pools import producers
 
 from config.celery import app
@@ -46,7 +46,7 @@ def wake() -> None:
     try:
         with producers[_connection()].acquire(block=True, timeout=1) as producer:
             work.apply_async(producer=producer, retry=False)
-    except (OperationalError, OSError, TimeoutError) as error:
+    except (KombuError, OSError, TimeoutError) as error:
         log.warning("broker.unreachable error=%s", type(error).__name__)
 
 

@@ -23,6 +23,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     is_answer: bool
     payload: bytes
     note: str = ""  # what was repaired on the way in
+    position: int = 0  # in its batch
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
@@ -93,13 +94,13 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 def instant(value: float, field: str) -> datetime:
     """The moment a number since 1970 names: seconds, milliseconds or microseconds, by its size."""
-    if abs(value) < 1e11:
-        seconds = value
-    elif abs(value) < 1e14:
-        seconds = value / 1000
-    else:
-        seconds = value / 1_000_000
     try:
+        if abs(value) < 1e11:
+            seconds = value
+        elif abs(value) < 1e14:
+            seconds = value / 1000
+        else:
+            seconds = value / 1_000_000
         moment = datetime.fromtimestamp(round(seconds, 3), UTC)
     except (ValueError, OverflowError, OSError):
         moment = datetime.min.replace(tzinfo=UTC)

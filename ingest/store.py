@@ -12,7 +12,7 @@ from datetime import datetime
 import psycopg
 from django.db import DataError, connection, transaction
 
-from ingest.adapters.body import canonical
+from ingest.adapters.body import canonical, same
 from ingest.adapters.participants import DIALECT as PARTICIPANTS
 from ingest.adapters.participants import Profile
 from ingest.events import Batch, Event, Refused, Rejection
@@ -41,6 +41,9 @@ def append(channel_id: int, batch: Batch) -> Outcome:
     late: list[Rejection] = []
     with transaction.atomic():
         conversations = _conversations(channel_id, {e.conversation for e in events} - {""})
+        if batch.last_wins and connection.vendor == "postgresql":
+            with psycopg.Cursor(connection.connection) as cursor:
+                cursor.execute(_LOCK, {"i": [e.identity for e in events]})
         stored = _insert(channel_id, batch, events, conversations, late)
         rejections = [*batch.rejections, *late]
         _reject(channel_id, batch.dialect, batch.received_at, rejections, batch.application_id)
@@ -82,9 +85,9 @@ def _insert(
             try:
                 canonical(events[0].payload)
             except Refused as refused:
-                late.append(_late(batch, events[0], refused.reason, refused.detail))
+                late.append(_late(events[0], refused.reason, refused.detail))
             else:
-                late.append(_late(batch, events[0], "database", str(error).splitlines()[0]))
+                late.append(_late(events[0], "database", str(error).splitlines()[0]))
             return 0
         middle = len(events) // 2  # one bad event must not cost the others
         return _insert(channel_id, batch, events[:middle], conversations, late) + _insert(
@@ -92,8 +95,8 @@ def _insert(
         )
 
 
-def _late(batch: Batch, event: Event, reason: str, detail: str) -> Rejection:
-    return Rejection(batch.events.index(event), reason, detail, event.payload)
+def _late(event: Event, reason: str, detail: str) -> Rejection:
+    return Rejection(event.position, reason, detail, event.payload)
 
 
 _COLUMNS = (
@@ -137,10 +140,10 @@ WITH new AS (
 )
 UPDATE ingest_storedevent e SET superseded_xid = pg_current_xact_id() FROM old WHERE e.id = old.id
 """
-_SUPERSEDE_ROW = """
-UPDATE ingest_storedevent SET superseded_xid = %s
-WHERE identity = %s AND superseded_xid IS NULL AND payload <> %s
+_LIVING_ROW = """
+SELECT id, payload FROM ingest_storedevent WHERE identity = %s AND superseded_xid IS NULL
 """
+_SUPERSEDE_ROW = "UPDATE ingest_storedevent SET superseded_xid = %s WHERE id = %s"
 
 
 def _insert_arrays(
@@ -151,7 +154,6 @@ def _insert_arrays(
     connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         if batch.last_wins:
-            cursor.execute(_LOCK, {"i": identities})
             cursor.execute(_SUPERSEDE_ARRAYS, {"i": identities, "p": payloads})
         cursor.execute(
             _ARRAYS,
@@ -186,7 +188,7 @@ def _insert_rows(
         try:
             texts.append((event, canonical(event.payload).decode()))
         except Refused as refused:
-            late.append(_late(batch, event, refused.reason, refused.detail))
+            late.append(_late(event, refused.reason, refused.detail))
     if not texts:
         return 0
     when = connection.ops.adapt_datetimefield_value
@@ -196,9 +198,11 @@ def _insert_rows(
         row = cursor.fetchone()
         xid = (row[0] if row else 0) + 1
         if batch.last_wins:
-            cursor.executemany(
-                _SUPERSEDE_ROW, [(xid, e.identity.hex(), payload) for e, payload in texts]
-            )
+            for event, payload in texts:
+                cursor.execute(_LIVING_ROW, [event.identity.hex()])
+                living = cursor.fetchone()
+                if living and not same(payload, living[1]):
+                    cursor.execute(_SUPERSEDE_ROW, [xid, living[0]])
         cursor.executemany(
             _ROW,
             [

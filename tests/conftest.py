@@ -1,6 +1,7 @@
 """What every test may ask for; plain functions with overrides."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     servers = {
         "postgresql": "postgresql" in settings.DATABASES["default"]["ENGINE"],
         "redis": settings.CELERY_BROKER_URL.startswith("redis"),
+        "s3": find_spec("swift") is not None,
     }
     remedies = {
         "postgresql": "needs DATABASE_URL=postgresql://…",
         "redis": "needs CELERY_BROKER_URL=redis://…",
+        "s3": "needs the s3local extra: pip install '.[s3local]'",
     }
     for item in items:
         for name, there in servers.items():

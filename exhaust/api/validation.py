@@ -1,5 +1,6 @@
 """What a submitted request must say; every refusal names the field and the remedy."""
 
+import re
 from datetime import date
 from typing import Any
 
@@ -16,11 +17,12 @@ FORMATS = ("csv",)
 class DatasetConfig(serializers.Serializer[dict[str, Any]]):
     """Which conversation, which days. Further fields are kept and echoed."""
 
-    type = serializers.CharField(required=False)
-    conversationId = serializers.CharField(max_length=255)
-    startDate = serializers.CharField()
-    endDate = serializers.CharField()
-    timezone = serializers.CharField(required=False, default="UTC")
+    # what is checked is what is kept, so nothing is trimmed
+    type = serializers.CharField(required=False, trim_whitespace=False)
+    conversationId = serializers.CharField(max_length=255, trim_whitespace=False)
+    startDate = serializers.CharField(trim_whitespace=False)
+    endDate = serializers.CharField(trim_whitespace=False)
+    timezone = serializers.CharField(required=False, default="UTC", trim_whitespace=False)
 
     def validate_startDate(self, value: str) -> date:
         return _day(value)
@@ -46,12 +48,15 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         return attrs
 
 
+_DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
 def _day(value: str) -> date:
     try:
-        day = date.fromisoformat(value)
+        day = date.fromisoformat(value if _DAY.fullmatch(value) else "")
     except ValueError:
         day = date.min
-    if len(value) != 10 or not 1970 <= day.year <= 9000:
+    if not 1970 <= day.year <= 9000:
         raise serializers.ValidationError("Write a day as YYYY-MM-DD.")
     return day
 

@@ -12,14 +12,14 @@ from rest_framework.views import APIView
 
 from exhaust import links, storage, submissions
 from exhaust.api import envelope, presenters, validation
-from exhaust.datasets import DATASETS
+from exhaust.datasets import DATASETS, is_private
 from exhaust.submissions import Submission
 from ingest import access
 
 
 def scope(dataset: str) -> str:
     """What a key must have to ask for a dataset."""
-    return "export:private" if DATASETS[dataset].private else "export:response"
+    return "export:private" if is_private(dataset) else "export:response"
 
 
 class DatasetView(APIView):
@@ -98,7 +98,7 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     """`GET /dataset/v1/download/{token}`: a file through our own link, or a hop to the bucket."""
     answer: HttpResponse | FileResponse
     try:
-        file = links.opened(token)
+        file = links.opened(token, uses=int(request.method != "HEAD"))
         if address := links.redirect(file):
             answer = HttpResponseRedirect(address)
         else:

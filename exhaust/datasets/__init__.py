@@ -5,3 +5,8 @@ from exhaust.datasets.response import RESPONSE
 from exhaust.datasets.selection import Dataset
 
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (RESPONSE, PRIVATE)}
+
+
+def is_private(name: str) -> bool:
+    """Whether a dataset holds personal data; one that is not known any more is taken to."""
+    return name not in DATASETS or DATASETS[name].private

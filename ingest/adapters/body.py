@@ -1,8 +1,10 @@
 """A request's bytes, read in bounded steps and unfolded once."""
 
 import re
+import sys
 import zlib
-from decimal import Decimal
+from collections.abc import Callable
+from decimal import Context, Decimal
 from typing import Any
 
 import msgspec
@@ -44,28 +46,35 @@ def read(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
         sent = gunzip(sent, max_bytes)
     elif encoding != "identity":
         raise Refused("encoding", f"Content-Encoding {encoding} is not read; use gzip.", 415)
+    sent = sent.removeprefix(b"\xef\xbb\xbf")
     if not sent.strip():
         raise Refused("empty", "The body is empty.")
-    return sent.removeprefix(b"\xef\xbb\xbf")
+    return sent
 
 
 def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     """One layer of gzip, never more than `max_bytes` of it."""
     unfolded = bytearray()
-    rest = sent
-    while rest:
+    at = 0
+    while at < len(sent):
         member = zlib.decompressobj(31)
-        try:
-            while not member.eof and rest:
-                unfolded += member.decompress(rest, _STEP)
-                rest = member.unconsumed_tail
-                if len(unfolded) > max_bytes:
-                    raise _too_large(max_bytes)
-        except zlib.error:
-            raise Refused("gzip", "The body says gzip but cannot be unfolded.") from None
-        if not member.eof:
-            raise Refused("gzip", "The gzip body is cut off.")
-        rest = member.unused_data
+        step = 512  # grows: what lies behind a member's end is copied, and there may be many
+        while not member.eof:
+            piece = member.unconsumed_tail
+            if not piece:
+                piece = sent[at : at + step]
+                at += len(piece)
+                step = min(step * 2, _STEP)
+            try:
+                more = member.decompress(piece, _STEP)
+            except zlib.error:
+                raise Refused("gzip", "The body says gzip but cannot be unfolded.") from None
+            if not piece and not more and not member.eof:
+                raise Refused("gzip", "The gzip body is cut off.")
+            unfolded += more
+            if len(unfolded) > max_bytes:
+                raise _too_large(max_bytes)
+        at -= len(member.unused_data)
     return bytes(unfolded)
 
 
@@ -75,17 +84,31 @@ def _too_large(max_bytes: int) -> Refused:
     )
 
 
-def not_json(error: Exception) -> Refused:
+def not_json(error: Exception, raw: bytes) -> Refused:
     """What to say of bytes that are no JSON."""
     if isinstance(error, RecursionError):
-        return Refused("too_deep", "The JSON is nested too deep.")
+        return _too_deep()
     if isinstance(error, UnicodeDecodeError):
-        return Refused("not_utf8", f"The text is not UTF-8 at byte {error.start}.")
+        try:
+            raw.decode()
+        except UnicodeDecodeError as whole:  # the decoder's own count starts at the string
+            return Refused("not_utf8", f"The text is not UTF-8 at byte {whole.start}.")
     if isinstance(error, msgspec.ValidationError):
-        return Refused("number_out_of_range", f"{error}: numbers must fit a 64-bit float.")
+        return _out_of_range()
     return Refused("not_json", f"{error}.")
 
 
+def _too_deep() -> Refused:
+    return Refused("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _out_of_range() -> Refused:
+    return Refused("number_out_of_range", "A number lies beyond a 64-bit float.")
+
+
+MAX_DEPTH = 100
+MAX_DIGITS = 309  # of a 64-bit float before the point
+_zeros = bytes.maketrans(b"123456789", b"000000000")
 _decode = msgspec.json.Decoder().decode
 MENDED = "characters that no database holds became U+FFFD"
 _escape = re.compile(
@@ -103,8 +126,8 @@ def mend(raw: bytes) -> bytes:
 def value(raw: bytes) -> tuple[Any, bytes, str]:
     """JSON text checked to its last value: what it says, its text, and a note if it was mended.
 
-    Raises `Refused` for what is no JSON and for numbers beyond a 64-bit float, on which the
-    databases disagree.
+    Raises `Refused` for what is no JSON or nested too deep, and for numbers beyond a 64-bit float,
+    on which the databases disagree.
     """
     text = mend(raw) if b"\\u0000" in raw else raw
     try:
@@ -117,8 +140,33 @@ def value(raw: bytes) -> tuple[Any, bytes, str]:
                 raise
             seen = _decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise not_json(error) from None
+        raise not_json(error, raw) from None
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and not _shallow(seen, MAX_DEPTH):
+        raise _too_deep()
+    if _LONG in text.translate(_zeros) and not _small(seen):
+        raise _out_of_range()
     return seen, text, "" if text is raw or text == raw else MENDED
+
+
+_LONG = b"0" * (MAX_DIGITS + 1)
+
+
+def _shallow(seen: Any, levels: int) -> bool:
+    if not isinstance(seen, list | dict):
+        return True
+    inner = seen.values() if isinstance(seen, dict) else seen
+    return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
+
+
+def _small(seen: Any) -> bool:
+    if isinstance(seen, int):
+        return -_LARGEST <= seen <= _LARGEST
+    if isinstance(seen, list | dict):
+        return all(map(_small, seen.values() if isinstance(seen, dict) else seen))
+    return True
+
+
+_LARGEST = int(sys.float_info.max)
 
 
 def _kept(number: str) -> Decimal:
@@ -141,10 +189,26 @@ def canonical(text: bytes) -> bytes:
     """
     try:
         return _encode(_precise(text))
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, ArithmeticError, msgspec.MsgspecError):
         raise Refused(
             "number_out_of_range", "A number has more than 16,383 decimal places."
         ) from None
+
+
+_exact = Context(prec=20_000)  # the default would round after 28 digits
+
+
+def _equal(number: str) -> int | Decimal:
+    kept = _kept(number)
+    return int(kept) if kept == kept.to_integral_value() else kept.normalize(_exact)
+
+
+_comparable = msgspec.json.Decoder(float_hook=_equal).decode
+
+
+def same(text: str, other: str) -> bool:
+    """Whether two canonical texts are equal as PostgreSQL compares jsonb: 1E2 is 100."""
+    return text == other or _encode(_comparable(text)) == _encode(_comparable(other))
 
 
 _any = msgspec.json.Decoder(msgspec.Raw).decode
@@ -165,9 +229,8 @@ def documents(body: bytes, content_type: str) -> list[bytes]:
         several = lines(body)
         if len(several) > 1 and _is_json(several[0]):
             return several
-        if (mended := mend(body)) != body and _is_json(mended):
-            return [mended.strip()]
-        raise not_json(error) from None
+        if not _is_json(body):
+            raise not_json(error, body) from None
     return [body.strip()]
 
 
@@ -177,10 +240,23 @@ def lines(body: bytes) -> list[bytes]:
 
 def _is_json(text: bytes) -> bool:
     try:
-        _any(text)
+        _any(mend(text))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return True
+
+
+def mending(read: Callable[[bytes], list[bytes]], document: bytes) -> tuple[list[bytes], bool]:
+    """What `read` finds in a text, or in the mended text where it cannot read it as it is.
+
+    A lone surrogate anywhere keeps JSON from being taken apart. The flag tells that it was mended.
+    """
+    try:
+        return read(document), False
+    except Refused:
+        if (mended := mend(document)) == document:
+            raise
+        return read(mended), True
 
 
 def require_json(content_type: str) -> None:

@@ -31,13 +31,7 @@ def parse(
     """Reads a body. Raises `Refused` when it is no JSON."""
     raws: list[bytes] = []
     for line in text.documents(body, content_type):
-        if line.startswith(b"["):
-            try:
-                raws.extend(bytes(raw) for raw in _list(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise text.not_json(error) from None
-        else:
-            raws.append(line)
+        raws.extend(text.mending(_people, line)[0] if line.startswith(b"[") else [line])
     profiles: list[Profile] = []
     rejections: list[Rejection] = []
     for position, raw in enumerate(raws):
@@ -46,6 +40,13 @@ def parse(
         except Refused as refused:
             rejections.append(Rejection(position, refused.reason, refused.detail, raw))
     return profiles, rejections
+
+
+def _people(document: bytes) -> list[bytes]:
+    try:
+        return [bytes(raw) for raw in _list(document)]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise text.not_json(error, document) from None
 
 
 def _profile(raw: bytes, received_at: datetime) -> Profile:

@@ -28,20 +28,21 @@ def parse(body: bytes, content_type: str, channel: str, received_at: datetime) -
     """Reads a body. Raises `Refused` when it holds no batch at all."""
     texts = text.documents(body, content_type)
     alone = len(texts) == 1
-    raws: list[bytes] = []
+    raws: list[tuple[bytes, bool]] = []
     for line in texts:
         try:
-            raws.extend(_events(line))
+            found, mended = text.mending(_events, line)
+            raws.extend((raw, mended) for raw in found)
         except Refused:
             if alone:
                 raise
-            raws.append(line)  # told apart as one bad event below
+            raws.append((line, False))  # told apart as one bad event below
     events: list[Event] = []
     rejections: list[Rejection] = []
     latest = received_at + timedelta(days=1)
-    for position, raw in enumerate(raws):
+    for position, (raw, mended) in enumerate(raws):
         try:
-            event = _event(raw, channel, latest)
+            event = _event(raw, channel, latest, position, mended=mended)
         except Refused as refused:
             rejections.append(Rejection(position, refused.reason, refused.detail, raw))
         else:
@@ -57,7 +58,7 @@ def _events(document: bytes) -> list[bytes]:
     except msgspec.ValidationError as error:
         raise Refused("not_a_batch", f"{error}; send {{'events': [...]}} or an event.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise text.not_json(error) from None
+        raise text.not_json(error, document) from None
     if isinstance(envelope.events, list):
         return [bytes(raw) for raw in envelope.events]
     if envelope.eid is not msgspec.UNSET:
@@ -65,8 +66,10 @@ def _events(document: bytes) -> list[bytes]:
     raise Refused("not_a_batch", "Neither 'events' (a batch) nor 'eid' (an event) is there.")
 
 
-def _event(raw: bytes, channel: str, latest: datetime) -> Event:
+def _event(raw: bytes, channel: str, latest: datetime, position: int, *, mended: bool) -> Event:
     event, payload, note = text.value(raw)
+    if mended and b"\\ufffd" in raw:
+        note = text.MENDED
     if not isinstance(event, dict):
         raise Refused("not_an_object", "An event is a JSON object.")
     eid = _text(event, "eid", required=True)
@@ -98,6 +101,7 @@ def _event(raw: bytes, channel: str, latest: datetime) -> Event:
         is_answer=eid == "ASSESS" and conversation != "" and isinstance(item, dict),
         payload=payload,
         note=note,
+        position=position,
     )
 
 

@@ -1,5 +1,6 @@
 """The registry of conversations."""
 
+from django.http import Http404
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -25,12 +26,14 @@ class ConversationView(APIView):
 
     def get(self, request: Request, identifier: str) -> Response:
         channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))
+        if "\0" in identifier:
+            raise Http404
         found = get_object_or_404(Conversation, channel_id=channel_id, identifier=identifier)
         return Response({"id": found.identifier, "name": found.name})
 
     def put(self, request: Request, identifier: str) -> Response:
         channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))
-        if len(identifier) > 255:
+        if len(identifier) > 255 or "\0" in identifier:
             raise Refused("id", "A conversation's id has up to 255 characters.")
         asked = ConversationName(data=request.data)
         asked.is_valid(raise_exception=True)

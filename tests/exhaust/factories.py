@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -49,6 +49,8 @@ def make_job(**overrides: Any) -> Job:
         "config": CONFIG,
         "fingerprint": "f" * 64,
         "requested_by": "user_id",
+        # SQLite's clock has milliseconds: what was submitted in this one is due in the next
+        "due_at": timezone.now() - timedelta(seconds=1),
         **overrides,
     }
     values["channel"] = make_channel(values.get("channel", "ORG_001"))
@@ -128,6 +130,3 @@ def row_of(job: Job) -> dict[str, Any]:
 def stored(folder: Path) -> list[str]:
     """Every file under a folder, drafts too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-TODAY = date(2022, 2, 15)

@@ -1,0 +1,236 @@
+"""What both benchmarks stand on: a database of their own, children, rounds and a printed table.
+
+Figures of one run are compared with one another only: the sides take turns, and what counts is
+the ratio within a round.
+"""
+
+import json
+import os
+import platform
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVER = "postgresql://postgres@127.0.0.1:5432/postgres"
+CHANNEL = "ORG_001"
+FIRST_DAY = date(2025, 1, 1)
+PAYLOAD_BYTES = 1900
+
+
+# A place to work in ------------------------------------------------------------------------------
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """A database of our own on DATABASE_URL's server, dropped in the end; gives its address."""
+    server = os.environ.get("DATABASE_URL") or SERVER
+    if not server.startswith(("postgres://", "postgresql://")):
+        raise SystemExit("DATABASE_URL must name a PostgreSQL server.")
+    name = f"exhaust_benchmark_{os.getpid()}"
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
+    try:
+        yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+    finally:
+        with psycopg.connect(server, autocommit=True) as admin:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="exhaust-benchmark-") as path:
+        yield Path(path)
+
+
+def environment(database_url: str, var: Path) -> dict[str, str]:
+    """What an installation of ours runs with; an empty address means SQLite in `var`."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("S3_", "CELERY_", "AWS_"))
+    }
+    return {
+        **inherited,
+        "DJANGO_SETTINGS_MODULE": "config.settings",
+        "DATABASE_URL": database_url,
+        "EXHAUST_VAR": str(var),
+        "LOG_LEVEL": "WARNING",
+        "SECRET_KEY": secrets.token_urlsafe(50),
+        "KEY_PEPPER": secrets.token_urlsafe(50),
+        "ENCRYPTION_KEYS": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+    }
+
+
+def enter(variables: dict[str, str]) -> None:
+    """Makes this process one of the installation's."""
+    import django
+
+    os.environ.update(variables)
+    django.setup()
+
+
+def migrate() -> None:
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop_on_term() -> None:
+    """SIGTERM ends a benchmark as Ctrl-C does: children stopped, database dropped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+# Children ----------------------------------------------------------------------------------------
+
+
+class Process:
+    """A child, ended by its pid when the block is left."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str], **options: Any) -> None:
+        self._process = subprocess.Popen(command, cwd=ROOT, env=variables, text=True, **options)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def memory(self, field: str) -> float:
+        """MiB: `VmRSS` is now, `VmHWM` the most there was."""
+        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) / 1024
+        raise RuntimeError(f"/proc does not tell {field}")
+
+
+class Helper(Process):
+    """A child that answers one line of JSON with another: `serve` is its side of it."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
+        super().__init__(command, variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._answer()  # it is ready
+
+    def ask(self, question: Any) -> Any:
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None  # noqa: S101
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"A child ended early: {self._process.args!r}")
+        return json.loads(line)
+
+
+def serve(answer: Callable[[Any], Any]) -> None:
+    print("{}", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+# Rounds ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the printed table: rates by round, and what they are measured against."""
+
+    name: str
+    against: str = ""
+    bar: float | None = None
+    note: str = ""
+
+
+def rounds(count: int, sides: Sequence[Callable[[], dict[str, float]]]) -> dict[str, list[float]]:
+    """Runs the sides in turns, every other round backwards; a side gives rates by row name."""
+    found: dict[str, list[float]] = {}
+    for number in range(count):
+        for side in sides if number % 2 == 0 else reversed(sides):
+            for name, rate in side().items():
+                found.setdefault(name, []).append(rate)
+        told = ", ".join(f"{name} {rates[-1]:,.0f}" for name, rates in found.items())
+        print(f"  round {number + 1}: {told}", file=sys.stderr, flush=True)
+    return found
+
+
+def ratios(rates: Sequence[float], reference: Sequence[float]) -> list[float]:
+    return [rate / base for rate, base in zip(rates, reference, strict=True)]
+
+
+def print_rates(title: str, unit: str, found: dict[str, list[float]], rows: Sequence[Row]) -> None:
+    """Medians, least and most, and the ratios to the row each is measured against."""
+    print(f"\n{title}\n")
+    print(f"| what | {unit}, median (min-max) | ratio, median (min-max) | bar |")
+    print("|---|---|---|---|")
+    for row in rows:
+        rates = found[row.name]
+        ratio, bar = "", ""
+        if row.against:
+            within = ratios(rates, found[row.against])
+            ratio = f"{median(within):.2f} ({min(within):.2f}-{max(within):.2f}) of {row.against}"
+            if row.bar is not None:
+                held = "holds" if median(within) >= row.bar else "MISSED"
+                bar = f">= {row.bar:.2f}: {held}"
+        print(
+            f"| {row.name}{row.note and f' ({row.note})'} "
+            f"| {median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f}) | {ratio} | {bar} |"
+        )
+
+
+def print_ground(database_url: str, **settings: Any) -> None:
+    """Versions and settings, without which a figure says nothing."""
+    shown = (
+        "server_version", "shared_buffers", "fsync", "synchronous_commit", "full_page_writes",
+        "wal_level", "max_wal_size", "work_mem",
+    )  # fmt: skip
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(
+            "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", [list(shown)]
+        )
+        server = ", ".join(f"{name} {value}" for name, value in found)
+    packages = ("django", "psycopg", "msgspec", "granian", "celery")
+    print(f"machine     {os.cpu_count()} cores, {platform.machine()}, {platform.system()}")
+    print(f"software    Python {platform.python_version()}, ", end="")
+    print(", ".join(f"{name} {version(name)}" for name in packages))
+    print(f"PostgreSQL  {server}")
+    for name, value in settings.items():
+        print(f"{name:<11} {value}", flush=True)

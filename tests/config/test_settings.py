@@ -1,0 +1,378 @@
+import os
+import runpy
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.core.exceptions import ImproperlyConfigured
+
+ROOT = Path(__file__).parent.parent.parent
+SETTINGS = ROOT / "config" / "settings.py"
+KNOWN = [
+    "EXHAUST_VAR",
+    "DATABASE_URL",
+    "CELERY_BROKER_URL",
+    "PUBLIC_URL",
+    "DEBUG",
+    "BEHIND_PROXY",
+    "ALLOWED_HOSTS",
+    "SECRET_KEY",
+    "ENCRYPTION_KEYS",
+    "KEY_PEPPER",
+    "S3_BUCKET",
+    "S3_ENDPOINT_URL",
+    "S3_PUBLIC_ENDPOINT_URL",
+    "S3_REGION",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "EXHAUST_MAX_DAYS",
+    "EXHAUST_LINK_SECONDS",
+    "EXHAUST_RETENTION_DAYS",
+    "DATABASE_POOL",
+    "LOG_LEVEL",
+]
+FERNET = Fernet.generate_key().decode()
+SECRETS = {"SECRET_KEY": "s", "KEY_PEPPER": "p", "ENCRYPTION_KEYS": FERNET}
+POSTGRESQL = "postgresql://me:pass@db.example:5433/exhaust"
+
+
+@pytest.fixture
+def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own, and an environment that says nothing else."""
+    for name in KNOWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EXHAUST_VAR", str(tmp_path / "var"))
+    return tmp_path / "var"
+
+
+@pytest.fixture
+def read(var: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Reads the settings anew under the given variables."""
+
+    def _read(**variables: str) -> dict[str, Any]:
+        with monkeypatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            return runpy.run_path(str(SETTINGS))
+
+    return _read
+
+
+def failure(read: Any, **variables: str) -> str:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        read(**variables)
+    return str(caught.value)
+
+
+# nothing set ------------------------------------------------------------------------------------
+
+
+def test_nothing_set_means_embedded(read: Any, var: Path):
+    settings = read()
+
+    assert settings["DATABASES"]["default"]["ENGINE"] == "django.db.backends.sqlite3"
+    assert settings["DATABASES"]["default"]["NAME"] == str(var / "exhaust.sqlite3")
+    assert settings["CELERY_BROKER_URL"] == "filesystem://localhost//"
+    assert settings["CELERY_WORKER_POOL"] == "solo"
+    assert (var / "broker" / "messages").is_dir()
+    assert (var / "broker" / "control").is_dir()
+    assert settings["FILES_DIR"] == var / "files"
+    assert settings["S3_BUCKET"] == ""
+    assert settings["PUBLIC_URL"] == "http://127.0.0.1:8000"
+    assert settings["DEBUG"] is False
+    assert (settings["EXHAUST_MAX_DAYS"], settings["EXHAUST_LINK_SECONDS"]) == (366, 86_400)
+    assert settings["EXHAUST_RETENTION_DAYS"] == 30
+    assert "SECURE_SSL_REDIRECT" not in settings
+    assert "SECURE_PROXY_SSL_HEADER" not in settings
+
+
+def test_an_empty_variable_is_one_that_is_not_set(read: Any, var: Path):
+    texts = {
+        name: ""
+        for name in KNOWN
+        if not name.startswith(("EXHAUST_", "DEBUG", "BEHIND", "DATABASE_POOL", "LOG", "PUBLIC"))
+    }
+
+    assert read(**texts)["DATABASES"] == read()["DATABASES"]
+    assert read(**texts)["SECRET_KEY"] == read()["SECRET_KEY"]
+
+
+def test_secrets_are_made_once_and_are_for_the_owner_alone(read: Any, var: Path):
+    first, second = read(), read()
+
+    for name in SECRETS:
+        kept = var / f"{name.lower()}.txt"
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+        assert first[name] == second[name]
+        made = first[name][0] if name == "ENCRYPTION_KEYS" else first[name]
+        assert kept.read_text() == made
+        assert len(made) >= 44
+    assert len({first["SECRET_KEY"], first["KEY_PEPPER"], *first["ENCRYPTION_KEYS"]}) == 3
+    assert sorted(path.name for path in var.glob("*.*")) == [
+        "encryption_keys.txt",
+        "key_pepper.txt",
+        "secret_key.txt",
+    ]
+
+
+def test_a_given_secret_is_taken_and_nothing_is_written(read: Any, var: Path):
+    settings = read(**SECRETS)
+
+    assert (settings["SECRET_KEY"], settings["KEY_PEPPER"]) == ("s", "p")
+    assert settings["ENCRYPTION_KEYS"] == [FERNET]
+    assert list(var.glob("*.txt")) == []
+
+
+def test_processes_that_start_together_agree_and_answer(var: Path):
+    # given nothing at all, when three processes start at one moment
+    program = (
+        "import django; django.setup(); from django.conf import settings;"
+        "from django.core.management import call_command; call_command('check');"
+        "print(settings.SECRET_KEY, settings.KEY_PEPPER, settings.ENCRYPTION_KEYS)"
+    )
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in KNOWN},
+        "EXHAUST_VAR": str(var),
+        "DJANGO_SETTINGS_MODULE": "config.settings",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    ended = [process.communicate(timeout=60) for process in started]
+
+    # then all of them work, with the same secrets
+    assert [process.returncode for process in started] == [0, 0, 0], ended
+    assert len({out.splitlines()[-1] for out, _ in ended}) == 1
+    assert len(list(var.glob("*.txt"))) == 3
+
+
+# servers ----------------------------------------------------------------------------------------
+
+
+def test_each_part_moves_to_a_server_with_one_variable(read: Any, var: Path):
+    settings = read(
+        **SECRETS,
+        DATABASE_URL=POSTGRESQL,
+        CELERY_BROKER_URL="redis://redis.example:6379/0",
+        S3_BUCKET="exhaust",
+        S3_ENDPOINT_URL="http://s3.internal:9000",
+        S3_PUBLIC_ENDPOINT_URL="https://files.example",
+    )
+
+    database = settings["DATABASES"]["default"]
+    assert database["ENGINE"] == "django.db.backends.postgresql"
+    assert (database["HOST"], database["PORT"], database["NAME"]) == ("db.example", 5433, "exhaust")
+    assert database["OPTIONS"]["pool"]["max_size"] == 8
+    assert settings["CELERY_BROKER_URL"] == "redis://redis.example:6379/0"
+    assert "CELERY_WORKER_POOL" not in settings
+    assert not (var / "broker").exists()
+    assert settings["S3_PUBLIC_ENDPOINT_URL"] == "https://files.example"
+
+
+def test_links_go_to_the_s3_endpoint_where_no_public_one_is_named(read: Any):
+    settings = read(**SECRETS, S3_BUCKET="b", S3_ENDPOINT_URL="http://s3.internal:9000")
+
+    assert settings["S3_PUBLIC_ENDPOINT_URL"] == "http://s3.internal:9000"
+
+
+@pytest.mark.parametrize("missing", SECRETS)
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"DATABASE_URL": POSTGRESQL},
+        {"CELERY_BROKER_URL": "redis://redis.example/0"},
+        {"S3_BUCKET": "exhaust"},
+    ],
+    ids=lambda server: next(iter(server)),
+)
+def test_a_server_wants_its_secrets_from_the_environment(
+    read: Any, var: Path, server: dict[str, str], missing: str
+):
+    given = {name: value for name, value in SECRETS.items() if name != missing}
+
+    sentence = failure(read, **server, **given)
+
+    assert sentence == (
+        f"{missing}: must be set as soon as a database, broker or S3 server is named."
+    )
+    assert list(var.glob("*.txt")) == []
+
+
+def test_an_https_address_makes_cookies_and_redirects_secure(read: Any):
+    settings = read(PUBLIC_URL="https://exhaust.example/", ALLOWED_HOSTS="a.example,b.example")
+
+    assert settings["PUBLIC_URL"] == "https://exhaust.example"
+    assert settings["SESSION_COOKIE_SECURE"] is settings["CSRF_COOKIE_SECURE"] is True
+    assert settings["SECURE_SSL_REDIRECT"] is True
+    assert settings["SECURE_HSTS_SECONDS"] == 31_536_000
+    assert settings["CSRF_TRUSTED_ORIGINS"] == ["https://exhaust.example"]
+    assert settings["ALLOWED_HOSTS"] == [
+        *("exhaust.example", "127.0.0.1", "localhost", "[::1]", "a.example", "b.example")
+    ]
+
+
+def test_the_forwarded_scheme_is_believed_only_behind_a_proxy(read: Any):
+    assert read(BEHIND_PROXY="true")["SECURE_PROXY_SSL_HEADER"] == (
+        "HTTP_X_FORWARDED_PROTO",
+        "https",
+    )
+    assert "SECURE_PROXY_SSL_HEADER" not in read(BEHIND_PROXY="false")
+
+
+def test_several_encryption_keys_are_kept_in_their_order(read: Any):
+    other = Fernet.generate_key().decode()
+
+    assert read(ENCRYPTION_KEYS=f"{other},{FERNET}")["ENCRYPTION_KEYS"] == [other, FERNET]
+
+
+# wrong or half-set ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence", "given"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "must be set, its other half is.", {"AWS_ACCESS_KEY_ID": "a"}),
+        ("AWS_ACCESS_KEY_ID", "must be set, its other half is.", {"AWS_SECRET_ACCESS_KEY": "a"}),
+        (
+            "S3_BUCKET",
+            "must be set, since an S3 endpoint is.",
+            {"S3_ENDPOINT_URL": "http://s3.internal:9000"},
+        ),
+        (
+            "S3_ENDPOINT_URL",
+            "'s3.internal:9000' is no http:// or https:// address.",
+            {"S3_BUCKET": "b", "S3_ENDPOINT_URL": "s3.internal:9000"},
+        ),
+        (
+            "S3_PUBLIC_ENDPOINT_URL",
+            "'files.example' is no http:// or https:// address.",
+            {"S3_BUCKET": "b", "S3_PUBLIC_ENDPOINT_URL": "files.example"},
+        ),
+        (
+            "CELERY_BROKER_URL",
+            "write redis://host:6379/0, or leave it empty.",
+            {**SECRETS, "CELERY_BROKER_URL": "amqp://rabbit.example"},
+        ),
+    ],
+    ids=lambda part: part if isinstance(part, str) and part.isupper() else "",
+)
+def test_a_half_set_variable_stops_the_start(
+    read: Any, variable: str, sentence: str, given: dict[str, str]
+):
+    assert failure(read, **given) == f"{variable}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "url", ["exhaust.example", "ftp://exhaust.example", "https://", "//x", "", "http://[::1"]
+)
+def test_a_wrong_public_url_stops_the_start(read: Any, url: str):
+    assert failure(read, PUBLIC_URL=url).startswith("PUBLIC_URL: ")
+
+
+@pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL"])
+@pytest.mark.parametrize("url", ["http://[::1", "https://", "http:///bucket"])
+def test_an_s3_address_without_a_host_stops_the_start(read: Any, variable: str, url: str):
+    given = {**SECRETS, "S3_BUCKET": "b", variable: url}
+
+    assert failure(read, **given).startswith(f"{variable}: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "mysql://db.example/exhaust",
+        "oracle://db.example/exhaust",
+        "unknown://db.example/exhaust",
+        "postgresql://db.example:5432/",
+        "postgresql://db.example:port/exhaust",
+        "postgresql://[db/exhaust",
+        "db.example:5432/exhaust",
+    ],
+)
+def test_a_wrong_database_url_stops_the_start_and_shows_no_password(read: Any, url: str):
+    url = url.replace("//db", "//me:hunter2@db")
+
+    sentence = failure(read, **SECRETS, DATABASE_URL=url)
+
+    assert sentence.startswith("DATABASE_URL: ")
+    assert "hunter2" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("EXHAUST_MAX_DAYS", "many"),
+        ("EXHAUST_MAX_DAYS", "0"),
+        ("EXHAUST_MAX_DAYS", "-1"),
+        ("EXHAUST_MAX_DAYS", "1.5"),
+        ("EXHAUST_LINK_SECONDS", "0"),
+        ("EXHAUST_LINK_SECONDS", "604801"),
+        ("EXHAUST_RETENTION_DAYS", "0"),
+        ("EXHAUST_RETENTION_DAYS", ""),
+        ("DATABASE_POOL", "0"),
+        ("LOG_LEVEL", "LOUD"),
+        ("DEBUG", "perhaps"),
+        ("BEHIND_PROXY", "perhaps"),
+    ],
+)
+def test_a_value_out_of_range_stops_the_start(read: Any, variable: str, value: str):
+    assert variable in failure(read, **{variable: value})
+
+
+def test_all_wrong_values_are_told_at_once(read: Any):
+    sentence = failure(read, EXHAUST_MAX_DAYS="many", LOG_LEVEL="LOUD")
+
+    assert "EXHAUST_MAX_DAYS" in sentence
+    assert "LOG_LEVEL" in sentence
+
+
+@pytest.mark.parametrize(
+    "keys",
+    ["short", "ä" * 44, FERNET[:-1], FERNET[:-4], f"{FERNET},", f",{FERNET}", f"{FERNET};{FERNET}"],
+    ids=["short", "not ASCII", "unpadded", "cut", "comma behind", "comma before", "semicolon"],
+)
+def test_a_malformed_encryption_key_stops_the_start_and_is_not_shown(read: Any, keys: str):
+    sentence = failure(read, ENCRYPTION_KEYS=keys)
+
+    assert sentence == (
+        "ENCRYPTION_KEYS: each key is 32 bytes in urlsafe base64;"
+        " the first one encrypts, all decrypt."
+    )
+
+
+def test_a_refused_start_says_so_on_the_command_line(var: Path):
+    ended = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=ROOT,
+        env={**os.environ, "EXHAUST_MAX_DAYS": "many"},
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ended.returncode != 0
+    assert "EXHAUST_MAX_DAYS" in ended.stderr
+
+
+def test_every_variable_is_tried_here():
+    # a variable that these tests do not know would leak in from outside
+    source = SETTINGS.read_text()
+    read_names = {part.split('"')[1] for part in source.split("env.")[1:] if '"' in part[:12]}
+    named = {name for name in KNOWN if f'"{name}"' in source}
+
+    assert read_names <= set(KNOWN)
+    assert named == set(KNOWN)

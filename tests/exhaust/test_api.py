@@ -1,0 +1,856 @@
+"""The dataset API as its callers see it: names, types, refusals, and nothing more."""
+
+import json
+import re
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from exhaust import jobs, runner, submissions
+from exhaust.models import Job, Link
+from ingest.models import ApiKey
+from tests.conftest import bearer, make_key
+from tests.exhaust.factories import (
+    BOT,
+    CONFIG,
+    PRIVATE,
+    RESPONSE,
+    make_claimed,
+    make_finished,
+    make_job,
+    row_of,
+)
+
+pytestmark = pytest.mark.django_db
+SUBMIT = "/dataset/v1/request/submit"
+TAG = "7ed871f7-0d5b-4bb0-86a0-a00151352706"
+GONE = object()
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    """The guide's request; a change replaces a field of `request`, or of its datasetConfig when
+    it is written `datasetConfig.field`."""
+    request: dict[str, Any] = {
+        "dataset": RESPONSE,
+        "tag": TAG,
+        "requestedBy": "user_id",
+        "requestedChannel": "01309282781705830427",
+        "datasetConfig": dict(CONFIG),
+        "output_format": "csv",
+    }
+    for name, value in changes.items():
+        into = request["datasetConfig"] if name.startswith("datasetConfig.") else request
+        name = name.rpartition(".")[2]
+        if value is GONE:
+            del into[name]
+        else:
+            into[name] = value
+    return {
+        "id": "ekstep.analytics.job.request.submit",
+        "ver": "1.0",
+        "ts": "2022-02-15T10:07:00+05:30",
+        "params": {"msgid": "06fb2660-88ba-11ec-bea0-578c52d1ac65"},
+        "request": request,
+    }
+
+
+def post(client: Client, said: Any, path: str = SUBMIT, **headers: str) -> Any:
+    text = said if isinstance(said, str | bytes) else json.dumps(said)
+    return client.post(path, text, content_type="application/json", headers=headers)
+
+
+def read(client: Client, tag: str, request_id: str, **headers: str) -> Any:
+    return client.get(f"/dataset/v1/request/read/{tag}", {"requestId": request_id}, headers=headers)
+
+
+def listed(client: Client, tag: str, **query: Any) -> Any:
+    return client.get(f"/dataset/v1/request/list/{tag}", query)
+
+
+def assert_envelope(answer: Any, operation: str, status: int, code: str) -> dict[str, Any]:
+    """The exact names and types around every answer; its `result`."""
+    assert answer.status_code == status, answer.content
+    assert answer["Content-Type"] == "application/json"
+    said = answer.json()
+    assert list(said) == ["id", "ver", "ts", "params", "responseCode", "result"]
+    assert said["id"] == f"ekstep.analytics.dataset.{operation}"
+    assert said["ver"] == "1.0"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", said["ts"])
+    assert said["responseCode"] == code
+    params = said["params"]
+    assert UUID(params["resmsgid"]).version == 4
+    assert params["client_key"] is None
+    if status == 200:
+        assert set(params) == {"resmsgid", "status", "client_key"}
+        assert params["status"] == "successful"
+    else:
+        assert set(params) == {"resmsgid", "status", "err", "errmsg", "client_key"}
+        assert (params["status"], params["err"]) == ("failed", code)
+        assert said["result"] == {}
+    result: dict[str, Any] = said["result"]
+    return result
+
+
+def assert_refused(
+    answer: Any, status: int = 400, code: str = "CLIENT_ERROR", operation: str = "request.submit"
+) -> str:
+    """A refusal in the envelope; its sentence."""
+    assert_envelope(answer, operation, status, code)
+    sentence: str = answer.json()["params"]["errmsg"]
+    return sentence
+
+
+MS = int
+SHAPE: dict[str, Any] = {
+    "requestId": str,
+    "tag": str,
+    "dataset": str,
+    "requestedBy": str,
+    "requestedChannel": str,
+    "status": str,
+    "lastUpdated": MS,
+    "datasetConfig": dict,
+    "attempts": int,
+    "jobStats": {
+        "dtJobSubmitted": MS,
+        "dtJobCompleted": MS | None,
+        "executionTime": int | None,
+    },
+    "downloadUrls": list,
+    "expiresAt": MS,
+    "statusMessage": str,
+    "files": list,
+    "progress": {"rows": int, "estimatedRows": int | None, "percent": int},
+}
+FILE_SHAPE: dict[str, Any] = {
+    "name": str,
+    "rows": int,
+    "bytes": int,
+    "sha256": str,
+    "deleted": bool,
+}
+
+
+def assert_shape(value: dict[str, Any], shape: dict[str, Any]) -> None:
+    assert set(value) == set(shape)
+    for name, kind in shape.items():
+        if isinstance(kind, dict):
+            assert_shape(value[name], kind)
+        else:
+            assert isinstance(value[name], kind), name
+
+
+# Accepted -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+@pytest.mark.parametrize("word", ["submit", "submi"])
+def test_the_guides_request_is_accepted(asker: Client, prefix: str, word: str) -> None:
+    # when the guide's request is sent to either address
+    answer = post(asker, body(), f"{prefix}/dataset/v1/request/{word}")
+
+    # then it is a job, and the header's channel (the key's only one) wins over the body's
+    job = Job.objects.get()
+    result = assert_envelope(answer, "request.submit", 200, "OK")
+    assert_shape(result, SHAPE)
+    assert result == {
+        "requestId": job.request_id,
+        "tag": f"{TAG}:ORG_001",
+        "dataset": RESPONSE,
+        "requestedBy": "user_id",
+        "requestedChannel": "ORG_001",
+        "status": "SUBMITTED",
+        "lastUpdated": int(job.submitted_at.timestamp() * 1000),
+        "datasetConfig": CONFIG,
+        "attempts": 0,
+        "jobStats": {
+            "dtJobSubmitted": int(job.submitted_at.timestamp() * 1000),
+            "dtJobCompleted": None,
+            "executionTime": None,
+        },
+        "downloadUrls": [],
+        "expiresAt": 0,
+        "statusMessage": "",
+        "files": [],
+        "progress": {"rows": 0, "estimatedRows": None, "percent": 0},
+    }
+    day = job.submitted_at.date()
+    assert result["requestId"] == submissions.request_id(
+        RESPONSE, TAG, "user_id", "ORG_001", day, RESPONSE
+    )
+
+
+def test_sent_again_it_is_the_same_job(asker: Client) -> None:
+    # when
+    first = post(asker, body()).json()["result"]
+    second = post(asker, body()).json()["result"]
+
+    # then
+    assert first == second
+    assert Job.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"datasetConfig.type": GONE},
+        {"output_format": GONE},
+        {"outputFormat": "csv"},
+        {"output_format": "CSV"},
+        {"requestedChannel": GONE},
+        {"encryptionKey": None},
+        {"encryptionKey": GONE},
+        {"tag": "A-z.0_9"},
+        {"tag": "x" * 128},
+        {"requestedBy": "x" * 255},
+        {"datasetConfig.startDate": "2022-03-31", "datasetConfig.endDate": "2022-03-31"},
+        {"datasetConfig.timezone": "Asia/Kolkata"},
+        {"datasetConfig.startDate": "2024-01-01", "datasetConfig.endDate": "2024-12-31"},
+        {"datasetConfig.conversationId": "x" * 255},
+        {"datasetConfig.extra": {"kept": [1, 2.5, None, True, "नमस्ते"]}},
+    ],
+)
+def test_what_may_vary(asker: Client, changes: dict[str, Any]) -> None:
+    # given a request near an edge of what is allowed
+    changes = {k: v for k, v in changes.items() if not (k == "encryptionKey" and v is GONE)}
+    said = body(**changes)
+
+    # when
+    answer = post(asker, said)
+
+    # then it is accepted, and its configuration is echoed as it was sent
+    result = assert_envelope(answer, "request.submit", 200, "OK")
+    assert result["datasetConfig"] == said["request"]["datasetConfig"]
+    assert result["tag"] == said["request"]["tag"] + ":ORG_001"
+    assert Job.objects.count() == 1
+    again = assert_envelope(
+        read(asker, said["request"]["tag"], result["requestId"]), "request.info", 200, "OK"
+    )
+    assert again == result
+
+
+def test_requester_left_out_is_the_keys_name(asker: Client) -> None:
+    result = post(asker, body(requestedBy=GONE)).json()["result"]
+    assert result["requestedBy"] == "test"
+
+
+def test_the_encryption_key_is_never_shown(asker: Client) -> None:
+    answer = post(asker, body(encryptionKey=None))
+    assert b"encryptionKey" not in answer.content
+
+
+def test_a_key_of_two_channels_chooses_by_header() -> None:
+    # given a key of two channels
+    client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
+
+    # when the same request is sent for each
+    made = [
+        post(client, body(), **{"X-Channel-ID": channel}).json()["result"]
+        for channel in ("ORG_001", "ORG_002")
+    ]
+
+    # then each channel has its own
+    assert [result["requestedChannel"] for result in made] == ["ORG_001", "ORG_002"]
+    assert [result["tag"] for result in made] == [f"{TAG}:ORG_001", f"{TAG}:ORG_002"]
+    assert made[0]["requestId"] != made[1]["requestId"]
+    assert Job.objects.count() == 2
+
+
+# Read and list --------------------------------------------------------------------------------
+
+
+def test_read_of_a_finished_job(asker: Client) -> None:
+    # given a finished job
+    job = make_finished(b"a,b\n1,2\n3,4\n")
+
+    # when
+    answer = read(asker, "daily", job.request_id)
+
+    # then
+    result = assert_envelope(answer, "request.info", 200, "OK")
+    assert_shape(result, SHAPE)
+    assert result["status"] == "SUCCESS"
+    assert job.completed_at is not None
+    completed = int(job.completed_at.timestamp() * 1000)
+    assert result["lastUpdated"] == result["jobStats"]["dtJobCompleted"] == completed
+    assert result["jobStats"]["executionTime"] == job.execution_ms
+    assert result["progress"] == {"rows": 2, "estimatedRows": 2, "percent": 100}
+    assert len(result["downloadUrls"]) == 1
+    assert result["downloadUrls"][0].startswith("http://127.0.0.1:8000/dataset/v1/download/")
+    day = int((timezone.now() + timedelta(days=1)).timestamp() * 1000)
+    assert day - 60_000 < result["expiresAt"] <= day
+    (file,) = result["files"]
+    assert_shape(file, FILE_SHAPE)
+    assert file == {
+        "name": f"{BOT}_response_20220401.csv",
+        "rows": 2,
+        "bytes": 12,
+        "sha256": job.files.get().sha256,
+        "deleted": False,
+    }
+
+
+def test_read_of_a_failed_job(asker: Client) -> None:
+    # given a job that failed for ever in its first attempt
+    job = make_claimed()
+    jobs.fail(job, "There is no dataset x any more.", permanent=True)
+
+    # when
+    result = assert_envelope(read(asker, "daily", job.request_id), "request.info", 200, "OK")
+
+    # then
+    assert_shape(result, SHAPE)
+    assert (result["status"], result["attempts"]) == ("FAILED", 1)
+    assert result["statusMessage"] == "There is no dataset x any more."
+    assert (result["downloadUrls"], result["files"], result["expiresAt"]) == ([], [], 0)
+    assert isinstance(result["jobStats"]["dtJobCompleted"], int)
+
+
+@pytest.mark.parametrize(
+    ("done", "estimated", "percent"), [(0, None, 0), (0, 0, 0), (5, 10, 50), (30, 10, 99)]
+)
+def test_progress_of_a_working_job(
+    asker: Client, done: int, estimated: int | None, percent: int
+) -> None:
+    # given a job in work
+    job = make_claimed()
+    Job.objects.filter(pk=job.pk).update(rows_done=done, rows_estimated=estimated)
+
+    # when
+    result = read(asker, "daily", job.request_id).json()["result"]
+
+    # then an estimate that falls short never says that all is done
+    assert result["status"] == "PROCESSING"
+    assert result["progress"] == {"rows": done, "estimatedRows": estimated, "percent": percent}
+
+
+def test_list_shows_the_newest_first(asker: Client) -> None:
+    # given three jobs of different age, made in another order
+    now = timezone.now()
+    middle = make_job(submitted_at=now - timedelta(hours=2))
+    newest = make_job(submitted_at=now - timedelta(hours=1))
+    oldest = make_finished(submitted_at=now - timedelta(hours=3))
+    make_job(tag="other")
+    make_job(channel="ORG_002")
+
+    # when
+    result = assert_envelope(listed(asker, "daily"), "request.list", 200, "OK")
+
+    # then
+    assert set(result) == {"count", "jobs"}
+    assert result["count"] == 3
+    ids = [job["requestId"] for job in result["jobs"]]
+    assert ids == [newest.request_id, middle.request_id, oldest.request_id]
+    for job in result["jobs"]:
+        assert_shape(job, SHAPE)
+    assert result["jobs"][2] == read(asker, "daily", oldest.request_id).json()["result"]
+
+
+def test_list_of_an_unknown_tag_is_empty(asker: Client) -> None:
+    make_job()
+    result = assert_envelope(listed(asker, "unknown"), "request.list", 200, "OK")
+    assert result == {"count": 0, "jobs": []}
+
+
+def test_list_limits(asker: Client) -> None:
+    # given more jobs than the default limit
+    for _ in range(103):
+        make_job()
+
+    # when / then
+    for query, count in (
+        ({}, 100),
+        ({"limit": ""}, 100),
+        ({"limit": 1}, 1),
+        ({"limit": 1000}, 103),
+    ):
+        result = listed(asker, "daily", **query).json()["result"]
+        assert result["count"] == len(result["jobs"]) == count
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1001", "x", "1e400", "9" * 2000, "1.5"])
+def test_list_refuses_other_limits(asker: Client, limit: str) -> None:
+    sentence = assert_refused(listed(asker, "daily", limit=limit), operation="request.list")
+    assert sentence.startswith("limit: ")
+
+
+def test_list_shows_only_what_the_key_may_ask_for() -> None:
+    # given a response job and a private one under one tag
+    make_job(dataset=PRIVATE)
+    job = make_job()
+    client = Client(headers=bearer(make_key("export:response")))
+
+    # when
+    result = listed(client, "daily").json()["result"]
+
+    # then
+    assert [shown["requestId"] for shown in result["jobs"]] == [job.request_id]
+
+
+# Links ----------------------------------------------------------------------------------------
+
+
+def test_the_link_stays_the_same_until_it_expires(asker: Client) -> None:
+    # given a finished job, read once
+    job = make_finished()
+    first = read(asker, "daily", job.request_id).json()["result"]
+
+    # when it is read, listed and submitted again
+    again = read(asker, "daily", job.request_id).json()["result"]
+    shown = listed(asker, "daily").json()["result"]["jobs"][0]
+
+    # then it is one link
+    for other in (again, shown):
+        assert other["downloadUrls"] == first["downloadUrls"]
+        assert other["expiresAt"] == first["expiresAt"]
+    assert Link.objects.count() == 1
+
+
+@pytest.mark.parametrize("ending", ["expires_at", "revoked_at"])
+def test_a_new_link_after_the_old_one_ended(asker: Client, ending: str) -> None:
+    # given a job whose link has ended
+    job = make_finished()
+    first = read(asker, "daily", job.request_id).json()["result"]
+    Link.objects.update(**{ending: timezone.now() - timedelta(seconds=1)})
+
+    # when it is read again, twice
+    second = read(asker, "daily", job.request_id).json()["result"]
+    third = read(asker, "daily", job.request_id).json()["result"]
+
+    # then there is one new link, and the old one opens nothing
+    assert second["downloadUrls"] != first["downloadUrls"]
+    assert third["downloadUrls"] == second["downloadUrls"]
+    assert Link.objects.count() == 2
+    opened = [
+        asker.get(result["downloadUrls"][0].removeprefix("http://127.0.0.1:8000"))
+        for result in (first, second)
+    ]
+    assert [answer.status_code for answer in opened] == [410, 200]
+    assert b"".join(opened[1].streaming_content) == b"a,b\n1,2\n"
+
+
+# Refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "remedy"),
+    [
+        ({"tag": GONE}, "request.tag", "required"),
+        ({"tag": None}, "request.tag", "null"),
+        ({"tag": ""}, "request.tag", "blank"),
+        ({"tag": ["a"]}, "request.tag", "Letters, digits"),
+        ({"tag": "a:ORG_001"}, "request.tag", "Letters, digits"),
+        ({"tag": "a/b"}, "request.tag", "Letters, digits"),
+        ({"tag": "../a"}, "request.tag", "Letters, digits"),
+        ({"tag": "x" * 129}, "request.tag", "up to 128"),
+        ({"tag": "dаily"}, "request.tag", "Letters, digits"),  # Cyrillic
+        ({"tag": "１２３"}, "request.tag", "Letters, digits"),
+        ({"tag": "a\u200b"}, "request.tag", "Letters, digits"),
+        ({"tag": "a\x00b"}, "request.tag", "Letters, digits"),
+        ({"dataset": GONE}, "request.dataset", "required"),
+        ({"dataset": "druid"}, "request.dataset", f"one of {RESPONSE}, {PRIVATE}."),
+        ({"datasetConfig": GONE}, "request.datasetConfig", "required"),
+        ({"datasetConfig": "x"}, "request.datasetConfig", "dictionary"),
+        ({"datasetConfig": []}, "request.datasetConfig", "dictionary"),
+        ({"datasetConfig": None}, "request.datasetConfig", "null"),
+        *(
+            ({"datasetConfig.conversationId": said}, "request.datasetConfig.conversationId", words)
+            for said, words in ((GONE, "requ"), ("", "blank"), ("x" * 256, "255"), ({}, "valid"))
+        ),
+        ({"datasetConfig.startDate": GONE}, "request.datasetConfig.startDate", "required"),
+        ({"datasetConfig.endDate": GONE}, "request.datasetConfig.endDate", "required"),
+        *(
+            ({"datasetConfig.startDate": day}, "request.datasetConfig.startDate", "YYYY-MM-DD")
+            for day in (
+                "01-03-2022", "2022-02-30", "20220301", "2022-3-1", "2022-03-01T00:00:00",
+                "yesterday", "1969-12-31", "9001-01-01", "0000-00-00", 20220301, "２０２２-03-01",
+                "2022-W09-2",
+            )
+        ),
+        ({"datasetConfig.startDate": "2022-04-02"}, "request.datasetConfig.endDate", "startDate"),
+        (
+            {"datasetConfig.startDate": "2021-03-31"},
+            "request.datasetConfig.endDate",
+            "At most 366 days at once; ask in parts.",
+        ),
+        *(
+            ({"datasetConfig.timezone": zone}, "request.datasetConfig.timezone", "Asia/Kolkata")
+            for zone in ("Mars/Olympus", "../../etc/passwd", "/etc/localtime", "America", "UTC\x00")
+        ),
+        ({"datasetConfig.type": PRIVATE}, "request.datasetConfig.type", "left out"),
+        ({"output_format": "json"}, "request.output_format", "One of csv."),
+        ({"outputFormat": "parquet"}, "request.outputFormat", "One of csv."),
+        ({"encryptionKey": "secret"}, "request.encryptionKey", "leave it out"),
+        ({"requestedBy": "x" * 256}, "request.requestedBy", "255"),
+        ({"requestedBy": {"a": 1}}, "request.requestedBy", "string"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_field_and_the_remedy(
+    asker: Client, changes: dict[str, Any], field: str, remedy: str
+) -> None:
+    # when
+    sentence = assert_refused(post(asker, body(**changes)))
+
+    # then
+    assert sentence.partition(": ")[0] == field
+    assert remedy in sentence
+    assert Job.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ("", "request: This field is required."),
+        ("   ", "empty"),
+        ("{", "truncated"),
+        ("no json", "JSON"),
+        ("{'request': {}}", "JSON"),
+        (b'{"request": "\xff"}', "UTF-8"),
+        ("[]", "dictionary"),
+        ("[1]", "dictionary"),
+        ("null", "No data"),
+        ("3", "dictionary"),
+        ('"text"', "dictionary"),
+        ("{}", "request: This field is required."),
+        ('{"request": null}', "request: "),
+        ('{"request": []}', "request: "),
+        ('{"request": "x"}', "request: "),
+        ('{"request": {}}', "request."),
+        ("[" * 100_000 + "]" * 100_000, "deep"),
+    ],
+)
+def test_bodies_that_are_no_request(asker: Client, sent: str | bytes, words: str) -> None:
+    # when
+    sentence = assert_refused(post(asker, sent))
+
+    # then
+    assert words in sentence
+    assert Job.objects.count() == 0
+
+
+# Escapes and numbers that one database or the other does not hold. Written as JSON text.
+NASTY = ['"a\\u0000b"', '"\\ud800"', '"\\udfff tail"', '"\\ud83d"', '{"\\u0000": 1}']
+
+
+@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("place", ["requestedBy", "datasetConfig.extra"])
+def test_what_no_database_holds_is_mended(asker: Client, place: str, text: str) -> None:
+    # given a text that jsonb or text refuses
+    said = json.dumps(body(**{place: "HERE"})).replace('"HERE"', text)
+
+    # when it is sent, and read back
+    answer = post(asker, said)
+    if place == "requestedBy" and not text.startswith('"'):
+        assert "request.requestedBy" in assert_refused(answer)
+        assert Job.objects.count() == 0
+        return
+    result = assert_envelope(answer, "request.submit", 200, "OK")
+    again = assert_envelope(read(asker, TAG, result["requestId"]), "request.info", 200, "OK")
+
+    # then it was kept, with U+FFFD for what could not be
+    job = Job.objects.get()
+    kept = job.requested_by if place == "requestedBy" else json.dumps(job.config["extra"])
+    assert again["requestedBy"] == result["requestedBy"]
+    assert again["datasetConfig"] == result["datasetConfig"] == job.config
+    assert "\ufffd" in kept or "\\ufffd" in kept
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "[[1e999]]"])
+def test_numbers_beyond_a_float_are_refused(asker: Client, number: str) -> None:
+    # when
+    said = json.dumps(body(**{"datasetConfig.extra": "HERE"})).replace('"HERE"', number)
+    sentence = assert_refused(post(asker, said))
+
+    # then
+    assert "64-bit" in sentence
+    assert Job.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["1e308", "1e-400", "123456789012345678901234567890", "-0.0", "1" * 4400, "NaN", "Infinity"],
+)
+def test_odd_numbers_are_never_our_failure(asker: Client, number: str) -> None:
+    # when
+    said = json.dumps(body(**{"datasetConfig.extra": "HERE"})).replace('"HERE"', number)
+    answer = post(asker, said)
+
+    # then it is accepted and can be read, or it is refused and no job was made
+    if answer.status_code == 200:
+        result = answer.json()["result"]
+        again = assert_envelope(read(asker, TAG, result["requestId"]), "request.info", 200, "OK")
+        # jsonb writes 1e308 without its exponent: another text of the same number
+        numbers = [float(shown["datasetConfig"].pop("extra")) for shown in (result, again)]
+        assert numbers[0] == numbers[1]
+        assert again == result
+        assert Job.objects.count() == 1
+    else:
+        assert_refused(answer)
+        assert Job.objects.count() == 0
+
+
+@pytest.mark.parametrize("depth", [60, 95, 100, 105, 300, *range(850, 950, 10)])
+def test_deep_nesting_is_never_our_failure(asker: Client, depth: int) -> None:
+    # when
+    nested = "[" * depth + "]" * depth
+    said = json.dumps(body(**{"datasetConfig.extra": "HERE"})).replace('"HERE"', nested)
+    answer = post(asker, said)
+
+    # then it is accepted and can be read, or it is refused and no job was made
+    if answer.status_code == 200:
+        result = answer.json()["result"]
+        again = read(asker, TAG, result["requestId"])
+        assert assert_envelope(again, "request.info", 200, "OK") == result
+    else:
+        assert "deep" in assert_refused(answer)
+        assert Job.objects.count() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("wakes")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"datasetConfig.startDate": " 2022-03-01"},
+        {"datasetConfig.endDate": "2022-04-01\n"},
+        {"datasetConfig.timezone": " Asia/Kolkata "},
+    ],
+)
+def test_what_was_accepted_can_be_worked_on(asker: Client, changes: dict[str, str]) -> None:
+    # given blanks around a value
+    answer = post(asker, body(**changes))
+
+    # when it is refused, no job was made
+    if answer.status_code == 400:
+        assert_refused(answer)
+        assert Job.objects.count() == 0
+        return
+
+    # then what the door let in can be worked on
+    Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    claimed = jobs.claim()
+    assert claimed is not None
+    assert runner.run(claimed), row_of(claimed)["status_message"]
+
+
+# Who may --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["", "exh_unknown", "Basic abc", "схема"])
+@pytest.mark.parametrize(
+    ("method", "path", "operation"),
+    [
+        ("post", SUBMIT, "request.submit"),
+        ("get", "/dataset/v1/request/read/daily?requestId=x", "request.info"),
+        ("get", "/dataset/v1/request/list/daily", "request.list"),
+    ],
+)
+@pytest.mark.django_db
+def test_401_without_a_good_key(key: str, method: str, path: str, operation: str) -> None:
+    # given no key, or one that is nobody's
+    client = Client(headers=bearer(key) if key else {})
+
+    # when
+    answer = post(client, body(), path) if method == "post" else client.get(path)
+
+    # then
+    sentence = assert_refused(answer, 401, "UNAUTHORIZED", operation)
+    assert "key" in sentence.lower()
+    assert answer["WWW-Authenticate"] == "Bearer"
+    assert Job.objects.count() == 0
+
+
+@pytest.mark.parametrize("ending", ["revoked_at", "expires_at"])
+def test_401_with_a_key_that_ended(asker: Client, ending: str) -> None:
+    ApiKey.objects.update(**{ending: timezone.now() - timedelta(seconds=1)})
+    assert_refused(post(asker, body()), 401, "UNAUTHORIZED")
+    assert Job.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("scopes", "dataset", "lacking"),
+    [
+        (("export:response",), PRIVATE, "export:private"),
+        (("export:private",), RESPONSE, "export:response"),
+        (("ingest",), RESPONSE, "export:response"),
+        (("ingest",), PRIVATE, "export:private"),
+    ],
+)
+def test_403_without_the_scope(scopes: tuple[str, ...], dataset: str, lacking: str) -> None:
+    # given a key without the dataset's scope, and a job that it may not see
+    client = Client(headers=bearer(make_key(*scopes)))
+    job = make_finished(dataset=dataset)
+
+    # when it submits, or reads
+    config = {**CONFIG, "type": dataset}
+    submitted = post(client, body(dataset=dataset, datasetConfig=config))
+    shown = read(client, "daily", job.request_id)
+
+    # then
+    assert lacking in assert_refused(submitted, 403, "FORBIDDEN")
+    assert lacking in assert_refused(shown, 403, "FORBIDDEN", "request.info")
+    assert Job.objects.count() == 1
+    assert Link.objects.count() == 0
+
+
+@pytest.mark.parametrize("header", ["ORG_002", "org_001", "ORG_001 x", "ОRG_001", "nobody"])
+def test_403_for_a_channel_that_is_not_the_keys(asker: Client, header: str) -> None:
+    # given another channel's job
+    make_job(channel="ORG_002")
+
+    # when
+    headers = {"X-Channel-ID": header}
+    answers = [
+        (post(asker, body(), **headers), "request.submit"),
+        (read(asker, "daily", "x", **headers), "request.info"),
+        (asker.get("/dataset/v1/request/list/daily", headers=headers), "request.list"),
+    ]
+
+    # then
+    for answer, operation in answers:
+        assert "X-Channel-ID" in assert_refused(answer, 403, "FORBIDDEN", operation)
+    assert Job.objects.count() == 1
+
+
+def test_403_when_the_header_is_missing_and_the_key_has_two_channels() -> None:
+    # given
+    client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
+
+    # when
+    sentence = assert_refused(post(client, body()), 403, "FORBIDDEN")
+
+    # then
+    assert sentence == "X-Channel-ID is missing in request header."
+    assert Job.objects.count() == 0
+
+
+def test_404_tells_nothing_of_other_channels(asker: Client) -> None:
+    # given another channel's finished job, and an own one under another tag
+    other = make_finished(channel="ORG_002")
+    own = make_finished(tag="other")
+
+    # when
+    answers = [
+        read(asker, "daily", "0" * 32),
+        read(asker, "daily", other.request_id),
+        read(asker, "daily:ORG_002", other.request_id),
+        read(asker, "daily", own.request_id),
+        read(asker, "daily", ""),
+        asker.get("/dataset/v1/request/read/daily"),
+        read(asker, "nothing", other.request_id),
+    ]
+
+    # then they differ in nothing but the answer's own id and time
+    for answer in answers:
+        sentence = assert_refused(answer, 404, "RESOURCE_NOT_FOUND", "request.info")
+        assert sentence == "no job available with the given request_id and tag"
+
+    def bare(answer: Any) -> bytes:
+        said = answer.json()
+        content: bytes = answer.content
+        for part in (said["ts"], said["params"]["resmsgid"]):
+            content = content.replace(part.encode(), b"")
+        return content
+
+    assert len({bare(answer) for answer in answers}) == 1
+    assert Link.objects.count() == 0
+
+
+@pytest.mark.parametrize("tag", ["a%00b", "%ED%A0%80", "%FF", "a%0Ab"])
+def test_odd_tags_and_ids_in_an_address_are_unknown(asker: Client, tag: str) -> None:
+    # when
+    shown = asker.get(f"/dataset/v1/request/read/{tag}?requestId=x")
+    asked = asker.get(f"/dataset/v1/request/read/daily?requestId={tag}")
+    found = asker.get(f"/dataset/v1/request/list/{tag}")
+
+    # then
+    assert_refused(shown, 404, "RESOURCE_NOT_FOUND", "request.info")
+    assert_refused(asked, 404, "RESOURCE_NOT_FOUND", "request.info")
+    assert assert_envelope(found, "request.list", 200, "OK") == {"count": 0, "jobs": []}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation", "allowed"),
+    [
+        ("get", SUBMIT, "request.submit", "POST"),
+        ("put", SUBMIT, "request.submit", "POST"),
+        ("delete", SUBMIT, "request.submit", "POST"),
+        ("post", "/dataset/v1/request/read/daily", "request.info", "GET"),
+        ("delete", "/dataset/v1/request/read/daily", "request.info", "GET"),
+        ("post", "/dataset/v1/request/list/daily", "request.list", "GET"),
+    ],
+)
+def test_405(asker: Client, method: str, path: str, operation: str, allowed: str) -> None:
+    answer = getattr(asker, method)(path)
+    assert_refused(answer, 405, "CLIENT_ERROR", operation)
+    assert allowed in answer["Allow"]
+    assert Job.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("content_type", "headers"),
+    [
+        ("text/xml", {}),
+        ("application/x-www-form-urlencoded", {}),
+        ("application/json", {"Content-Encoding": "br"}),
+    ],
+)
+def test_415(asker: Client, content_type: str, headers: dict[str, str]) -> None:
+    answer = asker.post(SUBMIT, json.dumps(body()), content_type=content_type, headers=headers)
+    assert_refused(answer, 415)
+    assert Job.objects.count() == 0
+
+
+def test_413_for_a_body_beyond_the_limit(asker: Client) -> None:
+    answer = post(asker, b" " * (8 * 1024 * 1024 + 1))
+    assert "larger than" in assert_refused(answer, 413)
+    assert Job.objects.count() == 0
+
+
+# Ours -----------------------------------------------------------------------------------------
+
+
+def test_our_failure_is_in_the_envelope_and_tells_nothing(
+    asker: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a cause that holds what nobody may read
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("password=hunter2 at /srv/secret")
+
+    monkeypatch.setattr(submissions, "submit", broken)
+    monkeypatch.setattr(submissions, "find", broken)
+    monkeypatch.setattr(submissions, "by_tag", broken)
+
+    # when
+    answers = [
+        (post(asker, body()), "request.submit"),
+        (read(asker, "daily", "x"), "request.info"),
+        (listed(asker, "daily"), "request.list"),
+    ]
+
+    # then the caller learns that it was us, and the log has the cause
+    for answer, operation in answers:
+        sentence = assert_refused(answer, 500, "SERVER_ERROR", operation)
+        assert "log" in sentence
+        for word in (b"hunter2", b"secret", b"RuntimeError", b"Traceback"):
+            assert word not in answer.content
+    assert caplog.text.count("hunter2") >= 3
+
+
+def test_a_job_of_a_dataset_that_is_gone_can_be_read(asker: Client) -> None:
+    # given a job of a dataset that an update took away
+    job = make_claimed(dataset="no-more")
+    jobs.fail(job, "There is no dataset no-more any more.", permanent=True)
+    before = row_of(job)
+
+    # when its requester polls
+    answer = read(asker, "daily", job.request_id)
+
+    # then the answer is told in words, and is no failure of ours
+    assert answer.status_code in {200, 403, 404}
+    assert row_of(job) == before

@@ -1,0 +1,489 @@
+import csv
+import io
+import time
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from exhaust import writer
+from exhaust.datasets import DATASETS
+from exhaust.datasets.selection import Dataset, days
+from ingest import store
+from ingest.adapters.participants import Profile
+from ingest.models import Channel, Conversation, StoredEvent
+from ingest.positions import watermark
+from tests.conftest import make_channel
+from tests.exhaust.corpus import select
+from tests.ingest.telemetry_samples import (
+    CONVERSATION,
+    DEVICE,
+    RECEIVED_AT,
+    STARTED_MS,
+    answer,
+    batch,
+)
+
+RESPONSE = DATASETS["uci-response-exhaust"]
+PRIVATE = DATASETS["uci-private-exhaust"]
+HEADERS = [
+    "Message ID",
+    "Conversation ID",
+    "Conversation Name",
+    "Device ID",
+    "Session ID",
+    "Question Id",
+    "Question Type",
+    "Question Title",
+    "Question Description",
+    "Question Duration",
+    "Question Score",
+    "Question Max Score",
+    "Question Options",
+    "Question Response",
+    "X Path",
+    "Eof",
+    "Timestamp",
+]
+
+
+@pytest.fixture(params=[False, True], ids=["the database's way", "portable"])
+def portable(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def rows(
+    dataset: Dataset = RESPONSE, *, portable: bool = False, **overrides: Any
+) -> list[dict[str, str]]:
+    data = b"".join(
+        writer.blocks(dataset, select(**overrides), writer.Progress(), portable=portable)
+    )
+    return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+
+
+def mids(**overrides: Any) -> list[str]:
+    return [row["Message ID"] for row in rows(**overrides)]
+
+
+def append(*events: Any, channel: str = "ORG_001") -> store.Outcome:
+    outcome = store.append(make_channel(channel).id, batch(*events))
+    assert outcome.rejections == []
+    return outcome
+
+
+def keep(channel: str = "ORG_001", **said: Any) -> None:
+    profile = {"device_id": DEVICE, "user_name": None, "phone": None, "consent": None}
+    store.keep_participants(
+        make_channel(channel).id,
+        RECEIVED_AT,
+        [Profile(**{**profile, "consent_at": RECEIVED_AT, **said})],
+        [],
+    )
+
+
+def at(mid: str, moment: str, **overrides: Any) -> dict[str, Any]:
+    ets = int(datetime.fromisoformat(moment).timestamp() * 1000)
+    return answer(mid=mid, ets=ets, **overrides)
+
+
+# what there is ----------------------------------------------------------------------------------
+
+
+def test_two_datasets_can_be_asked_for():
+    assert {name: dataset.private for name, dataset in DATASETS.items()} == {
+        "uci-response-exhaust": False,
+        "uci-private-exhaust": True,
+    }
+
+
+def test_the_response_has_the_17_published_columns_in_their_order():
+    assert [column.header for column in RESPONSE.columns] == HEADERS
+
+
+def test_the_private_one_has_7_columns_and_shares_the_devices():
+    assert [column.header for column in PRIVATE.columns] == [
+        "Conversation ID",
+        "Conversation Name",
+        "Device ID",
+        "User Name",
+        "Phone Number",
+        "First Seen",
+        "Last Seen",
+    ]
+
+
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+def test_every_column_says_what_it_holds(dataset: Dataset):
+    assert all(column.description.endswith(".") for column in dataset.columns)
+    assert len({column.header for column in dataset.columns}) == len(dataset.columns)
+
+
+# response ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_an_answer_is_a_row(portable: bool):
+    append(answer(3, edata={"duration": 21.0, "score": 0.0}))
+    Conversation.objects.update(name="Global Tara Bot")
+
+    assert rows(portable=portable) == [
+        dict(
+            zip(
+                HEADERS,
+                [
+                    "ASSESS:00000000000000000000000000000003",
+                    CONVERSATION,
+                    "Global Tara Bot",
+                    DEVICE,
+                    "7b0f3a34-0c3b-4d0e-8f0a-9a1d6f5c2b11",
+                    "65292cdc-0000-4000-8000-000000000002",
+                    "mcq",
+                    "Which class are you in?",
+                    "",
+                    "21",
+                    "0.0",
+                    "1.0",
+                    '[{"1": {"text": "1 Class 1"}}, {"2": {"text": "2 Class 2"}}]',
+                    '[{"2": {"text": "2 Class 2"}}]',
+                    "question./data/a[1]",
+                    "false",
+                    "2022-04-01T04:00:03.000Z",
+                ],
+                strict=True,
+            )
+        )
+    ]
+
+
+@pytest.mark.django_db
+def test_only_answers_of_the_asked_conversation_and_channel_are_in(portable: bool):
+    elsewhere = {"cdata": [{"type": "Conversation", "id": "another"}]}
+    append(
+        answer(1, mid="in"),
+        answer(2, mid="another conversation", context=elsewhere),
+        answer(3, mid="no answer", eid="INTERACT"),
+        answer(4, mid="no conversation", context={"cdata": []}),
+    )
+    append(answer(5, mid="another channel"), channel="ORG_002")
+
+    assert mids(portable=portable) == ["in"]
+
+
+@pytest.mark.django_db
+def test_another_channels_conversation_of_the_same_name_gives_nothing():
+    append(answer(1), channel="ORG_002")
+    theirs = Conversation.objects.get()
+
+    assert mids() == []
+    assert mids(conversation_id=theirs.id) == []
+
+
+@pytest.mark.django_db
+def test_answers_of_unknown_devices_are_kept(portable: bool):
+    append(answer(1, context={"did": "nobody knows"}), answer(2, context={"did": ""}, actor=None))
+
+    assert [row["Device ID"] for row in rows(portable=portable)] == ["nobody knows", ""]
+
+
+@pytest.mark.django_db
+def test_rows_come_by_time_and_then_by_arrival(portable: bool):
+    append(answer(5, mid="c"), answer(1, mid="a"))
+    append(answer(3, mid="b2", ets=STARTED_MS + 3000))
+    append(answer(3, mid="b1", ets=STARTED_MS + 3000))
+    append(answer(3, mid="b0", ets=STARTED_MS + 2999))
+
+    assert mids(portable=portable) == ["a", "b0", "b2", "b1", "c"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("consent", "answers"),
+    [
+        (False, ""),
+        (True, '[{"2": {"text": "2 Class 2"}}]'),
+        (None, '[{"2": {"text": "2 Class 2"}}]'),
+    ],
+    ids=["refused", "given", "unknown"],
+)
+def test_a_refused_consent_blanks_the_response_and_nothing_else(
+    consent: bool | None, answers: str, portable: bool
+):
+    append(answer(1))
+    before = rows(portable=portable)[0]
+
+    keep(consent=consent, user_name="Asha", phone="+919000000001")
+
+    assert rows(portable=portable) == [{**before, "Question Response": answers}]
+
+
+@pytest.mark.django_db
+def test_a_refusal_counts_in_its_own_channel_and_for_its_own_device(portable: bool):
+    append(answer(1))
+    keep(channel="ORG_002", consent=False)
+    keep(device_id="another", consent=False)
+
+    assert rows(portable=portable)[0]["Question Response"] != ""
+
+
+@pytest.mark.django_db
+def test_a_refusal_is_read_when_the_file_is_made(portable: bool):
+    append(answer(1))
+    keep(consent=False)
+    assert rows(portable=portable)[0]["Question Response"] == ""
+
+    keep(consent=True, consent_at=RECEIVED_AT + timedelta(seconds=1))
+    assert rows(portable=portable)[0]["Question Response"] != ""
+
+
+# dates ------------------------------------------------------------------------------------------
+
+
+def test_days_are_whole_and_both_ends_are_in():
+    assert days(date(2022, 4, 1), date(2022, 4, 2), "UTC") == (
+        datetime(2022, 4, 1, tzinfo=UTC),
+        datetime(2022, 4, 3, tzinfo=UTC),
+    )
+
+
+@pytest.mark.parametrize(
+    ("day", "zone", "start", "hours"),
+    [
+        ("2022-04-01", "Asia/Kolkata", "2022-03-31T18:30:00+00:00", 24),
+        ("2022-03-13", "America/New_York", "2022-03-13T05:00:00+00:00", 23),
+        ("2022-11-06", "America/New_York", "2022-11-06T04:00:00+00:00", 25),
+        ("2022-04-01", "Asia/Kathmandu", "2022-03-31T18:15:00+00:00", 24),
+        # midnight itself is skipped here
+        ("2022-09-11", "America/Santiago", "2022-09-11T04:00:00+00:00", 23),
+    ],
+)
+def test_a_day_is_as_long_as_it_is_there(day: str, zone: str, start: str, hours: int):
+    asked = date.fromisoformat(day)
+
+    first, end = (moment.astimezone(UTC) for moment in days(asked, asked, zone))
+
+    assert first == datetime.fromisoformat(start)
+    assert end - first == timedelta(hours=hours)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("zone", "first", "last", "edges"),
+    [
+        (
+            "UTC",
+            "2022-04-01",
+            "2022-04-01",
+            ["2022-04-01T00:00:00.000+00:00", "2022-04-01T23:59:59.999+00:00"],
+        ),
+        (
+            "Asia/Kolkata",
+            "2022-03-31",
+            "2022-04-01",
+            ["2022-03-31T00:00:00.000+05:30", "2022-04-01T23:59:59.999+05:30"],
+        ),
+        (
+            "America/New_York",  # the night of 13 March has 23 hours
+            "2022-03-13",
+            "2022-03-13",
+            ["2022-03-13T00:00:00.000-05:00", "2022-03-13T23:59:59.999-04:00"],
+        ),
+    ],
+)
+def test_the_edges_of_a_day_are_in_and_a_millisecond_beyond_is_out(
+    zone: str, first: str, last: str, edges: list[str], portable: bool
+):
+    before, after = (datetime.fromisoformat(edge) for edge in edges)
+    millisecond = timedelta(milliseconds=1)
+    append(
+        at("too early", (before - millisecond).isoformat()),
+        at("first", edges[0]),
+        at("last", edges[1]),
+        at("too late", (after + millisecond).isoformat()),
+    )
+    start, end = days(date.fromisoformat(first), date.fromisoformat(last), zone)
+
+    assert mids(start=start, end=end, portable=portable) == ["first", "last"]
+    assert len(rows(PRIVATE, start=start, end=end)) == 1
+
+
+# watermark and superseded versions --------------------------------------------------------------
+
+
+def settled(xid: int) -> int:
+    """The watermark once it has passed xid; writers elsewhere in the cluster may hold it back."""
+    until = time.monotonic() + 20
+    while (mark := watermark()) <= xid:
+        assert time.monotonic() < until, f"{mark} never passed {xid}"
+        time.sleep(0.02)
+    return mark
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rows_that_arrive_after_the_watermark_are_not_in(portable: bool):
+    append(answer(1, mid="before"))
+    mark = settled(StoredEvent.objects.get().xid)
+
+    append(answer(0, mid="after"), answer(2, mid="after too"))
+
+    assert mids(watermark=mark, portable=portable) == ["before"]
+    assert mids(portable=portable) == ["after", "before", "after too"]
+    first = rows(PRIVATE, watermark=mark)[0]
+    assert first["First Seen"] == first["Last Seen"] == "2022-04-01T04:00:01.000Z"
+
+
+def versions(channel: Channel) -> None:
+    """One event in two versions: written at 5, superseded at 9; and one of 7 beside them."""
+    append(answer(0, mid="seed"))
+    bot = Conversation.objects.get(channel=channel)
+    for number, mid, xid, superseded in (
+        (1, "old", 5, 9),
+        (1, "new", 9, None),
+        (2, "other", 7, None),
+    ):
+        read = batch(answer(number)).events[0]
+        StoredEvent.objects.create(
+            channel=channel,
+            conversation=bot,
+            xid=xid,
+            superseded_xid=superseded,
+            occurred_at=read.occurred_at,
+            received_at=RECEIVED_AT,
+            is_answer=True,
+            identity=read.identity.hex(),
+            dialect="telemetry",
+            type="ASSESS",
+            device_id=mid,
+            session_id="",
+            payload={"mid": mid},
+        )
+    StoredEvent.objects.filter(payload__mid="seed").delete()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("mark", "seen"),
+    [
+        (5, []),
+        (6, ["old"]),
+        (7, ["old"]),
+        (8, ["old", "other"]),
+        (9, ["old", "other"]),
+        (10, ["new", "other"]),
+        (2**62, ["new", "other"]),
+    ],
+)
+def test_the_version_that_stood_at_the_watermark_is_in(mark: int, seen: list[str], portable: bool):
+    versions(make_channel())
+
+    assert mids(watermark=mark, portable=portable) == seen
+    assert [row["Device ID"] for row in rows(PRIVATE, watermark=mark)] == seen
+
+
+# private ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_person_is_one_row_with_first_and_last_seen():
+    append(*(answer(n) for n in (5, 1, 9)))
+    append(answer(20, eid="INTERACT"))
+    Conversation.objects.update(name="=Tara")
+    keep(user_name="Asha", phone="+919000000001", consent=True)
+
+    assert rows(PRIVATE) == [
+        {
+            "Conversation ID": CONVERSATION,
+            "Conversation Name": "'=Tara",
+            "Device ID": DEVICE,
+            "User Name": "Asha",
+            "Phone Number": "+919000000001",
+            "First Seen": "2022-04-01T04:00:01.000Z",
+            "Last Seen": "2022-04-01T04:00:20.000Z",
+        }
+    ]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("consent", "phone"),
+    [(True, "+919000000001"), (False, ""), (None, "")],
+    ids=["given", "refused", "unknown"],
+)
+def test_a_phone_is_shown_only_with_consent(consent: bool | None, phone: str):
+    append(answer(1))
+    keep(user_name="Asha", phone="+919000000001", consent=consent)
+
+    assert [(row["User Name"], row["Phone Number"]) for row in rows(PRIVATE)] == [("Asha", phone)]
+
+
+@pytest.mark.django_db
+def test_a_phone_without_consent_is_not_even_opened(monkeypatch: pytest.MonkeyPatch):
+    append(answer(1))
+    keep(phone="+919000000001", consent=False)
+    opened: list[Any] = []
+    monkeypatch.setattr("exhaust.datasets.private.unseal", opened.append)
+
+    assert len(rows(PRIVATE)) == 1
+    assert opened == []
+
+
+@pytest.mark.django_db
+def test_a_participant_of_another_channel_does_not_match():
+    append(answer(1))
+    keep(channel="ORG_002", user_name="Asha", phone="+919000000001", consent=True)
+
+    assert [(row["User Name"], row["Phone Number"]) for row in rows(PRIVATE)] == [("", "")]
+
+
+@pytest.mark.django_db
+def test_who_did_not_converse_in_the_range_is_not_in():
+    append(
+        at("in", "2022-04-01T10:00:00+00:00", context={"did": "in"}),
+        at("out", "2022-04-02T00:00:00+00:00", context={"did": "out"}),
+        at("nobody", "2022-04-01T11:00:00+00:00", context={"did": ""}, actor={"id": ""}),
+    )
+    keep(device_id="registered only", user_name="Asha")
+    start, end = days(date(2022, 4, 1), date(2022, 4, 1), "UTC")
+
+    assert [row["Device ID"] for row in rows(PRIVATE, start=start, end=end)] == ["in"]
+
+
+@pytest.mark.django_db
+def test_people_come_by_first_seen_and_then_bytewise():
+    same = {"ets": STARTED_MS + 1000}
+    append(
+        *(
+            answer(n, context={"did": did}, **same)
+            for n, did in enumerate(["b", "é", "B", "a", "_"])
+        ),
+        answer(9, context={"did": "z"}, ets=STARTED_MS),
+    )
+
+    assert [row["Device ID"] for row in rows(PRIVATE)] == ["z", "B", "_", "a", "b", "é"]
+
+
+@pytest.mark.django_db
+def test_names_and_devices_are_guarded():
+    append(answer(1, context={"did": "=device"}))
+    keep(device_id="=device", user_name="@name", phone="+919000000001", consent=True)
+
+    row = rows(PRIVATE)[0]
+    assert (row["Device ID"], row["User Name"]) == ("'=device", "'@name")
+    assert row["Phone Number"] == "+919000000001"
+
+
+# counting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+@pytest.mark.parametrize(("mark", "count"), [(2**62, 2), (6, 1), (5, 0)])
+def test_a_count_is_the_number_of_rows(dataset: Dataset, mark: int, count: int):
+    versions(make_channel())
+    append(answer(3, eid="INTERACT", context={"did": ""}, actor=None, mid="nobody"))
+
+    sql, params = dataset.count_sql(select(watermark=mark))
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT COUNT(*) FROM ({sql}) counted", params)  # noqa: S608
+        assert cursor.fetchone()[0] == len(rows(dataset, watermark=mark)) == count

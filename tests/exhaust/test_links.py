@@ -1,0 +1,366 @@
+"""Links: what opens, what does not any more, and what they tell."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core import signing
+from django.core.signals import request_finished
+from django.db import close_old_connections
+from django.test import Client
+from django.utils import timezone
+
+from exhaust import links, retention, storage
+from exhaust.models import File, Job, Link
+from tests.exhaust.factories import PRIVATE, RESPONSE, make_finished, stored
+
+pytestmark = pytest.mark.django_db
+OURS = "http://127.0.0.1:8000"
+CONTENT = b"a,b\n1,2\n"
+
+
+def made(**overrides: Any) -> tuple[File, Link, str]:
+    """A finished job's file, its link, and the path that a caller would ask for."""
+    file = make_finished(CONTENT, **overrides).files.get()
+    link = links.current(file)
+    assert link is not None
+    address = links.address(link)
+    assert address.startswith(f"{OURS}/dataset/v1/download/")
+    return file, link, address.removeprefix(OURS)
+
+
+def taken(answer: Any) -> bytes:
+    """The body, and an end to the request that leaves the test its database connection."""
+    content = b"".join(answer)
+    request_finished.disconnect(close_old_connections)
+    answer.close()
+    request_finished.connect(close_old_connections)
+    return content
+
+
+def assert_closed(answer: Any, status: int, words: str) -> None:
+    """Nothing of the file, a sentence in its place, and nothing kept by anybody."""
+    assert answer.status_code == status
+    assert not answer.streaming
+    assert words in answer.content.decode()
+    assert b"1,2" not in answer.content
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+    assert_not_kept(answer)
+
+
+def assert_not_kept(answer: Any) -> None:
+    assert answer["Cache-Control"] == "no-store"
+    assert answer["Referrer-Policy"] == "no-referrer"
+
+
+def uses(link: Link) -> int:
+    link.refresh_from_db()
+    return link.use_count
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+@pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
+def test_a_link_gives_the_file(dataset: str, prefix: str) -> None:
+    # given
+    file, _, path = made(dataset=dataset)
+
+    # when it is opened without any key
+    answer = Client().get(prefix + path)
+
+    # then
+    assert answer.status_code == 200
+    assert taken(answer) == CONTENT
+    assert answer["Content-Type"] == "text/csv; charset=utf-8"
+    assert answer["Content-Length"] == str(len(CONTENT))
+    assert answer["Content-Disposition"] == f'attachment; filename="{file.name}"'
+    assert_not_kept(answer)
+
+
+def test_uses_are_counted() -> None:
+    # given
+    _, link, path = made()
+    _, other, _ = made()
+
+    # when it is opened three times
+    for _ in range(3):
+        assert taken(Client().get(path)) == CONTENT
+
+    # then
+    assert (uses(link), uses(other)) == (3, 0)
+
+
+def test_head_tells_of_the_file_without_it() -> None:
+    # given
+    _, _, path = made()
+
+    # when
+    answer = Client().head(path)
+
+    # then
+    assert answer.status_code == 200
+    assert taken(answer) == b""
+    assert answer["Content-Length"] == str(len(CONTENT))
+    assert_not_kept(answer)
+
+
+def test_looking_is_no_use() -> None:
+    # given a link that a chat previews
+    _, link, path = made()
+
+    # when
+    assert taken(Client().head(path)) == b""
+
+    # then no download was counted
+    assert uses(link) == 0
+
+
+@pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
+def test_other_methods_are_refused(method: str) -> None:
+    # given
+    file, link, path = made()
+
+    # when
+    answer = getattr(Client(), method)(path)
+
+    # then
+    assert answer.status_code == 405
+    assert set(answer["Allow"].split(", ")) == {"GET", "HEAD"}
+    assert uses(link) == 0
+    assert storage.default().size(file.key) == len(CONTENT)
+
+
+def test_every_altered_character_closes_a_link() -> None:
+    # given
+    _, link, path = made()
+    start, _, token = path.rpartition("/")
+
+    # when each character of the token becomes another one
+    for place, character in enumerate(token):
+        other = "A" if character != "A" else "B"
+        answer = Client().get(f"{start}/{token[:place]}{other}{token[place + 1 :]}")
+
+        # then
+        assert_closed(answer, 403, "altered")
+    assert uses(link) == 0
+
+
+@pytest.mark.parametrize(
+    "token", ["x", "1", "1:", ":", "1:abc", "%00", "../1", "1%0a:x", "९:x", "1" * 5000]
+)
+def test_made_up_tokens_open_nothing(token: str) -> None:
+    made()
+    answer = Client().get(f"/dataset/v1/download/{token}")
+    if answer.status_code == 404:  # an address that we do not have
+        assert "/" in token
+    else:
+        assert_closed(answer, 403, "altered")
+
+
+def test_a_signature_of_another_purpose_opens_nothing() -> None:
+    _, link, _ = made()
+    for signer in (signing.Signer(), signing.Signer(salt="exhaust.cursor")):
+        answer = Client().get(f"/dataset/v1/download/{signer.sign(str(link.pk))}")
+        assert_closed(answer, 403, "altered")
+
+
+def test_an_unknown_link_is_gone() -> None:
+    # given a token that we signed, of a link that no row remembers
+    _, link, path = made()
+    link.delete()
+
+    # when / then
+    assert_closed(Client().get(path), 410, "expired")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        lambda link: Link.objects.filter(pk=link.pk).update(expires_at=timezone.now()),
+        lambda link: Link.objects.filter(pk=link.pk).update(revoked_at=timezone.now()),
+        lambda link: File.objects.filter(pk=link.file_id).update(deleted_at=timezone.now()),
+    ],
+    ids=["expired", "revoked", "deleted"],
+)
+@pytest.mark.parametrize("method", ["get", "head"])
+def test_an_ended_link_says_410(ending: Any, method: str) -> None:
+    # given a link that worked, and one beside it
+    _, link, path = made()
+    _, _, other = made()
+    assert taken(Client().get(path)) == CONTENT
+
+    # when it ends
+    ending(link)
+    answer = getattr(Client(), method)(path)
+
+    # then it opens nothing, and is not counted
+    assert answer.status_code == 410
+    assert_not_kept(answer)
+    if method == "get":
+        assert_closed(answer, 410, "expired")
+    assert uses(link) == 1
+    answer = Client().get(other)
+    assert taken(answer) == CONTENT
+
+
+def test_a_file_that_is_not_there_says_410() -> None:
+    # given a file that somebody took away without telling us
+    file, _, path = made()
+    storage.default().delete(file.key)
+
+    # when / then
+    assert_closed(Client().get(path), 410, "deleted")
+
+
+def test_a_link_lives_one_day() -> None:
+    before = timezone.now()
+    _, link, _ = made()
+    assert before + timedelta(days=1) <= link.expires_at <= timezone.now() + timedelta(days=1)
+
+
+def test_a_link_lives_as_long_as_the_setting_says(settings: Any) -> None:
+    settings.EXHAUST_LINK_SECONDS = 90
+    _, link, _ = made()
+    assert 85 < (link.expires_at - timezone.now()).total_seconds() <= 90
+
+
+def test_a_link_does_not_outlive_its_file(settings: Any) -> None:
+    # given a file an hour before its retention ends
+    file, link, _ = made()
+    born = timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS, hours=-1)
+    File.objects.update(created_at=born)
+    Link.objects.all().delete()
+    file = File.objects.get(pk=file.pk)
+
+    # when
+    link = links.current(file)  # type: ignore[assignment]
+
+    # then
+    assert abs((link.expires_at - timezone.now()).total_seconds() - 3600) < 5
+
+
+def test_temporary_credentials_shorten_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given credentials that sign for ten minutes more
+    ends = datetime.now(UTC) + timedelta(minutes=10)
+    monkeypatch.setattr(storage.FolderStorage, "signs_until", lambda _: ends)
+
+    # when
+    _, link, _ = made()
+
+    # then
+    assert link.expires_at == ends
+
+
+def test_lasting_credentials_do_not_lengthen_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = datetime.now(UTC) + timedelta(days=300)
+    monkeypatch.setattr(storage.FolderStorage, "signs_until", lambda _: ends)
+    _, link, _ = made()
+    assert link.expires_at <= timezone.now() + timedelta(days=1)
+
+
+def test_a_public_link_is_the_buckets_and_a_private_one_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a storage that signs
+    asked: list[tuple[str, str, str, datetime]] = []
+
+    def sign(_: Any, key: str, name: str, content_type: str, until: datetime) -> str:
+        asked.append((key, name, content_type, until))
+        return f"https://bucket.example/{key}?signed"
+
+    public, private = make_finished().files.get(), make_finished(dataset=PRIVATE).files.get()
+    monkeypatch.setattr(storage.FolderStorage, "sign", sign)
+    opened = [links.current(public), links.current(private)]
+    assert opened[0] is not None
+    assert opened[1] is not None
+
+    # when
+    addresses = [links.address(link) for link in opened if link]
+
+    # then only the response file's address is the bucket's, for the life of the link
+    assert addresses[0] == f"https://bucket.example/{public.key}?signed"
+    assert addresses[1].startswith(f"{OURS}/dataset/v1/download/")
+    assert asked == [(public.key, public.name, public.content_type, opened[0].expires_at)]
+
+    # and ours hops to the bucket for two minutes
+    answer = Client().get(addresses[1].removeprefix(OURS))
+    assert (answer.status_code, answer["Location"]) == (
+        302,
+        f"https://bucket.example/{private.key}?signed",
+    )
+    assert_not_kept(answer)
+    assert len(asked) == 2
+    assert 115 < (asked[1][3] - timezone.now()).total_seconds() <= 120
+
+
+def test_no_address_is_kept() -> None:
+    _, _, path = made()
+    token = path.rpartition("/")[2]
+    for model in (Job, File, Link):
+        for row in model.objects.values():
+            assert token not in str(row)
+
+
+# Retention ------------------------------------------------------------------------------------
+
+
+def age(file: File, **span: float) -> None:
+    File.objects.filter(pk=file.pk).update(created_at=timezone.now() - timedelta(**span))
+
+
+def test_retention_deletes_what_is_past_it(files: Path, settings: Any, asker: Client) -> None:
+    # given a file past its thirty days, and one a minute before
+    settings.EXHAUST_RETENTION_DAYS = 30
+    old, old_link, old_path = made()
+    young, _, young_path = made()
+    age(old, days=30, minutes=1)
+    age(young, days=30, minutes=-1)
+
+    # when / then it is one, and only once
+    assert retention.delete_expired() == 1
+    assert retention.delete_expired() == 0
+    assert stored(files) == [young.key]
+    assert_closed(Client().get(old_path), 410, "expired")
+    answer = Client().get(young_path)
+    assert taken(answer) == CONTENT
+
+    # and its job says so, without a link
+    job = old.job
+    shown = asker.get(f"/dataset/v1/request/read/{job.tag}", {"requestId": job.request_id}).json()[
+        "result"
+    ]
+    assert (shown["status"], shown["downloadUrls"], shown["expiresAt"]) == ("SUCCESS", [], 0)
+    assert [file["deleted"] for file in shown["files"]] == [True]
+    assert shown["files"][0]["sha256"] == old.sha256
+    assert Link.objects.filter(file=old).count() == 1
+    assert uses(old_link) == 0
+
+
+def test_retention_goes_on_after_a_storage_failure(
+    files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given two old files, of which the storage refuses to delete the first
+    first, _, _ = made()
+    second, _, _ = made()
+    age(first, days=40)
+    age(second, days=40)
+    delete = storage.FolderStorage.delete
+
+    def refuses(self: Any, key: str) -> None:
+        if key == first.key:
+            raise storage.StorageError("down")
+        delete(self, key)
+
+    monkeypatch.setattr(storage.FolderStorage, "delete", refuses)
+
+    # when
+    assert retention.delete_expired() == 1
+
+    # then the other is gone, this one is not said to be, and the next night tries again
+    first.refresh_from_db()
+    second.refresh_from_db()
+    assert (first.deleted_at is None, second.deleted_at is None) == (True, False)
+    assert "file.not_deleted" in caplog.text
+    monkeypatch.setattr(storage.FolderStorage, "delete", delete)
+    assert retention.delete_expired() == 1
+    assert stored(files) == []

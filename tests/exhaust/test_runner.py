@@ -1,0 +1,554 @@
+"""One attempt at a job: what it leaves when it succeeds, fails, or is overtaken."""
+
+import csv
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection, connections
+from django.utils import timezone
+
+from exhaust import jobs, runner, storage, writer
+from exhaust.models import File, Job
+from tests.conftest import make_channel
+from tests.exhaust.factories import (
+    BOT,
+    CONFIG,
+    PRIVATE,
+    answer,
+    make_job,
+    row_of,
+    send,
+    stored,
+)
+
+# a watermark passes only what is committed
+pytestmark = pytest.mark.django_db(transaction=True)
+HEADER = (
+    b"Message ID,Conversation ID,Conversation Name,Device ID,Session ID,Question Id,"
+    b"Question Type,Question Title,Question Description,Question Duration,Question Score,"
+    b"Question Max Score,Question Options,Question Response,X Path,Eof,Timestamp\n"
+)
+Blocks = Callable[..., Iterator[bytes | bytearray]]
+
+
+def claim(job: Job) -> Job:
+    jobs.hasten(job)
+    claimed = jobs.claim(job.pk)
+    assert claimed is not None
+    return claimed
+
+
+def lapse(job: Job) -> None:
+    Job.objects.filter(pk=job.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
+
+
+def take_over(job: Job) -> Job:
+    """Another worker's claim, as seen when this one's lease has lapsed."""
+    lapse(job)
+    heir = jobs.claim(job.pk)
+    assert heir is not None
+    return heir
+
+
+def during_rows(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Something happens after the rows were read and before the stream ends."""
+    made: Blocks = writer.blocks
+
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[bytes | bytearray]:
+        yield from made(*args, **kwargs)
+        act()
+        yield b"one more block\n"
+
+    monkeypatch.setattr(writer, "blocks", interrupted)
+
+
+def test_success_publishes_what_was_stored(files: Path) -> None:
+    # given three answers in the range, one outside of it, and one of another channel
+    send(answer(1), answer(2), answer(3), answer(60 * 24 * 60))
+    send(answer(4), channel="ORG_002")
+    job = claim(make_job())
+
+    # when
+    assert runner.run(job)
+
+    # then the row says what the stored file is
+    after = row_of(job)
+    assert (after["status"], after["status_message"]) == ("SUCCESS", "")
+    assert (after["rows_done"], after["rows_estimated"], after["attempt"]) == (3, 3, 1)
+    file = File.objects.get()
+    assert stored(files) == [file.key]
+    content = (files / file.key).read_bytes()
+    assert (file.row_count, file.byte_count) == (3, len(content))
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
+    assert content.startswith(HEADER)
+    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    assert [row[0] for row in rows] == ["Message ID", "ASSESS:1", "ASSESS:2", "ASSESS:3"]
+    assert rows[1][13] == '[{"ans1": "because 1"}]'
+
+
+def test_the_key_holds_no_byte_of_the_callers(files: Path) -> None:
+    # given a job whose every word is the caller's
+    config = {**CONFIG, "conversationId": "../../etc/cron.d/x"}
+    job = claim(make_job(tag="tag-of-caller", requested_by="../root", config=config))
+
+    # when
+    assert runner.run(job)
+
+    # then the name of a download has them, the key has not
+    file = File.objects.get()
+    area, number, name = file.key.split("/")
+    assert (area, number) == ("response", str(job.pk))
+    assert name.startswith("1-")
+    assert len(name) == len("1-") + 32 + len(".csv")
+    assert file.name == f"../../etc/cron.d/x_response_{timezone.now():%Y%m%d}.csv"
+    assert stored(files) == [file.key]
+
+
+def test_private_files_lie_apart(files: Path) -> None:
+    send(answer(1))
+    job = claim(make_job(dataset=PRIVATE))
+
+    assert runner.run(job)
+
+    file = File.objects.get()
+    assert file.key.startswith(f"private/{job.pk}/1-")
+    assert file.name == f"{BOT}_userinfo_{timezone.now():%Y%m%d}.csv"
+    assert file.row_count == 1
+
+
+def test_an_empty_answer_is_a_file_with_a_header(files: Path) -> None:
+    # given a conversation with no answer in the range
+    send(answer(60 * 24 * 60))
+    job = claim(make_job())
+
+    # when
+    assert runner.run(job)
+
+    # then
+    after = row_of(job)
+    assert (after["status"], after["rows_done"]) == ("SUCCESS", 0)
+    assert after["status_message"] == (
+        "Nothing was found in these dates; the file holds only its header."
+    )
+    file = File.objects.get()
+    assert (file.row_count, file.byte_count) == (0, len(HEADER))
+    assert (files / file.key).read_bytes() == HEADER
+
+
+def test_an_unknown_conversation_is_told(files: Path) -> None:
+    # given a conversation that only another channel has
+    send(answer(1), channel="ORG_002")
+    job = claim(make_job())
+
+    # when
+    assert runner.run(job)
+
+    # then nothing of it is seen
+    after = row_of(job)
+    assert (after["status"], after["rows_done"]) == ("SUCCESS", 0)
+    assert after["status_message"] == (
+        "This channel has no conversation with this id; the file holds only its header."
+    )
+    assert (files / File.objects.get().key).read_bytes() == HEADER
+
+
+def test_a_storage_failure_leads_back_to_submitted(
+    files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a storage that cannot take anything: a file lies where its folder should
+    send(answer(1))
+    job = claim(make_job())
+    files.parent.mkdir(exist_ok=True)
+    files.write_text("in the way")
+
+    # when
+    assert not runner.run(job)
+
+    # then the job waits for its next attempt, with the reason
+    after = row_of(job)
+    assert (after["status"], after["attempt"]) == ("SUBMITTED", 1)
+    assert after["status_message"] == "The file could not be stored."
+    assert after["due_at"] > timezone.now()
+    assert File.objects.count() == 0
+    assert "job.storage_failed" in caplog.text
+
+    # and the next one succeeds
+    files.unlink()
+    assert runner.run(claim(job))
+    assert File.objects.count() == 1
+
+
+def test_a_file_shorter_than_what_was_sent_is_not_published(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a storage that loses the last byte
+    put = storage.FolderStorage.put
+
+    def loses(self: storage.FolderStorage, key: str, stream: Any, content_type: str) -> None:
+        put(self, key, stream, content_type)
+        path = files / key
+        path.write_bytes(path.read_bytes()[:-1])
+
+    monkeypatch.setattr(storage.FolderStorage, "put", loses)
+    job = claim(make_job())
+
+    # when
+    assert not runner.run(job)
+
+    # then nothing of it is left
+    assert row_of(job)["status_message"] == "The file could not be stored."
+    assert File.objects.count() == 0
+    assert stored(files) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a row is broken"), ValueError("no number")])
+def test_an_error_among_the_rows_leaves_nothing(
+    error: Exception,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # given an error after some bytes were already taken
+    def broken() -> None:
+        assert [name for name in stored(files) if ".part-" in name]
+        raise error
+
+    send(answer(1))
+    job = claim(make_job())
+    during_rows(monkeypatch, broken)
+
+    # when
+    assert not runner.run(job)
+
+    # then no file and no draft of it is left, and the message is not the cause
+    assert stored(files) == []
+    assert File.objects.count() == 0
+    after = row_of(job)
+    assert (after["status"], after["attempt"]) == ("SUBMITTED", 1)
+    assert after["status_message"] == (
+        "The file could not be made; the cause is in the service's log."
+    )
+    assert str(error) in caplog.text
+
+
+def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given rows of several blocks, and an error while the database still has some to give
+    send(*(answer(number, "x" * 1000) for number in range(600)))
+    job = claim(make_job())
+    made: Blocks = writer.blocks
+    seen: list[int] = []
+
+    def broken(*args: Any, **kwargs: Any) -> Iterator[bytes | bytearray]:
+        for block in made(*args, **kwargs):
+            seen.append(len(block))
+            if len(seen) == 3:
+                raise RuntimeError
+            yield block
+
+    monkeypatch.setattr(writer, "blocks", broken)
+
+    # when
+    assert not runner.run(job)
+
+    # then nothing is left, and the same worker's next attempt makes the whole file
+    assert len(seen) == 3
+    assert row_of(job)["status"] == "SUBMITTED"
+    assert stored(files) == []
+    monkeypatch.setattr(writer, "blocks", made)
+    assert runner.run(claim(job))
+    file = File.objects.get()
+    assert file.row_count == 600
+    assert (files / file.key).read_bytes().count(b"\n") == 601
+
+
+def test_three_errors_and_the_job_has_failed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Iterator[bytes]:
+        raise RuntimeError
+
+    monkeypatch.setattr(writer, "blocks", broken)
+    job = make_job()
+
+    for _ in range(3):
+        assert not runner.run(claim(job))
+
+    assert (row_of(job)["status"], row_of(job)["attempt"]) == ("FAILED", 3)
+    assert stored(files) == []
+
+
+def test_a_broken_connection_among_the_rows_is_survived(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an attempt whose database connection goes away
+    def breaks() -> None:
+        connection.close()
+        raise RuntimeError
+
+    send(answer(1))
+    job = claim(make_job())
+    during_rows(monkeypatch, breaks)
+
+    # when / then the failure is still written down
+    assert not runner.run(job)
+    assert row_of(job)["status"] == "SUBMITTED"
+    assert stored(files) == []
+
+
+@pytest.mark.parametrize("moment", ["before the rows", "among the rows", "after the last byte"])
+def test_an_overtaken_attempt_leaves_no_trace(
+    moment: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an attempt that another worker overtakes
+    send(answer(1), answer(2))
+    job = claim(make_job())
+    heirs: list[Job] = []
+    if moment == "before the rows":
+        heirs.append(take_over(job))
+    elif moment == "among the rows":
+        during_rows(monkeypatch, lambda: heirs.append(take_over(job)))
+    else:
+        put = storage.FolderStorage.put
+
+        def overtaken(self: Any, key: str, stream: Any, content_type: str) -> None:
+            put(self, key, stream, content_type)
+            heirs.append(take_over(job))
+
+        monkeypatch.setattr(storage.FolderStorage, "put", overtaken)
+
+    # when
+    assert not runner.run(job)
+
+    # then it published nothing, its object is gone, and the heir's claim stands
+    (heir,) = heirs
+    assert File.objects.count() == 0
+    assert stored(files) == []
+    after = row_of(job)
+    assert (after["status"], after["attempt"]) == ("PROCESSING", 2)
+    assert after["status_message"] == ""
+
+    # and the heir makes the file
+    monkeypatch.undo()
+    storage.default.cache_clear()
+    assert runner.run(heir)
+    assert File.objects.count() == 1
+
+
+def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an attempt that is overtaken, and the heir is done before it wakes up
+    send(answer(1))
+    job = claim(make_job())
+    put = storage.FolderStorage.put
+    slept: list[str] = []
+
+    def asleep(self: Any, key: str, stream: Any, content_type: str) -> None:
+        put(self, key, stream, content_type)
+        if not slept:
+            slept.append(key)
+            assert runner.run(take_over(job))
+
+    monkeypatch.setattr(storage.FolderStorage, "put", asleep)
+
+    # when
+    assert not runner.run(job)
+
+    # then the heir's file stands alone
+    file = File.objects.get()
+    assert file.key.startswith(f"response/{job.pk}/2-")
+    assert stored(files) == [file.key]
+    assert row_of(job)["status"] == "SUCCESS"
+
+
+def test_two_attempts_make_the_same_bytes_though_events_arrived(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an attempt that made all its rows and failed at the last moment
+    send(answer(1), answer(2))
+    job = claim(make_job())
+    made: list[bytes] = []
+    put = storage.FolderStorage.put
+
+    def fails(self: Any, key: str, stream: Any, content_type: str) -> None:
+        put(self, key, stream, content_type)
+        made.append((files / key).read_bytes())
+        if len(made) == 1:
+            self.delete(key)
+            raise storage.StorageError("down")
+
+    monkeypatch.setattr(storage.FolderStorage, "put", fails)
+    assert not runner.run(job)
+    watermark = row_of(job)["watermark"]
+    assert watermark is not None
+
+    # when events arrive, in the range and between the others, and it runs again
+    send(answer(0), answer(3))
+    assert runner.run(claim(job))
+
+    # then they are not in the file
+    assert made[0] == made[1]
+    assert made[0].count(b"\n") == 3
+    assert row_of(job)["watermark"] == watermark
+    assert File.objects.get().row_count == 2
+
+
+def test_another_request_sees_what_arrived_since(files: Path) -> None:
+    # given a file of one answer
+    send(answer(1))
+    assert runner.run(claim(make_job()))
+
+    # when one more arrives and it is asked again
+    send(answer(2))
+    assert runner.run(claim(make_job()))
+
+    # then
+    assert list(File.objects.order_by("id").values_list("row_count", flat=True)) == [1, 2]
+
+
+def test_a_failed_job_sent_again_sees_what_arrived_since(files: Path) -> None:
+    # given a job that failed for ever before an event came
+    send(answer(1))
+    job = claim(make_job())
+    assert jobs.mark(job, 1, 0)
+    assert jobs.fail(job, "cause", permanent=True)
+    send(answer(2))
+
+    # when it is sent again and runs
+    assert jobs.resubmit(job)
+    assert runner.run(claim(job))
+
+    # then its file has both
+    assert File.objects.get().row_count == 2
+
+
+def test_a_dataset_that_is_gone_fails_for_ever(files: Path) -> None:
+    # given
+    job = claim(make_job(dataset="no-more"))
+
+    # when
+    assert not runner.run(job)
+
+    # then it is not tried again
+    after = row_of(job)
+    assert (after["status"], after["attempt"]) == ("FAILED", 1)
+    assert after["status_message"] == "There is no dataset no-more any more."
+    assert stored(files) == []
+
+
+def test_the_heartbeat_renews_from_its_own_connection(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given rows that are slow, and a lease that would lapse before they are done
+    monkeypatch.setattr(runner, "TICK_SECONDS", 0.05)
+    beats: list[tuple[str, int]] = []
+    renew = jobs.renew
+
+    def heard(job: Job, rows: int) -> bool:
+        beats.append((threading.current_thread().name, rows))
+        return renew(job, rows)
+
+    monkeypatch.setattr(jobs, "renew", heard)
+    send(answer(1), answer(2))
+    job = claim(make_job())
+
+    def wait_for_a_beat() -> None:
+        lapse(job)  # by hand: no test waits for thirty seconds
+        seen = len(beats)
+        until = time.monotonic() + 5
+        while len(beats) < seen + 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        after = row_of(job)
+        assert after["lease_until"] > timezone.now() + timedelta(seconds=20)
+        assert after["rows_done"] == 2
+        assert jobs.claim(job.pk) is None
+
+    during_rows(monkeypatch, wait_for_a_beat)
+
+    # when / then the lease was renewed while the rows were on their way
+    assert runner.run(job)
+    assert {name for name, _ in beats} == {f"lease-{job.pk}"}
+    assert beats[-1][1] == 2
+    assert threading.current_thread().name != f"lease-{job.pk}"
+    assert f"lease-{job.pk}" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_heartbeat_tells_of_a_lost_lease(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given slow rows, during which another worker takes over
+    monkeypatch.setattr(runner, "TICK_SECONDS", 0.05)
+    send(answer(1))
+    job = claim(make_job())
+    further: list[str] = []
+
+    def blocks(*_: Any, **__: Any) -> Iterator[bytes]:
+        yield b"header\n"
+        take_over(job)
+        time.sleep(0.5)
+        yield b"row\n"
+        further.append("asked for more although the lease was gone")
+        yield b"row\n"
+
+    monkeypatch.setattr(writer, "blocks", blocks)
+
+    # when
+    assert not runner.run(job)
+
+    # then the work stopped at the next block, and left nothing
+    assert further == []
+    assert stored(files) == []
+    assert (row_of(job)["status"], row_of(job)["attempt"]) == ("PROCESSING", 2)
+
+
+def test_a_heartbeat_that_cannot_reach_the_database_ends_the_work(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given renewals that fail for longer than a lease lasts
+    def down(*_: Any) -> bool:
+        raise OperationalError("the server is gone")
+
+    monkeypatch.setattr(runner, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(jobs, "LEASE", timedelta(seconds=0.3))
+    monkeypatch.setattr(jobs, "renew", down)
+    send(answer(1))
+    job = claim(make_job())
+    during_rows(monkeypatch, lambda: time.sleep(0.5))
+
+    # when
+    assert not runner.run(job)
+
+    # then nothing was published or left, and nothing claimed to be failed
+    assert File.objects.count() == 0
+    assert stored(files) == []
+    assert row_of(job)["status"] == "PROCESSING"
+
+
+def test_two_datasets_of_one_channel_at_once(files: Path) -> None:
+    # given two claimed jobs
+    send(answer(1))
+    claimed = [claim(make_job()), claim(make_job(dataset=PRIVATE))]
+    done: list[bool] = []
+
+    def work(job: Job) -> None:
+        try:
+            done.append(runner.run(job))
+        finally:
+            connections.close_all()
+
+    # when two workers make them at the same time
+    threads = [threading.Thread(target=work, args=(job,)) for job in claimed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    # then both are done
+    assert done == [True, True]
+    assert sorted(key.partition("/")[0] for key in stored(files)) == ["private", "response"]
+    assert make_channel().pk == claimed[0].channel_id

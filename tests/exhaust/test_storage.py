@@ -1,0 +1,593 @@
+"""One suite that every place for files passes; what only a real bucket shows, at its end."""
+
+import http.client
+import io
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.message import Message
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit, urlunsplit
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
+from django.test import Client
+from moto import mock_aws
+
+from exhaust import jobs, runner, storage
+from exhaust.models import File, Link
+from exhaust.storage import FolderStorage, S3Storage, Storage, StorageError
+from exhaust.writer import Stream
+from tests import s3server
+from tests.exhaust.factories import PRIVATE, answer, make_job, send, stored
+
+CSV = "text/csv; charset=utf-8"
+MIB = 1024 * 1024
+BUCKET = "exhaust-test"
+
+
+@dataclass
+class Place:
+    """A storage, and what really lies in it."""
+
+    storage: Storage
+    left: Callable[[], list[str]]  # every object, draft and unfinished upload
+    client: Any = None
+
+
+def bucket(client: Any) -> Callable[[], list[str]]:
+    def left() -> list[str]:
+        objects = client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
+        uploads = client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+        return [found["Key"] for found in objects] + [f"upload {u['Key']}" for u in uploads]
+
+    return left
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server, for all tests that need one."""
+    with s3server.running(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def served(s3_endpoint: str) -> Iterator[Place]:
+    """The real server behind one client: making a client takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", s3server.ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", s3server.SECRET_KEY)
+        client = boto3.client(
+            "s3",
+            endpoint_url=s3_endpoint,
+            region_name=s3server.REGION,
+            config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
+        )
+        made = S3Storage(BUCKET, s3_endpoint, s3_endpoint, s3server.REGION)
+        client.create_bucket(Bucket=BUCKET)
+    yield Place(made, bucket(client), client)
+    client.close()
+
+
+@pytest.fixture
+def s3(served: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """The real server with an empty bucket, its keys in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3server.ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3server.SECRET_KEY)
+    assert served.left() == []
+    yield served
+    for name in served.left():
+        served.client.delete_object(Bucket=BUCKET, Key=name)
+
+
+@pytest.fixture(scope="session")
+def mocked() -> Place:
+    """boto3 with moto behind it, where signatures count for nothing."""
+    with pytest.MonkeyPatch.context() as patch, mock_aws():
+        patch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
+        client = boto3.client("s3", region_name="us-east-1")
+        return Place(S3Storage(BUCKET, "", "", "us-east-1"), bucket(client), client)
+
+
+@pytest.fixture
+def moto(mocked: Place) -> Iterator[Place]:
+    with mock_aws():
+        mocked.client.create_bucket(Bucket=BUCKET)
+        yield mocked
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Place:
+    root = tmp_path / "place"
+    return Place(FolderStorage(root), lambda: stored(root) if root.exists() else [])
+
+
+@pytest.fixture(params=["folder", "moto", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest) -> Place:
+    found: Place = request.getfixturevalue(request.param)
+    return found
+
+
+def stream(*blocks: bytes) -> Any:
+    """What the runner hands over: it cannot be rewound."""
+    return Stream(iter(blocks))
+
+
+def content(place: Place, key: str) -> bytes:
+    opened = place.storage.open(key)
+    try:
+        return opened.read()
+    finally:
+        opened.close()
+
+
+# Every storage --------------------------------------------------------------------------------
+
+
+def test_put_open_size_delete(place: Place) -> None:
+    # given a stored file
+    place.storage.put("response/1/1-ab.csv", stream(b"a,b\n", "नमस्ते,2\n".encode()), CSV)
+
+    # when / then it is what was put
+    expected = "a,b\nनमस्ते,2\n".encode()
+    assert content(place, "response/1/1-ab.csv") == expected
+    assert place.storage.size("response/1/1-ab.csv") == len(expected)
+    assert place.left() == ["response/1/1-ab.csv"]
+
+    # and once deleted it is not there
+    place.storage.delete("response/1/1-ab.csv")
+    assert place.left() == []
+    with pytest.raises(FileNotFoundError):
+        place.storage.open("response/1/1-ab.csv")
+
+
+def test_what_is_missing(place: Place) -> None:
+    # given a neighbour that must stay
+    place.storage.put("a/1.csv", stream(b"x"), CSV)
+
+    # when / then
+    with pytest.raises(FileNotFoundError):
+        place.storage.open("a/2.csv")
+    with pytest.raises(FileNotFoundError):
+        place.storage.size("a/2.csv")
+    place.storage.delete("a/2.csv")
+    place.storage.delete("never/there.csv")
+    assert place.left() == ["a/1.csv"]
+
+
+def test_an_empty_stream_is_an_empty_file(place: Place) -> None:
+    place.storage.put("a.csv", stream(), CSV)
+
+    assert place.storage.size("a.csv") == 0
+    assert content(place, "a.csv") == b""
+    assert place.left() == ["a.csv"]
+
+
+def test_a_second_put_replaces(place: Place) -> None:
+    place.storage.put("a.csv", stream(b"first and longer"), CSV)
+    place.storage.put("a.csv", stream(b"second"), CSV)
+
+    assert content(place, "a.csv") == b"second"
+    assert place.left() == ["a.csv"]
+
+
+def test_a_long_file_goes_in_parts(place: Place) -> None:
+    # given 20 MiB and a bit, no block of which is like another
+    blocks = [bytes([number]) * MIB for number in range(20)] + [b"the end"]
+
+    # when
+    sent = stream(*blocks)
+    place.storage.put("long.csv", sent, CSV)
+
+    # then all of it is there, in its order
+    assert place.storage.size("long.csv") == sent.byte_count == 20 * MIB + 7
+    assert content(place, "long.csv") == b"".join(blocks)
+    assert place.left() == ["long.csv"]
+    if place.client is not None:
+        tag = place.client.head_object(Bucket=BUCKET, Key="long.csv")["ETag"]
+        assert tag.strip('"').endswith("-3")  # three parts
+
+
+class OurError(Exception):
+    """What a dataset may raise."""
+
+
+@pytest.mark.parametrize("before", [0, 1, 9 * MIB])
+def test_an_error_of_the_stream_leaves_nothing(place: Place, before: int) -> None:
+    # given a stream that breaks off, before or after a part was sent
+    def breaks() -> Iterator[bytes]:
+        yield b"x" * before
+        raise OurError("row 7")
+
+    # when / then the error passes through, and nothing is left
+    with pytest.raises(OurError, match="row 7"):
+        place.storage.put("a/broken.csv", Stream(breaks()), CSV)
+    assert place.left() == []
+    with pytest.raises(FileNotFoundError):
+        place.storage.size("a/broken.csv")
+
+
+def test_a_broken_second_put_leaves_the_first(place: Place) -> None:
+    def breaks() -> Iterator[bytes]:
+        yield b"y" * 9 * MIB
+        raise OurError
+
+    place.storage.put("a.csv", stream(b"first"), CSV)
+    with pytest.raises(OurError):
+        place.storage.put("a.csv", Stream(breaks()), CSV)
+
+    assert content(place, "a.csv") == b"first"
+    assert place.left() == ["a.csv"]
+
+
+# Names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("bot_response_20220401.csv", "bot_response_20220401.csv"),
+        ('a"b.csv', "a_b.csv"),
+        ("a\\b.csv", "a_b.csv"),
+        ("a\r\nSet-Cookie: x=1.csv", "a__Set-Cookie: x=1.csv"),
+        ("a\nb\x00c\x7f.csv", "a_b_c_.csv"),
+        ("invoice\u202efdp.csv", "invoice_fdp.csv"),
+        ("नमस्ते.csv", "______.csv"),
+        ("emoji😀.csv", "emoji_.csv"),
+        ("100%41.csv", "100_41.csv"),
+        ("a;b,c'd.csv", "a;b,c'd.csv"),
+        ("../../etc/passwd", "../../etc/passwd"),
+    ],
+)
+def test_names_in_content_disposition(name: str, plain: str) -> None:
+    # when
+    said = storage.disposition(name)
+
+    # then it is one line of plain ASCII that says the name twice where it must
+    assert said.isascii()
+    assert said.isprintable()
+    message = Message()
+    message["Content-Disposition"] = said
+    match = re.fullmatch(
+        r'attachment; filename="([^"]*)"(; filename\*=UTF-8\'\'([\w.~%-]+))?', said
+    )
+    assert match is not None
+    assert match[1] == plain
+    if name == plain:
+        assert match[2] is None
+        assert message.get_filename() == name
+    else:
+        assert unquote(match[3]) == name
+
+
+# A folder -------------------------------------------------------------------------------------
+
+
+def test_a_folder_signs_nothing(folder: Place) -> None:
+    until = datetime.now(UTC) + timedelta(days=1)
+    assert folder.storage.sign("a.csv", "a.csv", CSV, until) is None
+    assert folder.storage.signs_until() is None
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    # given a file where the folder should be
+    (tmp_path / "place").write_text("in the way")
+
+    # when / then
+    with pytest.raises(StorageError, match="folder: "):
+        FolderStorage(tmp_path / "place").put("a/b.csv", stream(b"x"), CSV)
+    assert stored(tmp_path) == ["place"]
+
+
+# A bucket -------------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_is_not_there_is_a_storage_error(moto: Place) -> None:
+    # given
+    gone = S3Storage("no-such-bucket", "", "", "us-east-1")
+
+    # when / then
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        gone.put("a.csv", stream(b"x"), CSV)
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        gone.put("a.csv", stream(b"x" * 9 * MIB), CSV)
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        gone.open("a.csv")
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        gone.delete("a.csv")
+    assert moto.left() == []
+
+
+def test_a_signed_address_is_version_four_and_ends_in_time(moto: Place) -> None:
+    # when
+    until = datetime.now(UTC) + timedelta(seconds=600)
+    address = moto.storage.sign("response/1/a.csv", "नाम.csv", CSV, until)
+
+    # then
+    assert address is not None
+    query = parse_qs(urlsplit(address).query)
+    assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+    assert 598 <= int(query["X-Amz-Expires"][0]) <= 600
+    assert query["response-content-disposition"] == [storage.disposition("नाम.csv")]
+    assert query["response-content-type"] == [CSV]
+
+
+@pytest.mark.parametrize("seconds", [-86_400, -1, 0])
+def test_nothing_is_signed_for_the_past(moto: Place, seconds: int) -> None:
+    until = datetime.now(UTC) + timedelta(seconds=seconds)
+    assert moto.storage.sign("a.csv", "a.csv", CSV, until) is None
+
+
+def test_links_carry_the_public_host(moto: Place) -> None:
+    # given a bucket that callers reach under another name
+    inner, outer = "http://127.0.0.1:9", "https://files.example.org"
+    place = S3Storage(BUCKET, inner, outer, "us-east-1")
+
+    # when
+    address = place.sign("a/b.csv", "b.csv", CSV, datetime.now(UTC) + timedelta(hours=1))
+
+    # then
+    assert address is not None
+    assert address.startswith(f"https://files.example.org/{BUCKET}/a/b.csv?")
+
+
+def test_lasting_credentials_sign_for_ever(moto: Place) -> None:
+    assert moto.storage.signs_until() is None
+
+
+def temporary(ends: datetime, later: datetime) -> tuple[S3Storage, list[datetime]]:
+    """A storage with credentials that end, and that may be had again until `later`; and when
+    they were."""
+    asked: list[datetime] = []
+
+    def again() -> dict[str, str]:
+        asked.append(later)
+        return {
+            "access_key": "ASIANEW",
+            "secret_key": "new",
+            "token": "token",
+            "expiry_time": later.isoformat(),
+        }
+
+    place = S3Storage(BUCKET, "", "", "us-east-1")
+    held = RefreshableCredentials("ASIAOLD", "old", "token", ends, again, "test")
+    place._session._session._credentials = held
+    return place, asked
+
+
+def test_temporary_credentials_end_a_minute_early() -> None:
+    # given credentials that have hours to go
+    ends = datetime.now(UTC) + timedelta(hours=5)
+    place, asked = temporary(ends, ends + timedelta(hours=6))
+
+    # when / then
+    assert place.signs_until() == ends - timedelta(seconds=60)
+    assert asked == []
+
+
+def test_temporary_credentials_that_ended_are_had_again() -> None:
+    # given a process that signed nothing for longer than its credentials lasted
+    now = datetime.now(UTC)
+    place, asked = temporary(now - timedelta(minutes=1), now + timedelta(hours=6))
+
+    # when it is asked how long it can sign
+    ends = place.signs_until()
+
+    # then it speaks of the credentials that it would sign with
+    assert ends is not None
+    assert ends > now + timedelta(hours=5)
+    assert len(asked) == 1
+
+
+def test_signing_without_credentials_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that was given no credentials
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    place = S3Storage(BUCKET, "", "", "us-east-1")
+
+    # when / then no foreign error comes out
+    with pytest.raises(StorageError):
+        place.sign("a.csv", "a.csv", CSV, datetime.now(UTC) + timedelta(hours=1))
+
+
+# A real server: signatures count --------------------------------------------------------------
+
+
+def get(address: str, method: str = "GET") -> tuple[int, http.client.HTTPMessage, bytes]:
+    url = urlsplit(address)
+    connection = http.client.HTTPConnection(url.netloc, timeout=10)
+    try:
+        connection.request(method, f"{url.path}?{url.query}")
+        answered = connection.getresponse()
+        return answered.status, answered.headers, answered.read()
+    finally:
+        connection.close()
+
+
+def signed(place: Place, seconds: float = 600, name: str = "bot_response.csv") -> str:
+    place.storage.put("response/1/a.csv", stream(b"a,b\n1,2\n"), CSV)
+    until = datetime.now(UTC) + timedelta(seconds=seconds)
+    address = place.storage.sign("response/1/a.csv", name, CSV, until)
+    assert address is not None
+    return address
+
+
+def altered(address: str, **changes: str) -> str:
+    url = urlsplit(address)
+    query = {name: values[0] for name, values in parse_qs(url.query).items()}
+    assert set(changes) <= set(query)
+    return urlunsplit(url._replace(query=urlencode({**query, **changes})))
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("name", ["bot_response.csv", "नाम.csv", 'a"b\n.csv', "a\u202eb.csv"])
+def test_s3_gives_the_file_under_its_name(s3: Place, name: str) -> None:
+    # when
+    status, headers, sent = get(signed(s3, name=name))
+
+    # then
+    assert (status, sent) == (200, b"a,b\n1,2\n")
+    assert headers["Content-Disposition"] == storage.disposition(name)
+    assert headers["Content-Type"] == CSV
+
+
+@pytest.mark.s3
+def test_s3_refuses_what_was_altered(s3: Place) -> None:
+    # given a link that works
+    address = signed(s3)
+    assert get(altered(address))[0] == 200
+    signature = parse_qs(urlsplit(address).query)["X-Amz-Signature"][0]
+    other = ("0" if signature[0] != "0" else "1") + signature[1:]
+
+    # when / then
+    for changed in (
+        altered(address, **{"X-Amz-Signature": other}),
+        altered(address, **{"X-Amz-Expires": "604800"}),
+        altered(address, **{"response-content-disposition": "inline"}),
+        altered(address, **{"X-Amz-Date": "20220101T000000Z"}),
+        address.replace("/a.csv?", "/b.csv?"),
+    ):
+        status, _, sent = get(changed)
+        assert status == 403
+        assert b"1,2" not in sent
+
+
+@pytest.mark.s3
+def test_s3_refuses_an_expired_link(s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a link of two seconds
+    address = signed(s3, seconds=2.5)
+    assert get(address)[0] == 200
+
+    # when they are over
+    until = time.monotonic() + 8
+    while (status := get(address)[0]) == 200 and time.monotonic() < until:
+        time.sleep(0.2)
+
+    # then
+    assert status == 403
+
+
+@pytest.mark.s3
+def test_s3_gives_nothing_without_a_signature(s3: Place) -> None:
+    assert get(signed(s3).partition("?")[0])[0] in {400, 401, 403}
+
+
+@pytest.fixture
+def in_s3(s3: Place, s3_endpoint: str, settings: Any, files: Path) -> Place:
+    """The installation's own storage is the real server."""
+    settings.S3_BUCKET = BUCKET
+    settings.S3_ENDPOINT_URL = settings.S3_PUBLIC_ENDPOINT_URL = s3_endpoint
+    settings.S3_REGION = s3server.REGION
+    storage.default.cache_clear()
+    return s3
+
+
+@pytest.mark.s3
+@pytest.mark.django_db(transaction=True)
+def test_a_whole_job_in_s3(in_s3: Place, asker: Client, files: Path) -> None:
+    # given a job over three answers
+    send(answer(1), answer(2), answer(3))
+    job = jobs.claim(make_job().pk)
+    assert job is not None
+
+    # when it runs and its requester reads it
+    assert runner.run(job)
+    path = "/dataset/v1/request/read/daily"
+    shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
+
+    # then the link goes straight to the bucket, and gives the file
+    file = File.objects.get()
+    assert in_s3.left() == [file.key]
+    assert not files.exists()
+    (address,) = shown["downloadUrls"]
+    assert address.startswith(f"{in_s3.client.meta.endpoint_url}/{BUCKET}/{file.key}?")
+    lives = int(parse_qs(urlsplit(address).query)["X-Amz-Expires"][0])
+    left = shown["expiresAt"] / 1000 - datetime.now(UTC).timestamp()
+    assert 86_300 < lives <= 86_400
+    assert abs(left - lives) < 5
+    status, headers, sent = get(address)
+    assert status == 200
+    assert len(sent) == shown["files"][0]["bytes"] == file.byte_count
+    assert sent.count(b"\n") == 4
+    assert headers["Content-Disposition"] == storage.disposition(file.name)
+
+    # and it is the same link at every poll, though signed anew
+    again = asker.get(path, {"requestId": job.request_id}).json()["result"]
+    assert again["expiresAt"] == shown["expiresAt"]
+    assert Link.objects.count() == 1
+
+
+@pytest.mark.s3
+@pytest.mark.django_db(transaction=True)
+def test_a_private_job_in_s3(in_s3: Place, asker: Client) -> None:
+    # given a finished private job
+    send(answer(1))
+    job = jobs.claim(make_job(dataset=PRIVATE).pk)
+    assert job is not None
+    assert runner.run(job)
+
+    # when its requester reads it
+    path = "/dataset/v1/request/read/daily"
+    shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
+
+    # then the link is our own
+    (address,) = shown["downloadUrls"]
+    assert address.startswith("http://127.0.0.1:8000/dataset/v1/download/")
+    assert "X-Amz" not in address
+
+    # and hops to the bucket for two minutes
+    answered = Client().get(address.removeprefix("http://127.0.0.1:8000"))
+    assert answered.status_code == 302
+    assert (answered["Cache-Control"], answered["Referrer-Policy"]) == ("no-store", "no-referrer")
+    hop = answered["Location"]
+    lives = int(parse_qs(urlsplit(hop).query)["X-Amz-Expires"][0])
+    assert 115 <= lives <= 120
+    status, _, sent = get(hop)
+    assert status == 200
+    assert sent.startswith(b"Conversation ID,")
+    assert Link.objects.get().use_count == 1
+
+
+@pytest.mark.s3
+@pytest.mark.django_db(transaction=True)
+def test_an_overtaken_attempt_leaves_no_trace_in_s3(
+    in_s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an attempt that is overtaken once its object stands
+    send(answer(1))
+    job = jobs.claim(make_job().pk)
+    assert job is not None
+    put = S3Storage.put
+
+    def overtaken(self: Any, key: str, sent: Any, content_type: str) -> None:
+        put(self, key, sent, content_type)
+        assert in_s3.left() == [key]
+        type(job).objects.filter(pk=job.pk).update(attempt=2)
+
+    monkeypatch.setattr(S3Storage, "put", overtaken)
+
+    # when / then
+    assert not runner.run(job)
+    assert in_s3.left() == []
+    assert File.objects.count() == 0
+
+
+@pytest.mark.s3
+def test_a_body_of_s3_is_read_in_steps(s3: Place) -> None:
+    s3.storage.put("a.csv", io.BytesIO(b"0123456789"), CSV)
+    opened = s3.storage.open("a.csv")
+    try:
+        assert (opened.read(4), opened.read(4), opened.read(4)) == (b"0123", b"4567", b"89")
+    finally:
+        opened.close()

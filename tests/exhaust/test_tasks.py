@@ -1,0 +1,316 @@
+"""Celery's side: a message may be lost, doubled or impossible, and the job is made all the same."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import Client
+from django.utils import timezone
+from kombu.pools import producers
+
+from config.celery import app
+from exhaust import jobs, runner, submissions, tasks
+from exhaust.models import File, Job
+from tests.exhaust.factories import CONFIG, make_claimed, make_job, make_submission, row_of, send
+from tests.exhaust.factories import answer as made_answer
+
+BODY = {"request": {"tag": "daily", "dataset": "uci-response-exhaust", "datasetConfig": CONFIG}}
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Any]:
+    """Points the publisher at another broker."""
+
+    opens = app.connection_for_write
+
+    def point(url: str) -> None:
+        settings.CELERY_BROKER_URL = url
+        settings.CELERY_BROKER_TRANSPORT_OPTIONS = {}
+        monkeypatch.setattr(app, "connection_for_write", partial(opens, url))
+        tasks._connection.cache_clear()
+
+    yield point
+    producers.pop(tasks._connection(), None)
+    tasks._connection.cache_clear()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Somebody who accepts and never says a word."""
+    with socket.socket() as server, ExitStack() as accepted:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        server.settimeout(0.1)
+        over = threading.Event()
+
+        def accept() -> None:
+            while not over.is_set():
+                try:
+                    accepted.enter_context(server.accept()[0])
+                except TimeoutError:
+                    continue
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield int(server.getsockname()[1])
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("port", ["closed_port", "silent_port"])
+@pytest.mark.django_db(transaction=True)
+def test_a_broker_that_is_down_never_fails_a_submit(
+    port: str,
+    request: pytest.FixtureRequest,
+    broker: Any,
+    asker: Client,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # given a broker that refuses, or one that is silent
+    broker(f"redis://127.0.0.1:{request.getfixturevalue(port)}/0")
+
+    # when two requests are submitted
+    for tag in ("first", "second"):
+        caplog.clear()
+        begun = time.monotonic()
+        body = {"request": {**BODY["request"], "tag": tag}}
+        answer = asker.post("/dataset/v1/request/submit", body, content_type="application/json")
+        took = time.monotonic() - begun
+
+        # then each is answered soon, is a job that a sweep will find, and the log tells
+        assert answer.status_code == 200
+        assert took < 3
+        job = Job.objects.get(tag=tag)
+        assert job.status == Job.Status.SUBMITTED
+        assert "broker.unreachable" in caplog.text
+        assert "Traceback" not in caplog.text
+    Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    assert jobs.due().count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_more_submits_than_producers_fail_no_submit(
+    broker: Any, silent_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a silent broker, at which as many requests wait as there are producers
+    broker(f"redis://127.0.0.1:{silent_port}/0")
+    pool = producers[tasks._connection()]
+    held = [pool.acquire(block=False) for _ in range(pool.limit)]
+
+    # when one more is submitted
+    begun = time.monotonic()
+    try:
+        job = submissions.submit(make_submission())
+    finally:
+        for producer in held:
+            producer.release()
+
+    # then it is not refused for that
+    assert time.monotonic() - begun < 3
+    assert Job.objects.get().pk == job.pk
+    assert "broker.unreachable" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_wake_reaches_the_broker_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
+    # given the suite's own broker, the folder or Redis
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue("celery")
+        queue.clear()
+
+        # when
+        tasks.wake()
+
+        # then one message lies there, which names the task and holds nothing else
+        message = queue.get(timeout=5)
+        message.ack()
+        assert message.headers["task"] == "exhaust.work"
+        assert message.payload[:2] == [[], {}]
+        with pytest.raises(queue.Empty):
+            queue.get(block=False)
+        queue.close()
+    assert "broker.unreachable" not in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_work_makes_one_file_and_looks_again(wakes: list[str]) -> None:
+    # given two due jobs
+    send(made_answer(1))
+    older = make_job(submitted_at=timezone.now() - timedelta(hours=1))
+    newer = make_job()
+
+    # when a message arrives, and another, and one too many
+    tasks.work()
+    assert [row_of(job)["status"] for job in (older, newer)] == ["SUCCESS", "SUBMITTED"]
+    assert len(wakes) == 1
+    tasks.work()
+    tasks.work()
+
+    # then each was made once, and nothing to do is no reason to look again
+    assert row_of(newer)["status"] == "SUCCESS"
+    assert File.objects.count() == 2
+    assert len(wakes) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_work_looks_again_after_a_failure(
+    wakes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_job()
+    monkeypatch.setattr(runner, "run", lambda _job: False)
+    tasks.work()
+    assert len(wakes) == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("waiting", ["nothing", "not due", "in work", "done", "failed", "last"])
+def test_the_sweep_lets_workers_sleep(waiting: str, wakes: list[str]) -> None:
+    # given nothing that a worker could do
+    later = timezone.now() + timedelta(minutes=1)
+    if waiting == "not due":
+        make_job(due_at=later)
+    elif waiting == "in work":
+        make_claimed()
+    elif waiting == "done":
+        make_job(status="SUCCESS")
+    elif waiting == "failed":
+        make_job(status="FAILED")
+    elif waiting == "last":
+        make_job(status="PROCESSING", attempt=3, lease_until=timezone.now() - timedelta(hours=1))
+
+    # when
+    tasks.sweep()
+
+    # then
+    assert wakes == []
+    assert Job.objects.filter(status="FAILED").count() == (waiting in {"failed", "last"})
+
+
+@pytest.mark.django_db
+def test_the_sweep_wakes_for_a_lost_message(wakes: list[str]) -> None:
+    # given a job whose message never arrived
+    make_job()
+    make_job()
+    assert wakes == []
+
+    # when
+    tasks.sweep()
+
+    # then one look is enough: the work looks again by itself
+    assert len(wakes) == 1
+
+
+@pytest.mark.django_db
+def test_the_sweep_wakes_for_a_dead_worker(wakes: list[str]) -> None:
+    # given an attempt that died without a word
+    job = make_claimed()
+    Job.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+
+    # when
+    tasks.sweep()
+
+    # then
+    assert len(wakes) == 1
+    assert jobs.claim(job.pk) is not None
+
+
+@pytest.mark.django_db
+def test_the_night_deletes_and_sweeps(wakes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted: list[str] = []
+    monkeypatch.setattr(tasks.retention, "delete_expired", lambda: deleted.append("files"))
+    make_job()
+    tasks.nightly()
+    assert deleted == ["files"]
+    assert len(wakes) == 1
+
+
+def test_the_schedule_names_tasks_that_exist() -> None:
+    app.loader.import_default_modules()
+    scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
+    assert scheduled == {"exhaust.sweep", "exhaust.nightly"}
+    assert scheduled <= set(app.tasks)
+    assert app.conf.beat_schedule["sweep"]["schedule"] <= 30  # a dead worker's job within a minute
+
+
+# Without Celery -------------------------------------------------------------------------------
+
+
+def run_jobs(*arguments: str) -> list[str]:
+    said = io.StringIO()
+    call_command("run_jobs", *arguments, stdout=said)
+    return said.getvalue().splitlines()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_run_jobs_makes_all_that_is_due() -> None:
+    # given two due, one not due, and one that died in its last attempt
+    older = make_job(submitted_at=timezone.now() - timedelta(hours=1))
+    newer = make_job()
+    later = make_job(due_at=timezone.now() + timedelta(hours=1))
+    dead = make_job(status="PROCESSING", attempt=3, lease_until=timezone.now() - timedelta(hours=1))
+
+    # when
+    said = run_jobs()
+
+    # then
+    nothing = "This channel has no conversation with this id; the file holds only its header."
+    assert said == [
+        f"{older.request_id} SUCCESS {nothing}",
+        f"{newer.request_id} SUCCESS {nothing}",
+    ]
+    assert row_of(later)["status"] == "SUBMITTED"
+    assert row_of(dead)["status"] == "FAILED"
+    assert run_jobs() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_run_jobs_of_one_request_does_not_wait() -> None:
+    # given one that waits for its next attempt, and one beside it that is due
+    later = make_job(due_at=timezone.now() + timedelta(hours=1))
+    other = make_job()
+    send(made_answer(1))
+
+    # when it is asked for in small letters
+    said = run_jobs("--request-id", later.request_id.lower())
+
+    # then it alone was made
+    assert said == [f"{later.request_id} SUCCESS"]
+    assert row_of(other)["status"] == "SUBMITTED"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("status", ["SUCCESS", "FAILED"])
+def test_run_jobs_of_a_request_that_is_over_only_tells(status: str) -> None:
+    job = make_job(status=status, status_message="as it was")
+    before = row_of(job)
+    assert run_jobs("--request-id", job.request_id) == [f"{job.request_id} {status} as it was"]
+    assert row_of(job) == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_run_jobs_does_not_take_a_job_from_its_worker() -> None:
+    job = make_claimed()
+    before = row_of(job)
+    assert run_jobs("--request-id", job.request_id) == [f"{job.request_id} PROCESSING"]
+    assert row_of(job) == before
+
+
+@pytest.mark.django_db
+def test_run_jobs_of_an_unknown_request() -> None:
+    with pytest.raises(CommandError, match="There is no request ABC"):
+        run_jobs("--request-id", "ABC")

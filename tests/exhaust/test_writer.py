@@ -1,0 +1,234 @@
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exhaust import writer
+from exhaust.datasets import DATASETS
+from exhaust.datasets.selection import Dataset, Selection
+from ingest import store
+from tests.conftest import make_channel
+from tests.exhaust import corpus
+from tests.ingest.telemetry_samples import answer, parsed
+
+GOLDEN = Path(__file__).parent / "golden" / "response.csv"
+RESPONSE = DATASETS["uci-response-exhaust"]
+PRIVATE = DATASETS["uci-private-exhaust"]
+
+
+def written(
+    selection: Selection, dataset: Dataset = RESPONSE, *, portable: bool = False
+) -> tuple[bytes, int]:
+    progress = writer.Progress()
+    data = b"".join(writer.blocks(dataset, selection, progress, portable=portable))
+    return data, progress.rows
+
+
+def rows(data: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+
+
+# a line -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "line"),
+    [
+        (["a", "b"], b"a,b\n"),
+        ([None, None], b",\n"),
+        (["", None], b'"",\n'),
+        (['a"b', '"'], b'"a""b",""""\n'),
+        (["a,b", " a "], b'"a,b", a \n'),
+        (["a\nb", "a\rb", "a\r\nb"], b'"a\nb","a\rb","a\r\nb"\n'),
+        (["\\.", "\\"], b"\\.,\\\n"),
+        (["\u2028", "\x0b"], b"\xe2\x80\xa8,\x0b\n"),
+        (["नमस्ते"], "नमस्ते\n".encode()),
+        (["'=1"], b"'=1\n"),
+    ],
+)
+def test_a_line_is_quoted_where_rfc_4180_asks_for_it(cells: list[str | None], line: bytes):
+    assert writer.csv_line(cells) == line
+
+
+# the corpus -------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
+def test_the_corpus_is_written_as_the_golden_file_says(portable: bool):
+    data, count = written(corpus.fill(), portable=portable)
+
+    assert count == corpus.row_count()
+    assert data.split(b"\n") == GOLDEN.read_bytes().split(b"\n")  # a readable difference
+    assert data == GOLDEN.read_bytes()
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db
+@pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE], ids=lambda dataset: dataset.name)
+def test_both_ways_make_the_same_bytes(dataset: Dataset):
+    selection = corpus.fill()
+
+    copied, count = written(selection, dataset)
+
+    assert written(selection, dataset, portable=True) == (copied, count)
+    assert count > 0
+
+
+def test_the_golden_file_parses_into_17_fields_a_row():
+    text = GOLDEN.read_bytes().decode()
+
+    lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+
+    assert len(lines) == 1 + corpus.row_count()
+    assert {len(line) for line in lines} == {17}
+    assert GOLDEN.read_bytes().endswith(b"Z\n")
+
+
+def test_the_texts_of_the_golden_file_are_the_texts_that_were_sent():
+    found = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
+
+    for name, text in corpus.TEXTS.items():
+        row = found[f"text: {name}"]
+        for header in ("Question Title", "Question Description", "X Path", "Eof"):
+            assert row[header].removeprefix("'") == text.removeprefix("'")
+            assert row[header] in {text, "'" + text}
+        assert json.loads(row["Question Options"]) == [{text[:20]: text}]
+        assert json.loads(row["Question Response"]) == [{"ans1": text}]
+        guarded = name.startswith("formula") or name == "a sign"
+        assert (row["Question Title"] == "'" + text) is guarded
+
+
+def test_the_numbers_of_the_golden_file_are_the_numbers_that_were_sent():
+    found = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
+
+    for spelling in corpus.NUMBERS:
+        row = found[f"number: {spelling}"]
+        assert float(row["Question Score"]) == float(spelling)
+        assert row["Question Score"] == row["Question Max Score"] == row["Question Title"]
+        assert row["Question Options"] == f'[{{"n": {row["Question Score"]}}}]'
+        assert row["Question Response"] == row["Question Score"]
+        assert "e" not in row["Question Score"].lower()
+        assert abs(int(row["Question Duration"]) - float(spelling)) <= 0.5 or "e" in spelling
+
+
+@pytest.mark.django_db
+def test_a_file_of_nothing_is_a_header():
+    data, count = written(corpus.select())
+
+    assert (data.count(b"\n"), count) == (1, 0)
+    assert data == (
+        b"Message ID,Conversation ID,Conversation Name,Device ID,Session ID,Question Id,"
+        b"Question Type,Question Title,Question Description,Question Duration,Question Score,"
+        b"Question Max Score,Question Options,Question Response,X Path,Eof,Timestamp\n"
+    )
+
+
+@pytest.mark.django_db
+def test_a_file_is_made_in_blocks_of_bounded_size():
+    channel = make_channel()
+    raws = [json.dumps(answer(n, item={"desc": "x" * 2000})).encode() for n in range(400)]
+    store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+
+    progress = writer.Progress()
+    sizes = [len(block) for block in writer.blocks(RESPONSE, corpus.select(), progress)]
+
+    assert progress.rows == 400
+    assert sum(sizes) > 800_000
+    assert len(sizes) >= 4
+    assert max(sizes) < 300 * 1024
+
+
+@pytest.mark.django_db
+def test_rows_are_counted_as_they_are_written():
+    store.append(make_channel().id, parsed(json.dumps([answer(n) for n in range(3)]).encode()))
+    progress = writer.Progress()
+
+    made = writer.blocks(RESPONSE, corpus.select(), progress)
+
+    next(made)
+    assert progress.rows == 0
+    list(made)
+    assert progress.rows == 3
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("depth", [10, 100, 300, 900])
+@pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
+def test_an_answer_as_deep_as_the_door_takes_can_be_written(depth: int, portable: bool):
+    # given an answer nested so deep, which the door took or set aside
+    deep = '{"a":' * depth + "1" + "}" * depth
+    raw = json.dumps(answer(edata={"resvalues": "<deep>"})).replace('"<deep>"', deep).encode()
+    outcome = store.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    assert outcome.stored + len(outcome.rejections) == 1
+
+    _, count = written(corpus.select(), portable=portable)
+
+    assert count == outcome.stored
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("digits", [309, 400, 1500, 4300])
+@pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
+def test_a_number_as_long_as_the_door_takes_can_be_written(digits: int, portable: bool):
+    raw = json.dumps(answer(edata={"duration": "<n>"})).replace('"<n>"', "9" * digits).encode()
+    outcome = store.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    assert outcome.stored + len(outcome.rejections) == 1
+
+    _, count = written(corpus.select(), portable=portable)
+
+    assert count == outcome.stored
+
+
+# Stream -----------------------------------------------------------------------------------------
+
+
+def blocks() -> Iterator[bytes]:
+    yield b"abc"
+    yield b""
+    yield bytearray(b"defgh")
+    yield b"i"
+
+
+def test_a_stream_gives_exactly_what_is_asked_for_until_the_end():
+    stream = writer.Stream(blocks())
+
+    assert stream.readable()
+    assert [stream.read(4), stream.read(2), stream.read(4), stream.read(4)] == [
+        b"abcd",
+        b"ef",
+        b"ghi",
+        b"",
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100, -1])
+def test_a_stream_counts_and_hashes_what_it_gave(size: int):
+    stream = writer.Stream(blocks())
+
+    while stream.read(size):
+        pass
+
+    assert stream.byte_count == 9
+    assert stream.sha256 == hashlib.sha256(b"abcdefghi").hexdigest()
+
+
+def test_a_stream_asks_for_no_more_blocks_than_it_needs():
+    def guarded_blocks() -> Iterator[bytes]:
+        yield b"abc"
+        raise AssertionError("asked too early")
+
+    assert writer.Stream(guarded_blocks()).read(3) == b"abc"
+
+
+def test_an_error_of_the_rows_is_the_streams_error():
+    def failing() -> Iterator[bytes]:
+        yield b"abc"
+        raise RuntimeError("row 2")
+
+    with pytest.raises(RuntimeError, match=r"^row 2$"):
+        writer.Stream(failing()).read(10)

@@ -1,0 +1,258 @@
+"""The service as it runs: a web server and a worker, as processes of their own.
+
+SQLite, the filesystem broker and a folder, all in the tests' own; or, where the environment names
+them, a scratch database on its PostgreSQL server and its Redis.
+"""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_bytes, token_hex
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+CHANNEL = "ORG_001"
+PATIENCE = 30.0
+_OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "PUBLIC_URL", "SECRET_KEY", "KEY_PEPPER", "DEBUG")
+_OUR_PREFIXES = ("EXHAUST_", "S3_", "AWS_", "ENCRYPTION_", "DJANGO_", "PYTEST_")
+
+
+@dataclass
+class Child:
+    """A process, with all that it started, and what they wrote."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    stopped: bool = False
+
+    def kill(self) -> None:
+        """`kill -9` of the process and of its children, among them beat."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        self.stopped = True  # its id may be another's from now on
+
+    def stop(self) -> None:
+        if self.stopped:
+            return
+        self.process.terminate()
+        end = time.monotonic() + 15
+        # not reaped before the last kill: until then its id is nobody else's
+        while os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        self.kill()
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def said(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Service:
+    """The running service, and the ways into it."""
+
+    port: int
+    environment: dict[str, str]
+    var: Path
+    database: str
+    keys: dict[str, str] = field(default_factory=dict)
+    children: list[Child] = field(default_factory=list)
+
+    def start(self, name: str, *command: str) -> Child:
+        log = self.var / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        child = Child(name, process, log)
+        self.children.append(child)
+        return child
+
+    def start_worker(self) -> Child:
+        return self.start(
+            "worker",
+            *("celery", "-A", "config", "worker", "--pool=solo", "-B", "--loglevel=INFO"),
+            *("--without-mingle", "--without-gossip"),
+        )
+
+    def run(self, *command: str) -> str:
+        """A command that ends; what it printed."""
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        key: str = "",
+        **headers: str,
+    ) -> Answer:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key:
+            sent["Authorization"] = f"Bearer {self.keys[key]}"
+        with closing(http.client.HTTPConnection(HOST, self.port, timeout=PATIENCE)) as connection:
+            connection.request(method, path, body, sent)
+            answered = connection.getresponse()
+            return Answer(answered.status, answered.headers, answered.read())
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """What the database says, past the service."""
+        with self._connected() as connection:
+            return list(connection.execute(sql).fetchall())
+
+    def change(self, sql: str) -> int:
+        """Changes rows past the service; how many."""
+        with self._connected() as connection:
+            count: int = connection.execute(sql).rowcount
+            connection.commit()
+            return count
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        connect: Callable[[], Any] = (
+            (lambda: psycopg.connect(self.database))
+            if self.database.startswith("postgres")
+            else (lambda: sqlite3.connect(self.database, timeout=20))
+        )
+        with closing(connect()) as connection:
+            yield connection
+
+    def logs(self) -> Iterator[tuple[str, str]]:
+        for log in sorted(self.var.glob("*.log")):
+            yield log.name, log.read_text(errors="replace")[-8000:]
+
+
+def until(told: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """The first true answer; fails in words when there is none in time."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if answer := told():
+            return answer
+        time.sleep(0.02)
+    pytest.fail(f"waited {patience:.0f} s for {what}")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The web server and one worker, for all flows."""
+    var = tmp_path_factory.mktemp("flow")
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = int(probe.getsockname()[1])
+    with _database(var) as (database, url):
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in _OURS and not name.startswith(_OUR_PREFIXES)
+        }
+        environment |= {
+            "EXHAUST_VAR": str(var),
+            "PUBLIC_URL": f"http://{HOST}:{port}",
+            "SECRET_KEY": token_hex(32),
+            "KEY_PEPPER": token_hex(32),
+            "ENCRYPTION_KEYS": urlsafe_b64encode(token_bytes(32)).decode(),
+        }
+        if url:
+            environment["DATABASE_URL"] = url
+        if broker := os.environ.get("CELERY_BROKER_URL"):
+            environment["CELERY_BROKER_URL"] = broker
+        running = Service(port, environment, var, database)
+        try:
+            _boot(running)
+            yield running
+        finally:
+            for child in reversed(running.children):
+                child.stop()
+
+
+@contextmanager
+def _database(var: Path) -> Iterator[tuple[str, str]]:
+    """(where we look, `DATABASE_URL`) of a database of the flows' own."""
+    named = os.environ.get("DATABASE_URL", "")
+    if not named.startswith("postgres"):
+        yield str(var / "exhaust.sqlite3"), ""
+        return
+    name = f"exhaust_flow_{token_hex(6)}"
+    scratch = urlunsplit(urlsplit(named)._replace(path=f"/{name}"))
+    with psycopg.connect(named, autocommit=True) as server:
+        server.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+        try:
+            yield scratch, scratch
+        finally:
+            server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[call-overload]
+
+
+def _boot(service: Service) -> None:
+    service.run("manage.py", "migrate", "--verbosity", "0")
+    for name, scopes in (("sender", "ingest"), ("asker", "export:response")):
+        service.keys[name] = service.run(
+            "manage.py", "create_key", name, "--channel", CHANNEL, "--scope", scopes
+        )
+    web = service.start(
+        "web",
+        *("granian", "--interface", "wsgi", "config.wsgi:application"),
+        *("--host", HOST, "--port", str(service.port), "--workers", "1"),
+    )
+    service.start_worker()
+
+    def answers() -> bool:
+        if web.process.poll() is not None:
+            pytest.fail(f"the web server ended:\n{web.log.read_text(errors='replace')}")
+        try:
+            return service.call("GET", "/readyz").status == 200
+        except OSError:
+            return False
+
+    until(answers, f"the web server:\n{web.log.read_text(errors='replace')}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any) -> Generator[None, Any, Any]:
+    """A flow that failed shows what its processes wrote."""
+    report = yield
+    if report.failed and (running := getattr(item, "funcargs", {}).get("service")):
+        report.sections.extend(running.logs())
+    return report

@@ -1,0 +1,238 @@
+"""The way through, end to end: events in, a request, a file; with real processes."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.exhaust.factories import BOT, RESPONSE, answer
+from tests.flows.conftest import CHANNEL, HOST, Answer, Service, until
+
+TELEMETRY = "/v1/telemetry"
+SUBMIT = "/dataset/v1/request/submit"
+NDJSON = "application/x-ndjson"
+
+
+def lines(*events: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def of_bot(event: dict[str, Any], bot: str) -> dict[str, Any]:
+    """The same answer given to another bot, in another session."""
+    event["context"] |= {"cdata": [{"type": "Conversation", "id": bot}], "sid": bot}
+    return event
+
+
+def submitted(service: Service, tag: str, bot: str = BOT) -> str:
+    """The request id of a submitted request."""
+    body = {
+        "request": {
+            "tag": tag,
+            "dataset": RESPONSE,
+            "requestedBy": "flow",
+            "datasetConfig": {
+                "type": RESPONSE,
+                "conversationId": bot,
+                "startDate": "2022-03-01",
+                "endDate": "2022-04-01",
+            },
+        }
+    }
+    answered = service.call(
+        "POST", SUBMIT, json.dumps(body).encode(), "asker", Content_Type="application/json"
+    )
+    assert answered.status == 200, answered.body
+    request_id: str = answered.said["result"]["requestId"]
+    return request_id
+
+
+def shown(service: Service, tag: str, request_id: str) -> dict[str, Any]:
+    answered = service.call(
+        "GET", f"/dataset/v1/request/read/{tag}?requestId={request_id}", key="asker"
+    )
+    assert answered.status == 200, answered.body
+    result: dict[str, Any] = answered.said["result"]
+    return result
+
+
+def finished(service: Service, tag: str, request_id: str) -> dict[str, Any]:
+    """The job once it says SUCCESS."""
+
+    def done() -> dict[str, Any] | None:
+        result = shown(service, tag, request_id)
+        assert result["status"] != "FAILED", result["statusMessage"]
+        return result if result["status"] == "SUCCESS" else None
+
+    result: dict[str, Any] = until(done, f"the job of {tag}")
+    return result
+
+
+def downloaded(service: Service, result: dict[str, Any], method: str = "GET") -> Answer:
+    (address,) = result["downloadUrls"]
+    url = urlsplit(address)
+    assert url.netloc == f"{HOST}:{service.port}"
+    return service.call(method, url.path)
+
+
+def table(content: bytes) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(content.decode(), newline="")))
+
+
+def assert_is(file: dict[str, Any], content: bytes) -> None:
+    """The answer of the API tells of these bytes."""
+    assert file["bytes"] == len(content)
+    assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert file["rows"] == len(table(content)) - 1
+
+
+def test_events_become_a_file(service: Service) -> None:
+    # given fifty answers, one of them awkward, and one of another conversation
+    awkward = '=SUM(1,2), "in your words"\r\nनमस्ते'
+    events = [answer(number, awkward if number == 7 else "") for number in range(50)]
+    other = of_bot(answer(99), "another-bot")
+    sent = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
+    assert sent.status == 200, sent.body
+    assert sent.said["result"] == {
+        "stored": 51, "duplicate": 0, "rejected": 0, "rejections": [],
+    }  # fmt: skip
+
+    # and the sender sends them once more
+    again = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
+    assert (again.said["result"]["stored"], again.said["result"]["duplicate"]) == (0, 51)
+
+    # when the answers are asked for and the file is downloaded
+    request_id = submitted(service, "whole-way")
+    result = finished(service, "whole-way", request_id)
+    answered = downloaded(service, result)
+
+    # then it is each answer once, in order of time, and what the API said of it
+    assert answered.status == 200
+    (file,) = result["files"]
+    assert_is(file, answered.body)
+    header, *rows = table(answered.body)
+    assert len(header) == 17
+    assert [row[0] for row in rows] == [f"ASSESS:{number}" for number in range(50)]
+    assert {row[1] for row in rows} == {BOT}
+    responses = [json.loads(row[13]) for row in rows]
+    assert responses[3] == [{"ans1": "because 3"}]
+    assert responses[7] == [{"ans1": awkward}]
+    assert answered.headers["Content-Disposition"] == f'attachment; filename="{file["name"]}"'
+    assert answered.headers["Cache-Control"] == "no-store"
+    assert (result["attempts"], result["tag"]) == (0, f"whole-way:{CHANNEL}")
+
+    # and looking at it gives no byte of it
+    looked = downloaded(service, result, "HEAD")
+    assert (looked.status, looked.body) == (200, b"")
+    assert looked.headers["Content-Length"] == str(file["bytes"])
+
+
+def test_a_gzip_body_is_taken(service: Service) -> None:
+    # given
+    events = [of_bot(answer(number), "gzip-bot") for number in range(20)]
+
+    # when
+    sent = service.call(
+        "POST",
+        TELEMETRY,
+        gzip.compress(lines(*events)),
+        "sender",
+        Content_Type=NDJSON,
+        Content_Encoding="gzip",
+    )
+
+    # then
+    assert sent.status == 200, sent.body
+    assert sent.said["result"]["stored"] == 20
+    result = finished(service, "gzip", submitted(service, "gzip", "gzip-bot"))
+    content = downloaded(service, result).body
+    assert_is(result["files"][0], content)
+    assert [row[0] for row in table(content)[1:]] == [f"ASSESS:{number}" for number in range(20)]
+
+
+@pytest.mark.parametrize(("path", "key"), [(TELEMETRY, "sender"), (SUBMIT, "asker")])
+def test_a_body_without_length_is_refused(service: Service, path: str, key: str) -> None:
+    # given
+    before = service.query("SELECT count(*) FROM ingest_storedevent")
+    body = lines(of_bot(answer(1), "chunked-bot"))
+
+    # when a body comes in chunks
+    with socket.create_connection((HOST, service.port), timeout=10) as raw:
+        raw.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n"
+            f"Authorization: Bearer {service.keys[key]}\r\n"
+            f"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+            f"{len(body):x}\r\n".encode()
+            + body
+            + b"\r\n0\r\n\r\n"
+        )
+        received = b""
+        while chunk := raw.recv(65536):
+            received += chunk
+
+    # then it is refused in words, never taken for an empty one
+    head, _, said = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 411 ")
+    assert "Content-Length" in json.loads(said)["params"]["errmsg"]
+    assert service.query("SELECT count(*) FROM ingest_storedevent") == before
+
+
+def test_a_key_is_needed(service: Service) -> None:
+    for method, path in (("POST", TELEMETRY), ("POST", SUBMIT)):
+        answered = service.call(method, path, b"{}", Content_Type="application/json")
+        assert answered.status == 401
+        assert answered.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_a_killed_workers_job_is_finished_by_another(service: Service) -> None:
+    # given a job that takes a while
+    text = "x" * 500
+    for first in range(0, 15_000, 5000):
+        events = (of_bot(answer(number, text), "long-bot") for number in range(first, first + 5000))
+        sent = service.call("POST", TELEMETRY, lines(*events), "sender", Content_Type=NDJSON)
+        assert sent.said["result"]["stored"] == 5000
+    (worker,) = [child for child in service.children if child.name == "worker"]
+    folder = service.var / "files" / "response"
+    before = set(folder.rglob("*.csv")) if folder.exists() else set()
+
+    # when its worker is killed while it writes the file
+    request_id = submitted(service, "killed", "long-bot")
+    until(
+        lambda: any(draft.stat().st_size for draft in folder.rglob(".part-*")),
+        "the first bytes of the file",
+    )
+    worker.kill()
+
+    # then the job is in work for nobody, and there is no file of it
+    left = "SELECT status, attempt FROM exhaust_job WHERE tag = 'killed'"
+    assert service.query(left) == [("PROCESSING", 1)]
+    assert set(folder.rglob("*.csv")) == before
+    result = shown(service, "killed", request_id)
+    assert (result["status"], result["downloadUrls"]) == ("PROCESSING", [])
+
+    # and another worker leaves it alone while its lease stands
+    worker = service.start_worker()
+    service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
+    finished(service, "meanwhile", submitted(service, "meanwhile", "unknown-bot"))
+    assert service.query(left) == [("PROCESSING", 1)]
+
+    # but finishes it once the lease has lapsed and the sweep comes round
+    lapsed = service.change(
+        "UPDATE exhaust_job SET lease_until = '2022-01-01 00:00:00' WHERE tag = 'killed'"
+    )
+    assert lapsed == 1
+    service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
+    result = finished(service, "killed", request_id)
+    assert service.query(left) == [("SUCCESS", 2)]
+    assert result["attempts"] == 1
+    content = downloaded(service, result).body
+    assert_is(result["files"][0], content)
+    assert [row[0] for row in table(content)[1:]] == [
+        f"ASSESS:{number}" for number in range(15_000)
+    ]
+    assert worker.process.poll() is None

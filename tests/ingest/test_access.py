@@ -1,0 +1,248 @@
+import io
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import IntegrityError, transaction
+from django.test import RequestFactory
+from django.utils import timezone
+
+from ingest import access
+from ingest.access import Caller, Denied
+from ingest.models import ApiKey, Channel
+from tests.conftest import bearer, make_channel, make_key
+
+
+def identify(key: str, **headers: str) -> Caller:
+    return access.identify(RequestFactory().get("/", headers=bearer(key, **headers)))
+
+
+def denied(key: str, **headers: str) -> tuple[int, str]:
+    with pytest.raises(Denied) as caught:
+        identify(key, **headers)
+    return caught.value.status, caught.value.reason
+
+
+def two(**overrides: Any) -> Caller:
+    return Caller(
+        **{
+            "key_id": 1,
+            "name": "test",
+            "scopes": frozenset({"ingest"}),
+            "channels": {"ORG_001": 1, "ORG_002": 2},
+            **overrides,
+        }
+    )
+
+
+# keys -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_key_is_recognised_and_nowhere_kept():
+    row, text = access.create_key(
+        "importer", ["ingest", "export:response", "ingest"], [make_channel()]
+    )
+
+    assert re.fullmatch(r"exh_[A-Za-z0-9]{8}_[A-Za-z0-9]{49}", text)
+    row.refresh_from_db()
+    assert row.public_id == text[4:12]
+    assert row.scopes == "export:response ingest"
+    for value in vars(row).values():
+        assert text[13:] not in str(value)
+
+
+@pytest.mark.django_db
+def test_every_key_is_another():
+    keys = {make_key() for _ in range(20)}
+
+    assert len(keys) == ApiKey.objects.values("digest").distinct().count() == 20
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("scopes", "channels", "sentence"),
+    [
+        (["ingest", "everything"], 1, "Unknown scope everything: ingest, export:response, export"),
+        ([], 1, "A key needs a scope and a channel."),
+        (["ingest"], 0, "A key needs a scope and a channel."),
+        (["export:private", "ingest"], 1, "ingest and export:private never go on one key"),
+    ],
+)
+def test_a_key_that_should_not_be_is_not_made(scopes: list[str], channels: int, sentence: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        access.create_key("k", scopes, [make_channel()][:channels])
+
+    assert ApiKey.objects.count() == 0
+
+
+@pytest.mark.django_db
+def test_the_database_itself_keeps_phones_from_who_writes_events():
+    make_key("ingest")
+
+    with pytest.raises(IntegrityError), transaction.atomic():
+        ApiKey.objects.update(scopes="ingest export:private")
+
+    assert ApiKey.objects.get().scopes == "ingest"
+
+
+# callers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_caller_has_the_scopes_and_channels_of_its_key():
+    caller = identify(make_key("ingest", "export:response", channels=("ORG_001", "ORG_002")))
+
+    assert caller.name == "test"
+    assert caller.key_id == ApiKey.objects.get().id
+    assert caller.scopes == {"ingest", "export:response"}
+    assert caller.channels == {c.identifier: c.id for c in Channel.objects.all()}
+    assert len(caller.channels) == 2
+
+
+@pytest.mark.django_db
+def test_another_pepper_knows_no_key(settings: Any):
+    key = make_key()
+
+    settings.KEY_PEPPER = "another"
+
+    assert denied(key) == (401, "unauthorized")
+
+
+@pytest.mark.django_db
+def test_authorization_goes_before_x_api_key():
+    good = make_key()
+
+    assert denied("exh_wrong", **{"X-API-Key": good}) == (401, "unauthorized")
+    assert identify(good, **{"X-API-Key": "exh_wrong"}).name == "test"
+
+
+@pytest.mark.django_db
+def test_a_revoked_or_expired_key_is_not_marked_as_used():
+    now = timezone.now()
+    lapsed = make_key(expires_at=now - timedelta(seconds=1))
+    revoked = make_key()
+    ApiKey.objects.filter(public_id=revoked[4:12]).update(revoked_at=now)
+
+    assert denied(lapsed) == denied(revoked) == (401, "unauthorized")
+    assert ApiKey.objects.filter(last_used_at=None).count() == 2
+
+
+@pytest.mark.django_db
+def test_the_use_of_a_key_is_written_at_most_once_a_minute(
+    django_assert_num_queries: Any,
+):
+    key = make_key()
+
+    with django_assert_num_queries(2):
+        identify(key)
+    first = ApiKey.objects.get().last_used_at
+    with django_assert_num_queries(1):
+        identify(key)
+
+    assert ApiKey.objects.get().last_used_at == first
+    ApiKey.objects.update(last_used_at=first - timedelta(seconds=61))
+    identify(key)
+    assert ApiKey.objects.get().last_used_at >= first
+
+
+def test_a_scope_that_is_there_is_granted_and_no_other():
+    two().require("ingest")
+
+    with pytest.raises(Denied, match=r"^This key lacks the scope 'export:private'\.$") as caught:
+        two().require("export:private")
+    assert caught.value.status == 403
+
+
+def test_a_caller_of_one_channel_need_not_name_it():
+    assert two(channels={"ORG_001": 1}).channel(None) == (1, "ORG_001")
+    assert two(channels={"ORG_001": 1}).channel("ORG_001") == (1, "ORG_001")
+    assert two().channel("ORG_002") == (2, "ORG_002")
+
+
+@pytest.mark.parametrize(
+    ("channels", "asked"),
+    [
+        ({"ORG_001": 1, "ORG_002": 2}, None),
+        ({}, None),
+        ({}, "ORG_001"),
+        ({"ORG_001": 1}, "ORG_002"),
+        ({"ORG_001": 1}, ""),
+        ({"ORG_001": 1}, "org_001"),
+        ({"ORG_001": 1, "ORG_002": 2}, "ORG_001,ORG_002"),
+    ],
+)
+def test_a_channel_that_is_not_there_is_denied(channels: dict[str, int], asked: str | None):
+    with pytest.raises(Denied) as caught:
+        two(channels=channels).channel(asked)
+
+    assert (caught.value.status, caught.value.reason) == (403, "forbidden")
+
+
+# create_key -------------------------------------------------------------------------------------
+
+
+def create_key(*args: str) -> tuple[str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    call_command("create_key", *args, stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.mark.django_db
+def test_the_command_prints_a_key_that_works():
+    out, err = create_key(
+        "importer", "--channel", "ORG_001", "--channel", "ORG_002", "--scope", "ingest",
+        "--scope", "export:response",
+    )  # fmt: skip
+
+    caller = identify(out.strip())
+    assert out == out.strip() + "\n"
+    assert caller.name == "importer"
+    assert caller.scopes == {"ingest", "export:response"}
+    assert set(caller.channels) == {"ORG_001", "ORG_002"}
+    assert err == "Keep it now: it is shown this once and stored only as a digest.\n"
+    assert ApiKey.objects.get().expires_at is None
+
+
+@pytest.mark.django_db
+def test_the_command_takes_a_known_channel_as_it_is():
+    channel = make_channel()
+
+    create_key("k", "--channel", "ORG_001", "--scope", "ingest")
+
+    assert Channel.objects.get().id == channel.id
+
+
+@pytest.mark.django_db
+def test_the_command_makes_a_key_that_expires():
+    create_key("k", "--channel", "ORG_001", "--scope", "ingest", "--days", "30")
+
+    left = ApiKey.objects.get().expires_at - timezone.now()
+    assert timedelta(days=29, hours=23) < left <= timedelta(days=30)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--channel", "ORG 001", "--scope", "ingest"], "--channel: Letters, digits"),
+        (["--channel", "", "--scope", "ingest"], "--channel: This field cannot be blank"),
+        (["--channel", "c" * 129, "--scope", "ingest"], "--channel: "),
+        (
+            ["--channel", "NEW", "--scope", "ingest", "--scope", "export:private"],
+            "ingest and export:private never go on one key",
+        ),
+        (["--channel", "NEW", "--scope", "everything"], "Error: argument --scope: invalid choice"),
+        (["--channel", "NEW"], "Error: the following arguments are required: --scope"),
+        (["--scope", "ingest"], "Error: the following arguments are required: --channel"),
+        (["--channel", "NEW", "--scope", "ingest", "--days", "soon"], "Error: argument --days"),
+        (["--channel", "NEW", "--scope", "ingest", "--days", "9999999999"], "--days"),
+    ],
+)
+def test_the_command_refuses_with_a_sentence_and_makes_nothing(args: list[str], sentence: str):
+    with pytest.raises(CommandError, match=re.escape(sentence)):
+        create_key("k", *args)
+
+    assert (ApiKey.objects.count(), Channel.objects.count()) == (0, 0)

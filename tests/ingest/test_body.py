@@ -1,0 +1,438 @@
+import gzip
+import io
+import time
+import tracemalloc
+import zlib
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.http import HttpRequest
+from django.test import RequestFactory
+
+from ingest.adapters import body
+from ingest.events import Refused
+
+MIB = 1024 * 1024
+
+
+class Untouched(io.RawIOBase):
+    """A stream that nobody may read."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise AssertionError("the body was read")
+
+
+def request(data: bytes = b"", *, stream: Any = None, **meta: str) -> HttpRequest:
+    meta.setdefault("CONTENT_LENGTH", str(len(data)))
+    return RequestFactory().generic(
+        "POST", "/", **meta, **{"wsgi.input": io.BytesIO(data) if stream is None else stream}
+    )
+
+
+def gzipped(data: bytes, **meta: str) -> HttpRequest:
+    return request(data, HTTP_CONTENT_ENCODING="gzip", **meta)
+
+
+def refusal(call: Any, *args: Any) -> Refused:
+    with pytest.raises(Refused) as caught:
+        call(*args)
+    return caught.value
+
+
+def bomb(megabytes: int) -> bytes:
+    """One gzip member of so many MiB of zeros, made without unfolding it."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = squeeze.compress(bytes(MIB)) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + block * megabytes + b"\x03\0" + bytes(8)
+
+
+# read -------------------------------------------------------------------------------------------
+
+
+def test_a_body_is_read_to_its_length():
+    assert body.read(request(b'{"a": 1}', CONTENT_LENGTH="8")) == b'{"a": 1}'
+
+
+def test_what_lies_behind_the_length_is_not_read():
+    assert body.read(request(b"[][]", CONTENT_LENGTH="2")) == b"[]"
+
+
+def test_a_body_of_exactly_the_limit_is_read():
+    assert body.read(request(b"x" * 100), max_bytes=100) == b"x" * 100
+
+
+def test_too_large_a_length_is_refused_before_a_byte_is_read():
+    refused = refusal(
+        body.read, request(stream=Untouched(), CONTENT_LENGTH=str(body.MAX_BYTES + 1))
+    )
+
+    assert (refused.status, refused.reason) == (413, "too_large")
+    assert refused.detail == "The body is larger than 8388608 bytes; send less at once."
+
+
+def test_a_chunked_body_is_refused_before_a_byte_is_read():
+    refused = refusal(
+        body.read,
+        request(stream=Untouched(), CONTENT_LENGTH="", HTTP_TRANSFER_ENCODING="chunked"),
+    )
+
+    assert (refused.status, refused.reason) == (411, "length_required")
+
+
+def test_a_body_shorter_than_its_length_is_cut_off():
+    refused = refusal(body.read, request(b"[1,2", CONTENT_LENGTH="10"))
+
+    assert (refused.status, refused.reason) == (400, "cut_off")
+    assert refused.detail == "The body ended 6 bytes before its Content-Length."
+
+
+def test_a_length_that_is_no_number_is_refused():
+    refused = refusal(body.read, request(b"[]", CONTENT_LENGTH="two"))
+
+    assert (refused.status, refused.reason) == (400, "bad_length")
+
+
+def test_an_encoding_we_do_not_speak_is_refused():
+    refused = refusal(body.read, request(b"[]", HTTP_CONTENT_ENCODING="br"))
+
+    assert (refused.status, refused.reason) == (415, "encoding")
+    assert refused.detail == "Content-Encoding br is not read; use gzip."
+
+
+@pytest.mark.parametrize("empty", [b"", b" \r\n\t", b"\xef\xbb\xbf", b"\xef\xbb\xbf \n"], ids=repr)
+def test_a_body_of_nothing_is_refused(empty: bytes):
+    refused = refusal(body.read, request(empty))
+
+    assert (refused.status, refused.reason, refused.detail) == (400, "empty", "The body is empty.")
+
+
+def test_gzip_of_nothing_is_refused():
+    assert refusal(body.read, gzipped(gzip.compress(b""))).reason == "empty"
+
+
+def test_one_byte_order_mark_is_taken_off():
+    assert body.read(request(b"\xef\xbb\xbf[]")) == b"[]"
+
+
+# gzip -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gzip", "GZIP", " gzip "])
+def test_gzip_is_unfolded(name: str):
+    sent = gzip.compress(b"[1]")
+
+    assert body.read(request(sent, HTTP_CONTENT_ENCODING=name)) == b"[1]"
+
+
+def test_concatenated_members_are_one_body():
+    assert body.read(gzipped(gzip.compress(b"[1,") + gzip.compress(b"2]"))) == b"[1,2]"
+
+
+def test_gzip_in_gzip_is_unfolded_once():
+    inner = gzip.compress(b"[1]")
+
+    taken = body.read(gzipped(gzip.compress(inner)))
+
+    assert taken == inner
+    assert refusal(body.documents, taken, "").reason == "not_json"
+
+
+@pytest.mark.parametrize("kept", [1, 9, 12, -8, -1])
+def test_gzip_that_is_cut_off_is_refused(kept: int):
+    refused = refusal(body.read, gzipped(gzip.compress(b'{"events": []}')[:kept]))
+
+    assert (refused.status, refused.reason) == (400, "gzip")
+    assert refused.detail == "The gzip body is cut off."
+
+
+@pytest.mark.parametrize("junk", [b"junk", b"\0", b"{}"])
+def test_gzip_with_something_behind_it_is_refused(junk: bytes):
+    refused = refusal(body.read, gzipped(gzip.compress(b"[]") + junk))
+
+    assert (refused.status, refused.reason) == (400, "gzip")
+
+
+def test_gzip_whose_checksum_is_wrong_is_refused():
+    sent = bytearray(gzip.compress(b"[1,2,3]"))
+    sent[-6] ^= 1
+
+    refused = refusal(body.read, gzipped(bytes(sent)))
+
+    assert refused.detail == "The body says gzip but cannot be unfolded."
+
+
+def test_plain_text_that_says_gzip_is_refused():
+    assert refusal(body.read, gzipped(b"[]")).reason == "gzip"
+
+
+def test_gzip_is_held_to_the_limit_as_unfolded():
+    assert body.gunzip(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
+    assert refusal(body.gunzip, gzip.compress(b"x" * 1001), 1000).status == 413
+
+
+def test_a_bomb_of_a_gigabyte_is_refused_in_bounded_memory():
+    sent = bomb(1024)
+
+    tracemalloc.start()
+    refused = refusal(body.read, gzipped(sent))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (refused.status, refused.reason) == (413, "too_large")
+    assert peak < 24 * MIB
+
+
+def test_a_bomb_of_members_is_refused_in_bounded_memory():
+    sent = gzip.compress(bytes(MIB)) * 1000
+
+    tracemalloc.start()
+    refused = refusal(body.gunzip, sent)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert refused.status == 413
+    assert peak < 24 * MIB
+
+
+def test_many_small_members_cost_no_more_than_their_length():
+    # four times as many may cost four times as much, not sixteen times
+    few = gzip.compress(b"") * 20_000
+    many = few * 4
+
+    assert _seconds(many) < 9 * _seconds(few)
+
+
+def _seconds(sent: bytes) -> float:
+    spent = []
+    for _ in range(3):
+        begun = time.process_time()
+        body.gunzip(sent)
+        spent.append(time.process_time() - begun)
+    return min(spent)
+
+
+# value, mend, canonical -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "mended"),
+    [
+        (rb'"\u0000"', rb'"\ufffd"'),
+        (rb'"a\u0000b\u0000"', rb'"a\ufffdb\ufffd"'),
+        (rb'"\ud800"', rb'"\ufffd"'),
+        (rb'"\uDBFF"', rb'"\ufffd"'),
+        (rb'"\udc00\ud800"', rb'"\ufffd\ufffd"'),
+        (rb'"\ud800\ud83d\ude00"', rb'"\ufffd\ud83d\ude00"'),
+        (rb'"\ud83d\ude00\ude00"', rb'"\ud83d\ude00\ufffd"'),
+        (rb'"\\\u0000"', rb'"\\\ufffd"'),
+        (rb'{"\u0000": 1}', rb'{"\ufffd": 1}'),
+    ],
+)
+def test_what_no_database_holds_is_mended(raw: bytes, mended: bytes):
+    seen, text, note = body.value(raw)
+
+    assert body.mend(raw) == text == mended
+    assert note == body.MENDED
+    assert "\0" not in str(seen)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        rb'"\\u0000"',
+        rb'"\\\\u0000"',
+        rb'"\\ud800"',
+        rb'"\ud83d\ude00"',
+        rb'"\u0001"',
+        rb'"\n\"\/"',
+        b'"\xf0\x9f\x98\x80"',
+    ],
+)
+def test_what_needs_no_mending_stays_and_carries_no_note(raw: bytes):
+    _, text, note = body.value(raw)
+
+    assert (text, note) == (raw, "")
+    assert body.mend(raw) == raw
+
+
+def test_an_escaped_backslash_before_u0000_is_six_characters():
+    assert body.value(rb'"\\u0000"')[0] == r"\u0000"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"NaN", "not_json"),
+        (b"Infinity", "not_json"),
+        (b'{"a": -Infinity}', "not_json"),
+        (b"{'a': 1}", "not_json"),
+        (b'{"a": 1,}', "not_json"),
+        (b"01", "not_json"),
+        (b'"a\0b"', "not_json"),
+        (b'"a\nb"', "not_json"),
+        (b'"\\x41"', "not_json"),
+        (b"", "not_json"),
+        (b"1e400", "number_out_of_range"),
+        (b"[-1e309]", "number_out_of_range"),
+        (b"1" * 4301, "number_out_of_range"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "number_out_of_range"),
+        (b"[" * 100_000 + b"]" * 100_000, "too_deep"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "too_deep"),
+        (b'"\xc3"', "not_utf8"),
+        (b'"\xed\xa0\x80"', "not_utf8"),  # a surrogate in UTF-8's clothes
+        (b'"\xc0\x80"', "not_utf8"),  # and a NUL
+    ],
+    ids=lambda part: repr(part)[:24],
+)
+def test_what_is_no_value_is_refused_by_name(raw: bytes, reason: str):
+    refused = refusal(body.value, raw)
+
+    assert (refused.status, refused.reason) == (400, reason)
+
+
+@pytest.mark.parametrize("digits", [310, 400, 4300])
+@pytest.mark.parametrize("form", [b"%b", b"-%b", b'{"a": [0, {"b": %b}]}'])
+def test_an_integer_beyond_a_64_bit_float_is_refused(digits: int, form: bytes):
+    raw = form.replace(b"%b", b"9" * digits)
+
+    assert refusal(body.value, raw).reason == "number_out_of_range"
+
+
+def test_many_digits_in_a_text_are_a_text():
+    assert body.value(b'"' + b"9" * 5000 + b'"')[0] == "9" * 5000
+
+
+@pytest.mark.parametrize("levels", [b'{"a":%b}', b"[%b]", b'[{"a":%b}]'])
+def test_json_is_read_to_a_hundred_levels(levels: bytes):
+    one = levels.count(b"[") + levels.count(b"{")
+
+    def nested(times: int) -> bytes:
+        before, after = levels.split(b"%b")
+        return before * times + b"1" + after * times
+
+    assert body.value(nested(100 // one))[2] == ""
+    assert refusal(body.value, nested(100 // one + 1)).reason == "too_deep"
+    assert body.value(b"[" + b"[]," * 500 + b"1]")[2] == ""  # wide is not deep
+
+
+@pytest.mark.parametrize("digits", [20, 100, 308])
+def test_a_long_integer_is_kept_digit_for_digit(digits: int):
+    raw = b"9" * digits
+
+    assert body.value(raw) == (10**digits - 1, raw, "")
+    assert body.canonical(raw) == raw
+
+
+def test_not_utf8_names_the_byte_of_the_text():
+    refused = refusal(body.value, b'{"abc": "abcdef\xc3"}')
+
+    assert refused.detail in {"The text is not UTF-8 at byte 15.", "The text is not UTF-8."}
+
+
+def test_repeated_keys_are_one_the_last():
+    raw = b'{"a": 1, "b": {"c": 1, "c": 2}, "a": 3}'
+
+    assert body.value(raw)[0] == {"a": 3, "b": {"c": 2}}
+    assert body.canonical(raw) == b'{"a":3,"b":{"c":2}}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        (b"1", b"1"),
+        (b"1.0", b"1.0"),
+        (b"1.50", b"1.50"),
+        (b"0.30000000000000004", b"0.30000000000000004"),
+        (b"3.14159265358979323846264338327950288", b"3.14159265358979323846264338327950288"),
+        (b"18446744073709551616", b"18446744073709551616"),
+        (b"1E2", b"100"),
+        (b"5e-324", b"0." + b"0" * 323 + b"5"),
+        (b"1e-16383", b"0." + b"0" * 16_382 + b"1"),
+    ],
+)
+def test_canonical_keeps_numbers_as_sent(raw: bytes, kept: bytes):
+    assert format(Decimal(body.canonical(raw).decode()), "f").encode() == kept
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"1e-20000",
+        b"1e-16384",
+        b"0.1e-16383",
+        b"0e-20000",
+        b"0." + b"0" * 16_383 + b"1",
+        b"1e-9999999999999999999",
+        b"0e9999999999999999999",
+    ],
+    ids=lambda raw: repr(raw)[:24],
+)
+def test_canonical_refuses_what_postgresql_cannot_hold(raw: bytes):
+    body.value(raw)  # the door lets it through: as a float it is 0
+
+    refused = refusal(body.canonical, b'{"a": ' + raw + b"}")
+
+    assert refused.reason == "number_out_of_range"
+
+
+# documents --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [b'{"events": []}', b'{\n  "events": [\n  ]\n}', b"[\n{}\n,\n{}\n]", b" \n{}\n ", b"1"],
+)
+def test_one_json_text_is_one_document(whole: bytes):
+    assert body.documents(whole, "application/json") == [whole.strip()]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-ndjson", ""])
+def test_a_text_a_line_is_a_document_a_line(content_type: str):
+    assert body.documents(b'{"a": 1}\r\n\n  \n{"a": 2}\n', content_type) == [
+        b'{"a": 1}',
+        b'{"a": 2}',
+    ]
+
+
+def test_a_bad_line_behind_a_good_one_is_still_a_line():
+    assert body.documents(b"{}\n{oops\n{}", "") == [b"{}", b"{oops", b"{}"]
+
+
+def test_ndjson_by_name_may_begin_with_a_bad_line():
+    assert body.documents(b"{oops\n{}", "application/x-ndjson") == [b"{oops", b"{}"]
+
+
+def test_lines_whose_first_needs_mending_are_lines():
+    raw = rb'{"a": "\ud800"}' + b"\n" + b'{"a": 1}'
+
+    assert len(body.documents(raw, "application/json")) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"{oops\n{}", "not_json"),
+        (b'{"events": [', "not_json"),
+        (b"{} {}", "not_json"),
+        (b"\xff\xfe{\0}\0", "not_json"),  # UTF-16
+        (b"[" * 100_000, "too_deep"),
+    ],
+)
+def test_what_is_no_document_is_refused(raw: bytes, reason: str):
+    refused = refusal(body.documents, raw, "application/json")
+
+    assert (refused.status, refused.reason) == (400, reason)
+
+
+@pytest.mark.parametrize("content_type", ["", "application/json", "application/x-ndjson"])
+def test_types_that_carry_json_are_taken(content_type: str):
+    body.require_json(content_type)
+
+
+@pytest.mark.parametrize("content_type", ["text/csv", "multipart/form-data", "application/xml"])
+def test_other_types_are_refused_by_name(content_type: str):
+    refused = refusal(body.require_json, content_type)
+
+    assert refused.status == 415
+    assert content_type in refused.detail

@@ -1,0 +1,203 @@
+import threading
+import time
+from typing import Any
+
+import pytest
+from django.db import connection, connections, transaction
+from django.db.models import Max
+
+from ingest import store
+from ingest.models import Channel, StoredEvent
+from ingest.positions import watermark
+from tests.conftest import make_channel
+from tests.ingest.telemetry_samples import answer, batch
+
+BEYOND_BIGINTS_COMFORT = 2**62
+
+
+def below(mark: int) -> list[str]:
+    """The mids a reader at this watermark sees, in the order of arrival."""
+    rows = StoredEvent.objects.filter(xid__lt=mark).order_by("xid", "id")
+    return [row.payload["mid"] for row in rows]
+
+
+def mark_above(xid: int) -> int:
+    """The watermark once it has passed xid; writers elsewhere in the cluster may hold it back."""
+    until = time.monotonic() + 20
+    while (mark := watermark()) <= xid:
+        assert time.monotonic() < until, f"{mark} never passed {xid}"
+        time.sleep(0.02)
+    return mark
+
+
+def last_xid() -> int:
+    return int(StoredEvent.objects.aggregate(last=Max("xid"))["last"])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_before_any_event_there_is_a_watermark_and_nothing_below_it():
+    assert isinstance(watermark(), int)
+    assert watermark() >= 1
+    assert below(watermark()) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_committed_is_below_the_watermark_and_what_comes_later_is_not():
+    channel = make_channel()
+    store.append(channel.id, batch(answer(1, mid="a"), answer(2, mid="b")))
+    mark = mark_above(last_xid())
+
+    store.append(channel.id, batch(answer(3, mid="c")))
+    store.append(channel.id, batch(answer(0, mid="d")))
+
+    assert sorted(below(mark)) == ["a", "b"]
+    assert sorted(below(mark_above(last_xid()))) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_replay_moves_no_row():
+    channel = make_channel()
+    store.append(channel.id, batch(answer(1)))
+    before = StoredEvent.objects.get().xid
+    mark = mark_above(before)
+
+    store.append(channel.id, batch(answer(1)))
+    store.append(channel.id, batch(answer(2)))
+
+    rows = StoredEvent.objects.order_by("xid")
+    assert rows[0].xid == before
+    assert rows[1].xid >= mark
+
+
+@pytest.mark.django_db
+def test_positions_are_numbers_and_are_ordered_as_numbers():
+    channel = make_channel()
+    for number, xid in enumerate((9, 10, 100, BEYOND_BIGINTS_COMFORT)):
+        put(channel, number, xid=xid)
+
+    assert list(StoredEvent.objects.order_by("xid").values_list("xid", flat=True)) == [
+        9,
+        10,
+        100,
+        BEYOND_BIGINTS_COMFORT,
+    ]
+    assert StoredEvent.objects.filter(xid__lt=100).count() == 2
+    assert StoredEvent.objects.filter(xid__in=[9, 100]).count() == 2
+    assert last_xid() == BEYOND_BIGINTS_COMFORT
+    assert StoredEvent.objects.filter(superseded_xid=None).count() == 4
+
+
+def put(channel: Channel, number: int, **overrides: Any) -> StoredEvent:
+    read = batch(answer(number)).events[0]
+    return StoredEvent.objects.create(
+        **{
+            "channel": channel,
+            "occurred_at": read.occurred_at,
+            "received_at": read.occurred_at,
+            "is_answer": True,
+            "identity": read.identity.hex(),
+            "dialect": "telemetry",
+            "type": "ASSESS",
+            "payload": {},
+            **overrides,
+        }
+    )
+
+
+class Writer:
+    """A batch in a transaction of its own that stays open until it is told how to end."""
+
+    def __init__(self, channel: Channel, mid: str) -> None:
+        self.written = threading.Event()
+        self._end = threading.Event()
+        self._commit = False
+        self._channel_id = channel.id
+        self._mid = mid
+        self.wrong: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self.written.wait(10)
+
+    def finish(self, *, commit: bool) -> None:
+        self._commit = commit
+        self._end.set()
+        self._thread.join()
+        assert self.wrong is None
+
+    def _run(self) -> None:
+        try:
+            with transaction.atomic():
+                store.append(self._channel_id, batch(answer(1, mid=self._mid)))
+                self.written.set()
+                assert self._end.wait(30)
+                if not self._commit:
+                    transaction.set_rollback(True)
+        except BaseException as error:
+            self.wrong = error
+        finally:
+            self.written.set()
+            connections.close_all()
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("commit", [True, False], ids=["committed", "rolled back"])
+def test_an_open_writer_holds_the_watermark_back(commit: bool):
+    # given a conversation all know, so that no writer waits for another
+    channel = make_channel()
+    store.append(channel.id, batch(answer(0, mid="first")))
+    first = last_xid()
+    mark_above(first)
+    slow = Writer(channel, "slow")
+
+    # when a later writer has committed before it
+    store.append(channel.id, batch(answer(2, mid="fast")))
+    fast = last_xid()
+
+    # then a reader sees neither, since one of them may still come to stand before the other
+    held = watermark()
+    assert first < held <= fast - 1
+    assert below(held) == ["first"]
+
+    # and both, or the one, when it has ended
+    slow.finish(commit=commit)
+    expected = ["first", "slow", "fast"] if commit else ["first", "fast"]
+    assert below(mark_above(fast)) == expected
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_a_reader_in_steps_meets_every_event_once():
+    channel = make_channel()
+    store.append(channel.id, batch(answer(0, mid="first")))
+    writers = [Writer(channel, f"w{n}") for n in range(4)]
+    ends = [(2, True), (0, False), (3, True), (1, True)]
+    seen: list[str] = []
+    since = 0
+
+    def step(mark: int) -> int:
+        rows = StoredEvent.objects.filter(xid__gte=since, xid__lt=mark).order_by("xid", "id")
+        seen.extend(row.payload["mid"] for row in rows)
+        return max(mark, since)
+
+    since = step(watermark())
+    for writer, commit in ends:
+        writers[writer].finish(commit=commit)
+        since = step(watermark())
+    since = step(mark_above(last_xid()))
+
+    assert sorted(seen) == ["first", "w1", "w2", "w3"]
+    assert seen[0] == "first"
+
+
+@pytest.mark.django_db
+def test_the_database_gives_the_position_where_the_code_names_none(on_postgresql: bool):
+    row = put(make_channel(), 1)
+
+    row.refresh_from_db()
+    if on_postgresql:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()::text")
+            assert row.xid == int(cursor.fetchone()[0])
+    else:
+        assert row.xid == 0

@@ -1,0 +1,700 @@
+import hashlib
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, connection, connections
+
+from ingest import store
+from ingest.adapters import telemetry
+from ingest.adapters.participants import Profile
+from ingest.events import Batch, Event, Rejection, identity
+from ingest.models import Conversation, Participant, Rejected, StoredEvent
+from ingest.sealing import unseal
+from tests.conftest import make_channel
+from tests.ingest.telemetry_samples import (
+    CHANNEL,
+    CONVERSATION,
+    DEVICE,
+    PUBLISHED,
+    RECEIVED_AT,
+    SESSION,
+    answer,
+    batch,
+    parsed,
+    sent,
+)
+
+pytestmark = pytest.mark.django_db
+
+
+def counts() -> tuple[int, int, int]:
+    return StoredEvent.objects.count(), Rejected.objects.count(), Conversation.objects.count()
+
+
+def told(outcome: store.Outcome) -> tuple[int, int, int]:
+    return outcome.stored, outcome.duplicate, len(outcome.rejections)
+
+
+def tiny(number: int = 2) -> bytes:
+    """An event whose number only PostgreSQL refuses."""
+    raw = json.dumps(answer(number, edata={"score": "HERE"})).encode()
+    return raw.replace(b'"HERE"', b"1e-20000")
+
+
+# events -----------------------------------------------------------------------------------------
+
+
+def test_an_event_becomes_a_row():
+    channel = make_channel()
+    read = batch(answer(3))
+
+    outcome = store.append(channel.id, read)
+
+    assert told(outcome) == (1, 0, 0)
+    row = StoredEvent.objects.get()
+    assert row.occurred_at == datetime(2022, 4, 1, 4, 0, 3, tzinfo=UTC)
+    assert row.received_at == RECEIVED_AT
+    assert row.channel_id == channel.id
+    assert row.conversation_id == Conversation.objects.get().id
+    assert row.identity.bytes == read.events[0].identity
+    assert (row.is_answer, row.dialect, row.type, row.note) == (True, "telemetry", "ASSESS", "")
+    assert (row.device_id, row.session_id) == (DEVICE, SESSION)
+    assert row.superseded_xid is None
+    assert row.payload == answer(3)
+
+
+def test_ten_events_become_ten_rows():
+    outcome = store.append(make_channel().id, parsed(PUBLISHED))
+
+    assert told(outcome) == (10, 0, 0)
+    assert counts() == (10, 0, 1)
+    assert StoredEvent.objects.filter(is_answer=True).count() == 6
+    assert StoredEvent.objects.filter(conversation=None).count() == 3
+
+
+def test_a_replay_adds_nothing():
+    channel = make_channel()
+    store.append(channel.id, parsed(PUBLISHED))
+    before = list(StoredEvent.objects.order_by("id").values())
+
+    outcomes = [store.append(channel.id, parsed(PUBLISHED)) for _ in range(3)]
+
+    assert [told(outcome) for outcome in outcomes] == [(0, 10, 0)] * 3
+    assert list(StoredEvent.objects.order_by("id").values()) == before
+
+
+def test_the_new_ones_of_a_batch_are_stored_beside_known_ones():
+    channel = make_channel()
+    store.append(channel.id, batch(answer(1), answer(2)))
+
+    outcome = store.append(channel.id, batch(answer(2), answer(3), answer(1), answer(4)))
+
+    assert told(outcome) == (2, 2, 0)
+    assert StoredEvent.objects.count() == 4
+
+
+def test_of_two_with_one_identity_in_a_batch_the_first_stays():
+    channel = make_channel()
+
+    outcome = store.append(
+        channel.id,
+        batch(answer(1), answer(1, edata={"score": 2}), answer(2), answer(1, edata={"score": 3})),
+    )
+
+    assert told(outcome) == (2, 2, 0)
+    assert StoredEvent.objects.order_by("occurred_at").first().payload["edata"]["score"] == 1
+
+
+def test_of_two_with_one_identity_in_two_batches_the_first_stays():
+    channel = make_channel()
+    store.append(channel.id, batch(answer(1)))
+
+    outcome = store.append(channel.id, batch(answer(1, edata={"score": 0})))
+
+    assert told(outcome) == (0, 1, 0)
+    assert StoredEvent.objects.get().payload["edata"]["score"] == 1
+
+
+def test_the_same_event_of_two_channels_is_two():
+    here, there = make_channel(), make_channel("ORG_002")
+
+    store.append(here.id, batch(answer(1)))
+    outcome = store.append(
+        there.id, telemetry.parse(sent(answer(1)), "", there.identifier, RECEIVED_AT)
+    )
+
+    assert told(outcome) == (1, 0, 0)
+    assert counts() == (2, 0, 2)
+
+
+def test_a_batch_of_nothing_writes_nothing():
+    outcome = store.append(make_channel().id, batch())
+
+    assert told(outcome) == (0, 0, 0)
+    assert counts() == (0, 0, 0)
+
+
+def test_rows_of_a_batch_share_a_position_and_a_later_batch_has_a_later_one(
+    on_postgresql: bool,
+):
+    channel = make_channel()
+
+    store.append(channel.id, batch(answer(1), answer(2)))
+    store.append(channel.id, batch(answer(1), answer(2)))
+    store.append(channel.id, batch(answer(3)))
+
+    first, second, third = StoredEvent.objects.order_by("id")
+    assert first.xid == second.xid
+    if on_postgresql:  # one transaction, the test's own
+        assert first.xid == third.xid
+    else:
+        assert first.xid == first.id
+        assert third.xid > second.id
+
+
+# good and bad -----------------------------------------------------------------------------------
+
+
+def test_good_and_bad_are_kept_beside_each_other():
+    channel = make_channel()
+
+    outcome = store.append(channel.id, batch(answer(1), 5, answer(2), {"eid": "X"}))
+
+    assert told(outcome) == (2, 0, 2)
+    assert counts() == (2, 2, 1)
+
+
+def test_a_rejected_one_is_kept_with_its_reason_and_sealed():
+    channel = make_channel()
+    raw = json.dumps(answer(ets="late", actor={"id": "+919000000001"})).encode()
+
+    store.append(channel.id, parsed(b"[" + raw + b"]"))
+
+    row = Rejected.objects.get()
+    assert (row.channel_id, row.dialect, row.received_at) == (channel.id, "telemetry", RECEIVED_AT)
+    assert (row.position, row.reason) == (0, "ets")
+    assert row.detail == "ets must be the event's time, a number of milliseconds since 1970."
+    assert (row.size, row.digest) == (len(raw), hashlib.sha256(raw).hexdigest())
+    assert b"9000000001" not in bytes(row.sealed)
+    assert unseal(row.sealed) == raw
+
+
+def test_a_rejected_one_is_kept_once_however_often_it_comes():
+    channel = make_channel()
+
+    outcomes = [store.append(channel.id, batch(5, answer(1), 5)) for _ in range(3)]
+
+    assert [len(outcome.rejections) for outcome in outcomes] == [2, 2, 2]
+    assert counts() == (1, 1, 1)
+
+
+def test_a_rejected_one_is_kept_for_each_channel():
+    store.append(make_channel().id, batch(5))
+    store.append(make_channel("ORG_002").id, batch(5))
+
+    assert Rejected.objects.count() == 2
+
+
+def test_of_a_large_rejected_one_the_first_64_kib_are_kept():
+    raw = b'"' + b"x" * 100_000 + b'"'
+
+    store.append(make_channel().id, parsed(b"[" + raw + b"]"))
+
+    row = Rejected.objects.get()
+    assert row.size == 100_002
+    assert row.digest == hashlib.sha256(raw).hexdigest()
+    assert unseal(row.sealed) == raw[: 64 * 1024]
+
+
+def test_a_batch_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    channel = make_channel()
+
+    def fail(*_: Any) -> None:
+        raise IntegrityError("the disk is full")
+
+    monkeypatch.setattr(store, "_reject", fail)
+    with pytest.raises(IntegrityError):
+        store.append(channel.id, batch(answer(1), 5, answer(2)))
+
+    assert counts() == (0, 0, 0)
+
+
+def test_what_only_postgresql_refuses_is_set_aside_on_both_databases():
+    channel = make_channel()
+    raws = [json.dumps(answer(1)).encode(), tiny(2), json.dumps(answer(3)).encode()]
+
+    outcome = store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+
+    assert told(outcome) == (2, 0, 1)
+    assert [(r.position, r.reason, r.detail, r.raw) for r in outcome.rejections] == [
+        (1, "number_out_of_range", "A number has more than 16,383 decimal places.", tiny(2))
+    ]
+    assert [row.payload["mid"] for row in StoredEvent.objects.order_by("occurred_at")] == [
+        answer(1)["mid"],
+        answer(3)["mid"],
+    ]
+    assert unseal(Rejected.objects.get().sealed) == tiny(2)
+
+
+def test_what_is_set_aside_late_keeps_its_place_in_the_batch():
+    channel = make_channel()
+    raws = [b"5", json.dumps(answer(1)).encode(), b"6", tiny(2), json.dumps(answer(3)).encode()]
+
+    outcome = store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+
+    assert told(outcome) == (2, 0, 3)
+    assert sorted((r.position, r.reason) for r in outcome.rejections) == [
+        (0, "not_an_object"),
+        (2, "not_an_object"),
+        (3, "number_out_of_range"),
+    ]
+
+
+def test_many_set_aside_late_cost_no_other():
+    channel = make_channel()
+    raws = [tiny(n) if n % 3 == 0 else json.dumps(answer(n)).encode() for n in range(20)]
+
+    outcome = store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+
+    assert told(outcome) == (13, 0, 7)
+    assert counts() == (13, 7, 1)
+
+
+def test_all_set_aside_late_and_a_resend_of_them():
+    channel = make_channel()
+    read = parsed(b"[" + tiny(1) + b"," + tiny(2) + b"," + tiny(2) + b"]")
+
+    outcomes = [store.append(channel.id, read) for _ in range(2)]
+
+    assert [told(outcome) for outcome in outcomes] == [(0, 1, 2)] * 2
+    assert counts()[:2] == (0, 2)
+
+
+@pytest.mark.parametrize("number", [b"1e-9999999999999999999", b"0e9999999999999999999"])
+def test_an_exponent_beyond_decimals_is_one_bad_event(number: bytes):
+    channel = make_channel()
+    raw = tiny(2).replace(b"1e-20000", number)
+
+    outcome = store.append(
+        channel.id, parsed(b"[" + json.dumps(answer(1)).encode() + b"," + raw + b"]")
+    )
+
+    assert told(outcome) == (1, 0, 1)
+    assert outcome.rejections[0].reason == "number_out_of_range"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [b"1e-16383", b"0e5000", b"1e308", b"0." + b"1" * 16_383, b"9" * 309, b"5e-324", b"-0.0"],
+    ids=lambda number: repr(number)[:16],
+)
+def test_numbers_at_the_edge_are_stored_on_both_databases(number: bytes):
+    outcome = store.append(make_channel().id, parsed(tiny().replace(b"1e-20000", number)))
+
+    assert told(outcome) == (1, 0, 0)
+
+
+def test_a_mended_event_is_stored_with_its_note():
+    raw = json.dumps(answer(edata={"resvalues": [{"ans1": "HERE"}]})).encode()
+
+    store.append(make_channel().id, parsed(raw.replace(b"HERE", rb"a\u0000b")))
+
+    row = StoredEvent.objects.get()
+    assert row.payload["edata"]["resvalues"] == [{"ans1": "a\ufffdb"}]
+    assert row.note == "characters that no database holds became U+FFFD"
+
+
+def test_the_same_is_readable_back_on_both_databases():
+    # given an event with everything on which databases like to differ
+    raw = (
+        b'{"eid":"ASSESS","ets":1648785600999,"mid":"m","context":{"did":"d\xc3\xa9",'
+        b'"cdata":[{"type":"Conversation","id":"b\xc3\xb6t"}]},'
+        b'"edata":{"item":{"id":"q"},"z":1,"z":2,"aa":[1.50,1E2,-0.0,1e21,5e-324],'
+        b'"t":"\\u00e9 \\ud83d\\ude00 \\\\u0000 \\u2028","n":null,"b":true,"":{}}}'
+    )
+
+    store.append(make_channel().id, parsed(raw))
+
+    row = StoredEvent.objects.get()
+    assert row.occurred_at == datetime(2022, 4, 1, 4, 0, 0, 999_000, tzinfo=UTC)
+    assert row.device_id == "d\u00e9"
+    assert row.conversation.identifier == "b\u00f6t"
+    assert row.payload["edata"] == {
+        "item": {"id": "q"},
+        "z": 2,
+        "aa": [1.5, 100, 0.0, 10**21, 5e-324],
+        "t": "\u00e9 \U0001f600 \\u0000 \u2028",
+        "n": None,
+        "b": True,
+        "": {},
+    }
+
+
+# conversations ----------------------------------------------------------------------------------
+
+
+def test_a_conversation_is_made_at_first_sight_and_once():
+    channel = make_channel()
+
+    store.append(channel.id, batch(answer(1), answer(2)))
+    store.append(channel.id, batch(answer(3)))
+
+    found = Conversation.objects.get()
+    assert (found.channel_id, found.identifier, found.name) == (channel.id, CONVERSATION, "")
+    assert StoredEvent.objects.filter(conversation=found).count() == 3
+
+
+def test_several_conversations_of_one_batch_are_told_apart():
+    def of(conversation: str) -> dict[str, Any]:
+        return answer(
+            context={"cdata": [{"type": "Conversation", "id": conversation}]}, mid=conversation
+        )
+
+    store.append(make_channel().id, batch(of("b"), of("a"), of("B"), of("b ")))
+
+    assert Conversation.objects.count() == 4
+    for row in StoredEvent.objects.select_related("conversation"):
+        assert row.conversation.identifier == row.payload["mid"]
+
+
+def test_a_known_conversation_keeps_its_name():
+    channel = make_channel()
+    Conversation.objects.create(channel=channel, identifier=CONVERSATION, name="Tara")
+
+    store.append(channel.id, batch(answer(1)))
+
+    assert Conversation.objects.get().name == "Tara"
+
+
+def test_rejected_events_make_no_conversation():
+    store.append(make_channel().id, batch(answer(1, ets=None)))
+
+    assert counts() == (0, 1, 0)
+
+
+# order and versions -----------------------------------------------------------------------------
+
+
+def test_rows_of_a_batch_stand_in_one_order_on_both_databases():
+    events = [answer(0, mid=f"mid {n}") for n in range(20)]
+
+    store.append(make_channel().id, batch(*events))
+
+    identities = [row.identity.bytes for row in StoredEvent.objects.order_by("id")]
+    assert len(identities) == 20
+    assert identities == sorted(identities)
+
+
+def version(text: str, key: str = "a", **overrides: Any) -> Event:
+    return Event(
+        **{
+            "identity": identity(None, CHANNEL, key),
+            "type": "LOG",
+            "occurred_at": RECEIVED_AT,
+            "device_id": "",
+            "session_id": "",
+            "conversation": "",
+            "is_answer": False,
+            "payload": text.encode(),
+            **overrides,
+        }
+    )
+
+
+def last(*events: Event) -> store.Outcome:
+    return store.append(
+        make_channel().id, Batch("test", RECEIVED_AT, list(events), [], last_wins=True)
+    )
+
+
+def living() -> list[Any]:
+    rows = StoredEvent.objects.filter(superseded_xid=None).order_by("identity")
+    return [row.payload for row in rows]
+
+
+def test_where_the_last_wins_a_new_version_is_a_new_row():
+    last(version('{"n": 1}', type="A"), version('{"n": 5}', "b"))
+    outcome = last(version('{"n": 2}', type="B"))
+
+    assert told(outcome) == (1, 0, 0)
+    old, new = StoredEvent.objects.filter(identity=version("{}").identity.hex()).order_by("id")
+    assert (old.type, old.payload, old.superseded_xid) == ("A", {"n": 1}, new.xid)
+    assert (new.type, new.payload, new.superseded_xid) == ("B", {"n": 2}, None)
+    assert sorted(payload["n"] for payload in living()) == [2, 5]
+
+
+def test_where_the_last_wins_the_last_of_a_batch_is_stored():
+    outcome = last(version('{"n": 1}'), version('{"n": 2}'), version('{"n": 3}'))
+
+    assert told(outcome) == (1, 2, 0)
+    assert [row.payload for row in StoredEvent.objects.all()] == [{"n": 3}]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('{"a": 1, "b": 2}', '{"b":2,"a":1}'),
+        ('{"a": 1, "a": 2}', '{"a": 2}'),
+        ('{"a": "\\u00e9"}', '{"a": "\u00e9"}'),
+        ('{"a": 1E2}', '{"a": 100}'),
+        ('{"a": -0.0}', '{"a": 0.0}'),
+        ('{"a": 1.5}', '{"a": 1.50}'),
+        ('{"a": 1}', '{"a": 1.0}'),
+        ('{"a": [1e21, 5e-324]}', '{"a": [1000000000000000000000, 50e-325]}'),
+    ],
+)
+def test_an_equal_version_is_a_duplicate(first: str, second: str):
+    last(version(first))
+
+    outcome = last(version(second))
+
+    assert told(outcome) == (0, 1, 0)
+    assert StoredEvent.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('{"a": 1}', '{"a": 2}'),
+        ('{"a": 1}', '{"a": "1"}'),
+        ('{"a": 1}', '{"a": true}'),
+        ('{"a": [1, 2]}', '{"a": [2, 1]}'),
+        ('{"a": null}', "{}"),
+        ('{"a": 0.1}', '{"a": 0.10000000000000000000000000000000000000001}'),
+        ('{"a": 123456789012345678901234567890}', '{"a": 123456789012345678901234567891}'),
+        ('{"a": 1e-400}', '{"a": 0}'),
+    ],
+)
+def test_a_version_that_differs_however_little_is_another(first: str, second: str):
+    last(version(first))
+
+    outcome = last(version(second))
+
+    assert told(outcome) == (1, 0, 0)
+    assert (StoredEvent.objects.count(), len(living())) == (2, 1)
+
+
+def test_a_version_that_cannot_be_held_supersedes_nothing():
+    last(version('{"n": 1}'))
+
+    outcome = last(version('{"n": 1e-20000}'), version('{"n": 7}', "b"))
+
+    assert told(outcome) == (1, 0, 1)
+    assert sorted(payload["n"] for payload in living()) == [1, 7]
+    assert StoredEvent.objects.exclude(superseded_xid=None).count() == 0
+
+
+def test_a_version_may_come_back():
+    for n in (1, 2, 1):
+        last(version(json.dumps({"n": n})))
+
+    assert [row.payload["n"] for row in StoredEvent.objects.order_by("id")] == [1, 2, 1]
+    assert living() == [{"n": 1}]
+
+
+# participants -----------------------------------------------------------------------------------
+
+
+def profile(**overrides: Any) -> Profile:
+    return Profile(
+        **{
+            "device_id": DEVICE,
+            "user_name": None,
+            "phone": None,
+            "consent": None,
+            "consent_at": RECEIVED_AT,
+            **overrides,
+        }
+    )
+
+
+def known() -> Participant:
+    return Participant.objects.get(device_id=DEVICE)
+
+
+def keep(*profiles: Profile, rejections: tuple[Rejection, ...] = ()) -> None:
+    store.keep_participants(make_channel().id, RECEIVED_AT, profiles, rejections)
+
+
+def test_a_participant_is_made():
+    keep(profile(user_name="Asha", phone="+919000000001", consent=True))
+
+    row = known()
+    assert (row.user_name, row.consent, row.consent_at) == ("Asha", True, RECEIVED_AT)
+    assert unseal(row.sealed_phone) == b"+919000000001"
+    assert row.updated_at == RECEIVED_AT
+
+
+def test_what_is_not_said_changes_nothing():
+    keep(profile(user_name="Asha", phone="+919000000001", consent=True))
+    before = known()
+
+    keep(profile())
+
+    after = known()
+    assert (after.user_name, after.consent, after.consent_at) == ("Asha", True, RECEIVED_AT)
+    assert bytes(after.sealed_phone) == bytes(before.sealed_phone)
+
+
+def test_an_empty_phone_and_an_empty_name_take_the_known_ones_away():
+    keep(profile(user_name="Asha", phone="+919000000001"))
+
+    keep(profile(user_name="", phone=""))
+
+    assert (known().user_name, known().sealed_phone) == ("", None)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_older_consent_that_comes_later_changes_nothing(first: bool):
+    keep(profile(consent=first))
+
+    keep(profile(consent=not first, consent_at=RECEIVED_AT - timedelta(seconds=1), user_name="B"))
+
+    assert (known().consent, known().consent_at) == (first, RECEIVED_AT)
+    assert known().user_name == "B"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_newer_consent_wins(first: bool):
+    keep(profile(consent=first))
+    later = RECEIVED_AT + timedelta(microseconds=1)
+
+    keep(profile(consent=not first, consent_at=later))
+
+    assert (known().consent, known().consent_at) == (not first, later)
+
+
+def test_of_two_words_of_one_moment_the_later_said_counts():
+    keep(profile(consent=True), profile(consent=False))
+
+    assert Participant.objects.count() == 1
+    assert known().consent is False
+
+
+def test_a_consent_after_none_is_taken_however_old():
+    keep(profile(user_name="Asha"))
+
+    keep(profile(consent=False, consent_at=RECEIVED_AT - timedelta(days=365)))
+
+    assert known().consent is False
+
+
+def test_participants_and_what_was_none_are_kept_in_one_commit(monkeypatch: pytest.MonkeyPatch):
+    keep(profile(), rejections=(Rejection(1, "phone", "no phone", b"{}"),))
+    assert (Participant.objects.count(), Rejected.objects.count()) == (1, 1)
+    assert Rejected.objects.get().dialect == "participants"
+
+    def fail(*_: Any) -> None:
+        raise IntegrityError
+
+    monkeypatch.setattr(store, "_reject", fail)
+    with pytest.raises(IntegrityError):
+        keep(profile(device_id="other"))
+    assert Participant.objects.count() == 1
+
+
+# many at once -----------------------------------------------------------------------------------
+
+
+def plain(number: int) -> Event:
+    occurred_at = RECEIVED_AT + timedelta(milliseconds=number)
+    return Event(
+        identity=identity(occurred_at, CHANNEL, str(number)),
+        type="LOG",
+        occurred_at=occurred_at,
+        device_id="",
+        session_id="",
+        conversation=f"bot-{number % 7}",
+        is_answer=False,
+        payload=b'{"n": %d}' % number,
+    )
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_eight_senders_of_the_same_events_never_block_each_other_for_ever():
+    channel = make_channel()
+    connection.close()  # the pool has eight
+    wrong: list[BaseException] = []
+    stored: list[int] = []
+    sent_numbers: set[int] = set()
+
+    def send(sender: int) -> None:
+        try:
+            for round_ in range(10):
+                # every sender its own order and its own overlap with the others
+                numbers = [(sender * 241 + round_ * 97 + step * 19) % 2000 for step in range(100)]
+                if sender % 2:
+                    numbers.reverse()
+                sent_numbers.update(numbers)
+                outcome = store.append(
+                    channel.id,
+                    Batch(
+                        "test",
+                        RECEIVED_AT,
+                        [plain(n) for n in numbers],
+                        [Rejection(0, "bad", "", b"%d" % (n % 50)) for n in numbers[:10]],
+                    ),
+                )
+                stored.append(outcome.stored)
+                assert outcome.stored + outcome.duplicate == 100
+        except BaseException as error:
+            wrong.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=send, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert StoredEvent.objects.count() == len(sent_numbers) == sum(stored)
+    assert StoredEvent.objects.values("identity").distinct().count() == len(sent_numbers)
+    assert Conversation.objects.count() == 7
+    assert Rejected.objects.count() == Rejected.objects.values("digest").distinct().count()
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_eight_senders_of_versions_lose_none_and_leave_one_living_each():
+    channel = make_channel()
+    connection.close()  # the pool has eight
+    wrong: list[BaseException] = []
+    stored: list[int] = []
+
+    def send(sender: int) -> None:
+        try:
+            for round_ in range(5):
+                keys = [(sender * 31 + round_ * 17 + step * 7) % 200 for step in range(60)]
+                events = [version(json.dumps([sender, round_]), str(key)) for key in keys]
+                outcome = store.append(
+                    channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=True)
+                )
+                stored.append(outcome.stored)
+        except BaseException as error:
+            wrong.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=send, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert sum(stored) == StoredEvent.objects.count() == 8 * 5 * 60
+    distinct = StoredEvent.objects.values("identity").distinct().count()
+    assert distinct == 200
+    assert StoredEvent.objects.filter(superseded_xid=None).count() == distinct
+    # each version but the living one was superseded by exactly the next of its event
+    chains: dict[Any, list[StoredEvent]] = {}
+    for row in StoredEvent.objects.order_by("xid"):
+        chains.setdefault(row.identity, []).append(row)
+    for chain in chains.values():
+        assert [row.superseded_xid for row in chain] == [*(row.xid for row in chain[1:]), None]
