@@ -118,6 +118,7 @@ def load(month_rows: int, months: int) -> None:
     from ingest import store
     from ingest.adapters import participants as profiles_adapter
     from ingest.adapters import telemetry
+    from ingest.events import Call
     from ingest.models import Channel, Conversation
 
     channel = Channel.objects.create(identifier=CHANNEL)
@@ -132,7 +133,7 @@ def load(month_rows: int, months: int) -> None:
             payload_bytes=PAYLOAD_BYTES,
         )
     ):  # fmt: skip
-        store.append(channel.pk, telemetry.parse(body, "application/json", CHANNEL, now))
+        store.append(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
     profiles = json.dumps(list(participants(devices, start=FIRST_DAY))).encode()
     store.keep_participants(
         channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now)

@@ -205,6 +205,7 @@ _COLUMNS = (
 
 def feed(count: int) -> None:
     from ingest.adapters import telemetry
+    from ingest.events import Call
 
     made = answers(
         count, count // 30, start=FIRST_DAY, channel=CHANNEL, payload_bytes=PAYLOAD_BYTES
@@ -235,7 +236,7 @@ def feed(count: int) -> None:
             case {"adapter": each}:
                 begun = time.monotonic()
                 for sent in batches[each]:
-                    telemetry.parse(sent, "application/json", CHANNEL, RECEIVED_AT)
+                    telemetry.parse(sent, Call(CHANNEL, RECEIVED_AT))
                 return {"rate": count / (time.monotonic() - begun)}
         raise ValueError(asked)
 
@@ -262,8 +263,9 @@ def request(sent: bytes, port: int, key: str) -> bytes:
 def lines(sent: bytes, channel: int, conversation: int) -> list[bytes]:
     """A batch's rows as COPY takes them."""
     from ingest.adapters import telemetry
+    from ingest.events import Call
 
-    batch = telemetry.parse(sent, "application/json", CHANNEL, RECEIVED_AT)
+    batch = telemetry.parse(sent, Call(CHANNEL, RECEIVED_AT))
     escapes = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
     return [
         "\t".join(

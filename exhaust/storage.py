@@ -168,21 +168,27 @@ class S3Storage:
         seconds = int((until - datetime.now(UTC)).total_seconds())
         if seconds < 1:
             return None
-        return self._signer.generate_presigned_url(
-            "get_object",
-            Params={
-                "Bucket": self._bucket,
-                "Key": key,
-                "ResponseContentDisposition": disposition(name),
-                "ResponseContentType": content_type,
-            },
-            ExpiresIn=seconds,
-        )
+        try:
+            return self._signer.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self._bucket,
+                    "Key": key,
+                    "ResponseContentDisposition": disposition(name),
+                    "ResponseContentType": content_type,
+                },
+                ExpiresIn=seconds,
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise StorageError(f"s3: {error}") from error
 
     def signs_until(self) -> datetime | None:
         credentials = self._session.get_credentials()
         if credentials is not None:
-            credentials.get_frozen_credentials()  # has ended ones renewed, as signing does
+            try:
+                credentials.get_frozen_credentials()  # has ended ones renewed, as signing does
+            except (ClientError, BotoCoreError) as error:
+                raise StorageError(f"s3: {error}") from error
         ends = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
         return ends - timedelta(seconds=60) if isinstance(ends, datetime) else None
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
-from ingest.events import Batch, Event, Refused, Rejection, identity, instant
+from ingest.events import Batch, Call, Event, Refused, Rejection, identity, instant
 
 DIALECT = "telemetry"
 MAX_TEXT = 255  # characters of an id or a name
@@ -24,9 +24,9 @@ _envelope = msgspec.json.Decoder(_Envelope).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def parse(body: bytes, content_type: str, channel: str, received_at: datetime) -> Batch:
+def parse(body: bytes, call: Call) -> Batch:
     """Reads a body. Raises `Refused` when it holds no batch at all."""
-    texts = text.documents(body, content_type)
+    texts = text.documents(body, call.content_type)
     alone = len(texts) == 1
     raws: list[tuple[bytes, bool]] = []
     for line in texts:
@@ -39,15 +39,15 @@ def parse(body: bytes, content_type: str, channel: str, received_at: datetime) -
             raws.append((line, False))  # told apart as one bad event below
     events: list[Event] = []
     rejections: list[Rejection] = []
-    latest = received_at + timedelta(days=1)
+    latest = call.received_at + timedelta(days=1)
     for position, (raw, mended) in enumerate(raws):
         try:
-            event = _event(raw, channel, latest, position, mended=mended)
+            event = _event(raw, call.channel, latest, position, mended=mended)
         except Refused as refused:
             rejections.append(Rejection(position, refused.reason, refused.detail, raw))
         else:
             events.append(event)
-    return Batch(DIALECT, received_at, events, rejections)
+    return Batch(DIALECT, call.received_at, events, rejections)
 
 
 def _events(document: bytes) -> list[bytes]:

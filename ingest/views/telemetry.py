@@ -11,7 +11,7 @@ from django.views.decorators.csrf import csrf_exempt
 from ingest import access, problems, store
 from ingest.adapters import body
 from ingest.adapters import telemetry as adapter
-from ingest.events import Refused
+from ingest.events import Call, Refused
 
 
 @csrf_exempt
@@ -26,7 +26,7 @@ def telemetry(request: HttpRequest) -> HttpResponse:
         channel_id, channel = caller.channel(request.headers.get("X-Channel-ID"))
         body.require_json(request.content_type or "")
         sent = body.read(request)
-        batch = adapter.parse(sent, request.content_type or "", channel, received_at)
+        batch = adapter.parse(sent, Call(channel, received_at, request.content_type or ""))
         outcome = store.append(channel_id, batch)
     except Refused as refused:
         answer = JsonResponse(

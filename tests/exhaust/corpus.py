@@ -7,7 +7,7 @@ from typing import Any
 from exhaust.datasets.selection import Selection
 from ingest import store
 from ingest.adapters import telemetry
-from ingest.events import Batch, Event, identity
+from ingest.events import Batch, Call, Event, identity
 from ingest.models import Conversation
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import CHANNEL, CONVERSATION, RECEIVED_AT, answer
@@ -173,7 +173,7 @@ def fill() -> Selection:
     """Stores the corpus, and selects it."""
     channel = make_channel()
     Conversation.objects.create(channel=channel, identifier=CONVERSATION, name=NAME)
-    read = telemetry.parse(b"[" + b",".join(raws()) + b"]", "", CHANNEL, RECEIVED_AT)
+    read = telemetry.parse(b"[" + b",".join(raws()) + b"]", Call(CHANNEL, RECEIVED_AT))
     assert read.rejections == []
     last = max(event.occurred_at for event in read.events)
     odd = [

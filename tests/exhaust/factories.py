@@ -15,6 +15,7 @@ from exhaust.models import File, Job
 from exhaust.submissions import Submission
 from ingest import store
 from ingest.adapters import telemetry
+from ingest.events import Call
 from tests.conftest import make_channel
 
 RESPONSE = "uci-response-exhaust"
@@ -114,9 +115,7 @@ def answer(number: int, text: str = "") -> dict[str, Any]:
 
 def send(*events: dict[str, Any], channel: str = "ORG_001") -> None:
     """Stores events as the door does."""
-    batch = telemetry.parse(
-        json.dumps(list(events)).encode(), "application/json", channel, timezone.now()
-    )
+    batch = telemetry.parse(json.dumps(list(events)).encode(), Call(channel, timezone.now()))
     assert not batch.rejections
     outcome = store.append(make_channel(channel).pk, batch)
     assert outcome.stored == len(events)

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -51,19 +51,21 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Somebody who accepts and never says a word."""
+    """Somebody who accepts, says no word, and hangs up after five seconds."""
     with socket.socket() as server, ExitStack() as accepted:
         server.bind(("127.0.0.1", 0))
         server.listen(16)
         server.settimeout(0.1)
         over = threading.Event()
+        waiting: list[tuple[float, socket.socket]] = []
 
         def accept() -> None:
             while not over.is_set():
-                try:
-                    accepted.enter_context(server.accept()[0])
-                except TimeoutError:
-                    continue
+                if waiting and time.monotonic() - waiting[0][0] > 5:
+                    waiting.pop(0)[1].close()
+                with suppress(TimeoutError):
+                    peer = accepted.enter_context(server.accept()[0])
+                    waiting.append((time.monotonic(), peer))
 
         thread = threading.Thread(target=accept)
         thread.start()

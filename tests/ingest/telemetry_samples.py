@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.adapters import telemetry
-from ingest.events import Batch
+from ingest.events import Batch, Call
 
 CHANNEL = "ORG_001"
 CONVERSATION = "c63b6faa-11a9-4259-b941-11cd2f8446c6"
@@ -78,7 +78,7 @@ def sent(*events: Any) -> bytes:
 
 
 def parsed(body: bytes, content_type: str = "application/json") -> Batch:
-    return telemetry.parse(body, content_type, CHANNEL, RECEIVED_AT)
+    return telemetry.parse(body, Call(CHANNEL, RECEIVED_AT, content_type))
 
 
 def batch(*events: Any) -> Batch:

@@ -10,7 +10,7 @@ from django.db import IntegrityError, connection, connections
 from ingest import store
 from ingest.adapters import telemetry
 from ingest.adapters.participants import Profile
-from ingest.events import Batch, Event, Rejection, identity
+from ingest.events import Batch, Call, Event, Rejection, identity
 from ingest.models import Conversation, Participant, Rejected, StoredEvent
 from ingest.sealing import unseal
 from tests.conftest import make_channel
@@ -123,7 +123,7 @@ def test_the_same_event_of_two_channels_is_two():
 
     store.append(here.id, batch(answer(1)))
     outcome = store.append(
-        there.id, telemetry.parse(sent(answer(1)), "", there.identifier, RECEIVED_AT)
+        there.id, telemetry.parse(sent(answer(1)), Call(there.identifier, RECEIVED_AT))
     )
 
     assert told(outcome) == (1, 0, 0)

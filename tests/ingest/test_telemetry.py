@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.adapters import ADAPTERS, body, telemetry
-from ingest.events import Batch, Refused
+from ingest.events import Batch, Call, Refused
 from tests.ingest.telemetry_samples import (
     CHANNEL,
     CONVERSATION,
@@ -297,8 +297,8 @@ def test_the_channel_of_the_key_counts_not_the_one_in_the_event(channel: str | N
 
 
 def test_another_channel_makes_another_event():
-    here = telemetry.parse(sent(answer()), "", CHANNEL, RECEIVED_AT)
-    there = telemetry.parse(sent(answer()), "", "ORG_002", RECEIVED_AT)
+    here = telemetry.parse(sent(answer()), Call(CHANNEL, RECEIVED_AT))
+    there = telemetry.parse(sent(answer()), Call("ORG_002", RECEIVED_AT))
 
     assert here.events[0].identity != there.events[0].identity
 
