@@ -37,4 +37,9 @@ class Migration(migrations.Migration):
             name='application',
             field=models.ForeignKey(db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='ingest.application'),
         ),
+        migrations.AddField(
+            model_name='rejected',
+            name='replayed_at',
+            field=models.DateTimeField(help_text='When it went in after all.', null=True),
+        ),
     ]

@@ -1,0 +1,64 @@
+"""Rejected things sent through their door once more, after a fix."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cryptography.fernet import InvalidToken
+from django.utils import timezone
+
+from ingest import store
+from ingest.adapters import ADAPTERS, participants
+from ingest.events import Call, Refused, Rejection
+from ingest.models import Rejected
+from ingest.sealing import unseal
+
+
+@dataclass
+class Replayed:
+    """What became of them, in counts."""
+
+    accepted: int = 0
+    still_rejected: int = 0
+    unreadable: int = 0  # cut off when they were kept, or sealed under a key that is gone
+
+
+def replay(found: Iterable[Rejected]) -> Replayed:
+    """Puts each through its adapter as it came: same channel, application and time of arrival."""
+    counts = Replayed()
+    for rejected in found:
+        try:
+            raw = unseal(rejected.sealed)
+        except InvalidToken:
+            counts.unreadable += 1
+            continue
+        if len(raw) != rejected.size:
+            counts.unreadable += 1
+            continue
+        rejections = _again(rejected, raw)
+        if rejections:
+            counts.still_rejected += 1
+            rejected.reason, rejected.detail = rejections[0].reason[:64], rejections[0].detail
+        else:
+            counts.accepted += 1
+            rejected.replayed_at = timezone.now()
+        rejected.save(update_fields=["reason", "detail", "replayed_at"])
+    return counts
+
+
+def _again(rejected: Rejected, raw: bytes) -> list[Rejection]:
+    """What is wrong with it still; empty when it went in."""
+    call = Call(
+        channel=rejected.channel.identifier,
+        received_at=rejected.received_at,
+        application=rejected.application.identifier if rejected.application else "",
+        application_id=rejected.application_id,
+    )
+    try:
+        if rejected.dialect == participants.DIALECT:
+            profiles, rejections = participants.parse(raw, "", rejected.received_at)
+            store.keep_participants(rejected.channel_id, rejected.received_at, profiles, [])
+            return rejections
+        batch = ADAPTERS[rejected.dialect].parse(raw, call)
+    except Refused as refused:
+        return [Rejection(0, refused.reason, refused.detail, raw)]
+    return list(store.append(rejected.channel_id, batch).rejections)
