@@ -29,6 +29,10 @@ class Fenced(Exception):
     """Another attempt has this job now; this one must leave no trace."""
 
 
+class Unsettled(Exception):
+    """Events that were acknowledged before the request cannot be read as a whole yet."""
+
+
 class Permanent(Exception):
     """Trying again cannot help; the message is for the requester."""
 
@@ -89,6 +93,8 @@ def run(job: Job) -> bool:
         return False
     except Permanent as error:
         jobs.fail(job, str(error), permanent=True)
+    except Unsettled:
+        jobs.fail(job, "Events are still being written; it will be tried again.")
     except storage.StorageError:
         log.exception("job.storage_failed job=%s attempt=%s", job.pk, job.attempt)
         jobs.fail(job, "The file could not be stored.")
@@ -110,9 +116,9 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
     key = f"{area}/{job.pk}/{job.attempt}-{secrets.token_hex(16)}.csv"
     stream = writer.Stream(_watched(writer.blocks(dataset, selection, progress), heartbeat))
     store = storage.default()
-    store.put(key, cast(Any, stream), writer.CONTENT_TYPE)
     published = False
     try:
+        store.put(key, cast(Any, stream), writer.CONTENT_TYPE)
         if store.size(key) != stream.byte_count:
             raise storage.StorageError(f"{key} is not as long as what was sent")
         heartbeat.check()
@@ -128,8 +134,16 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
         published = jobs.publish(job, [file], _message(selection, progress.rows))
     finally:
         if not published and not _refers(key):
-            store.delete(key)
+            _remove(key)
     return published
+
+
+def _remove(key: str) -> None:
+    """Takes away what was not published; a store that does not answer keeps it for a sweep."""
+    try:
+        storage.default().delete(key)
+    except storage.StorageError:
+        log.warning("file.left_behind key=%s", key)
 
 
 def _refers(key: str) -> bool:
@@ -163,10 +177,13 @@ def _selection(job: Job) -> Selection:
 def _settled(submitted_xid: int) -> int:
     """A watermark above all that was committed before the request.
 
-    A batch still being written holds it back; waited for, but not for ever.
+    A transaction still open holds it back: waited for, then left to a later attempt (the database
+    ends idle ones after a minute). Raises `Unsettled`: never a file without what was acknowledged.
     """
     until = time.monotonic() + SETTLE_SECONDS
-    while (mark := watermark()) < submitted_xid and time.monotonic() < until:
+    while (mark := watermark()) < submitted_xid:
+        if time.monotonic() > until:
+            raise Unsettled
         time.sleep(0.05)
     return mark
 

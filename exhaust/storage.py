@@ -89,7 +89,10 @@ class FolderStorage:
         return (self._root / key).stat().st_size
 
     def delete(self, key: str) -> None:
-        (self._root / key).unlink(missing_ok=True)
+        try:
+            (self._root / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"folder: {error.strerror}") from error
 
     def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         return None

@@ -122,7 +122,7 @@ def find(channel_id: int, tag: str, request_id: str) -> Job | None:
         return None
     return (
         Job.objects.select_related("channel")
-        .prefetch_related("files")
+        .prefetch_related("files__links")
         .filter(channel_id=channel_id, tag=tag, request_id=request_id)
         .first()
     )
@@ -134,7 +134,7 @@ def by_tag(channel_id: int, tag: str, datasets: Sequence[str], limit: int) -> li
         return []
     return list(
         Job.objects.select_related("channel")
-        .prefetch_related("files")
+        .prefetch_related("files__links")
         .filter(channel_id=channel_id, tag=tag, dataset__in=datasets)
         .order_by("-submitted_at", "-id")[:limit]
     )

@@ -15,6 +15,7 @@ from exhaust.api import envelope, presenters, validation
 from exhaust.datasets import DATASETS, is_private
 from exhaust.submissions import Submission
 from ingest import access
+from ingest.adapters import body
 
 
 def scope(dataset: str) -> str:
@@ -29,6 +30,10 @@ class DatasetView(APIView):
 
     def get_exception_handler(self) -> Callable[..., Any]:
         return envelope.handler
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        body.require_length(request._request)
 
     def channel(self, request: Request) -> tuple[int, str]:
         caller = access.caller(request)

@@ -58,5 +58,5 @@ def child(
             try:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with the children of its own
                 process.wait()

@@ -22,11 +22,7 @@ def read(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     Raises `Refused`: 411 without a length, 413 over `max_bytes`, 415 for an encoding we do not
     speak, 400 for gzip that is cut off or followed by something else, or for an empty body.
     """
-    if request.headers.get("Transfer-Encoding"):
-        # WSGI shows such a body as empty; an empty batch would be a lie
-        raise Refused(
-            "length_required", "Send Content-Length instead of Transfer-Encoding: chunked.", 411
-        )
+    require_length(request)
     try:
         length = int(request.META.get("CONTENT_LENGTH") or 0)
     except ValueError:
@@ -50,6 +46,14 @@ def read(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     if not sent.strip():
         raise Refused("empty", "The body is empty.")
     return sent
+
+
+def require_length(request: HttpRequest) -> None:
+    """Raises `Refused` (411) for a chunked body: WSGI shows it as empty, which would be a lie."""
+    if request.headers.get("Transfer-Encoding"):
+        raise Refused(
+            "length_required", "Send Content-Length instead of Transfer-Encoding: chunked.", 411
+        )
 
 
 def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:

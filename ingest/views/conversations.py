@@ -1,5 +1,7 @@
 """The registry of conversations."""
 
+from typing import Any
+
 from django.http import Http404
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
@@ -8,6 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from ingest import access
+from ingest.adapters import body
 from ingest.events import Refused
 from ingest.models import Conversation
 
@@ -23,6 +26,10 @@ class ConversationView(APIView):
 
     permission_classes = [access.HasScope]
     scope = "ingest"
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        body.require_length(request._request)
 
     def get(self, request: Request, identifier: str) -> Response:
         channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))

@@ -429,6 +429,33 @@ def test_a_failed_job_sent_again_sees_what_arrived_since(files: Path) -> None:
     assert File.objects.get().row_count == 2
 
 
+@pytest.mark.postgresql
+def test_a_slow_writer_costs_no_committed_event(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a batch that somebody is still writing, and one after it that was answered with 200
+    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.2)
+    slow = connection.copy()
+    try:
+        slow.set_autocommit(False)
+        with slow.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()")
+        send(answer(1))
+        job = claim(make_job())
+
+        # when it is asked for, and the writer does not end in time
+        published = runner.run(job)
+    finally:
+        slow.rollback()
+        slow.close()
+
+    # then no file without the committed event is handed out, now or later
+    if not published:
+        assert File.objects.count() == 0
+        assert runner.run(claim(job))
+    assert File.objects.get().row_count == 1
+
+
 def test_a_dataset_that_is_gone_fails_for_ever(files: Path) -> None:
     # given
     job = claim(make_job(dataset="no-more"))
