@@ -2,6 +2,7 @@
 
 import binascii
 import hmac
+import re
 import secrets
 import string
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from ingest.events import Refused
-from ingest.models import ApiKey, Application, Channel
+from ingest.models import IDENTIFIER, ApiKey, Application, Channel
 
 _ALPHABET = string.ascii_letters + string.digits
 _PREFIX = "exh_"
@@ -158,7 +159,7 @@ def application(identifier: str) -> Application:
         Application.objects.select_related("channel")
         .filter(identifier=identifier, disabled_at__isnull=True)
         .first()
-        if identifier.isascii()
+        if re.match(IDENTIFIER, identifier)
         else None
     )
     if found is None:

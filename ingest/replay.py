@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from uuid import UUID
 
 from cryptography.fernet import InvalidToken
 from django.utils import timezone
+from msgspec import structs
 
 from ingest import store
 from ingest.adapters import ADAPTERS, participants
-from ingest.events import Call, Refused, Rejection
-from ingest.models import Rejected
+from ingest.events import Batch, Call, Event, Refused, Rejection
+from ingest.models import Rejected, StoredEvent
 from ingest.sealing import unseal
 
 
@@ -61,4 +63,17 @@ def _again(rejected: Rejected, raw: bytes) -> list[Rejection]:
         batch = ADAPTERS[rejected.dialect].parse(raw, call)
     except Refused as refused:
         return [Rejection(0, refused.reason, refused.detail, raw)]
+    if batch.last_wins:
+        batch = structs.replace(batch, events=_not_outdated(batch))
     return list(store.append(rejected.channel_id, batch).rejections)
+
+
+def _not_outdated(batch: Batch) -> list[Event]:
+    """Without the events of which a later version came in meanwhile: that one is the last."""
+    later = StoredEvent.objects.filter(
+        identity__in=[UUID(bytes=event.identity) for event in batch.events],
+        superseded_xid__isnull=True,
+        received_at__gt=batch.received_at,
+    )
+    outdated = {identity.bytes for identity in later.values_list("identity", flat=True)}
+    return [event for event in batch.events if event.identity not in outdated]

@@ -19,7 +19,7 @@ from ingest.events import Batch, Event, Refused, Rejection
 from ingest.models import Conversation, Rejected
 from ingest.sealing import seal
 
-RAW_KEPT = 64 * 1024
+RAW_KEPT = 256 * 1024
 
 
 @dataclass(frozen=True)

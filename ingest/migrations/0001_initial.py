@@ -68,7 +68,7 @@ class Migration(migrations.Migration):
                 ('detail', models.TextField()),
                 ('digest', models.CharField(help_text='SHA-256 of the bytes as sent.', max_length=64)),
                 ('size', models.IntegerField(help_text='Bytes as sent.')),
-                ('sealed', models.BinaryField(help_text='The first 64 KiB as sent, encrypted.')),
+                ('sealed', models.BinaryField(help_text='The first 256 KiB as sent, encrypted.')),
                 ('channel', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),
             ],
             options={

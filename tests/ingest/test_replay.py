@@ -1,14 +1,25 @@
 """What was rejected goes in after a fix, once."""
 
+import json
+import re
+from base64 import b64encode
 from io import StringIO
+from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from ingest.adapters import telemetry
-from ingest.models import Rejected, StoredEvent
+from ingest import access
+from ingest.adapters import desk, participants, telemetry
+from ingest.events import Refused
+from ingest.models import Participant, Rejected, StoredEvent
+from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, sent
+
+
+def refuse(*_: Any) -> None:
+    raise Refused("not_yet", "A door that cannot read it yet.")
 
 
 def replay(**options: str) -> str:
@@ -83,12 +94,26 @@ def test_a_day_that_is_none_is_refused(db: None):
 
 
 def test_a_participant_goes_in_after_a_fix(sender: Client, monkeypatch: pytest.MonkeyPatch):
-    from ingest.adapters import participants
-    from ingest.models import Participant
-
     sender.post("/v1/participants", b'[{"deviceId": "a", "phone": "123"}]', "application/json")
     assert Participant.objects.count() == 0
-    monkeypatch.setattr(participants, "_E164", __import__("re").compile(".*"))
+    monkeypatch.setattr(participants, "_E164", re.compile(".*"))
 
     assert replay(door="participants") == "accepted 1, still rejected 0, unreadable 0"
     assert Participant.objects.get().device_id == "a"
+
+
+def test_an_older_version_does_not_replace_what_came_later(monkeypatch: pytest.MonkeyPatch, db):
+    # given a session that was refused, and its next version that was not
+    secret = access.create_application("desk-1", make_channel())[1]
+    session = {"tenantId": "t", "userSessionId": "s", "startTime": 1511441593539}
+    basic = b64encode(f"desk-1:{secret}".encode()).decode()
+    client = Client(headers={"Authorization": f"Basic {basic}"})
+    with monkeypatch.context() as patch:
+        patch.setattr(desk, "_events", refuse)
+        client.put("/export/events", json.dumps(session | {"v": 1}), "application/json")
+    assert (StoredEvent.objects.count(), Rejected.objects.count()) == (0, 1)
+    client.put("/export/events", json.dumps(session | {"v": 2}), "application/json")
+
+    assert replay(door="desk") == "accepted 1, still rejected 0, unreadable 0"
+
+    assert StoredEvent.objects.get().payload["v"] == 2

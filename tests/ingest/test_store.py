@@ -198,15 +198,15 @@ def test_a_rejected_one_is_kept_for_each_channel():
     assert Rejected.objects.count() == 2
 
 
-def test_of_a_large_rejected_one_the_first_64_kib_are_kept():
-    raw = b'"' + b"x" * 100_000 + b'"'
+def test_of_a_large_rejected_one_the_first_256_kib_are_kept():
+    raw = b'"' + b"x" * 300_000 + b'"'
 
     store.append(make_channel().id, parsed(b"[" + raw + b"]"))
 
     row = Rejected.objects.get()
-    assert row.size == 100_002
+    assert row.size == 300_002
     assert row.digest == hashlib.sha256(raw).hexdigest()
-    assert unseal(row.sealed) == raw[: 64 * 1024]
+    assert unseal(row.sealed) == raw[: 256 * 1024]
 
 
 def test_a_batch_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch):

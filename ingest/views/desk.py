@@ -1,0 +1,173 @@
+"""The door of user sessions: lines of documents, or Elasticsearch's bulk protocol."""
+
+from base64 import b64decode
+from collections.abc import Callable
+from datetime import datetime
+from time import monotonic
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils import timezone
+from django.views.decorators.csrf import csrf_exempt
+
+from ingest import access, problems, store
+from ingest.access import Denied
+from ingest.adapters import body
+from ingest.adapters import desk as adapter
+from ingest.events import Call, Refused, Rejection
+from ingest.models import Application
+from ingest.store import Outcome
+
+CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
+# what Elasticsearch's own clients name JSON and lines of it
+BULK_TYPES = {"application/vnd.elasticsearch+json", "application/vnd.elasticsearch+x-ndjson"}
+
+
+def by_method(**views: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """One address for views of different methods and callers."""
+
+    @csrf_exempt
+    def dispatch(request: HttpRequest) -> HttpResponse:
+        view = views.get(request.method or "")
+        if view is not None:
+            return view(request)
+        allowed = ", ".join(views)
+        answer = problems.response(405, "method_not_allowed", f"This address takes {allowed}.")
+        answer["Allow"] = allowed
+        return answer
+
+    return dispatch
+
+
+@csrf_exempt
+def sessions(request: HttpRequest) -> HttpResponse:
+    """`PUT|POST /export/events`: a document per ended session, one a line."""
+    received_at = timezone.now()
+    try:
+        application = _application(request)
+        content_type = request.content_type or ""
+        body.require_json(content_type)
+        sent = body.read(request)
+        call = _call(application, received_at, content_type)
+        batch = adapter.parse(sent, call)
+        outcome = store.append(application.channel_id, batch)
+    except Refused as refused:
+        answer = problems.response(refused.status, refused.reason, refused.detail)
+        if refused.status == 401:
+            answer["WWW-Authenticate"] = CHALLENGE
+        return answer
+    return JsonResponse(
+        {
+            "sessions": sum(event.type == "session" for event in batch.events),
+            "stored": outcome.stored,
+            "duplicate": outcome.duplicate,
+            "rejected": len(outcome.rejections),
+            "rejections": problems.told(outcome.rejections),
+        }
+    )
+
+
+@csrf_exempt
+def bulk(request: HttpRequest, index: str = "") -> HttpResponse:
+    """`POST|PUT /_bulk` and `/{index}/_bulk`: action and source lines in turn."""
+    received_at, started = timezone.now(), monotonic()
+    try:
+        if request.method not in {"POST", "PUT"}:
+            raise Refused("method_not_allowed", "Bulks come by POST or PUT.", 405)
+        application = _application(request)
+        content_type = request.content_type or ""
+        if content_type not in BULK_TYPES:
+            body.require_json(content_type)
+        if len(index) > adapter.MAX_TEXT:
+            raise Refused("index", f"An index's name has up to {adapter.MAX_TEXT} characters.")
+        sent = body.read(request)
+        batch, items = adapter.parse_bulk(sent, _call(application, received_at), index)
+        outcome = store.append(application.channel_id, batch)
+    except Refused as refused:
+        return _refusal(refused)
+    failures = {each.position: _failure(each) for each in outcome.rejections}
+    accepted = _accepted(outcome)
+    return _elastic(
+        {
+            "took": int((monotonic() - started) * 1000),
+            "errors": len(failures) > 0,
+            "items": [
+                {
+                    item.operation: {
+                        "_index": item.index,
+                        "_id": item.id or None,
+                        **failures.get(position, accepted),
+                    }
+                }
+                for position, item in enumerate(items)
+            ],
+        }
+    )
+
+
+def _application(request: HttpRequest) -> Application:
+    """Who HTTP Basic names, if the password is right. Raises `Denied` (401)."""
+    scheme, _, coded = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        raise Denied("unauthorized", "Send the application's id and password by HTTP Basic.", 401)
+    try:
+        identifier, _, password = b64decode(coded.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        raise Denied("unauthorized", "The HTTP Basic credentials cannot be read.", 401) from None
+    try:
+        # PostgreSQL takes no NUL, and no id has one
+        found = access.application(identifier.replace("\0", "\ufffd"))
+    except Denied:
+        found = None
+    # always one comparison, so that an unknown id takes no less time
+    if not access.is_secret(found.secret_digest if found else "", password) or not found:
+        raise Denied("unauthorized", "The application or its password is not known here.", 401)
+    return found
+
+
+def _call(application: Application, received_at: datetime, content_type: str = "") -> Call:
+    return Call(
+        channel=application.channel.identifier,
+        received_at=received_at,
+        content_type=content_type,
+        application=application.identifier,
+        application_id=application.id,
+    )
+
+
+def _accepted(outcome: Outcome) -> dict[str, Any]:
+    """What is known of each session that was taken. The store counts a batch as a whole: created
+    says that all of it became rows, noop that all of it was there, updated that some of it was."""
+    if outcome.stored == 0:
+        return {"status": 200, "result": "noop"}
+    if outcome.duplicate == 0:
+        return {"status": 201, "result": "created"}
+    return {"status": 200, "result": "updated"}
+
+
+def _failure(rejection: Rejection) -> dict[str, Any]:
+    kind = (
+        "illegal_argument_exception"
+        if rejection.reason == "action"
+        else "document_parsing_exception"
+    )
+    reason = f"{rejection.reason}: {rejection.detail}"
+    return {"status": 400, "error": {"type": kind, "reason": reason}}
+
+
+def _refusal(refused: Refused) -> HttpResponse:
+    kind = "security_exception" if refused.status == 401 else "illegal_argument_exception"
+    cause = {"type": kind, "reason": f"{refused.reason}: {refused.detail}"}
+    answer = _elastic(
+        {"error": {"root_cause": [cause], **cause}, "status": refused.status}, refused.status
+    )
+    if refused.status == 401:
+        answer["WWW-Authenticate"] = CHALLENGE
+    if refused.status == 405:
+        answer["Allow"] = "POST, PUT"
+    return answer
+
+
+def _elastic(said: dict[str, Any], status: int = 200) -> HttpResponse:
+    # Elasticsearch's clients refuse an answer without the header
+    return JsonResponse(said, status=status, headers={"X-Elastic-Product": "Elasticsearch"})
