@@ -9,7 +9,7 @@ from django.utils import timezone
 from msgspec import structs
 
 from ingest import store
-from ingest.adapters import ADAPTERS, participants
+from ingest.adapters import ADAPTERS, participants, skalin
 from ingest.events import Batch, Call, Event, Refused, Rejection
 from ingest.models import Rejected, StoredEvent
 from ingest.sealing import unseal
@@ -63,6 +63,8 @@ def _again(rejected: Rejected, raw: bytes) -> list[Rejection]:
         batch = ADAPTERS[rejected.dialect].parse(raw, call)
     except Refused as refused:
         return [Rejection(0, refused.reason, refused.detail, raw)]
+    if rejected.dialect == skalin.DIALECT:
+        store.keep_participants(rejected.channel_id, batch.received_at, skalin.people(batch), [])
     if batch.last_wins:
         batch = structs.replace(batch, events=_not_outdated(batch))
     return list(store.append(rejected.channel_id, batch).rejections)

@@ -17,26 +17,12 @@ _STEP = 64 * 1024
 
 
 def read(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
-    """The body, unfolded when it says gzip.
+    """The body, unfolded when it says gzip, without a byte order mark.
 
-    Raises `Refused`: 411 without a length, 413 over `max_bytes`, 415 for an encoding we do not
-    speak, 400 for gzip that is cut off or followed by something else, or for an empty body.
+    Raises `Refused` as `as_sent` does; 415 for an encoding we do not speak; 400 for gzip that is
+    cut off or followed by something else, and for an empty body.
     """
-    require_length(request)
-    try:
-        length = int(request.META.get("CONTENT_LENGTH") or 0)
-    except ValueError:
-        raise Refused("bad_length", "Content-Length is no number.") from None
-    if length > max_bytes:
-        raise _too_large(max_bytes)
-    chunks: list[bytes] = []
-    missing = length
-    while missing > 0 and (chunk := request.read(min(missing, _STEP))):
-        chunks.append(chunk)
-        missing -= len(chunk)
-    if missing:
-        raise Refused("cut_off", f"The body ended {missing} bytes before its Content-Length.")
-    sent = b"".join(chunks)
+    sent = as_sent(request, max_bytes)
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding == "gzip":
         sent = gunzip(sent, max_bytes)
@@ -48,9 +34,41 @@ def read(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     return sent
 
 
+def as_sent(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
+    """The body's bytes, read in bounded steps.
+
+    Raises `Refused`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.
+    """
+    require_length(request)
+    try:
+        length = int(request.META.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        length = -1
+    if length < 0:
+        raise Refused("length_required", "Content-Length is no number of bytes.", 411)
+    if length > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    missing = length
+    while missing > 0 and (chunk := request.read(min(missing, _STEP))):
+        chunks.append(chunk)
+        missing -= len(chunk)
+    if missing:
+        raise Refused("cut_off", f"The body ended {missing} bytes before its Content-Length.")
+    return b"".join(chunks)
+
+
 def require_length(request: HttpRequest) -> None:
-    """Raises `Refused` (411) for a chunked body: WSGI shows it as empty, which would be a lie."""
-    if request.headers.get("Transfer-Encoding"):
+    """Raises `Refused` (411) for a body of unknown length: WSGI shows it as empty, a lie.
+
+    HTTP/1.1 has such bodies in chunks; HTTP/2 needs no length at all.
+    """
+    protocol = request.META.get("SERVER_PROTOCOL", "")
+    if request.headers.get("Transfer-Encoding") or (
+        protocol.startswith("HTTP/2")
+        and not request.META.get("CONTENT_LENGTH")
+        and request.method not in {"GET", "HEAD", "OPTIONS"}
+    ):
         raise Refused(
             "length_required", "Send Content-Length instead of Transfer-Encoding: chunked.", 411
         )
@@ -111,6 +129,7 @@ def _out_of_range() -> Refused:
 
 
 MAX_DEPTH = 100
+MAX_PARTS = 1_000_000  # commas and lines: each part that is taken out costs memory
 MAX_DIGITS = 309  # of a 64-bit float before the point
 _zeros = bytes.maketrans(b"123456789", b"000000000")
 _decode = msgspec.json.Decoder().decode
@@ -225,6 +244,8 @@ def documents(body: bytes, content_type: str) -> list[bytes]:
     and the body is not. Raises `Refused` for a single text that is no JSON; lines are checked
     by whoever reads them.
     """
+    if body.count(b",") + body.count(b"\n") > MAX_PARTS:
+        raise Refused("too_many", "The body has too many parts; send fewer events at once.", 413)
     if content_type == "application/x-ndjson":
         return lines(body)
     try:

@@ -90,7 +90,7 @@ def test_a_body_shorter_than_its_length_is_cut_off():
 def test_a_length_that_is_no_number_is_refused():
     refused = refusal(body.read, request(b"[]", CONTENT_LENGTH="two"))
 
-    assert (refused.status, refused.reason) == (400, "bad_length")
+    assert (refused.status, refused.reason) == (411, "length_required")
 
 
 def test_an_encoding_we_do_not_speak_is_refused():

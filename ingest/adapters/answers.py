@@ -1,0 +1,104 @@
+"""Answers told by attributes: the same names at every door whose events carry named values.
+
+`conversation_id` alone puts an event into a conversation; with `question_id` it is an answer.
+Beside them: `question_type`, `question_title`, `question_description`, `question_options`,
+`response`, `score`, `max_score`, `duration`, `x_path`, `eof`, `message_id`.
+"""
+
+from typing import Any
+
+import msgspec
+
+from ingest.adapters import body as text
+from ingest.events import Refused
+
+MAX_TEXT = 255  # characters of an id
+_ITEM = {
+    "question_type": "type",
+    "question_title": "title",
+    "question_description": "desc",
+    "max_score": "maxscore",
+}
+_ROLLUP = {"x_path": "l3", "eof": "l4"}
+_encode = msgspec.json.encode
+
+
+def read(
+    attributes: dict[str, Any], message_id: str, where: str = "attributes."
+) -> tuple[str, dict[str, Any]]:
+    """The conversation's id, "" for none, and the fields that make a payload an answer's, if any.
+
+    Raises `Refused` for an id that is no text.
+    """
+    if "conversation_id" not in attributes:
+        return "", {}
+    conversation = identifier(attributes, "conversation_id", where)
+    question = identifier(attributes, "question_id", where)
+    if not conversation or not question:
+        return conversation, {}
+    item: dict[str, Any] = {"id": question, **_renamed(attributes, _ITEM)}
+    edata: dict[str, Any] = {"item": item}
+    if (options := attributes.get("question_options")) is not None:
+        item["params"] = _opened(options)
+    if (response := attributes.get("response")) is not None:
+        edata["resvalues"] = _chosen(_opened(response))
+    edata |= _renamed(attributes, {"score": "score", "duration": "duration"})
+    return conversation, {
+        "mid": identifier(attributes, "message_id", where) or message_id,
+        "edata": edata,
+        "context": {"rollup": _renamed(attributes, _ROLLUP)},
+    }
+
+
+def add(payload: bytes, event: dict[str, Any], fields: dict[str, Any]) -> bytes:
+    """The payload, which says `event`, with the answer's fields behind its own.
+
+    Of two fields with one name the later counts, on both databases; what the event itself has
+    under `edata` and `context` is kept beside the answer's.
+    """
+    for name, value in fields.items():
+        own = event.get(name)
+        if isinstance(own, dict) and isinstance(value, dict):
+            fields = {**fields, name: own | value}
+    return payload[:-1] + b"," + _encode(fields)[1:]
+
+
+def identifier(
+    source: dict[str, Any], field: str, where: str = "", *, required: bool = False
+) -> str:
+    """A field that is an id, as text; "" where it is missing. Raises `Refused`."""
+    found = source.get(field)
+    if found is None:
+        found = ""
+    elif isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)  # some senders write numeric ids
+    if not isinstance(found, str) or len(found) > MAX_TEXT or (required and not found):
+        raise Refused(
+            where + field, f"{where}{field} must be a text of up to {MAX_TEXT} characters."
+        )
+    return found
+
+
+def _renamed(attributes: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {
+        ours: attributes[theirs]
+        for theirs, ours in names.items()
+        if attributes.get(theirs) is not None
+    }
+
+
+def _opened(found: Any) -> Any:
+    """A list or an object, also where it comes as JSON text; SDKs carry nothing else."""
+    if isinstance(found, str) and found.lstrip()[:1] in {"[", "{"}:
+        try:
+            return text.value(found.encode())[0]
+        except Refused:
+            return found
+    return found
+
+
+def _chosen(response: Any) -> list[Any]:
+    """Chosen options as sent; free text as telemetry writes it."""
+    if isinstance(response, list):
+        return response
+    return [response if isinstance(response, dict) else {"ans1": response}]

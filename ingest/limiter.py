@@ -1,0 +1,124 @@
+"""How often somebody may come: one bucket a key, exact across processes where Redis is named.
+
+GCRA: a bucket is one number, the moment at which it will be full again. Each call moves it on by
+one step; a call that would move it further than the burst ahead of now has to wait. A limiter
+that fails must not cost a hit: on any error the call passes and the log says so.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+
+import redis
+from django.conf import settings
+from django.http import HttpRequest
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+log = logging.getLogger(__name__)
+
+PREFIX = "exhaust:limit:"
+TIMEOUT_SECONDS = 0.2
+REST_SECONDS = 1.0  # after a failure nobody waits for Redis
+WARN_SECONDS = 10.0
+MAX_BUCKETS = 10_000  # in process
+
+
+def take(key: str, rate: float, burst: int) -> float:
+    """0.0 when let through, else the seconds to wait: `rate` a second, `burst` at once."""
+    return _limiter(settings.CELERY_BROKER_URL).take(key, rate, burst)
+
+
+def address(request: HttpRequest) -> str:
+    """Whose call it is. Of X-Forwarded-For only our proxy's entry, the last one, can be trusted."""
+    if settings.BEHIND_PROXY:
+        last: str = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+        if last:
+            return last[:64]
+    return str(request.META.get("REMOTE_ADDR", ""))
+
+
+class InProcess:
+    """Buckets of this process; the one longest unused makes room."""
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._full_at: OrderedDict[str, int] = OrderedDict()
+
+    def take(self, key: str, rate: float, burst: int) -> float:
+        # whole nanoseconds: sums of fractions drift, and the last of a burst would be refused
+        step = round(1_000_000_000 / rate)
+        with self._lock:
+            now = self._clock()
+            full_at = max(self._full_at.pop(key, now), now) + step
+            wait = full_at - burst * step - now
+            self._full_at[key] = full_at - step if wait > 0 else full_at
+            if len(self._full_at) > MAX_BUCKETS:
+                self._full_at.popitem(last=False)
+        return max(wait, 0) / 1_000_000_000
+
+
+# One script, so that reading and moving on are one step for every process; the time is Redis's,
+# for the clocks of two web servers differ. Whole microseconds stay exact in Lua's doubles. A
+# bucket further ahead than a burst was left by a clock that has since been set back.
+_GCRA = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local step = tonumber(ARGV[1])
+local burst = tonumber(ARGV[2]) * step
+local full_at = tonumber(redis.call('GET', KEYS[1]) or now)
+full_at = math.max(now, math.min(full_at, now + burst)) + step
+local wait = full_at - burst - now
+if wait > 0 then
+    return wait
+end
+redis.call('SET', KEYS[1], string.format('%.0f', full_at),
+    'PX', math.ceil((full_at - now) / 1000) + 1000)
+return 0
+"""
+
+
+class InRedis:
+    """Buckets that every process shares."""
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._url = url
+        self._clock = clock
+        self._script: Callable[..., object] | None = None
+        self._rests_until = self._quiet_until = -math.inf
+
+    def take(self, key: str, rate: float, burst: int) -> float:
+        if self._clock() < self._rests_until:
+            return 0.0
+        try:
+            if self._script is None:
+                self._script = self._connected().register_script(_GCRA)
+            said = self._script(keys=[PREFIX + key], args=[round(1_000_000 / rate), burst])
+            if not isinstance(said, int) or said < 0:
+                raise ValueError("no waiting time")
+            return said / 1_000_000
+        except Exception as error:  # whatever it is, a hit outweighs it
+            now = self._clock()
+            self._rests_until = now + REST_SECONDS
+            if now >= self._quiet_until:
+                self._quiet_until = now + WARN_SECONDS
+                log.warning("limiter.failed error=%s", type(error).__name__)
+            return 0.0
+
+    def _connected(self) -> redis.Redis:
+        return redis.Redis.from_url(
+            self._url,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # its default tries three times
+        )
+
+
+@cache
+def _limiter(url: str) -> InProcess | InRedis:
+    return InRedis(url) if url.startswith("redis") else InProcess()

@@ -1,0 +1,147 @@
+"""The real `@aws/clickstream-web`, in a jsdom page, against the service as it runs."""
+
+import json
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.conf import settings
+
+from tests.flows.conftest import CHANNEL, HOST, Service
+
+pytestmark = pytest.mark.node
+
+PACKAGES = ["@aws/clickstream-web@0.12.6", "jsdom@22.1.0"]
+DRIVER = Path(__file__).with_name("clickstream_web.mjs")
+PAGE = "https://shop.example"
+INSTALL = [
+    "npm", "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund",
+    "--ignore-scripts", "--loglevel=error",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folder() -> Path:
+    """Where the packages lie; fetched once and kept between runs."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("needs Node.js and npm")
+    kept = Path(settings.VAR_DIR) / "clients" / "clickstream_web"
+    done = kept / "installed"
+    if done.exists() and done.read_text() == " ".join(PACKAGES):
+        return kept
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    try:
+        installed = subprocess.run(
+            [*INSTALL, "--prefix", str(kept), *PACKAGES],
+            cwd=kept, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        pytest.skip("needs the npm registry: no answer in 300 s")
+    if installed.returncode:
+        pytest.skip(f"needs the npm registry: {installed.stderr.strip()[-200:]}")
+    done.write_text(" ".join(PACKAGES))
+    return kept
+
+
+def drive(folder: Path, service: Service, app: str, **asked: Any) -> dict[str, Any]:
+    """What the SDK sent from the page, and what it could not."""
+    asked = {
+        "endpoint": f"http://{HOST}:{service.port}/collect",
+        "appId": app,
+        "sendMode": "Immediate",
+        "page": f"{PAGE}/start",
+        **asked,
+    }
+    run = subprocess.run(
+        ["node", str(DRIVER), str(folder), json.dumps(asked)],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    told: dict[str, Any] = json.loads(run.stdout)
+    return told
+
+
+def register(service: Service, app: str, *options: str) -> None:
+    service.run(
+        "manage.py", "create_application", app, "--channel", CHANNEL, "--origin", PAGE, *options
+    )
+
+
+def rows(service: Service, app: str) -> list[tuple[Any, ...]]:
+    """(event id, type, note, whether it is an answer) of all that an application brought."""
+    return service.query(
+        "SELECT e.payload ->> 'event_id', e.type, e.note, e.is_answer FROM ingest_storedevent e"  # noqa: S608
+        f" JOIN ingest_application a ON a.id = e.application_id WHERE a.identifier = '{app}'"
+    )
+
+
+def aside(service: Service) -> int:
+    count: int = service.query("SELECT count(*) FROM ingest_rejected")[0][0]
+    return count
+
+
+def sent(told: dict[str, Any]) -> Counter[str]:
+    """How often each event id went over the wire."""
+    return Counter(
+        event["event_id"] for call in told["calls"] for event in json.loads(call["body"])
+    )
+
+
+@pytest.mark.parametrize("mode", ["Immediate", "Batch"])
+def test_every_event_arrives_once_with_its_hash(folder: Path, service: Service, mode: str):
+    app = f"web-{mode.lower()}"
+    register(service, app, "--strict-hash")
+
+    told = drive(folder, service, app, sendMode=mode)
+
+    assert {(call["status"], call["answer"]) for call in told["calls"]} == {(200, "")}
+    assert (told["waiting"], told["failed"]) == (None, None)
+    assert all("hashCode" in parse_qs(urlsplit(call["url"]).query) for call in told["calls"])
+    if mode == "Batch":
+        assert len(told["calls"]) < len(sent(told))
+    stored = rows(service, app)
+    assert Counter(row[0] for row in stored) == sent(told)
+    assert {row[2] for row in stored} == {""}
+    types = Counter(row[1] for row in stored)
+    assert (types["question_answered"], types["add_to_cart"]) == (5, 1)
+    assert {"_first_open", "_session_start", "_page_view", "_profile_set"} <= set(types)
+    assert types["_clickstream_error"] == 1  # the name that is none, told by the SDK itself
+    assert sum(bool(row[3]) for row in stored) == 5
+    assert aside(service) == 0
+
+
+def test_what_is_sent_again_adds_nothing(folder: Path, service: Service):
+    register(service, "web-retry", "--strict-hash")
+
+    told = drive(folder, service, "web-retry", lose=True)
+
+    again = [event for event, times in sent(told).items() if times == 2]
+    assert len(again) == 1
+    assert len({call["url"] for call in told["calls"]}) == len(told["calls"]) - 1
+    assert Counter(row[0] for row in rows(service, "web-retry")) == Counter(set(sent(told)))
+
+
+def test_a_page_that_is_not_registered_can_send_nothing(folder: Path, service: Service):
+    register(service, "web-foreign")
+
+    told = drive(folder, service, "web-foreign", page="https://evil.example/", refused=True)
+
+    assert {call["status"] for call in told["calls"]} == {0}
+    assert told["failed"]
+    assert rows(service, "web-foreign") == []
+
+
+def test_the_cookie_of_the_page_opens_the_door(folder: Path, service: Service):
+    register(service, "web-cookie", "--cookie", "session=abcd")
+
+    refused = drive(folder, service, "web-cookie", refused=True)
+    told = drive(folder, service, "web-cookie", cookie="session=abcd")
+
+    # on errors too the page may read the answer, so the SDK learns a status
+    assert {call["status"] for call in refused["calls"]} == {403}
+    assert Counter(row[0] for row in rows(service, "web-cookie")) == sent(told)

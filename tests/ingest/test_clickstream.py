@@ -1,0 +1,1066 @@
+import base64
+import csv
+import gzip
+import hashlib
+import io
+import json
+import time
+import tracemalloc
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import pytest
+from django.http import HttpResponse
+from django.test import Client
+from django.utils import timezone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exhaust import writer
+from exhaust.datasets import DATASETS
+from exhaust.datasets.selection import Selection
+from ingest import access
+from ingest.adapters import ADAPTERS, body, clickstream
+from ingest.events import Batch, Call, Event, Refused
+from ingest.models import Conversation, Rejected, StoredEvent
+from ingest.replay import replay
+from ingest.sealing import unseal
+from tests.conftest import make_channel
+
+APP = "shop"
+DEVICE = "0b1f6f0e-5a55-4f7c-9a0e-2d8f6b7c1a10"
+SESSION = "b7c1a101-20220401-040000000"
+RECEIVED_AT = datetime(2022, 4, 1, 5, tzinfo=UTC)
+RECEIVED_MS = 1_648_789_200_000
+HAPPENED_AT = datetime(2022, 4, 1, 4, 0, 0, 123_000, tzinfo=UTC)
+HAPPENED_MS = 1_648_785_600_123
+
+
+def event(number: int = 0, **overrides: Any) -> dict[str, Any]:
+    """An event as the Web SDK writes it; `attributes` are merged, anything else replaces."""
+    attributes = {
+        "_session_id": SESSION,
+        "_session_number": 1,
+        "_page_url": "http://localhost/",
+        "color": "red",
+        **overrides.pop("attributes", {}),
+    }
+    return {
+        "event_type": "button_click",
+        "event_id": f"c1a10b7c-0000-4000-8000-{number:012d}",
+        "device_id": DEVICE,
+        "unique_id": "unique-1",
+        "app_id": APP,
+        "timestamp": HAPPENED_MS,
+        "platform": "Web",
+        "user": {"_user_id": {"value": "u-1", "set_timestamp": HAPPENED_MS}},
+        "attributes": attributes,
+        **overrides,
+    }
+
+
+def answered(number: int = 0, **attributes: Any) -> dict[str, Any]:
+    return event(
+        number, attributes={"conversation_id": "bot-1", "question_id": "q-1", **attributes}
+    )
+
+
+def without(said: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in said.items() if key != name}
+
+
+def sent(*events: Any) -> bytes:
+    return json.dumps(events).encode()
+
+
+def mobile(raw: bytes) -> bytes:
+    """A body as the Android and Swift SDKs send it."""
+    return base64.b64encode(gzip.compress(raw))
+
+
+def digest(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:8]
+
+
+def parsed(raw: bytes, received_at: datetime = RECEIVED_AT, **parameters: str) -> Batch:
+    call = Call("ORG_001", received_at, application=APP, application_id=7, parameters=parameters)
+    return clickstream.parse(raw, call)
+
+
+def only(said: dict[str, Any], **parameters: str) -> Event:
+    read = parsed(sent(said), **parameters)
+    assert read.rejections == []
+    assert len(read.events) == 1
+    return read.events[0]
+
+
+def rejected(said: Any) -> tuple[str, str]:
+    """Code and sentence of the one rejection of an event between two good ones."""
+    read = parsed(sent(event(1), said, event(2)))
+    assert len(read.events) == 2
+    assert [each.position for each in read.rejections] == [1]
+    kept = json.loads(read.rejections[0].raw)
+    assert kept == (said if isinstance(said, dict) else [said])
+    return read.rejections[0].reason, read.rejections[0].detail
+
+
+# what is read of an event -----------------------------------------------------------------------
+
+
+def test_clickstream_stands_in_the_registry():
+    assert ADAPTERS["clickstream"] is clickstream
+
+
+def test_an_event_is_read():
+    said = event(3)
+
+    read = parsed(sent(said))
+
+    assert (read.dialect, read.received_at) == ("clickstream", RECEIVED_AT)
+    assert (read.application_id, read.last_wins) == (7, False)
+    got = read.events[0]
+    assert (got.type, got.device_id, got.session_id) == ("button_click", DEVICE, SESSION)
+    assert got.occurred_at == HAPPENED_AT
+    assert (got.conversation, got.is_answer, got.note) == ("", False, "")
+    assert json.loads(got.payload) == said
+
+
+def test_the_payload_is_what_was_sent():
+    raw = b'{ "event_type":"a", "event_id":"1", "timestamp":1648785600123, "n":1.50, "n":1E2 }'
+
+    assert parsed(b"[ " + raw + b" ]").events[0].payload == raw
+
+
+def test_many_events_keep_their_order_and_positions():
+    read = parsed(sent(*(event(n) for n in range(50))))
+
+    assert [got.position for got in read.events] == list(range(50))
+    assert len({got.identity for got in read.events}) == 50
+
+
+def test_the_identity_is_the_application_and_the_event_id():
+    assert only(event(1)).identity == only(event(1, timestamp=HAPPENED_MS + 1)).identity
+    assert only(event(1)).identity != only(event(2)).identity
+    there = clickstream.parse(sent(event(1)), Call("ORG_001", RECEIVED_AT, application="other"))
+    assert there.events[0].identity != only(event(1)).identity
+
+
+@pytest.mark.parametrize("missing", [{"device_id": ""}, {"device_id": None}])
+def test_without_a_device_the_unique_id_is_the_device(missing: dict[str, Any]):
+    assert only(event(**missing)).device_id == "unique-1"
+
+
+@pytest.mark.parametrize("absent", ["device_id", "unique_id", "user", "attributes", "app_id"])
+def test_what_is_not_required_may_be_missing_or_null(absent: str):
+    assert only(without(event(), absent)).type == "button_click"
+    assert only({**event(), absent: None}).type == "button_click"
+
+
+def test_another_app_id_in_the_event_counts_for_nothing_and_is_noted():
+    got = only(event(app_id="other"))
+
+    assert got.identity == only(event()).identity
+    assert got.note == clickstream.OTHER_APPLICATION
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (5, "not_an_object"),
+        (None, "not_an_object"),
+        ([event()], "not_an_object"),
+        ("text", "not_an_object"),
+        (without(event(), "event_type"), "event_type"),
+        (event(event_type=5), "event_type"),
+        (without(event(), "event_id"), "event_id"),
+        (event(event_id=""), "event_id"),
+        (event(event_id=["x"]), "event_id"),
+        (event(event_id="x" * 256), "event_id"),
+        (without(event(), "timestamp"), "timestamp"),
+        (event(timestamp=None), "timestamp"),
+        (event(timestamp=True), "timestamp"),
+        (event(timestamp="1648785600123"), "timestamp"),
+        (event(device_id={"a": 1}), "device_id"),
+        (event(device_id="d" * 256), "device_id"),
+        ({**event(), "attributes": []}, "attributes"),
+        ({**event(), "attributes": "x"}, "attributes"),
+        (event(attributes={"_session_id": False}), "attributes._session_id"),
+        (event(attributes={"conversation_id": ["c"]}), "attributes.conversation_id"),
+        (event(attributes={"conversation_id": "c" * 256}), "attributes.conversation_id"),
+        (answered(question_id={}), "attributes.question_id"),
+        (answered(message_id=1.5), "attributes.message_id"),
+        (event(user="me"), "user"),
+        (event(items={"id": 1}), "items"),
+        (event(items=["x"]), "items"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_a_field_that_is_wrong_is_named_and_costs_no_other_event(said: Any, reason: str):
+    assert rejected(said)[0] == reason
+
+
+# limits by number -------------------------------------------------------------------------------
+
+
+def many(count: int, prefix: str = "a") -> dict[str, int]:
+    return {f"{prefix}{n}": n for n in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (event(event_type=""), "1001"),
+        (event(event_type="1st"), "1001"),
+        (event(event_type="a-b"), "1001"),
+        (event(event_type="a\n"), "1001"),
+        (event(event_type="größe"), "1001"),
+        (event(event_type="٣"), "1001"),
+        (event(event_type="-" * 51), "1001"),
+        (event(event_type="a" * 51), "1002"),
+        (event(attributes={"a" * 51: 1}), "2001"),
+        (event(attributes={"-" * 51: 1}), "2001"),
+        (event(attributes={"a b": 1}), "2002"),
+        (event(attributes={"": 1}), "2002"),
+        (event(attributes={"9a": 1}), "2002"),
+        (event(attributes={"a": "x" * 1025}), "2003"),
+        ({**event(), "attributes": many(501)}, "2004"),
+        (event(user=many(101)), "3001"),
+        (event(user={"a" * 51: 1}), "3002"),
+        (event(user={"a.b": {"value": 1}}), "3003"),
+        (event(user={"a": "x" * 257}), "3004"),
+        (event(user={"a": {"value": "x" * 257, "set_timestamp": 1}}), "3004"),
+        (event(items=[{"id": "1"}] * 101), "4001"),
+        (event(items=[{"name": "x" * 257}]), "4002"),
+        (event(items=[{"mine": "x" * 257}]), "4002"),
+        (event(items=[{"id": "1"}, many(11)]), "4003"),
+        (event(items=[{"a" * 51: 1}]), "4004"),
+        (event(items=[{"a-b": 1}]), "4005"),
+    ],
+)
+def test_beyond_a_limit_an_event_goes_aside_under_its_number(said: dict[str, Any], code: str):
+    assert rejected(said)[0] == code
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        event(event_type="_page_view"),
+        event(event_type="a" * 50),
+        event(attributes={"a" * 50: "x" * 1024}),
+        event(attributes={"_page_url": "x" * 5000}),
+        event(attributes={"n": None, "b": True, "f": 1.5}),
+        {**event(), "attributes": {**many(500), **many(20, "_r")}},
+        event(user={**many(100), "_user_id": {"value": "x" * 300, "set_timestamp": 1}}),
+        event(user={}),
+        event(items=[]),
+        event(items=[{"id": "1", "price": 1.5, "category5": "x" * 256, **many(10)}] * 100),
+    ],
+    ids=range(10),
+)
+def test_at_a_limit_and_in_what_sdks_add_unmeasured_an_event_is_taken(said: dict[str, Any]):
+    assert only(said).note == ""
+
+
+# clocks -----------------------------------------------------------------------------------------
+
+
+def at(milliseconds: float) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+class Told(NamedTuple):
+    timestamp: float
+    upload: str
+    happened_ms: float
+    note: str
+
+
+ARRIVAL = "clock: set to arrival"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Told(HAPPENED_MS, str(RECEIVED_MS - 50), HAPPENED_MS, ""),
+        Told(HAPPENED_MS, str(RECEIVED_MS - 600_000), HAPPENED_MS, ""),
+        Told(
+            HAPPENED_MS, str(RECEIVED_MS - 600_001), HAPPENED_MS + 600_001,
+            "clock: shifted by 600001 ms",
+        ),
+        Told(
+            HAPPENED_MS + 86_400_000, str(RECEIVED_MS + 86_400_000), HAPPENED_MS,
+            "clock: shifted by -86400000 ms",
+        ),
+        Told(RECEIVED_MS + 40, str(RECEIVED_MS + 60), RECEIVED_MS - 20, "clock: shifted by -60 ms"),
+        Told(RECEIVED_MS + 5000, str(RECEIVED_MS - 50), RECEIVED_MS, ARRIVAL),
+        Told(RECEIVED_MS, str(RECEIVED_MS), RECEIVED_MS, ""),
+        # a clock that was reset runs from 1970
+        Told(86_400_000, "86460000", RECEIVED_MS - 60_000,
+             f"clock: shifted by {RECEIVED_MS - 86_460_000} ms"),
+        # without what the sender thought of the time: up to a day ahead is believed
+        Told(RECEIVED_MS + 86_400_000, "", RECEIVED_MS + 86_400_000, ""),
+        Told(RECEIVED_MS + 86_400_001, "", RECEIVED_MS, ARRIVAL),
+        Told(RECEIVED_MS + 1, "soon", RECEIVED_MS + 1, ""),
+        Told(RECEIVED_MS + 1, "-5", RECEIVED_MS + 1, ""),
+        Told(RECEIVED_MS + 1, "0", RECEIVED_MS + 1, ""),
+        Told(RECEIVED_MS + 1, "٣", RECEIVED_MS + 1, ""),
+        Told(RECEIVED_MS + 1, "9" * 5000, RECEIVED_MS + 1, ""),
+        Told(1_648_785_600, "", 1_648_785_600_000, ""),
+        Told(1_648_785_600, str(RECEIVED_MS), 1_648_785_600_000, ""),
+        Told(1_648_785_600_123_000, "", HAPPENED_MS, ""),
+        Told(1_648_785_600_123.0, "", HAPPENED_MS, ""),
+        Told(1e308, "", RECEIVED_MS, ARRIVAL),
+        Told(10**308, "", RECEIVED_MS, ARRIVAL),
+        Told(9_224_318_016_000_000, "", RECEIVED_MS, ARRIVAL),
+    ],
+    ids=lambda told: f"{told.timestamp:.15g} {told.upload[:16]}",
+)  # fmt: skip
+def test_a_wrong_clock_is_repaired_and_said(told: Told):
+    got = only(
+        event(timestamp=told.timestamp),
+        **({"upload_timestamp": told.upload} if told.upload else {}),
+    )
+
+    assert got.occurred_at == at(told.happened_ms)
+    assert got.note == told.note
+
+
+@pytest.mark.parametrize("timestamp", [0, -1, 5, -62_167_219_200_000, 946_684_799_999, -1e308])
+def test_a_time_before_2000_that_cannot_be_repaired_goes_aside(timestamp: float):
+    assert rejected(event(timestamp=timestamp)) == (
+        "time_out_of_range",
+        "timestamp lies before 2000.",
+    )
+
+
+# the hash ---------------------------------------------------------------------------------------
+
+
+def test_the_hash_is_that_of_the_published_example():
+    call = Call("ORG_001", RECEIVED_AT, parameters={"hashCode": "ec47e3c8"})
+
+    assert clickstream.is_hashed(b'[{"event_type":"a"}]', call)
+
+
+@pytest.mark.parametrize("wrap", [bytes, mobile, gzip.compress])
+def test_the_hash_is_over_the_body_as_sent(wrap: Any):
+    raw = wrap(json.dumps([event(attributes={"color": "größe 日本"})], ensure_ascii=False).encode())
+
+    assert parsed(raw, hashCode=digest(raw)).events[0].note == ""
+
+
+def test_another_hash_is_noted_at_every_event():
+    read = parsed(sent(event(1), event(2, app_id="other")), hashCode="00000000")
+
+    assert [got.note for got in read.events] == [
+        "hashCode differs from the body's",
+        "hashCode differs from the body's; app_id differs from the query's",
+    ]
+
+
+# answers ----------------------------------------------------------------------------------------
+
+
+def test_an_event_with_a_conversation_and_a_question_is_an_answer():
+    said = answered(
+        question_type="mcq",
+        question_title="Which class?",
+        question_description="Choose one",
+        question_options=[{"1": {"text": "One"}}],
+        response=[{"1": {"text": "One"}}],
+        score=1.5,
+        max_score=2,
+        duration=12,
+        x_path="question./data/a[1]",
+        eof="false",
+        message_id="m-1",
+    )
+
+    got = only(said)
+
+    assert (got.conversation, got.is_answer) == ("bot-1", True)
+    assert json.loads(got.payload) == {
+        **said,
+        "mid": "m-1",
+        "edata": {
+            "item": {
+                "id": "q-1",
+                "type": "mcq",
+                "title": "Which class?",
+                "desc": "Choose one",
+                "maxscore": 2,
+                "params": [{"1": {"text": "One"}}],
+            },
+            "resvalues": [{"1": {"text": "One"}}],
+            "score": 1.5,
+            "duration": 12,
+        },
+        "context": {"rollup": {"l3": "question./data/a[1]", "l4": "false"}},
+    }
+
+
+def test_of_an_answer_only_what_was_said_is_there():
+    said = answered(4)
+
+    assert json.loads(only(said).payload) == {
+        **said,
+        "mid": said["event_id"],
+        "edata": {"item": {"id": "q-1"}},
+        "context": {"rollup": {}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("response", "resvalues"),
+    [
+        ("good, very", [{"ans1": "good, very"}]),
+        ("", [{"ans1": ""}]),
+        (4, [{"ans1": 4}]),
+        (False, [{"ans1": False}]),
+        ([{"2": {"text": "Two"}}], [{"2": {"text": "Two"}}]),
+        ({"2": {"text": "Two"}}, [{"2": {"text": "Two"}}]),
+        ('[{"2": {"text": "Two"}}]', [{"2": {"text": "Two"}}]),
+        (' {"2": 1} ', [{"2": 1}]),
+        ("[not json", [{"ans1": "[not json"}]),
+        ("[1e400]", [{"ans1": "[1e400]"}]),
+        (r'["\u0000"]', ["\ufffd"]),
+        ("[" * 512 + "]" * 512, [{"ans1": "[" * 512 + "]" * 512}]),
+        ("5", [{"ans1": "5"}]),
+    ],
+    ids=lambda part: repr(part)[:20],
+)
+def test_a_response_is_free_text_or_chosen_options(response: Any, resvalues: list[Any]):
+    payload = json.loads(only(answered(response=response)).payload)
+
+    assert payload["edata"]["resvalues"] == resvalues
+
+
+def test_options_may_come_as_json_text():
+    payload = json.loads(only(answered(question_options='[{"1": "One"}]')).payload)
+
+    assert payload["edata"]["item"]["params"] == [{"1": "One"}]
+
+
+def test_an_events_own_edata_and_context_stand_beside_the_answers():
+    said = {**answered(), "edata": {"mine": 1}, "context": {"mine": 2}, "mid": "mine"}
+
+    payload = json.loads(only(said).payload)
+
+    assert payload["edata"] == {"mine": 1, "item": {"id": "q-1"}}
+    assert payload["context"] == {"mine": 2, "rollup": {}}
+    assert payload["mid"] == said["event_id"]
+
+
+@pytest.mark.parametrize("question", [{}, {"question_id": ""}, {"question_id": None}])
+def test_a_conversation_alone_is_no_answer(question: dict[str, Any]):
+    said = event(attributes={"conversation_id": "bot-1", "score": 1, **question})
+
+    got = only(said)
+
+    assert (got.conversation, got.is_answer) == ("bot-1", False)
+    assert json.loads(got.payload) == said
+
+
+@pytest.mark.parametrize("conversation", [{}, {"conversation_id": ""}, {"conversation_id": None}])
+def test_a_question_alone_is_nothing_special(conversation: dict[str, Any]):
+    got = only(event(attributes={"question_id": "q-1", **conversation}))
+
+    assert (got.conversation, got.is_answer) == ("", False)
+
+
+def test_numeric_ids_are_read_as_text():
+    got = only(answered(conversation_id=9, question_id=4))
+
+    assert (got.conversation, got.is_answer) == ("9", True)
+    assert json.loads(got.payload)["edata"]["item"]["id"] == "4"
+
+
+# any bytes --------------------------------------------------------------------------------------
+
+
+def bomb() -> bytes:
+    """1 MB of gzip that unfolds to 1 GB."""
+    folder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = folder.compress(bytes(1 << 20)) + folder.flush(zlib.Z_FULL_FLUSH)
+    block = folder.compress(bytes(1 << 20)) + folder.flush(zlib.Z_FULL_FLUSH)
+    return gzip.compress(b"")[:10] + block * ((clickstream.MAX_BYTES - 10) // len(block))
+
+
+def holding(inside: bytes, number: int = 2) -> bytes:
+    """Three events, the second with these bytes as an attribute's value."""
+    odd = json.dumps(event(number, attributes={"odd": "HERE"})).encode().replace(b'"HERE"', inside)
+    return b"[" + json.dumps(event(1)).encode() + b"," + odd + b"," + sent(event(3))[1:]
+
+
+GOOD = sent(event(1))
+TIMES = {"s": 1_648_785_600, "ms": HAPPENED_MS, "us": HAPPENED_MS * 1000}
+
+
+class Hostile(NamedTuple):
+    """What is sent, and the answer: its status, events stored, and reasons of what went aside."""
+
+    raw: bytes
+    stored: int
+    reasons: tuple[str, ...] = ()
+    status: int = 200
+
+
+HOSTILE = {
+    "nothing": Hostile(b"", 0, ("empty",)),
+    "blanks": Hostile(b" \r\n\t ", 0, ("empty",)),
+    "a BOM and nothing": Hostile(b"\xef\xbb\xbf", 0, ("empty",)),
+    "an empty list": Hostile(b"[]", 0),
+    "an empty object": Hostile(b"{}", 0, ("event_type",)),
+    "one event": Hostile(sent(event(1))[1:-1], 1),
+    "one event with junk behind": Hostile(sent(event(1))[1:-1] + b" x", 0, ("not_json",)),
+    "a list with junk behind": Hostile(GOOD + b"x", 0, ("not_json",)),
+    "a list that is cut off": Hostile(GOOD[:-9], 0, ("not_json",)),
+    "a list of lists": Hostile(b"[[], [[]], " + GOOD[1:], 1, ("not_an_object",) * 2),
+    "a BOM": Hostile(b"\xef\xbb\xbf" + GOOD, 1),
+    "a BOM in the gzip": Hostile(mobile(b"\xef\xbb\xbf" + GOOD), 1),
+    "blanks around": Hostile(b"\r\n " + GOOD + b" \n", 1),
+    "text": Hostile(b"hello", 0, ("not_a_batch",)),
+    "a number": Hostile(b"5", 0, ("not_a_batch",)),
+    "null": Hostile(b"null", 0, ("not_a_batch",)),
+    "form data": Hostile(b"a=1&b=2", 0, ("not_a_batch",)),
+    "random bytes": Hostile(bytes(range(128, 256)), 0, ("not_a_batch",)),
+    "base64 of no gzip": Hostile(base64.b64encode(GOOD), 0, ("not_a_batch",)),
+    "base64 as mobile SDKs send it": Hostile(mobile(GOOD), 1),
+    "base64 in lines": Hostile(base64.encodebytes(gzip.compress(GOOD)), 1),
+    "base64 that is cut off": Hostile(mobile(GOOD)[:-8], 0, ("gzip",)),
+    "base64 with junk behind": Hostile(mobile(GOOD) + b"!", 0, ("not_a_batch",)),
+    "gzip": Hostile(gzip.compress(GOOD), 1),
+    "gzip around base64": Hostile(gzip.compress(mobile(GOOD)), 1),
+    "gzip that is cut off": Hostile(gzip.compress(GOOD)[:-9], 0, ("gzip",)),
+    "gzip with junk behind": Hostile(gzip.compress(GOOD) + b"junk", 0, ("gzip",)),
+    "gzip that is broken": Hostile(gzip.compress(GOOD)[:20] + b"\0" * 50, 0, ("gzip",)),
+    "gzip's first bytes": Hostile(b"\x1f\x8b", 0, ("gzip",)),
+    "gzip of nothing": Hostile(gzip.compress(b""), 0, ("empty",)),
+    "gzip in gzip": Hostile(gzip.compress(gzip.compress(GOOD)), 0, ("not_a_batch",)),
+    "gzip in gzip in base64": Hostile(mobile(gzip.compress(GOOD)), 0, ("not_a_batch",)),
+    "a gzip bomb": Hostile(bomb(), 0, status=413),
+    "a gzip bomb in base64": Hostile(base64.b64encode(bomb()[:700_000]), 0, status=413),
+    "50,000 gzip members of nothing": Hostile(gzip.compress(b"") * 50_000, 0, ("empty",)),
+    "more than a megabyte": Hostile(b" " * (clickstream.MAX_BYTES + 1), 0, status=413),
+    "too many events": Hostile(b"[" + b"5," * clickstream.MAX_EVENTS + b"5]", 0, status=413),
+    "millions of events": Hostile(
+        gzip.compress(b"[" + b"5," * (4 * 1024 * 1024 - 8) + b"5]"), 0, status=413
+    ),
+    "lists 100,000 deep": Hostile(b"[" * 100_000 + b"]" * 100_000, 0, ("too_deep",)),
+    "objects 100,000 deep": Hostile(b'{"a":' * 100_000, 0, ("too_deep",)),
+    "an attribute 900 deep": Hostile(holding(b"[" * 900 + b"]" * 900), 2, ("too_deep",)),
+    "an attribute 90 deep": Hostile(holding(b"[" * 90 + b"]" * 90), 3),
+    "4,301 digits": Hostile(holding(b"9" * 4301), 2, ("number_out_of_range",)),
+    "300 digits": Hostile(holding(b"9" * 300), 3),
+    "1e400": Hostile(holding(b"1e400"), 2, ("number_out_of_range",)),
+    "1e-20000": Hostile(holding(b"1e-20000"), 2, ("number_out_of_range",)),
+    "NaN": Hostile(holding(b"NaN"), 0, ("not_json",)),
+    "Infinity": Hostile(holding(b"-Infinity"), 0, ("not_json",)),
+    "a NUL": Hostile(holding(b'"\0"'), 0, ("not_json",)),
+    "an escaped NUL": Hostile(holding(rb'"\u0000"'), 3),
+    "a lone surrogate": Hostile(holding(rb'"\ud800 \udfff"'), 3),
+    "invalid UTF-8": Hostile(holding(b'"\xc3("'), 2, ("not_utf8",)),
+    "a surrogate in UTF-8": Hostile(holding(b'"\xed\xa0\x80"'), 2, ("not_utf8",)),
+    "UTF-16": Hostile(GOOD.decode().encode("utf-16"), 0, ("not_a_batch",)),
+    "duplicate keys": Hostile(GOOD[:-2] + b',"event_type":"b","event_id":"2"}]', 1),
+    "a text of 10 MB": Hostile(gzip.compress(holding(b'"' + b"x" * 10_000_000 + b'"')), 0, (), 413),
+    "a text of 7 MB": Hostile(gzip.compress(holding(b'"' + b"x" * 7_000_000 + b'"')), 2, ("2003",)),
+    "a name of 7 MB": Hostile(
+        gzip.compress(sent(event(1), event(2, event_type="x" * 7_000_000))), 1, ("1002",)
+    ),
+    **{
+        f"a time in {unit}": Hostile(sent(event(1, timestamp=when)), 1)
+        for unit, when in TIMES.items()
+    },
+    "the year 0": Hostile(sent(event(timestamp=-62_167_219_200_000)), 0, ("time_out_of_range",)),
+    "the year 294277": Hostile(sent(event(timestamp=9_224_318_016_000_000)), 1),
+    "the year 294277 in us": Hostile(sent(event(timestamp=9_224_318_016_000_000_000)), 1),
+    "another event of the same id": Hostile(sent(event(1), event(1, event_type="b")), 1),
+}  # fmt: skip
+
+
+def read_or_refused(raw: bytes) -> Batch | Refused:
+    try:
+        return parsed(raw)
+    except Refused as refused:
+        return refused
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_bytes_have_the_expected_answer(name: str, shop: Client):
+    hostile = HOSTILE[name]
+
+    response = post(shop, hostile.raw, hashCode=digest(hostile.raw))
+
+    assert response.status_code == hostile.status
+    if hostile.status == 200:
+        assert response.content == b""
+    assert StoredEvent.objects.count() == hostile.stored
+    reasons = Rejected.objects.order_by("position").values_list("reason", flat=True)
+    assert tuple(reasons) == hostile.reasons
+    notes = set(StoredEvent.objects.values_list("note", flat=True)) - {"", body.MENDED, ARRIVAL}
+    assert notes == set()
+
+
+@pytest.mark.parametrize("raw", [bomb(), base64.b64encode(bomb()[:780_000])], ids=["raw", "base64"])
+def test_a_bomb_is_refused_before_it_costs_anything(raw: bytes):
+    begun = time.process_time()
+    refused = read_or_refused(raw)
+    spent = time.process_time() - begun
+    tracemalloc.start()
+    read_or_refused(raw)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.reason) == (413, "too_large")
+    assert spent < 0.05
+    assert peak < 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize("name", ["a lone surrogate", "an escaped NUL"])
+def test_a_mended_event_says_so_and_no_other(name: str):
+    read = parsed(HOSTILE[name].raw)
+
+    assert [got.note for got in read.events] == ["", body.MENDED, ""]
+
+
+@pytest.mark.parametrize("name", [n for n, h in HOSTILE.items() if h.reasons])
+def test_what_went_aside_can_be_sent_again_by_itself(name: str):
+    for rejection in parsed(HOSTILE[name].raw).rejections:
+        again = parsed(rejection.raw)
+
+        assert again.events == []
+        assert [(each.reason, each.raw) for each in again.rejections] == [
+            (rejection.reason, rejection.raw)
+        ]
+
+
+_float = st.floats(allow_nan=False, allow_infinity=False)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | _float | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+_named = st.sampled_from(["conversation_id", "question_id", "response", "_session_id", "score"])
+_nearly = st.fixed_dictionaries(
+    {},
+    optional={
+        "event_type": st.just("a") | _json,
+        "event_id": st.text() | _json,
+        "timestamp": st.just(HAPPENED_MS) | st.integers() | _float | _json,
+        "device_id": st.text() | _json,
+        "attributes": st.dictionaries(_named | st.text(), _json, max_size=6) | _json,
+        "user": st.dictionaries(st.text(), _json, max_size=3) | _json,
+        "items": st.lists(st.dictionaries(st.text(), _json, max_size=3), max_size=3) | _json,
+    },
+)
+_upload = st.integers().map(str) | st.text() | st.just(str(RECEIVED_MS))
+_quick = settings(max_examples=200, deadline=None, database=None)
+
+
+@_quick
+@given(
+    st.binary()
+    | st.text().map(str.encode)
+    | st.binary().map(gzip.compress)
+    | st.binary().map(mobile)
+    | st.text().map(lambda text: b"[" + text.encode() + b"]"),
+    _upload,
+)
+def test_any_bytes_are_events_or_rejections(raw: bytes, upload: str):
+    read = parsed(raw, upload_timestamp=upload)
+
+    assert all(len(got.identity) == 16 for got in read.events)
+    assert all(each.reason and each.detail for each in read.rejections)
+    if not read.events and raw.strip() != b"[]":
+        assert len(read.rejections) >= 1
+
+
+@_quick
+@given(st.lists(_nearly | _json, max_size=6), st.booleans(), st.sampled_from([bytes, mobile]))
+def test_every_element_is_an_event_or_a_rejection(elements: list[Any], ascii_only: bool, wrap: Any):
+    raw = wrap(json.dumps(elements, ensure_ascii=ascii_only).encode("utf-8", "replace"))
+
+    read = parsed(raw)
+
+    assert len(read.events) + len(read.rejections) == len(elements)
+    positions = [got.position for got in read.events] + [r.position for r in read.rejections]
+    assert sorted(positions) == list(range(len(elements)))
+    for got in read.events:
+        json.loads(got.payload)
+        assert len(got.identity) == 16
+
+
+# the door ---------------------------------------------------------------------------------------
+
+PAGE = "https://shop.example"
+
+
+@pytest.fixture
+def shop(db: None) -> Client:
+    """A client, and an application it may name."""
+    register()
+    return Client()
+
+
+def register(identifier: str = APP, **fields: Any) -> access.Application:
+    origins = f"{PAGE}\r\nhttp://localhost:3000\n"
+    return access.create_application(
+        identifier, make_channel(), **{"allowed_origins": origins, **fields}
+    )[0]
+
+
+def post(client: Client, raw: bytes, app: str | None = APP, **query: str) -> HttpResponse:
+    headers = query.pop("headers", None)
+    parameters = {"platform": "Web", **({} if app is None else {"appId": app}), **query}
+    return client.generic(
+        "POST",
+        "/collect",
+        raw,
+        "application/json; charset=utf-8",
+        query_params=parameters,
+        headers=headers,
+    )
+
+
+def nothing_happened() -> bool:
+    return not (StoredEvent.objects.exists() or Rejected.objects.exists())
+
+
+def problem(response: HttpResponse, status: int, reason: str) -> str:
+    assert response.status_code == status
+    assert response["Content-Type"] == "application/problem+json"
+    assert response.json()["title"] == reason
+    assert nothing_happened()
+    return str(response.json()["detail"])
+
+
+def cors(response: HttpResponse) -> dict[str, str]:
+    return {name: value for name, value in response.items() if name.startswith("Access-Control-")}
+
+
+def test_a_batch_is_stored_and_answered_with_nothing(shop: Client):
+    raw = mobile(sent(event(1), answered(2)))
+
+    response = post(
+        shop,
+        raw,
+        hashCode=digest(raw),
+        compression="",
+        event_bundle_sequence_id="4",
+        upload_timestamp=str(int(timezone.now().timestamp() * 1000)),
+    )
+
+    assert (response.status_code, response.content) == (200, b"")
+    rows = StoredEvent.objects.order_by("type", "is_answer")
+    assert [(row.dialect, row.is_answer, row.note) for row in rows] == [
+        ("clickstream", False, ""),
+        ("clickstream", True, ""),
+    ]
+    assert {row.application.identifier for row in rows} == {APP}
+    assert {row.channel.identifier for row in rows} == {"ORG_001"}
+    assert Conversation.objects.get().identifier == "bot-1"
+
+
+def test_a_replay_adds_nothing(shop: Client):
+    raw = sent(event(1), event(2, timestamp="x"))
+
+    assert [post(shop, raw).status_code for _ in range(3)] == [200] * 3
+    assert (StoredEvent.objects.count(), Rejected.objects.count()) == (1, 1)
+
+
+def test_the_first_of_two_events_with_one_id_stays(shop: Client):
+    post(shop, sent(event(1, event_type="first"), event(1, event_type="second")))
+    post(shop, sent(event(1, event_type="third")))
+
+    assert StoredEvent.objects.get().type == "first"
+
+
+def test_applications_do_not_share_event_ids(shop: Client):
+    register("other")
+
+    for app in (APP, "other"):
+        post(shop, sent(event(1)), app)
+
+    assert StoredEvent.objects.count() == 2
+
+
+def test_a_bad_event_goes_aside_with_its_number_and_its_bytes(shop: Client):
+    response = post(shop, sent(event(1), event(2, event_type="9"), event(3)))
+
+    assert response.status_code == 200
+    assert StoredEvent.objects.count() == 2
+    kept = Rejected.objects.get()
+    assert (kept.position, kept.reason, kept.dialect) == (1, "1001", "clickstream")
+    assert (kept.channel.identifier, kept.application.identifier) == ("ORG_001", APP)
+    assert json.loads(unseal(kept.sealed)) == event(2, event_type="9")
+
+
+def test_a_body_that_cannot_be_read_is_kept_whole(shop: Client):
+    raw = mobile(GOOD)[:-8]
+
+    assert post(shop, raw).status_code == 200
+    assert unseal(Rejected.objects.get().sealed) == raw
+
+
+def test_what_went_aside_goes_in_after_a_fix(shop: Client, monkeypatch: pytest.MonkeyPatch):
+    post(shop, sent(event(1, event_type="a" * 51), 5))
+    monkeypatch.setattr(clickstream, "MAX_NAME", 60)
+
+    counts = replay(Rejected.objects.select_related("channel", "application").order_by("id"))
+
+    assert (counts.accepted, counts.still_rejected, counts.unreadable) == (1, 1, 0)
+    assert StoredEvent.objects.get().identity.bytes == only(event(1)).identity
+
+
+@pytest.mark.parametrize(
+    "app", [None, "", "nobody", "SHOP", "shop ", "größe", "\0", "shop\0", "x" * 5000]
+)
+def test_an_unknown_application_is_refused_everywhere(shop: Client, app: str | None):
+    headers = {"Origin": PAGE}
+    query = {} if app is None else {"appId": app}
+
+    for response in (
+        post(shop, GOOD, app, headers=headers),
+        shop.get("/ping", query_params=query, headers=headers),
+        shop.options("/collect", query_params=query, headers=headers),
+    ):
+        problem(response, 403, "forbidden")
+        assert cors(response) == {}
+        assert response["Vary"] == "Origin"
+
+
+def test_a_disabled_application_is_unknown(shop: Client):
+    access.Application.objects.update(disabled_at=timezone.now())
+
+    problem(post(shop, GOOD), 403, "forbidden")
+
+
+def test_unknown_parameters_and_headers_count_for_nothing(shop: Client):
+    response = post(
+        shop, GOOD, fakeIp="1.2.3.4", compression="brotli", x="", **{"Content-Encoding": "zstd"}
+    )
+    shop.generic(
+        "POST", "/collect?appId=shop", gzip.compress(sent(event(2))), "text/csv",
+        headers={"Content-Encoding": "gzip", "X-Forwarded-For": "1.2.3.4, x"},
+    )  # fmt: skip
+
+    assert response.status_code == 200
+    assert StoredEvent.objects.count() == 2
+    assert "1.2.3.4" not in "".join(map(str, StoredEvent.objects.values()))
+
+
+def test_a_body_is_refused_unread_when_it_is_too_large(shop: Client):
+    stream = io.BytesIO(b"x" * 100)
+
+    response = shop.generic(
+        "POST", "/collect?appId=shop", b"",
+        CONTENT_LENGTH=str(clickstream.MAX_BYTES + 1), **{"wsgi.input": stream},
+    )  # fmt: skip
+
+    problem(response, 413, "too_large")
+    assert stream.tell() == 0
+
+
+def test_a_body_of_just_a_megabyte_is_read(shop: Client):
+    raw = sent(event(1)).ljust(clickstream.MAX_BYTES)
+
+    assert post(shop, raw, hashCode=digest(raw)).status_code == 200
+    assert StoredEvent.objects.get().note == ""
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"HTTP_TRANSFER_ENCODING": "chunked"},
+        {"SERVER_PROTOCOL": "HTTP/2.0", "CONTENT_LENGTH": ""},
+        {"CONTENT_LENGTH": "many"},
+        {"CONTENT_LENGTH": "-5"},
+        {"CONTENT_LENGTH": "9" * 5000},
+    ],
+    ids=repr,
+)
+def test_a_body_without_a_length_is_refused_and_never_taken_for_nothing(
+    shop: Client, meta: dict[str, str]
+):
+    response = shop.generic("POST", "/collect?appId=shop", GOOD, "application/json", **meta)
+
+    problem(response, 411, "length_required")
+
+
+def test_a_body_that_ends_early_is_refused(shop: Client):
+    response = shop.generic(
+        "POST", "/collect?appId=shop", b"", CONTENT_LENGTH="10", **{"wsgi.input": io.BytesIO(b"[")}
+    )
+
+    problem(response, 400, "cut_off")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD"])
+def test_events_come_by_post(shop: Client, method: str):
+    response = shop.generic(method, "/collect?appId=shop", GOOD, "application/json")
+
+    assert (response.status_code, response["Allow"]) == (405, "POST, OPTIONS")
+    assert nothing_happened()
+
+
+def test_a_wrong_hash_is_refused_only_where_the_application_is_strict(shop: Client):
+    access.Application.objects.update(strict_hash=True)
+
+    problem(post(shop, GOOD, hashCode="ec47e3c8"), 400, "hash")
+    problem(post(shop, GOOD), 400, "hash")
+    assert post(shop, GOOD, hashCode=digest(GOOD)).status_code == 200
+
+    access.Application.objects.update(strict_hash=False)
+    assert post(shop, sent(event(2)), hashCode="ec47e3c8").status_code == 200
+    assert list(StoredEvent.objects.order_by("id").values_list("note", flat=True)) == [
+        "",
+        clickstream.OTHER_HASH,
+    ]
+
+
+@pytest.mark.parametrize("cookie", [None, "", "session=abc", "session=abcd; x=1", "\xe9"])
+def test_a_cookie_that_is_asked_for_must_match(db: None, cookie: str | None):
+    register(cookie="session=abcd")
+    headers = {"Origin": PAGE} if cookie is None else {"Origin": PAGE, "Cookie": cookie}
+
+    for response in (
+        post(Client(), GOOD, headers=headers),
+        Client().get("/ping?appId=shop", headers=headers),
+    ):
+        problem(response, 403, "forbidden")
+        assert response["Access-Control-Allow-Origin"] == PAGE
+
+
+def test_the_cookie_that_was_asked_for_opens_the_door(db: None):
+    register(cookie="session=abcd")
+
+    assert post(Client(), GOOD, headers={"Cookie": "session=abcd"}).status_code == 200
+    assert Client().options("/collect?appId=shop").status_code == 204
+
+
+def test_ping_tells_our_clock(shop: Client):
+    response = shop.get("/ping?appId=shop")
+
+    assert (response.status_code, response["Cache-Control"]) == (200, "no-store")
+    told = response.json()
+    assert list(told) == ["timestamp"]
+    assert abs(told["timestamp"] - timezone.now().timestamp()) < 60
+    assert shop.post("/ping?appId=shop").status_code == 405
+
+
+# browsers ---------------------------------------------------------------------------------------
+
+CORS = {"Access-Control-Allow-Origin": PAGE, "Access-Control-Allow-Credentials": "true"}
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [("/collect", "POST", 200), ("/collect", "GET", 405), ("/ping", "GET", 200)],
+)
+def test_a_registered_page_may_read_the_answer(shop: Client, path: str, method: str, status: int):
+    response = shop.generic(method, f"{path}?appId=shop", GOOD, headers={"Origin": PAGE})
+
+    assert response.status_code == status
+    assert cors(response) == CORS
+    assert response["Vary"] == "Origin"
+
+
+def test_a_registered_page_may_read_a_refusal(shop: Client):
+    access.Application.objects.update(strict_hash=True)
+
+    response = post(shop, GOOD, headers={"Origin": PAGE})
+
+    assert response.status_code == 400
+    assert cors(response) == CORS
+
+
+@pytest.mark.parametrize("path", ["/collect", "/ping"])
+def test_a_preflight_says_what_a_page_may_send(shop: Client, path: str):
+    response = shop.options(
+        f"{path}?appId=shop",
+        headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"},
+    )
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert cors(response) == {
+        **CORS,
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": (
+            "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"
+            " Cache-Control, Content-Type"
+        ),
+    }
+    assert response["Vary"] == "Origin"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://shop.example.evil", "http://shop.example", "https://SHOP.example", "null", "*", ""],
+)
+def test_another_page_gets_no_cors_headers(shop: Client, origin: str):
+    for response in (
+        post(shop, GOOD, headers={"Origin": origin}),
+        shop.options("/collect?appId=shop", headers={"Origin": origin}),
+    ):
+        assert response.status_code in {200, 204}
+        assert cors(response) == {}
+        assert response["Vary"] == "Origin"
+
+
+# the way out ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_an_answer_stands_in_the_exhaust_like_one_of_telemetry(shop: Client, portable: bool):
+    post(
+        shop,
+        sent(
+            event(1, attributes={"conversation_id": "bot-1"}),
+            answered(2, question_type="ftp", question_title="How was lunch?", max_score=1,
+                     response='=good, "very"', score=1, duration=12, x_path="/data/a", eof=True),
+            answered(3, question_options='[{"1": "One"}]', response='[{"1": "One"}]'),
+        ),
+    )  # fmt: skip
+    conversation = Conversation.objects.get()
+    selection = Selection(
+        channel_id=conversation.channel_id,
+        conversation_id=conversation.pk,
+        conversation=conversation.identifier,
+        conversation_name=conversation.name,
+        start=HAPPENED_AT - timedelta(days=1),
+        end=HAPPENED_AT + timedelta(days=1),
+        watermark=2**62,
+    )
+
+    data = b"".join(
+        writer.blocks(
+            DATASETS["uci-response-exhaust"], selection, writer.Progress(), portable=portable
+        )
+    )
+
+    rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+    assert len(rows) == 2
+    rows.sort(key=lambda row: row["Message ID"])
+    assert rows[0] == {
+        "Message ID": event(2)["event_id"],
+        "Conversation ID": "bot-1",
+        "Conversation Name": "",
+        "Device ID": DEVICE,
+        "Session ID": SESSION,
+        "Question Id": "q-1",
+        "Question Type": "ftp",
+        "Question Title": "How was lunch?",
+        "Question Description": "",
+        "Question Duration": "12",
+        "Question Score": "1",
+        "Question Max Score": "1",
+        "Question Options": "",
+        "Question Response": '[{"ans1": "=good, \\"very\\""}]',
+        "X Path": "/data/a",
+        "Eof": "true",
+        "Timestamp": "2022-04-01T04:00:00.123Z",
+    }
+    assert rows[1]["Question Options"] == rows[1]["Question Response"] == '[{"1": "One"}]'

@@ -1,0 +1,343 @@
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from django.test import RequestFactory
+
+from ingest import limiter
+from ingest.limiter import PREFIX, InProcess, InRedis
+
+RATE, BURST = 100, 500
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def seconds(self) -> float:
+        return self.now
+
+    def nanoseconds(self) -> int:
+        return round(self.now * 1_000_000_000)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def server(settings: Any) -> Iterator[redis.Redis]:
+    """The Redis of the installation; the test's buckets are gone afterwards."""
+    client = redis.Redis.from_url(settings.CELERY_BROKER_URL)
+    yield client
+    for key in client.scan_iter(PREFIX + "test:*"):
+        client.delete(key)
+    client.close()
+
+
+def key() -> str:
+    return f"test:{uuid4()}"
+
+
+def passed(take: Callable[[], float], times: int) -> int:
+    return sum(take() == 0.0 for _ in range(times))
+
+
+def by_eight_threads(take: Callable[[], float], times_each: int) -> int:
+    """How many of all their calls passed."""
+    gate = threading.Barrier(8)
+    counts: list[int] = []
+
+    def call() -> None:
+        gate.wait()
+        counts.append(passed(take, times_each))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(counts) == 8
+    return sum(counts)
+
+
+# in process -------------------------------------------------------------------------------------
+
+
+def test_a_burst_passes_and_the_next_waits_one_step(clock: Clock):
+    buckets = InProcess(clock.nanoseconds)
+
+    assert passed(lambda: buckets.take("a", RATE, BURST), BURST) == BURST
+    assert buckets.take("a", RATE, BURST) == 0.01
+    assert buckets.take("a", RATE, BURST) == 0.01  # a refusal costs nothing
+
+
+@pytest.mark.parametrize(
+    ("seconds", "let_through"), [(0.009, 0), (0.01, 1), (0.5, 50), (1, 100), (5, 500), (900, 500)]
+)
+def test_a_bucket_fills_at_its_rate_up_to_the_burst(clock: Clock, seconds: float, let_through: int):
+    buckets = InProcess(clock.nanoseconds)
+    passed(lambda: buckets.take("a", RATE, BURST), BURST)
+
+    clock.now += seconds
+
+    assert passed(lambda: buckets.take("a", RATE, BURST), 600) == let_through
+
+
+def test_who_comes_at_the_rate_never_waits(clock: Clock):
+    buckets = InProcess(clock.nanoseconds)
+
+    for _ in range(2_000):
+        assert buckets.take("a", RATE, 1) == 0.0
+        clock.now += 0.01
+
+
+def test_waiting_as_told_is_enough(clock: Clock):
+    buckets = InProcess(clock.nanoseconds)
+    passed(lambda: buckets.take("a", 0.5, 1), 1)
+
+    wait = buckets.take("a", 0.5, 1)
+    clock.now += wait
+
+    assert wait == 2.0
+    assert buckets.take("a", 0.5, 1) == 0.0
+
+
+def test_each_key_has_its_own_bucket(clock: Clock):
+    buckets = InProcess(clock.nanoseconds)
+    passed(lambda: buckets.take("a", RATE, BURST), BURST)
+
+    assert buckets.take("b", RATE, BURST) == 0.0
+
+
+def test_memory_is_bounded_and_who_was_just_here_is_remembered(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(limiter, "MAX_BUCKETS", 100)
+    buckets = InProcess(clock.nanoseconds)
+
+    for number in range(1_000):
+        buckets.take(str(number), RATE, BURST)
+        buckets.take("busy", 0.001, 1)
+
+    assert len(buckets._full_at) == 100
+    assert buckets.take("busy", 0.001, 1) > 0
+
+
+def test_eight_threads_share_one_bucket_exactly(clock: Clock):
+    buckets = InProcess(clock.nanoseconds)
+
+    assert by_eight_threads(lambda: buckets.take("a", RATE, BURST), 250) == BURST
+
+
+# Redis ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.redis
+def test_eight_threads_share_one_bucket_in_redis_exactly(server: redis.Redis, settings: Any):
+    # a step so long that nothing refills while the test runs; each thread its own connection,
+    # as separate processes have
+    name = key()
+    shared = threading.local()
+
+    def take() -> float:
+        if not hasattr(shared, "buckets"):
+            shared.buckets = InRedis(settings.CELERY_BROKER_URL)
+        return float(shared.buckets.take(name, 0.001, BURST))
+
+    assert by_eight_threads(take, 125) == BURST
+
+
+@pytest.mark.redis
+def test_redis_and_process_tell_the_same(server: redis.Redis, settings: Any, clock: Clock):
+    there, here = InRedis(settings.CELERY_BROKER_URL), InProcess(clock.nanoseconds)
+    name = key()
+
+    for _ in range(7):
+        told = there.take(name, 0.01, 5), here.take(name, 0.01, 5)
+        assert told[0] == pytest.approx(told[1], abs=5)
+        assert (told[0] == 0) is (told[1] == 0)
+
+
+@pytest.mark.redis
+def test_a_bucket_in_redis_fills_at_its_rate_and_is_forgotten_when_full(
+    server: redis.Redis, settings: Any
+):
+    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
+    assert passed(lambda: buckets.take(name, 2, 2), 3) == 2
+    assert 1_000 < server.pttl(PREFIX + name) <= 2_000
+
+    time.sleep(buckets.take(name, 2, 2))
+
+    assert passed(lambda: buckets.take(name, 2, 2), 3) == 1
+
+
+@pytest.mark.redis
+def test_a_clock_set_back_does_not_lock_anyone_out(server: redis.Redis, settings: Any):
+    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
+    server.set(PREFIX + name, str(int((time.time() + 86_400) * 1_000_000)))
+
+    assert buckets.take(name, 100, 5) == pytest.approx(0.01, abs=0.005)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("kept", ["no number", "list"])
+def test_a_bucket_that_holds_something_else_lets_pass(
+    server: redis.Redis, settings: Any, kept: str, caplog: pytest.LogCaptureFixture
+):
+    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
+    if kept == "list":
+        server.lpush(PREFIX + name, "x")
+    else:
+        server.set(PREFIX + name, kept)
+
+    assert buckets.take(name, RATE, BURST) == 0.0
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.redis
+def test_a_redis_that_forgot_the_script_is_told_it_again(server: redis.Redis, settings: Any):
+    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
+    buckets.take(name, 0.001, 2)
+
+    server.script_flush()
+
+    assert buckets.take(name, 0.001, 2) == 0.0
+    assert buckets.take(name, 0.001, 2) > 0.0
+
+
+@pytest.mark.redis
+def test_the_limiter_of_a_served_installation_is_redis(server: redis.Redis):
+    name = key()
+
+    assert passed(lambda: limiter.take(name, 0.001, 3), 5) == 3
+    assert server.exists(PREFIX + name) == 1
+
+
+# Redis out of order -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def port() -> Iterator[socket.socket]:
+    """A port that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def url(listening: socket.socket) -> str:
+    return f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
+
+
+def test_a_dead_redis_lets_pass_at_once(port: socket.socket, caplog: pytest.LogCaptureFixture):
+    buckets = InRedis(url(port))
+    port.close()
+
+    began = time.monotonic()
+    let_through = passed(lambda: buckets.take("a", RATE, 1), 1_000)
+
+    assert let_through == 1_000
+    assert time.monotonic() - began < 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "limiter.failed error=ConnectionError"
+    ]
+
+
+def test_a_silent_redis_costs_one_timeout_a_second(port: socket.socket, clock: Clock):
+    buckets = InRedis(url(port), clock.seconds)
+
+    began = time.monotonic()
+    let_through = passed(lambda: buckets.take("a", RATE, 1), 1_000)
+    once = time.monotonic() - began
+    clock.now += limiter.REST_SECONDS
+    let_through += passed(lambda: buckets.take("a", RATE, 1), 1_000)
+
+    assert let_through == 2_000
+    assert once < 1
+    assert limiter.TIMEOUT_SECONDS <= once < time.monotonic() - began < 2
+
+
+def test_a_failure_is_told_once_in_ten_seconds(
+    port: socket.socket, clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    buckets = InRedis(url(port), clock.seconds)
+    port.close()
+
+    for _ in range(21):
+        buckets.take("a", RATE, 1)
+        clock.now += 1
+
+    assert [(r.name, r.levelno) for r in caplog.records] == [
+        ("ingest.limiter", logging.WARNING)
+    ] * 3
+
+
+@pytest.mark.parametrize("said", ["soon", None, -1, 1.5, [], b"10", float("nan")])
+def test_a_wrong_answer_lets_pass(
+    said: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    buckets = InRedis("redis://127.0.0.1:1/0")
+    monkeypatch.setattr(buckets, "_script", lambda **_: said)
+
+    assert buckets.take("a", RATE, 1) == 0.0
+    assert len(caplog.records) == 1
+
+
+def test_an_address_that_no_client_can_be_made_for_lets_pass(caplog: pytest.LogCaptureFixture):
+    assert InRedis("redis://host:port/0").take("a", RATE, 1) == 0.0
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.redis
+def test_redis_is_asked_again_once_it_is_back(server: redis.Redis, settings: Any, clock: Clock):
+    buckets, name = InRedis(settings.CELERY_BROKER_URL, clock.seconds), key()
+    works = buckets._connected().register_script("return redis.error_reply('no')")
+    buckets._script = works
+    assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 2
+
+    buckets._script = None
+    clock.now += limiter.REST_SECONDS
+
+    assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
+
+
+# whose call it is -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("behind_proxy", "forwarded", "expected"),
+    [
+        (False, None, "192.0.2.7"),
+        (False, "203.0.113.5", "192.0.2.7"),
+        (True, None, "192.0.2.7"),
+        (True, "203.0.113.5", "203.0.113.5"),
+        (True, "10.0.0.1, 198.51.100.9 , 203.0.113.5 ", "203.0.113.5"),
+        (True, "203.0.113.5, ", "192.0.2.7"),
+        (True, "x" * 5_000, "x" * 64),
+    ],
+)
+def test_the_address_is_the_peer_or_what_our_proxy_wrote(
+    behind_proxy: bool, forwarded: str | None, expected: str, settings: Any, rf: RequestFactory
+):
+    settings.BEHIND_PROXY = behind_proxy
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+
+    request = rf.get("/hit", headers=headers, REMOTE_ADDR="192.0.2.7")
+
+    assert limiter.address(request) == expected
+
+
+def test_the_limiter_of_an_embedded_installation_is_in_process(settings: Any):
+    settings.CELERY_BROKER_URL = "filesystem://localhost//"
+
+    assert isinstance(limiter._limiter(settings.CELERY_BROKER_URL), InProcess)
+    name = key()
+    assert passed(lambda: limiter.take(name, 0.001, 3), 5) == 3
