@@ -244,7 +244,7 @@ def test_the_night_deletes_and_sweeps(wakes: list[str], monkeypatch: pytest.Monk
 def test_the_schedule_names_tasks_that_exist() -> None:
     app.loader.import_default_modules()
     scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
-    assert scheduled == {"exhaust.sweep", "exhaust.nightly"}
+    assert scheduled == {"exhaust.sweep", "exhaust.nightly", "exhaust.derive"}
     assert scheduled <= set(app.tasks)
     assert app.conf.beat_schedule["sweep"]["schedule"] <= 30  # a dead worker's job within a minute
 
