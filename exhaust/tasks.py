@@ -12,6 +12,7 @@ from kombu.pools import producers
 
 from config.celery import app
 from exhaust import jobs, retention, runner
+from ingest import deriver
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,12 @@ def sweep() -> None:
     jobs.reap()
     if jobs.due().exists():
         wake()
+
+
+@shared_task(name="exhaust.derive")
+def derive() -> None:
+    """Brings sessions and users up to what arrived; what is left over is the next one's."""
+    deriver.derive_all(seconds=8)
 
 
 @shared_task(name="exhaust.nightly")

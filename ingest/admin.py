@@ -10,12 +10,15 @@ from django.utils import timezone
 from ingest.models import (
     ApiKey,
     Application,
+    AppUser,
     Channel,
     Conversation,
     Participant,
     Rejected,
+    Session,
     StoredEvent,
 )
+from ingest.replay import replay
 from ingest.sealing import unseal
 
 
@@ -103,13 +106,29 @@ class StoredEventAdmin(ReadOnly):
 
 @admin.register(Rejected)
 class RejectedAdmin(ReadOnly):
-    list_display = ["id", "channel", "dialect", "reason", "detail", "size", "received_at"]
-    list_filter = ["channel", "dialect", "reason"]
+    list_display = [
+        "id", "channel", "dialect", "reason", "detail", "size", "received_at", "replayed_at",
+    ]  # fmt: skip
+    list_filter = ["channel", "dialect", "reason", "replayed_at"]
     list_select_related = ["channel"]
     search_fields = ["reason", "detail"]
+    actions = ["replay"]
     ordering = ["-id"]
     exclude = ["sealed"]
     readonly_fields = ["as_sent"]
+
+    @admin.action(description="Send the selected through their door again", permissions=["replay"])
+    def replay(self, request: HttpRequest, queryset: QuerySet[Rejected]) -> None:
+        waiting = queryset.filter(replayed_at__isnull=True)
+        counts = replay(waiting.select_related("channel", "application").order_by("id"))
+        self.message_user(
+            request,
+            f"{counts.accepted} accepted, {counts.still_rejected} still rejected,"
+            f" {counts.unreadable} unreadable.",
+        )
+
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("ingest.change_rejected")
 
     @admin.display(description="As sent")
     def as_sent(self, rejected: Rejected) -> str:
@@ -130,3 +149,24 @@ class ParticipantAdmin(ReadOnly):
         if participant.sealed_phone is None:
             return ""
         return "…" + unseal(participant.sealed_phone).decode()[-3:]
+
+
+@admin.register(Session)
+class SessionAdmin(ReadOnly):
+    list_display = [
+        "key", "device_id", "user_id", "started_at", "ended_at", "event_count", "answer_count",
+        "version", "channel",
+    ]  # fmt: skip
+    list_filter = ["channel", "given"]
+    list_select_related = ["channel"]
+    search_fields = ["=device_id", "=user_id", "=sender_session_id"]
+    ordering = ["-id"]
+
+
+@admin.register(AppUser)
+class AppUserAdmin(ReadOnly):
+    list_display = ["identifier", "anonymous", "first_seen_at", "last_seen_at", "channel"]
+    list_filter = ["channel", "anonymous"]
+    list_select_related = ["channel"]
+    search_fields = ["=identifier", "=device_id"]
+    ordering = ["-id"]

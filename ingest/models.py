@@ -136,6 +136,11 @@ class StoredEvent(models.Model):
                 condition=models.Q(conversation__isnull=False),
                 name="storedevent_conversation",
             ),
+            models.Index(  # empty where the first one wins
+                fields=["channel", "superseded_xid"],
+                condition=models.Q(superseded_xid__isnull=False),
+                name="storedevent_superseded",
+            ),
         ]
 
 
@@ -151,7 +156,8 @@ class Rejected(models.Model):
     detail = models.TextField()
     digest = models.CharField(max_length=64, help_text="SHA-256 of the bytes as sent.")
     size = models.IntegerField(help_text="Bytes as sent.")
-    sealed = models.BinaryField(help_text="The first 64 KiB as sent, encrypted.")
+    sealed = models.BinaryField(help_text="The first 256 KiB as sent, encrypted.")
+    replayed_at = models.DateTimeField(null=True, help_text="When it went in after all.")
 
     class Meta:
         verbose_name_plural = "rejected"
@@ -182,3 +188,93 @@ class Participant(models.Model):
 
     def __str__(self) -> str:
         return self.device_id
+
+
+class Deriver(models.Model):
+    """How far sessions and users of a channel are derived: the position of its last event read."""
+
+    channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True)
+    xid = XidField(default=0)
+    event_id = models.BigIntegerField(default=0)
+    derived_at = models.DateTimeField(null=True)
+
+
+class Session(models.Model):
+    """A device's events with no long pause between them, or a session its sender made.
+
+    `xid` is the position of the last change, so that a reader of the feed meets it again.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    xid = XidField(db_default=Position(), editable=False)
+    version = models.IntegerField(default=1, help_text="Grows with every change.")
+    modified_at = models.DateTimeField()
+    key = models.UUIDField()
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
+    application = models.ForeignKey(
+        Application, null=True, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False
+    )
+    parent = models.ForeignKey(
+        "self",
+        null=True,
+        on_delete=models.PROTECT,
+        db_index=False,
+        help_text="The session that this one became a part of.",
+    )
+    given = models.BooleanField(help_text="Made by its sender and taken as it is.")
+    device_id = models.TextField(blank=True)
+    user_id = models.TextField(blank=True)
+    sender_session_id = models.TextField(blank=True, help_text="The first one seen.")
+    landing_url = models.TextField(blank=True)
+    started_at = models.DateTimeField(help_text="Of the first event.")
+    ended_at = models.DateTimeField(help_text="Of the last event.")
+    closes_at = models.DateTimeField(help_text="When no event can extend it any more.")
+    event_count = models.IntegerField()
+    answer_count = models.IntegerField()
+    types = models.JSONField(help_text="Events by type.")
+    pieces = models.JSONField(editable=False, help_text="What it is summed from.")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "key"], name="session_identity"),
+        ]
+        indexes = [
+            models.Index(fields=["channel", "xid", "id"], name="session_arrival"),
+            models.Index(
+                fields=["channel", "device_id", "ended_at"],
+                condition=models.Q(given=False, parent__isnull=True),
+                name="session_of_device",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+
+class AppUser(models.Model):
+    """Who used an application: a user id its sender gave, or a device nobody signed in on."""
+
+    id = models.BigAutoField(primary_key=True)
+    xid = XidField(db_default=Position(), editable=False)
+    version = models.IntegerField(default=1, help_text="Grows with every change.")
+    modified_at = models.DateTimeField()
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
+    user_id = models.TextField(blank=True)
+    device_id = models.TextField(blank=True, help_text="The first one seen.")
+    device_seen_at = models.DateTimeField(null=True, editable=False)
+    identifier = models.TextField(help_text="The user id, or the device id where there is none.")
+    anonymous = models.BooleanField(help_text="Known by a device alone.")
+    first_seen_at = models.DateTimeField()
+    last_seen_at = models.DateTimeField()
+    attributes = models.JSONField(help_text="By name: the value and when it was set.")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["channel", "identifier", "anonymous"], name="appuser_identity"
+            )
+        ]
+        indexes = [models.Index(fields=["channel", "xid", "id"], name="appuser_arrival")]
+
+    def __str__(self) -> str:
+        return self.identifier

@@ -1,7 +1,7 @@
 """Where a row stands in the order of arrival: `(xid, id)`, complete below a watermark.
 
-On PostgreSQL xid is the writing transaction's number; below `pg_snapshot_xmin` nothing can commit
-any more, so a reader misses nothing. SQLite writes one batch at a time, and a batch's xid is its
+On PostgreSQL xid is the writing transaction's number; below the watermark nothing can commit any
+more, so a reader misses nothing. SQLite writes one batch at a time, and a batch's xid is its
 first row's id, so that one comparison serves both.
 """
 
@@ -44,12 +44,44 @@ class Position(models.Func):
         return "pg_current_xact_id()", []
 
 
+# Who writes rows with a position holds a lock on their table before it has a number (`writing`). So
+# of the numbers given out until now only those of the lock's holders can still commit such rows;
+# other transactions of the cluster, however long, hold nothing back, as pg_snapshot_xmin would let
+# them. A holder that is missing in the second look has ended, and a new reader sees what it wrote.
+_WATERMARK = """
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (
+    SELECT array_agg(number.transactionid::text::bigint)
+    FROM pg_locks held JOIN pg_locks number USING (virtualtransaction)
+    WHERE held.locktype = 'relation'
+      AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND held.relation = ANY(%s::regclass[]::oid[])
+      AND held.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                        'AccessExclusiveLock')
+      AND number.locktype = 'transactionid' AND number.mode = 'ExclusiveLock' AND number.granted
+)
+"""
+POSITIONED = ("ingest_storedevent", "ingest_session", "ingest_appuser")
+
+
 def watermark() -> int:
-    """The xid below which every row there will ever be is committed."""
+    """The xid below which every row with a position that there will ever be is committed."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
-        else:
-            cursor.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
+            cursor.execute(_WATERMARK, [list(POSITIONED)])
+            ahead, writers = cursor.fetchone()
+            return int(min([ahead, *(_whole(ahead, writer) for writer in writers or ())]))
+        cursor.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
         row = cursor.fetchone()
     return int(row[0]) if row else 1
+
+
+def _whole(near: int, number: int) -> int:
+    """A lock's 32-bit transaction number as the one of 64 bits that lies near another."""
+    return near + (number - near + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def writing() -> None:
+    """The first statement of every transaction that writes rows with a position."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {', '.join(POSITIONED)} IN ROW EXCLUSIVE MODE")

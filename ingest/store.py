@@ -17,6 +17,7 @@ from ingest.adapters.participants import DIALECT as PARTICIPANTS
 from ingest.adapters.participants import Profile
 from ingest.events import Batch, Event, Refused, Rejection
 from ingest.models import Conversation, Rejected
+from ingest.positions import writing
 from ingest.sealing import seal
 
 RAW_KEPT = 256 * 1024
@@ -40,6 +41,7 @@ def append(channel_id: int, batch: Batch) -> Outcome:
     events = sorted(winners.values(), key=lambda event: event.identity)
     late: list[Rejection] = []
     with transaction.atomic():
+        writing()
         conversations = _conversations(channel_id, {e.conversation for e in events} - {""})
         if batch.last_wins and connection.vendor == "postgresql":
             with psycopg.Cursor(connection.connection) as cursor:

@@ -6,7 +6,7 @@ import pytest
 from django.db import connection, connections, transaction
 from django.db.models import Max
 
-from ingest import store
+from ingest import positions, store
 from ingest.models import Channel, StoredEvent
 from ingest.positions import watermark
 from tests.conftest import make_channel
@@ -163,6 +163,41 @@ def test_an_open_writer_holds_the_watermark_back(commit: bool):
     slow.finish(commit=commit)
     expected = ["first", "slow", "fast"] if commit else ["first", "fast"]
     assert below(mark_above(fast)) == expected
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_that_writes_no_events_holds_nothing_back():
+    # given somebody's long transaction on another table of the same cluster
+    channel = make_channel()
+    other = connection.copy()
+    try:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute("UPDATE ingest_channel SET name = 'x'")
+
+        # when an event is committed after it began
+        store.append(channel.id, batch(answer(1, mid="mine")))
+
+        # then a reader sees it at once
+        assert below(watermark()) == ["mine"]
+    finally:
+        other.rollback()
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("near", "number", "whole"),
+    [
+        (1_000, 999, 999),
+        (1_000, 1_001, 1_001),
+        ((1 << 32) + 5, 4, (1 << 32) + 4),
+        ((1 << 32) + 5, (1 << 32) - 1, (1 << 32) - 1),
+        ((3 << 32) - 1, 2, (3 << 32) + 2),
+    ],
+)
+def test_a_lock_tells_32_bits_of_a_number(near: int, number: int, whole: int):
+    assert positions._whole(near, number) == whole
 
 
 @pytest.mark.postgresql

@@ -1,0 +1,30 @@
+"""Derives sessions and users here and now, without Celery."""
+
+from argparse import ArgumentParser
+from time import monotonic
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from ingest import deriver
+from ingest.models import Channel
+
+
+class Command(BaseCommand):
+    help = "Brings sessions and users up to the events that arrived, and says how fast."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--seconds", type=float, default=float("inf"), help="Stop after so long."
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        began = monotonic()
+        total = deriver.derive_all(options["seconds"])
+        took = max(monotonic() - began, 0.001)
+        self.stdout.write(f"{total} events in {took:.1f} s, {total / took:.0f} a second")
+        for channel in Channel.objects.order_by("identifier"):
+            lag = deriver.lag(channel.id)
+            if lag.events:
+                age = lag.age.total_seconds()
+                self.stdout.write(f"{channel.identifier}: {lag.events} behind, {age:.0f} s")

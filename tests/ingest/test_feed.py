@@ -1,0 +1,91 @@
+"""A reader behind a cursor meets every event once, whatever writers do beside it."""
+
+import random
+import threading
+import time
+from collections import Counter
+
+import pytest
+from django.db import connection, connections, transaction
+
+from ingest import feed, store
+from ingest.feed import START
+from ingest.positions import watermark
+from tests.conftest import make_channel
+from tests.ingest.telemetry_samples import answer, batch
+
+WRITERS, READERS, BATCHES = 5, 2, 40  # a pool has eight connections
+
+
+class Undone(Exception):
+    """A writer's change of mind."""
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_slow_and_rolled_back_writers_cost_no_reader_an_event():
+    # given writers whose transactions overlap, some slow, some undone
+    channel = make_channel()
+    store.append(channel.id, batch(answer(0, mid="first")))
+    committed: list[str] = ["first"]
+    wrong: list[BaseException] = []
+    done = threading.Event()
+
+    def write(writer: int) -> None:
+        dice = random.Random(writer)
+        try:
+            for number in range(BATCHES):
+                mids = [f"{writer}-{number}-{each}" for each in range(dice.randint(1, 5))]
+                try:
+                    with transaction.atomic():
+                        # a new conversation: its row is written before the events are
+                        bot = {"cdata": [{"type": "Conversation", "id": mids[0]}]}
+                        events = [
+                            answer(each, mid=mid, context=bot) for each, mid in enumerate(mids)
+                        ]
+                        store.append(channel.id, batch(*events))
+                        time.sleep(dice.choice([0, 0, 0, 0.001, 0.01, 0.05]))
+                        if dice.random() < 0.1:
+                            raise Undone
+                except Undone:
+                    continue
+                committed.extend(mids)
+        except BaseException as error:
+            wrong.append(error)
+        finally:
+            connections.close_all()
+
+    def read(reader: int, seen: list[str]) -> None:
+        dice = random.Random(reader)
+        place = START
+        try:
+            while True:
+                last = done.is_set()
+                rows = feed.read(channel.id, place, watermark(), dice.randint(1, 20))
+                seen.extend(row.payload.split('"mid": "')[1].split('"')[0] for row in rows)
+                place = rows[-1].place if rows else place
+                if last and not rows:
+                    return
+        except BaseException as error:
+            wrong.append(error)
+        finally:
+            connections.close_all()
+
+    # when readers with pages of any size follow them
+    seen: list[list[str]] = [[] for _ in range(READERS)]
+    writers = [threading.Thread(target=write, args=(n,)) for n in range(WRITERS)]
+    readers = [threading.Thread(target=read, args=(n, seen[n])) for n in range(READERS)]
+    connection.close()
+    for thread in (*writers, *readers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
+
+    # then none missed one, and none met one twice
+    assert wrong == []
+    assert len(committed) > WRITERS * BATCHES
+    for each in seen:
+        assert Counter(each) == Counter(committed)

@@ -1,0 +1,632 @@
+import itertools
+import threading
+import time
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, connections, transaction
+from django.db.models import Max
+from django.test.utils import CaptureQueriesContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingest import deriver, feed, store
+from ingest.events import Batch, Event, identity
+from ingest.models import Application, AppUser, Channel, Deriver, Session, StoredEvent
+from ingest.positions import watermark
+from tests.conftest import make_channel
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+RECEIVED_AT = datetime(2026, 3, 9, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+GAP = 30 * MINUTE
+CAP = timedelta(hours=6)
+_numbers = itertools.count()
+
+
+def event(minutes: float = 0, **overrides: Any) -> Event:
+    """An event so many minutes after noon."""
+    occurred_at = overrides.pop("occurred_at", NOON + minutes * MINUTE)
+    return Event(
+        **{
+            "identity": identity(occurred_at, str(next(_numbers))),
+            "type": "_click",
+            "occurred_at": occurred_at,
+            "device_id": "device-1",
+            "session_id": "",
+            "conversation": "",
+            "is_answer": False,
+            "payload": b"{}",
+            **overrides,
+        }
+    )
+
+
+def arrive(channel: Channel, *events: Event, dialect: str = "test", **batch: Any) -> None:
+    store.append(channel.id, Batch(dialect, RECEIVED_AT, list(events), [], **batch))
+
+
+def settle() -> None:
+    """Until the watermark has passed all there is; other writers of the cluster may hold it."""
+    last = StoredEvent.objects.aggregate(last=Max("xid"))["last"] or 0
+    until = time.monotonic() + 20
+    while watermark() <= last:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def derive(channel: Channel, limit: int = deriver.STEP) -> int:
+    settle()
+    total = 0
+    while count := deriver.step(channel.id, limit):
+        total += count
+    return total
+
+
+@pytest.fixture
+def channel(db: None) -> Channel:
+    made = make_channel()
+    Deriver.objects.create(channel=made)
+    return made
+
+
+def living() -> list[Session]:
+    return list(Session.objects.filter(parent=None, event_count__gt=0).order_by("started_at"))
+
+
+def spans() -> list[tuple[float, float, int]]:
+    """Minutes after noon of the first and last event, and how many there are."""
+    return [
+        ((s.started_at - NOON) / MINUTE, (s.ended_at - NOON) / MINUTE, s.event_count)
+        for s in living()
+    ]
+
+
+def test_events_with_no_long_pause_are_one_session(channel: Channel):
+    arrive(channel, event(0), event(30), event(12, is_answer=True), event(59.5, type="_view"))
+
+    assert derive(channel) == 4
+
+    session = Session.objects.get()
+    assert (session.started_at, session.ended_at) == (NOON, NOON + 59.5 * MINUTE)
+    assert session.closes_at == session.ended_at + GAP
+    assert (session.event_count, session.answer_count) == (4, 1)
+    assert session.types == {"_click": 3, "_view": 1}
+    assert (session.device_id, session.given, session.parent) == ("device-1", False, None)
+    assert session.version == 1
+
+
+def test_a_pause_of_more_than_thirty_minutes_begins_another(channel: Channel):
+    arrive(channel, event(0), event(30), event(60.001))
+
+    derive(channel)
+
+    assert spans() == [(0, 30, 2), (pytest.approx(60.001), pytest.approx(60.001), 1)]
+
+
+def test_a_device_has_a_session_of_its_own_in_each_application(channel: Channel):
+    one, other = (
+        Application.objects.create(channel=channel, identifier=name) for name in ("a", "b")
+    )
+    for application in (one, other, None):
+        arrive(channel, event(0), application_id=application and application.id)
+    arrive(channel, event(1, device_id="device-2"))
+    arrive(channel, event(1), application_id=one.id)
+
+    derive(channel)
+
+    found = Session.objects.values_list("application_id", "device_id", "event_count")
+    assert set(found) == {
+        (one.id, "device-1", 2),
+        (other.id, "device-1", 1),
+        (None, "device-1", 1),
+        (None, "device-2", 1),
+    }
+
+
+def test_an_event_of_no_device_is_of_no_session(channel: Channel):
+    arrive(channel, event(device_id=""), event(device_id="x" * 300))
+
+    assert derive(channel) == 2
+
+    assert Session.objects.count() == AppUser.objects.count() == 0
+
+
+def test_the_first_session_id_and_page_are_kept_whatever_arrives_first(channel: Channel):
+    def page(minutes: float, sender: str, url: str) -> Event:
+        payload = f'{{"attributes": {{"_page_url": "{url}"}}}}'.encode()
+        return event(minutes, session_id=sender, payload=payload)
+
+    arrive(channel, page(9, "third", "https://c"), dialect="clickstream")
+    derive(channel)
+    arrive(channel, page(1, "first", "https://a"), event(0), dialect="clickstream")
+    derive(channel)
+    arrive(channel, page(5, "second", "https://b"), dialect="clickstream")
+    derive(channel)
+
+    session = Session.objects.get()
+    assert (session.sender_session_id, session.landing_url) == ("first", "https://a")
+
+
+# late ones --------------------------------------------------------------------------------------
+
+
+def test_a_late_event_extends_a_session_and_moves_it_on_in_the_feed(channel: Channel):
+    arrive(channel, event(40))
+    derive(channel)
+    before = Session.objects.get()
+
+    arrive(channel, event(15))
+    derive(channel)
+
+    after = Session.objects.get()
+    assert (after.pk, after.key, after.version) == (before.pk, before.key, 2)
+    assert spans() == [(15, 40, 2)]
+    assert after.xid > before.xid
+    assert after.modified_at > before.modified_at
+
+
+def test_a_late_event_within_a_session_only_counts(channel: Channel):
+    arrive(channel, event(0), event(20))
+    derive(channel)
+
+    arrive(channel, event(10))
+    derive(channel)
+
+    assert spans() == [(0, 20, 3)]
+
+
+def test_a_late_event_joins_two_sessions_and_the_later_one_points_to_the_earlier(
+    channel: Channel,
+):
+    arrive(channel, event(50, is_answer=True))
+    derive(channel)
+    arrive(channel, event(0))
+    derive(channel)
+    later, earlier = Session.objects.order_by("id")
+
+    arrive(channel, event(25))
+    derive(channel)
+
+    assert spans() == [(0, 50, 3)]
+    kept, gone = Session.objects.get(pk=earlier.pk), Session.objects.get(pk=later.pk)
+    assert (kept.parent, kept.version, kept.answer_count) == (None, 2, 1)
+    assert (gone.parent, gone.version) == (kept, 2)
+    assert gone.xid == kept.xid > later.xid
+
+
+def test_what_was_not_touched_is_not_written(channel: Channel):
+    arrive(channel, event(0), event(500), event(0, device_id="device-2"))
+    derive(channel)
+    before = {s.pk: (s.xid, s.version) for s in Session.objects.all()}
+
+    arrive(channel, event(510))
+    derive(channel)
+
+    changed = [s for s in Session.objects.all() if (s.xid, s.version) != before[s.pk]]
+    assert [(s.device_id, s.started_at) for s in changed] == [("device-1", NOON + 500 * MINUTE)]
+
+
+# the cap ----------------------------------------------------------------------------------------
+
+
+def test_six_hours_from_first_to_last_are_one_session(channel: Channel):
+    arrive(channel, *(event(90 + 30 * n) for n in range(13)))
+
+    derive(channel)
+
+    assert spans() == [(90, 450, 13)]
+
+
+def test_what_goes_on_for_longer_is_cut_at_fixed_hours(channel: Channel):
+    arrive(channel, *(event(90 + 30 * n) for n in range(14)))
+
+    derive(channel)
+
+    assert spans() == [(90, 330, 9), (360, 480, 5)]
+
+
+def test_an_event_that_makes_a_session_too_long_cuts_it_and_the_record_stays_the_first_part(
+    channel: Channel,
+):
+    arrive(channel, *(event(90 + 30 * n) for n in range(13)))
+    derive(channel)
+    before = Session.objects.get()
+
+    arrive(channel, event(480))
+    derive(channel)
+
+    assert spans() == [(90, 330, 9), (360, 480, 5)]
+    first, second = living()
+    assert (first.pk, first.version) == (before.pk, 2)
+    assert second.version == 1
+
+
+def test_a_device_that_never_stops_costs_no_more_with_every_day(channel: Channel):
+    arrive(channel, *(event(20 * n) for n in range(72 * 5)))
+    derive(channel)
+    assert len(living()) == 20
+
+    arrive(channel, event(20 * 72 * 5 - 1))
+    settle()
+    with CaptureQueriesContext(connection) as queries:
+        assert deriver.step(channel.id) == 1
+
+    assert len(queries) < 20
+    assert [s.version for s in living()] == [1] * 19 + [2]
+
+
+# any order --------------------------------------------------------------------------------------
+
+Story = list[tuple[int, str, bool]]  # minutes, device, whether it is an answer
+
+
+def oracle(story: Story) -> dict[tuple[str, float, float], tuple[int, int]]:
+    """Sessions by device, first and last minute: how many events and answers; all sorted first."""
+    found: dict[tuple[str, float, float], tuple[int, int]] = {}
+    devices: dict[str, list[tuple[int, bool]]] = defaultdict(list)
+    for minutes, device, is_answer in story:
+        devices[device].append((minutes, is_answer))
+    for device, events in devices.items():
+        chains: list[list[tuple[int, bool]]] = []
+        for at, is_answer in sorted(events):
+            if chains and at - chains[-1][-1][0] <= 30:
+                chains[-1].append((at, is_answer))
+            else:
+                chains.append([(at, is_answer)])
+        for chain in chains:
+            parts: dict[int, list[tuple[int, bool]]] = defaultdict(list)
+            for at, is_answer in chain:
+                parts[at // 360 if chain[-1][0] - chain[0][0] > 360 else 0].append((at, is_answer))
+            for of in parts.values():
+                found[device, of[0][0], of[-1][0]] = (len(of), sum(a for _, a in of))
+    return found
+
+
+minutes = st.one_of(
+    st.integers(-1500, 1500), st.integers(-60, 60), st.integers(-50, 50).map(lambda n: n * 30)
+)
+stories = st.lists(
+    st.lists(
+        st.tuples(minutes, st.sampled_from(["a", "a", "b"]), st.booleans()), min_size=1, max_size=25
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(batches=stories, limit=st.sampled_from([1000, 7, 3]))
+def test_sessions_are_the_same_in_whatever_order_events_arrive(
+    channel: Channel, batches: list[Story], limit: int
+):
+    clear(channel)
+
+    for batch in batches:
+        arrive(channel, *(event(m, device_id=d, is_answer=a) for m, d, a in batch))
+        derive(channel, limit)
+
+    assert told() == oracle([each for batch in batches for each in batch])
+    assert_whole()
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_day_without_a_pause_is_the_same_in_whatever_order_it_arrives(
+    channel: Channel, data: st.DataObject
+):
+    clear(channel)
+    step = data.draw(st.sampled_from([13, 29, 30]))
+    missing = data.draw(st.sets(st.integers(0, 45), max_size=4))
+    story = [(n * step - 700, "a", n % 3 == 0) for n in range(46) if n not in missing]
+    shuffled = data.draw(st.permutations(story))
+    cuts = sorted(data.draw(st.sets(st.integers(1, 40), max_size=8)))
+
+    for begin, end in itertools.pairwise([0, *cuts, len(shuffled)]):
+        batch = shuffled[begin:end]
+        arrive(channel, *(event(m, device_id=d, is_answer=a) for m, d, a in batch))
+        derive(channel)
+
+    assert told() == oracle(story)
+    assert_whole()
+
+
+def clear(channel: Channel) -> None:
+    Session.objects.update(parent=None)
+    for model in (Session, AppUser, StoredEvent):
+        model.objects.all().delete()  # type: ignore[attr-defined]
+
+
+def told() -> dict[tuple[str, float, float], tuple[int, int]]:
+    found = {
+        (s.device_id, (s.started_at - NOON) / MINUTE, (s.ended_at - NOON) / MINUTE): (
+            s.event_count,
+            s.answer_count,
+        )
+        for s in living()
+    }
+    assert len(found) == len(living())
+    return found
+
+
+def assert_whole() -> None:
+    """Every record that became a part of another says of which living one."""
+    by_pk = {s.pk: s for s in Session.objects.all()}
+    for session in by_pk.values():
+        root = session
+        while root.parent_id:
+            root = by_pk[root.parent_id]
+        assert root.pieces
+        if root is session:
+            assert session.ended_at - session.started_at <= CAP
+        else:
+            assert session.pieces == []
+
+
+# sent again -------------------------------------------------------------------------------------
+
+
+def again(first: Event, **overrides: Any) -> Event:
+    fields = {name: getattr(first, name) for name in first.__struct_fields__}
+    return Event(**{**fields, **overrides})
+
+
+def test_an_event_sent_again_is_counted_once(channel: Channel):
+    first = event(0, payload=b'{"v": 1}')
+    arrive(channel, first, event(5), last_wins=True)
+    derive(channel)
+    for version in range(2, 5):
+        arrive(
+            channel,
+            again(first, payload=b'{"v": %d}' % version, type="_view", is_answer=True),
+            last_wins=True,
+        )
+        derive(channel)
+
+    session = Session.objects.get()
+    assert (session.event_count, session.answer_count) == (2, 1)
+    assert session.types == {"_click": 1, "_view": 1}
+
+
+def test_an_event_sent_again_before_anybody_read_it_is_counted_once(channel: Channel):
+    first = event(0, payload=b'{"v": 1}')
+    for version in range(5):
+        arrive(channel, again(first, payload=b'{"v": %d}' % version), last_wins=True)
+
+    assert derive(channel, limit=2) == 5
+
+    assert Session.objects.get().event_count == 1
+
+
+def test_versions_of_one_transaction_count_once_however_it_is_read(channel: Channel):
+    first = event(0, payload=b'{"v": 0}')
+    arrive(channel, first, event(3), last_wins=True)
+    derive(channel)
+    with transaction.atomic():
+        for version in range(1, 4):
+            arrive(channel, again(first, payload=b'{"v": %d}' % version), last_wins=True)
+
+    assert derive(channel, limit=1) == 3
+
+    assert spans() == [(0, 3, 2)]
+
+
+def test_an_event_sent_again_with_another_time_moves_to_another_session(channel: Channel):
+    first = event(0)
+    arrive(channel, first, last_wins=True)
+    derive(channel)
+
+    arrive(
+        channel,
+        again(first, occurred_at=NOON + timedelta(days=1), payload=b'{"v": 2}'),
+        last_wins=True,
+    )
+    derive(channel)
+
+    assert spans() == [(1440, 1440, 1)]
+    emptied = Session.objects.get(event_count=0)
+    assert (emptied.version, emptied.types, emptied.pieces) == (2, {}, [])
+
+
+# sessions of their sender's ---------------------------------------------------------------------
+
+
+def desk(payload: bytes, **overrides: Any) -> Event:
+    return event(0, type="session", payload=payload, device_id="", **overrides)
+
+
+DOCUMENT = (
+    b'{"tenantId": "t1", "userSessionId": "S1", "startTime": 1772452800000,'
+    b' "endTime": 1772481600000, "userType": "REAL_USER", "internalUserId": "iu-1",'
+    b' "userId": "asha", "userActionCount": 7}'
+)
+
+
+def test_a_session_of_its_senders_is_taken_as_it_is(channel: Channel):
+    # given one of eight hours, with a pause of more than thirty minutes in it
+    arrive(
+        channel,
+        desk(DOCUMENT),
+        event(0, type="userAction", device_id="iu-1"),
+        event(300, type="error", device_id="iu-1"),
+        dialect="desk",
+    )
+
+    derive(channel)
+
+    session = Session.objects.get()
+    assert session.given is True
+    assert session.key == StoredEvent.objects.get(type="session").identity
+    assert (session.started_at, session.ended_at) == (NOON, NOON + timedelta(hours=8))
+    assert session.closes_at == session.ended_at
+    assert (session.sender_session_id, session.device_id) == ("S1", "iu-1")
+    assert (session.user_id, session.event_count) == ("asha", 7)
+
+
+def test_a_session_of_its_senders_sent_again_replaces_the_former(channel: Channel):
+    first = desk(DOCUMENT)
+    arrive(channel, first, dialect="desk", last_wins=True)
+    derive(channel)
+    before = Session.objects.get()
+
+    for count in (8, 9):
+        arrive(
+            channel,
+            again(first, payload=DOCUMENT.replace(b": 7", b": %d" % count)),
+            dialect="desk",
+            last_wins=True,
+        )
+    derive(channel)
+
+    after = Session.objects.get()
+    assert (after.pk, after.version, after.event_count) == (before.pk, 2, 9)
+    assert after.xid > before.xid
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"{}", b"[]", b'{"startTime": "soon", "endTime": -5}', b'{"startTime": 1e300, "errors": 5}'],
+)
+def test_a_session_of_its_senders_that_says_nonsense_is_one_still(channel: Channel, payload: bytes):
+    arrive(channel, desk(payload), dialect="desk")
+
+    derive(channel)
+
+    session = Session.objects.get()
+    assert (session.started_at, session.ended_at, session.event_count) == (NOON, NOON, 0)
+
+
+# the deriver ------------------------------------------------------------------------------------
+
+
+def test_every_event_is_read_once_in_steps_of_any_size(channel: Channel):
+    arrive(channel, *(event(n) for n in range(10)))
+
+    settle()
+
+    counts = [deriver.step(channel.id, 4) for _ in range(4)]
+
+    assert counts == [4, 4, 2, 0]
+    assert spans() == [(0, 9, 10)]
+
+
+def test_a_step_that_fails_moves_nothing(channel: Channel, monkeypatch: pytest.MonkeyPatch):
+    arrive(channel, event(0))
+    settle()
+
+    def fail(*_: Any) -> int:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deriver.users, "derive", fail)
+        with pytest.raises(RuntimeError):
+            deriver.step(channel.id)
+    assert Session.objects.count() == 0
+
+    assert derive(channel) == 1
+    assert Session.objects.count() == 1
+
+
+def test_lag_says_how_many_wait_and_for_how_long(channel: Channel):
+    assert deriver.lag(channel.id) == deriver.Lag(0, timedelta())
+    arrive(channel, event(0), event(1), event(2))
+
+    lag = deriver.lag(channel.id)
+
+    assert lag.events == 3
+    assert lag.age > timedelta(days=1)
+    derive(channel)
+    assert deriver.lag(channel.id) == deriver.Lag(0, timedelta())
+
+
+def test_all_channels_are_derived_and_only_those_that_are_behind_are_asked(db: None):
+    channels = [make_channel(f"ORG_{n}") for n in range(5)]
+    for each in channels[1:3]:
+        arrive(each, event(0))
+    settle()
+
+    assert deriver.derive_all(seconds=10) == 2
+
+    assert Session.objects.count() == 2
+    with CaptureQueriesContext(connection) as queries:
+        assert deriver.derive_all(seconds=10) == 0
+    assert len(queries) <= 4
+
+
+@pytest.mark.postgresql
+def test_what_waits_is_not_sorted_to_give_the_first_rows(channel: Channel):
+    arrive(channel, *(event(n) for n in range(200)))
+    settle()
+    rows = feed.after(StoredEvent.objects.filter(channel_id=channel.id), feed.START, watermark())
+
+    with CaptureQueriesContext(connection) as queries:
+        assert len(feed.read(channel.id, feed.START, watermark(), 10)) == 10
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(next(q["sql"] for q in queries if "SET LOCAL" in q["sql"]))
+        plan = rows[:10].explain()
+
+    assert "storedevent_arrival" in plan
+    assert "Sort" not in plan
+
+
+@pytest.mark.postgresql
+def test_two_derivers_do_every_event_once(channel: Channel):
+    devices = 20
+    for number in range(30):
+        arrive(
+            channel,
+            *(event(number, device_id=f"device-{n}", is_answer=True) for n in range(devices)),
+        )
+    counts: list[int] = []
+    wrong: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while deriver.lag(channel.id).events:
+                counts.append(deriver.step(channel.id, 17))
+        except BaseException as error:
+            wrong.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert sum(counts) == 600
+    assert [s.event_count for s in living()] == [30] * devices
+    assert AppUser.objects.count() == devices
+
+
+@pytest.mark.postgresql
+def test_an_event_that_commits_late_is_not_passed_over(channel: Channel):
+    written, end = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        with transaction.atomic():
+            arrive(channel, event(0))
+            written.set()
+            assert end.wait(20)
+        connections.close_all()
+
+    writer = threading.Thread(target=slowly)
+    writer.start()
+    assert written.wait(20)
+    arrive(channel, event(5))
+    assert deriver.step(channel.id) == 0
+    end.set()
+    writer.join()
+
+    assert derive(channel) == 2
+    assert spans() == [(0, 5, 2)]

@@ -1,0 +1,260 @@
+import itertools
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingest import users
+from ingest.feed import Arrived
+from ingest.models import AppUser, Channel
+from ingest.traits import NOTHING, Traits, traits
+from tests.conftest import make_channel
+
+pytestmark = pytest.mark.django_db
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+NOON_MS = int(NOON.timestamp() * 1000)
+MINUTE = timedelta(minutes=1)
+_positions = itertools.count(1)
+
+
+def arrived(payload: Any = None, minutes: float = 0, **overrides: Any) -> Arrived:
+    """An event as the feed gives it, so many minutes after noon; received an hour after."""
+    at = NOON + minutes * MINUTE
+    position = next(_positions)
+    return Arrived(
+        **{
+            "xid": position,
+            "id": position,
+            "superseded_xid": None,
+            "occurred_at": at,
+            "received_at": NOON + timedelta(hours=1),
+            "application_id": None,
+            "is_answer": False,
+            "identity": None,
+            "dialect": "clickstream",
+            "type": "_click",
+            "device_id": "device-1",
+            "session_id": "",
+            "payload": json.dumps({} if payload is None else payload),
+            **overrides,
+        }
+    )
+
+
+def derive(channel: Channel, *rows: Arrived) -> int:
+    return users.derive(channel.id, [(row, traits(row)) for row in rows], next(_positions))
+
+
+@pytest.fixture
+def channel(db: None) -> Channel:
+    return make_channel()
+
+
+def attributes(identifier: str = "device-1") -> dict[str, Any]:
+    found = AppUser.objects.get(identifier=identifier).attributes
+    return {name: attribute["value"] for name, attribute in found.items()}
+
+
+def test_a_device_nobody_signed_in_on_is_a_user(channel: Channel):
+    assert derive(channel, arrived(minutes=5), arrived(minutes=1), arrived(minutes=9)) == 1
+
+    user = AppUser.objects.get()
+    assert (user.identifier, user.anonymous, user.user_id) == ("device-1", True, "")
+    assert user.device_id == "device-1"
+    assert (user.first_seen_at, user.last_seen_at) == (NOON + MINUTE, NOON + 9 * MINUTE)
+    assert (user.version, user.attributes) == (1, {})
+
+
+def test_a_user_id_makes_one_user_of_several_devices(channel: Channel):
+    signed_in = {"user": {"_user_id": {"value": "asha", "set_timestamp": NOON_MS}}}
+
+    derive(channel, arrived(signed_in, 7, device_id="phone"))
+    derive(channel, arrived(signed_in, 3, device_id="laptop"), arrived(device_id="phone"))
+
+    users = {(u.identifier, u.anonymous): u for u in AppUser.objects.all()}
+    assert users.keys() == {("asha", False), ("phone", True)}
+    assert users["asha", False].device_id == "laptop"
+    assert users["asha", False].version == 2
+
+
+def test_a_device_and_a_user_id_of_one_name_are_two(channel: Channel):
+    derive(channel, arrived(device_id="x"), arrived({"user": {"_user_id": "x"}}))
+
+    assert AppUser.objects.count() == 2
+
+
+def test_an_event_of_nobody_makes_no_user(channel: Channel):
+    assert derive(channel, arrived(device_id=""), arrived(device_id="x" * 300)) == 0
+    assert AppUser.objects.count() == 0
+
+
+def test_every_channel_has_its_own(channel: Channel):
+    derive(channel, arrived())
+    derive(make_channel("ORG_002"), arrived())
+
+    assert AppUser.objects.count() == 2
+
+
+def test_nothing_new_changes_nothing(channel: Channel):
+    row = arrived({"user": {"city": {"value": "Pune", "set_timestamp": NOON_MS}}})
+    derive(channel, row)
+    before = AppUser.objects.values().get()
+
+    assert derive(channel, row) == 0
+
+    assert AppUser.objects.values().get() == before
+
+
+# attributes -------------------------------------------------------------------------------------
+
+
+def test_an_attribute_keeps_the_value_that_was_set_last_by_its_own_time(channel: Channel):
+    def city(name: str, minutes: int) -> Arrived:
+        set_at = NOON_MS + minutes * 60_000
+        return arrived({"user": {"city": {"value": name, "set_timestamp": set_at}}})
+
+    derive(channel, city("Pune", 5))
+    derive(channel, city("Delhi", 2))
+    assert attributes() == {"city": "Pune"}
+
+    derive(channel, city("Mumbai", 6))
+    assert attributes() == {"city": "Mumbai"}
+
+
+def test_a_plain_attribute_was_set_when_its_event_occurred(channel: Channel):
+    derive(channel, arrived({"user": {"level": 2, "tags": ["a"]}}, 10))
+    derive(channel, arrived({"user": {"level": 1, "city": None}}, 5))
+
+    assert attributes() == {"level": 2, "tags": ["a"], "city": None}
+
+
+def test_a_time_after_arrival_counts_as_arrival_so_that_it_can_be_replaced(channel: Channel):
+    year_2100 = 4_102_444_800_000
+    derive(channel, arrived({"user": {"city": {"value": "Pune", "set_timestamp": year_2100}}}))
+
+    later = NOON + timedelta(hours=2)
+    derive(channel, arrived({"user": {"city": "Delhi"}}, 120, received_at=later))
+
+    assert attributes() == {"city": "Delhi"}
+
+
+def test_a_user_has_so_many_attributes(channel: Channel):
+    derive(channel, arrived({"user": {f"a{n}": n for n in range(600)} | {"x" * 300: 1}}))
+
+    assert len(attributes()) == users.MAX_ATTRIBUTES
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    told=st.lists(
+        st.tuples(
+            st.integers(0, 5),
+            st.sampled_from(["city", "level"]),
+            st.one_of(st.integers(0, 2), st.text("ab", max_size=1), st.none(), st.booleans()),
+            st.sampled_from(["phone", "laptop"]),
+        ),
+        max_size=8,
+    ),
+    data=st.data(),
+)
+def test_users_are_the_same_in_whatever_order_events_arrive(
+    channel: Channel, told: list[tuple[int, str, Any, str]], data: st.DataObject
+):
+    rows = [
+        arrived({"user": {"_user_id": "asha", name: value}}, minutes, device_id=device)
+        for minutes, name, value, device in told
+    ]
+    found = []
+    for order in (rows, data.draw(st.permutations(rows))):
+        AppUser.objects.all().delete()
+        cut = data.draw(st.integers(0, len(order)))
+        derive(channel, *order[:cut])
+        derive(channel, *order[cut:])
+        found.append(
+            list(
+                AppUser.objects.values(
+                    "identifier", "device_id", "first_seen_at", "last_seen_at", "attributes"
+                )
+            )
+        )
+
+    assert found[0] == found[1]
+
+
+# dialects ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("payload", "user_id"),
+    [
+        ({"actor": {"id": "asha", "type": "User"}}, "asha"),
+        ({"actor": {"id": 7}}, "7"),
+        ({"actor": {"id": "device-1", "type": "User"}}, ""),
+        ({"actor": {"id": "cron", "type": "System"}}, ""),
+        ({"actor": "asha"}, ""),
+        ({}, ""),
+    ],
+    ids=range(6),
+)
+def test_telemetry_names_its_actor(payload: dict[str, Any], user_id: str):
+    assert traits(arrived(payload, dialect="telemetry")) == Traits(user_id)
+
+
+def test_skalin_names_an_identity():
+    row = arrived(
+        {"identity": {"email": "a@b.c"}, "customerId": "acme", "url": "https://x"}, dialect="skalin"
+    )
+
+    found = traits(row)
+
+    assert (found.user_id, found.url) == ("a@b.c", "https://x")
+    assert {name: value for name, (value, _) in found.attributes.items()} == {
+        "email": "a@b.c",
+        "customerId": "acme",
+    }
+    as_text = arrived({"identity": '{"id": 5, "email": "a@b.c"}'}, dialect="skalin")
+    assert traits(as_text).user_id == "5"
+
+
+def test_desk_names_the_user_of_a_session_and_nobody_elsewhere(channel: Channel):
+    session = arrived(
+        {"userId": "asha", "userType": "REAL_USER"}, dialect="desk", type="session", device_id="i"
+    )
+
+    derive(channel, session, arrived(dialect="desk", type="userAction", device_id="i"))
+
+    assert AppUser.objects.get().identifier == "asha"
+    assert attributes("asha") == {"userType": "REAL_USER"}
+
+
+@pytest.mark.parametrize("dialect", ["telemetry", "clickstream", "skalin", "desk", "new"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        [],
+        None,
+        5,
+        {"user": 5, "actor": [], "identity": "no json", "userId": {}},
+        {"user": {"_user_id": {"value": [1]}}, "actor": {"id": {}}, "identity": [1]},
+        {"user": {"a": {"value": 1, "set_timestamp": 1e300}, "_user_id": "x" * 300}},
+        {"user": {"a": {"value": 1, "set_timestamp": -1}, "b": {"set_timestamp": True}}},
+        {"attributes": {"_page_url": ["x"]}, "edata": {"uri": 1e308}, "url": "x" * 9999},
+    ],
+    ids=range(8),
+)
+def test_a_payload_of_another_shape_tells_nothing_and_stops_nothing(
+    channel: Channel, payload: Any, dialect: str
+):
+    row = arrived(payload, dialect=dialect, type="session")
+
+    derive(channel, row)
+
+    assert AppUser.objects.get().identifier == "device-1"
+    assert traits(row).user_id == ""
+    assert traits(arrived(payload, dialect="new")) == NOTHING
