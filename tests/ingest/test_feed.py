@@ -23,8 +23,16 @@ class Undone(Exception):
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_slow_and_rolled_back_writers_cost_no_reader_an_event():
-    # given writers whose transactions overlap, some slow, some undone
+def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytest.MonkeyPatch):
+    # given writers whose transactions overlap, some slow, some undone, and which rest between
+    # the first row they write, a conversation's, and their events
+    register = store._conversations
+    rests = random.Random(7)
+    monkeypatch.setattr(
+        store,
+        "_conversations",
+        lambda *args: (register(*args), time.sleep(rests.choice([0, 0, 0.02])))[0],
+    )
     channel = make_channel()
     store.append(channel.id, batch(answer(0, mid="first")))
     committed: list[str] = ["first"]
