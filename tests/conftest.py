@@ -1,10 +1,12 @@
 """What every test may ask for; plain functions with overrides."""
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from django.db import connection
 from django.test import Client
@@ -12,6 +14,11 @@ from django.test import Client
 from exhaust import storage
 from ingest import access
 from ingest.models import Channel
+
+# CI says the same of the same commit; elsewhere each run looks somewhere new
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -217,7 +217,9 @@ def _database(var: Path) -> Iterator[tuple[str, str]]:
         return
     name = f"exhaust_flow_{token_hex(6)}"
     scratch = urlunsplit(urlsplit(named)._replace(path=f"/{name}"))
-    with psycopg.connect(named, autocommit=True) as server:
+    with psycopg.connect(  # the one that is always there
+        urlunsplit(urlsplit(named)._replace(path="/postgres")), autocommit=True
+    ) as server:
         server.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
         try:
             yield scratch, scratch

@@ -674,7 +674,7 @@ def test_any_bytes_are_events_or_rejections(raw: bytes, upload: str):
 
     assert all(len(got.identity) == 16 for got in read.events)
     assert all(each.reason and each.detail for each in read.rejections)
-    if not read.events and raw.strip() != b"[]":
+    if not read.events and b"".join(raw.split()) != b"[]":
         assert len(read.rejections) >= 1
 
 
