@@ -26,17 +26,7 @@ _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 def parse(body: bytes, call: Call) -> Batch:
     """Reads a body. Raises `Refused` when it holds no batch at all."""
-    texts = text.documents(body, call.content_type)
-    alone = len(texts) == 1
-    raws: list[tuple[bytes, bool]] = []
-    for line in texts:
-        try:
-            found, mended = text.mending(_events, line)
-            raws.extend((raw, mended) for raw in found)
-        except Refused:
-            if alone:
-                raise
-            raws.append((line, False))  # told apart as one bad event below
+    raws = _raws(body, call.content_type)
     events: list[Event] = []
     rejections: list[Rejection] = []
     latest = call.received_at + timedelta(days=1)
@@ -48,6 +38,21 @@ def parse(body: bytes, call: Call) -> Batch:
         else:
             events.append(event)
     return Batch(DIALECT, call.received_at, events, rejections)
+
+
+def _raws(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
+    """The texts that should each be an event, and whether each was mended to be taken out."""
+    texts = text.documents(body, content_type)
+    raws: list[tuple[bytes, bool]] = []
+    for line in texts:
+        try:
+            found, mended = text.mending(_events, line)
+            raws.extend((raw, mended) for raw in found)
+        except Refused:
+            if len(texts) == 1:
+                raise
+            raws.append((line, False))  # told as one bad event
+    return raws
 
 
 def _events(document: bytes) -> list[bytes]:
