@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
+from ingest.adapters.fields import identifier
 from ingest.events import Refused
 
-MAX_TEXT = 255  # characters of an id
 _ITEM = {
     "question_type": "type",
     "question_title": "title",
@@ -61,22 +61,6 @@ def add(payload: bytes, event: dict[str, Any], fields: dict[str, Any]) -> bytes:
         if isinstance(own, dict) and isinstance(value, dict):
             fields = {**fields, name: own | value}
     return payload[:-1] + b"," + _encode(fields)[1:]
-
-
-def identifier(
-    source: dict[str, Any], field: str, where: str = "", *, required: bool = False
-) -> str:
-    """A field that is an id, as text; "" where it is missing. Raises `Refused`."""
-    found = source.get(field)
-    if found is None:
-        found = ""
-    elif isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)  # some senders write numeric ids
-    if not isinstance(found, str) or len(found) > MAX_TEXT or (required and not found):
-        raise Refused(
-            where + field, f"{where}{field} must be a text of up to {MAX_TEXT} characters."
-        )
-    return found
 
 
 def _renamed(attributes: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import msgspec
 
 from ingest.adapters import answers
 from ingest.adapters import body as text
+from ingest.adapters.fields import identifier
 from ingest.events import EARLIEST, Batch, Call, Event, Refused, Rejection, identity
 
 DIALECT = "clickstream"
@@ -136,7 +137,7 @@ def _event(raw: bytes, position: int, reading: _Reading) -> Event:
     if not _is_name(event_type):
         raise _no_name("1001", "event_type")
     _check_names([event_type], names, "1001", "1002", "event_type")
-    event_id = answers.identifier(event, "event_id", required=True)
+    event_id = identifier(event, "event_id", required=True)
     occurred_at, shifted = _moment(event.get("timestamp"), clock)
     attributes = event.get("attributes")
     if attributes is None:
@@ -149,7 +150,7 @@ def _event(raw: bytes, position: int, reading: _Reading) -> Event:
         _check_user(user, names)
     if items := event.get("items"):
         _check_items(items, names)
-    device_id = answers.identifier(event, "device_id") or answers.identifier(event, "unique_id")
+    device_id = identifier(event, "device_id") or identifier(event, "unique_id")
     conversation, answer = answers.read(attributes, event_id)
     other = OTHER_APPLICATION if event.get("app_id", application) != application else ""
     if repaired or shifted or other:
@@ -159,7 +160,7 @@ def _event(raw: bytes, position: int, reading: _Reading) -> Event:
         type=event_type,
         occurred_at=occurred_at,
         device_id=device_id,
-        session_id=answers.identifier(attributes, "_session_id", "attributes."),
+        session_id=identifier(attributes, "_session_id", "attributes."),
         conversation=conversation,
         is_answer=bool(answer),
         payload=answers.add(payload, event, answer) if answer else payload,

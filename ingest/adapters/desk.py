@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
+from ingest.adapters.fields import identifier
 from ingest.events import Batch, Call, Event, Refused, Rejection, identity, instant
 
 DIALECT = "desk"
 MAX_DOCUMENTS = 1000  # of a batch; the sender closes one at a thousand
 MAX_EVENTS = 20_000  # of a batch; the sender's largest ones hold about nine thousand
-MAX_TEXT = 255  # characters of an id
 KINDS = {  # a list in the document, and the type of its events
     "userActions": "userAction",
     "events": "event",
@@ -132,8 +132,8 @@ def _items(lines: list[bytes], index: str) -> Iterator[Item]:
             said = action[operation]
             if not isinstance(said, dict):
                 raise Refused("action", f"What '{operation}' holds must be an object.")
-            item.index = _text(said, "_index") or index
-            item.id = _text(said, "_id", longest=512)
+            item.index = identifier(said, "_index") or index
+            item.id = identifier(said, "_id", longest=512)
             if operation in {"update", "delete"}:
                 raise Refused("action", f"Sessions are sent by index or create, not {operation}.")
             if source is None:
@@ -147,7 +147,7 @@ def _document_id(session: Event) -> str:
     """As the sender would have written it."""
     said, _, _ = text.value(session.payload)
     started = round(session.occurred_at.timestamp() * 1000)
-    return f"{_text(said, 'tenantId')}-{session.session_id}-{started}"
+    return f"{identifier(said, 'tenantId')}-{session.session_id}-{started}"
 
 
 def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
@@ -157,14 +157,16 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
         raise Refused("not_an_object", "A session is a JSON object.")
     if _long_number.search(payload):
         text.canonical(payload)
-    tenant_id = _text(said, "tenantId")
-    session_id = _text(said, "userSessionId")
+    tenant_id = identifier(said, "tenantId")
+    session_id = identifier(said, "userSessionId")
     if not session_id:
         raise Refused("userSessionId", "userSessionId must be there: it tells sessions apart.")
     started_at = _moment(said.get("startTime"), call.received_at)
-    device_id = _text(said, "internalUserId") or _text(said, "userId")
+    device_id = identifier(said, "internalUserId") or identifier(said, "userId")
     tags = said.get("stringTags")
-    conversation = _text(tags, "conversation_id", "stringTags.") if isinstance(tags, dict) else ""
+    conversation = (
+        identifier(tags, "conversation_id", "stringTags.") if isinstance(tags, dict) else ""
+    )
     if 1 + sum(len(said[n]) for n in KINDS if isinstance(said.get(n), list)) > room:
         raise Refused(
             "too_many", f"With it the batch would have more than {MAX_EVENTS} events; send less."
@@ -241,16 +243,3 @@ def _moment(value: Any, received_at: datetime) -> datetime:
     if moment > received_at + timedelta(days=1):
         raise Refused("time_out_of_range", "startTime lies more than a day in the future.")
     return moment
-
-
-def _text(said: dict[str, Any], field: str, where: str = "", longest: int = MAX_TEXT) -> str:
-    found = said.get(field)
-    if found is None:
-        return ""
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)
-    if not isinstance(found, str) or len(found) > longest:
-        raise Refused(
-            where + field, f"{where}{field} must be a text of up to {longest} characters."
-        )
-    return found

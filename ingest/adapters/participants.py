@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
+from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Refused, Rejection
 
 DIALECT = "participants"
-MAX_TEXT = 255
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 

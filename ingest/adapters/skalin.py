@@ -14,13 +14,13 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import msgspec
 
 from ingest.adapters import body as text
+from ingest.adapters.fields import identifier
 from ingest.adapters.participants import Profile
 from ingest.events import EARLIEST, Batch, Call, Event, Refused, Rejection, identity
 
 DIALECT = "skalin"
 MAX_BYTES = 1024 * 1024  # of a body: five kilobytes a row
 MAX_ROWS = 100  # of each list
-MAX_TEXT = 255  # characters of an id or a name
 MAX_PARAMETERS = 100
 _KINDS = {"identities": "identity", "features": "feature"}
 
@@ -95,10 +95,10 @@ def _event(raw: bytes, kind: str, visit: str, position: int, call: Call, *, mend
     if not isinstance(row, dict):
         raise Refused("not_an_object", f"Each {kind} is a JSON object.")
     device_id, _ = _person(row)
-    if kind == "feature" and not _text(row, "name"):
+    if kind == "feature" and not identifier(row, "name"):
         raise Refused("name", "name must say which feature; in a single hit, event={'name': ...}.")
-    event_id = _text(row, "eventId")
-    ts = _text(row, "ts")
+    event_id = identifier(row, "eventId")
+    ts = identifier(row, "ts")
     content = text.canonical(payload).decode()  # refuses what only one of the databases would
     if event_id:
         parts = [event_id]
@@ -113,7 +113,7 @@ def _event(raw: bytes, kind: str, visit: str, position: int, call: Call, *, mend
         type=kind,
         occurred_at=_moment(ts, call.received_at) if ts else call.received_at,
         device_id=device_id,
-        session_id=_text(row, "visitId") or visit,
+        session_id=identifier(row, "visitId") or visit,
         conversation="",
         is_answer=False,
         payload=payload,
@@ -127,8 +127,8 @@ def _person(row: dict[str, Any]) -> tuple[str, str]:
     said = row.get("identity")
     if not isinstance(said, dict):
         raise Refused("identity", "identity must be {'email': ...} or {'id': ...}.")
-    email = _text(said, "email", "identity.")
-    device_id = _text(said, "id", "identity.") or email
+    email = identifier(said, "email", "identity.")
+    device_id = identifier(said, "id", "identity.") or email
     if not device_id:
         raise Refused("identity", "identity must be {'email': ...} or {'id': ...}.")
     return device_id, email
@@ -163,19 +163,6 @@ def _moment(ts: str, received_at: datetime) -> datetime:
     if not EARLIEST <= moment <= received_at + timedelta(days=1):
         raise Refused("time_out_of_range", "ts lies before 2000 or over a day in the future.")
     return moment.astimezone(UTC)
-
-
-def _text(source: dict[str, Any], field: str, where: str = "") -> str:
-    found = source.get(field)
-    if found is None:
-        return ""
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)  # some senders write numeric ids
-    if not isinstance(found, str) or len(found) > MAX_TEXT:
-        raise Refused(
-            where + field, f"{where}{field} must be a text of up to {MAX_TEXT} characters."
-        )
-    return found
 
 
 # a parameter that begins as JSON does

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
+from ingest.adapters.fields import identifier
 from ingest.events import Batch, Call, Event, Refused, Rejection, identity, instant
 
 DIALECT = "telemetry"
-MAX_TEXT = 255  # characters of an id or a name
 
 
 class _Envelope(msgspec.Struct):
@@ -77,7 +77,7 @@ def _event(raw: bytes, channel: str, latest: datetime, position: int, *, mended:
         note = text.MENDED
     if not isinstance(event, dict):
         raise Refused("not_an_object", "An event is a JSON object.")
-    eid = _text(event, "eid", required=True)
+    eid = identifier(event, "eid", required=True)
     ets = event.get("ets")
     if isinstance(ets, bool) or not isinstance(ets, int | float):
         raise Refused("ets", "ets must be the event's time, a number of milliseconds since 1970.")
@@ -87,12 +87,12 @@ def _event(raw: bytes, channel: str, latest: datetime, position: int, *, mended:
     context = _object(event, "context", required=True)
     edata = _object(event, "edata", required=True)
     item = edata.get("item")
-    item_id = _text(item, "id", "edata.item.") if isinstance(item, dict) else ""
-    device_id = _text(context, "did", "context.")
+    item_id = identifier(item, "id", "edata.item.") if isinstance(item, dict) else ""
+    device_id = identifier(context, "did", "context.")
     if not device_id:
-        device_id = _text(_object(event, "actor"), "id", "actor.")
-    session_id = _text(context, "sid", "context.")
-    mid = _text(event, "mid")
+        device_id = identifier(_object(event, "actor"), "id", "actor.")
+    session_id = identifier(context, "sid", "context.")
+    mid = identifier(event, "mid")
     conversation = _conversation(context)
     # without a mid the bytes themselves tell a resend from another event
     parts = (mid, device_id, session_id, item_id) if mid else (payload.decode(),)
@@ -118,7 +118,7 @@ def _conversation(context: dict[str, Any]) -> str:
         raise Refused("context.cdata", "context.cdata must be a list of {type, id}.")
     for entry in cdata:
         if isinstance(entry, dict) and entry.get("type") == "Conversation":
-            return _text(entry, "id", "context.cdata[Conversation].")
+            return identifier(entry, "id", "context.cdata[Conversation].")
     return ""
 
 
@@ -128,17 +128,4 @@ def _object(source: dict[str, Any], field: str, *, required: bool = False) -> di
         return {}
     if not isinstance(found, dict):
         raise Refused(field, f"{field} must be an object.")
-    return found
-
-
-def _text(source: dict[str, Any], field: str, where: str = "", *, required: bool = False) -> str:
-    found = source.get(field)
-    if found is None:
-        found = ""
-    elif isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)  # some senders write numeric ids
-    if not isinstance(found, str) or len(found) > MAX_TEXT or (required and not found):
-        raise Refused(
-            where + field, f"{where}{field} must be a text of up to {MAX_TEXT} characters."
-        )
     return found

@@ -14,6 +14,7 @@ from ingest import access, problems, store
 from ingest.access import Denied
 from ingest.adapters import body
 from ingest.adapters import desk as adapter
+from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Call, Refused, Rejection
 from ingest.models import Application
 from ingest.store import Outcome
@@ -78,8 +79,8 @@ def bulk(request: HttpRequest, index: str = "") -> HttpResponse:
         content_type = request.content_type or ""
         if content_type not in BULK_TYPES:
             body.require_json(content_type)
-        if len(index) > adapter.MAX_TEXT:
-            raise Refused("index", f"An index's name has up to {adapter.MAX_TEXT} characters.")
+        if len(index) > MAX_TEXT:
+            raise Refused("index", f"An index's name has up to {MAX_TEXT} characters.")
         sent = body.read(request)
         batch, items = adapter.parse_bulk(sent, _call(application, received_at), index)
         outcome = store.append(application.channel_id, batch)

@@ -46,9 +46,9 @@ def test_what_is_still_wrong_stays_rejected(rejected: Rejected):
 
 def test_after_a_fix_it_goes_in_once(rejected: Rejected, monkeypatch: pytest.MonkeyPatch):
     # given a door that has learned to read events without a name
-    read = telemetry._text
+    read = telemetry.identifier
     monkeypatch.setattr(
-        telemetry, "_text", lambda *args, required=False: read(*args) or "x" * required
+        telemetry, "identifier", lambda *args, required=False: read(*args) or "x" * required
     )
 
     assert replay() == "accepted 1, still rejected 0, unreadable 0"
