@@ -1,11 +1,14 @@
 """How fast events come in over HTTP, against raw COPY of the same rows.
 
-    python -m benchmarks.ingest [--events 60000] [--rounds 5] [--flags "--blocking-threads 4"]
+    python -m benchmarks.ingest [--door telemetry|clickstream|skalin|desk|all]
+        [--events 60000] [--rounds 5] [--flags "--blocking-threads 4"]
 
-Needs the PostgreSQL server of DATABASE_URL. HTTP is the shipped server with two workers: keys
+Needs the PostgreSQL server of DATABASE_URL. HTTP is the shipped server with two workers: senders
 checked, events validated, duplicates found, committed before the answer. COPY does none of it,
 over two connections into a table with the same indexes. Every side starts with an empty table,
-commits durably and is fed by one cheap process with everything built beforehand.
+commits durably and is fed by one cheap process with everything built beforehand. Telemetry has a
+table of its own; the other doors, or all of them, have a row each. Each connection of the
+feeder comes from an address of its own, so that Skalin's limit of calls per address is not met.
 """
 
 import argparse
@@ -16,14 +19,19 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from random import Random
 from statistics import median
 from threading import Thread
 from typing import Any
 from urllib.request import urlopen
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -36,6 +44,7 @@ SERVER = "-m granian --interface wsgi config.wsgi:application --workers 2 --resp
 CONNECTIONS = 8
 BATCH, LARGE = 100, 1000
 RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+APPLICATION = "benchmark"
 
 COPY = "COPY, 2 connections"
 COPY_BATCHED = f"COPY, commit every {BATCH}"
@@ -47,47 +56,89 @@ ADAPTER = "adapter alone, 1 process"
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description="HTTP to committed rows, against raw COPY.")
-    arguments.add_argument("--events", type=int, default=60_000)
+    arguments.add_argument("--door", choices=[*DOORS, "all"], default="telemetry")
+    arguments.add_argument("--events", type=int, default=60_000, help="Rows, for each door.")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--flags", default="", help="More flags for granian.")
     arguments.add_argument("--feeder", action="store_true", help=argparse.SUPPRESS)
     asked = arguments.parse_args()
     if asked.feeder:
-        feed(asked.events)
+        feed(asked.door, asked.events)
         return
     ground.stop_on_term()
     with ground.folder() as var, ground.postgresql() as url:
         variables = ground.environment(url, var)
         ground.enter(variables)
         ground.migrate()
-        against_copy(url, variables, asked.events, asked.rounds, asked.flags)
+        told = {**prepare(), "url": url, "port": ground.free_port()}
+        ground.print_ground(
+            url,
+            data=f"{asked.events:,} rows by {asked.door}",
+            server=f"python {SERVER} {asked.flags}".rstrip(),
+            load=f"{CONNECTIONS} keep-alive connections, one process, on the same cores",
+        )
+        flags = [*shlex.split(asked.flags), "--port", str(told["port"])]
+        server = [sys.executable, *shlex.split(SERVER), *flags]
+        with Process(server, variables, stdout=subprocess.DEVNULL) as granian:
+            wait_for(told["port"], granian)
+            if asked.door == "telemetry":
+                against_copy(variables, told, asked.events, asked.rounds)
+            else:
+                doors = list(DOORS) if asked.door == "all" else [asked.door]
+                by_door(variables, told, doors, asked.events, asked.rounds)
 
 
-def against_copy(url: str, variables: dict[str, str], events: int, times: int, flags: str) -> None:
-    channel_id, conversation_id, key = prepare()
-    port = ground.free_port()
-    server = [sys.executable, *shlex.split(SERVER), *shlex.split(flags), "--port", str(port)]
-    feeder = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--events", str(events)]
-    ground.print_ground(
-        url,
-        data=f"{events:,} answers of {PAYLOAD_BYTES} bytes",
-        server=f"python {SERVER} {flags}".rstrip(),
-        load=f"{CONNECTIONS} keep-alive connections, one process, on the same cores",
-    )
-    with (
-        Helper(feeder, variables) as feed,
-        Process(server, variables, stdout=subprocess.DEVNULL) as granian,
-    ):
-        wait_for(port, granian)
-        feed.ask(
-            {
-                "prepare": {
-                    "port": port, "key": key, "url": url,
-                    "channel": channel_id, "conversation": conversation_id,
-                }
-            }
-        )  # fmt: skip
-        http(feed, BATCH, events)  # warm: connections, imports, the registry
+@contextmanager
+def feeder(
+    variables: dict[str, str], told: dict[str, Any], door: str, events: int
+) -> Iterator[tuple[Helper, dict[str, int]]]:
+    """A feeder for the door, warm, and what it has to send."""
+    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder"]
+    with Helper([*command, "--door", door, "--events", str(events)], variables) as feed:
+        made = feed.ask({"prepare": told})
+        http(feed, BATCH, made["rows"])  # connections, imports, the registry
+        yield feed, made
+
+
+def by_door(
+    variables: dict[str, str], told: dict[str, Any], doors: Sequence[str], events: int, times: int
+) -> None:
+    """A row for each door, one after another."""
+    table = [
+        "| door | payload bytes | COPY rows/s | HTTP rows/s | of COPY"
+        " | replay rows/s | of COPY | replay's duplicates |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for door in doors:
+        print(f"  {door}", file=sys.stderr, flush=True)
+        with feeder(variables, told, door, events) as (feed, made):
+            rows = made["rows"]
+            sides = [partial(copy, feed, rows, 0, COPY), partial(http_twice, feed, rows)]
+            found = ground.rounds(times, sides)
+            if not compare(feed, rows):
+                raise SystemExit(f"{door}: COPY and HTTP left different rows.")
+        cells = [door, f"{made['bytes'] / rows:,.0f}", rate(found[COPY])]
+        for name in (HTTP, REPLAY):
+            cells += [rate(found[name]), share(found[name], found[COPY])]
+        table.append(f"| {' | '.join(cells)} | {rows:,} of {rows:,} |")
+    print("\nHTTP to committed rows by door, medians (min-max)\n")
+    print("\n".join(table))
+    print(f"\n{COPY}; HTTP and replay in batches of {BATCH} (desk: sessions of 4 rows each)")
+    print("same rows in both tables: yes")
+
+
+def rate(rates: Sequence[float]) -> str:
+    return f"{median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
+
+
+def share(rates: Sequence[float], reference: Sequence[float]) -> str:
+    within = ground.ratios(rates, reference)
+    return f"{median(within):.2f} ({min(within):.2f}-{max(within):.2f})"
+
+
+def against_copy(variables: dict[str, str], told: dict[str, Any], events: int, times: int) -> None:
+    """Telemetry's table: besides the batches of a hundred, what changes with their size."""
+    with feeder(variables, told, "telemetry", events) as (feed, _):
         found = ground.rounds(
             times,
             [
@@ -119,8 +170,8 @@ def against_copy(url: str, variables: dict[str, str], events: int, times: int, f
         raise SystemExit(1)
 
 
-def prepare() -> tuple[int, int, str]:
-    """A channel, its conversation, a key, and COPY's table with the same indexes."""
+def prepare() -> dict[str, Any]:
+    """A channel, its senders, and COPY's table with the same indexes."""
     from django.db import connection
 
     from exhaust.demo.conversations import CONVERSATION_ID
@@ -129,9 +180,16 @@ def prepare() -> tuple[int, int, str]:
 
     channel = Channel.objects.create(identifier=CHANNEL)
     conversation = Conversation.objects.create(channel=channel, identifier=CONVERSATION_ID)
+    application, password = access.create_application(APPLICATION, channel)
     with connection.cursor() as cursor:
         cursor.execute("CREATE TABLE copied (LIKE ingest_storedevent INCLUDING ALL)")
-    return channel.pk, conversation.pk, access.create_key("benchmark", ["ingest"], [channel])[1]
+    return {
+        "channel": channel.pk,
+        "conversation": conversation.pk,
+        "application": application.pk,
+        "key": access.create_key("benchmark", ["ingest"], [channel])[1],
+        "basic": b64encode(f"{APPLICATION}:{password}".encode()).decode(),
+    }
 
 
 def empty(table: str) -> None:
@@ -160,13 +218,28 @@ def copy(feed: Helper, events: int, each: int, name: str) -> dict[str, float]:
 
 
 def http(feed: Helper, each: int, events: int, stored: bool = True) -> dict[str, float]:
+    """Ends the run unless all is stored, or, in a replay, all of it was there already."""
     if stored:
         empty("ingest_storedevent")
     told = feed.ask({"http": each})
-    if told["stored" if stored else "duplicate"] != events:
-        raise SystemExit(f"The service stored something else: {told}")
+    expected = {"stored": events * stored, "duplicate": events * (not stored)}
+    # Clickstream's answers have no body, so every door's tables are asked besides
+    if told["counts"] not in (expected, {}) or left() != (events, 0, 0):
+        raise SystemExit(f"The service told {told} and left {left()}.")
     name = {BATCH: HTTP if stored else REPLAY, LARGE: HTTP_LARGE}[each]
     return {name: events / told["seconds"]}
+
+
+def left() -> tuple[int, ...]:
+    """How many rows are there, superseded, and kept aside as rejected."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*), count(superseded_xid), (SELECT count(*) FROM ingest_rejected)"
+            " FROM ingest_storedevent"
+        )
+        return tuple(cursor.fetchone())
 
 
 def http_twice(feed: Helper, events: int) -> dict[str, float]:
@@ -189,50 +262,42 @@ def compare(feed: Helper, events: int) -> bool:
             f"SELECT count(*) FROM (SELECT {columns} FROM copied EXCEPT"
             f" SELECT {columns} FROM ingest_storedevent) AS missing"
         )
-        missing = cursor.fetchone()[0]
-        cursor.execute("SELECT count(*) FROM ingest_storedevent")
-        return bool(missing == 0 and cursor.fetchone()[0] == events)
+        return bool(cursor.fetchone()[0] == 0)  # and `http` has counted the rows
 
 
 # The feeder: its own process, everything built before the clock runs ---------------------------
 
 _COLUMNS = (
-    "occurred_at, received_at, channel_id, conversation_id, is_answer, identity, dialect, type,"
-    " device_id, session_id, note, payload"
+    "occurred_at, received_at, channel_id, application_id, conversation_id, is_answer, identity,"
+    " dialect, type, device_id, session_id, note, payload"
 )
 
 
-def feed(count: int) -> None:
-    from ingest.adapters import telemetry
-    from ingest.events import Call
-
-    made = answers(
-        count, count // 30, start=FIRST_DAY, channel=CHANNEL, payload_bytes=PAYLOAD_BYTES
-    )
-    events = [json.dumps(event, ensure_ascii=False).encode() for event in made]
-    batches = {each: [body(batch) for batch in grouped(events, each)] for each in (BATCH, LARGE)}
+def feed(name: str, count: int) -> None:
+    door = DOORS[name]
+    made = door.make(count // door.rows, Random(f"1/{name}"))
+    things = [door.encode(thing) for thing in made]
+    sizes = (BATCH, LARGE) if name == "telemetry" else (BATCH,)
+    batches = {each: [door.join(batch) for batch in grouped(things, each)] for each in sizes}
     prepared: dict[str, Any] = {}
 
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
         match asked:
             case {"prepare": told}:
-                port, key = told["port"], told["key"]
+                read = [parse(name, sent, told["application"]) for sent in batches[BATCH]]
                 prepared.update(
-                    port=port,
+                    port=told["port"],
                     url=told["url"],
-                    lines=[
-                        line
-                        for sent in batches[LARGE]
-                        for line in lines(sent, told["channel"], told["conversation"])
-                    ],
+                    lines=[line for batch in read for line in lines(batch, told)],
                     requests={
-                        each: [request(sent, port, key) for sent in bodies]
+                        each: [request(door, sent, told) for sent in bodies]
                         for each, bodies in batches.items()
                     },
                 )
-                return {}
+                payloads = [len(event.payload) for batch in read for event in batch.events]
+                return {"rows": len(payloads), "bytes": sum(payloads)}
             case {"copy": each}:
-                half = -(-count // 2)
+                half = -(-len(prepared["lines"]) // 2)
                 blocks = [b"".join(rows) for rows in grouped(prepared["lines"], each or half)]
                 return {"seconds": copy_in(prepared["url"], blocks)}
             case {"http": each}:
@@ -240,7 +305,7 @@ def feed(count: int) -> None:
             case {"adapter": each}:
                 begun = time.monotonic()
                 for sent in batches[each]:
-                    telemetry.parse(sent, Call(CHANNEL, RECEIVED_AT))
+                    parse(name, sent, None)
                 return {"rate": count / (time.monotonic() - begun)}
         raise ValueError(asked)
 
@@ -252,33 +317,43 @@ def grouped(things: Sequence[bytes], each: int) -> list[tuple[bytes, ...]]:
     return list(iter(lambda: tuple(itertools.islice(things, each)), ()))
 
 
-def body(events: Sequence[bytes]) -> bytes:
-    return b'{"id": "api.telemetry", "ver": "3.0", "events": [' + b", ".join(events) + b"]}"
-
-
-def request(sent: bytes, port: int, key: str) -> bytes:
+def request(door: "Door", sent: bytes, told: dict[str, Any]) -> bytes:
     head = (
-        f"POST /v1/telemetry HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+        f"{door.head.format(**told)}\r\nHost: 127.0.0.1:{told['port']}\r\n"
+        f"Content-Type: {door.content_type}\r\nContent-Length: {len(sent)}\r\n\r\n"
     )
     return head.encode() + sent
 
 
-def lines(sent: bytes, channel: int, conversation: int) -> list[bytes]:
-    """A batch's rows as COPY takes them."""
-    from ingest.adapters import telemetry
+def parse(name: str, sent: bytes, application_id: int | None) -> Any:
+    """A body read by its door's own adapter."""
+    from ingest.adapters import ADAPTERS
     from ingest.events import Call
 
-    batch = telemetry.parse(sent, Call(CHANNEL, RECEIVED_AT))
+    if name == "telemetry":
+        return ADAPTERS[name].parse(sent, Call(CHANNEL, RECEIVED_AT))
+    content_type = DOORS[name].content_type
+    call = Call(CHANNEL, RECEIVED_AT, content_type, APPLICATION, application_id)
+    return ADAPTERS[name].parse(sent, call)
+
+
+def lines(batch: Any, told: dict[str, Any]) -> list[bytes]:
+    """A batch's rows as COPY takes them."""
     escapes = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+    application = "\\N" if batch.application_id is None else str(batch.application_id)
     return [
         "\t".join(
-            text.translate(escapes)
-            for text in (
-                event.occurred_at.isoformat(), RECEIVED_AT.isoformat(), str(channel),
-                str(conversation), "t" if event.is_answer else "f", event.identity.hex(),
-                batch.dialect, event.type, event.device_id, event.session_id, event.note,
-                event.payload.decode(),
+            (
+                event.occurred_at.isoformat(), RECEIVED_AT.isoformat(), str(told["channel"]),
+                application, str(told["conversation"]) if event.conversation else "\\N",
+                "t" if event.is_answer else "f", event.identity.hex(),
+                *(
+                    text.translate(escapes)
+                    for text in (
+                        batch.dialect, event.type, event.device_id, event.session_id, event.note,
+                        event.payload.decode(),
+                    )
+                ),
             )
         ).encode() + b"\n"
         for event in batch.events
@@ -324,14 +399,27 @@ def copy_in(url: str, blocks: list[bytes]) -> float:
     return together(2, work, partial(psycopg.connect, url, autocommit=True))
 
 
+class Counts(msgspec.Struct):
+    stored: int
+    duplicate: int
+
+
 class Answered(msgspec.Struct):
-    result: dict[str, Any]
+    """What a door tells of its batch: under `result`, at the top, or not at all."""
+
+    result: Counts | None = None
+    stored: int = 0
+    duplicate: int = 0
 
 
 def post(port: int, requests: list[bytes]) -> dict[str, Any]:
+    """Counts are {} where the answers tell none."""
     waiting = deque(requests)
-    told = {"stored": 0, "duplicate": 0}
     answers: list[bytes] = []
+    addresses = (f"127.0.0.{last}" for last in itertools.count(2))
+
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), source_address=(next(addresses), 0))
 
     def work(connection: socket.socket) -> None:
         with connection:
@@ -343,11 +431,13 @@ def post(port: int, requests: list[bytes]) -> dict[str, Any]:
                 connection.sendall(sent)
                 answers.append(answer_of(connection))
 
-    seconds = together(CONNECTIONS, work, partial(socket.create_connection, ("127.0.0.1", port)))
-    for answered in answers:
-        result = msgspec.json.decode(answered, type=Answered).result
-        told = {name: told[name] + result[name] for name in told}
-    return {"seconds": seconds, **told}
+    seconds = together(CONNECTIONS, work, connect)
+    counts: dict[str, int] = {}
+    for answered in filter(None, answers):
+        told = msgspec.json.decode(answered, type=Answered)
+        for name in ("stored", "duplicate"):
+            counts[name] = counts.get(name, 0) + getattr(told.result or told, name)
+    return {"seconds": seconds, "counts": counts}
 
 
 def answer_of(connection: socket.socket) -> bytes:
@@ -369,6 +459,136 @@ def _more(connection: socket.socket) -> bytes:
     if not chunk:
         raise SystemExit("The service closed the connection.")
     return chunk
+
+
+# What each door is sent ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Door:
+    """How a call begins, what it carries (seeded), and how that becomes a body."""
+
+    head: str
+    make: Callable[[int, Random], Iterator[dict[str, Any]]]
+    join: Callable[[Sequence[bytes]], bytes]
+    content_type: str = "application/json"
+    encode: Callable[[Any], bytes] = msgspec.json.encode
+    rows: int = 1  # that one thing becomes
+
+
+def telemetry(count: int, _: Random) -> Iterator[dict[str, Any]]:
+    return answers(
+        count, count // 30, start=FIRST_DAY, channel=CHANNEL, payload_bytes=PAYLOAD_BYTES
+    )
+
+
+def spread(count: int, random: Random) -> Iterator[tuple[int, int, str]]:
+    """(number, milliseconds since 1970, a person's id) for each of `count` things, in order."""
+    first = datetime.combine(FIRST_DAY, datetime.min.time(), UTC)
+    people = [str(UUID(int=random.getrandbits(128), version=4)) for _ in range(count // 30 + 1)]
+    for number in range(count):
+        at = first + timedelta(days=30) * (number / count)
+        yield number, int(at.timestamp() * 1000), random.choice(people)
+
+
+def clickstream(count: int, random: Random) -> Iterator[dict[str, Any]]:
+    """Page views of a web shop, with thirty attributes each."""
+    for number, at, device in spread(count, random):
+        page = random.randrange(500)
+        yield {
+            "event_type": random.choice(["_page_view", "_scroll", "_click", "add_to_cart"]),
+            "event_id": str(UUID(int=random.getrandbits(128), version=4)),
+            "app_id": APPLICATION, "device_id": device, "timestamp": at, "platform": "Web",
+            "sdk_name": "aws-solution-clickstream-sdk", "sdk_version": "0.12.2",
+            "attributes": {
+                "_session_id": f"{device[:8]}-{at // 1_800_000}", "_session_number": 3,
+                "_session_start_timestamp": at - 4000, "_session_duration": 4000,
+                "_page_title": f"Product {page}", "_page_url": f"https://shop.example/p/{page}",
+                "_page_referrer": "https://shop.example/", "_page_referrer_title": "Shop",
+                "_entrances": 0, "_engagement_time_msec": random.randrange(60_000),
+                "_latest_referrer": "https://search.example/", "_is_first_time": False,
+                "_latest_referrer_host": "search.example", "_traffic_source_medium": "cpc",
+                "_traffic_source_source": "search", "category": f"c{page % 20}", "sku": f"s{page}",
+                "price": random.randrange(10_000) / 100, "currency": "EUR", "quantity": 1,
+                "position": number % 40, "list": "new", "color": "green", "size": "M",
+                "in_stock": True, "rating": 4.5, "reviews": page, "theme": "dark",
+                "variant": "B", "depth": random.randrange(100),
+            },
+        }  # fmt: skip
+
+
+def skalin(count: int, random: Random) -> Iterator[dict[str, Any]]:
+    """Features that people of a hundred customers used."""
+    for number, at, person in spread(count, random):
+        yield {
+            "name": f"Feature {random.randrange(80)}",
+            "eventId": f"e-{number}",
+            "identity": {"id": person, "email": f"{person[:8]}@example.org"},
+            "customerId": f"customer-{int(person[:4], 16) % 100}",
+            "visitorId": person,
+            "visitId": f"{person[:8]}-{at // 1_800_000}",
+            "ts": datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+            "event": {"plan": "team", "module": f"m-{number % 12}", "source": "web"},
+        }
+
+
+def desk(count: int, random: Random) -> Iterator[dict[str, Any]]:
+    """Ended sessions of two user actions and one event: four rows each."""
+    for number, at, person in spread(count, random):
+        actions = [
+            {
+                "name": f"Loading of page /p/{random.randrange(500)}", "type": "Load",
+                "startTime": at + 5000 * index, "endTime": at + 5000 * index + 900,
+                "duration": 900, "domain": "shop.example", "application": "Shop",
+                "targetUrl": f"https://shop.example/p/{index}", "apdexCategory": "SATISFIED",
+                "networkTime": random.randrange(300), "serverTime": random.randrange(300),
+                "domCompleteTime": random.randrange(900), "visuallyCompleteTime": 700,
+                "requestErrorCount": 0, "javascriptErrorCount": 0, "keyUserAction": False,
+            }
+            for index in range(2)
+        ]  # fmt: skip
+        yield {
+            "tenantId": "tenant-1", "userSessionId": f"SESSION{number:08}-0",
+            "startTime": at, "endTime": at + 60_000, "duration": 60_000,
+            "internalUserId": person, "userType": "REAL_USER", "applicationType": "WEB_APPLICATION",
+            "bounce": False, "newUser": number % 3 == 0, "userExperienceScore": "SATISFIED",
+            "browserFamily": "Chrome", "browserMajorVersion": "Chrome 120", "osFamily": "Windows",
+            "country": "Germany", "city": "Berlin", "isp": "Example", "connectionType": "CABLE",
+            "screenWidth": 1920, "screenHeight": 1080, "userActionCount": 2, "totalErrorCount": 0,
+            "stringProperties": [], "longProperties": [], "stringTags": {"plan": "team"},
+            "userActions": actions, "errors": [], "syntheticEvents": [],
+            "events": [{"type": "PageChange", "name": "/cart", "startTime": at + 9000,
+                        "application": "Shop", "domain": "shop.example"}],
+        }  # fmt: skip
+
+
+DOORS = {
+    "telemetry": Door(
+        "POST /v1/telemetry HTTP/1.1\r\nAuthorization: Bearer {key}",
+        telemetry,
+        lambda events: (
+            b'{"id": "api.telemetry", "ver": "3.0", "events": [%b]}' % b", ".join(events)
+        ),
+        encode=lambda event: json.dumps(event, ensure_ascii=False).encode(),
+    ),
+    "clickstream": Door(
+        f"POST /collect?appId={APPLICATION}&platform=Web HTTP/1.1",
+        clickstream,
+        lambda events: b"[%b]" % b",".join(events),
+    ),
+    "skalin": Door(
+        f"POST /hit/bulk?client_id={APPLICATION} HTTP/1.1",
+        skalin,
+        lambda features: b'{"identities":[],"features":[%b]}' % b",".join(features),
+    ),
+    "desk": Door(
+        "PUT /export/events HTTP/1.1\r\nAuthorization: Basic {basic}",
+        desk,
+        b"\n".join,
+        "application/x-ndjson",
+        rows=4,
+    ),
+}
 
 
 if __name__ == "__main__":

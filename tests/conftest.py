@@ -15,6 +15,8 @@ from exhaust import storage
 from ingest import access
 from ingest.models import Channel
 
+pytest_plugins = ("tests.service",)
+
 # CI says the same of the same commit; elsewhere each run looks somewhere new
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.conf import settings
 
-from tests.flows.conftest import CHANNEL, HOST, Service
+from tests.service import CHANNEL, HOST, Service
 
 pytestmark = pytest.mark.node
 
@@ -75,7 +75,7 @@ def register(service: Service, app: str, *options: str) -> None:
 def rows(service: Service, app: str) -> list[tuple[Any, ...]]:
     """(event id, type, note, whether it is an answer) of all that an application brought."""
     return service.query(
-        "SELECT e.payload ->> 'event_id', e.type, e.note, e.is_answer FROM ingest_storedevent e"  # noqa: S608
+        "SELECT e.payload ->> 'event_id', e.type, e.note, e.is_answer FROM ingest_storedevent e"
         f" JOIN ingest_application a ON a.id = e.application_id WHERE a.identifier = '{app}'"
     )
 

@@ -16,7 +16,7 @@ from ingest.models import AppUser, Participant, Session
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.telemetry_samples import CONVERSATION, STARTED_MS, answer, sent
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)  # a position is read when it is committed
 QUESTION = "65292cdc-0000-4000-8000-000000000002"
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.exhaust.factories import BOT, RESPONSE, answer
-from tests.flows.conftest import CHANNEL, HOST, Answer, Service, until
+from tests.service import CHANNEL, HOST, Answer, Service, until
 
 TELEMETRY = "/v1/telemetry"
 SUBMIT = "/dataset/v1/request/submit"

@@ -54,7 +54,7 @@ def view(name: str) -> str:
 
 def select(name: str, columns: str, rest: str = "") -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {columns} FROM {view(name)} {rest}")  # noqa: S608
+        cursor.execute(f"SELECT {columns} FROM {view(name)} {rest}")
         return cursor.fetchall()
 
 
