@@ -56,6 +56,7 @@ def _append(channel_id: int, batch: Batch, events: list[Event], insert: Insert) 
         conversations = _conversations(channel_id, {e.conversation for e in events} - {""})
         if batch.last_wins and connection.vendor == "postgresql":
             with psycopg.Cursor(connection.connection) as cursor:
+                cursor.execute(_BY_INDEX)
                 cursor.execute(_LOCK, {"i": [e.identity for e in events]})
         stored = insert(channel_id, batch, events, conversations, late)
         rejections = [*batch.rejections, *late]
@@ -165,16 +166,18 @@ SELECT pg_advisory_xact_lock(7381, h) FROM (
     SELECT DISTINCT get_byte(i, 15) AS h FROM unnest(%(i)b::bytea[]) AS u(i) ORDER BY 1
 ) AS buckets
 """
+# One look into the index for each identity, whatever the planner believes: a plan made while the
+# table is small is kept by its connection, and would read the whole table when it has grown.
+_BY_INDEX = "SET LOCAL enable_seqscan = off"
 _SUPERSEDE_ARRAYS = """
-WITH new AS (
-    SELECT encode(i, 'hex')::uuid AS identity, p::jsonb AS payload
-    FROM unnest(%(i)b::bytea[], %(p)b::text[]) AS u(i, p)
-), old AS (
-    SELECT e.id FROM ingest_storedevent e JOIN new ON e.identity = new.identity
-    WHERE e.superseded_xid IS NULL AND e.payload <> new.payload
-    ORDER BY e.identity FOR UPDATE OF e
-)
-UPDATE ingest_storedevent e SET superseded_xid = pg_current_xact_id() FROM old WHERE e.id = old.id
+UPDATE ingest_storedevent SET superseded_xid = pg_current_xact_id() WHERE id = ANY(ARRAY(
+    SELECT living.id FROM unnest(%(i)b::bytea[], %(p)b::text[]) AS new(i, p)
+    CROSS JOIN LATERAL (
+        SELECT e.id, e.payload FROM ingest_storedevent e
+        WHERE e.identity = encode(new.i, 'hex')::uuid AND e.superseded_xid IS NULL LIMIT 1
+    ) AS living
+    WHERE living.payload <> new.p::jsonb
+))
 """
 _LIVING_ROW = """
 SELECT id, payload FROM ingest_storedevent WHERE identity = %s AND superseded_xid IS NULL
