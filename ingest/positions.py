@@ -81,7 +81,10 @@ def _whole(near: int, number: int) -> int:
 
 
 def writing() -> None:
-    """The first statement of every transaction that writes rows with a position."""
+    """Comes before whatever gives the transaction a number, where it writes rows with a position.
+
+    A statement that itself writes such rows locks their table before it takes a number.
+    """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {', '.join(POSITIONED)} IN ROW EXCLUSIVE MODE")
