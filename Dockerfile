@@ -2,11 +2,13 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /venv
-COPY constraints.txt pyproject.toml README.md manage.py ./
+COPY requirements.lock ./
+RUN /venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+COPY pyproject.toml README.md manage.py ./
 COPY config config
 COPY ingest ingest
 COPY exhaust exhaust
-RUN /venv/bin/pip install --no-cache-dir -c constraints.txt .
+RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --create-home exhaust && mkdir /var/exhaust && chown exhaust /var/exhaust
@@ -16,4 +18,4 @@ WORKDIR /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 EXHAUST_VAR=/var/exhaust
 USER exhaust
 EXPOSE 8000
-CMD ["granian", "--interface", "wsgi", "config.wsgi:application", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", "--respawn-failed-workers"]
+CMD ["granian", "--interface", "wsgi", "config.wsgi:application", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", "--respawn-failed-workers", "--http", "1", "--http1-header-read-timeout", "15000", "--http1-buffer-size", "65536", "--backlog", "2048", "--backpressure", "4096", "--blocking-threads", "64", "--workers-kill-timeout", "30"]

@@ -1,215 +1,122 @@
-"""How fast an exhaust is made, against `psql \\copy` of the very same query.
+"""How fast an exhaust is made, and in how much memory, against `psql \\copy` and the peers.
 
-    python -m benchmarks.export [--rows 1000000] [--rounds 5]
+    python -m benchmarks.export [--rows 2000000] [--rounds 3] [--peer-rows 200000]
+        [--s3-rows 300000] [--same-plan]
 
-Needs psql and the PostgreSQL server of DATABASE_URL. Both sides read one database with the same
-settings and leave a file; their rows are compared by SHA-256. Ours is the worker's whole path:
-claim, heartbeat, COPY, SHA-256, fsync into the folder, publication.
+Needs psql and the PostgreSQL server of DATABASE_URL. Ours is the worker's whole path: claim,
+heartbeat, COPY, SHA-256, fsync into the folder, publication. `psql \\copy` runs the very same query
+and leaves the same bytes, by SHA-256. What the peers do stands in `benchmarks.peers`; their rows
+are compared by a digest. DuckDB needs the extra `benchmarks`, Spark the extra `spark` and Java,
+memory to S3 the extra `s3local`; what is not there is skipped.
 """
 
 import argparse
 import hashlib
-import itertools
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import ground
-from benchmarks.ground import CHANNEL, FIRST_DAY, PAYLOAD_BYTES, Helper, Process, Row
-from exhaust.demo.conversations import CONVERSATION_ID, CONVERSATION_NAME, answers, participants
+from benchmarks import answers, ground, peers, results
+from benchmarks.ground import Helper
+from benchmarks.results import Result, compared
 
-MONTH = timedelta(days=30)
-MONTH_ROWS = 100_000
-DEVICES = 3_000
-EMBEDDED_ROWS = 20_000
 MEMORY_BAR = 48  # MiB over idle, whatever the size of the file
+S3_MEMORY_BAR = 96
 REFERENCE, SAME_PLAN = "psql \\copy", "psql \\copy, our plan"
-OURS, PORTABLE = "worker", "portable"
+PORTABLE = "worker without COPY"
+SPARK_ALL = "Spark, all rows"
+WORKER = [sys.executable, "-m", "benchmarks.export", "--worker"]
+Side = Callable[[], dict[str, float]]
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description="Exports, against psql \\copy.")
-    arguments.add_argument("--rows", type=int, default=1_000_000)
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments = results.arguments("Exports, against psql \\copy, ORM, pandas, DuckDB and Spark.")
+    arguments.add_argument("--rows", type=int, default=2_000_000)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--peer-rows", type=int, default=200_000, help="0: no peers.")
+    arguments.add_argument("--s3-rows", type=int, default=300_000, help="0: no S3.")
+    arguments.add_argument("--same-plan", action="store_true", help="psql planned as we do, too.")
     arguments.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    arguments.add_argument("--embedded", action="store_true", help=argparse.SUPPRESS)
     asked = arguments.parse_args()
     if asked.worker:
         work()
-    elif asked.embedded:
-        submit_embedded()
-    else:
-        ground.stop_on_term()
-        with ground.folder() as var:
-            with ground.postgresql() as url:
-                against_psql(url, var / "postgresql", asked.rows, asked.rounds)
-            embedded(var / "sqlite", asked.rounds)
+        return
+    ground.stop_on_term()
+    with ground.folder() as var, ground.postgresql() as url:
+        variables = ground.environment(url, var)
+        ground.enter(variables)
+        ground.migrate()
+        rows, months, data = answers.load_rows(asked.rows)
+        told = ground.print_ground(url, data=data, peers=peers.versions())
+        place = Place(url, var, variables, rows // months)
+        found = against_psql(place, months, asked.rounds, same_plan=asked.same_plan)
+        whole = found[0].ours
+        found += memory(place, months, asked.s3_rows)
+        if asked.peer_rows:
+            span = min(months, max(1, asked.peer_rows // place.month_rows))
+            found += against_peers(place, span, months, asked.rounds, whole)
+        results.report("export", found, told, asked.json)
+
+
+class Place:
+    """The installation that is measured, and how many rows a month of it has."""
+
+    def __init__(self, url: str, var: Path, variables: dict[str, str], month_rows: int) -> None:
+        self.url, self.var, self.variables = url, var, variables
+        self.month_rows = month_rows
+
+    def rows(self, months: int) -> int:
+        return self.month_rows * months
+
+    def worker(self, months: int) -> str:
+        """What the worker's row for so many months is called."""
+        return f"worker, {self.rows(months):,} rows"
 
 
 # Against psql ------------------------------------------------------------------------------------
 
 
-def against_psql(url: str, var: Path, rows: int, times: int) -> None:
-    variables = ground.environment(url, var)
-    ground.enter(variables)
-    ground.migrate()
-    from exhaust.datasets.response import RESPONSE
-
-    months = max(1, rows // MONTH_ROWS)
-    rows = months * min(rows, MONTH_ROWS)
-    begun = time.monotonic()
-    load(min(rows, MONTH_ROWS), months)
-    ground.print_ground(
-        url,
-        data=f"{rows:,} answers of {PAYLOAD_BYTES} bytes, loaded in"
-        f" {time.monotonic() - begun:.0f} s, {len(RESPONSE.columns)} columns",
-    )
-    command = [sys.executable, "-m", "benchmarks.export", "--worker"]
+def against_psql(place: Place, months: int, times: int, *, same_plan: bool) -> list[Result]:
     digests: dict[str, str] = {}
-
-    with Helper(command, variables) as worker:
-        worker.ask({"job": new_job("warm", months=1)})
-        found = ground.rounds(
-            times,
-            [
-                partial(time_psql, url, var, months, rows, digests, REFERENCE),
-                partial(time_psql, url, var, months, rows, digests, SAME_PLAN),
-                partial(time_worker, worker, months, rows, digests),
-                partial(time_portable, worker, digests),
-            ],
-        )
-    ground.print_rates(
-        "Export to CSV",
-        "rows/s",
-        found,
-        [
-            Row(REFERENCE),
-            Row(SAME_PLAN, REFERENCE, note="the planner told what the worker tells it"),
-            Row(OURS, REFERENCE, 0.85),
-            Row(PORTABLE, REFERENCE, note=f"{min(rows, MONTH_ROWS):,} rows, no COPY"),
-        ],
-    )
-    within = ground.ratios(found[OURS], found[SAME_PLAN])
-    print(f"\n{OURS}: {median(within):.2f} ({min(within):.2f}-{max(within):.2f}) of {SAME_PLAN}")
-    same = digests[REFERENCE] == digests[SAME_PLAN] == digests[OURS]
-    print(f"\nsame rows, by SHA-256 of the lines below the header: {'yes' if same else 'NO'}")
-
-    growths = []
-    for span in sorted({1, months}):
-        with Helper(command, variables) as worker:
-            idle = worker.memory("VmRSS")
-            worker.ask({"job": new_job(f"memory-{span}", span)})
-            growths.append(worker.memory("VmHWM") - idle)
-        print(
-            f"memory of a worker, {span * rows // months:,} rows: "
-            f"{idle:.0f} MiB idle, {growths[-1]:.1f} MiB more at most (bar: < {MEMORY_BAR})"
-        )
-    if not same or max(growths) >= MEMORY_BAR:
-        raise SystemExit("The files differ, or memory grew beyond its bar.")
+    with Helper(WORKER, place.variables) as worker:
+        worker.ask({"job": answers.new_job("warm", months=1)})
+        sides: list[Side] = [
+            partial(time_psql, place, months, digests, REFERENCE),
+            partial(time_worker, place, worker, months, digests),
+            partial(time_portable, place, worker),
+        ]
+        if same_plan:
+            sides.insert(1, partial(time_psql, place, months, digests, SAME_PLAN))
+        if months > 1:
+            sides.append(partial(time_worker, place, worker, 1, {}))
+        found = ground.rounds(times, sides)
+    if len(set(digests.values())) > 1:
+        raise SystemExit(f"The files differ: {digests}")
+    whole, month = place.worker(months), place.worker(1)
+    return [
+        compared(found, "rows/s", whole, REFERENCE, ">= 0.95", "same bytes"),
+        *([compared(found, "rows/s", whole, SAME_PLAN)] if same_plan else []),
+        Result(f"{whole}, answers in columns", "rows/s", (), REFERENCE, (), ">= 1.05",
+               "not built: answers are read out of JSON"),
+        Result(f"{whole}, two workers and parts", "rows/s", (), whole, (), ">= 1.5", "not built"),
+        Result(f"time for a row of {place.rows(months):,}", "µs", per_row(found[whole]),
+               f"of {place.month_rows:,}", per_row(found[month]), "<= 1.15"),
+        compared(found, "rows/s", PORTABLE, month, note=f"{place.month_rows:,} rows"),
+    ]  # fmt: skip
 
 
-def load(month_rows: int, months: int) -> None:
-    """A month of answers through the adapter, then the same people again in later months."""
-    from django.db import connection
-
-    from ingest import store
-    from ingest.adapters import participants as profiles_adapter
-    from ingest.adapters import telemetry
-    from ingest.events import Call
-    from ingest.models import Channel, Conversation
-
-    channel = Channel.objects.create(identifier=CHANNEL)
-    Conversation.objects.create(channel=channel, identifier=CONVERSATION_ID, name=CONVERSATION_NAME)
-    now = datetime.now(UTC)
-    devices = min(DEVICES, month_rows // 5)
-    for body in bodies(
-        answers(
-            month_rows, devices, start=FIRST_DAY, days=MONTH.days, channel=CHANNEL,
-            payload_bytes=PAYLOAD_BYTES,
-        )
-    ):  # fmt: skip
-        store.append(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
-    profiles = json.dumps(list(participants(devices, start=FIRST_DAY))).encode()
-    store.keep_participants(
-        channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now)
-    )
-    if connection.vendor != "postgresql":
-        return
-    with connection.cursor() as cursor:
-        for month in range(1, months):
-            values: dict[str, Any] = {
-                "later": MONTH * month,
-                "later_ms": MONTH.total_seconds() * 1000 * month,
-                "month": str(month),
-                "until": FIRST_DAY + MONTH,
-            }
-            cursor.execute(_LATER, values)
-        cursor.execute("VACUUM ANALYZE")
-        cursor.execute("CHECKPOINT")
+def per_row(rates: list[float]) -> list[float]:
+    return [1e6 / rate for rate in rates]
 
 
-_LATER = """
-INSERT INTO ingest_storedevent (occurred_at, received_at, channel_id, conversation_id, is_answer,
-    identity, dialect, type, device_id, session_id, note, payload)
-SELECT occurred_at + %(later)s, received_at, channel_id, conversation_id, is_answer,
-    md5(identity::text || %(month)s)::uuid, dialect, type, device_id,
-    md5(session_id || %(month)s)::uuid::text, note,
-    jsonb_set(payload, '{ets}', to_jsonb((payload->>'ets')::numeric + %(later_ms)s))
-FROM ingest_storedevent WHERE occurred_at < %(until)s ORDER BY id
-"""
-
-
-def bodies(events: Iterable[dict[str, Any]], each: int = 1000) -> Iterator[bytes]:
-    events = iter(events)
-    while batch := list(itertools.islice(events, each)):
-        yield json.dumps({"events": batch}, ensure_ascii=False).encode()
-
-
-def config(months: int) -> dict[str, str]:
-    last = FIRST_DAY + MONTH * months - timedelta(days=1)
-    return {
-        "conversationId": CONVERSATION_ID,
-        "startDate": FIRST_DAY.isoformat(),
-        "endDate": last.isoformat(),
-    }
-
-
-def new_job(tag: str, months: int) -> int:
-    from exhaust import submissions
-    from exhaust.datasets.response import RESPONSE
-    from ingest.models import Channel
-
-    channel = Channel.objects.get(identifier=CHANNEL)
-    return submissions.submit(
-        submissions.Submission(channel.pk, CHANNEL, tag, RESPONSE.name, config(months), "benchmark")
-    ).pk
-
-
-def selection(months: int) -> Any:
-    from exhaust.datasets.selection import Selection, days
-    from ingest.models import Conversation
-    from ingest.positions import watermark
-
-    conversation = Conversation.objects.get(identifier=CONVERSATION_ID)
-    last = FIRST_DAY + MONTH * months - timedelta(days=1)
-    start, end = days(FIRST_DAY, last, "UTC")
-    return Selection(
-        conversation.channel_id, conversation.pk, CONVERSATION_ID, CONVERSATION_NAME, start, end,
-        watermark(),
-    )  # fmt: skip
-
-
-def time_psql(
-    url: str, var: Path, months: int, rows: int, digests: dict[str, str], name: str
-) -> dict[str, float]:
+def time_psql(place: Place, months: int, digests: dict[str, str], name: str) -> dict[str, float]:
     import psycopg
     from django.conf import settings
     from django.db import connection
@@ -218,43 +125,49 @@ def time_psql(
     from exhaust.datasets.response import RESPONSE
 
     connection.ensure_connection()
-    sql, params = RESPONSE.copy(selection(months)) or ("", {})
+    sql, params = RESPONSE.copy(answers.selection(months), guarded=True) or ("", {})
     query = psycopg.ClientCursor(connection.connection).mogrify(sql, params).replace("\n", " ")
-    target = var / "reference.csv"
+    target = place.var / "reference.csv"
     told = ["-c", "BEGIN", "-c", writer._PLANNING] if name == SAME_PLAN else []
     variables = {**os.environ, "PGOPTIONS": settings.DATABASES["default"]["OPTIONS"]["options"]}
     begun = time.monotonic()
     subprocess.run(
-        ["psql", "-qX", *told, "-c", f"\\copy ({query}) TO '{target}' (FORMAT csv)", url],
+        ["psql", "-qX", *told, "-c", f"\\copy ({query}) TO '{target}' (FORMAT csv)", place.url],
         env=variables, check=True,
     )  # fmt: skip
     took = time.monotonic() - begun
     digests[name] = body_digest(target, header=False)
     target.unlink()
-    return {name: rows / took}
+    return {name: place.rows(months) / took}
 
 
 def time_worker(
-    worker: Helper, months: int, rows: int, digests: dict[str, str]
+    place: Place, worker: Helper, months: int, digests: dict[str, str]
 ) -> dict[str, float]:
+    took, path = make(place, worker, months)
+    digests["worker"] = body_digest(path, header=True)
+    path.unlink()
+    return {place.worker(months): place.rows(months) / took}
+
+
+def make(place: Place, worker: Helper, months: int) -> tuple[float, Path]:
+    """Seconds that the worker needs for a file, and the file."""
     from django.conf import settings
 
     from exhaust.models import File
 
-    job = new_job(f"round-{time.monotonic_ns()}", months)
+    job = answers.new_job(f"round-{time.monotonic_ns()}", months)
     begun = time.monotonic()
     worker.ask({"job": job})
     took = time.monotonic() - begun
     file = File.objects.get(job=job)
     path = Path(settings.FILES_DIR) / file.key
-    if file.row_count != rows or file.sha256 != body_digest(path, header=False):
+    if file.row_count != place.rows(months) or file.sha256 != body_digest(path, header=False):
         raise SystemExit("The file is not what its row says.")
-    digests[OURS] = body_digest(path, header=True)
-    path.unlink()
-    return {OURS: rows / took}
+    return took, path
 
 
-def time_portable(worker: Helper, digests: dict[str, str]) -> dict[str, float]:
+def time_portable(place: Place, worker: Helper) -> dict[str, float]:
     begun = time.monotonic()
     rows = worker.ask({"portable": 1})["rows"]
     return {PORTABLE: rows / (time.monotonic() - begun)}
@@ -270,62 +183,153 @@ def body_digest(path: Path, *, header: bool) -> str:
     return digest.hexdigest()
 
 
+# Memory ------------------------------------------------------------------------------------------
+
+
+def memory(place: Place, months: int, s3_rows: int) -> list[Result]:
+    found = [grown(place, span, "to the folder", MEMORY_BAR) for span in sorted({1, months})]
+    if not s3_rows:
+        return found
+    if find_spec("swift") is None:
+        return [*found, Result("memory over idle, to S3", "MiB", note="skipped: no extra s3local")]
+    from tests import s3server
+
+    with s3server.running(place.var / "s3") as endpoint:
+        variables = {
+            **place.variables,
+            "S3_BUCKET": "benchmark",
+            "S3_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
+        }
+        served = Place(place.url, place.var, variables, place.month_rows)
+        spans = {1, min(months, max(1, s3_rows // place.month_rows))}
+        return found + [grown(served, span, "to S3", S3_MEMORY_BAR) for span in sorted(spans)]
+
+
+def grown(place: Place, months: int, where: str, bar: int) -> Result:
+    """What a fresh worker needs at most, over what it has when idle."""
+    with Helper(WORKER, place.variables) as worker:
+        if "S3_BUCKET" in place.variables:
+            worker.ask({"bucket": True})
+        idle = worker.memory("VmRSS")
+        worker.ask({"job": answers.new_job(f"memory-{time.monotonic_ns()}", months)})
+        most = worker.memory("VmHWM") - idle
+    name = f"memory over idle, {place.rows(months):,} rows, {where}"
+    return Result(name, "MiB", [most], bar=f"<= {bar}", note=f"{idle:.0f} MiB idle")
+
+
+# Against the peers -------------------------------------------------------------------------------
+
+
+def against_peers(
+    place: Place, span: int, months: int, times: int, whole: Sequence[float]
+) -> list[Result]:
+    """All at `span` months, ORM and pandas at one; Spark once more at all of them, of which our
+    rates are there already."""
+    chosen, month = peers.Chosen(span), peers.Chosen(1)
+    there = peers.there()
+    peers.load(there)
+    lines = peers.extract(place.url, place.var / "lines", months) if there else []
+    digests: dict[str, str] = {}
+
+    def ours(worker: Helper) -> dict[str, float]:
+        took, path = make(place, worker, span)
+        keep("worker", [path], span)
+        path.unlink()
+        return {place.worker(span): place.rows(span) / took}
+
+    def theirs(name: str, told: peers.Chosen, tool: peers.Tool) -> dict[str, float]:
+        with TemporaryDirectory(dir=place.var) as folder:
+            begun = time.monotonic()
+            paths = tool(told, lines[: told.months], Path(folder) / "rows")
+            took = time.monotonic() - begun
+            keep(name, paths, told.months)
+        return {name: place.rows(told.months) / took}
+
+    def keep(name: str, paths: list[Path], months: int) -> None:
+        """Each is looked at once; where there are very many rows, they are only counted."""
+        if name not in digests:
+            if name == SPARK_ALL:
+                rows, digests[name] = peers.count(paths), ""
+            else:
+                rows, digests[name] = peers.digest(paths)
+            if rows != place.rows(months):
+                raise SystemExit(f"{name} made {rows:,} rows of {place.rows(months):,}.")
+
+    with Helper(WORKER, place.variables) as worker:
+        _, path = make(place, worker, 1)
+        keep("worker, a month", [path], 1)
+        path.unlink()
+        sides: list[Side] = [
+            partial(ours, worker),
+            partial(theirs, peers.ORM, month, peers.orm),
+            partial(theirs, peers.PANDAS, month, peers.pandas),
+        ]
+        if "duckdb" in there:
+            parquet = peers.parquet(lines[:span], place.var / "answers.parquet")
+            tool = partial(peers.duckdb, parquet)
+            sides.append(partial(theirs, peers.DUCKDB, chosen, tool))
+        if "pyspark" in there:
+            sides.append(partial(theirs, peers.SPARK, chosen, peers.spark))
+        found = ground.rounds(times, sides)
+        large: dict[str, float] = {}
+        if "pyspark" in there and months > span:
+            large = theirs(SPARK_ALL, peers.Chosen(months), peers.spark)
+    for name, wanted in (
+        (peers.ORM, "worker, a month"), (peers.PANDAS, "worker, a month"),
+        (peers.DUCKDB, "worker"), (peers.SPARK, "worker"),
+    ):  # fmt: skip
+        if digests.get(name, digests[wanted]) != digests[wanted]:
+            raise SystemExit(f"The rows of {name} are not ours.")
+    chunk = place.worker(span)
+    said = [
+        compared(found, "rows/s", chunk, peers.ORM, ">= 10", "same rows"),
+        compared(found, "rows/s", chunk, peers.PANDAS, ">= 5", "same rows"),
+    ]
+    if peers.DUCKDB in found:
+        note = "same rows; making the Parquet not counted"
+        said.append(compared(found, "rows/s", chunk, peers.DUCKDB, note=note))
+    else:
+        said.append(Result(chunk, "rows/s", against=peers.DUCKDB, note="skipped: no duckdb"))
+    if peers.SPARK not in found:
+        note = "skipped: needs the extra spark and Java"
+        return [*said, Result(chunk, "rows/s", against=peers.SPARK, note=note)]
+    bar = ">= 20" if place.rows(span) <= 200_000 else ">= 5"
+    said.append(compared(found, "rows/s", chunk, peers.SPARK, bar, "same rows"))
+    if large:
+        said.append(
+            Result(place.worker(months), "rows/s", whole, peers.SPARK, [large[SPARK_ALL]], ">= 5",
+                   "as many rows")
+        )  # fmt: skip
+    return said
+
+
+# The worker's side -------------------------------------------------------------------------------
+
+
 def work() -> None:
-    """The worker's side: claims the job it is told and makes its file."""
+    """Claims the job it is told and makes its file."""
     ground.enter({})
     from exhaust import jobs, runner, storage, writer
     from exhaust.datasets.response import RESPONSE
+    from exhaust.formats import CSV
 
-    def answer(asked: dict[str, int]) -> dict[str, int]:
+    def answer(asked: dict[str, Any]) -> dict[str, int]:
+        if "bucket" in asked:
+            storage.default().prepare()
+            return {}
         if "portable" in asked:
             progress = writer.Progress()
-            blocks = writer.blocks(RESPONSE, selection(asked["portable"]), progress, portable=True)
+            chosen = answers.selection(asked["portable"])
+            blocks = writer.blocks(RESPONSE, chosen, progress, portable=True)
             store = storage.default()
-            store.put("portable.csv", writer.Stream(blocks), writer.CONTENT_TYPE)  # type: ignore[arg-type]
+            store.put("portable.csv", writer.Stream(blocks), CSV.content_type)  # type: ignore[arg-type]
             return {"rows": progress.rows}
         job = jobs.claim(asked["job"])
         if job is None or not runner.run(job):
             raise SystemExit("The job did not succeed.")
         return {}
-
-    ground.serve(answer)
-
-
-# Embedded ----------------------------------------------------------------------------------------
-
-
-def embedded(var: Path, times: int) -> None:
-    """From submit to SUCCESS on SQLite, with Celery's solo worker on the filesystem broker."""
-    variables = {**ground.environment("", var)}
-    with Helper([sys.executable, "-m", "benchmarks.export", "--embedded"], variables) as submitter:
-        command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-B", "-l", "WARNING"]
-        with Process(command, variables, stdout=subprocess.DEVNULL):
-            submitter.ask("warm")  # the worker is up
-            seconds = [submitter.ask(f"round-{n}") for n in range(times)]
-    held = "holds" if median(seconds) < 3 else "MISSED"
-    print(
-        f"\nembedded (SQLite, solo worker), submit to SUCCESS, {EMBEDDED_ROWS:,} rows: median "
-        f"{median(seconds):.2f} s ({min(seconds):.2f}-{max(seconds):.2f}), bar < 3 s: {held}"
-    )
-
-
-def submit_embedded() -> None:
-    ground.enter({})
-    ground.migrate()
-    load(EMBEDDED_ROWS, 1)
-    from exhaust.models import File, Job
-
-    def answer(tag: str) -> float:
-        begun = time.monotonic()
-        pk = new_job(tag, 1)
-        while (status := Job.objects.values_list("status", flat=True).get(pk=pk)) != "SUCCESS":
-            if status == "FAILED" or time.monotonic() - begun > 60:
-                raise SystemExit(f"The job is {status}.")
-            time.sleep(0.02)
-        took = time.monotonic() - begun
-        if File.objects.get(job=pk).row_count != EMBEDDED_ROWS:
-            raise SystemExit("The file has not all rows.")
-        return took
 
     ground.serve(answer)
 

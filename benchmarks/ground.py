@@ -1,7 +1,7 @@
-"""What both benchmarks stand on: a database of their own, children, rounds and a printed table.
+"""What the benchmarks stand on: a database of their own, children, and rounds.
 
-Figures of one run are compared with one another only: the sides take turns, and what counts is
-the ratio within a round.
+Figures of one run are compared with one another only: the sides take turns. `benchmarks.results`
+is what is told of them.
 """
 
 import json
@@ -13,17 +13,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from datetime import date
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import urlopen
 
 import psycopg
 
@@ -32,6 +33,7 @@ SERVER = "postgresql://postgres@127.0.0.1:5432/postgres"
 CHANNEL = "ORG_001"
 FIRST_DAY = date(2025, 1, 1)
 PAYLOAD_BYTES = 1900
+_numbers = count(1)
 
 
 # A place to work in ------------------------------------------------------------------------------
@@ -39,14 +41,19 @@ PAYLOAD_BYTES = 1900
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A database of our own on DATABASE_URL's server, dropped in the end; gives its address."""
+    """A database of our own on DATABASE_URL's server, dropped in the end; gives its address.
+
+    Commits in it are durable, for whoever writes.
+    """
     server = os.environ.get("DATABASE_URL") or SERVER
     if not server.startswith(("postgres://", "postgresql://")):
         raise SystemExit("DATABASE_URL must name a PostgreSQL server.")
-    name = f"exhaust_benchmark_{os.getpid()}"
+    name = f"exhaust_benchmark_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(f'CREATE DATABASE "{name}"')
     try:
+        with psycopg.connect(server, autocommit=True) as admin:
+            admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = on')
         yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
     finally:
         with psycopg.connect(server, autocommit=True) as admin:
@@ -107,10 +114,12 @@ def stop_on_term() -> None:
 
 
 class Process:
-    """A child, ended by its pid when the block is left."""
+    """A child, ended with its own when the block is left; Ctrl-C reaches us alone."""
 
     def __init__(self, command: Sequence[str], variables: dict[str, str], **options: Any) -> None:
-        self._process = subprocess.Popen(command, cwd=ROOT, env=variables, text=True, **options)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=variables, text=True, start_new_session=True, **options
+        )
 
     def __enter__(self) -> Any:
         return self
@@ -121,16 +130,26 @@ class Process:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.stop()
+
+    def stop(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)  # it may have ended, but is not reaped
+        until = time.monotonic() + 15
+        while self.alive and time.monotonic() < until:
+            time.sleep(0.05)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # and what it left of its own children
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """It is not reaped here, so that its id is nobody else's before the last kill."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is None
 
     def memory(self, field: str) -> float:
         """MiB: `VmRSS` is now, `VmHWM` the most there was."""
@@ -145,7 +164,11 @@ class Helper(Process):
 
     def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
         super().__init__(command, variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._answer()  # it is ready
+        try:
+            self._answer()  # it is ready
+        except BaseException:
+            self.stop()  # nobody has entered it yet
+            raise
 
     def ask(self, question: Any) -> Any:
         assert self._process.stdin is not None  # noqa: S101
@@ -161,6 +184,19 @@ class Helper(Process):
         return json.loads(line)
 
 
+def wait_for(port: int, server: Process) -> None:
+    """Until the web server of ours on that port is ready."""
+    until = time.monotonic() + 30
+    while server.alive and time.monotonic() < until:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.02)
+    raise SystemExit("The server did not start.")
+
+
 def serve(answer: Callable[[Any], Any]) -> None:
     print("{}", flush=True)
     for line in sys.stdin:
@@ -168,16 +204,6 @@ def serve(answer: Callable[[Any], Any]) -> None:
 
 
 # Rounds ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the printed table: rates by round, and what they are measured against."""
-
-    name: str
-    against: str = ""
-    bar: float | None = None
-    note: str = ""
 
 
 def rounds(count: int, sides: Sequence[Callable[[], dict[str, float]]]) -> dict[str, list[float]]:
@@ -192,45 +218,25 @@ def rounds(count: int, sides: Sequence[Callable[[], dict[str, float]]]) -> dict[
     return found
 
 
-def ratios(rates: Sequence[float], reference: Sequence[float]) -> list[float]:
-    return [rate / base for rate, base in zip(rates, reference, strict=True)]
-
-
-def print_rates(title: str, unit: str, found: dict[str, list[float]], rows: Sequence[Row]) -> None:
-    """Medians, least and most, and the ratios to the row each is measured against."""
-    print(f"\n{title}\n")
-    print(f"| what | {unit}, median (min-max) | ratio, median (min-max) | bar |")
-    print("|---|---|---|---|")
-    for row in rows:
-        rates = found[row.name]
-        ratio, bar = "", ""
-        if row.against:
-            within = ratios(rates, found[row.against])
-            ratio = f"{median(within):.2f} ({min(within):.2f}-{max(within):.2f}) of {row.against}"
-            if row.bar is not None:
-                held = "holds" if median(within) >= row.bar else "MISSED"
-                bar = f">= {row.bar:.2f}: {held}"
-        print(
-            f"| {row.name}{row.note and f' ({row.note})'} "
-            f"| {median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f}) | {ratio} | {bar} |"
-        )
-
-
-def print_ground(database_url: str, **settings: Any) -> None:
-    """Versions and settings, without which a figure says nothing."""
+def print_ground(database_url: str, **settings: Any) -> dict[str, str]:
+    """Versions and settings, without which a figure says nothing; printed, and given back."""
     shown = (
         "server_version", "shared_buffers", "fsync", "synchronous_commit", "full_page_writes",
         "wal_level", "max_wal_size", "work_mem",
     )  # fmt: skip
-    with psycopg.connect(database_url) as connection:
-        found = connection.execute(
-            "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", [list(shown)]
-        )
-        server = ", ".join(f"{name} {value}" for name, value in found)
-    packages = ("django", "psycopg", "msgspec", "granian", "celery")
-    print(f"machine     {os.cpu_count()} cores, {platform.machine()}, {platform.system()}")
-    print(f"software    Python {platform.python_version()}, ", end="")
-    print(", ".join(f"{name} {version(name)}" for name in packages))
-    print(f"PostgreSQL  {server}")
-    for name, value in settings.items():
+    packages = ("django", "djangorestframework", "psycopg", "msgspec", "granian", "celery")
+    told = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "software": f"Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+    if database_url:
+        with psycopg.connect(database_url) as connection:
+            found = connection.execute(
+                "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", [list(shown)]
+            )
+            told["PostgreSQL"] = ", ".join(f"{name} {value}" for name, value in found)
+    told |= {name: str(value) for name, value in settings.items()}
+    for name, value in told.items():
         print(f"{name:<11} {value}", flush=True)
+    return told

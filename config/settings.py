@@ -5,9 +5,12 @@ Nothing set means embedded: SQLite, Celery's filesystem broker and a folder for 
 A wrong or half-set variable stops the start with a sentence that names it.
 """
 
+import os
 import re
 import secrets
 from base64 import urlsafe_b64encode
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +47,7 @@ S3_BUCKET: str = env.str("S3_BUCKET", "")
 S3_ENDPOINT_URL: str = env.str("S3_ENDPOINT_URL", "")
 S3_PUBLIC_ENDPOINT_URL: str = env.str("S3_PUBLIC_ENDPOINT_URL", "") or S3_ENDPOINT_URL
 S3_REGION: str = env.str("S3_REGION", "us-east-1")
+S3_PRIVATE_KMS_KEY_ID: str = env.str("S3_PRIVATE_KMS_KEY_ID", "")
 _aws_id: str = env.str("AWS_ACCESS_KEY_ID", "")
 _aws_secret: str = env.str("AWS_SECRET_ACCESS_KEY", "")
 
@@ -52,11 +56,31 @@ EXHAUST_MAX_DAYS: int = env.int("EXHAUST_MAX_DAYS", 366, validate=validate.Range
 EXHAUST_LINK_SECONDS: int = env.int(
     "EXHAUST_LINK_SECONDS", 86_400, validate=validate.Range(min=1, max=604_800)
 )
+EXHAUST_MAX_ROWS: int = env.int("EXHAUST_MAX_ROWS", 50_000_000, validate=validate.Range(min=1))
+EXHAUST_MAX_SECONDS: int = env.int(
+    "EXHAUST_MAX_SECONDS", 14_400, validate=validate.Range(min=1, max=2_000_000)
+)
+EXHAUST_PART_BYTES: int = env.int("EXHAUST_PART_BYTES", 5 * 1024**3, validate=validate.Range(min=0))
+EXHAUST_RUNNING_PER_CHANNEL: int = env.int(
+    "EXHAUST_RUNNING_PER_CHANNEL", 2, validate=validate.Range(min=1)
+)
+EXHAUST_QUEUED_PER_CHANNEL: int = env.int(
+    "EXHAUST_QUEUED_PER_CHANNEL", 100, validate=validate.Range(min=1)
+)
 EXHAUST_RETENTION_DAYS: int = env.int("EXHAUST_RETENTION_DAYS", 30, validate=validate.Range(min=1))
-_database_pool: int = env.int("DATABASE_POOL", 8, validate=validate.Range(min=1))
+WORKER_STOP_SECONDS: int = env.int("WORKER_STOP_SECONDS", 30, validate=validate.Range(min=1))
+METRICS_TOKEN: str = env.str("METRICS_TOKEN", "")
+METRICS_PORT: int = env.int("METRICS_PORT", 0, validate=validate.Range(min=0, max=65_535))
+EVENT_RETENTION_DAYS: int = env.int(  # 0: for ever
+    "EVENT_RETENTION_DAYS", 0, validate=validate.Range(min=0, max=36_500)
+)
+_push_networks: list[str] = env.list("PUSH_ALLOWED_NETWORKS", [])
+RATE_LIMITS: float = env.float("RATE_LIMITS", 1.0, validate=validate.Range(min=0))
+DATABASE_POOL: int = env.int("DATABASE_POOL", 8, validate=validate.Range(min=1))
 _log_level: str = env.str(
     "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
 )
+FAILPOINTS: str = env.str("EXHAUST_FAILPOINTS", "")  # a test's folder: see exhaust/failpoints.py
 
 try:
     env.seal()
@@ -66,8 +90,15 @@ except EnvError as error:
 if bool(_aws_id) != bool(_aws_secret):
     missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
     raise fail(missing, "must be set, its other half is.")
+if FAILPOINTS and PUBLIC_URL.startswith("https://"):
+    raise fail("EXHAUST_FAILPOINTS", "makes processes fail on purpose; only tests set it.")
+if 0 < EVENT_RETENTION_DAYS <= EXHAUST_RETENTION_DAYS:
+    # who is in a file is found by its events: consent taken back must end it
+    raise fail("EVENT_RETENTION_DAYS", "must be more than EXHAUST_RETENTION_DAYS, or 0.")
 if S3_PUBLIC_ENDPOINT_URL and not S3_BUCKET:
     raise fail("S3_BUCKET", "must be set, since an S3 endpoint is.")
+if S3_PRIVATE_KMS_KEY_ID and not S3_BUCKET:
+    raise fail("S3_BUCKET", "must be set, since a KMS key for its private files is.")
 for _name, _url in (
     ("PUBLIC_URL", PUBLIC_URL),
     ("S3_ENDPOINT_URL", S3_ENDPOINT_URL),
@@ -108,6 +139,8 @@ def secret(variable: str, given: str, make: Any) -> str:
 
 SECRET_KEY = secret("SECRET_KEY", _secret_key, lambda: secrets.token_urlsafe(50))
 KEY_PEPPER = secret("KEY_PEPPER", _key_pepper, lambda: secrets.token_urlsafe(50))
+if not all(KEY_PEPPER.split(",")):
+    raise fail("KEY_PEPPER", "one of its peppers is empty; the first one makes, all verify.")
 ENCRYPTION_KEYS = secret(
     "ENCRYPTION_KEYS",
     ",".join(_encryption_keys),
@@ -129,18 +162,27 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "rest_framework",
+    "axes",
+    "drf_spectacular_sidecar",  # Swagger UI's files
     "ingest",
     "exhaust",
+    "exhaust.console",
 ]
 MIDDLEWARE = [
+    "config.logs.Requests",
+    "config.headers.Headers",
+    "ingest.middleware.Acting",
+    "ingest.limits.headers",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "config.headers.SignedIn",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 TEMPLATES = [
     {
@@ -167,6 +209,23 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
+# Ten wrong passwords for a name, or from an address, and neither signs in for a quarter of an hour.
+# What is kept of them goes at the next wrong one after that; the ledger says who and when.
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+AXES_LOCKOUT_PARAMETERS = ["username", "ip_address"]
+AXES_FAILURE_LIMIT = 10
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or a guesser locks a name for ever
+AXES_RESET_ON_SUCCESS = False  # or a guesser of one name starts anew with each own login
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_CLIENT_IP_CALLABLE = "ingest.limiter.address"
+AXES_LOCKOUT_TEMPLATE = "console/locked.html"
+AXES_VERBOSE = False
+
 USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
@@ -180,8 +239,11 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" takes the Origin that forms need
 SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_AGE = 30 * 60  # and no longer than config/headers.py says
 if PUBLIC_URL.startswith("https://"):
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = True
+    # a browser takes these from this host alone, and only over https
+    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-session", "__Host-csrf"
     SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]  # probes speak to the process itself
     SECURE_HSTS_SECONDS = 31_536_000
     SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
@@ -212,7 +274,12 @@ def database() -> dict[str, Any]:
         if not config["NAME"]:
             raise fail("DATABASE_URL", "names no database: postgresql://user@host:5432/name.")
         config["OPTIONS"] = {
-            "pool": {"min_size": 1, "max_size": _database_pool, "timeout": 10},
+            "pool": {"min_size": 1, "max_size": DATABASE_POOL, "timeout": 10},
+            # a server that is silent, not gone, is given up: a lease is thirty seconds
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 25_000,
             # planning the store's long statement anew for each batch costs an eighth of the rate
             "prepare_threshold": 5,
             # jit costs more than it gives at our query sizes; an idle writer would hold the feed
@@ -225,6 +292,12 @@ def database() -> dict[str, Any]:
 
 
 DATABASES = {"default": database()}
+
+# Counting: every process writes into a file of its own; whoever is asked adds them up ------------
+
+if METRICS_TOKEN or METRICS_PORT:
+    (VAR_DIR / "metrics").mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(VAR_DIR / "metrics"))
 
 # Celery: a message only says "look now"; the record of a job is its row -------------------------
 
@@ -249,7 +322,9 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = False
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = WORKER_STOP_SECONDS  # then its jobs are given back
 CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
+CELERY_WORKER_MAX_MEMORY_PER_CHILD = 512_000  # KiB; a child that grew is replaced between jobs
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TIMEZONE = TIME_ZONE
 CELERY_BEAT_SCHEDULE_FILENAME = str(VAR_DIR / "celerybeat-schedule")
@@ -258,6 +333,19 @@ STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # WhiteNoise warns of a missing 
 # Files ------------------------------------------------------------------------------------------
 
 FILES_DIR = VAR_DIR / "files"  # where exhausts lie when no bucket is named
+
+# Pushing: private receivers that an operator vouches for ----------------------------------------
+
+PUSH_ALLOWED_NETWORKS: list[IPv4Network | IPv6Network] = []
+for _network in _push_networks:
+    try:
+        PUSH_ALLOWED_NETWORKS.append(ip_network(_network.strip()))
+    except ValueError:
+        raise fail(
+            "PUSH_ALLOWED_NETWORKS",
+            f"'{_network.strip()}' is no network; write 10.1.2.0/24 or fd00:1::/64, and a comma"
+            " between two.",
+        ) from None
 
 # APIs -------------------------------------------------------------------------------------------
 
@@ -268,21 +356,37 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["ingest.parsers.JSONParser"],
     "UNAUTHENTICATED_USER": None,
     "EXCEPTION_HANDLER": "ingest.problems.handler",
+    "URL_FORMAT_OVERRIDE": None,  # a sample has formats of its own
+}
+SPECTACULAR_SETTINGS = {  # read when the description is made: see config/openapi
+    "TITLE": "Exhaust",
+    "VERSION": "1",
+    "DESCRIPTION": "Takes in what people say to bots and what apps record, and gives it back.",
+    "OAS_VERSION": "3.1.0",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
 }
 
 # Logs: an event's name and ids, never a payload, a phone or a link ------------------------------
 
+LOGGING_CONFIG = "config.logs.configure"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {"lines": {"()": "config.logs.Lines"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
     "root": {"handlers": ["stderr"], "level": _log_level},
     "loggers": {
+        "axes": {"level": "ERROR"},  # it names who failed, and from where
+        # Django's own would write in words of its own where DEBUG is on
+        "django": {"handlers": [], "level": _log_level},
+        # a line for each message, every few seconds, that holds nothing
+        "celery.app.trace": {"level": "WARNING"},
+        "celery.beat": {"level": "WARNING"},
         "django.request": {"level": "ERROR"},  # a refusal is the caller's matter
         "botocore": {"level": "WARNING"},
         "boto3": {"level": "WARNING"},
         "s3transfer": {"level": "WARNING"},
-        "urllib3": {"level": "WARNING"},
+        "urllib3": {"level": "ERROR"},  # its warnings hold a receiver's whole address
     },
 }

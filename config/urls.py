@@ -1,15 +1,28 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from config import health
+from config import health, metrics, openapi
+from exhaust.feed.views import PageView
+from ingest.views import desk
 
 urlpatterns = [
+    path(  # a door and an exit share it
+        "export/events",
+        desk.by_method(
+            GET=PageView.as_view(resource="events"), PUT=desk.sessions, POST=desk.sessions
+        ),
+    ),
     path("", include("ingest.urls")),
     path("", include("exhaust.urls")),
     path("api/", include("exhaust.urls")),  # the dataset API is seen under both
+    path("console/", include("exhaust.console.urls")),
     path("admin/", admin.site.urls),
+    path("docs/", openapi.page),
+    path("docs/openapi.json", openapi.as_json),
+    path("docs/openapi.yaml", openapi.as_yaml),
     path("healthz", health.alive),
     path("readyz", health.ready),
+    path("metrics", metrics.shown),
 ]
 handler404 = health.not_found
 handler500 = health.failed

@@ -1,6 +1,16 @@
 import os
+import sys
 
 from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-application = get_wsgi_application()
+_django = get_wsgi_application()
+
+from django.conf import settings  # noqa: E402
+
+from config import silence  # noqa: E402
+from config.gate import Gate  # noqa: E402
+
+application = Gate(_django, places=max(1, settings.DATABASE_POOL - 1))  # one is the probes'
+silence.watch(application.is_crowded)
+sys.setswitchinterval(0.001)  # who is sent away waits for those at work no longer

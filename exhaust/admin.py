@@ -5,34 +5,90 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
+from django.db import models
 from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.utils.html import format_html
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
 
-from exhaust import links, submissions
-from exhaust.datasets import DATASETS
+from exhaust import links, notices, schedules, sealed, submissions
+from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import zone
-from exhaust.models import File, Job, Link
+from exhaust.formats import FORMATS
+from exhaust.models import DailyRun, File, Job, Link, Notice, Schedule, Transition
+from exhaust.sinks import admin as sinks_admin  # noqa: F401 # registers them
 from exhaust.submissions import Submission
-from ingest.admin import ReadOnly
-from ingest.models import IDENTIFIER, Conversation
+from ingest import staff
+from ingest.admin import OnlySuperusers, ReadOnly, Seen, Walled
+from ingest.events import Refused
+from ingest.models import IDENTIFIER, Channel, Conversation
+
+PLAIN = [name for name, dataset in DATASETS.items() if not dataset.private]
+
+
+class OfJobs(ReadOnly):
+    """Jobs and their rows: what holds people needs the right for it."""
+
+    job = ""  # how a row's job is reached
+
+    def channels(self, request: HttpRequest) -> dict[str, int]:
+        asking = staff.channels(request.user, "submit_response")
+        return asking | staff.channels(request.user, "submit_private")
+
+    def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
+        plain = models.Q(**{f"{self.job}dataset__in": PLAIN})
+        asking, private = (
+            models.Q(**{f"{self.job}channel__in": staff.channels(request.user, right).values()})
+            for right in ("submit_response", "submit_private")
+        )
+        return rows.filter(plain & asking | ~plain & private)
+
+
+class OfDataset(admin.SimpleListFilter):
+    """All datasets there are, whoever asked for one."""
+
+    title = parameter_name = "dataset"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in DATASETS]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet) -> QuerySet:
+        return queryset.filter(job__dataset=self.value()) if self.value() else queryset
+
+
+def may_ask(user: Any, dataset: str, channel: Channel) -> bool:
+    right: staff.Right = "submit_private" if is_private(dataset) else "submit_response"
+    return staff.may(user, right, channel.identifier)
+
+
+_NOT_YOURS = "You may not ask for this dataset in this channel."
 
 
 class SubmitForm(forms.ModelForm):
     """What the API's `request` says, as a form."""
 
+    user: Any = None  # who fills it in
     dataset = forms.ChoiceField(choices=[(name, name) for name in DATASETS])
-    conversation = forms.ModelChoiceField(Conversation.objects.select_related("channel"))
+    # of whom fills it in: `JobAdmin.get_form` says
+    conversation = forms.ModelChoiceField(Conversation.objects.none(), required=False)
+    channel = forms.ModelChoiceField(Channel.objects.none(), required=False)
     first_day = forms.DateField(widget=forms.DateInput({"type": "date"}))
     last_day = forms.DateField(
         widget=forms.DateInput({"type": "date"}), help_text="Included, like the first."
     )
     zone = forms.CharField(initial="UTC", help_text="Whose days: UTC, Asia/Kolkata, …")
+    output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS], initial="csv")
     tag = forms.RegexField(IDENTIFIER, help_text="To find the request again by the API.")
+    encryption_key = forms.CharField(
+        required=False,
+        strip=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
+        help_text=f"Seals the file under a password; kept nowhere afterwards. {sealed.RULE}",
+    )
 
     class Meta:
         model = Job
-        fields = ["tag"]
+        fields = ["tag", "output_format", "sealing"]
 
     def clean_zone(self) -> str:
         name = str(self.cleaned_data["zone"])
@@ -50,52 +106,127 @@ class SubmitForm(forms.ModelForm):
                 "last_day",
                 f"From the first to the last day, at most {settings.EXHAUST_MAX_DAYS} days.",
             )
+        conversation = cleaned.get("conversation")
+        if dataset := DATASETS.get(cleaned.get("dataset", "")):
+            for remedy in dataset.faults({"conversationId"} if conversation else ()).values():
+                self.add_error("conversation", remedy)
+        channel = conversation.channel if conversation else cleaned.get("channel")
+        if not channel:
+            self.add_error("channel", "Choose a conversation, or a channel.")
+        elif dataset and not may_ask(self.user, dataset.name, channel):
+            self.add_error("dataset", _NOT_YOURS)
         return cleaned
 
 
+class Told(admin.TabularInline):
+    """Rows that the service wrote beside a job."""
+
+    ordering = ["id"]
+    extra = 0
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return True  # whoever sees the job
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class TransitionInline(Told):
+    """What became of a job, attempt by attempt."""
+
+    model = Transition
+    fields = ["at", "status", "attempt", "message"]
+
+
+class NoticeInline(Told):
+    """Who was told of it."""
+
+    model = Notice
+    fields = ["status", "attempt", "due_at", "delivered_at", "given_up_at", "answer", "error"]
+
+
 @admin.register(Job)
-class JobAdmin(ReadOnly):
+class JobAdmin(OfJobs):
     list_display = [
         "tag", "status", "dataset", "channel", "rows_done", "submitted_at", "completed_at",
         "request_id",
     ]  # fmt: skip
-    list_filter = ["status", "dataset", "channel"]
+    list_filter = ["status", "dataset", ("channel", Seen)]
     list_select_related = ["channel"]
     search_fields = ["request_id", "tag", "requested_by"]
     ordering = ["-submitted_at"]
-    actions = ["retry"]
+    actions = ["retry", "cancel"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("exhaust.add_job")
+        return self.is_let(request)
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
     ) -> Any:
-        return super().get_form(request, obj, change, **kwargs) if change else SubmitForm
+        if change:
+            return super().get_form(request, obj, change, **kwargs)
+        ours = Channel.objects.filter(pk__in=self.channels(request).values())
+
+        class Form(SubmitForm):
+            user = request.user
+            conversation = forms.ModelChoiceField(
+                Conversation.objects.filter(channel__in=ours).select_related("channel"),
+                required=False,
+            )
+            channel = forms.ModelChoiceField(
+                ours, required=False, help_text="Where no conversation is chosen."
+            )
+
+        return Form
+
+    def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
+        if obj is None:
+            return []
+        return [TransitionInline, NoticeInline] if obj.callback_url else [TransitionInline]
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is not None:
-            return [field.name for field in Job._meta.fields]
-        return ["dataset", "conversation", "first_day", "last_day", "zone", "tag"]
+            return [field.name for field in Job._meta.fields if field.name != "sealed_key"]
+        return [
+            "dataset", "conversation", "channel", "first_day", "last_day", "zone",
+            "output_format", "tag", "sealing", "encryption_key",
+        ]  # fmt: skip
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except Refused as error:  # as many wait as may
+            self.message_user(request, str(error), messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
 
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Job:
         """The same call as the API's; the job it gives stands already."""
         said = form.cleaned_data
-        conversation: Conversation = said["conversation"]
+        conversation: Conversation | None = said["conversation"]
+        channel: Channel = conversation.channel if conversation else said["channel"]
         return submissions.submit(
             Submission(
-                channel_id=conversation.channel_id,
-                channel=conversation.channel.identifier,
+                channel_id=channel.pk,
+                channel=channel.identifier,
                 tag=said["tag"],
                 dataset=said["dataset"],
                 config={
                     "type": said["dataset"],
-                    "conversationId": conversation.identifier,
+                    **({"conversationId": conversation.identifier} if conversation else {}),
                     "startDate": said["first_day"].isoformat(),
                     "endDate": said["last_day"].isoformat(),
                     "timezone": said["zone"],
                 },
                 requested_by=request.user.get_username(),
+                output_format=said["output_format"],
+                sealing=said["sealing"],
+                encryption_key=said["encryption_key"],
             )
         )
 
@@ -105,21 +236,45 @@ class JobAdmin(ReadOnly):
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Nothing: a job has no parts to edit."""
 
-    @admin.action(description="Run the selected FAILED jobs again", permissions=["add"])
+    @admin.action(description="Run the selected jobs again", permissions=["add"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
-        again = sum(submissions.retry(job) for job in queryset)
-        self.message_user(request, f"{again} jobs will run again.")
-        if again < len(queryset):
-            left = len(queryset) - again
+        again = 0
+        for job in queryset:
+            try:
+                again += submissions.retry(job)
+            except Refused as error:
+                self.message_user(request, f"{job}: {error}", messages.ERROR)
+        self._tell(request, queryset, again, "will run again", "at work or done")
+
+    @admin.action(description="Cancel the selected jobs", permissions=["add"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
+        by = request.user.get_username()
+        stopped = sum(submissions.cancel(job, by) for job in queryset)
+        self._tell(request, queryset, stopped, "are cancelled", "ended already")
+
+    def _tell(
+        self, request: HttpRequest, queryset: QuerySet[Job], done: int, what: str, else_: str
+    ) -> None:
+        self.message_user(request, f"{done} jobs {what}.")
+        if left := len(queryset) - done:
             self.message_user(
-                request, f"{left} are not FAILED and were left alone.", messages.WARNING
+                request, f"{left} were left alone: they are {else_}.", messages.WARNING
             )
 
 
+@admin.register(DailyRun)
+class DailyRunAdmin(OnlySuperusers, ReadOnly):
+    list_display = ["day", "started_at", "finished_at", "files_deleted", "leftovers_deleted"]
+    ordering = ["-day"]
+
+
 @admin.register(File)
-class FileAdmin(ReadOnly):
-    list_display = ["name", "job", "row_count", "byte_count", "created_at", "deleted_at"]
-    list_filter = ["job__dataset", "job__channel"]
+class FileAdmin(OfJobs):
+    job = "job__"
+    list_display = [
+        "name", "job", "row_count", "byte_count", "created_at", "deleted_at", "withdrawn_at",
+    ]  # fmt: skip
+    list_filter = [OfDataset, ("job__channel", Seen)]
     list_select_related = ["job"]
     search_fields = ["name", "sha256", "job__request_id"]
     ordering = ["-id"]
@@ -129,7 +284,7 @@ class FileAdmin(ReadOnly):
     def download(self, file: File) -> str:
         link = links.current(file)
         if link is None:
-            return "The file is deleted; send the request again."
+            return "The file is deleted or withdrawn; send the request again."
         return format_html(
             '<a href="{}">{}</a> until {}',
             links.address(link),
@@ -139,9 +294,178 @@ class FileAdmin(ReadOnly):
 
 
 @admin.register(Link)
-class LinkAdmin(ReadOnly):
+class LinkAdmin(OfJobs):
+    job = "file__job__"
     list_display = ["id", "file", "issued_at", "expires_at", "revoked_at", "use_count"]
-    list_filter = ["file__job__channel"]
+    list_filter = [("file__job__channel", Seen)]
     list_select_related = ["file"]
     search_fields = ["file__name"]
     ordering = ["-id"]
+    exclude = ["digest", "sealed_token"]
+    actions = ["revoke"]
+
+    @admin.action(description="Revoke the selected links", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[Link]) -> None:
+        """A bucket's own link it cannot end; the row's end gives the next reader another."""
+        revoked = links.revoke(queryset)
+        self.message_user(
+            request,
+            f"{revoked} links revoked. Addresses of the bucket itself work until they expire.",
+        )
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return True  # who sees a link's page may have the file, and so end its link
+
+
+class ScheduleForm(forms.ModelForm):
+    """What the API's schedule says, as a form."""
+
+    dataset = forms.ChoiceField(choices=[(name, name) for name in DATASETS])
+    output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS])
+    conversation = forms.CharField(
+        max_length=255,
+        strip=False,
+        required=False,
+        help_text="The conversation's identifier, where the dataset takes one.",
+    )
+    callback_url = forms.CharField(required=False, help_text="Who is told when a job has ended.")
+    user: Any = None  # who fills it in
+
+    class Meta:
+        model = Schedule
+        fields = [
+            "channel", "name", "cron", "zone", "dataset", "conversation", "window", "tag",
+            "output_format", "sealing", "callback_url",
+        ]  # fmt: skip
+
+    def _post_clean(self) -> None:
+        """Django's last step, which fills the instance."""
+        super()._post_clean()  # type: ignore[misc] # the stubs leave it out
+        if not self.errors:
+            for field, remedy in schedules.faults(self.instance).items():
+                self.add_error(field, remedy)
+        if not self.errors and not may_ask(self.user, self.instance.dataset, self.instance.channel):
+            self.add_error("dataset", _NOT_YOURS)
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(Walled):
+    right = "administer"
+    form = ScheduleForm
+    list_display = [
+        "name", "channel", "dataset", "cron", "zone", "window", "next_at", "paused_at",
+        "last_error",
+    ]  # fmt: skip
+    list_filter = [("channel", Seen), "dataset", ("paused_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["channel"]
+    search_fields = ["name", "conversation", "tag", "requested_by"]
+    ordering = ["channel", "name"]
+    actions = ["pause", "resume"]
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        fields: list[str] = list(ScheduleForm.Meta.fields)
+        if obj is not None:
+            fields += ["requested_by", "next_at", "next_request", "paused_at", "last_error"]
+            fields += ["last_jobs"]
+        return fields
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        if obj is None:
+            return []
+        return ["channel", "name", *self.get_fields(request, obj)[len(ScheduleForm.Meta.fields) :]]
+
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        form = super().get_form(request, obj, change, **kwargs)
+        form.user = request.user  # type: ignore[attr-defined] # ours
+        return form
+
+    def save_form(self, request: HttpRequest, form: Any, change: bool) -> Schedule:
+        """The same call as the API's; the schedule it gives stands already."""
+        if not change:
+            form.instance.requested_by = request.user.get_username()
+        return schedules.save(form.instance)
+
+    def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
+        """Nothing: `save_form` has saved it."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """Nothing: a schedule has no parts to edit."""
+
+    def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
+        schedules.delete(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
+        for schedule in queryset:
+            schedules.delete(schedule)
+
+    @admin.action(description="Pause the selected schedules", permissions=["change"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
+        paused = sum(schedules.pause(schedule) for schedule in queryset)
+        self.message_user(request, f"{paused} schedules paused.")
+
+    @admin.action(description="Resume the selected schedules", permissions=["change"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
+        resumed = 0
+        for schedule in queryset:
+            try:
+                resumed += schedules.resume(schedule)
+            except Refused as error:
+                self.message_user(request, f"{schedule}: {error}", messages.WARNING)
+        self.message_user(request, f"{resumed} schedules resumed.")
+
+    @admin.display(description="Next request")
+    def next_request(self, schedule: Schedule) -> str:
+        if schedule.paused_at is not None:
+            return "None while it is paused."
+        try:
+            asked = schedules.asked(schedule, schedule.next_at)
+        except ValueError as error:
+            return str(error)
+        return f"{asked.first} to {asked.last} as {asked.tag}"
+
+    @admin.display(description="Last jobs")
+    def last_jobs(self, schedule: Schedule) -> str:
+        return format_html_join(
+            "\n",
+            '<div><a href="{}">{} {}</a> {}</div>',
+            (
+                (
+                    reverse("admin:exhaust_job_change", args=[job.pk]),
+                    job.tag,
+                    job.request_id,
+                    job.status,
+                )
+                for job in schedule.jobs.order_by("-submitted_at", "-id")[:5]
+            ),
+        )
+
+
+@admin.register(Notice)
+class NoticeAdmin(OfJobs):
+    job = "job__"
+    list_display = [
+        "url", "status", "job", "attempt", "answer", "error", "due_at", "delivered_at",
+        "given_up_at",
+    ]  # fmt: skip
+    list_filter = [
+        ("delivered_at", admin.EmptyFieldListFilter),
+        ("given_up_at", admin.EmptyFieldListFilter),
+        "status",
+        "answer",
+        ("job__channel", Seen),
+    ]
+    list_select_related = ["job"]
+    search_fields = ["url", "job__request_id", "job__tag"]
+    ordering = ["-id"]
+    actions = ["deliver_again"]
+
+    @admin.action(description="Deliver the selected notices again", permissions=["view"])
+    def deliver_again(self, request: HttpRequest, queryset: QuerySet[Notice]) -> None:
+        count = len(queryset)
+        due = notices.again(queryset)
+        self.message_user(request, f"{due} will be delivered again, under the id they had.")
+        if due < count:
+            left = f"{count - due} are still being delivered and were left alone."
+            self.message_user(request, left, messages.WARNING)

@@ -1,24 +1,36 @@
-"""Links to files: one for each file until it expires, signed whenever it is read.
+"""Links to files: one for each file until it expires, the same whenever it is read.
 
 A response file in a bucket gets a link to the bucket; a private file, and a file in a folder,
-gets our own address, which can be revoked and counts its uses.
+gets our own address: 256 random bits that lead to a row, which counts uses and can be revoked. The
+database's clock decides what has expired, whatever a web process believes.
 """
 
+import hashlib
+import secrets
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from cryptography.fernet import InvalidToken
 from django.conf import settings
-from django.core import signing
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Case, F, Q, QuerySet, Value, When
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from exhaust import storage
 from exhaust.datasets import is_private
-from exhaust.models import File, Link
+from exhaust.models import File, Job, Link
+from ingest import ledger
+from ingest.models import Channel
+from ingest.sealing import seal, unseal
 
-_signer = signing.Signer(salt="exhaust.link")
 REDIRECT_SECONDS = 120
+_USABLE = Q(
+    expires_at__gt=Now(),
+    revoked_at__isnull=True,
+    use_count__lt=F("max_uses"),
+    file__deleted_at__isnull=True,
+    file__withdrawn_at__isnull=True,
+)
 
 
 class Unusable(Exception):
@@ -29,29 +41,76 @@ class Unusable(Exception):
         self.status = status
 
 
-def current(file: File) -> Link | None:
-    """The file's link, or a new one when the last has expired; None once the file is gone."""
-    if file.deleted_at is not None:
+def clock() -> datetime:
+    """The database's time, which all processes share."""
+    now = Channel.objects.annotate(now=Now()).values_list("now", flat=True).first()
+    return now or datetime.now(UTC)  # without a channel there is no file either
+
+
+def current(file: File, now: datetime | None = None) -> Link | None:
+    """The file's link, or a new one when the last has ended; None once the file is gone.
+
+    `now` is the database's time, where the caller has it.
+    """
+    if file.deleted_at is not None or file.withdrawn_at is not None:
         return None
-    link = _standing(file)
+    now = now or clock()
+    link = standing(file, now)
     if link is None:
         with transaction.atomic():  # two readers of one moment get one link
-            locked = File.objects.select_for_update().select_related("job").get(pk=file.pk)
-            link = _standing(locked) or Link.objects.create(file=locked, expires_at=_expiry(file))
+            locked = File.objects.select_for_update(of=("self",)).select_related("job__channel")
+            return _standing_or_new(locked.get(pk=file.pk), now)
     return link
 
 
-def _standing(file: File) -> Link | None:
-    now = timezone.now()
+def _standing_or_new(file: File, now: datetime) -> Link | None:
+    if file.deleted_at is not None or file.withdrawn_at is not None:
+        return None
+    return standing(file, now) or create(file, _expiry(file, now))
+
+
+def create(file: File, expires_at: datetime) -> Link:
+    """A new way to the file."""
+    token = secrets.token_urlsafe(32)
+    link = Link.objects.create(
+        file=file,
+        digest=_digest(token),
+        sealed_token=seal(token.encode()),
+        expires_at=expires_at,
+    )
+    _record("link.created", link, expires=expires_at.isoformat(timespec="seconds"))
+    return link
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()  # of 256 random bits: nothing to guess
+
+
+def standing(file: File, now: datetime) -> Link | None:
+    """The link that still opens the file, by the database's time; makes none."""
     for link in file.links.all():  # prefetched in lists
-        if link.expires_at > now and link.revoked_at is None:
+        if (
+            link.expires_at > now
+            and link.revoked_at is None
+            and link.use_count < link.max_uses
+            and _token(link)
+        ):
             return link
     return None
 
 
-def _expiry(file: File) -> datetime:
+def _token(link: Link) -> str:
+    """Empty for one of before, or sealed under a key that is gone."""
+    if "token" not in link.__dict__:  # asked twice for each answer
+        try:
+            link.__dict__["token"] = unseal(link.sealed_token).decode() if link.sealed_token else ""
+        except InvalidToken:
+            link.__dict__["token"] = ""
+    return str(link.__dict__["token"])
+
+
+def _expiry(file: File, now: datetime) -> datetime:
     """The least of the asked life, the signing credential's, and the file's own."""
-    now = timezone.now()
     ends = [
         now + timedelta(seconds=settings.EXHAUST_LINK_SECONDS),
         file.created_at + timedelta(days=settings.EXHAUST_RETENTION_DAYS),
@@ -61,6 +120,11 @@ def _expiry(file: File) -> datetime:
     return min(ends).astimezone(UTC)
 
 
+def is_ours(file: File) -> bool:
+    """Whether links to it are our own address, and so can be revoked."""
+    return is_private(file.job.dataset) or not settings.S3_BUCKET
+
+
 def address(link: Link) -> str:
     """Where the file is to be had until the link's expiry."""
     file = link.file
@@ -68,22 +132,70 @@ def address(link: Link) -> str:
         signed = storage.default().sign(file.key, file.name, file.content_type, link.expires_at)
         if signed:
             return signed
-    return f"{settings.PUBLIC_URL}/dataset/v1/download/{_signer.sign(str(link.pk))}"
+    return f"{settings.PUBLIC_URL}/dataset/v1/download/{_token(link)}"
+
+
+def revoke(found: QuerySet[Link]) -> int:
+    """Ends links at once, and forgets their tokens; how many stood."""
+    revoked = 0
+    with transaction.atomic():
+        standing = found.filter(revoked_at=None, expires_at__gt=Now())
+        for link in standing.select_related("file__job__channel"):
+            if Link.objects.filter(pk=link.pk, revoked_at=None).update(
+                revoked_at=Now(), sealed_token=None
+            ):
+                _record("link.revoked", link)
+                revoked += 1
+    return revoked
 
 
 def opened(token: str, uses: int = 1) -> File:
     """The file behind our own address, its uses counted. Raises `Unusable`."""
-    try:
-        pk = int(_signer.unsign(token))
-    except (signing.BadSignature, ValueError):
-        raise Unusable(403, "This link was altered; use it exactly as it was given.") from None
-    usable = Q(expires_at__gt=Now(), revoked_at__isnull=True, file__deleted_at__isnull=True)
-    if not Link.objects.filter(usable, pk=pk).update(use_count=F("use_count") + uses):
-        raise Unusable(410, "This link has expired; read the request again for a new one.")
-    return File.objects.select_related("job").get(links__pk=pk)
+    usable = Case(When(_USABLE, then=Value(True)), default=Value(False))
+    known = Link.objects.filter(digest=_digest(token)).annotate(usable=usable)
+    link = known.select_related("file__job__channel").first()
+    if link is None:
+        raise Unusable(
+            403, "This link is not known, or was altered; use it exactly as it was given."
+        )
+    if link.usable and uses:  # only what is let in costs the database a write
+        with transaction.atomic():
+            used = Link.objects.filter(_USABLE, pk=link.pk).update(use_count=F("use_count") + uses)
+            if used:
+                _record("file.downloaded", link, use=link.use_count + uses)
+                return link.file
+        link.refresh_from_db()
+    elif link.usable:
+        return link.file
+    raise Unusable(410, _why(link))
+
+
+def _why(link: Link) -> str:
+    if link.file.withdrawn_at is not None:
+        return (
+            "Somebody in this file took back consent, or was erased; send the request again for a"
+            " new file."
+        )
+    if link.file.deleted_at is not None:
+        return "This link has expired, its file was deleted; send the request again."
+    if link.revoked_at is not None:
+        return "This link has expired: it was revoked; read the request again for a new one."
+    return "This link has expired; read the request again for a new one."
 
 
 def redirect(file: File) -> str | None:
     """A short-lived address in the bucket; None where we give the bytes ourselves."""
-    until = timezone.now() + timedelta(seconds=REDIRECT_SECONDS)
+    until = clock() + timedelta(seconds=REDIRECT_SECONDS)
     return storage.default().sign(file.key, file.name, file.content_type, until)
+
+
+def _record(action: str, link: Link, **details: Any) -> None:
+    job: Job = link.file.job
+    ledger.record(
+        action,
+        channel=job.channel.identifier,
+        subject=job.request_id,
+        link=link.pk,
+        file=link.file_id,
+        **details,
+    )

@@ -1,23 +1,28 @@
 """One attempt at a job: dataset, writer, storage, publication."""
 
-import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Iterator
-from datetime import date
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC
 from types import TracebackType
 from typing import Any, cast
 
-from django.db import OperationalError, connection, connections
-from django.utils import timezone
+import psycopg
+from django.conf import settings
+from django.db import DatabaseError, connection, connections, transaction
+from psycopg.errors import QueryCanceled
 
-from exhaust import jobs, storage, writer
+from config import logs
+from exhaust import jobs, leftovers, manifest, sealed, storage, withdrawal, writer
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import Dataset, Selection, days
+from exhaust.datasets.selection import Dataset, Selection, selected
+from exhaust.failpoints import failpoint
+from exhaust.formats import FORMATS, Format, Unfit
 from exhaust.models import File, Job
-from ingest.models import Conversation
+from ingest import deriver, horizon
+from ingest.models import Channel
 from ingest.positions import watermark
 
 log = logging.getLogger(__name__)
@@ -45,6 +50,7 @@ class Heartbeat:
         self._progress = progress
         self._stop = threading.Event()
         self._renewed = time.monotonic()
+        self._statement: Any = None
         self.lost = False
         self._thread = threading.Thread(target=self._beat, name=f"lease-{job.pk}", daemon=True)
 
@@ -61,6 +67,15 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
 
+    @contextmanager
+    def watching(self, statement: Any) -> Iterator[None]:
+        """The statement that runs on this psycopg connection ends when the lease is lost."""
+        self._statement = statement if connection.vendor == "postgresql" else None
+        try:
+            yield
+        finally:
+            self._statement = None
+
     def check(self) -> None:
         """Raises `Fenced` when the lease is gone, or can no longer be known to stand."""
         if self.lost or time.monotonic() - self._renewed > jobs.LEASE.total_seconds():
@@ -71,37 +86,56 @@ class Heartbeat:
             while not self._stop.wait(TICK_SECONDS):
                 begun = time.monotonic()
                 try:
+                    failpoint("heartbeat", self._job.pk)
                     if not jobs.renew(self._job, self._progress.rows):
-                        self.lost = True
+                        self._lose()
                         return
                     self._renewed = begun
-                except OperationalError:
+                except DatabaseError:
                     log.warning("lease.not_renewed job=%s", self._job.pk)
                     connection.close()
         finally:
             connections.close_all()
 
+    def _lose(self) -> None:
+        """The work is another's, or nobody's: not one more row is worth waiting for."""
+        self.lost = True
+        statement = self._statement
+        if statement is not None:
+            with suppress(psycopg.Error):
+                statement.cancel_safe(timeout=5)
+
 
 def run(job: Job) -> bool:
     """Makes and publishes the job's file; False when it failed or was taken over."""
+    with logs.about(job=job.pk, attempt=job.attempt, channel=job.channel.identifier):
+        return _run(job)
+
+
+def _run(job: Job) -> bool:
     progress = writer.Progress()
+    heartbeat = Heartbeat(job, progress)
     try:
-        with Heartbeat(job, progress) as heartbeat:
+        with heartbeat:
             return _attempt(job, progress, heartbeat)
-    except Fenced:
-        log.warning("job.fenced job=%s attempt=%s", job.pk, job.attempt)
-        return False
-    except Permanent as error:
+    except (Permanent, Unfit, sealed.Unsealable) as error:
         jobs.fail(job, str(error), permanent=True)
+    except withdrawal.Changed:
+        jobs.fail(job, "Somebody took back consent or was erased meanwhile; it is made anew.")
     except Unsettled:
         jobs.fail(job, "Events are still being written; it will be tried again.")
-    except storage.StorageError:
+    except (storage.StorageError, FileNotFoundError):
         log.exception("job.storage_failed job=%s attempt=%s", job.pk, job.attempt)
         jobs.fail(job, "The file could not be stored.")
-    except Exception:
-        log.exception("job.attempt_failed job=%s attempt=%s", job.pk, job.attempt)
+    except Exception as error:
         connection.close()  # a broken COPY leaves nothing to go on with
-        jobs.fail(job, "The file could not be made; the cause is in the service's log.")
+        if isinstance(error, Fenced) or heartbeat.lost:
+            log.warning("job.fenced job=%s attempt=%s", job.pk, job.attempt)
+        elif isinstance(error.__cause__, QueryCanceled):
+            jobs.fail(job, _too_long(), permanent=True)
+        else:
+            log.exception("job.attempt_failed job=%s attempt=%s", job.pk, job.attempt)
+            jobs.fail(job, "The file could not be made; the cause is in the service's log.")
     return False
 
 
@@ -109,69 +143,138 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
     dataset = DATASETS.get(job.dataset)
     if dataset is None:
         raise Permanent(f"There is no dataset {job.dataset} any more.")
-    selection = _selection(job)
-    if not jobs.mark(job, selection.watermark, _estimate(dataset, selection)):
+    form = FORMATS.get(job.output_format)
+    if form is None:
+        raise Permanent(f"There is no format {job.output_format} any more.")
+    failpoint("attempt.begun", job.pk)
+    seal = sealed.of(job, Channel.objects.get(pk=job.channel_id))
+    if job.attempt > 1:
+        leftovers.remove_of(job.pk)
+    withdrawal.begin(job)
+    selection = _selection(job, dataset)
+    if not jobs.mark(job, selection.watermark, dataset.estimate(selection)):
         raise Fenced
-    area = "private" if dataset.private else "response"
-    key = f"{area}/{job.pk}/{job.attempt}-{secrets.token_hex(16)}.csv"
-    stream = writer.Stream(_watched(writer.blocks(dataset, selection, progress), heartbeat))
-    store = storage.default()
+    _require_fit(form, dataset, selection)
+    keys: list[str] = []
+    files: list[File] = []
     published = False
     try:
-        store.put(key, cast(Any, stream), writer.CONTENT_TYPE)
-        if store.size(key) != stream.byte_count:
-            raise storage.StorageError(f"{key} is not as long as what was sent")
+        limit = settings.EXHAUST_PART_BYTES if form.splits else 0
+        until = time.monotonic() + settings.EXHAUST_MAX_SECONDS
+        # a query left in the middle would keep its connection to itself
+        with (
+            heartbeat.watching(connection.connection),
+            closing(writer.parts(dataset, selection, progress, form, limit=limit)) as parts,
+        ):
+            for part in parts:
+                keys.append(storage.key(dataset, job, seal.name(form.name)))
+                watched = _watched(part, job, form, progress, heartbeat, until)
+                blocks = seal.blocks(watched, form.name, job.submitted_at)
+                content_type = seal.content_type(form.content_type)
+                files.append(_stored(job, keys[-1], content_type, blocks, progress))
+        names = map(seal.name, _names(dataset, selection, job, form, len(files)))
+        for number, file in enumerate(files, 1):
+            file.part, file.name = number, next(names)
+        if len(files) > 1:
+            keys.append(storage.key(dataset, job, seal.name(manifest.SUFFIX)))
+            content = manifest.content(job, dataset, selection, files)
+            blocks = seal.blocks(iter([content]), manifest.SUFFIX, job.submitted_at)
+            content_type = seal.content_type(manifest.CONTENT_TYPE)
+            file = _stored(job, keys[-1], content_type, blocks, progress)
+            file.part, file.name = len(files) + 1, next(names)
+            files.append(file)
         heartbeat.check()
-        file = File(
-            job=job,
-            key=key,
-            name=_file_name(dataset, selection),
-            content_type=writer.CONTENT_TYPE,
-            row_count=progress.rows,
-            byte_count=stream.byte_count,
-            sha256=stream.sha256,
+        since = job.started_at or job.submitted_at
+        published = jobs.publish(
+            job,
+            files,
+            _message(selection, form, progress, _kept(dataset, selection)),
+            require=lambda: withdrawal.require_unchanged(job, since),
         )
-        published = jobs.publish(job, [file], _message(selection, progress.rows))
     finally:
-        if not published and not _refers(key):
-            _remove(key)
+        if not published and keys and not _refers(job, keys[0]):
+            for key in keys:
+                _remove(key)
     return published
+
+
+def _stored(
+    job: Job, key: str, content_type: str, blocks: Iterator[bytes], progress: writer.Progress
+) -> File:
+    """Stores one file; its row, not saved and without a name. Raises `StorageError`."""
+    store = storage.default()
+    before = progress.rows
+    stream = writer.Stream(blocks)
+    _put(store, key, stream, content_type)
+    failpoint("head.before", job.pk)
+    if store.size(key) != stream.byte_count:
+        raise storage.StorageError(f"{key} is not as long as what was sent")
+    return File(
+        job=job,
+        key=key,
+        content_type=content_type,
+        row_count=progress.rows - before,
+        byte_count=stream.byte_count,
+        sha256=stream.sha256,
+    )
+
+
+def _put(store: storage.Storage, key: str, stream: writer.Stream, content_type: str) -> None:
+    """Stores the stream. Where the store's answer was lost, what it has decides."""
+    try:
+        store.put(key, cast(Any, stream), content_type)
+    except storage.StorageError:
+        try:
+            kept = stream.ended and store.size(key) == stream.byte_count
+        except (storage.StorageError, FileNotFoundError):
+            kept = False
+        if not kept:
+            raise
+        log.warning("file.answer_lost key=%s", key)
 
 
 def _remove(key: str) -> None:
     """Takes away what was not published; a store that does not answer keeps it for a sweep."""
+    failpoint("remove.before", storage.job_of(key))
     try:
         storage.default().delete(key)
     except storage.StorageError:
         log.warning("file.left_behind key=%s", key)
 
 
-def _refers(key: str) -> bool:
-    """Whether a row names the key: the publication may have been committed, its answer lost."""
+def _refers(job: Job, key: str) -> bool:
+    """Whether a row names the key: the publication may have been committed, its answer lost.
+
+    It may be about to be: the server goes on with a COMMIT whose caller is cut off. Until that is
+    done it holds the job's row, so we ask for the row first.
+    """
+    for _ in range(2):
+        try:
+            with transaction.atomic():
+                Job.objects.select_for_update(no_key=True).get(pk=job.pk)
+                return File.objects.filter(key=key).exists()
+        except DatabaseError:
+            connection.close()
+    return True  # better an object too many than a file too few
+
+
+def _selection(job: Job, dataset: Dataset) -> Selection:
+    mark = job.watermark if job.watermark is not None else _mark(job, dataset)
     try:
-        return File.objects.filter(key=key).exists()
-    except OperationalError:
-        return True  # better an object too many than a file too few
+        return selected(job.dataset, job.channel_id, job.config, mark)
+    except LookupError as error:
+        raise Permanent(str(error)) from None
 
 
-def _selection(job: Job) -> Selection:
-    config = job.config
-    identifier = str(config["conversationId"])
-    conversation = Conversation.objects.filter(channel=job.channel, identifier=identifier).first()
-    start, end = days(
-        date.fromisoformat(config["startDate"]),
-        date.fromisoformat(config["endDate"]),
-        config.get("timezone") or "UTC",
-    )
-    return Selection(
-        channel_id=job.channel_id,
-        conversation_id=conversation.pk if conversation else 0,
-        conversation=identifier,
-        conversation_name=conversation.name if conversation else "",
-        start=start,
-        end=end,
-        watermark=job.watermark if job.watermark is not None else _settled(job.submitted_xid),
-    )
+def _mark(job: Job, dataset: Dataset) -> int:
+    mark = _settled(job.submitted_xid)
+    if not dataset.derived:
+        return mark
+    derived = deriver.catch_up(job.channel_id, mark, SETTLE_SECONDS)
+    if derived is None:
+        raise Unsettled
+    _settled(derived)
+    return derived
 
 
 def _settled(submitted_xid: int) -> int:
@@ -188,34 +291,98 @@ def _settled(submitted_xid: int) -> int:
     return mark
 
 
-def _estimate(dataset: Dataset, selection: Selection) -> int:
-    """About how many rows there will be: the planner's guess, or SQLite's count."""
+def _require_fit(form: Format, dataset: Dataset, selection: Selection) -> None:
+    """Raises `Permanent` for more rows than the format holds, before any is written."""
+    if form.max_rows is None:
+        return
     sql, params = dataset.count_sql(selection)
+    most = f"SELECT 1 FROM ({sql}) counted LIMIT {form.max_rows + 1}"  # noqa: S608
     with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", params)
-            plan = cursor.fetchone()[0]
-            plan = json.loads(plan) if isinstance(plan, str) else plan
-            return int(plan[0]["Plan"]["Plan Rows"])
-        cursor.execute(f"SELECT COUNT(*) FROM ({sql})", params)  # noqa: S608
-        return int(cursor.fetchone()[0])
+        cursor.execute(f"SELECT COUNT(*) FROM ({most}) most", params)  # noqa: S608
+        if cursor.fetchone()[0] > form.max_rows:
+            raise Permanent(_too_many(form.max_rows, form))
 
 
 def _watched(
-    blocks: Iterator[bytes | bytearray], heartbeat: Heartbeat
-) -> Iterator[bytes | bytearray]:
-    for block in blocks:
+    blocks: Iterator[bytes],
+    job: Job,
+    form: Format,
+    progress: writer.Progress,
+    heartbeat: Heartbeat,
+    until: float,
+) -> Iterator[bytes]:
+    """The blocks, as long as the lease holds and the ceilings are not reached."""
+    ceiling = min(settings.EXHAUST_MAX_ROWS, form.max_rows or settings.EXHAUST_MAX_ROWS)
+    for number, block in enumerate(blocks):
         heartbeat.check()
+        if progress.rows > ceiling:
+            raise Permanent(_too_many(ceiling, form))
+        if time.monotonic() > until:
+            raise Permanent(_too_long())
+        if number in _FAIL_AT:
+            failpoint(_FAIL_AT[number], job.pk)
         yield block
+    failpoint("part.last", job.pk)
 
 
-def _file_name(dataset: Dataset, selection: Selection) -> str:
-    return f"{selection.conversation}_{dataset.suffix}_{timezone.now():%Y%m%d}.csv"
+# the second one lies beyond the first part of an upload
+_FAIL_AT = {0: "part.first", 40: "part.middle"}
 
 
-def _message(selection: Selection, rows: int) -> str:
-    if rows:
+def _too_long() -> str:
+    return f"It took longer than {settings.EXHAUST_MAX_SECONDS} s; ask for fewer days."
+
+
+def _too_many(ceiling: int, form: Format) -> str:
+    if ceiling == form.max_rows:
+        return (
+            f"There are more than the {ceiling:,} rows that {form.name} holds;"
+            " ask for fewer days, or for another format."
+        )
+    return f"There are more than {ceiling:,} rows; ask for fewer days."
+
+
+def _names(
+    dataset: Dataset, selection: Selection, job: Job, form: Format, count: int
+) -> Iterator[str]:
+    """What downloads are called, the manifest's name last; the same in every attempt."""
+    day = job.submitted_at.astimezone(UTC)
+    about = f"{selection.conversation}_" if selection.conversation else ""
+    base = f"{about}{dataset.suffix}_{day:%Y%m%d}"
+    if count == 1:
+        yield f"{base}.{form.name}"
+    else:
+        yield from (f"{base}_part-{number:04}.{form.name}" for number in range(1, count + 1))
+        yield f"{base}_manifest.{manifest.SUFFIX}"
+
+
+def _kept(dataset: Dataset, selection: Selection) -> str:
+    """What is to be said of events that are no longer there.
+
+    Raises `Permanent` where another attempt, or this one, may have found them.
+    """
+    begins = None if dataset.derived else horizon.of(selection.channel_id)
+    if begins is None:
         return ""
-    if not selection.conversation_id:
-        return "This channel has no conversation with this id; the file holds only its header."
-    return "Nothing was found in these dates; the file holds only its header."
+    if begins.pruned_xid >= selection.watermark:
+        raise Permanent(f"{horizon.told(begins)} They were pruned meanwhile; send it again.")
+    return horizon.told(begins) if selection.start < begins.arrived_before else ""
+
+
+def _message(selection: Selection, form: Format, progress: writer.Progress, kept: str) -> str:
+    return " ".join(filter(None, [_found(selection, form, progress), kept]))
+
+
+def _found(selection: Selection, form: Format, progress: writer.Progress) -> str:
+    if progress.misfits:
+        return (
+            f"{progress.misfits:,} cells hold no number where their column has numbers;"
+            f" {form.name} leaves them empty, csv and jsonl do not."
+        )
+    if progress.rows:
+        return ""
+    if selection.conversation_id == 0:
+        return f"This channel has no conversation with this id; {form.empty}."
+    if selection.since:
+        return f"Nothing has arrived since that file; {form.empty}."
+    return f"Nothing was found in these dates; {form.empty}."

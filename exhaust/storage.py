@@ -4,8 +4,11 @@ Foreign errors stop here.
 """
 
 import os
+import re
+import secrets
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -19,12 +22,32 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from django.conf import settings
 
+from exhaust.datasets.selection import Dataset
+from exhaust.failpoints import failpoint
+from exhaust.models import Job
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
 class StorageError(Exception):
     """The storage did not do it; trying again can help."""
+
+
+PRIVATE = "private"
+AREAS = ("response", PRIVATE)
+
+
+def key(dataset: Dataset, job: Job, suffix: str) -> str:
+    """A fresh key for one file of an attempt. It holds no byte of the caller's."""
+    area = PRIVATE if dataset.private else "response"
+    return f"{area}/{job.pk}/{job.attempt}-{secrets.token_hex(16)}.{suffix}"
+
+
+def job_of(key: str) -> str:
+    """The job that a key, or an address that holds one, names; "" for none."""
+    found = re.search(r"(?:response|private)/([0-9]+)/", key)
+    return found[1] if found else ""
 
 
 class Storage(Protocol):
@@ -40,7 +63,16 @@ class Storage(Protocol):
         """Bytes. Raises `FileNotFoundError`."""
 
     def delete(self, key: str) -> None:
-        """Also fine when it is not there."""
+        """The file, and what was begun of it. Also fine when nothing is there."""
+
+    def discard(self, key: str) -> None:
+        """Only what was begun of it and not ended."""
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every file's key below a prefix that ends in "/"."""
+
+    def begun(self, prefix: str) -> Iterator[str]:
+        """The same of files begun and not ended. One that was begun twice may also be whole."""
 
     def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         """An address that gives the file under `name` until then; None where there is none."""
@@ -48,12 +80,21 @@ class Storage(Protocol):
     def signs_until(self) -> datetime | None:
         """When the credential that signs ends; None for never."""
 
+    def probe(self) -> None:
+        """Whether it answers, within two seconds. Raises `StorageError`."""
+
+    def prepare(self) -> bool:
+        """Makes the place itself; False where it was there. Raises `StorageError`."""
+
 
 def disposition(name: str) -> str:
     """A Content-Disposition that survives any name."""
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
     extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
     return f'attachment; filename="{plain}"{extended}'
+
+
+_DRAFT = ".part-"
 
 
 class FolderStorage:
@@ -64,23 +105,31 @@ class FolderStorage:
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         path = self._root / key
+        draft = self._draft(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-        except OSError as error:
-            raise StorageError(f"folder: {error.strerror}") from error
-        try:
-            with os.fdopen(handle, "wb") as target:
+            with draft.open("wb") as target:
                 shutil.copyfileobj(stream, target, 1024 * 1024)
+                failpoint("complete.before", job_of(key))
                 target.flush()
                 os.fsync(target.fileno())
-            Path(draft).rename(path)  # appears whole or not at all
+            draft.rename(path)  # appears whole or not at all
+            failpoint("complete.after", job_of(key))
         except OSError as error:
-            Path(draft).unlink(missing_ok=True)
+            self._discard(draft)
             raise StorageError(f"folder: {error.strerror}") from error
         except BaseException:
-            Path(draft).unlink(missing_ok=True)
+            self._discard(draft)
             raise
+
+    @staticmethod
+    def _draft(path: Path) -> Path:
+        return path.with_name(f"{_DRAFT}{path.name}")
+
+    @staticmethod
+    def _discard(draft: Path) -> None:
+        with suppress(OSError):  # what cannot go now, the sweep finds
+            draft.unlink(missing_ok=True)
 
     def open(self, key: str) -> IO[bytes]:
         return (self._root / key).open("rb")
@@ -89,10 +138,30 @@ class FolderStorage:
         return (self._root / key).stat().st_size
 
     def delete(self, key: str) -> None:
+        self._unlink(self._root / key)
+        self.discard(key)
+
+    def discard(self, key: str) -> None:
+        self._unlink(self._draft(self._root / key))
+
+    @staticmethod
+    def _unlink(path: Path) -> None:
         try:
-            (self._root / key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        except NotADirectoryError:
+            pass
         except OSError as error:
             raise StorageError(f"folder: {error.strerror}") from error
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        for path in (self._root / prefix).rglob("*"):
+            if path.is_file() and not path.name.startswith(_DRAFT):
+                yield path.relative_to(self._root).as_posix()
+
+    def begun(self, prefix: str) -> Iterator[str]:
+        for path in (self._root / prefix).rglob(f"{_DRAFT}*"):
+            whole = path.with_name(path.name.removeprefix(_DRAFT))
+            yield whole.relative_to(self._root).as_posix()
 
     def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         return None
@@ -100,12 +169,28 @@ class FolderStorage:
     def signs_until(self) -> datetime | None:
         return None
 
+    def probe(self) -> None:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"folder: {error.strerror}") from error
+        if not os.access(self._root, os.W_OK):
+            raise StorageError("folder: not ours to write")
+
+    def prepare(self) -> bool:
+        there = self._root.is_dir()
+        self.probe()
+        return not there
+
 
 class S3Storage:
     """A bucket. Multipart from the stream, aborted when the stream fails."""
 
-    def __init__(self, bucket: str, endpoint: str, public_endpoint: str, region: str) -> None:
+    def __init__(
+        self, bucket: str, endpoint: str, public_endpoint: str, region: str, kms_key: str = ""
+    ) -> None:
         self._bucket = bucket
+        self._kms_key = kms_key  # of AWS KMS, for private files
         self._session = boto3.session.Session()
         self._client = self._make_client(endpoint, region)
         self._signer = (
@@ -113,10 +198,18 @@ class S3Storage:
             if public_endpoint == endpoint
             else self._make_client(public_endpoint, region)
         )
+        self._prober = self._make_client(endpoint, region, connect=1, read=1, attempts=1)
         # Without threads memory stays at two parts, however long the file
         self._transfer = TransferConfig(use_threads=False, multipart_chunksize=8 * 1024 * 1024)
 
-    def _make_client(self, endpoint: str, region: str) -> "S3Client":
+        if settings.FAILPOINTS:
+            for operation in ("PutObject", "CompleteMultipartUpload"):
+                for event, act in (("before-call", _fail_before), ("after-call", _fail_after)):
+                    self._client.meta.events.register(f"{event}.s3.{operation}", act)
+
+    def _make_client(
+        self, endpoint: str, region: str, connect: int = 5, read: int = 60, attempts: int = 4
+    ) -> "S3Client":
         options: dict[str, Any] = {}
         if endpoint:
             # other makers' stores trip over AWS's default checksums and host names
@@ -127,9 +220,9 @@ class S3Storage:
             }
         config = Config(
             signature_version="s3v4",  # boto3 still signs links by version 2 for most endpoints
-            connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 4},
+            connect_timeout=connect,
+            read_timeout=read,
+            retries={"mode": "standard", "total_max_attempts": attempts},
             **options,
         )
         return self._session.client(
@@ -138,11 +231,13 @@ class S3Storage:
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         try:
+            sealed = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
+            is_sealed = self._kms_key and key.startswith(f"{PRIVATE}/")
             self._client.upload_fileobj(
                 stream,
                 self._bucket,
                 key,
-                ExtraArgs={"ContentType": content_type},
+                ExtraArgs={"ContentType": content_type, **(sealed if is_sealed else {})},
                 Config=self._transfer,
             )
         except (ClientError, BotoCoreError, Boto3Error) as error:
@@ -166,6 +261,45 @@ class S3Storage:
             self._client.delete_object(Bucket=self._bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
+        self.discard(key)
+
+    def discard(self, key: str) -> None:
+        try:
+            for begun, upload in self._uploads(key):
+                if begun == key:
+                    self._abort(key, upload)
+        except (ClientError, BotoCoreError) as error:
+            raise StorageError(f"s3: {error}") from error
+
+    def _abort(self, key: str, upload: str) -> None:
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+        except ClientError as error:
+            if _code(error) != "NoSuchUpload":  # its own process was faster
+                raise
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        try:
+            for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix
+            ):
+                yield from (found["Key"] for found in page.get("Contents", ()))
+        except (ClientError, BotoCoreError) as error:
+            raise StorageError(f"s3: {error}") from error
+
+    def begun(self, prefix: str) -> Iterator[str]:
+        try:
+            yield from (key for key, _ in self._uploads(prefix))
+        except (ClientError, BotoCoreError) as error:
+            raise StorageError(f"s3: {error}") from error
+
+    def _uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Keys and ids of uploads that were begun and neither completed nor aborted."""
+        for page in self._client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self._bucket, Prefix=prefix
+        ):
+            for upload in page.get("Uploads", ()):
+                yield upload["Key"], upload["UploadId"]
 
     def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         seconds = int((until - datetime.now(UTC)).total_seconds())
@@ -195,13 +329,50 @@ class S3Storage:
         ends = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
         return ends - timedelta(seconds=60) if isinstance(ends, datetime) else None
 
+    def probe(self) -> None:
+        try:
+            self._prober.head_bucket(Bucket=self._bucket)
+        except (ClientError, BotoCoreError) as error:
+            raise StorageError(f"s3: {error}") from error
+
+    def prepare(self) -> bool:
+        try:
+            self._client.head_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if _code(error) not in {"404", "NoSuchBucket"}:
+                raise StorageError(f"s3: {error}") from error
+        except BotoCoreError as error:
+            raise StorageError(f"s3: {error}") from error
+        else:
+            return False
+        region: Any = self._client.meta.region_name
+        place: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        try:
+            # the oldest region is the one that must not be named
+            self._client.create_bucket(
+                Bucket=self._bucket, **(place if region != "us-east-1" else {})
+            )
+        except (ClientError, BotoCoreError) as error:
+            raise StorageError(f"s3: {error}") from error
+        return True
+
     @staticmethod
     def _translated(error: Exception, key: str) -> Exception:
-        if isinstance(error, ClientError) and error.response["Error"]["Code"] in {
-            "404", "NoSuchKey", "NotFound",
-        }:  # fmt: skip
+        if _code(error) in {"404", "NoSuchKey", "NotFound"}:
             return FileNotFoundError(key)
         return StorageError(f"s3: {error}")
+
+
+def _code(error: Exception) -> str:
+    return error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
+
+
+def _fail_before(params: dict[str, Any], **_: Any) -> None:
+    failpoint("complete.before", job_of(params["url_path"]))
+
+
+def _fail_after(http_response: Any, **_: Any) -> None:
+    failpoint("complete.after", job_of(http_response.url))
 
 
 @cache
@@ -213,5 +384,6 @@ def default() -> Storage:
             settings.S3_ENDPOINT_URL,
             settings.S3_PUBLIC_ENDPOINT_URL,
             settings.S3_REGION,
+            settings.S3_PRIVATE_KMS_KEY_ID,
         )
     return FolderStorage(Path(settings.FILES_DIR))

@@ -1,18 +1,29 @@
-"""Requests: submit, find, list; and the request id."""
+"""Requests: submit, find, list, search, cancel, retry; and the request id."""
 
 import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as also
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Case, Count, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models.functions import Now
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 
-from exhaust import jobs
+from exhaust import cursor, jobs
+from exhaust.datasets.selection import made, missing
 from exhaust.models import Job
+from ingest import ledger
+from ingest.events import Refused
+from ingest.models import Application, Channel
+from ingest.sealing import seal
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +39,11 @@ class Submission:
     config: dict[str, Any]
     requested_by: str
     output_format: str = "csv"
+    priority: int = Job.Priority.INTERACTIVE
+    callback_url: str = ""
+    schedule_id: int | None = None
+    sealing: str = ""  # as asked for; a key alone asks for a password's
+    encryption_key: str = also(default="", repr=False)
 
 
 def request_id(
@@ -51,6 +67,12 @@ def fingerprint(submission: Submission) -> str:
         "config": submission.config,
         "format": submission.output_format,
     }
+    if submission.callback_url:
+        said["callback"] = submission.callback_url
+    if submission.sealing:
+        said["sealing"] = submission.sealing
+    if key := submission.encryption_key:  # under our own key, or it could be guessed from this
+        said["key"] = salted_hmac("exhaust.encryptionKey", key, algorithm="sha256").hexdigest()
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -58,9 +80,19 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
     """The job of a request: the same one for the same question on a day, else a new one.
 
     The day's first question under a tag has the classic request id; another question has its
-    own. A FAILED job runs again.
+    own. A FAILED or CANCELLED job runs again, and one whose file was withdrawn. Raises `Refused`
+    (429) where the channel has too many waiting, (400) where the file cannot be sealed as it must.
     """
-    from exhaust.tasks import wake  # tasks import the runner, which the web has no need of
+    from exhaust import (
+        polling,  # which is made of what stands here
+        sealed,  # with its libraries, which few processes need
+    )
+    from exhaust.tasks import wake_work  # tasks import the runner, which the web has no need of
+
+    chosen = sealed.chosen(
+        submission.channel_id, submission.dataset, submission.sealing, submission.encryption_key
+    )
+    submission = replace(submission, sealing=chosen)
 
     day = (now or timezone.now()).astimezone(UTC).date()
     kind = submission.config.get("type")
@@ -74,11 +106,52 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
         if job.fingerprint == print_:
             break
     assert job is not None  # noqa: S101
-    if job.status == Job.Status.FAILED:
-        retry(job)
-    elif job.status == Job.Status.SUBMITTED:
-        transaction.on_commit(wake)
-    return job
+    if job.status == Job.Status.SUBMITTED:
+        transaction.on_commit(partial(wake_work, job.priority))
+    elif jobs.again().filter(pk=job.pk).exists():
+        retry(job, submission.encryption_key)
+    shown = polling.find(submission.channel_id, submission.tag, job.request_id)
+    assert shown is not None  # noqa: S101
+    return shown
+
+
+# what a file and its supplement must have asked alike, or the two were not the whole
+_ALIKE = ("conversationId", "startDate", "endDate", "timezone", "types", "application")
+
+
+def check(submission: Submission) -> None:
+    """Raises `Refused` (400) where a valid configuration names what the channel does not have."""
+    config = submission.config
+    application = config.get("application")
+    of_channel = Application.objects.filter(channel=submission.channel_id)
+    if application is not None and not of_channel.filter(identifier=application).exists():
+        raise _field("application", "This channel has no application of that id; name one it has.")
+    since = config.get("since")
+    if since is None:
+        return
+    job = made(submission.dataset, submission.channel_id, str(since))
+    if job is None:
+        raise _field(
+            "since",
+            "Names no request of this channel and dataset that has its file; name one that says"
+            " SUCCESS, or leave it out.",
+        )
+    if gap := missing(job):
+        raise Refused("gone", f"request.datasetConfig.since: {gap}", 410)
+    for field in _ALIKE:
+        if _said(job.config, field) != _said(config, field):
+            raise _field(
+                field, "Differs from what the request in since said; say the same, or leave since."
+            )
+
+
+def _said(config: dict[str, Any], field: str) -> Any:
+    value = config.get(field, "UTC" if field == "timezone" else None)
+    return sorted(set(map(str, value))) if isinstance(value, list) else str(value)
+
+
+def _field(name: str, remedy: str) -> Refused:
+    return Refused("invalid", f"request.datasetConfig.{name}: {remedy}")
 
 
 def _find_or_create(submission: Submission, candidate: str, print_: str) -> Job:
@@ -87,54 +160,188 @@ def _find_or_create(submission: Submission, candidate: str, print_: str) -> Job:
         "tag": submission.tag,
         "request_id": candidate,
     }
-    job = Job.objects.select_related("channel").filter(**identity).first()
+    job = Job.objects.filter(**identity).first()
     if job is not None:
         return job
     try:
         with transaction.atomic():
+            _require_room(submission.channel_id)
             job = Job.objects.create(
                 **identity,
                 dataset=submission.dataset,
                 config=submission.config,
                 output_format=submission.output_format,
+                sealing=submission.sealing,
+                sealed_key=_sealed(submission.encryption_key),
                 fingerprint=print_,
                 requested_by=submission.requested_by,
+                priority=submission.priority,
+                callback_url=submission.callback_url,
+                schedule_id=submission.schedule_id,
             )
+            _record("job.submitted", job, submission.channel)
         log.info("job.submitted job=%s", job.pk)
         return job
     except IntegrityError:  # another submit of the same moment was first
-        return Job.objects.select_related("channel").get(**identity)
+        return Job.objects.get(**identity)
 
 
-def retry(job: Job) -> bool:
-    """Runs a FAILED job again; False when it is not FAILED."""
-    from exhaust.tasks import wake
+def _require_room(channel_id: int) -> None:
+    """Raises `Refused` (429) where as many of the channel's requests wait as may."""
+    Channel.objects.select_for_update(no_key=True).get(pk=channel_id)  # counted one by one
+    limit = settings.EXHAUST_QUEUED_PER_CHANNEL
+    if Job.objects.filter(channel_id=channel_id, status=Job.Status.SUBMITTED).count() >= limit:
+        raise Refused(
+            "too_many_requests",
+            f"This channel has {limit} requests waiting; send this one again when some are done.",
+            429,
+        )
 
-    won = jobs.resubmit(job)
+
+def _sealed(key: str) -> bytes | None:
+    return seal(key.encode()) if key else None
+
+
+def retry(job: Job, encryption_key: str = "") -> bool:
+    """Runs a FAILED or CANCELLED job again, or one whose file was withdrawn; lets one that waits
+    for its next attempt wait no more.
+
+    False when it is at work or has its file. Raises `Refused` (429) as `submit` does, and (409)
+    where the file was to be sealed under a key that is forgotten.
+    """
+    from exhaust.tasks import wake_work
+
+    again = jobs.again().filter(pk=job.pk).exists()
+    if again and job.sealing == Channel.Sealing.PASSWORD and not encryption_key:
+        raise Refused(
+            "conflict",
+            "Its encryptionKey was forgotten when it ended; send the request again, with it.",
+            409,
+        )
+    with transaction.atomic():
+        if job.status == Job.Status.SUBMITTED:
+            won = jobs.hasten(job)
+        else:
+            _require_room(job.channel_id)
+            won = jobs.resubmit(job, _sealed(encryption_key))
+        if won:
+            _record("job.retried", job)
     job.refresh_from_db()
     if won:
-        transaction.on_commit(wake)
+        transaction.on_commit(partial(wake_work, job.priority))
     return won
+
+
+def cancel(job: Job, by: str) -> bool:
+    """Stops a job that has not ended; False when it has."""
+    with transaction.atomic():
+        won = jobs.cancel(job, f"Cancelled by {by}.")
+        if won:
+            _record("job.cancelled", job)
+    job.refresh_from_db()
+    return won
+
+
+def _record(action: str, job: Job, channel: str = "") -> None:
+    by = {"schedule": job.schedule.name} if job.schedule is not None else {}
+    ledger.record(
+        action,
+        channel=channel or job.channel.identifier,
+        subject=job.request_id,
+        dataset=job.dataset,
+        job=job.pk,
+        **by,
+    )
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def _shown() -> QuerySet[Job]:
+    """Jobs with what an answer shows of them; `queue_position` is 1 for the channel's next."""
+    before = Q(priority__lt=OuterRef("priority")) | Q(priority=OuterRef("priority")) & (
+        Q(submitted_at__lt=OuterRef("submitted_at"))
+        | Q(submitted_at=OuterRef("submitted_at"), id__lte=OuterRef("id"))
+    )
+    waiting = Job.objects.filter(before, channel=OuterRef("channel"), status=Job.Status.SUBMITTED)
+    counted = waiting.order_by().values("channel").annotate(count=Count("pk")).values("count")
+    return (
+        Job.objects.select_related("channel")
+        .prefetch_related("files__links", "notices")
+        .annotate(
+            queue_position=Case(When(status=Job.Status.SUBMITTED, then=Subquery(counted))),
+            shown_at=Now(),  # by the clock that decides what has expired
+        )
+    )
 
 
 def find(channel_id: int, tag: str, request_id: str) -> Job | None:
     if "\0" in tag + request_id:  # PostgreSQL would not even look
         return None
-    return (
-        Job.objects.select_related("channel")
-        .prefetch_related("files__links")
-        .filter(channel_id=channel_id, tag=tag, request_id=request_id)
-        .first()
+    return _shown().filter(channel_id=channel_id, tag=tag, request_id=request_id).first()
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which jobs; what is None filters nothing."""
+
+    channel_id: int
+    datasets: Sequence[str]
+    tag: str | None = None
+    tag_prefix: str | None = None
+    statuses: Sequence[str] | None = None
+    requested_by: str | None = None
+    submitted_from: datetime | None = None
+    submitted_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs, the newest first, and the cursor behind them; None at the end."""
+
+    jobs: list[Job]
+    cursor: str | None
+
+
+def matching(filters: Filters) -> QuerySet[Job]:
+    if "\0" in (filters.tag or ""):
+        return Job.objects.none()
+    said = {
+        "tag": filters.tag,
+        "tag__startswith": filters.tag_prefix,
+        "status__in": filters.statuses,
+        "requested_by": filters.requested_by,
+        "submitted_at__gte": filters.submitted_from,
+        "submitted_at__lt": filters.submitted_before,
+    }
+    return _shown().filter(
+        channel_id=filters.channel_id,
+        dataset__in=filters.datasets,
+        **{lookup: value for lookup, value in said.items() if value is not None},
     )
 
 
-def by_tag(channel_id: int, tag: str, datasets: Sequence[str], limit: int) -> list[Job]:
-    """The newest first."""
-    if "\0" in tag:
-        return []
-    return list(
-        Job.objects.select_related("channel")
-        .prefetch_related("files__links")
-        .filter(channel_id=channel_id, tag=tag, dataset__in=datasets)
-        .order_by("-submitted_at", "-id")[:limit]
-    )
+def page(filters: Filters, limit: int, after: str | None = None) -> Page:
+    """Up to `limit` jobs behind a cursor. Raises `Refused` for a cursor of another question."""
+    found = matching(filters)
+    if after is not None:
+        at, pk = cursor.unseal(after, question(filters))
+        moment = datetime.fromisoformat(at)
+        found = found.filter(
+            Q(submitted_at__lt=moment) | Q(submitted_at=moment, id__lt=pk), submitted_at__lte=moment
+        )
+    return cut(list(found.order_by("-submitted_at", "-id")[: limit + 1]), filters, limit)
+
+
+def question(filters: Filters) -> list[Any]:
+    """What a cursor of these filters is bound to."""
+    return ["jobs", json.loads(json.dumps(asdict(filters), default=str))]
+
+
+def cut(rows: list[Job], filters: Filters, limit: int) -> Page:
+    """The page of rows of which one more than its limit was asked for."""
+    if len(rows) <= limit:
+        return Page(rows, None)
+    rows = rows[:limit]
+    last = [rows[-1].submitted_at.isoformat(), rows[-1].pk]
+    return Page(rows, cursor.seal(last, question(filters)))

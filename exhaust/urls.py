@@ -1,11 +1,42 @@
 from django.urls import path
 
-from exhaust.api import views
+from exhaust.api import schedules, sinks, views
+from exhaust.api.ledger import LedgerView
+from exhaust.feed.sample import MappingView, SampleView
+from exhaust.feed.views import OneView, PageView
 
 urlpatterns = [
     path("dataset/v1/request/submit", views.SubmitView.as_view()),
     path("dataset/v1/request/submi", views.SubmitView.as_view()),  # as the guide prints it
+    path("dataset/v1/request/preview", views.PreviewView.as_view()),
     path("dataset/v1/request/read/<str:tag>", views.ReadView.as_view()),
     path("dataset/v1/request/list/<str:tag>", views.ListView.as_view()),
+    path("dataset/v1/request/search", views.SearchView.as_view()),
+    path("dataset/v1/request/cancel/<str:tag>", views.CancelView.as_view()),
+    path("dataset/v1/request/retry/<str:tag>", views.RetryView.as_view()),
+    path("dataset/v1/request/revoke/<str:tag>", views.RevokeView.as_view()),
+    path("dataset/v1/schedule", schedules.SchedulesView.as_view()),
+    path("dataset/v1/schedule/<str:name>", schedules.ScheduleView.as_view()),
+    path("dataset/v1/schedule/<str:name>/pause", schedules.PauseView.as_view()),
+    path("dataset/v1/schedule/<str:name>/resume", schedules.ResumeView.as_view()),
+    path("dataset/v1/sink", sinks.SinksView.as_view()),
+    path("dataset/v1/sink/<str:name>", sinks.SinkView.as_view()),
+    path("dataset/v1/sink/<str:name>/pause", sinks.PauseView.as_view()),
+    path("dataset/v1/sink/<str:name>/resume", sinks.ResumeView.as_view()),
+    path("dataset/v1/sink/<str:name>/rewind", sinks.RewindView.as_view()),
+    path("dataset/v1/sink/<str:name>/test", sinks.TestView.as_view()),
+    path("dataset/v1/sink/<str:name>/again", sinks.AgainView.as_view()),
+    path("dataset/v1/sink/<str:name>/deadletters", sinks.DeadLettersView.as_view()),
+    path("dataset/v1/ledger", LedgerView.as_view()),
+    path("export/sample", SampleView.as_view()),
+    path("export/mapping", MappingView.as_view()),
     path("dataset/v1/download/<str:token>", views.download),
 ]
+
+for resource, names in (("sessions", ("session", "sessions")), ("users", ("user", "users"))):
+    for name in names:  # Croct's clients say the one, its pages the other
+        urlpatterns += [
+            path(f"export/{name}", PageView.as_view(resource=resource)),
+            path(f"export/{name}/<str:identifier>", OneView.as_view(resource=resource)),
+        ]
+urlpatterns.append(path("export/events/<str:identifier>", OneView.as_view(resource="events")))

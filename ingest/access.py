@@ -5,20 +5,27 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import ip_address, ip_network
 from typing import Any, cast
 
+import psycopg
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
+from config import logs
+from ingest import ledger, limiter, limits, refusals, walls
 from ingest.events import Refused
+from ingest.ledger import Actor
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
 
 _ALPHABET = string.ascii_letters + string.digits
@@ -52,18 +59,23 @@ class Caller:
             asked = next(iter(self.channels))
         if asked not in self.channels:
             raise Denied("forbidden", "This key is not authorized for the given X-Channel-ID.", 403)
+        walls.narrow(self.channels[asked])
+        logs.tell(channel=asked)
         return self.channels[asked], asked
 
 
+@transaction.atomic
 def create_key(
     name: str,
     scopes: Iterable[str],
     channels: Iterable[Channel],
     expires_at: datetime | None = None,
+    networks: str = "",
 ) -> tuple[ApiKey, str]:
     """A new key and its text, which is nowhere kept.
 
-    Raises `ValueError` for an unknown scope, no channel, or `ingest` beside `export:private`.
+    Raises `ValueError` for an unknown scope, no channel, `ingest` beside one that reads people, or
+    what is no network.
     """
     asked = sorted(set(scopes))
     channels = list(channels)
@@ -71,26 +83,101 @@ def create_key(
         raise ValueError(f"Unknown scope {', '.join(sorted(unknown))}: {', '.join(ApiKey.SCOPES)}.")
     if not asked or not channels:
         raise ValueError("A key needs a scope and a channel.")
-    if {"ingest", "export:private"} <= set(asked):
-        raise ValueError("ingest and export:private never go on one key; make two.")
+    for stronger in ("export:private", "pull", "erase", "audit"):
+        if {"ingest", stronger} <= set(asked):
+            raise ValueError(f"ingest and {stronger} never go on one key; make two.")
+    row, text = _made(name, " ".join(asked), channels, expires_at, network_list(networks))
+    for channel in channels:
+        ledger.record(
+            "key.created", channel=channel.identifier, subject=row.public_id, scopes=row.scopes
+        )
+    return row, text
+
+
+def _made(
+    name: str, scopes: str, channels: list[Channel], expires_at: datetime | None, networks: str
+) -> tuple[ApiKey, str]:
     text = _random(_PUBLIC) + "_" + _random(_SECRET)
     text = _PREFIX + text + _checksum(text)
-    key = ApiKey.objects.create(
+    row = ApiKey.objects.create(
         name=name,
         public_id=_public_id(text),
         digest=_digest(text),
-        scopes=" ".join(asked),
+        scopes=scopes,
         expires_at=expires_at,
+        networks=networks,
     )
-    key.channels.set(channels)
-    return key, text
+    row.channels.set(channels)
+    return row, text
+
+
+GRACE = timedelta(hours=24)  # how long a key goes on beside its successor
+
+
+@transaction.atomic
+def rotate_key(key: ApiKey, grace: timedelta = GRACE) -> tuple[ApiKey, str]:
+    """A successor that may do the same, and its text; the old key ends after `grace`.
+
+    A key that was made for some days has a successor for as many. Raises `ValueError` for a key
+    that is revoked or expired.
+    """
+    old = ApiKey.objects.select_for_update().get(pk=key.pk)
+    now = timezone.now()
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise ValueError(f"{old} is revoked or expired; make a new key.")
+    expires_at = None if old.expires_at is None else now + (old.expires_at - old.created_at)
+    channels = list(old.channels.all())
+    row, text = _made(old.name, old.scopes, channels, expires_at, old.networks)
+    old.expires_at = min(old.expires_at or now + grace, now + grace)
+    old.save(update_fields=["expires_at"])
+    for channel in channels:
+        ledger.record(
+            "key.rotated",
+            channel=channel.identifier,
+            subject=old.public_id,
+            successor=row.public_id,
+            until=old.expires_at.isoformat(timespec="seconds"),
+        )
+    return row, text
+
+
+@transaction.atomic
+def revoke_key(key: ApiKey) -> bool:
+    """From now on it opens nothing. False when it was revoked already."""
+    unrevoked = ApiKey.objects.filter(pk=key.pk, revoked_at=None)
+    if not unrevoked.update(revoked_at=timezone.now()):
+        return False
+    for channel in key.channels.all():
+        ledger.record("key.revoked", channel=channel.identifier, subject=key.public_id)
+    return True
+
+
+def network_list(said: str) -> str:
+    """Networks as they are kept. Raises `ValueError` with the remedy for what is none."""
+    found = []
+    for word in said.replace(",", " ").split():
+        try:
+            found.append(str(ip_network(word)))
+        except ValueError:
+            raise ValueError(
+                f"'{word}' is no network; write 203.0.113.0/24 or 2001:db8::/32."
+            ) from None
+    return " ".join(found)
+
+
+def _lies_in(address: str, networks: str) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return any(ip in ip_network(network) for network in networks.split())
 
 
 USED_EVERY = timedelta(minutes=1)  # how exactly the last use is known
-# in every request: the ORM would double its time
 _KEY = """
 SELECT k.id, k.name, k.digest, k.scopes, k.last_used_at IS NULL OR k.last_used_at < %s,
-       c.identifier, c.id
+       c.identifier, c.id, k.networks
 FROM ingest_apikey k
 LEFT JOIN ingest_apikey_channels kc ON kc.apikey_id = k.id
 LEFT JOIN ingest_channel c ON c.id = kc.channel_id
@@ -99,25 +186,40 @@ WHERE k.public_id = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.e
 
 
 def identify(request: HttpRequest | Request) -> Caller:
-    """The caller behind `Authorization: Bearer` or `X-API-Key`. Raises `Denied` (401)."""
+    """The caller behind `Authorization: Bearer` or `X-API-Key`, who acts from here on.
+
+    Raises `Denied` (401, or 403 from where the key may not be used), and `Limited` (429) where the
+    caller comes too often.
+    """
+    plain = request._request if isinstance(request, Request) else request
     text = request.headers.get("X-API-Key", "")
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         text = token.strip()
+    with limits.guessing(plain, text):
+        found = _caller(plain, text)
+    limits.count(plain, f"key:{found.key_id}")
+    return found
+
+
+def _caller(request: HttpRequest, text: str) -> Caller:
     if not text or not text.isascii():
         raise Denied("unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401)
     now = timezone.now()
     when = connection.ops.adapt_datetimefield_value
-    with connection.cursor() as cursor:
-        cursor.execute(_KEY, [when(now - USED_EVERY), _public_id(text), when(now)])
-        rows = cursor.fetchall()
+    rows = _asked(_KEY, [when(now - USED_EVERY), _public_id(text), when(now)])
     digest = rows[0][2] if rows else ""
-    # always one comparison, so that an unknown id takes no less time
-    if not hmac.compare_digest(_digest(text), digest or "0" * 64) or not rows:
+    # always compared, so that an unknown id takes no less time
+    if not is_secret(digest, text) or not rows:
+        refusals.count("key.refused", request)
         raise Denied("unauthorized", "The key is unknown, expired or revoked.", 401)
-    key_id, name, _, scopes, is_long_ago, _, _ = rows[0]
-    if is_long_ago:
-        ApiKey.objects.filter(pk=key_id).update(last_used_at=now)
+    key_id, name, _, scopes, is_long_ago, _, _, networks = rows[0]
+    if networks and not _lies_in(limiter.address(request), networks):
+        refusals.count("key.refused", request)
+        raise Denied("forbidden", "This key may not be used from this address.", 403)
+    if is_long_ago:  # its digest too: an older pepper is needed no more
+        ApiKey.objects.filter(pk=key_id).update(last_used_at=now, digest=_digest(text))
+    acts(request, name, _public_id(text))
     return Caller(
         key_id=key_id,
         name=name,
@@ -126,16 +228,31 @@ def identify(request: HttpRequest | Request) -> Caller:
     )
 
 
+def acts(request: HttpRequest | Request, name: str, key: str = "") -> None:
+    """Names who was let in, for the ledger; put into words only where something is recorded."""
+    http = request._request if isinstance(request, Request) else request
+    if key:
+        logs.tell(caller=key)
+
+    def actor() -> Actor:
+        return Actor(name, key, ledger.shortened(limiter.address(http)))
+
+    ledger.acting.set(cast(Actor, SimpleLazyObject(actor)))
+
+
 def caller(request: Request) -> Caller:
     """Who `KeyAuthentication` let in."""
     return cast(Caller, request.user)
 
 
 class KeyAuthentication(BaseAuthentication):
-    """DRF's door to `identify`."""
+    """DRF's door to `identify`; behind it stands the second wall."""
 
-    def authenticate(self, request: Request) -> tuple[Caller, None]:
-        return identify(request), None
+    def authenticate(self, request: HttpRequest | Request) -> tuple[Caller, None]:
+        found = identify(request)
+        asked = found.channels.get(request.headers.get("X-Channel-ID", ""))
+        walls.enter(found.channels.values() if asked is None else [asked])
+        return found, None
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
@@ -159,18 +276,58 @@ def channel(identifier: str) -> Channel:
     return found
 
 
-def application(identifier: str) -> Application:
+@dataclass(frozen=True)
+class Sender:
+    """An application that was accepted by its id."""
+
+    id: int
+    identifier: str
+    secret_digest: str
+    cookie_digest: str
+    strict_hash: bool
+    allowed_origins: str
+    channel_id: int
+    channel: str
+
+
+_SENDER = """
+SELECT a.id, a.identifier, a.secret_digest, a.cookie_digest, a.strict_hash, a.allowed_origins,
+       c.id, c.identifier
+FROM ingest_application a JOIN ingest_channel c ON c.id = a.channel_id
+WHERE a.identifier = %s AND a.disabled_at IS NULL
+"""
+
+
+def application(identifier: str) -> Sender:
     """The sender of that id. Raises `Denied` (403) for an unknown or disabled one."""
-    found = (
-        Application.objects.select_related("channel")
-        .filter(identifier=identifier, disabled_at__isnull=True)
-        .first()
-        if re.match(IDENTIFIER, identifier)
-        else None
-    )
-    if found is None:
+    rows = _asked(_SENDER, [identifier]) if re.match(IDENTIFIER, identifier) else []
+    if not rows:
         raise Denied("forbidden", "This application is not known here; register its id.", 403)
-    return found
+    return Sender(*rows[0])
+
+
+def _asked(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+    """In every request: the ORM would take three times as long, and Django's cursor on PostgreSQL
+    has the statement planned anew each time."""
+    if connection.vendor == "postgresql":
+        with connection.wrap_database_errors, _held() as held, psycopg.Cursor(held) as cursor:
+            return cursor.execute(sql, parameters).fetchall()
+    with connection.cursor() as lite:
+        lite.execute(sql, parameters)
+        return list(lite.fetchall())
+
+
+@contextmanager
+def _held() -> Iterator[Any]:
+    """The request's connection, or, before it has one, the pool's for a moment: while a body is
+    slow to come, none is held."""
+    if connection.connection is None and (pool := getattr(connection, "pool", None)):
+        pool.open()
+        with pool.connection() as held:
+            yield walls.cleared(held)
+    else:
+        connection.ensure_connection()
+        yield connection.connection
 
 
 def create_application(
@@ -194,8 +351,9 @@ def create_application(
 
 
 def is_secret(digest: str, secret: str) -> bool:
-    """Whether a kept digest is that of the secret."""
-    return hmac.compare_digest(digest, _digest(secret))
+    """Whether a kept digest is that of the secret, under any of our peppers."""
+    kept = digest or "0" * 64
+    return any(hmac.compare_digest(kept, _digest(secret, pepper)) for pepper in _peppers())
 
 
 def _random(length: int) -> str:
@@ -216,5 +374,12 @@ def _public_id(text: str) -> str:
     return text[len(_PREFIX) : len(_PREFIX) + _PUBLIC]
 
 
-def _digest(text: str) -> str:
-    return hmac.new(settings.KEY_PEPPER.encode(), text.encode(), "sha256").hexdigest()
+def _peppers() -> list[str]:
+    """The first one makes digests, all verify."""
+    return settings.KEY_PEPPER.split(",")
+
+
+def _digest(text: str, pepper: str | None = None) -> str:
+    if pepper is None:
+        pepper = _peppers()[0]
+    return hmac.new(pepper.encode(), text.encode(), "sha256").hexdigest()

@@ -1,5 +1,20 @@
 from django.apps import AppConfig
+from django.db.backends.signals import connection_created
+from django.db.models.signals import post_migrate
+
+from ingest import arrays
 
 
 class IngestConfig(AppConfig):
     name = "ingest"
+
+    def ready(self) -> None:
+        from django.contrib.auth.signals import user_login_failed
+
+        from ingest import signals, staff, walls  # they need the models
+
+        arrays.register()
+        signals.connect()
+        connection_created.connect(walls.connected)
+        post_migrate.connect(walls.build, sender=self)
+        user_login_failed.connect(staff.login_locked)

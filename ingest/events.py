@@ -79,14 +79,11 @@ def identity(occurred_at: datetime | None, *parts: str) -> bytes:
     Led by the time, so that the unique index grows at one end; where an event keeps its identity
     at another time (None), all 16 are digest.
     """
-    digest = blake2b(digest_size=16 if occurred_at is None else 10)
-    for part in parts:
-        encoded = part.encode()
-        digest.update(len(encoded).to_bytes(4))
-        digest.update(encoded)
+    told = b"".join([len(part).to_bytes(4) + part for part in map(str.encode, parts)])
     if occurred_at is None:
-        return digest.digest()
-    return int(occurred_at.timestamp() * 1000).to_bytes(6) + digest.digest()
+        return blake2b(told, digest_size=16).digest()
+    milliseconds = int(occurred_at.timestamp() * 1000)
+    return milliseconds.to_bytes(6) + blake2b(told, digest_size=10).digest()
 
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)

@@ -1,8 +1,8 @@
 """How often somebody may come: one bucket a key, exact across processes where Redis is named.
 
 GCRA: a bucket is one number, the moment at which it will be full again. Each call moves it on by
-one step; a call that would move it further than the burst ahead of now has to wait. A limiter
-that fails must not cost a hit: on any error the call passes and the log says so.
+one step; a call that would move it further than the burst ahead of now has to wait. Where Redis
+fails, each process counts for itself, and the log says so.
 """
 
 import logging
@@ -24,13 +24,19 @@ log = logging.getLogger(__name__)
 PREFIX = "exhaust:limit:"
 TIMEOUT_SECONDS = 0.2
 REST_SECONDS = 1.0  # after a failure nobody waits for Redis
-WARN_SECONDS = 10.0
+WARN_SECONDS = 60.0
 MAX_BUCKETS = 10_000  # in process
 
 
 def take(key: str, rate: float, burst: int) -> float:
     """0.0 when let through, else the seconds to wait: `rate` a second, `burst` at once."""
-    return _limiter(settings.CELERY_BROKER_URL).take(key, rate, burst)
+    return spend(key, rate, burst)[0]
+
+
+def spend(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
+    """`count` calls at once: the seconds to wait, 0.0 when let through, and those until the bucket
+    is full again. What is refused costs nothing."""
+    return _limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
 
 
 def address(request: HttpRequest) -> str:
@@ -51,16 +57,20 @@ class InProcess:
         self._full_at: OrderedDict[str, int] = OrderedDict()
 
     def take(self, key: str, rate: float, burst: int) -> float:
+        return self.spend(key, rate, burst)[0]
+
+    def spend(self, key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
         # whole nanoseconds: sums of fractions drift, and the last of a burst would be refused
         step = round(1_000_000_000 / rate)
         with self._lock:
             now = self._clock()
-            full_at = max(self._full_at.pop(key, now), now) + step
+            before = max(self._full_at.pop(key, now), now)
+            full_at = before + step * count
             wait = full_at - burst * step - now
-            self._full_at[key] = full_at - step if wait > 0 else full_at
+            self._full_at[key] = full_at = before if wait > 0 else full_at
             if len(self._full_at) > MAX_BUCKETS:
                 self._full_at.popitem(last=False)
-        return max(wait, 0) / 1_000_000_000
+        return max(wait, 0) / 1_000_000_000, (full_at - now) / 1_000_000_000
 
 
 # One script, so that reading and moving on are one step for every process; the time is Redis's,
@@ -71,15 +81,16 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local step = tonumber(ARGV[1])
 local burst = tonumber(ARGV[2]) * step
-local full_at = tonumber(redis.call('GET', KEYS[1]) or now)
-full_at = math.max(now, math.min(full_at, now + burst)) + step
+local before = tonumber(redis.call('GET', KEYS[1]) or now)
+before = math.max(now, math.min(before, now + burst))
+local full_at = before + step * tonumber(ARGV[3])
 local wait = full_at - burst - now
 if wait > 0 then
-    return wait
+    return {wait, before - now}
 end
 redis.call('SET', KEYS[1], string.format('%.0f', full_at),
     'PX', math.ceil((full_at - now) / 1000) + 1000)
-return 0
+return {0, full_at - now}
 """
 
 
@@ -91,24 +102,29 @@ class InRedis:
         self._clock = clock
         self._script: Callable[..., object] | None = None
         self._rests_until = self._quiet_until = -math.inf
+        self._here = InProcess(lambda: round(clock() * 1_000_000_000))  # while Redis fails
 
     def take(self, key: str, rate: float, burst: int) -> float:
+        return self.spend(key, rate, burst)[0]
+
+    def spend(self, key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
         if self._clock() < self._rests_until:
-            return 0.0
+            return self._here.spend(key, rate, burst, count)
         try:
             if self._script is None:
                 self._script = self._connected().register_script(_GCRA)
-            said = self._script(keys=[PREFIX + key], args=[round(1_000_000 / rate), burst])
-            if not isinstance(said, int) or said < 0:
-                raise ValueError("no waiting time")
-            return said / 1_000_000
-        except Exception as error:  # whatever it is, a hit outweighs it
+            said = self._script(keys=[PREFIX + key], args=[round(1_000_000 / rate), burst, count])
+            match said:
+                case [int(wait), int(behind)] if wait >= 0 and behind >= 0:
+                    return wait / 1_000_000, behind / 1_000_000
+            raise ValueError("no waiting time")
+        except Exception as error:  # whatever it is, a call outweighs it
             now = self._clock()
             self._rests_until = now + REST_SECONDS
             if now >= self._quiet_until:
                 self._quiet_until = now + WARN_SECONDS
                 log.warning("limiter.failed error=%s", type(error).__name__)
-            return 0.0
+            return self._here.spend(key, rate, burst, count)
 
     def _connected(self) -> redis.Redis:
         return redis.Redis.from_url(

@@ -2,12 +2,20 @@
 
 On PostgreSQL xid is the writing transaction's number; below the watermark nothing can commit any
 more, so a reader misses nothing. SQLite writes one batch at a time, and a batch's xid is its
-first row's id, so that one comparison serves both.
+first row's id, so that one comparison serves both; what is derived takes a number between them.
+
+A dump that is restored into another cluster meets smaller transaction numbers than its rows hold.
+So a position is the transaction's number and a shift, and `restored` makes the shift larger: new
+rows come behind every place that any reader has ever been told. Both are functions of the database
+(`exhaust_position`, `exhaust_shift`), and so a part of its dump.
 """
 
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
-from django.db import connection, models
+from django.apps import apps
+from django.db import connection, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 
@@ -41,7 +49,7 @@ class Position(models.Func):
         return "0", []
 
     def as_postgresql(self, *_: Any, **__: Any) -> tuple[str, list[Any]]:
-        return "pg_current_xact_id()", []
+        return "exhaust_position()", []
 
 
 # Who writes rows with a position holds a lock on their table before it has a number (`writing`). So
@@ -49,7 +57,7 @@ class Position(models.Func):
 # other transactions of the cluster, however long, hold nothing back, as pg_snapshot_xmin would let
 # them. A holder that is missing in the second look has ended, and a new reader sees what it wrote.
 _WATERMARK = """
-SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (
+SELECT exhaust_shift(), pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (
     SELECT array_agg(number.transactionid::text::bigint)
     FROM pg_locks held JOIN pg_locks number USING (virtualtransaction)
     WHERE held.locktype = 'relation'
@@ -68,11 +76,62 @@ def watermark() -> int:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(_WATERMARK, [list(POSITIONED)])
-            ahead, writers = cursor.fetchone()
-            return int(min([ahead, *(_whole(ahead, writer) for writer in writers or ())]))
+            shift, ahead, writers = cursor.fetchone()
+            oldest = min([ahead, *(_whole(ahead, writer) for writer in writers or ())])
+            return int(shift + oldest)
         cursor.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
         row = cursor.fetchone()
     return int(row[0]) if row else 1
+
+
+def ahead() -> int:
+    """Above every position given out until now, whether it is committed or not."""
+    if connection.vendor != "postgresql":
+        return watermark()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT exhaust_shift() + pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+        )
+        return int(cursor.fetchone()[0])
+
+
+_OLDEST_WRITER = """
+SELECT max(clock_timestamp() - activity.xact_start)
+FROM pg_locks held JOIN pg_stat_activity activity USING (pid)
+WHERE held.locktype = 'relation' AND held.granted
+  AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND held.relation = ANY(%s::regclass[]::oid[])
+  AND held.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                    'AccessExclusiveLock')
+  AND activity.pid <> pg_backend_pid()
+"""
+
+
+def oldest_writer() -> timedelta:
+    """For how long the oldest open writer has held back what others committed after it began."""
+    if connection.vendor != "postgresql":
+        return timedelta()
+    from ingest import walls  # models are made of positions
+
+    # of other roles' transactions PostgreSQL tells no age
+    with walls.outside(), connection.cursor() as cursor:
+        cursor.execute(_OLDEST_WRITER, [list(POSITIONED)])
+        return cursor.fetchone()[0] or timedelta()
+
+
+def taken() -> int:
+    """A position behind every place that was read, for what this transaction writes.
+
+    For SQLite alone: PostgreSQL's rows take the transaction's own number.
+    """
+    if connection.vendor == "postgresql":
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'ingest_storedevent'"
+            " RETURNING seq"
+        )
+        return int(cursor.fetchone()[0])
 
 
 def _whole(near: int, number: int) -> int:
@@ -88,3 +147,57 @@ def writing() -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {', '.join(POSITIONED)} IN ROW EXCLUSIVE MODE")
+
+
+# A restored database -----------------------------------------------------------------------------
+
+_LEAP = 1 << 40  # more than a reader of the old cluster can be ahead of its last dump
+
+
+def shift_sql(shift: int) -> str:
+    """Makes the two functions; a shift of nothing costs an insert nothing."""
+    number = "pg_current_xact_id()"
+    if shift:
+        number = f"({number}::text::bigint + {shift})::text::xid8"
+    return f"""
+        CREATE OR REPLACE FUNCTION exhaust_shift() RETURNS bigint
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT {shift}::bigint';
+        CREATE OR REPLACE FUNCTION exhaust_position() RETURNS xid8
+            LANGUAGE sql STABLE AS 'SELECT {number}';
+    """
+
+
+def last() -> int:
+    """The position of the event that was stored last; 0 for none."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT xid FROM ingest_storedevent ORDER BY id DESC LIMIT 1")
+        row = cursor.fetchone()
+    return int(str(row[0])) if row else 0
+
+
+def restored() -> int:
+    """Puts new positions behind all that rows hold or readers were told; by how much.
+
+    For PostgreSQL alone. Run once after a dump was restored, before anything writes.
+    """
+    if connection.vendor != "postgresql":
+        return 0
+    with transaction.atomic(), connection.cursor() as cursor:
+        highest = max(_highest(cursor, *place) for place in _columns())
+        leap = max(0, highest - ahead()) + _LEAP
+        cursor.execute("SELECT exhaust_shift()")
+        cursor.execute(shift_sql(int(cursor.fetchone()[0]) + leap))
+    return leap
+
+
+def _columns() -> Iterator[tuple[str, str]]:
+    for model in apps.get_models():
+        for field in model._meta.local_fields:
+            if isinstance(field, XidField):
+                yield model._meta.db_table, str(field.column)
+
+
+def _highest(cursor: Any, table: str, column: str) -> int:
+    cursor.execute(f'SELECT "{column}" FROM "{table}" ORDER BY 1 DESC NULLS LAST LIMIT 1')  # noqa: S608
+    row = cursor.fetchone()
+    return int(str(row[0])) if row and row[0] is not None else 0

@@ -35,7 +35,7 @@ def upsert(
         connection.ensure_connection()
         with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
             cursor.execute(
-                f"INSERT INTO {table} (xid, {names}) SELECT pg_current_xact_id(), {taken}"  # noqa: S608
+                f"INSERT INTO {table} (xid, {names}) SELECT exhaust_position(), {taken}"  # noqa: S608
                 f" FROM unnest({arrays}) AS u({names}) {on_conflict}",
                 dict(
                     zip(columns, (list(column) for column in zip(*rows, strict=True)), strict=True)

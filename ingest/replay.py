@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from cryptography.fernet import InvalidToken
+from django.db import transaction
 from django.utils import timezone
 from msgspec import structs
 
-from ingest import store
+from ingest import ledger, store
 from ingest.adapters import ADAPTERS, participants, skalin
 from ingest.events import Batch, Call, Event, Refused, Rejection
 from ingest.models import Rejected, StoredEvent
@@ -36,14 +37,22 @@ def replay(found: Iterable[Rejected]) -> Replayed:
         if len(raw) != rejected.size:
             counts.unreadable += 1
             continue
-        rejections = _again(rejected, raw)
-        if rejections:
-            counts.still_rejected += 1
-            rejected.reason, rejected.detail = rejections[0].reason[:64], rejections[0].detail
-        else:
-            counts.accepted += 1
-            rejected.replayed_at = timezone.now()
-        rejected.save(update_fields=["reason", "detail", "replayed_at"])
+        with transaction.atomic():
+            rejections = _again(rejected, raw)
+            if rejections:
+                counts.still_rejected += 1
+                rejected.reason, rejected.detail = rejections[0].reason[:64], rejections[0].detail
+            else:
+                counts.accepted += 1
+                rejected.replayed_at = timezone.now()
+            rejected.save(update_fields=["reason", "detail", "replayed_at"])
+            ledger.record(
+                "rejected.replayed",
+                channel=rejected.channel.identifier,
+                subject=str(rejected.pk),
+                outcome="refused" if rejections else "done",
+                dialect=rejected.dialect,
+            )
     return counts
 
 

@@ -27,7 +27,7 @@ from django.utils import timezone
 from ingest.feed import Arrived
 from ingest.models import Session
 from ingest.records import upsert
-from ingest.traits import EPOCH, MAX_TEXT, Traits, micros, moment, text
+from ingest.traits import EPOCH, MAX_TEXT, Traits, moment, text
 
 HOUR = 3_600_000_000  # all times here are microseconds since 1970
 GAP = HOUR // 2
@@ -125,21 +125,25 @@ def derive(
     rows: Sequence[tuple[Arrived, Traits]],
     superseded: Iterable[Arrived],
     position: int,
+    until: datetime,
 ) -> int:
-    """Brings a channel's sessions up to these events; how many were made or changed."""
+    """Brings a channel's sessions up to these events; how many were made or changed.
+
+    What closes at `until`, the arrival of the last of them, or before is closed.
+    """
     arrived: dict[Device, list[tuple[int, Arrived, Traits]]] = defaultdict(list)
     withdrawn: dict[Device, list[tuple[int, Arrived]]] = defaultdict(list)
     given: dict[UUID, Record] = {}
     for row, traits in rows:
         if row.dialect == "desk":
             if row.type == "session":
-                given[row.identity] = _given(row, traits)
+                given[UUID(row.identity)] = _given(row, traits)
         elif 0 < len(row.device_id) <= MAX_TEXT:
             of = (row.application_id, row.device_id)
-            arrived[of].append((micros(row.occurred_at), row, traits))
+            arrived[of].append((row.occurred, row, traits))
     for row in superseded:
         if row.dialect != "desk" and row.device_id:
-            withdrawn[row.application_id, row.device_id].append((micros(row.occurred_at), row))
+            withdrawn[row.application_id, row.device_id].append((row.occurred, row))
 
     known = _known(channel_id, arrived, withdrawn)
     changed: dict[UUID, Record] = {}
@@ -155,7 +159,7 @@ def derive(
             _sum(session, [held.piece for held in holds if held.session is session], parent)
             changed[session.key] = session
     _replace(channel_id, given, changed)
-    _write(channel_id, changed.values(), position)
+    _write(channel_id, changed.values(), position, until)
     return len(changed)
 
 
@@ -299,7 +303,7 @@ def _given(row: Arrived, traits: Traits) -> Record:
         said = _document(row.payload)
     except (msgspec.MsgspecError, RecursionError):
         said = _Document()
-    start = _milliseconds(said.start_time) or row.occurred_at
+    start = _milliseconds(said.start_time) or moment(row.occurred)
     end = max(start, _milliseconds(said.end_time) or start)
     nested = {"userAction": said.user_actions, "event": said.events, "error": said.errors}
     types = {name: len(found) for name, found in nested.items() if isinstance(found, list)}
@@ -307,7 +311,7 @@ def _given(row: Arrived, traits: Traits) -> Record:
         types["userAction"] = min(max(said.user_action_count, 0), 1_000_000)
     types = {name: count for name, count in types.items() if count}
     return Record(
-        key=row.identity,
+        key=UUID(row.identity),
         version=0,
         application_id=row.application_id,
         device_id=row.device_id or text(said.internal_user_id),
@@ -343,6 +347,7 @@ _COLUMNS = {
     "started_at": "timestamptz",
     "ended_at": "timestamptz",
     "closes_at": "timestamptz",
+    "closed": "bool",
     "event_count": "int4",
     "answer_count": "int4",
     "types": "jsonb",
@@ -351,7 +356,10 @@ _COLUMNS = {
     "channel_id": "int4",
     "modified_at": "timestamptz",
 }
-_READ = [*list(_COLUMNS)[:13], "types_text", "pieces_text", "parent_id", "id"]
+_READ = [
+    *list(_COLUMNS)[:11], "event_count", "answer_count", "types_text", "pieces_text", "parent_id",
+    "id",
+]  # fmt: skip
 _DAY = 24 * HOUR
 
 _types = msgspec.json.Decoder(dict[str, int]).decode
@@ -403,14 +411,14 @@ def _replace(channel_id: int, given: dict[UUID, Record], changed: dict[UUID, Rec
     changed |= given
 
 
-def _write(channel_id: int, records: Collection[Record], position: int) -> None:
+def _write(channel_id: int, records: Collection[Record], position: int, until: datetime) -> None:
     now = timezone.now()
     rows = [
         (
             r.key, r.version + 1, r.application_id, r.device_id, r.given, r.user_id,
             r.sender_session_id, r.landing_url, r.started_at, r.ended_at, r.closes_at,
-            r.event_count, r.answer_count, _encode(r.types).decode(), _encode(r.pieces).decode(),
-            r.parent_id, channel_id, now,
+            r.closes_at <= until, r.event_count, r.answer_count, _encode(r.types).decode(),
+            _encode(r.pieces).decode(), r.parent_id, channel_id, now,
         )
         for r in records
     ]  # fmt: skip

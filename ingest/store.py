@@ -2,16 +2,23 @@
 
 PostgreSQL takes binary arrays in one statement; SQLite takes the same rows one by one. Both end
 with the same rows.
+
+Nearly every batch is settled at once: one statement looks which events are there, and stores the
+others unless one of those there is to be superseded. It takes no lock of its own; where another
+batch was quicker with one of the events, or there is more to do, the batch is stored step by step.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import psycopg
 from django.db import DataError, connection, transaction
 
+from ingest import arrays, consent, erasure, metrics
 from ingest.adapters.body import canonical, same
 from ingest.adapters.participants import DIALECT as PARTICIPANTS
 from ingest.adapters.participants import Profile
@@ -32,8 +39,20 @@ class Outcome:
     rejections: Sequence[Rejection]
 
 
-def append(channel_id: int, batch: Batch) -> Outcome:
-    """Stores a batch whole: on return it is committed, on an error nothing of it is."""
+class _Unsettled(Exception):
+    """Nothing was stored: an event is to be superseded, a conversation to be made, or another
+    batch brought one of the events at this moment."""
+
+
+def append(channel_id: int, batch: Batch, people: Sequence[Profile] = ()) -> Outcome:
+    """Stores a batch whole, and what it says of people: on return it is committed, on an error
+    nothing of it is."""
+    told = _append(channel_id, batch, people)
+    metrics.count(batch.dialect, told.stored, told.duplicate, len(told.rejections))
+    return told
+
+
+def _append(channel_id: int, batch: Batch, people: Sequence[Profile]) -> Outcome:
     winners: dict[bytes, Event] = {}
     for event in reversed(batch.events) if not batch.last_wins else batch.events:
         winners[event.identity] = event
@@ -41,31 +60,52 @@ def append(channel_id: int, batch: Batch) -> Outcome:
     events = sorted(winners.values(), key=lambda event: event.identity)
     if connection.in_atomic_block:
         writing()  # before a savepoint of ours, whose end would let the lock go
-    try:
-        return _append(channel_id, batch, events, _insert)
-    except DataError:  # rare, so the common way pays no savepoint for it
-        return _append(channel_id, batch, events, _insert_what_can_be)
+    elif connection.vendor == "postgresql" and events and not batch.rejections and not people:
+        with suppress(_Unsettled, DataError):
+            stored = _insert_at_once(channel_id, batch, events)
+            return Outcome(stored, len(batch.events) - stored, [])
+    insert, newer = _insert, False
+    while True:
+        try:
+            return _step_by_step(channel_id, batch, events, people, insert, newer)
+        except DataError:  # rare, so the common way pays no savepoint for it
+            insert, newer = _insert_what_can_be, batch.last_wins
+        except _Unsettled:  # once for each event at the most: what another batch brought stays
+            newer = batch.last_wins
 
 
-Insert = Callable[[int, Batch, list[Event], dict[str, int], list[Rejection]], int]
+# (channel, batch, its events to store, those refused late, whether some may be newer versions)
+Insert = Callable[[int, Batch, list[Event], list[Rejection], bool], int]
 
 
-def _append(channel_id: int, batch: Batch, events: list[Event], insert: Insert) -> Outcome:
+def _step_by_step(
+    channel_id: int,
+    batch: Batch,
+    events: list[Event],
+    people: Sequence[Profile],
+    insert: Insert,
+    newer: bool,
+) -> Outcome:
     late: list[Rejection] = []
     with transaction.atomic():
-        conversations = _conversations(channel_id, {e.conversation for e in events} - {""})
-        if batch.last_wins and connection.vendor == "postgresql":
+        if insert is _insert_what_can_be:
+            writing()  # as above
+        if connection.vendor == "postgresql":
             with psycopg.Cursor(connection.connection) as cursor:
                 cursor.execute(_BY_INDEX)
-                cursor.execute(_LOCK, {"i": [e.identity for e in events]})
-        stored = insert(channel_id, batch, events, conversations, late)
+                if newer:
+                    cursor.execute(_LOCK, {"i": [e.identity for e in events]})
+        stored = insert(channel_id, batch, events, late, newer)
         rejections = [*batch.rejections, *late]
         _reject(channel_id, batch.dialect, batch.received_at, rejections, batch.application_id)
+        if people:
+            keep_participants(channel_id, batch.received_at, people, rejections=())
     return Outcome(stored, len(batch.events) - stored - len(late), rejections)
 
 
-def _conversations(channel_id: int, identifiers: set[str]) -> dict[str, int]:
+def _conversations(channel_id: int, events: list[Event]) -> dict[str, int]:
     """The registry's ids, made at first sight."""
+    identifiers = {event.conversation for event in events} - {""}
     if not identifiers:
         return {}
     known = _known(channel_id, identifiers)
@@ -94,28 +134,28 @@ def _insert(
     channel_id: int,
     batch: Batch,
     events: list[Event],
-    conversations: dict[str, int],
     late: list[Rejection],
+    newer: bool,
 ) -> int:
-    """How many rows were new. Raises `DataError` for what PostgreSQL does not hold."""
+    """How many rows were new. Raises `_Unsettled`, or `DataError` for what cannot be held."""
     if not events:
         return 0
     if connection.vendor != "postgresql":
-        return _insert_rows(channel_id, batch, events, conversations, late)
-    return _insert_arrays(channel_id, batch, events, conversations)
+        return _insert_rows(channel_id, batch, events, late)
+    return _insert_arrays(channel_id, batch, events, newer)
 
 
 def _insert_what_can_be(
     channel_id: int,
     batch: Batch,
     events: list[Event],
-    conversations: dict[str, int],
     late: list[Rejection],
+    newer: bool,
 ) -> int:
     """How many rows were new; `late` gains the events that the database refused."""
     try:
         with transaction.atomic():
-            return _insert(channel_id, batch, events, conversations, late)
+            return _insert(channel_id, batch, events, late, newer)
     except DataError as error:
         if len(events) == 1:
             try:
@@ -127,9 +167,7 @@ def _insert_what_can_be(
             return 0
         middle = len(events) // 2  # one bad event must not cost the others
         halves = (events[:middle], events[middle:])
-        return sum(
-            _insert_what_can_be(channel_id, batch, half, conversations, late) for half in halves
-        )
+        return sum(_insert_what_can_be(channel_id, batch, half, late, newer) for half in halves)
 
 
 def _late(event: Event, reason: str, detail: str) -> Rejection:
@@ -140,18 +178,38 @@ _COLUMNS = (
     "occurred_at, received_at, channel_id, application_id, conversation_id, is_answer, identity,"
     " dialect, type, device_id, session_id, note, payload"
 )
-# Arrays go binary (%b): psycopg's text dumper escapes every quote of every payload, seven times
-# slower. ORDER BY gives concurrent batches one order of locking.
+# The look comes before the insert, so that of an event that is there no payload is read.
+# ORDER BY gives concurrent batches one order of locking.
 _ARRAYS = f"""
-INSERT INTO ingest_storedevent ({_COLUMNS})
-SELECT o, %(received_at)s, %(channel)s, %(application)s, c, a, encode(i, 'hex')::uuid,
-       %(dialect)s, t, d, s, n, p::jsonb
-FROM unnest(%(o)b::timestamptz[], %(c)b::int4[], %(a)b::bool[], %(i)b::bytea[], %(t)b::text[],
-            %(d)b::text[], %(s)b::text[], %(n)b::text[], %(p)b::text[])
-     AS u(o, c, a, i, t, d, s, n, p)
-ORDER BY i
-ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
+WITH met AS MATERIALIZED (
+    SELECT new.i, {{differs}} AS differs FROM unnest(%(i)b, %(p)b) AS new(i, p)
+    CROSS JOIN LATERAL (
+        SELECT e.payload FROM ingest_storedevent e
+        WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
+    ) AS living
+), bot AS MATERIALIZED (
+    SELECT id, identifier FROM ingest_conversation
+    WHERE channel_id = %(channel)s AND identifier = ANY(%(bots)b)
+), stored AS (
+    INSERT INTO ingest_storedevent ({_COLUMNS})
+    SELECT o, %(received_at)s, %(channel)s, %(application)s, bot.id, a, i, %(dialect)s, t, d, s, n,
+           p::jsonb
+    FROM unnest(%(o)b, %(c)b, %(a)b, %(i)b, %(t)b, %(d)b, %(s)b, %(n)b, %(p)b)
+         AS new(o, c, a, i, t, d, s, n, p) LEFT JOIN bot ON bot.identifier = c
+    WHERE i NOT IN (SELECT i FROM met) AND NOT EXISTS (SELECT FROM met WHERE differs)
+          AND (SELECT count(*) FROM bot) = cardinality(%(bots)b)
+    ORDER BY i {{conflict}}
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM stored), EXISTS (SELECT FROM met WHERE differs)
+       OR (SELECT count(*) FROM bot) < cardinality(%(bots)b)
 """  # noqa: S608
+_FIRST_WINS = _ARRAYS.format(
+    differs="false",
+    conflict="ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING",
+)
+# without ON CONFLICT: where another batch was quicker, this one is the later and must not be lost
+_LAST_WINS = _ARRAYS.format(differs="living.payload <> new.p::jsonb", conflict="")
 _ROW = f"""
 INSERT INTO ingest_storedevent (xid, {_COLUMNS})
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
@@ -159,8 +217,10 @@ ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
 """  # noqa: S608
 # Where the last one wins: the living version of another payload learns which position superseded
 # it, then the new one is inserted. In one statement the insert would still meet the old index
-# entry and both would be lost. The lock keeps two such batches apart; 256 buckets, because each
-# lock takes a place in the server's memory.
+# entry and both would be lost. The unique index decides between batches that do this at once, and
+# who comes second starts over; the lock has them take turns, without which a large batch would
+# start over as long as small ones come. 256 buckets, because each lock takes a place in the
+# server's memory.
 _LOCK = """
 SELECT pg_advisory_xact_lock(7381, h) FROM (
     SELECT DISTINCT get_byte(i, 15) AS h FROM unnest(%(i)b::bytea[]) AS u(i) ORDER BY 1
@@ -170,11 +230,11 @@ SELECT pg_advisory_xact_lock(7381, h) FROM (
 # table is small is kept by its connection, and would read the whole table when it has grown.
 _BY_INDEX = "SET LOCAL enable_seqscan = off"
 _SUPERSEDE_ARRAYS = """
-UPDATE ingest_storedevent SET superseded_xid = pg_current_xact_id() WHERE id = ANY(ARRAY(
-    SELECT living.id FROM unnest(%(i)b::bytea[], %(p)b::text[]) AS new(i, p)
+UPDATE ingest_storedevent SET superseded_xid = exhaust_position() WHERE id = ANY(ARRAY(
+    SELECT living.id FROM unnest(%(i)b, %(p)b) AS new(i, p)
     CROSS JOIN LATERAL (
         SELECT e.id, e.payload FROM ingest_storedevent e
-        WHERE e.identity = encode(new.i, 'hex')::uuid AND e.superseded_xid IS NULL LIMIT 1
+        WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
     ) AS living
     WHERE living.payload <> new.p::jsonb
 ))
@@ -185,43 +245,81 @@ SELECT id, payload FROM ingest_storedevent WHERE identity = %s AND superseded_xi
 _SUPERSEDE_ROW = "UPDATE ingest_storedevent SET superseded_xid = %s WHERE id = %s"
 
 
-def _insert_arrays(
-    channel_id: int, batch: Batch, events: list[Event], conversations: dict[str, int]
-) -> int:
-    identities = [e.identity for e in events]
-    payloads = [e.payload.decode() for e in events]
+def _insert_at_once(channel_id: int, batch: Batch, events: list[Event]) -> int:
+    """How many rows were new; committed. Raises `DataError`, `_Unsettled`."""
+    columns = _columns(channel_id, batch, events)
     connection.ensure_connection()
+    database = connection.connection
+    with connection.wrap_database_errors:
+        try:
+            with database.pipeline():  # all of it in one round trip
+                database.execute("BEGIN")
+                database.execute(_BY_INDEX)
+                cursor = psycopg.Cursor(database)
+                cursor.execute(_LAST_WINS if batch.last_wins else _FIRST_WINS, columns)
+                database.execute("COMMIT")
+            return _stored(cursor)
+        except _RACES as error:
+            raise _Unsettled from error
+        finally:
+            if not database.closed:
+                database.rollback()  # nothing, unless it failed
+
+
+def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], newer: bool) -> int:
+    columns = _columns(channel_id, batch, events)
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
-        if batch.last_wins:
-            cursor.execute(_SUPERSEDE_ARRAYS, {"i": identities, "p": payloads})
-        cursor.execute(
-            _ARRAYS,
-            {
-                "received_at": batch.received_at,
-                "channel": channel_id,
-                "application": batch.application_id,
-                "dialect": batch.dialect,
-                "o": [e.occurred_at for e in events],
-                "c": [conversations.get(e.conversation) for e in events],
-                "a": [e.is_answer for e in events],
-                "i": identities,
-                "t": [e.type for e in events],
-                "d": [e.device_id for e in events],
-                "s": [e.session_id for e in events],
-                "n": [e.note for e in events],
-                "p": payloads,
-            },
-        )
-        return cursor.rowcount
+        try:
+            if newer:
+                cursor.execute(_SUPERSEDE_ARRAYS, columns)
+            # a new one gives the transaction its number: not before it is seen what to supersede,
+            # or a version could come to stand before the one it follows
+            _conversations(channel_id, events)
+            cursor.execute(_LAST_WINS if batch.last_wins else _FIRST_WINS, columns)
+            return _stored(cursor)
+        except _RACES as error:
+            raise _Unsettled from error
+
+
+# another batch brought one of the events first
+_RACES = (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected)
+
+
+def _stored(cursor: psycopg.Cursor[tuple[int, bool]]) -> int:
+    """What the statement tells. Raises `_Unsettled`."""
+    stored, is_unsettled = cursor.fetchone() or (0, True)
+    if is_unsettled:
+        raise _Unsettled
+    return stored
+
+
+def _columns(channel_id: int, batch: Batch, events: list[Event]) -> dict[str, Any]:
+    conversations = [e.conversation for e in events]
+    return {
+        "received_at": batch.received_at,
+        "channel": channel_id,
+        "application": batch.application_id,
+        "dialect": batch.dialect,
+        "bots": arrays.texts(sorted(set(conversations) - {""})),
+        "o": arrays.moments([e.occurred_at for e in events]),
+        "c": arrays.texts(conversations),
+        "a": arrays.booleans([e.is_answer for e in events]),
+        "i": arrays.uuids([e.identity for e in events]),
+        "t": arrays.texts([e.type for e in events]),
+        "d": arrays.texts([e.device_id for e in events]),
+        "s": arrays.texts([e.session_id for e in events]),
+        "n": arrays.texts([e.note for e in events]),
+        "p": arrays.utf8([e.payload for e in events]),
+    }
 
 
 def _insert_rows(
     channel_id: int,
     batch: Batch,
     events: list[Event],
-    conversations: dict[str, int],
     late: list[Rejection],
 ) -> int:
+    conversations = _conversations(channel_id, events)
     texts: list[tuple[Event, str]] = []
     for event in events:
         try:
@@ -318,9 +416,15 @@ def keep_participants(
     received_at: datetime,
     profiles: Sequence[Profile],
     rejections: Sequence[Rejection],
-) -> None:
-    """Makes or updates participants, and keeps what was no profile, in one commit."""
+) -> list[Profile]:
+    """Makes or updates participants, and keeps what was no profile, in one commit.
+
+    Gives the profiles that were not kept, because the person was erased and has not consented anew.
+    """
     when = connection.ops.adapt_datetimefield_value
+    refused = erasure.refused(channel_id, profiles)
+    out = set(map(id, refused))
+    kept = [p for p in profiles if id(p) not in out] if out else profiles
     rows = [
         (
             channel_id,
@@ -333,9 +437,16 @@ def keep_participants(
             p.user_name is not None,
             p.phone is not None,
         )
-        for p in sorted(profiles, key=lambda p: p.device_id)  # stable: the last said stays last
+        for p in sorted(kept, key=lambda p: p.device_id)  # stable: the last said stays last
     ]
+    # only what says something of consent or takes a phone away can change who is shown
+    is_telling = any(p.consent is not None or p.phone == "" for p in kept)
+    devices = [row[1] for row in rows] if is_telling else []
     with transaction.atomic():
+        before = consent.known(channel_id, devices)  # locked in the order of the upsert
         with connection.cursor() as cursor:
             cursor.executemany(_UPSERT, rows)
+        if is_telling:
+            consent.changed(channel_id, before, consent.known(channel_id, devices))
         _reject(channel_id, PARTICIPANTS, received_at, rejections)
+    return refused

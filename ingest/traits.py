@@ -97,7 +97,7 @@ def _telemetry(row: Arrived) -> Traits:
 def _clickstream(row: Arrived) -> Traits:
     said = _clickstream_of(row.payload)
     url = text(said.attributes.url, MAX_URL) if said.attributes else ""
-    at, latest = micros(row.occurred_at), micros(row.received_at)
+    at, latest = row.occurred, row.received
     attributes: dict[str, tuple[Any, int]] = {}
     for name, found in (said.user or {}).items():
         if isinstance(found, dict) and "value" in found:
@@ -122,7 +122,7 @@ def _skalin(row: Arrived) -> Traits:
     who = msgspec.json.decode(said.identity) if isinstance(said.identity, str) else said.identity
     if not isinstance(who, dict):
         return Traits("", text(said.url, MAX_URL))
-    at = micros(row.occurred_at)
+    at = row.occurred
     attributes = {name: (value, at) for name, value in who.items()}
     if customer := said.customer or said.customer_id:
         attributes["customerId"] = (customer, at)
@@ -134,7 +134,7 @@ def _desk(row: Arrived) -> Traits:
     if row.type != "session":
         return NOTHING
     said = _desk_of(row.payload)
-    at = micros(row.occurred_at)
+    at = row.occurred
     return Traits(
         text(said.user_id), "", {"userType": (said.user_type, at)} if said.user_type else {}
     )

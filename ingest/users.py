@@ -17,7 +17,7 @@ from django.utils import timezone
 from ingest.feed import Arrived
 from ingest.models import AppUser
 from ingest.records import upsert
-from ingest.traits import MAX_TEXT, Traits, micros, moment
+from ingest.traits import MAX_TEXT, Traits, moment
 
 MAX_ATTRIBUTES = 500  # of a user; further names are not kept
 
@@ -122,7 +122,7 @@ def _seen(rows: Sequence[tuple[Arrived, Traits]]) -> dict[Identity, Seen]:
         identity = (traits.user_id, False) if traits.user_id else (device, True)
         if not identity[0]:
             continue
-        at = micros(row.occurred_at)
+        at = row.occurred
         what = seen.get(identity)
         if what is None:
             what = seen[identity] = Seen(at, at)

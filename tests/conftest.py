@@ -8,11 +8,11 @@ from typing import Any
 
 import hypothesis
 import pytest
-from django.db import connection
-from django.test import Client
+from django.db import connection, transaction
+from django.test import Client, TransactionTestCase
 
 from exhaust import storage
-from ingest import access
+from ingest import access, ledger, refusals, walls
 from ingest.models import Channel
 
 pytest_plugins = ("tests.service",)
@@ -51,6 +51,79 @@ def files(tmp_path: Path, settings: Any) -> Iterator[Path]:
     storage.default.cache_clear()
     yield settings.FILES_DIR
     storage.default.cache_clear()
+
+
+_GUARDED = ("ingest_ledgerentry", "ingest_ledgerseal")  # the database lets nobody empty these
+_KEPT = {"django_content_type", "auth_permission"}  # as the migrations leave them
+
+
+@pytest.fixture(autouse=True, scope="session")
+def emptied_between_tests() -> Iterator[None]:
+    """After a test that commits, what has rows is emptied: truncating all tables and telling all
+    apps anew takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda _: _empty())
+        yield
+
+
+def _empty() -> None:
+    found = connection.introspection.django_table_names(only_existing=True, include_views=False)
+    names = sorted(set(found) - _KEPT)
+    some = " UNION ALL ".join(
+        f"SELECT '{name}' WHERE EXISTS (SELECT 1 FROM {name})" for name in names
+    )
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(some)
+        for (name,) in cursor.fetchall():
+            off, on = _guard(cursor, name) if name in _GUARDED else ([], [])
+            for sql in (*off, f"DELETE FROM {name}", *on):
+                cursor.execute(sql)
+
+
+def _guard(cursor: Any, table: str) -> tuple[list[str], list[str]]:
+    """What lifts the guard of a table for a moment, and what puts it back."""
+    if connection.vendor == "postgresql":
+        off, on = (f"ALTER TABLE {table} {word} TRIGGER USER" for word in ("DISABLE", "ENABLE"))
+        return [off], [on]
+    cursor.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = %s", [table]
+    )
+    guards = cursor.fetchall()
+    return [f"DROP TRIGGER {name}" for name, _ in guards], [made for _, made in guards]
+
+
+@pytest.fixture(autouse=True)
+def nobody_acts() -> Iterator[None]:
+    """Whom a test let in without a request acts in no other test."""
+    token = ledger.acting.set(ledger.SERVICE)
+    refusals._counted.clear()  # nor is what another test failed with written in this one
+    yield
+    walls.leave()
+    ledger.acting.reset(token)
+
+
+@pytest.fixture(autouse=True)
+def unlimited(settings: Any) -> None:
+    """Buckets outlive a test, and keys come again with the same number."""
+    settings.RATE_LIMITS = 0.0
+
+
+@pytest.fixture(autouse=True)
+def described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer to a test's client is as the API's description says."""
+    from tests import described
+
+    plain = Client.request
+
+    def checked(self: Client, **request: Any) -> Any:
+        answer = plain(self, **request)
+        said = described.operation(request["REQUEST_METHOD"], request["PATH_INFO"])
+        if said is not None and not answer.streaming:
+            kind = answer.headers.get("Content-Type", "")
+            assert described.faults(said, answer.status_code, kind, answer.content) == []
+        return answer
+
+    monkeypatch.setattr(Client, "request", checked)
 
 
 @pytest.fixture

@@ -25,10 +25,12 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
+from exhaust.demo.processes import LIMITS
+
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 CHANNEL = "ORG_001"
-PATIENCE = 30.0
+PATIENCE = 120.0
 _OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "PUBLIC_URL", "SECRET_KEY", "KEY_PEPPER", "DEBUG")
 _OUR_PREFIXES = ("EXHAUST_", "S3_", "AWS_", "ENCRYPTION_", "DJANGO_", "PYTEST_")
 
@@ -178,7 +180,14 @@ def until(told: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The web server and one worker, for all flows."""
-    var = tmp_path_factory.mktemp("flow")
+    with running(tmp_path_factory.mktemp("flow")) as service:
+        yield service
+
+
+@contextmanager
+def running(var: Path, beside: int = 1, **more: str) -> Iterator[Service]:
+    """A service of its own, with more in its environment; `beside` is how far its Redis database
+    lies from the suite's, whose tests must not lose their messages to our worker."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = int(probe.getsockname()[1])
@@ -198,16 +207,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         if url:
             environment["DATABASE_URL"] = url
         if broker := os.environ.get("CELERY_BROKER_URL"):
-            # not the suite's own database: our worker would take what its tests look for
             redis = urlsplit(broker)
-            beside = (int(redis.path.strip("/") or 0) + 1) % 16
-            environment["CELERY_BROKER_URL"] = urlunsplit(redis._replace(path=f"/{beside}"))
-        running = Service(port, environment, var, database)
+            number = (int(redis.path.strip("/") or 0) + beside) % 16
+            environment["CELERY_BROKER_URL"] = urlunsplit(redis._replace(path=f"/{number}"))
+        service = Service(port, environment | more, var, database)
         try:
-            _boot(running)
-            yield running
+            _boot(service)
+            yield service
         finally:
-            for child in reversed(running.children):
+            for child in reversed(service.children):
                 child.stop()
 
 
@@ -239,7 +247,7 @@ def _boot(service: Service) -> None:
     web = service.start(
         "web",
         *("granian", "--interface", "wsgi", "config.wsgi:application"),
-        *("--host", HOST, "--port", str(service.port), "--workers", "1"),
+        *("--host", HOST, "--port", str(service.port), "--workers", "1", *LIMITS),
     )
     service.start_worker()
 

@@ -12,7 +12,8 @@ from ingest import problems
 log = logging.getLogger(__name__)
 _CODES = {
     400: "CLIENT_ERROR", 401: "UNAUTHORIZED", 403: "FORBIDDEN", 404: "RESOURCE_NOT_FOUND",
-    408: "REQUEST_TIMEOUT", 500: "SERVER_ERROR",
+    408: "REQUEST_TIMEOUT", 409: "CONFLICT", 410: "GONE", 429: "TOO_MANY_REQUESTS",
+    500: "SERVER_ERROR",
 }  # fmt: skip
 
 
@@ -34,6 +35,8 @@ def handler(error: Exception, context: dict[str, Any]) -> Response:
     response = Response(_envelope(operation, code, params, {}), status)
     if status == 401:
         response["WWW-Authenticate"] = "Bearer"
+    if status == 429:
+        response["Retry-After"] = "30"
     return response
 
 

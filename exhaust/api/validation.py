@@ -1,6 +1,7 @@
 """What a submitted request must say; every refusal names the field and the remedy."""
 
 import re
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -9,26 +10,109 @@ from rest_framework import serializers
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import zone
+from exhaust.formats import FORMATS
+from exhaust.models import Job
+from exhaust.sinks import http
 from ingest.models import IDENTIFIER
 
-FORMATS = ("csv",)
+
+def output_format(said: str) -> str:
+    """The format's name. Raises `ValidationError` with the list of them."""
+    if said.lower() not in FORMATS:
+        raise serializers.ValidationError(f"One of {', '.join(FORMATS)}.")
+    return said.lower()
+
+
+class OneOf(serializers.ChoiceField):
+    """Says what may be chosen, and never what was: that may be anything."""
+
+    def __init__(self, choices: Sequence[str], **options: Any) -> None:
+        super().__init__(
+            choices, error_messages={"invalid_choice": f"One of {', '.join(choices)}."}, **options
+        )
+
+
+class Strict(serializers.Serializer[dict[str, Any]]):
+    """Refuses what it does not know: left out unsaid, it would be missed for ever."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        unknown = set(data) - set(self.fields) if isinstance(data, dict) else set()
+        if unknown:
+            raise serializers.ValidationError(
+                {min(unknown): f"Unknown field; there are {', '.join(self.fields)}."}
+            )
+        return super().to_internal_value(data)
+
+
+class Day(serializers.CharField):
+    """A day, written as YYYY-MM-DD."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        value = super().to_internal_value(data)
+        try:
+            day = date.fromisoformat(value if _DAY.fullmatch(value) else "")
+        except ValueError:
+            day = date.min
+        if not 1970 <= day.year <= 9000:
+            raise serializers.ValidationError("Write a day as YYYY-MM-DD.")
+        return day
+
+
+_DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class DatasetConfig(serializers.Serializer[dict[str, Any]]):
-    """Which conversation, which days. Further fields are kept and echoed."""
+    """Which days of what; which filters a dataset takes, it says itself. Further fields are kept
+    and echoed."""
 
     # what is checked is what is kept, so nothing is trimmed
-    type = serializers.CharField(required=False, trim_whitespace=False)
-    conversationId = serializers.CharField(max_length=255, trim_whitespace=False)
-    startDate = serializers.CharField(trim_whitespace=False)
-    endDate = serializers.CharField(trim_whitespace=False)
-    timezone = serializers.CharField(required=False, default="UTC", trim_whitespace=False)
+    type = serializers.CharField(
+        required=False, trim_whitespace=False, help_text="The dataset once more, or left out."
+    )
+    conversationId = serializers.CharField(
+        required=False,
+        max_length=255,
+        trim_whitespace=False,
+        help_text="The bot. Required for uci-response-exhaust and uci-private-exhaust.",
+    )
+    types = serializers.ListField(
+        child=serializers.CharField(max_length=255, trim_whitespace=False),
+        required=False,
+        allow_empty=False,
+        max_length=100,
+        help_text="Of events-exhaust: these event types only.",
+    )
+    application = serializers.CharField(
+        required=False,
+        max_length=128,
+        trim_whitespace=False,
+        help_text="Of events-exhaust and sessions-exhaust: an application of the channel.",
+    )
+    since = serializers.CharField(
+        required=False,
+        max_length=32,
+        trim_whitespace=False,
+        help_text="The requestId of a SUCCESS: only what arrived after that one.",
+    )
+    startDate = Day(trim_whitespace=False, help_text="The first day, included: YYYY-MM-DD.")
+    endDate = Day(
+        trim_whitespace=False,
+        help_text="The last day, included: YYYY-MM-DD, not before startDate.",
+    )
+    timezone = serializers.CharField(
+        required=False,
+        default="UTC",
+        trim_whitespace=False,
+        help_text="Whose days they are: an IANA name.",
+    )
 
-    def validate_startDate(self, value: str) -> date:
-        return _day(value)
-
-    def validate_endDate(self, value: str) -> date:
-        return _day(value)
+    def to_internal_value(self, data: Any) -> Any:
+        """What is kept and echoed must not be a secret."""
+        if isinstance(data, dict) and any(name.lower() == "encryptionkey" for name in data):
+            raise serializers.ValidationError(
+                {"encryptionKey": "Belongs into request, beside datasetConfig; move it there."}
+            )
+        return super().to_internal_value(data)
 
     def validate_timezone(self, value: str) -> str:
         try:
@@ -48,43 +132,71 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         return attrs
 
 
-_DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
-
-
-def _day(value: str) -> date:
-    try:
-        day = date.fromisoformat(value if _DAY.fullmatch(value) else "")
-    except ValueError:
-        day = date.min
-    if not 1970 <= day.year <= 9000:
-        raise serializers.ValidationError("Write a day as YYYY-MM-DD.")
-    return day
-
-
 class Request(serializers.Serializer[dict[str, Any]]):
     """The `request` of a submission. `requestedChannel` is read by nobody: the header wins."""
 
     tag = serializers.RegexField(
-        IDENTIFIER, error_messages={"invalid": "Letters, digits, '.', '_' and '-', up to 128."}
+        IDENTIFIER,
+        error_messages={"invalid": "Letters, digits, '.', '_' and '-', up to 128."},
+        help_text="Your name for it: letters, digits, '.', '_' and '-', up to 128.",
     )
-    dataset = serializers.CharField()
-    datasetConfig = DatasetConfig()
-    requestedBy = serializers.CharField(max_length=255, required=False)
-    outputFormat = serializers.CharField(required=False)
-    output_format = serializers.CharField(required=False)
-    encryptionKey = serializers.CharField(required=False, allow_null=True)
+    dataset = serializers.CharField(help_text="Which dataset.")
+    datasetConfig = DatasetConfig(
+        help_text="Which days of what. Further fields are kept and echoed."
+    )
+    requestedBy = serializers.CharField(
+        max_length=255, required=False, help_text="Who asks; the key's name where it is left out."
+    )
+    outputFormat = serializers.CharField(
+        required=False, help_text="The same as output_format; one of the two is enough."
+    )
+    output_format = serializers.CharField(
+        required=False, help_text="What the file is written in; csv where it is left out."
+    )
+    priority = OneOf(
+        [name.lower() for name in Job.Priority.names],
+        required=False,
+        default="interactive",
+        help_text="nightly lets all others go first.",
+    )
+    callbackUrl = serializers.CharField(
+        required=False,
+        trim_whitespace=False,
+        help_text="Is told by a signed POST when the job has ended: http:// or https://.",
+    )
+    sealing = OneOf(
+        ["password", "publickey"],
+        required=False,
+        allow_null=True,
+        help_text="How the file is sealed: under encryptionKey, or for the channel's recipient.",
+    )
+    encryptionKey = serializers.CharField(
+        required=False,
+        allow_null=True,
+        allow_blank=True,
+        trim_whitespace=False,
+        help_text="The password of an AES-256 zip around the file; forgotten when the job ends.",
+    )
 
     def validate_dataset(self, value: str) -> str:
         if value not in DATASETS:
             raise serializers.ValidationError(
-                f"There is no dataset '{value}'; ask for one of {', '.join(DATASETS)}."
+                f"There is no dataset of that name; ask for one of {', '.join(DATASETS)}."
             )
         return value
 
-    def validate_encryptionKey(self, value: str | None) -> str | None:
-        if value:  # a plain file in place of a sealed one would be a breach
-            raise serializers.ValidationError("Sealed files cannot be made yet; leave it out.")
+    def validate_callbackUrl(self, value: str) -> str:
+        try:
+            http.parse(value)
+        except http.AddressRefused as error:
+            raise serializers.ValidationError(str(error)) from None
         return value
+
+    def validate_outputFormat(self, value: str) -> str:
+        return output_format(value)
+
+    def validate_output_format(self, value: str) -> str:
+        return output_format(value)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         kind = attrs["datasetConfig"].get("type")
@@ -92,19 +204,99 @@ class Request(serializers.Serializer[dict[str, Any]]):
             raise serializers.ValidationError(
                 {"datasetConfig": {"type": "Must be the same as dataset, or left out."}}
             )
-        for field in ("outputFormat", "output_format"):
-            if attrs.get(field, "csv").lower() not in FORMATS:
-                raise serializers.ValidationError({field: f"One of {', '.join(FORMATS)}."})
+        if faults := DATASETS[attrs["dataset"]].faults(attrs["datasetConfig"]):
+            raise serializers.ValidationError({"datasetConfig": faults})
+        said = {attrs[name] for name in ("outputFormat", "output_format") if name in attrs}
+        if len(said) > 1:
+            raise serializers.ValidationError(
+                {"outputFormat": "Differs from output_format; leave one of them out."}
+            )
+        attrs["output_format"] = said.pop() if said else "csv"
         return attrs
 
 
 class Submit(serializers.Serializer[dict[str, Any]]):
     """The body of a submission; its own envelope is not checked."""
 
-    request = Request()
+    request = Request(help_text="What is asked for.")
 
 
-class Limit(serializers.Serializer[dict[str, Any]]):
+class Paging(serializers.Serializer[dict[str, Any]]):
     """The query of a list."""
 
-    limit = serializers.IntegerField(min_value=1, max_value=1000, default=100)
+    limit = serializers.IntegerField(
+        min_value=1, max_value=1000, default=100, help_text="How many at most."
+    )
+    cursor = serializers.CharField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="nextCursor of the page before, exactly as it was given.",
+    )
+
+
+class Several(serializers.ListField):
+    """One value, or a list of them."""
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        return list(super().to_internal_value([data] if isinstance(data, str) else data))
+
+
+class SearchFilters(serializers.Serializer[dict[str, Any]]):
+    """Which jobs; each one left out filters nothing. Days are UTC's, of the submission."""
+
+    dataset = Several(
+        child=OneOf(list(DATASETS)),
+        required=False,
+        help_text="One dataset, or a list of them.",
+    )
+    status = Several(
+        child=OneOf(Job.Status.values),
+        required=False,
+        help_text="One status, or a list of them.",
+    )
+    channel = serializers.CharField(
+        required=False, help_text="A channel of the key; goes before X-Channel-ID."
+    )
+    requestedBy = serializers.CharField(
+        required=False, trim_whitespace=False, help_text="Who asked, exactly."
+    )
+    tag = serializers.CharField(
+        required=False, trim_whitespace=False, help_text="The whole tag, without the channel."
+    )
+    tagPrefix = serializers.CharField(
+        required=False, trim_whitespace=False, help_text="How the tag begins."
+    )
+    requestedDate = Day(required=False, help_text="The day of the submission, UTC.")
+    requestedFrom = Day(required=False, help_text="The first day of submissions, UTC.")
+    requestedTo = Day(required=False, help_text="The last day of submissions, UTC.")
+
+    def to_internal_value(self, data: Any) -> Any:
+        """A filter that is not known is refused: silence would find too much."""
+        unknown = set(data) - set(self.fields) if isinstance(data, dict) else set()
+        if unknown:
+            raise serializers.ValidationError(
+                {min(unknown): f"Unknown filter; there are {', '.join(self.fields)}."}
+            )
+        return super().to_internal_value(data)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "requestedDate" in attrs and {"requestedFrom", "requestedTo"} & set(attrs):
+            raise serializers.ValidationError(
+                {"requestedDate": "Either this, or requestedFrom and requestedTo."}
+            )
+        return attrs
+
+
+class SearchRequest(Paging):
+    """The `request` of a search."""
+
+    filters = SearchFilters(
+        required=False, default=dict, help_text="Which jobs; none of them means all."
+    )
+
+
+class Search(serializers.Serializer[dict[str, Any]]):
+    """The body of a search; its own envelope is not checked."""
+
+    request = SearchRequest(help_text="What is looked for.")

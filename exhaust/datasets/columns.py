@@ -1,6 +1,7 @@
 """A dataset is one list of columns; from it come PostgreSQL's cells and the portable ones.
 
-Both make the same text. A cell is None where there is nothing.
+Both make the same text. A cell is None where there is nothing. The apostrophe that keeps a
+spreadsheet from running a text belongs to CSV alone.
 """
 
 import re
@@ -10,10 +11,11 @@ from datetime import datetime
 from decimal import ROUND_HALF_UP, Context, Decimal
 from json.encoder import encode_basestring
 from typing import Any, Literal
+from uuid import UUID
 
 import msgspec
 
-Kind = Literal["text", "number", "whole", "json", "time"]
+Kind = Literal["text", "number", "whole", "json", "time", "uuid"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Column:
     """One column: its header, where it comes from, and how its cell is written.
 
     `path` starts at the event's envelope (`("device_id",)`) or in its payload
-    (`("payload", "edata", "score")`); `consented` cells are empty for who refused consent.
+    (`("payload", "edata", "score")`); `consented` cells are empty for who refused consent,
+    `personal` ones are masked in a preview.
     """
 
     header: str
@@ -29,6 +32,7 @@ class Column:
     path: tuple[str, ...]
     description: str
     consented: bool = False
+    personal: bool = False
 
 
 # What a spreadsheet would run gets an apostrophe; a plain number or phone number stays as it is.
@@ -41,15 +45,31 @@ def guarded(text: str) -> str:
     return "'" + text if _runnable.match(text) else text
 
 
+def guards(columns: Sequence[Column]) -> list[bool]:
+    """Which of the columns may hold free text."""
+    return [column.kind in {"text", "number", "whole"} for column in columns]
+
+
+# What JSON takes for a number: a sender may have put anything where one belongs
+NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+is_number = re.compile(NUMBER).fullmatch
+
+
 # PostgreSQL -------------------------------------------------------------------------------------
 
 
-def cells_sql(columns: Sequence[Column], refused: str, event: str = "e") -> list[str]:
+def cells_sql(
+    columns: Sequence[Column], refused: str, event: str = "e", *, guarded: bool = False
+) -> list[str]:
     """PostgreSQL expressions for the cells, over the table aliases of `joins_sql`.
 
-    `refused` is the condition under which `consented` cells are empty.
+    `refused` is the condition under which `consented` cells are empty; `guarded` ones are CSV's.
     """
-    return [_cell_sql(column, event, refused) for column in columns]
+    text = _GUARDED if guarded else "NULLIF({}, '')"
+    return [_cell_sql(column, event, refused, text) for column in columns]
+
+
+_GUARDED = r"NULLIF(regexp_replace({}, '" + _RUNNABLE + r"', '''\&'), '')"
 
 
 def joins_sql(columns: Sequence[Column], event: str = "e") -> str:
@@ -87,22 +107,23 @@ def _value(path: tuple[str, ...]) -> str:
     return f'{_record(path[:-1])}."{path[-1]}"'
 
 
-def _cell_sql(column: Column, event: str, refused: str) -> str:
-    value = _value(column.path) if column.path[0] == "payload" else f"{event}.{column.path[0]}"
-    guard = r"NULLIF(regexp_replace({}, '" + _RUNNABLE + r"', '''\&'), '')"
+def _cell_sql(column: Column, event: str, refused: str, text: str) -> str:
+    value = _value(column.path) if len(column.path) > 1 else f"{event}.{column.path[0]}"
     match column.kind:
         case "time":
             cell = f"to_char({value} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
         case "json":
             cell = f"NULLIF({value}::text, 'null')"
+        case "uuid":
+            cell = f"{value}::text"
         case "whole":
-            as_text = guard.format(f"({value} #>> '{{}}')")
+            as_text = text.format(f"({value} #>> '{{}}')")
             cell = (
                 f"CASE WHEN jsonb_typeof({value}) = 'number' THEN round({value}::numeric)::text"
                 f" ELSE {as_text} END"
             )
         case _:
-            cell = guard.format(value)
+            cell = text.format(value)
     if column.consented:
         cell = f"CASE WHEN NOT {refused} THEN {cell} END"
     return cell
@@ -110,7 +131,7 @@ def _cell_sql(column: Column, event: str, refused: str) -> str:
 
 # Portable ---------------------------------------------------------------------------------------
 
-_decode = msgspec.json.Decoder(float_hook=Decimal).decode
+decode = msgspec.json.Decoder(float_hook=Decimal).decode
 _unbounded = Context(prec=1000)  # numbers of the door have at most 309 digits before the point
 Cell = str | None
 
@@ -119,7 +140,7 @@ def reader(columns: Sequence[Column]) -> Callable[[dict[str, Any], str, bool], l
     """A function from (envelope, payload text, refused) to the cells."""
 
     def read(envelope: dict[str, Any], payload: str, refused: bool) -> list[Cell]:
-        opened = {"payload": _decode(payload)}
+        opened = {"payload": decode(payload)}
         cells: list[Cell] = []
         for column in columns:
             if column.consented and refused:
@@ -141,9 +162,11 @@ def _cell(kind: Kind, value: Any) -> Cell:
         return iso_time(value)
     if kind == "json":
         return json_text(value)
+    if kind == "uuid":
+        return str(UUID(str(value)))
     if kind == "whole" and isinstance(value, int | Decimal) and not isinstance(value, bool):
         return _number(Decimal(value).quantize(Decimal(1), ROUND_HALF_UP, _unbounded))
-    return guarded(value if isinstance(value, str) else json_text(value)) or None
+    return (value if isinstance(value, str) else json_text(value)) or None
 
 
 def iso_time(value: datetime | str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.db import connection
 
-from exhaust.datasets.columns import Cell, Column, guarded, iso_time
+from exhaust.datasets.columns import Cell, Column, iso_time
 from exhaust.datasets.selection import Dataset, Selection, streaming
 from ingest.sealing import unseal
 
@@ -14,16 +14,25 @@ class Private(Dataset):
     name = "uci-private-exhaust"
     title = "Participants"
     private = True
+    scope = "export:private"
     suffix = "userinfo"
+    required = ("conversationId",)
+    refusals = {
+        "since": "Names and consent may have changed since: leave it out, and take the new file"
+        " in place of the old one.",
+    }
     columns = (
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
         Column("Conversation Name", "text", ("conversation_name",), "The bot's name."),
-        Column("Device ID", "text", ("device_id",), "The key to the response file."),
-        Column("User Name", "text", ("user_name",), "As the participant is known."),
-        Column("Phone Number", "text", ("phone",), "E.164; only with consent, else empty."),
+        Column("Device ID", "text", ("device_id",), "The key to the response file.", personal=True),
+        Column("User Name", "text", ("user_name",), "As the participant is known.", personal=True),
+        Column(
+            "Phone Number", "text", ("phone",), "E.164; only with consent, else empty.",
+            personal=True,
+        ),
         Column("First Seen", "time", ("first_seen",), "First event in the range, in UTC."),
         Column("Last Seen", "time", ("last_seen",), "Last event in the range, in UTC."),
-    )
+    )  # fmt: skip
 
     def rows(self, selection: Selection) -> Iterator[list[Cell]]:
         where, params = selection.where()
@@ -38,17 +47,16 @@ class Private(Dataset):
                   GROUP BY e.device_id) seen
             LEFT JOIN ingest_participant p
                    ON p.channel_id = %(channel)s AND p.device_id = seen.device_id
-            ORDER BY seen.first_seen, seen.device_id{bytewise}
+            ORDER BY seen.first_seen, seen.device_id{bytewise}{selection.tail}
         """  # noqa: S608
-        conversation = guarded(selection.conversation)
-        name = guarded(selection.conversation_name) or None
+        name = selection.conversation_name or None
         with streaming(sql, params) as rows:
             for device_id, user_name, sealed_phone, first_seen, last_seen in rows:
                 yield [
-                    conversation,
+                    selection.conversation,
                     name,
-                    guarded(device_id),
-                    guarded(user_name or "") or None,
+                    selection.device(device_id),
+                    user_name or None,
                     unseal(sealed_phone).decode() if sealed_phone else None,
                     iso_time(first_seen),
                     iso_time(last_seen),

@@ -6,7 +6,7 @@ from typing import Any
 from django.db import connection
 
 from exhaust.datasets import columns
-from exhaust.datasets.columns import Cell, Column, guarded
+from exhaust.datasets.columns import Cell, Column
 from exhaust.datasets.selection import Dataset, Selection, streaming
 
 _ITEM = ("payload", "edata", "item")
@@ -17,12 +17,18 @@ class Response(Dataset):
     name = "uci-response-exhaust"
     title = "Answers"
     private = False
+    scope = "export:response"
     suffix = "response"
+    required = ("conversationId",)
+    optional = ("since",)
     columns = (
         Column("Message ID", "text", ("payload", "mid"), "The sender's id; not unique."),
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
         Column("Conversation Name", "text", ("conversation_name",), "The bot's name."),
-        Column("Device ID", "text", ("device_id",), "Who answered; the key to the private file."),
+        Column(
+            "Device ID", "text", ("device_id",), "Who answered; the key to the private file.",
+            personal=True,
+        ),
         Column("Session ID", "text", ("session_id",), "The sender's session."),
         Column("Question Id", "text", (*_ITEM, "id"), "The question."),
         Column("Question Type", "text", (*_ITEM, "type"), "mcq (choices) or ftp (free text)."),
@@ -35,6 +41,7 @@ class Response(Dataset):
         Column(
             "Question Response", "json", ("payload", "edata", "resvalues"),
             "The answer, as JSON; empty for a participant who refused consent.", consented=True,
+            personal=True,
         ),
         Column("X Path", "text", (*_ROLLUP, "l3"), "Where in the form."),
         Column("Eof", "text", (*_ROLLUP, "l4"), "true on the form's last question."),
@@ -43,23 +50,31 @@ class Response(Dataset):
     # the same for every row of a file
     _constants = ("conversation", "conversation_name")
 
-    def copy(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+    def copy(self, selection: Selection, *, guarded: bool = False) -> tuple[str, dict[str, Any]]:
         where, params = self._where(selection)
+        device, pads = selection.device_sql("NULLIF(e.device_id, '')")
+        special = {name: f"%({name})s" for name in self._constants}
+        if pads:  # a hash is nothing that a spreadsheet would run
+            special["device_id"] = device
         cells = [
-            f"%({column.path[0]})s" if column.path[0] in self._constants else cell
+            special.get(column.path[0], cell)
             for column, cell in zip(
-                self.columns, columns.cells_sql(self.columns, _REFUSED), strict=True
+                self.columns,
+                columns.cells_sql(self.columns, REFUSED, guarded=guarded),
+                strict=True,
             )
         ]
+        guard = columns.guarded if guarded else str
         separator = ",\n"
         return (
             f"SELECT {separator.join(cells)}\n"
             f"FROM ingest_storedevent e\n{columns.joins_sql(self.columns)}\n"
-            f"WHERE {where} ORDER BY e.occurred_at, e.id",
+            f"WHERE {where} ORDER BY e.occurred_at, e.id{selection.tail}",
             {
                 **params,
-                "conversation": guarded(selection.conversation),
-                "conversation_name": guarded(selection.conversation_name) or None,
+                **pads,
+                "conversation": guard(selection.conversation),
+                "conversation_name": guard(selection.conversation_name) or None,
             },
         )
 
@@ -67,8 +82,9 @@ class Response(Dataset):
         where, params = self._where(selection)
         payload = "e.payload::text" if connection.vendor == "postgresql" else "e.payload"
         sql = (
-            f"SELECT {payload}, e.device_id, e.session_id, e.occurred_at, {_REFUSED}"  # noqa: S608
-            f" FROM ingest_storedevent e WHERE {where} ORDER BY e.occurred_at, e.id"
+            f"SELECT {payload}, e.device_id, e.session_id, e.occurred_at, {REFUSED}"  # noqa: S608
+            f" FROM ingest_storedevent e WHERE {where}"
+            f" ORDER BY e.occurred_at, e.id{selection.tail}"
         )
         read = columns.reader(self.columns)
         envelope = {
@@ -77,7 +93,7 @@ class Response(Dataset):
         }
         with streaming(sql, params) as rows:
             for payload_text, device_id, session_id, occurred_at, refused in rows:
-                envelope["device_id"] = device_id
+                envelope["device_id"] = selection.device(device_id)
                 envelope["session_id"] = session_id
                 envelope["occurred_at"] = occurred_at
                 yield read(envelope, payload_text, refused)
@@ -92,7 +108,7 @@ class Response(Dataset):
 
 
 # uncorrelated, so that it is hashed once whatever the planner believes of the tables
-_REFUSED = (
+REFUSED = (
     "(e.device_id IN"
     " (SELECT device_id FROM ingest_participant WHERE channel_id = %(channel)s AND NOT consent))"
 )

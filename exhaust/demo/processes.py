@@ -10,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 GRACE_SECONDS = 15
+# what a caller can hold of the web server: docs/limits.md
+LIMITS = (
+    "--http", "1", "--http1-header-read-timeout", "15000", "--http1-buffer-size", "65536",
+    "--backlog", "2048", "--backpressure", "4096", "--blocking-threads", "64",
+    "--workers-kill-timeout", "30",
+)  # fmt: skip
 
 
 def free_port() -> int:
@@ -23,7 +29,7 @@ def web(port: int) -> list[str]:
     return [
         sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
         "--host", "127.0.0.1", "--port", str(port), "--workers", "2",
-        "--respawn-failed-workers",
+        "--respawn-failed-workers", *LIMITS,
     ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from ingest.events import Refused
 
 MAX_BYTES = 8 * 1024 * 1024  # of a body, as sent and as unfolded
+NDJSON = "application/x-ndjson"
 _STEP = 64 * 1024
 
 
@@ -27,7 +28,7 @@ def read(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     if encoding == "gzip":
         sent = gunzip(sent, max_bytes)
     elif encoding != "identity":
-        raise Refused("encoding", f"Content-Encoding {encoding} is not read; use gzip.", 415)
+        raise Refused("encoding", "This Content-Encoding is not read; use gzip.", 415)
     sent = sent.removeprefix(b"\xef\xbb\xbf")
     if not sent.strip():
         raise Refused("empty", "The body is empty.")
@@ -152,7 +153,8 @@ def value(raw: bytes) -> tuple[Any, bytes, str]:
     Raises `Refused` for what is no JSON or nested too deep, and for numbers beyond a 64-bit float,
     on which the databases disagree.
     """
-    text = mend(raw) if b"\\u0000" in raw else raw
+    # one byte is found many times faster than six, and most texts escape nothing
+    text = mend(raw) if b"\\" in raw and b"\\u0000" in raw else raw
     try:
         try:
             seen = _decode(text)
@@ -166,12 +168,17 @@ def value(raw: bytes) -> tuple[Any, bytes, str]:
         raise not_json(error, raw) from None
     if text.count(b"[") + text.count(b"{") > MAX_DEPTH and not _shallow(seen, MAX_DEPTH):
         raise _too_deep()
-    if _LONG in text.translate(_zeros) and not _small(seen):
+    if digits(text, MAX_DIGITS + 1) and not _small(seen):
         raise _out_of_range()
     return seen, text, "" if text is raw or text == raw else MENDED
 
 
-_LONG = b"0" * (MAX_DIGITS + 1)
+def digits(text: bytes, count: int) -> bool:
+    """Whether so many digits stand in a row."""
+    step = count // 10  # looking at a tenth of the text first is enough for nearly all
+    if len(text) < count or b"0" * (count // step - 1) not in text[::step].translate(_zeros):
+        return False
+    return b"0" * count in text.translate(_zeros)
 
 
 def _shallow(seen: Any, levels: int) -> bool:
@@ -246,7 +253,7 @@ def documents(body: bytes, content_type: str) -> list[bytes]:
     """
     if len(body) > MAX_PARTS and body.count(b",") + body.count(b"\n") > MAX_PARTS:
         raise Refused("too_many", "The body has too many parts; send fewer events at once.", 413)
-    if content_type == "application/x-ndjson":
+    if content_type == NDJSON:
         return lines(body)
     try:
         _any(body)
@@ -286,7 +293,9 @@ def mending(read: Callable[[bytes], list[bytes]], document: bytes) -> tuple[list
 
 def require_json(content_type: str) -> None:
     """Raises `Refused` (415) unless the content type is one that carries JSON."""
-    if content_type not in {"", "application/json", "application/x-ndjson", "text/plain"}:
+    if content_type not in {"", "application/json", NDJSON, "text/plain"}:
         raise Refused(
-            "content_type", f"{content_type} is not read; use application/json or x-ndjson.", 415
+            "content_type",
+            "This Content-Type is not read; use application/json or application/x-ndjson.",
+            415,
         )

@@ -99,7 +99,7 @@ def unfold(body: bytes) -> bytes:
 def _events(document: bytes) -> list[bytes]:
     if document.startswith(b"{"):
         return [document]
-    if document.count(b",") > MAX_COMMAS:
+    if len(document) > MAX_COMMAS and document.count(b",") > MAX_COMMAS:
         raise _too_many()
     try:
         found = _list(document)

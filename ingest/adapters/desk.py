@@ -51,8 +51,10 @@ class _Lists(msgspec.Struct):
 _lists = msgspec.json.Decoder(_Lists).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
-# what a number of more decimal places than a database holds cannot do without
-_long_number = re.compile(rb"[eE]-[0-9]{3}|[0-9]{9999}")
+_small = (
+    re.compile(rb"e-[0-9]{3}"),
+    re.compile(rb"E-[0-9]{3}"),
+)  # what they begin with is quick to find
 
 
 def parse(body: bytes, call: Call) -> Batch:
@@ -155,13 +157,15 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
     said, payload, note = text.value(raw)
     if not isinstance(said, dict):
         raise Refused("not_an_object", "A session is a JSON object.")
-    if _long_number.search(payload):
+    # what a number of more decimal places than a database holds cannot do without
+    if any(small.search(payload) for small in _small) or text.digits(payload, 9999):
         text.canonical(payload)
     tenant_id = identifier(said, "tenantId")
     session_id = identifier(said, "userSessionId")
     if not session_id:
         raise Refused("userSessionId", "userSessionId must be there: it tells sessions apart.")
-    started_at = _moment(said.get("startTime"), call.received_at)
+    latest = call.received_at + timedelta(days=1)
+    started_at = _moment(said.get("startTime"), latest)
     device_id = identifier(said, "internalUserId") or identifier(said, "userId")
     tags = said.get("stringTags")
     conversation = (
@@ -175,6 +179,8 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
     notes = [note] if note else []
     inner: list[Event] = []
     lists = _lists(payload)
+    key = {"tenantId": tenant_id, "userSessionId": session_id, "startTime": said["startTime"]}
+    session = b'"userSession":' + _encode(key)[:-1]
     for name, kind in KINDS.items():
         if said.get(name) is None:
             continue
@@ -190,16 +196,10 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
             thing_payload = bytes(thing_raw)
             mended = [note] if note and b"\\ufffd" in thing_payload else []
             try:
-                occurred_at = _moment(thing.get("startTime"), call.received_at)
+                occurred_at = _moment(thing.get("startTime"), latest)
             except Refused as refused:
                 occurred_at = started_at
                 mended.append(f"{refused.detail} The session's start stands in.")
-            key = {
-                "tenantId": tenant_id,
-                "userSessionId": session_id,
-                "startTime": said["startTime"],
-                "index": index,
-            }
             inner.append(
                 Event(
                     identity=identity(started_at, *parts, kind, str(index)),
@@ -209,14 +209,14 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
                     session_id=session_id,
                     conversation=conversation,
                     is_answer=False,
-                    payload=_with(thing_payload, b'"userSession":' + _encode(key), bool(thing)),
+                    payload=_with(thing_payload, b'%b,"index":%d}' % (session, index), bool(thing)),
                     note="; ".join(mended),
                     position=position,
                 )
             )
         if strange:
             notes.append(f"{strange} of {name} are no objects")
-    session = Event(
+    whole = Event(
         identity=identity(started_at, *parts),
         type="session",
         occurred_at=started_at,
@@ -228,7 +228,7 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
         note="; ".join(notes),
         position=position,
     )
-    return [session, *inner]
+    return [whole, *inner]
 
 
 def _with(payload: bytes, member: bytes, has_members: bool) -> bytes:
@@ -236,10 +236,10 @@ def _with(payload: bytes, member: bytes, has_members: bool) -> bytes:
     return payload[:-1] + (b"," if has_members else b"") + member + b"}"
 
 
-def _moment(value: Any, received_at: datetime) -> datetime:
+def _moment(value: Any, latest: datetime) -> datetime:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refused("startTime", "startTime must be a number of milliseconds since 1970.")
     moment = instant(value, "startTime")
-    if moment > received_at + timedelta(days=1):
+    if moment > latest:
         raise Refused("time_out_of_range", "startTime lies more than a day in the future.")
     return moment

@@ -17,6 +17,8 @@ def identifier(
 ) -> str:
     """An id or a name as text; "" where it is missing. Raises `Refused`, naming the field."""
     found = source.get(field)
+    if isinstance(found, str) and 0 < len(found) <= longest:  # nearly always
+        return found
     if found is None:
         found = ""
     elif isinstance(found, int) and not isinstance(found, bool):

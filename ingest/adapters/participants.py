@@ -23,6 +23,7 @@ class Profile(msgspec.Struct, frozen=True):
     phone: str | None  # E.164, "" takes a known one away
     consent: bool | None
     consent_at: datetime
+    position: int = 0  # in its batch
 
 
 def parse(
@@ -36,7 +37,7 @@ def parse(
     rejections: list[Rejection] = []
     for position, raw in enumerate(raws):
         try:
-            profiles.append(_profile(raw, received_at))
+            profiles.append(_profile(raw, received_at, position))
         except Refused as refused:
             rejections.append(Rejection(position, refused.reason, refused.detail, raw))
     return profiles, rejections
@@ -49,7 +50,7 @@ def _people(document: bytes) -> list[bytes]:
         raise text.not_json(error, document) from None
 
 
-def _profile(raw: bytes, received_at: datetime) -> Profile:
+def _profile(raw: bytes, received_at: datetime, position: int) -> Profile:
     said, _, _ = text.value(raw)
     if not isinstance(said, dict):
         raise Refused("not_an_object", "A participant is a JSON object.")
@@ -62,9 +63,8 @@ def _profile(raw: bytes, received_at: datetime) -> Profile:
     consent = said.get("consent")
     if consent is not None and not isinstance(consent, bool):
         raise Refused("consent", "consent must be true or false.")
-    return Profile(
-        device_id, _text(said, "userName"), phone, consent, _consent_at(said, received_at)
-    )
+    consent_at = _consent_at(said, received_at)
+    return Profile(device_id, _text(said, "userName"), phone, consent, consent_at, position)
 
 
 def _text(said: dict[str, Any], field: str) -> str | None:

@@ -162,7 +162,7 @@ def _moment(ts: str, received_at: datetime) -> datetime:
     # compared before it is moved to UTC: at the ends of the calendar that overflows
     if not EARLIEST <= moment <= received_at + timedelta(days=1):
         raise Refused("time_out_of_range", "ts lies before 2000 or over a day in the future.")
-    return moment.astimezone(UTC)
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 # a parameter that begins as JSON does

@@ -3,6 +3,7 @@
 https://github.com/sunbird-specs/Telemetry
 """
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -42,6 +43,9 @@ def parse(body: bytes, call: Call) -> Batch:
 
 def _raws(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
     """The texts that should each be an event, and whether each was mended to be taken out."""
+    if content_type != text.NDJSON and len(body) <= text.MAX_PARTS:
+        with suppress(Refused):  # whole as it is, which spares a look through all of it
+            return [(raw, False) for raw in _events(body.strip())]
     texts = text.documents(body, content_type)
     raws: list[tuple[bytes, bool]] = []
     for line in texts:

@@ -6,6 +6,12 @@ import ingest.positions
 from django.db import migrations, models
 
 
+def positions(apps, schema_editor):
+    """The default of columns made below."""
+    if schema_editor.connection.vendor == "postgresql":
+        schema_editor.execute(ingest.positions.shift_sql(0))
+
+
 def compress(apps, schema_editor):
     """lz4 about doubles the rate at which payloads are read; where it is not built in, pglz stays."""
     if schema_editor.connection.vendor == "postgresql":
@@ -25,6 +31,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.RunPython(positions, migrations.RunPython.noop),
         migrations.CreateModel(
             name='Channel',
             fields=[

@@ -5,6 +5,16 @@ import ingest.positions
 from django.db import migrations, models
 
 
+def positions(apps, schema_editor):
+    """The default of columns made below, in databases made before 0001 made it."""
+    if schema_editor.connection.vendor != "postgresql":
+        return
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT to_regproc('exhaust_position') IS NULL")
+        if cursor.fetchone()[0]:
+            cursor.execute(ingest.positions.shift_sql(0))
+
+
 class Migration(migrations.Migration):
 
     dependencies = [
@@ -12,6 +22,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.RunPython(positions, migrations.RunPython.noop),
         migrations.CreateModel(
             name='AppUser',
             fields=[

@@ -5,11 +5,11 @@ from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, problems, store
+from ingest import access, limits, problems, store
+from ingest.access import Sender
 from ingest.adapters import body
 from ingest.adapters import clickstream as adapter
 from ingest.events import Call, Refused
-from ingest.models import Application
 
 ALLOWED_HEADERS = (
     "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"
@@ -31,14 +31,18 @@ def ping(request: HttpRequest) -> HttpResponse:
 
 def _answered(request: HttpRequest, method: str) -> HttpResponse:
     """The answer to a known application, readable to the pages it is registered for."""
-    application: Application | None = None
+    application: Sender | None = None
     try:
-        application = access.application(request.GET.get("appId", ""))
+        named = request.GET.get("appId", "")
+        with limits.guessing(request, named):
+            application = access.application(named)
+        access.acts(request, application.identifier)
         if request.method == "OPTIONS":
             answer = HttpResponse(status=204)
         elif request.method != method:
             raise Refused("method_not_allowed", f"This address takes {method}.", 405)
         else:
+            limits.count(request, f"application:{application.id}")
             cookie = request.headers.get("Cookie", "")
             if application.cookie_digest and not access.is_secret(
                 application.cookie_digest, cookie
@@ -61,13 +65,13 @@ def _answered(request: HttpRequest, method: str) -> HttpResponse:
     return answer
 
 
-def _collect(request: HttpRequest, application: Application) -> HttpResponse:
+def _collect(request: HttpRequest, application: Sender) -> HttpResponse:
     call = Call(
-        channel=application.channel.identifier,
+        channel=application.channel,
         received_at=timezone.now(),
         content_type=request.content_type or "",
         application=application.identifier,
-        application_id=application.pk,
+        application_id=application.id,
         parameters=request.GET.dict(),
     )
     sent = body.as_sent(request, adapter.MAX_BYTES)

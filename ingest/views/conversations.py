@@ -18,7 +18,9 @@ from ingest.models import Conversation
 class ConversationName(serializers.Serializer[Conversation]):
     """What may be said of a conversation."""
 
-    name = serializers.CharField(max_length=255, allow_blank=True)
+    name = serializers.CharField(
+        max_length=255, allow_blank=True, help_text="The bot's name, as the files show it."
+    )
 
 
 class ConversationView(APIView):

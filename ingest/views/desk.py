@@ -10,13 +10,12 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, problems, store
-from ingest.access import Denied
+from ingest import access, limits, problems, refusals, store
+from ingest.access import Denied, Sender
 from ingest.adapters import body
 from ingest.adapters import desk as adapter
 from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Call, Refused, Rejection
-from ingest.models import Application
 from ingest.store import Outcome
 
 CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
@@ -106,8 +105,15 @@ def bulk(request: HttpRequest, index: str = "") -> HttpResponse:
     )
 
 
-def _application(request: HttpRequest) -> Application:
-    """Who HTTP Basic names, if the password is right. Raises `Denied` (401)."""
+def _application(request: HttpRequest) -> Sender:
+    """Who HTTP Basic names, if the password is right. Raises `Denied` (401) and `Limited`."""
+    with limits.guessing(request, request.headers.get("Authorization", "")):
+        found = _named(request)
+    limits.count(request, f"application:{found.id}")
+    return found
+
+
+def _named(request: HttpRequest) -> Sender:
     scheme, _, coded = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "basic":
         raise Denied("unauthorized", "Send the application's id and password by HTTP Basic.", 401)
@@ -122,13 +128,15 @@ def _application(request: HttpRequest) -> Application:
         found = None
     # always one comparison, so that an unknown id takes no less time
     if not access.is_secret(found.secret_digest if found else "", password) or not found:
+        refusals.count("application.refused", request)
         raise Denied("unauthorized", "The application or its password is not known here.", 401)
+    access.acts(request, found.identifier)
     return found
 
 
-def _call(application: Application, received_at: datetime, content_type: str = "") -> Call:
+def _call(application: Sender, received_at: datetime, content_type: str = "") -> Call:
     return Call(
-        channel=application.channel.identifier,
+        channel=application.channel,
         received_at=received_at,
         content_type=content_type,
         application=application.identifier,
@@ -156,8 +164,11 @@ def _failure(rejection: Rejection) -> dict[str, Any]:
     return {"status": 400, "error": {"type": kind, "reason": reason}}
 
 
+_KINDS = {401: "security_exception", 429: "es_rejected_execution_exception"}
+
+
 def _refusal(refused: Refused) -> HttpResponse:
-    kind = "security_exception" if refused.status == 401 else "illegal_argument_exception"
+    kind = _KINDS.get(refused.status, "illegal_argument_exception")
     cause = {"type": kind, "reason": f"{refused.reason}: {refused.detail}"}
     answer = _elastic(
         {"error": {"root_cause": [cause], **cause}, "status": refused.status}, refused.status

@@ -2,12 +2,11 @@
 
 import math
 
-from django.db import transaction
 from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, limiter, problems, store
+from ingest import access, limiter, limits, problems, store
 from ingest.adapters import body
 from ingest.adapters import skalin as adapter
 from ingest.events import Call, Refused
@@ -48,22 +47,21 @@ def _answer(request: HttpRequest, *, is_bulk: bool) -> JsonResponse:
             query, residue = adapter.cut(query)
         parameters = adapter.parameters(query)
         client_id = parameters.get("client_id") or parameters.get("clientId") or ""
-        application = access.application(client_id)
+        with limits.guessing(request, client_id):
+            application = access.application(client_id)
+        limits.count(request, f"application:{application.id}")
+        access.acts(request, application.identifier)
         sent = _bulk(request, residue) if is_bulk else adapter.from_hit(parameters)
         call = Call(
-            channel=application.channel.identifier,
+            channel=application.channel,
             received_at=received_at,
             content_type=request.content_type or "",
             application=application.identifier,
-            application_id=application.pk,
+            application_id=application.id,
             parameters=parameters,
         )
         batch = adapter.parse(sent, call)
-        with transaction.atomic():
-            outcome = store.append(application.channel_id, batch)
-            store.keep_participants(
-                application.channel_id, received_at, adapter.people(batch), rejections=[]
-            )
+        outcome = store.append(application.channel_id, batch, adapter.people(batch))
     except Refused as refused:
         answer = _refusal(refused)
         if refused.status == 405:

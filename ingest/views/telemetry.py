@@ -32,7 +32,7 @@ def telemetry(request: HttpRequest) -> HttpResponse:
         answer = JsonResponse(
             _telemetry_answer(
                 received_at,
-                "CLIENT_ERROR" if refused.status != 403 else "FORBIDDEN",
+                {403: "FORBIDDEN", 429: "TOO_MANY_REQUESTS"}.get(refused.status, "CLIENT_ERROR"),
                 {"status": "failed", "err": refused.reason, "errmsg": refused.detail},
                 {},
             ),

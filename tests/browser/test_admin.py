@@ -13,7 +13,9 @@ from django.test import Client
 
 from exhaust.demo import conversations
 from exhaust.models import Job
+from ingest.models import Conversation
 from tests.conftest import bearer, make_key
+from tests.exhaust.factories import make_claimed, make_job
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
@@ -100,6 +102,45 @@ def test_retry_runs_failed_jobs_again(signed_in: Any, live_server: Any) -> None:
     assert (job.status, job.attempt, job.attempt_limit) == ("SUBMITTED", 3, 6)
 
 
+def test_a_job_is_cancelled_and_its_history_shown(signed_in: Any, live_server: Any) -> None:
+    # given a job at work, and one that is done
+    send(5)
+    job, done = make_claimed(tag="working"), make_job(tag="done", status="SUCCESS")
+    page = signed_in
+
+    # when both are cancelled
+    page.goto(f"{live_server.url}/admin/exhaust/job/")
+    page.check("#action-toggle")
+    page.select_option("select[name=action]", "cancel")
+    page.click("button[name=index]")
+
+    # then one is, and what became of it can be read
+    said = page.inner_text(".messagelist")
+    assert "1 jobs are cancelled." in said
+    assert "1 were left alone: they are ended already." in said
+    page.goto(f"{live_server.url}/admin/exhaust/job/{job.pk}/change/")
+    history = page.inner_text("#transitions-group")
+    assert "Cancelled by" in history
+    assert "PROCESSING" in history.upper()
+    done.refresh_from_db()
+    assert done.status == "SUCCESS"
+
+
+def test_a_full_queue_is_told_in_the_form(signed_in: Any, live_server: Any, settings: Any) -> None:
+    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    send(5)
+    make_job(channel=Conversation.objects.get().channel.identifier)
+    page = signed_in
+    page.goto(f"{live_server.url}/admin/exhaust/job/add/")
+    page.select_option("#id_conversation", index=1)
+    page.fill("#id_first_day", "2026-01-01")
+    page.fill("#id_last_day", "2026-01-03")
+    page.fill("#id_tag", "one-more")
+    page.click("input[name=_save]")
+    assert "1 requests waiting" in page.inner_text(".messagelist")
+    assert not Job.objects.filter(tag="one-more").exists()
+
+
 @pytest.mark.parametrize(
     "model",
     ["ingest/channel", "ingest/conversation", "ingest/apikey", "ingest/storedevent",
@@ -110,3 +151,38 @@ def test_every_model_is_listed_and_searched(signed_in: Any, live_server: Any, mo
     answer = signed_in.goto(f"{live_server.url}/admin/{model}/?q=a")
     assert answer.status == 200
     assert signed_in.locator("#changelist-search").count() == 1
+
+
+def test_the_pages_keep_within_their_content_security_policy(
+    page: Any, live_server: Any, request: pytest.FixtureRequest
+) -> None:
+    # given a listener for what the browser refuses
+    refused: list[str] = []
+    page.on("console", lambda said: refused.append(said.text) if _POLICY in said.text else None)
+    page = request.getfixturevalue("signed_in")
+    send(5)
+    make_job()
+
+    # when pages with scripts of the admin are used: a date's picker, a filter, a popup, an action
+    for path in (
+        "", "ingest/role/add/", "ingest/storedevent/", "exhaust/job/", "exhaust/schedule/add/",
+        "auth/user/add/", "auth/group/add/", "ingest/ledgerentry/", "exhaust/sink/add/",
+        "password_change/",
+    ):  # fmt: skip
+        assert page.goto(f"{live_server.url}/admin/{path}").status == 200
+    person = get_user_model().objects.get()
+    page.goto(f"{live_server.url}/admin/auth/user/{person.pk}/change/")
+    page.click(".field-last_login .datetimeshortcuts a >> nth=0")
+    page.click("#toggle-nav-sidebar")
+
+    # then nothing was refused, and an inline script would be
+    assert refused == []
+    page.evaluate(
+        "() => { const s = document.createElement('script');"
+        " s.textContent = 'window.ran = 1'; document.body.append(s) }"
+    )
+    assert page.evaluate("window.ran") is None
+    assert len(refused) == 1
+
+
+_POLICY = "Content Security Policy"

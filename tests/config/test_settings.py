@@ -27,12 +27,25 @@ KNOWN = [
     "S3_ENDPOINT_URL",
     "S3_PUBLIC_ENDPOINT_URL",
     "S3_REGION",
+    "S3_PRIVATE_KMS_KEY_ID",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "EXHAUST_MAX_DAYS",
     "EXHAUST_LINK_SECONDS",
+    "EXHAUST_MAX_ROWS",
+    "EXHAUST_PART_BYTES",
+    "EXHAUST_MAX_SECONDS",
+    "EXHAUST_RUNNING_PER_CHANNEL",
+    "EXHAUST_QUEUED_PER_CHANNEL",
+    "EVENT_RETENTION_DAYS",
     "EXHAUST_RETENTION_DAYS",
+    "METRICS_PORT",
+    "METRICS_TOKEN",
+    "WORKER_STOP_SECONDS",
+    "EXHAUST_FAILPOINTS",
+    "PUSH_ALLOWED_NETWORKS",
     "DATABASE_POOL",
+    "RATE_LIMITS",
     "LOG_LEVEL",
 ]
 FERNET = Fernet.generate_key().decode()
@@ -91,11 +104,19 @@ def test_nothing_set_means_embedded(read: Any, var: Path):
 
 
 def test_an_empty_variable_is_one_that_is_not_set(read: Any, var: Path):
-    texts = {
-        name: ""
-        for name in KNOWN
-        if not name.startswith(("EXHAUST_", "DEBUG", "BEHIND", "DATABASE_POOL", "LOG", "PUBLIC"))
-    }
+    valued = (
+        "EVENT",
+        "EXHAUST_",
+        "DEBUG",
+        "BEHIND",
+        "DATABASE_POOL",
+        "LOG",
+        "METRICS_PORT",
+        "PUBLIC",
+        "RATE",
+        "WORKER",
+    )
+    texts = {name: "" for name in KNOWN if not name.startswith(valued)}
 
     assert read(**texts)["DATABASES"] == read()["DATABASES"]
     assert read(**texts)["SECRET_KEY"] == read()["SECRET_KEY"]
@@ -218,6 +239,8 @@ def test_an_https_address_makes_cookies_and_redirects_secure(read: Any):
     assert settings["SECURE_SSL_REDIRECT"] is True
     assert settings["SECURE_HSTS_SECONDS"] == 31_536_000
     assert settings["CSRF_TRUSTED_ORIGINS"] == ["https://exhaust.example"]
+    assert settings["SESSION_COOKIE_NAME"] == "__Host-session"
+    assert settings["CSRF_COOKIE_NAME"] == "__Host-csrf"
     assert settings["ALLOWED_HOSTS"] == [
         *("exhaust.example", "127.0.0.1", "localhost", "[::1]", "a.example", "b.example")
     ]
@@ -249,6 +272,11 @@ def test_several_encryption_keys_are_kept_in_their_order(read: Any):
             "S3_BUCKET",
             "must be set, since an S3 endpoint is.",
             {"S3_ENDPOINT_URL": "http://s3.internal:9000"},
+        ),
+        (
+            "S3_BUCKET",
+            "must be set, since a KMS key for its private files is.",
+            {"S3_PRIVATE_KMS_KEY_ID": "alias/exhaust-private"},
         ),
         (
             "S3_ENDPOINT_URL",
@@ -322,7 +350,18 @@ def test_a_wrong_database_url_stops_the_start_and_shows_no_password(read: Any, u
         ("EXHAUST_LINK_SECONDS", "604801"),
         ("EXHAUST_RETENTION_DAYS", "0"),
         ("EXHAUST_RETENTION_DAYS", ""),
+        ("EXHAUST_MAX_ROWS", "0"),
+        ("EXHAUST_MAX_SECONDS", "0"),
+        ("EXHAUST_MAX_SECONDS", "2000001"),
+        ("EXHAUST_PART_BYTES", "-1"),
+        ("EXHAUST_RUNNING_PER_CHANNEL", "0"),
+        ("EXHAUST_QUEUED_PER_CHANNEL", "0"),
         ("DATABASE_POOL", "0"),
+        ("EVENT_RETENTION_DAYS", "30"),
+        ("EVENT_RETENTION_DAYS", "-1"),
+        ("METRICS_PORT", "65536"),
+        ("WORKER_STOP_SECONDS", "0"),
+        ("RATE_LIMITS", "-1"),
         ("LOG_LEVEL", "LOUD"),
         ("DEBUG", "perhaps"),
         ("BEHIND_PROXY", "perhaps"),
@@ -330,6 +369,12 @@ def test_a_wrong_database_url_stops_the_start_and_shows_no_password(read: Any, u
 )
 def test_a_value_out_of_range_stops_the_start(read: Any, variable: str, value: str):
     assert variable in failure(read, **{variable: value})
+
+
+def test_what_makes_processes_fail_is_nothing_for_production(read: Any, tmp_path: Path):
+    assert read(EXHAUST_FAILPOINTS=str(tmp_path))["FAILPOINTS"] == str(tmp_path)
+    told = failure(read, EXHAUST_FAILPOINTS=str(tmp_path), PUBLIC_URL="https://exhaust.example")
+    assert told.startswith("EXHAUST_FAILPOINTS: ")
 
 
 def test_all_wrong_values_are_told_at_once(read: Any):

@@ -1,13 +1,21 @@
 """What the tests of exhaust may ask for."""
 
 import pytest
+from django.utils import timezone
 
-from exhaust import tasks
+from exhaust import daily, tasks
+from exhaust.models import DailyRun
 
 
 @pytest.fixture
 def wakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every "look now" that would have gone to the broker."""
+    """Every message that would have gone to the broker, by its task's name."""
     heard: list[str] = []
-    monkeypatch.setattr(tasks, "wake", lambda: heard.append("look now"))
+    monkeypatch.setattr(tasks, "wake", lambda task, *_, **__: heard.append(task.name))
     return heard
+
+
+@pytest.fixture
+def days_run_done(db: None) -> None:
+    """The day's run is over, and no sweep has a word to say about it."""
+    DailyRun.objects.create(day=daily.day_of(timezone.now()), finished_at=timezone.now())

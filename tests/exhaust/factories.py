@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from django.conf import settings
 from django.utils import timezone
 
 from exhaust import jobs, storage
@@ -15,7 +16,7 @@ from exhaust.models import File, Job
 from exhaust.submissions import Submission
 from ingest import store
 from ingest.adapters import telemetry
-from ingest.events import Call
+from ingest.events import Batch, Call, Event, identity
 from tests.conftest import make_channel
 
 RESPONSE = "uci-response-exhaust"
@@ -67,11 +68,27 @@ def make_claimed(**overrides: Any) -> Job:
 def make_finished(content: bytes = b"a,b\n1,2\n", **overrides: Any) -> Job:
     """A job that says SUCCESS, its one file in the storage."""
     job = make_claimed(**overrides)
-    key = f"response/{job.pk}/{uuid4().hex}.csv"
+    key = f"response/{job.pk}/{job.attempt}-{uuid4().hex}.csv"
     storage.default().put(key, io.BytesIO(content), "text/csv; charset=utf-8")
     assert jobs.publish(job, [make_file(job, key=key, content=content)], "")
     job.refresh_from_db()
     return job
+
+
+def draft_of(job: Job, attempt: int, area: str = "response") -> str:
+    """What an attempt that was killed leaves in the folder: its path."""
+    name = f"{area}/{job.pk}/.part-{attempt}-{uuid4().hex}.csv"
+    path = Path(settings.FILES_DIR) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"half a fi")
+    return name
+
+
+def left_of(job: Job, attempt: int, area: str = "response", suffix: str = "csv") -> str:
+    """What an attempt that was overtaken leaves in the storage: its key."""
+    key = f"{area}/{job.pk}/{attempt}-{uuid4().hex}.{suffix}"
+    storage.default().put(key, io.BytesIO(b"a whole file"), "text/csv; charset=utf-8")
+    return key
 
 
 def make_file(job: Job, content: bytes = b"", **overrides: Any) -> File:
@@ -119,6 +136,23 @@ def send(*events: dict[str, Any], channel: str = "ORG_001") -> None:
     assert not batch.rejections
     outcome = store.append(make_channel(channel).pk, batch)
     assert outcome.stored == len(events)
+
+
+def revise(number: int, text: str) -> None:
+    """Stores an answer by a door where the last one wins: one of this number is superseded."""
+    said = answer(number, text)
+    event = Event(
+        identity=identity(FIRST_ANSWER, "revised", str(number)),
+        type="ASSESS",
+        occurred_at=FIRST_ANSWER + timedelta(minutes=number),
+        device_id=f"device-{number}",
+        session_id="session",
+        conversation=BOT,
+        is_answer=True,
+        payload=json.dumps(said).encode(),
+    )
+    batch = Batch("skalin", timezone.now(), [event], [], last_wins=True)
+    assert store.append(make_channel().pk, batch).stored == 1
 
 
 def row_of(job: Job) -> dict[str, Any]:

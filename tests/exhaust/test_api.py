@@ -10,7 +10,8 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import jobs, runner, submissions
+from exhaust import jobs, polling, runner, submissions
+from exhaust.datasets import DATASETS
 from exhaust.models import Job, Link
 from ingest.models import ApiKey
 from tests.conftest import bearer, make_key
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.django_db
 SUBMIT = "/dataset/v1/request/submit"
 TAG = "7ed871f7-0d5b-4bb0-86a0-a00151352706"
 GONE = object()
+LISTED = "One of csv, csv.gz, jsonl, jsonl.gz, parquet, xlsx."
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -124,10 +126,19 @@ SHAPE: dict[str, Any] = {
     "expiresAt": MS,
     "statusMessage": str,
     "files": list,
-    "progress": {"rows": int, "estimatedRows": int | None, "percent": int},
+    "progress": {
+        "phase": str,
+        "queuePosition": int | None,
+        "startedAt": int | None,
+        "rows": int,
+        "estimatedRows": int | None,
+        "percent": int,
+    },
+    "priority": str,
 }
 FILE_SHAPE: dict[str, Any] = {
     "name": str,
+    "format": str,
     "rows": int,
     "bytes": int,
     "sha256": str,
@@ -176,7 +187,15 @@ def test_the_guides_request_is_accepted(asker: Client, prefix: str, word: str) -
         "expiresAt": 0,
         "statusMessage": "",
         "files": [],
-        "progress": {"rows": 0, "estimatedRows": None, "percent": 0},
+        "progress": {
+            "phase": "queued",
+            "queuePosition": 1,
+            "startedAt": None,
+            "rows": 0,
+            "estimatedRows": None,
+            "percent": 0,
+        },
+        "priority": "interactive",
     }
     day = job.submitted_at.date()
     assert result["requestId"] == submissions.request_id(
@@ -278,7 +297,14 @@ def test_read_of_a_finished_job(asker: Client) -> None:
     completed = int(job.completed_at.timestamp() * 1000)
     assert result["lastUpdated"] == result["jobStats"]["dtJobCompleted"] == completed
     assert result["jobStats"]["executionTime"] == job.execution_ms
-    assert result["progress"] == {"rows": 2, "estimatedRows": 2, "percent": 100}
+    assert result["progress"] == {
+        "phase": "ended",
+        "queuePosition": None,
+        "startedAt": int(job.started_at.timestamp() * 1000),
+        "rows": 2,
+        "estimatedRows": 2,
+        "percent": 100,
+    }
     assert len(result["downloadUrls"]) == 1
     assert result["downloadUrls"][0].startswith("http://127.0.0.1:8000/dataset/v1/download/")
     day = int((timezone.now() + timedelta(days=1)).timestamp() * 1000)
@@ -287,6 +313,7 @@ def test_read_of_a_finished_job(asker: Client) -> None:
     assert_shape(file, FILE_SHAPE)
     assert file == {
         "name": f"{BOT}_response_20220401.csv",
+        "format": "csv",
         "rows": 2,
         "bytes": 12,
         "sha256": job.files.get().sha256,
@@ -325,7 +352,10 @@ def test_progress_of_a_working_job(
 
     # then an estimate that falls short never says that all is done
     assert result["status"] == "PROCESSING"
-    assert result["progress"] == {"rows": done, "estimatedRows": estimated, "percent": percent}
+    said = result["progress"]
+    assert (said["rows"], said["estimatedRows"], said["percent"]) == (done, estimated, percent)
+    assert said["phase"] == ("writing" if done else "preparing")
+    assert said["queuePosition"] is None
 
 
 def test_list_shows_the_newest_first(asker: Client) -> None:
@@ -341,7 +371,8 @@ def test_list_shows_the_newest_first(asker: Client) -> None:
     result = assert_envelope(listed(asker, "daily"), "request.list", 200, "OK")
 
     # then
-    assert set(result) == {"count", "jobs"}
+    assert set(result) == {"count", "jobs", "nextCursor"}
+    assert result["nextCursor"] is None
     assert result["count"] == 3
     ids = [job["requestId"] for job in result["jobs"]]
     assert ids == [newest.request_id, middle.request_id, oldest.request_id]
@@ -353,7 +384,7 @@ def test_list_shows_the_newest_first(asker: Client) -> None:
 def test_list_of_an_unknown_tag_is_empty(asker: Client) -> None:
     make_job()
     result = assert_envelope(listed(asker, "unknown"), "request.list", 200, "OK")
-    assert result == {"count": 0, "jobs": []}
+    assert result == {"count": 0, "jobs": [], "nextCursor": None}
 
 
 def test_list_limits(asker: Client) -> None:
@@ -452,7 +483,7 @@ def test_a_new_link_after_the_old_one_ended(asker: Client, ending: str) -> None:
         ({"tag": "a\u200b"}, "request.tag", "Letters, digits"),
         ({"tag": "a\x00b"}, "request.tag", "Letters, digits"),
         ({"dataset": GONE}, "request.dataset", "required"),
-        ({"dataset": "druid"}, "request.dataset", f"one of {RESPONSE}, {PRIVATE}."),
+        ({"dataset": "druid"}, "request.dataset", f"one of {', '.join(DATASETS)}."),
         ({"datasetConfig": GONE}, "request.datasetConfig", "required"),
         ({"datasetConfig": "x"}, "request.datasetConfig", "dictionary"),
         ({"datasetConfig": []}, "request.datasetConfig", "dictionary"),
@@ -482,9 +513,11 @@ def test_a_new_link_after_the_old_one_ended(asker: Client, ending: str) -> None:
             for zone in ("Mars/Olympus", "../../etc/passwd", "/etc/localtime", "America", "UTC\x00")
         ),
         ({"datasetConfig.type": PRIVATE}, "request.datasetConfig.type", "left out"),
-        ({"output_format": "json"}, "request.output_format", "One of csv."),
-        ({"outputFormat": "parquet"}, "request.outputFormat", "One of csv."),
-        ({"encryptionKey": "secret"}, "request.encryptionKey", "leave it out"),
+        ({"output_format": "json"}, "request.output_format", LISTED),
+        ({"outputFormat": "csv.zip"}, "request.outputFormat", LISTED),
+        ({"outputFormat": "csv", "output_format": "xlsx"}, "request.outputFormat", "Differs"),
+        ({"outputFormat": "parquet"}, "request.outputFormat", "Differs"),
+        ({"encryptionKey": "secret"}, "request.encryptionKey", "12 to 128 letters"),
         ({"requestedBy": "x" * 256}, "request.requestedBy", "255"),
         ({"requestedBy": {"a": 1}}, "request.requestedBy", "string"),
     ],
@@ -771,7 +804,11 @@ def test_odd_tags_and_ids_in_an_address_are_unknown(asker: Client, tag: str) -> 
     # then
     assert_refused(shown, 404, "RESOURCE_NOT_FOUND", "request.info")
     assert_refused(asked, 404, "RESOURCE_NOT_FOUND", "request.info")
-    assert assert_envelope(found, "request.list", 200, "OK") == {"count": 0, "jobs": []}
+    assert assert_envelope(found, "request.list", 200, "OK") == {
+        "count": 0,
+        "jobs": [],
+        "nextCursor": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -824,7 +861,8 @@ def test_our_failure_is_in_the_envelope_and_tells_nothing(
 
     monkeypatch.setattr(submissions, "submit", broken)
     monkeypatch.setattr(submissions, "find", broken)
-    monkeypatch.setattr(submissions, "by_tag", broken)
+    monkeypatch.setattr(submissions, "page", broken)
+    monkeypatch.setattr(polling, "_jobs", broken)
 
     # when
     answers = [

@@ -10,6 +10,7 @@ from exhaust.datasets.columns import (
     Column,
     cells_sql,
     guarded,
+    guards,
     iso_time,
     joins_sql,
     json_text,
@@ -101,7 +102,7 @@ def test_a_number_is_printed_as_postgresql_prints_it(spelling: str, printed: str
         ("5e-324", "0"),
         ("1.7976931348623157e308", "17976931348623157" + "0" * 292),
         ('"12.7"', "12.7"),
-        ('"=1"', "'=1"),
+        ('"=1"', "=1"),
         ('""', None),
         ("true", "true"),
         ("null", None),
@@ -120,7 +121,7 @@ def test_whole_seconds_are_rounded_half_away_from_zero(spelling: str, printed: s
         ("null", None),
         ("true", "true"),
         ("false", "false"),
-        ('"=1"', "'=1"),
+        ('"=1"', "=1"),
         ("[1,2]", "[1, 2]"),
         ('{"b":1,"a":"="}', '{"a": "=", "b": 1}'),
         ('"-5"', "-5"),
@@ -185,10 +186,10 @@ def test_a_refused_consent_empties_only_what_asks_for_it():
     assert cell("json", "1", refused=True, consented=False) == "1"
 
 
-def test_an_envelope_cell_is_guarded_like_any_text():
+def test_an_envelope_cell_is_read_like_any_text():
     read = reader([Column("A", "text", ("device_id",), ""), Column("B", "text", ("other",), "")])
 
-    assert read({"device_id": "=d"}, "{}", False) == ["'=d", None]
+    assert read({"device_id": "=d"}, "{}", False) == ["=d", None]
 
 
 def test_each_json_object_is_opened_once():
@@ -203,4 +204,7 @@ def test_there_is_a_cell_for_every_column():
     sql = cells_sql(columns, "(SELECT refused)")
 
     assert len(sql) == len(columns) == 17
+    assert not any("regexp_replace" in cell for cell in sql)
+    guarded_sql = cells_sql(columns, "(SELECT refused)", guarded=True)
+    assert ["regexp_replace" in cell for cell in guarded_sql] == guards(columns)
     assert [i for i, cell in enumerate(sql) if "NOT (SELECT refused)" in cell] == [13]

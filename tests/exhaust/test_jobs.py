@@ -11,7 +11,7 @@ from django.db import connections
 from django.utils import timezone
 
 from exhaust import jobs
-from exhaust.models import File, Job
+from exhaust.models import File, Job, Transition
 from tests.exhaust.factories import make_claimed, make_file, make_job, row_of
 
 HOUR = timedelta(hours=1)
@@ -32,6 +32,7 @@ STATES: dict[str, Callable[[], Job]] = {
     "exhausted": lambda: _state(make_claimed(), lease_until=timezone.now() - HOUR, attempt=3),
     "done": lambda: _state(make_claimed(), status="SUCCESS", lease_until=None),
     "failed": lambda: _state(make_claimed(), status="FAILED", lease_until=None, attempt=3),
+    "cancelled": lambda: _state(make_claimed(), status="CANCELLED"),
 }
 MOVES: dict[str, Callable[[Job], Any]] = {
     "claim": lambda job: jobs.claim(job.pk),
@@ -43,6 +44,7 @@ MOVES: dict[str, Callable[[Job], Any]] = {
     "reap": lambda _job: jobs.reap(),
     "resubmit": jobs.resubmit,
     "hasten": jobs.hasten,
+    "cancel": lambda job: jobs.cancel(job, "Cancelled by asha."),
 }
 # The legal moves and where they lead; every other pair changes nothing.
 LEGAL: dict[tuple[str, str], str] = {
@@ -61,9 +63,18 @@ LEGAL: dict[tuple[str, str], str] = {
     **{("fail for ever", state): "FAILED" for state in ("working", "lapsed", "exhausted")},
     ("reap", "exhausted"): "FAILED",
     ("resubmit", "failed"): "SUBMITTED",
+    ("resubmit", "cancelled"): "SUBMITTED",
+    **{
+        ("cancel", state): "CANCELLED"
+        for state in ("waiting", "delayed", "working", "lapsed", "exhausted")
+    },
     ("hasten", "waiting"): "SUBMITTED",
     ("hasten", "delayed"): "SUBMITTED",
 }
+
+
+# How much history a state has: those made by a claim have told of that
+HISTORY = {state: state not in {"waiting", "delayed"} for state in STATES}
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -86,6 +97,11 @@ def test_moves(move: str, state: str) -> None:
     else:
         assert not answer
         assert after == before
+    # and a change of status is told in the job's history, nothing else is
+    moved = after["status"] != before["status"] or (move, state) == ("claim", "lapsed")
+    told = Transition.objects.filter(job=job).values_list("status", "attempt", "message")
+    here = [(after["status"], after["attempt"], after["status_message"])]
+    assert list(told)[HISTORY[state] :] == (here if moved else [])
     published = move == "publish" and (move, state) in LEGAL
     assert File.objects.count() == (1 if published else 0)
 
@@ -160,6 +176,48 @@ def test_claim_takes_the_oldest_due() -> None:
     # then it goes by age, and the one that is not due stays
     assert [job.pk for job in claimed if job] == [older.pk, newer.pk]
     assert claimed[2] is None
+
+
+@pytest.mark.django_db
+def test_a_process_kept_for_those_who_wait_takes_nothing_else() -> None:
+    # given a nightly job that is older than an interactive one
+    nightly = make_job(priority=Job.Priority.NIGHTLY, due_at=timezone.now() - HOUR)
+    Job.objects.update(submitted_at=timezone.now() - HOUR)
+    assert jobs.oldest_due(Job.Priority.INTERACTIVE) == timedelta()
+    waited_for = make_job()
+
+    # when
+    claimed = [jobs.claim(lowest=Job.Priority.INTERACTIVE) for _ in range(2)]
+
+    # then
+    assert [job and job.pk for job in claimed] == [waited_for.pk, None]
+    assert jobs.oldest_due() > timedelta(minutes=59)
+    heir = jobs.claim()
+    assert heir is not None
+    assert heir.pk == nightly.pk
+
+
+@pytest.mark.django_db
+def test_what_a_worker_gives_back_is_taken_over_at_once() -> None:
+    # given a job at one worker, another at another
+    make_job(priority=Job.Priority.NIGHTLY)
+    make_job()
+    waited_for, nightly = jobs.claim(holder="a:1"), jobs.claim(holder="b:2")
+    assert waited_for is not None
+    assert nightly is not None
+
+    # when
+    assert jobs.release("b:2") == [Job.Priority.NIGHTLY]
+
+    # then only that one is due, with as many attempts left as before
+    assert [job.pk for job in jobs.due()] == [nightly.pk]
+    assert jobs.renew(waited_for, 1)
+    assert not jobs.renew(nightly, 1)
+    assert not jobs.publish(nightly, [], "")
+    heir = jobs.claim(holder="a:1")
+    assert heir is not None
+    assert (heir.pk, heir.attempt_limit - heir.attempt) == (nightly.pk, jobs.ATTEMPTS - 1)
+    assert jobs.release("b:2") == []
 
 
 @pytest.mark.django_db
@@ -269,8 +327,8 @@ def test_reap_fails_what_died_in_its_last_attempt_only() -> None:
     before = {name: row_of(job) for name, job in made.items()}
 
     # when / then it is one, and only once
-    assert jobs.reap() == 1
-    assert jobs.reap() == 0
+    assert jobs.reap() == [made["exhausted"].pk]
+    assert jobs.reap() == []
     changed = {name for name, job in made.items() if row_of(job) != before[name]}
     assert changed == {"exhausted"}
     after = row_of(made["exhausted"])
@@ -308,40 +366,180 @@ def test_publish_counts_rows_and_time() -> None:
         ("SUCCESS", 3, 2),
         ("FAILED", 1, 1),
         ("FAILED", 3, 3),
+        ("CANCELLED", 0, 0),
+        ("CANCELLED", 2, 2),
     ],
 )
 def test_attempts_as_shown_are_those_without_a_file(state: str, attempt: int, shown: int) -> None:
     assert jobs.failed_attempts(Job(status=state, attempt=attempt)) == shown
 
 
-@pytest.mark.postgresql
-@pytest.mark.django_db(transaction=True)
-def test_eight_workers_claim_two_hundred_jobs_once_each() -> None:
-    # given two hundred jobs
-    for _ in range(200):
-        make_job()
-    assert Job.objects.count() == 200
-    claimed: list[tuple[int, int]] = []
-    errors: list[BaseException] = []
+def test_an_attempt_that_was_cancelled_did_not_fail() -> None:
+    assert jobs.failed_attempts(Job(status="CANCELLED", attempt=2, lease_until=timezone.now())) == 1
 
-    def work() -> None:
+
+# Whose turn it is -----------------------------------------------------------------------------
+
+
+def claimed_tags(count: int) -> list[str]:
+    """The tags of the next jobs, as workers that end at once would take them."""
+    tags = []
+    for _ in range(count):
+        job = jobs.claim()
+        assert job is not None
+        tags.append(job.tag)
+        assert jobs.publish(job, [], "")
+    return tags
+
+
+def queue(*names: str, **values: Any) -> None:
+    """Jobs in this order of submission; a name is "channel/tag"."""
+    begun = timezone.now() - HOUR
+    for number, name in enumerate(names):
+        channel, _ = name.split("/")
+        at = begun + timedelta(seconds=number)
+        make_job(channel=channel, tag=name.replace("/", "-"), submitted_at=at, **values)
+
+
+@pytest.mark.django_db
+def test_channels_take_turns() -> None:
+    # given one channel that asked for much, and two that came later
+    queue("A/1", "A/2", "A/3", "A/4", "B/1", "B/2", "C/1")
+
+    # when / then nobody waits for all of another's
+    assert claimed_tags(7) == ["A-1", "B-1", "C-1", "A-2", "B-2", "A-3", "A-4"]
+    assert jobs.claim() is None
+
+
+@pytest.mark.django_db
+def test_interactive_goes_before_nightly() -> None:
+    # given nightly ones that were first
+    queue("A/night1", "B/night1", "A/night2", priority=Job.Priority.NIGHTLY)
+    queue("A/day1", "A/day2")
+
+    # when / then
+    assert claimed_tags(5) == ["A-day1", "A-day2", "B-night1", "A-night1", "A-night2"]
+
+
+@pytest.mark.django_db
+def test_a_channel_runs_no_more_than_its_share(settings: Any) -> None:
+    # given a channel with as many running as may, and more waiting
+    settings.EXHAUST_RUNNING_PER_CHANNEL = 2
+    queue("A/1", "A/2", "A/3", "B/1")
+    running = [jobs.claim(), jobs.claim(), jobs.claim()]
+    assert [job.tag for job in running if job] == ["A-1", "B-1", "A-2"]
+
+    # when / then its third waits, is not counted as overdue, and goes once one has ended
+    assert jobs.claim() is None
+    assert not jobs.due().exists()
+    assert jobs.oldest_due() == timedelta()
+    assert running[0] is not None
+    assert jobs.publish(running[0], [], "")
+    third = jobs.claim()
+    assert third is not None
+    assert third.tag == "A-3"
+
+
+@pytest.mark.django_db
+def test_a_lapsed_lease_takes_no_share(settings: Any) -> None:
+    # given a channel whose only worker died
+    settings.EXHAUST_RUNNING_PER_CHANNEL = 1
+    dead = make_claimed()
+    assert jobs.claim() is None
+    _state(dead, lease_until=timezone.now() - HOUR)
+
+    # when / then the same job goes on
+    heir = jobs.claim()
+    assert heir is not None
+    assert (heir.pk, heir.attempt) == (dead.pk, 2)
+
+
+@pytest.mark.django_db
+def test_one_asked_for_by_hand_waits_for_no_share(settings: Any) -> None:
+    settings.EXHAUST_RUNNING_PER_CHANNEL = 1
+    make_claimed()
+    job = make_job()
+    assert jobs.claim() is None
+    assert jobs.claim(job.pk) is not None
+
+
+@pytest.mark.django_db
+def test_the_oldest_due_is_told() -> None:
+    assert jobs.oldest_due() == timedelta()
+    make_job(due_at=timezone.now() + HOUR, submitted_at=timezone.now() - 9 * HOUR)
+    make_claimed(submitted_at=timezone.now() - 8 * HOUR)
+    make_job(due_at=timezone.now() - 2 * HOUR, submitted_at=timezone.now() - 3 * HOUR)
+    make_job()
+    waited = jobs.oldest_due()
+    assert timedelta(0) <= waited - 2 * HOUR < timedelta(minutes=1)
+
+    # and one whose worker died waits since its lease has lapsed, however old it is
+    Job.objects.all().delete()
+    _state(make_claimed(submitted_at=timezone.now() - 8 * HOUR), lease_until=timezone.now() - HOUR)
+    assert timedelta(0) <= jobs.oldest_due() - HOUR < timedelta(minutes=1)
+
+
+def six_at_once(work: Callable[[], None]) -> None:
+    """Runs it in six workers that begin together; none may fail."""
+    errors: list[BaseException] = []
+    gate = threading.Barrier(6)
+
+    def guarded() -> None:
         try:
-            while job := jobs.claim():
-                claimed.append((job.pk, job.attempt))
+            gate.wait()
+            work()
         except BaseException as error:
             errors.append(error)
         finally:
             connections.close_all()
 
-    # when eight workers claim until nothing is due
-    threads = [threading.Thread(target=work) for _ in range(8)]
+    threads = [threading.Thread(target=guarded) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
+    assert errors == []
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_no_share_is_exceeded_by_claims_of_one_moment(settings: Any) -> None:
+    # given two channels with plenty of work, and a share of two
+    settings.EXHAUST_RUNNING_PER_CHANNEL = 2
+    for number in range(20):
+        make_job(channel="A" if number % 2 else "B", tag=str(number))
+    claimed: list[Job] = []
+
+    def work() -> None:
+        for _ in range(3):
+            if job := jobs.claim():
+                claimed.append(job)
+
+    # when six workers claim at once
+    six_at_once(work)
+
+    # then each channel runs two
+    assert sorted(job.channel.identifier for job in claimed) == ["A", "A", "B", "B"]
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_six_workers_claim_two_hundred_jobs_once_each(settings: Any) -> None:
+    # given two hundred jobs that may all run
+    settings.EXHAUST_RUNNING_PER_CHANNEL = 200
+    for _ in range(200):
+        make_job()
+    assert Job.objects.count() == 200
+    claimed: list[tuple[int, int]] = []
+
+    def work() -> None:
+        while job := jobs.claim():
+            claimed.append((job.pk, job.attempt))
+
+    # when six workers claim until nothing is due
+    six_at_once(work)
 
     # then every job was claimed once
-    assert errors == []
     assert len(claimed) == 200
     assert len({pk for pk, _ in claimed}) == 200
     assert {attempt for _, attempt in claimed} == {1}

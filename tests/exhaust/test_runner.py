@@ -5,8 +5,10 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,17 @@ from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
 from exhaust import jobs, runner, storage, writer
+from exhaust.datasets import DATASETS
 from exhaust.models import File, Job
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
     BOT,
     CONFIG,
     PRIVATE,
+    RESPONSE,
     answer,
+    draft_of,
+    left_of,
     make_job,
     row_of,
     send,
@@ -35,7 +41,7 @@ HEADER = (
     b"Question Type,Question Title,Question Description,Question Duration,Question Score,"
     b"Question Max Score,Question Options,Question Response,X Path,Eof,Timestamp\n"
 )
-Blocks = Callable[..., Iterator[bytes | bytearray]]
+Blocks = Callable[..., Generator[bytes]]
 
 
 def claim(job: Job) -> Job:
@@ -51,22 +57,34 @@ def lapse(job: Job) -> None:
 
 def take_over(job: Job) -> Job:
     """Another worker's claim, as seen when this one's lease has lapsed."""
-    lapse(job)
-    heir = jobs.claim(job.pk)
-    assert heir is not None
-    return heir
+    for _ in range(20):  # a renewal may come between the two
+        lapse(job)
+        if heir := jobs.claim(job.pk):
+            return heir
+    raise AssertionError("The job could not be claimed.")
 
 
 def during_rows(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Something happens after the rows were read and before the stream ends."""
-    made: Blocks = writer.blocks
+    made = writer.parts
 
-    def interrupted(*args: Any, **kwargs: Any) -> Iterator[bytes | bytearray]:
-        yield from made(*args, **kwargs)
+    def interrupted(*args: Any, **kwargs: Any) -> Generator[bytes]:
+        for part in made(*args, **kwargs):
+            yield from part
         act()
         yield b"one more block\n"
 
-    monkeypatch.setattr(writer, "blocks", interrupted)
+    write_by(monkeypatch, interrupted)
+
+
+def write_by(monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
+    """The one part of every file is made by this generator."""
+
+    def parts(*args: Any, **kwargs: Any) -> Iterator[Iterator[bytes]]:
+        with closing(blocks(*args, **kwargs)) as part:
+            yield part
+
+    monkeypatch.setattr(writer, "parts", parts)
 
 
 def test_success_publishes_what_was_stored(files: Path) -> None:
@@ -244,17 +262,17 @@ def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
     # given rows of several blocks, and an error while the database still has some to give
     send(*(answer(number, "x" * 1000) for number in range(600)))
     job = claim(make_job())
-    made: Blocks = writer.blocks
+    made = writer.parts
     seen: list[int] = []
 
-    def broken(*args: Any, **kwargs: Any) -> Iterator[bytes | bytearray]:
-        for block in made(*args, **kwargs):
+    def broken(*args: Any, **kwargs: Any) -> Generator[bytes]:
+        for block in chain.from_iterable(made(*args, **kwargs)):
             seen.append(len(block))
             if len(seen) == 3:
                 raise RuntimeError
             yield block
 
-    monkeypatch.setattr(writer, "blocks", broken)
+    write_by(monkeypatch, broken)
 
     # when
     assert not runner.run(job)
@@ -263,7 +281,7 @@ def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
     assert len(seen) == 3
     assert row_of(job)["status"] == "SUBMITTED"
     assert stored(files) == []
-    monkeypatch.setattr(writer, "blocks", made)
+    monkeypatch.setattr(writer, "parts", made)
     assert runner.run(claim(job))
     file = File.objects.get()
     assert file.row_count == 600
@@ -274,7 +292,7 @@ def test_three_errors_and_the_job_has_failed(files: Path, monkeypatch: pytest.Mo
     def broken(*_: Any, **__: Any) -> Iterator[bytes]:
         raise RuntimeError
 
-    monkeypatch.setattr(writer, "blocks", broken)
+    write_by(monkeypatch, broken)
     job = make_job()
 
     for _ in range(3):
@@ -339,6 +357,174 @@ def test_an_overtaken_attempt_leaves_no_trace(
     storage.default.cache_clear()
     assert runner.run(heir)
     assert File.objects.count() == 1
+
+
+@pytest.mark.parametrize("moment", ["among the rows", "after the last byte"])
+def test_a_cancelled_attempt_leaves_nothing(
+    moment: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an attempt, and somebody who cancels
+    send(answer(1), answer(2))
+    job = claim(make_job())
+    if moment == "among the rows":
+        # a renewal notices; the stream ends when it has
+        def cancelled() -> None:
+            assert jobs.cancel(job, "Cancelled by asha.")
+            time.sleep(runner.TICK_SECONDS * 1.5)
+
+        during_rows(monkeypatch, cancelled)
+    else:
+        put = storage.FolderStorage.put
+
+        def stored_then_cancelled(self: Any, key: str, stream: Any, content_type: str) -> None:
+            put(self, key, stream, content_type)
+            assert jobs.cancel(job, "Cancelled by asha.")
+
+        monkeypatch.setattr(storage.FolderStorage, "put", stored_then_cancelled)
+
+    # when
+    assert not runner.run(job)
+
+    # then
+    after = row_of(job)
+    assert (after["status"], after["status_message"]) == ("CANCELLED", "Cancelled by asha.")
+    assert stored(files) == []
+    assert File.objects.count() == 0
+    assert jobs.claim(job.pk) is None
+
+
+@pytest.mark.postgresql
+def test_a_statement_that_gives_no_row_ends_with_the_lease(
+    files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a query that would say nothing for a minute
+    job = claim(make_job())
+
+    def silent(*_: Any, **__: Any) -> Iterator[bytes]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(60)")
+        yield b""
+
+    write_by(monkeypatch, silent)
+    threading.Timer(0.5, lambda: (jobs.cancel(job, "Cancelled."), connections.close_all())).start()
+
+    # when
+    begun = time.monotonic()
+    assert not runner.run(job)
+
+    # then it does not outlast a renewal, and is no failure
+    assert time.monotonic() - begun < 10
+    assert row_of(job)["status"] == "CANCELLED"
+    assert "job.fenced" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert stored(files) == []
+
+
+def test_more_rows_than_may_be_fail_with_a_sentence(files: Path, settings: Any) -> None:
+    send(*(answer(number) for number in range(6)))
+    settings.EXHAUST_MAX_ROWS = 5
+    job = claim(make_job())
+
+    assert not runner.run(job)
+
+    after = row_of(job)
+    assert (after["status"], after["attempt"]) == ("FAILED", 1)
+    assert after["status_message"] == "There are more than 5 rows; ask for fewer days."
+    assert stored(files) == []
+
+    # and as many as may be are made
+    settings.EXHAUST_MAX_ROWS = 6
+    assert runner.run(claim(make_job()))
+
+
+TOO_LONG = "It took longer than 1 s; ask for fewer days."
+
+
+@pytest.mark.parametrize(
+    "where", ["between rows", pytest.param("in the query", marks=pytest.mark.postgresql)]
+)
+def test_what_takes_too_long_fails_with_a_sentence(
+    where: str, files: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a second for all, of which a row takes two
+    settings.EXHAUST_MAX_SECONDS = 1
+    send(answer(1))
+    if where == "between rows":
+        during_rows(monkeypatch, lambda: time.sleep(1.2))
+    else:
+        slow = ("SELECT pg_sleep(2)", dict[str, Any]())
+        monkeypatch.setattr(DATASETS[RESPONSE], "copy", lambda *_, **__: slow, raising=False)
+    job = claim(make_job())
+
+    # when
+    assert not runner.run(job)
+
+    # then
+    after = row_of(job)
+    assert (after["status"], after["status_message"]) == ("FAILED", TOO_LONG)
+    assert stored(files) == []
+
+
+@pytest.mark.parametrize("kept", ["all of it", "less of it", "nothing"])
+def test_what_the_store_has_decides_where_its_answer_was_lost(
+    kept: str, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a storage whose answer never comes
+    put = storage.FolderStorage.put
+
+    def unheard(self: Any, key: str, stream: Any, content_type: str) -> None:
+        put(self, key, stream, content_type)
+        path = files / key
+        if kept == "less of it":
+            path.write_bytes(path.read_bytes()[:-1])
+        elif kept == "nothing":
+            path.unlink()
+        raise storage.StorageError("timeout")
+
+    monkeypatch.setattr(storage.FolderStorage, "put", unheard)
+    send(answer(1))
+    job = claim(make_job())
+
+    # when / then
+    assert runner.run(job) == (kept == "all of it")
+    if kept == "all of it":
+        assert stored(files) == [File.objects.get().key]
+        assert "file.answer_lost" in caplog.text
+    else:
+        assert stored(files) == []
+        assert row_of(job)["status_message"] == "The file could not be stored."
+
+
+def test_an_answer_lost_before_the_end_is_a_failure(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a storage that says no after an object of that length stands, the stream not at its end
+    def early(self: Any, key: str, stream: Any, content_type: str) -> None:
+        taken = stream.read(3)
+        path = files / key
+        path.parent.mkdir(parents=True)
+        path.write_bytes(taken)
+        raise storage.StorageError("timeout")
+
+    monkeypatch.setattr(storage.FolderStorage, "put", early)
+    send(answer(1))
+    assert not runner.run(claim(make_job()))
+    assert stored(files) == []
+
+
+def test_an_attempt_begins_by_removing_what_earlier_ones_left(files: Path) -> None:
+    # given a job whose first attempt was killed in the middle, and another job at work
+    send(answer(1))
+    job = claim(make_job())
+    draft_of(job, 1)
+    left_of(job, 1)
+    other = draft_of(claim(make_job()), 1)
+
+    # when the second one runs
+    assert runner.run(take_over(job))
+
+    # then
+    assert stored(files) == sorted([other, File.objects.get().key])
 
 
 def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
@@ -522,7 +708,7 @@ def test_the_heartbeat_tells_of_a_lost_lease(files: Path, monkeypatch: pytest.Mo
         further.append("asked for more although the lease was gone")
         yield b"row\n"
 
-    monkeypatch.setattr(writer, "blocks", blocks)
+    write_by(monkeypatch, blocks)
 
     # when
     assert not runner.run(job)

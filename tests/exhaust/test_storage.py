@@ -16,15 +16,17 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
+from django.core.management import CommandError, call_command
 from django.test import Client
 from moto import mock_aws
 
-from exhaust import jobs, runner, storage
+from exhaust import jobs, retention, runner, storage
 from exhaust.models import File, Link
 from exhaust.storage import FolderStorage, S3Storage, Storage, StorageError
 from exhaust.writer import Stream
+from ingest import erasure
 from tests import s3server
-from tests.exhaust.factories import PRIVATE, answer, make_job, send, stored
+from tests.exhaust.factories import PRIVATE, RESPONSE, answer, make_job, send, stored
 
 CSV = "text/csv; charset=utf-8"
 MIB = 1024 * 1024
@@ -192,6 +194,81 @@ def test_a_long_file_goes_in_parts(place: Place) -> None:
     if place.client is not None:
         tag = place.client.head_object(Bucket=BUCKET, Key="long.csv")["ETag"]
         assert tag.strip('"').endswith("-3")  # three parts
+
+
+def begun(place: Place, key: str) -> None:
+    """What a process that was killed in the middle of a file leaves."""
+    if place.client is None:
+        with pytest.raises(_Killed):
+            place.storage.put(key, _dies(place), CSV)
+    else:
+        upload = place.client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+        place.client.upload_part(
+            Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 5 * MIB
+        )
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _dies(place: Place) -> Any:
+    """A stream whose reader dies without a chance to clean up."""
+
+    def blocks() -> Iterator[bytes]:
+        yield b"x" * 2 * MIB
+        place.storage._discard = lambda _draft: None  # type: ignore[attr-defined]
+        raise _Killed
+
+    return Stream(blocks())
+
+
+def test_keys_are_those_of_whole_files_and_what_was_begun_is_told_apart(place: Place) -> None:
+    # given whole files and one half, in folders of which one's name begins another's
+    for key in ("response/1/1-ab.csv", "response/1/2-ab.csv", "response/10/1-ab.csv"):
+        place.storage.put(key, stream(b"x"), CSV)
+    begun(place, "response/1/3-ab.csv")
+
+    # when / then
+    assert sorted(place.storage.keys("response/1/")) == [
+        "response/1/1-ab.csv",
+        "response/1/2-ab.csv",
+    ]
+    assert list(place.storage.begun("response/1/")) == ["response/1/3-ab.csv"]
+    assert len(list(place.storage.keys("response/"))) == 3
+    assert list(place.storage.begun("response/10/")) == []
+    assert list(place.storage.keys("private/")) == []
+    with pytest.raises(FileNotFoundError):
+        place.storage.size("response/1/3-ab.csv")
+    place.storage.delete("response/1/3-ab.csv")
+
+
+def test_what_was_begun_beside_a_whole_file_goes_alone(place: Place) -> None:
+    # given a file whose upload was begun twice: the first beginning was never answered
+    key = "response/1/1-ab.csv"
+    begun(place, key)
+    place.storage.put(key, stream(b"whole"), CSV)
+
+    # when
+    place.storage.discard(key)
+
+    # then
+    assert list(place.storage.begun("response/1/")) == []
+    assert content(place, key) == b"whole"
+
+
+def test_what_was_only_begun_is_deleted_too(place: Place) -> None:
+    # given two half files, of which one's name begins the other's
+    begun(place, "response/1/1-ab.csv")
+    begun(place, "response/1/1-ab.csv.other")
+
+    # when
+    place.storage.delete("response/1/1-ab.csv")
+
+    # then only that one is gone
+    assert list(place.storage.begun("response/1/")) == ["response/1/1-ab.csv.other"]
+    place.storage.delete("response/1/1-ab.csv.other")
+    assert place.left() == []
 
 
 class OurError(Exception):
@@ -591,3 +668,89 @@ def test_a_body_of_s3_is_read_in_steps(s3: Place) -> None:
         assert (opened.read(4), opened.read(4), opened.read(4)) == (b"0123", b"4567", b"89")
     finally:
         opened.close()
+
+
+@pytest.mark.parametrize("size", [10, 9 * MIB], ids=["whole", "in parts"])
+def test_private_files_are_encrypted_under_a_key_of_their_own(moto: Place, size: int) -> None:
+    # given a storage with a key of AWS KMS
+    key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    made = S3Storage(BUCKET, "", "", "us-east-1", key)
+    made._client = moto.storage._client  # type: ignore[attr-defined]
+
+    # when / then
+    for name, told in (("private/1/1-a.csv", ("aws:kms", key)), ("response/1/1-a.csv", None)):
+        made.put(name, io.BytesIO(b"x" * size), CSV)
+        found = moto.client.head_object(Bucket=BUCKET, Key=name)
+        assert found["ContentLength"] == size
+        if told:
+            assert (found["ServerSideEncryption"], found["SSEKMSKeyId"]) == told
+        else:
+            assert "SSEKMSKeyId" not in found
+
+
+@pytest.mark.s3
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
+def test_an_erasure_ends_the_buckets_own_links_too(
+    in_s3: Place, asker: Client, dataset: str
+) -> None:
+    # given an address of the bucket that works
+    send(answer(1), answer(2))
+    job = jobs.claim(make_job(dataset=dataset).pk)
+    assert job is not None
+    assert runner.run(job)
+    path = "/dataset/v1/request/read/daily"
+    shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
+    (address,) = shown["downloadUrls"]
+    if dataset == PRIVATE:
+        address = Client().get(address.removeprefix("http://127.0.0.1:8000"))["Location"]
+    assert get(address)[0] == 200
+
+    # when somebody in the file is erased, and the sweep comes by
+    erasure.erase(job.channel_id, "device-1", 5)
+    assert retention.delete_withdrawn() == 1
+
+    # then the signature is good and there is nothing behind it
+    assert get(address)[0] == 404
+    assert in_s3.left() == []
+
+
+@pytest.mark.s3
+@pytest.mark.django_db(transaction=True)
+def test_links_of_the_bucket_are_not_said_to_be_revoked(in_s3: Place, asker: Client) -> None:
+    send(answer(1))
+    for dataset, status in ((RESPONSE, 409), (PRIVATE, 200)):
+        job = jobs.claim(make_job(dataset=dataset).pk)
+        assert job is not None
+        assert runner.run(job)
+        path = f"/dataset/v1/request/revoke/daily?requestId={job.request_id}"
+        assert asker.post(path).status_code == status
+
+
+@pytest.mark.s3
+def test_a_bucket_is_filled_from_a_folder(in_s3: Place, tmp_path: Path, capsys: Any) -> None:
+    # given an installation's folder, with a draft of somebody who still writes
+    old = FolderStorage(tmp_path / "old")
+    for key in ("response/1/1-a.csv", "private/2/1-b.csv.gz", "private/2/1-c.json"):
+        old.put(key, io.BytesIO(key.encode()), CSV)
+    (tmp_path / "old" / "response" / "1" / ".part-2-d.csv").touch()
+
+    # when it is copied twice
+    for _ in range(2):
+        call_command("create_bucket", "--from", str(tmp_path / "old"))
+
+    # then each lies under its name once, and is of its kind
+    assert capsys.readouterr().out.splitlines()[1::2] == [
+        "3 files copied, 0 were there", "0 files copied, 3 were there",
+    ]  # fmt: skip
+    assert in_s3.storage.open("private/2/1-b.csv.gz").read() == b"private/2/1-b.csv.gz"
+    assert {
+        key: in_s3.client.head_object(Bucket=BUCKET, Key=key)["ContentType"]
+        for key in in_s3.left()
+    } == {
+        "response/1/1-a.csv": CSV,
+        "private/2/1-b.csv.gz": "application/gzip",
+        "private/2/1-c.json": "application/json",
+    }  # fmt: skip
+    with pytest.raises(CommandError, match="--from: there is no folder"):
+        call_command("create_bucket", "--from", str(tmp_path / "nothing"))

@@ -264,6 +264,10 @@ def test_tags_channels_requesters_and_datasets_never_mix(change: dict[str, Any])
     assert Job.objects.count() == 2
 
 
+def listed(channel_id: int, datasets: list[str], **filters: Any) -> list[Job]:
+    return submissions.page(submissions.Filters(channel_id, datasets, **filters), 10).jobs
+
+
 @pytest.mark.django_db
 def test_find_and_list_keep_to_their_tag_and_channel() -> None:
     # given jobs under two tags of two channels
@@ -278,9 +282,9 @@ def test_find_and_list_keep_to_their_tag_and_channel() -> None:
     assert found.pk == kept.pk
     assert submissions.find(own.pk, "other", kept.request_id) is None
     assert submissions.find(other.pk, "daily", kept.request_id) is None
-    assert submissions.by_tag(own.pk, "daily", [RESPONSE], 10) == [kept]
-    assert submissions.by_tag(own.pk, "daily", [PRIVATE], 10) == []
-    assert submissions.by_tag(own.pk, "unknown", [RESPONSE], 10) == []
+    assert listed(own.pk, [RESPONSE], tag="daily") == [kept]
+    assert listed(own.pk, [PRIVATE], tag="daily") == []
+    assert listed(own.pk, [RESPONSE], tag="unknown") == []
 
 
 @pytest.mark.postgresql

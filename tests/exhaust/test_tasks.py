@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,19 @@ from kombu.pools import producers
 
 from config.celery import app
 from exhaust import jobs, runner, submissions, tasks
-from exhaust.models import File, Job
-from tests.exhaust.factories import CONFIG, make_claimed, make_job, make_submission, row_of, send
+from exhaust.models import DailyRun, File, Job
+from tests.exhaust.factories import (
+    CONFIG,
+    draft_of,
+    make_claimed,
+    make_job,
+    make_submission,
+    row_of,
+    send,
+    stored,
+)
 from tests.exhaust.factories import answer as made_answer
+from tests.service import until
 
 BODY = {"request": {"tag": "daily", "dataset": "uci-response-exhaust", "datasetConfig": CONFIG}}
 
@@ -132,17 +143,17 @@ def test_more_submits_than_producers_fail_no_submit(
 def test_wake_reaches_the_broker_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
     # given the suite's own broker, the folder or Redis
     with app.connection_for_read() as connection:
-        queue = connection.SimpleQueue("celery")
+        queue = connection.SimpleQueue(app.amqp.queues["nightly"])
         queue.clear()
 
         # when
-        tasks.wake()
+        tasks.wake_work(Job.Priority.NIGHTLY)
 
-        # then one message lies there, which names the task and holds nothing else
+        # then one message lies there, which names the task and its queue, and holds nothing else
         message = queue.get(timeout=5)
         message.ack()
         assert message.headers["task"] == "exhaust.work"
-        assert message.payload[:2] == [[], {}]
+        assert message.payload[:2] == [["nightly"], {}]
         with pytest.raises(queue.Empty):
             queue.get(block=False)
         queue.close()
@@ -179,7 +190,7 @@ def test_the_work_looks_again_after_a_failure(
     assert len(wakes) == 1
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("days_run_done")
 @pytest.mark.parametrize("waiting", ["nothing", "not due", "in work", "done", "failed", "last"])
 def test_the_sweep_lets_workers_sleep(waiting: str, wakes: list[str]) -> None:
     # given nothing that a worker could do
@@ -203,7 +214,7 @@ def test_the_sweep_lets_workers_sleep(waiting: str, wakes: list[str]) -> None:
     assert Job.objects.filter(status="FAILED").count() == (waiting in {"failed", "last"})
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("days_run_done")
 def test_the_sweep_wakes_for_a_lost_message(wakes: list[str]) -> None:
     # given a job whose message never arrived
     make_job()
@@ -217,7 +228,7 @@ def test_the_sweep_wakes_for_a_lost_message(wakes: list[str]) -> None:
     assert len(wakes) == 1
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("days_run_done")
 def test_the_sweep_wakes_for_a_dead_worker(wakes: list[str]) -> None:
     # given an attempt that died without a word
     job = make_claimed()
@@ -232,21 +243,95 @@ def test_the_sweep_wakes_for_a_dead_worker(wakes: list[str]) -> None:
 
 
 @pytest.mark.django_db
-def test_the_night_deletes_and_sweeps(wakes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    deleted: list[str] = []
-    monkeypatch.setattr(tasks.retention, "delete_expired", lambda: deleted.append("files"))
-    make_job()
-    tasks.nightly()
-    assert deleted == ["files"]
-    assert len(wakes) == 1
+def test_the_sweep_wakes_for_a_day_without_its_run(wakes: list[str]) -> None:
+    # given nothing to do but the day's run
+    tasks.sweep()
+    assert wakes == ["exhaust.daily"]
+
+    # when it has run
+    tasks.daily_run()
+    wakes.clear()
+
+    # then the day is quiet
+    tasks.sweep()
+    assert wakes == []
+
+
+@pytest.mark.usefixtures("days_run_done")
+def test_the_sweep_removes_what_the_last_attempt_left(wakes: list[str], files: Path) -> None:
+    # given a job whose last attempt died in the middle of its file, and one at work
+    dead = make_job(status="PROCESSING", attempt=3, lease_until=timezone.now() - timedelta(hours=1))
+    working = make_claimed()
+    drafts = [draft_of(dead, 3), draft_of(working, 1)]
+    assert stored(files) == sorted(drafts)
+
+    # when
+    tasks.sweep()
+
+    # then only the living one's is left
+    assert row_of(dead)["status"] == "FAILED"
+    assert stored(files) == [drafts[1]]
 
 
 def test_the_schedule_names_tasks_that_exist() -> None:
     app.loader.import_default_modules()
     scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
-    assert scheduled == {"exhaust.sweep", "exhaust.nightly", "exhaust.derive"}
+    assert scheduled == {"exhaust.sweep", "exhaust.derive"}
     assert scheduled <= set(app.tasks)
-    assert app.conf.beat_schedule["sweep"]["schedule"] <= 30  # a dead worker's job within a minute
+    # with a lease of 30 s, a dead worker's job is another's within 45 s
+    assert app.conf.beat_schedule["sweep"]["schedule"] <= 10
+
+
+# An idle worker that hears nothing ---------------------------------------------------------------
+
+
+@pytest.fixture
+def lookout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The thread of a worker that no message reaches, impatient for a test."""
+    stopped = threading.Event()
+    wait = stopped.wait
+    monkeypatch.setattr(stopped, "wait", lambda _seconds: wait(0.05))
+    thread = threading.Thread(target=tasks.look, args=[stopped])
+    thread.start()
+    yield
+    stopped.set()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def done(*asked: Job) -> bool:
+    return all(row_of(job)["status"] == "SUCCESS" for job in asked)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_no_message_came_for_is_made(lookout: None, caplog: pytest.LogCaptureFixture) -> None:
+    # given jobs due for longer than any message takes
+    long_ago = timezone.now() - timedelta(seconds=30)
+    missed = [make_job(due_at=long_ago, submitted_at=long_ago) for _ in range(2)]
+
+    # when / then they are made without a broker
+    until(lambda: done(*missed), "the lookout")
+    assert caplog.text.count("broker.missed") == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_only_just_due_is_left_to_its_message(lookout: None) -> None:
+    job = make_job(due_at=timezone.now() - timedelta(seconds=5))
+    time.sleep(0.5)
+    assert row_of(job)["status"] == "SUBMITTED"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_at_work_looks_for_nothing_more(lookout: None) -> None:
+    # given a process that is busy
+    long_ago = timezone.now() - timedelta(seconds=30)
+    with tasks._working:
+        missed = make_job(due_at=long_ago, submitted_at=long_ago)
+        time.sleep(0.3)
+        assert row_of(missed)["status"] == "SUBMITTED"
+
+    # when / then it looks once it is done
+    until(lambda: done(missed), "the lookout")
 
 
 # Without Celery -------------------------------------------------------------------------------
@@ -316,3 +401,69 @@ def test_run_jobs_does_not_take_a_job_from_its_worker() -> None:
 def test_run_jobs_of_an_unknown_request() -> None:
     with pytest.raises(CommandError, match="There is no request ABC"):
         run_jobs("--request-id", "ABC")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_run_jobs_goes_on_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given one job that is due, and one that comes while it pauses
+    first = make_job()
+    later: list[Job] = []
+
+    def pause(_seconds: float) -> None:
+        if later:
+            raise KeyboardInterrupt
+        later.append(make_job())
+
+    monkeypatch.setattr("exhaust.management.commands.run_jobs.sleep", pause)
+
+    # when
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs("--loop")
+
+    # then both are made, and the day has its run
+    assert [row_of(job)["status"] for job in (first, *later)] == ["SUCCESS", "SUCCESS"]
+    assert DailyRun.objects.count() == 1
+
+
+# One by hand ------------------------------------------------------------------------------------
+
+
+def by_hand(*arguments: str) -> str:
+    said = io.StringIO()
+    call_command("job", *arguments, stdout=said)
+    return said.getvalue()
+
+
+@pytest.mark.django_db
+def test_a_job_is_shown_stopped_and_run_again_by_hand(wakes: list[str]) -> None:
+    # given a job at work
+    job = make_claimed()
+
+    # when / then
+    assert f"{job.request_id} PROCESSING" in by_hand("show", job.request_id.lower())
+    said = by_hand("cancel", job.request_id)
+    assert said.startswith(f"{job.request_id} CANCELLED Cancelled by an operator.\n")
+    assert "UTC PROCESSING, attempt 1" in said
+    assert "UTC CANCELLED, attempt 1" in said
+    with pytest.raises(CommandError, match="It is CANCELLED; there is nothing to cancel"):
+        by_hand("cancel", job.request_id)
+    assert by_hand("retry", job.request_id).startswith(f"{job.request_id} SUBMITTED\n")
+
+
+@pytest.mark.django_db
+def test_by_hand_the_job_must_be_the_one(settings: Any) -> None:
+    # given one id in two channels
+    own = make_job(request_id="A" * 32)
+    other = make_job(request_id="A" * 32, channel="ORG_002")
+    with pytest.raises(CommandError, match="There is no request B"):
+        by_hand("show", "B")
+    with pytest.raises(CommandError, match="--channel"):
+        by_hand("cancel", "A" * 32)
+    by_hand("cancel", "A" * 32, "--channel", "ORG_002")
+    assert [row_of(job)["status"] for job in (own, other)] == ["SUBMITTED", "CANCELLED"]
+
+    # and a full queue is told in words
+    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    make_job(channel="ORG_002")
+    with pytest.raises(CommandError, match="1 requests waiting"):
+        by_hand("retry", "A" * 32, "--channel", "ORG_002")

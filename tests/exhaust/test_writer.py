@@ -10,6 +10,7 @@ import pytest
 from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Dataset, Selection
+from exhaust.formats.lines import csv_line
 from ingest import store
 from tests.conftest import make_channel
 from tests.exhaust import corpus
@@ -51,7 +52,7 @@ def rows(data: bytes) -> list[dict[str, str]]:
     ],
 )
 def test_a_line_is_quoted_where_rfc_4180_asks_for_it(cells: list[str | None], line: bytes):
-    assert writer.csv_line(cells) == line
+    assert csv_line(cells) == line
 
 
 # the corpus -------------------------------------------------------------------------------------

@@ -674,8 +674,15 @@ def test_any_bytes_are_events_or_rejections(raw: bytes, upload: str):
 
     assert all(len(got.identity) == 16 for got in read.events)
     assert all(each.reason and each.detail for each in read.rejections)
-    if not read.events and b"".join(raw.split()) != b"[]":
+    if not read.events and not is_empty_list(raw):
         assert len(read.rejections) >= 1
+
+
+def is_empty_list(raw: bytes) -> bool:
+    try:
+        return b"".join(clickstream.unfold(raw).split()) == b"[]"
+    except Refused:
+        return False
 
 
 @_quick

@@ -237,14 +237,16 @@ def url(listening: socket.socket) -> str:
     return f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
 
 
-def test_a_dead_redis_lets_pass_at_once(port: socket.socket, caplog: pytest.LogCaptureFixture):
+def test_without_redis_the_process_counts_at_once(
+    port: socket.socket, caplog: pytest.LogCaptureFixture
+):
     buckets = InRedis(url(port))
     port.close()
 
     began = time.monotonic()
-    let_through = passed(lambda: buckets.take("a", RATE, 1), 1_000)
+    let_through = passed(lambda: buckets.take("a", 0.001, 700), 1_000)
 
-    assert let_through == 1_000
+    assert let_through == 700  # counted here meanwhile
     assert time.monotonic() - began < 1
     assert [record.getMessage() for record in caplog.records] == [
         "limiter.failed error=ConnectionError"
@@ -255,23 +257,23 @@ def test_a_silent_redis_costs_one_timeout_a_second(port: socket.socket, clock: C
     buckets = InRedis(url(port), clock.seconds)
 
     began = time.monotonic()
-    let_through = passed(lambda: buckets.take("a", RATE, 1), 1_000)
+    let_through = passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
     once = time.monotonic() - began
     clock.now += limiter.REST_SECONDS
-    let_through += passed(lambda: buckets.take("a", RATE, 1), 1_000)
+    let_through += passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
 
     assert let_through == 2_000
     assert once < 1
     assert limiter.TIMEOUT_SECONDS <= once < time.monotonic() - began < 2
 
 
-def test_a_failure_is_told_once_in_ten_seconds(
+def test_a_failure_is_told_once_a_minute(
     port: socket.socket, clock: Clock, caplog: pytest.LogCaptureFixture
 ):
     buckets = InRedis(url(port), clock.seconds)
     port.close()
 
-    for _ in range(21):
+    for _ in range(121):
         buckets.take("a", RATE, 1)
         clock.now += 1
 
@@ -280,7 +282,7 @@ def test_a_failure_is_told_once_in_ten_seconds(
     ] * 3
 
 
-@pytest.mark.parametrize("said", ["soon", None, -1, 1.5, [], b"10", float("nan")])
+@pytest.mark.parametrize("said", ["soon", None, -1, [1], [-1, 0], [0, -1], [0.5, 1], [b"1", 2]])
 def test_a_wrong_answer_lets_pass(
     said: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -301,12 +303,14 @@ def test_redis_is_asked_again_once_it_is_back(server: redis.Redis, settings: Any
     buckets, name = InRedis(settings.CELERY_BROKER_URL, clock.seconds), key()
     works = buckets._connected().register_script("return redis.error_reply('no')")
     buckets._script = works
-    assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 2
+    assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
+    assert not server.exists(PREFIX + name)
 
     buckets._script = None
     clock.now += limiter.REST_SECONDS
 
     assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
+    assert server.exists(PREFIX + name)
 
 
 # whose call it is -------------------------------------------------------------------------------

@@ -1,11 +1,16 @@
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection, connections, transaction
 from django.db.models import Max
+from django.test import Client
 
+from config import health
+from exhaust.models import Job
 from ingest import positions, store
 from ingest.models import Channel, StoredEvent
 from ingest.positions import watermark
@@ -236,3 +241,59 @@ def test_the_database_gives_the_position_where_the_code_names_none(on_postgresql
             assert row.xid == int(cursor.fetchone()[0])
     else:
         assert row.xid == 0
+
+
+# A restored dump ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _shift_goes() -> Iterator[None]:
+    """Functions are the database's: the next test begins without a shift."""
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute(positions.shift_sql(0))
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("_shift_goes")
+def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given rows of a cluster that had counted further than this one
+    channel = make_channel()
+    store.append(channel.pk, batch(answer(mid="old")))
+    StoredEvent.objects.update(xid=last_xid() + 5_000_000)
+    told = last_xid()
+    monkeypatch.setattr(health, "_migrated", False)
+    assert client.get("/readyz").status_code == 503
+    assert below(watermark()) == []
+
+    # when
+    call_command("restored")
+
+    # then old and new are there, in order, and beyond any place that a reader was told
+    store.append(channel.pk, batch(answer(mid="new")))
+    assert below(mark_above(last_xid())) == ["old", "new"]
+    assert last_xid() > told + 1_000_000_000
+    assert client.get("/readyz").status_code == 200
+    job = Job.objects.create(channel=channel, tag="t", request_id="R", dataset="d", config={})
+    job.refresh_from_db()
+    assert job.submitted_xid > last_xid()
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("_shift_goes")
+def test_a_restore_into_a_cluster_that_has_counted_further_leaps_as_well() -> None:
+    # given readers that were told places behind the last dump
+    channel = make_channel()
+    store.append(channel.pk, batch(answer(mid="old")))
+    told = watermark() + 100_000
+
+    # when
+    assert positions.restored() > 0
+
+    # then
+    store.append(channel.pk, batch(answer(mid="new")))
+    assert last_xid() > told

@@ -1,11 +1,12 @@
 import hashlib
 import json
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, connections
+from django.db import IntegrityError, connection, connections, transaction
 
 from ingest import store
 from ingest.adapters import telemetry
@@ -28,6 +29,7 @@ from tests.ingest.telemetry_samples import (
 )
 
 pytestmark = pytest.mark.django_db
+TABLE = StoredEvent._meta.db_table
 
 
 def counts() -> tuple[int, int, int]:
@@ -698,3 +700,178 @@ def test_eight_senders_of_versions_lose_none_and_leave_one_living_each():
         chains.setdefault(row.identity, []).append(row)
     for chain in chains.values():
         assert [row.superseded_xid for row in chain] == [*(row.xid for row in chain[1:]), None]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("last_wins", [False, True])
+def test_one_that_cannot_be_held_costs_no_other_nor_the_next_batch(last_wins: bool):
+    channel = make_channel()
+    events = [version('{"n": 1, "filler": "%s"}' % ("x" * 2000), str(n)) for n in range(999)]
+    bad = version('{"n": 1e-20000}', "bad")
+
+    outcomes = [
+        store.append(channel.id, Batch("test", RECEIVED_AT, sent, [], last_wins=last_wins))
+        for sent in ([*events, bad], [version("3", "next")], [*events, bad])
+    ]
+
+    assert [told(outcome) for outcome in outcomes] == [(999, 0, 1), (1, 0, 0), (0, 999, 1)]
+    assert counts()[:2] == (1000, 1)
+
+
+class Another:
+    """Somebody's transaction that has brought an event and stays open until it is told to end."""
+
+    def __init__(self, channel_id: int, event: Event) -> None:
+        self._brought = threading.Event()
+        self._end = threading.Event()
+        self._row = {
+            "channel_id": channel_id,
+            "occurred_at": event.occurred_at,
+            "received_at": RECEIVED_AT,
+            "is_answer": False,
+            "identity": event.identity.hex(),
+            "dialect": "test",
+            "type": "LOG",
+            "payload": json.loads(event.payload),
+        }
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._brought.wait(10)
+
+    def commit(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with transaction.atomic():
+            StoredEvent.objects.create(**self._row)
+            self._brought.set()
+            assert self._end.wait(30)
+        connections.close_all()
+
+
+def until_somebody_waits() -> None:
+    for _ in range(1000):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            if cursor.fetchone()[0]:
+                return
+        time.sleep(0.01)
+    raise AssertionError("Nobody waits.")
+
+
+def chain(event: Event) -> list[tuple[Any, bool]]:
+    """An event's versions by position, and whether each was superseded by the next."""
+    rows = list(StoredEvent.objects.filter(identity=event.identity.hex()).order_by("xid"))
+    nexts = [*(row.xid for row in rows[1:]), None]
+    return [
+        (row.payload, row.superseded_xid == after) for row, after in zip(rows, nexts, strict=True)
+    ]
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "known",
+    [
+        pytest.param([], id="a batch of new ones"),
+        pytest.param([version("1", "known")], id="beside one to supersede"),
+    ],
+)
+def test_a_version_that_meets_another_batch_on_its_way_is_not_lost(known: list[Event]):
+    # given another batch that brings one of our events at this moment
+    channel = make_channel()
+    last(*known)
+    another = Another(channel.id, version("1", "b"))
+    outcomes: list[store.Outcome] = []
+    ours = [version("2", key) for key in ("known", "a", "b", "c")]
+
+    def send() -> None:
+        outcomes.append(last(*ours))
+        connections.close_all()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    until_somebody_waits()
+
+    # when it commits first
+    another.commit()
+    sender.join()
+
+    # then ours is the last, as a whole
+    assert [told(outcome) for outcome in outcomes] == [(4, 0, 0)]
+    assert chain(ours[2]) == [(1, True), (2, True)]
+    assert chain(ours[0]) == [*((1, True) for _ in known), (2, True)]
+    assert living() == [2, 2, 2, 2]
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_who_supersedes_takes_turns_and_nobody_else_waits():
+    # given somebody who supersedes at this moment
+    make_channel()
+    outcomes: list[store.Outcome] = []
+    other = connection.copy()
+    try:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(7381, h) FROM generate_series(0, 255) AS u(h)"
+            )
+
+        # when events come for the first time, and once more, they are in
+        for _ in range(2):
+            outcomes.append(last(version("1", "a"), version("1", "b")))
+
+        # and a newer version waits
+        def send() -> None:
+            outcomes.append(last(version("2", "a")))
+            connections.close_all()
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        until_somebody_waits()
+        assert chain(version("2", "a")) == [(1, True)]
+    finally:
+        other.rollback()
+        other.close()
+
+    # until the first is done
+    sender.join()
+    assert [told(outcome) for outcome in outcomes] == [(2, 0, 0), (0, 2, 0), (1, 0, 0)]
+    assert chain(version("2", "a")) == [(1, True), (2, True)]
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("last_wins", [False, True])
+def test_what_was_met_costs_one_look_into_the_index(last_wins: bool):
+    # given a connection whose plan was made for an empty table, and a table that has grown
+    channel = make_channel()
+
+    def send(*numbers: int) -> store.Outcome:
+        events = [plain(n) for n in numbers]
+        return store.append(channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=last_wins))
+
+    send(0)
+    with connection.cursor() as cursor:
+        cursor.execute(f"VACUUM ANALYZE {TABLE}")
+    for number in range(12):
+        send(number)
+    send(*range(1000, 6000))
+
+    # when some of it comes again
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = %s", [TABLE])
+        before = cursor.fetchone()[0]
+    assert send(*range(1000, 1100)).duplicate == 100
+
+    # then the table is not read
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = %s", [TABLE])
+        assert cursor.fetchone()[0] == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ingest import users
 from ingest.feed import Arrived
 from ingest.models import AppUser, Channel
-from ingest.traits import NOTHING, Traits, traits
+from ingest.traits import NOTHING, Traits, micros, traits
 from tests.conftest import make_channel
 
 pytestmark = pytest.mark.django_db
@@ -30,8 +30,8 @@ def arrived(payload: Any = None, minutes: float = 0, **overrides: Any) -> Arrive
             "xid": position,
             "id": position,
             "superseded_xid": None,
-            "occurred_at": at,
-            "received_at": NOON + timedelta(hours=1),
+            "occurred": micros(at),
+            "received": micros(NOON + timedelta(hours=1)),
             "application_id": None,
             "is_answer": False,
             "identity": None,
@@ -39,7 +39,8 @@ def arrived(payload: Any = None, minutes: float = 0, **overrides: Any) -> Arrive
             "type": "_click",
             "device_id": "device-1",
             "session_id": "",
-            "payload": json.dumps({} if payload is None else payload),
+            "consent": None,
+            "payload": json.dumps({} if payload is None else payload).encode(),
             **overrides,
         }
     )
@@ -137,7 +138,7 @@ def test_a_time_after_arrival_counts_as_arrival_so_that_it_can_be_replaced(chann
     derive(channel, arrived({"user": {"city": {"value": "Pune", "set_timestamp": year_2100}}}))
 
     later = NOON + timedelta(hours=2)
-    derive(channel, arrived({"user": {"city": "Delhi"}}, 120, received_at=later))
+    derive(channel, arrived({"user": {"city": "Delhi"}}, 120, received=micros(later)))
 
     assert attributes() == {"city": "Delhi"}
 

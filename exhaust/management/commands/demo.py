@@ -194,7 +194,7 @@ class Command(BaseCommand):
         self._step("Trying links that must not work")
         file = File.objects.filter(job__channel__identifier=CHANNEL).latest("id")
         for file in File.objects.filter(job__channel__identifier=CHANNEL).order_by("id"):
-            short = Link.objects.create(file=file, expires_at=timezone.now() + timedelta(seconds=3))
+            short = links.create(file, timezone.now() + timedelta(seconds=3))
             url = links.address(short)
             altered = url[:-1] + ("A" if url[-1] != "A" else "B")
             if fetch(url)[0] != 200:
@@ -225,7 +225,8 @@ class Command(BaseCommand):
         user.save()
         self._step("Serving until Ctrl-C")
         self._say(f"API           {base}/dataset/v1/request/list/{{tag}}")
-        self._say(f"admin         {base}/admin/ as demo, password {password}")
+        self._say(f"console       {base}/console/ as demo, password {password}")
+        self._say(f"admin         {base}/admin/, the same")
         self._say(f"sender's key  {sender}")
         self._say(f"asker's key   {asker}")
         self._say(f"logs          {logs['web']}, {logs['worker']}")

@@ -27,6 +27,12 @@ class Command(BaseCommand):
             help="May be repeated.",
         )
         parser.add_argument("--days", type=int, help="Of its life, 1 to 3650; endless by default.")
+        parser.add_argument(
+            "--network",
+            action="append",
+            default=[],
+            help="Where it may be used from, as 203.0.113.0/24; may be repeated.",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         days = options["days"]
@@ -36,7 +42,13 @@ class Command(BaseCommand):
         try:
             with transaction.atomic():
                 channels = [access.channel(identifier) for identifier in options["channel"]]
-                _, text = access.create_key(options["name"], options["scope"], channels, expires_at)
+                _, text = access.create_key(
+                    options["name"],
+                    options["scope"],
+                    channels,
+                    expires_at,
+                    " ".join(options["network"]),
+                )
         except ValueError as error:
             raise CommandError(str(error)) from None
         except ValidationError as error:

@@ -1,0 +1,236 @@
+"""All benchmarks, one after the other, and one table of what they found.
+
+    python -m benchmarks [all | NAME ...] [--size small|default|full] [--json PATH]
+    python -m benchmarks --list
+    python -m benchmarks --markdown PATH
+
+`small` only shows that each runs; `full` has ten million rows where that is a bar, and takes long.
+The JSON lies in `var/` unless another path is named; `--markdown` makes its table of it again.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import ground, results
+
+SIZES = ("small", "default", "full")
+
+
+class Timed(NamedTuple):
+    """What a benchmark measures, and what it is told at each of `SIZES`."""
+
+    about: str
+    small: str
+    default: str
+    full: str
+
+
+TIMED = {
+    "start": Timed(
+        "a start of the web server, and what it loads", "--rounds 1", "--rounds 5", "--rounds 5"
+    ),
+    "ingest": Timed(
+        "every door to committed rows, against COPY, DRF serializers and the ORM",
+        "--events 800 --rounds 1 --peer-events 400",
+        "--events 30000 --rounds 5",
+        "--events 100000 --rounds 9",
+    ),
+    "grown": Timed(
+        "ingest into a table that holds many, against an empty one",
+        "--grown 2000 --events 600 --rounds 1",
+        "--grown 500000",
+        "--grown 10000000 --events 60000 --rounds 9",
+    ),
+    "space": Timed(
+        "bytes of an event, and what each index costs",
+        "--events 2000 --rounds 1",
+        "--events 50000 --rounds 3",
+        "--events 200000 --rounds 5",
+    ),
+    "export": Timed(
+        "a CSV exhaust against psql, ORM, pandas, DuckDB and Spark; growth, memory",
+        "--rows 3000 --peer-rows 3000 --s3-rows 3000 --rounds 1",
+        "--rows 2000000 --rounds 3",
+        "--rows 10000000 --s3-rows 10000000 --rounds 3 --same-plan",
+    ),
+    "asking": Timed(
+        "from asking for a file to having it", "--rows 2000 --rounds 1", "--rounds 3", "--rounds 9"
+    ),
+    "formats": Timed(
+        "each format against CSV, and its memory",
+        "--rows 2000 --rounds 1",
+        "--rows 50000 --rounds 3",
+        "--rows 1000000 --rounds 5",
+    ),
+    "feed": Timed(
+        "pull and push",
+        "--events 2000 --sessions 100 --seconds 1 --writers 2 --readers 2",
+        "--events 100000 --sessions 4000 --seconds 5",
+        "",
+    ),
+    "api": Timed(
+        "submit, read and list, and the console's pages",
+        "--jobs 500 --conversations 50 --seconds 1 --rounds 1",
+        "--jobs 50000 --seconds 3 --rounds 2",
+        "",
+    ),
+    "overload": Timed(
+        "ten times more than it can serve; needs Redis",
+        "--seconds 3",
+        "--seconds 10",
+        "--seconds 60",
+    ),
+}
+PROOFS = {
+    "feed --events 0 --sessions 0": "that the feed misses and doubles nothing",
+    "faults --runs 1500 --seed 1": "kills, stops and cuts everything, and checks every file",
+    "fuzz --requests 200000": "hostile calls over HTTP",
+    "fuzz --adapters --runs 1000000": "hostile bytes past HTTP; needs the extra fuzz",
+    "walls": "takes each check between channels away and sees a test fail",
+}
+LOOKS = {"explain": "what PostgreSQL does for a batch and for a file"}
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Runs all benchmarks and prints one table."
+    )
+    arguments.add_argument("names", nargs="*", metavar="NAME", help="Only these; all is all.")
+    arguments.add_argument("--list", action="store_true", help="Only says what there is.")
+    arguments.add_argument("--size", choices=SIZES, default="default")
+    arguments.add_argument("--json", type=Path, help="Where what was found is written.")
+    arguments.add_argument("--markdown", type=Path, metavar="PATH", help="A JSON file as a page.")
+    asked = arguments.parse_args()
+    if asked.markdown:
+        print(page(json.loads(asked.markdown.read_text())))
+        return 0
+    names = list(TIMED) if set(asked.names) <= {"all"} else asked.names
+    for name in names:
+        if name not in TIMED:
+            arguments.error(f"{name} is none of {', '.join(TIMED)}")
+    print(listing(names), flush=True)
+    if asked.list:
+        return 0
+    var = Path(os.environ.get("EXHAUST_VAR") or ground.ROOT / "var")
+    return run(names, asked.size, asked.json or var / "benchmarks.json")
+
+
+def listing(names: Sequence[str] = tuple(TIMED)) -> str:
+    lines = ["Timed, each also by `python -m benchmarks.NAME`:"]
+    lines += [f"  {name:<9} {TIMED[name].about}" for name in names]
+    lines += ["Not timed, run by themselves:"]
+    others = PROOFS | LOOKS
+    lines += [f"  python -m benchmarks.{command:<31} {about}" for command, about in others.items()]
+    return "\n".join(lines)
+
+
+def run(names: Sequence[str], size: str, path: Path) -> int:
+    """Each in a process of its own. Ends with 1 where one did not get to its end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    begun = time.monotonic()
+    command = f"python -m benchmarks {' '.join(names)} --size {size}"
+    told: dict[str, Any] = {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command if len(names) < len(TIMED) else f"python -m benchmarks --size {size}",
+        "seconds": 0,
+        "benchmarks": [],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="exhaust-benchmarks-") as folder:
+        for name in names:
+            told["benchmarks"].append(one(name, size, Path(folder) / f"{name}.json"))
+            told["seconds"] = round(time.monotonic() - begun)
+            path.write_text(json.dumps(told, indent=1) + "\n")
+    print(f"\n{page(told)}\n\nwritten to {path}")
+    failed = [each["benchmark"] for each in told["benchmarks"] if "failed" in each]
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def one(name: str, size: str, written: Path) -> dict[str, Any]:
+    """What it found, as it wrote it; or why it was skipped or failed."""
+    said = f"{name} {getattr(TIMED[name], size)}".strip()
+    print(f"\n== python -m benchmarks.{said}", flush=True)
+    if reason := missing(name):
+        print(f"skipped: {reason}", flush=True)
+        return {"benchmark": name, "skipped": reason}
+    begun = time.monotonic()
+    code = child([*shlex.split(said), "--json", str(written)])
+    if code or not written.exists():
+        return {"benchmark": name, "failed": f"it ended with {code}"}
+    seconds = round(time.monotonic() - begun)
+    return {**json.loads(written.read_text()), "command": said, "seconds": seconds}
+
+
+def missing(name: str) -> str:
+    """Why it cannot run here."""
+    if find_spec(f"benchmarks.{name}") is None:
+        return "there is none by that name"
+    redis = os.environ.get("CELERY_BROKER_URL", "").startswith("redis")
+    if name == "overload" and not redis:
+        return "CELERY_BROKER_URL names no Redis server"
+    return ""
+
+
+def child(arguments: Sequence[str]) -> int:
+    """Runs a benchmark; where we are stopped, it is, and has cleaned up before we end."""
+    name, *rest = arguments
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.{name}", *rest], cwd=ground.ROOT, start_new_session=True
+    )
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """The tables of a JSON file, in Markdown."""
+    ran = [each for each in told["benchmarks"] if "results" in each]
+    shared = dict(
+        fact for fact in (ran[0]["ground"].items() if ran else ())
+        if all(fact in each["ground"].items() for each in ran)
+    )  # fmt: skip
+    lines = [
+        f"`{told['command']}`, {told['began'][:10]}, {told['seconds'] / 60:.0f} minutes.",
+        "",
+        *(f"* {name}: {value}" for name, value in shared.items()),
+    ]
+    for each in ran:
+        facts = [
+            f" {name}: {value}." for name, value in each["ground"].items() if name not in shared
+        ]
+        lines += [
+            "", f"### {each['benchmark']}", "",
+            f"`python -m benchmarks.{each['command']}`, {each['seconds']} s.{''.join(facts)}",
+            "", results.table(each["results"]),
+        ]  # fmt: skip
+    for each in told["benchmarks"]:
+        for why in ("skipped", "failed"):
+            if why in each:
+                lines += ["", f"`{each['benchmark']}` {why}: {each[why]}."]
+    judged = [each for found in ran for each in found["results"] if each["bar"]]
+    missed = sum(not each["holds"] for each in judged)
+    return "\n".join([*lines, "", f"{len(judged)} bars, {missed} missed."])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

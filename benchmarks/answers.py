@@ -1,0 +1,120 @@
+"""The data that files are made of: a month of answers, loaded again as many times as asked."""
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from benchmarks.ground import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
+from exhaust.demo.conversations import CONVERSATION_ID, CONVERSATION_NAME, answers, participants
+
+MONTH = timedelta(days=30)
+MONTH_ROWS = 100_000
+DEVICES = 3_000
+
+
+def load_rows(rows: int) -> tuple[int, int, str]:
+    """Whole months of about `rows` answers: rows, months, and what to say of them."""
+    begun = time.monotonic()
+    months = max(1, rows // MONTH_ROWS)
+    rows = months * min(rows, MONTH_ROWS)
+    load(rows // months, months)
+    took = time.monotonic() - begun
+    return rows, months, f"{rows:,} answers of {PAYLOAD_BYTES} bytes, loaded in {took:.0f} s"
+
+
+def load(month_rows: int, months: int) -> None:
+    """A month of answers through the adapter, then the same people again in later months."""
+    from django.db import connection
+
+    from ingest import store
+    from ingest.adapters import participants as profiles_adapter
+    from ingest.adapters import telemetry
+    from ingest.events import Call
+    from ingest.models import Channel, Conversation
+
+    channel, _ = Channel.objects.get_or_create(identifier=CHANNEL)
+    Conversation.objects.update_or_create(
+        channel=channel, identifier=CONVERSATION_ID, defaults={"name": CONVERSATION_NAME}
+    )
+    now = datetime.now(UTC)
+    devices = min(DEVICES, month_rows // 5)
+    for body in bodies(
+        answers(
+            month_rows, devices, start=FIRST_DAY, days=MONTH.days, channel=CHANNEL,
+            payload_bytes=PAYLOAD_BYTES,
+        )
+    ):  # fmt: skip
+        store.append(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
+    profiles = json.dumps(list(participants(devices, start=FIRST_DAY))).encode()
+    store.keep_participants(
+        channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now)
+    )
+    if connection.vendor != "postgresql":
+        return
+    with connection.cursor() as cursor:
+        for month in range(1, months):
+            values: dict[str, Any] = {
+                "later": MONTH * month,
+                "later_ms": MONTH.total_seconds() * 1000 * month,
+                "month": str(month),
+                "until": FIRST_DAY + MONTH,
+            }
+            cursor.execute(_LATER, values)
+        cursor.execute("VACUUM ANALYZE")
+        cursor.execute("CHECKPOINT")
+
+
+_LATER = """
+INSERT INTO ingest_storedevent (occurred_at, received_at, channel_id, conversation_id, is_answer,
+    identity, dialect, type, device_id, session_id, note, payload)
+SELECT occurred_at + %(later)s, received_at, channel_id, conversation_id, is_answer,
+    md5(identity::text || %(month)s)::uuid, dialect, type, device_id,
+    md5(session_id || %(month)s)::uuid::text, note,
+    jsonb_set(payload, '{ets}', to_jsonb((payload->>'ets')::numeric + %(later_ms)s))
+FROM ingest_storedevent WHERE occurred_at < %(until)s ORDER BY id
+"""
+
+
+def bodies(events: Iterable[dict[str, Any]], each: int = 1000) -> Iterator[bytes]:
+    events = iter(events)
+    while batch := list(itertools.islice(events, each)):
+        yield json.dumps({"events": batch}, ensure_ascii=False).encode()
+
+
+def config(months: int) -> dict[str, str]:
+    last = FIRST_DAY + MONTH * months - timedelta(days=1)
+    return {
+        "conversationId": CONVERSATION_ID,
+        "startDate": FIRST_DAY.isoformat(),
+        "endDate": last.isoformat(),
+    }
+
+
+def new_job(tag: str, months: int, output_format: str = "csv") -> int:
+    from exhaust import submissions
+    from exhaust.datasets.response import RESPONSE
+    from ingest.models import Channel
+
+    channel = Channel.objects.get(identifier=CHANNEL)
+    return submissions.submit(
+        submissions.Submission(
+            channel.pk, CHANNEL, tag, RESPONSE.name, config(months), "benchmark", output_format
+        )
+    ).pk
+
+
+def selection(months: int) -> Any:
+    from exhaust.datasets.selection import Selection, days
+    from ingest.models import Conversation
+    from ingest.positions import watermark
+
+    conversation = Conversation.objects.get(identifier=CONVERSATION_ID)
+    last = FIRST_DAY + MONTH * months - timedelta(days=1)
+    start, end = days(FIRST_DAY, last, "UTC")
+    return Selection(
+        conversation.channel_id, conversation.pk, CONVERSATION_ID, CONVERSATION_NAME, start, end,
+        watermark(),
+    )  # fmt: skip

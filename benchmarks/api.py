@@ -1,0 +1,311 @@
+"""How fast the dataset API answers, and the pages that people wait for.
+
+    python -m benchmarks.api [--jobs 100000] [--conversations 10000] [--seconds 8] [--rounds 5]
+        [--flags ""]
+
+Needs the PostgreSQL server of DATABASE_URL; the broker is the Redis of CELERY_BROKER_URL, or files.
+The shipped server with two workers, at its own settings but that limits of calls and of waiting
+requests are off, answers a process of ours that keeps 12 connections busy on the same cores. A
+channel has all the jobs, each with its file; `read` and `list` ask for others each time, `submit`
+goes to 16 channels. The sides take turns. Beside `read` stands `benchmarks.reference`, by the same
+command. Pages are fetched one after the other.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import cycle
+from statistics import median
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from benchmarks import ground, results
+from benchmarks.ground import CHANNEL, Helper, Process, wait_for
+from benchmarks.overload import CONNECTIONS, PLACE, at
+from benchmarks.results import Result
+from exhaust.demo.processes import web
+
+A_TAG = 10  # jobs under each, which a list shows
+READ = 1000  # requests that take turns
+CHANNELS = 16  # that submit
+PAGES = 60
+BARS = {"read": 2000, "list": 1000, "submit": 500}
+P99_MS = {"read": 25}
+PAGE_MS = {"jobs page": 100, "conversation search": 50}
+WORDS = ("lunch", "school", "a", "7", "bot 99", "bot-000123", "nothing like it")
+_DAY = timedelta(days=1)
+
+
+def main() -> None:
+    arguments = results.arguments("The dataset API and the console under load.")
+    arguments.add_argument("--jobs", type=int, default=100_000)
+    arguments.add_argument("--conversations", type=int, default=10_000)
+    arguments.add_argument("--seconds", type=float, default=8, help="Of each side in a round.")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--flags", default="", help="More flags for granian.")
+    asked = arguments.parse_args()
+    ground.stop_on_term()
+    broker = os.environ.get("CELERY_BROKER_URL", "")
+    with ground.folder() as var, ground.postgresql() as url:
+        variables = {
+            **ground.environment(url, var),
+            "LOG_LEVEL": "INFO",
+            "RATE_LIMITS": "0",
+            "EXHAUST_QUEUED_PER_CHANNEL": "1000000",
+        }
+        if broker.startswith("redis"):
+            variables["CELERY_BROKER_URL"] = broker
+        ground.enter(variables)
+        ground.migrate()
+        port, beside = ground.free_port(), ground.free_port()
+        command = [*web(port), *shlex.split(asked.flags)]
+        told = ground.print_ground(
+            url,
+            server=" ".join(["python", *command[1:]]),
+            broker="Redis" if broker.startswith("redis") else "files",
+            load=f"{CONNECTIONS} connections, {asked.seconds:g} s a side, {A_TAG} jobs in a list",
+            rows=f"{asked.jobs:,} jobs, {asked.conversations:,} conversations in a channel",
+        )
+        asking, cookie = prepare(asked.jobs, asked.conversations)
+        reference = [
+            word.replace("config.wsgi:application", "benchmarks.reference:application")
+            for word in [*web(beside), *shlex.split(asked.flags)]
+        ]
+        quiet = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }  # nowhere, as a service's lines go to a collector
+        with (
+            Process(command, variables, **quiet) as granian,
+            Process(reference, variables, **quiet) as other,
+        ):
+            wait_for(port, granian)
+            wait_for(beside, other)
+            found = measure(variables, asking, port, beside, asked) + pages(port, cookie)
+        results.report("api", found, told, asked.json)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
+    """Fills the database; requests by side, and the cookie of somebody who is signed in."""
+    from django.conf import settings
+    from django.contrib.auth import get_user_model
+    from django.test import Client
+    from django.utils import timezone
+
+    from exhaust import links
+    from exhaust.models import File, Job
+    from ingest import access
+    from ingest.models import Channel, Conversation
+
+    channel = Channel.objects.create(identifier=CHANNEL)
+    Conversation.objects.bulk_create(
+        Conversation(
+            channel=channel,
+            identifier=f"bot-{number:06}",
+            name=f"{('Lunch', 'Road', 'School', 'Harvest')[number % 4]} bot {number}",
+        )
+        for number in range(conversations)
+    )
+    now = timezone.now()
+    config = {
+        "type": "uci-response-exhaust",
+        "conversationId": "bot-000000",
+        "startDate": "2025-01-01",
+        "endDate": "2025-01-31",
+    }
+    print(f"filling {jobs:,} jobs", file=sys.stderr)
+    made: list[Job] = []
+    for start in range(0, jobs, 5000):
+        rows = Job.objects.bulk_create(
+            Job(
+                channel=channel,
+                tag=f"daily-{number // A_TAG}",
+                request_id=uuid4().hex.upper(),
+                dataset="uci-response-exhaust",
+                config=config,
+                fingerprint="f" * 64,
+                requested_by="benchmark",
+                status=Job.Status.SUCCESS,
+                attempt=1,
+                rows_done=1000,
+                rows_estimated=1000,
+                submitted_at=now - _DAY * (jobs - number) / jobs,
+                started_at=now - _DAY * (jobs - number) / jobs,
+                completed_at=now,
+                execution_ms=800,
+            )
+            for number in range(start, min(jobs, start + 5000))
+        )
+        File.objects.bulk_create(
+            File(
+                job=row,
+                key=f"response/{row.pk}/1.csv",
+                name=f"{row.request_id}_response_20250131.csv",
+                content_type="text/csv; charset=utf-8",
+                row_count=1000,
+                byte_count=500_000,
+                sha256="0" * 64,
+            )
+            for row in rows
+        )
+        made = rows  # the newest are read
+    _, key = access.create_key("reader", ["export:response"], [channel])
+    chosen = made[-READ:]
+    for file in File.objects.filter(job__in=chosen).select_related("job__channel"):
+        links.current(file)  # else each first read would make one
+    senders = []
+    for number in range(CHANNELS):
+        sending = Channel.objects.create(identifier=f"SENDS_{number}")
+        senders.append(access.create_key(f"sender {number}", ["export:response"], [sending])[1])
+    asking = {
+        "read": [
+            get(f"/dataset/v1/request/read/{job.tag}?requestId={job.request_id}", key)
+            for job in chosen
+        ],
+        "reference": [
+            get(f"/reference/{job.tag}?requestId={job.request_id}", key) for job in chosen
+        ],
+        "list": [get(f"/dataset/v1/request/list/{tag}", key)
+                 for tag in dict.fromkeys(job.tag for job in chosen)],
+        "submit": [submission(config, each) for each in senders],
+    }  # fmt: skip
+    browser = Client()
+    browser.force_login(get_user_model().objects.create_superuser("operator"))
+    name = settings.SESSION_COOKIE_NAME
+    return asking, f"{name}={browser.cookies[name].value}"
+
+
+def get(path: str, key: str) -> str:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {key}\r\n\r\n"
+
+
+def submission(config: dict[str, str], key: str) -> str:
+    """Asks under another tag each time, so that each makes a job."""
+    body = json.dumps(
+        {
+            "request": {
+                "tag": f"t-{PLACE.decode()}",
+                "dataset": config["type"],
+                "requestedBy": "benchmark",
+                "datasetConfig": config,
+            }
+        }
+    )
+    return (
+        "POST /dataset/v1/request/submit HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"X-API-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"\r\n{body}"
+    )
+
+
+# The load ----------------------------------------------------------------------------------------
+
+
+def measure(
+    variables: dict[str, str],
+    asking: dict[str, list[str]],
+    port: int,
+    beside: int,
+    asked: argparse.Namespace,
+) -> list[Result]:
+    """What each side reached."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in asking}
+    for number in range(asked.rounds + 1):  # the first warms
+        sides = list(asking)
+        for name in sides if number % 2 else reversed(sides):
+            told = {"port": beside if name == "reference" else port, "requests": asking[name]}
+            seconds = asked.seconds if number else min(3.0, asked.seconds)
+            result = run(variables, told, seconds)
+            if not set(result["answers"]) <= {"200", "503"}:  # 503: sent away, and told
+                raise SystemExit(f"{name} was answered {result['answers']}")
+            if number:
+                found[name].append(result)
+            if name == "submit":
+                forget()
+        told_rates = ", ".join(
+            f"{name} {rate(each[-1]):,.0f}" for name, each in found.items() if each
+        )
+        print(f"  round {number}: {told_rates or 'warm'}", file=sys.stderr, flush=True)
+    rates = {name: [rate(each) for each in runs] for name, runs in found.items()}
+    lines = []
+    for name, runs in found.items():
+        bar = f">= {BARS[name]}" if name in BARS else ""
+        lines.append(Result(name, "requests/s", rates[name], bar=bar))
+        if away := sum(each["answers"].get("503", 0) for each in runs):
+            lines.append(Result(f"{name}, sent away with 503", "answers", [away]))
+        for part in ("p50", "p99"):
+            times = [each[f"accepted_{part}"] * 1000 for each in runs]
+            bar = f"<= {P99_MS[name]}" if part == "p99" and name in P99_MS else ""
+            lines.append(Result(f"{name}, {part}", "ms", times, bar=bar))
+    lines.append(
+        Result("read", "requests/s", rates["read"], "ModelSerializer and ORM", rates["reference"])
+    )
+    cpu = [each["cpu"] for each in found["read"]]
+    lines.append(Result("share of a core that the load took in read", "cores", cpu))
+    return lines
+
+
+def run(variables: dict[str, str], told: dict[str, Any], seconds: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.overload", "--generator"]
+    with Helper(command, variables) as generator:
+        generator.ask({"prepare": told})
+        result: dict[str, Any] = generator.ask({"rate": 0, "seconds": seconds})
+    return result
+
+
+def rate(result: dict[str, Any]) -> float:
+    return float(result["accepted"] / result["seconds"])
+
+
+def forget() -> None:
+    """What was submitted goes, so that each round finds the same."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM exhaust_job WHERE tag LIKE 't-%%'")
+
+
+# The pages ---------------------------------------------------------------------------------------
+
+
+def pages(port: int, cookie: str) -> list[Result]:
+    """How long the two pages take that must not be waited for."""
+    searches = cycle(f"/console/{CHANNEL}/ask/conversations?q={quote(word)}" for word in WORDS)
+    sides: dict[str, Callable[[], str]] = {
+        "jobs page": lambda: f"/console/{CHANNEL}/jobs",
+        "conversation search": lambda: next(searches),
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    found = []
+    for name, path in sides.items():
+        took = []
+        for _ in range(PAGES):
+            begun = time.perf_counter()
+            connection.request("GET", path(), headers={"Cookie": cookie, "Host": "127.0.0.1"})
+            answer = connection.getresponse()
+            answer.read()
+            took.append((time.perf_counter() - begun) * 1000)
+            if answer.status != 200:
+                raise SystemExit(f"{name} was answered {answer.status}")
+        ordered = sorted(took[5:])  # the first ones warm
+        bar = f"<= {PAGE_MS[name]}"
+        found += [
+            Result(f"{name}, p50", "ms", [median(ordered)]),
+            Result(f"{name}, p95", "ms", [at(ordered, 0.95)], bar=bar),
+        ]
+    return found
+
+
+if __name__ == "__main__":
+    main()

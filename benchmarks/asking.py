@@ -1,0 +1,91 @@
+"""From asking for a file to having it, with Celery's worker between.
+
+    python -m benchmarks.asking [--rows 1000000] [--rounds 3]
+
+Embedded (SQLite, the broker made of files) with 20,000 rows, then on the PostgreSQL server of
+DATABASE_URL, with the Redis of CELERY_BROKER_URL where it names one.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import answers, ground, results
+from benchmarks.ground import Helper, Process
+from benchmarks.results import Result
+
+EMBEDDED_ROWS = 20_000
+CELERY = "-m celery -A config worker -B -l WARNING --concurrency 2"
+
+
+def main() -> None:
+    arguments = results.arguments("From asking for a file to having it.")
+    arguments.add_argument("--rows", type=int, default=1_000_000, help="On PostgreSQL; 0: none.")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--submitter", type=int, help=argparse.SUPPRESS)
+    asked = arguments.parse_args()
+    if asked.submitter:
+        submit(asked.submitter)
+        return
+    ground.stop_on_term()
+    with ground.folder() as var, ground.postgresql() as url:
+        told = ground.print_ground(url, worker=f"python {CELERY}")
+        embedded = ground.environment("", var / "sqlite")
+        found = [measure("embedded", embedded, EMBEDDED_ROWS, asked.rounds, 3)]
+        if asked.rows:
+            served = ground.environment(url, var / "postgresql")
+            broker = os.environ.get("CELERY_BROKER_URL", "")
+            if broker.startswith("redis"):
+                served["CELERY_BROKER_URL"] = broker
+            found.append(measure("PostgreSQL", served, asked.rows, asked.rounds, 10))
+        results.report("asking", found, told, asked.json)
+
+
+def measure(where: str, variables: dict[str, str], rows: int, times: int, bar: int) -> Result:
+    command = [sys.executable, "-m", "benchmarks.asking", "--submitter", str(rows)]
+    with Helper(command, variables) as submitter:
+        worker = [sys.executable, *CELERY.split()]
+        with Process(worker, variables, stdout=subprocess.DEVNULL):
+            submitter.ask("warm")  # the worker is up; a month will do
+            told = [submitter.ask(f"round-{number}") for number in range(times)]
+    name = f"submit to SUCCESS, {where}, {told[0]['rows']:,} rows"
+    return Result(name, "s", [each["seconds"] for each in told], bar=f"<= {bar}")
+
+
+def submit(rows: int) -> None:
+    """The side that asks: its installation is loaded first."""
+    ground.enter({})
+    ground.migrate()
+    from django.conf import settings
+    from django.db import connection
+
+    if connection.vendor == "postgresql":
+        rows, months, _ = answers.load_rows(rows)
+    else:
+        answers.load(rows, 1)
+        months = 1
+    from exhaust.models import File, Job
+
+    def answer(tag: str) -> dict[str, float]:
+        begun = time.monotonic()
+        span = 1 if tag == "warm" else months
+        pk = answers.new_job(tag, span)
+        while (status := Job.objects.values_list("status", flat=True).get(pk=pk)) != "SUCCESS":
+            if status == "FAILED" or time.monotonic() - begun > 600:
+                raise SystemExit(f"The job is {status}.")
+            time.sleep(0.02)
+        took = time.monotonic() - begun
+        file = File.objects.get(job=pk)
+        if file.row_count != rows // months * span:
+            raise SystemExit("The file has not all rows.")
+        (Path(settings.FILES_DIR) / file.key).unlink()
+        return {"seconds": took, "rows": rows}
+
+    ground.serve(answer)
+
+
+if __name__ == "__main__":
+    main()

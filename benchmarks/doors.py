@@ -1,0 +1,167 @@
+"""What each door is sent: seeded things, their bodies, and the calls that carry them."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from benchmarks.ground import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
+from exhaust.demo.conversations import answers
+
+APPLICATION = "benchmark"
+RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Door:
+    """How a call begins, what it carries (seeded), and how that becomes a body."""
+
+    head: str
+    make: Callable[[int, Random], Iterator[dict[str, Any]]]
+    join: Callable[[Sequence[bytes]], bytes]
+    content_type: str = "application/json"
+    encode: Callable[[Any], bytes] = msgspec.json.encode
+    rows: int = 1  # that one thing becomes
+    most: int = 1000  # things in a body
+
+
+def telemetry(count: int, _: Random) -> Iterator[dict[str, Any]]:
+    return answers(
+        count, count // 30, start=FIRST_DAY, channel=CHANNEL, payload_bytes=PAYLOAD_BYTES
+    )
+
+
+def spread(count: int, random: Random) -> Iterator[tuple[int, int, str]]:
+    """(number, milliseconds since 1970, a person's id) for each of `count` things, in order."""
+    first = datetime.combine(FIRST_DAY, datetime.min.time(), UTC)
+    people = [str(UUID(int=random.getrandbits(128), version=4)) for _ in range(count // 30 + 1)]
+    for number in range(count):
+        at = first + timedelta(days=30) * (number / count)
+        yield number, int(at.timestamp() * 1000), random.choice(people)
+
+
+def clickstream(count: int, random: Random) -> Iterator[dict[str, Any]]:
+    """Page views of a web shop, with thirty attributes each."""
+    for number, at, device in spread(count, random):
+        page = random.randrange(500)
+        yield {
+            "event_type": random.choice(["_page_view", "_scroll", "_click", "add_to_cart"]),
+            "event_id": str(UUID(int=random.getrandbits(128), version=4)),
+            "app_id": APPLICATION, "device_id": device, "timestamp": at, "platform": "Web",
+            "sdk_name": "aws-solution-clickstream-sdk", "sdk_version": "0.12.2",
+            "attributes": {
+                "_session_id": f"{device[:8]}-{at // 1_800_000}", "_session_number": 3,
+                "_session_start_timestamp": at - 4000, "_session_duration": 4000,
+                "_page_title": f"Product {page}", "_page_url": f"https://shop.example/p/{page}",
+                "_page_referrer": "https://shop.example/", "_page_referrer_title": "Shop",
+                "_entrances": 0, "_engagement_time_msec": random.randrange(60_000),
+                "_latest_referrer": "https://search.example/", "_is_first_time": False,
+                "_latest_referrer_host": "search.example", "_traffic_source_medium": "cpc",
+                "_traffic_source_source": "search", "category": f"c{page % 20}", "sku": f"s{page}",
+                "price": random.randrange(10_000) / 100, "currency": "EUR", "quantity": 1,
+                "position": number % 40, "list": "new", "color": "green", "size": "M",
+                "in_stock": True, "rating": 4.5, "reviews": page, "theme": "dark",
+                "variant": "B", "depth": random.randrange(100),
+            },
+        }  # fmt: skip
+
+
+def skalin(count: int, random: Random) -> Iterator[dict[str, Any]]:
+    """Features that people of a hundred customers used."""
+    for number, at, person in spread(count, random):
+        yield {
+            "name": f"Feature {random.randrange(80)}",
+            "eventId": f"e-{number}",
+            "identity": {"id": person, "email": f"{person[:8]}@example.org"},
+            "customerId": f"customer-{int(person[:4], 16) % 100}",
+            "visitorId": person,
+            "visitId": f"{person[:8]}-{at // 1_800_000}",
+            "ts": datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+            "event": {"plan": "team", "module": f"m-{number % 12}", "source": "web"},
+        }
+
+
+def desk(count: int, random: Random) -> Iterator[dict[str, Any]]:
+    """Ended sessions of two user actions and one event: four rows each."""
+    for number, at, person in spread(count, random):
+        actions = [
+            {
+                "name": f"Loading of page /p/{random.randrange(500)}", "type": "Load",
+                "startTime": at + 5000 * index, "endTime": at + 5000 * index + 900,
+                "duration": 900, "domain": "shop.example", "application": "Shop",
+                "targetUrl": f"https://shop.example/p/{index}", "apdexCategory": "SATISFIED",
+                "networkTime": random.randrange(300), "serverTime": random.randrange(300),
+                "domCompleteTime": random.randrange(900), "visuallyCompleteTime": 700,
+                "requestErrorCount": 0, "javascriptErrorCount": 0, "keyUserAction": False,
+            }
+            for index in range(2)
+        ]  # fmt: skip
+        yield {
+            "tenantId": "tenant-1", "userSessionId": f"SESSION{number:08}-0",
+            "startTime": at, "endTime": at + 60_000, "duration": 60_000,
+            "internalUserId": person, "userType": "REAL_USER", "applicationType": "WEB_APPLICATION",
+            "bounce": False, "newUser": number % 3 == 0, "userExperienceScore": "SATISFIED",
+            "browserFamily": "Chrome", "browserMajorVersion": "Chrome 120", "osFamily": "Windows",
+            "country": "Germany", "city": "Berlin", "isp": "Example", "connectionType": "CABLE",
+            "screenWidth": 1920, "screenHeight": 1080, "userActionCount": 2, "totalErrorCount": 0,
+            "stringProperties": [], "longProperties": [], "stringTags": {"plan": "team"},
+            "userActions": actions, "errors": [], "syntheticEvents": [],
+            "events": [{"type": "PageChange", "name": "/cart", "startTime": at + 9000,
+                        "application": "Shop", "domain": "shop.example"}],
+        }  # fmt: skip
+
+
+DOORS = {
+    "telemetry": Door(
+        "POST /v1/telemetry HTTP/1.1\r\nAuthorization: Bearer {key}",
+        telemetry,
+        lambda events: (
+            b'{"id": "api.telemetry", "ver": "3.0", "events": [%b]}' % b", ".join(events)
+        ),
+        encode=lambda event: json.dumps(event, ensure_ascii=False).encode(),
+    ),
+    "clickstream": Door(
+        f"POST /collect?appId={APPLICATION}&platform=Web HTTP/1.1",
+        clickstream,
+        lambda events: b"[%b]" % b",".join(events),
+    ),
+    "skalin": Door(
+        f"POST /hit/bulk?client_id={APPLICATION} HTTP/1.1",
+        skalin,
+        lambda features: b'{"identities":[],"features":[%b]}' % b",".join(features),
+        most=100,
+    ),
+    "desk": Door(
+        "PUT /export/events HTTP/1.1\r\nAuthorization: Basic {basic}",
+        desk,
+        b"\n".join,
+        "application/x-ndjson",
+        rows=4,
+    ),
+}
+
+
+def request(door: Door, sent: bytes, told: dict[str, Any], head: str = "") -> bytes:
+    """A call with that body; `head` where it goes to another door than ours."""
+    head = (
+        f"{(head or door.head).format(**told)}\r\nHost: 127.0.0.1:{told['port']}\r\n"
+        f"Content-Type: {door.content_type}\r\nContent-Length: {len(sent)}\r\n\r\n"
+    )
+    return head.encode() + sent
+
+
+def parse(name: str, sent: bytes, application_id: int | None) -> Any:
+    """A body read by its door's own adapter."""
+    from ingest.adapters import ADAPTERS
+    from ingest.events import Call
+
+    if name == "telemetry":
+        return ADAPTERS[name].parse(sent, Call(CHANNEL, RECEIVED_AT))
+    content_type = DOORS[name].content_type
+    call = Call(CHANNEL, RECEIVED_AT, content_type, APPLICATION, application_id)
+    return ADAPTERS[name].parse(sent, call)

@@ -1,0 +1,226 @@
+"""The installation a campaign breaks: real servers and processes, all its own, all ended by pid."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from benchmarks import ground
+from benchmarks.fault_plan import FOLDER
+from benchmarks.faulty_s3 import Fault
+from tests import s3server
+
+BUCKET = "exhausts"
+CHANNELS = ("ORG_001", "ORG_002")
+DISK_MIB = 4096
+
+
+class Group:
+    """A process with all that it started: they are killed together."""
+
+    def __init__(self, name: str, command: list[str], variables: dict[str, str], log: Path) -> None:
+        self.name, self._command, self._variables, self._log = name, command, variables, log
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command, cwd=ground.ROOT, env=self._variables, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+
+class Place:
+    """What a campaign needs to know of its installation, and to do to it."""
+
+    def __init__(self, leg: str, var: Path, database: str) -> None:
+        self.leg, self.var, self.database = leg, var, database
+        self.failpoints = var / "failpoints"
+        self.failpoints.mkdir(parents=True)
+        self.redis: Group
+        self.beat: Group
+        self.workers: list[Group] = []
+        self.web_port = ground.free_port()
+        self._proxy: ground.Helper | None = None
+        self.environment: dict[str, str] = {}
+        self.bucket: Any = None
+        self.mounted = False
+
+    def arm(self, point: str, action: str, job: int) -> None:
+        """Appears whole: a worker may be looking."""
+        draft = self.failpoints / f".draft.{point}@{job}"
+        draft.write_text(action)
+        draft.rename(self.failpoints / f"{point}@{job}")
+
+    def arm_s3(self, fault: Fault) -> None:
+        assert self._proxy is not None  # noqa: S101
+        self._proxy.ask({"arm": vars(fault)})
+
+    def s3_faults_met(self, job: int) -> int:
+        return int(self._proxy.ask({"taken": job})) if self._proxy else 0
+
+    def met(self) -> Iterator[tuple[str, int, int, float]]:
+        """Failpoint, job, pid and moment of every one that was passed, armed, since last asked."""
+        for path in self.failpoints.glob(".done.*"):
+            armed, pid, nanoseconds = path.name.removeprefix(".done.").rsplit(".", 2)
+            point, _, job = armed.partition("@")
+            yield point, int(job), int(pid), int(nanoseconds) / 1e9
+            path.unlink()
+
+    def fill_disk(self) -> None:
+        """Leaves a few MiB in the folder of the files, where that is a disk of our own."""
+        there = os.statvfs(self.var / "files")
+        used = (there.f_blocks - there.f_bfree) * there.f_frsize
+        self._resize(used // 2**20 + 4)
+
+    def empty_disk(self) -> None:
+        self._resize(DISK_MIB)
+
+    def _resize(self, mib: int) -> None:
+        if self.mounted:
+            files = str(self.var / "files")
+            command = ["mount", "-o", f"remount,size={mib}m", files]
+            subprocess.run(command, capture_output=True, check=True)
+
+    # Making it ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def made(self, concurrency: int) -> Iterator[None]:
+        """Servers first, then our database, then our processes."""
+        with ExitStack() as stack:
+            port = ground.free_port()
+            variables = {
+                **ground.environment(self.database, self.var),
+                "TMPDIR": str(self.var),
+                "PUBLIC_URL": f"http://127.0.0.1:{self.web_port}",
+                "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
+                "EXHAUST_RUNNING_PER_CHANNEL": "1000",
+                "EXHAUST_QUEUED_PER_CHANNEL": "5000",
+                # the work, its heartbeat, and the lookout
+                "DATABASE_POOL": "3",
+            }
+            self.redis = self._group(stack, "redis", _redis(port, self.var), variables)
+            _listening(port)
+            broken = dict(variables)
+            if self.leg == FOLDER:
+                self._mount(stack)
+            else:
+                variables, broken = self._s3(stack, variables)
+            # so that what cuts all connections leaves the campaign its own
+            os.environ["PGAPPNAME"] = "campaign"
+            ground.enter(variables)
+            self.environment = variables
+            ground.migrate()
+            broken |= {"EXHAUST_FAILPOINTS": str(self.failpoints)}
+            self._start(stack, variables, broken, concurrency)
+            yield
+
+    def _group(
+        self, stack: ExitStack, name: str, command: list[str], variables: dict[str, str]
+    ) -> Group:
+        group = Group(name, command, variables, self.var / f"{name}.log")
+        stack.callback(group.kill)
+        return group
+
+    def _s3(
+        self, stack: ExitStack, variables: dict[str, str]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The server itself for who reads, the proxy for who writes."""
+        direct = stack.enter_context(s3server.running(self.var / "s3"))
+        variables = variables | {
+            "S3_BUCKET": BUCKET,
+            "S3_ENDPOINT_URL": direct,
+            "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
+        }
+        self.bucket = boto3.client(
+            "s3", endpoint_url=direct, region_name=s3server.REGION,
+            aws_access_key_id=s3server.ACCESS_KEY, aws_secret_access_key=s3server.SECRET_KEY,
+            config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+        )  # fmt: skip
+        self.bucket.create_bucket(Bucket=BUCKET)
+        command = [sys.executable, "-m", "benchmarks.faulty_s3", "--upstream", direct]
+        self._proxy = stack.enter_context(ground.Helper(command, variables))
+        port = self._proxy.ask({})
+        proxied = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", "S3_PUBLIC_ENDPOINT_URL": direct}
+        return variables, variables | proxied
+
+    def _mount(self, stack: ExitStack) -> None:
+        """A small disk for the files, where we may mount one."""
+        files = self.var / "files"
+        files.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(files)]
+        self.mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        if not self.mounted:
+            print("  no disk can be mounted here: none will be really full", file=sys.stderr)
+        else:
+            stack.callback(subprocess.run, ["umount", "-l", str(files)], check=False)
+
+    def _start(
+        self,
+        stack: ExitStack,
+        variables: dict[str, str],
+        broken: dict[str, str],
+        concurrency: int,
+    ) -> None:
+        celery = [sys.executable, "-m", "celery", "-A", "config"]
+        for number in (1, 2):
+            command = [
+                *celery, "worker", "--concurrency", str(concurrency // 2), "-l", "WARNING",
+                "-n", f"{self.leg}{number}@%h", "--without-mingle", "--without-gossip",
+            ]  # fmt: skip
+            self.workers.append(self._group(stack, f"worker{number}", command, broken))
+        beat = [*celery, "beat", "-l", "WARNING", "-s", str(self.var / "beat"), "--pidfile="]
+        self.beat = self._group(stack, "beat", beat, variables)
+        web = [
+            sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
+            "--host", "127.0.0.1", "--port", str(self.web_port), "--workers", "1",
+        ]  # fmt: skip
+        self._group(stack, "web", web, variables)
+        _listening(self.web_port)
+
+
+def _redis(port: int, folder: Path) -> list[str]:
+    return [
+        "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+        "--appendonly", "no", "--dir", str(folder),
+    ]  # fmt: skip
+
+
+def _listening(port: int) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"Nothing listens at port {port}.")
+
+
+def resume(pid: int) -> bool:
+    """SIGCONT to a process that is stopped; False when there is none of this id."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state in "Tt":
+            os.kill(pid, signal.SIGCONT)
+            return True
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return False

@@ -1,0 +1,193 @@
+"""A proxy in front of an S3 server that fails where it is told to.
+
+    python -m benchmarks.faulty_s3 --upstream http://127.0.0.1:9000
+
+It reads commands as lines of JSON and answers each in a line. `{"arm": {...}}` takes the fields of
+`Fault`; `{"taken": JOB}` tells how often a fault of this job was met. The first answer names the
+port. What it does to a request:
+
+    500, 503   answers so by itself; the server never hears of it
+    200        answers 200 with an error in the body, as S3 may at the end of an upload
+    cut        the connection ends in the middle of the body, on both sides
+    lost       the server does it, and the answer never comes back
+    delay      some seconds pass before the server hears of it
+"""
+
+import argparse
+import http.client
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from benchmarks import ground
+
+OPERATIONS = ("create", "part", "complete", "put", "head", "delete", "abort", "list")
+_KEY = re.compile(r"(?:response|private)/(\d+)/(\d*)")
+_ERROR = '<?xml version="1.0"?>\n<Error><Code>{}</Code><Message>made to fail</Message></Error>'
+_CODES = {"500": "InternalError", "503": "SlowDown", "200": "InternalError"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One operation on one job's keys fails so, so many times; of one attempt, or of any."""
+
+    job: int
+    operation: str
+    kind: str
+    times: int = 1
+    attempt: str = ""
+    seconds: float = 6
+
+
+class Faults:
+    """What is armed, and how often each job met it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._armed: list[Fault] = []
+        self._taken: dict[int, int] = {}
+
+    def arm(self, fault: Fault) -> None:
+        with self._lock:
+            self._armed.append(fault)
+
+    def taken(self, job: int) -> int:
+        with self._lock:
+            return self._taken.get(job, 0)
+
+    def take(self, method: str, address: str) -> Fault | None:
+        """The fault of this request, once less from now on."""
+        if not (found := _KEY.search(unquote(address))):
+            return None
+        job, attempt, doing = int(found[1]), found[2], operation(method, address)
+        with self._lock:
+            for place, fault in enumerate(self._armed):
+                if (fault.job, fault.operation) != (job, doing):
+                    continue
+                if fault.attempt and attempt != fault.attempt:
+                    continue
+                self._taken[job] = self._taken.get(job, 0) + 1
+                if fault.times > 1:
+                    self._armed[place] = replace(fault, times=fault.times - 1)
+                else:
+                    del self._armed[place]
+                return fault
+        return None
+
+
+def operation(method: str, address: str) -> str:
+    """Which of `OPERATIONS` a request is."""
+    asked = parse_qs(urlsplit(address).query, keep_blank_values=True)
+    match method:
+        case "PUT":
+            return "part" if "partNumber" in asked else "put"
+        case "POST":
+            return "complete" if "uploadId" in asked else "create"
+        case "DELETE":
+            return "abort" if "uploadId" in asked else "delete"
+        case "GET" if "prefix" in asked:
+            return "list"
+        case _:
+            return method.lower()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Hands requests on, Host and all, so that signatures hold."""
+
+    protocol_version = "HTTP/1.1"
+    faults: Faults
+    upstream: str
+
+    def _relay(self) -> None:
+        fault = self.faults.take(self.command, self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        match fault.kind if fault else "":
+            case "500" | "503" | "200" as status:
+                return self._answer(int(status), _ERROR.format(_CODES[status]).encode())
+            case "cut":
+                if body:
+                    self._forward(body, half=True)
+                return self._hang_up()
+            case "lost":
+                self._forward(body)
+                return self._hang_up()
+            case "delay":
+                time.sleep(fault.seconds if fault else 0)
+        try:
+            status_, headers, content = self._forward(body)
+        except OSError:
+            return self._hang_up()
+        return self._answer(status_, content, headers)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _relay
+
+    def _forward(self, body: bytes, *, half: bool = False) -> tuple[int, list[Any], bytes]:
+        upstream = http.client.HTTPConnection(self.upstream, timeout=120)
+        try:
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in {"expect", "connection"}:
+                    upstream.putheader(name, value)
+            upstream.endheaders()
+            upstream.send(body[: len(body) // 2] if half else body)
+            if half:
+                return 0, [], b""
+            answer = upstream.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            upstream.close()
+
+    def _answer(self, status: int, content: bytes, headers: Any = ()) -> None:
+        self.send_response_only(status)
+        told = {"Content-Type": "application/xml", "Content-Length": str(len(content))}
+        told |= {
+            name: value
+            for name, value in headers
+            if name.lower() not in {"connection", "transfer-encoding"}
+        }
+        for name, value in told.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: Any) -> None:
+        """The campaign tells what matters."""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: Any) -> None:
+        """A caller that died in the middle is what this is for."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description="An S3 proxy that fails where it is told to.")
+    arguments.add_argument("--upstream", required=True)
+    Handler.upstream = urlsplit(arguments.parse_args().upstream).netloc
+    Handler.faults = faults = Faults()
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def answer(asked: dict[str, Any]) -> Any:
+        if "arm" in asked:
+            faults.arm(Fault(**asked["arm"]))
+            return None
+        return faults.taken(asked["taken"]) if "taken" in asked else server.server_port
+
+    ground.serve(answer)
+
+
+if __name__ == "__main__":
+    main()

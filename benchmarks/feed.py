@@ -1,0 +1,332 @@
+"""Whether the feed misses or doubles anything, and how fast it is read by HTTP.
+
+    python -m benchmarks.feed [--seconds 60] [--writers 16] [--readers 4] [--events 2000000]
+                              [--sessions 10000]
+
+Needs the PostgreSQL server of DATABASE_URL. The proof: writers whose transactions overlap, some
+slow, some undone, against readers that walk the pages with sizes drawn anew for each; what they
+read is compared with what was committed. The rate: one client walks all events of a channel in
+pages of 1,000 through one web process. Pushed are sessions of 5 and of 20 events.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from statistics import median
+from typing import Any
+from urllib.parse import urlencode
+
+from benchmarks import answers, ground, results
+from benchmarks.ground import CHANNEL, Process
+from benchmarks.results import Result
+
+PAGE = 1000
+
+
+def main() -> None:
+    arguments = results.arguments("The feed: its proof, and its rate.")
+    arguments.add_argument("--seconds", type=float, default=60, help="Of writing, in the proof.")
+    arguments.add_argument("--writers", type=int, default=16)
+    arguments.add_argument("--readers", type=int, default=4)
+    arguments.add_argument("--events", type=int, default=2_000_000, help="0: no rate.")
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--sessions", type=int, default=10_000, help="Pushed; 0: none.")
+    arguments.add_argument("--receiver", type=int, help=argparse.SUPPRESS)
+    asked = arguments.parse_args()
+    if asked.receiver:
+        receive(asked.receiver)
+    ground.stop_on_term()
+    with ground.folder() as var, ground.postgresql() as url:
+        variables = ground.environment(url, var)
+        variables["PUSH_ALLOWED_NETWORKS"] = "127.0.0.0/8"
+        variables["DATABASE_POOL"] = str(asked.writers + asked.readers + 4)
+        ground.enter(variables)
+        ground.migrate()
+        told = ground.print_ground(url)
+        sound = asked.seconds <= 0 or prove(asked.seconds, asked.writers, asked.readers, asked.seed)
+        found = push(variables, asked.sessions) if asked.sessions else []
+        if asked.events:
+            found += walk(variables, asked.events)
+        results.report("feed", found, told, asked.json)
+    if not sound:
+        raise SystemExit("The feed missed or doubled something.")
+
+
+# The proof ----------------------------------------------------------------------------------------
+
+
+class Undone(Exception):
+    """A writer's change of mind."""
+
+
+def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
+    from django.db import connections, transaction
+    from django.utils import timezone
+
+    from exhaust.feed import pages
+    from ingest import feed, store
+    from ingest.adapters import telemetry
+    from ingest.events import Call
+    from ingest.models import Channel
+
+    channel = Channel.objects.create(identifier="PROOF")
+    committed: list[str] = []
+    seen: list[list[str]] = [[] for _ in range(readers)]
+    errors: list[BaseException] = []
+    over, written = time.monotonic() + seconds, threading.Event()
+    undone = [0]
+
+    def guarded(work: Callable[[int], None], number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    def write(number: int) -> None:
+        dice = random.Random(seed * 1000 + number)
+        batch = 0
+        while time.monotonic() < over:
+            batch += 1
+            mids = [f"{number}-{batch}-{each}" for each in range(dice.randint(1, 20))]
+            body = json.dumps([event(mid) for mid in mids]).encode()
+            nested = number % 2 == 0  # the others let the store commit, as most doors do
+            try:
+                with transaction.atomic() if nested else nullcontext():
+                    call = Call("PROOF", timezone.now())
+                    store.append(channel.pk, telemetry.parse(body, call))
+                    if nested:
+                        time.sleep(2 if dice.random() < 0.001 else dice.choice([0, 0, 0.02]))
+                        if dice.random() < 0.05:
+                            raise Undone
+            except Undone:
+                undone[0] += 1
+            else:
+                committed.extend(mids)
+
+    def read(number: int) -> None:
+        dice = random.Random(-seed * 1000 - number)
+        question = pages.Question(channel.pk, "events")
+        place = feed.START
+        while True:
+            last = written.is_set()
+            page = pages.read(question, place, dice.randint(1, PAGE))
+            place = page.place
+            seen[number].extend(json.loads(item)["payload"]["mid"] for item in page.items)
+            if page.ended and last:
+                return
+
+    writing = [threading.Thread(target=guarded, args=(write, n)) for n in range(writers)]
+    reading = [threading.Thread(target=guarded, args=(read, n)) for n in range(readers)]
+    for thread in (*writing, *reading):
+        thread.start()
+    for thread in writing:
+        thread.join()
+    written.set()
+    for thread in reading:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+    print(f"\nProof: {writers} writers, {readers} readers, {seconds:.0f} s, seed {seed}")
+    print(f"{len(committed):,} events committed, {undone[0]:,} transactions undone\n")
+    print("| reader | read | missed | doubled | out of nowhere |\n|---|---|---|---|---|")
+    sound = len(committed) > 0
+    wanted = Counter(committed)
+    for number, mids in enumerate(seen):
+        found = Counter(mids)
+        missed, foreign = wanted - found, found.keys() - wanted.keys()
+        doubled = sum(count - 1 for count in found.values())
+        print(
+            f"| {number + 1} | {len(mids):,} | {missed.total():,} | {doubled:,}"
+            f" | {len(foreign):,} |"
+        )
+        sound = sound and found == wanted
+    return sound
+
+
+def event(mid: str) -> dict[str, Any]:
+    return {
+        "eid": "ASSESS", "ets": 1735689600000, "ver": "3.0", "mid": mid,
+        "actor": {"id": "d", "type": "User"},
+        "context": {"channel": "PROOF", "did": "d", "sid": "s"}, "edata": {},
+    }  # fmt: skip
+
+
+# The rate -----------------------------------------------------------------------------------------
+
+
+def walk(variables: dict[str, str], events: int) -> list[Result]:
+    from ingest import access
+    from ingest.models import Channel
+
+    events, _, data = answers.load_rows(events)
+    print(f"\n{data}", flush=True)
+    key = access.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
+    port = ground.free_port()
+    command = [
+        sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
+        "--workers", "1", "--port", str(port), "--log-level", "error",
+    ]  # fmt: skip
+    with Process(command, variables):
+        times, count, size = pull(port, key)
+    if count != events:
+        raise SystemExit(f"{count:,} events were read of {events:,}.")
+    tenth = max(1, len(times) // 10)
+    first, last = median(times[:tenth]), median(times[-tenth:])
+    taken = sum(times)
+    return [
+        Result("pull, pages of 1,000, one web process", "events/s", [count / taken],
+               bar=">= 30000", note=f"{size / taken / 1e6:,.0f} MB/s"),
+        Result("pull, a page of the last tenth", "ms", [last * 1000],
+               "one of the first tenth", [first * 1000], "<= 1.2"),
+    ]  # fmt: skip
+
+
+def pull(port: int, key: str) -> tuple[list[float], int, int]:
+    """Seconds of each full page, events, bytes."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.connect()
+            break
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+    times, count, size, cursor = [], 0, 0, ""
+    while True:
+        query = urlencode({"pageSize": PAGE, "cursor": cursor})
+        begun = time.monotonic()
+        connection.request("GET", f"/export/events?{query}", headers={"X-Api-Key": key})
+        answer = connection.getresponse()
+        body = answer.read()
+        took = time.monotonic() - begun
+        if answer.status != 200:
+            raise SystemExit(f"A page was answered {answer.status}: {body[:300]!r}")
+        # counted without decoding: the client shares the cores
+        found = body.count(b',"payload":{"@type":')
+        cursor = body[-200:].rpartition(b'"nextCursor":"')[2].removesuffix(b'"}').decode()
+        if not found:
+            return times, count, size
+        times.append(took)
+        count, size = count + found, size + len(body)
+
+
+# Push ---------------------------------------------------------------------------------------------
+
+
+def push(variables: dict[str, str], sessions: int) -> list[Result]:
+    """What one worker pushes to a receiver in a process of its own, from nothing to all."""
+    from django.db.models.functions import Now
+
+    from exhaust.models import Sink
+    from exhaust.sinks import control, pump
+    from ingest import deriver
+    from ingest.feed import START
+    from ingest.models import Session
+
+    port = next(port for port in range(9000, 10_000) if is_free(port))
+    receiver = [sys.executable, "-m", "benchmarks.feed", "--receiver", str(port)]
+    found = []
+    with Process(receiver, variables):
+        for each in (5, 20):
+            channel = load_sessions(f"PUSH_{each}", sessions, each)
+            deriver.derive_all(3600)
+            closed = Session.objects.filter(channel=channel, closed=True)
+            # what is no full batch waits for company
+            count = closed.update(modified_at=datetime.now(UTC) - timedelta(hours=1))
+            for kind in Sink.Kind.values:
+                path = "_bulk" if kind == "elasticsearch" else "hook"
+                url = f"http://127.0.0.1:{port}/{path}"
+                control.save(Sink(channel=channel, name=kind, kind=kind, url=url, index="sessions"))
+                sink = Sink.objects.get(channel=channel, name=kind)
+                control.rewind(sink, START)
+                begun = time.monotonic()
+                pump.run(3600)
+                took = time.monotonic() - begun
+                done = sum(
+                    sink.deliveries.filter(status="delivered").values_list("documents", flat=True)
+                )
+                batches = sink.deliveries.count()
+                Sink.objects.filter(pk=sink.pk).update(paused_at=Now())
+                if done != count:
+                    raise SystemExit(f"{done:,} of {count:,} sessions were taken.")
+                name = f"push, one worker, {kind}, {each} events a session"
+                found.append(
+                    Result(name, "sessions/s", [done / took], bar=">= 10000",
+                           note=f"{batches} batches")
+                )  # fmt: skip
+    return found
+
+
+def load_sessions(identifier: str, sessions: int, each: int) -> Any:
+    from ingest import store
+    from ingest.adapters import telemetry
+    from ingest.events import Call
+    from ingest.models import Channel
+
+    channel = Channel.objects.create(identifier=identifier)
+    call = Call(identifier, datetime.now(UTC))
+    for first in range(0, sessions, 100):
+        batch = [
+            {
+                **event(f"{identifier}-{number}-{place}"),
+                "eid": ("START", "IMPRESSION", "ASSESS", "INTERACT", "END")[place % 5],
+                "ets": 1735689600000 + number * 1000 + place * 30_000,
+                "context": {"channel": identifier, "did": f"d-{number}", "sid": f"s-{number}"},
+                "edata": {
+                    "uri": f"https://bot.example/{place}",
+                    "item": {"id": "q", "title": "?" * 200},
+                },
+            }
+            for number in range(first, min(first + 100, sessions))
+            for place in range(each)
+        ]
+        store.append(channel.pk, telemetry.parse(json.dumps(batch).encode(), call))
+    return channel
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+class Taking(BaseHTTPRequestHandler):
+    """Says yes to whatever comes."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        said = b"{}"
+        if self.path.endswith("_bulk"):
+            items = b",".join([b'{"index":{"status":201}}'] * (body.count(b"\n") // 2))
+            said = b'{"took":1,"errors":false,"items":[%b]}' % items
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    do_PUT = do_POST
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def receive(port: int) -> None:
+    ThreadingHTTPServer(("127.0.0.1", port), Taking).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

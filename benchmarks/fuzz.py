@@ -1,0 +1,375 @@
+"""Calls that are wrong in every way, made from our own description: no 5xx, no lie, no dead worker.
+
+    python -m benchmarks.fuzz --requests 200000            over HTTP, against the server as it runs
+    python -m benchmarks.fuzz --requests 10000 --in-process    the same in one process, for CI
+    python -m benchmarks.fuzz --adapters --runs 1000000    bytes, past HTTP: see fuzz_adapters
+
+Schemathesis makes a third of the calls as the description says, a third as it says not, and a third
+in rows that go on from each other's answers; each of them is followed by variants, see fuzz_wire.
+Each answer must be one that is described. What a lenient reader takes although it is not described
+is no finding. HTTP is on PostgreSQL
+(DATABASE_URL's server); in process it is so where DATABASE_URL is set, else on SQLite. Needs the
+extra `test`.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from benchmarks import fuzz_adapters, fuzz_wire, ground
+from benchmarks.fuzz_wire import Wire
+
+CHANNEL = "FUZZED"
+APPLICATION = "fuzz-app"
+TIMES = 6  # that a case is sent: as it was drawn, and varied
+SHOWN = 2000
+# else most calls would only meet these
+WIDE = {"EXHAUST_QUEUED_PER_CHANNEL": "100000", "RATE_LIMITS": "100"}
+
+
+@dataclass
+class Rights:
+    """Headers by security scheme, for who sends and for who reads."""
+
+    sends: dict[str, str]
+    reads: dict[str, str]
+    basic: dict[str, str]
+
+
+@dataclass
+class Campaign:
+    """Calls to one schema, and what was found; `said` counts answers by status."""
+
+    schema: Any
+    rights: Rights
+    requests: int
+    seed: int = 1
+    send: fuzz_wire.Send | None = None
+    said: Counter[int] = field(default_factory=Counter)
+    found: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        import hypothesis
+        from hypothesis import HealthCheck, Phase, given
+        from schemathesis import GenerationMode
+
+        _write_lines()
+        self._chance = random.Random(self.seed)
+        self._variants = fuzz_wire.Variants(self._chance)
+        self._send = self.send or fuzz_wire.to_application(self.schema.app)
+        operations = [each.ok() for each in self.schema.get_all_operations()]
+        each = max(1, self.requests // 3 // len(operations) // TIMES)
+
+        def settings(count: int, **more: Any) -> hypothesis.settings:
+            return hypothesis.settings(
+                max_examples=count,
+                database=None,
+                deadline=None,
+                derandomize=False,
+                verbosity=hypothesis.Verbosity.quiet,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                **more,
+            )
+
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            for operation in operations:
+
+                @hypothesis.seed(self.seed)
+                @settings(each)
+                @given(case=operation.as_strategy(generation_mode=mode))
+                def one(case: Any) -> None:
+                    self.call(case)
+
+                try:
+                    one()
+                except Exception as error:
+                    # nothing can be wrong where nothing is asked
+                    if "negative" not in str(error).lower() and "Unsatis" not in repr(error):
+                        raise
+        campaign = self
+
+        class Rows(self.schema.as_state_machine()):  # type: ignore[misc]
+            def call(self, case: Any, **options: Any) -> Any:
+                return campaign.call(case)
+
+            def validate_response(self, response: Any, case: Any, **options: Any) -> None:
+                """It was checked."""
+
+        from hypothesis.stateful import run_state_machine_as_test
+
+        while (left := self.requests - self.count) > 0:
+            steps = 8
+            before = self.count
+            machine = hypothesis.seed(self.seed + self.count)(Rows)
+            # what an answer makes possible differs between two runs, which Hypothesis minds
+            with suppress(hypothesis.errors.Flaky):
+                run_state_machine_as_test(
+                    machine,
+                    settings=settings(
+                        max(1, min(500, left // steps // TIMES)), stateful_step_count=steps
+                    ),
+                )
+            if self.count == before:
+                break
+
+    @property
+    def count(self) -> int:
+        return self.said.total()
+
+    def call(self, case: Any) -> Any:
+        """Sends it, and variants of it; the answer to itself."""
+        self._mend(case)
+        wire, request = fuzz_wire.of(case)
+        label = case.operation.label
+        self._variants.learn(label, wire)
+        answer = self.check(wire, request, case)
+        for _ in range(TIMES - 1):
+            self.check(self._variants.of(label, wire), request, case)
+        return answer
+
+    def _mend(self, case: Any) -> None:
+        """Rights and names that are there, nearly always."""
+        said = case.operation.definition.raw
+        schemes = {name for each in said.get("security", []) for name in each}
+        if self._chance.random() < 0.9:
+            rights = self.rights.basic if "application" in schemes else self.rights.reads
+            if said["tags"] == ["Sending"] and "bearer" in schemes:
+                rights = self.rights.sends
+            for name in ("X-Channel-ID", "Authorization", "X-API-Key"):
+                case.headers.pop(name, None)
+            if schemes:
+                case.headers.update(rights)
+        if self._chance.random() < 0.7:
+            for name in ("appId", "client_id"):
+                if any(each.name == name for each in case.operation.query):
+                    case.query[name] = APPLICATION
+            for name in ("name", "tag"):
+                if name in case.path_parameters:
+                    case.path_parameters[name] = self._chance.choice(["april", "b"])
+
+    def check(self, wire: Wire, request: Any, case: Any) -> Any:
+        """The answer to a call; what is wrong with it is noted."""
+        from schemathesis import checks
+        from schemathesis.specs.openapi import checks as conformance
+
+        began = time.monotonic()
+        try:
+            response = fuzz_wire.told(self._send(wire), request, began)
+        except Exception as error:
+            self.note(case, wire, f"no answer: {error!r}")
+            raise
+        self.said[response.status_code] += 1
+        try:
+            case.validate_response(
+                response,
+                checks=[
+                    checks.not_a_server_error,
+                    conformance.status_code_conformance,
+                    conformance.content_type_conformance,
+                    conformance.response_schema_conformance,
+                    conformance.response_headers_conformance,
+                ],
+            )
+        except BaseExceptionGroup as error:
+            for each in error.exceptions:
+                self.note(case, wire, f"{type(each).__name__} {response.status_code}: {each}")
+        return response
+
+    def note(self, case: Any, wire: Wire, what: str) -> None:
+        """One of a kind is kept, with the call that does it again."""
+        kind = f"{case.operation.label} {what.partition(chr(10))[0][:200]}"
+        if kind not in self.found:
+            self.found[kind] = f"{what}\n{wire.curl()}"[:SHOWN]
+
+
+def _write_lines() -> None:
+    """Schemathesis sends text of these kinds as it is."""
+    import schemathesis
+
+    def lines(context: Any, value: Any) -> Any:
+        text = value if isinstance(value, str) else json.dumps(value)
+        return {"data": text.encode(errors="surrogatepass")}
+
+    schemathesis.serializer("application/x-ndjson")(lines)
+    schemathesis.serializer("application/vnd.elasticsearch+x-ndjson")(lines)
+
+
+def rights() -> Rights:
+    """Keys and an application of a channel of their own, in this process's database."""
+    from base64 import b64encode
+
+    from ingest import access
+
+    channel = access.channel(CHANNEL)
+    sends = access.create_key("fuzz", ["ingest"], [channel])[1]
+    scopes = ["pull", "export:response", "export:private"]
+    reads = access.create_key("fuzz", scopes, [channel])[1]
+    password = access.create_application(APPLICATION, channel)[1]
+    basic = b64encode(f"{APPLICATION}:{password}".encode()).decode()
+    return Rights(
+        {"Authorization": f"Bearer {sends}"},
+        {"X-API-Key": reads},
+        {"Authorization": f"Basic {basic}"},
+    )
+
+
+def in_process(requests: int, seed: int = 1) -> Campaign:
+    """A campaign against the application itself."""
+    import schemathesis
+    from django.db import connections
+
+    from config.wsgi import application
+
+    # a connection for each call would be a fifth of its time
+    for each in connections.all(initialized_only=True):
+        each.settings_dict["CONN_MAX_AGE"] = None
+    schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
+    campaign = Campaign(schema, rights(), requests, seed)
+    campaign.run()
+    return campaign
+
+
+# Over HTTP ---------------------------------------------------------------------------------------
+
+
+def conduct(requests: int, seed: int, count: int) -> None:
+    """Clients of their own processes against two workers, whose deaths are watched for."""
+    with ExitStack() as stack:
+        var = stack.enter_context(ground.folder())
+        url = stack.enter_context(ground.postgresql())
+        port = ground.free_port()
+        variables = ground.environment(url, var) | {
+            "PUBLIC_URL": f"http://127.0.0.1:{port}",
+            **WIDE,
+        }
+        ground.enter(variables)
+        ground.migrate()
+        held = rights()
+        log = stack.enter_context((var / "web.log").open("w"))
+        command = [
+            *(sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application"),
+            *("--port", str(port), "--workers", "2", "--respawn-failed-workers"),
+        ]
+        server = subprocess.Popen(
+            command, cwd=ground.ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
+        )
+        stack.callback(server.wait, 20)
+        stack.callback(server.terminate)
+        _until_it_answers(f"http://127.0.0.1:{port}/readyz")
+        workers, began = _children(server.pid), time.monotonic()
+        asked = {
+            "url": f"http://127.0.0.1:{port}",
+            "rights": vars(held),
+            "requests": requests // count,
+        }
+        clients = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "benchmarks.fuzz", "--client", json.dumps(asked)),
+                    *("--seed", str(seed * 1000 + number)),
+                ],
+                cwd=ground.ROOT,
+                env=variables,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
+        said: Counter[int] = Counter()
+        found: dict[str, str] = {}
+        deaths = 0
+        for client in clients:
+            told = client.communicate()[0]
+            if client.returncode:
+                raise SystemExit("A client failed; what it said stands above.")
+            answer = json.loads(told.splitlines()[-1])
+            said.update({int(status): count for status, count in answer["said"].items()})
+            found |= answer["found"]
+        if server.poll() is not None or _children(server.pid) != workers:
+            deaths = 1
+            print((var / "web.log").read_text()[-4000:])
+        report(said, found, time.monotonic() - began, deaths)
+
+
+def _client(asked: dict[str, Any], seed: int) -> None:
+    import schemathesis
+
+    schema = schemathesis.openapi.from_url(f"{asked['url']}/docs/openapi.json")
+    rights = Rights(**asked["rights"])
+    send = fuzz_wire.to_server(asked["url"])
+    campaign = Campaign(schema, rights, asked["requests"], seed, send)
+    campaign.run()
+    print(json.dumps({"said": campaign.said, "found": campaign.found}))
+
+
+def _children(pid: int) -> set[str]:
+    tasks = Path(f"/proc/{pid}/task")
+    return {child for task in tasks.iterdir() for child in (task / "children").read_text().split()}
+
+
+def _until_it_answers(url: str) -> None:
+    for _ in range(600):
+        try:
+            urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit("The server does not answer.")
+
+
+def report(said: Counter[int], found: dict[str, str], seconds: float, deaths: int = 0) -> None:
+    """Exits with 1 on any finding."""
+    for kind, detail in found.items():
+        print(f"\n{kind}\n{detail}")
+    total = said.total()
+    by_status = ", ".join(f"{status}: {count:,}" for status, count in sorted(said.items()))
+    print(f"\n{total:,} requests in {seconds:.0f} s ({by_status})")
+    failed = sum(count for status, count in said.items() if status >= 500)
+    print(f"{failed} x 5xx, {len(found)} kinds of findings, worker deaths: {deaths}")
+    if found or failed or deaths:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description="Hostile calls, and what came of them.")
+    arguments.add_argument("--requests", type=int, default=200_000)
+    arguments.add_argument("--in-process", action="store_true")
+    arguments.add_argument("--adapters", action="store_true")
+    arguments.add_argument("--runs", type=int, default=1_000_000)
+    arguments.add_argument("--workers", type=int, default=2, help="That call, over HTTP.")
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
+    asked = arguments.parse_args()
+    ground.stop_on_term()
+    if asked.client:
+        _client(asked.client, asked.seed)
+    elif asked.adapters:
+        fuzz_adapters.conduct(asked.runs, asked.seed)
+    elif asked.in_process:
+        with ExitStack() as stack:
+            var = stack.enter_context(ground.folder())
+            named = os.environ.get("DATABASE_URL", "")
+            url = stack.enter_context(ground.postgresql()) if named.startswith("postgres") else ""
+            ground.enter(ground.environment(url, var) | WIDE)
+            ground.migrate()
+            began = time.monotonic()
+            campaign = in_process(asked.requests, asked.seed)
+            report(campaign.said, campaign.found, time.monotonic() - began)
+    else:
+        conduct(asked.requests, asked.seed, asked.workers)
+
+
+if __name__ == "__main__":
+    main()

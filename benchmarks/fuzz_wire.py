@@ -1,0 +1,247 @@
+"""Calls as they stand on the wire: made of a drawn case, varied, and sent without ceremony.
+
+Drawing a case from a schema costs several times what answering it does. So each one is also sent in
+variants: with parts of earlier cases of the same operation, whose ids the server gave or knows, and
+spoiled as no schema tells: bytes cut, doubled or foreign, headers that do not fit the body.
+"""
+
+import gzip
+import http.client
+import io
+import random
+import re
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+Headers = tuple[tuple[str, str], ...]
+PARTS = ("path", "query", "headers", "content")
+KEPT = 40  # of each part of an operation
+HOSTILE = (
+    b"\0", b'"\\u0000"', b'"\\ud800"', b"\xed\xa0\x80", b"\xff", b"null", b"[]", b"{}", b'""',
+    b"true", b"-1", b"1e999", b"NaN", b"9" * 400, b"18446744073709551616", b"0.1", b"[" * 2000,
+    b"253402300800000", '"\u202e\U0001f469\u200d\U0001f4bb"'.encode(), b'"' + b"x" * 5000 + b'"',
+    b"' OR 1=1 --", b"=1+1", b"%s", b"\r\n", b"\xef\xbb\xbf", b'"9999-12-31T23:59:60Z"',
+)  # fmt: skip
+_SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null')
+_NAMES = ("Content-Type", "Content-Encoding", "X-Channel-ID", "Range", "Accept", "If-None-Match")
+_VALUES = (
+    "", "application/json", "application/x-ndjson", "text/plain; charset=utf-7", "gzip", "br",
+    "identity, gzip", "FUZZED,FUZZED", "*/*;q=x", "bytes=5-1", "multipart/form-data; boundary=",
+    "application/json; charset=nonsense", "\xe9", "x" * 3000,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A request; path and query as they are sent, percent-encoded."""
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    content: bytes
+
+    @property
+    def target(self) -> str:
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    def curl(self) -> str:
+        """The call for a shell, but for bytes that no text shows."""
+        said = [arg for name, value in self.headers for arg in ("-H", f"{name}: {value}")]
+        data = ["--data-binary", self.content.decode("latin-1")] if self.content else []
+        return shlex.join(["curl", "-X", self.method, *said, *data, f"$URL{self.target}"])
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: list[tuple[str, str]]
+    content: bytes
+
+
+Send = Callable[[Wire], Answer]
+
+
+def of(case: Any) -> tuple[Wire, Any]:
+    """A case of schemathesis as it would send it, and its own form of that."""
+    import requests
+    from schemathesis.transport.prepare import get_exclude_headers
+    from schemathesis.transport.requests import REQUESTS_TRANSPORT
+
+    said = REQUESTS_TRANSPORT.serialize_case(case, base_url="http://127.0.0.1")
+    for name in get_exclude_headers(case):
+        said["headers"].pop(name, None)
+    made = requests.Request(**said).prepare()
+    url = urlsplit(made.url)
+    content = made.body or b""
+    if not isinstance(content, bytes):
+        content = content.encode(errors="surrogatepass")
+    headers = tuple(
+        (name, value if isinstance(value, str) else value.decode("latin-1"))
+        for name, value in made.headers.items()
+        if name.lower() not in {"content-length", "connection", "accept-encoding"}
+    )
+    return Wire(made.method, url.path, url.query, headers, content), made
+
+
+# Varying ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Variants:
+    """Parts of what was sent to each operation, and new calls made of them."""
+
+    chance: random.Random
+    _parts: dict[tuple[str, str], list[Any]] = field(default_factory=lambda: defaultdict(list))
+
+    def learn(self, label: str, wire: Wire) -> None:
+        for part in PARTS:
+            kept = self._parts[label, part]
+            if len(kept) < KEPT:
+                kept.append(getattr(wire, part))
+            else:
+                kept[self.chance.randrange(KEPT)] = getattr(wire, part)
+
+    def of(self, label: str, wire: Wire) -> Wire:
+        """One more; of two, one is spoiled, the other is as good as its parts."""
+        chance = self.chance
+        taken = {
+            part: chance.choice(self._parts[label, part])
+            for part in PARTS
+            if part != "headers" and chance.random() < 0.4
+        }
+        wire = replace(wire, **taken)
+        if chance.random() < 0.5:
+            wire = chance.choice((self._body, self._body, self._query, self._header))(wire)
+        return wire
+
+    def _body(self, wire: Wire) -> Wire:
+        content, chance = wire.content, self.chance
+        if not content:
+            return self._query(wire)
+        start = chance.randrange(len(content))
+        end = min(len(content), start + chance.randrange(1, 40))
+        match chance.randrange(6):
+            case 0:
+                content = content[:start]
+            case 1:
+                content = content[:start] + content[end:]
+            case 2:
+                content = content[:end] + content[start:]
+            case 3:
+                content = content[:start] + chance.choice(HOSTILE) + content[end:]
+            case _:  # where a value stands
+                values = list(_SCALAR.finditer(content))
+                if values:
+                    start, end = chance.choice(values).span()
+                content = content[:start] + chance.choice(HOSTILE) + content[end:]
+        return replace(wire, content=content)
+
+    def _query(self, wire: Wire) -> Wire:
+        chance = self.chance
+        pairs = wire.query.split("&") if wire.query else []
+        if not pairs:
+            return self._header(wire)
+        place = chance.randrange(len(pairs))
+        name = pairs[place].partition("=")[0]
+        value = "".join(f"%{byte:02X}" for byte in chance.choice(HOSTILE)[:600])
+        pairs[place : place + chance.randrange(2)] = chance.choice(
+            ([], [f"{name}={value}"], [name], [pairs[place], f"{name}={value}"])
+        )
+        return replace(wire, query="&".join(pairs))
+
+    def _header(self, wire: Wire) -> Wire:
+        chance = self.chance
+        name, value = chance.choice(_NAMES), chance.choice(_VALUES)
+        if name == "Content-Encoding" and value == "gzip" and chance.random() < 0.5:
+            wire = replace(wire, content=gzip.compress(wire.content, 1))
+        kept = [each for each in wire.headers if each[0].lower() != name.lower()]
+        return replace(wire, headers=(*kept, *([(name, value)] if value else [])))
+
+
+# Sending ------------------------------------------------------------------------------------------
+
+
+def to_application(application: Any) -> Send:
+    def send(wire: Wire) -> Answer:
+        found: list[Any] = []
+
+        def start(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
+            found[:] = [int(status[:3]), headers]
+            return io.BytesIO().write
+
+        environ = {
+            "REQUEST_METHOD": wire.method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote_to_bytes(wire.path).decode("latin-1"),
+            "QUERY_STRING": wire.query,
+            "SERVER_NAME": "127.0.0.1",
+            "SERVER_PORT": "80",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "REMOTE_ADDR": "127.0.0.1",
+            "CONTENT_LENGTH": str(len(wire.content)),
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(wire.content),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": False,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+            "HTTP_HOST": "127.0.0.1",
+        }
+        for name, value in wire.headers:
+            key = name.upper().replace("-", "_")
+            environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
+        answer: Iterable[bytes] = application(environ, start)
+        try:
+            content = b"".join(answer)
+        finally:
+            if hasattr(answer, "close"):
+                answer.close()
+        return Answer(found[0], found[1], b"" if wire.method == "HEAD" else content)
+
+    return send
+
+
+def to_server(url: str) -> Send:
+    at = urlsplit(url)
+    line = http.client.HTTPConnection(str(at.hostname), at.port, timeout=60)
+
+    def once(wire: Wire) -> Answer:
+        line.putrequest(wire.method, wire.target, skip_accept_encoding=True)
+        for name, value in wire.headers:
+            line.putheader(name, value.encode("latin-1"))
+        if wire.content or wire.method in {"POST", "PUT", "PATCH"}:
+            line.putheader("Content-Length", str(len(wire.content)))
+        with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read
+            line.endheaders(wire.content)
+        answer = line.getresponse()
+        return Answer(answer.status, answer.getheaders(), answer.read())
+
+    def send(wire: Wire) -> Answer:
+        try:
+            return once(wire)
+        except (http.client.HTTPException, OSError):  # it had ended the connection meanwhile
+            line.close()
+            return once(wire)
+
+    return send
+
+
+def told(answer: Answer, request: Any, began: float) -> Any:
+    """An answer as schemathesis checks it."""
+    from schemathesis.core.transport import Response
+
+    headers: dict[str, list[str]] = defaultdict(list)
+    for name, value in answer.headers:
+        headers[name.lower()].append(value)
+    return Response(
+        answer.status, headers, answer.content, request, time.monotonic() - began, verify=False
+    )

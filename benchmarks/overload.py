@@ -1,0 +1,382 @@
+"""Ten times more than it can serve: what is answered then, how fast, and whether it is there.
+
+    python -m benchmarks.overload [--seconds 60] [--times 10] [--batch 200] [--flags ""]
+
+Needs the PostgreSQL of DATABASE_URL and the Redis of CELERY_BROKER_URL. The shipped server with two
+workers takes telemetry of twenty keys: first from a few connections that wait for each answer,
+which finds its capacity, then at so many times that rate from a generator that waits for nobody.
+Seconds count from the moment a request was due. The generator remembers each batch that was
+acknowledged; afterwards the database is asked for every one.
+
+It stands on the same cores, and takes more of them the more it sends. So goodput is held against
+capacity by work done: batches stored in a CPU second of the server and its PostgreSQL, under load
+and alone. What could not be sent in time is no part of the load.
+At `m` times capacity a share of `x` is left where sending one away costs (1 - x) / (m - x) of
+serving one: 1.1 % for 0.9 at ten times. Larger batches (`--batch`) cost more to serve, and the same
+to send away.
+"""
+
+import argparse
+import os
+import resource
+import selectors
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ground, results
+from benchmarks.doors import DOORS, request
+from benchmarks.ground import CHANNEL, Helper, Process, wait_for
+from benchmarks.results import Result
+from exhaust.demo.processes import web
+
+KEYS = 20
+CONNECTIONS = 12  # that find the capacity
+MOST_CONNECTIONS = 1500
+PLACE = b"#########"  # a batch's number: the device of its events
+
+
+def main() -> None:
+    arguments = results.arguments("Open-loop load far above capacity.")
+    arguments.add_argument("--seconds", type=int, default=60)
+    arguments.add_argument("--times", type=float, default=10)
+    arguments.add_argument("--batch", type=int, default=200, help="Events in a request.")
+    arguments.add_argument("--flags", default="", help="More flags for granian.")
+    arguments.add_argument("--generator", action="store_true", help=argparse.SUPPRESS)
+    asked = arguments.parse_args()
+    if asked.generator:
+        generate()
+        return
+    broker = os.environ.get("CELERY_BROKER_URL", "")
+    if not broker.startswith("redis"):
+        raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
+    ground.stop_on_term()
+    with ground.folder() as var, ground.postgresql() as url:
+        variables = {**ground.environment(url, var), "CELERY_BROKER_URL": broker}
+        ground.enter(variables)
+        ground.migrate()
+        port = ground.free_port()
+        command = [*web(port), *shlex.split(asked.flags)]
+        told = ground.print_ground(
+            url,
+            server=" ".join(["python", *command[1:]]),
+            load=f"telemetry, {asked.batch} events a request, {KEYS} keys, one process",
+        )
+        with Process(command, variables, stdout=subprocess.DEVNULL) as granian:
+            wait_for(port, granian)
+            found, sound = measure(variables, granian.pid, prepare(port, asked.batch), asked)
+        results.report("overload", found, told, asked.json)
+        if not sound:
+            raise SystemExit("What was acknowledged is not stored.")
+
+
+def prepare(port: int, batch: int) -> dict[str, Any]:
+    """Keys, and the bytes of a request for each."""
+    from exhaust.demo.conversations import CONVERSATION_ID, answers
+    from ingest import access
+    from ingest.models import Channel, Conversation
+
+    channel = Channel.objects.create(identifier=CHANNEL)
+    Conversation.objects.create(channel=channel, identifier=CONVERSATION_ID)
+    events = []
+    for number, event in enumerate(answers(batch, 10, start=ground.FIRST_DAY, channel=CHANNEL)):
+        event["mid"] = f"{PLACE.decode()}:{number}"
+        event["actor"]["id"] = event["context"]["did"] = PLACE.decode()
+        events.append(DOORS["telemetry"].encode(event))
+    body = DOORS["telemetry"].join(events)
+    keys = [access.create_key(f"load {n}", ["ingest"], [channel])[1] for n in range(KEYS)]
+    told = [{"port": port, "key": key} for key in keys]
+    requests = [request(DOORS["telemetry"], body, each).decode() for each in told]
+    return {"port": port, "requests": requests}
+
+
+def measure(
+    variables: dict[str, str], pid: int, told: dict[str, Any], asked: Any
+) -> tuple[list[Result], bool]:
+    """What was found, and whether all that was acknowledged is there."""
+    command = [sys.executable, "-m", "benchmarks.overload", "--generator"]
+    with Helper(command, variables) as generator:
+        generator.ask({"prepare": told})
+        generator.ask({"rate": 0, "seconds": 3})  # warm
+        short = min(20, asked.seconds)
+        alone = worked(generator, 0, short, pid)
+        capacity = alone["accepted"] / alone["seconds"]
+        print(f"\ncapacity    {capacity:.0f} requests/s, {capacity * asked.batch:,.0f} events/s")
+        memory = Memory(pid)
+        found = worked(generator, capacity * asked.times, asked.seconds, pid)
+        samples = memory.stop()
+        again = worked(generator, 0, short, pid)
+        acknowledged = dict.fromkeys(generator.ask({"acknowledged": True}), asked.batch)
+    goodput = found["accepted"] / found["seconds"]
+    after = again["accepted"] / again["seconds"]
+    base = (capacity + after) / 2
+    serving = (alone["work"] + again["work"]) / (alone["served"] + again["served"])
+    # of what this work stores when nobody is sent away
+    held = found["served"] * serving / found["work"]
+    refused = sum(found["answers"].values()) - found["served"]
+    refusing = max(0.0, found["work"] - found["served"] * serving) / max(1, refused)
+    times = f"{found['sent'] / found['seconds'] / base:.1f} times capacity"
+    told_of = [
+        Result("capacity, before and after", "requests/s", [capacity, after],
+               note=f"{asked.batch} events a request"),
+        Result("goodput, generator and all", "requests/s", [goodput], "capacity", [base],
+               note=times),
+        Result("goodput, by CPU of server and PostgreSQL", "of capacity", [held], bar=">= 0.9"),
+        Result("CPU of sending one away", "ms", [refusing * 1e3], "of serving one",
+               [serving * 1e3]),
+        Result("accepted p50", "ms", [found["accepted_p50"] * 1000]),
+        Result("accepted p99", "ms", [found["accepted_p99"] * 1000], bar="<= 500"),
+        Result("shed p50", "ms", [found["shed_p50"] * 1000]),
+        Result("shed p99", "ms", [found["shed_p99"] * 1000], bar="<= 20"),
+        Result("refusals without Retry-After", "answers", [found["silent"]], bar="<= 0"),
+        *(
+            Result(f"memory of a web process {number}, at the end", "MiB", [last],
+                   "after a fifth of the time", [first])
+            for number, (first, last) in enumerate(samples.values(), 1)
+        ),
+    ]  # fmt: skip
+    answered = ", ".join(f"{k}: {v:,}" for k, v in sorted(found["answers"].items()))
+    print(f"answers     {answered}; not sent in time {found['unsent']:,}")
+    print(f"generator   {alone['cpu']:.2f} of a core alone, {found['cpu']:.2f} under load")
+    stored = kept()
+    lost = [number for number, rows in acknowledged.items() if stored.get(number) != rows]
+    unknown = [number for number in stored if number not in acknowledged]
+    print(f"\nacknowledged {len(acknowledged):,} batches of {asked.batch}; lost or in part "
+          f"{len(lost)}; stored without an acknowledgement {len(unknown)}")  # fmt: skip
+    return told_of, not lost
+
+
+def worked(generator: Helper, rate: float, seconds: float, pid: int) -> dict[str, Any]:
+    """What the generator found, and the CPU seconds of serving and refusing that."""
+    before = work(pid)
+    found: dict[str, Any] = generator.ask({"rate": rate, "seconds": seconds})
+    found["work"] = sum(after - before.get(each, 0.0) for each, after in work(pid).items())
+    found["served"] = found["answers"].get("200", 0)
+    return found
+
+
+def work(pid: int) -> dict[str, float]:
+    """CPU seconds so far of the server's processes and of its connections' PostgreSQL."""
+    from django.conf import settings
+
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    database = f" {settings.DATABASES['default']['NAME']} ".encode()
+    found: dict[str, float] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            command = (folder / "cmdline").read_bytes()
+            backend = command.startswith(b"postgres:") and database in command
+            if backend or folder.name in {str(pid), *children}:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                found[folder.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def kept() -> dict[str, int]:
+    """Events by the number of their batch."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT device_id, count(*) FROM ingest_storedevent GROUP BY device_id")
+        return dict(cursor.fetchall())
+
+
+class Memory:
+    """Resident MiB of the server's processes, twice a second."""
+
+    def __init__(self, pid: int) -> None:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        self._found: dict[str, list[float]] = {each: [] for each in children}
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ends.wait(0.5):
+            for each, samples in self._found.items():
+                pages = Path(f"/proc/{each}/statm").read_text().split()[1]
+                samples.append(int(pages) * resource.getpagesize() / 2**20)
+
+    def stop(self) -> dict[str, tuple[float, float]]:
+        self._ends.set()
+        self._thread.join()
+        return {each: (found[len(found) // 5], found[-1]) for each, found in self._found.items()
+                if found and found[-1] > 20}  # fmt: skip
+
+
+# The generator: one process and one loop, everything built before the clock runs -----------------
+
+
+class Connection:
+    """A socket and the request that is under way on it."""
+
+    def __init__(self, port: int, poll: selectors.BaseSelector) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        self.socket.connect_ex(("127.0.0.1", port))
+        self.out = memoryview(b"")
+        self.came = b""
+        self.due = 0.0
+        self.number = ""
+        poll.register(self.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
+
+
+class Generator:
+    def __init__(self, port: int, requests: list[str]) -> None:
+        self._port = port
+        self._parts = [each.encode() for each in requests]
+        self._poll = selectors.DefaultSelector()
+        self._free: deque[Connection] = deque()
+        self._open = 0
+        self._count = 0
+        self.acknowledged: list[str] = []
+
+    def run(self, rate: float, seconds: float) -> dict[str, Any]:
+        """`rate` a second, waiting for nobody; 0 is as fast as a few connections are answered."""
+        self._times: dict[bool, list[float]] = {True: [], False: []}
+        self._answers: dict[str, int] = {}
+        self._silent = sent = unsent = 0
+        spent = time.process_time()
+        begun = time.monotonic()
+        due = begun
+        end = begun + seconds
+        self._busy = 0
+        while (now := time.monotonic()) < end:
+            if rate:
+                while due <= now:
+                    if self._send(due):
+                        sent += 1
+                    else:
+                        unsent += 1
+                    due += 1 / rate
+            else:
+                while self._busy < CONNECTIONS and self._send(now):
+                    sent += 1
+            self._turn(max(0.0, min(due, end) - time.monotonic()) if rate else 0.1)
+        took = time.monotonic() - begun
+        cpu = (time.process_time() - spent) / took
+        accepted = len(self._times[True])
+        until = time.monotonic() + 15
+        while self._busy and time.monotonic() < until:
+            self._turn(0.1)
+        good, shed = (sorted(self._times[each]) or [0.0] for each in (True, False))
+        return {
+            "seconds": took, "cpu": cpu, "sent": sent, "unsent": unsent, "accepted": accepted,
+            "answers": self._answers, "silent": self._silent,
+            "accepted_p50": at(good, 0.5), "accepted_p99": at(good, 0.99),
+            "shed_p50": at(shed, 0.5), "shed_p99": at(shed, 0.99),
+        }  # fmt: skip
+
+    def _send(self, due: float) -> bool:
+        if self._free:
+            connection = self._free.popleft()
+        elif self._open < MOST_CONNECTIONS:
+            connection = Connection(self._port, self._poll)
+            self._open += 1
+        else:
+            return False
+        self._count += 1
+        connection.number = f"{self._count:09}"
+        whole = self._parts[self._count % len(self._parts)]
+        connection.out = memoryview(whole.replace(PLACE, connection.number.encode()))
+        connection.due = due
+        connection.came = b""
+        self._busy += 1
+        if connection.socket in self._poll.get_map():
+            self._poll.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE,
+                              connection)  # fmt: skip
+        return True
+
+    def _turn(self, patience: float) -> None:
+        for key, ready in self._poll.select(patience):
+            connection: Connection = key.data
+            try:
+                if ready & selectors.EVENT_WRITE:
+                    self._write(connection)
+                if ready & selectors.EVENT_READ:
+                    self._read(connection)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._end(connection, type(error).__name__)
+
+    def _write(self, connection: Connection) -> None:
+        try:
+            while connection.out:
+                connection.out = connection.out[connection.socket.send(connection.out) :]
+        except (BrokenPipeError, ConnectionResetError):
+            connection.out = memoryview(b"")  # the answer may be there already
+        self._poll.modify(connection.socket, selectors.EVENT_READ, connection)
+
+    def _read(self, connection: Connection) -> None:
+        chunk = connection.socket.recv(65536)
+        connection.came += chunk
+        head, there, body = connection.came.partition(b"\r\n\r\n")
+        if there:
+            lower = head.lower()
+            length = int(lower.partition(b"content-length:")[2].split(b"\r\n")[0])
+            if len(body) >= length:
+                self._answered(connection, lower, body)
+                return
+        if not chunk:
+            self._end(connection, "closed")
+
+    def _answered(self, connection: Connection, head: bytes, body: bytes) -> None:
+        status = head[9:12].decode()
+        self._answers[status] = self._answers.get(status, 0) + 1
+        self._times[status == "200"].append(time.monotonic() - connection.due)
+        self._silent += status != "200" and b"retry-after" not in head
+        if status == "200":
+            self.acknowledged.append(connection.number)
+        self._busy -= 1
+        connection.number = ""
+        connection.came = b""
+        if connection.out or b"connection: close" in head:
+            self._drop(connection)
+        else:
+            self._free.append(connection)
+
+    def _end(self, connection: Connection, why: str) -> None:
+        if connection.number:
+            self._busy -= 1
+            self._answers[why] = self._answers.get(why, 0) + 1
+        else:
+            self._free.remove(connection)
+        self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        self._poll.unregister(connection.socket)
+        connection.socket.close()
+        self._open -= 1
+
+
+def at(ordered: list[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
+
+
+def generate() -> None:
+    made: list[Generator] = []
+
+    def answer(asked: dict[str, Any]) -> Any:
+        match asked:
+            case {"prepare": told}:
+                made.append(Generator(told["port"], told["requests"]))
+                return {}
+            case {"rate": rate, "seconds": seconds}:
+                return made[0].run(rate, seconds)
+            case {"acknowledged": True}:
+                return made[0].acknowledged
+        raise ValueError(asked)
+
+    ground.serve(answer)
+
+
+if __name__ == "__main__":
+    main()

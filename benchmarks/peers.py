@@ -1,0 +1,331 @@
+"""The same answers as CSV by what people use else: Django's ORM, pandas, DuckDB and Spark.
+
+Each has the filter, the columns and the consent of `uci-response-exhaust`, and its rows are ours by
+a digest. The ORM and pandas read the service's own table. DuckDB reads Parquet with a column for
+each of ours and Spark an event a line, gzip, a file for each month: both were written beforehand.
+Spark sorts nothing and leaves several files, which is less than the others do; its start counts.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC
+from decimal import Decimal, InvalidOperation
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks import answers, ground
+
+ORM = "ORM iterator + csv"
+PANDAS = "pandas, chunks of read_sql + to_csv"
+DUCKDB = "DuckDB over Parquet"
+SPARK = "PySpark local[2] over NDJSON.gz"
+CHUNK = 20_000
+# Whole files of lines in, the files made: what a tool does
+Tool = Callable[["Chosen", list[Path], Path], list[Path]]
+
+
+class Chosen:
+    """What of the table is asked for, as all tools are told it."""
+
+    def __init__(self, months: int) -> None:
+        from ingest.models import Participant
+
+        self.months = months
+        self.selection = answers.selection(months)
+        self.start = self.selection.start.astimezone(UTC)
+        self.end = self.selection.end.astimezone(UTC)
+        self.refused = set(
+            Participant.objects.filter(
+                channel=self.selection.channel_id, consent=False
+            ).values_list("device_id", flat=True)
+        )
+
+
+def columns() -> Any:
+    from exhaust.datasets.response import RESPONSE
+
+    return RESPONSE.columns
+
+
+def there() -> set[str]:
+    """Which of the tools outside Django are installed."""
+    found = {name for name in ("duckdb", "pyspark") if find_spec(name)}
+    return found if shutil.which("java") else found - {"pyspark"}
+
+
+def load(there: set[str]) -> None:
+    """Imports what runs in our process, before a clock does."""
+    for name in ("pandas", "duckdb"):
+        if name == "pandas" or name in there:
+            import_module(name)
+
+
+def versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in sorted({"pandas"} | there()))
+
+
+# From the table ----------------------------------------------------------------------------------
+
+
+def orm(chosen: Chosen, _: list[Path], target: Path) -> list[Path]:
+    from ingest.models import StoredEvent
+
+    wanted = columns()
+    events = StoredEvent.objects.filter(
+        channel=chosen.selection.channel_id, conversation=chosen.selection.conversation_id,
+        is_answer=True, occurred_at__gte=chosen.start, occurred_at__lt=chosen.end,
+    ).order_by("occurred_at", "id")  # fmt: skip
+    with target.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow([column.header for column in wanted])
+        for event in events.iterator():
+            refused = event.device_id in chosen.refused
+            out.writerow([_cell(column, event, chosen, refused) for column in wanted])
+    return [target]
+
+
+def _cell(column: Any, event: Any, chosen: Chosen, refused: bool) -> Any:
+    if column.consented and refused:
+        return None
+    match column.path:
+        case ("payload", *names):
+            value = event.payload
+            for name in names:
+                value = value.get(name) if isinstance(value, dict) else None
+            return json.dumps(value) if column.kind == "json" and value is not None else value
+        case ("conversation",):
+            return chosen.selection.conversation
+        case ("conversation_name",):
+            return chosen.selection.conversation_name
+        case (name,):
+            value = getattr(event, name)
+            return value.isoformat(timespec="milliseconds") if column.kind == "time" else value
+
+
+def pandas(chosen: Chosen, _: list[Path], target: Path) -> list[Path]:
+    import pandas as pd
+    import psycopg
+    from django.conf import settings
+
+    cells = ", ".join(f"{_sql(column)} AS c{place}" for place, column in enumerate(columns()))
+    sql = (
+        f"SELECT {cells} FROM ingest_storedevent e"
+        " LEFT JOIN ingest_participant p ON p.channel_id = e.channel_id"
+        " AND p.device_id = e.device_id"
+        " WHERE e.channel_id = %(channel)s AND e.conversation_id = %(conversation)s AND e.is_answer"
+        " AND e.occurred_at >= %(start)s AND e.occurred_at < %(end)s ORDER BY e.occurred_at, e.id"
+    )
+    params = {
+        "channel": chosen.selection.channel_id, "conversation": chosen.selection.conversation_id,
+        "start": chosen.start, "end": chosen.end, "identifier": chosen.selection.conversation,
+        "name": chosen.selection.conversation_name,
+    }  # fmt: skip
+    told = settings.DATABASES["default"]
+    with (
+        target.open("w", newline="") as file,
+        warnings.catch_warnings(),
+        psycopg.connect(
+            dbname=told["NAME"], user=told["USER"], password=told["PASSWORD"], host=told["HOST"],
+            port=told["PORT"], options=told["OPTIONS"]["options"],
+        ) as connection,
+    ):  # fmt: skip
+        warnings.simplefilter("ignore", UserWarning)  # it would rather have SQLAlchemy
+        for place, chunk in enumerate(
+            pd.read_sql(sql, Streaming(connection), params=params, chunksize=CHUNK)
+        ):
+            named = chunk.set_axis([column.header for column in columns()], axis="columns")
+            form = "%Y-%m-%dT%H:%M:%S.%f"
+            named.to_csv(file, index=False, header=place == 0, date_format=form)
+    return [target]
+
+
+class Streaming:
+    """A connection whose cursors stand on the server, or pandas would hold all rows at once."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.rollback = connection.rollback
+
+    def cursor(self) -> Any:
+        return self._connection.cursor(name="pandas")
+
+
+def _sql(column: Any) -> str:
+    match column.path:
+        case ("payload", *names, last):
+            steps = "".join(f"->'{name}'" for name in names)
+            arrow = "->" if column.kind == "json" else "->>"
+            cell = f"e.payload{steps}{arrow}'{last}'"
+            cell = f"({cell})::text" if column.kind == "json" else cell
+        case ("conversation",):
+            cell = "%(identifier)s::text"
+        case ("conversation_name",):
+            cell = "%(name)s::text"
+        case (name,):
+            cell = f"e.{name}"
+    return f"CASE WHEN p.consent IS NOT FALSE THEN {cell} END" if column.consented else cell
+
+
+# From files --------------------------------------------------------------------------------------
+
+
+def extract(url: str, folder: Path, months: int) -> list[Path]:
+    """The table as an event a line, a gzip file for each month."""
+    folder.mkdir()
+    paths = []
+    for month in range(months):
+        begins = ground.FIRST_DAY + answers.MONTH * month
+        paths.append(folder / f"{month:04}.json.gz")
+        query = (
+            "SELECT jsonb_build_object('conversation', c.identifier, 'device_id', e.device_id,"
+            " 'session_id', e.session_id, 'is_answer', e.is_answer, 'occurred_at',"
+            " to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS'),"
+            " 'payload', e.payload)::text"
+            " FROM ingest_storedevent e JOIN ingest_conversation c ON c.id = e.conversation_id"
+            f" WHERE e.occurred_at >= '{begins}Z' AND e.occurred_at < '{begins + answers.MONTH}Z'"
+        )
+        # JSON holds neither of the two, so that a line stays as it is
+        form = "(FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
+        copy = f"\\copy ({query}) TO PROGRAM 'gzip -1 > {paths[-1]}' {form}"
+        subprocess.run(["psql", "-qX", "-c", copy, url], check=True)
+    return paths
+
+
+def parquet(lines: list[Path], target: Path) -> Path:
+    """The lines with a column for each of ours, by time."""
+    import duckdb
+
+    cells = []
+    for place, column in enumerate(columns()):
+        if column.path[0] == "payload":
+            arrow = "->" if column.kind == "json" else "->>"
+            path = "".join(f'."{name}"' for name in column.path[1:])
+            cells.append(f"CAST(payload {arrow} '${path}' AS VARCHAR) AS c{place}")
+    fields = (
+        "{conversation: 'VARCHAR', device_id: 'VARCHAR', session_id: 'VARCHAR',"
+        " is_answer: 'BOOLEAN', occurred_at: 'TIMESTAMP', payload: 'JSON'}"
+    )
+    names = ", ".join(f"'{path}'" for path in lines)
+    with duckdb.connect() as connection:
+        connection.execute("SET threads = 2; SET enable_progress_bar = false")
+        connection.execute(
+            "COPY (SELECT conversation, device_id, session_id, is_answer, occurred_at,"
+            f" {', '.join(cells)} FROM read_json([{names}], format = 'newline_delimited',"
+            f" columns = {fields}) ORDER BY occurred_at)"
+            f" TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
+        )
+    return target
+
+
+def duckdb(parquet: Path, chosen: Chosen, _: list[Path], target: Path) -> list[Path]:
+    import duckdb
+
+    cells = []
+    for place, column in enumerate(columns()):
+        match column.path:
+            case ("payload", *_names):
+                cell = f"c{place}"
+            case ("conversation",):
+                cell = "conversation"
+            case ("conversation_name",):
+                cell = "$name"
+            case ("occurred_at",):
+                cell = "strftime(occurred_at, '%Y-%m-%dT%H:%M:%S.%g')"
+            case (name,):
+                cell = name
+        if column.consented:
+            cell = f"CASE WHEN NOT list_contains($refused, device_id) THEN {cell} END"
+        cells.append(f'{cell} AS "{column.header}"')
+    with duckdb.connect() as connection:
+        connection.execute("SET threads = 2; SET enable_progress_bar = false")
+        connection.execute(
+            f"COPY (SELECT {', '.join(cells)} FROM '{parquet}' WHERE conversation = $conversation"
+            " AND is_answer AND occurred_at >= $start AND occurred_at < $end"
+            f" ORDER BY occurred_at) TO '{target}' (FORMAT csv, HEADER)",
+            {
+                "name": chosen.selection.conversation_name,
+                "conversation": chosen.selection.conversation,
+                "refused": sorted(chosen.refused),
+                "start": chosen.start.replace(tzinfo=None),
+                "end": chosen.end.replace(tzinfo=None),
+            },
+        )
+    return [target]
+
+
+def spark(chosen: Chosen, lines: list[Path], target: Path) -> list[Path]:
+    """In a process of its own, from its start to its end."""
+    told = {
+        "lines": [str(path) for path in lines],
+        "target": str(target),
+        "columns": [
+            (column.header, column.kind, column.path, column.consented) for column in columns()
+        ],
+        "conversation": chosen.selection.conversation,
+        "name": chosen.selection.conversation_name,
+        "refused": sorted(chosen.refused),
+        "start": f"{chosen.start:%Y-%m-%dT%H:%M:%S}",
+        "end": f"{chosen.end:%Y-%m-%dT%H:%M:%S}",
+    }
+    variables = {**os.environ, "PYSPARK_PYTHON": sys.executable}
+    command = [sys.executable, "-m", "benchmarks.spark"]
+    subprocess.run(
+        command, cwd=ground.ROOT, env=variables, input=json.dumps(told), text=True, check=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return sorted(target.glob("part-*.csv"))
+
+
+# The same rows -----------------------------------------------------------------------------------
+
+
+def digest(paths: Iterable[Path]) -> tuple[int, str]:
+    """How many rows there are, and a digest over them, canonical and sorted."""
+    kinds = [column.kind for column in columns()]
+    found = sorted(
+        hashlib.sha256(
+            "\x1f".join(
+                _canonical(kind, cell) for kind, cell in zip(kinds, row, strict=True)
+            ).encode()
+        ).digest()
+        for row in _rows(paths)
+    )
+    return len(found), hashlib.sha256(b"".join(found)).hexdigest()
+
+
+def count(paths: Iterable[Path]) -> int:
+    return sum(1 for _ in _rows(paths))
+
+
+def _rows(paths: Iterable[Path]) -> Iterator[list[str]]:
+    header = [column.header for column in columns()]
+    for path in paths:
+        with path.open(newline="") as file:
+            yield from (row for row in csv.reader(file) if row != header)
+
+
+def _canonical(kind: str, cell: str) -> str:
+    """What a cell says: numbers, JSON and moments are written in several ways."""
+    if not cell:
+        return ""
+    match kind:
+        case "json":
+            return json.dumps(json.loads(cell), sort_keys=True)
+        case "time":
+            return cell[:23].replace(" ", "T")
+        case "number" | "whole":
+            try:
+                return f"{Decimal(cell).normalize():f}"
+            except InvalidOperation:
+                pass
+    return cell.removeprefix("'")  # the guard against spreadsheets, which is ours alone

@@ -1,0 +1,277 @@
+"""In front of Django: so many requests at work, a short line before them, and 503 for the rest.
+
+A place at work stands for a connection to the database, so nobody waits for one of these. The line
+is as long as what is served within `WAIT_SECONDS`, by how long requests took of late; whoever
+finds it full is told at once, before the body is read. Whoever waits for its caller holds no place:
+not while a body is slow to come, nor while an answer is slow to be taken.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from typing import Any
+
+import msgspec
+from django.db import connections
+
+from ingest import limits, metrics
+
+Environ = dict[str, Any]
+App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+WAIT_SECONDS = 0.2  # in the line
+LONGEST_LINE = 16
+SLOW_SECONDS = 0.25  # a body that takes longer works for nobody meanwhile
+SLOW_BODIES = 32  # at once; whoever brings one more comes again later
+STREAMS = 16  # answers under way in pieces
+STEP = 8 * 1024 * 1024
+UNREAD = 16 * 1024  # bytes of a body that may be left unread on a connection that stays
+PROBES = {"/healthz", "/metrics", "/readyz"}
+SENTENCE = "More comes than we can serve; send it again after Retry-After seconds."
+_ELASTIC = {"type": "es_rejected_execution_exception", "reason": SENTENCE}
+_ENVELOPE = {
+    "ver": "1.0",
+    "params": {"status": "failed", "err": "SERVER_ERROR", "errmsg": SENTENCE},
+    "responseCode": "SERVER_ERROR",
+    "result": {},
+}
+# by what an address begins or ends with: the words that its callers read
+_WORDS: list[tuple[str, Any]] = [
+    ("/v1/telemetry", {"id": "api.telemetry", **_ENVELOPE}),
+    ("/v3/telemetry", {"id": "api.telemetry", **_ENVELOPE}),
+    ("/hit", {"status": "error", "message": SENTENCE, "code": 503, "reason": "overloaded"}),
+    ("/hit/bulk", {"status": "error", "message": SENTENCE, "code": 503, "reason": "overloaded"}),
+    ("/_bulk", {"error": {"root_cause": [_ELASTIC], **_ELASTIC}, "status": 503}),
+    ("/dataset/", {"id": "ekstep.analytics.dataset.request", **_ENVELOPE}),
+    ("", {"type": "about:blank", "title": "overloaded", "status": 503, "detail": SENTENCE}),
+]
+_SEVERAL = 5  # moments to come again at
+# made before anybody is sent away: where it stands, its headers by when to come again, its bytes
+_ANSWERS = [
+    (
+        at,
+        [
+            [
+                ("Content-Type", "application/" + ("problem+" if "type" in said else "") + "json"),
+                ("Content-Length", str(len(body))),
+                ("Retry-After", str(seconds)),
+                *([("X-Elastic-Product", "Elasticsearch")] if at == "/_bulk" else ()),
+            ]
+            for seconds in range(1, _SEVERAL + 1)
+        ],
+        body,
+    )
+    for at, said in _WORDS
+    for body in [msgspec.json.encode(said)]
+]
+
+
+class Line:
+    """Places at work, and who waits for one."""
+
+    def __init__(self, places: int) -> None:
+        self._places = self._free = places
+        self._waiting: deque[threading.Lock] = deque()
+        self._lock = threading.Lock()
+        self._seconds = 0.0  # that a request took of late
+
+    def enter(self) -> bool:
+        """Whether there was a place within reach; it is the caller's now."""
+        if self._is_full():  # without the lock: who is sent away must not keep anybody waiting
+            return False
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            if self._is_full():
+                return False
+            self._waiting.append(turn := threading.Lock())
+            turn.acquire()
+        turn.acquire()
+        return True
+
+    def _is_full(self) -> bool:
+        length = len(self._waiting) + 1
+        return not self._free and (
+            length > LONGEST_LINE or length * self._seconds / self._places > WAIT_SECONDS
+        )
+
+    def enter_again(self) -> None:
+        """A place for one that was let in before: the next one."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            self._waiting.appendleft(turn := threading.Lock())
+            turn.acquire()
+        turn.acquire()
+
+    def leave(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
+
+    def took(self, seconds: float) -> None:
+        self._seconds += (seconds - self._seconds) / 16
+
+
+class Gate:
+    """A WSGI application around another.
+
+    The doors have half of the places, so that neither questions nor events keep the others out.
+    """
+
+    def __init__(self, app: App, places: int) -> None:
+        self._app = app
+        self._doors = Line(max(1, places // 2 + places % 2))
+        self._others = Line(max(1, places // 2))
+        self._lock = threading.Lock()
+        self._streams = 0
+        self._bodies: dict[Body, None] = {}  # that are being read
+        self._slow = 0
+        self._watch: threading.Thread | None = None
+
+    def __call__(self, environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path in PROBES:
+            return self._app(environ, start)
+        line = self._doors if limits.is_door(environ["REQUEST_METHOD"], path) else self._others
+        has_body = environ.get("CONTENT_LENGTH") not in {None, "", "0"}
+        if (has_body and self._slow >= SLOW_BODIES) or not line.enter():
+            return shed(environ, start)
+        begun = time.monotonic()
+        environ["wsgi.input"] = body = Body(self, line, environ)
+        try:
+            answer = self._app(environ, start)
+            if not getattr(answer, "streaming", True):
+                try:
+                    return list(answer)
+                finally:
+                    answer.close()  # type: ignore[attr-defined]
+            connections.close_all()  # a download needs none, and may last
+        finally:
+            line.took(time.monotonic() - begun - body.waited)
+            line.leave()
+        stream = Stream(self, answer)
+        if self.streams(1) > STREAMS:
+            stream.close()
+            return shed(environ, start)
+        return stream
+
+    def streams(self, more: int) -> int:
+        with self._lock:
+            self._streams += more
+            return self._streams
+
+    def waits(self, body: "Body") -> None:
+        self._bodies[body] = None
+        if not self._watch:
+            with self._lock:
+                if not self._watch:
+                    self._watch = threading.Thread(target=self._lend, name="gate", daemon=True)
+                    self._watch.start()
+
+    def came(self, body: "Body") -> None:
+        with self._lock:
+            del self._bodies[body]
+            was_slow, body.is_slow = body.is_slow, False
+            self._slow -= was_slow
+        if was_slow:
+            body.line.enter_again()
+
+    def _lend(self) -> None:
+        """The places of those whose bodies are slow work for others."""
+        while True:
+            time.sleep(SLOW_SECONDS / 2)
+            late = time.monotonic() - SLOW_SECONDS
+            with self._lock:
+                slow = [each for each in list(self._bodies) if each.since < late]
+                for body in slow:
+                    if not body.is_slow:
+                        body.is_slow = True
+                        self._slow += 1
+                        body.line.leave()
+
+    def is_crowded(self) -> bool:
+        """Whether so many bodies do not come that nobody should be waited for."""
+        return self._slow > SLOW_BODIES / 2
+
+
+class Body:
+    """`wsgi.input`. The server waits for it as long as it takes; `config.silence` ends that."""
+
+    def __init__(self, gate: Gate, line: Line, environ: Environ) -> None:
+        length = environ.get("CONTENT_LENGTH") or ""
+        self._left = int(length) if length.isdecimal() else 0
+        self._gate = gate
+        self._input = environ["wsgi.input"]
+        self._kept = BytesIO()
+        self.line = line
+        self.since = 0.0
+        self.is_slow = False
+        self.waited = 0.0
+
+    def read(self, size: int = -1) -> bytes:
+        got = self._kept.read(size)
+        if len(got) == size or not self._left:
+            return got
+        self._kept = BytesIO(self._fetched(min(self._left, STEP)))
+        if size < 0:
+            return got + self._kept.read() + self.read()
+        return got + self._kept.read(size - len(got))
+
+    def readline(self, size: int = -1) -> bytes:
+        self._kept = BytesIO(self.read())
+        return self._kept.readline(size)
+
+    def _fetched(self, size: int) -> bytes:
+        self.since = time.monotonic()
+        self._gate.waits(self)
+        try:
+            piece: bytes = self._input.read(size)
+        finally:
+            self._gate.came(self)
+        self.waited += time.monotonic() - self.since
+        self._left = self._left - len(piece) if piece else 0
+        return piece
+
+
+class Stream:
+    """An answer in pieces; counted until it is closed."""
+
+    def __init__(self, gate: Gate, answer: Iterable[bytes]) -> None:
+        self._gate = gate
+        self._answer = answer
+        self._is_open = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answer)
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._gate.streams(-1)
+            if hasattr(self._answer, "close"):
+                self._answer.close()
+
+
+def shed(environ: Environ, start: Callable[..., Any]) -> list[bytes]:
+    """503 in the words of the address, and when to come again."""
+    metrics.SHED.inc()
+    path: str = environ["PATH_INFO"]
+    several, body = next(
+        (several, body)
+        for at, several, body in _ANSWERS
+        if path.endswith(at) or (at == "/dataset/" and at in path)
+    )
+    headers = several[int(random.random() * _SEVERAL)]  # noqa: S311 - spreads who comes again
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if not length.isdecimal() or int(length) > UNREAD:  # the server closes in front of the rest
+        headers = [*headers, ("Connection", "close")]
+    start("503 Service Unavailable", headers)
+    return [body]

@@ -1,0 +1,92 @@
+"""How the pages write moments, numbers and sizes."""
+
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from django import template
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from exhaust.datasets import DATASETS
+from exhaust.models import Job
+
+register = template.Library()
+_STATUS = {
+    Job.Status.SUBMITTED: "Waiting",
+    Job.Status.PROCESSING: "Being made",
+    Job.Status.SUCCESS: "Ready",
+    Job.Status.FAILED: "Failed",
+    Job.Status.CANCELLED: "Cancelled",
+}
+
+
+@register.filter
+def moment(at: datetime | None) -> SafeString | str:
+    """In UTC; `console.js` rewrites it in the viewer's zone, with UTC on hover."""
+    if at is None:
+        return "never"
+    return format_html(
+        '<time datetime="{}" title="{} UTC">{} UTC</time>',
+        at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        at.strftime("%Y-%m-%d %H:%M:%S"),
+        f"{at.day} {at:%b %Y, %H:%M}",
+    )
+
+
+@register.filter
+def day(value: date | str) -> str:
+    """`3 Mar 2026`; what is no day stays as it is."""
+    try:
+        found = date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return str(value)
+    return f"{found.day} {found:%b %Y}"
+
+
+@register.filter
+def grouped(number: float | None) -> str:
+    return "–" if number is None else f"{number:,}"  # noqa: RUF001
+
+
+@register.filter
+def size(byte_count: int | None) -> str:
+    """`10.7 MB`, in steps of 1000."""
+    if byte_count is None:
+        return "unknown size"
+    if byte_count < 1000:
+        return f"{byte_count} byte{'' if byte_count == 1 else 's'}"
+    value, unit = byte_count / 1000, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if value >= 999.5:
+            value, unit = value / 1000, larger
+    return f"{value:.{1 if value < 99.95 else 0}f} {unit}"
+
+
+@register.filter
+def lasting(value: timedelta | float | None) -> str:
+    """`2 min 5 s`, of a span or of seconds: its two largest units."""
+    if value is None:
+        return "–"  # noqa: RUF001
+    left = int(value.total_seconds() if isinstance(value, timedelta) else value)
+    words: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count or (words and unit != "s"):
+            words.append(f"{count} {unit}")
+    return " ".join(words[:2]) or "less than a second"
+
+
+@register.filter
+def status(name: str) -> str:
+    return _STATUS[Job.Status(name)]
+
+
+@register.filter
+def dataset(name: str) -> str:
+    return DATASETS[name].title if name in DATASETS else name
+
+
+@register.filter
+def at(mapping: dict[str, Any], key: str) -> Any:
+    """What stands there under that name, or nothing."""
+    return mapping.get(key, "") if mapping else ""

@@ -1,0 +1,63 @@
+"""The daily run: once a day at 02:00 UTC, by whoever looks first; caught up when nobody did."""
+
+import logging
+from datetime import UTC, date, datetime, timedelta
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from exhaust import leftovers, retention, storage
+from exhaust.models import DailyRun
+from exhaust.sinks import pump
+from ingest import seals
+
+log = logging.getLogger(__name__)
+HOUR = 2
+# A run that says nothing for so long has died; what it did by then is done
+_SILENCE = timedelta(minutes=10)
+
+
+def day_of(now: datetime) -> date:
+    """The day whose run is the last that should have begun."""
+    return (now.astimezone(UTC) - timedelta(hours=HOUR)).date()
+
+
+def is_due(now: datetime | None = None) -> bool:
+    """Whether the day's run has not begun, or died."""
+    run = DailyRun.objects.filter(day=day_of(now or timezone.now())).first()
+    return run is None or (run.finished_at is None and run.renewed_at < timezone.now() - _SILENCE)
+
+
+def run(now: datetime | None = None) -> bool:
+    """What is past its life, and leftovers. False when another had or has the day."""
+    day = day_of(now or timezone.now())
+    if not _claim(day):
+        return False
+    own = DailyRun.objects.filter(day=day)
+    for count in retention.delete_expired():
+        own.update(files_deleted=F("files_deleted") + count, renewed_at=Now())
+    for _, count in retention.prune_events():
+        own.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
+    pump.forget(timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS))
+    try:
+        for count in leftovers.remove_all():
+            own.update(leftovers_deleted=F("leftovers_deleted") + count, renewed_at=Now())
+    except storage.StorageError:
+        log.exception("daily.storage_failed day=%s", day)  # the next day's run looks again
+    seals.seal_days(now)
+    own.update(finished_at=Now())
+    log.info("daily.finished day=%s", day)
+    return True
+
+
+def _claim(day: date) -> bool:
+    try:
+        with transaction.atomic():
+            DailyRun.objects.create(day=day)
+    except IntegrityError:
+        dead = DailyRun.objects.filter(day=day, finished_at=None, renewed_at__lt=Now() - _SILENCE)
+        return bool(dead.update(renewed_at=Now()))
+    return True

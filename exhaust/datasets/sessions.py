@@ -1,0 +1,72 @@
+"""`sessions-exhaust`: sessions by their last change."""
+
+from exhaust.datasets.arrivals import APPLICATION, POSITION, Arrivals
+from exhaust.datasets.columns import Column
+from exhaust.feed.documents import PAGE_VIEWS
+
+_page_views = ", ".join(f"'{name}'" for name in PAGE_VIEWS)
+
+
+class Sessions(Arrivals):
+    name = "sessions-exhaust"
+    title = "Sessions"
+    private = True
+    scope = "pull"
+    pulled = "sessions"
+    suffix = "sessions"
+    optional = ("application", "since")
+    refusals = {
+        "conversationId": "A session belongs to a device, not to a conversation; leave it out.",
+    }
+    derived = True
+    table = "ingest_session"
+    moment = "closes_at"
+    fields = {
+        "key": "e.key",
+        "user_id": "COALESCE(NULLIF(e.user_id, ''), e.device_id)",
+        "external_user_id": "e.user_id",
+        "parent": "(SELECT p.key FROM ingest_session p WHERE p.id = e.parent_id)",
+        "application": APPLICATION,
+        "device_id": "e.device_id",
+        "sender_session_id": "e.sender_session_id",
+        "started_at": "e.started_at",
+        "ended_at": "e.ended_at",
+        "closes_at": "e.closes_at",
+        "landing_url": "e.landing_url",
+        "page_views": (
+            "(SELECT CAST(COALESCE(SUM(CAST(t.value AS bigint)), 0) AS text)"  # noqa: S608
+            f" FROM json_each(e.types) t WHERE t.key IN ({_page_views}))"
+        ),
+        "event_count": "CAST(e.event_count AS text)",
+        "answer_count": "CAST(e.answer_count AS text)",
+        "version": "CAST(e.version AS text)",
+        "modified_at": "e.modified_at",
+        "position": POSITION,
+    }
+    payload = "e.types"
+    raw = "types"
+    columns = (
+        Column("Session ID", "uuid", ("key",), "Ours; it stays when the session changes."),
+        Column(
+            "User ID", "text", ("user_id",), "The sender's, else the device's.", personal=True
+        ),
+        Column("External User ID", "text", ("external_user_id",), "The sender's.", personal=True),
+        Column("Parent Session ID", "uuid", ("parent",), "The one it became a part of."),
+        Column("Application", "text", ("application",), "The application that sent it."),
+        Column("Device ID", "text", ("device_id",), "Who was there.", personal=True),
+        Column("Sender Session ID", "text", ("sender_session_id",), "The first one seen."),
+        Column("Start", "time", ("started_at",), "Its first event, in UTC."),
+        Column("End", "time", ("ended_at",), "Its last event, in UTC."),
+        Column("Close Time", "time", ("closes_at",), "When no event can extend it any more."),
+        Column("Landing Page URL", "text", ("landing_url",), "As sent.", personal=True),
+        Column("Page Views", "number", ("page_views",), "Events that are sights of a page."),
+        Column("Events", "number", ("event_count",), "How many."),
+        Column("Answers", "number", ("answer_count",), "How many of them."),
+        Column("Event Types", "json", ("payload",), "Events by type, as JSON."),
+        Column("Version", "number", ("version",), "Grows with every change."),
+        Column("Last Modified", "time", ("modified_at",), "When it changed last, in UTC."),
+        Column("Position", "text", ("position",), "Of its last change."),
+    )  # fmt: skip
+
+
+SESSIONS = Sessions()

@@ -1,0 +1,69 @@
+"""Makes the bucket that the settings name, where there is none, and fills it from a folder."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from exhaust import storage
+from exhaust.formats import FORMATS
+
+
+class Command(BaseCommand):
+    help = "Makes the bucket of S3_BUCKET, if there is none; files in a folder need nothing."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--from",
+            dest="folder",
+            type=Path,
+            help="A folder to copy, as var/files.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            made = storage.default().prepare()
+        except storage.StorageError as error:
+            raise CommandError(f"S3_BUCKET {settings.S3_BUCKET}: {error}") from None
+        self.stdout.write("made" if made else "there already")
+        if options["folder"] is not None:
+            self._copy(options["folder"])
+
+    def _copy(self, folder: Path) -> None:
+        """Under the same keys; what is there in its full length already is left alone."""
+        if not settings.S3_BUCKET:
+            raise CommandError("S3_BUCKET: must be set, or there is nothing to copy to.")
+        if not folder.is_dir():
+            raise CommandError(f"--from: there is no folder {folder}.")
+        here, there = storage.FolderStorage(folder), storage.default()
+        copied = kept = 0
+        try:
+            for area in storage.AREAS:
+                for key in here.keys(f"{area}/"):
+                    if _is_there(there, key, here.size(key)):
+                        kept += 1
+                        continue
+                    with here.open(key) as stream:
+                        there.put(key, stream, _content_type(key))
+                    copied += 1
+        except storage.StorageError as error:
+            raise CommandError(
+                f"{error}; {copied} were copied: call it again, it goes on from there."
+            ) from None
+        self.stdout.write(f"{copied} files copied, {kept} were there")
+
+
+def _is_there(there: storage.Storage, key: str, size: int) -> bool:
+    try:
+        return there.size(key) == size
+    except FileNotFoundError:
+        return False
+
+
+def _content_type(key: str) -> str:
+    suffix = key.partition(".")[2]
+    if suffix == "json":  # a manifest
+        return "application/json"
+    return FORMATS[suffix].content_type if suffix in FORMATS else "application/octet-stream"

@@ -1,0 +1,50 @@
+"""One request by hand: what became of it, stop it, run it again."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from exhaust import submissions
+from exhaust.models import Job
+from ingest.events import Refused
+
+
+class Command(BaseCommand):
+    help = "Shows, cancels or retries the request with an id."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("action", choices=["show", "cancel", "retry"])
+        parser.add_argument("request_id")
+        parser.add_argument("--channel", help="Where several channels have this id.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        found = Job.objects.filter(request_id=options["request_id"].upper())
+        if options["channel"]:
+            found = found.filter(channel__identifier=options["channel"])
+        jobs = list(found.select_related("channel")[:2])
+        if not jobs:
+            raise CommandError(f"There is no request {options['request_id']}.")
+        if len(jobs) > 1:
+            raise CommandError("Several channels have it; name one with --channel.")
+        job = jobs[0]
+        try:
+            if options["action"] == "cancel" and not submissions.cancel(job, "an operator"):
+                raise CommandError(f"It is {job.status}; there is nothing to cancel.")
+            if options["action"] == "retry" and not submissions.retry(job):
+                raise CommandError(f"It is {job.status}; there is nothing to run again.")
+        except Refused as error:
+            raise CommandError(str(error)) from None
+        self._show(job)
+
+    def _show(self, job: Job) -> None:
+        self.stdout.write(
+            f"{job.request_id} {job.status} {job.status_message}".rstrip()
+            + f"\n  tag {job.tag}, channel {job.channel}, dataset {job.dataset},"
+            f" {job.rows_done:,} rows\n  {job.submitted_at:%Y-%m-%d %H:%M:%S} UTC SUBMITTED"
+        )
+        for step in job.transitions.order_by("id"):
+            self.stdout.write(
+                f"  {step.at:%Y-%m-%d %H:%M:%S} UTC {step.status}, attempt {step.attempt}"
+                f" {step.message}".rstrip()
+            )

@@ -1,0 +1,52 @@
+"""The ledger for operators: exported, or held against its seals."""
+
+import json
+from argparse import ArgumentParser
+from datetime import date
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from exhaust.api import ledger
+from ingest import seals
+from ingest.models import LedgerSeal
+
+
+class Command(BaseCommand):
+    help = "Exports the ledger, or verifies it against its daily seals."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("action", choices=["export", "verify"])
+        parser.add_argument("--channel", help="Of this one alone.")
+        parser.add_argument("--from", dest="first", type=_day, help="A day (UTC), included.")
+        parser.add_argument("--to", dest="last", type=_day, help="A day (UTC), included.")
+        parser.add_argument("--format", choices=["csv", "jsonl"], default="csv")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["action"] == "verify":
+            return self._verify()
+        found = ledger.entries(options["channel"], options["first"], options["last"]).iterator()
+        if options["format"] == "csv":
+            for line in ledger.csv(found):
+                self.stdout.write(line.decode(), ending="")
+        else:
+            for entry in found:
+                self.stdout.write(json.dumps(ledger.presented(entry), ensure_ascii=False))
+        return None
+
+    def _verify(self) -> None:
+        if faults := list(seals.faults()):
+            raise CommandError("\n".join(faults))
+        chain = LedgerSeal.objects.order_by("day")
+        first, last = chain.first(), chain.last()
+        if first is None or last is None:
+            self.stdout.write("No day is sealed yet; the daily run seals each day that is over.")
+            return
+        self.stdout.write(
+            f"{chain.count()} days from {first.day} to {last.day} are as they were sealed."
+            f"\n{last.digest}"
+        )
+
+
+def _day(said: str) -> date:
+    return date.fromisoformat(said)

@@ -1,0 +1,1 @@
+"""Ways to push to a receiver whose address somebody else named."""

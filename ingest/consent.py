@@ -1,0 +1,157 @@
+"""Consent taken back: what was made with it must end in the same transaction.
+
+Whoever keeps such things listens to `withdrawn`. A file that is being made meanwhile is held up by
+`settled`: withdrawals of a channel and publications of its files take turns, so that each sees the
+other.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+
+from django.db import connection, transaction
+from django.db.models.functions import Collate, Now
+from django.dispatch import Signal
+
+from ingest import ledger
+from ingest.models import Channel, Erasure, Participant
+from ingest.sealing import seal, unseal
+
+# keyword arguments: channel_id, device_ids, and erased: whether nothing at all may stay
+withdrawn = Signal()
+_TURN = 7382  # of PostgreSQL's advisory locks
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a participant's row says that a file may show."""
+
+    consent: bool | None
+    has_phone: bool
+
+    @property
+    def shows(self) -> bool:
+        return self.consent is True and self.has_phone
+
+
+def known(channel_id: int, device_ids: Sequence[str]) -> dict[str, Known]:
+    """The participants among these; their rows are ours until the transaction ends."""
+    found: dict[str, Known] = {}
+    for batch in _batches(device_ids):
+        rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
+        bytewise = Collate("device_id", "C") if connection.vendor == "postgresql" else "device_id"
+        for device_id, consent, phone in (
+            rows.order_by(bytewise)  # as Python sorts: one order of locking
+            .select_for_update()
+            .values_list("device_id", "consent", "sealed_phone")
+        ):
+            found[device_id] = Known(consent, phone is not None)
+    return found
+
+
+def changed(channel_id: int, before: dict[str, Known], after: dict[str, Known]) -> None:
+    """Records what changed, and ends what was made with a consent that is no more."""
+    granted = sum(
+        now.consent is True and (device_id not in before or before[device_id].consent is not True)
+        for device_id, now in after.items()
+    )
+    over = [
+        device_id
+        for device_id, was in before.items()
+        if was.consent is True
+        and (after[device_id].consent is not True or (was.shows and not after[device_id].shows))
+    ]
+    if over:
+        withdraw(channel_id, over)
+    if granted or over:
+        ledger.record(
+            "consent.changed",
+            channel=Channel.objects.values_list("identifier", flat=True).get(pk=channel_id),
+            granted=granted,
+            withdrawn=len(over),
+        )
+
+
+def withdraw(channel_id: int, device_ids: Sequence[str], *, erased: bool = False) -> None:
+    """Within the transaction that changes the rows of these people."""
+    take_turn(channel_id)
+    for batch in _batches(device_ids):
+        rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
+        rows.update(withdrawn_at=Now())
+    withdrawn.send(
+        sender=Participant, channel_id=channel_id, device_ids=list(device_ids), erased=erased
+    )
+
+
+def _batches(device_ids: Sequence[str]) -> Iterator[list[str]]:
+    rest = iter(sorted(set(device_ids)))
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
+# Turns ------------------------------------------------------------------------------------------
+
+
+def take_turn(channel_id: int) -> None:
+    """No file of the channel is published until this transaction ends. SQLite has one writer."""
+    _lock("pg_advisory_xact_lock", channel_id)
+
+
+def settle(channel_id: int) -> None:
+    """Waits for withdrawals that are under way, and holds up others until the transaction ends."""
+    _lock("pg_advisory_xact_lock_shared", channel_id)
+
+
+def _lock(function: str, channel_id: int) -> None:
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {function}(%s, %s)", [_TURN, channel_id])
+
+
+def withdrawn_since(channel_id: int, moment: datetime) -> list[str]:
+    """Devices of those who withdrew then or later, for who has `settled`."""
+    rows = Participant.objects.filter(channel_id=channel_id, withdrawn_at__gte=moment)
+    return list(rows.values_list("device_id", flat=True))
+
+
+def is_erasing(channel_id: int, since: datetime) -> bool:
+    """Whether somebody is being erased, or was since then."""
+    rows = Erasure.objects.filter(channel_id=channel_id)
+    return (
+        rows.filter(finished_at=None).exists()
+        or rows.filter(finished_at__gte=since).exists()
+        or rows.filter(asked_at__gte=since).exists()
+    )
+
+
+# Hashes under a channel's secret ------------------------------------------------------------------
+
+
+def secret(channel_id: int) -> bytes:
+    """32 bytes, made once; every hash of a device of this channel is under it."""
+    rows = Channel.objects.filter(pk=channel_id)
+    sealed = rows.values_list("sealed_secret", flat=True).get()
+    if sealed is None:
+        with transaction.atomic():
+            rows.filter(sealed_secret=None).update(sealed_secret=seal(secrets.token_bytes(32)))
+            sealed = rows.values_list("sealed_secret", flat=True).get()
+    return unseal(sealed or b"")
+
+
+def key_for(channel_id: int, purpose: str) -> bytes:
+    """32 bytes of the secret for one purpose, so that hashes of two purposes never meet."""
+    return hmac.digest(secret(channel_id), purpose.encode(), hashlib.sha256)
+
+
+def subject(channel_id: int, device_id: str) -> str:
+    """A person as certificates and the ledger name them."""
+    return subject_under(key_for(channel_id, "erasure"), device_id)
+
+
+def subject_under(key: bytes, device_id: str) -> str:
+    return hmac.digest(key, device_id.encode(), hashlib.sha256).hex()

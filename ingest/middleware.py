@@ -1,0 +1,40 @@
+"""Who acts, and which channels are seen, for as long as a request lasts."""
+
+from collections.abc import Callable
+from typing import cast
+
+from django.http import HttpRequest, HttpResponse
+from django.utils.functional import SimpleLazyObject
+
+from ingest import ledger, limiter, staff, walls
+from ingest.ledger import Actor
+
+
+class Acting:
+    """Stands around all others: whom a request names in `ledger.acting`, the thread's next one
+    never meets. A door that lets a key or an application in names it there; until then it is the
+    person who signed in, looked up only where something is recorded."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        token = ledger.acting.set(cast(Actor, SimpleLazyObject(lambda: _person(request))))
+        try:
+            return self.get_response(request)
+        finally:
+            walls.leave()
+            ledger.acting.reset(token)
+
+    def process_view(self, request: HttpRequest, *_: object) -> None:
+        """On a page of staff only the channels of who signed in are seen."""
+        if request.path_info.startswith(("/admin/", "/console/")):
+            user = request.user
+            if not getattr(user, "is_superuser", False):
+                walls.enter(staff.channels(user).values())
+
+
+def _person(request: HttpRequest) -> Actor:
+    user = getattr(request, "user", None)
+    name = user.get_username() if user is not None and user.is_authenticated else "anonymous"
+    return Actor(name, address=ledger.shortened(limiter.address(request)))

@@ -1,0 +1,230 @@
+"""The second wall between channels, on PostgreSQL: row-level security.
+
+The first is that every query starts from the caller's channel. Where one forgets to, a request
+still gets no row of another channel: it runs as a role to which each table with a channel, or with
+an owner that has one, shows only the rows of the channels named in `exhaust.channels`.
+
+Senders' doors, workers and commands run as the login role, to which no policy applies: they pay
+nothing, and read all channels. A role leaves this wall by a word, so it guards against our own
+forgetting, not against foreign SQL.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import psycopg
+from django.apps import apps
+from django.core import checks
+from django.db import ProgrammingError, connection, connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ingest.models import Channel
+
+log = logging.getLogger(__name__)
+ROLE = "exhaust_walled"
+_POLICY = "channels"
+REMEDY = (
+    f"CREATE ROLE {ROLE} NOLOGIN; GRANT {ROLE} TO <the login role>; then run manage.py migrate."
+)
+# asked once a statement, so that an index on the channel serves it
+_OURS = (
+    "ANY ((SELECT string_to_array(current_setting('exhaust.channels', true), ',')::int[])::int[])"
+)
+
+# In a request --------------------------------------------------------------------------------
+
+_inside: ContextVar[str | None] = ContextVar("inside", default=None)
+_ENTER = f"SELECT set_config('exhaust.channels', %s, false), set_config('role', '{ROLE}', false)"
+_LEAVE = "SELECT set_config('role', 'none', false), set_config('exhaust.channels', '', false)"
+
+
+def enter(channels: Iterable[int]) -> None:
+    """From here to `leave` this thread's connection sees the rows of these channels only."""
+    if connection.vendor == "postgresql" and _stands(str(connection.settings_dict["NAME"])):
+        connection.ensure_connection()
+        _inside.set(",".join(map(str, sorted(channels))))
+        _apply()
+
+
+def narrow(channel_id: int) -> None:
+    """Of the channels that were let in, the one that the call is about."""
+    if _inside.get() not in (None, str(channel_id)):
+        enter([channel_id])
+
+
+def leave() -> None:
+    """The connection sees what its login role does."""
+    if _inside.get() is None:
+        return
+    _inside.set(None)
+    if connection.connection is None:
+        return
+    try:
+        _forget()
+    except psycopg.Error:  # nobody gets it from the pool as it is
+        connection.connection.close()
+        connection.close()
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """For what concerns the server and no channel."""
+    channels = _inside.get()
+    leave()
+    try:
+        yield
+    finally:
+        if channels is not None:
+            _inside.set(channels)
+            _apply()
+
+
+def connected(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    """A connection that was made anew in the middle of a request."""
+    if connection.vendor != "postgresql" or connection.alias != "default":
+        return
+    if _inside.get() is not None:
+        _apply()
+    elif getattr(connection.connection, _WALLED, False):  # closed in a request, back from the pool
+        _forget()
+
+
+_WALLED = "walled"  # marks psycopg's connection
+
+
+def _apply() -> None:
+    setattr(connection.connection, _WALLED, True)
+    with connection.wrap_database_errors:
+        psycopg.Cursor(connection.connection).execute(_ENTER, [_inside.get()])
+
+
+def _forget() -> None:
+    cleared(connection.connection)
+
+
+def cleared(raw: Any) -> Any:
+    """A connection of the pool, as its login role, whatever request had it before."""
+    if getattr(raw, _WALLED, False):
+        psycopg.Cursor(raw).execute(_LEAVE)
+        setattr(raw, _WALLED, False)
+    return raw
+
+
+@cache
+def _stands(database: str) -> bool:
+    """Whether the wall is there; said once a process where it is not."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM pg_policies WHERE policyname = %s) AND EXISTS (SELECT FROM"
+            " pg_roles WHERE rolname = %s AND pg_has_role(current_user, oid, 'MEMBER'))",
+            [_POLICY, ROLE],
+        )
+        there = bool(cursor.fetchone()[0])
+    if not there:
+        log.warning("walls.absent role=%s", ROLE)  # `check` tells the remedy
+    return there
+
+
+# With the tables -----------------------------------------------------------------------------
+
+
+def rules() -> dict[str, str]:
+    """By table, the condition under which a row belongs to the channels let in.
+
+    A table has a policy by having a channel, or an owner that has one; nothing is listed.
+    """
+    found = {Channel._meta.db_table: f"id = {_OURS}"}
+    waiting = [model for model in apps.get_models() if model is not Channel]
+    while True:
+        ruled = {model: rule for model in waiting if (rule := _rule(model, found))}
+        if not ruled:
+            return found
+        found |= {model._meta.db_table: rule for model, rule in ruled.items()}
+        waiting = [model for model in waiting if model not in ruled]
+
+
+def _rule(model: type[models.Model], walled: dict[str, str]) -> str | None:
+    table = model._meta.db_table
+    owners = [field for field in model._meta.local_fields if isinstance(field, models.ForeignKey)]
+    for field in owners:
+        if field.related_model is Channel and not field.null:
+            return f"{field.column} = {_OURS}"
+    for field in owners:
+        owner = field.related_model._meta
+        if owner.db_table in walled and not field.null:  # which its own policy guards
+            return (
+                f'EXISTS (SELECT FROM "{owner.db_table}" o'
+                f' WHERE o.{field.target_field.column} = "{table}".{field.column})'
+            )
+    return None
+
+
+def build(using: str = "default", **_: Any) -> None:
+    """After every `migrate`: the role, its rights and the policies, where one is missing."""
+    database = connections[using]
+    if database.vendor != "postgresql":
+        return
+    _stands.cache_clear()
+    with database.cursor() as cursor:
+        if not _has_role(database):
+            log.warning("walls.absent role=%s", ROLE)  # `check` tells the remedy
+            return
+        cursor.execute(
+            "SELECT relname, has_table_privilege(%s, oid, 'INSERT') FROM pg_class"
+            " WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')",
+            [ROLE],
+        )
+        tables = dict(cursor.fetchall())
+        if not all(tables.values()):
+            cursor.execute(
+                "DO $$ BEGIN"
+                f" EXECUTE format('GRANT USAGE ON SCHEMA %I TO {ROLE}', current_schema());"
+                " EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I"
+                f" TO {ROLE}', current_schema());"
+                " EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA %I"
+                f" TO {ROLE}', current_schema()); END $$"
+            )
+        cursor.execute(
+            "SELECT tablename FROM pg_policies WHERE policyname = %s"
+            " AND schemaname = current_schema()",
+            [_POLICY],
+        )
+        guarded = {table for (table,) in cursor.fetchall()}
+        for table, rule in rules().items():
+            if table in tables and table not in guarded:
+                cursor.execute(f'CREATE POLICY {_POLICY} ON "{table}" TO {ROLE} USING ({rule})')
+                cursor.execute(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY')
+
+
+def _has_role(database: BaseDatabaseWrapper) -> bool:
+    """Whether the login role may act as ours, made here where that is allowed."""
+    is_there = "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = %s"
+    with database.cursor() as cursor:
+        for wish in (f"CREATE ROLE {ROLE} NOLOGIN", f"GRANT {ROLE} TO CURRENT_USER", ""):
+            cursor.execute(is_there, [ROLE])
+            row = cursor.fetchone()
+            if row and row[0]:
+                return True
+            if wish and (row is None) == wish.startswith("CREATE"):
+                try:
+                    with transaction.atomic(database.alias):
+                        cursor.execute(wish)
+                except ProgrammingError:  # not ours to make, or another made it first
+                    continue
+    return False
+
+
+@checks.register(checks.Tags.database)
+def standing(*, databases: Sequence[str] | None = None, **_: Any) -> list[checks.CheckMessage]:
+    """`manage.py check --database default`: whether there is, or can be, a second wall."""
+    if connection.vendor != "postgresql" or "default" not in (databases or ()):
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('ingest_channel') IS NULL")
+        if cursor.fetchone()[0] or _stands(str(connection.settings_dict["NAME"])):
+            return []  # the migrate that follows makes it, or it is there
+    return [checks.Warning("PostgreSQL guards no channel's rows.", hint=REMEDY, id="ingest.W001")]

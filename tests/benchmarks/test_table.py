@@ -1,0 +1,202 @@
+"""What the benchmarks say of their figures, and that all of them are said to be there."""
+
+import ast
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks import ground, peers, results
+from benchmarks.results import Result
+from tests.service import until
+
+ROOT = Path(__file__).parent.parent.parent
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+
+
+def commands() -> list[str]:
+    """Modules that can be run by themselves, but for children of others."""
+    found = []
+    for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
+        tree = ast.parse(path.read_text())
+        mains = [
+            node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"
+        ]
+        if mains and path.stem not in {"spark", "faulty_s3"}:
+            found.append(path.stem)
+    return sorted(found)
+
+
+def test_every_benchmark_is_listed():
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--list"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    words = set(run.stdout.replace("benchmarks.", " ").split())
+    assert [name for name in commands() if name not in words] == []
+
+
+@pytest.mark.parametrize("name", runner.TIMED)
+def test_every_timed_benchmark_stands_in_the_docs(name: str):
+    assert f"| `{name}` |" in PERFORMANCE
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "ingets"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert run.returncode == 2
+    assert "ingets is none of start, ingest" in run.stderr
+
+
+def test_a_ratio_is_of_the_medians_and_its_spread_of_the_rounds():
+    told = Result("w", "rows/s", [10, 30, 20], "r", [20, 20, 40], ">= 1")
+
+    assert told.ratio == [1, 0.5, 1.5]
+    assert told.holds is True
+
+
+@pytest.mark.parametrize(
+    ("told", "holds"),
+    [
+        (Result("w", "rows/s", [79], "r", [100], ">= 0.8"), False),
+        (Result("w", "rows/s", [80], "r", [100], ">= 0.8"), True),
+        (Result("w", "MiB", [48], bar="<= 48"), True),
+        (Result("w", "MiB", [49], bar="<= 48"), False),
+        (Result("w", "rows/s", [300], bar=">= 300"), True),
+        (Result("w", "rows/s", [], "r", [1], ">= 1.5", "not built"), False),
+        (Result("w", "rows/s", [1], "r", [1]), None),
+    ],
+)
+def test_a_bar_is_of_the_ratio_else_of_the_figure(told: Result, holds: bool | None):
+    assert told.holds is holds
+
+
+def test_the_table_says_what_was_missed_and_why():
+    found = [
+        Result("file", "rows/s", [2000], "psql", [1000], ">= 0.95", "same bytes"),
+        Result("parts", "rows/s", (), "file", (), ">= 1.5", "not built"),
+    ]
+
+    lines = results.table(result.record() for result in found).splitlines()
+
+    assert lines[2] == (
+        "| file (same bytes) | 2,000 rows/s | psql: 1,000 | 2.00 | >= 0.95: holds |"
+    )
+    assert lines[3] == "| parts (not built) | none | file |  | >= 1.5: MISSED |"
+
+
+def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    written = tmp_path / "one.json"
+    results.report("space", [Result("bytes", "B", [3.0], bar="<= 2")], {"machine": "m"}, written)
+    capsys.readouterr()
+    one = json.loads(written.read_text()) | {"command": "space --rounds 1", "seconds": 4}
+    told = {
+        "command": "python -m benchmarks",
+        "began": "2026-01-02T03:04:05+00:00",
+        "seconds": 60,
+        "benchmarks": [one, {"benchmark": "overload", "skipped": "there is no Redis"}],
+    }
+
+    page = runner.page(told)
+
+    assert "| bytes | 3.00 B |  |  | <= 2: MISSED |" in page
+    assert "`overload` skipped: there is no Redis." in page
+    assert page.endswith("1 bars, 1 missed.")
+
+
+# The digest that says whether others made the same rows ------------------------------------------
+
+
+def cells(**said: str) -> list[str]:
+    return [said.get(column.header.replace(" ", "_"), "") for column in peers.columns()]
+
+
+def written(path: Path, *rows: list[str], header: bool = True) -> Path:
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        if header:
+            out.writerow([column.header for column in peers.columns()])
+        out.writerows(rows)
+    return path
+
+
+def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
+    ours = written(
+        tmp_path / "ours.csv",
+        cells(Question_Score="1.0", Timestamp="2025-01-01T00:00:00.123Z"),
+        cells(Question_Title="'=1+1", Question_Response='[{"a": 1, "b": "é"}]'),
+    )
+    theirs = [
+        written(
+            tmp_path / "1.csv",
+            cells(Question_Title="=1+1", Question_Response='[{"b":"\\u00e9","a":1}]'),
+            header=False,
+        ),
+        written(
+            tmp_path / "2.csv",
+            cells(Question_Score="1", Timestamp="2025-01-01 00:00:00.123000+00:00"),
+            header=False,
+        ),
+    ]
+
+    assert peers.digest(theirs) == peers.digest([ours])
+    assert peers.digest([ours])[0] == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        cells(Question_Title="good", Question_Score="2"),
+        cells(Question_Title="goof", Question_Score="1"),
+        cells(Question_Title="good"),
+    ],
+)
+def test_another_cell_has_another_digest(tmp_path: Path, other: list[str]):
+    ours = written(tmp_path / "ours.csv", cells(Question_Title="good", Question_Score="1"))
+
+    assert peers.digest([written(tmp_path / "other.csv", other)]) != peers.digest([ours])
+
+
+# What is left ------------------------------------------------------------------------------------
+
+
+def test_a_child_is_ended_with_its_own(tmp_path: Path):
+    told = tmp_path / "pid"
+    inner = (
+        f"import os, time\nopen({str(told)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
+    )
+    outer = (
+        "import signal, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {inner!r}])\n"
+        "time.sleep(600)"  # SIGTERM ends it, and leaves the other alone
+    )
+
+    with ground.Process([sys.executable, "-c", outer], dict(os.environ)):
+        until(lambda: told.exists() and told.read_text().endswith("\n"), "the inner process")
+        pid = int(told.read_text())
+
+    until(lambda: not alive(pid), "its end")
+
+
+def test_a_child_that_ended_by_itself_is_said_to_have_ended():
+    with ground.Process([sys.executable, "-c", ""], dict(os.environ)) as child:
+        until(lambda: not child.alive, "its end")
+
+    assert not alive(child.pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # a zombie waits for init

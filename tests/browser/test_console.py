@@ -1,0 +1,376 @@
+"""The console in a real browser, against the running service with its worker."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.exhaust.factories import BOT, answer
+from tests.service import CHANNEL, Child, Service, until
+
+pytestmark = [pytest.mark.browser]
+PASSWORD = "a long enough one"
+SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
+_STAFF = f"""
+from django.contrib.auth.models import Group, User
+from ingest.models import Channel, Role
+User.objects.create_superuser("operator", password="{PASSWORD}")
+asha = User.objects.create_user("asha", password="{PASSWORD}")
+group = Group.objects.create(name="those who ask")
+group.user_set.add(asha)
+Role.objects.create(
+    group=group, channel=Channel.objects.get(identifier="{CHANNEL}"), submit_response=True
+)
+from exhaust.models import Sink
+from exhaust.sinks import control
+control.pause(control.save(Sink(
+    channel=Channel.objects.get(identifier="{CHANNEL}"), name="warehouse",
+    url="https://warehouse.example.org/in",
+)))
+"""
+
+
+@pytest.fixture(scope="module")
+def staffed(service: Service) -> Service:
+    """The service, with people who may sign in, and some answers."""
+    service.run("manage.py", "shell", "-v", "0", "-c", _STAFF)
+    body = json.dumps({"events": [answer(number) for number in range(40)] + ["no event"]})
+    sent = service.call(
+        "POST", "/v1/telemetry", body.encode(), "sender", Content_Type="application/json"
+    )
+    assert sent.status == 200
+    name = json.dumps({"name": "Lunch bot"}).encode()
+    path = f"/v1/conversations/{BOT}"
+    assert service.call("PUT", path, name, "sender", Content_Type="application/json").status == 200
+    return service
+
+
+def sign_in(page: Any, service: Service, name: str = "operator", path: str = "/console/") -> str:
+    """To the page of that path; the service's address."""
+    base = f"http://127.0.0.1:{service.port}"
+    page.goto(f"{base}{path}")
+    page.fill("#id_username", name)
+    page.fill("#id_password", PASSWORD)
+    page.click("main button")
+    return base
+
+
+def worker(service: Service) -> Child:
+    return next(child for child in service.children if child.name == "worker" and not child.stopped)
+
+
+@pytest.fixture
+def idle(staffed: Service) -> Iterator[Service]:
+    """Without a worker; afterwards there is one."""
+    worker(staffed).stop()
+    yield staffed
+    if not any(child.name == "worker" and not child.stopped for child in staffed.children):
+        staffed.start_worker()
+
+
+def rows_of(path: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(Path(path).read_text(), newline="")))
+
+
+def test_a_request_is_previewed_sent_watched_and_downloaded(page: Any, idle: Service) -> None:
+    # given the form
+    base = sign_in(page, idle, path=f"/console/{CHANNEL}/ask")
+
+    # when a conversation is looked for, and days are chosen
+    page.fill("#f-conversationId", "lunch")
+    page.check(f'input[value="{BOT}"]')
+    page.click("text=Last 7 days")
+    page.wait_for_selector("#f-startDate[value^='20']")
+    assert page.input_value("#f-endDate") == f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
+    page.fill("#f-startDate", "2022-03-01")
+    page.fill("#f-endDate", "2022-04-01")
+    page.fill("#f-tag", "watched")
+
+    # then the first rows are shown before anything is sent, masked
+    page.wait_for_selector("#preview .estimate:has-text('40 rows')")
+    assert "because" not in page.inner_text("#preview")
+    assert idle.query("SELECT count(*) FROM exhaust_job WHERE tag = 'watched'") == [(0,)]
+
+    # when it is sent, and a worker comes on with it
+    page.click("text=Send the request")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/jobs/watched/*")
+    page.wait_for_selector(".pill:has-text('Waiting')")
+    seen = []
+    for done in (25, 60):
+        idle.change(
+            f"UPDATE exhaust_job SET status = 'PROCESSING', attempt = 1, rows_estimated = 100,"
+            f" rows_done = {done} WHERE tag = 'watched'"
+        )
+        page.wait_for_selector(f"progress[value='{done}']")
+        seen.append(page.get_attribute("progress", "value"))
+    assert seen == ["25", "60"]  # the bar moved, and nobody loaded the page
+    idle.change(
+        "UPDATE exhaust_job SET status = 'SUBMITTED', attempt = 0, rows_done = 0"
+        " WHERE tag = 'watched'"
+    )
+    idle.start_worker()
+
+    # then the file appears by itself, and opens
+    page.wait_for_selector("a:has-text('Download csv')", timeout=40_000)
+    assert page.inner_text("#said") == "The request: Ready."
+    with page.expect_download() as downloading:
+        page.click("a:has-text('Download csv')")
+    rows = rows_of(downloading.value.path())
+    assert len(rows) == 41
+    assert rows[0][0] == "Message ID"
+
+    # and polling has ended
+    assert page.get_attribute("#job", "hx-trigger") is None
+    # and the list has it too
+    page.goto(f"{base}/console/{CHANNEL}/jobs")
+    with page.expect_download() as downloading:
+        page.click("li:has-text('watched') a:has-text('Download')")
+    assert len(rows_of(downloading.value.path())) == 41
+
+
+def test_a_link_past_its_end_says_so_and_is_made_anew(page: Any, staffed: Service) -> None:
+    base = sign_in(page, staffed)
+    asked(page, base, "to-end")
+    page.click("text=Make a link")
+    address = page.input_value(".copy input")
+    assert "h" in page.inner_text("[data-until]")
+    staffed.change("UPDATE exhaust_link SET expires_at = '2022-01-01 00:00:00+00:00'")
+    page.goto(address)
+    assert "This link has expired" in page.inner_text("body")
+    page.go_back()
+    page.reload()
+    assert "The last link has ended" in page.inner_text("main")
+    page.click("text=Make a new link")
+    assert page.input_value(".copy input") != address
+    with page.expect_download():
+        page.evaluate("location.assign(document.querySelector('.copy input').value)")
+
+
+def asked(page: Any, base: str, tag: str) -> None:
+    """Sends a request and waits on its page until it is ready."""
+    page.goto(
+        f"{base}/console/{CHANNEL}/ask?conversationId={BOT}&startDate=2022-03-01"
+        f"&endDate=2022-04-01&timezone=UTC&outputFormat=csv&tag={tag}"
+    )
+    page.click("text=Send the request")
+    page.wait_for_selector("a:has-text('Download csv')", timeout=40_000)
+
+
+def test_without_the_right_neither_button_nor_data(page: Any, staffed: Service) -> None:
+    base = sign_in(page, staffed, "asha")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/jobs")  # her only channel
+    names = page.locator("nav a").all_inner_texts()
+    assert names == ["Jobs", "New request", "Pictures", "Conversations", "Rejected events"]
+    page.goto(f"{base}/console/{CHANNEL}/ask")
+    assert "personal" not in page.inner_text("form#ask")
+    for name in ("participants", "keys", "sinks", "ledger", "recurring"):
+        answered = page.goto(f"{base}/console/{CHANNEL}/{name}")
+        assert answered.status == 403
+        assert "You may not see this page" in page.inner_text("main")
+    page.goto(f"{base}/console/{CHANNEL}/rejected")
+    assert page.locator("text=Send again").count() == 0
+    page.goto(f"{base}/console/{CHANNEL}/rejected/1")
+    assert "Masked" in page.inner_text("main")
+    assert page.goto(f"{base}/console/ORG_999/jobs").status == 404
+
+
+def test_it_works_without_javascript(chromium: Any, staffed: Service) -> None:
+    context = chromium.new_context(java_script_enabled=False, accept_downloads=True)
+    page = context.new_page()
+    base = sign_in(page, staffed, "asha", f"/console/{CHANNEL}/ask")
+    page.fill("#f-conversationId", "lunch")
+    page.click("button:has-text('Search')")
+    page.check(f'input[value="{BOT}"]')
+    page.click("text=Last 30 days")
+    assert page.input_value("#f-startDate")
+    page.fill("#f-startDate", "2022-03-01")
+    page.fill("#f-endDate", "2022-04-01")
+    page.fill("#f-tag", "by plain forms")
+    page.click("text=Send the request")
+    assert "Letters, digits" in page.inner_text("#errors")
+    page.fill("#f-tag", "plain")
+    page.click(".actions button:has-text('Preview')")
+    assert "40 rows" in page.inner_text("#preview")
+    page.click("text=Send the request")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/jobs/plain/*")
+    assert "UTC" in page.inner_text(".history time >> nth=0")
+
+    def ready() -> bool:
+        page.reload()
+        return bool(page.locator("a:has-text('Download csv')").count())
+
+    until(ready, "the file")
+    with page.expect_download() as downloading:
+        page.click("a:has-text('Download csv')")
+    assert len(rows_of(downloading.value.path())) == 41
+    context.close()
+
+
+def test_a_page_left_open_signs_nobody_in_for_ever(page: Any, idle: Service) -> None:
+    base = sign_in(page, idle, path=f"/console/{CHANNEL}/ask?conversationId={BOT}")
+    page.fill("#f-startDate", "2022-03-01")
+    page.fill("#f-endDate", "2022-04-01")
+    page.fill("#f-tag", "left-open")
+    page.click("text=Send the request")
+    page.wait_for_selector(".pill:has-text('Waiting')")
+    address = page.url
+
+    # when it looks again by itself, then it says so: the server does not take that for a use
+    for name in ("jobs", address.removeprefix(f"{base}/console/{CHANNEL}/")):
+        page.goto(f"{base}/console/{CHANNEL}/{name}")
+        with page.expect_request(lambda asked: "x-poll" in asked.headers):
+            pass
+
+    # and where the session is over, the page asks who is there
+    idle.change("UPDATE django_session SET expire_date = '2020-01-01 00:00:00+00:00'")
+    page.wait_for_url(re.compile("/console/sign-in.next=.*left-open"))
+
+
+def test_a_sink_is_made_by_form_and_its_password_is_never_shown(
+    page: Any, staffed: Service
+) -> None:
+    base = sign_in(page, staffed, path=f"/console/{CHANNEL}/sinks")
+    page.click("text=New sink")
+    page.fill("#f-name", "by-hand")
+    page.fill("#f-url", "https://10.0.0.1/in")
+    page.fill("#f-user", "exhaust")
+    page.fill("#f-password", "hush hush")
+    page.click("text=Save")
+    assert "not public" in page.inner_text("#e-url")
+    assert page.input_value("#f-user") == "exhaust"
+    assert page.input_value("#f-password") == ""
+    page.fill("#f-url", "https://warehouse.example.org/in")
+    page.click("text=Save")  # without the password, which was not kept between tries
+    assert "Type it again" in page.inner_text("#e-password")
+    page.fill("#f-password", "hush hush")
+    page.click("text=Save")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/sinks/one/by-hand")
+    page.click("button:has-text('Pause')")
+    page.wait_for_selector(".pill:has-text('Paused')")
+    page.click("text=Change it")
+    assert "One is kept" in page.inner_text("form.form")
+    assert "hush" not in page.content()
+    page.go_back()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("text=Delete this sink")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/sinks")
+    assert "by-hand” is deleted" in page.inner_text("main")
+
+
+def test_what_a_dataset_does_not_take_is_neither_shown_nor_sent(
+    page: Any, staffed: Service
+) -> None:
+    sign_in(page, staffed, path=f"/console/{CHANNEL}/ask")
+    assert not page.is_visible("#f-types")
+    page.check('input[value="events-exhaust"]')
+    page.fill("#f-types", "ASSESS\nEND")
+    page.fill("#f-startDate", "2022-03-01")
+    page.fill("#f-endDate", "2022-04-01")
+    page.wait_for_selector("#preview .estimate:has-text('40 rows')")
+    page.fill("#f-types", "END")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#preview .estimate:has-text('No rows')")
+    with page.expect_request("**/ask/preview") as asking:
+        page.check('input[value="sessions-exhaust"]')
+    assert not page.is_visible("#f-types")
+    assert page.is_visible("#f-application")
+    sent = asking.value.post_data
+    assert "application=" in sent
+    assert "types=" not in sent
+    assert "conversationId=" not in sent
+
+
+PAGES = [
+    "", "jobs", "ask", "pictures", "conversations",
+    f"conversations/one?id={BOT}&startDate=2022-03-01&endDate=2022-04-01",
+    "participants", "rejected", "rejected/1", "sinks", "sinks/new", "sinks/one/warehouse",
+    "sinks/one/warehouse/change", "keys", "ledger", "recurring", "recurring/new", "nowhere",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_axe_finds_nothing(chromium: Any, staffed: Service, scheme: str, size: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="browser extra").Axe()
+    width, height = SIZES[size]
+    context = chromium.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": height}, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    base = f"http://127.0.0.1:{staffed.port}"
+    page.goto(f"{base}/console/sign-in")
+    found = faults(axe, page)
+    sign_in(page, staffed)
+    asked(page, base, f"axe-{scheme}-{size}")
+    page.click("summary:has-text('API call')")
+    found += faults(axe, page)
+    for name in PAGES:
+        page.goto(f"{base}/console/{CHANNEL}/{name}")
+        for summary in page.locator("main details > summary").all():
+            summary.click()
+        found += faults(axe, page)
+        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{name} is {wide} pixels too wide"
+    page.goto(f"{base}/console/{CHANNEL}/ask")
+    page.fill("#f-tag", "a b")
+    page.click("text=Send the request")
+    found += faults(axe, page)
+    context.close()
+    assert found == []
+
+
+def faults(axe: Any, page: Any) -> list[str]:
+    """What axe holds against a page, whatever its weight."""
+    page.wait_for_selector(".htmx-request", state="detached")  # a page at rest
+    told = axe.run(page).response["violations"]
+    return [
+        f"{page.url} {each['id']} ({each['impact']}): {node['html'][:160]}"
+        for each in told
+        for node in each["nodes"]
+    ]
+
+
+def test_a_strict_policy_refuses_nothing(page: Any, staffed: Service) -> None:
+    base = sign_in(page, staffed)
+    refused: list[str] = []
+    page.on("console", lambda said: refused.append(f"{page.url} {said.text}"))
+    policy = (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+        " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+    def strict(route: Any) -> None:
+        answered = route.fetch()
+        route.fulfill(
+            response=answered, headers={**answered.headers, "content-security-policy": policy}
+        )
+
+    page.route("**/console/**", strict)
+    for name in PAGES[1:-1]:
+        page.goto(f"{base}/console/{CHANNEL}/{name}")
+        page.wait_for_load_state("networkidle")
+    page.goto(f"{base}/console/{CHANNEL}/ask?startDate=2022-03-01&endDate=2022-04-01")
+    page.wait_for_selector("#preview .estimate:has-text('40 rows')")
+    assert page.locator(".nojs:visible").count() == 0  # our script ran
+    assert refused == []
+
+
+def test_by_keyboard_alone(page: Any, staffed: Service) -> None:
+    base = sign_in(page, staffed)
+    asked(page, base, "by-keyboard")
+    page.reload()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Enter")
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        if "Download" in page.evaluate("document.activeElement.textContent"):
+            break
+    with page.expect_download():
+        page.keyboard.press("Enter")

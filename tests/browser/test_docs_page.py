@@ -1,0 +1,37 @@
+"""The page of the API, in a browser that reaches nothing but this server."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+
+def test_the_page_shows_every_operation(page: Any, live_server: Any, tmp_path: Path) -> None:
+    # given a browser that notes what it asks for and what is refused to it
+    host = urlsplit(live_server.url).netloc
+    foreign: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda call: foreign.append(call.url) if host not in call.url else None)
+    page.on("console", lambda line: said.append(line.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+
+    # when the page is opened and an operation unfolded
+    answer = page.goto(f"{live_server.url}/docs/")
+    policy = answer.headers["content-security-policy"]
+    page.wait_for_selector("text=Ask for a dataset")
+    page.click("text=Ask for a dataset")
+    page.wait_for_selector("text=uci-response-exhaust")
+
+    # then all is there, from here, under a policy without inline scripts
+    from config.openapi.document import document
+
+    count = sum(len(set(item) - {"servers"}) for item in document()["paths"].values())
+    assert page.locator(".opblock").count() == count
+    assert "unsafe" not in policy
+    assert [url for url in foreign if not url.startswith("data:")] == []
+    assert said == []
+    page.screenshot(path=tmp_path / "docs.png", full_page=False)
+    assert (tmp_path / "docs.png").stat().st_size > 20_000

@@ -1,0 +1,128 @@
+"""A client that a generator makes of our own description, under Croct's operation names."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+from openapi_python_client.cli import app
+from typer.testing import CliRunner
+
+from tests.service import HOST, Service
+
+CHANNEL = "WALKED"
+STARTED = 1648785600000
+PAGE = 7
+
+
+@pytest.fixture(scope="module")
+def generated(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of the package; what the running service says of itself is all it is made of."""
+    folder = tmp_path_factory.mktemp("generated")
+    (folder / "openapi.json").write_bytes(service.call("GET", "/docs/openapi.json").body)
+    (folder / "config.yml").write_text("post_hooks: []\n")
+    asked = ["generate", "--path", str(folder / "openapi.json"), "--meta", "none"]
+    asked += ["--output-path", str(folder / "exhaust_client"), "--config", f"{folder}/config.yml"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    sys.path.insert(0, str(folder))
+    yield "exhaust_client"
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def client(service: Service, generated: str) -> Iterator[Any]:
+    scopes = ("--scope", "pull", "--scope", "export:private")
+    key = service.run("manage.py", "create_key", "walker", "--channel", CHANNEL, *scopes)
+    made = import_module(f"{generated}.client").AuthenticatedClient
+    with made(
+        base_url=f"http://{HOST}:{service.port}",
+        token=key,
+        prefix="",
+        auth_header_name="X-Api-Key",
+        raise_on_unexpected_status=True,
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def send(service: Service) -> Callable[[range], None]:
+    """Sends three events of each of these devices, and has sessions and users made of them."""
+    scope = ("--channel", CHANNEL, "--scope", "ingest")
+    service.keys["walked"] = service.run("manage.py", "create_key", "sender", *scope)
+
+    def sent(devices: range) -> None:
+        events = [
+            {
+                "eid": "IMPRESSION",
+                "ets": STARTED + device * 1000 + number,
+                "mid": f"{device}-{number}",
+                "context": {"did": f"d-{device}", "sid": f"s-{device}"},
+                "edata": {"number": number},
+            }
+            for device in devices
+            for number in range(3)
+        ]
+        body = json.dumps(events).encode()
+        kind = {"Content_Type": "application/json"}
+        answer = service.call("POST", "/v1/telemetry", body, "walked", **kind)
+        assert answer.said["result"]["stored"] == len(events)
+        service.run("manage.py", "derive")
+
+    return sent
+
+
+RESOURCES = {  # the operation, the one by id, an item's id
+    "events": ("export_events", "export_event_by_id", "id"),
+    "sessions": ("export_sessions", "export_session_by_id", "session_id"),
+    "users": ("export_users", "export_user_by_id", "user_id"),
+}
+
+
+def test_it_walks_to_the_end_and_goes_on_the_next_day(
+    client: Any, generated: str, send: Callable[[range], None]
+) -> None:
+    def walk(operation: str, cursor: str) -> tuple[list[Any], str]:
+        call = import_module(f"{generated}.api.pull.{operation}").sync
+        found: list[Any] = []
+        while True:
+            page = call(client=client, page_size=PAGE, cursor=cursor)
+            cursor = page.next_cursor
+            if not page.items:
+                return found, cursor
+            assert len(page.items) <= PAGE
+            found += page.items
+
+    def walked() -> dict[str, list[Any]]:
+        told = {}
+        for resource, (operation, _, _) in RESOURCES.items():
+            told[resource], cursors[resource] = walk(operation, cursors[resource])
+        return told
+
+    def ids(resource: str, items: list[Any]) -> list[str]:
+        return [str(getattr(item, RESOURCES[resource][2])) for item in items]
+
+    # given what ten devices sent, and somebody who walked all of it
+    cursors = dict.fromkeys(RESOURCES, "")
+    send(range(10))
+    first = walked()
+    for resource, count in (("events", 30), ("sessions", 10), ("users", 10)):
+        found = ids(resource, first[resource])
+        assert (len(found), len(set(found))) == (count, count), resource
+
+    # when more comes the next day
+    assert walked() == {"events": [], "sessions": [], "users": []}
+    send(range(10, 14))
+    second = walked()
+
+    # then the kept cursors give what is new, once, and each can be asked for by its id
+    for resource, count in (("events", 12), ("sessions", 4), ("users", 4)):
+        found = ids(resource, second[resource])
+        assert (len(found), len(set(found))) == (count, count), resource
+        assert not set(found) & set(ids(resource, first[resource])), resource
+        one = import_module(f"{generated}.api.pull.{RESOURCES[resource][1]}").sync
+        said = one(found[0], client=client)
+        item = said.event if resource == "events" else said
+        assert item.to_dict() == second[resource][0].to_dict()

@@ -1,0 +1,300 @@
+"""`docker compose` without Docker, for docs/operations.md: our services as processes of this
+machine, by the very commands and variables of docker-compose.yml.
+
+PostgreSQL and Redis are those of the suite, with a database of this place; the storage is
+`tests.s3server`. COMPOSE_WITHOUT names services that are not started. It stands in for what the
+page types:
+
+    up -d --wait [SERVICE…]   exec [-T] SERVICE COMMAND…   run --rm SERVICE [COMMAND…]
+    stop|restart|kill [SERVICE…]   build   ps   logs
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import yaml
+
+from tests import s3server
+
+ROOT = Path(__file__).parent.parent
+STATE = Path(os.environ.get("COMPOSE_STATE", ""))
+SERVERS = ("postgres", "redis", "s3")
+ONCE = ("migrate", "bucket")
+WITHOUT = os.environ.get("COMPOSE_WITHOUT", "").split()
+PATIENCE = 120.0
+
+
+def main(words: list[str]) -> int:
+    if words[:3] == ["buildx", "imagetools", "inspect"]:
+        print("sha256:" + hashlib.sha256(words[3].encode()).hexdigest())  # noqa: T201
+        return 0
+    assert words[0] == "compose", words
+    verb, *rest = words[1:]
+    if verb in ("exec", "run"):
+        return inside(verb, rest)
+    named = [word for word in rest if re.fullmatch("[a-z][a-z0-9]+", word)]
+    match verb:
+        case "up":
+            up(named or [name for name in services() if name not in ONCE], whole=not named)
+        case "stop" | "kill":
+            for name in named:
+                stop(name, signal.SIGKILL if verb == "kill" else None)
+        case "restart":
+            for name in named:
+                stop(name)
+            up(named, whole=False)
+        case "ps":
+            for name in services():
+                print(name, "running" if alive(name) else "exited")  # noqa: T201
+        case "logs":
+            for name in named:
+                sys.stdout.write((STATE / f"{name}.log").read_text(errors="replace")[-4000:])
+        case "build" | "pull":
+            pass
+        case _:
+            raise SystemExit(f"compose {verb}: not stood in for")
+    return 0
+
+
+def services() -> dict[str, dict[str, Any]]:
+    """The composed services, their `${VARIABLES}` taken from `.env`."""
+    said = dict(line.split("=", 1) for line in Path(".env").read_text().splitlines() if line)
+
+    def value(match: re.Match[str]) -> str:
+        found = said.get(match[1], "")
+        if match[2] == ":?" and not found:
+            raise SystemExit(f"required variable {match[1]} is missing a value")
+        return found or (match[2] or "").removeprefix(":-")
+
+    text = re.sub(r"\$\{(\w+)(:\?|:-[^}]*)?\}", value, Path("docker-compose.yml").read_text())
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["services"]
+    for service in found.values():
+        given = service.get("environment", {})
+        # one without a value is passed on, or not there at all
+        service["environment"] = {
+            name: said.get(name) if value is None else value
+            for name, value in given.items()
+            if value is not None or name in said
+        }
+    return found
+
+
+def environment(name: str) -> dict[str, str]:
+    """What a container of the service has in its environment, the servers' addresses being ours."""
+    given = {key: str(value) for key, value in services()[name].get("environment", {}).items()}
+    port = os.environ["COMPOSE_PORT"]
+    ours = {
+        "EXHAUST_VAR": str(STATE / name),
+        "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "DATABASE_URL": os.environ["COMPOSE_DATABASE"],
+        "CELERY_BROKER_URL": os.environ["COMPOSE_BROKER"],
+        "S3_ENDPOINT_URL": f"http://127.0.0.1:{storage_port()}",
+        "S3_PUBLIC_ENDPOINT_URL": f"http://127.0.0.1:{storage_port()}",
+        "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
+        "METRICS_PORT": "0",  # each container has one of its own
+    }
+    kept = ("PATH", "PYTHONPATH", "HOME", "LANG")
+    return {
+        **{key: os.environ[key] for key in kept if key in os.environ},
+        **given,
+        **{key: value for key, value in ours.items() if key in given or key == "EXHAUST_VAR"},
+    }
+
+
+def words_of(name: str) -> list[str]:
+    said = services()[name].get("command")
+    if said is None:
+        found = re.search(r"^CMD (\[.*\])$", Path("Dockerfile").read_text(), re.M)
+        assert found
+        said = yaml.safe_load(found[1])
+    ports = {"8000": os.environ["COMPOSE_PORT"], "0.0.0.0": "127.0.0.1"}  # noqa: S104
+    return [ports.get(word, word) for word in said]
+
+
+def up(names: list[str], *, whole: bool) -> None:
+    for name in names:
+        if name in SERVERS:
+            serve(name)
+    if whole:
+        for name in ONCE:
+            once(name)
+    for name in names:
+        if name not in (*SERVERS, *ONCE, *WITHOUT):
+            start(name)
+    if "web" in names:
+        until_ready()
+
+
+def once(name: str) -> None:
+    """Not again where nothing was changed for it: Compose would, and it would do nothing."""
+    kept, mark = STATE / f"{name}.mark", marked(name)
+    if kept.exists() and kept.read_text() == mark:
+        return
+    if code := command("run", name, []):
+        raise SystemExit(code)
+    STATE.mkdir(exist_ok=True)
+    kept.write_text(mark)
+
+
+def marked(name: str) -> str:
+    """A digest of what a container of the service would be given."""
+    given = {key: value for key, value in environment(name).items() if key != "PATH"}
+    return hashlib.sha256(json.dumps([given, words_of(name)]).encode()).hexdigest()
+
+
+def serve(name: str) -> None:
+    """A server that is the suite's is there; its volume is made when it is missing."""
+    if name == "postgres":
+        database = urlsplit(os.environ["COMPOSE_DATABASE"]).path.strip("/")
+        there = postgres("psql", "-Atc", f"SELECT 1 FROM pg_database WHERE datname = '{database}'")
+        if not subprocess.run(there, check=True, capture_output=True).stdout:
+            subprocess.run(postgres("createdb", database), check=True)
+    elif name == "s3" and not alive("s3"):
+        launch(
+            "s3",
+            [
+                *(sys.executable, "-m", "tests.s3server"),
+                *("--port", str(storage_port()), "--dir", str(STATE / "s3")),
+            ],
+            dict(os.environ) | {"PYTHONPATH": str(ROOT)},
+        )
+
+
+def postgres(program: str, *words: str) -> list[str]:
+    server = urlsplit(os.environ["COMPOSE_DATABASE"])
+    address = urlunsplit(server._replace(path="/postgres"))
+    if program == "psql":
+        return ["psql", "-d", address, *words]
+    return [
+        program,
+        "-h",
+        str(server.hostname),
+        "-p",
+        str(server.port),
+        "-U",
+        str(server.username),
+        *words,
+    ]
+
+
+def inside(verb: str, words: list[str]) -> int:
+    """`exec` and `run`: their options `-T`, `--rm`, `-e NAME=VALUE` and `-v HERE:THERE`."""
+    more: dict[str, str] = {}
+    mounts: dict[str, str] = {}
+    while words[0].startswith("-"):
+        option = words.pop(0)
+        if option == "-e":
+            name, _, value = words.pop(0).partition("=")
+            more[name] = value
+        elif option == "-v":
+            here, there, *_ = words.pop(0).split(":")
+            mounts[there] = here
+    name, *command_words = words
+    return command(verb, name, [mounts.get(word, word) for word in command_words], more)
+
+
+def command(verb: str, name: str, words: list[str], more: dict[str, str] | None = None) -> int:
+    """A command in a container: in the one that runs, or in one of its own."""
+    if name == "redis":
+        server = urlsplit(os.environ["COMPOSE_BROKER"])
+        assert words[0] == "redis-cli", words
+        to = ["-h", str(server.hostname), "-p", str(server.port), "-n", server.path.strip("/")]
+        return subprocess.run(["redis-cli", *to, *words[1:]], check=False).returncode
+    if name == "postgres":
+        return subprocess.run(in_postgres(words), check=False).returncode
+    if verb == "exec" and not alive(name):
+        raise SystemExit(f'service "{name}" is not running')
+    return subprocess.run(
+        words or words_of(name), env=environment(name) | (more or {}), check=False
+    ).returncode
+
+
+def in_postgres(words: list[str]) -> list[str]:
+    """A client's command as its user `exhaust` and for its database `exhaust`, both ours here."""
+    server = urlsplit(os.environ["COMPOSE_DATABASE"])
+    program, *rest = words
+    ours: list[str] = []
+    for before, word in zip([program, *rest], rest, strict=False):
+        if word == "exhaust":
+            word = str(server.username) if before == "-U" else server.path.strip("/")
+        ours.append(word)
+    if program == "psql" and "-d" not in ours:
+        ours += ["-d", server.path.strip("/")]
+    return [program, "-h", str(server.hostname), "-p", str(server.port), *ours]
+
+
+def start(name: str) -> None:
+    """As compose does: one that runs with what it would be given is left alone."""
+    kept, mark = STATE / f"{name}.mark", marked(name)
+    if alive(name) and kept.exists() and kept.read_text() == mark:
+        return
+    stop(name)
+    shutil.rmtree(STATE / name, ignore_errors=True)  # a container's tmpfs
+    (STATE / name).mkdir(parents=True)
+    kept.write_text(mark)
+    launch(name, words_of(name), environment(name))
+
+
+def launch(name: str, words: list[str], environment: dict[str, str]) -> None:
+    STATE.mkdir(exist_ok=True)
+    with (STATE / f"{name}.log").open("ab") as log:
+        child = subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    (STATE / f"{name}.pid").write_text(str(child.pid))
+
+
+def alive(name: str) -> bool:
+    """Whether its process runs; an ended one is not waited for by us, so it may be a zombie."""
+    if name in ("postgres", "redis"):
+        return True
+    with suppress(OSError, ValueError):
+        pid = int((STATE / f"{name}.pid").read_text())
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def stop(name: str, number: int | None = None) -> None:
+    if name in ("postgres", "redis") or not alive(name):
+        return
+    pid = int((STATE / f"{name}.pid").read_text())
+    said = services()[name].get("stop_signal", "SIGTERM")
+    os.kill(pid, getattr(signal, said) if number is None else number)
+    until = time.monotonic() + PATIENCE
+    while alive(name) and time.monotonic() < until:
+        time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def until_ready() -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        with suppress(OSError):
+            address = f"http://127.0.0.1:{os.environ['COMPOSE_PORT']}/readyz"
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise SystemExit((STATE / "web.log").read_text(errors="replace")[-4000:])
+
+
+def storage_port() -> int:
+    return int(os.environ["COMPOSE_STORAGE_PORT"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

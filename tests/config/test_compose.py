@@ -1,0 +1,149 @@
+"""The compose file is held to the code: every variable is a setting, every command exists."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from django.core.management import get_commands
+
+from config.celery import app
+from tests.pages import OPERATIONS, blocks
+
+ROOT = Path(__file__).parent.parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.dev.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if service["image"] == "exhaust"}
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SETTINGS = (ROOT / "config" / "settings.py").read_text()
+SECRETS = ("SECRET_KEY", "KEY_PEPPER", "ENCRYPTION_KEYS", "POSTGRES_PASSWORD", "S3_SECRET_KEY")
+
+
+def command(name: str) -> list[str]:
+    given = SERVICES[name].get("command")
+    if given is None:
+        found = re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.M)
+        assert found
+        given = yaml.safe_load(found[1])
+    return list(given)
+
+
+def test_there_is_all_that_the_service_is_made_of() -> None:
+    assert set(OURS) == {"migrate", "bucket", "web", "worker", "nightly", "beat"}
+    assert set(SERVICES) - set(OURS) == {"postgres", "redis", "s3"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting(name: str) -> None:
+    for variable in OURS[name]["environment"]:
+        assert f'"{variable}"' in SETTINGS, variable
+
+
+def test_every_setting_of_the_readme_reaches_the_containers() -> None:
+    told = set(re.findall(r'env\.\w+\(\s*"([A-Z0-9_]+)"', SETTINGS))
+    given = {name for service in OURS.values() for name in service["environment"]}
+    # where it lies, what a developer sets, and what a test does
+    assert told - given == {"EXHAUST_VAR", "DEBUG", "EXHAUST_FAILPOINTS"}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_secret_has_a_default(secret: str) -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    used = re.findall(rf"\$\{{{secret}([^}}]*)\}}", text)
+    assert used
+    assert set(used) == {":?"}
+    assert secret in (ROOT / "docs" / "operations.md").read_text()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_command_exists(name: str) -> None:
+    program, *rest = command(name)
+    if program == "python":
+        assert rest[0] == "manage.py"
+        assert rest[1] in get_commands()
+    else:
+        assert shutil.which(program) or program in {"celery", "granian"}
+    options = {word for word in rest if word.startswith("--")}
+    if program == "granian":
+        shown = subprocess.run(
+            [sys.executable, "-m", "granian", "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert [option for option in options if option not in shown] == []
+        assert rest[rest.index("--interface") + 2] == "config.wsgi:application"
+
+
+def test_every_queue_has_its_workers() -> None:
+    taken = set()
+    for name in ("worker", "nightly"):
+        words = command(name)
+        taken |= set(words[words.index("-Q") + 1].split(","))
+    assert taken == set(app.amqp.queues)
+
+
+def test_a_stop_lasts_longer_than_the_work_that_it_waits_for() -> None:
+    for name in ("worker", "nightly"):
+        service = SERVICES[name]
+        waits = int(service["environment"]["WORKER_STOP_SECONDS"])
+        assert service["stop_signal"] == "SIGQUIT"
+        assert int(service["stop_grace_period"].removesuffix("s")) >= waits + 15
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_runs_with_more_than_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["pids_limit"]
+    assert service["read_only"] is True or name == "s3"
+    if name in OURS:
+        assert service["user"] == "10001:10001"
+        assert "10001" in DOCKERFILE
+    if name not in ("migrate", "bucket"):
+        assert service["mem_limit"]
+        assert service["restart"] == "unless-stopped"
+    if name not in OURS:
+        assert re.search(r":[\d.]+$", service["image"]), "pinned"
+        assert service["volumes"]
+
+
+def test_what_waits_for_another_waits_for_its_health() -> None:
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            ended = how["condition"] == "service_completed_successfully"
+            assert ended or "healthcheck" in SERVICES[other], (name, other)
+
+
+def test_redis_forgets_nothing_and_evicts_nothing() -> None:
+    words = " ".join(command("redis"))
+    assert "--appendonly yes" in words
+    assert "--maxmemory-policy noeviction" in words
+
+
+def test_the_development_file_changes_what_is_there() -> None:
+    assert set(DEVELOPMENT["services"]) <= set(SERVICES)
+    assert DEVELOPMENT["services"]["web"]["environment"] == {"DEBUG": "true"}
+
+
+def test_the_image_has_what_the_constraints_say() -> None:
+    pinned = re.compile(r"^([\w.-]+)==([\w.]+)", re.M)
+    locked = dict(pinned.findall((ROOT / "requirements.lock").read_text()))
+    said = dict(pinned.findall((ROOT / "constraints.txt").read_text()))
+    assert locked.pop("hatchling")
+    assert {name: said.get(name, version) for name, version in locked.items()} == locked
+    assert {"django", "celery", "granian"} <= set(locked)
+    assert "--require-hashes -r requirements.lock" in DOCKERFILE
+
+
+def test_without_docker_the_same_commands_are_run() -> None:
+    (block,) = [found for found in blocks(OPERATIONS) if found.text.count("celery -A") == 3]
+    typed = [shlex.split(line) for line in block.text.replace("\\\n", "").splitlines()]
+    assert typed[1:] == [command(name) for name in ("web", "worker", "nightly", "beat")]
+    assert [" ".join(command(name)[:3]) for name in ("migrate", "bucket")] == [
+        words.strip() for words in " ".join(typed[0]).split("&&")
+    ]

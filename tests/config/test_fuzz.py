@@ -1,0 +1,111 @@
+"""A small campaign of hostile calls in each run; the large ones are `python -m benchmarks.fuzz`."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from benchmarks import fuzz, fuzz_adapters, fuzz_wire
+from benchmarks.fuzz_wire import Answer, Wire
+
+REQUESTS = 500
+INPUTS = 300
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_call_is_answered_as_it_should_not_be(settings: Any) -> None:
+    settings.EXHAUST_QUEUED_PER_CHANNEL = 100_000
+    campaign = fuzz.in_process(REQUESTS, seed=1)
+    assert campaign.found == {}
+    assert campaign.count >= REQUESTS
+    assert {200, 400, 404} <= set(campaign.said)
+    assert [status for status in campaign.said if status >= 500] == []
+
+
+@pytest.mark.parametrize("name", fuzz_adapters.ADAPTERS)
+def test_any_bytes_are_events_or_refused(name: str) -> None:
+    """Without coverage to lead it, on the same inputs each time."""
+    target = fuzz_adapters.reader(name)
+    for data in fuzz_adapters.inputs(name, INPUTS, seed=1):
+        target(data)
+
+
+def test_what_an_adapter_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingest.adapters import telemetry
+
+    def careless(*_: Any, **__: Any) -> Any:
+        raise KeyError("ets")
+
+    monkeypatch.setattr(telemetry, "_event", careless)
+    target = fuzz_adapters.reader("telemetry")
+    with pytest.raises(KeyError):
+        target(fuzz_adapters.SEEDS["telemetry"][0])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_the_server_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import schemathesis
+
+    from config.wsgi import application
+    from exhaust import jobs
+
+    def careless() -> Any:
+        raise KeyError("oldest")
+
+    monkeypatch.setattr(jobs, "oldest_due", careless)
+    schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
+    campaign = fuzz.Campaign(schema.include(path="/readyz"), fuzz.rights(), requests=1)
+    campaign.run()
+    assert campaign.said[500] >= 1
+    assert any("/readyz" in kind and "500" in kind for kind in campaign.found)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda answer: replace(answer, status=302), "UndefinedStatusCode"),
+        (lambda answer: replace(answer, headers=[("Content-Type", "text/css")]), "ContentType"),
+        (lambda answer: replace(answer, content=b'{"count": "many"}'), "JsonSchema"),
+    ],
+)
+def test_an_answer_that_is_not_described_is_found(
+    spoil: Callable[[Answer], Answer], told: str
+) -> None:
+    import schemathesis
+
+    from config.wsgi import application
+
+    served = fuzz_wire.to_application(application)
+    schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
+
+    campaign = fuzz.Campaign(
+        schema.include(path="/dataset/v1/schedule"),
+        fuzz.rights(),
+        requests=1,
+        send=lambda wire: spoil(served(wire)),
+    )
+    campaign.run()
+
+    assert any(told in kind and "GET /dataset/v1/schedule" in kind for kind in campaign.found)
+    assert any("curl -X GET" in detail for detail in campaign.found.values())
+
+
+def test_variants_are_made_of_what_was_sent_and_of_what_no_schema_makes() -> None:
+    one = Wire("POST", "/a/1", "q=1&r=2", (("Content-Type", "application/json"),), b'{"a": 12}')
+    other = Wire("POST", "/a/2", "q=3", (), b'{"b": "text"}')
+    variants = fuzz_wire.Variants(random.Random(1))
+    variants.learn("POST /a", one)
+    variants.learn("POST /a", other)
+
+    made = [variants.of("POST /a", one) for _ in range(500)]
+
+    assert {each.method for each in made} == {"POST"}
+    assert {each.path for each in made} == {"/a/1", "/a/2"}
+    assert {"q=1&r=2", "q=3", "q=1"} < {each.query for each in made}
+    assert any("%00" in each.query for each in made)
+    assert any(each.content == other.content and each.path == one.path for each in made)
+    assert any(b"\0" in each.content for each in made)
+    assert any(("Content-Encoding", "br") in each.headers for each in made)

@@ -1,0 +1,299 @@
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from config import gate
+from config.gate import Gate, Line
+
+DOOR, OTHER = "/v1/telemetry", "/dataset/v1/request/read/x"
+
+
+class Input:
+    """A body of so many bytes whose second half comes when it is let go."""
+
+    def __init__(self, size: int = 0, *, is_slow: bool = False) -> None:
+        self._left = size
+        self.goes = threading.Event()
+        if not is_slow:
+            self.goes.set()
+
+    def read(self, size: int) -> bytes:
+        assert self.goes.wait(10)
+        size = min(size, self._left)
+        self._left -= size
+        return b"x" * size
+
+
+class Caller:
+    """One request in a thread of its own, and what came of it."""
+
+    def __init__(self, app: Gate, path: str = DOOR, size: int = 0, *, is_slow: bool = False):
+        self.input = Input(size, is_slow=is_slow)
+        self.status = ""
+        self.headers: dict[str, str] = {}
+        self.body: Iterable[bytes] = []
+        self.error: BaseException | None = None
+        environ = {
+            "PATH_INFO": path,
+            "REQUEST_METHOD": "POST" if size or path == DOOR else "GET",
+            "CONTENT_LENGTH": str(size),
+            "wsgi.input": self.input,
+        }
+        self._thread = threading.Thread(target=self._call, args=(app, environ))
+        self._thread.start()
+
+    def _call(self, app: Gate, environ: dict[str, Any]) -> None:
+        try:
+            self.body = app(environ, self._start)
+        except OSError as error:
+            self.error = error
+
+    def _start(self, status: str, headers: list[tuple[str, str]]) -> None:
+        self.status, self.headers = status, dict(headers)
+
+    def ended(self, within: float = 10) -> "Caller":
+        self._thread.join(within)
+        assert not self._thread.is_alive()
+        return self
+
+
+class Answer(list[bytes]):
+    """What Django gives back."""
+
+    streaming = False
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Work:
+    """An application that reads the body and then works until it is let go."""
+
+    def __init__(self) -> None:
+        self.at_work = 0
+        self.goes = threading.Event()
+        self.read: list[int] = []
+        self.answer: Callable[[], Any] = lambda: Answer([b"done"])
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        size = len(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+        self.read.append(size)
+        self.at_work += 1
+        assert self.goes.wait(10)
+        start("200 OK", [])
+        return self.answer()
+
+
+@pytest.fixture
+def work() -> Iterator[Work]:
+    made = Work()
+    yield made
+    made.goes.set()
+
+
+def until(told: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not told():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gate, "LONGEST_LINE", 3)
+    app = Gate(work, places=3)  # two of them for the doors
+    inside = [Caller(app, size=5) for _ in range(2)]
+    until(lambda: work.at_work == 2)
+    line = [Caller(app, size=5) for _ in range(3)]
+    until(lambda: len(app._doors._waiting) == 3)
+
+    shed = [Caller(app, size=5, is_slow=True).ended(1) for _ in range(20)]
+
+    assert {each.status for each in shed} == {"503 Service Unavailable"}
+    assert {int(each.headers["Retry-After"]) for each in shed} <= {1, 2, 3, 4, 5}
+    assert len({each.headers["Retry-After"] for each in shed}) > 1
+    assert work.read == [5, 5]
+    work.goes.set()
+    for each in inside + line:
+        assert each.ended().status == "200 OK"
+        assert each.body == [b"done"]
+    assert Caller(app, size=5).ended().status == "200 OK"
+
+
+def test_the_line_is_as_long_as_what_is_served_soon():
+    line = Line(2)
+    assert line.enter()
+    assert line.enter()
+    for _ in range(100):
+        line.took(0.5)
+
+    assert not line.enter()  # a turn would come in a quarter of a second
+
+    for _ in range(100):
+        line.took(0.09)
+    threads = [threading.Thread(target=line.enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(line._waiting) == 4)
+    assert not line.enter()
+    for _ in range(4):
+        line.leave()
+    for thread in threads:
+        thread.join(10)
+    assert not line._waiting
+
+
+def test_questions_and_events_keep_each_other_out_of_nothing(work: Work):
+    app = Gate(work, places=2)
+    busy = Caller(app, OTHER)
+    until(lambda: work.at_work == 1)
+
+    event = Caller(app, DOOR)
+
+    until(lambda: work.at_work == 2)
+    work.goes.set()
+    assert {busy.ended().status, event.ended().status} == {"200 OK"}
+
+
+def test_probes_find_the_way_in_at_any_time(work: Work):
+    app = Gate(work, places=1)
+    callers = [Caller(app, path) for path in (OTHER, "/healthz", "/readyz", "/healthz")]
+
+    until(lambda: work.at_work == 4)
+
+    work.goes.set()
+    assert {each.ended().status for each in callers} == {"200 OK"}
+
+
+def test_who_waits_for_a_body_lends_its_place_and_gets_one_again(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gate, "SLOW_SECONDS", 0.02)
+    app = Gate(work, places=1)
+    slow = [Caller(app, size=9, is_slow=True) for _ in range(5)]
+    until(lambda: app._slow == 5)
+
+    quick = Caller(app, size=5)
+    until(lambda: work.at_work == 1)
+    for each in slow:
+        each.input.goes.set()
+    until(lambda: len(app._doors._waiting) == 5)
+    assert work.at_work == 1  # let in before, but one at a time
+    work.goes.set()
+
+    assert {each.ended().status for each in [quick, *slow]} == {"200 OK"}
+    assert work.read == [5, 9, 9, 9, 9, 9]
+    assert app._doors._free == 1
+    assert not app._slow
+    assert not app._bodies
+
+
+def test_where_too_many_bodies_are_slow_no_more_are_taken(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gate, "SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(gate, "SLOW_BODIES", 2)
+    app = Gate(work, places=2)
+    work.goes.set()
+    slow = [Caller(app, size=9, is_slow=True) for _ in range(2)]
+    until(lambda: app._slow == 2)
+
+    assert Caller(app, size=5).ended().status == "503 Service Unavailable"
+    assert Caller(app, OTHER).ended().status == "200 OK"  # has none
+    assert app.is_crowded()
+
+    for each in slow:
+        each.input.goes.set()
+        assert each.ended().status == "200 OK"
+    assert not app.is_crowded()
+    assert Caller(app, size=5).ended().status == "200 OK"
+
+
+def test_a_body_is_read_as_it_was_sent():
+    sizes = [3, 0, 7, -1, 5]
+    environ = {"CONTENT_LENGTH": "20", "wsgi.input": Input(100)}
+    app = Gate(Work(), places=1)
+    body = gate.Body(app, Line(1), environ)
+
+    assert [len(body.read(size)) for size in sizes] == [3, 0, 7, 10, 0]
+    environ = {"CONTENT_LENGTH": "9", "wsgi.input": Input(100)}
+    body = gate.Body(app, Line(1), environ)
+    assert [body.readline(), body.readline()] == [b"x" * 9, b""]
+    assert gate.Body(app, Line(1), {"wsgi.input": Input(9)}).read() == b""
+
+
+def test_a_download_holds_no_place_and_is_counted(work: Work, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gate, "STREAMS", 2)
+    app = Gate(work, places=1)
+    work.goes.set()
+    answers: list[Answer] = []
+
+    def streaming() -> Answer:
+        answers.append(Answer([b"a", b"b"]))
+        answers[-1].streaming = True
+        return answers[-1]
+
+    work.answer = streaming
+    open_ones = [Caller(app, OTHER).ended() for _ in range(2)]
+    third = Caller(app, OTHER).ended()
+
+    assert [list(each.body) for each in open_ones] == [[b"a", b"b"]] * 2
+    assert third.status == "503 Service Unavailable"
+    assert [each.closed for each in answers] == [False, False, True]
+    open_ones[0].body.close()  # type: ignore[attr-defined]
+    open_ones[0].body.close()  # type: ignore[attr-defined]
+    assert answers[0].closed
+    assert Caller(app, OTHER).ended().status == "200 OK"
+    assert Caller(app, OTHER).ended().status == "503 Service Unavailable"
+
+
+def test_an_answer_is_closed_and_a_place_given_back_when_it_fails(work: Work):
+    app = Gate(work, places=1)
+    work.goes.set()
+    given: list[Answer] = []
+
+    def failing() -> Answer:
+        given.append(Answer())
+        if len(given) == 1:
+            raise OSError
+        return given[-1]
+
+    work.answer = failing
+    assert isinstance(Caller(app).ended().error, OSError)
+    assert Caller(app).ended().status == "200 OK"
+    assert given[1].closed
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        ("/v1/telemetry", lambda said: said["params"]["err"] == "SERVER_ERROR"),
+        ("/data/v3/telemetry", lambda said: said["id"] == "api.telemetry"),
+        ("/hit", lambda said: (said["status"], said["code"]) == ("error", 503)),
+        ("/hit/bulk", lambda said: said["reason"] == "overloaded"),
+        ("/a/_bulk", lambda said: said["error"]["type"] == "es_rejected_execution_exception"),
+        ("/api/dataset/v1/request/submit", lambda said: said["responseCode"] == "SERVER_ERROR"),
+        ("/collect", lambda said: said["status"] == 503),
+        ("/export/users", lambda said: said["title"] == "overloaded"),
+    ],
+)
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_each_is_sent_away_in_its_own_words(path: str, read: Callable[[Any], bool], size: int):
+    told: dict[str, str] = {}
+
+    def start(status: str, headers: list[tuple[str, str]]) -> None:
+        told.update(headers, status=status)
+
+    (body,) = gate.shed({"PATH_INFO": path, "CONTENT_LENGTH": str(size)}, start)
+
+    assert read(json.loads(body))
+    assert told["status"].startswith("503 ")
+    assert told["Content-Length"] == str(len(body))
+    assert ("Connection" in told) is (size > gate.UNREAD)
+    assert ("X-Elastic-Product" in told) is path.endswith("_bulk")

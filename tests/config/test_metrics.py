@@ -1,0 +1,203 @@
+"""What Prometheus sees, and whether a probe is told the truth."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection
+from django.db.migrations.recorder import MigrationRecorder
+from django.test import Client
+from prometheus_client.parser import text_string_to_metric_families
+
+from config import health, settings
+from exhaust import jobs, links, storage
+from exhaust.models import DailyRun, Job
+from tests.conftest import bearer, make_key
+from tests.exhaust.factories import make_claimed, make_finished, make_job
+
+TOKEN = {"Authorization": "Bearer t0ken"}
+MONITORING = settings.BASE_DIR / "docs" / "monitoring"
+
+
+def scraped(client: Client) -> dict[tuple[str, tuple[str, ...]], float]:
+    answer = client.get("/metrics", headers=TOKEN)
+    assert answer.status_code == 200
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.content.decode())
+        for sample in family.samples
+    }
+
+
+def test_metrics_are_nobodys_business_by_default(client: Client) -> None:
+    assert client.get("/metrics").status_code == 404
+
+
+@pytest.mark.parametrize("said", ["", "Bearer", "Bearer other", "Basic t0ken", "t0ken"])
+def test_metrics_ask_for_their_token(said: str, client: Client, settings: Any) -> None:
+    settings.METRICS_TOKEN = "t0ken"
+    answer = client.get("/metrics", headers={"Authorization": said})
+    assert answer.status_code == 401
+    assert b"exhaust_" not in answer.content
+
+
+@pytest.mark.django_db
+def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
+    # given
+    settings.METRICS_TOKEN = "t0ken"
+    before = scraped(client)
+
+    # when one is made, one failed, one stopped, one taken over, and one waits
+    made = make_finished(b"a,b\n1,2\n")
+    jobs.fail(make_claimed(), "no", permanent=True)
+    jobs.cancel(make_claimed(), "stop")
+    make_claimed()
+    Job.objects.filter(status="PROCESSING").update(lease_until="2020-01-01T00:00Z")
+    jobs.claim()
+    make_job(priority=Job.Priority.NIGHTLY)
+
+    # then
+    after = scraped(client)
+
+    def grown(name: str, *labels: str) -> float:
+        return after.get((name, labels), 0.0) - before.get((name, labels), 0.0)
+
+    dataset = made.dataset
+    for outcome in ("success", "failed", "cancelled"):
+        assert grown("exhaust_jobs_total", dataset, outcome) == 1
+    assert grown("exhaust_lease_takeovers_total", dataset, "silent") == 1
+    assert grown("exhaust_bytes_out_total", dataset) == 8
+    assert grown("exhaust_job_seconds_count", dataset) == 1
+    assert grown("exhaust_ready_seconds_count", dataset) == 1
+    assert after["exhaust_jobs_open", ("nightly", "SUBMITTED")] == 1
+    assert after["exhaust_jobs_open", ("interactive", "PROCESSING")] == 1
+    assert after["exhaust_oldest_due_job_seconds", ()] >= 0
+
+
+@pytest.mark.django_db
+def test_uses_of_our_links_are_counted(client: Client, settings: Any) -> None:
+    settings.METRICS_TOKEN = "t0ken"
+    (file,) = make_finished().files.all()
+    link = links.current(file)
+    assert link is not None
+    before = scraped(client)
+    given = client.get(links.address(link).partition(":8000")[2])
+    assert (given.status_code, b"".join(given)) == (200, b"a,b\n1,2\n")
+    assert client.get("/dataset/v1/download/altered").status_code in (403, 404)
+    after = scraped(client)
+    name = "exhaust_downloads_total"
+    grown = {key[1][0]: after[key] - before.get(key, 0) for key in after if key[0] == name}
+    assert grown["200"] == 1
+    assert sum(grown.values()) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_doors_got_is_counted(client: Client, settings: Any) -> None:
+    settings.METRICS_TOKEN = "t0ken"
+    key = bearer(make_key("ingest"))
+    good, bad = {"deviceId": "d1"}, {"deviceId": 5}
+    before = scraped(client)
+    client.post("/v1/participants", [good, good, bad], content_type="application/json", headers=key)
+    after = scraped(client)
+    for outcome, count in (("stored", 2), ("rejected", 1)):
+        name = ("exhaust_events_total", ("participants", outcome))
+        assert after[name] - before.get(name, 0) == count
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("page", ["alerts.yml", "dashboard.json"])
+def test_dashboard_and_alerts_ask_for_what_is_there(
+    page: str, client: Client, settings: Any
+) -> None:
+    settings.METRICS_TOKEN = "t0ken"
+    answer = client.get("/metrics", headers=TOKEN).content.decode()
+    families = {
+        family.name: family.type
+        for family in text_string_to_metric_families(answer)
+        if family.name.startswith("exhaust_") and not family.name.endswith("_created")
+    }
+    there = {
+        name + suffix
+        for name, kind in families.items()
+        for suffix in {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(
+            kind, ("",)
+        )
+    }
+    text = (MONITORING / page).read_text()
+    asked = set(re.findall(r"\bexhaust_\w+", text))
+    assert asked
+    assert asked <= there
+    if page.endswith("json"):
+        assert len({panel["id"] for panel in json.loads(text)["panels"]}) > 10
+        assert {name.removesuffix("_total") for name in families} <= {
+            re.sub("_(total|bucket|count|sum)$", "", name) for name in asked
+        } | {"exhaust_sink_stopped"}
+
+
+# Probes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_migrated", False)
+
+
+@pytest.mark.django_db
+def test_all_is_well(client: Client) -> None:
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "ok", "database": "ok", "migrations": "ok", "broker": "ok", "storage": "ok",
+        "oldest_due_job_seconds": 0,
+    }  # fmt: skip
+    assert not DailyRun.objects.exists()
+
+
+@pytest.mark.django_db
+def test_tables_of_another_version_are_not_ready(client: Client) -> None:
+    MigrationRecorder.Migration.objects.filter(app="exhaust").last().delete()
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["migrations"] == "missing: run manage.py migrate"
+
+
+@pytest.mark.django_db
+def test_a_database_that_only_reads_is_not_ready(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DatabaseError("read-only")
+
+    monkeypatch.setattr(DailyRun, "save", refuse)
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["database"] == "unreachable or read-only"
+
+
+@pytest.mark.django_db
+def test_without_broker_and_storage_requests_are_still_taken(
+    client: Client, settings: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    settings.FILES_DIR = tmp_path / "file" / "below"
+    settings.CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
+    storage.default.cache_clear()
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["status"], told["broker"], told["storage"]) == (
+        "degraded", "unreachable", "unreachable",
+    )  # fmt: skip
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_a_standby_is_not_ready(client: Client) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+        try:
+            assert client.get("/readyz").status_code == 503
+        finally:
+            cursor.execute("RESET default_transaction_read_only")

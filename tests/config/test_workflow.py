@@ -1,0 +1,84 @@
+"""The workflow is held to the README, the pages and the package: it runs what they say."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.pages import OPERATIONS, ROOT, blocks
+
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+JOBS: dict[str, Any] = WORKFLOW["jobs"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README_LINES = [block.text.strip() for block in blocks(ROOT / "README.md") if "venv" in block.text]
+
+
+def scripts(job: str) -> list[str]:
+    return [step["run"] for step in JOBS[job]["steps"] if "run" in step]
+
+
+def printed(script: str) -> str:
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_there_is_a_job_for_each_promise() -> None:
+    assert set(JOBS) == {"readme", "services", "browser", "image", "release"}
+    assert JOBS["services"]["services"].keys() == {"postgres", "redis"}
+    assert set(JOBS["release"]["needs"]) == set(JOBS) - {"release"}
+
+
+def test_the_two_lines_of_the_readme_run_on_every_python_that_is_promised() -> None:
+    pythons = JOBS["readme"]["strategy"]["matrix"]["python"]
+    assert [
+        named.removeprefix("Programming Language :: Python :: ")
+        for named in PROJECT["classifiers"]
+        if re.search(r":: 3\.\d+$", named)
+    ] == pythons
+    assert PROJECT["requires-python"] == f">={pythons[0]}"
+
+    # what each step types is the README's own line, and they are all of them
+    found = [printed(re.sub(r"eval .*", 'echo "$line"', script)) for script in scripts("readme")]
+    assert found == README_LINES[:2]
+    assert all(re.search(r'^eval "\$line\b', script, re.M) for script in scripts("readme"))
+
+
+def test_the_line_that_ci_run_takes_from_the_readme_is_there() -> None:
+    run = (ROOT / ".ci" / "run").read_text()
+    (setup,) = re.findall(r"^setup=\$\((grep .*)\)$", run, re.M)
+    assert printed(setup) == README_LINES[1]
+    assert scripts("services")[-1].endswith("bash .ci/run")
+
+
+def test_the_image_is_brought_up_by_the_operators_first_block() -> None:
+    (script,) = [script for script in scripts("image") if "operations.md" in script]
+    taken, ran = script.strip().splitlines()
+    assert printed(taken.partition(" > ")[0]) == blocks(OPERATIONS)[0].text.strip()
+    assert ran.startswith("bash -e")
+
+
+def test_a_release_says_where_it_was_built() -> None:
+    job = JOBS["release"]
+    assert job["permissions"] == {
+        "contents": "read", "packages": "write", "id-token": "write", "attestations": "write",
+    }  # fmt: skip
+    *_, build, attest = job["steps"]
+    assert attest["uses"].startswith("actions/attest-build-provenance@")
+    assert attest["with"]["subject-digest"] == f"${{{{ steps.{build['id']}.outputs.digest }}}}"
+    assert build["with"]["tags"].startswith(attest["with"]["subject-name"] + ":")
+    assert attest["with"]["push-to-registry"] is True
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_what_a_job_names_is_there(job: str) -> None:
+    assert JOBS[job]["timeout-minutes"]
+    for script in scripts(job):
+        for path in re.findall(r"(?<![\w/.])((?:\.ci|docs|tests)/[\w./]+)", script):
+            assert (ROOT / Path(path)).exists()

@@ -1,0 +1,145 @@
+"""The daily run: once a day, whoever asks, whenever somebody looks."""
+
+import threading
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from exhaust import daily, leftovers, storage
+from exhaust.models import DailyRun, File
+from tests.exhaust.factories import left_of, make_finished, make_job, row_of, stored
+
+DAY = timedelta(days=1)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("now", "day"),
+    [
+        ("2026-03-10T01:59:59", date(2026, 3, 9)),
+        ("2026-03-10T02:00:00", date(2026, 3, 10)),
+        ("2026-03-10T23:59:59", date(2026, 3, 10)),
+        ("2026-03-11T01:59:59", date(2026, 3, 10)),
+        ("2027-01-01T01:00:00", date(2026, 12, 31)),
+    ],
+)
+def test_a_day_begins_at_two(now: str, day: date) -> None:
+    assert daily.day_of(at(now)) == day
+
+
+def test_every_day_of_years_is_one_day_whatever_the_clock_shows() -> None:
+    # given a look every twenty minutes through the changes of every clock
+    begun = at("2024-01-01T02:00:00")
+    seen = {daily.day_of(begun + timedelta(minutes=20 * number)) for number in range(2500 * 72)}
+    assert len(seen) == 2500
+
+
+@pytest.mark.django_db
+def test_once_a_day_and_caught_up_later() -> None:
+    # given a scheduler that was down from the 9th to 5:00 of the 12th
+    assert daily.run(at("2026-03-09T02:00:01"))
+    assert not daily.run(at("2026-03-09T14:00:00"))
+    assert not daily.is_due(at("2026-03-10T01:00:00"))
+
+    # when it is back
+    assert daily.is_due(at("2026-03-12T05:00:00"))
+    assert daily.run(at("2026-03-12T05:00:00"))
+
+    # then what was missed is made up for once, and the next is at the usual hour
+    assert not daily.run(at("2026-03-12T05:00:05"))
+    assert not daily.is_due(at("2026-03-13T01:59:59"))
+    assert daily.is_due(at("2026-03-13T02:00:00"))
+    assert [str(run.day) for run in DailyRun.objects.order_by("day")] == [
+        "2026-03-09",
+        "2026-03-12",
+    ]
+
+
+@pytest.mark.django_db
+def test_it_deletes_what_is_past_its_life_and_what_is_nobodys(files: Path) -> None:
+    # given an old file, a young one, and a leftover
+    old, young = make_finished(), make_finished()
+    File.objects.filter(job=old).update(created_at=timezone.now() - 40 * DAY)
+    left_of(make_job(status="FAILED"), 1)
+
+    # when
+    assert daily.run()
+
+    # then
+    assert stored(files) == [File.objects.get(job=young).key]
+    run = DailyRun.objects.get()
+    assert (run.files_deleted, run.leftovers_deleted) == (1, 1)
+    assert run.finished_at is not None
+    assert row_of(old)["status"] == "SUCCESS"
+
+
+@pytest.mark.django_db
+def test_a_run_that_died_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a run that died in the middle
+    def dies() -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leftovers, "remove_all", dies)
+        with pytest.raises(KeyboardInterrupt):
+            daily.run()
+    assert not daily.is_due()
+    assert not daily.run()
+
+    # when it has been silent for long
+    DailyRun.objects.update(renewed_at=timezone.now() - timedelta(minutes=11))
+
+    # then the next look takes it up, and only that one
+    assert daily.is_due()
+    assert daily.run()
+    assert not daily.is_due()
+    assert not daily.run()
+    assert DailyRun.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_a_storage_that_is_down_fails_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def down(*_: Any) -> Any:
+        raise storage.StorageError("down")
+
+    monkeypatch.setattr(storage.FolderStorage, "keys", down)
+    assert daily.run()
+    assert "daily.storage_failed" in caplog.text
+    assert DailyRun.objects.get().finished_at is not None
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_twenty_schedulers_at_once_are_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given twenty that look at the same moment
+    ran: list[str] = []
+    monkeypatch.setattr(leftovers, "remove_all", lambda: ran.append("run") or iter(()))
+    answers: list[bool] = []
+    gate = threading.Barrier(20)
+
+    def look() -> None:
+        try:
+            gate.wait()
+            answers.append(daily.run())
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=look) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    # then one has it
+    assert sorted(answers) == [False] * 19 + [True]
+    assert ran == ["run"]
+    assert DailyRun.objects.count() == 1

@@ -1,0 +1,519 @@
+"""Events, sessions and users as files: the same as by pull, in the same order, on both ways."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from exhaust import jobs, runner, schedules, storage, writer
+from exhaust.datasets import DATASETS
+from exhaust.datasets.selection import Selection
+from exhaust.models import File, Job, Schedule
+from ingest import access, deriver
+from ingest.models import AppUser, Conversation, Participant, Session, StoredEvent
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust import corpus
+from tests.exhaust.factories import BOT, answer, make_job, revise, send
+
+# a watermark passes only what is committed
+pytestmark = pytest.mark.django_db(transaction=True)
+EVENTS, SESSIONS, USERS = "events-exhaust", "sessions-exhaust", "users-exhaust"
+NEW = (EVENTS, SESSIONS, USERS)
+DAYS = {"startDate": "2022-01-01", "endDate": "2022-12-31"}
+THIS_YEAR = {
+    "startDate": (timezone.now() - timedelta(days=2)).date().isoformat(),
+    "endDate": (timezone.now() + timedelta(days=2)).date().isoformat(),
+}
+
+
+def config(dataset: str, **said: Any) -> dict[str, Any]:
+    """Users change when they are derived, which is now."""
+    return {"type": dataset, **(THIS_YEAR if dataset == USERS else DAYS), **said}
+
+
+def selection(**overrides: Any) -> Selection:
+    return corpus.select(
+        **{
+            "conversation_id": None,
+            "start": corpus.RECEIVED_AT - timedelta(days=4000),
+            "end": corpus.RECEIVED_AT + timedelta(days=40000),
+            **overrides,
+        }
+    )
+
+
+def written(dataset: str, *, portable: bool = False, **overrides: Any) -> bytes:
+    blocks = writer.blocks(
+        DATASETS[dataset], selection(**overrides), writer.Progress(), portable=portable
+    )
+    return b"".join(blocks)
+
+
+def table(data: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+
+
+def made(dataset: str, **said: Any) -> list[dict[str, str]]:
+    """The rows of a job's file."""
+    job = make_job(dataset=dataset, config=config(dataset, **said))
+    claimed = jobs.claim(job.pk)
+    assert claimed is not None
+    assert runner.run(claimed), Job.objects.get(pk=job.pk).status_message
+    file = File.objects.get(job=job)
+    with storage.default().open(file.key) as stream:
+        return table(stream.read())
+
+
+def click(client: Client, *events: dict[str, Any], app: str = "my-app") -> None:
+    answered = client.post(f"/collect?appId={app}", json.dumps(events), "application/json")
+    assert answered.status_code == 200, answered.content
+
+
+def clicked(number: int, **overrides: Any) -> dict[str, Any]:
+    return {
+        "event_type": "_page_view", "event_id": f"e-{number}", "device_id": f"web-{number}",
+        "timestamp": 1648785600123 + number,
+        "attributes": {"_page_url": "https://shop.example/?q=1"},
+        **overrides,
+    }  # fmt: skip
+
+
+def fill() -> None:
+    """The corpus of answers, pages with users of every kind of attribute, and another channel."""
+    corpus.fill()
+    access.create_application("my-app", make_channel())
+    values: list[Any] = [*corpus.TEXTS.values(), 1.50, 1e21, True, False, None, [1], {"b": 1}, -0.0]
+    click(
+        Client(),
+        *(
+            clicked(
+                number,
+                user_id=f"user-{number % 50}" if number % 3 else None,
+                user={
+                    "email": value,
+                    "phone": {"value": value, "set_timestamp": 1648785600000},
+                    "bb": value,
+                    "B": value,
+                    "lastName": "=cmd()",
+                },
+            )
+            for number, value in enumerate(values)
+        ),
+    )
+    send(answer(7), channel="ORG_002")
+    for device, consent in (("=device", False), ("@device", False), (None, True)):
+        devices = StoredEvent.objects.filter(is_answer=True).order_by("id")
+        Participant.objects.get_or_create(
+            channel=make_channel(),
+            device_id=device or devices[0].device_id,
+            defaults={"consent": consent, "updated_at": timezone.now()},
+        )
+    deriver.derive_all(60)
+
+
+# the same truth ---------------------------------------------------------------------------------
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("dataset", NEW)
+def test_both_ways_make_the_same_bytes(dataset: str) -> None:
+    fill()
+    copied = written(dataset)
+    assert written(dataset, portable=True).split(b"\n") == copied.split(b"\n")
+    assert len(table(copied)) > 20
+
+
+@pytest.mark.parametrize("dataset", NEW)
+def test_a_file_is_rfc_4180_with_a_cell_for_every_column(dataset: str) -> None:
+    fill()
+    data = written(dataset)
+    rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
+    headers = [column.header for column in DATASETS[dataset].columns]
+    assert rows[0] == headers
+    assert {len(row) for row in rows} == {len(headers)}
+    assert DATASETS[dataset].count(selection()) == len(rows) - 1
+
+
+def test_an_event_is_a_row() -> None:
+    send(answer(1))
+    event = StoredEvent.objects.get()
+    (row,) = made(EVENTS)
+    assert json.loads(row.pop("Payload")) == answer(1)
+    assert row == {
+        "Event ID": str(event.identity),
+        "Position": f"{event.xid}.{event.pk}",
+        "Type": "ASSESS",
+        "Dialect": "telemetry",
+        "Application": "",
+        "Conversation ID": BOT,
+        "Device ID": "device-1",
+        "Session ID": "session",
+        "Timestamp": "2022-03-05T10:01:00.000Z",
+        "Received": event.received_at.isoformat(timespec="microseconds")[:23] + "Z",
+    }
+
+
+def test_the_bytes_of_a_payload_are_fixed(portable: bool) -> None:
+    send(answer(1))
+    payload = next(iter(table(written(EVENTS, portable=portable))))["Payload"]
+    assert payload == (
+        '{"eid": "ASSESS", "ets": 1646474460000, "mid": "ASSESS:1", "ver": "3.0",'
+        ' "actor": {"id": "device-1", "type": "User"},'
+        ' "edata": {"item": {"id": "q1", "type": "ftp", "title": "Why?", "params": []},'
+        ' "score": 1, "duration": 12, "resvalues": [{"ans1": "because 1"}]},'
+        ' "context": {"did": "device-1", "sid": "session",'
+        f' "cdata": [{{"id": "{BOT}", "type": "Conversation"}}], "rollup":'
+        ' {"l3": "question./data/one", "l4": "false"}, "channel": "ORG_001"}}'
+    )
+
+
+@pytest.fixture(params=[False, True], ids=["the database's way", "portable"])
+def portable(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def pulled(resource: str) -> list[dict[str, Any]]:
+    puller = Client(headers=bearer(make_key("pull", "export:private")))
+    said = json.loads(puller.get(f"/export/{resource}", {"pageSize": 1000}).content)
+    return list(said["items"])
+
+
+def test_events_are_the_events_of_a_pull(portable: bool) -> None:
+    fill()
+    rows = table(written(EVENTS, portable=portable))
+    items = pulled("events")
+    assert [row["Position"] for row in rows] == [item["position"] for item in items]
+    assert [row["Event ID"] for row in rows] == [item["id"] for item in items]
+    for row, item in zip(rows, items, strict=True):
+        kind = item["payload"].pop("@type")
+        assert same(row["Payload"], json.dumps(item["payload"]))
+        assert row["Type"] == kind
+    emptied = [row for row in rows if row["Device ID"] == "'@device"]
+    assert [json.loads(row["Payload"])["edata"]["resvalues"] for row in emptied] == [[]]
+
+
+def same(one: str, other: str) -> bool:
+    """Two texts of the same JSON; a long number is a float in one of them."""
+    return bool(json.loads(one, parse_int=float) == json.loads(other, parse_int=float))
+
+
+def iso(milliseconds: int) -> str:
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03}Z"
+
+
+def unguarded(cell: str) -> str | None:
+    return cell.removeprefix("'") or None
+
+
+def test_sessions_are_the_sessions_of_a_pull(portable: bool) -> None:
+    fill()
+    rows = table(written(SESSIONS, portable=portable))
+    items = pulled("sessions")
+    assert len(items) == Session.objects.filter(channel=make_channel()).count() > 20
+    for row, item in zip(rows, items, strict=True):
+        assert (row["Session ID"], row["Position"]) == (item["sessionId"], item["position"])
+        assert unguarded(row["User ID"]) == (item["userId"].removeprefix("'") or None)
+        assert unguarded(row["External User ID"]) == item["externalUserId"]
+        assert (row["Parent Session ID"] or None) == item["parentId"]
+        assert unguarded(row["Device ID"]) == (item["deviceId"].removeprefix("'") or None)
+        assert (row["Landing Page URL"] or None) == item["landingPageUrl"]
+        assert json.loads(row["Event Types"]) == item["eventTypes"]
+        assert {
+            "pageViews": int(row["Page Views"]),
+            "events": int(row["Events"]),
+            "answers": int(row["Answers"]),
+        } == item["statistics"]
+        assert int(row["Version"]) == item["version"]
+        assert [row["Start"], row["End"], row["Close Time"], row["Last Modified"]] == [
+            iso(item["window"]["start"]),
+            iso(item["window"]["end"]),
+            iso(item["closeTime"]),
+            iso(item["lastModifiedTime"]),
+        ]
+    assert {row["Page Views"] for row in rows} >= {"0", "1"}
+    assert {row["Application"] for row in rows} == {"", "my-app"}
+
+
+def test_users_are_the_users_of_a_pull(portable: bool) -> None:
+    fill()
+    rows = table(written(USERS, portable=portable))
+    items = pulled("users")
+    assert len(items) == AppUser.objects.filter(channel=make_channel()).count() > 20
+    for row, item in zip(rows, items, strict=True):
+        assert row["Position"] == item["position"]
+        assert unguarded(row["User ID"]) == (item["userId"].removeprefix("'") or None)
+        assert row["Anonymous"] == ("true" if item["anonymous"] else "false")
+        assert same(row["Attributes"], json.dumps(item["customAttributes"]))
+        if isinstance(email := item.get("email"), str):
+            assert row["Email"] in {email, f"'{email}"}
+        if "lastName" in item:
+            assert row["Last Name"] == "'=cmd()"
+        assert int(row["Version"]) == item["version"]
+        assert [row["First Seen"], row["Last Seen"], row["Last Modified"]] == [
+            iso(item["firstSeenTime"]),
+            iso(item["lastSeenTime"]),
+            iso(item["lastModifiedTime"]),
+        ]
+
+
+# what is asked ----------------------------------------------------------------------------------
+
+
+def test_events_can_be_chosen_by_type_application_and_conversation() -> None:
+    access.create_application("my-app", make_channel())
+    access.create_application("other-app", make_channel())
+    send(answer(1))
+    click(Client(), clicked(1), clicked(2, event_type="purchase"))
+    click(Client(), clicked(3), app="other-app")
+
+    def ids(**said: Any) -> list[str]:
+        return [f"{row['Application']}:{row['Type']}" for row in made(EVENTS, **said)]
+
+    assert len(ids()) == 4
+    assert ids(types=["_page_view"]) == ["my-app:_page_view", "other-app:_page_view"]
+    assert ids(types=["purchase", "ASSESS"]) == [":ASSESS", "my-app:purchase"]
+    assert sorted(ids(application="my-app")) == ["my-app:_page_view", "my-app:purchase"]
+    assert ids(application="other-app", types=["purchase"]) == []
+    assert ids(conversationId=BOT) == [":ASSESS"]
+    assert ids(conversationId="nobody's") == []
+    assert [row["Application"] for row in made(SESSIONS, application="other-app")] == ["other-app"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "field"),
+    [(EVENTS, "Timestamp"), (SESSIONS, "Close Time")],
+)
+def test_days_are_of_the_records_own_time(dataset: str, field: str) -> None:
+    send(answer(1), answer(24 * 60), answer(2 * 24 * 60))  # 5, 6 and 7 March
+    rows = made(dataset, startDate="2022-03-06", endDate="2022-03-06")
+    assert [row[field][:10] for row in rows] == ["2022-03-06"]
+
+
+def test_users_are_chosen_by_their_last_change() -> None:
+    send(answer(1))
+    assert len(made(USERS)) == 1
+    assert made(USERS, **DAYS) == []
+
+
+@pytest.mark.parametrize("dataset", [SESSIONS, USERS])
+def test_a_file_holds_what_was_made_of_every_event_before_it(dataset: str) -> None:
+    # given events that no deriver has seen
+    send(answer(1), answer(2))
+    assert not Session.objects.exists()
+    # when / then
+    assert sorted(row["Device ID"] for row in made(dataset)) == ["device-1", "device-2"]
+
+
+def test_only_the_channels_own() -> None:
+    send(answer(1))
+    send(answer(2), channel="ORG_002")
+    for dataset in NEW:
+        assert [row["Device ID"] for row in made(dataset)] == ["device-1"]
+
+
+def test_of_an_event_in_two_versions_the_last_is_in() -> None:
+    revise(1, "first")
+    revise(1, "second")
+    (row,) = made(EVENTS)
+    assert json.loads(row["Payload"])["edata"]["resvalues"] == [{"ans1": "second"}]
+
+
+# attempts ---------------------------------------------------------------------------------------
+
+
+def attempted(job: Job) -> bytes:
+    """The file of the next attempt, not published."""
+    job.refresh_from_db()
+    dataset = DATASETS[job.dataset]
+    chosen = runner._selection(job, dataset)
+    jobs.mark(job, chosen.watermark, 0)
+    return b"".join(writer.blocks(dataset, chosen, writer.Progress()))
+
+
+def test_every_attempt_at_events_makes_the_same_bytes() -> None:
+    revise(1, "first")
+    send(answer(1))
+    job = jobs.claim(make_job(dataset=EVENTS, config=config(EVENTS)).pk)
+    assert job is not None
+    first = attempted(job)
+    revise(1, "second")
+    send(answer(2))
+    assert attempted(job) == first
+    assert len(table(first)) == 2
+
+
+@pytest.mark.parametrize("dataset", [SESSIONS, USERS])
+def test_a_record_that_changed_is_missing_from_a_later_attempt_and_stands_behind_it(
+    dataset: str,
+) -> None:
+    send(answer(1), answer(200))
+    job = jobs.claim(make_job(dataset=dataset, config=config(dataset)).pk)
+    assert job is not None
+    first = table(attempted(job))
+    # when one of the two changes
+    later = answer(2)
+    later["context"]["did"] = later["actor"]["id"] = "device-1"
+    send(later)
+    deriver.derive_all(10)
+    # then the other's row is what it was
+    second = table(attempted(job))
+    assert sorted(row["Device ID"] for row in first) == ["device-1", "device-200"]
+    assert second == [row for row in first if row["Device ID"] == "device-200"]
+    # and the changed one stands above the file's watermark
+    job.refresh_from_db()
+    behind = table(written(dataset, since=job.watermark))
+    assert [(row["Device ID"], row["Version"]) for row in behind] == [("device-1", "2")]
+
+
+# the way out ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", NEW)
+@pytest.mark.parametrize("scope", ["export:response", "export:private", "pull"])
+def test_the_right_that_a_key_needs(dataset: str, scope: str, wakes: list[str]) -> None:
+    caller = Client(headers=bearer(make_key(scope)))
+    body = {"request": {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset)}}
+    for path in ("submit", "preview"):
+        answered = caller.post(f"/dataset/v1/request/{path}", body, "application/json")
+        assert answered.status_code == (200 if scope == DATASETS[dataset].scope else 403)
+
+
+@pytest.mark.parametrize("dataset", NEW)
+def test_a_file_lies_with_the_private_ones(dataset: str) -> None:
+    send(answer(1))
+    made(dataset)
+    file = File.objects.get()
+    assert file.key.startswith("private/")
+    assert file.name == f"{DATASETS[dataset].suffix}_{timezone.now():%Y%m%d}.csv"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said", "sentence"),
+    [
+        (SESSIONS, {"conversationId": BOT}, "conversationId: A session belongs to a device"),
+        (SESSIONS, {"types": ["a"]}, "types: sessions-exhaust takes none; leave it out."),
+        (USERS, {"conversationId": BOT}, "conversationId: A user belongs to the channel"),
+        (USERS, {"application": "a"}, "application: A user belongs to the channel"),
+        (EVENTS, {"types": []}, "types: This list may not be empty."),
+        (EVENTS, {"types": "a"}, "types: Expected a list"),
+        (EVENTS, {"types": [""]}, "types.0: This field may not be blank."),
+        (EVENTS, {"application": "theirs"}, "application: This channel has no application"),
+        (EVENTS, {"startDate": None}, "startDate: This field may not be null."),
+        ("uci-response-exhaust", {"conversationId": BOT, "types": ["a"]}, "types: uci-response"),
+        ("uci-response-exhaust", {}, "conversationId: This field is required."),
+    ],
+)
+def test_refusals_name_the_field_and_the_remedy(
+    dataset: str, said: dict[str, Any], sentence: str
+) -> None:
+    access.create_application("theirs", make_channel("ORG_002"))
+    caller = Client(headers=bearer(make_key("pull", "export:private", "export:response")))
+    body = {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset, **said)}
+    answered = caller.post("/dataset/v1/request/submit", {"request": body}, "application/json")
+    assert answered.status_code == 400
+    told = answered.json()["params"]["errmsg"].replace("types[0]", "types.0")
+    assert told.startswith(f"request.datasetConfig.{sentence}")
+    assert not Job.objects.exists()
+
+
+# the admin and schedules ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named", "field", "words"),
+    [
+        (EVENTS, "channel", None, ""),
+        (SESSIONS, "channel", None, ""),
+        (EVENTS, "conversation", None, ""),
+        (SESSIONS, "conversation", "conversation", "belongs to a device"),
+        (USERS, "nothing", "channel", "Choose a conversation, or a channel."),
+        ("uci-response-exhaust", "channel", "conversation", "required"),
+    ],
+)
+def test_the_admins_form_asks_for_them(
+    admin_client: Client, wakes: list[str], dataset: str, named: str, field: str | None, words: str
+) -> None:
+    send(answer(1))
+    chosen = {"channel": make_channel().pk, "conversation": Conversation.objects.get().pk}
+    form = {
+        "dataset": dataset, "tag": "t", "first_day": "2022-03-01", "last_day": "2022-03-31",
+        "zone": "UTC", "output_format": "csv",
+        **({named: chosen[named]} if named in chosen else {}),
+    }  # fmt: skip
+    answered = admin_client.post("/admin/exhaust/job/add/", form)
+    if field is None:
+        assert answered.status_code == 302
+        config = Job.objects.get().config
+        assert ("conversationId" in config) is (named == "conversation")
+        assert (config["type"], config["startDate"]) == (dataset, "2022-03-01")
+    else:
+        errors = answered.context["adminform"].form.errors
+        assert words in str(errors[field])
+        assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize("dataset", NEW)
+def test_a_schedule_asks_for_them(wakes: list[str], dataset: str) -> None:
+    caller = Client(headers=bearer(make_key(DATASETS[dataset].scope)))
+    words = {"cron": "0 6 * * *", "dataset": dataset, "window": "yesterday", "tag": "d-{start}"}
+    path = "/dataset/v1/schedule/daily"
+    answered = caller.put(path, {"request": words}, "application/json")
+    assert answered.status_code == 200, answered.content
+    assert answered.json()["result"]["conversationId"] == ""
+    Schedule.objects.update(next_at=timezone.now() - timedelta(minutes=1))
+    assert schedules.make_due() == 1
+    job = jobs.claim(Job.objects.get().pk)
+    assert job is not None
+    assert "conversationId" not in job.config
+    assert runner.run(job)
+
+
+def content(file: File) -> bytes:
+    with storage.default().open(file.key) as opened:
+        return opened.read()
+
+
+@pytest.mark.parametrize("dataset", NEW)
+def test_a_file_and_the_pull_from_its_cursor_are_the_whole(dataset: str, settings: Any) -> None:
+    # given a file in parts, and its manifest
+    settings.EXHAUST_PART_BYTES = 1
+    send(*(answer(number) for number in range(3)))
+    deriver.derive_all(30)
+    job = jobs.claim(make_job(dataset=dataset, config=config(dataset)).pk)
+    assert job is not None
+    assert runner.run(job)
+    *parts, last = File.objects.filter(job=job).order_by("part")
+    manifest = json.loads(content(last))
+    rows = [row for part in parts for row in table(content(part))]
+    assert len(rows) == manifest["rows"] == 3
+
+    def pulled(cursor: str) -> list[str]:
+        query = {**manifest["pull"], "cursor": cursor}
+        resource = query.pop("resource")
+        client = Client(headers=bearer(make_key("pull", "export:private")))
+        answered = client.get(f"/export/{resource}", query)
+        assert answered.status_code == 200, answered.content
+        return [item["position"] for item in answered.json()["items"]]
+
+    # when a pull goes on behind it, then it finds what came since, and from its first all
+    assert pulled(manifest["pull"]["cursor"]) == []
+    places = [row["Position"] for row in rows]
+    assert pulled(manifest["from"]["cursor"]) == places
+    send(answer(200))
+    deriver.derive_all(30)
+    (later,) = pulled(manifest["to"]["cursor"])
+    assert later not in places
+
+    # and a supplement begins where the file ended
+    since = make_job(dataset=dataset, config=config(dataset, since=job.request_id))
+    more = jobs.claim(since.pk)
+    assert more is not None
+    assert runner.run(more)
+    files = list(File.objects.filter(job=more).order_by("part"))
+    assert [row["Position"] for row in table(content(files[0]))] == [later]

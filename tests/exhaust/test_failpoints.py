@@ -1,0 +1,166 @@
+"""Failpoints: off unless a test's folder arms them, and each armed one strikes once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection, connections
+
+from exhaust import jobs, runner, storage
+from exhaust.failpoints import NAMES, failpoint
+from exhaust.models import Job
+from tests.exhaust.factories import answer, make_job, send
+
+PASSING = """
+import django
+django.setup()
+from exhaust.failpoints import failpoint
+print("before", flush=True)
+failpoint("part.first", 1)
+print("after", flush=True)
+"""
+
+
+@pytest.fixture
+def armed(tmp_path: Path, settings: Any) -> Path:
+    folder = tmp_path / "failpoints"
+    folder.mkdir()
+    settings.FAILPOINTS = str(folder)
+    return folder
+
+
+def passing(folder: Path | str) -> "subprocess.Popen[str]":
+    """Another process, on its way past a failpoint."""
+    variables = {**os.environ, "EXHAUST_FAILPOINTS": str(folder)}
+    return subprocess.Popen(
+        [sys.executable, "-c", PASSING], env=variables, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_nothing_is_armed_by_default(settings: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    # given a file that would arm one, and no setting that names its folder
+    assert settings.FAILPOINTS == ""
+    (tmp_path / "part.first").write_text("kill")
+    monkeypatch.chdir(tmp_path)
+
+    # when / then
+    failpoint("part.first")
+    assert (tmp_path / "part.first").exists()
+
+
+def test_an_armed_one_strikes_once(armed: Path) -> None:
+    (armed / "part.first").write_text("error the answer was lost\n")
+
+    with pytest.raises(OperationalError, match="the answer was lost"):
+        failpoint("part.first", 1)
+
+    failpoint("part.first", 1)
+    assert [path.name.rsplit(".", 2)[0] for path in armed.iterdir()] == [".done.part.first"]
+
+
+def test_one_of_a_single_job_strikes_only_that(armed: Path) -> None:
+    (armed / "part.first@2").write_text("error")
+
+    failpoint("part.first", 1)
+    failpoint("part.last", 2)
+    with pytest.raises(OperationalError):
+        failpoint("part.first", 2)
+
+
+def test_of_several_processes_one_takes_it(armed: Path) -> None:
+    # given one that is armed
+    (armed / "part.first").write_text("kill")
+
+    # when three processes pass
+    ended = [
+        (process.communicate()[0], process.returncode) for process in map(passing, [armed] * 3)
+    ]
+
+    # then one is no more, in the middle, and the others have noticed nothing
+    assert sorted(ended) == [
+        ("before\n", -signal.SIGKILL),
+        ("before\nafter\n", 0),
+        ("before\nafter\n", 0),
+    ]
+
+
+def test_a_stopped_process_goes_on_when_it_is_told_to(armed: Path) -> None:
+    (armed / "part.first").write_text("stop")
+
+    process = passing(armed)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    os.kill(process.pid, signal.SIGCONT)
+
+    assert process.communicate(timeout=30)[0] == "before\nafter\n"
+
+
+def test_a_full_disk(armed: Path) -> None:
+    (armed / "complete.before").write_text("full")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        failpoint("complete.before")
+
+
+def test_a_pause(armed: Path) -> None:
+    (armed / "heartbeat").write_text("sleep 0.2")
+
+    begun = time.monotonic()
+    failpoint("heartbeat")
+    assert time.monotonic() - begun >= 0.2
+
+
+def test_an_unknown_action_is_told(armed: Path) -> None:
+    (armed / "heartbeat").write_text("explode")
+
+    with pytest.raises(ValueError, match="no action 'explode'"):
+        failpoint("heartbeat")
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_a_cut_ends_the_threads_connection(armed: Path) -> None:
+    connection.ensure_connection()
+    (armed / "publish.before").write_text("cut")
+
+    failpoint("publish.before")
+
+    with pytest.raises(OperationalError), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    connections.close_all()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", set(NAMES) - {"part.middle", "heartbeat", "push.taken"})
+def test_every_one_is_passed_with_its_job(name: str, armed: Path) -> None:
+    # given one that is armed for the job only, and for the last an error before it
+    send(answer(1))
+    job = make_job()
+    (armed / f"{name}@{job.pk}").write_text("error")
+    if name == "remove.before":
+        (armed / f"head.before@{job.pk}").write_text("error")
+
+    # when
+    try:
+        claimed = jobs.claim(job.pk)
+        assert claimed is not None
+        runner.run(claimed)
+    except OperationalError:
+        assert name.startswith("claim.")
+
+    # then it struck
+    assert list(armed.glob(f".done.{name}@{job.pk}.*"))
+    assert Job.objects.filter(pk=job.pk).exists()
+
+
+def test_a_key_names_its_job() -> None:
+    assert storage.job_of("response/17/1-ab.csv") == "17"
+    assert storage.job_of("http://127.0.0.1/bucket/private/8/2-ab.csv?uploadId=1") == "8"
+    assert storage.job_of("elsewhere/17") == ""

@@ -1,0 +1,347 @@
+"""What the campaign of faults found (`python -m benchmarks.faults`), each in small."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.concurrency.asynpool import AsynPool
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from django.utils import timezone
+
+from config.celery import app, survive_a_child_that_died_without_redis
+from exhaust import jobs, leftovers, runner, storage, tasks
+from exhaust.models import File, Job
+from ingest.models import Channel
+from tests.exhaust.factories import answer, make_claimed, make_job, row_of, send, stored
+from tests.service import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@contextmanager
+def holding(lock: Any) -> Iterator[None]:
+    """Another process that was stopped inside a transaction, with a row's lock."""
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            list(lock.select_for_update(no_key=True))
+            held.set()
+            over.wait(30)
+        connections.close_all()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(5)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def lapsed() -> Any:
+    return timezone.now() - timedelta(seconds=1)
+
+
+# One process that is stopped holds up nobody else -------------------------------------------------
+
+
+@pytest.mark.postgresql
+def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: Any) -> None:
+    # given a claim that was stopped in the channel whose turn it is
+    monkeypatch.setattr(jobs, "_CLAIM_WAITS_MS", 300)
+    make_job(channel="ORG_001")
+    other = make_job(channel="ORG_002")
+
+    # when / then another channel's job is claimed soon
+    begun = time.monotonic()
+    with holding(Channel.objects.filter(identifier="ORG_001")):
+        claimed = jobs.claim()
+    assert claimed is not None
+    assert claimed.pk == other.pk
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.postgresql
+def test_a_claim_that_is_stopped_gives_its_channel_back(monkeypatch: Any) -> None:
+    # given a claim that does not go on before its commit
+    monkeypatch.setattr(jobs, "_CLAIM_STALLS_MS", 100)
+    job = make_job()
+    monkeypatch.setattr(jobs, "failpoint", lambda *_: time.sleep(1))
+
+    # when / then the server has ended it by then
+    with pytest.raises(DatabaseError):
+        jobs.claim(job.pk)
+    connection.close()
+    assert (row_of(job)["status"], row_of(job)["attempt"]) == ("SUBMITTED", 0)
+
+
+@pytest.mark.postgresql
+def test_a_publication_that_was_stopped_keeps_no_other_job_waiting() -> None:
+    # given a lapsed job whose attempt was stopped in the middle of its publication
+    stuck, other = make_claimed(tag="stuck"), make_job(tag="other")
+    Job.objects.filter(pk=stuck.pk).update(lease_until=lapsed())
+
+    # when / then the channel's next is claimed soon
+    begun = time.monotonic()
+    with holding(Job.objects.filter(pk=stuck.pk)):
+        claimed = jobs.claim()
+    assert claimed is not None
+    assert claimed.pk == other.pk
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.postgresql
+def test_a_publication_that_was_stopped_keeps_no_reaping_waiting() -> None:
+    # given two jobs in their last attempt, the first in the middle of its publication
+    stuck, dead = (make_claimed(tag=tag, attempt=2) for tag in ("stuck", "dead"))
+    Job.objects.update(lease_until=lapsed())
+
+    # when / then
+    begun = time.monotonic()
+    with holding(Job.objects.filter(pk=stuck.pk)):
+        assert jobs.reap() == [dead.pk]
+    assert time.monotonic() - begun < 2
+    assert jobs.reap() == [stuck.pk]
+
+
+# A commit whose answer was lost -------------------------------------------------------------------
+
+
+@pytest.mark.postgresql
+def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
+    files: Path, monkeypatch: Any
+) -> None:
+    # given a publication that the server is still busy with when the connection is lost
+    send(answer(1))
+    publish, threads = jobs.publish, []
+
+    def cut_off(*args: Any, **kwargs: Any) -> bool:
+        asked = threading.Event()
+
+        def commit() -> None:
+            with transaction.atomic():
+                publish(*args, **kwargs)
+                asked.set()
+                time.sleep(1)
+            connections.close_all()
+
+        threads.append(threading.Thread(target=commit))
+        threads[0].start()
+        assert asked.wait(5)
+        raise OperationalError("the connection was lost")
+
+    monkeypatch.setattr(jobs, "publish", cut_off)
+    job = make_claimed()
+
+    # when
+    runner.run(job)
+    threads[0].join()
+
+    # then the job has its file
+    assert row_of(job)["status"] == "SUCCESS"
+    assert stored(files) == [File.objects.get().key]
+
+
+# An upload that was begun twice -------------------------------------------------------------------
+
+
+def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
+    # given a published file, and an upload of its key whose beginning was never answered
+    send(answer(1))
+    job = make_claimed()
+    assert runner.run(job)
+    key = File.objects.get().key
+    draft = storage.FolderStorage._draft(files / key)
+    draft.write_text("half")
+
+    # when / then the file stays
+    assert sum(leftovers.remove_all()) == 1
+    assert stored(files) == [key]
+
+
+def test_what_a_living_attempt_has_begun_stays(files: Path) -> None:
+    job = make_claimed()
+    key = f"response/{job.pk}/1-{'a' * 32}.csv"
+    draft = storage.FolderStorage._draft(files / key)
+    draft.parent.mkdir(parents=True)
+    draft.write_text("half")
+
+    assert sum(leftovers.remove_all()) == 0
+    assert draft.exists()
+
+
+# A storage that fails while the database has rows to give -----------------------------------------
+
+
+def test_a_storage_that_fails_in_the_middle_leads_back_to_submitted(
+    files: Path, monkeypatch: Any
+) -> None:
+    # given more rows than the connection buffers, and a disk that is full after the first
+    send(*(answer(number, "x" * 10_000) for number in range(1500)))
+
+    def full(self: Any, key: str, stream: Any, content_type: str) -> None:
+        stream.read(1024 * 1024)
+        raise storage.StorageError("folder: No space left on device")
+
+    monkeypatch.setattr(storage.FolderStorage, "put", full)
+    job = make_claimed()
+
+    # when / then
+    begun = time.monotonic()
+    assert not runner.run(job)
+    assert time.monotonic() - begun < 10
+    assert row_of(job)["status_message"] == "The file could not be stored."
+
+
+# The lookout --------------------------------------------------------------------------------------
+
+
+def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any) -> None:
+    # given a job that no message came for, and a first look that fails in an unforeseen way
+    looks = iter([KeyError("default"), None, None])
+    job = make_job(due_at=timezone.now() - timedelta(minutes=1))
+    Job.objects.update(submitted_at=timezone.now() - timedelta(minutes=1))
+    oldest_due = jobs.oldest_due
+
+    def unforeseen(lowest: int) -> timedelta:
+        if error := next(looks):
+            raise error
+        return oldest_due(lowest)
+
+    class Twice(threading.Event):
+        turns = 0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.turns += 1
+            return self.turns > 2
+
+    monkeypatch.setattr(jobs, "oldest_due", unforeseen)
+
+    # when / then the next one makes it
+    tasks.look(Twice())
+    assert row_of(job)["status"] == "SUCCESS"
+
+
+# A broker that goes while messages wait -----------------------------------------------------------
+
+
+def test_a_child_that_died_unwatched_is_watched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a child of which the pool knows that it is watched no more, and its end that can be read
+    monkeypatch.setattr(AsynPool, "_track_child_process", AsynPool._track_child_process)
+    survive_a_child_that_died_without_redis()
+    end, other = os.pipe()
+    child = SimpleNamespace(_sentinel_poll=None, _popen=SimpleNamespace(sentinel=end))
+    watched: list[int] = []
+    hub = SimpleNamespace(add_reader=lambda fd, *_: watched.append(os.fstat(fd).st_ino))
+    pool = SimpleNamespace(_event_process_exit=None)
+
+    # when the pool joins a loop again, twice
+    AsynPool._track_child_process(pool, child, hub)
+    AsynPool._track_child_process(pool, child, hub)
+
+    # then the loop looks at that end
+    assert watched == [os.fstat(end).st_ino] * 2
+    for fd in (end, other, child._sentinel_poll):
+        os.close(fd)
+
+
+@pytest.mark.redis
+def test_a_worker_survives_a_redis_that_goes_while_messages_wait(tmp_path: Path) -> None:
+    # given a worker whose processes are busy for good, a message that waits, and room for another
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"redis://127.0.0.1:{port}/0"
+    log = tmp_path / "worker.log"
+    with ExitStack() as stack:
+        redis = started(stack, "redis-server", "--port", str(port), "--save", "")
+        command = [sys.executable, "-m", "celery", "-A", "config", "worker", "--concurrency", "2"]
+        variables = {**os.environ, "CELERY_BROKER_URL": url, "EXHAUST_VAR": str(tmp_path)}
+        variables["LOG_LEVEL"] = "INFO"
+        worker = started(stack, *command, "-l", "INFO", env=variables, log=log)
+        until(lambda: b" ready." in log.read_bytes(), "the worker")
+        children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGSTOP)
+        with app.connection_for_write(url) as broker:
+            tasks.sweep.apply_async(connection=broker)
+        until(lambda: b" received" in log.read_bytes(), "the message")
+
+        # when Redis is gone, and there again
+        redis.kill()
+        redis.wait()
+        until(lambda: b"Cannot connect to" in log.read_bytes(), "the worker to notice")
+        started(stack, "redis-server", "--port", str(port), "--save", "")
+
+        # then the worker finds it
+        until(lambda: b"Connected to" in log.read_bytes().split(b"Cannot")[-1], "the worker")
+        assert worker.poll() is None
+
+
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> None:
+    # given a worker in the middle of a job, which it will not have done in time
+    job = make_job(priority=Job.Priority.NIGHTLY)
+    (tmp_path / "failpoints").mkdir()
+    (tmp_path / "failpoints" / "attempt.begun").write_text("sleep 300")
+    named = connection.settings_dict
+    place = f"{named['HOST']}:{named['PORT']}/{named['NAME']}"
+    variables = {
+        **os.environ,
+        "EXHAUST_VAR": str(tmp_path),
+        "EXHAUST_FAILPOINTS": str(tmp_path / "failpoints"),
+        "DATABASE_URL": f"postgresql://{named['USER']}@{place}",
+        "WORKER_STOP_SECONDS": "1",
+        "LOG_LEVEL": "INFO",
+    }
+    log = tmp_path / "worker.log"
+    with ExitStack() as stack:
+        command = [sys.executable, "-m", "celery", "-A", "config", "worker", "--concurrency", "1"]
+        worker = started(stack, *command, "-l", "INFO", "-Q", "nightly", env=variables, log=log)
+        until(lambda: b" ready." in log.read_bytes(), "the worker")
+        tasks.wake_work(Job.Priority.NIGHTLY)
+        until(lambda: row_of(job)["status"] == "PROCESSING", "the claim")
+        zombie = Job.objects.get(pk=job.pk)
+
+        # when
+        worker.send_signal(signal.SIGQUIT)
+        worker.wait(20)
+
+    # then the next worker may have it at once, the stop counts as no failure, the first is fenced
+    assert not jobs.renew(zombie, 1)
+    heir = jobs.claim()
+    assert heir is not None
+    assert (heir.pk, heir.attempt, heir.attempt_limit) == (job.pk, 2, 4)
+    assert runner.run(heir)
+
+
+def started(
+    stack: ExitStack, *command: str, env: dict[str, str] | None = None, log: Path | None = None
+) -> "subprocess.Popen[bytes]":
+    """A process that is killed, with its own, at the end."""
+    output: Any = stack.enter_context(log.open("wb")) if log else subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+    def end() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    stack.callback(end)
+    return process

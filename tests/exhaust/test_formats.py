@@ -1,0 +1,683 @@
+"""Every format holds what the CSV holds, is the same in every attempt, and may come in parts."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from math import isfinite
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import openpyxl
+import pandas as pd
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from exhaust import jobs, leftovers, runner, storage, writer
+from exhaust.datasets import DATASETS
+from exhaust.datasets.columns import Column, Kind, guarded, is_number
+from exhaust.datasets.selection import Dataset, Selection
+from exhaust.feed.pages import LAST_ID
+from exhaust.formats import FORMATS, Format
+from exhaust.models import File, Job
+from ingest import deriver, store
+from ingest.adapters.participants import Profile
+from tests.conftest import make_channel
+from tests.exhaust import corpus
+from tests.exhaust.factories import (
+    BOT,
+    CONFIG,
+    RESPONSE,
+    answer,
+    left_of,
+    make_job,
+    send,
+    stored,
+)
+from tests.ingest.telemetry_samples import RECEIVED_AT
+
+GOLDEN = Path(__file__).parent / "golden" / "response.jsonl"
+SPLITTING = [form for form in FORMATS.values() if form.splits]
+Rows = list[list[Any]]
+each_form = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+each_dataset = pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+each_way = pytest.mark.parametrize(
+    "portable", [False, True], ids=["the database's way", "portable"]
+)
+
+
+def fill() -> Selection:
+    """The corpus, and people on whose names tables like to break."""
+    selection = corpus.fill()
+    names = iter(corpus.TEXTS.values())
+    profiles = [
+        Profile(device, next(names) or None, "+919000000001", True, RECEIVED_AT)
+        for device in ["@device", *(row[2] or "" for row in people(selection))]
+    ]
+    store.keep_participants(make_channel().pk, RECEIVED_AT, profiles, [])
+    deriver.derive_all(seconds=30)
+    # users changed just now, sessions end long before
+    return replace(selection, end=timezone.now() + timedelta(days=1))
+
+
+def people(selection: Selection) -> Rows:
+    return [list(row) for row in DATASETS["uci-private-exhaust"].rows(selection)]
+
+
+def made(form: Format, dataset: Dataset, selection: Selection, *, portable: bool = False) -> bytes:
+    return b"".join(writer.blocks(dataset, selection, writer.Progress(), form, portable=portable))
+
+
+# reading back: every reader gives the header and rows of plain values -----------------------------
+
+
+def read(form: str, data: bytes, dataset: Dataset) -> tuple[list[str], Rows]:
+    plain = gzip.decompress(data) if form.endswith(".gz") else data
+    return READERS[form.removesuffix(".gz")](plain, dataset.columns)
+
+
+def read_csv(data: bytes, columns: Any) -> tuple[list[str], Rows]:
+    lines = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
+    rows = [[unguarded(cell) or None for cell in line] for line in lines[1:]]
+    return lines[0], rows
+
+
+def unguarded(cell: str) -> str:
+    return cell[1:] if guarded(cell[1:]) == cell else cell
+
+
+def read_jsonl(data: bytes, columns: Any) -> tuple[list[str], Rows]:
+    lines = data.decode().removesuffix("\n").split("\n") if data else []
+    objects = [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in lines]
+    headers = [column.header for column in columns]
+    assert all(list(row) == headers for row in objects)
+    return headers, [list(row.values()) for row in objects]
+
+
+def read_parquet(data: bytes, columns: Any) -> tuple[list[str], Rows]:
+    frame = pd.read_parquet(io.BytesIO(data), dtype_backend="pyarrow")
+    rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return list(frame.columns), rows
+
+
+def read_xlsx(data: bytes, columns: Any) -> tuple[list[str], Rows]:
+    sheet = openpyxl.load_workbook(io.BytesIO(data)).active
+    assert sheet.freeze_panes == "A2"
+    types = {cell.data_type for row in sheet.iter_rows() for cell in row}
+    assert types <= {"s", "n", "d", "inlineStr"}
+    header, *rows = ([unescaped(cell.value) for cell in row] for row in sheet.iter_rows())
+    return header, rows
+
+
+def unescaped(value: Any) -> Any:
+    """openpyxl leaves the sheet's escapes of control characters as they are."""
+    if not isinstance(value, str):
+        return value
+    return re.sub("_x([0-9A-F]{4})_", lambda found: chr(int(found[1], 16)), value)
+
+
+READERS = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet, "xlsx": read_xlsx}
+
+
+def expected(form: str, kind: Kind, cell: str | None) -> Any:
+    """What a cell of the CSV is in the format."""
+    form = form.removesuffix(".gz")
+    if cell is None or form == "csv":
+        return cell
+    number = kind in {"number", "whole"} and is_number(cell)
+    match form, kind:
+        case "jsonl", "json":
+            return json.loads(cell, parse_float=Decimal, parse_int=Decimal)
+        case "jsonl", _:
+            return Decimal(cell) if number else cell
+        case "parquet", "number":
+            return float(cell) if number and isfinite(float(cell)) else None
+        case "parquet", "whole":
+            whole = re.fullmatch("-?[0-9]+", cell) and -(2**63) <= int(cell) < 2**63
+            return int(cell) if whole else None
+        case "parquet", "time":
+            return datetime.fromisoformat(cell)
+        case "xlsx", "time":
+            return datetime.fromisoformat(cell).replace(tzinfo=None)
+        case "xlsx", _:
+            return float(cell) if number and len(cell) <= 15 else cell
+    return cell
+
+
+# what a file holds --------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)  # what is derived is committed
+@each_form
+@each_dataset
+@each_way
+def test_every_format_holds_the_cells_of_the_csv(form: Format, dataset: Dataset, portable: bool):
+    selection = fill()
+    headers, cells = read_csv(made(FORMATS["csv"], dataset, selection, portable=True), None)
+    kinds = [column.kind for column in dataset.columns]
+
+    data = made(form, dataset, selection, portable=portable)
+
+    found, rows = read(form.name, data, dataset)
+    assert found == headers
+    assert len(rows) == len(cells) > 1
+    for row, line in zip(rows, cells, strict=True):
+        assert row == [expected(form.name, *pair) for pair in zip(kinds, line, strict=True)]
+
+
+@pytest.mark.django_db
+@each_form
+@each_dataset
+def test_the_same_bytes_whenever_and_whichever_way_they_are_made(
+    form: Format, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    selection = fill()
+    first = made(form, dataset, selection)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+
+    assert made(form, dataset, selection) == first
+    assert made(form, dataset, selection, portable=True) == first
+
+
+@pytest.mark.django_db
+@each_way
+def test_json_lines_are_those_of_the_golden_file(portable: bool):
+    data = made(FORMATS["jsonl"], DATASETS[RESPONSE], corpus.fill(), portable=portable)
+
+    assert data.split(b"\n") == GOLDEN.read_bytes().split(b"\n")  # a readable difference
+
+
+@pytest.mark.django_db
+@each_form
+@each_dataset
+def test_a_file_of_nothing_can_be_read(form: Format, dataset: Dataset):
+    data = made(form, dataset, corpus.select())
+
+    assert read(form.name, data, dataset) == ([column.header for column in dataset.columns], [])
+
+
+@pytest.mark.django_db
+def test_no_archive_tells_when_it_was_made():
+    selection = corpus.select()
+
+    assert made(FORMATS["csv.gz"], DATASETS[RESPONSE], selection)[4:8] == bytes(4)
+    with zipfile.ZipFile(io.BytesIO(made(FORMATS["xlsx"], DATASETS[RESPONSE], selection))) as file:
+        assert {entry.date_time for entry in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert file.testzip() is None
+
+
+@pytest.mark.django_db(transaction=True)  # what is derived is committed
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "xlsx"])
+def test_no_typed_format_guards_a_text(form: str):
+    dataset = DATASETS["uci-private-exhaust"]
+    _, rows = read(form, made(FORMATS[form], dataset, fill()), dataset)
+
+    assert {row[1] for row in rows} == {corpus.NAME}
+    assert "@device" in {row[2] for row in rows}
+
+
+@pytest.mark.django_db
+def test_parquet_tells_of_its_columns():
+    import pyarrow.parquet as pq
+
+    dataset = DATASETS[RESPONSE]
+    file = pq.ParquetFile(io.BytesIO(made(FORMATS["parquet"], dataset, corpus.fill())))
+
+    types = {field.name: str(field.type) for field in file.schema_arrow}
+    assert types["Message ID"] == types["Question Response"] == "string"
+    assert types["Question Duration"] == "int64"
+    assert types["Question Score"] == "double"
+    assert types["Timestamp"] == "timestamp[ms, tz=UTC]"
+    assert [field.metadata[b"description"].decode() for field in file.schema_arrow] == [
+        column.description for column in dataset.columns
+    ]
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def columns(*kinds: Kind) -> list[Column]:
+    return [Column(f"Column {number}", kind, ("x",), "") for number, kind in enumerate(kinds)]
+
+
+def body_of(form: str, *rows: list[str | None], kinds: tuple[Kind, ...] = ("text",)) -> Any:
+    body = FORMATS[form].begin(columns(*kinds), sys.maxsize)
+    data = body.start() + b"".join(body.add(row) for row in rows) + body.end()
+    return body, data
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "held"),
+    [
+        ("whole", "9223372036854775807", 2**63 - 1),
+        ("whole", "9223372036854775808", None),
+        ("whole", "-9223372036854775808", -(2**63)),
+        ("whole", "9" * 5000, None),
+        ("whole", "1.5", None),
+        ("whole", "0x1F", None),
+        ("whole", "five", None),
+        ("number", "9" * 400, None),
+        ("number", "-" + "9" * 5000, None),
+        ("number", "123456789012345678901234567890", 1.2345678901234568e29),
+        ("number", "nan", None),
+        ("number", "inf", None),
+        ("number", " 1", None),
+        ("number", "1\n", None),
+        ("number", "true", None),
+        ("number", "-0", 0.0),
+    ],
+)
+def test_a_number_that_parquet_cannot_hold_is_nothing_and_counted(kind: Kind, cell: str, held: Any):
+    # given the cell between numbers and nothing
+    body, data = body_of("parquet", ["1"], [cell], [None], ["-2"], kinds=(kind,))
+
+    _, rows = read_parquet(data, None)
+    assert [row[0] for row in rows] == [1, held, None, -2]
+    assert body.misfits == (held is None)
+
+
+def test_a_text_that_looks_like_xml_or_an_escape_is_a_text_in_xlsx():
+    texts = [
+        "<r><t>x</t></r>",
+        "</t></is></c><c><f>1+1</f></c>",
+        "&lt;",
+        "]]>",
+        "_x0041_",
+        "_x005F_",
+        "a\ufffeb\uffff",
+        "\r\n\t",
+        "  ",
+    ]
+    _, data = body_of("xlsx", *([text] for text in texts))
+
+    _, rows = read_xlsx(data, None)
+    assert [row[0] for row in rows] == texts
+
+
+def test_a_sheet_may_have_many_columns():
+    cells = [str(number) for number in range(800)]
+    _, data = body_of("xlsx", cells, kinds=("text",) * 800)
+
+    assert read_xlsx(data, None)[1] == [cells]
+
+
+# jobs ---------------------------------------------------------------------------------------------
+
+
+def run(**overrides: Any) -> Job:
+    """A job after one attempt."""
+    job = jobs.claim(make_job(**overrides).pk)
+    assert job is not None
+    runner.run(job)
+    job.refresh_from_db()
+    return job
+
+
+def send_long(count: int) -> None:
+    """Answers of 8 kB each, of which hardly anything can be compressed away."""
+    random = Random(1)
+    send(*(answer(number, random.randbytes(4000).hex()) for number in range(count)))
+
+
+def content(files: Path, file: File) -> bytes:
+    return (files / file.key).read_bytes()
+
+
+@pytest.mark.django_db(transaction=True)
+@each_form
+def test_a_job_makes_the_file_that_was_asked_for(form: Format, files: Path, asker: Client):
+    send(answer(1), answer(2))
+
+    job = run(output_format=form.name)
+
+    file = File.objects.get()
+    assert (job.status, job.status_message, file.row_count) == ("SUCCESS", "", 2)
+    assert file.name == f"{BOT}_response_{timezone.now():%Y%m%d}.{form.name}"
+    assert re.fullmatch(rf"response/{job.pk}/1-[0-9a-f]{{32}}\.{re.escape(form.name)}", file.key)
+    assert file.content_type == form.content_type
+    _, rows = read(form.name, content(files, file), DATASETS[RESPONSE])
+    assert [row[0] for row in rows] == ["ASSESS:1", "ASSESS:2"]
+
+    # and its requester is told so
+    said = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id}).json()
+    assert [file["format"] for file in said["result"]["files"]] == [form.name]
+    address = said["result"]["downloadUrls"][0].removeprefix("http://127.0.0.1:8000")
+    download = Client().get(address)
+    assert download["Content-Type"] == form.content_type
+    assert download["Content-Disposition"] == storage.disposition(file.name)
+    assert hashlib.sha256(b"".join(download)).hexdigest() == file.sha256
+
+
+@pytest.mark.django_db(transaction=True)
+@each_form
+def test_nothing_found_is_told_as_the_format_shows_it(form: Format, files: Path):
+    send(answer(60 * 24 * 60))
+
+    job = run(output_format=form.name)
+
+    nothing = "is empty" if "json" in form.name else "holds only its header"
+    assert job.status_message == f"Nothing was found in these dates; the file {nothing}."
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("form", SPLITTING, ids=lambda form: form.name)
+def test_a_large_answer_comes_in_parts(form: Format, files: Path, settings: Any, asker: Client):
+    send_long(90)
+    whole = File.objects.get(job=run(output_format=form.name, tag="whole"))
+    settings.EXHAUST_PART_BYTES = 60_000
+
+    job = run(output_format=form.name)
+
+    # then each part is a file of its format, and together they are the whole
+    assert (job.status, job.rows_done) == ("SUCCESS", 90)
+    *parts, manifest = File.objects.filter(job=job).order_by("part")
+    assert len(parts) > 2
+    dataset = DATASETS[RESPONSE]
+    together: Rows = []
+    for part in parts:
+        data = content(files, part)
+        header, rows = read(form.name, data, dataset)
+        assert header == [column.header for column in dataset.columns]
+        assert (part.row_count, part.byte_count) == (len(rows), len(data))
+        assert part.sha256 == hashlib.sha256(data).hexdigest()
+        assert rows
+        together += rows
+    assert together == read(form.name, content(files, whole), dataset)[1]
+    assert all(part.byte_count > 60_000 for part in parts[:-1])
+    assert len({file.key for file in [*parts, manifest]}) == len(parts) + 1
+
+    # and the manifest tells the truth of them
+    said = json.loads(content(files, manifest))
+    assert said == {
+        "dataset": RESPONSE,
+        "datasetConfig": CONFIG,
+        "format": form.name,
+        "watermark": str(job.watermark),
+        "from": {"position": "0.0"},
+        "to": {"position": f"{int(job.watermark or 0) - 1}.{LAST_ID}"},
+        "pull": None,  # no pull chooses a conversation
+        "rows": 90,
+        "bytes": sum(part.byte_count for part in parts),
+        "columns": [
+            {"name": column.header, "type": column.kind, "description": column.description}
+            for column in dataset.columns
+        ],
+        "parts": [
+            {
+                "name": part.name,
+                "rows": part.row_count,
+                "bytes": part.byte_count,
+                "sha256": part.sha256,
+            }
+            for part in parts
+        ],
+    }
+
+    # and its requester finds all of them, in order, the manifest last
+    path = "/dataset/v1/request/read/daily"
+    result = asker.get(path, {"requestId": job.request_id}).json()["result"]
+    assert [file["format"] for file in result["files"]] == [form.name] * len(parts) + ["json"]
+    assert [file["name"] for file in result["files"]] == [
+        *(
+            f"{BOT}_response_{timezone.now():%Y%m%d}_part-{number:04}.{form.name}"
+            for number in range(1, len(parts) + 1)
+        ),
+        f"{BOT}_response_{timezone.now():%Y%m%d}_manifest.json",
+    ]
+    fetched = [
+        b"".join(Client().get(address.removeprefix("http://127.0.0.1:8000")))
+        for address in result["downloadUrls"]
+    ]
+    assert [hashlib.sha256(data).hexdigest() for data in fetched] == [
+        file["sha256"] for file in result["files"]
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("form", SPLITTING, ids=lambda form: form.name)
+def test_every_attempt_makes_the_same_parts(form: Format, files: Path, settings: Any):
+    # given an attempt that made all parts and was then overtaken
+    settings.EXHAUST_PART_BYTES = 60_000
+    send_long(60)
+    job = run(output_format=form.name)
+    first = list(File.objects.filter(job=job).order_by("part").values("name", "sha256"))
+    File.objects.filter(job=job).delete()
+    again = {"status": "SUBMITTED", "completed_at": None, "due_at": job.submitted_at}
+    Job.objects.filter(pk=job.pk).update(**again)
+
+    # when another makes them, after more has arrived
+    send(answer(1000))
+    heir = jobs.claim(job.pk)
+    assert heir is not None
+    assert runner.run(heir)
+
+    # then they are the same, and the manifest too
+    assert len(first) > 2
+    found = File.objects.filter(job=job).order_by("part").values("name", "sha256")
+    assert list(found) == first
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_what_is_smaller_than_a_part_is_one_file(limit: int, files: Path, settings: Any):
+    settings.EXHAUST_PART_BYTES = limit
+    send_long(3)
+
+    assert run().status == "SUCCESS"
+    assert len(stored(files)) == File.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_part_may_be_a_single_row(files: Path, settings: Any):
+    settings.EXHAUST_PART_BYTES = 1
+    send(answer(1), answer(2), answer(3))
+
+    job = run()
+
+    parts = File.objects.filter(job=job, content_type__startswith="text/csv").order_by("part")
+    assert [part.row_count for part in parts] == [1, 1, 1]
+    assert [content(files, part).count(b"\n") for part in parts] == [2, 2, 2]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_empty_answer_has_no_parts(files: Path, settings: Any):
+    settings.EXHAUST_PART_BYTES = 1
+
+    run()
+
+    assert [file.row_count for file in File.objects.all()] == [0]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("stored_before", [1, 2, 3])
+def test_an_attempt_that_fails_between_parts_leaves_nothing(
+    stored_before: int, files: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+):
+    # given a storage that takes some parts (the fourth file is the manifest) and then no more
+    settings.EXHAUST_PART_BYTES = 1
+    send(answer(1), answer(2), answer(3))
+    put = storage.FolderStorage.put
+
+    def full(self: Any, key: str, stream: Any, content_type: str) -> None:
+        if len(stored(files)) == stored_before:
+            raise storage.StorageError("full")
+        put(self, key, stream, content_type)
+
+    monkeypatch.setattr(storage.FolderStorage, "put", full)
+
+    # when
+    job = run()
+
+    # then
+    assert (job.status, job.status_message) == ("SUBMITTED", "The file could not be stored.")
+    assert stored(files) == []
+    assert File.objects.count() == 0
+
+    # and a later attempt makes them all
+    monkeypatch.setattr(storage.FolderStorage, "put", put)
+    jobs.hasten(job)
+    again = jobs.claim(job.pk)
+    assert again is not None
+    assert runner.run(again)
+    assert File.objects.count() == len(stored(files)) == 4
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_attempt_that_was_killed_between_parts_is_cleaned_up_after(files: Path, settings: Any):
+    # given the parts of an attempt whose process is gone
+    settings.EXHAUST_PART_BYTES = 1
+    send(answer(1), answer(2))
+    job = make_job(attempt=1, output_format="csv.gz")
+    over = make_job(status="FAILED", attempt=3)
+    for suffix in (*FORMATS, "json"):
+        left_of(job, 1, suffix=suffix)
+        left_of(over, 3, suffix=suffix)
+
+    # when the next attempt is done, and somebody looks through the storage
+    claimed = jobs.claim(job.pk)
+    assert claimed is not None
+    assert runner.run(claimed)
+    assert sum(leftovers.remove_all()) == len(FORMATS) + 1
+
+    # then only what rows name is left
+    assert stored(files) == sorted(File.objects.values_list("key", flat=True))
+
+
+# what a format cannot hold ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sheet of two rows below its header."""
+    monkeypatch.setitem(FORMATS, "xlsx", replace(FORMATS["xlsx"], max_rows=2))
+
+
+def test_a_sheet_is_as_long_as_excel_takes_it():
+    assert FORMATS["xlsx"].max_rows == 1_048_576 - 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("small_sheet")
+@pytest.mark.parametrize("dataset", sorted(set(DATASETS) - {"users-exhaust"}))  # changed today
+def test_more_rows_than_a_sheet_holds_are_told_before_any_is_written(
+    dataset: str, files: Path, monkeypatch: pytest.MonkeyPatch
+):
+    send(answer(1), answer(2), answer(3))
+    begun: list[str] = []
+    monkeypatch.setattr(storage.FolderStorage, "put", lambda self, key, *_: begun.append(key))
+
+    job = run(dataset=dataset, output_format="xlsx")
+
+    assert (job.status, begun) == ("FAILED", [])
+    assert job.status_message == (
+        "There are more than the 2 rows that xlsx holds; ask for fewer days, or for another format."
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("small_sheet")
+def test_as_many_rows_as_a_sheet_holds_are_fine(files: Path, settings: Any):
+    settings.EXHAUST_PART_BYTES = 1
+    send(answer(1), answer(2))
+
+    assert run(output_format="xlsx").status == "SUCCESS"
+    assert File.objects.get().row_count == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("small_sheet")
+def test_a_count_that_was_too_small_does_not_make_a_sheet_too_long(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+):
+    send(answer(1), answer(2), answer(3))
+    monkeypatch.setattr(runner, "_require_fit", lambda *_: None)
+
+    assert run(output_format="xlsx").status == "FAILED"
+    assert stored(files) == []
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("x" * 32_756, "SUCCESS"), ("x" * 32_800, "FAILED"), ("🙂" * 16_390, "FAILED")],
+)
+def test_a_cell_longer_than_xlsx_holds_fails_with_a_sentence(text: str, status: str, files: Path):
+    event = answer(1)
+    event["edata"]["item"]["title"] = text
+    event["edata"]["resvalues"] = []
+    send(event)
+
+    job = run(output_format="xlsx")
+
+    assert job.status == status
+    if status == "FAILED":
+        assert job.status_message == (
+            "Cell H2 is longer than the 32,767 characters that xlsx holds; ask for another format."
+        )
+        assert stored(files) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_numbers_that_are_none_are_told(files: Path):
+    # given a score that is a word
+    events = [answer(1), answer(2)]
+    events[1]["edata"]["score"] = "good"
+    send(*events)
+
+    # when / then
+    assert run(output_format="parquet").status_message == (
+        "1 cells hold no number where their column has numbers; parquet leaves them empty, csv and"
+        " jsonl do not."
+    )
+    assert run(output_format="jsonl", tag="lines").status_message == ""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_format_that_is_no_more_fails_with_a_sentence(files: Path):
+    assert run(output_format="orc").status_message == "There is no format orc any more."
+
+
+# asking -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("field", ["output_format", "outputFormat"])
+def test_each_format_is_a_request_of_its_own(field: str, asker: Client, wakes: list[str]):
+    def submitted(**said: str) -> str:
+        request = {"tag": "t", "dataset": RESPONSE, "datasetConfig": CONFIG, **said}
+        answered = asker.post(
+            "/dataset/v1/request/submit", {"request": request}, content_type="application/json"
+        )
+        assert answered.status_code == 200, answered.content
+        return str(answered.json()["result"]["requestId"])
+
+    plain = submitted()
+
+    ids = {name: submitted(**{field: name.upper()}) for name in FORMATS}
+    assert ids["csv"] == plain
+    assert len(set(ids.values())) == len(FORMATS)
+    assert submitted(output_format="xlsx", outputFormat="XLSX") == ids["xlsx"]
+    assert {job.request_id: job.output_format for job in Job.objects.all()} == {
+        ids[name]: name for name in FORMATS
+    }
+
+
+def test_only_who_writes_parquet_loads_pyarrow(tmp_path: Path):
+    code = (
+        "import django, sys; django.setup()\n"
+        "import config.urls, exhaust.tasks\n"
+        "assert not {'pyarrow', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=_environment(tmp_path))
+
+
+def _environment(tmp_path: Path) -> dict[str, str]:
+    return {"DJANGO_SETTINGS_MODULE": "config.settings", "EXHAUST_VAR": str(tmp_path)}

@@ -1,0 +1,85 @@
+"""What dead and overtaken attempts left goes; what is anybody's stays."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.utils import timezone
+
+from exhaust import jobs, leftovers, storage
+from exhaust.models import File, Job
+from tests.exhaust.factories import (
+    draft_of,
+    left_of,
+    make_claimed,
+    make_finished,
+    make_job,
+    stored,
+)
+
+pytestmark = pytest.mark.django_db
+
+
+def test_only_what_is_nobodys_is_removed(files: Path) -> None:
+    # given a finished job, one at work in its second attempt, and one that failed
+    done = make_finished()
+    working = make_claimed()
+    Job.objects.filter(pk=working.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
+    heir = jobs.claim(working.pk)
+    assert heir is not None
+    over = make_job(status="FAILED", attempt=3)
+    kept = {
+        File.objects.get(job=done).key,
+        left_of(heir, 2),
+        draft_of(heir, 2),
+    }
+
+    # and beside them what other attempts left, whole and half, in both areas
+    for job, attempt in ((done, 1), (heir, 1), (over, 3), (over, 1)):
+        left_of(job, attempt)
+        draft_of(job, attempt)
+        left_of(job, attempt, area="private")
+    left_of(Job(pk=heir.pk + 1000), 1)
+
+    # when
+    removed = sum(leftovers.remove_all())
+
+    # then
+    assert set(stored(files)) == kept
+    assert removed == 13
+    assert sum(leftovers.remove_all()) == 0
+
+
+def test_one_job_at_a_time(files: Path) -> None:
+    first, second = make_job(status="FAILED"), make_job(status="FAILED")
+    left_of(first, 1)
+    other = left_of(second, 1)
+    # the number of one is the beginning of the other's
+    longer = left_of(Job(pk=int(f"{first.pk}0")), 1)
+
+    assert leftovers.remove_of(first.pk) == 1
+    assert set(stored(files)) == {other, longer}
+
+
+def test_what_is_not_ours_stays(files: Path) -> None:
+    # given files that no attempt of ours could have made
+    foreign = ["response/notes.txt", "response/12/readme.csv", "other/1/1-abc.csv", "response/1/x"]
+    for name in foreign:
+        path = files / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("somebody's")
+
+    assert sum(leftovers.remove_all()) == 0
+    assert stored(files) == sorted(foreign)
+
+
+def test_a_file_past_its_life_that_the_storage_kept_goes(files: Path) -> None:
+    job = make_finished()
+    File.objects.filter(job=job).update(deleted_at=timezone.now())
+    assert sum(leftovers.remove_all()) == 1
+    assert stored(files) == []
+
+
+def test_nothing_at_all_is_nothing_to_do() -> None:
+    assert list(storage.default().keys("response/")) == []
+    assert sum(leftovers.remove_all()) == 0

@@ -1,0 +1,779 @@
+"""Told when done: every end of a job once on record, delivered until the receiver took it."""
+
+import json
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.contrib.auth import get_user_model
+from django.core.management import CommandError, call_command
+from django.db import connection, connections
+from django.test import Client
+from django.utils import timezone
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from exhaust import jobs, notices, submissions, tasks
+from exhaust.models import CallbackSecret, Job, Notice
+from exhaust.sinks import http, webhook
+from tests.conftest import make_channel
+from tests.exhaust.factories import (
+    CONFIG,
+    RESPONSE,
+    make_claimed,
+    make_finished,
+    make_job,
+    make_submission,
+)
+from tests.exhaust.receiver import Receiver, Silent, answering, dripping, resetting
+
+URL = "https://receiver.example/hook?of=me"
+SUBMIT = "/dataset/v1/request/submit"
+
+
+@pytest.fixture(autouse=True)
+def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receivers on this machine, and no patience with them."""
+    settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    monkeypatch.setattr(http, "SECONDS", 0.5)
+
+
+@pytest.fixture
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tasks that were woken."""
+    heard: list[str] = []
+    monkeypatch.setattr(tasks, "wake", lambda task, *_, **__: heard.append(task.name))
+    return heard
+
+
+def make_notice(url: str = URL, **overrides: Any) -> Notice:
+    job = make_finished(callback_url=url, **overrides)
+    return due_now(Notice.objects.get(job=job))
+
+
+def due_now(notice: Notice) -> Notice:
+    Notice.objects.filter(pk=notice.pk).update(due_at=timezone.now() - timedelta(seconds=1))
+    notice.refresh_from_db()
+    return notice
+
+
+def delivered(notice: Notice) -> Notice:
+    """The notice after one more delivery was tried."""
+    due_now(notice)
+    notices.deliver_due(seconds=0)
+    notice.refresh_from_db()
+    return notice
+
+
+# Written with the end -----------------------------------------------------------------------------
+
+
+def reaped(job: Job) -> None:
+    Job.objects.filter(pk=job.pk).update(
+        lease_until=timezone.now() - timedelta(seconds=1), attempt_limit=1
+    )
+    assert jobs.reap() == [job.pk]
+
+
+ENDINGS = {
+    "SUCCESS": lambda job: jobs.publish(job, [], ""),
+    "FAILED": lambda job: jobs.fail(job, "It cannot be.", permanent=True),
+    "CANCELLED": lambda job: jobs.cancel(job, "Cancelled by asha."),
+    "reaped": reaped,
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.usefixtures("woken")
+def test_an_end_is_noted_once(ending: str) -> None:
+    job, other = make_claimed(callback_url=URL), make_claimed()
+
+    for one in (job, other):
+        ENDINGS[ending](one)
+        # every other way to end comes too late
+        jobs.publish(one, [], "")
+        jobs.fail(one, "no", permanent=True)
+        jobs.cancel(one, "no")
+        jobs.reap()
+
+    notice = Notice.objects.get()  # of the one with an address alone
+    job.refresh_from_db()
+    assert (notice.job, notice.status, notice.url) == (job, job.status, URL)
+    assert job.status in (ending, "FAILED")
+
+
+@pytest.mark.django_db
+def test_what_is_no_end_is_not_noted() -> None:
+    job = make_claimed(callback_url=URL)
+    assert jobs.fail(job, "try again")
+    job.refresh_from_db()
+    assert job.status == Job.Status.SUBMITTED
+    assert not Notice.objects.exists()
+
+
+@pytest.mark.django_db
+def test_an_end_that_is_rolled_back_is_not_noted(
+    monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any, woken: list[str]
+) -> None:
+    job = make_claimed(callback_url=URL)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(jobs, "failpoint", broken)
+    with django_capture_on_commit_callbacks(execute=True), pytest.raises(RuntimeError):
+        jobs.publish(job, [], "")
+    assert (Notice.objects.count(), woken) == (0, [])
+
+
+@pytest.mark.django_db
+def test_a_noted_end_wakes_a_deliverer(
+    django_capture_on_commit_callbacks: Any, woken: list[str]
+) -> None:
+    job, other = make_claimed(callback_url=URL), make_claimed()
+    with django_capture_on_commit_callbacks(execute=True):
+        jobs.publish(other, [], "")
+    assert woken == []
+    with django_capture_on_commit_callbacks(execute=True):
+        jobs.publish(job, [], "")
+    assert woken == ["exhaust.notify"]
+
+
+@pytest.mark.django_db
+def test_a_broker_that_is_down_loses_no_notice(
+    django_capture_on_commit_callbacks: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def down(**_: Any) -> None:
+        raise ConnectionRefusedError
+
+    job = make_claimed(callback_url=URL)
+    monkeypatch.setattr(tasks.notify, "apply_async", down)
+    with django_capture_on_commit_callbacks(execute=True):
+        assert jobs.publish(job, [], "")
+
+    assert "broker.unreachable" in caplog.text
+    due_now(Notice.objects.get())
+    assert notices.due().count() == 1
+
+
+@pytest.mark.django_db
+def test_the_sweep_wakes_for_a_notice_that_is_due(woken: list[str]) -> None:
+    notice = make_notice()
+    Notice.objects.update(due_at=timezone.now() + timedelta(hours=1))
+    tasks.sweep()
+    assert "exhaust.notify" not in woken
+    due_now(notice)
+    tasks.sweep()
+    assert "exhaust.notify" in woken
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("more", [True, False])
+def test_the_task_says_that_there_may_be_more(
+    more: bool, woken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "deliver_due", lambda seconds: more)
+    tasks.notify()
+    assert woken == ["exhaust.notify"] * more
+
+
+# What is sent -------------------------------------------------------------------------------------
+
+
+def test_signing_gives_the_reference_libraries_vector() -> None:
+    said = webhook.signature(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        1614265330,
+        b'{"test": 2432232314}',
+    )
+    assert said == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_secret_is_32_bytes_in_the_standards_spelling() -> None:
+    secrets = {webhook.new_secret() for _ in range(10)}
+    assert len(secrets) == 10
+    assert all(re.fullmatch(r"whsec_[A-Za-z0-9+/]{43}=", secret) for secret in secrets)
+
+
+@pytest.mark.django_db
+def test_the_receiver_is_told_and_can_verify_it() -> None:
+    with Receiver([answering(204)]) as receiver:
+        notice = delivered(make_notice(receiver.url, tag="april"))
+
+    assert (notice.answer, notice.error, notice.attempt) == (204, "", 1)
+    assert notice.delivered_at is not None
+    (said,) = receiver.received
+    assert said.line == "POST /hook?job=1 HTTP/1.1"
+    assert said.headers["content-type"] == "application/json"
+    (secret,) = notices.live_secrets(notice.job.channel)
+    told = Webhook(secret).verify(said.body, said.headers)
+    file = notice.job.files.get()
+    assert told == {
+        "type": "dataset.request.ended",
+        "timestamp": told["timestamp"],
+        "data": {
+            "requestId": notice.job.request_id,
+            "tag": "april",
+            "dataset": RESPONSE,
+            "requestedChannel": "ORG_001",
+            "status": "SUCCESS",
+            "statusMessage": "",
+            "rows": 1,
+            "bytes": 8,
+            "sha256": file.sha256,
+        },
+    }
+    assert told["timestamp"].endswith("Z")
+    assert datetime.fromisoformat(told["timestamp"]) == notice.created_at
+
+    # and a changed byte, id or moment, or another's secret, does not hold
+    earlier = str(int(said.headers["webhook-timestamp"]) - 1)
+    for body, headers, key in (
+        (said.body.replace(b"april", b"APRIL"), said.headers, secret),
+        (said.body, {**said.headers, "webhook-id": "msg_1"}, secret),
+        (said.body, {**said.headers, "webhook-timestamp": earlier}, secret),
+        (said.body, said.headers, webhook.new_secret()),
+    ):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(key).verify(body, headers)
+
+
+@pytest.mark.django_db
+def test_a_notice_holds_no_name_and_no_link() -> None:
+    with Receiver() as receiver:
+        job = make_claimed(callback_url=receiver.url, requested_by="Asha Rao")
+        jobs.cancel(job, "Cancelled by Asha Rao.")
+        delivered(Notice.objects.get())
+        delivered(make_notice(receiver.url, requested_by="Asha Rao"))
+
+    assert [json.loads(said.body)["data"]["status"] for said in receiver.received] == [
+        "CANCELLED",
+        "SUCCESS",
+    ]
+    for said in receiver.received:
+        assert b"Asha" not in said.body
+        assert b"http" not in said.body
+        assert b"download" not in said.body
+
+
+@pytest.mark.django_db
+def test_a_late_notice_tells_the_end_as_it_was() -> None:
+    # given a job that failed, was run again and has its file, before anybody was told
+    with Receiver() as receiver:
+        job = make_claimed(callback_url=receiver.url)
+        jobs.fail(job, "The storage is full.", permanent=True)
+        job.refresh_from_db()
+        assert jobs.resubmit(job)
+        again = jobs.claim(job.pk)
+        assert again is not None
+        jobs.publish(again, [], "No data.")
+
+        # when both ends are told, the one after the other
+        Notice.objects.update(due_at=timezone.now() + timedelta(hours=1))
+        for notice in Notice.objects.order_by("id"):
+            delivered(notice)
+
+    # then each says what was then
+    told = [json.loads(said.body)["data"] for said in receiver.received]
+    assert [(end["status"], end["statusMessage"]) for end in told] == [
+        ("FAILED", "The storage is full."),
+        ("SUCCESS", "No data."),
+    ]
+    assert len({said.headers["webhook-id"] for said in receiver.received}) == 2
+
+
+# Secrets ------------------------------------------------------------------------------------------
+
+
+def verifies(secret: str, said: Any) -> bool:
+    try:
+        Webhook(secret).verify(said.body, said.headers)
+    except WebhookVerificationError:
+        return False
+    return True
+
+
+@pytest.mark.django_db
+def test_secrets_rotate_without_a_gap(capsys: pytest.CaptureFixture[str]) -> None:
+    def secrets(*options: str) -> list[str]:
+        call_command("callback_secret", "ORG_001", *options)
+        return capsys.readouterr().out.split()
+
+    with Receiver() as receiver:
+        notice = make_notice(receiver.url)
+        (first,) = secrets()
+        assert secrets() == [first]
+        second, also_first = secrets("--rotate")
+        assert also_first == first
+        delivered(notice)
+        assert secrets("--retire-old") == [second]
+        notices.again(Notice.objects.all())
+        delivered(notice)
+        (third, also_second), _ = secrets("--rotate"), secrets("--rotate")
+        assert also_second == second
+        alone = secrets("--rotate", "--retire-old")
+
+    both, late = receiver.received
+    assert len(both.headers["webhook-signature"].split(" ")) == 2
+    assert verifies(first, both)
+    assert verifies(second, both)
+    assert not verifies(first, late)
+    assert verifies(second, late)
+    assert len(alone) == 1
+    assert alone[0] not in {first, second, third}
+    assert CallbackSecret.objects.filter(retired_at=None).count() == 1
+
+
+@pytest.mark.django_db
+def test_a_secret_lies_sealed_and_is_the_channels_own() -> None:
+    ours, theirs = (notices.live_secrets(make_channel(name)) for name in ("ORG_001", "ORG_002"))
+    assert ours != theirs
+    rows = [bytes(row.sealed) for row in CallbackSecret.objects.all()]
+    assert len(rows) == 2
+    assert not any(secret.encode() in row for row in rows for secret in ours + theirs)
+
+
+@pytest.mark.django_db
+def test_a_channel_that_is_not_there_has_no_secret() -> None:
+    with pytest.raises(CommandError, match="no channel nobody"):
+        call_command("callback_secret", "nobody")
+    assert not CallbackSecret.objects.exists()
+
+
+@pytest.mark.django_db
+def test_a_secret_that_cannot_be_opened_delays_its_channel_alone(settings: Any) -> None:
+    with Receiver() as receiver:
+        closed = make_notice(receiver.url)
+        notices.live_secrets(closed.job.channel)
+        settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+        other = make_notice(receiver.url, channel="ORG_002")
+        notices.deliver_due(seconds=0)
+    closed.refresh_from_db()
+    other.refresh_from_db()
+    assert other.delivered_at is not None
+    assert closed.delivered_at is None
+    assert "could not be signed" in closed.error
+    assert len(receiver.received) == 1
+
+
+# Receivers that do not take it --------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_failed_delivery_is_tried_again_under_the_same_id() -> None:
+    with Receiver([answering(500), resetting, answering(302), answering(200)]) as receiver:
+        notice = make_notice(receiver.url)
+        told = [
+            (seen.answer, seen.error, seen.delivered_at is not None)
+            for seen in (delivered(notice) for _ in range(4))
+        ]
+        notices.deliver_due(seconds=0)  # and then never again
+
+    assert told == [
+        (500, "The answer was 500.", False),
+        (None, "The connection broke.", False),
+        (302, "The answer was 302.", False),
+        (200, "", True),
+    ]
+    assert len(receiver.received) == 4
+    assert len({said.headers["webhook-id"] for said in receiver.received}) == 1
+    assert len({said.body for said in receiver.received}) == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("behaviour", "seconds"),
+    [(Silent(), 1.0), (dripping(b"HTTP/1.1 ", b"2"), 1.0), (resetting, 0.5)],
+)
+def test_a_bad_receiver_holds_nobody_for_long(behaviour: Any, seconds: float) -> None:
+    with Receiver([behaviour]) as receiver:
+        notice = make_notice(receiver.url)
+        begun = time.monotonic()
+        delivered(notice)
+        assert time.monotonic() - begun < seconds
+    assert notice.delivered_at is None
+    assert notice.error
+    assert notice.due_at <= timezone.now() + timedelta(seconds=notices.DELAYS[0])
+
+
+@pytest.mark.django_db
+def test_a_receiver_that_hangs_does_not_hold_up_another() -> None:
+    with Receiver([Silent()]) as hanging, Receiver() as good:
+        for _ in range(notices.AT_ONCE - 1):
+            make_notice(hanging.url)
+        notice = make_notice(good.url)
+        begun = time.monotonic()
+        assert not notices.deliver_due(seconds=0)
+        # all of them at once
+        assert time.monotonic() - begun < (notices.AT_ONCE - 1) * http.SECONDS
+    notice.refresh_from_db()
+    assert notice.delivered_at is not None
+    assert Notice.objects.filter(delivered_at=None).count() == notices.AT_ONCE - 1
+
+
+@pytest.mark.django_db
+def test_what_was_never_tried_goes_before_what_failed() -> None:
+    tried, fresh = make_notice(), make_notice()
+    Notice.objects.filter(pk=tried.pk).update(attempt=3)
+    assert [notice.pk for notice in notices._claim()] == [fresh.pk, tried.pk]
+
+
+@pytest.mark.django_db
+def test_a_run_ends_in_time_and_says_that_more_is_due() -> None:
+    with Receiver() as receiver:
+        for _ in range(notices.AT_ONCE + 1):
+            make_notice(receiver.url)
+        assert notices.deliver_due(seconds=0)
+        assert len(receiver.received) == notices.AT_ONCE
+        assert not notices.deliver_due(seconds=0)
+        assert len(receiver.received) == notices.AT_ONCE + 1
+
+
+@pytest.mark.django_db
+def test_it_is_given_up_after_the_last_attempt() -> None:
+    with Receiver([answering(503)]) as receiver:
+        notice = make_notice(receiver.url)
+        for attempt in range(1, notices.ATTEMPTS + 1):
+            assert delivered(notice).attempt == attempt
+            assert (notice.given_up_at is None) is (attempt < notices.ATTEMPTS)
+        delivered(notice)
+
+    assert len(receiver.received) == notices.ATTEMPTS
+    assert (notice.attempt, notice.answer) == (notices.ATTEMPTS, 503)
+    assert notice.delivered_at is None
+
+
+@pytest.mark.django_db
+def test_gone_is_given_up_at_once() -> None:
+    with Receiver([answering(410)]) as receiver:
+        notice = delivered(make_notice(receiver.url))
+        delivered(notice)
+    assert len(receiver.received) == 1
+    assert (notice.answer, notice.attempt) == (410, 1)
+    assert notice.given_up_at is not None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("url", ["http://169.254.169.254/", "http://[::1]:8000/", "ftp://x.org/"])
+def test_a_refused_address_is_given_up_at_once(url: str) -> None:
+    notice = delivered(make_notice(url))
+    assert notice.given_up_at is not None
+    assert notice.answer is None
+    assert notice.error
+
+
+@pytest.mark.django_db
+def test_a_deliverer_that_always_dies_does_not_try_for_ever() -> None:
+    notice = make_notice()
+    Notice.objects.update(attempt=notices.ATTEMPTS)
+    delivered(notice)
+    assert notice.given_up_at is not None
+    assert notice.error == "The last delivery ended without a word."
+
+
+@pytest.mark.parametrize("attempt", range(1, notices.ATTEMPTS))
+def test_delays_grow_and_are_bounded(attempt: int) -> None:
+    drawn = [notices._delay(attempt, http.Unreachable()).total_seconds() for _ in range(300)]
+    most = notices.DELAYS[attempt - 1]
+    assert all(0 <= seconds <= most for seconds in drawn)
+    assert max(drawn) > 0.8 * most
+    assert min(drawn) < 0.2 * most
+    assert list(notices.DELAYS) == sorted(notices.DELAYS)
+    assert len(notices.DELAYS) == notices.ATTEMPTS - 1
+
+
+def test_a_receiver_may_ask_for_more_time_but_not_for_ever() -> None:
+    assert notices._delay(1, http.Answer(503, b"", 900)) == timedelta(minutes=15)
+    assert notices._delay(1, http.Answer(429, b"", 10**9)) == timedelta(hours=6)
+
+
+# Two at once, and one that dies -------------------------------------------------------------------
+
+
+def deliver() -> bool:
+    try:
+        return notices.deliver_due(seconds=0)
+    finally:
+        connections.close_all()
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("woken")
+def test_two_deliverers_at_once_send_once() -> None:
+    def slowly(peer: Any) -> None:
+        time.sleep(0.2)
+        answering(200)(peer)
+
+    with Receiver([slowly]) as receiver:
+        for _ in range(5):
+            make_notice(receiver.url)
+        start = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: (start.wait(), deliver()), range(4)))
+        deliver()
+
+    ids = [said.headers["webhook-id"] for said in receiver.received]
+    assert len(ids) == len(set(ids)) == 5
+    assert set(Notice.objects.values_list("attempt", flat=True)) == {1}
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("woken")
+def test_a_channels_first_secret_is_made_once() -> None:
+    channel = make_channel()
+    start = threading.Barrier(4)
+
+    def first() -> list[str]:
+        try:
+            start.wait()
+            return notices.live_secrets(channel)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(4) as pool:
+        seen = {tuple(made.result()) for made in [pool.submit(first) for _ in range(4)]}
+    assert len(seen) == 1
+    assert CallbackSecret.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_a_claimed_notice_is_nobody_elses_until_the_lease_is_over() -> None:
+    make_notice()
+    (claimed,) = notices._claim()
+    assert notices._claim() == []
+    due_now(claimed)  # the deliverer has died
+    (again,) = notices._claim()
+    assert (again.pk, again.attempt) == (claimed.pk, 2)
+
+
+@pytest.mark.django_db
+def test_a_late_outcome_of_a_lost_lease_is_not_recorded() -> None:
+    notice = make_notice()
+    (slow,) = notices._claim()
+    due_now(notice)
+    (fast,) = notices._claim()
+    notices._record(fast, http.Answer(200, b"", 0))
+    notices._record(slow, http.Unreachable("late"))
+    notice.refresh_from_db()
+    assert (notice.answer, notice.error) == (200, "")
+    assert notice.delivered_at is not None
+
+
+@pytest.mark.django_db
+def test_a_delivery_that_breaks_does_not_lose_the_others_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Receiver() as receiver:
+        broken, good = make_notice("http://broken.example/"), make_notice(receiver.url)
+        real = http.post
+
+        def post(url: str, *args: Any, **options: Any) -> Any:
+            if "broken" in url:
+                raise RuntimeError
+            return real(url, *args, **options)
+
+        monkeypatch.setattr(http, "post", post)
+        notices.deliver_due(seconds=0)
+    broken.refresh_from_db()
+    good.refresh_from_db()
+    assert good.delivered_at is not None
+    assert broken.error == "The delivery broke; the cause is in the service's log."
+    assert broken.given_up_at is None
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db
+def test_looking_for_due_notices_is_an_index_scan() -> None:
+    job = make_finished(callback_url=URL)
+    Notice.objects.bulk_create(
+        Notice(job=job, status="SUCCESS", url=URL, delivered_at=timezone.now()) for _ in range(3000)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE exhaust_notice")
+    assert "notice_due" in notices.due().explain()
+
+
+# The API and the admin ----------------------------------------------------------------------------
+
+
+def body(url: Any) -> dict[str, Any]:
+    config = {"tag": "daily", "dataset": RESPONSE, "datasetConfig": CONFIG}
+    return {"request": {**config, "callbackUrl": url}}
+
+
+def submitted(client: Client, url: Any) -> Any:
+    return client.post(SUBMIT, body(url), content_type="application/json")
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("woken")
+def test_a_request_may_name_who_is_told(asker: Client) -> None:
+    answer = submitted(asker, URL)
+
+    assert answer.status_code == 200
+    shown = {"url": URL, "delivered": False, "attempts": 0, "answer": None, "error": ""}
+    assert answer.json()["result"]["callback"] == shown
+    assert Job.objects.get().callback_url == URL
+    assert submitted(asker, URL).json()["result"]["requestId"] == Job.objects.get().request_id
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("ftp://receiver.example/", "http:// or https://"),
+        ("https://me:secret@receiver.example/", "password"),
+        ("https://receiver.example:25/", "port 80, 443"),
+        ("https://receiver.example/" + "a" * 2000, "2000"),
+        ("http://10.0.0.1/", "not public"),
+        ("http://169.254.169.254/latest/", "not public"),
+        ("http://2130706433/", "four decimal"),
+        ("http://[::ffff:127.0.0.1]/", "not public"),
+        ("http://localhost:8000/", "not public"),
+        ("", "blank"),
+        (7, "http"),
+        (None, "null"),
+        (["https://receiver.example/"], "string"),
+    ],
+)
+def test_an_address_that_will_not_do_is_refused_with_the_remedy(
+    url: Any, remedy: str, asker: Client, settings: Any
+) -> None:
+    settings.PUSH_ALLOWED_NETWORKS = []
+    answer = submitted(asker, url)
+
+    assert answer.status_code == 400
+    sentence = answer.json()["params"]["errmsg"]
+    assert sentence.startswith("request.callbackUrl: ")
+    assert remedy in sentence
+    assert "secret" not in sentence
+    assert not Job.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("woken")
+def test_a_job_shows_how_its_receiver_was_told(asker: Client) -> None:
+    with Receiver([answering(500), answering(200)]) as receiver:
+        notice = make_notice(receiver.url)
+        shown = []
+        for _ in range(2):
+            delivered(notice)
+            job = submissions.find(notice.job.channel_id, "daily", notice.job.request_id)
+            assert job is not None
+            answer = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id})
+            shown.append(answer.json()["result"]["callback"])
+
+    base = {"url": receiver.url}
+    failed = {"delivered": False, "attempts": 1, "answer": 500, "error": "The answer was 500."}
+    assert shown == [
+        {**base, **failed},
+        {**base, "delivered": True, "attempts": 2, "answer": 200, "error": ""},
+    ]
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("woken")
+def test_a_job_that_runs_again_shows_nothing_of_its_earlier_end(asker: Client) -> None:
+    job = make_claimed(callback_url=URL)
+    jobs.fail(job, "no", permanent=True)
+    Notice.objects.update(attempt=5, answer=500, error="no")
+    job.refresh_from_db()
+    jobs.resubmit(job)
+    said = asker.get("/dataset/v1/request/list/daily").json()["result"]["jobs"][0]["callback"]
+    assert (said["attempts"], said["answer"], said["error"]) == (0, None, "")
+
+
+@pytest.mark.django_db
+def test_a_job_without_an_address_shows_no_callback(asker: Client) -> None:
+    make_job()
+    (job,) = asker.get("/dataset/v1/request/list/daily").json()["result"]["jobs"]
+    assert "callback" not in job
+
+
+@pytest.mark.django_db
+def test_a_list_asks_no_more_for_more_notices(
+    asker: Client, django_assert_max_num_queries: Any
+) -> None:
+    def queries() -> int:
+        with django_assert_max_num_queries(100) as asked:
+            asker.get("/dataset/v1/request/list/daily")
+        return len(asked)
+
+    def end(count: int) -> None:
+        for _ in range(count):
+            jobs.cancel(make_job(callback_url=URL), "")
+
+    end(2)
+    queries()  # the first use of a key is written down
+    few = queries()
+    end(6)
+    assert queries() == few
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("woken")
+def test_another_address_is_another_request() -> None:
+    first = submissions.submit(make_submission(callback_url=URL))
+    second = submissions.submit(make_submission(callback_url=URL + "2"))
+    assert first.request_id != second.request_id
+
+
+@pytest.fixture
+def operator(db: None, client: Client) -> Client:
+    client.force_login(get_user_model().objects.create_superuser("operator"))
+    return client
+
+
+def test_an_operator_sees_notices_and_delivers_one_again(operator: Client) -> None:
+    with Receiver([answering(410), answering(200)]) as receiver:
+        notice = delivered(make_notice(receiver.url))
+        waiting = make_notice(receiver.url)
+        page = operator.get("/admin/exhaust/notice/?given_up_at__isempty=0")
+        assert page.status_code == 200
+        assert f"/admin/exhaust/notice/{notice.pk}/" in page.content.decode()
+        assert f"/admin/exhaust/notice/{waiting.pk}/" not in page.content.decode()
+        assert (
+            "The answer was 410."
+            in operator.get(f"/admin/exhaust/job/{notice.job_id}/change/").content.decode()
+        )
+        assert operator.get("/admin/exhaust/job/add/").status_code == 200
+
+        answer = operator.post(
+            "/admin/exhaust/notice/",
+            {"action": "deliver_again", "_selected_action": [notice.pk, waiting.pk]},
+            follow=True,
+        )
+        assert "1 will be delivered again" in answer.content.decode()
+        assert "1 are still being delivered" in answer.content.decode()
+        delivered(notice)
+
+    assert (notice.answer, notice.attempt, notice.given_up_at) == (200, 1, None)
+    ids = [said.headers["webhook-id"] for said in receiver.received]
+    assert sorted(map(ids.count, set(ids))) == [1, 2]  # the same id as before
+
+
+def test_who_has_no_role_in_the_channel_may_not_deliver_again(
+    operator: Client, django_user_model: Any
+) -> None:
+    from django.contrib.auth.models import Permission
+
+    reader = django_user_model.objects.create_user("reader", is_staff=True)
+    reader.user_permissions.add(Permission.objects.get(codename="change_notice"))
+    operator.force_login(reader)
+    notice = make_notice("http://10.0.0.1/")
+    delivered(notice)
+    assert operator.get("/admin/exhaust/notice/").status_code == 403
+    operator.post(
+        "/admin/exhaust/notice/", {"action": "deliver_again", "_selected_action": [notice.pk]}
+    )
+    notice.refresh_from_db()
+    assert notice.given_up_at is not None

@@ -1,0 +1,505 @@
+"""Pull: pages behind a cursor, as Croct's clients walk them, and what is refused."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db import connection, transaction
+from django.test import Client
+from django.utils import timezone
+
+from ingest import access, deriver
+from ingest.models import AppUser, Participant, Session, StoredEvent
+from ingest.positions import writing
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust.factories import FIRST_ANSWER, answer, send
+
+# a watermark passes only what is committed
+pytestmark = pytest.mark.django_db(transaction=True)
+RESOURCES = ("events", "sessions", "users")
+
+
+@pytest.fixture
+def puller(db: None) -> Client:
+    return Client(headers={"X-Api-Key": make_key("pull", "export:private")})
+
+
+def pull(client: Client, resource: str = "events", **query: Any) -> Any:
+    return client.get(f"/export/{resource}", query)
+
+
+def ok(answered: Any) -> dict[str, Any]:
+    assert answered.status_code == 200, answered.content
+    assert answered["Content-Type"] == "application/json"
+    said: dict[str, Any] = json.loads(answered.content)
+    assert isinstance(said["nextCursor"], str)
+    return said
+
+
+def walk(client: Client, resource: str, size: int, cursor: str = "", **query: Any) -> Any:
+    """As the generated clients do: until a page is empty. All items, and the last cursor."""
+    items: list[dict[str, Any]] = []
+    while True:
+        asked = {"pageSize": size, **query, **({"cursor": cursor} if cursor else {})}
+        said = ok(pull(client, resource, **asked))
+        cursor = said["nextCursor"]
+        assert len(said["items"]) <= size
+        if not said["items"]:
+            return items, cursor
+        items += said["items"]
+
+
+def mids(items: list[dict[str, Any]]) -> list[str]:
+    return [item["payload"]["mid"] for item in items]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_events_come_in_their_order_whatever_the_page(size: int, puller: Client) -> None:
+    # given seven events, not in the order of their times, and another channel's
+    numbers = [5, 1, 7, 2, 6, 3, 4]
+    for number in numbers:
+        send(answer(number))
+    send(answer(99), channel="ORG_002")
+
+    # when / then they come as they arrived
+    items, cursor = walk(puller, "events", size)
+    assert mids(items) == [f"ASSESS:{number}" for number in numbers]
+
+    # and the cursor of the empty page goes on later
+    nothing, cursor = walk(puller, "events", size, cursor)
+    assert nothing == []
+    send(answer(8), answer(9))
+    later, _ = walk(puller, "events", size, cursor)
+    assert mids(later) == ["ASSESS:8", "ASSESS:9"]
+
+
+def test_an_event_as_croct_shows_it(puller: Client) -> None:
+    send(answer(1))
+    said = ok(pull(puller))
+    assert set(said) == {"items", "metadata", "nextCursor"}
+    assert said["metadata"] == {
+        f"{level}{what}": "ORG_001"
+        for level in ("organization", "workspace", "application")
+        for what in ("Name", "Slug")
+    }
+    (event,) = said["items"]
+    row = StoredEvent.objects.get()
+    assert event == {
+        "id": str(row.identity),
+        "sessionId": "session",
+        "userId": "device-1",
+        "timestamp": int((FIRST_ANSWER + timedelta(minutes=1)).timestamp() * 1000),
+        "type": "ASSESS",
+        "dialect": "telemetry",
+        "deviceId": "device-1",
+        "receivedTime": int(row.received_at.timestamp() * 1000),
+        "position": f"{row.xid}.{row.pk}",
+        "context": None,
+        "payload": {"@type": "ASSESS", **answer(1)},
+    }
+
+    # and by its id
+    one = puller.get(f"/export/events/{event['id']}")
+    assert json.loads(one.content) == {"metadata": said["metadata"], "event": event}
+
+
+def test_every_door_is_read_here(puller: Client) -> None:
+    send(answer(1))
+    access.create_application("my-app", make_channel())
+    sent = {"event_type": "_page_view", "event_id": "e-1", "timestamp": 1648785600123,
+            "device_id": "d-2", "attributes": {"_page_url": "https://shop.example/"}}  # fmt: skip
+    taken = Client().post("/collect?appId=my-app", json.dumps([sent]), "application/json")
+    assert taken.status_code == 200
+    items, _ = walk(puller, "events", 10)
+    assert [item["dialect"] for item in items] == ["telemetry", "clickstream"]
+    assert all(item["payload"]["@type"] == item["type"] for item in items)
+    assert items[1]["context"] == {"type": "web", "metadata": {}, "url": "https://shop.example/"}
+
+
+def test_an_answer_of_somebody_who_refused_is_left_out(puller: Client) -> None:
+    send(answer(1), answer(2), answer(3))
+    for number, consent in ((1, False), (2, True)):
+        Participant.objects.create(
+            channel=make_channel(), device_id=f"device-{number}", consent=consent,
+            updated_at=timezone.now(),
+        )  # fmt: skip
+    items, _ = walk(puller, "events", 2)
+    shown = {item["deviceId"]: item["payload"]["edata"]["resvalues"] for item in items}
+    assert shown == {
+        "device-1": [],
+        "device-2": [{"ans1": "because 2"}],
+        "device-3": [{"ans1": "because 3"}],
+    }
+    one = puller.get(f"/export/events/{items[0]['id']}")
+    assert b"because 1" not in one.content
+
+
+def test_both_databases_tell_the_same(puller: Client) -> None:
+    # given what a way past the ORM could tell otherwise: other scripts, numbers, a refused answer
+    event = answer(1)
+    event["edata"] |= {"uri": "https://bot.example/\u0928", "n": 1.50, "deep": [{"é": None}, []]}
+    refused = answer(2)
+    plain = {**answer(3), "edata": {}, "eid": 'odd "\u2028" type'}
+    send(event, refused, plain)
+    Participant.objects.create(
+        channel=make_channel(), device_id="device-2", consent=False, updated_at=timezone.now()
+    )
+    StoredEvent.objects.update(received_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC))
+    rows = {row.payload["mid"]: row for row in StoredEvent.objects.all()}
+
+    # when / then every field is what was sent, on either
+    refused["edata"]["resvalues"] = []
+    items, _ = walk(puller, "events", 3)
+    assert items == [
+        {
+            "id": str(rows[sent["mid"]].identity),
+            "sessionId": "session",
+            "userId": sent["context"]["did"],
+            "timestamp": sent["ets"],
+            "type": sent["eid"],
+            "dialect": "telemetry",
+            "deviceId": sent["context"]["did"],
+            "receivedTime": 1767323045678,
+            "position": f"{rows[sent['mid']].xid}.{rows[sent['mid']].pk}",
+            "context": {"type": "web", "metadata": {}, "url": url} if url else None,
+            "payload": {"@type": sent["eid"], **sent},
+        }
+        for sent, url in ((event, event["edata"]["uri"]), (refused, None), (plain, None))
+    ]
+
+
+# Windows and filters ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", [1, 1000], ids=["seconds", "milliseconds"])
+def test_a_window_has_its_start_and_not_its_end(unit: int, puller: Client) -> None:
+    send(*(answer(number) for number in range(5)))
+    first = int(FIRST_ANSWER.timestamp())
+
+    def found(**query: int) -> list[str]:
+        return mids(walk(puller, "events", 2, **{k: v * unit for k, v in query.items()})[0])
+
+    assert found(start=first + 60, end=first + 180) == ["ASSESS:1", "ASSESS:2"]
+    assert found(start=first + 180) == ["ASSESS:3", "ASSESS:4"]
+    assert found(end=first + 60) == ["ASSESS:0"]
+
+
+def test_types_are_repeated(puller: Client) -> None:
+    for number, kind in enumerate(["ASSESS", "START", "END", "START"]):
+        send({**answer(number), "eid": kind, "mid": f"{kind}:{number}"})
+    assert mids(walk(puller, "events", 1, events=["START"])[0]) == ["START:1", "START:3"]
+    both = walk(puller, "events", 1, events=["END", "ASSESS"])[0]
+    assert mids(both) == ["ASSESS:0", "END:2"]
+    assert walk(puller, "events", 5, events="NONE")[0] == []
+
+
+def test_a_filter_that_finds_nothing_does_not_look_twice(puller: Client) -> None:
+    # given a cursor behind events of which none was asked for
+    send(*(answer(number) for number in range(5)))
+    said = ok(pull(puller, events="START"))
+    assert said["items"] == []
+
+    # when one comes
+    send({**answer(9), "eid": "START", "mid": "START:9"})
+
+    # then the next look begins behind what was seen
+    later = ok(pull(puller, events="START", cursor=said["nextCursor"]))
+    assert mids(later["items"]) == ["START:9"]
+
+
+# Sessions and users -------------------------------------------------------------------------------
+
+
+def derive() -> None:
+    deriver.derive_all(seconds=30)
+
+
+def test_sessions_come_again_when_they_change(puller: Client) -> None:
+    # given two sessions
+    send(answer(0), answer(100))
+    derive()
+    items, cursor = walk(puller, "sessions", 1)
+    assert {item["deviceId"] for item in items} == {"device-0", "device-100"}
+    (first,) = (item for item in items if item["deviceId"] == "device-0")
+    moment = int(FIRST_ANSWER.timestamp() * 1000)
+    assert first["window"] == {"start": moment, "end": moment}
+    assert first["closeTime"] == moment + 30 * 60_000
+    assert first["statistics"] == {"pageViews": 0, "events": 1, "answers": 1}
+    assert (first["parentId"], first["externalUserId"]) == (None, None)
+    assert puller.get(f"/export/session/{first['sessionId']}").json() == first
+
+    # when one of them goes on
+    event = answer(1)
+    event["context"]["did"] = "device-0"
+    send(event)
+    derive()
+
+    # then it comes again, under its id, and nothing else does
+    (again,), cursor = walk(puller, "sessions", 5, cursor)
+    assert again["sessionId"] == first["sessionId"]
+    assert (again["version"], again["statistics"]["events"]) == (2, 2)
+    assert walk(puller, "sessions", 5, cursor)[0] == []
+
+
+def test_a_session_that_became_a_part_of_another_names_it(puller: Client) -> None:
+    # given two sessions of a device, and the event between them that joins them
+    def at(minute: int) -> dict[str, Any]:
+        event = answer(minute)
+        event["context"]["did"] = "device"
+        return event
+
+    send(at(0), at(50))
+    derive()
+    send(at(25))
+    derive()
+
+    # when / then
+    items = {item["sessionId"]: item for item in walk(puller, "sessions", 9)[0]}
+    joined = [item for item in items.values() if item["parentId"]]
+    assert len(items) == 2
+    assert len(joined) == 1
+    parent = items[joined[0]["parentId"]]
+    assert parent["statistics"]["events"] == 3
+
+
+def test_sessions_are_windowed_by_their_close(puller: Client) -> None:
+    send(answer(0), answer(100))
+    derive()
+    closes = int((FIRST_ANSWER + timedelta(minutes=30)).timestamp())
+    (item,), _ = walk(puller, "sessions", 9, start=closes, end=closes + 1)
+    assert item["deviceId"] == "device-0"
+    assert walk(puller, "sessions", 9, end=closes)[0] == []
+
+
+def test_users_come_again_when_they_change(puller: Client) -> None:
+    send(answer(0), answer(1))
+    derive()
+    items, cursor = walk(puller, "users", 1)
+    found = {item["userId"]: item for item in items}
+    assert set(found) == {"device-0", "device-1"}
+    assert all(item["anonymous"] for item in items)
+    assert puller.get("/export/user/device-0").json() == found["device-0"]
+
+    event = answer(7)
+    event["context"]["did"] = event["actor"]["id"] = "device-1"
+    send(event)
+    derive()
+    (again,), _ = walk(puller, "users", 5, cursor)
+    assert again["userId"] == "device-1"
+    assert again["lastSeenTime"] > found["device-1"]["lastSeenTime"]
+
+    # and the window is their last change's
+    changed = AppUser.objects.get(identifier="device-1").modified_at
+    since = int(changed.timestamp() * 1000)
+    assert [user["userId"] for user in walk(puller, "users", 5, start=since)[0]] == ["device-1"]
+
+
+@pytest.mark.parametrize("resource", ["sessions", "users"])
+def test_what_was_not_derived_yet_comes_with_the_next_page(resource: str, puller: Client) -> None:
+    # given a reader that was there before the deriver, twice
+    send(answer(1))
+    items, cursor = walk(puller, resource, 5)
+    assert items == []
+    derive()
+    first, cursor = walk(puller, resource, 5, cursor)
+    send(answer(200))
+    items, cursor = walk(puller, resource, 5, cursor)
+    assert items == []
+    derive()
+
+    # then nothing went past it
+    second, _ = walk(puller, resource, 5, cursor)
+    assert [item["deviceId"] for item in first + second] == ["device-1", "device-200"]
+
+
+def test_attributes_of_a_user_are_told(puller: Client) -> None:
+    access.create_application("my-app", make_channel())
+    told = {"email": "a@example.org", "plan": {"value": "gold", "set_timestamp": 1648785600000}}
+    sent = {"event_type": "view", "event_id": "e-1", "timestamp": 1648785600123,
+            "device_id": "d-1", "user_id": "u-1", "user": told}  # fmt: skip
+    Client().post("/collect?appId=my-app", json.dumps([sent]), "application/json")
+    derive()
+    (user,) = [user for user in walk(puller, "users", 9)[0] if user["userId"] == "u-1"]
+    assert (user["externalUserId"], user["email"]) == ("u-1", "a@example.org")
+    assert user["customAttributes"] == {"email": "a@example.org", "plan": "gold"}
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_singular_and_plural_are_the_same(resource: str, puller: Client) -> None:
+    send(answer(0))
+    derive()
+    if resource != "events":
+        single = resource.removesuffix("s")
+        assert ok(pull(puller, single))["items"] == ok(pull(puller, resource))["items"] != []
+    assert "metadata" in ok(pull(puller, resource)) or resource != "events"
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+def refused(answered: Any, status: int) -> str:
+    assert answered.status_code == status, answered.content
+    assert answered["Content-Type"] == "application/problem+json"
+    said = json.loads(answered.content)
+    assert said["status"] == status
+    assert said["detail"] == said["details"]
+    sentence: str = said["detail"]
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"pageSize": 0}, "pageSize"),
+        ({"pageSize": 1001}, "pageSize"),
+        ({"pageSize": "many"}, "pageSize"),
+        ({"start": "yesterday"}, "start"),
+        ({"start": -1}, "start"),
+        ({"end": 10**18}, "end"),
+        ({"start": 10, "end": 10}, "end"),
+        ({"start": 1_700_000_000_000, "end": 1_600_000_000}, "end"),
+        ({"cursor": "made up"}, "cursor"),
+    ],
+)
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_what_cannot_be_asked_is_told(
+    resource: str, query: dict[str, Any], field: str, puller: Client
+) -> None:
+    assert field in refused(pull(puller, resource, **query), 400)
+
+
+def cursors(client: Client) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Every cursor there is, and the question it belongs to."""
+    for resource in RESOURCES:
+        for query in ({}, {"start": 5}, {"end": 5_000_000_000}):
+            yield resource, query, ok(pull(client, resource, **query))["nextCursor"]
+    yield "events", {"events": "A"}, ok(pull(client, events="A"))["nextCursor"]
+
+
+def test_a_cursor_is_good_for_its_question_and_channel_only(puller: Client) -> None:
+    # given cursors of all kinds, and another channel's
+    send(answer(0))
+    derive()
+    make_channel("ORG_002")
+    other = Client(headers=bearer(make_key("pull", "export:private", channels=("ORG_002",))))
+    found = list(cursors(puller))
+    found_there = list(cursors(other))
+
+    # when / then each opens its own question, and is refused by every other
+    for resource, query, cursor in found:
+        for asked, filters, own in found:
+            answered = pull(puller, asked, **filters, cursor=cursor)
+            if own == cursor and (asked, filters) == (resource, query):
+                assert ok(answered)["items"] == []
+            else:
+                assert "another question" in refused(answered, 400)
+    for resource, query, cursor in found_there:
+        assert "another question" in refused(pull(puller, resource, **query, cursor=cursor), 400)
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_only_who_may_reads(resource: str) -> None:
+    send(answer(0))
+    derive()
+    address = f"/export/{resource}"
+    ids = {
+        "events": str(StoredEvent.objects.get().identity),
+        "sessions": str(Session.objects.get().key),
+        "users": AppUser.objects.get().identifier,
+    }
+    own = Client(headers=bearer(make_key("pull", "export:private")))
+    other = Client(headers=bearer(make_key("pull", "export:private", channels=("ORG_002",))))
+    sender = Client(headers=bearer(make_key("ingest")))
+    plain = Client(headers=bearer(make_key("pull")))
+
+    assert len(ok(own.get(address))["items"]) == 1
+    assert own.get(f"{address}/{ids[resource]}").status_code == 200
+    assert ok(other.get(address))["items"] == []
+    missing = refused(other.get(f"{address}/{ids[resource]}"), 404)
+    assert missing == refused(own.get(f"{address}/{uuid4()}"), 404)
+    for address_ in (address, f"{address}/{ids[resource]}"):
+        assert refused(Client().get(address_), 401)
+        assert "pull" in refused(sender.get(address_), 403)
+        if resource == "users":
+            assert "export:private" in refused(plain.get(address_), 403)
+        else:
+            assert plain.get(address_).status_code == 200
+
+
+@pytest.mark.parametrize("identifier", ["nothing", "a%00b", "0", "%ED%A0%80", "x" * 300])
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_odd_ids_are_nobodys(resource: str, identifier: str, puller: Client) -> None:
+    refused(puller.get(f"/export/{resource}/{identifier}"), 404)
+
+
+def test_a_page_tells_where_it_stands(puller: Client) -> None:
+    send(answer(0), answer(1))
+    first = pull(puller, pageSize=1)
+    assert first["X-Feed-End"] == "false"
+    last = pull(puller, pageSize=1000)
+    assert (last["X-Feed-End"], last["X-Feed-Lag"]) == ("true", "0.0")
+    assert last["Cache-Control"] == "no-store"
+
+    # and sessions tell how far their making is behind
+    StoredEvent.objects.update(received_at=datetime.now(UTC) - timedelta(seconds=90))
+    behind = pull(puller, "sessions")
+    assert 89 < float(behind["X-Feed-Lag"]) < 120
+    derive()
+    assert pull(puller, "sessions")["X-Feed-Lag"] == "0.0"
+
+
+@pytest.mark.postgresql
+def test_an_open_writer_is_told_and_holds_back_what_came_after_it(puller: Client) -> None:
+    # given a writer that began before an event and is still at it
+    began, over = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with transaction.atomic():
+            writing()
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_current_xact_id()")
+            began.set()
+            over.wait(30)
+        connection.close()
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    try:
+        began.wait(10)
+        send(answer(1))
+        time.sleep(0.3)
+        waiting = pull(puller)
+    finally:
+        over.set()
+        thread.join()
+
+    # then the event waits for it, and the page says so
+    assert ok(waiting)["items"] == []
+    assert 0.2 < float(waiting["X-Feed-Lag"]) < 30
+    later = pull(puller, cursor=ok(waiting)["nextCursor"])
+    assert mids(ok(later)["items"]) == ["ASSESS:1"]
+    assert later["X-Feed-Lag"] == "0.0"
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_a_reader_may_begin_now(puller: Client, resource: str):
+    # given what arrived before
+    send(*[answer(number) for number in range(3)])
+    deriver.derive_all(seconds=30)
+    first = ok(pull(puller, resource, cursor="now"))
+    assert first["items"] == []
+
+    # when more arrives, older by its own time
+    send(answer(-5))
+    deriver.derive_all(seconds=30)
+
+    # then it is that alone
+    later = ok(pull(puller, resource, cursor=first["nextCursor"]))
+    assert len(later["items"]) >= 1
+    if resource == "events":
+        assert mids(later["items"]) == ["ASSESS:-5"]

@@ -1,0 +1,441 @@
+"""Sealed files: opened by other programs, and never plain where they should be sealed."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pyrage
+import pytest
+import pyzipper
+from django.core.exceptions import ValidationError
+from django.test import Client
+
+from exhaust import jobs, runner, schedules, sealed, storage, submissions
+from exhaust.formats import FORMATS
+from exhaust.models import File, Job, Schedule, Transition
+from exhaust.sealed import Seal
+from ingest.events import Refused
+from ingest.models import Channel, LedgerEntry
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust.factories import (
+    CONFIG,
+    PRIVATE,
+    RESPONSE,
+    answer,
+    make_submission,
+    send,
+)  # fmt: skip
+
+KEY = "canary Tr0ub4dor&3"
+IDENTITY = pyrage.x25519.Identity.generate()
+RECIPIENT = str(IDENTITY.to_public())
+AT = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def quiet(wakes: list[str]) -> None:
+    """No broker."""
+
+
+def make(**overrides: Any) -> Job:
+    config = {**CONFIG, "type": overrides.get("dataset", RESPONSE)}
+    return submissions.submit(make_submission(config=config, **overrides))
+
+
+def run(job: Job) -> Job:
+    Job.objects.filter(pk=job.pk).update(due_at=job.submitted_at)
+    claimed = jobs.claim(job.pk)
+    assert claimed is not None
+    runner.run(claimed)
+    job.refresh_from_db()
+    return job
+
+
+def stored(file: File) -> bytes:
+    with storage.default().open(file.key) as opened:
+        return opened.read()
+
+
+def unzipped(content: bytes, key: str = KEY) -> tuple[str, bytes]:
+    """The one member, read by another implementation."""
+    with pyzipper.AESZipFile(io.BytesIO(content)) as opened:
+        (member,) = opened.infolist()
+        assert member.wz_aes_strength == 3  # 256 bits
+        assert member.wz_aes_version == 2  # AE-2, which tells no checksum of the plain text
+        assert member.CRC == 0
+        return member.filename, opened.read(member, pwd=key.encode())
+
+
+def policy(**fields: Any) -> Channel:
+    channel = make_channel()
+    for name, value in fields.items():
+        setattr(channel, name, value)
+    channel.full_clean()
+    channel.save()
+    return channel
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("sealing", ["password", "publickey"])
+def test_a_sealed_file_opens_elsewhere_and_holds_the_plain_one(form: str, sealing: str) -> None:
+    # given the plain file
+    send(answer(1, "plain words"), answer(2))
+    policy(recipient=RECIPIENT)
+    plain = stored(run(make(output_format=form, tag="plain")).files.get())
+
+    # when the same is asked for sealed
+    asked = {"encryption_key": KEY} if sealing == "password" else {"sealing": sealing}
+    job = run(make(output_format=form, tag="sealed", **asked))
+
+    # then it is told as what it is
+    assert job.status == "SUCCESS"
+    file = job.files.get()
+    content = stored(file)
+    suffix = {"password": "zip", "publickey": "age"}[sealing]
+    assert file.name.endswith(f"_response_{job.submitted_at:%Y%m%d}.{form}.{suffix}")
+    assert file.key.endswith(f".{form}.{suffix}")
+    assert file.format == f"{form}.{suffix}"
+    assert file.content_type == (
+        "application/zip" if suffix == "zip" else "application/octet-stream"
+    )
+    assert (file.row_count, file.byte_count) == (2, len(content))
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
+    assert b"plain words" not in content
+
+    # and another program finds the plain file in it
+    if suffix == "zip":
+        name, found = unzipped(content)
+        assert name == f"exhaust.{form}"
+        with zipfile.ZipFile(io.BytesIO(content)) as opened, pytest.raises(RuntimeError):
+            opened.read(name)
+        with pytest.raises(RuntimeError, match="Bad password"):
+            unzipped(content, "another password")
+    else:
+        found = pyrage.decrypt(content, [IDENTITY])
+        with pytest.raises(pyrage.DecryptError):
+            pyrage.decrypt(content, [pyrage.x25519.Identity.generate()])
+    assert found == plain
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("sealing", ["password", "publickey"])
+def test_every_part_and_the_manifest_are_sealed(sealing: str, settings: Any) -> None:
+    settings.EXHAUST_PART_BYTES = 1
+    send(*map(answer, range(3)))
+    policy(recipient=RECIPIENT)
+    job = run(make(**({"encryption_key": KEY} if sealing == "password" else {"sealing": sealing})))
+    files = list(job.files.order_by("part"))
+    assert len(files) == 4
+    for file in files:
+        content = stored(file)
+        if sealing == "password":
+            assert file.name.endswith(".zip")
+            opened = unzipped(content)[1]
+        else:
+            assert file.name.endswith(".age")
+            opened = pyrage.decrypt(content, [IDENTITY])
+    told = json.loads(opened)
+    assert [part["name"] for part in told["parts"]] == [file.name for file in files[:3]]
+    assert [part["sha256"] for part in told["parts"]] == [file.sha256 for file in files[:3]]
+
+
+# Keys -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_key_is_nowhere_plain_and_wiped_at_the_end(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # given a request that carries a key
+    caplog.set_level(logging.DEBUG)
+    send(answer(1))
+    client = Client(headers=bearer(make_key("export:response")))
+    body = {
+        "request": {
+            "tag": "t", "dataset": RESPONSE, "datasetConfig": CONFIG, "encryptionKey": KEY,
+        }
+    }  # fmt: skip
+    submit = "/dataset/v1/request/submit"
+    told = [client.post(submit, body, content_type="application/json").content.decode()]
+    assert json.loads(told[0])["result"]["sealing"] == "password"
+    job = Job.objects.get()
+    assert job.sealed_key is not None
+    assert KEY not in repr(make_submission(encryption_key=KEY))
+
+    # when it is made and read
+    waiting = everything()
+    run(job)
+    told.append(
+        client.get(f"/dataset/v1/request/read/t?requestId={job.request_id}").content.decode()
+    )
+    told.append(client.get("/dataset/v1/request/list/t").content.decode())
+    refused = json.loads(json.dumps(body).replace(KEY, "canary"))
+    told.append(client.post(submit, refused, content_type="application/json").content.decode())
+
+    # then nobody has seen it, and nothing keeps it
+    assert job.status == "SUCCESS"
+    assert job.sealed_key is None
+    for text in (*told, waiting, everything(), caplog.text, *capfd.readouterr()):
+        assert "canary" not in text
+
+
+def everything() -> str:
+    said: list[str] = []
+    for model in (Job, Transition, File, LedgerEntry, Schedule):
+        said += [str(row) for row in model.objects.values()]
+    return "\n".join(said)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("ending", ["failed", "cancelled"])
+def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
+    # given a job that ended without a file
+    send(answer(1))
+    job = make(encryption_key=KEY)
+    if ending == "cancelled":
+        submissions.cancel(job, "somebody")
+    else:
+        claimed = jobs.claim(job.pk)
+        assert claimed is not None
+        assert jobs.fail(claimed, "no", permanent=True)
+    job.refresh_from_db()
+    assert job.sealed_key is None
+
+    # when it is to run again without the key, then it says so
+    with pytest.raises(Refused, match="encryptionKey was forgotten") as refused:
+        submissions.retry(job)
+    assert refused.value.status == 409
+
+    # when it is sent again with it, then it is the same job, and sealed
+    again = make(encryption_key=KEY)
+    assert again.pk == job.pk
+    assert unzipped(stored(run(again).files.get()))[0] == "exhaust.csv"
+
+    # and another key is another request
+    assert make(encryption_key=KEY + "!").pk != job.pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_outlives_an_attempt_that_failed() -> None:
+    send(answer(1))
+    job = make(encryption_key=KEY)
+    claimed = jobs.claim(job.pk)
+    assert claimed is not None
+    assert jobs.fail(claimed, "once more")
+    job = run(job)
+    assert (job.status, job.attempt) == ("SUCCESS", 2)
+    assert unzipped(stored(job.files.get()))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lost_key_fails_the_job_and_never_gives_a_plain_file() -> None:
+    send(answer(1))
+    job = make(encryption_key=KEY)
+    Job.objects.update(sealed_key=None)
+    job = run(job)
+    assert job.status == "FAILED"
+    assert "send the request again, with it" in job.status_message
+    assert not File.objects.exists()
+    assert list(storage.default().keys("response/")) == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "key",
+    [
+        "short",
+        "x" * 11,
+        "123456789012345",
+        "q1w2e3r4t5y6",
+        "x" * 129,
+        "пароль пароль",
+        "a\nbcdefghijklmn",
+    ],
+)
+def test_a_weak_key_is_refused_with_the_rule(key: str) -> None:
+    make_channel()
+    with pytest.raises(Refused, match=r"request.encryptionKey: Too weak.*12 to 128") as refused:
+        make(encryption_key=key)
+    assert refused.value.status == 400
+    assert not Job.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", ["encryptionKey", "EncryptionKey"])
+def test_a_key_in_the_wrong_place_is_not_kept(name: str) -> None:
+    client = Client(headers=bearer(make_key("export:response")))
+    body = {"request": {"tag": "t", "dataset": RESPONSE, "datasetConfig": {**CONFIG, name: KEY}}}
+    answer = client.post("/dataset/v1/request/submit", body, content_type="application/json")
+    assert answer.status_code == 400
+    assert "beside datasetConfig" in answer.json()["params"]["errmsg"]
+    assert KEY not in answer.content.decode()
+    assert not Job.objects.exists()
+
+
+# Policies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_channel_may_demand_a_key_for_private_files() -> None:
+    send(answer(1))
+    policy(private_sealing="password")
+    assert run(make(dataset=RESPONSE)).files.get().name.endswith(".csv")
+    with pytest.raises(Refused, match=r"request.encryptionKey: The file must be sealed"):
+        make(dataset=PRIVATE)
+    assert unzipped(stored(run(make(dataset=PRIVATE, encryption_key=KEY)).files.get()))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_channel_may_demand_its_public_key_for_private_files() -> None:
+    send(answer(1))
+    policy(private_sealing="publickey", recipient=RECIPIENT)
+    job = run(make(dataset=PRIVATE))
+    assert (job.status, job.sealing) == ("SUCCESS", "publickey")
+    assert pyrage.decrypt(stored(job.files.get()), [IDENTITY]).startswith(b"Conversation ID,")
+    with pytest.raises(Refused, match=r"request.encryptionKey"):
+        make(dataset=PRIVATE, encryption_key=KEY)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("asked", "later", "words"),
+    [
+        ({}, {"private_sealing": "password"}, "encryptionKey is not known"),
+        ({"encryption_key": KEY}, {"private_sealing": "publickey"}, "for its public key since"),
+        ({"sealing": "publickey"}, {"recipient": ""}, "no public key any more"),
+    ],
+)
+def test_a_policy_that_became_stricter_fails_the_job(
+    asked: dict[str, Any], later: dict[str, Any], words: str
+) -> None:
+    send(answer(1))
+    policy(recipient=RECIPIENT)
+    job = make(dataset=PRIVATE, **asked)
+    Channel.objects.update(**later)
+    job = run(job)
+    assert job.status == "FAILED"
+    assert words in job.status_message
+    assert not File.objects.exists()
+
+
+@pytest.mark.django_db
+def test_a_public_key_is_one() -> None:
+    with pytest.raises(ValidationError, match="No public key of age"):
+        policy(recipient="age1qqqq")
+    with pytest.raises(ValidationError, match="Needed where"):
+        policy(private_sealing="publickey", recipient="")
+    with pytest.raises(Refused, match=r"request.sealing: This channel has no public key"):
+        make(sealing="publickey")
+
+
+@pytest.mark.django_db
+def test_a_schedule_has_no_password() -> None:
+    client = Client(headers=bearer(make_key("export:response", "export:private")))
+    words = {
+        "cron": "0 6 * * *", "dataset": PRIVATE, "conversationId": "b", "window": "yesterday",
+        "tag": "d",
+    }  # fmt: skip
+
+    def put(**said: Any) -> Any:
+        body = {"request": {**words, **said}}
+        return client.put("/dataset/v1/schedule/s", body, content_type="application/json").json()
+
+    assert "No password is kept" in put(encryptionKey=KEY)["params"]["errmsg"]
+    assert "seal by publickey" in put(sealing="password")["params"]["errmsg"]
+    assert "no public key" in put(sealing="publickey")["params"]["errmsg"]
+    policy(private_sealing="password")
+    assert put()["params"]["errmsg"].startswith("request.sealing: ")
+    policy(private_sealing="publickey", recipient=RECIPIENT)
+    assert put(sealing="publickey")["result"]["sealing"] == "publickey"
+    schedule = Schedule.objects.get()
+    assert schedules.make_due(schedule.next_at) == 1
+    assert Job.objects.get().sealing == "publickey"
+
+
+# Streams ----------------------------------------------------------------------------------------
+
+
+def blocks(count: int, size: int = 65536) -> Iterator[bytes]:
+    for number in range(count):
+        yield bytes([number % 251]) * size
+
+
+@pytest.mark.parametrize("seal", [Seal("zip", password=KEY), Seal("age", recipient=RECIPIENT)])
+def test_a_seal_passes_on_as_it_takes(seal: Seal) -> None:
+    # given a long stream, of which we see how far it was read
+    read = 0
+
+    def plain() -> Iterator[bytes]:
+        nonlocal read
+        for block in blocks(64):
+            read += 1
+            yield hashlib.shake_128(block + bytes([read])).digest(len(block))
+
+    # when / then what came out is never far behind what went in
+    out = 0
+    for block in seal.blocks(plain(), "csv", AT):
+        out += len(block)
+        assert read * 65536 - out < 2 * 1024 * 1024
+    assert out > 64 * 65536
+
+
+@pytest.mark.parametrize("seal", [Seal("zip", password=KEY), Seal("age", recipient=RECIPIENT)])
+def test_an_error_of_the_stream_comes_through(seal: Seal) -> None:
+    def broken() -> Iterator[bytes]:
+        yield from blocks(3)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        list(seal.blocks(broken(), "csv", AT))
+
+
+def test_a_sealing_left_in_the_middle_leaves_no_thread() -> None:
+    stream = sealed._age(blocks(100), RECIPIENT)
+    next(stream)
+    assert any(thread.name == "age" for thread in threading.enumerate())
+    stream.close()  # type: ignore[attr-defined]
+    assert not any(thread.name == "age" for thread in threading.enumerate())
+
+
+def test_a_key_of_age_that_is_none_seals_nothing() -> None:
+    with pytest.raises(sealed.Unsealable):
+        list(sealed._age(blocks(3), "age1nonsense"))
+
+
+_PROGRAM = """
+import sys, os, resource, django
+django.setup()
+from datetime import UTC, datetime
+from exhaust.sealed import Seal
+kind, recipient = sys.argv[1:3]
+seal = Seal("zip", password="x" * 12) if kind == "zip" else Seal("age", recipient=recipient)
+block = os.urandom(65536)
+plain = (block for _ in range(int(sys.argv[3]) * 16))
+out = sum(map(len, seal.blocks(plain, "parquet", datetime(2026, 1, 1, tzinfo=UTC))))
+print(out, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["zip", "age"])
+def test_memory_stays_where_it_was(suffix: str) -> None:
+    peaks = []
+    for mebibytes in (16, 128):
+        ran = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, suffix, RECIPIENT, str(mebibytes)],
+            capture_output=True, text=True, check=True, timeout=120,
+            env={**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings"},
+        )  # fmt: skip
+        out, peak = map(int, ran.stdout.split())
+        assert out > mebibytes * 1024 * 1024 * 0.99
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 16 * 1024  # KiB

@@ -1,0 +1,357 @@
+"""The `exhaust` command against the service as it runs."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.exhaust.factories import answer
+from tests.flows.test_embedded import lines, of_bot
+from tests.service import CHANNEL, ROOT, Service, until
+
+EVENTS = 1500
+BOT = "terminal-bot"
+NDJSON = "application/x-ndjson"
+
+
+@pytest.fixture(scope="module")
+def sent(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many answers of a bot of this module's own, in a file; and the keys to ask for them."""
+    for name, scopes in (("terminal", "export:response"), ("puller", "pull")):
+        service.keys[name] = service.run(
+            "manage.py", "create_key", name, "--channel", CHANNEL, "--scope", scopes
+        )
+    path = tmp_path_factory.mktemp("terminal") / "events.ndjson"
+    events = [of_bot(answer(number, f"answer {number}"), BOT) for number in range(EVENTS)]
+    path.write_bytes(lines(*events))
+    return path
+
+
+def environment(service: Service, key: str, **more: str) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("EXHAUST_") and not name.lower().endswith("_proxy")
+    }
+    url = f"http://127.0.0.1:{service.port}"
+    return kept | {"EXHAUST_URL": url, "EXHAUST_KEY": service.keys.get(key, key), **more}
+
+
+def exhaust(
+    service: Service, key: str, *words: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "exhaust.cli", *words],
+        cwd=ROOT,
+        env=environment(service, key, **more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    for secret in service.keys.values():
+        assert secret not in done.stdout + done.stderr
+    return done
+
+
+def ok(service: Service, key: str, *words: str) -> str:
+    done = exhaust(service, key, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_file_is_sent_twice_and_asked_for(service: Service, sent: Path, tmp_path: Path):
+    # given a file that was sent, and sent again
+    send = ("send", str(sent), "--door", "telemetry")
+    assert ok(service, "sender", *send).startswith(f"{EVENTS} sent: {EVENTS} accepted, 0 dup")
+    again = json.loads(ok(service, "sender", *send, "--json"))
+    assert (again["accepted"], again["duplicate"], again["rejected"]) == (0, EVENTS, 0)
+
+    # when it is asked for, watched and downloaded
+    days = ("--from", "2022-03-01", "--to", "2022-04-30", "--conversation", BOT)
+    told = ok(service, "terminal", "preview", "uci-response-exhaust", *days)
+    assert "rows" in told.splitlines()[0]
+    request_id = ok(
+        service, "terminal", "submit", "uci-response-exhaust", *days, "--tag", "terminal"
+    ).strip()
+    job = ("terminal", request_id)
+    watched = exhaust(service, "terminal", "status", *job, "--watch")
+    assert (watched.returncode, "SUCCESS" in watched.stderr) == (0, True), watched.stderr
+    told = ok(service, "terminal", "download", *job, "-o", str(tmp_path), "--json")
+
+    # then the file is what the service said of it
+    (file,) = json.loads(told)
+    content = Path(file["path"]).read_bytes()
+    assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert len(list(csv.reader(content.decode().splitlines()))) == EVENTS + 1
+    assert request_id in ok(service, "terminal", "list", "terminal")
+
+    # and a request that has ended is neither stopped nor run again
+    for word in ("cancel", "retry"):
+        done = exhaust(service, "terminal", word, *job)
+        assert (done.returncode, "SUCCESS" in done.stderr) == (1, True)
+
+
+def test_a_download_that_is_killed_goes_on(service: Service, sent: Path, tmp_path: Path):
+    # given a file behind a slow line
+    exhaust(service, "sender", "send", str(sent), "--door", "telemetry")
+    days = ("--from", "2022-03-01", "--to", "2022-04-30", "--conversation", BOT)
+    request_id = ok(
+        service,
+        *("terminal", "submit", "uci-response-exhaust", *days, "--tag", "killed", "--wait"),
+    ).strip()
+    words = ("download", "killed", request_id, "-o", str(tmp_path))
+    job = json.loads(ok(service, "terminal", "status", "killed", request_id, "--json"))
+    (name, size) = (job["files"][0]["name"], job["files"][0]["bytes"])
+    draft = tmp_path / f"{name}.part"
+
+    with slowly(service, size // 2) as (proxy, passed):
+        running = started(service, "terminal", *words, http_proxy=proxy)
+        try:
+            until(lambda: draft.exists() and draft.stat().st_size > 0, "half of the file")
+            assert running.poll() is None
+        finally:  # when it is killed
+            kill(running)
+    there = draft.stat().st_size
+    assert 0 < there < size
+    assert [path.name for path in tmp_path.iterdir()] == [draft.name]
+
+    # then the next run fetches the rest alone
+    with slowly(service, 0) as (proxy, passed):
+        done = exhaust(service, "terminal", *words, http_proxy=proxy)
+    assert done.returncode == 0, done.stderr
+    assert f"Range: bytes={there}-" in b"".join(passed).decode()
+    content = (tmp_path / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == job["files"][0]["sha256"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_pull_that_is_killed_loses_nothing(
+    service: Service, sent: Path, tmp_path: Path, kind: str
+):
+    # given all events, as one undisturbed pull gives them
+    exhaust(service, "sender", "send", str(sent), "--door", "telemetry")
+    ask = ("pull", "events", "--page-size", "20", "--start", "2022-03-01", "--end", "2022-05-01")
+    whole = ids(ok(service, "puller", *ask))
+    assert len(whole) == len(set(whole)) >= EVENTS
+
+    # when pulls are killed again and again, at any moment, and the next goes on
+    cursor, kept = tmp_path / "cursor", tmp_path / "events.ndjson"
+    words = (*ask, "--cursor-file", str(cursor))
+    kills = 0
+    for turn in range(14):
+        if _killed_after_a_page(service, words, kept, kind, 0.005 * (turn % 7)) == 0:
+            break
+        kills += 1
+    assert kills >= 3
+    with kept.open("a") as target:  # and the last one is let be
+        target.write(ok(service, "puller", *words))
+
+    # then nothing is lost, and no more came twice than a page for each kill
+    found = ids(kept.read_text())
+    assert set(found) == set(whole)
+    assert len(found) - len(whole) <= 20 * kills
+
+    # and tomorrow there is nothing more
+    assert ok(service, "puller", *words) == ""
+
+
+def _killed_after_a_page(
+    service: Service, words: tuple[str, ...], kept: Path, kind: str, late: float
+) -> int:
+    """Lets a pull write something more, kills it then; how it ended."""
+    with kept.open("ab") as target:
+        stdout = target if kind == "file" else subprocess.PIPE
+        running = started(service, "puller", *words, stdout=stdout)
+        reader = threading.Thread(target=copied, args=(running, target))
+        if kind == "pipe":
+            reader.start()
+        before = kept.stat().st_size
+        until(lambda: running.poll() is not None or kept.stat().st_size > before, "a page")
+        time.sleep(late)
+        kill(running)
+        if kind == "pipe":
+            reader.join(10)
+    return running.returncode
+
+
+def test_tail_shows_what_arrives_and_ends_clean(service: Service, sent: Path):
+    running = started(service, "puller", "tail", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    seen: list[str] = []
+    assert running.stdout is not None
+
+    def reading() -> None:
+        assert running.stdout is not None
+        seen.extend(line.decode() for line in running.stdout)
+
+    reader = threading.Thread(target=reading)
+    reader.start()
+
+    # when an event arrives, and another, until one was after the tail began
+    numbers = iter(range(10_000, 20_000))
+
+    def shown() -> list[str]:
+        event = of_bot(answer(next(numbers) % 400, "private words"), f"tail-{time.time_ns()}")
+        service.call("POST", "/v1/telemetry", lines(event), "sender", Content_Type=NDJSON)
+        time.sleep(0.3)
+        return seen
+
+    until(shown, "a line of the tail")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(10) == 130
+    reader.join(10)
+    assert running.stderr is not None
+    assert running.stderr.read().strip() == b""
+    running.stdout.close()
+    running.stderr.close()
+    assert "ASSESS  telemetry  device-" in seen[0]
+    assert "private words" not in "".join(seen)
+
+
+def test_what_a_script_can_tell(service: Service, sent: Path, tmp_path: Path):
+    bad = tmp_path / "bad.ndjson"
+    bad.write_bytes(lines(answer(1)) + b'{"eid": "ASSESS"}\n{broken\n')
+    rejected = exhaust(service, "sender", "send", str(bad), "--door", "telemetry")
+    assert (rejected.returncode, "2 rejected" in rejected.stdout) == (1, True)
+    assert "event 3" in rejected.stdout
+
+    days = ("--from", "2022-03-01", "--to", "never")
+    wrong = exhaust(service, "terminal", "submit", "uci-response-exhaust", *days)
+    assert (wrong.returncode, "conversationId" in wrong.stderr or "endDate" in wrong.stderr) == (
+        2,
+        True,
+    )
+    assert exhaust(service, "no such key", "list", "april").returncode == 3
+    assert exhaust(service, "terminal", "pull", "events").returncode == 3
+    assert exhaust(service, "terminal", "status", "april", "ABC").returncode == 4
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    away = exhaust(service, "terminal", "list", "april", "--retries", "0", EXHAUST_URL=nowhere)
+    assert away.returncode == 5
+
+
+def test_every_door_takes_its_file(service: Service, sent: Path, tmp_path: Path):
+    made = service.run("manage.py", "create_application", "term-app", "--channel", CHANNEL)
+    secret = made.split()[-1]
+    files = {
+        "participants": [{"deviceId": "t-1", "userName": "A", "consent": True}],
+        "clickstream": [{"event_type": "a", "event_id": "t1", "timestamp": 1648785600123,
+                         "device_id": "d-1", "attributes": {}}],
+        "skalin": [{"identity": {"id": "t-1"}, "name": "feature"}, {"identity": {"id": "t-1"}}],
+        "desk": [{"tenantId": "t", "userSessionId": "S1", "startTime": 1648785600123,
+                  "endTime": 1648785600999, "userActions": []}],
+    }  # fmt: skip
+    for door, rows in files.items():
+        path = tmp_path / f"{door}.json"
+        path.write_text(json.dumps(rows, indent=1))
+        done = exhaust(
+            service, "sender", "send", str(path), "--door", door, "--application", "term-app",
+            **({"EXHAUST_SECRET": secret} if door == "desk" else {}),
+        )  # fmt: skip
+        assert done.returncode == 0, (door, done.stdout, done.stderr)
+        assert f"{len(rows)} sent" in done.stdout
+        assert "0 rejected" in done.stdout
+        assert secret not in done.stdout + done.stderr
+
+
+def ids(text: str) -> list[str]:
+    """Of the lines that are whole: one that a kill cut comes again."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line)["id"])
+    return found
+
+
+def started(
+    service: Service, key: str, *words: str, stdout: Any = None, stderr: Any = None, **more: str
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "exhaust.cli", *words],
+        cwd=ROOT,
+        env=environment(service, key, **more),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout or subprocess.DEVNULL,
+        stderr=stderr or subprocess.DEVNULL,
+    )
+
+
+def kill(running: subprocess.Popen[bytes]) -> None:
+    running.kill()
+    running.wait(10)
+
+
+def copied(running: subprocess.Popen[bytes], target: Any) -> None:
+    """What stands behind a pipe: a program that keeps what it reads."""
+    assert running.stdout is not None
+    with running.stdout as pipe:
+        while piece := os.read(pipe.fileno(), 65536):
+            os.write(target.fileno(), piece)
+
+
+@contextlib.contextmanager
+def slowly(service: Service, stop_after: int) -> Iterator[tuple[str, list[bytes]]]:
+    """A proxy that holds a download after so many bytes (0: never); and what it was asked."""
+    passed: list[bytes] = []
+    ended = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(0.1)
+
+    def passing(client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", service.port)) as server:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                if not (piece := client.recv(65536)):
+                    return
+                head += piece
+            method, target, rest = head.split(b" ", 2)
+            plain = urlsplit(target.decode())
+            path = f"{plain.path}?{plain.query}".encode()
+            ending = rest.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+            passed.append(head)
+            server.sendall(b" ".join((method, path, ending)))
+            given = 0
+            while piece := server.recv(16384):
+                with contextlib.suppress(OSError):
+                    client.sendall(piece)
+                given += len(piece)
+                if stop_after and b"/download/" in target and given >= stop_after:
+                    ended.wait(30)
+                    return
+
+    threads: list[threading.Thread] = []
+
+    def accepting() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                threads.append(threading.Thread(target=passing, args=(listening.accept()[0],)))
+                threads[-1].start()
+
+    acceptor = threading.Thread(target=accepting)
+    acceptor.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", passed
+    finally:
+        ended.set()
+        acceptor.join()
+        for thread in threads:
+            thread.join()
+        listening.close()

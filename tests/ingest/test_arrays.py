@@ -1,0 +1,40 @@
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from django.db import connection
+
+from ingest import arrays
+from ingest.arrays import Column
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.django_db]
+
+MOMENTS = [
+    datetime(2025, 1, 31, 23, 59, 59, 999_999, UTC),
+    datetime(2000, 1, 1, tzinfo=UTC),
+    datetime(1969, 12, 31, 23, 59, 59, 1, UTC),
+    datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC),
+    datetime(2025, 7, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+]
+TEXTS = ["", "a", 'quo"ted', "back\\slash", "{1,2}", "NULL", "\u00e9\U0001f600", "x" * 70_000]
+
+
+@pytest.mark.parametrize(
+    ("column", "type_", "held"),
+    [
+        (arrays.booleans([True, False, True]), "boolean[]", [True, False, True]),
+        (arrays.moments(MOMENTS), "timestamp with time zone[]", MOMENTS),
+        (arrays.texts(TEXTS), "text[]", TEXTS),
+        (arrays.utf8(text.encode() for text in TEXTS), "text[]", TEXTS),
+        (arrays.uuids([bytes(range(16))]), "uuid[]", [UUID(bytes=bytes(range(16)))]),
+        (arrays.texts([]), "text[]", []),
+        (arrays.uuids([]), "uuid[]", []),
+    ],
+    ids=["booleans", "moments", "texts", "utf8", "uuids", "no texts", "no uuids"],
+)
+def test_the_database_reads_what_was_meant(column: Column, type_: str, held: list[Any]):
+    with psycopg.Cursor(connection.connection) as cursor:
+        cursor.execute("SELECT pg_typeof(%(c)b)::text, %(c)b", {"c": column})
+        assert cursor.fetchone() == (type_, held)

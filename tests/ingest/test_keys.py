@@ -1,0 +1,228 @@
+"""A key's life: where it may be used from, its successor, its end, and the pepper's."""
+
+import io
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import IntegrityError, transaction
+from django.test import Client, RequestFactory
+from django.utils import timezone
+
+from ingest import access
+from ingest.access import Denied
+from ingest.models import ApiKey, LedgerEntry
+from tests.conftest import bearer, make_channel, make_key
+
+pytestmark = pytest.mark.django_db
+
+
+def status(key: str, address: str = "127.0.0.1", **headers: str) -> int:
+    """What the API answers to the key."""
+    client = Client(headers=bearer(key, **headers), REMOTE_ADDR=address)
+    return client.get("/dataset/v1/request/list/t").status_code
+
+
+def command(name: str, *args: str) -> str:
+    out = io.StringIO()
+    call_command(name, *args, stdout=out, stderr=io.StringIO())
+    return out.getvalue().strip()
+
+
+def told(action: str) -> list[tuple[str, str]]:
+    entries = LedgerEntry.objects.filter(action=action).order_by("id")
+    return list(entries.values_list("channel", "subject"))
+
+
+def test_a_key_is_recorded_in_each_of_its_channels():
+    row, _ = access.create_key("k", ["pull"], [make_channel("A"), make_channel("B")])
+
+    assert told("key.created") == [("A", row.public_id), ("B", row.public_id)]
+
+
+@pytest.mark.parametrize(
+    "scopes", ["ingest export:private", "pull ingest", "export:private ingest"]
+)
+def test_no_door_makes_a_key_that_writes_and_reads(scopes: str):
+    with pytest.raises(IntegrityError), transaction.atomic():
+        ApiKey.objects.create(name="k", public_id="x", digest="x", scopes=scopes)
+
+
+# networks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "answer"),
+    [
+        ("203.0.113.7", 200),
+        ("203.0.114.7", 403),
+        ("::ffff:203.0.113.7", 200),
+        ("2001:db8::1", 200),
+        ("2001:db9::1", 403),
+        ("", 403),
+        ("unix:", 403),
+    ],
+)
+def test_a_key_opens_only_from_its_networks(address: str, answer: int):
+    key = make_key("pull", "export:response", networks="203.0.113.0/24,2001:db8::/32")
+
+    assert status(key, address) == answer
+
+
+def test_a_refused_address_marks_no_use():
+    key = make_key("export:response", networks="203.0.113.0/24")
+
+    status(key, "198.51.100.1")
+
+    assert ApiKey.objects.get().last_used_at is None
+
+
+@pytest.mark.parametrize(
+    ("behind_proxy", "forwarded", "answer"),
+    [
+        (False, "203.0.113.7", 403),  # anybody can write it
+        (True, "203.0.113.7", 200),
+        (True, "203.0.113.7, 198.51.100.1", 403),  # our proxy wrote the last one
+        (True, "198.51.100.1, 203.0.113.7", 200),
+        (True, "203.0.113.7,", 403),
+        (True, "203.0.113.7:4711", 403),
+    ],
+)
+def test_a_forwarded_address_counts_only_as_our_proxy_wrote_it(
+    settings: Any, behind_proxy: bool, forwarded: str, answer: int
+):
+    settings.BEHIND_PROXY = behind_proxy
+    key = make_key("export:response", networks="203.0.113.0/24")
+
+    assert status(key, "10.0.0.1", **{"X-Forwarded-For": forwarded}) == answer
+
+
+@pytest.mark.parametrize("network", ["203.0.113.7/24", "anywhere", "1.2.3.4/33", "::/129"])
+def test_what_is_no_network_makes_no_key(network: str):
+    with pytest.raises(CommandError, match=r"write 203\.0\.113\.0/24 or 2001:db8::/32"):
+        command("create_key", "k", "--channel", "A", "--scope", "pull", "--network", network)
+
+    assert ApiKey.objects.count() == 0
+
+
+def test_the_command_makes_a_key_of_networks():
+    key = command(
+        "create_key", "k", "--channel", "A", "--scope", "export:response",
+        "--network", "10.0.0.0/8", "--network", "192.0.2.1",
+    )  # fmt: skip
+
+    assert (status(key, "10.1.1.1"), status(key, "192.0.2.1"), status(key)) == (200, 200, 403)
+
+
+# rotation and end -------------------------------------------------------------------------------
+
+
+def test_a_successor_may_do_the_same_and_both_live_for_a_while():
+    old, text = access.create_key(
+        "k", ["pull", "export:response"], [make_channel("A"), make_channel("B")],
+        networks="127.0.0.0/8",
+    )  # fmt: skip
+
+    new = command("rotate_key", old.public_id, "--hours", "2")
+
+    assert status(text, **{"X-Channel-ID": "A"}) == status(new, **{"X-Channel-ID": "A"}) == 200
+    row = ApiKey.objects.get(public_id=new[4:12])
+    assert (row.name, row.scopes, row.networks) == (old.name, old.scopes, old.networks)
+    assert set(row.channels.all()) == set(old.channels.all())
+    assert row.expires_at is None
+    old.refresh_from_db()
+    left = old.expires_at - timezone.now()
+    assert timedelta(minutes=119) < left <= timedelta(hours=2)
+    assert told("key.rotated") == [("A", old.public_id), ("B", old.public_id)]
+    ApiKey.objects.filter(pk=old.pk).update(expires_at=timezone.now())
+    assert (status(text, **{"X-Channel-ID": "A"}), status(new, **{"X-Channel-ID": "A"})) == (
+        401,
+        200,
+    )
+
+
+def test_a_grace_never_lengthens_a_life_and_the_successor_lives_as_long():
+    row, _ = access.create_key(
+        "k", ["pull"], [make_channel()], expires_at=timezone.now() + timedelta(hours=1)
+    )
+
+    new, _ = access.rotate_key(row, timedelta(hours=24))
+
+    end = row.expires_at
+    row.refresh_from_db()
+    assert row.expires_at == end
+    assert abs(new.expires_at - end) < timedelta(minutes=1)
+
+
+def test_what_has_ended_has_no_successor():
+    ended = access.create_key("k", ["pull"], [make_channel()], expires_at=timezone.now())[0]
+    revoked = access.create_key("k", ["pull"], [make_channel()])[0]
+    access.revoke_key(revoked)
+
+    for key in (ended, revoked):
+        with pytest.raises(CommandError, match="revoked or expired; make a new key"):
+            command("rotate_key", key.public_id)
+    with pytest.raises(CommandError, match="There is no such key"):
+        command("rotate_key", "nokey")
+    with pytest.raises(CommandError, match="--hours: from 0 to 8760"):
+        command("rotate_key", ended.public_id, "--hours", "-1")
+
+
+def test_a_revoked_key_is_refused_at_once_and_that_is_told_once():
+    key = make_key("export:response")
+    assert status(key) == 200
+
+    assert command("revoke_key", key[4:12]) == "Revoked."
+
+    assert status(key) == 401
+    assert command("revoke_key", key[4:12]) == "Was revoked already."
+    assert told("key.revoked") == [("ORG_001", key[4:12])]
+
+
+# peppers ----------------------------------------------------------------------------------------
+
+
+def test_a_new_pepper_goes_first_and_the_old_one_goes_once_keys_were_used(settings: Any):
+    used, unused = make_key("export:response"), make_key("export:response")
+    before = set(ApiKey.objects.values_list("id", "public_id"))
+
+    settings.KEY_PEPPER = f"new,{settings.KEY_PEPPER}"
+    assert status(used) == 200
+    settings.KEY_PEPPER = "new"
+
+    assert (status(used), status(unused)) == (200, 401)
+    assert set(ApiKey.objects.values_list("id", "public_id")) == before
+    assert status(make_key("export:response")) == 200
+
+
+def test_an_applications_password_is_verified_by_every_pepper(settings: Any):
+    made, secret = access.create_application("shop", make_channel())
+
+    settings.KEY_PEPPER = f"new,{settings.KEY_PEPPER}"
+
+    assert access.is_secret(made.secret_digest, secret)
+    assert not access.is_secret(made.secret_digest, secret + "x")
+    assert not access.is_secret("", "")
+
+
+# headers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer {key},Bearer {key}"},  # as granian joins two of them
+        {"Authorization": "Bearer {key}, Bearer {key}"},
+        {"X-API-Key": "{key},{key}"},
+        {"X-API-Key": "{key},"},
+        {"Authorization": "Bearer {key} {key}"},
+    ],
+)
+def test_a_credential_that_comes_twice_is_refused(headers: dict[str, str]):
+    key = make_key("export:response")
+    sent = {name: value.format(key=key) for name, value in headers.items()}
+
+    with pytest.raises(Denied) as caught:
+        access.identify(RequestFactory().get("/", headers=sent))
+    assert caught.value.status == 401

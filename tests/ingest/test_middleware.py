@@ -1,0 +1,122 @@
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import path
+
+from config.urls import urlpatterns as served
+from ingest import access, ledger
+from ingest.events import Refused
+from ingest.models import LedgerEntry
+from tests.conftest import bearer, make_channel, make_key
+
+
+def act(request: HttpRequest) -> HttpResponse:
+    ledger.record("test.acted")
+    return HttpResponse()
+
+
+def act_by_key(request: HttpRequest) -> HttpResponse:
+    access.identify(request)
+    return act(request)
+
+
+def fail(request: HttpRequest) -> HttpResponse:
+    access.identify(request)
+    raise RuntimeError
+
+
+urlpatterns = [path("act", act), path("act/key", act_by_key), path("fail", fail), *served]
+pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
+
+
+def acted() -> tuple[str, str, str]:
+    entry = LedgerEntry.objects.latest("id")
+    return entry.actor, entry.key, entry.address
+
+
+def test_a_key_acts_under_its_name_and_public_id_from_its_network():
+    key = make_key("ingest")
+
+    Client(headers=bearer(key), REMOTE_ADDR="203.0.113.77").get("/act/key")
+
+    assert acted() == ("test", key[4:12], "203.0.113.0/24")
+
+
+@pytest.mark.parametrize(("behind", "network"), [(True, "198.51.100.0/24"), (False, "10.0.0.0/24")])
+def test_the_address_is_the_one_that_the_limiter_takes(settings: Any, behind: bool, network: str):
+    settings.BEHIND_PROXY = behind
+    headers = bearer(make_key(), **{"X-Forwarded-For": "192.0.2.1, 198.51.100.9"})
+
+    Client(headers=headers, REMOTE_ADDR="10.0.0.1").get("/act/key")
+
+    assert acted()[2] == network
+
+
+def test_a_person_who_signed_in_acts_under_the_users_name():
+    client = Client()
+    client.force_login(get_user_model().objects.create_user("asha"))
+
+    client.get("/act")
+
+    assert acted() == ("asha", "", "127.0.0.0/24")
+
+
+def test_who_is_not_known_acts_as_anonymous():
+    Client().get("/act")
+
+    assert acted()[0] == "anonymous"
+
+
+def test_nobody_acts_for_the_next_request_of_the_thread():
+    key = make_key()
+    client = Client(headers=bearer(key), raise_request_exception=False)
+
+    for address in ("/act/key", "/fail"):
+        client.get(address)
+        assert ledger.acting.get() is ledger.SERVICE
+    Client().get("/act")
+
+    assert acted()[:2] == ("anonymous", "")
+
+
+def test_a_call_of_the_api_opens_no_session():
+    staff = Client()
+    staff.force_login(get_user_model().objects.create_user("asha"))
+    client = Client(headers=bearer(make_key()))
+    client.cookies = staff.cookies
+
+    with CaptureQueriesContext(connection) as asked:
+        answer = client.get("/act/key")
+
+    assert "django_session" not in "".join(query["sql"] for query in asked)
+    assert "Cookie" not in answer.headers.get("Vary", "")
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "body"),
+    [
+        ("POST", "/collect?appId=shop", b"[]"),
+        ("POST", "/hit/bulk?client_id=shop", b'{"features": [{"id": "f"}]}'),
+        ("PUT", "/export/events", b"{}"),
+    ],
+)
+def test_an_application_acts_under_its_id(monkeypatch: Any, method: str, address: str, body: bytes):
+    secret = access.create_application("shop", make_channel())[1]
+    seen: list[str] = []
+
+    def append(*_: Any) -> None:
+        seen.append(ledger.acting.get().name)
+        raise Refused("seen", "Seen.")
+
+    monkeypatch.setattr("ingest.store.append", append)
+    basic = b64encode(f"shop:{secret}".encode()).decode()
+    client = Client(headers={"Authorization": f"Basic {basic}"})
+    client.generic(method, address, body, "application/json")
+
+    assert seen == ["shop"]

@@ -1,0 +1,237 @@
+"""The fenced blocks of our pages, and a place to run their commands in, as a reader does.
+
+A page's shell blocks run in their order, by one shell, in a folder that looks like a clone. A line
+`#> …` says what the command above it prints, with `…` for anything. A block that cannot be run
+here says why, and which file covers it, in a comment on the line before it:
+
+    <!-- not run here: it needs Docker; tests/config/test_compose.py -->
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+START = DOCS / "start.md"
+OPERATIONS = DOCS / "operations.md"
+SHELL, QUERY = "bash", "sql"
+# what a page shows and nobody types
+SHOWN = {"text", "json", "nginx", "caddyfile", "yaml", "python"}
+PATIENCE = 900.0
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
+_EXCUSE = re.compile(r"<!-- not run here: (.+); (\S+) -->\n\Z")
+_KEPT = re.compile(r"^(?:export )?([A-Z][A-Z_]*)=", re.M)
+# how the folder of a clone differs from ours: nothing of this machine's
+_LEFT_OUT = {".git", ".venv", "venv", "var", ".env"}
+# what the place says itself
+_OURS = (
+    *("EXHAUST_", "S3_", "AWS_", "DJANGO_", "PYTEST_", "DATABASE_", "CELERY_", "PUBLIC_"),
+    *("SECRET_KEY", "KEY_PEPPER", "ENCRYPTION_", "DEBUG"),
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+    reason: str  # why it is not run, or nothing
+    cover: str  # the file that covers it instead
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of a page."""
+    written = page.read_text()
+    found = []
+    for match in _FENCE.finditer(written):
+        line = written.count("\n", 0, match.start()) + 2
+        excuse = _EXCUSE.search(written, 0, match.start())
+        reason, cover = excuse.groups() if excuse else ("", "")
+        found.append(Block(page, line, match[2], match[3], reason, cover))
+    return found
+
+
+def typed(page: Path) -> list[Block]:
+    """Those that a reader types and we run."""
+    return [block for block in blocks(page) if block.language == SHELL and not block.reason]
+
+
+def expected(text: str) -> list[str]:
+    """What a block says its commands print, each as a pattern."""
+    groups = groupby(text.splitlines(), key=lambda line: line.startswith("#>"))
+    told = (
+        "".join(line.removeprefix("#>") for line in lines) for printed, lines in groups if printed
+    )
+    return [".*?".join(re.escape(part) for part in _packed(words).split("…")) for words in told]
+
+
+def _packed(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+@dataclass
+class Place:
+    """A folder like a clone, whose `.venv` is the Python that runs us."""
+
+    folder: Path
+    ports: dict[int, int]  # one that a page names, and ours
+    environment: dict[str, str]
+    begun: set[Path] = field(default_factory=set)
+    shells: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def run(self, page: Path) -> None:
+        """All that is typed of a page; fails with the block that fails. START comes first, once."""
+        if page in self.begun:
+            return
+        if page not in (START, OPERATIONS):  # which begins anew
+            self.run(START)
+        self.begun.add(page)
+        found = typed(page)
+        if found:
+            self._check(found, self._typed(page.stem, found))
+
+    def _typed(self, name: str, found: list[Block]) -> str:
+        kept = self.folder / ".kept"
+        names = {name for block in found for name in _KEPT.findall(block.text)}
+        script = [
+            "set -eE -o pipefail",
+            """trap 'echo "@@ failed: $BASH_COMMAND"' ERR""",
+            f"[ ! -f {kept} ] || . {kept}",
+        ]
+        for block in found:
+            script += [f"echo; echo '@@ {block.name}'", self._here(block.text)]
+        script += [f"declare -p {name} >> {kept} 2>/dev/null || true" for name in sorted(names)]
+        written = self.folder / f".{name}.sh"
+        written.write_text("\n".join(script) + "\n")
+        printed = self.folder / f".{name}.log"
+        with printed.open("wb") as output:
+            shell = subprocess.Popen(
+                ["bash", str(written)],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # what it leaves running is ended with us
+            )
+        self.shells.append(shell)
+        code = shell.wait(PATIENCE)
+        said = printed.read_text(errors="replace")
+        assert code == 0, f"{name}: a command failed\n{said[-6000:]}"
+        return said
+
+    def _check(self, found: list[Block], said: str) -> None:
+        parts = re.split(r"^@@ (\S+:\d+)$", said, flags=re.M)
+        printed = dict(zip(parts[1::2], parts[2::2], strict=True))
+        for block in found:
+            for pattern in expected(self._here(block.text)):
+                assert re.search(pattern, _packed(printed[block.name])), (
+                    f"{block.name}: printed\n{printed[block.name]}"
+                )
+
+    def type(self, line: str) -> None:
+        """One line more, whatever comes of it."""
+        subprocess.run(
+            ["bash", "-c", line], cwd=self.folder, env=self.environment, check=False, timeout=60
+        )
+
+    def _here(self, text: str) -> str:
+        """The text with our ports in place of those that everybody has."""
+        for named, ours in self.ports.items():
+            text = re.sub(
+                rf"\b(127\.0\.0\.1|localhost)(:|\", ){named}\b", rf"127.0.0.1\g<2>{ours}", text
+            )
+        return text
+
+    def leave(self) -> None:
+        """Ends what the pages started and left running."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for shell in self.shells:
+                with suppress(ProcessLookupError):
+                    os.killpg(shell.pid, number)
+            end = time.monotonic() + 15
+            while number == signal.SIGTERM and time.monotonic() < end and self._alive():
+                time.sleep(0.1)
+
+    def _alive(self) -> bool:
+        for shell in self.shells:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, 0)
+                return True
+        return False
+
+
+def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
+    """Makes a place in an empty folder; `commands` are further programs: a shell line each."""
+    for path in ROOT.iterdir():
+        if path.name not in _LEFT_OUT:
+            (folder / path.name).symlink_to(path)
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    python = shlex.quote(sys.executable)
+    lines = {
+        "python": f'exec {python} "$@"',
+        "python3": f'exec {python} "$@"',
+        "exhaust": f'exec {python} -m exhaust.cli "$@"',
+        "celery": f'exec {python} -m celery "$@"',
+        "granian": f'exec {python} -m granian "$@"',
+        # nothing is installed by a test
+        "pip": 'echo "pip: say <!-- not run here: … --> before the block" >&2; exit 1',
+        # a page that shows a call shows one that works
+        "curl": f'exec {shutil.which("curl")} --fail-with-body --max-time 60 "$@"',
+        **commands,
+    }
+    for name, line in lines.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
+    ports = {named: free_port() for named in (8000,)}
+    ports[9009] = sink_port()
+    port = ports[8000]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a command is mostly its imports
+    environment |= {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "EXHAUST_VAR": str(folder / "var"),
+        "EXHAUST_URL": f"http://127.0.0.1:{port}",
+        "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "GRANIAN_HOST": "127.0.0.1",
+        "GRANIAN_PORT": str(port),
+        **more,
+    }
+    return Place(folder, ports, environment)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def sink_port() -> int:
+    """One of those that a sink may have."""
+    for port in range(9010, 9999):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port between 9010 and 9998 is free")

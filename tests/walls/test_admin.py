@@ -1,0 +1,241 @@
+"""The admin, as a person sees it who has rights in one channel of two."""
+
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.db.models import Model
+from django.test import Client
+
+from exhaust.models import Job, Schedule, Sink
+from ingest import access
+from ingest.models import ApiKey, Channel, LedgerEntry, Role
+from ingest.staff import RIGHTS
+from tests.walls.world import OTHER, OWN, Names, Place, rows_of, stand
+
+pytestmark = pytest.mark.django_db
+
+# which of the rights opens a page; none: a superuser only
+OPENED_BY: dict[str, set[str]] = {
+    "ingest.channel": set(RIGHTS),
+    "ingest.conversation": {"administer"},
+    "ingest.application": {"administer"},
+    "ingest.apikey": {"administer"},
+    "ingest.rejected": {"administer"},
+    "ingest.storedevent": {"submit_private"},
+    "ingest.participant": {"submit_private"},
+    "ingest.session": {"submit_private"},
+    "ingest.appuser": {"submit_private"},
+    "ingest.ledgerentry": {"audit"},
+    "ingest.erasure": {"audit"},
+    "ingest.role": set(),
+    "exhaust.job": {"submit_response", "submit_private"},
+    "exhaust.file": {"submit_response", "submit_private"},
+    "exhaust.link": {"submit_response", "submit_private"},
+    "exhaust.notice": {"submit_response", "submit_private"},
+    "exhaust.schedule": {"administer"},
+    "exhaust.sink": {"administer"},
+    "exhaust.delivery": {"administer"},
+    "exhaust.deadletter": {"administer"},
+    "exhaust.dailyrun": set(),
+}
+OURS = [model for model in admin.site._registry if model._meta.app_label in {"ingest", "exhaust"}]
+
+
+def page(model: Any) -> str:
+    return f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
+
+
+def person(place: Place, *rights: str) -> Client:
+    group = Group.objects.create(name=" ".join(rights) or "none")
+    Role.objects.create(group=group, channel=place.channel, **dict.fromkeys(rights, True))
+    user = get_user_model().objects.create_user(group.name, is_staff=True)
+    user.groups.add(group)
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def own() -> Place:
+    return furnished(OWN)
+
+
+@pytest.fixture
+def others(own: Place) -> list[Place]:
+    places = [furnished(OTHER)]
+    access.create_key("SECRET-shared", ["pull"], [own.channel, places[0].channel])
+    return places
+
+
+def furnished(names: Names) -> Place:
+    place = stand(names)
+    access.create_key(f"{names.secret} key", ["pull"], [place.channel])
+    return place
+
+
+def is_clean(text: str) -> bool:
+    return not any(word in text for word in (OTHER.secret, OTHER.channel, "SECRET-shared"))
+
+
+def test_every_page_says_which_right_opens_it():
+    assert set(OPENED_BY) == {model._meta.label_lower for model in OURS}
+
+
+@pytest.mark.parametrize("right", [None, *RIGHTS])
+def test_a_right_opens_its_pages_and_no_other(own: Place, right: str | None):
+    client = person(own, *([right] if right else []))
+
+    for model in OURS:
+        opened = right in OPENED_BY[model._meta.label_lower]
+        # a role without a right still names its channel
+        opened |= right is None and model is Channel
+        answer = client.get(page(model))
+        assert (answer.status_code == 200) == opened, model
+        assert answer.status_code in {200, 403}
+        assert (page(model) in client.get("/admin/").content.decode()) == opened, model
+
+
+@pytest.mark.parametrize("model", OURS, ids=lambda model: model._meta.label_lower)
+def test_no_page_shows_another_channel(own: Place, others: list[Place], model: Any):
+    client = person(own, *RIGHTS)
+    rows = admin.site._registry[model].model._default_manager.all()
+    before = rows_of(OTHER)
+
+    listed = client.get(page(model))
+    said = [listed, client.get(page(model) + "add/")]
+    for filter_ in ("channel__id__exact", "job__channel__id__exact", "channels__id__exact"):
+        said.append(client.get(page(model), {filter_: others[0].channel.pk}))
+    foreign = [row.pk for row in rows if not _is_own(row, own)]
+    for pk in (rows[0].pk, *foreign[:1]) if rows else ():
+        for step in ("change/", "history/", "delete/"):
+            said.append(client.get(f"{page(model)}{pk}/{step}"))
+    for pk in foreign:
+        said.append(client.post(f"{page(model)}{pk}/delete/", {"post": "yes"}))
+    for name in _actions(model):
+        chosen = {"action": name, "_selected_action": foreign}
+        said.append(client.post(page(model), chosen))
+
+    assert [answer.status_code for answer in said if answer.status_code >= 500] == []
+    assert [text for answer in said if not is_clean(text := answer.content.decode())] == []
+    assert rows_of(OTHER) == before
+    if OPENED_BY[model._meta.label_lower]:
+        assert OWN.secret in listed.content.decode() or OWN.channel in listed.content.decode()
+        for search in (OTHER.tag, OTHER.device, "SECRET"):
+            found = client.get(page(model), {"q": search}).context["cl"].result_list
+            assert [row for row in found if not _is_own(row, own)] == []
+
+
+@pytest.mark.parametrize("rights", [["administer"], ["administer", "submit_private"]])
+def test_who_sends_events_on_may_have_them(own: Place, rights: list[str]):
+    client = person(own, *rights)
+    sink = Sink.objects.get(channel=own.channel)
+    words = {
+        "channel": own.channel.pk, "name": "new", "kind": "webhook", "resource": "events",
+        "url": "https://mine.example/hook", "method": "POST", "types": "[]", "user": "",
+        "content_type": "application/x-ndjson", "index": "", "doc_type": "",
+    }  # fmt: skip
+
+    added = client.post("/admin/exhaust/sink/add/", words)
+    seen = client.get(f"/admin/exhaust/sink/{sink.pk}/change/")
+    changed = client.post(f"/admin/exhaust/sink/{sink.pk}/change/", words)
+
+    may = "submit_private" in rights
+    assert Sink.objects.filter(name="new").exists() == may, added.content.decode()
+    assert seen.status_code == 200
+    assert (Sink.objects.get(pk=sink.pk).url == "https://mine.example/hook") == may
+    assert [answer.status_code for answer in (added, changed)] == ([302] * 2 if may else [403] * 2)
+
+
+def _actions(model: Any) -> list[str]:
+    return [name for name in admin.site._registry[model].actions or () if isinstance(name, str)]
+
+
+def _is_own(row: Any, own: Place) -> bool:
+    if isinstance(row, ApiKey):
+        return list(row.channels.all()) == [own.channel]
+    if isinstance(row, LedgerEntry):
+        return row.channel == own.names.channel
+    for path in ("channel", "job", "file", "sink"):
+        if isinstance(getattr(row, path, None), Model):
+            return _is_own(getattr(row, path), own)
+    return row == own.channel
+
+
+def test_what_holds_people_is_seen_only_with_the_right_for_it(own: Place):
+    for right, expected in (
+        ("submit_response", {"uci-response-exhaust"}),
+        ("submit_private", {"uci-private-exhaust"}),
+    ):
+        client = person(own, right)
+        shown = client.get("/admin/exhaust/job/").context["cl"].result_list
+        assert {job.dataset for job in shown} == expected
+        files = client.get("/admin/exhaust/file/").context["cl"].result_list
+        assert {file.job.dataset for file in files} == expected
+
+
+def form(dataset: str, place: Place) -> dict[str, str]:
+    return {
+        "dataset": dataset, "channel": str(place.channel.pk), "first_day": "2022-04-01",
+        "last_day": "2022-04-02", "zone": "UTC", "output_format": "csv", "tag": "asked",
+    }  # fmt: skip
+
+
+def test_a_person_asks_only_for_what_the_right_is_for(own: Place, others: list[Place]):
+    client = person(own, "submit_response", "administer")
+
+    for dataset, place in (("events-exhaust", own), ("events-exhaust", others[0])):
+        answer = client.post("/admin/exhaust/job/add/", form(dataset, place))
+        assert answer.status_code == 200, dataset
+    assert not Job.objects.filter(tag="asked").exists()
+    person(own, "submit_private").post("/admin/exhaust/job/add/", form("events-exhaust", own))
+
+    assert Job.objects.get(tag="asked").channel_id == own.channel.pk
+
+
+def test_no_schedule_and_no_sink_is_made_elsewhere_or_beyond_the_right(
+    own: Place, others: list[Place]
+):
+    client = person(own, "administer", "submit_response")
+    sender = person(own, "administer", "submit_private")
+    schedule = {
+        "name": "new", "cron": "0 6 * * *", "zone": "UTC", "window": "yesterday", "tag": "new",
+        "output_format": "csv", "dataset": "uci-response-exhaust", "conversation": "c",
+    }  # fmt: skip
+    sink = {
+        "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
+        "url": "https://sink.example/hook", "content_type": "application/json",
+    }  # fmt: skip
+
+    for place in (others[0], own):
+        said = {"channel": str(place.channel.pk)}
+        client.post("/admin/exhaust/schedule/add/", {**schedule, **said})
+        sender.post("/admin/exhaust/sink/add/", {**sink, **said})
+    private = {**schedule, "name": "private", "dataset": "uci-private-exhaust"}
+    client.post("/admin/exhaust/schedule/add/", {**private, "channel": str(own.channel.pk)})
+
+    made = {*Schedule.objects.filter(name="new"), *Sink.objects.filter(name="new")}
+    assert {row.channel_id for row in made} == {own.channel.pk}
+    assert len(made) == 2
+    assert not Schedule.objects.filter(name="private").exists()
+
+
+def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Place):
+    client = person(own, "administer")
+    key = ApiKey.objects.get(channels=own.channel)
+
+    answer = client.post(page(ApiKey), {"action": "rotate", "_selected_action": [key.pk]})
+    text = answer.content.decode().rpartition(" ")[2].strip()
+    client.post(page(ApiKey), {"action": "revoke", "_selected_action": [key.pk]})
+
+    pull = Client(headers={"X-API-Key": text}).get("/export/events")
+    assert pull.status_code == 200
+    assert "no-store" in answer["Cache-Control"]
+    assert list(
+        LedgerEntry.objects.filter(actor="administer").values_list("action", "channel", "subject")
+    ) == [
+        ("key.rotated", OWN.channel, key.public_id),
+        ("key.revoked", OWN.channel, key.public_id),
+    ]

@@ -1,0 +1,76 @@
+"""Guessing passwords of people who sign in."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from axes.models import AccessAttempt, AccessLog
+from django.contrib.auth import get_user_model
+from django.test import Client
+
+from ingest.models import LedgerEntry
+
+pytestmark = pytest.mark.django_db
+LOGIN = "/admin/login/?next=/admin/"
+WRONG = "wrong"
+
+
+@pytest.fixture
+def asha(settings: Any) -> Any:
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # quick
+    return get_user_model().objects.create_superuser("asha", password="a long enough one")
+
+
+def sign_in(password: str = WRONG, name: str = "asha", **headers: str) -> int:
+    client = Client(REMOTE_ADDR=headers.pop("address", "203.0.113.1"), headers=headers)
+    return client.post(LOGIN, {"username": name, "password": password}).status_code
+
+
+def told() -> list[tuple[str, str]]:
+    return list(LedgerEntry.objects.order_by("id").values_list("action", "subject"))
+
+
+def test_who_knows_the_password_signs_in(asha: Any):
+    assert sign_in("a long enough one") == 302
+    assert told() == []
+    assert AccessLog.objects.count() == 0
+
+
+def test_after_ten_wrong_passwords_a_name_is_locked_from_everywhere(asha: Any):
+    statuses = [sign_in(address=f"203.0.113.{number}") for number in range(10)]
+
+    assert statuses == [200] * 9 + [429]
+    assert sign_in("a long enough one", address="198.51.100.1") == 429
+    assert told() == [("login.locked", "asha")]
+
+
+def test_an_address_is_locked_for_all_names_and_writes_nothing_more(asha: Any, settings: Any):
+    settings.BEHIND_PROXY = True
+    forged = {"X-Forwarded-For": "198.51.100.{}, 203.0.113.9"}
+    for number in range(30):
+        spoofed = {"X-Forwarded-For": forged["X-Forwarded-For"].format(number)}
+        sign_in(name=f"nobody-{number}", address="10.0.0.1", **spoofed)
+
+    assert AccessAttempt.objects.count() == 10
+    assert told() == [("login.locked", "")]
+    assert {entry.address for entry in LedgerEntry.objects.all()} == {"203.0.113.0/24"}
+    assert (
+        sign_in("a long enough one", address="10.0.0.1", **{"X-Forwarded-For": "192.0.2.1"}) == 302
+    )
+
+
+def test_a_quarter_of_an_hour_later_it_opens_and_nothing_is_left(asha: Any):
+    for _ in range(12):
+        sign_in()
+    for attempt in AccessAttempt.objects.all():
+        attempt.attempt_time -= timedelta(minutes=16)
+        attempt.save()
+
+    assert sign_in("a long enough one") == 302
+    assert AccessAttempt.objects.count() == 0
+
+
+def test_no_password_is_kept(asha: Any):
+    sign_in("hunter2hunter2")
+
+    assert "hunter2hunter2" not in repr(list(AccessAttempt.objects.values()))

@@ -1,0 +1,326 @@
+"""Channels side by side, each with one row of everything there is.
+
+All names of a channel have its two letters in the same places, so that what is said of a channel's
+thing can be compared with what is said of a thing that nobody has. `SECRET-<letters>` stands in
+everything that no request says.
+"""
+
+import io
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.utils import timezone
+
+from exhaust import cursor, links, storage
+from exhaust.feed import pages
+from exhaust.models import (
+    CallbackSecret,
+    DeadLetter,
+    Delivery,
+    File,
+    Job,
+    Link,
+    Notice,
+    Schedule,
+    Sink,
+    Transition,
+)
+from ingest import access
+from ingest.models import (
+    Application,
+    AppUser,
+    Channel,
+    Conversation,
+    Deriver,
+    Erasure,
+    Participant,
+    Rejected,
+    Session,
+    StoredEvent,
+)
+from ingest.sealing import seal
+
+MOMENT = datetime(2022, 4, 1, 4, tzinfo=UTC)
+SCOPES = ("ingest", "export:response", "export:private", "pull", "erase")
+READING = SCOPES[1:4]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a channel's things are called; of letters that no channel has, of nothing."""
+
+    letters: str
+
+    @property
+    def channel(self) -> str:
+        return {"bb": "Org.One", "cc": "org.one", "dd": "Org.Two"}.get(self.letters, "Org.Non")
+
+    @property
+    def tag(self) -> str:
+        return f"tag-{self.letters}"
+
+    @property
+    def request_id(self) -> str:
+        return (self.letters * 16).upper()
+
+    @property
+    def private_id(self) -> str:
+        return (self.letters * 15).upper() + "99"
+
+    @property
+    def conversation(self) -> str:
+        return f"conversation-{self.letters}"
+
+    @property
+    def application(self) -> str:
+        return f"application-{self.letters}"
+
+    @property
+    def schedule(self) -> str:
+        return f"schedule-{self.letters}"
+
+    @property
+    def sink(self) -> str:
+        return f"sink-{self.letters}"
+
+    @property
+    def device(self) -> str:
+        return f"device-{self.letters}"
+
+    @property
+    def event(self) -> str:
+        return str(UUID(self.letters * 16))
+
+    @property
+    def session(self) -> str:
+        return str(UUID("1111" + self.letters * 14))
+
+    @property
+    def secret(self) -> str:
+        return f"SECRET-{self.letters}"
+
+
+OWN, TWIN, OTHER, NONE = Names("bb"), Names("cc"), Names("dd"), Names("ee")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A channel that stands, and what opens it."""
+
+    names: Names
+    channel: Channel
+    token: str
+    cursors: dict[str, str]
+
+
+def stand(names: Names) -> Place:
+    """Makes the channel with one row of everything."""
+    channel = Channel.objects.create(identifier=names.channel, name=f"{names.secret} organisation")
+    conversation = Conversation.objects.create(
+        channel=channel, identifier=names.conversation, name=f"{names.secret} bot"
+    )
+    application, _ = access.create_application(names.application, channel, name=names.secret)
+    event = StoredEvent.objects.create(
+        xid=1,
+        occurred_at=MOMENT,
+        received_at=MOMENT,
+        channel=channel,
+        conversation=conversation,
+        application=application,
+        is_answer=True,
+        identity=UUID(names.event),
+        dialect="telemetry",
+        type="ASSESS",
+        device_id=names.device,
+        session_id=f"{names.secret}-session",
+        payload={"eid": "ASSESS", "said": names.secret},
+    )
+    Deriver.objects.create(channel=channel, xid=1, event_id=event.pk, derived_at=timezone.now())
+    Rejected.objects.create(
+        channel=channel,
+        application=application,
+        dialect="telemetry",
+        received_at=MOMENT,
+        position=0,
+        reason="invalid",
+        detail=f"{names.secret} rejected",
+        digest=names.letters * 32,
+        size=3,
+        sealed=seal(names.secret.encode()),
+    )
+    Participant.objects.create(
+        channel=channel,
+        device_id=names.device,
+        user_name=f"{names.secret} person",
+        sealed_phone=seal(b"+910000000001"),
+        consent=True,
+        consent_at=MOMENT,
+        updated_at=MOMENT,
+    )
+    Session.objects.create(
+        xid=1,
+        modified_at=MOMENT,
+        key=UUID(names.session),
+        channel=channel,
+        given=False,
+        device_id=names.device,
+        sender_session_id=f"{names.secret}-session",
+        landing_url=f"https://{names.secret}.example/",
+        started_at=timezone.now() - timedelta(hours=2),
+        ended_at=timezone.now() - timedelta(hours=1),
+        closes_at=timezone.now() - timedelta(minutes=30),
+        closed=True,
+        event_count=1,
+        answer_count=1,
+        types={"ASSESS": 1},
+        pieces=[],
+    )
+    AppUser.objects.create(
+        xid=1,
+        modified_at=MOMENT,
+        channel=channel,
+        device_id=names.device,
+        identifier=names.device,
+        anonymous=True,
+        first_seen_at=MOMENT,
+        last_seen_at=MOMENT,
+        attributes={"email": {"value": names.secret, "set_at": 1}},
+    )
+    token = _asked(names, channel)
+    _pushed(names, channel)
+    cursors = {
+        resource: cursor.seal([1, 1], pages.bound(pages.Question(channel.pk, resource)))
+        for resource in ("events", "sessions", "users")
+    }
+    return Place(names, channel, token, cursors)
+
+
+def _asked(names: Names, channel: Channel) -> str:
+    """Requests with their files; the token of a link to the private one."""
+    schedule = Schedule.objects.create(
+        channel=channel,
+        name=names.schedule,
+        cron="0 6 * * *",
+        dataset="uci-response-exhaust",
+        conversation=names.conversation,
+        window="yesterday",
+        tag=names.tag,
+        requested_by=f"{names.secret} requester",
+        next_at=timezone.now() + timedelta(days=1),
+        last_error=f"{names.secret} error",
+    )
+    token = ""
+    for dataset, request_id in (
+        ("uci-response-exhaust", names.request_id),
+        ("uci-private-exhaust", names.private_id),
+    ):
+        job = Job.objects.create(
+            channel=channel,
+            tag=names.tag,
+            request_id=request_id,
+            dataset=dataset,
+            config={
+                "type": dataset,
+                "conversationId": names.conversation,
+                "startDate": "2022-04-01",
+                "endDate": "2022-04-02",
+                "note": names.secret,
+            },
+            fingerprint="f" * 64,
+            requested_by=f"{names.secret} requester",
+            status=Job.Status.SUCCESS,
+            status_message=f"{names.secret} message",
+            schedule=schedule,
+            callback_url=f"https://{names.secret}.example/hook",
+            watermark=5,
+            completed_at=timezone.now(),
+        )
+        Transition.objects.create(
+            job=job, status=Job.Status.SUCCESS, attempt=1, message=f"{names.secret} moved"
+        )
+        Notice.objects.create(
+            job=job,
+            status=Job.Status.SUCCESS,
+            url=job.callback_url,
+            due_at=timezone.now() + timedelta(days=9),
+            error=f"{names.secret} notice",
+        )
+        key = f"response/{job.pk}/1-{names.letters}.csv"
+        storage.default().put(key, io.BytesIO(names.secret.encode()), "text/csv")
+        file = File.objects.create(
+            job=job,
+            key=key,
+            name=f"{names.secret}.csv",
+            content_type="text/csv",
+            row_count=1,
+            byte_count=len(names.secret),
+            sha256="0" * 64,
+        )
+        link = links.current(file)
+        assert link is not None
+        token = links.address(link).rpartition("/")[2]
+    Erasure.objects.create(
+        channel=channel, subject=names.secret.ljust(64, "0"), asked_at=timezone.now()
+    )
+    CallbackSecret.objects.create(channel=channel, sealed=seal(names.secret.encode()))
+    return token
+
+
+def _pushed(names: Names, channel: Channel) -> None:
+    sink = Sink.objects.create(
+        channel=channel,
+        name=names.sink,
+        url=f"https://{names.secret}.example/hook",
+        user=f"{names.secret} user",
+        switched_off=f"{names.secret} off",
+    )
+    Delivery.objects.create(sink=sink, status="dead", error=f"{names.secret} delivery")
+    DeadLetter.objects.create(
+        sink=sink,
+        row=1,
+        xid=1,
+        document_id=f"{names.secret} document",
+        answer=400,
+        reason=f"{names.secret} reason",
+    )
+
+
+def key(*channels: Channel, scopes: tuple[str, ...] = READING) -> str:
+    return access.create_key("caller", scopes, channels)[1]
+
+
+OWNED: tuple[tuple[Any, str], ...] = (
+    (Channel, "identifier"),
+    (Conversation, "channel__identifier"),
+    (Application, "channel__identifier"),
+    (StoredEvent, "channel__identifier"),
+    (Deriver, "channel__identifier"),
+    (Rejected, "channel__identifier"),
+    (Participant, "channel__identifier"),
+    (Session, "channel__identifier"),
+    (AppUser, "channel__identifier"),
+    (Job, "channel__identifier"),
+    (Transition, "job__channel__identifier"),
+    (Notice, "job__channel__identifier"),
+    (File, "job__channel__identifier"),
+    (Link, "file__job__channel__identifier"),
+    (Schedule, "channel__identifier"),
+    (CallbackSecret, "channel__identifier"),
+    (Sink, "channel__identifier"),
+    (Delivery, "sink__channel__identifier"),
+    (DeadLetter, "sink__channel__identifier"),
+)
+
+
+def rows_of(*names: Names) -> list[Any]:
+    """All that these channels have, to see whether a call changed it."""
+    identifiers = [each.channel for each in names]
+    return [
+        (
+            model.__name__,
+            list(model.objects.filter(**{f"{path}__in": identifiers}).order_by("pk").values()),
+        )
+        for model, path in OWNED
+    ]
