@@ -1,18 +1,49 @@
 """Celery's application and the schedule; the tasks stand in `exhaust/tasks.py`."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging
 from kombu import Exchange, Queue
+from kombu.transport import filesystem
 from kombu.transport.redis import Channel
+from kombu.utils.json import dumps
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 # A wake-up that nobody took needs no way back to its queue: a sweep follows. And kombu 5.7 ends the
 # whole worker over the attempt, where Redis is gone.
 Channel.do_restore = False
+
+
+class WholeFiles(filesystem.Channel):
+    """Messages and tables as files that appear whole: kombu 5.7 writes into what others may already
+    read, and an empty message ends the worker."""
+
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]
+        """Puts a message; an OSError where the disk refuses it."""
+        name = f"{monotonic() * 1000:.0f}_{uuid4()}.{queue}.msg"
+        written = Path(self.data_folder_out, f".{name}")
+        written.write_text(dumps(payload))
+        written.rename(written.with_name(name))
+
+    def _queue_bind(self, exchange: str, *others: Any) -> None:
+        table = Path(self.control_folder, f"{exchange}.exchange")
+        if not table.exists():
+            empty = table.with_name(f".{uuid4()}")
+            empty.write_text("[]")
+            with suppress(FileExistsError):
+                table.hardlink_to(empty)
+            empty.unlink()
+        super()._queue_bind(exchange, *others)
+
+
+filesystem.Transport.Channel = WholeFiles
 
 
 @setup_logging.connect
