@@ -14,6 +14,7 @@ from datetime import datetime
 from itertools import islice
 
 from django.db import connection, transaction
+from django.db.models import Q
 from django.db.models.functions import Collate, Now
 from django.dispatch import Signal
 
@@ -121,12 +122,14 @@ def withdrawn_since(channel_id: int, moment: datetime) -> list[str]:
 
 def is_erasing(channel_id: int, since: datetime) -> bool:
     """Whether somebody is being erased, or was since then."""
-    rows = Erasure.objects.filter(channel_id=channel_id)
-    return (
-        rows.filter(finished_at=None).exists()
-        or rows.filter(finished_at__gte=since).exists()
-        or rows.filter(asked_at__gte=since).exists()
-    )
+    recent = Q(finished_at=None) | Q(finished_at__gte=since) | Q(asked_at__gte=since)
+    return Erasure.objects.filter(recent, channel_id=channel_id).exists()
+
+
+def ended(channel_id: int, since: datetime) -> bool:
+    """Whether somebody took back consent or was erased since then."""
+    withdrew = Participant.objects.filter(channel_id=channel_id, withdrawn_at__gte=since)
+    return is_erasing(channel_id, since) or withdrew.exists()
 
 
 # Hashes under a channel's secret ------------------------------------------------------------------

@@ -30,6 +30,7 @@ from exhaust.sinks.batches import Batch, Document
 from exhaust.sinks.courier import Message, Outcome
 from exhaust.sinks.elasticsearch import Item
 from exhaust.sinks.http import AddressRefused, Answer
+from ingest import consent
 from ingest.feed import Place
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ LEASE = timedelta(seconds=120)  # well over what reading and sending a batch may
 QUIET = timedelta(seconds=30)  # what is no full batch is sent when its first one waited so long
 IDLE = timedelta(seconds=5)
 AHEAD = 5.0  # seconds for which a batch that was read ahead is worth sending
+ENDED = timedelta(minutes=1)  # well over AHEAD and what clocks differ by
 # Standard Webhooks' schedule: seconds before each further attempt; then the sink is switched off
 DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 BREAKER = 5  # failures in a row after which a sink is probed, and nothing is set aside any more
@@ -68,11 +70,12 @@ class Ahead:
     read_at: float
 
     def serves(self, sink: Sink) -> bool:
-        """Whether the sink was claimed for just that, and nobody was erased long since."""
+        """Whether the sink was claimed for just that, and nobody withdrew since."""
         return (
             sink.turn == self.turn
             and self.place == Place(sink.xid, sink.place_id)
             and monotonic() < self.read_at + AHEAD
+            and not consent.ended(sink.channel_id, timezone.now() - ENDED)
         )
 
 

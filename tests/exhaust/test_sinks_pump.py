@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.test import Client
 from django.utils import timezone
 from standardwebhooks import Webhook
@@ -24,9 +24,9 @@ from standardwebhooks import Webhook
 from exhaust import daily, tasks
 from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import batches, control, courier, pump
-from ingest import deriver, store
+from ingest import consent, deriver, erasure, store
 from ingest.events import Batch
-from ingest.models import Application, Session
+from ingest.models import Application, Participant, Session
 from ingest.positions import watermark
 from tests.conftest import make_channel
 from tests.exhaust.receiver import Receiver, Silent, answering, dripping, resetting
@@ -516,6 +516,36 @@ def test_what_was_read_ahead_long_ago_is_read_again(monkeypatch: pytest.MonkeyPa
     pump._read_ahead([work], ahead)
     pump._record(work, courier.http.Answer(200, b"", 0))
     monkeypatch.setattr(pump, "AHEAD", 0.0)
+
+    second = pump._claim()
+    assert second is not None
+    next_work = pump._prepared(second, ahead[second.pk])
+
+    assert next_work is not None
+    assert next_work.documents is not ahead[second.pk].batch.documents
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_what_was_read_ahead_of_a_withdrawal_is_read_again(erased: bool) -> None:
+    emit(*range(6))
+    with Receiver() as receiver:
+        make_sink(receiver)
+    Sink.objects.update(batch_limit=2)
+    first = pump._claim()
+    assert first is not None
+    work = pump._prepared(first)
+    assert work is not None
+    ahead: dict[int, pump.Ahead] = {}
+    pump._read_ahead([work], ahead)
+    pump._record(work, courier.http.Answer(200, b"", 0))
+    if erased:
+        erasure.erase(first.channel_id, "somebody", seconds=5)
+    else:
+        Participant.objects.create(
+            channel=first.channel, device_id="somebody", updated_at=timezone.now()
+        )
+        with transaction.atomic():
+            consent.withdraw(first.channel_id, ["somebody"])
 
     second = pump._claim()
     assert second is not None
