@@ -27,9 +27,13 @@ INSTALL = [
 @pytest.fixture(scope="session")
 def folder() -> Path:
     """Where the packages lie; fetched once and kept between runs."""
+    return fetch(Path(settings.VAR_DIR) / "clients")
+
+
+def fetch(clients: Path) -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
         pytest.skip("needs Node.js and npm")
-    kept = Path(settings.VAR_DIR) / "clients" / "clickstream_web"
+    kept = clients / "clickstream_web"
     done = kept / "installed"
     if done.exists() and done.read_text() == " ".join(PACKAGES):
         return kept
