@@ -71,7 +71,7 @@ def environment(database_url: str, var: Path) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("S3_", "CELERY_", "AWS_"))
+        if not name.startswith(("S3_", "CELERY_", "AWS_")) and name != "PYTHONDONTWRITEBYTECODE"
     }
     return {
         **inherited,

@@ -11,14 +11,9 @@ from celery import Celery
 from celery.signals import celeryd_init, setup_logging
 from kombu import Exchange, Queue
 from kombu.transport import filesystem
-from kombu.transport.redis import Channel
 from kombu.utils.json import dumps
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-
-# A wake-up that nobody took needs no way back to its queue: a sweep follows. And kombu 5.7 ends the
-# whole worker over the attempt, where Redis is gone.
-Channel.do_restore = False
 
 
 class WholeFiles(filesystem.Channel):
@@ -44,6 +39,15 @@ class WholeFiles(filesystem.Channel):
 
 
 filesystem.Transport.Channel = WholeFiles
+
+
+@celeryd_init.connect
+def restore_nothing(**_: Any) -> None:
+    """A wake-up that nobody took needs no way back to its queue: a sweep follows. And kombu 5.7
+    ends the whole worker over the attempt, where Redis is gone."""
+    from kombu.transport.redis import Channel
+
+    Channel.do_restore = False
 
 
 @setup_logging.connect

@@ -21,7 +21,6 @@ from django.contrib.auth.password_validation import (
     validate_password,
 )
 from django.core.exceptions import ValidationError
-from stream_zip import ZIP_64, stream_zip
 
 from exhaust.datasets import is_private
 from exhaust.formats.lines import GZIP_LEVEL
@@ -57,6 +56,8 @@ class Seal:
     def blocks(self, plain: Iterator[bytes], suffix: str, at: datetime) -> Iterator[bytes]:
         """The file's bytes. `suffix` and `at` are those of a zip's one member."""
         if self.suffix == "zip":
+            from stream_zip import ZIP_64, stream_zip  # brings ciphers that few starts need
+
             # neither name nor moment of the member is secret, so neither tells anything
             member = (f"exhaust.{suffix}", at, _MODE, ZIP_64, plain)
             return iter(

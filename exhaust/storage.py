@@ -1,4 +1,4 @@
-"""Files by key: put, open, delete, sign. In S3 through boto3, or in a folder.
+"""Files by key: put, open, delete, sign. In a folder, or in S3 (`exhaust/s3.py`).
 
 Foreign errors stop here.
 """
@@ -9,25 +9,17 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Protocol
 from urllib.parse import quote
 
-import boto3
-from boto3.exceptions import Boto3Error
-from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from django.conf import settings
 
 from exhaust.datasets.selection import Dataset
 from exhaust.failpoints import failpoint
 from exhaust.models import Job
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 
 class StorageError(Exception):
@@ -183,202 +175,12 @@ class FolderStorage:
         return not there
 
 
-class S3Storage:
-    """A bucket. Multipart from the stream, aborted when the stream fails."""
-
-    def __init__(
-        self, bucket: str, endpoint: str, public_endpoint: str, region: str, kms_key: str = ""
-    ) -> None:
-        self._bucket = bucket
-        self._kms_key = kms_key  # of AWS KMS, for private files
-        self._session = boto3.session.Session()
-        self._client = self._make_client(endpoint, region)
-        self._signer = (
-            self._client
-            if public_endpoint == endpoint
-            else self._make_client(public_endpoint, region)
-        )
-        self._prober = self._make_client(endpoint, region, connect=1, read=1, attempts=1)
-        # Without threads memory stays at two parts, however long the file
-        self._transfer = TransferConfig(use_threads=False, multipart_chunksize=8 * 1024 * 1024)
-
-        if settings.FAILPOINTS:
-            for operation in ("PutObject", "CompleteMultipartUpload"):
-                for event, act in (("before-call", _fail_before), ("after-call", _fail_after)):
-                    self._client.meta.events.register(f"{event}.s3.{operation}", act)
-
-    def _make_client(
-        self, endpoint: str, region: str, connect: int = 5, read: int = 60, attempts: int = 4
-    ) -> "S3Client":
-        options: dict[str, Any] = {}
-        if endpoint:
-            # other makers' stores trip over AWS's default checksums and host names
-            options = {
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-                "s3": {"addressing_style": "path"},
-            }
-        config = Config(
-            signature_version="s3v4",  # boto3 still signs links by version 2 for most endpoints
-            connect_timeout=connect,
-            read_timeout=read,
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            **options,
-        )
-        return self._session.client(
-            "s3", region_name=region, endpoint_url=endpoint or None, config=config
-        )
-
-    def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
-        try:
-            sealed = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
-            is_sealed = self._kms_key and key.startswith(f"{PRIVATE}/")
-            self._client.upload_fileobj(
-                stream,
-                self._bucket,
-                key,
-                ExtraArgs={"ContentType": content_type, **(sealed if is_sealed else {})},
-                Config=self._transfer,
-            )
-        except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise StorageError(f"s3: {error}") from error
-
-    def open(self, key: str) -> IO[bytes]:
-        try:
-            body: Any = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
-        except (ClientError, BotoCoreError) as error:
-            raise self._translated(error, key) from error
-        return body  # type: ignore[no-any-return]
-
-    def size(self, key: str) -> int:
-        try:
-            return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
-        except (ClientError, BotoCoreError) as error:
-            raise self._translated(error, key) from error
-
-    def delete(self, key: str) -> None:
-        try:
-            self._client.delete_object(Bucket=self._bucket, Key=key)
-        except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
-        self.discard(key)
-
-    def discard(self, key: str) -> None:
-        try:
-            for begun, upload in self._uploads(key):
-                if begun == key:
-                    self._abort(key, upload)
-        except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
-
-    def _abort(self, key: str, upload: str) -> None:
-        try:
-            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
-        except ClientError as error:
-            if _code(error) != "NoSuchUpload":  # its own process was faster
-                raise
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        try:
-            for page in self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=prefix
-            ):
-                yield from (found["Key"] for found in page.get("Contents", ()))
-        except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
-
-    def begun(self, prefix: str) -> Iterator[str]:
-        try:
-            yield from (key for key, _ in self._uploads(prefix))
-        except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
-
-    def _uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Keys and ids of uploads that were begun and neither completed nor aborted."""
-        for page in self._client.get_paginator("list_multipart_uploads").paginate(
-            Bucket=self._bucket, Prefix=prefix
-        ):
-            for upload in page.get("Uploads", ()):
-                yield upload["Key"], upload["UploadId"]
-
-    def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
-        seconds = int((until - datetime.now(UTC)).total_seconds())
-        if seconds < 1:
-            return None
-        try:
-            return self._signer.generate_presigned_url(
-                "get_object",
-                Params={
-                    "Bucket": self._bucket,
-                    "Key": key,
-                    "ResponseContentDisposition": disposition(name),
-                    "ResponseContentType": content_type,
-                },
-                ExpiresIn=seconds,
-            )
-        except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
-
-    def signs_until(self) -> datetime | None:
-        credentials = self._session.get_credentials()
-        if credentials is not None:
-            try:
-                credentials.get_frozen_credentials()  # has ended ones renewed, as signing does
-            except (ClientError, BotoCoreError) as error:
-                raise StorageError(f"s3: {error}") from error
-        ends = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
-        return ends - timedelta(seconds=60) if isinstance(ends, datetime) else None
-
-    def probe(self) -> None:
-        try:
-            self._prober.head_bucket(Bucket=self._bucket)
-        except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
-
-    def prepare(self) -> bool:
-        try:
-            self._client.head_bucket(Bucket=self._bucket)
-        except ClientError as error:
-            if _code(error) not in {"404", "NoSuchBucket"}:
-                raise StorageError(f"s3: {error}") from error
-        except BotoCoreError as error:
-            raise StorageError(f"s3: {error}") from error
-        else:
-            return False
-        region: Any = self._client.meta.region_name
-        place: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        try:
-            # the oldest region is the one that must not be named
-            self._client.create_bucket(
-                Bucket=self._bucket, **(place if region != "us-east-1" else {})
-            )
-        except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
-        return True
-
-    @staticmethod
-    def _translated(error: Exception, key: str) -> Exception:
-        if _code(error) in {"404", "NoSuchKey", "NotFound"}:
-            return FileNotFoundError(key)
-        return StorageError(f"s3: {error}")
-
-
-def _code(error: Exception) -> str:
-    return error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
-
-
-def _fail_before(params: dict[str, Any], **_: Any) -> None:
-    failpoint("complete.before", job_of(params["url_path"]))
-
-
-def _fail_after(http_response: Any, **_: Any) -> None:
-    failpoint("complete.after", job_of(http_response.url))
-
-
 @cache
 def default() -> Storage:
     """The storage that the settings name; clients are safe to share between threads."""
     if settings.S3_BUCKET:
+        from exhaust.s3 import S3Storage  # boto3 would be a tenth of every start
+
         return S3Storage(
             settings.S3_BUCKET,
             settings.S3_ENDPOINT_URL,

@@ -22,7 +22,8 @@ from moto import mock_aws
 
 from exhaust import jobs, retention, runner, storage
 from exhaust.models import File, Link
-from exhaust.storage import FolderStorage, S3Storage, Storage, StorageError
+from exhaust.s3 import S3Storage
+from exhaust.storage import FolderStorage, Storage, StorageError
 from exhaust.writer import Stream
 from ingest import erasure
 from tests import s3server
