@@ -114,7 +114,13 @@ def main() -> int:
     arguments.add_argument("--markdown", type=Path, metavar="PATH", help="A JSON file as a page.")
     asked = arguments.parse_args()
     if asked.markdown:
-        print(page(json.loads(asked.markdown.read_text())))
+        try:
+            print(page(json.loads(asked.markdown.read_text())))
+        except (OSError, ValueError, KeyError, TypeError):
+            arguments.error(
+                f"--markdown: {asked.markdown} is not what `python -m benchmarks --json` writes;"
+                " what one benchmark writes by itself has no command and no day."
+            )
         return 0
     names = list(TIMED) if set(asked.names) <= {"all"} else asked.names
     for name in names:
