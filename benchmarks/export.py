@@ -107,7 +107,7 @@ def against_psql(place: Place, months: int, times: int, *, same_plan: bool) -> l
         *([compared(found, "rows/s", whole, SAME_PLAN)] if same_plan else []),
         Result(f"{whole}, answers in columns", "rows/s", (), REFERENCE, (), ">= 1.05",
                "not built: answers are read out of JSON"),
-        compared(found, "rows/s", whole, ALONE, ">= 1.5", "same bytes; PostgreSQL shares the query"),
+        compared(found, "rows/s", whole, ALONE, ">= 1.5", "same bytes; PostgreSQL shares it"),
         Result(f"time for a row of {place.rows(months):,}", "µs", per_row(found[whole]),
                f"of {place.month_rows:,}", per_row(found[month]), "<= 1.15"),
         compared(found, "rows/s", PORTABLE, month, note=f"{place.month_rows:,} rows"),

@@ -6,7 +6,6 @@ from datetime import date
 import redis
 from django.conf import settings
 from django.db import DatabaseError, connection, transaction
-from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, JsonResponse
 
 from exhaust import jobs, storage
@@ -62,6 +61,8 @@ def _migrations() -> str:
     """Whether the tables are those of this code; once they are they stay so."""
     global _migrated
     if not _migrated:
+        from django.db.migrations.executor import MigrationExecutor  # a tenth of a start
+
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             return "missing: run manage.py migrate"

@@ -5,14 +5,12 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any, cast
 
-import psycopg
 from django.conf import settings
 from django.db import connection, transaction
 from django.http import HttpRequest
@@ -27,6 +25,7 @@ from ingest import ledger, limiter, limits, refusals, walls
 from ingest.events import Refused
 from ingest.ledger import Actor
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
+from ingest.statements import asked
 
 _ALPHABET = string.ascii_letters + string.digits
 _PREFIX = "exh_"
@@ -207,7 +206,7 @@ def _caller(request: HttpRequest, text: str) -> Caller:
         raise Denied("unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401)
     now = timezone.now()
     when = connection.ops.adapt_datetimefield_value
-    rows = _asked(_KEY, [when(now - USED_EVERY), _public_id(text), when(now)])
+    rows = asked(_KEY, [when(now - USED_EVERY), _public_id(text), when(now)])
     digest = rows[0][2] if rows else ""
     # always compared, so that an unknown id takes no less time
     if not is_secret(digest, text) or not rows:
@@ -300,34 +299,10 @@ WHERE a.identifier = %s AND a.disabled_at IS NULL
 
 def application(identifier: str) -> Sender:
     """The sender of that id. Raises `Denied` (403) for an unknown or disabled one."""
-    rows = _asked(_SENDER, [identifier]) if re.match(IDENTIFIER, identifier) else []
+    rows = asked(_SENDER, [identifier]) if re.match(IDENTIFIER, identifier) else []
     if not rows:
         raise Denied("forbidden", "This application is not known here; register its id.", 403)
     return Sender(*rows[0])
-
-
-def _asked(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-    """In every request: the ORM would take three times as long, and Django's cursor on PostgreSQL
-    has the statement planned anew each time."""
-    if connection.vendor == "postgresql":
-        with connection.wrap_database_errors, _held() as held, psycopg.Cursor(held) as cursor:
-            return cursor.execute(sql, parameters).fetchall()
-    with connection.cursor() as lite:
-        lite.execute(sql, parameters)
-        return list(lite.fetchall())
-
-
-@contextmanager
-def _held() -> Iterator[Any]:
-    """The request's connection, or, before it has one, the pool's for a moment: while a body is
-    slow to come, none is held."""
-    if connection.connection is None and (pool := getattr(connection, "pool", None)):
-        pool.open()
-        with pool.connection() as held:
-            yield walls.cleared(held)
-    else:
-        connection.ensure_connection()
-        yield connection.connection
 
 
 def create_application(

@@ -57,10 +57,13 @@ def after(
 
 
 class Micros(models.Func):
-    """A moment as microseconds since 1970, and whole numbers cost a reader far less than dates."""
+    """A moment as microseconds since 1970: whole numbers cost a reader far less than dates.
+
+    By way of a double, which is exact until 2106 and costs PostgreSQL a sixth of its numeric.
+    """
 
     output_field = models.BigIntegerField()
-    template = "CAST(EXTRACT(EPOCH FROM %(expressions)s) * 1000000 AS bigint)"
+    template = "CAST(date_part('epoch', %(expressions)s) * 1000000 AS bigint)"
 
     def as_sqlite(self, *args: Any, **context: Any) -> tuple[str, Any]:
         # its text has six digits behind the point, or no point

@@ -14,6 +14,7 @@ from ingest.events import Refused
 from ingest.feed import START, Place
 from ingest.models import Deriver, Horizon, StoredEvent
 from ingest.positions import Position, taken, watermark, writing
+from ingest.statements import asked
 
 STEP = 10_000
 
@@ -32,13 +33,19 @@ def told(horizon: Horizon) -> str:
     return f"Events that arrived before {horizon.arrived_before:%Y-%m-%d %H:%M} UTC are not kept."
 
 
+_BEGINS = """
+SELECT CAST(CAST(xid AS text) AS bigint), event_id FROM ingest_horizon WHERE channel_id = %s
+"""
+
+
 def require(channel_id: int, read: Place) -> None:
     """Raises `Refused` (410) where events behind this position were pruned.
 
     Comes after the reading: what a pruning took meanwhile it tells in the same commit.
     """
-    horizon = of(channel_id)
-    if horizon is not None and read < place(horizon):
+    if all(read >= Place(*begins) for begins in asked(_BEGINS, [channel_id])):
+        return
+    if horizon := of(channel_id):
         raise Refused(
             "gone",
             f"cursor: {told(horizon)} Some behind this one are gone; begin again with what is"

@@ -18,6 +18,8 @@ from django.apps import apps
 from django.db import connection, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ingest.statements import asked
+
 
 class XidField(models.BigIntegerField):  # type: ignore[type-arg]
     """A transaction number: `xid8` on PostgreSQL, a bigint on SQLite; an int in Python."""
@@ -73,12 +75,11 @@ POSITIONED = ("ingest_storedevent", "ingest_session", "ingest_appuser")
 
 def watermark() -> int:
     """The xid below which every row with a position that there will ever be is committed."""
+    if connection.vendor == "postgresql":
+        ((shift, ahead, writers),) = asked(_WATERMARK, [list(POSITIONED)])
+        oldest = min([ahead, *(_whole(ahead, writer) for writer in writers or ())])
+        return int(shift + oldest)
     with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute(_WATERMARK, [list(POSITIONED)])
-            shift, ahead, writers = cursor.fetchone()
-            oldest = min([ahead, *(_whole(ahead, writer) for writer in writers or ())])
-            return int(shift + oldest)
         cursor.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
         row = cursor.fetchone()
     return int(row[0]) if row else 1
@@ -114,9 +115,9 @@ def oldest_writer() -> timedelta:
     from ingest import walls  # models are made of positions
 
     # of other roles' transactions PostgreSQL tells no age
-    with walls.outside(), connection.cursor() as cursor:
-        cursor.execute(_OLDEST_WRITER, [list(POSITIONED)])
-        return cursor.fetchone()[0] or timedelta()
+    with walls.outside():
+        ((age,),) = asked(_OLDEST_WRITER, [list(POSITIONED)])
+    return age or timedelta()
 
 
 def taken() -> int:

@@ -121,3 +121,22 @@ def test_moments_are_told_to_the_microsecond(moment: str):
     StoredEvent.objects.update(occurred_at=at, received_at=at)
     (row,) = feed.read(channel.id, START, watermark(), 10)
     assert (row.occurred, row.received) == (micros(at), micros(at))
+
+
+@pytest.mark.django_db
+@pytest.mark.postgresql
+def test_a_moment_keeps_its_microsecond_until_2106():
+    # when
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*), count(*) FILTER (WHERE"
+            " CAST(date_part('epoch', t) * 1000000 AS bigint)"
+            " <> CAST(extract(epoch FROM t) * 1000000 AS bigint)) FROM ("
+            " SELECT TIMESTAMPTZ '1970-01-01 UTC' + random() * INTERVAL '136 years' AS t"
+            " FROM generate_series(1, 200000)) moments"
+        )
+        counted, different = cursor.fetchone()
+
+    # then
+    assert feed.Micros.template == "CAST(date_part('epoch', %(expressions)s) * 1000000 AS bigint)"
+    assert (counted, different) == (200_000, 0)
