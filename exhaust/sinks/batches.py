@@ -19,7 +19,7 @@ from ingest.traits import moment
 
 DOCUMENTS = 1_000
 BYTES = 896_000
-SLICE = 200  # rows in memory at once
+SLICE = 200  # rows that are read first
 
 
 class Document(NamedTuple):
@@ -44,18 +44,22 @@ def read(sink: Sink, limit: int, place: Place) -> Batch:
     """What comes next behind a place: `limit` documents or `BYTES` at most, or one."""
     mark = watermark()
     found: list[Document] = []
-    size = 0
+    size, count = 0, SLICE
     while True:
-        slice_ = _documents(sink, feed.after(_rows(sink, mark), place, mark)[:SLICE])
+        slice_ = _documents(sink, feed.after(_rows(sink, mark), place, mark)[:count])
         for document in slice_:
             size += len(document.sent)
-            if found and (len(found) >= limit or size > BYTES):
+            if found and size > BYTES:
                 return Batch(found, found[-1].place, full=True)
             found.append(document)
-        if len(slice_) < SLICE:
+            if len(found) >= limit:
+                return Batch(found, document.place, full=True)
+        if len(slice_) < count:
             # all below the watermark was looked at; nothing will ever be added there
-            return Batch(found, max(place, Place(mark - 1, LAST_ID)), full=len(found) >= limit)
+            return Batch(found, max(place, Place(mark - 1, LAST_ID)), full=False)
         place = slice_[-1].place
+        # as many as fill the batch if they are like those before, and a few more
+        count = min(limit - len(found), (BYTES - size) * len(found) // size + SLICE // 10)
 
 
 def again(sink: Sink, delivery: Delivery) -> list[Document]:

@@ -24,7 +24,7 @@ from standardwebhooks import Webhook
 from exhaust import daily, tasks
 from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import batches, control, courier, pump
-from ingest import consent, deriver, erasure, store
+from ingest import consent, deriver, erasure, feed, store
 from ingest.events import Batch
 from ingest.models import Application, Participant, Session
 from ingest.positions import watermark
@@ -553,6 +553,35 @@ def test_what_was_read_ahead_of_a_withdrawal_is_read_again(erased: bool) -> None
 
     assert next_work is not None
     assert next_work.documents is not ahead[second.pk].batch.documents
+
+
+def test_a_batch_is_read_in_two_steps_where_documents_are_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given
+    emit(*range(12))
+    with Receiver() as receiver:
+        sink = make_sink(receiver)
+    steps: list[int] = []
+    read = batches._documents
+
+    def counted(sink: Sink, rows: Any) -> Any:
+        found = read(sink, rows)
+        steps.append(len(found))
+        return found
+
+    monkeypatch.setattr(batches, "_documents", counted)
+    monkeypatch.setattr(batches, "SLICE", 2)
+    every = batches.read(sink, 100, feed.START)
+
+    # when
+    steps.clear()
+    batch = batches.read(sink, 10, feed.START)
+
+    # then
+    assert batch.documents == every.documents[:10]
+    assert (batch.place, batch.full) == (every.documents[9].place, True)
+    assert steps == [2, 8]
 
 
 def test_two_pumps_at_once_send_each_batch_once() -> None:
