@@ -4,20 +4,20 @@ import ast
 
 import pytest
 
-from benchmarks import walls
+from benchmarks.switches import Switches, unlisted, walls
 
 
 def found(source: str, place: str = "exhaust/x.py") -> tuple[list[str], list[str]]:
     """What is found in a piece of code: walls, and what names a channel in another way."""
-    switches = walls.Switches(place, 1)
+    switches = Switches(place, 1)
     compile(ast.fix_missing_locations(switches.visit(ast.parse(source))), place, "exec")
     return [wall.was for wall in switches.walls], [text for text, _ in switches.named]
 
 
 def test_wherever_the_code_names_a_channel_there_is_a_switch_or_a_reason():
-    """Else say in benchmarks/walls.py how it is taken away, or why it is no wall."""
-    assert walls.unlisted() == []
-    assert len(list(walls.walls())) >= 160
+    """Else say in benchmarks/switches.py how it is taken away, or why it is no wall."""
+    assert unlisted() == []
+    assert len(list(walls())) >= 160
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_names_a_channel_in_another_way_is_not_passed_over(source: str):
 
 
 def test_a_wall_is_away_while_its_switch_says_so(monkeypatch: pytest.MonkeyPatch):
-    switches = walls.Switches("exhaust/x.py", 7)
+    switches = Switches("exhaust/x.py", 7)
     source = "said = ask.filter(channel_id=1, tag=2)\nsql = 'WHERE channel_id = %s'"
     code = compile(ast.fix_missing_locations(switches.visit(ast.parse(source))), "x", "exec")
 
