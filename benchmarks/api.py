@@ -100,6 +100,7 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
     """Fills the database; requests by side, and the cookie of somebody who is signed in."""
     from django.conf import settings
     from django.contrib.auth import get_user_model
+    from django.db import connection
     from django.test import Client
     from django.utils import timezone
 
@@ -180,6 +181,9 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
                  for tag in dict.fromkeys(job.tag for job in chosen)],
         "submit": [submission(config, each) for each in senders],
     }  # fmt: skip
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM ANALYZE")  # as PostgreSQL does itself within a minute
     browser = Client()
     browser.force_login(get_user_model().objects.create_superuser("operator"))
     name = settings.SESSION_COOKIE_NAME

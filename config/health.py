@@ -3,7 +3,6 @@
 import logging
 from datetime import date
 
-import redis
 from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 from django.http import HttpRequest, JsonResponse
@@ -76,6 +75,8 @@ def _broker() -> str:
     url = settings.CELERY_BROKER_URL
     if url.startswith("filesystem"):
         return "ok"
+    import redis  # who has none need not wait for it at every start
+
     try:
         with redis.Redis.from_url(
             url, socket_connect_timeout=BROKER_SECONDS, socket_timeout=BROKER_SECONDS

@@ -12,12 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
-import redis
 from django.conf import settings
 from django.http import HttpRequest
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+
+if TYPE_CHECKING:
+    import redis
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,11 @@ class InRedis:
                 log.warning("limiter.failed error=%s", type(error).__name__)
             return self._here.spend(key, rate, burst, count)
 
-    def _connected(self) -> redis.Redis:
+    def _connected(self) -> "redis.Redis":
+        import redis  # who has none need not wait for it at every start
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
         return redis.Redis.from_url(
             self._url,
             socket_timeout=TIMEOUT_SECONDS,
