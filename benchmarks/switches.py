@@ -61,12 +61,31 @@ EXPLAINED = {
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
         "an operator names one of several; commands see all channels"
     ),
+    "ingest/admin.py ApiKeyAdmin.seen: channel_id__in=ours": (
+        "of the second one: a key with a channel and none of others has one of ours"
+    ),
+    "ingest/consent.py ended: channel_id=channel_id": (
+        "for another channel's withdrawal a batch is only read once more"
+    ),
+    "ingest/sessions.py _replace: channel_id=channel_id": (
+        "a session's key is a digest over the channel too"
+    ),
     "ingest/deriver.py _behind: channel_id=OuterRef('pk')": (
         "says which channels to look at; in one too many nothing is found to derive"
     ),
     "ingest/erasure.py refused: channel_id=channel_id": (
         "a subject is a hash under its channel's own secret, so no other channel has it; and of"
         " the first query, that it only saves the hashing"
+    ),
+    "exhaust/datasets/selection.py _application: channel=channel_id": (
+        "another channel's application has sent no event of this one, so nothing is found either"
+    ),
+    "exhaust/sinks/sessions.py _given: channel_id=sessions[0].channel_id": (
+        "an identity is a digest over the channel too"
+    ),
+    "exhaust/submissions.py _find_or_create: Job.objects.get(**identity) ->"
+    " Job.objects.get(tag=submission.tag, request_id=candidate)": (
+        "the own job is there, or nothing would have failed; with another's beside it, it raises"
     ),
     "exhaust/withdrawal.py on_erasing: sink__channel=channel_id": (
         "the rows are the channel's own by their ids, which no other channel's rows share"

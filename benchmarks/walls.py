@@ -29,9 +29,12 @@ from typing import Any
 from benchmarks.switches import EXPLAINED, PACKAGES, ROOT, Wall, switched, walls
 
 TESTS = (
-    "tests/walls", "tests/ingest/test_keys.py", "tests/ingest/test_ledger.py",
+    "tests/walls", "tests/ingest/test_clickstream.py", "tests/ingest/test_desk.py",
+    "tests/ingest/test_keys.py", "tests/ingest/test_ledger.py", "tests/ingest/test_views.py",
     "tests/ingest/test_sessions.py", "tests/ingest/test_users.py", "tests/exhaust/test_console.py",
-    "tests/exhaust/test_console_pages.py", "tests/exhaust/test_ledger.py",
+    "tests/exhaust/test_console_pages.py", "tests/exhaust/test_event_retention.py",
+    "tests/exhaust/test_everything.py", "tests/exhaust/test_ledger.py",
+    "tests/exhaust/test_requests.py", "tests/exhaust/test_schedules.py",
     "tests/exhaust/test_sinks_api.py", "tests/exhaust/test_submissions.py",
     "tests/exhaust/test_supplement.py", "tests/exhaust/test_withdrawal.py",
 )  # fmt: skip
@@ -46,9 +49,18 @@ NEAREST = {
     "exhaust/datasets/": ("tests/walls/test_beside.py", "tests/exhaust/test_withdrawal.py"),
     "exhaust/withdrawal.py": ("tests/exhaust/test_withdrawal.py",),
     "exhaust/jobs.py": ("tests/walls/test_beside.py", "tests/exhaust/test_submissions.py"),
+    "exhaust/feed/": ("tests/exhaust/test_event_retention.py", "tests/walls/test_matrix.py"),
+    "exhaust/submissions.py": ("tests/exhaust/test_submissions.py", "tests/exhaust/test_requests"),
+    "exhaust/schedules.py": ("tests/exhaust/test_schedules.py",),
+    "exhaust/api/schedules.py": ("tests/exhaust/test_schedules.py",),
+    "exhaust/api/ledger.py": ("tests/exhaust/test_ledger.py",),
     "exhaust/retention.py": ("tests/walls/test_beside.py",),
     "exhaust/sinks/": ("tests/walls/test_beside.py", "tests/exhaust/test_sinks_api.py"),
     "exhaust/": ("tests/walls/test_matrix.py",),
+    "ingest/views/telemetry.py": ("tests/ingest/test_views.py",),
+    "ingest/views/clickstream.py": ("tests/ingest/test_clickstream.py",),
+    "ingest/views/desk.py": ("tests/ingest/test_desk.py",),
+    "ingest/adapters/desk.py": ("tests/ingest/test_desk.py",),
     "ingest/views/": ("tests/walls/test_matrix.py",),
     "ingest/consent.py": ("tests/exhaust/test_withdrawal.py",),
     "ingest/erasure.py": ("tests/exhaust/test_withdrawal.py",),

@@ -198,6 +198,9 @@ def test_a_cursor_is_good_for_its_question_only(auditor: Client):
     write(3)
     cursor = auditor.get(LEDGER, {"limit": 1}).json()["result"]["nextCursor"]
     assert auditor.get(LEDGER, {"cursor": cursor, "action": "seen"}).status_code == 400
+    other = Client(headers=bearer(make_key("audit", channels=("ORG_002",))))
+    assert other.get(LEDGER, {"cursor": cursor}).status_code == 400
+    assert auditor.get(LEDGER, {"cursor": cursor}).status_code == 200
 
 
 @pytest.mark.parametrize("scope", ["ingest", "pull", "export:response", "export:private"])

@@ -173,8 +173,12 @@ def test_the_place_in_the_queue(asker: Client) -> None:
     night = make_job(tag="night", submitted_at=now - timedelta(hours=9), priority=1)
     make_job(channel="ORG_002", submitted_at=now - timedelta(hours=9))
     working = make_claimed(tag="working", submitted_at=now - timedelta(hours=10))
+    alone = make_job(channel="ORG_003", tag="alone", submitted_at=now)
+    stranger = Client(headers=bearer(make_key("export:response", channels=("ORG_003",))))
 
     # when / then
+    beside = read(stranger, "alone", alone.request_id).json()["result"]
+    assert beside["progress"]["queuePosition"] == 1
     said = {
         job.tag: read(asker, job.tag, job.request_id).json()["result"]
         for job in (early, late, night, working)

@@ -192,6 +192,11 @@ def test_a_test_and_dead_letters(puller: Client) -> None:
         pumped(sink)
         letters = result(puller.get(ONE + "/deadletters?limit=2"))
         assert letters["count"] == 2
+        make_sink(receiver, name="another")
+        another = puller.get(
+            "/dataset/v1/sink/another/deadletters", {"cursor": letters["nextCursor"]}
+        )
+        assert another.status_code == 400
         rest = puller.get(ONE + "/deadletters", {"cursor": letters["nextCursor"]})
         found = [*letters["deadLetters"], *result(rest)["deadLetters"]]
         assert sorted(letter["documentId"] for letter in found) == sorted(emitted)

@@ -269,6 +269,21 @@ def listed(channel_id: int, datasets: list[str], **filters: Any) -> list[Job]:
 
 
 @pytest.mark.django_db
+def test_another_channels_job_is_none_of_ours_whatever_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given ids that do not tell channels apart
+    monkeypatch.setattr(submissions, "request_id", lambda *_: "A" * 32)
+    theirs = submissions.submit(make_submission(channel="ORG_002"))
+
+    # when
+    ours = submissions.submit(make_submission())
+
+    # then
+    assert (ours.pk != theirs.pk, ours.channel.identifier) == (True, "ORG_001")
+
+
+@pytest.mark.django_db
 def test_find_and_list_keep_to_their_tag_and_channel() -> None:
     # given jobs under two tags of two channels
     kept = submissions.submit(make_submission(), NOON)

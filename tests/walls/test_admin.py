@@ -11,7 +11,7 @@ from django.test import Client
 
 from exhaust.models import Job, Schedule, Sink
 from ingest import access
-from ingest.models import ApiKey, Channel, LedgerEntry, Role
+from ingest.models import ApiKey, Channel, Conversation, LedgerEntry, Role
 from ingest.staff import RIGHTS
 from tests.walls.world import OTHER, OWN, Names, Place, rows_of, stand
 
@@ -220,6 +220,42 @@ def test_no_schedule_and_no_sink_is_made_elsewhere_or_beyond_the_right(
     assert {row.channel_id for row in made} == {own.channel.pk}
     assert len(made) == 2
     assert not Schedule.objects.filter(name="private").exists()
+
+
+def test_no_sink_is_made_where_the_person_may_not_have_what_it_sends(
+    own: Place, others: list[Place]
+):
+    # given somebody who administers two channels and may have people's data of one
+    sender = person(own, "administer", "submit_private")
+    group = Group.objects.get(name="administer submit_private")
+    Role.objects.create(group=group, channel=others[0].channel, administer=True)
+    words = {
+        "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
+        "url": "https://sink.example/hook", "content_type": "application/json",
+    }  # fmt: skip
+
+    # when
+    for place in (others[0], own):
+        sender.post("/admin/exhaust/sink/add/", {**words, "channel": str(place.channel.pk)})
+
+    # then
+    assert [sink.channel for sink in Sink.objects.filter(name="new")] == [own.channel]
+
+
+def test_no_conversation_is_named_in_a_channel_that_is_only_audited(own: Place, others: list[Place]):
+    # given somebody who administers one channel and audits another
+    client = person(own, "administer")
+    group = Group.objects.get(name="administer")
+    Role.objects.create(group=group, channel=others[0].channel, audit=True)
+
+    # when
+    for place in (others[0], own):
+        words = {"channel": str(place.channel.pk), "identifier": "new", "name": "New"}
+        client.post("/admin/ingest/conversation/add/", words)
+
+    # then
+    made = Conversation.objects.filter(identifier="new")
+    assert [conversation.channel for conversation in made] == [own.channel]
 
 
 def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Place):
