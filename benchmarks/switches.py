@@ -64,6 +64,9 @@ EXPLAINED = {
     "ingest/admin.py ApiKeyAdmin.seen: channel_id__in=ours": (
         "of the second one: a key with a channel and none of others has one of ours"
     ),
+    "ingest/admin.py ApiKeyAdmin.seen: pk__in=mine.values('apikey_id')": (
+        "keeps away keys of no channel, which open nothing"
+    ),
     "ingest/consent.py ended: channel_id=channel_id": (
         "for another channel's withdrawal a batch is only read once more"
     ),

@@ -4,18 +4,17 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC
 from types import TracebackType
 from typing import Any, cast
 
-import psycopg
 from django.conf import settings
 from django.db import DatabaseError, connection, connections, transaction
 from psycopg.errors import QueryCanceled
 
 from config import logs
-from exhaust import jobs, leftovers, manifest, sealed, storage, withdrawal, writer
+from exhaust import copying, jobs, leftovers, manifest, sealed, storage, withdrawal, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Dataset, Selection, selected
 from exhaust.failpoints import failpoint
@@ -50,7 +49,7 @@ class Heartbeat:
         self._progress = progress
         self._stop = threading.Event()
         self._renewed = time.monotonic()
-        self._statement: Any = None
+        self._statements: copying.Statements | None = None
         self.lost = False
         self._thread = threading.Thread(target=self._beat, name=f"lease-{job.pk}", daemon=True)
 
@@ -68,13 +67,13 @@ class Heartbeat:
         self._thread.join()
 
     @contextmanager
-    def watching(self, statement: Any) -> Iterator[None]:
-        """The statement that runs on this psycopg connection ends when the lease is lost."""
-        self._statement = statement if connection.vendor == "postgresql" else None
+    def watching(self, statements: copying.Statements) -> Iterator[None]:
+        """These statements end when the lease is lost."""
+        self._statements = statements
         try:
             yield
         finally:
-            self._statement = None
+            self._statements = None
 
     def check(self) -> None:
         """Raises `Fenced` when the lease is gone, or can no longer be known to stand."""
@@ -100,10 +99,9 @@ class Heartbeat:
     def _lose(self) -> None:
         """The work is another's, or nobody's: not one more row is worth waiting for."""
         self.lost = True
-        statement = self._statement
-        if statement is not None:
-            with suppress(psycopg.Error):
-                statement.cancel_safe(timeout=5)
+        statements = self._statements
+        if statements is not None:
+            statements.cancel_safe(timeout=5)
 
 
 def run(job: Job) -> bool:
@@ -161,11 +159,12 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
     try:
         limit = settings.EXHAUST_PART_BYTES if form.splits else 0
         until = time.monotonic() + settings.EXHAUST_MAX_SECONDS
+        statements = copying.Statements()
+        making = writer.parts(
+            dataset, selection, progress, form, limit=limit, statements=statements
+        )
         # a query left in the middle would keep its connection to itself
-        with (
-            heartbeat.watching(connection.connection),
-            closing(writer.parts(dataset, selection, progress, form, limit=limit)) as parts,
-        ):
+        with heartbeat.watching(statements), closing(making) as parts:
             for part in parts:
                 keys.append(storage.key(dataset, job, seal.name(form.name)))
                 watched = _watched(part, job, form, progress, heartbeat, until)

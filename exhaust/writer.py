@@ -9,14 +9,13 @@ import io
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
-import psycopg
-from django.conf import settings
 from django.db import connection
 
+from exhaust import copying
 from exhaust.datasets.selection import Dataset, Selection
 from exhaust.formats import CSV, Format
 
@@ -50,16 +49,23 @@ def parts(
     *,
     limit: int,
     portable: bool = False,
+    statements: copying.Statements | None = None,
 ) -> Generator[Iterator[bytes]]:
     """The files, each in blocks, each to be read to its end before the next is asked for.
 
-    A file ends at the row at which it has `limit` bytes, if rows are left; 0 is no limit.
+    A file ends at the row at which it has `limit` bytes, if rows are left; 0 is no limit. The
+    connections that PostgreSQL's rows come over are told to `statements`.
     """
     limit = limit or sys.maxsize
-    copied = connection.vendor == "postgresql" and not portable
-    query = dataset.copy(selection, guarded=form.copied) if copied else None
-    by_line = query is not None and form.copied
-    rows: Any = dataset.rows(selection) if query is None else _copied(*query, by_line=by_line)
+    rows: Any
+    by_line = False
+    if queries := [] if portable else _queries(dataset, selection, form):
+        by_line = form.copied
+        rows = copying.copied(
+            queries, by_line=by_line, statements=statements or copying.Statements()
+        )
+    else:
+        rows = dataset.rows(selection)
     ahead: list[Any] = []
     more = True
 
@@ -88,33 +94,28 @@ def parts(
             yield part()
 
 
-# An index gives the rows in the file's order. Without fresh statistics the planner would rather
-# sort them, payloads and all, on disk. A row costs far more to make than to hand over, which the
-# planner cannot see: told so, it lets its workers help with smaller files too.
-_PLANNING = """
-SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL work_mem = '64MB';
-SET LOCAL parallel_tuple_cost = 0.01
-"""
+def _queries(dataset: Dataset, selection: Selection, form: Format) -> list[copying.Query]:
+    """What PostgreSQL is to make whole; nothing where Python must finish a cell."""
+    if connection.vendor != "postgresql":
+        return []
+    if dataset.copy(selection, guarded=form.copied) is None:
+        return []
+    asked = (dataset.copy(each, guarded=form.copied) for each in _slices(dataset, selection))
+    return [query for query in asked if query is not None]
 
 
-def _copied(sql: str, params: dict[str, object], *, by_line: bool) -> Iterator[Any]:
-    """Rows of cells, or PostgreSQL's own lines of CSV: one message is one row."""
-    connection.ensure_connection()
-    with (
-        connection.wrap_database_errors,
-        connection.connection.transaction(),
-        psycopg.Cursor(connection.connection) as cursor,
-    ):
-        cursor.execute(_PLANNING)
-        cursor.execute(f"SET LOCAL statement_timeout = {settings.EXHAUST_MAX_SECONDS * 1000}")
-        seen = 0
-        kind = "csv" if by_line else "text"
-        with cursor.copy(f"COPY ({sql}) TO STDOUT (FORMAT {kind})", params) as copy:
-            for row in copy if by_line else copy.rows():
-                seen += 1
-                yield row
-        if seen != cursor.rowcount:  # a habit of the server, not a promise
-            raise RuntimeError(f"COPY sent {seen} messages for {cursor.rowcount} rows")
+def _slices(dataset: Dataset, selection: Selection) -> list[Selection]:
+    """The selection in parts whose rows follow one another: by time, of about as many rows."""
+    count = min(dataset.estimate(selection) // copying.SLICE_ROWS, copying.MOST_SLICES)
+    span = dataset.span(selection) if count > copying.AT_ONCE else None
+    if span is None or span[0] == span[1]:
+        return [selection]
+    first, last = span
+    edges = [first + (last - first) * number / count for number in range(1, count)]
+    return [
+        replace(selection, start=start, end=end)
+        for start, end in zip([selection.start, *edges], [*edges, selection.end], strict=True)
+    ]
 
 
 class Stream(io.RawIOBase):

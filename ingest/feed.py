@@ -89,7 +89,7 @@ class Arrived(NamedTuple):
     type: str
     device_id: str
     session_id: str
-    consent: bool | None  # now, of whoever answered
+    refused: bool | None  # consent, by whoever answered, now
     payload: bytes
 
     @property
@@ -113,16 +113,16 @@ def number(column: str) -> Cast:
 
 
 # a look into the index for each row: EXISTS would have PostgreSQL read all that refuse
-_CONSENT = Participant.objects.filter(
-    channel=models.OuterRef("channel"), device_id=models.OuterRef("device_id")
-).values("consent")
+_REFUSED = Participant.objects.filter(
+    channel=models.OuterRef("channel"), device_id=models.OuterRef("device_id"), consent=False
+).values(refused=models.Value(True))
 _COMPUTED: dict[str, Any] = {
     "xid": number("xid"),
     "superseded_xid": number("superseded_xid"),
     "occurred": Micros("occurred_at"),
     "received": Micros("received_at"),
     "identity": Cast("identity", models.TextField()),
-    "consent": models.Case(models.When(is_answer=True, then=models.Subquery(_CONSENT))),
+    "refused": models.Case(models.When(is_answer=True, then=models.Subquery(_REFUSED))),
     "payload": Bytes("payload"),
 }
 _FIELDS = [f"said_{name}" if name in _COMPUTED else name for name in Arrived._fields]

@@ -328,7 +328,12 @@ class Participant(models.Model):
                 fields=["channel", "withdrawn_at"],
                 condition=models.Q(withdrawn_at__isnull=False),
                 name="participant_withdrawn",
-            )
+            ),
+            models.Index(  # asked of every answer that is read
+                fields=["channel", "device_id"],
+                condition=models.Q(consent=False),
+                name="participant_refused",
+            ),
         ]
 
     def __str__(self) -> str:

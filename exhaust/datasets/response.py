@@ -1,6 +1,7 @@
 """`uci-response-exhaust`: every answer of a conversation, one a row, by time."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from django.db import connection
@@ -97,6 +98,19 @@ class Response(Dataset):
                 envelope["session_id"] = session_id
                 envelope["occurred_at"] = occurred_at
                 yield read(envelope, payload_text, refused)
+
+    def span(self, selection: Selection) -> tuple[datetime, datetime] | None:
+        if selection.limit is not None:
+            return None
+        where, params = self._where(selection)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT min(e.occurred_at), max(e.occurred_at)"  # noqa: S608
+                f" FROM ingest_storedevent e WHERE {where}",
+                params,
+            )
+            first, last = cursor.fetchone()
+        return (first, last) if first else None
 
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
         where, params = self._where(selection)

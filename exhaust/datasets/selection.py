@@ -238,6 +238,11 @@ class Dataset(ABC):
         """
         return None
 
+    def span(self, selection: Selection) -> tuple[datetime, datetime] | None:
+        """When the first row and the last one were, where rows are ordered by the moment that
+        `start` and `end` are about; None where they are not, or there is none."""
+        return None
+
     @abstractmethod
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
         """A query whose rows are as many as the file's."""

@@ -45,7 +45,7 @@ def event(row: Arrived) -> bytes:
     Who refuses consent: their answer is left out, as it is in a file.
     """
     said = traits(row)
-    payload = _without_answer(row.payload) if row.consent is False else row.payload
+    payload = _without_answer(row.payload) if row.refused else row.payload
     rest = payload[1:].lstrip()
     comma = b"" if rest.startswith(b"}") else b","
     return encode(

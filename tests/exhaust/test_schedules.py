@@ -1027,7 +1027,11 @@ def test_a_cursor_is_good_for_its_own_list_only(asker: Client) -> None:
         make_schedule(name=f"s-{number}")
         make_schedule(name=f"s-{number}", channel="ORG_002")
     cursor = asker.get(ADDRESS, {"limit": 1}).json()["result"]["nextCursor"]
-    for key in (make_key("export:response"), make_key("export:response", channels=("ORG_002",))):
+    for key in (
+        make_key("export:response"),
+        make_key("export:response", channels=("ORG_002",)),
+        make_key("export:response", "export:private", channels=("ORG_002",)),
+    ):
         answer = Client(headers=bearer(key)).get(ADDRESS, {"cursor": cursor})
         sentence = assert_refused(answer, operation="schedule.list")
         assert sentence.startswith("cursor: belongs to another question")

@@ -39,7 +39,7 @@ def arrived(payload: Any = None, minutes: float = 0, **overrides: Any) -> Arrive
             "type": "_click",
             "device_id": "device-1",
             "session_id": "",
-            "consent": None,
+            "refused": None,
             "payload": json.dumps({} if payload is None else payload).encode(),
             **overrides,
         }

@@ -242,7 +242,9 @@ def test_no_sink_is_made_where_the_person_may_not_have_what_it_sends(
     assert [sink.channel for sink in Sink.objects.filter(name="new")] == [own.channel]
 
 
-def test_no_conversation_is_named_in_a_channel_that_is_only_audited(own: Place, others: list[Place]):
+def test_no_conversation_is_named_in_a_channel_that_is_only_audited(
+    own: Place, others: list[Place]
+):
     # given somebody who administers one channel and audits another
     client = person(own, "administer")
     group = Group.objects.get(name="administer")

@@ -1,0 +1,188 @@
+"""Large files are made of slices, two at a time, and are the same files."""
+
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import DataError, OperationalError, connection
+from psycopg.errors import QueryCanceled
+
+from exhaust import copying, runner, writer
+from exhaust.copying import Statements, copied
+from exhaust.datasets import DATASETS
+from exhaust.datasets.selection import Selection
+from exhaust.formats import FORMATS
+from exhaust.models import File
+from tests.exhaust import corpus
+from tests.exhaust.factories import answer, make_claimed, send
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]
+
+RESPONSE = DATASETS["uci-response-exhaust"]
+FIVE = "SELECT n FROM generate_series({0}, {0} + 4) n ORDER BY n"
+
+
+def five(first: int) -> tuple[str, dict[str, Any]]:
+    return FIVE.format(first), {}
+
+
+def lanes() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "copying"]
+
+
+def busy() -> int:
+    """Connections to this database that work at something, beside ours."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle'"
+        )
+        return int(cursor.fetchone()[0])
+
+
+def made(selection: Selection, name: str, limit: int = 0) -> list[bytes]:
+    parts = writer.parts(RESPONSE, selection, writer.Progress(), FORMATS[name], limit=limit)
+    return [b"".join(part) for part in parts]
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl"])
+@pytest.mark.parametrize("limit", [0, 2000])
+def test_slices_make_the_same_bytes(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    selection = corpus.fill()
+    whole = made(selection, name, limit)
+
+    # when
+    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 7, raising=False)
+    monkeypatch.setattr(copying, "SLICE_ROWS", 1)
+    slices = writer._slices(RESPONSE, selection)
+
+    # then
+    assert len(slices) == 7
+    assert (slices[0].start, slices[-1].end) == (selection.start, selection.end)
+    assert made(selection, name, limit) == whole
+    assert lanes() == []
+
+
+def test_rows_of_one_moment_stay_in_one_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given more rows than slices, several at each moment
+    for number in range(40):
+        event = answer(number)
+        event["ets"] += number // 4 * 1000 - number * 1000
+        send(event)
+    job = make_claimed()
+    selection = runner._selection(job, RESPONSE)
+    whole = made(selection, "csv")
+    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 9, raising=False)
+    monkeypatch.setattr(copying, "SLICE_ROWS", 1)
+
+    # then
+    assert made(selection, "csv") == whole
+    assert whole[0].count(b"\n") == 41
+
+
+def test_a_few_rows_and_a_preview_are_one_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    selection = corpus.fill()
+    assert writer._slices(RESPONSE, selection) == [selection]
+
+    monkeypatch.setattr(copying, "SLICE_ROWS", 1)
+    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 100, raising=False)
+    preview = replace(selection, limit=3)
+    nothing = replace(selection, start=selection.end, end=selection.end + timedelta(days=1))
+    for one in (preview, nothing):
+        assert writer._slices(RESPONSE, one) == [one]
+
+
+def test_a_job_of_many_slices_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    send(*[answer(number) for number in range(60)])
+    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 60, raising=False)
+    monkeypatch.setattr(copying, "SLICE_ROWS", 5)
+    job = make_claimed()
+
+    # when
+    done = runner.run(job)
+
+    # then
+    assert done
+    file = File.objects.get(job=job)
+    assert file.row_count == 60
+    assert (lanes(), busy()) == ([], 0)
+
+
+def test_what_a_slice_fails_with_is_raised_behind_what_came_before_it() -> None:
+    # given
+    rows = copied([five(0), ("SELECT 1 / 0", {}), five(10)], by_line=True, statements=Statements())
+
+    # when
+    came = []
+    with pytest.raises(DataError):
+        came.extend(bytes(row) for row in rows)
+
+    # then
+    assert came == [b"0\n", b"1\n", b"2\n", b"3\n", b"4\n"]
+    assert (lanes(), busy()) == ([], 0)
+
+
+def test_who_wants_no_more_waits_for_nobody() -> None:
+    # given
+    slow = ("SELECT pg_sleep(300)", {})
+    rows = copied([five(0), slow, slow], by_line=False, statements=Statements())
+    assert next(rows) == ("0",)
+
+    # when
+    begun = time.monotonic()
+    rows.close()  # type: ignore[attr-defined]
+
+    # then
+    assert time.monotonic() - begun < 60
+    assert (lanes(), busy()) == ([], 0)
+
+
+def test_whoever_lost_the_lease_ends_the_statements() -> None:
+    # given
+    statements = Statements()
+    slow = ("SELECT pg_sleep(300)", {})
+    rows = copied([slow, slow], by_line=True, statements=statements)
+
+    def cancel() -> None:
+        until = time.monotonic() + 60
+        while len(lanes()) > 0 and time.monotonic() < until:
+            statements.cancel_safe(timeout=5)
+            time.sleep(0.2)
+
+    threading.Timer(0.5, cancel).start()
+
+    # when
+    with pytest.raises(OperationalError) as caught:
+        next(rows)
+
+    # then
+    assert isinstance(caught.value.__cause__, QueryCanceled)
+    assert lanes() == []
+
+
+def test_a_slice_is_not_further_ahead_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    monkeypatch.setattr(copying, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(copying, "_BATCHES", 2)
+    taken: list[int] = []
+    real = copying._Lane._put
+
+    def put(lane: Any, said: Any) -> None:
+        real(lane, said)
+        taken.append(1)
+
+    monkeypatch.setattr(copying._Lane, "_put", put)
+    rows = copied([five(0), five(10)], by_line=True, statements=Statements())
+
+    # when
+    next(rows)
+    time.sleep(1)
+
+    # then: of each two wait, and one was taken
+    assert len(taken) <= 5
+    assert [int(bytes(row)) for row in rows] == [1, 2, 3, 4, 10, 11, 12, 13, 14]
