@@ -35,8 +35,8 @@ SET LOCAL max_parallel_workers_per_gather = 0
 class Statements:
     """The connections whose statements make a file, for whoever has to end them."""
 
-    def __init__(self) -> None:
-        self._raws: list[Any] = []
+    def __init__(self, *raws: Any) -> None:
+        self._raws = [raw for raw in raws if isinstance(raw, psycopg.Connection)]
 
     def add(self, raw: Any) -> None:
         self._raws.append(raw)
@@ -51,7 +51,7 @@ def copied(queries: Sequence[Query], *, by_line: bool, statements: Statements) -
     """Rows of cells, or PostgreSQL's own lines of CSV, of one query after the other."""
     if len(queries) == 1:
         connection.ensure_connection()
-        statements.add(connection.connection)
+        statements.add(connection.connection)  # it may be another than before
         yield from _rows(*queries[0], by_line=by_line)
         return
     over = threading.Event()

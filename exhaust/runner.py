@@ -159,7 +159,7 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
     try:
         limit = settings.EXHAUST_PART_BYTES if form.splits else 0
         until = time.monotonic() + settings.EXHAUST_MAX_SECONDS
-        statements = copying.Statements()
+        statements = copying.Statements(connection.connection)
         making = writer.parts(
             dataset, selection, progress, form, limit=limit, statements=statements
         )
