@@ -44,7 +44,7 @@ TIMED = {
     "ingest": Timed(
         "every door to committed rows, against COPY, DRF serializers and the ORM",
         "--events 800 --rounds 1 --peer-events 400",
-        "--events 30000 --rounds 5",
+        "--events 30000 --rounds 3",
         "--events 100000 --rounds 9",
     ),
     "grown": Timed(
@@ -62,7 +62,7 @@ TIMED = {
     "export": Timed(
         "a CSV exhaust against psql, ORM, pandas, DuckDB and Spark; growth, memory",
         "--rows 3000 --peer-rows 3000 --s3-rows 3000 --rounds 1",
-        "--rows 2000000 --rounds 3",
+        "--rows 2000000 --rounds 2",
         "--rows 10000000 --s3-rows 10000000 --rounds 3 --same-plan",
     ),
     "asking": Timed(

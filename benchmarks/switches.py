@@ -70,6 +70,15 @@ EXPLAINED = {
     "ingest/consent.py ended: channel_id=channel_id": (
         "for another channel's withdrawal a batch is only read once more"
     ),
+    "ingest/feed.py superseded_by: channel_id=channel_id": (
+        "told only with a successor among the rows read, by an identity that is of its channel"
+    ),
+    "ingest/views/conversations.py ConversationView.get: if '\\x00' in identifier: refuse": (
+        "spares PostgreSQL an error; SQLite finds nothing"
+    ),
+    "ingest/views/desk.py _named: if scheme.lower() != 'basic': refuse": (
+        "name and password are asked of whatever scheme"
+    ),
     "ingest/sessions.py _replace: channel_id=channel_id": (
         "a session's key is a digest over the channel too"
     ),
