@@ -102,6 +102,21 @@ def test_what_the_deriver_has_not_read_stays() -> None:
     assert prune() == 0
 
 
+def test_another_channels_horizon_says_nothing_of_ours(puller: Client) -> None:
+    # given a cursor behind what was pruned of its channel, and before what was pruned of another
+    arrive(1, 2)
+    arrive(3, 5, timedelta())
+    prune()
+    cursor = pulled(puller, size=1).json()["nextCursor"]
+    place = feed.Place(watermark(), 0)
+    Horizon.objects.create(
+        channel=make_channel("ORG_002"), xid=place.xid, event_id=1, arrived_before=timezone.now()
+    )
+
+    # when / then
+    assert told(pulled(puller, cursor)) == numbered(4, 5)
+
+
 def test_a_cursor_before_the_horizon_is_gone_and_one_at_it_goes_on(puller: Client) -> None:
     # given a reader that has read up to each event
     arrive(1, 4)

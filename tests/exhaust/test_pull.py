@@ -128,6 +128,10 @@ def test_an_answer_of_somebody_who_refused_is_left_out(puller: Client) -> None:
             channel=make_channel(), device_id=f"device-{number}", consent=consent,
             updated_at=timezone.now(),
         )  # fmt: skip
+    Participant.objects.create(  # the same device, and another channel's person
+        channel=make_channel("ORG_002"), device_id="device-3", consent=False,
+        updated_at=timezone.now(),
+    )  # fmt: skip
     items, _ = walk(puller, "events", 2)
     shown = {item["deviceId"]: item["payload"]["edata"]["resvalues"] for item in items}
     assert shown == {
