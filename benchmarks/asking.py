@@ -67,7 +67,16 @@ def submit(rows: int) -> None:
     else:
         answers.load(rows, 1)
         months = 1
+    from exhaust.feed import pages
     from exhaust.models import File, Job
+    from ingest.models import Channel, Deriver
+
+    # sessions are up to date, or the deriver would have a core to itself all the while
+    place = pages.now()
+    Deriver.objects.update_or_create(
+        channel=Channel.objects.get(identifier=ground.CHANNEL),
+        defaults={"xid": place.xid, "event_id": place.id},
+    )
 
     def answer(tag: str) -> dict[str, float]:
         begun = time.monotonic()
