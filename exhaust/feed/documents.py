@@ -46,6 +46,8 @@ def event(row: Arrived) -> bytes:
     """
     said = traits(row)
     payload = _without_answer(row.payload) if row.refused else row.payload
+    if b"@type" in payload or b"\\u00" in payload:  # a sender's own would be read for ours
+        payload = encode({name: part for name, part in _parts(payload).items() if name != "@type"})
     rest = payload[1:].lstrip()
     comma = b"" if rest.startswith(b"}") else b","
     return encode(

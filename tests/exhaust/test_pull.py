@@ -121,6 +121,26 @@ def test_every_door_is_read_here(puller: Client) -> None:
     assert items[1]["context"] == {"type": "web", "metadata": {}, "url": "https://shop.example/"}
 
 
+@pytest.mark.parametrize("name", ["@type", "\\u0040type", "@\\u0074ype"])
+def test_a_senders_own_type_does_not_stand_for_ours(puller: Client, name: str) -> None:
+    # given
+    body = json.dumps(answer(1)).replace('{"eid"', f'{{"{name}": {{}}, "eid"', 1)
+    assert name in body
+    key = {"Authorization": f"Bearer {make_key('ingest')}"}
+    taken = Client(headers=key).post("/v1/telemetry", body, "application/json")
+    assert taken.json()["result"]["stored"] == 1
+
+    # when
+    page = puller.get("/export/events").content
+
+    # then
+    pairs = json.loads(page, object_pairs_hook=list)
+    (item,) = dict(pairs)["items"]
+    payload = dict(item)["payload"]
+    assert [said for field, said in payload if field == "@type"] == ["ASSESS"]
+    assert dict(payload)["mid"] == "ASSESS:1"
+
+
 def test_an_answer_of_somebody_who_refused_is_left_out(puller: Client) -> None:
     send(answer(1), answer(2), answer(3))
     for number, consent in ((1, False), (2, True)):
