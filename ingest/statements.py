@@ -24,11 +24,12 @@ def asked(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def _held() -> Iterator[Any]:
-    """The request's connection, or, before it has one, the pool's for a moment: while a body is
-    slow to come, none is held."""
-    if connection.connection is None and (pool := getattr(connection, "pool", None)):
-        from ingest import walls  # models are made of positions, which are asked for here
+    """The request's connection, or, before it has one and the wall, the pool's for a moment: while
+    a body is slow to come, none is held."""
+    from ingest import walls  # models are made of positions, which are asked for here
 
+    pool = None if connection.connection or walls.inside() else getattr(connection, "pool", None)
+    if pool:
         pool.open()
         with pool.connection() as held:
             yield walls.cleared(held)

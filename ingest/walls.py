@@ -56,6 +56,11 @@ def narrow(channel_id: int) -> None:
         enter([channel_id])
 
 
+def inside() -> bool:
+    """Whether this thread's connection, or the one it gets next, is to see some channels only."""
+    return _inside.get() is not None
+
+
 def leave() -> None:
     """The connection sees what its login role does."""
     if _inside.get() is None:

@@ -14,6 +14,7 @@ from django.test import Client
 
 from ingest import walls
 from ingest.models import Channel, Conversation, Role
+from ingest.statements import asked
 from tests.conftest import bearer, make_channel
 from tests.walls.world import OTHER, OWN, OWNED, Place, key, stand
 
@@ -214,6 +215,19 @@ def test_a_connection_made_anew_in_a_request_stands_behind_the_wall_too():
     assert role() == walls.ROLE
     walls.leave()
     assert role() == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_small_statement_without_a_connection_is_asked_behind_the_wall_too():
+    # given a request that lost its connection
+    walls.enter([make_channel().pk])
+    connection.close()
+
+    # when / then
+    try:
+        assert asked("SELECT current_user", []) == [(walls.ROLE,)]
+    finally:
+        walls.leave()
 
 
 @pytest.mark.django_db(transaction=True)
