@@ -123,13 +123,14 @@ class Line:
 class Gate:
     """A WSGI application around another.
 
-    The doors have half of the places, so that neither questions nor events keep the others out.
+    The doors have half of the places, so that neither questions nor events keep the others out;
+    the smaller half, for their work is Python's, of which a process does one thing at a time.
     """
 
     def __init__(self, app: App, places: int) -> None:
         self._app = app
-        self._doors = Line(max(1, places // 2 + places % 2))
-        self._others = Line(max(1, places // 2))
+        self._doors = Line(max(1, places // 2))
+        self._others = Line(max(1, places - places // 2))
         self._lock = threading.Lock()
         self._streams = 0
         self._bodies: dict[Body, None] = {}  # that are being read

@@ -76,7 +76,7 @@ EVENT_RETENTION_DAYS: int = env.int(  # 0: for ever
 )
 _push_networks: list[str] = env.list("PUSH_ALLOWED_NETWORKS", [])
 RATE_LIMITS: float = env.float("RATE_LIMITS", 1.0, validate=validate.Range(min=0))
-DATABASE_POOL: int = env.int("DATABASE_POOL", 8, validate=validate.Range(min=1))
+DATABASE_POOL: int = env.int("DATABASE_POOL", 6, validate=validate.Range(min=1))
 _log_level: str = env.str(
     "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
 )

@@ -107,7 +107,7 @@ def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(gate, "LONGEST_LINE", 3)
-    app = Gate(work, places=3)  # two of them for the doors
+    app = Gate(work, places=5)  # two of them for the doors
     inside = [Caller(app, size=5) for _ in range(2)]
     until(lambda: work.at_work == 2)
     line = [Caller(app, size=5) for _ in range(3)]
