@@ -36,7 +36,8 @@ class Column:
 
 
 # What a spreadsheet would run gets an apostrophe; a plain number or phone number stays as it is.
-_RUNNABLE = r"^(?![+-]?[0-9][0-9 ().,-]*$)[=+@\-\t\r\n＝＋－＠]"  # noqa: RUF001
+_FIRST = "=+@\t\r\n＝＋－＠-"  # noqa: RUF001
+_RUNNABLE = rf"^(?![+-]?[0-9][0-9 ().,-]*$)[{_FIRST}]"
 _runnable = re.compile(_RUNNABLE.replace("$)", r"\Z)"))
 
 
@@ -69,7 +70,11 @@ def cells_sql(
     return [_cell_sql(column, event, refused, text) for column in columns]
 
 
-_GUARDED = r"NULLIF(regexp_replace({}, '" + _RUNNABLE + r"', '''\&'), '')"
+# nearly every cell begins with none of these, and a number is looked at in no time
+_GUARDED = (
+    f"CASE WHEN ascii({{0}}) IN ({', '.join(str(ord(sign)) for sign in _FIRST)})"
+    rf" THEN regexp_replace({{0}}, '{_RUNNABLE}', '''\&') ELSE NULLIF({{0}}, '') END"
+)
 
 
 def joins_sql(columns: Sequence[Column], event: str = "e") -> str:
