@@ -50,7 +50,7 @@ TIMED = {
     "grown": Timed(
         "ingest into a table that holds many, against an empty one",
         "--grown 2000 --events 600 --rounds 1",
-        "--grown 500000",
+        "--grown 500000 --rounds 3",
         "--grown 10000000 --events 60000 --rounds 9",
     ),
     "space": Timed(
@@ -66,7 +66,7 @@ TIMED = {
         "--rows 10000000 --s3-rows 10000000 --rounds 3 --same-plan",
     ),
     "asking": Timed(
-        "from asking for a file to having it", "--rows 2000 --rounds 1", "--rounds 3", "--rounds 9"
+        "from asking for a file to having it", "--rows 2000 --rounds 1", "--rounds 2", "--rounds 9"
     ),
     "formats": Timed(
         "each format against CSV, and its memory",

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import cycle
 from statistics import median
@@ -29,7 +30,7 @@ from uuid import uuid4
 
 from benchmarks import ground, results
 from benchmarks.ground import CHANNEL, Helper, Process, wait_for
-from benchmarks.overload import CONNECTIONS, PLACE, at
+from benchmarks.overload import CONNECTIONS, GENERATOR, PLACE, at
 from benchmarks.results import Result
 from exhaust.demo.processes import web
 
@@ -89,7 +90,15 @@ def main() -> None:
         ):
             wait_for(port, granian)
             wait_for(beside, other)
-            found = measure(variables, asking, port, beside, asked) + pages(port, cookie)
+            with ExitStack() as running:
+                generators = {
+                    name: running.enter_context(Helper(GENERATOR, variables)) for name in asking
+                }
+                for name, requests in asking.items():
+                    to = beside if name == "reference" else port
+                    generators[name].ask({"prepare": {"port": to, "requests": requests}})
+                found = measure(generators, asked)
+            found += pages(port, cookie)
         results.report("api", found, told, asked.json)
 
 
@@ -216,21 +225,14 @@ def submission(config: dict[str, str], key: str) -> str:
 # The load ----------------------------------------------------------------------------------------
 
 
-def measure(
-    variables: dict[str, str],
-    asking: dict[str, list[str]],
-    port: int,
-    beside: int,
-    asked: argparse.Namespace,
-) -> list[Result]:
+def measure(generators: dict[str, Helper], asked: argparse.Namespace) -> list[Result]:
     """What each side reached."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in asking}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in generators}
     for number in range(asked.rounds + 1):  # the first warms
-        sides = list(asking)
+        sides = list(generators)
         for name in sides if number % 2 else reversed(sides):
-            told = {"port": beside if name == "reference" else port, "requests": asking[name]}
-            seconds = asked.seconds if number else min(3.0, asked.seconds)
-            result = run(variables, told, seconds)
+            seconds = asked.seconds if number else min(1.0, asked.seconds)
+            result = generators[name].ask({"rate": 0, "seconds": seconds})
             if not set(result["answers"]) <= {"200", "503"}:  # 503: sent away, and told
                 raise SystemExit(f"{name} was answered {result['answers']}")
             if number:
@@ -258,14 +260,6 @@ def measure(
     cpu = [each["cpu"] for each in found["read"]]
     lines.append(Result("share of a core that the load took in read", "cores", cpu))
     return lines
-
-
-def run(variables: dict[str, str], told: dict[str, Any], seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.overload", "--generator"]
-    with Helper(command, variables) as generator:
-        generator.ask({"prepare": told})
-        result: dict[str, Any] = generator.ask({"rate": 0, "seconds": seconds})
-    return result
 
 
 def rate(result: dict[str, Any]) -> float:

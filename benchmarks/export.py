@@ -1,7 +1,7 @@
 """How fast an exhaust is made, and in how much memory, against `psql \\copy` and the peers.
 
     python -m benchmarks.export [--rows 2000000] [--rounds 3] [--peer-rows 200000]
-        [--s3-rows 300000] [--same-plan]
+        [--s3-rows 300000] [--same-plan] [--growth]
 
 Needs psql and the PostgreSQL server of DATABASE_URL. Ours is the worker's whole path: claim,
 heartbeat, COPY, SHA-256, fsync into the folder, publication. `psql \\copy` runs the very same query
@@ -44,6 +44,7 @@ def main() -> None:
     arguments.add_argument("--peer-rows", type=int, default=200_000, help="0: no peers.")
     arguments.add_argument("--s3-rows", type=int, default=300_000, help="0: no S3.")
     arguments.add_argument("--same-plan", action="store_true", help="psql planned as we do, too.")
+    arguments.add_argument("--growth", action="store_true", help="Ours only: growth and memory.")
     arguments.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     asked = arguments.parse_args()
     if asked.worker:
@@ -57,7 +58,7 @@ def main() -> None:
         rows, months, data = answers.load_rows(asked.rows)
         told = ground.print_ground(url, data=data, peers=peers.versions())
         place = Place(url, var, variables, rows // months)
-        found = against_psql(place, months, asked.rounds, same_plan=asked.same_plan)
+        found = against_psql(place, months, asked)
         whole = found[0].ours
         found += memory(place, months, asked.s3_rows)
         if asked.peer_rows:
@@ -84,33 +85,50 @@ class Place:
 # Against psql ------------------------------------------------------------------------------------
 
 
-def against_psql(place: Place, months: int, times: int, *, same_plan: bool) -> list[Result]:
+def against_psql(place: Place, months: int, asked: argparse.Namespace) -> list[Result]:
+    """Rates, what a row costs in a large file, and what the worker that made them all took.
+
+    psql is in half of the rounds, and what has no like in them runs once.
+    """
     digests: dict[str, str] = {}
     with Helper(WORKER, place.variables) as worker:
+        idle = worker.memory("VmRSS")
         worker.ask({"job": answers.new_job("warm", months=1)})
-        sides: list[Side] = [
-            partial(time_psql, place, months, digests, REFERENCE),
-            partial(time_worker, place, worker, months, digests),
-            partial(time_portable, place, worker),
-        ]
-        if same_plan:
-            sides.insert(1, partial(time_psql, place, months, digests, SAME_PLAN))
-        if months > 1:
-            sides.append(partial(time_worker, place, worker, 1, {}))
-        found = ground.rounds(times, sides)
-        found |= ground.rounds(1, [partial(time_alone, place, worker, months, digests)])
+        held = None if asked.growth else digests
+        ours: list[Side] = [partial(time_worker, place, worker, months, held)]
+        if months > 1:  # it comes first, while its rows are at hand
+            ours.insert(0, partial(time_worker, place, worker, 1, None))
+        names = [] if asked.growth else [REFERENCE, SAME_PLAN][: 1 + asked.same_plan]
+        theirs = [partial(time_psql, place, months, digests, name) for name in names]
+        first = (asked.rounds + 1) // 2
+        found = ground.rounds(first, [*theirs, *ours])
+        for name, rates in ground.rounds(asked.rounds - first, ours[::-1]).items():
+            found[name] += rates
+        most = worker.memory("VmHWM") - idle
+        if not asked.growth:
+            once = [
+                partial(time_alone, place, worker, months, digests),
+                partial(time_portable, place, worker),
+            ]
+            found |= ground.rounds(1, once)
     if len(set(digests.values())) > 1:
         raise SystemExit(f"The files differ: {digests}")
     whole, month = place.worker(months), place.worker(1)
-    return [
+    beside = [] if asked.growth else [
         compared(found, "rows/s", whole, REFERENCE, ">= 0.95", "same bytes"),
-        *([compared(found, "rows/s", whole, SAME_PLAN)] if same_plan else []),
+        *([compared(found, "rows/s", whole, SAME_PLAN)] if asked.same_plan else []),
         Result(f"{whole}, answers in columns", "rows/s", (), REFERENCE, (), ">= 1.05",
                "not built: answers are read out of JSON"),
         compared(found, "rows/s", whole, ALONE, ">= 1.5", "same bytes"),
+        compared(found, "rows/s", PORTABLE, month, note=f"{place.month_rows:,} rows"),
+    ]  # fmt: skip
+    note = f"{idle:.0f} MiB idle, in all {asked.rounds} rounds"
+    large = over_idle(place, months, "to the folder", MEMORY_BAR, most, note)
+    return [
+        *(beside or [Result(whole, "rows/s", found[whole])]),
         Result(f"time for a row of {place.rows(months):,}", "µs", per_row(found[whole]),
                f"of {place.month_rows:,}", per_row(found[month]), "<= 1.15"),
-        compared(found, "rows/s", PORTABLE, month, note=f"{place.month_rows:,} rows"),
+        *([large] if months > 1 else []),
     ]  # fmt: skip
 
 
@@ -144,10 +162,11 @@ def time_psql(place: Place, months: int, digests: dict[str, str], name: str) -> 
 
 
 def time_worker(
-    place: Place, worker: Helper, months: int, digests: dict[str, str]
+    place: Place, worker: Helper, months: int, digests: dict[str, str] | None
 ) -> dict[str, float]:
     took, path = make(place, worker, months)
-    digests["worker"] = body_digest(path, header=True)
+    if digests is not None:
+        digests["worker"] = body_digest(path, header=True)
     path.unlink()
     return {place.worker(months): place.rows(months) / took}
 
@@ -200,7 +219,7 @@ def body_digest(path: Path, *, header: bool) -> str:
 
 
 def memory(place: Place, months: int, s3_rows: int) -> list[Result]:
-    found = [grown(place, span, "to the folder", MEMORY_BAR) for span in sorted({1, months})]
+    found = [grown(place, 1, "to the folder", MEMORY_BAR)]
     if not s3_rows:
         return found
     if find_spec("swift") is None:
@@ -228,8 +247,12 @@ def grown(place: Place, months: int, where: str, bar: int) -> Result:
         idle = worker.memory("VmRSS")
         worker.ask({"job": answers.new_job(f"memory-{time.monotonic_ns()}", months)})
         most = worker.memory("VmHWM") - idle
+    return over_idle(place, months, where, bar, most, f"{idle:.0f} MiB idle")
+
+
+def over_idle(place: Place, months: int, where: str, bar: int, most: float, note: str) -> Result:
     name = f"memory over idle, {place.rows(months):,} rows, {where}"
-    return Result(name, "MiB", [most], bar=f"<= {bar}", note=f"{idle:.0f} MiB idle")
+    return Result(name, "MiB", [most], bar=f"<= {bar}", note=note)
 
 
 # Against the peers -------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def walk(variables: dict[str, str], events: int) -> list[Result]:
     from ingest import access
     from ingest.models import Channel
 
-    events, _, data = answers.load_rows(events)
+    events, _, data = answers.load_rows(events, answers.QUICK_MONTH_ROWS)
     print(f"\n{data}", flush=True)
     key = access.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
     port = ground.free_port()
@@ -241,7 +241,9 @@ def push(variables: dict[str, str], sessions: int) -> list[Result]:
     port = next(port for port in range(9000, 10_000) if is_free(port))
     receiver = [sys.executable, "-m", "benchmarks.feed", "--receiver", str(port)]
     found = []
-    with Process(receiver, variables):
+    with Process(receiver, variables) as taking:
+        while taking.alive and is_free(port):
+            time.sleep(0.02)
         for each in (5, 20):
             channel = load_sessions(f"PUSH_{each}", sessions, each)
             deriver.derive_all(3600)

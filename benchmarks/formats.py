@@ -46,8 +46,9 @@ def rates(variables: dict[str, str], months: int, rows: int, times: int) -> list
 
     sizes: dict[str, int] = {}
     with Helper(COMMAND, variables) as worker:
+        worker.ask({"job": answers.new_job("warm", 1)})
         for name in FORMATS:
-            worker.ask({"job": answers.new_job(f"warm-{name}", 1, name)})
+            worker.ask({"load": name})
         sides = [partial(time_one, worker, name, months, rows, sizes) for name in FORMATS]
         found = ground.rounds(times, sides)
     return [

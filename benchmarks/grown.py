@@ -99,7 +99,9 @@ def install() -> None:
     def answer(asked: dict[str, int]) -> dict[str, Any]:
         told: dict[str, Any] = {**ingest.prepare(), "data": "", "rows": 0}
         if asked["load"]:
-            told["rows"], _, told["data"] = answers.load_rows(asked["load"])
+            told["rows"], _, told["data"] = answers.load_rows(
+                asked["load"], answers.QUICK_MONTH_ROWS
+            )
         return told
 
     ground.serve(answer)

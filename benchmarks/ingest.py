@@ -83,19 +83,16 @@ def main() -> None:
             told = {**prepare(), "url": url}
             for name, command in (("port", f"{SERVER} {asked.flags}"), ("drf_port", DRF_SERVER)):
                 told[name] = running.enter_context(serving(command, variables))
-            fed = {
-                door: running.enter_context(
-                    feeder(variables, told, door, asked.events, asked.peer_events)
-                )
-                for door in doors
-            }
+            fed: dict[str, tuple[Helper, int, int]] = {}
+            for door in doors:
+                sizes = (asked.events, asked.peer_events)
+                fed[door] = running.enter_context(feeder(variables, told, door, *sizes))
+                if not same(*fed[door][:2]):
+                    raise SystemExit(f"COPY and HTTP left other rows by {door}.")
             sides = [
                 partial(named, door, side) for door in doors for side in sides_of(door, *fed[door])
             ]
             found = ground.rounds(asked.rounds, sides)
-            for door in doors:
-                if not compare(*fed[door][:2]):
-                    raise SystemExit(f"COPY and HTTP left other rows by {door}.")
         results.report(
             "ingest", [line for door in doors for line in told_of(door, found)], said, asked.json
         )
@@ -245,12 +242,11 @@ def peer(feed: Helper, kind: str, name: str, rows: int) -> dict[str, float]:
     return {name: rows / told["seconds"]}
 
 
-def compare(feed: Helper, events: int) -> bool:
-    """Whether COPY and HTTP left the same rows."""
+def same(feed: Helper, events: int) -> bool:
+    """Whether COPY leaves the rows that HTTP has left when it was warmed."""
     from django.db import connection
 
     copy(feed, events, 0, COPY)
-    http(feed, BATCH, events)
     columns = f"{_COLUMNS.replace('received_at, ', '')}"
     with connection.cursor() as cursor:
         cursor.execute(

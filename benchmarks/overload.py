@@ -43,6 +43,7 @@ KEYS = 20
 CONNECTIONS = 12  # that find the capacity
 MOST_CONNECTIONS = 1500
 PLACE = b"#########"  # a batch's number: the device of its events
+GENERATOR = [sys.executable, "-m", "benchmarks.overload", "--generator"]
 
 
 def main() -> None:
@@ -79,16 +80,16 @@ def main() -> None:
             raise SystemExit("What was acknowledged is not stored.")
 
 
-def prepare(port: int, batch: int) -> dict[str, Any]:
-    """Keys, and the bytes of a request for each."""
+def prepare(port: int, batch: int, identifier: str = CHANNEL) -> dict[str, Any]:
+    """A channel, keys, and the bytes of a request for each."""
     from exhaust.demo.conversations import CONVERSATION_ID, answers
     from ingest import access
     from ingest.models import Channel, Conversation
 
-    channel = Channel.objects.create(identifier=CHANNEL)
+    channel = Channel.objects.create(identifier=identifier)
     Conversation.objects.create(channel=channel, identifier=CONVERSATION_ID)
     events = []
-    for number, event in enumerate(answers(batch, 10, start=ground.FIRST_DAY, channel=CHANNEL)):
+    for number, event in enumerate(answers(batch, 10, start=ground.FIRST_DAY, channel=identifier)):
         event["mid"] = f"{PLACE.decode()}:{number}"
         event["actor"]["id"] = event["context"]["did"] = PLACE.decode()
         events.append(DOORS["telemetry"].encode(event))
@@ -103,8 +104,7 @@ def measure(
     variables: dict[str, str], pid: int, told: dict[str, Any], asked: Any
 ) -> tuple[list[Result], bool]:
     """What was found, and whether all that was acknowledged is there."""
-    command = [sys.executable, "-m", "benchmarks.overload", "--generator"]
-    with Helper(command, variables) as generator:
+    with Helper(GENERATOR, variables) as generator:
         generator.ask({"prepare": told})
         generator.ask({"rate": 0, "seconds": 3})  # warm
         short = min(20, asked.seconds)
@@ -256,6 +256,8 @@ class Generator:
 
     def run(self, rate: float, seconds: float) -> dict[str, Any]:
         """`rate` a second, waiting for nobody; 0 is as fast as a few connections are answered."""
+        while self._free:
+            self._drop(self._free.popleft())  # a server closes what was silent for long
         self._times: dict[bool, list[float]] = {True: [], False: []}
         self._answers: dict[str, int] = {}
         self._silent = sent = unsent = 0
