@@ -86,6 +86,12 @@ TIMED = {
         "--jobs 50000 --seconds 3 --rounds 2",
         "",
     ),
+    "busy": Timed(
+        "reads of a job while files are made and events come in",
+        "--rows 20000 --seconds 2",
+        "--rows 100000 --seconds 5",
+        "--rows 1000000 --seconds 60 --rounds 3",
+    ),
     "overload": Timed(
         "ten times more than it can serve; needs Redis",
         "--seconds 3",

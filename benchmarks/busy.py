@@ -1,0 +1,203 @@
+"""How long a read of a job takes while files are made and events come in.
+
+    python -m benchmarks.busy [--rows 100000] [--seconds 5] [--rounds 1]
+
+Needs the PostgreSQL server of DATABASE_URL; the broker is the Redis of CELERY_BROKER_URL, or files.
+Two generators wait for nobody, and seconds count from the moment a request was due. One reads jobs
+of a channel from the shipped server, 50 a second: a fifteenth of what it answers when it does
+nothing else, so that a read meets what else is done and hardly another read. The other side is the
+same while Celery's worker makes one file after the other of the channel's `--rows` answers, and 20
+batches of 100 telemetry events come to another channel each second, by one connection unless an
+answer is late: 2,000 events, an eighth of what the door takes alone, so that they never pile up by
+themselves. All of it shares the cores. The run ends with an error unless files were made all the
+while, and all that was sent was acknowledged and is stored.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import answers, api, asking, ground, overload, results
+from benchmarks.ground import Helper, Process, wait_for
+from benchmarks.results import Result
+from exhaust.demo.processes import web
+
+JOBS = 300  # that are read, one after the other
+READS, BATCHES, BATCH = 50, 20, 100  # a second, a second, events
+SENDS = "SENDS"  # the channel that events come to: the files stay as they are
+P99_MS = 25
+MADE = 0.8  # of the time, at least
+
+
+def main() -> None:
+    arguments = results.arguments("Reads of a job while files are made and events come in.")
+    arguments.add_argument("--rows", type=int, default=100_000, help="Of a file.")
+    arguments.add_argument("--seconds", type=float, default=5, help="Of each side in a round.")
+    arguments.add_argument("--rounds", type=int, default=1)
+    asked = arguments.parse_args()
+    ground.stop_on_term()
+    broker = os.environ.get("CELERY_BROKER_URL", "")
+    with ground.folder() as var, ground.postgresql() as url:
+        variables = {
+            **ground.environment(url, var),
+            "RATE_LIMITS": "0",
+            "EXHAUST_RUNNING_PER_CHANNEL": "1",
+        }
+        if broker.startswith("redis"):
+            variables["CELERY_BROKER_URL"] = broker
+        ground.enter(variables)
+        ground.migrate()
+        port = ground.free_port()
+        requests, _ = api.prepare(JOBS, 0)
+        _, months, data = answers.load_rows(asked.rows, answers.QUICK_MONTH_ROWS)
+        sent = overload.prepare(port, BATCH, SENDS)
+        answers.keep_up()
+        told = ground.print_ground(
+            url,
+            data=data,
+            server=" ".join(["python", *web(port)[1:]]),
+            worker=f"python {asking.CELERY}",
+            broker="Redis" if broker.startswith("redis") else "files",
+            load=f"{READS} reads a second; {BATCHES} batches of {BATCH} events a second",
+        )
+        quiet = partial(Process, stdout=subprocess.DEVNULL)
+        with ExitStack() as running:
+            granian = running.enter_context(quiet(web(port), variables))
+            running.enter_context(quiet([sys.executable, *asking.CELERY.split()], variables))
+            wait_for(port, granian)
+            reader, sender = (
+                running.enter_context(Helper(overload.GENERATOR, variables)) for _ in range(2)
+            )
+            reader.ask({"prepare": {"port": port, "requests": requests["read"]}})
+            sender.ask({"prepare": sent})
+            found = measure(reader, sender, months, asked.seconds, asked.rounds)
+        results.report("busy", found, told, asked.json)
+
+
+def measure(
+    reader: Helper, sender: Helper, months: int, seconds: float, times: int
+) -> list[Result]:
+    """The reads' times, alone and under load."""
+    for each in (sender, reader):
+        each.ask({"rate": 0, "seconds": 0.5})  # both web processes are warm
+    finish(new_job(months))  # the worker is up
+
+    def alone() -> dict[str, float]:
+        return milliseconds(reader.ask({"rate": READS, "seconds": seconds}), "alone")
+
+    def busy() -> dict[str, float]:
+        files, read, came = under_load(reader, sender, months, seconds)
+        if came["answers"] != {"200": came["sent"]}:
+            raise SystemExit(f"{came['sent']} batches were answered {came['answers']}.")
+        events = came["answers"]["200"] * BATCH / came["seconds"]
+        return milliseconds(read, "busy") | files | {"events": events}
+
+    found = ground.rounds(times, [alone, busy])
+    stored = overload.kept()
+    if lost := [each for each in sender.ask({"acknowledged": True}) if stored.get(each) != BATCH]:
+        raise SystemExit(f"{len(lost)} acknowledged batches are not stored whole.")
+    under = "while files are made and events come"
+    return [
+        Result(f"read, p99, {under}", "ms", found["p99 busy"], bar=f"<= {P99_MS}"),
+        *(
+            Result(f"read, {part}, {under}", "ms", found[f"{part} busy"], "nothing else",
+                   found[f"{part} alone"])
+            for part in ("p50", "p99")
+        ),
+        Result("files made meanwhile", "of the time", found["share"],
+               note=f"{sum(found['files']):.0f} ended"),
+        Result("events acknowledged meanwhile", "events/s", found["events"]),
+    ]  # fmt: skip
+
+
+def milliseconds(result: dict[str, Any], side: str) -> dict[str, float]:
+    if result["answers"] != {"200": result["sent"]}:
+        raise SystemExit(f"{result['sent']} reads were answered {result['answers']}.")
+    return {f"{part} {side}": result[f"accepted_{part}"] * 1000 for part in ("p50", "p99")}
+
+
+# The load ----------------------------------------------------------------------------------------
+
+
+def under_load(
+    reader: Helper, sender: Helper, months: int, seconds: float
+) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
+    """What was made meanwhile, what came of the reads, and what of the events."""
+    from django.utils import timezone
+
+    from exhaust import jobs
+
+    files = [new_job(months)]
+    while not job_of(files[0]).started_at:
+        time.sleep(0.02)
+    begun = timezone.now()
+    with ThreadPoolExecutor() as pool:
+        sides = [
+            pool.submit(each.ask, {"rate": rate, "seconds": seconds})
+            for each, rate in ((reader, READS), (sender, BATCHES))
+        ]
+        while not all(side.done() for side in sides):
+            if job_of(files[-1]).started_at:
+                files.append(new_job(months))  # one is always waiting
+            time.sleep(0.05)
+    read, came = (side.result() for side in sides)
+    if not (last := job_of(files[-1])).started_at:
+        jobs.cancel(last, "The time is over.")
+        files.pop()
+    made = [finish(each) for each in files]
+    ended, share = meanwhile(made, begun, begun + timedelta(seconds=seconds))
+    if not ended or share < MADE:
+        raise SystemExit(f"{ended} files ended, and one was made {share:.0%} of the time.")
+    return {"files": ended, "share": share}, read, came
+
+
+def meanwhile(
+    made: Sequence[tuple[datetime, datetime]], begun: datetime, over: datetime
+) -> tuple[int, float]:
+    """How many ended in that time, and the share of it in which one was made: never two are."""
+    ended = sum(begun <= completed <= over for _, completed in made)
+    spent = sum(
+        max(0.0, (min(completed, over) - max(started, begun)).total_seconds())
+        for started, completed in made
+    )
+    return ended, spent / (over - begun).total_seconds()
+
+
+def new_job(months: int) -> int:
+    return answers.new_job(f"busy-{time.monotonic_ns()}", months)
+
+
+def job_of(pk: int) -> Any:
+    from exhaust.models import Job
+
+    job = Job.objects.get(pk=pk)
+    if job.status in (Job.Status.FAILED, Job.Status.CANCELLED):
+        raise SystemExit(f"The job is {job.status}.")
+    return job
+
+
+def finish(pk: int) -> tuple[datetime, datetime]:
+    """Waits for a file and takes it away; when it was begun, and when it was there."""
+    from django.conf import settings
+
+    from exhaust.models import File
+
+    until = time.monotonic() + 600
+    while not (job := job_of(pk)).completed_at:
+        if time.monotonic() > until:
+            raise SystemExit(f"The job is {job.status}.")
+        time.sleep(0.05)
+    (Path(settings.FILES_DIR) / File.objects.get(job=pk).key).unlink()
+    return job.started_at, job.completed_at
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What is said of reads while files are made and events come in, and when nothing is."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from benchmarks import busy
+
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+
+
+def at(second: float) -> datetime:
+    return NOON + timedelta(seconds=second)
+
+
+class Generator:
+    """Answers at once, as it is told to."""
+
+    def __init__(self, answers: dict[str, int], p99: float = 0.02) -> None:
+        self.told = {
+            "answers": answers, "sent": sum(answers.values()), "seconds": 2.0,
+            "accepted_p50": 0.004, "accepted_p99": p99,
+        }  # fmt: skip
+
+    def ask(self, asked: dict[str, Any]) -> Any:
+        return ["000000001"] if "acknowledged" in asked else self.told
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Files that are made while both ask; gives what is stored."""
+    stored = {"000000001": busy.BATCH}
+
+    def under_load(reader: Generator, sender: Generator, *_: Any) -> Any:
+        return {"files": 2, "share": 0.97}, {**reader.told, "accepted_p99": 0.03}, sender.told
+
+    monkeypatch.setattr(busy, "under_load", under_load)
+    monkeypatch.setattr(busy, "new_job", lambda months: 1)
+    monkeypatch.setattr(busy, "finish", lambda pk: None)
+    monkeypatch.setattr(busy.overload, "kept", lambda: stored)
+    return stored
+
+
+def measure(reads: dict[str, int], batches: dict[str, int]) -> dict[str, Any]:
+    reader, sender = Generator(reads), Generator(batches)
+    found = busy.measure(reader, sender, months=1, seconds=2, times=1)  # type: ignore[arg-type]
+    return {line.work: line for line in reversed(found)}
+
+
+def test_the_bar_is_of_the_reads_under_load(load: dict[str, int]):
+    found = measure({"200": 100}, {"200": 40})
+
+    line = found["read, p99, while files are made and events come"]
+    assert (list(line.ours), line.bar, line.holds) == ([30], "<= 25", False)
+    line = found["read, p50, while files are made and events come"]
+    assert line.ratio[0] == 1
+    assert found["events acknowledged meanwhile"].ours == [2000]
+    assert found["files made meanwhile"].note == "2 ended"
+
+
+@pytest.mark.parametrize(
+    ("reads", "batches"),
+    [({"200": 99, "503": 1}, {"200": 40}), ({"200": 100}, {"200": 39, "503": 1})],
+)
+def test_a_run_that_was_answered_otherwise_ends(
+    load: dict[str, int], reads: dict[str, int], batches: dict[str, int]
+):
+    with pytest.raises(SystemExit, match="were answered"):
+        measure(reads, batches)
+
+
+def test_an_acknowledged_batch_that_is_not_stored_whole_ends_the_run(load: dict[str, int]):
+    load["000000001"] -= 1
+
+    with pytest.raises(SystemExit, match="1 acknowledged batches"):
+        measure({"200": 100}, {"200": 40})
+
+
+def test_files_count_for_the_time_in_which_reads_were_due():
+    made = [(at(-1), at(2)), (at(2.5), at(9)), (at(9), at(12))]
+
+    assert busy.meanwhile(made, at(0), at(10)) == (2, 0.95)
+    assert busy.meanwhile([(at(-3), at(-1))], at(0), at(10)) == (0, 0)
