@@ -93,12 +93,14 @@ def instant(value: float, field: str) -> datetime:
     """The moment a number since 1970 names: seconds, milliseconds or microseconds, by its size."""
     try:
         if abs(value) < 1e11:
-            seconds = value
+            seconds = round(value, 3)
         elif abs(value) < 1e14:
             seconds = value / 1000
+            if not isinstance(value, int):  # whole milliseconds are as round as they get
+                seconds = round(seconds, 3)
         else:
-            seconds = value / 1_000_000
-        moment = datetime.fromtimestamp(round(seconds, 3), UTC)
+            seconds = round(value / 1_000_000, 3)
+        moment = datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         moment = datetime.min.replace(tzinfo=UTC)
     if moment < EARLIEST:
