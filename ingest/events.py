@@ -73,17 +73,26 @@ class Refused(Exception):
         self.status = status
 
 
-def identity(occurred_at: datetime | None, *parts: str) -> bytes:
+def identity(occurred_at: datetime | None, *parts: str, begun: bytes = b"") -> bytes:
     """16 bytes: the time in milliseconds (6), then a digest of the parts (10).
 
     Led by the time, so that the unique index grows at one end; where an event keeps its identity
-    at another time (None), all 16 are digest.
+    at another time (None), all 16 are digest. `begun` is `measured` of parts before these.
     """
-    told = b"".join([len(part).to_bytes(4) + part for part in map(str.encode, parts)])
+    told = begun + measured(*parts)
     if occurred_at is None:
         return blake2b(told, digest_size=16).digest()
     milliseconds = int(occurred_at.timestamp() * 1000)
     return milliseconds.to_bytes(6) + blake2b(told, digest_size=10).digest()
+
+
+def measured(*parts: str) -> bytes:
+    """Each part behind its length, so that no two lists of parts are one."""
+    told = b""
+    for part in parts:
+        encoded = part.encode()
+        told += len(encoded).to_bytes(4) + encoded
+    return told
 
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)

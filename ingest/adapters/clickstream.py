@@ -134,9 +134,10 @@ def _event(raw: bytes, position: int, reading: _Reading) -> Event:
     event_type = event.get("event_type")
     if not isinstance(event_type, str):
         raise Refused("event_type", "event_type must be the event's name.")
-    if not _is_name(event_type):
-        raise _no_name("1001", "event_type")
-    _check_names([event_type], names, "1001", "1002", "event_type")
+    if event_type not in names:
+        if not _is_name(event_type):
+            raise _no_name("1001", "event_type")
+        _check_names([event_type], names, "1001", "1002", "event_type")
     event_id = identifier(event, "event_id", required=True)
     occurred_at, shifted = _moment(event.get("timestamp"), clock)
     attributes = event.get("attributes")

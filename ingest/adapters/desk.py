@@ -18,7 +18,7 @@ import msgspec
 
 from ingest.adapters import body as text
 from ingest.adapters.fields import identifier
-from ingest.events import Batch, Call, Event, Refused, Rejection, identity, instant
+from ingest.events import Batch, Call, Event, Refused, Rejection, identity, instant, measured
 
 DIALECT = "desk"
 MAX_DOCUMENTS = 1000  # of a batch; the sender closes one at a thousand
@@ -175,7 +175,7 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
         raise Refused(
             "too_many", f"With it the batch would have more than {MAX_EVENTS} events; send less."
         )
-    parts = (DIALECT, call.application, tenant_id, session_id)
+    parts = measured(DIALECT, call.application, tenant_id, session_id)
     notes = [note] if note else []
     inner: list[Event] = []
     lists = _lists(payload)
@@ -202,7 +202,7 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
                 mended.append(f"{refused.detail} The session's start stands in.")
             inner.append(
                 Event(
-                    identity=identity(started_at, *parts, kind, str(index)),
+                    identity=identity(started_at, kind, str(index), begun=parts),
                     type=kind,
                     occurred_at=occurred_at,
                     device_id=device_id,
@@ -217,7 +217,7 @@ def _events(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
         if strange:
             notes.append(f"{strange} of {name} are no objects")
     whole = Event(
-        identity=identity(started_at, *parts),
+        identity=identity(started_at, begun=parts),
         type="session",
         occurred_at=started_at,
         device_id=device_id,

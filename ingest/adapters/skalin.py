@@ -150,9 +150,7 @@ _DOCUMENTED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?", re.ASCII)
 def _moment(ts: str, received_at: datetime) -> datetime:
     """The time a ts names: UTC in the documented spelling, by its zone in any other."""
     try:
-        moment = datetime.fromisoformat(ts)
-        if moment.tzinfo is None and _DOCUMENTED.fullmatch(ts):
-            moment = moment.replace(tzinfo=UTC)
+        moment = datetime.fromisoformat(ts + "Z" if _DOCUMENTED.fullmatch(ts) else ts)
         if moment.tzinfo is None:
             raise ValueError
     except ValueError:

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from ingest.events import Refused, identity, instant
+from ingest.events import Refused, identity, instant, measured
 
 MOMENT = datetime(2022, 4, 1, 4, 0, 0, 123_000, tzinfo=UTC)
 
@@ -72,3 +72,13 @@ def test_an_identity_tells_the_parts_apart():
     }
 
     assert len(made) == 6
+
+
+@pytest.mark.parametrize("occurred_at", [MOMENT, None])
+def test_an_identity_begun_is_that_of_all_its_parts(occurred_at: datetime | None):
+    parts = ("é", "", "x" * 300, "d")
+
+    for at in range(len(parts) + 1):
+        begun = measured(*parts[:at])
+
+        assert identity(occurred_at, *parts[at:], begun=begun) == identity(occurred_at, *parts)
