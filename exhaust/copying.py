@@ -16,6 +16,8 @@ import psycopg
 from django.conf import settings
 from django.db import connection, connections
 
+from exhaust.formats.lines import Sheaf
+
 Query = tuple[str, dict[str, Any]]
 
 SLICE_ROWS = 5_000
@@ -48,11 +50,12 @@ class Statements:
 
 
 def copied(queries: Sequence[Query], *, by_line: bool, statements: Statements) -> Iterator[Any]:
-    """Rows of cells, or PostgreSQL's own lines of CSV, of one query after the other."""
+    """Rows of cells, or sheaves of PostgreSQL's own lines of CSV, of one query after the other."""
     if len(queries) == 1:
         connection.ensure_connection()
         statements.add(connection.connection)  # it may be another than before
-        yield from _rows(*queries[0], by_line=by_line)
+        with closing(_rows(*queries[0], by_line=by_line)) as rows:  # type: ignore[type-var]
+            yield from _sheaves(rows) if by_line else rows
         return
     over = threading.Event()
     lanes = [
@@ -87,6 +90,34 @@ def _rows(sql: str, params: dict[str, Any], *, by_line: bool) -> Iterator[Any]:
                 yield row
         if seen != cursor.rowcount:  # a habit of the server, not a promise
             raise RuntimeError(f"COPY sent {seen} messages for {cursor.rowcount} rows")
+
+
+def _sheaves(lines: Iterator[Any]) -> Iterator[Sheaf]:
+    """The lines in few pieces: what goes from thread to thread line by line costs twice as much."""
+    data = bytearray()
+    ends: list[int] = []
+    for line in lines:
+        data += line
+        ends.append(len(data))
+        if len(data) >= _BATCH_BYTES or len(ends) >= _BATCH_ROWS:
+            yield Sheaf(bytes(data), ends)
+            data.clear()
+            ends = []
+    if ends:
+        yield Sheaf(bytes(data), ends)
+
+
+def _batches(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(len(cell) for cell in row if cell)
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class _Over(Exception):
@@ -152,17 +183,9 @@ class _Lane(threading.Thread):
             connections.close_all()
 
     def _copy(self, query: Query) -> None:
-        batch: list[Any] = []
-        size = 0
         with closing(_rows(*query, by_line=self._by_line)) as rows:  # type: ignore[type-var]
-            for row in rows:
-                batch.append(row)
-                size += len(row) if self._by_line else sum(len(cell) for cell in row if cell)
-                if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
-                    self._put(batch)
-                    batch, size = [], 0
-        if batch:
-            self._put(batch)
+            for batch in ([each] for each in _sheaves(rows)) if self._by_line else _batches(rows):
+                self._put(batch)
 
     def _put(self, said: list[Any] | BaseException) -> None:
         while not self._over.is_set():

@@ -7,7 +7,7 @@ makes the same bytes.
 import hashlib
 import io
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from django.db import connection
 from exhaust import copying
 from exhaust.datasets.selection import Dataset, Selection
 from exhaust.formats import CSV, Format
+from exhaust.formats.lines import Sheaf
 
 
 @dataclass
@@ -72,26 +73,45 @@ def parts(
     def part() -> Iterator[bytes]:
         nonlocal ahead, more
         body: Any = form.begin(dataset.columns, limit)
-        add = body.add_line if by_line else body.add
+        add = _by_sheaf(body) if by_line else _by_row(body)
         yield (block := body.start())
         size = len(block)
         more = False
-        for row in chain(ahead, rows):
-            block = add(row)
-            progress.rows += 1
-            if block:
-                yield block
-                size += len(block)
-                if size >= limit:
-                    ahead = list(islice(rows, 1))
-                    more = bool(ahead)
-                    break
+        for each in chain(ahead, rows):
+            for count, block in add(each):
+                progress.rows += count
+                if block:
+                    yield block
+                    size += len(block)
+                    if size >= limit:
+                        more = True
+                        break
+            if more:
+                ahead = [each] if by_line and each.left else list(islice(rows, 1))
+                more = bool(ahead)
+                break
         yield body.end()
         progress.misfits += body.misfits
 
     with closing(rows):
         while more:
             yield part()
+
+
+Add = Callable[[Any], Iterable[tuple[int, bytes]]]  # rows that were added, bytes that are ready
+
+
+def _by_row(body: Any) -> Add:
+    return lambda row: ((1, body.add(row)),)
+
+
+def _by_sheaf(body: Any) -> Add:
+    def add(sheaf: Sheaf) -> Iterator[tuple[int, bytes]]:
+        while left := sheaf.left:
+            block = body.add_lines(sheaf)
+            yield left - sheaf.left, block
+
+    return add
 
 
 def _queries(dataset: Dataset, selection: Selection, form: Format) -> list[copying.Query]:
@@ -123,7 +143,7 @@ class Stream(io.RawIOBase):
 
     def __init__(self, blocks: Iterator[bytes | bytearray]) -> None:
         self._blocks = blocks
-        self._held = bytearray()
+        self._rest: bytes | bytearray | memoryview = b""  # of the last block
         self._sha256 = hashlib.sha256()
         self.byte_count = 0
         self.ended = False
@@ -132,17 +152,21 @@ class Stream(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        while size < 0 or len(self._held) < size:
+        pieces = [self._rest]
+        held = len(self._rest)
+        while size < 0 or held < size:
             block = next(self._blocks, None)
             if block is None:
                 self.ended = True
-                size = len(self._held)
+                size = held
             else:
-                self._held += block
-        with memoryview(self._held) as view:
-            taken = bytes(view[:size])
-        del self._held[:size]
-        self._sha256.update(taken)
+                self._sha256.update(block)
+                pieces.append(block)
+                held += len(block)
+        last = memoryview(pieces[-1])
+        kept = len(last) - (held - size)
+        pieces[-1], self._rest = last[:kept], last[kept:]
+        taken = b"".join(pieces)
         self.byte_count += len(taken)
         return taken
 

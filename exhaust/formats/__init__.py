@@ -39,7 +39,7 @@ class Format:
     begin: Callable[[Sequence[Column], int], Body]
     max_rows: int | None = None
     splits: bool = True  # into parts of `EXHAUST_PART_BYTES`
-    copied: bool = False  # its body has `add_line`, for the lines that PostgreSQL's COPY writes
+    copied: bool = False  # its body has `add_lines`, for what PostgreSQL's COPY writes
     empty: str = "the file holds only its header"
 
 

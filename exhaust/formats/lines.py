@@ -2,7 +2,9 @@
 
 import re
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from json.encoder import encode_basestring
 
 from exhaust.datasets.columns import Cell, Column, Kind, guarded, guards, is_number
@@ -27,6 +29,19 @@ def _field(cell: Cell) -> str:
     return cell
 
 
+@dataclass
+class Sheaf:
+    """Lines as PostgreSQL wrote them: their bytes, where each ends, how many a file has taken."""
+
+    data: bytes
+    ends: list[int]
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.ends) - self.taken
+
+
 class Lines:
     """Lines, given away in blocks."""
 
@@ -34,23 +49,39 @@ class Lines:
 
     def __init__(self, limit: int, *, gzip: bool) -> None:
         self._block = min(_BLOCK, limit)
-        self._held = bytearray()
+        self._held: list[bytes | memoryview] = []
+        self._size = 0  # of what is held
         # a gzip header by zlib holds no moment and no name
         self._gzip = zlib.compressobj(GZIP_LEVEL, wbits=31) if gzip else None
 
     def start(self) -> bytes:
         return b""
 
-    def add_line(self, line: bytes | bytearray | memoryview) -> bytes:
-        self._held += line
-        return self._given() if len(self._held) >= self._block else b""
+    def add_line(self, line: bytes) -> bytes:
+        self._hold(line)
+        return self._given() if self._size >= self._block else b""
+
+    def add_lines(self, sheaf: Sheaf) -> bytes:
+        """As many lines as fill the block, or all that are left: as if each came by itself."""
+        ends = sheaf.ends
+        begin = ends[sheaf.taken - 1] if sheaf.taken else 0
+        last = bisect_left(ends, begin + self._block - self._size, sheaf.taken)
+        is_full = last < len(ends)
+        self._hold(memoryview(sheaf.data)[begin : ends[last] if is_full else None])
+        sheaf.taken = last + 1 if is_full else len(ends)
+        return self._given() if is_full else b""
 
     def end(self) -> bytes:
         return self._given() + (self._gzip.flush() if self._gzip else b"")
 
+    def _hold(self, lines: bytes | memoryview) -> None:
+        self._held.append(lines)
+        self._size += len(lines)
+
     def _given(self) -> bytes:
-        given = bytes(self._held)
+        given = b"".join(self._held)
         self._held.clear()
+        self._size = 0
         return self._gzip.compress(given) if self._gzip else given
 
 
@@ -63,7 +94,7 @@ class CsvLines(Lines):
         self._guards = guards(columns)
 
     def start(self) -> bytes:
-        self._held += csv_line([column.header for column in self._columns])
+        self._hold(csv_line([column.header for column in self._columns]))
         return self._given()
 
     def add(self, row: Sequence[Cell]) -> bytes:

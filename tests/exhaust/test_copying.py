@@ -120,10 +120,11 @@ def test_what_a_slice_fails_with_is_raised_behind_what_came_before_it() -> None:
     # when
     came = []
     with pytest.raises(DataError):
-        came.extend(bytes(row) for row in rows)
+        came.extend(rows)
 
     # then
-    assert came == [b"0\n", b"1\n", b"2\n", b"3\n", b"4\n"]
+    assert [sheaf.data for sheaf in came] == [b"0\n1\n2\n3\n4\n"]
+    assert came[0].ends == [2, 4, 6, 8, 10]
     assert (lanes(), busy()) == ([], 0)
 
 
@@ -185,4 +186,4 @@ def test_a_slice_is_not_further_ahead_than_it_may(monkeypatch: pytest.MonkeyPatc
 
     # then: of each two wait, and one was taken
     assert len(taken) <= 5
-    assert [int(bytes(row)) for row in rows] == [1, 2, 3, 4, 10, 11, 12, 13, 14]
+    assert [int(sheaf.data) for sheaf in rows] == [1, 2, 3, 4, 10, 11, 12, 13, 14]
