@@ -1,9 +1,10 @@
 """In front of Django: so many requests at work, a short line before them, and 503 for the rest.
 
 A place at work stands for a connection to the database, so nobody waits for one of these. The line
-is as long as what is served within `WAIT_SECONDS`, by how long requests took of late; whoever
-finds it full is told at once, before the body is read. Whoever waits for its caller holds no place:
-not while a body is slow to come, nor while an answer is slow to be taken.
+is as long as what is served within `WAIT_SECONDS`, by how long requests took of late, and never
+shorter than there are places; whoever finds it full is told at once, before the body is read.
+Whoever waits for its caller holds no place: not while a body is slow to come, nor while an answer
+is slow to be taken.
 """
 
 import random
@@ -22,7 +23,7 @@ from ingest import limits, metrics
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-WAIT_SECONDS = 0.2  # in the line
+WAIT_SECONDS = 0.15  # in the line
 LONGEST_LINE = 16
 SLOW_SECONDS = 0.25  # a body that takes longer works for nobody meanwhile
 SLOW_BODIES = 32  # at once; whoever brings one more comes again later
@@ -95,8 +96,9 @@ class Line:
 
     def _is_full(self) -> bool:
         length = len(self._waiting) + 1
+        turns = length / self._places  # until the last of them is served
         return not self._free and (
-            length > LONGEST_LINE or length * self._seconds / self._places > WAIT_SECONDS
+            length > LONGEST_LINE or (turns > 1 and turns * self._seconds > WAIT_SECONDS)
         )
 
     def enter_again(self) -> None:

@@ -126,23 +126,28 @@ def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
     assert Caller(app, size=5).ended().status == "200 OK"
 
 
-def test_the_line_is_as_long_as_what_is_served_soon():
+@pytest.mark.parametrize(
+    ("seconds", "length"),
+    [
+        (0.5, 2),  # the next would wait for half a second more; as many as there are places may
+        (0.09, 3),  # the fourth's turn would come in 0.18 seconds
+        (0.05, 6),
+    ],
+)
+def test_the_line_is_as_long_as_what_is_served_soon(seconds: float, length: int):
     line = Line(2)
     assert line.enter()
     assert line.enter()
     for _ in range(100):
-        line.took(0.5)
-
-    assert not line.enter()  # a turn would come in a quarter of a second
-
-    for _ in range(100):
-        line.took(0.09)
-    threads = [threading.Thread(target=line.enter) for _ in range(4)]
-    for thread in threads:
+        line.took(seconds)
+    threads = [threading.Thread(target=line.enter, daemon=True) for _ in range(length)]
+    for place, thread in enumerate(threads, 1):
         thread.start()
-    until(lambda: len(line._waiting) == 4)
+        until(lambda: len(line._waiting) == place)  # noqa: B023
+
     assert not line.enter()
-    for _ in range(4):
+
+    for _ in range(length):
         line.leave()
     for thread in threads:
         thread.join(10)
