@@ -413,20 +413,32 @@ def post(port: int, requests: list[bytes]) -> dict[str, Any]:
     """Counts are {} where the answers tell none."""
     waiting = deque(requests)
     answers: list[bytes] = []
-    addresses = (f"127.0.0.{last}" for last in itertools.count(2))
+    lasts = itertools.count(2)
 
     def connect() -> socket.socket:
-        return socket.create_connection(("127.0.0.1", port), source_address=(next(addresses), 0))
+        return socket.create_connection(
+            ("127.0.0.1", port), source_address=(f"127.0.0.{next(lasts)}", 0)
+        )
 
     def work(connection: socket.socket) -> None:
-        with connection:
-            while True:
-                try:
-                    sent = waiting.popleft()
-                except IndexError:
-                    return
+        while True:
+            try:
+                sent = waiting.popleft()
+            except IndexError:
+                connection.close()
+                return
+            try:
                 connection.sendall(sent)
                 answers.append(answer_of(connection))
+            except (
+                SentAway,
+                BrokenPipeError,
+                ConnectionResetError,
+            ):  # as a sender does: later, and anew
+                connection.close()
+                time.sleep(0.1)
+                connection = connect()
+                waiting.appendleft(sent)
 
     seconds = together(CONNECTIONS, work, connect)
     counts: dict[str, int] = {}
@@ -437,12 +449,18 @@ def post(port: int, requests: list[bytes]) -> dict[str, Any]:
     return {"seconds": seconds, "counts": counts}
 
 
+class SentAway(OSError):
+    """503: all the places of a process are taken."""
+
+
 def answer_of(connection: socket.socket) -> bytes:
     """The body of a 200 answer that has a Content-Length."""
     received = connection.recv(65536)
     while b"\r\n\r\n" not in received:
         received += _more(connection)
     head, _, rest = received.partition(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 503"):
+        raise SentAway
     if not head.startswith(b"HTTP/1.1 200"):
         raise SystemExit(f"The service answered {head!r} {rest!r}")
     length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])

@@ -33,7 +33,7 @@ OTHERS = {
         ("rows if request.user.is_superuser else self.seen(request, rows)", "rows"),
         ("request.user.is_superuser or bool(self.channels(request))", "True"),
     ],
-    "exhaust/admin.py": [
+    "exhaust/admin/jobs.py": [
         ("plain & asking | ~plain & private", "asking"),
         ("plain & asking | ~plain & private", "private"),
     ],

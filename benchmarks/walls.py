@@ -42,7 +42,7 @@ TESTS = (
 NEAREST = {
     "ingest/access.py": ("tests/ingest/test_keys.py", "tests/walls/test_matrix.py"),
     "ingest/admin.py": ("tests/walls/test_admin.py",),
-    "exhaust/admin.py": ("tests/walls/test_admin.py",),
+    "exhaust/admin/": ("tests/walls/test_admin.py",),
     "ingest/staff.py": ("tests/walls/test_admin.py", "tests/exhaust/test_console.py"),
     "exhaust/console/gate.py": ("tests/exhaust/test_console_pages.py",),
     "exhaust/console/": ("tests/walls/test_console.py", "tests/exhaust/test_console"),

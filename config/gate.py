@@ -2,7 +2,7 @@
 
 A place at work stands for a connection to the database, so nobody waits for one of these. The line
 is as long as what is served within `WAIT_SECONDS`, by how long requests took of late, and never
-shorter than there are places; whoever finds it full is told at once, before the body is read.
+shorter than two for each place; whoever finds it full is told at once, before the body is read.
 Whoever waits for its caller holds no place: not while a body is slow to come, nor while an answer
 is slow to be taken.
 """
@@ -98,7 +98,7 @@ class Line:
         length = len(self._waiting) + 1
         turns = length / self._places  # until the last of them is served
         return not self._free and (
-            length > LONGEST_LINE or (turns > 1 and turns * self._seconds > WAIT_SECONDS)
+            length > LONGEST_LINE or (turns > 2 and turns * self._seconds > WAIT_SECONDS)
         )
 
     def enter_again(self) -> None:

@@ -129,9 +129,9 @@ def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
 @pytest.mark.parametrize(
     ("seconds", "length"),
     [
-        (0.5, 2),  # the next would wait for half a second more; as many as there are places may
-        (0.09, 3),  # the fourth's turn would come in 0.18 seconds
-        (0.05, 6),
+        (0.5, 4),  # two for each place, however long they take
+        (0.06, 5),  # the sixth would be served in 0.18 seconds
+        (0.04, 7),
     ],
 )
 def test_the_line_is_as_long_as_what_is_served_soon(seconds: float, length: int):

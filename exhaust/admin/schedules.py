@@ -1,0 +1,143 @@
+"""Recurring requests: what the API's schedules say, as a form."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html_join
+
+from exhaust import schedules
+from exhaust.admin.jobs import NOT_YOURS, may_ask
+from exhaust.datasets import DATASETS
+from exhaust.formats import FORMATS
+from exhaust.models import Schedule
+from ingest.admin import Seen, Walled
+from ingest.events import Refused
+
+
+class ScheduleForm(forms.ModelForm):
+    """What the API's schedule says, as a form."""
+
+    dataset = forms.ChoiceField(choices=[(name, name) for name in DATASETS])
+    output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS])
+    conversation = forms.CharField(
+        max_length=255,
+        strip=False,
+        required=False,
+        help_text="The conversation's identifier, where the dataset takes one.",
+    )
+    callback_url = forms.CharField(required=False, help_text="Who is told when a job has ended.")
+    user: Any = None  # who fills it in
+
+    class Meta:
+        model = Schedule
+        fields = [
+            "channel", "name", "cron", "zone", "dataset", "conversation", "window", "tag",
+            "output_format", "sealing", "callback_url",
+        ]  # fmt: skip
+
+    def _post_clean(self) -> None:
+        """Django's last step, which fills the instance."""
+        super()._post_clean()  # type: ignore[misc] # the stubs leave it out
+        if not self.errors:
+            for field, remedy in schedules.faults(self.instance).items():
+                self.add_error(field, remedy)
+        if not self.errors and not may_ask(self.user, self.instance.dataset, self.instance.channel):
+            self.add_error("dataset", NOT_YOURS)
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(Walled):
+    right = "administer"
+    form = ScheduleForm
+    list_display = [
+        "name", "channel", "dataset", "cron", "zone", "window", "next_at", "paused_at",
+        "last_error",
+    ]  # fmt: skip
+    list_filter = [("channel", Seen), "dataset", ("paused_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["channel"]
+    search_fields = ["name", "conversation", "tag", "requested_by"]
+    ordering = ["channel", "name"]
+    actions = ["pause", "resume"]
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        fields: list[str] = list(ScheduleForm.Meta.fields)
+        if obj is not None:
+            fields += ["requested_by", "next_at", "next_request", "paused_at", "last_error"]
+            fields += ["last_jobs"]
+        return fields
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        if obj is None:
+            return []
+        return ["channel", "name", *self.get_fields(request, obj)[len(ScheduleForm.Meta.fields) :]]
+
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        form = super().get_form(request, obj, change, **kwargs)
+        form.user = request.user  # type: ignore[attr-defined] # ours
+        return form
+
+    def save_form(self, request: HttpRequest, form: Any, change: bool) -> Schedule:
+        """The same call as the API's; the schedule it gives stands already."""
+        if not change:
+            form.instance.requested_by = request.user.get_username()
+        return schedules.save(form.instance)
+
+    def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
+        """Nothing: `save_form` has saved it."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """Nothing: a schedule has no parts to edit."""
+
+    def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
+        schedules.delete(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
+        for schedule in queryset:
+            schedules.delete(schedule)
+
+    @admin.action(description="Pause the selected schedules", permissions=["change"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
+        paused = sum(schedules.pause(schedule) for schedule in queryset)
+        self.message_user(request, f"{paused} schedules paused.")
+
+    @admin.action(description="Resume the selected schedules", permissions=["change"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Schedule]) -> None:
+        resumed = 0
+        for schedule in queryset:
+            try:
+                resumed += schedules.resume(schedule)
+            except Refused as error:
+                self.message_user(request, f"{schedule}: {error}", messages.WARNING)
+        self.message_user(request, f"{resumed} schedules resumed.")
+
+    @admin.display(description="Next request")
+    def next_request(self, schedule: Schedule) -> str:
+        if schedule.paused_at is not None:
+            return "None while it is paused."
+        try:
+            asked = schedules.asked(schedule, schedule.next_at)
+        except ValueError as error:
+            return str(error)
+        return f"{asked.first} to {asked.last} as {asked.tag}"
+
+    @admin.display(description="Last jobs")
+    def last_jobs(self, schedule: Schedule) -> str:
+        return format_html_join(
+            "\n",
+            '<div><a href="{}">{} {}</a> {}</div>',
+            (
+                (
+                    reverse("admin:exhaust_job_change", args=[job.pk]),
+                    job.tag,
+                    job.request_id,
+                    job.status,
+                )
+                for job in schedule.jobs.order_by("-submitted_at", "-id")[:5]
+            ),
+        )
