@@ -430,11 +430,7 @@ def post(port: int, requests: list[bytes]) -> dict[str, Any]:
             try:
                 connection.sendall(sent)
                 answers.append(answer_of(connection))
-            except (
-                SentAway,
-                BrokenPipeError,
-                ConnectionResetError,
-            ):  # as a sender does: later, and anew
+            except OSError:  # sent away: as a sender does, it comes again, later and anew
                 connection.close()
                 time.sleep(0.1)
                 connection = connect()
@@ -449,10 +445,6 @@ def post(port: int, requests: list[bytes]) -> dict[str, Any]:
     return {"seconds": seconds, "counts": counts}
 
 
-class SentAway(OSError):
-    """503: all the places of a process are taken."""
-
-
 def answer_of(connection: socket.socket) -> bytes:
     """The body of a 200 answer that has a Content-Length."""
     received = connection.recv(65536)
@@ -460,7 +452,7 @@ def answer_of(connection: socket.socket) -> bytes:
         received += _more(connection)
     head, _, rest = received.partition(b"\r\n\r\n")
     if head.startswith(b"HTTP/1.1 503"):
-        raise SentAway
+        raise ConnectionAbortedError("all the places of a process are taken")
     if not head.startswith(b"HTTP/1.1 200"):
         raise SystemExit(f"The service answered {head!r} {rest!r}")
     length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
