@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from itertools import accumulate
 from typing import Any
 
 import psycopg
@@ -20,11 +21,11 @@ from exhaust.formats.lines import Sheaf
 
 Query = tuple[str, dict[str, Any]]
 
-SLICE_ROWS = 5_000
+SLICE_ROWS = 10_000
 MOST_SLICES = 1_000
 AT_ONCE = 2
 _BATCH_ROWS, _BATCH_BYTES = 256, 256 * 1024  # that pass from one thread to the other at once
-_BATCHES = 16  # that a slice may be ahead of the file: about as much as a slice
+_BATCHES = 32  # that a slice may be ahead of the file: about as much as a slice
 
 # An index gives the rows in the file's order. Without fresh statistics the planner would rather
 # sort them, payloads and all, on disk.
@@ -55,7 +56,8 @@ def copied(queries: Sequence[Query], *, by_line: bool, statements: Statements) -
         connection.ensure_connection()
         statements.add(connection.connection)  # it may be another than before
         with closing(_rows(*queries[0], by_line=by_line)) as rows:  # type: ignore[type-var]
-            yield from _sheaves(rows) if by_line else rows
+            for batch in _batches(rows, by_line=by_line):
+                yield from batch
         return
     over = threading.Event()
     lanes = [
@@ -92,32 +94,22 @@ def _rows(sql: str, params: dict[str, Any], *, by_line: bool) -> Iterator[Any]:
             raise RuntimeError(f"COPY sent {seen} messages for {cursor.rowcount} rows")
 
 
-def _sheaves(lines: Iterator[Any]) -> Iterator[Sheaf]:
-    """The lines in few pieces: what goes from thread to thread line by line costs twice as much."""
-    data = bytearray()
-    ends: list[int] = []
-    for line in lines:
-        data += line
-        ends.append(len(data))
-        if len(data) >= _BATCH_BYTES or len(ends) >= _BATCH_ROWS:
-            yield Sheaf(bytes(data), ends)
-            data.clear()
-            ends = []
-    if ends:
-        yield Sheaf(bytes(data), ends)
-
-
-def _batches(rows: Iterator[Any]) -> Iterator[list[Any]]:
+def _batches(rows: Iterator[Any], *, by_line: bool) -> Iterator[list[Any]]:
+    """The rows, or a sheaf of lines, some at a time: one by one they cost the next thread more."""
     batch: list[Any] = []
     size = 0
     for row in rows:
         batch.append(row)
-        size += sum(len(cell) for cell in row if cell)
+        size += len(row) if by_line else sum(len(cell) for cell in row if cell)
         if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
-            yield batch
+            yield _together(batch) if by_line else batch
             batch, size = [], 0
     if batch:
-        yield batch
+        yield _together(batch) if by_line else batch
+
+
+def _together(lines: list[Any]) -> list[Sheaf]:
+    return [Sheaf(b"".join(lines), list(accumulate(map(len, lines))))]
 
 
 class _Over(Exception):
@@ -184,7 +176,7 @@ class _Lane(threading.Thread):
 
     def _copy(self, query: Query) -> None:
         with closing(_rows(*query, by_line=self._by_line)) as rows:  # type: ignore[type-var]
-            for batch in ([each] for each in _sheaves(rows)) if self._by_line else _batches(rows):
+            for batch in _batches(rows, by_line=self._by_line):
                 self._put(batch)
 
     def _put(self, said: list[Any] | BaseException) -> None:
