@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Dataset, Selection
-from exhaust.formats.lines import csv_line
+from exhaust.formats.lines import Lines, Sheaf, csv_line
 from ingest import store
 from tests.conftest import make_channel
 from tests.exhaust import corpus
@@ -233,3 +234,23 @@ def test_an_error_of_the_rows_is_the_streams_error():
 
     with pytest.raises(RuntimeError, match=r"^row 2$"):
         writer.Stream(failing()).read(10)
+
+
+@pytest.mark.parametrize("limit", range(1, 26))
+def test_a_sheaf_fills_the_blocks_that_its_lines_would(limit: int) -> None:
+    # given
+    lines = [b"x" * (number % 5) + b"\n" for number in range(12)]
+    one_by_one = Lines(limit, gzip=False)
+    singly = [one_by_one.add_line(line) for line in lines]
+    together = Lines(limit, gzip=False)
+
+    # when
+    blocks = []
+    for some in (lines[:7], lines[7:]):
+        sheaf = Sheaf(b"".join(some), list(accumulate(map(len, some))))
+        while sheaf.left:
+            blocks.append(together.add_lines(sheaf))
+
+    # then
+    assert [block for block in blocks if block] == [block for block in singly if block]
+    assert together.end() == one_by_one.end()
