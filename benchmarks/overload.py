@@ -1,17 +1,20 @@
 """Ten times more than it can serve: what is answered then, how fast, and whether it is there.
 
-    python -m benchmarks.overload [--seconds 60] [--times 10] [--batch 200] [--flags ""]
+    python -m benchmarks.overload [--rounds 6] [--seconds 10] [--times 10] [--batch 200]
 
 Needs the PostgreSQL of DATABASE_URL and the Redis of CELERY_BROKER_URL. The shipped server with two
-workers takes telemetry of twenty keys: first from a few connections that wait for each answer,
-which finds its capacity, then at so many times that rate from a generator that waits for nobody.
-Seconds count from the moment a request was due. The generator remembers each batch that was
+workers takes telemetry of twenty keys: in each round first from a few connections that wait for
+each answer, which finds its capacity, then at so many times that rate from a generator that waits
+for nobody. Goodput is measured against the capacities before and after it: a shared machine is a
+third faster or slower from one minute to the next. `--rounds 1 --seconds 600` is a flood without a
+pause. Seconds count from the moment a request was due. The generator remembers each batch that was
 acknowledged; afterwards the database is asked for every one.
 
 Senders stand elsewhere, so the generator has the last core to itself, while the capacity is found
-too, and the server and its PostgreSQL have the others; where PostgreSQL's processes may not be
-bound to cores, or there is one, they share, and the table says so. What could not be sent in time
-is no part of the load.
+too, and the server and its PostgreSQL have the others. It never sleeps there: waking it for an
+answer would cost the server, not it, and in a virtual machine much. Where PostgreSQL's processes
+may not be bound to cores, or there is one, they share, and the table says so. What could not be
+sent in time is no part of the load.
 At `m` times capacity a share of `x` is left where sending one away costs (1 - x) / (m - x) of
 serving one: 1.1 % for 0.9 at ten times. Larger batches (`--batch`) cost more to serve, and the same
 to send away.
@@ -27,9 +30,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +52,8 @@ GENERATOR = [sys.executable, "-m", "benchmarks.overload", "--generator"]
 
 def main() -> None:
     arguments = results.arguments("Open-loop load far above capacity.")
-    arguments.add_argument("--seconds", type=int, default=60)
+    arguments.add_argument("--rounds", type=int, default=6)
+    arguments.add_argument("--seconds", type=int, default=10, help="Of overload, in a round.")
     arguments.add_argument("--times", type=float, default=10)
     arguments.add_argument("--batch", type=int, default=200, help="Events in a request.")
     arguments.add_argument("--flags", default="", help="More flags for granian.")
@@ -104,66 +109,89 @@ def measure(
     variables: dict[str, str], pid: int, told: dict[str, Any], asked: Any
 ) -> tuple[list[Result], bool]:
     """What was found, and whether all that was acknowledged is there."""
+    alone: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     with Helper(GENERATOR, variables) as generator:
         generator.ask({"prepare": told})
         generator.ask({"rate": 0, "seconds": 3})  # warm
         short = min(20, asked.seconds)
-        alone = worked(generator, 0, short, pid)
-        capacity = alone["accepted"] / alone["seconds"]
-        print(f"\ncapacity    {capacity:.0f} requests/s, {capacity * asked.batch:,.0f} events/s")
+        alone.append(worked(generator, 0, short, pid))
         memory = Memory(pid)
-        found = worked(generator, capacity * asked.times, asked.seconds, pid)
+        for _ in range(asked.rounds):
+            capacity = goodput(alone[-1])
+            print(f"capacity    {capacity:.0f} requests/s, {capacity * asked.batch:,.0f} events/s")
+            found.append(worked(generator, capacity * asked.times, asked.seconds, pid))
+            alone.append(worked(generator, 0, short, pid))
         samples = memory.stop()
-        again = worked(generator, 0, short, pid)
         acknowledged = dict.fromkeys(generator.ask({"acknowledged": True}), asked.batch)
-    goodput = found["accepted"] / found["seconds"]
-    after = again["accepted"] / again["seconds"]
-    base = (capacity + after) / 2
-    serving = (alone["work"] + again["work"]) / (alone["served"] + again["served"])
-    refused = sum(found["answers"].values()) - found["served"]
-    refusing = max(0.0, found["work"] - found["served"] * serving) / max(1, refused)
-    times = f"{found['sent'] / found['seconds'] / base:.1f} times capacity"
-    told_of = [
-        Result("capacity, before and after", "requests/s", [capacity, after],
-               note=f"{asked.batch} events a request"),
-        Result("goodput", "requests/s", [goodput], "capacity", [base], bar=">= 0.9",
-               note=f"{times}, {found['apart']}"),
-        Result("CPU of sending one away", "ms", [refusing * 1e3], "of serving one",
-               [serving * 1e3]),
-        Result("accepted p50", "ms", [found["accepted_p50"] * 1000]),
-        Result("accepted p99", "ms", [found["accepted_p99"] * 1000], bar="<= 500"),
-        Result("shed p50", "ms", [found["shed_p50"] * 1000]),
-        Result("shed p99", "ms", [found["shed_p99"] * 1000], bar="<= 20"),
-        Result("refusals without Retry-After", "answers", [found["silent"]], bar="<= 0"),
-        *(
-            Result(f"memory of a web process {number}, at the end", "MiB", [last],
-                   "after a fifth of the time", [first])
-            for number, (first, last) in enumerate(samples.values(), 1)
-        ),
-    ]  # fmt: skip
-    answered = ", ".join(f"{k}: {v:,}" for k, v in sorted(found["answers"].items()))
-    print(f"answers     {answered}; not sent in time {found['unsent']:,}")
-    print(f"generator   {alone['cpu']:.2f} of a core alone, {found['cpu']:.2f} under load")
+    answers = sum((Counter(each["answers"]) for each in found), Counter())
+    told_answers = ", ".join(f"{name}: {count:,}" for name, count in sorted(answers.items()))
+    print(f"answers     {told_answers}; not sent in time {sum(e['unsent'] for e in found):,}")
     stored = kept()
     lost = [number for number, rows in acknowledged.items() if stored.get(number) != rows]
     unknown = [number for number in stored if number not in acknowledged]
     print(f"\nacknowledged {len(acknowledged):,} batches of {asked.batch}; lost or in part "
           f"{len(lost)}; stored without an acknowledgement {len(unknown)}")  # fmt: skip
-    return told_of, not lost
+    return [*told_of(alone, found, asked.batch), *grown(samples)], not lost
+
+
+def told_of(
+    alone: list[dict[str, Any]], found: list[dict[str, Any]], batch: int
+) -> Iterable[Result]:
+    """Of floods, each between two runs of as much as can be served."""
+    capacities = [goodput(each) for each in alone]
+    around = [sum(pair) / 2 for pair in pairwise(capacities)]
+    times = sum(e["sent"] for e in found) / sum(
+        e["seconds"] * base for e, base in zip(found, around, strict=True)
+    )
+    yield Result("capacity", "requests/s", capacities, note=f"{batch} events a request")
+    yield Result("goodput", "requests/s", [goodput(each) for each in found], "capacity", around,
+                 bar=">= 0.9", note=f"{times:.1f} times capacity, {found[0]['cores']}")  # fmt: skip
+    serving = sum(e["work"] for e in alone) / sum(e["answers"]["200"] for e in alone)
+    served, answered = (
+        sum(e["answers"].get("200", 0) for e in found),
+        sum(sum(e["answers"].values()) for e in found),
+    )
+    refusing = max(0.0, sum(e["work"] for e in found) - served * serving) / (answered - served)
+    yield Result("CPU of sending one away", "ms", [refusing * 1e3], "of serving one",
+                 [serving * 1e3])  # fmt: skip
+    for whom, part, bar in (
+        ("accepted", "p50", ""),
+        ("accepted", "p99", "<= 500"),
+        ("shed", "p50", ""),
+        ("shed", "p99", "<= 20"),
+    ):
+        each_round = [each[f"{whom}_{part}"] * 1e3 for each in found]
+        yield Result(f"{whom} {part}", "ms", each_round, bar=bar)
+    silent = sum(each["silent"] for each in found)
+    yield Result("refusals without Retry-After", "answers", [silent], bar="<= 0")
+
+
+def grown(samples: dict[str, tuple[float, float]]) -> Iterable[Result]:
+    for number, (first, last) in enumerate(samples.values(), 1):
+        yield Result(f"memory of a web process {number}, at the end", "MiB", [last],
+                     "after a fifth of the time", [first])  # fmt: skip
+
+
+def goodput(found: dict[str, Any]) -> float:
+    return float(found["accepted"] / found["seconds"])
 
 
 def worked(generator: Helper, rate: float, seconds: float, pid: int) -> dict[str, Any]:
     """What the generator found, and the CPU seconds of serving and refusing that."""
     before = work(pid)
-    apart = set_apart(generator.pid, before)
-    found: dict[str, Any] = generator.ask({"rate": rate, "seconds": seconds})
+    shared = set_apart(generator.pid, before)
+    found: dict[str, Any] = generator.ask(
+        {"rate": rate, "seconds": seconds, "is_awake": not shared}
+    )
     found["work"] = sum(after - before.get(each, 0.0) for each, after in work(pid).items())
-    found["served"], found["apart"] = found["answers"].get("200", 0), apart
+    cores = len(os.sched_getaffinity(0))
+    found["cores"] = shared or f"{cores - 1} of {cores} cores for server and PostgreSQL"
     return found
 
 
 def set_apart(generator: int, others: Iterable[str]) -> str:
-    """Gives the generator a core of its own, as far as that is allowed; says what came of it."""
+    """Gives the generator a core of its own; where that is not allowed, says why."""
     cores = os.sched_getaffinity(0)
     last = max(cores)
     if len(cores) == 1:
@@ -175,7 +203,7 @@ def set_apart(generator: int, others: Iterable[str]) -> str:
     except PermissionError:
         os.sched_setaffinity(generator, cores)
         return "the generator shares its cores: PostgreSQL's processes cannot be bound to others"
-    return f"{len(cores) - 1} of {len(cores)} cores for server and PostgreSQL"
+    return ""
 
 
 def work(pid: int) -> dict[str, float]:
@@ -254,7 +282,7 @@ class Generator:
         self._count = 0
         self.acknowledged: list[str] = []
 
-    def run(self, rate: float, seconds: float) -> dict[str, Any]:
+    def run(self, rate: float, seconds: float, is_awake: bool = False) -> dict[str, Any]:
         """`rate` a second, waiting for nobody; 0 is as fast as a few connections are answered."""
         while self._free:
             self._drop(self._free.popleft())  # a server closes what was silent for long
@@ -277,7 +305,8 @@ class Generator:
             else:
                 while self._busy < CONNECTIONS and self._send(now):
                     sent += 1
-            self._turn(max(0.0, min(due, end) - time.monotonic()) if rate else 0.1)
+            patience = max(0.0, min(due, end) - time.monotonic()) if rate else 0.1
+            self._turn(0 if is_awake else patience)
         took = time.monotonic() - begun
         cpu = (time.process_time() - spent) / took
         accepted = len(self._times[True])
@@ -387,8 +416,8 @@ def generate() -> None:
             case {"prepare": told}:
                 made.append(Generator(told["port"], told["requests"]))
                 return {}
-            case {"rate": rate, "seconds": seconds}:
-                return made[0].run(rate, seconds)
+            case {"rate": rate, "seconds": seconds, **more}:
+                return made[0].run(rate, seconds, **more)
             case {"acknowledged": True}:
                 return made[0].acknowledged
         raise ValueError(asked)

@@ -160,6 +160,7 @@ class Gate:
         finally:
             line.took(time.monotonic() - begun - body.waited)
             line.leave()
+            body.forget()
         stream = Stream(self, answer)
         if self.streams(1) > STREAMS:
             stream.close()
@@ -231,6 +232,11 @@ class Body:
     def readline(self, size: int = -1) -> bytes:
         self._kept = BytesIO(self.read())
         return self._kept.readline(size)
+
+    def forget(self) -> None:
+        """Django's request is part of a cycle: until that is collected it would hold the bytes."""
+        self._left = 0
+        self._kept = BytesIO()
 
     def _fetched(self, size: int) -> bytes:
         self.since = time.monotonic()

@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -14,3 +15,5 @@ from config.gate import Gate  # noqa: E402
 application = Gate(_django, places=max(1, settings.DATABASE_POOL - 1))  # one is the probes'
 silence.watch(application.is_crowded)
 sys.setswitchinterval(0.001)  # who is sent away waits for those at work no longer
+gc.collect()
+gc.freeze()  # what is loaded stays; only what requests leave is looked through, and so more often
