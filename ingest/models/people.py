@@ -1,0 +1,77 @@
+"""Persons: what is known of a participant, and that one was erased."""
+
+from django.db import models
+
+from ingest.models.callers import Channel
+
+
+class Participant(models.Model):
+    """A person seen in a channel, by device id."""
+
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
+    device_id = models.CharField(max_length=255)
+    user_name = models.CharField(max_length=255, blank=True)
+    sealed_phone = models.BinaryField(null=True)
+    consent = models.BooleanField(null=True, help_text="Unknown means no.")
+    consent_at = models.DateTimeField(null=True)
+    withdrawn_at = models.DateTimeField(
+        null=True, help_text="When consent, or the phone, was last taken back, by our clock."
+    )
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "device_id"], name="participant_identity")
+        ]
+        indexes = [
+            models.Index(
+                fields=["channel", "withdrawn_at"],
+                condition=models.Q(withdrawn_at__isnull=False),
+                name="participant_withdrawn",
+            ),
+            models.Index(  # asked of every answer that is read
+                fields=["channel", "device_id"],
+                condition=models.Q(consent=False),
+                name="participant_refused",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.device_id
+
+
+class Erasure(models.Model):
+    """That a person was erased: the certificate, and what keeps a late copy of the profile out.
+
+    It holds nothing of the person: `subject` is a hash under the channel's secret.
+    """
+
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
+    subject = models.CharField(max_length=64, help_text="Keyed hash of the device id.")
+    asked_at = models.DateTimeField(help_text="When it was asked for last.")
+    finished_at = models.DateTimeField(null=True, help_text="When nothing was left.")
+    counts = models.JSONField(default=dict, help_text="What was erased, in all.")
+    sealed_device = models.BinaryField(
+        null=True, editable=False, help_text="The device id, encrypted, until it is finished."
+    )
+    last_event = models.BigIntegerField(
+        default=0, editable=False, help_text="Events up to here are to be erased."
+    )
+    last_rejected = models.BigIntegerField(
+        default=0, editable=False, help_text="Rejected ones up to here were looked through."
+    )
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "subject"], name="erasure_identity")
+        ]
+        indexes = [
+            models.Index(
+                fields=["asked_at"],
+                condition=models.Q(finished_at=None),
+                name="erasure_unfinished",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.subject

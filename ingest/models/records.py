@@ -1,0 +1,53 @@
+"""Who did what, and who was kept out."""
+
+from django.db import models
+from django.utils import timezone
+
+
+class LedgerEntry(models.Model):
+    """Who did what, when, from where. Only ever added to; see `ingest/ledger.py`.
+
+    It names no row by a foreign key: it outlives what it speaks of.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField(default=timezone.now, editable=False)
+    action = models.CharField(max_length=64)
+    outcome = models.CharField(max_length=32, default="done")
+    actor = models.CharField(max_length=255, help_text="A key's name, a user's, or 'service'.")
+    key = models.CharField(max_length=8, blank=True, help_text="The key's public id.")
+    channel = models.CharField(max_length=128, blank=True)
+    subject = models.CharField(max_length=255, blank=True, help_text="What it was done to.")
+    address = models.CharField(max_length=64, blank=True, help_text="The caller's, shortened.")
+    details = models.JSONField(default=dict)
+
+    class Meta:
+        verbose_name_plural = "ledger"
+        indexes = [
+            models.Index(fields=["channel", "at", "id"], name="ledger_in_time"),
+            models.Index(fields=["at", "id"], name="ledger_of_day"),
+        ]
+
+
+class LedgerSeal(models.Model):
+    """A day (UTC) of the ledger, digested with the day before; see `ingest/seals.py`."""
+
+    day = models.DateField(unique=True)
+    entries = models.IntegerField()
+    previous = models.CharField(max_length=64, blank=True)
+    digest = models.CharField(max_length=64, help_text="SHA-256, in hex.")
+    sealed_at = models.DateTimeField(default=timezone.now)
+
+
+class Refusal(models.Model):
+    """Failed tries to get in, counted until their hour is over; see `ingest/refusals.py`."""
+
+    hour = models.DateTimeField()
+    action = models.CharField(max_length=64)
+    address = models.CharField(max_length=64, blank=True)
+    count = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["hour", "action", "address"], name="refusal_once_each")
+        ]
