@@ -7,12 +7,13 @@ Whoever waits for its caller holds no place: not while a body is slow to come, n
 is slow to be taken.
 """
 
-import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from io import BytesIO
+from itertools import cycle
 from typing import Any
 
 import msgspec
@@ -39,7 +40,7 @@ _ENVELOPE = {
     "responseCode": "SERVER_ERROR",
     "result": {},
 }
-# by what an address begins or ends with: the words that its callers read
+# by what an address ends with, or has in it: the words that its callers read
 _WORDS: list[tuple[str, Any]] = [
     ("/v1/telemetry", {"id": "api.telemetry", **_ENVELOPE}),
     ("/v3/telemetry", {"id": "api.telemetry", **_ENVELOPE}),
@@ -49,25 +50,37 @@ _WORDS: list[tuple[str, Any]] = [
     ("/dataset/", {"id": "ekstep.analytics.dataset.request", **_ENVELOPE}),
     ("", {"type": "about:blank", "title": "overloaded", "status": 503, "detail": SENTENCE}),
 ]
-_SEVERAL = 5  # moments to come again at
-# made before anybody is sent away: where it stands, its headers by when to come again, its bytes
-_ANSWERS = [
-    (
-        at,
-        [
+_SEVERAL = range(1, 6)  # seconds to come again after, in turn, so that not all come at once
+_turn = cycle(range(len(_SEVERAL))).__next__
+
+
+class Refusal:
+    """An answer made before anybody is sent away, by when to come again."""
+
+    def __init__(self, at: str, said: dict[str, Any]) -> None:
+        self.at = at
+        self.body = msgspec.json.encode(said)
+        self.stays = [
             [
                 ("Content-Type", "application/" + ("problem+" if "type" in said else "") + "json"),
-                ("Content-Length", str(len(body))),
+                ("Content-Length", str(len(self.body))),
                 ("Retry-After", str(seconds)),
                 *([("X-Elastic-Product", "Elasticsearch")] if at == "/_bulk" else ()),
             ]
-            for seconds in range(1, _SEVERAL + 1)
-        ],
-        body,
-    )
-    for at, said in _WORDS
-    for body in [msgspec.json.encode(said)]
-]
+            for seconds in _SEVERAL
+        ]
+        self.closes = [[*headers, ("Connection", "close")] for headers in self.stays]
+
+    def fits(self, path: str) -> bool:
+        return path.endswith(self.at) or (self.at == "/dataset/" and self.at in path)
+
+
+_REFUSALS = [Refusal(at, said) for at, said in _WORDS]
+
+
+@lru_cache(maxsize=64)
+def _refusal(path: str) -> Refusal:
+    return next(each for each in _REFUSALS if each.fits(path))
 
 
 class Line:
@@ -272,15 +285,8 @@ class Stream:
 def shed(environ: Environ, start: Callable[..., Any]) -> list[bytes]:
     """503 in the words of the address, and when to come again."""
     metrics.SHED.inc()
-    path: str = environ["PATH_INFO"]
-    several, body = next(
-        (several, body)
-        for at, several, body in _ANSWERS
-        if path.endswith(at) or (at == "/dataset/" and at in path)
-    )
-    headers = several[int(random.random() * _SEVERAL)]  # noqa: S311 - spreads who comes again
+    refusal = _refusal(environ["PATH_INFO"])
     length = environ.get("CONTENT_LENGTH") or "0"
-    if not length.isdecimal() or int(length) > UNREAD:  # the server closes in front of the rest
-        headers = [*headers, ("Connection", "close")]
-    start("503 Service Unavailable", headers)
-    return [body]
+    is_read = length.isdecimal() and int(length) <= UNREAD  # else the server closes in front of it
+    start("503 Service Unavailable", (refusal.stays if is_read else refusal.closes)[_turn()])
+    return [refusal.body]

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +10,7 @@ import pytest
 
 from config import gate
 from config.gate import Gate, Line
+from tests.service import ROOT
 
 DOOR, OTHER = "/v1/telemetry", "/dataset/v1/request/read/x"
 
@@ -152,6 +155,31 @@ def test_the_line_is_as_long_as_what_is_served_soon(seconds: float, length: int)
     for thread in threads:
         thread.join(10)
     assert not line._waiting
+
+
+def test_a_body_goes_with_its_request(work: Work):
+    kept: list[gate.Body] = []  # as Django's request does, until its cycle is collected
+
+    def half(environ: dict[str, Any], start: Callable[..., Any]) -> Answer:
+        kept.append(environ["wsgi.input"])
+        assert kept[0].read(2) == b"xx"
+        start("200 OK", [])
+        return Answer([b"done"])
+
+    assert Caller(Gate(half, places=1), size=9).ended().status == "200 OK"
+
+    assert kept[0].read() == b""
+    assert kept[0]._kept.getbuffer().nbytes == 0
+
+
+def test_what_is_loaded_is_not_looked_through_for_garbage():
+    code = "import config.wsgi, gc; print(gc.get_freeze_count(), len(gc.get_objects()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    frozen, looked_at = map(int, done.stdout.split())
+    assert frozen > 50_000
+    assert looked_at < frozen / 50
 
 
 def test_questions_and_events_keep_each_other_out_of_nothing(work: Work):

@@ -1,0 +1,45 @@
+"""What is said of floods between runs of as much as can be served."""
+
+from typing import Any
+
+from benchmarks.overload import told_of
+
+
+def run(served: int, refused: int = 0, work: float = 10.0) -> dict[str, Any]:
+    """Ten seconds, `work` of them at work."""
+    return {
+        "seconds": 10.0, "accepted": served, "sent": served + refused, "unsent": 0, "silent": 0,
+        "answers": {"200": served, "503": refused}, "work": work, "cores": "1 of 2 cores",
+        "accepted_p50": 0.2, "accepted_p99": 0.4, "shed_p50": 0.005, "shed_p99": 0.03,
+    }  # fmt: skip
+
+
+def test_goodput_is_of_the_capacity_before_and_after():
+    alone = [run(400), run(600), run(500)]
+    floods = [run(450, 4550), run(495, 5005)]
+
+    found = {line.work: line for line in told_of(alone, floods, 200)}
+
+    assert found["capacity"].ours == [40, 60, 50]
+    line = found["goodput"]
+    assert (line.ours, line.reference, line.holds) == ([45, 49.5], [50, 55], True)
+    assert line.note.startswith("10.0 times capacity")
+
+
+def test_what_sending_away_costs_is_what_serving_leaves():
+    found = {line.work: line for line in told_of([run(500), run(500)], [run(450, 4550)], 200)}
+
+    line = found["CPU of sending one away"]
+    assert line.reference == [20]  # 10 s for 500
+    assert [round(each, 3) for each in line.ours] == [0.22]  # 1 s for 4,550
+
+
+def test_each_bar_is_named():
+    lines = list(told_of([run(500), run(500)], [run(450, 4550)], 200))
+
+    assert [(line.work, line.bar, line.holds) for line in lines if line.bar] == [
+        ("goodput", ">= 0.9", True),
+        ("accepted p99", "<= 500", True),
+        ("shed p99", "<= 20", False),
+        ("refusals without Retry-After", "<= 0", True),
+    ]
