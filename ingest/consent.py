@@ -127,9 +127,11 @@ def is_erasing(channel_id: int, since: datetime) -> bool:
 
 
 def ended(channel_id: int, since: datetime) -> bool:
-    """Whether somebody took back consent or was erased since then."""
-    withdrew = Participant.objects.filter(channel_id=channel_id, withdrawn_at__gte=since)
-    return is_erasing(channel_id, since) or withdrew.exists()
+    """Whether somebody refused, took back consent or was erased since then."""
+    people = Participant.objects.filter(channel_id=channel_id)
+    withdrew = people.filter(withdrawn_at__gte=since)
+    refused = people.filter(consent=False, updated_at__gte=since)
+    return is_erasing(channel_id, since) or withdrew.exists() or refused.exists()
 
 
 # Hashes under a channel's secret ------------------------------------------------------------------

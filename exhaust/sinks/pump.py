@@ -70,7 +70,7 @@ class Ahead:
     read_at: float
 
     def serves(self, sink: Sink) -> bool:
-        """Whether the sink was claimed for just that, and nobody withdrew since."""
+        """Whether the sink was claimed for just that, and nobody spoke against it since."""
         return (
             sink.turn == self.turn
             and self.place == Place(sink.xid, sink.place_id)

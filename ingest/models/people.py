@@ -34,6 +34,11 @@ class Participant(models.Model):
                 condition=models.Q(consent=False),
                 name="participant_refused",
             ),
+            models.Index(
+                fields=["channel", "updated_at"],
+                condition=models.Q(consent=False),
+                name="participant_refused_when",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -518,14 +518,20 @@ def test_what_was_read_ahead_long_ago_is_read_again(monkeypatch: pytest.MonkeyPa
     assert prepared(ahead).documents is not ahead.batch.documents
 
 
-@pytest.mark.parametrize("erased", [False, True])
-def test_what_was_read_ahead_of_a_withdrawal_is_read_again(erased: bool) -> None:
+@pytest.mark.parametrize("how", ["refused", "withdrawn", "erased"])
+def test_what_was_read_ahead_of_a_word_against_it_is_read_again(how: str) -> None:
     work, ahead = sent_with_the_next_read_ahead()
     channel = work.sink.channel
-    if erased:
+    if how == "erased":
         erasure.erase(channel.pk, "somebody", seconds=5)
     else:
-        Participant.objects.create(channel=channel, device_id="somebody", updated_at=timezone.now())
+        Participant.objects.create(
+            channel=channel,
+            device_id="somebody",
+            consent=False if how == "refused" else None,
+            updated_at=timezone.now(),
+        )
+    if how == "withdrawn":
         with transaction.atomic():
             consent.withdraw(channel.pk, ["somebody"])
 
