@@ -219,7 +219,7 @@ class Campaign:
         for group in (*self._place.workers, self._place.beat):
             if not group.alive and not self._killed(group):
                 self.died.append(group.name)
-                say(f"{group.name} ended by itself")
+                say(f"{group.name} ended by itself: {group.last_words()}")
                 group.kill()
                 group.start()
 

@@ -47,6 +47,10 @@ class Group:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()[-12:]
+        return "\n  ".join([f"exit {self._process.returncode}", *lines])
+
 
 class Place:
     """What a campaign needs to know of its installation, and to do to it."""
