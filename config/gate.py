@@ -252,6 +252,9 @@ class Body:
         self._kept = BytesIO()
 
     def _fetched(self, size: int) -> bytes:
+        for each in connections.all(initialized_only=True):
+            if getattr(each, "pool", None) and not each.in_atomic_block:
+                each.close()  # who waits for a caller keeps no other waiting for a connection
         self.since = time.monotonic()
         self._gate.waits(self)
         try:

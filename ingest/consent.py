@@ -24,7 +24,7 @@ from ingest.sealing import seal, unseal
 
 # keyword arguments: channel_id, device_ids, and erased: whether nothing at all may stay
 withdrawn = Signal()
-_TURN = 7382  # of PostgreSQL's advisory locks
+_TURN, _PROFILES = 7382, 7383  # of PostgreSQL's advisory locks
 _BATCH = 500
 
 
@@ -108,10 +108,21 @@ def settle(channel_id: int) -> None:
     _lock("pg_advisory_xact_lock_shared", channel_id)
 
 
-def _lock(function: str, channel_id: int) -> None:
+def profiles(channel_id: int) -> None:
+    """Nobody is begun to be erased until this transaction, which takes profiles in, ends. Comes
+    before any other lock, as `no_profiles` does: or each would wait for the other."""
+    _lock("pg_advisory_xact_lock_shared", channel_id, _PROFILES)
+
+
+def no_profiles(channel_id: int) -> None:
+    """Waits for profiles that are on their way, and holds up others until the transaction ends."""
+    _lock("pg_advisory_xact_lock", channel_id, _PROFILES)
+
+
+def _lock(function: str, channel_id: int, kind: int = _TURN) -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute(f"SELECT {function}(%s, %s)", [_TURN, channel_id])
+            cursor.execute(f"SELECT {function}(%s, %s)", [kind, channel_id])
 
 
 def withdrawn_since(channel_id: int, moment: datetime) -> list[str]:

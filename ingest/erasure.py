@@ -6,8 +6,10 @@ conversation and its identity, which keeps the same event from coming in again. 
 holds counts, and the person only as a hash.
 """
 
+import binascii
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
@@ -24,7 +26,6 @@ from django.utils import timezone
 from ingest import consent, ledger
 from ingest.adapters import body
 from ingest.adapters.participants import Profile
-from ingest.events import Refused
 from ingest.models import (
     AppUser,
     Channel,
@@ -42,6 +43,7 @@ from ingest.sealing import seal, unseal
 erasing = Signal()
 STEP = 1000
 _REJECTED_STEP = 100  # up to 256 KiB each
+_GZIP, _GZIP_IN_BASE64, _PIECE = b"\x1f\x8b", b"H4s", 1024
 
 
 def erase(channel_id: int, device_id: str, seconds: float) -> Erasure:
@@ -90,6 +92,7 @@ def refused(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
 def _begin(channel_id: int, device_id: str) -> Erasure:
     """What takes effect at once, in one transaction."""
     with transaction.atomic():
+        consent.no_profiles(channel_id)
         consent.take_turn(channel_id)
         subject = consent.subject(channel_id, device_id)
         last = StoredEvent.objects.order_by("-id").values_list("id", flat=True).first()
@@ -233,12 +236,30 @@ def _naming(device_id: str) -> Any:
             raw = unseal(row.sealed)
         except InvalidToken:  # its key is gone: nobody reads it
             return False
-        if raw.startswith(b"\x1f\x8b"):
-            with suppress(Refused):
-                raw = body.gunzip(raw)
+        raw = _unfolded(raw)
         return bool(pattern.search(raw) or pattern.search(row.detail.encode()))
 
     return names
+
+
+def _unfolded(raw: bytes) -> bytes:
+    """What gzip, or a Clickstream SDK's base64 of it, yields as far as it goes: of a large body
+    only the beginning is kept, and a broken one is kept because it is broken."""
+    folded = raw
+    if raw.lstrip().startswith(_GZIP_IN_BASE64):
+        text = raw.translate(None, b" \t\r\n")
+        with suppress(binascii.Error):
+            folded = binascii.a2b_base64(text[: len(text) // 4 * 4])
+    if not folded.startswith(_GZIP):
+        return raw
+    gzip = zlib.decompressobj(31)
+    found = bytearray()
+    with suppress(zlib.error):
+        for at in range(0, len(folded), _PIECE):
+            found += gzip.decompress(folded[at : at + _PIECE], body.MAX_BYTES - len(found) + 1)
+            if len(found) > body.MAX_BYTES:
+                break
+    return bytes(found)
 
 
 def _summed(counts: dict[str, int], **more: int) -> dict[str, int]:

@@ -184,7 +184,7 @@ _ARRAYS = f"""
 WITH met AS MATERIALIZED (
     SELECT new.i, {{differs}} AS differs FROM unnest(%(i)b, %(p)b) AS new(i, p)
     CROSS JOIN LATERAL (
-        SELECT e.payload FROM ingest_storedevent e
+        SELECT e.payload, e.device_id FROM ingest_storedevent e
         WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
     ) AS living
 ), bot AS MATERIALIZED (
@@ -209,7 +209,9 @@ _FIRST_WINS = _ARRAYS.format(
     conflict="ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING",
 )
 # without ON CONFLICT: where another batch was quicker, this one is the later and must not be lost
-_LAST_WINS = _ARRAYS.format(differs="living.payload <> new.p::jsonb", conflict="")
+# an erased one stays as it is: its sender's late copy must not bring the person back
+_DIFFERS = "living.payload <> new.p::jsonb AND (living.payload <> '{}' OR living.device_id <> '')"
+_LAST_WINS = _ARRAYS.format(differs=_DIFFERS, conflict="")
 _ROW = f"""
 INSERT INTO ingest_storedevent (xid, {_COLUMNS})
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
@@ -229,18 +231,18 @@ SELECT pg_advisory_xact_lock(7381, h) FROM (
 # One look into the index for each identity, whatever the planner believes: a plan made while the
 # table is small is kept by its connection, and would read the whole table when it has grown.
 _BY_INDEX = "SET LOCAL enable_seqscan = off"
-_SUPERSEDE_ARRAYS = """
+_SUPERSEDE_ARRAYS = f"""
 UPDATE ingest_storedevent SET superseded_xid = exhaust_position() WHERE id = ANY(ARRAY(
     SELECT living.id FROM unnest(%(i)b, %(p)b) AS new(i, p)
     CROSS JOIN LATERAL (
-        SELECT e.id, e.payload FROM ingest_storedevent e
+        SELECT e.id, e.payload, e.device_id FROM ingest_storedevent e
         WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
     ) AS living
-    WHERE living.payload <> new.p::jsonb
+    WHERE {_DIFFERS}
 ))
-"""
+"""  # noqa: S608
 _LIVING_ROW = """
-SELECT id, payload FROM ingest_storedevent WHERE identity = %s AND superseded_xid IS NULL
+SELECT id, payload, device_id FROM ingest_storedevent WHERE identity = %s AND superseded_xid IS NULL
 """
 _SUPERSEDE_ROW = "UPDATE ingest_storedevent SET superseded_xid = %s WHERE id = %s"
 
@@ -338,7 +340,8 @@ def _insert_rows(
             for event, payload in texts:
                 cursor.execute(_LIVING_ROW, [event.identity.hex()])
                 living = cursor.fetchone()
-                if living and not same(payload, living[1]):
+                is_erased = living and living[1:] == ("{}", "")
+                if living and not is_erased and not same(payload, living[1]):
                     cursor.execute(_SUPERSEDE_ROW, [xid, living[0]])
         cursor.executemany(
             _ROW,
@@ -422,18 +425,30 @@ def keep_participants(
     Gives the profiles that were not kept, because the person was erased and has not consented anew.
     """
     when = connection.ops.adapt_datetimefield_value
-    refused = erasure.refused(channel_id, profiles)
-    out = set(map(id, refused))
-    kept = [p for p in profiles if id(p) not in out] if out else profiles
+    sealed = {id(p): seal(p.phone.encode()) for p in profiles if p.phone}
+    with transaction.atomic():
+        consent.profiles(channel_id)
+        refused = erasure.refused(channel_id, profiles)
+        out = set(map(id, refused))
+        kept = [p for p in profiles if id(p) not in out] if out else profiles
+        _upsert(channel_id, when(received_at), kept, sealed)
+        _reject(channel_id, PARTICIPANTS, received_at, rejections)
+    return refused
+
+
+def _upsert(
+    channel_id: int, received_at: Any, kept: Sequence[Profile], sealed: dict[int, bytes]
+) -> None:
+    when = connection.ops.adapt_datetimefield_value
     rows = [
         (
             channel_id,
             p.device_id,
             p.user_name or "",
-            seal(p.phone.encode()) if p.phone else None,
+            sealed.get(id(p)),
             p.consent,
             when(p.consent_at) if p.consent is not None else None,
-            when(received_at),
+            received_at,
             p.user_name is not None,
             p.phone is not None,
         )
@@ -442,11 +457,8 @@ def keep_participants(
     # only what says something of consent or takes a phone away can change who is shown
     is_telling = any(p.consent is not None or p.phone == "" for p in kept)
     devices = [row[1] for row in rows] if is_telling else []
-    with transaction.atomic():
-        before = consent.known(channel_id, devices)  # locked in the order of the upsert
-        with connection.cursor() as cursor:
-            cursor.executemany(_UPSERT, rows)
-        if is_telling:
-            consent.changed(channel_id, before, consent.known(channel_id, devices))
-        _reject(channel_id, PARTICIPANTS, received_at, rejections)
-    return refused
+    before = consent.known(channel_id, devices)  # locked in the order of the upsert
+    with connection.cursor() as cursor:
+        cursor.executemany(_UPSERT, rows)
+    if is_telling:
+        consent.changed(channel_id, before, consent.known(channel_id, devices))

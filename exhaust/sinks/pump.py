@@ -276,7 +276,8 @@ def _sorted(work: Work, items: list[Item]) -> None:
     if wait_on and others_were_taken and delivery.attempt >= ITEM_ATTEMPTS:
         refused, wait_on = [*refused, *wait_on], []
     if not taken and refused and sink.failures + 1 >= BREAKER:
-        _failed(work, f"All were refused: {refused[0][1].status} {refused[0][1].reason}", 0)
+        # without the reason: it may repeat the document, and an erasure looks for it in letters
+        _failed(work, f"All were refused: {refused[0][1].status}.", 0)
         return
     _taken(work, taken)
     for document, item in refused:
@@ -313,12 +314,15 @@ def _refused(work: Work, outcome: Answer) -> None:
 
 
 def _set_aside(work: Work, document: Document, status: int, reason: str) -> None:
+    identifier = document.id
+    if consent.is_erasing(work.sink.channel_id, timezone.now() - ENDED):
+        identifier = reason = "erased"  # whose it is may be erased already, and looks no more
     DeadLetter.objects.update_or_create(
         sink=work.sink,
         row=document.row,
         defaults={
             "xid": document.place.xid,
-            "document_id": document.id,
+            "document_id": identifier,
             "answer": status,
             "reason": reason,
             "created_at": timezone.now(),

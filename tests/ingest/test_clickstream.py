@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
-from ingest import access
+from ingest import access, limiter, limits, refusals
 from ingest.adapters import ADAPTERS, body, clickstream
 from ingest.events import Batch, Call, Event, Refused
 from ingest.models import Conversation, Rejected, StoredEvent
@@ -939,6 +939,36 @@ def test_a_cookie_that_is_asked_for_must_match(db: None, cookie: str | None):
     ):
         problem(response, 403, "forbidden")
         assert response["Access-Control-Allow-Origin"] == PAGE
+
+
+def test_cookies_are_not_guessed_and_each_wrong_one_is_counted(
+    db: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+):
+    settings.RATE_LIMITS = 1.0
+    buckets = limiter.InProcess(lambda: 10**12)
+    monkeypatch.setattr(limiter, "_limiter", lambda _: buckets)
+    for name in ("_shut", "_good"):
+        monkeypatch.setattr(limits, name, limits.Memory())
+    monkeypatch.setattr(limits, "FAILURES", limits.Limit("failures", 0.02, 2))
+    register(cookie="session=abcd")
+
+    def sends(cookie: str, **extra: str) -> HttpResponse:
+        headers = {"Origin": PAGE, "Cookie": cookie}
+        return Client(**extra).get("/ping?appId=shop", headers=headers)
+
+    assert sends("session=abcd").status_code == 200
+    answers = [sends(f"session={number}") for number in range(4)]
+
+    assert [answer.status_code for answer in answers] == [403, 403, 429, 429]
+    assert all(answer.has_header("Retry-After") for answer in answers[2:])
+    assert answers[3]["Access-Control-Allow-Origin"] == PAGE
+    # three were looked at
+    assert [(key[1], count) for key, count in refusals._counted.items()] == [
+        ("application.refused", 3)
+    ]
+    assert sends("session=abcd").status_code == 200  # it let somebody in before
+    assert sends("session=4", REMOTE_ADDR="192.0.2.1").status_code == 403
+    assert Client().options("/collect?appId=shop").status_code == 204
 
 
 def test_the_cookie_that_was_asked_for_opens_the_door(db: None):

@@ -355,6 +355,14 @@ def test_whoever_looks_at_people_is_told(operator: Client):
     assert "Asha" not in str(list(viewed.values()))
 
 
+def test_a_list_of_events_with_their_devices_is_told(operator: Client):
+    send(answer(1), answer(2))
+
+    assert b"device" in operator.get("/admin/ingest/storedevent/").content
+
+    assert told("personal.viewed") == [("ORG_001", "storedevent list", "done")]
+
+
 @pytest.mark.parametrize("model", ["participant", "appuser", "session", "storedevent", "rejected"])
 def test_every_page_of_people_tells_who_looks(operator: Client, model: str):
     from django.contrib import admin

@@ -8,10 +8,19 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.db.models import Model
 from django.test import Client
+from django.utils import timezone
 
 from exhaust.models import Job, Schedule, Sink
 from ingest import access
-from ingest.models import ApiKey, Channel, Conversation, LedgerEntry, Role
+from ingest.models import (
+    ApiKey,
+    Channel,
+    Conversation,
+    LedgerEntry,
+    Participant,
+    Rejected,
+    Role,
+)
 from ingest.staff import RIGHTS
 from tests.walls.world import OTHER, OWN, Names, Place, rows_of, stand
 
@@ -261,7 +270,7 @@ def test_no_conversation_is_named_in_a_channel_that_is_only_audited(
 
 
 def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Place):
-    client = person(own, "administer")
+    client = person(own, "administer", "submit_private")
     key = ApiKey.objects.get(channels=own.channel)
 
     answer = client.post(page(ApiKey), {"action": "rotate", "_selected_action": [key.pk]})
@@ -271,9 +280,106 @@ def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Plac
     pull = Client(headers={"X-API-Key": text}).get("/export/events")
     assert pull.status_code == 200
     assert "no-store" in answer["Cache-Control"]
-    assert list(
-        LedgerEntry.objects.filter(actor="administer").values_list("action", "channel", "subject")
-    ) == [
+    told = LedgerEntry.objects.filter(actor="administer submit_private").order_by("pk")
+    assert list(told.values_list("action", "channel", "subject")) == [
         ("key.rotated", OWN.channel, key.public_id),
         ("key.revoked", OWN.channel, key.public_id),
     ]
+
+
+def rotated(client: Client, *keys: ApiKey) -> str:
+    chosen = {"action": "rotate", "_selected_action": [key.pk for key in keys]}
+    return client.post(page(ApiKey), chosen).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("scope", "lacks", "takes"),
+    [
+        ("export:response", {"submit_response"}, "submit_response"),
+        ("export:private", {"submit_private"}, "submit_private"),
+        ("pull", {"submit_private"}, "submit_private"),
+        ("audit", {"audit"}, "audit"),
+        ("erase", set(), "a superuser"),
+    ],
+)
+def test_no_key_is_rotated_that_may_do_more_than_who_rotates_it(
+    own: Place, scope: str, lacks: set[str], takes: str
+):
+    client = person(own, *(right for right in RIGHTS if right not in lacks))
+    key, _ = access.create_key("stronger", [scope], [own.channel])
+    senders, _ = access.create_key("a sender's", ["ingest"], [own.channel])
+
+    said = rotated(client, key, senders).splitlines()
+
+    assert [line for line in said if line.startswith(str(key))] == [
+        f"{key} is not rotated: in {OWN.channel}, {scope} takes {takes}."
+    ]
+    assert [line for line in said if "exh_" in line and line.startswith(str(senders))]
+    assert ApiKey.objects.filter(name="stronger").count() == 1
+    key.refresh_from_db()
+    assert key.expires_at is None
+    boss = Client()
+    boss.force_login(get_user_model().objects.create_superuser("boss"))
+    assert "exh_" in rotated(boss, key)
+
+
+def test_who_rotates_a_key_has_its_rights_in_each_of_its_channels(own: Place, others: list[Place]):
+    # given somebody who administers two channels and may have people's data of one
+    client = person(own, "administer", "submit_private")
+    group = Group.objects.get(name="administer submit_private")
+    role = Role.objects.create(group=group, channel=others[0].channel, administer=True)
+    key = ApiKey.objects.get(name="SECRET-shared")
+
+    # when
+    refused = rotated(client, key)
+    role.submit_private = True
+    role.save()
+    let = rotated(client, key)
+
+    # then
+    assert refused == f"{key} is not rotated: in {OTHER.channel}, pull takes submit_private.\n"
+    assert "exh_" in let
+
+
+SCHEDULES = page(Schedule)
+
+
+@pytest.mark.parametrize("dataset", ["uci-private-exhaust", "one-of-old"])
+def test_a_schedule_of_people_is_touched_only_with_the_right_for_it(own: Place, dataset: str):
+    client = person(own, "administer", "submit_response")
+    schedule = Schedule.objects.get(channel=own.channel)
+    Schedule.objects.update(dataset=dataset)
+    before = rows_of(OWN)
+    words = {
+        "cron": "0 7 * * *", "zone": "UTC", "window": "yesterday", "tag": "new",
+        "output_format": "csv", "dataset": "uci-response-exhaust", "conversation": "c",
+    }  # fmt: skip
+    change = f"{SCHEDULES}{schedule.pk}/change/"
+
+    shown = client.get(SCHEDULES).context["cl"].result_list
+    client.post(change, words)
+    client.post(f"{SCHEDULES}{schedule.pk}/delete/", {"post": "yes"})
+    for action in ("pause", "delete_selected"):
+        said = {"action": action, "_selected_action": [schedule.pk], "post": "yes"}
+        client.post(SCHEDULES, said)
+    paused = timezone.now()
+    assert list(shown) == []
+    assert rows_of(OWN) == before
+    Schedule.objects.update(paused_at=paused)
+    client.post(SCHEDULES, {"action": "resume", "_selected_action": [schedule.pk]})
+
+    assert Schedule.objects.get().paused_at == paused
+    may = person(own, "administer", "submit_private", "submit_response")
+    assert may.post(change, words).status_code == 302
+    assert Schedule.objects.get().dataset == "uci-response-exhaust"
+
+
+def test_what_was_encrypted_under_a_key_that_is_gone_says_so(own: Place):
+    client = person(own, *RIGHTS)
+    Participant.objects.update(sealed_phone=b"of an old key")
+    Rejected.objects.update(sealed=b"of an old key")
+    rejected = Rejected.objects.get()
+
+    assert "not readable" in client.get(page(Participant)).content.decode()
+    one = client.get(f"{page(Rejected)}{rejected.pk}/change/")
+    assert "not readable" in one.content.decode()
