@@ -31,6 +31,7 @@ SLOW_BODIES = 32  # at once; whoever brings one more comes again later
 STREAMS = 16  # answers under way in pieces
 STEP = 8 * 1024 * 1024
 UNREAD = 16 * 1024  # bytes of a body that may be left unread on a connection that stays
+DOWNLOAD = "/dataset/v1/download/"
 PROBES = {"/healthz", "/metrics", "/readyz"}
 SENTENCE = "More comes than we can serve; send it again after Retry-After seconds."
 _ELASTIC = {"type": "es_rejected_execution_exception", "reason": SENTENCE}
@@ -159,6 +160,9 @@ class Gate:
         line = self._doors if limits.is_door(environ["REQUEST_METHOD"], path) else self._others
         has_body = environ.get("CONTENT_LENGTH") not in {None, "", "0"}
         if (has_body and self._slow >= SLOW_BODIES) or not line.enter():
+            return shed(environ, start)
+        if DOWNLOAD in path and self._streams >= STREAMS:  # before it is counted as a use
+            line.leave()
             return shed(environ, start)
         begun = time.monotonic()
         environ["wsgi.input"] = body = Body(self, line, environ)

@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.fernet import InvalidToken
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, F, Q, QuerySet, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
 from exhaust import storage
@@ -24,13 +24,8 @@ from ingest.models import Channel
 from ingest.sealing import seal, unseal
 
 REDIRECT_SECONDS = 120
-_USABLE = Q(
-    expires_at__gt=Now(),
-    revoked_at__isnull=True,
-    use_count__lt=F("max_uses"),
-    file__deleted_at__isnull=True,
-    file__withdrawn_at__isnull=True,
-)
+_OPEN = Q(expires_at__gt=Now(), revoked_at__isnull=True, use_count__lt=F("max_uses"))
+_USABLE = _OPEN & Q(file__deleted_at__isnull=True, file__withdrawn_at__isnull=True)
 
 
 class Unusable(Exception):
@@ -149,8 +144,8 @@ def revoke(found: QuerySet[Link]) -> int:
     return revoked
 
 
-def opened(token: str, uses: int = 1) -> File:
-    """The file behind our own address, its uses counted. Raises `Unusable`."""
+def found(token: str) -> Link:
+    """The link behind our own address, if it opens its file now. Raises `Unusable`."""
     usable = Case(When(_USABLE, then=Value(True)), default=Value(False))
     known = Link.objects.filter(digest=_digest(token)).annotate(usable=usable)
     link = known.select_related("file__job__channel").first()
@@ -158,15 +153,22 @@ def opened(token: str, uses: int = 1) -> File:
         raise Unusable(
             403, "This link is not known, or was altered; use it exactly as it was given."
         )
-    if link.usable and uses:  # only what is let in costs the database a write
-        with transaction.atomic():
-            used = Link.objects.filter(_USABLE, pk=link.pk).update(use_count=F("use_count") + uses)
-            if used:
-                _record("file.downloaded", link, use=link.use_count + uses)
-                return link.file
-        link.refresh_from_db()
-    elif link.usable:
-        return link.file
+    if not link.usable:
+        raise Unusable(410, _why(link))
+    return link
+
+
+def use(link: Link) -> None:
+    """Counts a download, and writes it down. Raises `Unusable`."""
+    # no join: who waits for another's use or a revocation must look at the row as it is then
+    stands = Exists(File.objects.filter(pk=OuterRef("file"), deleted_at=None, withdrawn_at=None))
+    with transaction.atomic():
+        rows = Link.objects.filter(_OPEN, stands, pk=link.pk)
+        if rows.update(use_count=F("use_count") + 1):
+            link.refresh_from_db(fields=["use_count"])
+            _record("file.downloaded", link, use=link.use_count)
+            return
+    link = Link.objects.select_related("file").get(pk=link.pk)
     raise Unusable(410, _why(link))
 
 

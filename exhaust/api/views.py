@@ -325,11 +325,14 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     told = ledger.acting.set(Actor("link", address=ledger.shortened(limiter.address(request))))
     try:
         with limits.guessing(request, token):
-            file = links.opened(token, uses=int(request.method != "HEAD"))
-        if address := links.redirect(file):
-            answer = HttpResponseRedirect(address)
-        else:
-            answer = _given(file, request.headers)
+            link = links.found(token)
+        answer = _given(link.file, request)
+        if request.method != "HEAD" and answer.status_code != 416:  # what gives nothing is no use
+            try:
+                links.use(link)
+            except links.Unusable:
+                answer.close()
+                raise
     except (links.Unusable, limits.Limited) as error:
         answer = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
     except FileNotFoundError:
@@ -345,21 +348,30 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
 _BEHIND = re.compile(r"bytes=([0-9]{1,18})-")
 
 
-def _given(file: File, headers: Mapping[str, str]) -> HttpResponse | FileResponse:
-    """The file, or what lies behind the byte at which a broken download goes on.
+def _given(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
+    """The file, or what lies behind the byte at which a broken download goes on, or a hop to the
+    bucket. To HEAD, which is not counted, no way into the bucket is told.
 
     Other ranges are answered with the whole, as RFC 9110 lets us.
     """
+    headers = request.headers
+    is_told = request.method == "HEAD"
+    if not is_told and (address := links.redirect(file)):
+        return HttpResponseRedirect(address)
     tag = f'"{file.sha256}"'
     asked = _BEHIND.fullmatch(headers.get("Range", ""))
     if asked is None or headers.get("If-Range", tag) != tag:
         start = None
     elif (start := int(asked[1])) >= file.byte_count:
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{file.byte_count}"})
-    content = storage.default().open(file.key)
-    if start:
-        content.seek(start)
-    answer = FileResponse(content, content_type=file.content_type)
+    answer: HttpResponse | FileResponse
+    if is_told:
+        answer = HttpResponse(content_type=file.content_type)
+    else:
+        content = storage.default().open(file.key)
+        if start:
+            content.seek(start)
+        answer = FileResponse(content, content_type=file.content_type)
     answer["Content-Length"] = file.byte_count - (start or 0)
     answer["Content-Disposition"] = storage.disposition(file.name)
     answer["Accept-Ranges"] = "bytes"

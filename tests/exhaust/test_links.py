@@ -10,8 +10,9 @@ from urllib.parse import quote
 import pytest
 from cryptography.fernet import Fernet
 from django.core.signals import request_finished
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 from django.test import Client, RequestFactory
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from exhaust import links, retention, storage
@@ -108,6 +109,59 @@ def test_head_tells_of_the_file_without_it() -> None:
     assert taken(answer) == b""
     assert answer["Content-Length"] == str(len(CONTENT))
     assert_not_kept(answer)
+
+
+def test_head_is_told_no_way_into_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a file in a bucket
+    _, link, path = made()
+    monkeypatch.setattr(links, "redirect", lambda file: "https://bucket.example/signed")
+
+    # when
+    answer = Client().head(path)
+
+    # then
+    assert answer.status_code == 200
+    assert "Location" not in answer
+    assert uses(link) == 0
+    assert Client().get(path)["Location"] == "https://bucket.example/signed"
+    assert uses(link) == 1
+
+
+def test_what_gives_nothing_is_no_use() -> None:
+    file, link, path = made()
+
+    assert Client().get(path, headers={"Range": f"bytes={len(CONTENT)}-"}).status_code == 416
+    storage.default().delete(file.key)
+    assert Client().get(path).status_code == 410
+
+    assert uses(link) == 0
+    assert not LedgerEntry.objects.filter(action="file.downloaded").exists()
+
+
+def test_a_use_that_was_the_last_one_meanwhile_is_refused() -> None:
+    # given two who were let in by the same look
+    _, link, _ = made()
+    Link.objects.filter(pk=link.pk).update(use_count=link.max_uses - 1)
+    both = Link.objects.select_related("file__job__channel")
+    first, second = (both.get(pk=link.pk) for _ in range(2))
+
+    # when
+    links.use(first)
+    with pytest.raises(links.Unusable):
+        links.use(second)
+
+    # then
+    assert uses(link) == link.max_uses
+
+
+def test_who_counts_a_use_looks_at_the_link_alone() -> None:
+    """A join makes PostgreSQL look for the row as it was before it had to wait."""
+    _, link, _ = made()
+    with CaptureQueriesContext(connection) as asked:
+        links.use(link)
+    update = next(each["sql"] for each in asked if each["sql"].startswith("UPDATE"))
+    assert "JOIN" not in update
+    assert '"use_count" <' in update.partition("EXISTS")[0]
 
 
 def test_looking_is_no_use() -> None:
