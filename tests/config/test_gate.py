@@ -157,6 +157,48 @@ def test_the_line_is_as_long_as_what_is_served_soon(seconds: float, length: int)
     assert not line._waiting
 
 
+def test_who_waits_for_a_body_holds_no_connection(work: Work, monkeypatch: pytest.MonkeyPatch):
+    class Connection:
+        def __init__(self, pool: object, in_atomic_block: bool = False) -> None:
+            self.pool, self.in_atomic_block, self.closed = pool, in_atomic_block, False
+
+        def close(self) -> None:
+            self.closed = True
+
+    held = [Connection("a pool"), Connection("a pool", in_atomic_block=True), Connection(None)]
+
+    class Connections:
+        def all(self, *, initialized_only: bool) -> list[Connection]:
+            return held
+
+    monkeypatch.setattr(gate, "connections", Connections())
+    slow = Caller(Gate(work, places=1), OTHER, size=9, is_slow=True)
+
+    until(lambda: held[0].closed)
+
+    assert [each.closed for each in held] == [True, False, False]
+    slow.input.goes.set()
+    work.goes.set()
+    assert slow.ended().status == "200 OK"
+
+
+def test_a_download_that_finds_no_place_is_never_begun(work: Work, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gate, "STREAMS", 1)
+    app = Gate(work, places=1)
+    work.goes.set()
+
+    def streaming() -> Answer:
+        answer = Answer([b"a"])
+        answer.streaming = True
+        return answer
+
+    work.answer = streaming
+    first, second = (Caller(app, "/dataset/v1/download/x").ended() for _ in range(2))
+
+    assert (first.status, second.status) == ("200 OK", "503 Service Unavailable")
+    assert work.read == [0]
+
+
 def test_a_body_goes_with_its_request(work: Work):
     kept: list[gate.Body] = []  # as Django's request does, until its cycle is collected
 

@@ -1,9 +1,12 @@
 """Consent taken back ends the link and the phone in the file, at once; an erasure all the more."""
 
+import base64
 import csv
+import gzip
 import io
 import json
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from exhaust import jobs, links, retention, runner, storage, submissions, tasks,
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
 from exhaust.models import DeadLetter, File, Job, Link, Sink
-from ingest import consent, deriver, erasure, store
+from ingest import consent, deriver, erasure, horizon, store
 from ingest.adapters import telemetry
 from ingest.events import Call
 from ingest.models import (
@@ -30,8 +33,10 @@ from ingest.models import (
     Session,
     StoredEvent,
 )
+from ingest.sealing import seal
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import CONFIG, PRIVATE, RESPONSE, answer, make_submission, send
+from tests.exhaust.sinks import derive
 from tests.exhaust.test_links import assert_closed, taken
 
 PHONE = "+919000000001"
@@ -449,6 +454,47 @@ def test_an_erased_person_stays_erased_until_a_new_consent() -> None:
     assert erase("device-1").json()["erased"]["participants"] == 2
     assert not Participant.objects.exists()
     assert Erasure.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_file_of_events_that_were_pruned_counts_as_holding_the_person() -> None:
+    # given a private file, and its events pruned since
+    channel = make_channel()
+    send(answer(1))
+    say(person(1))
+    _, path = make()
+    assert phones(path) == {"device-1": PHONE}
+    StoredEvent.objects.update(received_at="2022-04-01T00:00:00Z")
+    derive(channel)
+    assert horizon.prune(channel.pk, timezone.now() - timedelta(days=30)) == 1
+
+    # when
+    say({"deviceId": "device-1", "consent": False})
+
+    # then
+    assert_closed(Client().get(path), 410, "took back consent")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("made_of", ["gzip", "base64", "cut gzip", "cut base64"])
+def test_a_rejected_body_is_searched_however_it_was_folded(made_of: str) -> None:
+    # given a body that a door could not read, of which only the beginning may be kept
+    channel = make_channel()
+    noise = "".join(f"{number:x}" for number in range(30_000))
+    folded = gzip.compress(json.dumps({"device": "device-77", "noise": noise}).encode())
+    raw = folded if "gzip" in made_of else base64.encodebytes(folded)
+    raw = raw[: len(raw) // 2] if "cut" in made_of else raw
+    for number, sent in enumerate((raw, b"of somebody else")):
+        Rejected.objects.create(
+            channel=channel, dialect="clickstream", received_at=timezone.now(), position=0,
+            reason="too_many", detail="", digest=str(number), size=len(sent), sealed=seal(sent),
+        )  # fmt: skip
+
+    # when
+    erase("device-77")
+
+    # then
+    assert [row.digest for row in Rejected.objects.all()] == ["1"]
 
 
 @pytest.mark.django_db(transaction=True)

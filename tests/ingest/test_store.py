@@ -428,6 +428,21 @@ def test_where_the_last_wins_a_new_version_is_a_new_row():
     assert sorted(payload["n"] for payload in living()) == [2, 5]
 
 
+@pytest.mark.parametrize("beside", [(), (version('{"n": 9}', "b"),)])
+def test_where_the_last_wins_an_erased_one_stays_as_it_is(beside: tuple[Event, ...]):
+    # given an event that was erased, and one that was not
+    last(version('{"n": 1}', device_id="d-1"), version('{"n": 5}', "b"))
+    StoredEvent.objects.filter(device_id="d-1").update(device_id="", payload={})
+
+    # when its sender's copy comes late, alone or in a batch that must supersede another
+    outcome = last(version('{"n": 1}', device_id="d-1"), *beside)
+
+    # then it is known, and nothing of it came back
+    assert told(outcome) == (len(beside), 1, 0)
+    assert {} in living()
+    assert not StoredEvent.objects.filter(device_id="d-1").exists()
+
+
 def test_where_the_last_wins_the_last_of_a_batch_is_stored():
     outcome = last(version('{"n": 1}'), version('{"n": 2}'), version('{"n": 3}'))
 
