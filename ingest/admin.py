@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cryptography.fernet import InvalidToken
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -194,6 +195,9 @@ class ApiKeyAdmin(ReadOnly):
         """The new keys, shown this once and kept nowhere, as a message would be."""
         lines = []
         for key in queryset:
+            if beyond := staff.beyond(request.user, key):
+                lines.append(f"{key} is not rotated: {beyond}.")
+                continue
             try:
                 row, text = access.rotate_key(key)
             except ValueError as error:
@@ -208,9 +212,10 @@ class ApiKeyAdmin(ReadOnly):
 @admin.register(StoredEvent)
 class StoredEventAdmin(Personal, ReadOnly):
     right = "submit_private"
+    lists_people = True
     list_display = ["id", "type", "conversation", "device_id", "occurred_at", "received_at"]
     list_filter = [("channel", Seen), "dialect", "is_answer"]
-    list_select_related = ["conversation"]
+    list_select_related = ["channel", "conversation"]
     search_fields = ["=device_id", "=session_id"]
     ordering = ["-id"]
 
@@ -241,7 +246,10 @@ class RejectedAdmin(Personal, ReadOnly):
 
     @admin.display(description="As sent")
     def as_sent(self, rejected: Rejected) -> str:
-        return unseal(rejected.sealed).decode("utf-8", "backslashreplace")
+        try:
+            return unseal(rejected.sealed).decode("utf-8", "backslashreplace")
+        except InvalidToken:  # its encryption key is gone
+            return "not readable"
 
 
 @admin.register(Participant)
@@ -259,7 +267,10 @@ class ParticipantAdmin(Personal, ReadOnly):
     def masked_phone(self, participant: Participant) -> str:
         if participant.sealed_phone is None:
             return ""
-        return "…" + unseal(participant.sealed_phone).decode()[-3:]
+        try:
+            return "…" + unseal(participant.sealed_phone).decode()[-3:]
+        except InvalidToken:  # its encryption key is gone
+            return "not readable"
 
 
 @admin.register(Erasure)

@@ -7,10 +7,19 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.http import HttpRequest
 
 from ingest import ledger
-from ingest.models import Channel, Role
+from ingest.models import ApiKey, Channel, Role
 
 Right = Literal["submit_response", "submit_private", "administer", "audit"]
 RIGHTS: tuple[Right, ...] = ("submit_response", "submit_private", "administer", "audit")
+# what a key's scope takes of who is given its text, so that no key may do more than they; what
+# is not here takes a superuser
+TAKES: dict[str, Right] = {
+    "ingest": "administer",
+    "export:response": "submit_response",
+    "export:private": "submit_private",
+    "pull": "submit_private",
+    "audit": "audit",
+}
 
 
 def channels(user: AbstractBaseUser | AnonymousUser, right: Right | None = None) -> dict[str, int]:
@@ -59,3 +68,19 @@ def rights(user: AbstractBaseUser | AnonymousUser, channel: str) -> tuple[int, f
         return 0, frozenset()
     held = [right for place, right in enumerate(RIGHTS, 1) if any(row[place] for row in rows)]
     return rows[0][0], frozenset(held)
+
+
+def beyond(user: AbstractBaseUser | AnonymousUser, key: ApiKey) -> str:
+    """What a key may do that the person may not, in words; empty where there is nothing.
+
+    Who sees the key has a right in each of its channels, so no wall hides one here.
+    """
+    if getattr(user, "is_superuser", False):
+        return ""
+    for channel in key.channels.order_by("identifier"):
+        _, held = rights(user, channel.identifier)
+        for scope in key.scopes.split():
+            taken = TAKES.get(scope)
+            if taken not in held:
+                return f"in {channel}, {scope} takes {taken or 'a superuser'}"
+    return ""

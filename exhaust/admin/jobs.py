@@ -24,6 +24,16 @@ from ingest.models import IDENTIFIER, Channel, Conversation
 PLAIN = [name for name, dataset in DATASETS.items() if not dataset.private]
 
 
+def askable(user: Any, rows: QuerySet, of: str = "") -> QuerySet:
+    """Rows of what the person may ask for; `of` is how that is reached."""
+    plain = models.Q(**{f"{of}dataset__in": PLAIN})
+    asking, private = (
+        models.Q(**{f"{of}channel__in": staff.channels(user, right).values()})
+        for right in ("submit_response", "submit_private")
+    )
+    return rows.filter(plain & asking | ~plain & private)
+
+
 class OfJobs(ReadOnly):
     """Jobs and their rows: what holds people needs the right for it."""
 
@@ -34,12 +44,7 @@ class OfJobs(ReadOnly):
         return asking | staff.channels(request.user, "submit_private")
 
     def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
-        plain = models.Q(**{f"{self.job}dataset__in": PLAIN})
-        asking, private = (
-            models.Q(**{f"{self.job}channel__in": staff.channels(request.user, right).values()})
-            for right in ("submit_response", "submit_private")
-        )
-        return rows.filter(plain & asking | ~plain & private)
+        return askable(request.user, rows, self.job)
 
 
 class OfDataset(admin.SimpleListFilter):

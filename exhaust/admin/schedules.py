@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils.html import format_html_join
 
 from exhaust import schedules
-from exhaust.admin.jobs import NOT_YOURS, may_ask
+from exhaust.admin.jobs import NOT_YOURS, askable, may_ask
 from exhaust.datasets import DATASETS
 from exhaust.formats import FORMATS
 from exhaust.models import Schedule
@@ -62,6 +62,11 @@ class ScheduleAdmin(Walled):
     search_fields = ["name", "conversation", "tag", "requested_by"]
     ordering = ["channel", "name"]
     actions = ["pause", "resume"]
+
+    def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
+        """Those of datasets the person may ask for, as in the console: who changes, pauses or
+        deletes one decides what others get."""
+        return askable(request.user, super().seen(request, rows))
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields: list[str] = list(ScheduleForm.Meta.fields)

@@ -58,7 +58,9 @@ def participants(request: HttpRequest, here: Here) -> HttpResponse:
         )
     except Refused:
         found, after = paged(rows, "", ["participants", here.channel_id, device])
-    ledger.record("participants.viewed", channel=here.channel, subject=device, count=len(found))
+    # not what was typed: that may be anybody's device or phone, and the ledger keeps it for ever
+    subject = f"participant {found[0].pk}" if device and len(found) == 1 else ""
+    ledger.record("participants.viewed", channel=here.channel, subject=subject, count=len(found))
     people = [
         {
             "device": person.device_id if device else _masked(person.device_id),

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from django.db.models import Count
 from django.db.models.functions import TruncDate
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils import timezone
@@ -83,7 +83,10 @@ def span(said: dict[str, str]) -> tuple[Span, str]:
 @within(*VIEW)
 def pictures(request: HttpRequest, here: Here) -> HttpResponse:
     said = typed(request.GET)
+    channels = staff.channels(request.user)
     wanted = said.get("channel", here.channel)
+    if wanted not in channels:
+        raise Http404
     if wanted != here.channel:
         said.pop("channel")
         return redirect(f"{reverse('console:pictures', args=[wanted])}?{urlencode(said)}")
@@ -98,7 +101,7 @@ def pictures(request: HttpRequest, here: Here) -> HttpResponse:
             "span": days,
             "wrong": wrong,
             "presets": PRESETS,
-            "channels": list(staff.channels(request.user))[:100],
+            "channels": list(channels)[:100],
         },
     )
 

@@ -115,7 +115,8 @@ def read(here: Here, form: Mapping[str, str]) -> tuple[Schedule | None, dict[str
     if dataset in DATASETS and dataset not in here.datasets:
         errors["dataset"] = "You may not ask for this one here; choose another."
     replaced = schedules.find(here.channel_id, schedule.name)
-    if replaced and form.get("changes") != replaced.name:
+    # of one that they may not ask for, they are told no more than that the name is taken
+    if replaced and (form.get("changes") != replaced.name or replaced.dataset not in here.datasets):
         errors["name"] = "There is one of that name; choose another, or change that one."
     return schedule, errors
 

@@ -5,7 +5,7 @@ from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, limits, problems, store
+from ingest import access, limits, problems, refusals, store
 from ingest.access import Sender
 from ingest.adapters import body
 from ingest.adapters import clickstream as adapter
@@ -43,11 +43,7 @@ def _answered(request: HttpRequest, method: str) -> HttpResponse:
             raise Refused("method_not_allowed", f"This address takes {method}.", 405)
         else:
             limits.count(request, f"application:{application.id}")
-            cookie = request.headers.get("Cookie", "")
-            if application.cookie_digest and not access.is_secret(
-                application.cookie_digest, cookie
-            ):
-                raise access.Denied("forbidden", "The cookie is not this application's.", 403)
+            _has_cookie(request, application)
             answer = _collect(request, application) if method == "POST" else _ping()
     except Refused as refused:
         answer = problems.response(refused.status, refused.reason, refused.detail)
@@ -63,6 +59,18 @@ def _answered(request: HttpRequest, method: str) -> HttpResponse:
             answer["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
             answer["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
     return answer
+
+
+def _has_cookie(request: HttpRequest, application: Sender) -> None:
+    """Raises `Denied` (403) without the application's cookie, where it has one, and `Limited`."""
+    if not application.cookie_digest:
+        return
+    cookie = request.headers.get("Cookie", "")
+    # with the id, which alone has passed already: knowing it lets no guess through
+    with limits.guessing(request, f"{application.identifier} {cookie}"):
+        if not access.is_secret(application.cookie_digest, cookie):
+            refusals.count("application.refused", request)
+            raise access.Denied("forbidden", "The cookie is not this application's.", 403)
 
 
 def _collect(request: HttpRequest, application: Sender) -> HttpResponse:
