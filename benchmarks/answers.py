@@ -35,6 +35,7 @@ def load(month_rows: int, months: int) -> None:
     from ingest.adapters import telemetry
     from ingest.events import Call
     from ingest.models import Channel, Conversation
+    from ingest.participants import keep_participants
 
     channel, _ = Channel.objects.get_or_create(identifier=CHANNEL)
     Conversation.objects.update_or_create(
@@ -50,9 +51,7 @@ def load(month_rows: int, months: int) -> None:
     ):  # fmt: skip
         store.append(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
     profiles = json.dumps(list(participants(devices, start=FIRST_DAY))).encode()
-    store.keep_participants(
-        channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now)
-    )
+    keep_participants(channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now))
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:

@@ -29,8 +29,8 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from benchmarks import ground, results
+from benchmarks.generator import CONNECTIONS, GENERATOR, PLACE, at
 from benchmarks.ground import CHANNEL, Helper, Process, wait_for
-from benchmarks.overload import CONNECTIONS, GENERATOR, PLACE, at
 from benchmarks.results import Result
 from exhaust.demo.processes import web
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import answers, api, asking, ground, overload, results
+from benchmarks.generator import GENERATOR
 from benchmarks.ground import Helper, Process, wait_for
 from benchmarks.results import Result
 from exhaust.demo.processes import web
@@ -73,9 +74,7 @@ def main() -> None:
             granian = running.enter_context(quiet(web(port), variables))
             running.enter_context(quiet([sys.executable, *asking.CELERY.split()], variables))
             wait_for(port, granian)
-            reader, sender = (
-                running.enter_context(Helper(overload.GENERATOR, variables)) for _ in range(2)
-            )
+            reader, sender = (running.enter_context(Helper(GENERATOR, variables)) for _ in range(2))
             reader.ask({"prepare": {"port": port, "requests": requests["read"]}})
             sender.ask({"prepare": sent})
             found = measure(reader, sender, months, asked.seconds, asked.rounds)

@@ -328,15 +328,15 @@ def checked(
 
 def load() -> None:
     """Each channel's conversations, one of every size, and who took part."""
-    from ingest import store
     from ingest.adapters import participants as profiles_adapter
     from ingest.models import Channel, Conversation
+    from ingest.participants import keep_participants
 
     now = datetime.now(UTC)
     profiles = json.dumps(list(participants(60, start=FIRST))).encode()
     for identifier in CHANNELS:
         channel = Channel.objects.create(identifier=identifier)
-        store.keep_participants(
+        keep_participants(
             channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now)
         )
         for size, rows in SIZES.items():

@@ -61,11 +61,8 @@ EXPLAINED = {
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
         "an operator names one of several; commands see all channels"
     ),
-    "ingest/admin.py ApiKeyAdmin.seen: channel_id__in=ours": (
+    "ingest/staff.py keys: channel_id__in=channel_ids": (
         "of the second one: a key with a channel and none of others has one of ours"
-    ),
-    "ingest/admin.py ApiKeyAdmin.seen: pk__in=mine.values('apikey_id')": (
-        "keeps away keys of no channel, which open nothing"
     ),
     "ingest/consent.py ended: channel_id=channel_id": (
         "for another channel's withdrawal a batch is only read once more"

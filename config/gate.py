@@ -159,10 +159,8 @@ class Gate:
             return self._app(environ, start)
         line = self._doors if limits.is_door(environ["REQUEST_METHOD"], path) else self._others
         has_body = environ.get("CONTENT_LENGTH") not in {None, "", "0"}
-        if (has_body and self._slow >= SLOW_BODIES) or not line.enter():
-            return shed(environ, start)
-        if DOWNLOAD in path and self._streams >= STREAMS:  # before it is counted as a use
-            line.leave()
+        is_late = DOWNLOAD in path and self._streams >= STREAMS  # before it is counted as a use
+        if is_late or (has_body and self._slow >= SLOW_BODIES) or not line.enter():
             return shed(environ, start)
         begun = time.monotonic()
         environ["wsgi.input"] = body = Body(self, line, environ)

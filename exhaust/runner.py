@@ -360,7 +360,7 @@ def _kept(dataset: Dataset, selection: Selection) -> str:
 
     Raises `Permanent` where another attempt, or this one, may have found them.
     """
-    begins = None if dataset.derived else horizon.of(selection.channel_id)
+    begins = dataset.begins(selection.channel_id)
     if begins is None:
         return ""
     if begins.pruned_xid >= selection.watermark:

@@ -14,9 +14,9 @@ from django.db.models.functions import Now
 
 from exhaust import jobs, links
 from exhaust.datasets import DATASETS, is_private
-from exhaust.datasets.selection import Selection, selected
+from exhaust.datasets.selection import Dataset, Selection, selected
 from exhaust.models import DeadLetter, File, Job, Link
-from ingest import consent, horizon
+from ingest import consent
 
 MESSAGE = "Somebody in the file took back consent, or was erased; send the request again."
 
@@ -67,16 +67,15 @@ def holds(job: Job, device_ids: Sequence[str]) -> bool:
         selection = selected(job.dataset, job.channel_id, job.config, job.watermark)
     except LookupError:
         return True
-    return _is_pruned(job, selection) or dataset.holds(selection, device_ids)
+    return _is_pruned(dataset, selection) or dataset.holds(selection, device_ids)
 
 
-def _is_pruned(job: Job, selection: Selection) -> bool:
+def _is_pruned(dataset: Dataset, selection: Selection) -> bool:
     """Whether events that the file may have been made of are kept no more."""
-    begins = horizon.of(job.channel_id)
+    begins = dataset.begins(selection.channel_id)
     return (
-        not DATASETS[job.dataset].derived
-        and begins is not None
-        and begins.pruned_xid >= (job.watermark or 0)
+        begins is not None
+        and begins.pruned_xid >= selection.watermark
         # an event may say that it occurred up to a day after it arrived
         and selection.start < begins.arrived_before + timedelta(days=1)
     )

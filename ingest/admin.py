@@ -177,13 +177,7 @@ class ApiKeyAdmin(ReadOnly):
     actions = ["revoke", "rotate"]
 
     def seen(self, request: HttpRequest, rows: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-        """Only keys of no other channel: what one is told holds for all of them."""
-        ours = self.channels(request).values()
-        of_others = ApiKey.channels.through.objects.exclude(channel_id__in=ours)
-        mine = ApiKey.channels.through.objects.filter(channel_id__in=ours)
-        return rows.filter(pk__in=mine.values("apikey_id")).exclude(
-            pk__in=of_others.values("apikey_id")
-        )
+        return staff.keys(rows, self.channels(request).values())
 
     @admin.action(description="Revoke the selected keys", permissions=["view"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:

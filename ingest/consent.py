@@ -110,7 +110,8 @@ def settle(channel_id: int) -> None:
 
 def profiles(channel_id: int) -> None:
     """Nobody is begun to be erased until this transaction, which takes profiles in, ends. Comes
-    before any other lock, as `no_profiles` does: or each would wait for the other."""
+    before the turn and the rows of people, as `no_profiles` does: or each would wait for the other.
+    """
     _lock("pg_advisory_xact_lock_shared", channel_id, _PROFILES)
 
 

@@ -13,6 +13,7 @@ from ingest import ledger, store
 from ingest.adapters import ADAPTERS, participants, skalin
 from ingest.events import Batch, Call, Event, Refused, Rejection
 from ingest.models import Rejected, StoredEvent
+from ingest.participants import keep_participants
 from ingest.sealing import unseal
 
 
@@ -67,13 +68,13 @@ def _again(rejected: Rejected, raw: bytes) -> list[Rejection]:
     try:
         if rejected.dialect == participants.DIALECT:
             profiles, rejections = participants.parse(raw, "", rejected.received_at)
-            store.keep_participants(rejected.channel_id, rejected.received_at, profiles, [])
+            keep_participants(rejected.channel_id, rejected.received_at, profiles, [])
             return rejections
         batch = ADAPTERS[rejected.dialect].parse(raw, call)
     except Refused as refused:
         return [Rejection(0, refused.reason, refused.detail, raw)]
     if rejected.dialect == skalin.DIALECT:
-        store.keep_participants(rejected.channel_id, batch.received_at, skalin.people(batch), [])
+        keep_participants(rejected.channel_id, batch.received_at, skalin.people(batch), [])
     if batch.last_wins:
         batch = structs.replace(batch, events=_not_outdated(batch))
     return list(store.append(rejected.channel_id, batch).rejections)

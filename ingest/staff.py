@@ -1,9 +1,11 @@
 """People who sign in: what their groups let them do in which channel."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from ingest import ledger
@@ -68,6 +70,16 @@ def rights(user: AbstractBaseUser | AnonymousUser, channel: str) -> tuple[int, f
         return 0, frozenset()
     held = [right for place, right in enumerate(RIGHTS, 1) if any(row[place] for row in rows)]
     return rows[0][0], frozenset(held)
+
+
+def keys(rows: QuerySet[ApiKey], channel_ids: Collection[int]) -> QuerySet[ApiKey]:
+    """Those that stand in none but these channels: what a key is told holds for all of its own."""
+    stands = ApiKey.channels.through.objects  # of this table PostgreSQL hides no row
+    mine = stands.filter(channel_id__in=channel_ids)
+    of_others = stands.exclude(channel_id__in=channel_ids)
+    return rows.filter(pk__in=mine.values("apikey_id")).exclude(
+        pk__in=of_others.values("apikey_id")
+    )
 
 
 def beyond(user: AbstractBaseUser | AnonymousUser, key: ApiKey) -> str:

@@ -8,26 +8,21 @@ others unless one of those there is to be superseded. It takes no lock of its ow
 batch was quicker with one of the events, or there is more to do, the batch is stored step by step.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import psycopg
 from django.db import DataError, connection, transaction
 
-from ingest import arrays, consent, erasure, metrics
+from ingest import arrays, metrics, rejections
 from ingest.adapters.body import canonical, same
-from ingest.adapters.participants import DIALECT as PARTICIPANTS
 from ingest.adapters.participants import Profile
 from ingest.events import Batch, Event, Refused, Rejection
-from ingest.models import Conversation, Rejected
+from ingest.models import Conversation
+from ingest.participants import keep_participants
 from ingest.positions import writing
-from ingest.sealing import seal
-
-RAW_KEPT = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -96,11 +91,13 @@ def _step_by_step(
                 if newer:
                     cursor.execute(_LOCK, {"i": [e.identity for e in events]})
         stored = insert(channel_id, batch, events, late, newer)
-        rejections = [*batch.rejections, *late]
-        _reject(channel_id, batch.dialect, batch.received_at, rejections, batch.application_id)
+        rejected = [*batch.rejections, *late]
+        rejections.keep(
+            channel_id, batch.dialect, batch.received_at, rejected, batch.application_id
+        )
         if people:
-            keep_participants(channel_id, batch.received_at, people, rejections=())
-    return Outcome(stored, len(batch.events) - stored - len(late), rejections)
+            keep_participants(channel_id, batch.received_at, people, rejected=())
+    return Outcome(stored, len(batch.events) - stored - len(late), rejected)
 
 
 def _conversations(channel_id: int, events: list[Event]) -> dict[str, int]:
@@ -366,99 +363,3 @@ def _insert_rows(
             ],
         )
         return int(cursor.rowcount)
-
-
-def _reject(
-    channel_id: int,
-    dialect: str,
-    received_at: datetime,
-    rejections: Sequence[Rejection],
-    application_id: int | None = None,
-) -> None:
-    if not rejections:
-        return
-    rows = [
-        Rejected(
-            channel_id=channel_id,
-            application_id=application_id,
-            dialect=dialect,
-            received_at=received_at,
-            position=rejection.position,
-            reason=rejection.reason[:64],
-            detail=rejection.detail,
-            digest=hashlib.sha256(rejection.raw).hexdigest(),
-            size=len(rejection.raw),
-            sealed=seal(rejection.raw[:RAW_KEPT]),
-        )
-        for rejection in rejections
-    ]
-    rows.sort(key=lambda row: row.digest)  # one order of locking
-    Rejected.objects.bulk_create(rows, ignore_conflicts=True)
-
-
-# A consent is replaced only by one given later; what is not said (NULL) changes nothing.
-_UPSERT = """
-INSERT INTO ingest_participant AS known
-    (channel_id, device_id, user_name, sealed_phone, consent, consent_at, updated_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (channel_id, device_id) DO UPDATE SET
-    user_name = CASE WHEN %s THEN excluded.user_name ELSE known.user_name END,
-    sealed_phone = CASE WHEN %s THEN excluded.sealed_phone ELSE known.sealed_phone END,
-    consent = CASE WHEN excluded.consent IS NOT NULL
-        AND (known.consent_at IS NULL OR excluded.consent_at >= known.consent_at)
-        THEN excluded.consent ELSE known.consent END,
-    consent_at = CASE WHEN excluded.consent IS NOT NULL
-        AND (known.consent_at IS NULL OR excluded.consent_at >= known.consent_at)
-        THEN excluded.consent_at ELSE known.consent_at END,
-    updated_at = excluded.updated_at
-"""
-
-
-def keep_participants(
-    channel_id: int,
-    received_at: datetime,
-    profiles: Sequence[Profile],
-    rejections: Sequence[Rejection],
-) -> list[Profile]:
-    """Makes or updates participants, and keeps what was no profile, in one commit.
-
-    Gives the profiles that were not kept, because the person was erased and has not consented anew.
-    """
-    when = connection.ops.adapt_datetimefield_value
-    sealed = {id(p): seal(p.phone.encode()) for p in profiles if p.phone}
-    with transaction.atomic():
-        consent.profiles(channel_id)
-        refused = erasure.refused(channel_id, profiles)
-        out = set(map(id, refused))
-        kept = [p for p in profiles if id(p) not in out] if out else profiles
-        _upsert(channel_id, when(received_at), kept, sealed)
-        _reject(channel_id, PARTICIPANTS, received_at, rejections)
-    return refused
-
-
-def _upsert(
-    channel_id: int, received_at: Any, kept: Sequence[Profile], sealed: dict[int, bytes]
-) -> None:
-    when = connection.ops.adapt_datetimefield_value
-    rows = [
-        (
-            channel_id,
-            p.device_id,
-            p.user_name or "",
-            sealed.get(id(p)),
-            p.consent,
-            when(p.consent_at) if p.consent is not None else None,
-            received_at,
-            p.user_name is not None,
-            p.phone is not None,
-        )
-        for p in sorted(kept, key=lambda p: p.device_id)  # stable: the last said stays last
-    ]
-    # only what says something of consent or takes a phone away can change who is shown
-    is_telling = any(p.consent is not None or p.phone == "" for p in kept)
-    devices = [row[1] for row in rows] if is_telling else []
-    before = consent.known(channel_id, devices)  # locked in the order of the upsert
-    with connection.cursor() as cursor:
-        cursor.executemany(_UPSERT, rows)
-    if is_telling:
-        consent.changed(channel_id, before, consent.known(channel_id, devices))

@@ -355,8 +355,8 @@ def _given(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
     Other ranges are answered with the whole, as RFC 9110 lets us.
     """
     headers = request.headers
-    is_told = request.method == "HEAD"
-    if not is_told and (address := links.redirect(file)):
+    is_head = request.method == "HEAD"
+    if not is_head and (address := links.redirect(file)):
         return HttpResponseRedirect(address)
     tag = f'"{file.sha256}"'
     asked = _BEHIND.fullmatch(headers.get("Range", ""))
@@ -365,7 +365,7 @@ def _given(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
     elif (start := int(asked[1])) >= file.byte_count:
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{file.byte_count}"})
     answer: HttpResponse | FileResponse
-    if is_told:
+    if is_head:
         answer = HttpResponse(content_type=file.content_type)
     else:
         content = storage.default().open(file.key)

@@ -16,7 +16,7 @@ from django.db import connection
 from exhaust.datasets.columns import Cell, Column
 from exhaust.models import Job
 from ingest import consent, horizon
-from ingest.models import Application, Channel, Conversation
+from ingest.models import Application, Channel, Conversation, Horizon
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ def missing(job: Job) -> str:
     """Why no supplement can follow a job's file: some that arrived since were pruned."""
     from exhaust.datasets import DATASETS  # which are made of what stands here
 
-    derived = job.dataset in DATASETS and DATASETS[job.dataset].derived  # those are not pruned
-    begins = None if derived else horizon.of(job.channel_id)
+    dataset = DATASETS.get(job.dataset)
+    begins = dataset.begins(job.channel_id) if dataset else horizon.of(job.channel_id)
     if begins is None or job.watermark is None or begins.xid < job.watermark:
         return ""
     return f"{horizon.told(begins)} Some of them came after that file; ask without since."
@@ -263,6 +263,10 @@ class Dataset(ABC):
             plan = cursor.fetchone()[0]
         plan = json.loads(plan) if isinstance(plan, str) else plan
         return int(plan[0]["Plan"]["Plan Rows"])
+
+    def begins(self, channel_id: int) -> Horizon | None:
+        """Where the channel's rows begin; None where none was pruned. Derived ones never are."""
+        return None if self.derived else horizon.of(channel_id)
 
     def holds(self, selection: Selection, device_ids: Sequence[str]) -> bool:
         """Whether there is a row of one of these devices, or may have been one."""

@@ -8,7 +8,7 @@ send have no connection to the database.
 
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -280,8 +280,7 @@ def _sorted(work: Work, items: list[Item]) -> None:
         _failed(work, f"All were refused: {refused[0][1].status}.", 0)
         return
     _taken(work, taken)
-    for document, item in refused:
-        _set_aside(work, document, item.status, item.reason)
+    _set_aside(work, [(document, item.status, item.reason) for document, item in refused])
     if refused:
         delivery.error = f"{len(refused)} documents were refused and set aside."
     if wait_on:
@@ -308,29 +307,29 @@ def _refused(work: Work, outcome: Answer) -> None:
     if sink.failures + 1 >= BREAKER:
         _failed(work, said, outcome.retry_after)
         return
-    _set_aside(work, work.documents[0], outcome.status, said)
+    _set_aside(work, [(work.documents[0], outcome.status, said)])
     delivery.error = f"{said} The document was set aside."
     _finish(work, yes=False)
 
 
-def _set_aside(work: Work, document: Document, status: int, reason: str) -> None:
-    identifier = document.id
-    if consent.is_erasing(work.sink.channel_id, timezone.now() - ENDED):
-        identifier = reason = "erased"  # whose it is may be erased already, and looks no more
-    DeadLetter.objects.update_or_create(
-        sink=work.sink,
-        row=document.row,
-        defaults={
-            "xid": document.place.xid,
-            "document_id": identifier,
-            "answer": status,
-            "reason": reason,
-            "created_at": timezone.now(),
-            "again_at": None,
-            "taken_at": None,
-        },
-    )
-    metrics.PUSHED.labels(work.sink.kind, "set aside").inc()
+def _set_aside(work: Work, refused: Sequence[tuple[Document, int, str]]) -> None:
+    # whose documents these are may be erased by now, and an erasure looks no more
+    is_erasing = refused and consent.is_erasing(work.sink.channel_id, timezone.now() - ENDED)
+    for document, status, reason in refused:
+        DeadLetter.objects.update_or_create(
+            sink=work.sink,
+            row=document.row,
+            defaults={
+                "xid": document.place.xid,
+                "document_id": "erased" if is_erasing else document.id,
+                "answer": status,
+                "reason": "erased" if is_erasing else reason,
+                "created_at": timezone.now(),
+                "again_at": None,
+                "taken_at": None,
+            },
+        )
+        metrics.PUSHED.labels(work.sink.kind, "set aside").inc()
 
 
 def _failed(work: Work, sentence: str, retry_after: int) -> None:

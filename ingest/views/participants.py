@@ -9,13 +9,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from ingest import access, erasure, metrics, problems, store
+from ingest import access, erasure, metrics, problems
 from ingest.adapters import body
 from ingest.adapters import participants as adapter
 from ingest.adapters.fields import MAX_TEXT
 from ingest.adapters.participants import Profile
 from ingest.events import Refused, Rejection
 from ingest.models import Erasure
+from ingest.participants import keep_participants
 
 SECONDS = 5.0  # of an erasure, within a request
 
@@ -33,7 +34,7 @@ def participants(request: HttpRequest) -> HttpResponse:
         body.require_json(request.content_type or "")
         sent = body.read(request)
         profiles, rejections = adapter.parse(sent, request.content_type or "", received_at)
-        erased = store.keep_participants(channel_id, received_at, profiles, rejections)
+        erased = keep_participants(channel_id, received_at, profiles, rejections)
         metrics.count(adapter.DIALECT, len(profiles), 0, len(rejections))
     except Refused as refused:
         return problems.response(refused.status, refused.reason, refused.detail)

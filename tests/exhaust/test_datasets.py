@@ -12,6 +12,7 @@ from exhaust.datasets.selection import Dataset, days
 from ingest import store
 from ingest.adapters.participants import Profile
 from ingest.models import Channel, Conversation, StoredEvent
+from ingest.participants import keep_participants
 from ingest.positions import watermark
 from tests.conftest import make_channel
 from tests.exhaust.corpus import select
@@ -73,7 +74,7 @@ def append(*events: Any, channel: str = "ORG_001") -> store.Outcome:
 
 def keep(channel: str = "ORG_001", **said: Any) -> None:
     profile = {"device_id": DEVICE, "user_name": None, "phone": None, "consent": None}
-    store.keep_participants(
+    keep_participants(
         make_channel(channel).id,
         RECEIVED_AT,
         [Profile(**{**profile, "consent_at": RECEIVED_AT, **said})],

@@ -30,8 +30,9 @@ from exhaust.datasets.selection import Dataset, Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.formats import FORMATS, Format
 from exhaust.models import File, Job
-from ingest import deriver, store
+from ingest import deriver
 from ingest.adapters.participants import Profile
+from ingest.participants import keep_participants
 from tests.conftest import make_channel
 from tests.exhaust import corpus
 from tests.exhaust.factories import (
@@ -64,7 +65,7 @@ def fill() -> Selection:
         Profile(device, next(names) or None, "+919000000001", True, RECEIVED_AT)
         for device in ["@device", *(row[2] or "" for row in people(selection))]
     ]
-    store.keep_participants(make_channel().pk, RECEIVED_AT, profiles, [])
+    keep_participants(make_channel().pk, RECEIVED_AT, profiles, [])
     deriver.derive_all(seconds=30)
     # users changed just now, sessions end long before
     return replace(selection, end=timezone.now() + timedelta(days=1))

@@ -16,9 +16,10 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.columns import Column
 from exhaust.datasets.selection import Selection, streaming
 from exhaust.models import Job
-from ingest import access, deriver, store
+from ingest import access, deriver
 from ingest.adapters.participants import Profile
 from ingest.models import Conversation
+from ingest.participants import keep_participants
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
 from tests.exhaust.factories import BOT, FIRST_ANSWER, PRIVATE, RESPONSE, answer, send
@@ -130,7 +131,7 @@ def fill() -> None:
     sent = Client().post("/collect?appId=my-app", json.dumps([click]), "application/json")
     assert sent.status_code == 200
     profile = Profile("device-1", "Asha", "+919000000001", True, timezone.now())
-    store.keep_participants(make_channel().pk, timezone.now(), [profile], [])
+    keep_participants(make_channel().pk, timezone.now(), [profile], [])
     deriver.derive_all(10)
 
 

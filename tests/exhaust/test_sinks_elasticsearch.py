@@ -13,7 +13,7 @@ from django.test import Client
 from django.utils import timezone
 from elasticsearch import Elasticsearch, helpers
 
-from exhaust.models import Sink
+from exhaust.models import Delivery, Sink
 from exhaust.sinks import control, courier, elasticsearch, pump
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.receiver import Receiver, answering
@@ -178,6 +178,21 @@ def test_an_index_that_refuses_everything_gets_no_graveyard() -> None:
         pumped(sink)
     assert sink.dead_letters.count() == 2 * (pump.BREAKER - 1)
     assert control.state(sink) == "open"
+    # what was said of a document stands in letters alone, where an erasure looks for it
+    assert Delivery.objects.get(error__contains="All").error == "All were refused: 403."
+
+
+@pytest.mark.parametrize("is_erasing", [False, True])
+def test_nothing_is_kept_of_a_document_that_is_refused_while_somebody_is_erased(
+    monkeypatch: pytest.MonkeyPatch, is_erasing: bool
+) -> None:
+    (emitted,) = emit(1)
+    monkeypatch.setattr(pump.consent, "is_erasing", lambda *_: is_erasing)
+    with Receiver(deciding=Elastic(lambda _: 400)) as receiver:
+        sink = pumped(make_index(receiver))
+    letter = sink.dead_letters.get()
+    told = (letter.document_id, letter.reason)
+    assert told == (("erased",) * 2 if is_erasing else (emitted, f"because: of {emitted}"))
 
 
 def test_an_answer_that_tells_nothing_is_no_yes() -> None:

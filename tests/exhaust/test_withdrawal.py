@@ -347,6 +347,33 @@ def test_a_publication_waits_for_a_withdrawal_under_way() -> None:
 # Erasure ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_an_erasure_waits_for_profiles_that_are_on_their_way() -> None:
+    # given a batch of profiles that was looked through for the erased, and has not committed
+    channel = make_channel()
+    order: list[str] = []
+
+    def erases() -> None:
+        try:
+            erasure.erase(channel.pk, "device-1", seconds=5)
+            order.append("erased")
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=erases)
+    with transaction.atomic():
+        say(person(1))
+        thread.start()
+        thread.join(0.5)
+        order.append("kept")
+    thread.join(10)
+
+    # then the profile is not left behind the certificate
+    assert order == ["kept", "erased"]
+    assert not Participant.objects.exists()
+
+
 def erase(device_id: str, key: str | None = None) -> Any:
     key = key or make_key("erase")
     return Client(headers=bearer(key)).delete(f"/v1/participants/{device_id}")

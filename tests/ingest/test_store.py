@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
 
-from ingest import store
+from ingest import rejections, store
 from ingest.adapters import telemetry
 from ingest.adapters.participants import Profile
 from ingest.events import Batch, Call, Event, Rejection, identity
 from ingest.models import Conversation, Participant, Rejected, StoredEvent
+from ingest.participants import keep_participants
 from ingest.sealing import unseal
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import (
@@ -217,7 +218,7 @@ def test_a_batch_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any) -> None:
         raise IntegrityError("the disk is full")
 
-    monkeypatch.setattr(store, "_reject", fail)
+    monkeypatch.setattr(rejections, "keep", fail)
     with pytest.raises(IntegrityError):
         store.append(channel.id, batch(answer(1), 5, answer(2)))
 
@@ -533,7 +534,7 @@ def known() -> Participant:
 
 
 def keep(*profiles: Profile, rejections: tuple[Rejection, ...] = ()) -> None:
-    store.keep_participants(make_channel().id, RECEIVED_AT, profiles, rejections)
+    keep_participants(make_channel().id, RECEIVED_AT, profiles, rejections)
 
 
 def test_a_participant_is_made():
@@ -607,7 +608,7 @@ def test_participants_and_what_was_none_are_kept_in_one_commit(monkeypatch: pyte
     def fail(*_: Any) -> None:
         raise IntegrityError
 
-    monkeypatch.setattr(store, "_reject", fail)
+    monkeypatch.setattr(rejections, "keep", fail)
     with pytest.raises(IntegrityError):
         keep(profile(device_id="other"))
     assert Participant.objects.count() == 1

@@ -13,9 +13,10 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.models import DeadLetter, File, Link, Sink
-from ingest import deriver, erasure, store, walls
+from ingest import deriver, erasure, walls
 from ingest.adapters import participants
 from ingest.models import AppUser, Erasure, Participant, Rejected, Session, StoredEvent
+from ingest.participants import keep_participants
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import PRIVATE, RESPONSE, answer, send
 from tests.exhaust.test_links import assert_closed
@@ -175,7 +176,7 @@ def test_a_withdrawal_ends_its_channels_files_alone(
         request.getfixturevalue("forgetful")
 
     walls.enter([channel.pk])
-    assert store.keep_participants(channel.pk, received_at, profiles, []) == []
+    assert keep_participants(channel.pk, received_at, profiles, []) == []
     walls.leave()
 
     request.getfixturevalue("monkeypatch").undo()
