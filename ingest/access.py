@@ -22,10 +22,10 @@ from rest_framework.request import Request
 
 from config import logs
 from ingest import ledger, limiter, limits, refusals, walls
+from ingest.db.prepared import asked
 from ingest.events import Refused
 from ingest.ledger import Actor
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
-from ingest.statements import asked
 
 _ALPHABET = string.ascii_letters + string.digits
 _PREFIX = "exh_"

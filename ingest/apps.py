@@ -2,7 +2,7 @@ from django.apps import AppConfig
 from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate
 
-from ingest import arrays
+from ingest.db import binary_arrays
 
 
 class IngestConfig(AppConfig):
@@ -13,7 +13,7 @@ class IngestConfig(AppConfig):
 
         from ingest import signals, staff, walls  # they need the models
 
-        arrays.register()
+        binary_arrays.register()
         signals.connect()
         connection_created.connect(walls.connected)
         post_migrate.connect(walls.build, sender=self)

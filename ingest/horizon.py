@@ -10,11 +10,11 @@ from django.db import connection, transaction
 from django.db.models import Value
 
 from ingest import feed
+from ingest.db.prepared import asked
 from ingest.events import Refused
 from ingest.feed import START, Place
 from ingest.models import Deriver, Horizon, StoredEvent
 from ingest.positions import Position, taken, watermark, writing
-from ingest.statements import asked
 
 STEP = 10_000
 

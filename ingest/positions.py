@@ -18,7 +18,7 @@ from django.apps import apps
 from django.db import connection, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ingest.statements import asked
+from ingest.db.prepared import asked
 
 
 class XidField(models.BigIntegerField):  # type: ignore[type-arg]

@@ -24,9 +24,9 @@ from django.db import models
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from ingest.db.upsert import upsert
 from ingest.feed import Arrived
 from ingest.models import Session
-from ingest.records import upsert
 from ingest.traits import EPOCH, MAX_TEXT, Traits, moment, text
 
 HOUR = 3_600_000_000  # all times here are microseconds since 1970

@@ -16,9 +16,10 @@ from typing import Any
 import psycopg
 from django.db import DataError, connection, transaction
 
-from ingest import arrays, metrics, rejections
+from ingest import metrics, rejections
 from ingest.adapters.body import canonical, same
 from ingest.adapters.participants import Profile
+from ingest.db import binary_arrays
 from ingest.events import Batch, Event, Refused, Rejection
 from ingest.models import Conversation
 from ingest.participants import keep_participants
@@ -299,16 +300,16 @@ def _columns(channel_id: int, batch: Batch, events: list[Event]) -> dict[str, An
         "channel": channel_id,
         "application": batch.application_id,
         "dialect": batch.dialect,
-        "bots": arrays.texts(sorted(set(conversations) - {""})),
-        "o": arrays.moments([e.occurred_at for e in events]),
-        "c": arrays.texts(conversations),
-        "a": arrays.booleans([e.is_answer for e in events]),
-        "i": arrays.uuids([e.identity for e in events]),
-        "t": arrays.texts([e.type for e in events]),
-        "d": arrays.texts([e.device_id for e in events]),
-        "s": arrays.texts([e.session_id for e in events]),
-        "n": arrays.texts([e.note for e in events]),
-        "p": arrays.utf8([e.payload for e in events]),
+        "bots": binary_arrays.texts(sorted(set(conversations) - {""})),
+        "o": binary_arrays.moments([e.occurred_at for e in events]),
+        "c": binary_arrays.texts(conversations),
+        "a": binary_arrays.booleans([e.is_answer for e in events]),
+        "i": binary_arrays.uuids([e.identity for e in events]),
+        "t": binary_arrays.texts([e.type for e in events]),
+        "d": binary_arrays.texts([e.device_id for e in events]),
+        "s": binary_arrays.texts([e.session_id for e in events]),
+        "n": binary_arrays.texts([e.note for e in events]),
+        "p": binary_arrays.utf8([e.payload for e in events]),
     }
 
 

@@ -14,9 +14,9 @@ from django.db import models
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from ingest.db.upsert import upsert
 from ingest.feed import Arrived
 from ingest.models import AppUser
-from ingest.records import upsert
 from ingest.traits import MAX_TEXT, Traits, moment
 
 MAX_ATTRIBUTES = 500  # of a user; further names are not kept

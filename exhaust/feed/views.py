@@ -16,9 +16,9 @@ from exhaust import cursor
 from exhaust.feed import documents, pages
 from exhaust.feed.pages import Question
 from ingest import access, feed, ledger, problems, walls
+from ingest.db.prepared import asked
 from ingest.feed import Place
 from ingest.models import AppUser, Session, StoredEvent
-from ingest.statements import asked
 
 MAX_SECONDS = 100_000_000_000  # what is less counts seconds, the rest milliseconds
 SCOPES = {"events": "pull", "sessions": "pull", "users": "export:private"}

@@ -14,7 +14,8 @@ from django.db import connection, models
 from django.db.models.functions import Cast
 
 from exhaust.feed.documents import encode, milliseconds
-from ingest import arrays, feed
+from ingest import feed
+from ingest.db import binary_arrays
 from ingest.models import Application, Session, StoredEvent
 from ingest.traits import MAX_URL, text
 
@@ -247,9 +248,9 @@ def _events(sessions: Sequence[Told]) -> dict[int, _Inside]:
         "channel": sessions[0].channel_id,
         "ids": [session.id for session in sessions],
         "applications": [session.application_id for session in sessions],
-        "devices": arrays.texts([session.device_id for session in sessions]),
-        "starts": arrays.moments([session.started_at for session in sessions]),
-        "ends": arrays.moments([session.ended_at for session in sessions]),
+        "devices": binary_arrays.texts([session.device_id for session in sessions]),
+        "starts": binary_arrays.moments([session.started_at for session in sessions]),
+        "ends": binary_arrays.moments([session.ended_at for session in sessions]),
     }
     return {of: _inside(told) for of, told in feed.streamed(_OF_SESSIONS, columns)}
 

@@ -6,8 +6,8 @@ import psycopg
 import pytest
 from django.db import connection
 
-from ingest import arrays
-from ingest.arrays import Column
+from ingest.db import binary_arrays
+from ingest.db.binary_arrays import Column
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.django_db]
 
@@ -24,13 +24,13 @@ TEXTS = ["", "a", 'quo"ted', "back\\slash", "{1,2}", "NULL", "\u00e9\U0001f600",
 @pytest.mark.parametrize(
     ("column", "type_", "held"),
     [
-        (arrays.booleans([True, False, True]), "boolean[]", [True, False, True]),
-        (arrays.moments(MOMENTS), "timestamp with time zone[]", MOMENTS),
-        (arrays.texts(TEXTS), "text[]", TEXTS),
-        (arrays.utf8(text.encode() for text in TEXTS), "text[]", TEXTS),
-        (arrays.uuids([bytes(range(16))]), "uuid[]", [UUID(bytes=bytes(range(16)))]),
-        (arrays.texts([]), "text[]", []),
-        (arrays.uuids([]), "uuid[]", []),
+        (binary_arrays.booleans([True, False, True]), "boolean[]", [True, False, True]),
+        (binary_arrays.moments(MOMENTS), "timestamp with time zone[]", MOMENTS),
+        (binary_arrays.texts(TEXTS), "text[]", TEXTS),
+        (binary_arrays.utf8(text.encode() for text in TEXTS), "text[]", TEXTS),
+        (binary_arrays.uuids([bytes(range(16))]), "uuid[]", [UUID(bytes=bytes(range(16)))]),
+        (binary_arrays.texts([]), "text[]", []),
+        (binary_arrays.uuids([]), "uuid[]", []),
     ],
     ids=["booleans", "moments", "texts", "utf8", "uuids", "no texts", "no uuids"],
 )

@@ -13,8 +13,8 @@ from django.db.utils import ProgrammingError
 from django.test import Client
 
 from ingest import walls
+from ingest.db.prepared import asked
 from ingest.models import Channel, Conversation, Role
-from ingest.statements import asked
 from tests.conftest import bearer, make_channel
 from tests.walls.world import OTHER, OWN, OWNED, Place, key, stand
 
