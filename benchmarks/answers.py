@@ -120,8 +120,8 @@ def new_job(tag: str, months: int, output_format: str = "csv") -> int:
 
 def selection(months: int) -> Any:
     from exhaust.datasets.selection import Selection, days
+    from ingest.feed.watermark import watermark
     from ingest.models import Conversation
-    from ingest.positions import watermark
 
     conversation = Conversation.objects.get(identifier=CONVERSATION_ID)
     last = FIRST_DAY + MONTH * months - timedelta(days=1)

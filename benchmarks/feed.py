@@ -74,9 +74,10 @@ def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
     from django.utils import timezone
 
     from exhaust.feed import pages
-    from ingest import feed, store
+    from ingest import store
     from ingest.adapters import telemetry
     from ingest.events import Call
+    from ingest.feed import values
     from ingest.models import Channel
 
     channel = Channel.objects.create(identifier="PROOF")
@@ -118,7 +119,7 @@ def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
     def read(number: int) -> None:
         dice = random.Random(-seed * 1000 - number)
         question = pages.Question(channel.pk, "events")
-        place = feed.START
+        place = values.START
         while True:
             last = written.is_set()
             page = pages.read(question, place, dice.randint(1, PAGE))
@@ -235,7 +236,7 @@ def push(variables: dict[str, str], sessions: int) -> list[Result]:
     from exhaust.models import Sink
     from exhaust.sinks import control, pump
     from ingest import deriver
-    from ingest.feed import START
+    from ingest.feed.values import START
     from ingest.models import Session
 
     port = next(port for port in range(9000, 10_000) if is_free(port))

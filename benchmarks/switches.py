@@ -67,7 +67,7 @@ EXPLAINED = {
     "ingest/consent.py ended: channel_id=channel_id": (
         "for another channel's withdrawal a batch is only read once more"
     ),
-    "ingest/feed.py superseded_by: channel_id=channel_id": (
+    "ingest/feed/reader.py superseded_by: channel_id=channel_id": (
         "told only with a successor among the rows read, by an identity that is of its channel"
     ),
     "ingest/views/conversations.py ConversationView.get: if '\\x00' in identifier: refuse": (

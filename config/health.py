@@ -9,7 +9,8 @@ from django.http import HttpRequest, JsonResponse
 
 from exhaust import jobs, storage
 from exhaust.models import DailyRun
-from ingest import positions, problems
+from ingest import problems
+from ingest.feed import watermark
 
 log = logging.getLogger(__name__)
 BROKER_SECONDS = 1
@@ -65,7 +66,7 @@ def _migrations() -> str:
         executor = MigrationExecutor(connection)
         if executor.migration_plan(executor.loader.graph.leaf_nodes()):
             return "missing: run manage.py migrate"
-        if positions.last() >= positions.ahead():  # nobody would ever see what comes in
+        if watermark.last() >= watermark.ahead():  # nobody would ever see what comes in
             return "a restored dump: run manage.py restored"
         _migrated = True
     return "ok"

@@ -24,7 +24,7 @@ from exhaust import metrics
 from exhaust.failpoints import failpoint
 from exhaust.models import File, Job, Notice, Transition
 from ingest.models import Channel
-from ingest.positions import Position
+from ingest.models.fields import Position
 
 log = logging.getLogger(__name__)
 Status = Job.Status

@@ -9,7 +9,7 @@ from exhaust import cursor
 from exhaust.datasets.selection import Dataset, Selection
 from exhaust.feed.pages import LAST_ID, Question, bound
 from exhaust.models import File, Job
-from ingest.feed import START, Place
+from ingest.feed.values import START, Place
 from ingest.traits import EPOCH
 
 SUFFIX = "json"

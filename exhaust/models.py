@@ -4,7 +4,7 @@ from django.db import models
 from django.utils import timezone
 
 from ingest.models import Channel, identifier
-from ingest.positions import Position, XidField
+from ingest.models.fields import Position, XidField
 
 
 class Job(models.Model):

@@ -14,7 +14,7 @@ from exhaust.datasets.columns import Cell, Column, decode, json_text
 from exhaust.datasets.selection import selected
 from exhaust.formats.lines import csv_line
 from exhaust.submissions import Submission
-from ingest.positions import watermark
+from ingest.feed.watermark import watermark
 
 ROWS = 20
 SECONDS = 1.5  # for counting, and for the rows

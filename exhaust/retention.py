@@ -13,7 +13,7 @@ from exhaust import storage
 from exhaust.datasets import DATASETS
 from exhaust.models import File, Job, Sink
 from exhaust.sinks import batches, control
-from ingest import horizon
+from ingest.feed import pruning
 from ingest.models import Channel, StoredEvent
 
 log = logging.getLogger(__name__)
@@ -86,13 +86,13 @@ def prune_events() -> Iterator[tuple[str, int]]:
     for channel in Channel.objects.order_by("id"):
         while not (held := _is_read(channel.pk)):
             with transaction.atomic():
-                count = horizon.prune(channel.pk, moment)
+                count = pruning.prune(channel.pk, moment)
                 behind = _leave_behind(channel.pk) if count else 0
             if behind:
                 log.error("events.sinks_left_behind channel=%s sinks=%s", channel.pk, behind)
             if count:
                 yield channel.identifier, count
-            if count < horizon.STEP:
+            if count < pruning.STEP:
                 break
         if held:
             log.warning("events.not_pruned channel=%s", channel.pk)
@@ -113,7 +113,7 @@ def _leave_behind(channel_id: int) -> int:
 
     In the pruning's own commit: whoever reads for one of them now is overtaken.
     """
-    begins = horizon.of(channel_id)
+    begins = pruning.of(channel_id)
     if begins is None:
         return 0
     earlier = Q(xid__lt=begins.xid) | Q(xid=begins.xid, place_id__lt=begins.event_id)
@@ -123,6 +123,6 @@ def _leave_behind(channel_id: int) -> int:
     for sink in sinks:
         control.switch_off(
             sink,
-            f"{horizon.told(begins)} Some behind its cursor were not sent; rewind it, then resume.",
+            f"{pruning.told(begins)} Some behind its cursor were not sent; rewind it, then resume.",
         )
     return len(sinks)

@@ -20,9 +20,10 @@ from exhaust.datasets.selection import Dataset, Selection, selected
 from exhaust.failpoints import failpoint
 from exhaust.formats import FORMATS, Format, Unfit
 from exhaust.models import File, Job
-from ingest import deriver, horizon
+from ingest import deriver
+from ingest.feed import pruning
+from ingest.feed.watermark import watermark
 from ingest.models import Channel
-from ingest.positions import watermark
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
@@ -364,8 +365,8 @@ def _kept(dataset: Dataset, selection: Selection) -> str:
     if begins is None:
         return ""
     if begins.pruned_xid >= selection.watermark:
-        raise Permanent(f"{horizon.told(begins)} They were pruned meanwhile; send it again.")
-    return horizon.told(begins) if selection.start < begins.arrived_before else ""
+        raise Permanent(f"{pruning.told(begins)} They were pruned meanwhile; send it again.")
+    return pruning.told(begins) if selection.start < begins.arrived_before else ""
 
 
 def _message(selection: Selection, form: Format, progress: writer.Progress, kept: str) -> str:

@@ -14,10 +14,13 @@ from django.db import connection, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet, Value
 from django.utils import timezone
 
-from ingest import feed, sessions, users
-from ingest.feed import After, Place
+from ingest import sessions, users
+from ingest.feed import reader, values
+from ingest.feed.reader import After
+from ingest.feed.values import Place
+from ingest.feed.watermark import ahead, taken, watermark, writing
 from ingest.models import Channel, Deriver, Session, StoredEvent
-from ingest.positions import Position, ahead, taken, watermark, writing
+from ingest.models.fields import Position
 from ingest.traits import moment, traits
 
 log = logging.getLogger(__name__)
@@ -51,13 +54,13 @@ def step(channel_id: int, limit: int = STEP) -> int:
         at = Deriver.objects.select_for_update(skip_locked=True).filter(pk=channel_id).first()
         if at is None:
             return 0
-        rows = feed.read(channel_id, Place(at.xid, at.event_id), mark, limit)
+        rows = reader.read(channel_id, Place(at.xid, at.event_id), mark, limit)
         if not rows:
             return 0
         position = taken()
         until = moment(max(row.received for row in rows))
-        told = [(row, traits(row)) for row in rows if feed.lived(row)]
-        sessions.derive(channel_id, told, feed.superseded_by(channel_id, rows), position, until)
+        told = [(row, traits(row)) for row in rows if reader.lived(row)]
+        sessions.derive(channel_id, told, reader.superseded_by(channel_id, rows), position, until)
         users.derive(channel_id, told, position)
         moved = Deriver.objects.filter(pk=channel_id, xid=at.xid, event_id=at.event_id).update(
             xid=rows[-1].xid, event_id=rows[-1].id, derived_at=timezone.now()
@@ -89,7 +92,7 @@ def catch_up(channel_id: int, mark: int, patience: float) -> int | None:
 def _waits(channel_id: int, mark: int) -> bool:
     at = Deriver.objects.get(pk=channel_id)
     events = StoredEvent.objects.filter(channel_id=channel_id)
-    return feed.after(events, Place(at.xid, at.event_id), mark).exists()
+    return reader.after(events, Place(at.xid, at.event_id), mark).exists()
 
 
 def close(channel_id: int, limit: int = STEP, now: datetime | None = None) -> int:
@@ -124,8 +127,8 @@ def _closing() -> list[int]:
 
 
 def _unread(channel_id: int, at: Deriver | None) -> "QuerySet[StoredEvent]":
-    place = Place(at.xid, at.event_id) if at else feed.START
-    return feed.after(StoredEvent.objects.filter(channel_id=channel_id), place)
+    place = Place(at.xid, at.event_id) if at else values.START
+    return reader.after(StoredEvent.objects.filter(channel_id=channel_id), place)
 
 
 def _know_every_channel() -> None:

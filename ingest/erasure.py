@@ -26,6 +26,7 @@ from django.utils import timezone
 from ingest import consent, ledger
 from ingest.adapters import body
 from ingest.adapters.participants import Profile
+from ingest.feed.watermark import taken, writing
 from ingest.models import (
     AppUser,
     Channel,
@@ -36,7 +37,7 @@ from ingest.models import (
     Session,
     StoredEvent,
 )
-from ingest.positions import Position, taken, writing
+from ingest.models.fields import Position
 from ingest.sealing import seal, unseal
 
 # keyword arguments: channel_id, and querysets `events` and `sessions` that are about to be erased

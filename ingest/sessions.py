@@ -25,7 +25,7 @@ from django.db.models.functions import Cast
 from django.utils import timezone
 
 from ingest.db.upsert import upsert
-from ingest.feed import Arrived
+from ingest.feed.values import Arrived
 from ingest.models import Session
 from ingest.traits import EPOCH, MAX_TEXT, Traits, moment, text
 

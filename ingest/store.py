@@ -21,9 +21,9 @@ from ingest.adapters.body import canonical, same
 from ingest.adapters.participants import Profile
 from ingest.db import binary_arrays
 from ingest.events import Batch, Event, Refused, Rejection
+from ingest.feed.watermark import writing
 from ingest.models import Conversation
 from ingest.participants import keep_participants
-from ingest.positions import writing
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ingest.feed import Arrived
+from ingest.feed.values import Arrived
 
 MAX_TEXT = 255  # characters of an id or a name
 MAX_URL = 2048

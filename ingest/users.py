@@ -15,7 +15,7 @@ from django.db.models.functions import Cast
 from django.utils import timezone
 
 from ingest.db.upsert import upsert
-from ingest.feed import Arrived
+from ingest.feed.values import Arrived
 from ingest.models import AppUser
 from ingest.traits import MAX_TEXT, Traits, moment
 

@@ -14,7 +14,7 @@ from exhaust.console.gate import Here, show, typed, within
 from exhaust.models import Delivery, Sink
 from exhaust.sinks import control
 from ingest.events import Refused
-from ingest.feed import START
+from ingest.feed.values import START
 from ingest.staff import Right
 
 # what a sink sends is what a key that pulls may have, so who makes one must be allowed as much

@@ -15,7 +15,8 @@ from django.db import connection
 
 from exhaust.datasets.columns import Cell, Column
 from exhaust.models import Job
-from ingest import consent, horizon
+from ingest import consent
+from ingest.feed import pruning
 from ingest.models import Application, Channel, Conversation, Horizon
 
 
@@ -170,10 +171,10 @@ def missing(job: Job) -> str:
     from exhaust.datasets import DATASETS  # which are made of what stands here
 
     dataset = DATASETS.get(job.dataset)
-    begins = dataset.begins(job.channel_id) if dataset else horizon.of(job.channel_id)
+    begins = dataset.begins(job.channel_id) if dataset else pruning.of(job.channel_id)
     if begins is None or job.watermark is None or begins.xid < job.watermark:
         return ""
-    return f"{horizon.told(begins)} Some of them came after that file; ask without since."
+    return f"{pruning.told(begins)} Some of them came after that file; ask without since."
 
 
 def made(dataset: str, channel_id: int, request_id: str) -> Job | None:
@@ -266,7 +267,7 @@ class Dataset(ABC):
 
     def begins(self, channel_id: int) -> Horizon | None:
         """Where the channel's rows begin; None where none was pruned. Derived ones never are."""
-        return None if self.derived else horizon.of(channel_id)
+        return None if self.derived else pruning.of(channel_id)
 
     def holds(self, selection: Selection, device_ids: Sequence[str]) -> bool:
         """Whether there is a row of one of these devices, or may have been one."""

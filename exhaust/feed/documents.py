@@ -8,7 +8,7 @@ from datetime import datetime
 
 import msgspec
 
-from ingest.feed import Arrived
+from ingest.feed.values import Arrived
 from ingest.models import AppUser, Session
 from ingest.traits import traits
 

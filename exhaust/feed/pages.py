@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from django.db.models import Q
 
 from exhaust.feed import documents
-from ingest import deriver, feed, horizon
-from ingest.feed import Place
+from ingest import deriver
+from ingest.feed import pruning, reader, values
+from ingest.feed.values import Place
+from ingest.feed.watermark import oldest_writer, watermark
 from ingest.models import AppUser, Session, StoredEvent
-from ingest.positions import oldest_writer, watermark
 
 LAST_ID = 2**63 - 1
 
@@ -49,13 +50,13 @@ class Page(NamedTuple):
 def read(question: Question, place: Place, limit: int) -> Page:
     """Up to `limit` documents behind a place. Raises `Refused` (410) where some were pruned."""
     mark = watermark()
-    if question.resource == "events" and place == feed.START:
-        place = horizon.place(horizon.of(question.channel_id))
+    if question.resource == "events" and place == values.START:
+        place = pruning.place(pruning.of(question.channel_id))
         found = _events(question, place, mark, limit)
     else:
         found = _READERS[question.resource](question, place, mark, limit)
         if question.resource == "events":
-            horizon.require(question.channel_id, place)
+            pruning.require(question.channel_id, place)
     if len(found) == limit:
         return Page([item for _, item in found], found[-1][0], ended=False)
     # all below the watermark was looked at; nothing will ever be added there
@@ -85,7 +86,7 @@ def _events(question: Question, place: Place, mark: int, limit: int) -> Found:
     rows = _within(rows, "occurred_at", question)
     if question.types:
         rows = rows.filter(type__in=question.types)
-    found = feed.arrived(feed.after(rows, place, mark)[:limit])
+    found = reader.arrived(reader.after(rows, place, mark)[:limit])
     return [(row.place, documents.event(row)) for row in found]
 
 
@@ -94,7 +95,7 @@ def _sessions(question: Question, place: Place, mark: int, limit: int) -> Found:
     rows = _within(rows, "closes_at", question).defer("pieces")
     return [
         (Place(row.xid, row.pk), documents.session(row))
-        for row in feed.in_order(feed.after(rows, place, mark)[:limit])
+        for row in reader.in_order(reader.after(rows, place, mark)[:limit])
     ]
 
 
@@ -103,7 +104,7 @@ def _users(question: Question, place: Place, mark: int, limit: int) -> Found:
     rows = _within(rows, "modified_at", question)
     return [
         (Place(row.xid, row.pk), documents.user(row))
-        for row in feed.in_order(feed.after(rows, place, mark)[:limit])
+        for row in reader.in_order(reader.after(rows, place, mark)[:limit])
     ]
 
 

@@ -15,9 +15,10 @@ from rest_framework.views import APIView
 from exhaust import cursor
 from exhaust.feed import documents, pages
 from exhaust.feed.pages import Question
-from ingest import access, feed, ledger, problems, walls
+from ingest import access, ledger, problems, walls
 from ingest.db.prepared import asked
-from ingest.feed import Place
+from ingest.feed import reader, values
+from ingest.feed.values import Place
 from ingest.models import AppUser, Session, StoredEvent
 
 MAX_SECONDS = 100_000_000_000  # what is less counts seconds, the rest milliseconds
@@ -100,7 +101,7 @@ class PageView(PullView):
             channel_id, self.resource, said["start"], said["end"], tuple(sorted(said["events"]))
         )
         belongs = pages.bound(question)
-        place = feed.START
+        place = values.START
         if said["cursor"] == "now":
             place = pages.now()
         elif said["cursor"]:
@@ -160,7 +161,7 @@ def _event(channel_id: int, identifier: str) -> bytes | None:
     living = StoredEvent.objects.filter(
         identity=_uuid(identifier), superseded_xid=None, channel_id=channel_id
     )
-    found = feed.told(living)
+    found = reader.told(living)
     return documents.event(found[0]) if found else None
 
 

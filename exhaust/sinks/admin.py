@@ -12,7 +12,7 @@ from exhaust.sinks import control
 from ingest import staff
 from ingest.admin import ReadOnly, Seen, Walled
 from ingest.events import Refused
-from ingest.feed import START
+from ingest.feed.values import START
 
 
 class SinkForm(forms.ModelForm):

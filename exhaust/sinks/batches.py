@@ -11,10 +11,10 @@ from exhaust.feed import documents
 from exhaust.feed.pages import LAST_ID
 from exhaust.models import Delivery, Sink
 from exhaust.sinks import elasticsearch, sessions
-from ingest import feed
-from ingest.feed import Place
+from ingest.feed import reader, values
+from ingest.feed.values import Place
+from ingest.feed.watermark import watermark
 from ingest.models import Session, StoredEvent
-from ingest.positions import watermark
 from ingest.traits import moment
 
 DOCUMENTS = 1_000
@@ -46,7 +46,7 @@ def read(sink: Sink, limit: int, place: Place) -> Batch:
     found: list[Document] = []
     size, count = 0, SLICE
     while True:
-        slice_ = _documents(sink, feed.after(_rows(sink, mark), place, mark)[:count])
+        slice_ = _documents(sink, reader.after(_rows(sink, mark), place, mark)[:count])
         for document in slice_:
             size += len(document.sent)
             if found and size > BYTES:
@@ -71,14 +71,14 @@ def again(sink: Sink, delivery: Delivery) -> list[Document]:
     if delivery.kind == Delivery.Kind.LETTERS:
         return _documents(sink, rows.order_by("xid", "id"))
     start, end = Place(delivery.from_xid, delivery.from_id), Place(delivery.to_xid, delivery.to_id)
-    rows = feed.after(rows, start, mark).filter(xid__lte=end.xid)
+    rows = reader.after(rows, start, mark).filter(xid__lte=end.xid)
     return _documents(sink, rows.filter(~Q(xid=end.xid) | Q(id__lte=end.id)))
 
 
 def behind(sink: Sink) -> tuple[int, datetime | None]:
     """How many documents wait, counted up to 10,000, and since when the first of them does."""
     mark = watermark()
-    waiting = feed.after(_rows(sink, mark), Place(sink.xid, sink.place_id), mark)
+    waiting = reader.after(_rows(sink, mark), Place(sink.xid, sink.place_id), mark)
     field = "modified_at" if sink.resource == Sink.Resource.SESSIONS else "received_at"
     since: datetime | None = waiting.values_list(field, flat=True).first()
     return (waiting[:10_000].count() if since else 0), since
@@ -88,7 +88,7 @@ def of_time(sink: Sink, at: datetime) -> Place:
     """The place before the first document that arrived or changed at that time or later."""
     field = "modified_at" if sink.resource == Sink.Resource.SESSIONS else "received_at"
     mark = watermark()
-    rows = feed.after(_rows(sink, mark), feed.START, mark).filter(**{f"{field}__gte": at})
+    rows = reader.after(_rows(sink, mark), values.START, mark).filter(**{f"{field}__gte": at})
     first = rows.values_list("xid", "id").first()
     return Place(first[0], first[1] - 1) if first else Place(mark - 1, LAST_ID)
 
@@ -109,7 +109,7 @@ def _documents(sink: Sink, rows: "QuerySet[Any]") -> list[Document]:
         told = sessions.documents(sink.channel.identifier, found)
         places = [(Place(row.xid, row.id), row.modified_at) for row in found]
     else:
-        arrived = list(feed.arrived(rows))
+        arrived = list(reader.arrived(rows))
         told = [(row.identity, one_line(documents.event(row))) for row in arrived]
         places = [(row.place, moment(row.received)) for row in arrived]
     return [

@@ -20,11 +20,12 @@ from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import batches, courier, http, pump
 from exhaust.sinks.batches import Document
 from exhaust.sinks.http import Answer
-from ingest import horizon, ledger
+from ingest import ledger
 from ingest.events import Refused
-from ingest.feed import START, Place
+from ingest.feed import pruning
+from ingest.feed.values import START, Place
+from ingest.feed.watermark import watermark
 from ingest.models import IDENTIFIER
-from ingest.positions import watermark
 from ingest.sealing import seal
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def resume(sink: Sink) -> bool:
     """
     kept = _held(sink)
     if kept.resource == Sink.Resource.EVENTS:
-        horizon.require(kept.channel_id, Place(kept.xid, kept.place_id))
+        pruning.require(kept.channel_id, Place(kept.xid, kept.place_id))
     if kept.paused_at is None and not kept.switched_off and not kept.failures:
         return False
     kept.paused_at, kept.switched_off, kept.failures = None, "", 0
@@ -200,8 +201,8 @@ def rewind(sink: Sink, place: Place) -> None:
     kept = _held(sink)
     if kept.resource == Sink.Resource.EVENTS:
         if place == START:
-            place = horizon.place(horizon.of(kept.channel_id))
-        horizon.require(kept.channel_id, place)
+            place = pruning.place(pruning.of(kept.channel_id))
+        pruning.require(kept.channel_id, place)
     _interrupt(kept, "The sink was told to go on elsewhere.")
     kept.xid, kept.place_id = place
     kept.save()

@@ -31,7 +31,7 @@ from exhaust.sinks.courier import Message, Outcome
 from exhaust.sinks.elasticsearch import Item
 from exhaust.sinks.http import AddressRefused, Answer
 from ingest import consent
-from ingest.feed import Place
+from ingest.feed.values import Place
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8

@@ -14,8 +14,8 @@ from django.db import connection, models
 from django.db.models.functions import Cast
 
 from exhaust.feed.documents import encode, milliseconds
-from ingest import feed
 from ingest.db import binary_arrays
+from ingest.feed import reader
 from ingest.models import Application, Session, StoredEvent
 from ingest.traits import MAX_URL, text
 
@@ -66,12 +66,12 @@ _FIELDS = [
 def told(rows: "models.QuerySet[Session]") -> list[Told]:
     """The sessions of a query made with `feed.after`, or in any other order."""
     said = rows.annotate(
-        said_xid=feed.number("xid"),
+        said_xid=reader.number("xid"),
         said_key=Cast("key", models.TextField()),
-        said_types=feed.Bytes("types"),
+        said_types=reader.Bytes("types"),
         said_parent=Cast("parent__key", models.TextField()),
     )
-    return list(map(Told._make, feed.tuples(said.values_list(*_FIELDS))))
+    return list(map(Told._make, reader.tuples(said.values_list(*_FIELDS))))
 
 
 _types = msgspec.json.Decoder(dict[str, int]).decode
@@ -252,7 +252,7 @@ def _events(sessions: Sequence[Told]) -> dict[int, _Inside]:
         "starts": binary_arrays.moments([session.started_at for session in sessions]),
         "ends": binary_arrays.moments([session.ended_at for session in sessions]),
     }
-    return {of: _inside(told) for of, told in feed.streamed(_OF_SESSIONS, columns)}
+    return {of: _inside(told) for of, told in reader.streamed(_OF_SESSIONS, columns)}
 
 
 def _portable(session: Told) -> _Inside:
@@ -268,7 +268,7 @@ def _portable(session: Told) -> _Inside:
     types: list[str] = []
     moments: list[int] = []
     pages: list[Any] = []
-    for row in feed.told(rows[:MAX_EVENTS]):
+    for row in reader.told(rows[:MAX_EVENTS]):
         page = msgspec.json.decode(row.payload)
         for name in PAGES.get(row.dialect, ("",)):
             page = page.get(name) if isinstance(page, dict) else None

@@ -2,14 +2,14 @@
 
 import django.core.validators
 import django.db.models.deletion
-import ingest.positions
+import ingest.feed.watermark
 from django.db import migrations, models
 
 
 def positions(apps, schema_editor):
     """The default of columns made below."""
     if schema_editor.connection.vendor == "postgresql":
-        schema_editor.execute(ingest.positions.shift_sql(0))
+        schema_editor.execute(ingest.feed.watermark.shift_sql(0))
 
 
 def compress(apps, schema_editor):
@@ -86,8 +86,8 @@ class Migration(migrations.Migration):
             name='StoredEvent',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('xid', ingest.positions.XidField(db_default=ingest.positions.Position(), editable=False)),
-                ('superseded_xid', ingest.positions.XidField(editable=False, null=True)),
+                ('xid', ingest.feed.watermark.XidField(db_default=ingest.feed.watermark.Position(), editable=False)),
+                ('superseded_xid', ingest.feed.watermark.XidField(editable=False, null=True)),
                 ('occurred_at', models.DateTimeField()),
                 ('received_at', models.DateTimeField()),
                 ('is_answer', models.BooleanField()),

@@ -1,6 +1,6 @@
 from django.db import migrations
 
-from ingest.positions import POSITIONED, shift_sql
+from ingest.feed.watermark import POSITIONED, shift_sql
 
 
 def shift(apps, schema_editor):

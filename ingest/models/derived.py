@@ -3,7 +3,7 @@
 from django.db import models
 
 from ingest.models.callers import Application, Channel
-from ingest.positions import Position, XidField
+from ingest.models.fields import Position, XidField
 
 
 class Deriver(models.Model):

@@ -16,8 +16,8 @@ from exhaust.models import Sink
 from exhaust.sinks import control, pump
 from ingest import deriver, store
 from ingest.adapters import desk
+from ingest.feed.watermark import watermark
 from ingest.models import Channel, Deriver, Session, StoredEvent
-from ingest.positions import watermark
 from tests.conftest import make_channel
 from tests.exhaust.receiver import Behaviour, Received, Receiver, answering
 from tests.ingest.test_desk import CALL, lines, session

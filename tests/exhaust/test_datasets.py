@@ -11,9 +11,9 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Dataset, days
 from ingest import store
 from ingest.adapters.participants import Profile
+from ingest.feed.watermark import watermark
 from ingest.models import Channel, Conversation, StoredEvent
 from ingest.participants import keep_participants
-from ingest.positions import watermark
 from tests.conftest import make_channel
 from tests.exhaust.corpus import select
 from tests.ingest.telemetry_samples import (

@@ -14,10 +14,11 @@ from exhaust import daily, jobs, retention, runner
 from exhaust.feed import pages
 from exhaust.models import DailyRun, Job, Sink
 from exhaust.sinks import control, pump
-from ingest import deriver, feed, horizon
+from ingest import deriver
 from ingest.events import Refused
+from ingest.feed import pruning, values
+from ingest.feed.watermark import watermark
 from ingest.models import Deriver, Horizon, Session, StoredEvent
-from ingest.positions import watermark
 from tests.conftest import make_channel, make_key
 from tests.exhaust.factories import CONFIG, answer, make_claimed, make_job, send
 from tests.exhaust.receiver import Receiver
@@ -32,7 +33,7 @@ OLD = timedelta(days=DAYS + 1)
 def kept_for_days(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.EVENT_RETENTION_DAYS = DAYS
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(horizon, "STEP", 3)
+    monkeypatch.setattr(pruning, "STEP", 3)
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_another_channels_horizon_says_nothing_of_ours(puller: Client) -> None:
     arrive(3, 5, timedelta())
     prune()
     cursor = pulled(puller, size=1).json()["nextCursor"]
-    place = feed.Place(watermark(), 0)
+    place = values.Place(watermark(), 0)
     Horizon.objects.create(
         channel=make_channel("ORG_002"), xid=place.xid, event_id=1, arrived_before=timezone.now()
     )
@@ -155,7 +156,7 @@ def test_a_page_that_is_read_while_it_is_pruned_is_no_page(monkeypatch: Any) -> 
     monkeypatch.setitem(pages._READERS, "events", late)
     question = pages.Question(make_channel().pk, "events")
     with pytest.raises(Refused, match="not kept"):
-        pages.read(question, feed.Place(first.xid, first.pk), 10)
+        pages.read(question, values.Place(first.xid, first.pk), 10)
 
 
 def test_a_sink_that_falls_behind_says_so(puller: Client) -> None:
@@ -226,7 +227,7 @@ def test_a_supplement_of_what_was_pruned_is_refused(puller: Client) -> None:
 
     # when the file's own events are pruned, it can go on
     with_two = timezone.now() - timedelta(days=DAYS)
-    assert horizon.prune(make_channel().pk, with_two, 2) == 2
+    assert pruning.prune(make_channel().pk, with_two, 2) == 2
     asked = {"request": {"tag": "t", "dataset": CONFIG["type"],
                          "datasetConfig": {**CONFIG, "since": first.request_id}}}  # fmt: skip
     ask = ("/dataset/v1/request/preview", asked, "application/json")
@@ -277,7 +278,7 @@ def test_a_request_that_is_overtaken_fails_with_a_sentence() -> None:
     arrive(1, 4)
     job = make_job()
     Job.objects.filter(pk=job.pk).update(watermark=watermark())
-    assert horizon.prune(make_channel().pk, timezone.now()) > 0
+    assert pruning.prune(make_channel().pk, timezone.now()) > 0
 
     # when / then
     claimed = jobs.claim(job.pk)

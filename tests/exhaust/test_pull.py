@@ -14,8 +14,8 @@ from django.test import Client
 from django.utils import timezone
 
 from ingest import access, deriver
+from ingest.feed.watermark import writing
 from ingest.models import AppUser, Participant, Session, StoredEvent
-from ingest.positions import writing
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import FIRST_ANSWER, answer, send
 

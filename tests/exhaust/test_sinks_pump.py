@@ -24,10 +24,11 @@ from standardwebhooks import Webhook
 from exhaust import daily, tasks
 from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import batches, control, courier, pump
-from ingest import consent, deriver, erasure, feed, store
+from ingest import consent, deriver, erasure, store
 from ingest.events import Batch
+from ingest.feed import values
+from ingest.feed.watermark import watermark
 from ingest.models import Application, Participant, Session
-from ingest.positions import watermark
 from tests.conftest import make_channel
 from tests.exhaust.receiver import Receiver, Silent, answering, dripping, resetting
 from tests.exhaust.sinks import (
@@ -555,11 +556,11 @@ def test_a_batch_is_read_in_two_steps_where_documents_are_alike(
 
     monkeypatch.setattr(batches, "_documents", counted)
     monkeypatch.setattr(batches, "SLICE", 2)
-    every = batches.read(sink, 100, feed.START)
+    every = batches.read(sink, 100, values.START)
 
     # when
     steps.clear()
-    batch = batches.read(sink, 10, feed.START)
+    batch = batches.read(sink, 10, values.START)
 
     # then
     assert batch.documents == every.documents[:10]

@@ -20,9 +20,10 @@ from exhaust import jobs, links, retention, runner, storage, submissions, tasks,
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
 from exhaust.models import DeadLetter, File, Job, Link, Sink
-from ingest import consent, deriver, erasure, horizon, store
+from ingest import consent, deriver, erasure, store
 from ingest.adapters import telemetry
 from ingest.events import Call
+from ingest.feed import pruning
 from ingest.models import (
     AppUser,
     Channel,
@@ -493,7 +494,7 @@ def test_a_file_of_events_that_were_pruned_counts_as_holding_the_person() -> Non
     assert phones(path) == {"device-1": PHONE}
     StoredEvent.objects.update(received_at="2022-04-01T00:00:00Z")
     derive(channel)
-    assert horizon.prune(channel.pk, timezone.now() - timedelta(days=30)) == 1
+    assert pruning.prune(channel.pk, timezone.now() - timedelta(days=30)) == 1
 
     # when
     say({"deviceId": "device-1", "consent": False})

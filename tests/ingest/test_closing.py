@@ -11,8 +11,9 @@ from msgspec import structs
 
 from exhaust.feed import pages
 from exhaust.feed.pages import Question
-from ingest import deriver, feed, store
+from ingest import deriver, store
 from ingest.events import Batch
+from ingest.feed import values
 from ingest.models import Channel, Deriver, Session
 from tests.conftest import make_channel
 from tests.ingest.test_desk import CALL, desk, lines, session
@@ -47,7 +48,7 @@ class Reader:
 
     def __init__(self, channel: Channel) -> None:
         self.question = Question(channel.id, "sessions")
-        self.place = feed.START
+        self.place = values.START
 
     def read(self, limit: int = 100) -> list[bytes]:
         settle()

@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 import pytest
 from django.db import connection, connections, transaction
 
-from ingest import feed, store
-from ingest.feed import START
+from ingest import store
+from ingest.feed import reader as feed
+from ingest.feed.values import START
+from ingest.feed.watermark import watermark
 from ingest.models import StoredEvent
-from ingest.positions import watermark
 from ingest.traits import micros
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, batch

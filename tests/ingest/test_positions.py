@@ -11,9 +11,10 @@ from django.test import Client
 
 from config import health
 from exhaust.models import Job
-from ingest import positions, store
+from ingest import store
+from ingest.feed import watermark as positions
+from ingest.feed.watermark import watermark
 from ingest.models import Channel, StoredEvent
-from ingest.positions import watermark
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, batch
 

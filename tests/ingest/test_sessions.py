@@ -12,10 +12,11 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import deriver, feed, store
+from ingest import deriver, store
 from ingest.events import Batch, Event, identity
+from ingest.feed import reader, values
+from ingest.feed.watermark import watermark
 from ingest.models import Application, AppUser, Channel, Deriver, Session, StoredEvent
-from ingest.positions import watermark
 from tests.conftest import make_channel
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -565,10 +566,12 @@ def test_all_channels_are_derived_and_only_those_that_are_behind_are_asked(db: N
 def test_what_waits_is_not_sorted_to_give_the_first_rows(channel: Channel):
     arrive(channel, *(event(n) for n in range(200)))
     settle()
-    rows = feed.after(StoredEvent.objects.filter(channel_id=channel.id), feed.START, watermark())
+    rows = reader.after(
+        StoredEvent.objects.filter(channel_id=channel.id), values.START, watermark()
+    )
 
     with CaptureQueriesContext(connection) as queries:
-        assert len(feed.read(channel.id, feed.START, watermark(), 10)) == 10
+        assert len(reader.read(channel.id, values.START, watermark(), 10)) == 10
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(next(q["sql"] for q in queries if "SET LOCAL" in q["sql"]))
         plan = rows[:10].explain()

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest import users
-from ingest.feed import Arrived
+from ingest.feed.values import Arrived
 from ingest.models import AppUser, Channel
 from ingest.traits import NOTHING, Traits, micros, traits
 from tests.conftest import make_channel

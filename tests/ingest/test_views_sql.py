@@ -8,7 +8,8 @@ from django.db import connection
 
 from ingest import store, users
 from ingest.events import Batch, Event, identity
-from ingest.feed import START, read
+from ingest.feed.reader import read
+from ingest.feed.values import START
 from ingest.models import Application, StoredEvent
 from ingest.traits import traits
 from tests.conftest import make_channel

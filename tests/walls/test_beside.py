@@ -11,11 +11,12 @@ from django.utils import timezone
 from exhaust import jobs, notices, retention, submissions
 from exhaust.models import CallbackSecret, Job, Sink
 from exhaust.sinks import batches, control, sessions
-from ingest import access, deriver, horizon
+from ingest import access, deriver
 from ingest.events import Refused
-from ingest.feed import Place
+from ingest.feed import pruning
+from ingest.feed.values import Place
+from ingest.feed.watermark import watermark
 from ingest.models import AppUser, Erasure, Participant, Session, StoredEvent
-from ingest.positions import watermark
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
     PRIVATE,
@@ -155,7 +156,7 @@ def test_nobody_waits_for_what_another_channel_has_not_derived(both: None) -> No
 def test_events_of_one_channel_are_pruned(both: None) -> None:
     soon = timezone.now() + timedelta(hours=1)
 
-    assert horizon.prune(make_channel(OURS).pk, soon) == 2
+    assert pruning.prune(make_channel(OURS).pk, soon) == 2
 
     left = StoredEvent.objects.values_list("channel__identifier", flat=True)
     assert set(left) == {THEIRS}
@@ -179,7 +180,7 @@ def sink(channel: str, **said: Any) -> Sink:
 def test_another_channels_sink_is_not_left_behind(both: None) -> None:
     ours, theirs = sink(OURS), sink(THEIRS)
     soon = timezone.now() + timedelta(hours=1)
-    horizon.prune(make_channel(OURS).pk, soon)
+    pruning.prune(make_channel(OURS).pk, soon)
 
     with transaction.atomic():
         assert retention._leave_behind(make_channel(OURS).pk) == 1

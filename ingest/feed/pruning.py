@@ -9,12 +9,13 @@ from datetime import datetime
 from django.db import connection, transaction
 from django.db.models import Value
 
-from ingest import feed
 from ingest.db.prepared import asked
 from ingest.events import Refused
-from ingest.feed import START, Place
+from ingest.feed import reader
+from ingest.feed.values import START, Place
+from ingest.feed.watermark import taken, watermark, writing
 from ingest.models import Deriver, Horizon, StoredEvent
-from ingest.positions import Position, taken, watermark, writing
+from ingest.models.fields import Position
 
 STEP = 10_000
 
@@ -66,9 +67,9 @@ def prune(channel_id: int, before: datetime, limit: int = STEP) -> int:
     horizon = Horizon.objects.select_for_update().get(pk=channel_id)
     derived = Deriver.objects.filter(pk=channel_id).first()
     until = Place(derived.xid, derived.event_id) if derived else START
-    rows = feed.after(StoredEvent.objects.filter(channel_id=channel_id), place(horizon), mark)
+    rows = reader.after(StoredEvent.objects.filter(channel_id=channel_id), place(horizon), mark)
     found: list[Place] = []
-    for row in feed.in_order(rows.only("xid", "received_at")[:limit]):
+    for row in reader.in_order(rows.only("xid", "received_at")[:limit]):
         if row.received_at >= before or Place(row.xid, row.pk) > until:
             break
         found.append(Place(row.xid, row.pk))

@@ -5,7 +5,7 @@ Pull, push and whatever is derived read through here, and so speak of the same p
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -14,20 +14,11 @@ from django.db import connection, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Cast
 
+from ingest.feed.values import Arrived, Place
 from ingest.models import Participant, StoredEvent
-from ingest.positions import XidField
+from ingest.models.fields import XidField
 
 M = TypeVar("M", bound=models.Model)
-
-
-class Place(NamedTuple):
-    """A position: everything up to and including it has been read."""
-
-    xid: int = 0
-    id: int = 0
-
-
-START = Place()
 
 
 class After(models.Func):
@@ -72,29 +63,6 @@ class Micros(models.Func):
             " + CAST(substr(%(expressions)s, 21) AS integer)"
         )
         return self.as_sql(*args, **context)
-
-
-class Arrived(NamedTuple):
-    """A stored event as its readers need it; the payload is its JSON text."""
-
-    xid: int
-    id: int
-    superseded_xid: int | None
-    occurred: int  # microseconds since 1970
-    received: int
-    application_id: int | None
-    is_answer: bool
-    identity: str
-    dialect: str
-    type: str
-    device_id: str
-    session_id: str
-    refused: bool | None  # consent, by whoever answered, now
-    payload: bytes
-
-    @property
-    def place(self) -> Place:
-        return Place(self.xid, self.id)
 
 
 class Bytes(models.Func):
