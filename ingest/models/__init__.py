@@ -1,7 +1,6 @@
 """The rows of what arrived, of who may send and ask, and of what came of it."""
 
-from ingest.models.arrived import Conversation, Horizon, Rejected, StoredEvent
-from ingest.models.callers import (
+from ingest.models.accounts import (
     IDENTIFIER,
     ApiKey,
     Application,
@@ -10,9 +9,10 @@ from ingest.models.callers import (
     age_recipient,
     identifier,
 )
-from ingest.models.derived import AppUser, Deriver, Session
-from ingest.models.people import Erasure, Participant
-from ingest.models.records import LedgerEntry, LedgerSeal, Refusal
+from ingest.models.audit import LedgerEntry, LedgerSeal, Refusal
+from ingest.models.events import Conversation, Horizon, Rejected, StoredEvent
+from ingest.models.participants import Erasure, Participant
+from ingest.models.sessions import AppUser, Deriver, Session
 
 __all__ = [
     "IDENTIFIER",

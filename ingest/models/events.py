@@ -2,7 +2,7 @@
 
 from django.db import models
 
-from ingest.models.callers import Application, Channel
+from ingest.models.accounts import Application, Channel
 from ingest.models.fields import Position, XidField
 
 

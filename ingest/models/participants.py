@@ -2,7 +2,7 @@
 
 from django.db import models
 
-from ingest.models.callers import Channel
+from ingest.models.accounts import Channel
 
 
 class Participant(models.Model):
