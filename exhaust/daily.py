@@ -12,7 +12,7 @@ from django.utils import timezone
 from exhaust import leftovers, retention, storage
 from exhaust.models import DailyRun
 from exhaust.sinks import pump
-from ingest import seals
+from ingest.audit import hash_chain
 
 log = logging.getLogger(__name__)
 HOUR = 2
@@ -47,7 +47,7 @@ def run(now: datetime | None = None) -> bool:
             own.update(leftovers_deleted=F("leftovers_deleted") + count, renewed_at=Now())
     except storage.StorageError:
         log.exception("daily.storage_failed day=%s", day)  # the next day's run looks again
-    seals.seal_days(now)
+    hash_chain.seal_days(now)
     own.update(finished_at=Now())
     log.info("daily.finished day=%s", day)
     return True

@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from exhaust import storage
 from exhaust.datasets import is_private
 from exhaust.models import File, Job, Link
-from ingest import ledger
+from ingest import audit
 from ingest.models import Channel
 from ingest.sealing import seal, unseal
 
@@ -193,7 +193,7 @@ def redirect(file: File) -> str | None:
 
 def _record(action: str, link: Link, **details: Any) -> None:
     job: Job = link.file.job
-    ledger.record(
+    audit.record(
         action,
         channel=job.channel.identifier,
         subject=job.request_id,

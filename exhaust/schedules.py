@@ -23,7 +23,7 @@ from exhaust.datasets.selection import zone
 from exhaust.models import Job, Schedule
 from exhaust.sinks import http
 from exhaust.submissions import Submission
-from ingest import ledger
+from ingest import audit
 from ingest.events import Refused
 from ingest.models import IDENTIFIER, Channel
 
@@ -308,7 +308,7 @@ def save(schedule: Schedule, now: datetime | None = None) -> Schedule:
 
 
 def _record(action: str, schedule: Schedule, **details: Any) -> None:
-    ledger.record(action, channel=schedule.channel.identifier, subject=schedule.name, **details)
+    audit.record(action, channel=schedule.channel.identifier, subject=schedule.name, **details)
 
 
 @transaction.atomic

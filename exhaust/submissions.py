@@ -20,7 +20,7 @@ from django.utils.crypto import salted_hmac
 from exhaust import cursor, jobs
 from exhaust.datasets.selection import made, missing
 from exhaust.models import Job
-from ingest import ledger
+from ingest import audit
 from ingest.events import Refused
 from ingest.models import Application, Channel
 from ingest.sealing import seal
@@ -244,7 +244,7 @@ def cancel(job: Job, by: str) -> bool:
 
 def _record(action: str, job: Job, channel: str = "") -> None:
     by = {"schedule": job.schedule.name} if job.schedule is not None else {}
-    ledger.record(
+    audit.record(
         action,
         channel=channel or job.channel.identifier,
         subject=job.request_id,

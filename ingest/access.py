@@ -21,10 +21,10 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from config import logs
-from ingest import ledger, limiter, limits, refusals, walls
+from ingest import audit, limiter, limits, refusals, walls
+from ingest.audit import Actor
 from ingest.db.prepared import asked
 from ingest.events import Refused
-from ingest.ledger import Actor
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
 
 _ALPHABET = string.ascii_letters + string.digits
@@ -87,7 +87,7 @@ def create_key(
             raise ValueError(f"ingest and {stronger} never go on one key; make two.")
     row, text = _made(name, " ".join(asked), channels, expires_at, network_list(networks))
     for channel in channels:
-        ledger.record(
+        audit.record(
             "key.created", channel=channel.identifier, subject=row.public_id, scopes=row.scopes
         )
     return row, text
@@ -130,7 +130,7 @@ def rotate_key(key: ApiKey, grace: timedelta = GRACE) -> tuple[ApiKey, str]:
     old.expires_at = min(old.expires_at or now + grace, now + grace)
     old.save(update_fields=["expires_at"])
     for channel in channels:
-        ledger.record(
+        audit.record(
             "key.rotated",
             channel=channel.identifier,
             subject=old.public_id,
@@ -147,7 +147,7 @@ def revoke_key(key: ApiKey) -> bool:
     if not unrevoked.update(revoked_at=timezone.now()):
         return False
     for channel in key.channels.all():
-        ledger.record("key.revoked", channel=channel.identifier, subject=key.public_id)
+        audit.record("key.revoked", channel=channel.identifier, subject=key.public_id)
     return True
 
 
@@ -234,9 +234,9 @@ def acts(request: HttpRequest | Request, name: str, key: str = "") -> None:
         logs.tell(caller=key)
 
     def actor() -> Actor:
-        return Actor(name, key, ledger.shortened(limiter.address(http)))
+        return Actor(name, key, audit.shortened(limiter.address(http)))
 
-    ledger.acting.set(cast(Actor, SimpleLazyObject(actor)))
+    audit.acting.set(cast(Actor, SimpleLazyObject(actor)))
 
 
 def caller(request: Request) -> Caller:

@@ -7,7 +7,8 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from ingest import access, ledger, staff
+from ingest import access, audit, staff
+from ingest.audit.admin import Personal
 from ingest.models import (
     ApiKey,
     Application,
@@ -22,7 +23,6 @@ from ingest.models import (
     Session,
     StoredEvent,
 )
-from ingest.personal import Personal
 from ingest.replay import replay
 from ingest.sealing import unseal
 from ingest.staff import Right
@@ -134,7 +134,7 @@ class ChannelAdmin(Kept):
     def save_model(self, request: HttpRequest, obj: Channel, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if form.changed_data:
-            ledger.record("channel.changed", channel=obj.identifier, fields=form.changed_data)
+            audit.record("channel.changed", channel=obj.identifier, fields=form.changed_data)
 
 
 @admin.register(Conversation)

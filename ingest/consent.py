@@ -18,7 +18,7 @@ from django.db.models import Q
 from django.db.models.functions import Collate, Now
 from django.dispatch import Signal
 
-from ingest import ledger
+from ingest import audit
 from ingest.models import Channel, Erasure, Participant
 from ingest.sealing import seal, unseal
 
@@ -70,7 +70,7 @@ def changed(channel_id: int, before: dict[str, Known], after: dict[str, Known]) 
     if over:
         withdraw(channel_id, over)
     if granted or over:
-        ledger.record(
+        audit.record(
             "consent.changed",
             channel=Channel.objects.values_list("identifier", flat=True).get(pk=channel_id),
             granted=granted,

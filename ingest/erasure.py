@@ -23,7 +23,7 @@ from django.db.models.functions import Now
 from django.dispatch import Signal
 from django.utils import timezone
 
-from ingest import consent, ledger
+from ingest import audit, consent
 from ingest.adapters import body
 from ingest.adapters.participants import Profile
 from ingest.feed.watermark import taken, writing
@@ -143,7 +143,7 @@ class _Step:
             erasure.sealed_device = None
             erasure.save(update_fields=["sealed_device"])
             Erasure.objects.filter(pk=erasure.pk).update(finished_at=Now())
-            ledger.record(
+            audit.record(
                 "participant.erased",
                 channel=Channel.objects.values_list("identifier", flat=True).get(
                     pk=self._channel_id

@@ -6,8 +6,8 @@ from typing import cast
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import SimpleLazyObject
 
-from ingest import ledger, limiter, staff, walls
-from ingest.ledger import Actor
+from ingest import audit, limiter, staff, walls
+from ingest.audit import Actor
 
 
 class Acting:
@@ -19,12 +19,12 @@ class Acting:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        token = ledger.acting.set(cast(Actor, SimpleLazyObject(lambda: _person(request))))
+        token = audit.acting.set(cast(Actor, SimpleLazyObject(lambda: _person(request))))
         try:
             return self.get_response(request)
         finally:
             walls.leave()
-            ledger.acting.reset(token)
+            audit.acting.reset(token)
 
     def process_view(self, request: HttpRequest, *_: object) -> None:
         """On a page of staff only the channels of who signed in are seen."""
@@ -37,4 +37,4 @@ class Acting:
 def _person(request: HttpRequest) -> Actor:
     user = getattr(request, "user", None)
     name = user.get_username() if user is not None and user.is_authenticated else "anonymous"
-    return Actor(name, address=ledger.shortened(limiter.address(request)))
+    return Actor(name, address=audit.shortened(limiter.address(request)))

@@ -16,8 +16,8 @@ from django.db import DatabaseError, close_old_connections, connection, transact
 from django.http import HttpRequest
 from django.utils import timezone
 
-from ingest import ledger, limiter
-from ingest.ledger import Actor
+from ingest import audit, limiter
+from ingest.audit import Actor
 from ingest.models import Refusal
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ ON CONFLICT (hour, action, address) DO UPDATE SET count = ingest_refusal.count +
 
 def count(action: str, request: HttpRequest | None) -> None:
     """One more; what was tried is not kept, it may be a secret with one letter wrong."""
-    address = ledger.shortened(limiter.address(request)) if request is not None else ""
+    address = audit.shortened(limiter.address(request)) if request is not None else ""
     hour = timezone.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     with _lock:
         if len(_counted) >= MAX_NETWORKS and (hour, action, address) not in _counted:
@@ -80,13 +80,13 @@ def settle(now: datetime | None = None) -> int:
             held = Refusal.objects.select_for_update(skip_locked=True).filter(pk=row.pk).first()
             if held is None:
                 continue
-            token = ledger.acting.set(Actor("unknown", address=held.address))
+            token = audit.acting.set(Actor("unknown", address=held.address))
             try:
-                ledger.record(
+                audit.record(
                     held.action, outcome="refused", hour=held.hour.isoformat(), count=held.count
                 )
             finally:
-                ledger.acting.reset(token)
+                audit.acting.reset(token)
             held.delete()
         settled += 1
     return settled

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 from msgspec import structs
 
-from ingest import ledger, store
+from ingest import audit, store
 from ingest.adapters import ADAPTERS, participants, skalin
 from ingest.events import Batch, Call, Event, Refused, Rejection
 from ingest.models import Rejected, StoredEvent
@@ -47,7 +47,7 @@ def replay(found: Iterable[Rejected]) -> Replayed:
                 counts.accepted += 1
                 rejected.replayed_at = timezone.now()
             rejected.save(update_fields=["reason", "detail", "replayed_at"])
-            ledger.record(
+            audit.record(
                 "rejected.replayed",
                 channel=rejected.channel.identifier,
                 subject=str(rejected.pk),

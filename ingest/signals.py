@@ -12,7 +12,7 @@ from django.db.models import Model
 from django.db.models.signals import post_delete, post_save
 from django.http import HttpRequest
 
-from ingest import ledger, refusals
+from ingest import audit, refusals
 from ingest.models import Application, Channel, Conversation, Role
 
 _OURS = (Channel, Application, Conversation, Role)
@@ -55,7 +55,7 @@ def _record(row: Model, done: str, **details: Any) -> None:
         details["groups"] = [str(group) for group in row.groups.all()] if row.pk else []
         details["superuser"] = row.is_superuser
         details["active"] = row.is_active
-    ledger.record(
+    audit.record(
         f"{row._meta.model_name}.{done}",
         channel=channel.identifier if channel is not None else "",
         subject=subject,

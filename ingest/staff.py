@@ -8,7 +8,7 @@ from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from ingest import ledger
+from ingest import audit
 from ingest.models import ApiKey, Channel, Role
 
 Right = Literal["submit_response", "submit_private", "administer", "audit"]
@@ -53,7 +53,7 @@ def login_locked(credentials: dict[str, Any], request: HttpRequest | None = None
         return  # was locked before it came
     name = str(credentials.get("username") or "")
     people = get_user_model().objects.filter(username=name) if "\0" not in name else ()
-    ledger.record("login.locked", subject=name if people else "", outcome="refused")
+    audit.record("login.locked", subject=name if people else "", outcome="refused")
 
 
 def rights(user: AbstractBaseUser | AnonymousUser, channel: str) -> tuple[int, frozenset[Right]]:

@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from django.test import Client, TransactionTestCase
 
 from exhaust import storage
-from ingest import access, ledger, refusals, walls
+from ingest import access, audit, refusals, walls
 from ingest.models import Channel
 
 pytest_plugins = ("tests.service",)
@@ -95,11 +95,11 @@ def _guard(cursor: Any, table: str) -> tuple[list[str], list[str]]:
 @pytest.fixture(autouse=True)
 def nobody_acts() -> Iterator[None]:
     """Whom a test let in without a request acts in no other test."""
-    token = ledger.acting.set(ledger.SERVICE)
+    token = audit.acting.set(audit.SERVICE)
     refusals._counted.clear()  # nor is what another test failed with written in this one
     yield
     walls.leave()
-    ledger.acting.reset(token)
+    audit.acting.reset(token)
 
 
 @pytest.fixture(autouse=True)

@@ -20,11 +20,11 @@ from exhaust.api import envelope, presenters, validation
 from exhaust.datasets import DATASETS
 from exhaust.models import File, Job, Link
 from exhaust.submissions import Filters, Page, Submission
-from ingest import access, ledger, limiter, limits
+from ingest import access, audit, limiter, limits
 from ingest.access import Caller
 from ingest.adapters import body
+from ingest.audit import Actor
 from ingest.events import Refused
-from ingest.ledger import Actor
 
 
 def scope(dataset: str) -> str:
@@ -322,7 +322,7 @@ def _midnight(day: date) -> datetime:
 def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     """`GET /dataset/v1/download/{token}`: a file through our own link, or a hop to the bucket."""
     answer: HttpResponse | FileResponse
-    told = ledger.acting.set(Actor("link", address=ledger.shortened(limiter.address(request))))
+    told = audit.acting.set(Actor("link", address=audit.shortened(limiter.address(request))))
     try:
         with limits.guessing(request, token):
             link = links.found(token)
@@ -338,7 +338,7 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     except FileNotFoundError:
         answer = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
     finally:
-        ledger.acting.reset(told)
+        audit.acting.reset(told)
     answer["Cache-Control"] = "no-store"
     answer["Referrer-Policy"] = "no-referrer"
     metrics.DOWNLOADS.labels(str(answer.status_code)).inc()

@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from exhaust import cursor
 from exhaust.console.gate import Here, show, typed, within
 from exhaust.previews import MASK
-from ingest import ledger
+from ingest import audit
 from ingest.events import Refused
 from ingest.models import LedgerEntry, Participant
 from ingest.sealing import unseal
@@ -60,7 +60,7 @@ def participants(request: HttpRequest, here: Here) -> HttpResponse:
         found, after = paged(rows, "", ["participants", here.channel_id, device])
     # not what was typed: that may be anybody's device or phone, and the ledger keeps it for ever
     subject = f"participant {found[0].pk}" if device and len(found) == 1 else ""
-    ledger.record("participants.viewed", channel=here.channel, subject=subject, count=len(found))
+    audit.record("participants.viewed", channel=here.channel, subject=subject, count=len(found))
     people = [
         {
             "device": person.device_id if device else _masked(person.device_id),

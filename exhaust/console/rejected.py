@@ -10,7 +10,7 @@ from django.shortcuts import redirect
 
 from exhaust.console.gate import VIEW, Here, show, typed, within
 from exhaust.console.people import paged
-from ingest import ledger
+from ingest import audit
 from ingest.events import Refused
 from ingest.models import Rejected
 from ingest.replay import replay
@@ -60,7 +60,7 @@ def one(request: HttpRequest, here: Here, pk: int) -> HttpResponse:
             raw = unseal(row.sealed).decode("utf-8", "backslashreplace")
         except InvalidToken:
             raw = None
-        ledger.record("rejected.viewed", channel=here.channel, subject=str(row.pk))
+        audit.record("rejected.viewed", channel=here.channel, subject=str(row.pk))
     return show(request, here, "rejected_one.html", {"row": row, "raw": raw})
 
 

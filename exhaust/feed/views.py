@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from exhaust import cursor
 from exhaust.feed import documents, pages
 from exhaust.feed.pages import Question
-from ingest import access, ledger, problems, walls
+from ingest import access, audit, problems, walls
 from ingest.db.prepared import asked
 from ingest.feed import reader, values
 from ingest.feed.values import Place
@@ -109,7 +109,7 @@ class PageView(PullView):
             place = Place(xid, pk)
         page = pages.read(question, place, said["pageSize"])
         if self.resource == "users" and page.items:
-            ledger.record("personal.pulled", channel=channel, subject="users", rows=len(page.items))
+            audit.record("personal.pulled", channel=channel, subject="users", rows=len(page.items))
         parts = [b'"items":[' + b",".join(page.items) + b"]"]
         if self.resource == "events":
             parts.append(b'"metadata":' + documents.encode(_metadata(channel_id, channel)))
@@ -148,7 +148,7 @@ class OneView(PullView):
         if found is None:
             raise NotFound(f"There is nothing by this id among the {self.resource}.")
         if self.resource == "users":
-            ledger.record("personal.pulled", channel=channel, subject="users", rows=1)
+            audit.record("personal.pulled", channel=channel, subject="users", rows=1)
         if self.resource == "events":
             metadata = documents.encode(_metadata(channel_id, channel))
             found = b'{"metadata":%s,"event":%s}' % (metadata, found)

@@ -20,7 +20,7 @@ from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import batches, courier, http, pump
 from exhaust.sinks.batches import Document
 from exhaust.sinks.http import Answer
-from ingest import ledger
+from ingest import audit
 from ingest.events import Refused
 from ingest.feed import pruning
 from ingest.feed.values import START, Place
@@ -128,7 +128,7 @@ def save(sink: Sink, password: str | None = None, secret: str | None = None) -> 
 
 
 def _record(action: str, sink: Sink, outcome: str = "done", **details: Any) -> None:
-    ledger.record(
+    audit.record(
         action,
         channel=sink.channel.identifier,
         subject=sink.name,

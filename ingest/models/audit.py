@@ -5,7 +5,7 @@ from django.utils import timezone
 
 
 class LedgerEntry(models.Model):
-    """Who did what, when, from where. Only ever added to; see `ingest/ledger.py`.
+    """Who did what, when, from where. Only ever added to; see `ingest/audit/__init__.py`.
 
     It names no row by a foreign key: it outlives what it speaks of.
     """
@@ -30,7 +30,7 @@ class LedgerEntry(models.Model):
 
 
 class LedgerSeal(models.Model):
-    """A day (UTC) of the ledger, digested with the day before; see `ingest/seals.py`."""
+    """A day (UTC) of the ledger, digested with the day before; see `ingest/audit/hash_chain.py`."""
 
     day = models.DateField(unique=True)
     entries = models.IntegerField()

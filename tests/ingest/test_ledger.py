@@ -11,7 +11,8 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from ingest import deriver, ledger, refusals, seals
+from ingest import audit, deriver, refusals
+from ingest.audit import hash_chain
 from ingest.models import (
     Conversation,
     LedgerEntry,
@@ -67,7 +68,7 @@ OF_SQLITE = ["INSERT OR REPLACE INTO {table} SELECT * FROM {table}"]
 )
 def test_sql_changes_nothing(on_postgresql: bool, table: str, column: str):
     write("kept", NOW - timedelta(days=1))
-    seals.seal_days(NOW)
+    hash_chain.seal_days(NOW)
     for sql in CHANGES + (OF_POSTGRESQL if on_postgresql else OF_SQLITE):
         with pytest.raises(DatabaseError, match="only added to"), transaction.atomic():
             connection.cursor().execute(sql.format(table=table, column=column))
@@ -103,7 +104,7 @@ def test_the_service_role_of_the_docs_can_add_and_read_and_nothing_else():
     with connection.cursor() as cursor:
         cursor.execute(sql.replace("'a long password'", "'x'"))
         cursor.execute("SET LOCAL ROLE exhaust_service")
-        ledger.record("added")
+        audit.record("added")
         for change in (
             "UPDATE ingest_ledgerentry SET actor = ''",
             "DELETE FROM ingest_ledgerentry",
@@ -131,7 +132,7 @@ def test_the_docs_way_to_drop_old_entries_drops_those_and_no_others():
     (sql,) = [block.text for block in blocks(DOCS / "ledger.md") if "BEGIN;" in block.text]
     write("old", datetime(2023, 12, 31, 23, tzinfo=UTC))
     write("kept", datetime(2024, 1, 1, tzinfo=UTC))
-    seals.seal_days(datetime(2024, 1, 3, tzinfo=UTC))
+    hash_chain.seal_days(datetime(2024, 1, 3, tzinfo=UTC))
 
     with connection.cursor() as cursor:  # in the test's own transaction
         cursor.execute(sql.replace("BEGIN;", "").replace("COMMIT;", ""))
@@ -139,7 +140,7 @@ def test_the_docs_way_to_drop_old_entries_drops_those_and_no_others():
 
     assert set(LedgerEntry.objects.values_list("action", flat=True)) == {"kept"}
     assert LedgerSeal.objects.order_by("day").values_list("day", flat=True)[0].year == 2024
-    assert list(seals.faults()) == []
+    assert list(hash_chain.faults()) == []
 
 
 # The seals ----------------------------------------------------------------------------------------
@@ -164,13 +165,13 @@ def test_each_day_that_is_over_is_sealed_once():
     for days in (3, 1, 1, 0):
         write("seen", NOW - timedelta(days=days))
 
-    assert seals.seal_days(NOW) == 3
-    assert seals.seal_days(NOW) == 0
+    assert hash_chain.seal_days(NOW) == 3
+    assert hash_chain.seal_days(NOW) == 0
 
     chain = list(LedgerSeal.objects.order_by("day"))
     assert [seal.entries for seal in chain] == [1, 0, 2]
     assert [seal.previous for seal in chain] == ["", chain[0].digest, chain[1].digest]
-    assert list(seals.faults()) == []
+    assert list(hash_chain.faults()) == []
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_each_day_that_is_over_is_sealed_once():
 def test_what_was_changed_all_the_same_is_found(sql: str, fault: str):
     for days in (3, 2, 1):
         entry = write("seen", NOW - timedelta(days=days))
-    seals.seal_days(NOW)
+    hash_chain.seal_days(NOW)
     call_command("ledger", "verify")
 
     past_the_guard(sql.format(id=entry.pk))
@@ -197,7 +198,7 @@ def test_what_was_changed_all_the_same_is_found(sql: str, fault: str):
 
 def test_an_entry_that_is_added_to_a_sealed_day_is_found():
     write("seen", NOW - timedelta(days=1))
-    seals.seal_days(NOW)
+    hash_chain.seal_days(NOW)
     write("late", NOW - timedelta(days=1))
     with pytest.raises(CommandError, match="sealed with 1 entries, there are 2"):
         call_command("ledger", "verify")
@@ -206,17 +207,17 @@ def test_an_entry_that_is_added_to_a_sealed_day_is_found():
 def test_older_days_that_were_dropped_with_their_seals_break_nothing():
     for days in (3, 2, 1):
         write("seen", NOW - timedelta(days=days))
-    seals.seal_days(NOW)
+    hash_chain.seal_days(NOW)
 
     past_the_guard("DELETE FROM ingest_ledgerentry WHERE at < '2026-11-20'")
     past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-20'")
-    assert list(seals.faults()) == []
+    assert list(hash_chain.faults()) == []
 
     past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-21'")
     write("seen", NOW)
-    seals.seal_days(NOW + timedelta(days=1))
+    hash_chain.seal_days(NOW + timedelta(days=1))
     past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-21'")
-    assert any("before the first seal" in fault for fault in seals.faults())
+    assert any("before the first seal" in fault for fault in hash_chain.faults())
 
 
 # Failed tries -------------------------------------------------------------------------------------
@@ -367,7 +368,7 @@ def test_a_list_of_events_with_their_devices_is_told(operator: Client):
 def test_every_page_of_people_tells_who_looks(operator: Client, model: str):
     from django.contrib import admin
 
-    from ingest.personal import Personal
+    from ingest.audit.admin import Personal
 
     registered = {kind._meta.model_name: page for kind, page in admin.site._registry.items()}
     assert isinstance(registered[model], Personal)

@@ -10,14 +10,14 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
 from config.urls import urlpatterns as served
-from ingest import access, ledger
+from ingest import access, audit
 from ingest.events import Refused
 from ingest.models import LedgerEntry
 from tests.conftest import bearer, make_channel, make_key
 
 
 def act(request: HttpRequest) -> HttpResponse:
-    ledger.record("test.acted")
+    audit.record("test.acted")
     return HttpResponse()
 
 
@@ -79,7 +79,7 @@ def test_nobody_acts_for_the_next_request_of_the_thread():
 
     for address in ("/act/key", "/fail"):
         client.get(address)
-        assert ledger.acting.get() is ledger.SERVICE
+        assert audit.acting.get() is audit.SERVICE
     Client().get("/act")
 
     assert acted()[:2] == ("anonymous", "")
@@ -111,7 +111,7 @@ def test_an_application_acts_under_its_id(monkeypatch: Any, method: str, address
     seen: list[str] = []
 
     def append(*_: Any) -> None:
-        seen.append(ledger.acting.get().name)
+        seen.append(audit.acting.get().name)
         raise Refused("seen", "Seen.")
 
     monkeypatch.setattr("ingest.store.append", append)

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from exhaust import cursor
 from exhaust.models import Job
-from ingest import access, ledger
+from ingest import access, audit
 from ingest.models import ApiKey, Conversation, Rejected, Role, StoredEvent
 from ingest.replay import Replayed
 from ingest.staff import RIGHTS
@@ -39,7 +39,7 @@ def furnished(names: Names) -> Place:
     if names is OWN:  # shown by its id
         Conversation.objects.filter(channel=place.channel).update(name="")
     access.create_key(f"{names.secret} key", ["pull"], [place.channel])
-    ledger.record("channel.changed", channel=names.channel, subject=names.secret)
+    audit.record("channel.changed", channel=names.channel, subject=names.secret)
     if names is not OWN:  # a bot of that id too, by another name
         Conversation.objects.create(
             channel=place.channel, identifier=OWN.conversation, name=f"{names.secret} twin"

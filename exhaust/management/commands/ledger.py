@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from exhaust.api import ledger
-from ingest import seals
+from ingest.audit import hash_chain
 from ingest.models import LedgerSeal
 
 
@@ -35,7 +35,7 @@ class Command(BaseCommand):
         return None
 
     def _verify(self) -> None:
-        if faults := list(seals.faults()):
+        if faults := list(hash_chain.faults()):
             raise CommandError("\n".join(faults))
         chain = LedgerSeal.objects.order_by("day")
         first, last = chain.first(), chain.last()

@@ -7,7 +7,7 @@ from django.contrib import admin
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
-from ingest import ledger
+from ingest import audit
 
 
 class Personal(admin.ModelAdmin):  # type: ignore[type-arg] # it takes none at run time
@@ -21,7 +21,7 @@ class Personal(admin.ModelAdmin):  # type: ignore[type-arg] # it takes none at r
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
         row = super().get_object(request, object_id, from_field)
         if row is not None and self.has_view_or_change_permission(request, row):
-            ledger.record(
+            audit.record(
                 "personal.viewed",
                 channel=row.channel.identifier,
                 subject=f"{self.opts.model_name} {row.pk}",
@@ -37,7 +37,7 @@ class Personal(admin.ModelAdmin):  # type: ignore[type-arg] # it takes none at r
             found = Counter(row.channel.identifier for row in shown.result_list)
             with transaction.atomic():
                 for channel, rows in sorted(found.items()):
-                    ledger.record(
+                    audit.record(
                         "personal.viewed",
                         channel=channel,
                         subject=f"{self.opts.model_name} list",
