@@ -115,7 +115,7 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
 
     from exhaust import links
     from exhaust.models import File, Job
-    from ingest import access
+    from ingest.auth import keys
     from ingest.models import Channel, Conversation
 
     channel = Channel.objects.create(identifier=CHANNEL)
@@ -170,14 +170,14 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
             for row in rows
         )
         made = rows  # the newest are read
-    _, key = access.create_key("reader", ["export:response"], [channel])
+    _, key = keys.create_key("reader", ["export:response"], [channel])
     chosen = made[-READ:]
     for file in File.objects.filter(job__in=chosen).select_related("job__channel"):
         links.current(file)  # else each first read would make one
     senders = []
     for number in range(CHANNELS):
         sending = Channel.objects.create(identifier=f"SENDS_{number}")
-        senders.append(access.create_key(f"sender {number}", ["export:response"], [sending])[1])
+        senders.append(keys.create_key(f"sender {number}", ["export:response"], [sending])[1])
     asking = {
         "read": [
             get(f"/dataset/v1/request/read/{job.tag}?requestId={job.request_id}", key)

@@ -61,12 +61,12 @@ class Campaign:
         self.results: list[dict[str, Any]] = []
         self.died: list[str] = []  # what ended though nobody had killed it
         from exhaust.models import Job
-        from ingest import access
+        from ingest.auth import keys
         from ingest.models import Channel
 
         self._jobs = Job
         self._channels = [Channel.objects.get(identifier=name) for name in CHANNELS]
-        key = access.create_key("reader", ("export:response",), self._channels)[1]
+        key = keys.create_key("reader", ("export:response",), self._channels)[1]
         self._reader = Reader(place, key)
 
     def run(self) -> None:

@@ -169,12 +169,12 @@ def event(mid: str) -> dict[str, Any]:
 
 
 def walk(variables: dict[str, str], events: int) -> list[Result]:
-    from ingest import access
+    from ingest.auth import keys
     from ingest.models import Channel
 
     events, _, data = answers.load_rows(events, answers.QUICK_MONTH_ROWS)
     print(f"\n{data}", flush=True)
-    key = access.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
+    key = keys.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
     port = ground.free_port()
     command = [
         sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",

@@ -209,13 +209,13 @@ def rights() -> Rights:
     """Keys and an application of a channel of their own, in this process's database."""
     from base64 import b64encode
 
-    from ingest import access
+    from ingest.auth import keys
 
-    channel = access.channel(CHANNEL)
-    sends = access.create_key("fuzz", ["ingest"], [channel])[1]
+    channel = keys.channel(CHANNEL)
+    sends = keys.create_key("fuzz", ["ingest"], [channel])[1]
     scopes = ["pull", "export:response", "export:private"]
-    reads = access.create_key("fuzz", scopes, [channel])[1]
-    password = access.create_application(APPLICATION, channel)[1]
+    reads = keys.create_key("fuzz", scopes, [channel])[1]
+    password = keys.create_application(APPLICATION, channel)[1]
     basic = b64encode(f"{APPLICATION}:{password}".encode()).decode()
     return Rights(
         {"Authorization": f"Bearer {sends}"},

@@ -171,19 +171,19 @@ def prepare() -> dict[str, Any]:
     from django.db import connection
 
     from exhaust.demo.conversations import CONVERSATION_ID
-    from ingest import access
+    from ingest.auth import keys
     from ingest.models import Channel, Conversation
 
     channel = Channel.objects.create(identifier=CHANNEL)
     conversation = Conversation.objects.create(channel=channel, identifier=CONVERSATION_ID)
-    application, password = access.create_application(APPLICATION, channel)
+    application, password = keys.create_application(APPLICATION, channel)
     with connection.cursor() as cursor:
         cursor.execute("CREATE TABLE copied (LIKE ingest_storedevent INCLUDING ALL)")
     return {
         "channel": channel.pk,
         "conversation": conversation.pk,
         "application": application.pk,
-        "key": access.create_key("benchmark", ["ingest"], [channel])[1],
+        "key": keys.create_key("benchmark", ["ingest"], [channel])[1],
         "basic": b64encode(f"{APPLICATION}:{password}".encode()).decode(),
     }
 

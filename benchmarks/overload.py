@@ -76,7 +76,7 @@ def main() -> None:
 def prepare(port: int, batch: int, identifier: str = CHANNEL) -> dict[str, Any]:
     """A channel, keys, and the bytes of a request for each."""
     from exhaust.demo.conversations import CONVERSATION_ID, answers
-    from ingest import access
+    from ingest.auth import keys as access
     from ingest.models import Channel, Conversation
 
     channel = Channel.objects.create(identifier=identifier)

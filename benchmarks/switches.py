@@ -37,7 +37,7 @@ OTHERS = {
         ("plain & asking | ~plain & private", "asking"),
         ("plain & asking | ~plain & private", "private"),
     ],
-    "ingest/staff.py": [
+    "ingest/auth/roles.py": [
         ("asked[f'roles__{right}'] = True", "pass"),
         ("{'roles__group__user': user.pk}", "{}"),
         ("Role.objects.filter(group__user=user.pk, channel__identifier=channel)",
@@ -61,7 +61,7 @@ EXPLAINED = {
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
         "an operator names one of several; commands see all channels"
     ),
-    "ingest/staff.py keys: channel_id__in=channel_ids": (
+    "ingest/auth/roles.py keys: channel_id__in=channel_ids": (
         "of the second one: a key with a channel and none of others has one of ours"
     ),
     "ingest/consent.py ended: channel_id=channel_id": (
@@ -102,8 +102,8 @@ EXPLAINED = {
 }
 # Where a channel is named, and nothing is kept out by it
 NO_WALL = {
-    "ingest/access.py: FROM ingest_apikey": "asks which channels a key has",
-    "ingest/access.py: FROM ingest_application": "asks which channel an application has",
+    "ingest/auth/keys.py: FROM ingest_apikey": "asks which channels a key has",
+    "ingest/auth/keys.py: FROM ingest_application": "asks which channel an application has",
     "exhaust/api/ledger.py: filter(**asked)": "what `asked` says of a channel has a switch",
     "exhaust/api/views.py: get(**kwargs)": "calls a view's method",
     "exhaust/polling.py: w.channel_id = j.channel_id": "the place in the row's own queue, a number",
@@ -112,7 +112,7 @@ NO_WALL = {
     "exhaust/submissions.py: filter(**identity)": "has a switch",
     "exhaust/submissions.py: get(**identity)": "has a switch",
     "exhaust/submissions.py: filter(**{lookup": "tag and days; the channel is beside it",
-    "ingest/staff.py: filter(**asked)": "what `asked` says has a switch",
+    "ingest/auth/roles.py: filter(**asked)": "what `asked` says has a switch",
 }
 
 

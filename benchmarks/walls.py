@@ -40,10 +40,10 @@ TESTS = (
 )  # fmt: skip
 # where a place is most likely seen to be gone
 NEAREST = {
-    "ingest/access.py": ("tests/ingest/test_keys.py", "tests/walls/test_matrix.py"),
+    "ingest/auth/keys.py": ("tests/ingest/test_keys.py", "tests/walls/test_matrix.py"),
     "ingest/admin.py": ("tests/walls/test_admin.py",),
     "exhaust/admin/": ("tests/walls/test_admin.py",),
-    "ingest/staff.py": ("tests/walls/test_admin.py", "tests/exhaust/test_console.py"),
+    "ingest/auth/roles.py": ("tests/walls/test_admin.py", "tests/exhaust/test_console.py"),
     "exhaust/console/gate.py": ("tests/exhaust/test_console_pages.py",),
     "exhaust/console/": ("tests/walls/test_console.py", "tests/exhaust/test_console"),
     "exhaust/datasets/": ("tests/walls/test_beside.py", "tests/exhaust/test_withdrawal.py"),

@@ -350,7 +350,7 @@ for _network in _push_networks:
 # APIs -------------------------------------------------------------------------------------------
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["ingest.access.KeyAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["ingest.auth.keys.KeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ingest.parsers.JSONParser"],

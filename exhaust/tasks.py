@@ -21,7 +21,8 @@ from config.celery import app
 from exhaust import daily, jobs, leftovers, notices, retention, runner, schedules, storage
 from exhaust.models import Job
 from exhaust.sinks import pump
-from ingest import deriver, erasure, refusals
+from ingest import deriver, erasure
+from ingest.auth import failures
 
 log = logging.getLogger(__name__)
 MISSED = timedelta(seconds=7)  # a sweep should have come by then
@@ -63,7 +64,7 @@ def sweep() -> None:
         wake(erase)
     retention.delete_withdrawn()
     schedules.make_due()
-    refusals.settle()
+    failures.settle()
 
 
 @shared_task(name="exhaust.daily")

@@ -7,8 +7,10 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from ingest import access, audit, staff
+from ingest import audit
 from ingest.audit.admin import Personal
+from ingest.auth import keys, roles
+from ingest.auth.roles import Right
 from ingest.models import (
     ApiKey,
     Application,
@@ -25,7 +27,6 @@ from ingest.models import (
 )
 from ingest.replay import replay
 from ingest.sealing import unseal
-from ingest.staff import Right
 
 
 class Walled(admin.ModelAdmin):
@@ -46,7 +47,7 @@ class Walled(admin.ModelAdmin):
         # a page asks some sixty times
         held: dict[Right | None, dict[str, int]] = vars(request).setdefault("_channels", {})
         if self.right not in held:
-            held[self.right] = staff.channels(request.user, self.right)
+            held[self.right] = roles.channels(request.user, self.right)
         return held[self.right]
 
     def is_let(self, request: HttpRequest) -> bool:
@@ -177,11 +178,11 @@ class ApiKeyAdmin(ReadOnly):
     actions = ["revoke", "rotate"]
 
     def seen(self, request: HttpRequest, rows: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-        return staff.keys(rows, self.channels(request).values())
+        return roles.keys(rows, self.channels(request).values())
 
     @admin.action(description="Revoke the selected keys", permissions=["view"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
-        revoked = sum(access.revoke_key(key) for key in queryset)
+        revoked = sum(keys.revoke_key(key) for key in queryset)
         self.message_user(request, f"{revoked} keys revoked.")
 
     @admin.action(description="Make successors; the old ones end in 24 hours", permissions=["view"])
@@ -189,11 +190,11 @@ class ApiKeyAdmin(ReadOnly):
         """The new keys, shown this once and kept nowhere, as a message would be."""
         lines = []
         for key in queryset:
-            if beyond := staff.beyond(request.user, key):
+            if beyond := roles.beyond(request.user, key):
                 lines.append(f"{key} is not rotated: {beyond}.")
                 continue
             try:
-                row, text = access.rotate_key(key)
+                row, text = keys.rotate_key(key)
             except ValueError as error:
                 lines.append(str(error))
             else:

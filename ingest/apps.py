@@ -11,10 +11,14 @@ class IngestConfig(AppConfig):
     def ready(self) -> None:
         from django.contrib.auth.signals import user_login_failed
 
-        from ingest import signals, staff, walls  # they need the models
+        from ingest import walls
+        from ingest.auth import (
+            roles,  # they need the models
+            signals,
+        )
 
         binary_arrays.register()
         signals.connect()
         connection_created.connect(walls.connected)
         post_migrate.connect(walls.build, sender=self)
-        user_login_failed.connect(staff.login_locked)
+        user_login_failed.connect(roles.login_locked)

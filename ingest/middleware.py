@@ -6,8 +6,9 @@ from typing import cast
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import SimpleLazyObject
 
-from ingest import audit, limiter, staff, walls
+from ingest import audit, limiter, walls
 from ingest.audit import Actor
+from ingest.auth import roles
 
 
 class Acting:
@@ -31,7 +32,7 @@ class Acting:
         if request.path_info.startswith(("/admin/", "/console/")):
             user = request.user
             if not getattr(user, "is_superuser", False):
-                walls.enter(staff.channels(user).values())
+                walls.enter(roles.channels(user).values())
 
 
 def _person(request: HttpRequest) -> Actor:

@@ -12,7 +12,8 @@ from django.db import connection, transaction
 from django.test import Client, TransactionTestCase
 
 from exhaust import storage
-from ingest import access, audit, refusals, walls
+from ingest import audit, walls
+from ingest.auth import failures, keys
 from ingest.models import Channel
 
 pytest_plugins = ("tests.service",)
@@ -96,7 +97,7 @@ def _guard(cursor: Any, table: str) -> tuple[list[str], list[str]]:
 def nobody_acts() -> Iterator[None]:
     """Whom a test let in without a request acts in no other test."""
     token = audit.acting.set(audit.SERVICE)
-    refusals._counted.clear()  # nor is what another test failed with written in this one
+    failures._counted.clear()  # nor is what another test failed with written in this one
     yield
     walls.leave()
     audit.acting.reset(token)
@@ -138,7 +139,7 @@ def make_channel(identifier: str = "ORG_001") -> Channel:
 def make_key(*scopes: str, channels: tuple[str, ...] = ("ORG_001",), **overrides: Any) -> str:
     """The text of a new key."""
     made = [make_channel(identifier) for identifier in channels]
-    return access.create_key("test", scopes or ("ingest",), made, **overrides)[1]
+    return keys.create_key("test", scopes or ("ingest",), made, **overrides)[1]
 
 
 def bearer(key: str, **headers: str) -> dict[str, str]:

@@ -16,8 +16,8 @@ from exhaust.datasets.selection import zone
 from exhaust.formats import FORMATS
 from exhaust.models import DailyRun, File, Job, Link, Notice, Transition
 from exhaust.submissions import Submission
-from ingest import staff
 from ingest.admin import OnlySuperusers, ReadOnly, Seen
+from ingest.auth import roles
 from ingest.events import Refused
 from ingest.models import IDENTIFIER, Channel, Conversation
 
@@ -28,7 +28,7 @@ def askable(user: Any, rows: QuerySet, of: str = "") -> QuerySet:
     """Rows of what the person may ask for; `of` is how that is reached."""
     plain = models.Q(**{f"{of}dataset__in": PLAIN})
     asking, private = (
-        models.Q(**{f"{of}channel__in": staff.channels(user, right).values()})
+        models.Q(**{f"{of}channel__in": roles.channels(user, right).values()})
         for right in ("submit_response", "submit_private")
     )
     return rows.filter(plain & asking | ~plain & private)
@@ -40,8 +40,8 @@ class OfJobs(ReadOnly):
     job = ""  # how a row's job is reached
 
     def channels(self, request: HttpRequest) -> dict[str, int]:
-        asking = staff.channels(request.user, "submit_response")
-        return asking | staff.channels(request.user, "submit_private")
+        asking = roles.channels(request.user, "submit_response")
+        return asking | roles.channels(request.user, "submit_private")
 
     def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
         return askable(request.user, rows, self.job)
@@ -60,8 +60,8 @@ class OfDataset(admin.SimpleListFilter):
 
 
 def may_ask(user: Any, dataset: str, channel: Channel) -> bool:
-    right: staff.Right = "submit_private" if is_private(dataset) else "submit_response"
-    return staff.may(user, right, channel.identifier)
+    right: roles.Right = "submit_private" if is_private(dataset) else "submit_response"
+    return roles.may(user, right, channel.identifier)
 
 
 NOT_YOURS = "You may not ask for this dataset in this channel."

@@ -18,7 +18,7 @@ from exhaust.api.views import DatasetView
 from exhaust.datasets.columns import guarded
 from exhaust.feed.documents import milliseconds
 from exhaust.formats.lines import csv_line
-from ingest import access
+from ingest.auth import keys
 from ingest.models import LedgerEntry
 
 HEADERS = (
@@ -110,7 +110,7 @@ class LedgerView(DatasetView):
         asked = Query(data=request.query_params.dict())
         asked.is_valid(raise_exception=True)
         said: dict[str, Any] = asked.validated_data
-        access.caller(request).require("audit")
+        keys.caller(request).require("audit")
         _, channel = self.channel(request)
         found = entries(channel, said["from"], said["to"], said["action"])
         question = ["ledger", channel, str(said["from"]), str(said["to"]), said["action"]]

@@ -11,7 +11,7 @@ from exhaust import schedules
 from exhaust.api import envelope, validation
 from exhaust.api.views import DatasetView, NamedView, OrderView, readable, scope
 from exhaust.models import Schedule
-from ingest import access
+from ingest.auth import keys
 
 # a schedule's fields in the wire's names
 WIRE = {
@@ -91,7 +91,7 @@ class ScheduleView(NamedView):
     operation = "schedule"
 
     def one(self, request: Request, name: str) -> Schedule:
-        caller = access.caller(request)
+        caller = keys.caller(request)
         channel_id, _ = self.channel(request)
         schedule = schedules.find(channel_id, name)
         if schedule is None:
@@ -106,7 +106,7 @@ class ScheduleView(NamedView):
         asked = Put(data=request.data)
         asked.is_valid(raise_exception=True)
         said: dict[str, Any] = asked.validated_data["request"]
-        caller = access.caller(request)
+        caller = keys.caller(request)
         channel_id, _ = self.channel(request)
         words = {field: said[wire] for field, wire in WIRE.items() if wire in said}
         words.setdefault("requested_by", caller.name)
@@ -143,7 +143,7 @@ class SchedulesView(DatasetView):
         asked = validation.Paging(data=request.query_params)
         asked.is_valid(raise_exception=True)
         said: dict[str, Any] = asked.validated_data
-        caller = access.caller(request)
+        caller = keys.caller(request)
         channel_id, _ = self.channel(request)
         found = schedules.page(channel_id, readable(caller), said["limit"], said["cursor"])
         return envelope.wrapped(

@@ -14,7 +14,7 @@ from exhaust.feed.documents import milliseconds
 from exhaust.feed.views import Moment
 from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import control
-from ingest import access
+from ingest.auth import keys
 
 # a sink's fields in the wire's names
 WIRE = {
@@ -119,7 +119,7 @@ class SinkView(NamedView):
     operation = "sink"
 
     def owner(self, request: Request) -> tuple[int, str]:
-        access.caller(request).require("pull")
+        keys.caller(request).require("pull")
         return self.channel(request)
 
     def one(self, request: Request, name: str) -> Sink:
@@ -236,7 +236,7 @@ class SinksView(DatasetView):
     operation = "sink.list"
 
     def get(self, request: Request) -> Response:
-        access.caller(request).require("pull")
+        keys.caller(request).require("pull")
         channel_id, _ = self.channel(request)
         sinks = Sink.objects.filter(channel_id=channel_id).select_related("channel")
         found = [presented(sink) for sink in sinks.order_by("name")]

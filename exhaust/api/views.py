@@ -20,10 +20,11 @@ from exhaust.api import envelope, presenters, validation
 from exhaust.datasets import DATASETS
 from exhaust.models import File, Job, Link
 from exhaust.submissions import Filters, Page, Submission
-from ingest import access, audit, limiter, limits
-from ingest.access import Caller
+from ingest import audit, limiter, limits
 from ingest.adapters import body
 from ingest.audit import Actor
+from ingest.auth import keys
+from ingest.auth.keys import Caller
 from ingest.events import Refused
 
 
@@ -45,7 +46,7 @@ class DatasetView(APIView):
         body.require_length(request._request)
 
     def channel(self, request: Request) -> tuple[int, str]:
-        caller = access.caller(request)
+        caller = keys.caller(request)
         return caller.channel(request.headers.get("X-Channel-ID"))
 
 
@@ -102,7 +103,7 @@ class PolledView(DatasetView):
         asked = Request(request)
         try:
             body.require_length(request)
-            asked.user = access.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
+            asked.user = keys.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
             answer = self.get(asked, *args, **kwargs)  # type: ignore[attr-defined]
         except Exception as error:  # as DRF does: told in the envelope
             answer = envelope.handler(error, {"view": self})
@@ -121,7 +122,7 @@ class AskView(DatasetView):
         asked = validation.Submit(data=sent)
         asked.is_valid(raise_exception=True)
         said: dict[str, Any] = asked.validated_data["request"]
-        caller = access.caller(request)
+        caller = keys.caller(request)
         channel_id, channel = self.channel(request)
         caller.require(scope(said["dataset"]))
         return submission(sent, said, channel_id, channel, caller.name)
@@ -178,7 +179,7 @@ class JobView(DatasetView):
 
     def job(self, request: Request, tag: str) -> Job:
         """Raises `NotFound`, also for another channel's."""
-        caller = access.caller(request)
+        caller = keys.caller(request)
         channel_id, _ = self.channel(request)
         job = self.find(channel_id, tag, request.query_params.get("requestId", ""))
         if job is None:
@@ -204,7 +205,7 @@ class CancelView(JobView):
 
     def post(self, request: Request, tag: str) -> Response:
         job = self.job(request, tag)
-        won = submissions.cancel(job, access.caller(request).name)
+        won = submissions.cancel(job, keys.caller(request).name)
         if not won and job.status != Job.Status.CANCELLED:
             raise Refused(
                 "conflict", f"The request is {job.status}; there is nothing to cancel.", 409
@@ -263,7 +264,7 @@ class ListView(PolledView):
             asked = validation.Paging(data=request.query_params)
             asked.is_valid(raise_exception=True)
             said = asked.validated_data
-        caller = access.caller(request)
+        caller = keys.caller(request)
         channel_id, _ = self.channel(request)
         found = polling.page(
             Filters(channel_id, readable(caller), tag=tag), said["limit"], said["cursor"]
@@ -280,7 +281,7 @@ class SearchView(DatasetView):
         asked = validation.Search(data=request.data)
         asked.is_valid(raise_exception=True)
         said: dict[str, Any] = asked.validated_data["request"]
-        caller = access.caller(request)
+        caller = keys.caller(request)
         wanted: dict[str, Any] = said["filters"]
         channel_id, _ = caller.channel(wanted.get("channel") or request.headers.get("X-Channel-ID"))
         first = wanted.get("requestedDate") or wanted.get("requestedFrom")

@@ -12,8 +12,8 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 
 from exhaust.datasets import DATASETS, is_private
-from ingest import staff
-from ingest.staff import Right
+from ingest.auth import roles
+from ingest.auth.roles import Right
 
 ASK: tuple[Right, ...] = ("submit_response", "submit_private")
 VIEW: tuple[Right, ...] = (*ASK, "administer")
@@ -93,7 +93,7 @@ def within(
                 return _sign_in(request)
             if any("\0" in str(part) for part in (channel, *kwargs.values())):
                 return missing(request)
-            channel_id, held = staff.rights(request.user, channel)
+            channel_id, held = roles.rights(request.user, channel)
             if not held:
                 return missing(request)
             here = Here(channel_id, channel, held, request.user.get_username())

@@ -7,7 +7,7 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 
 from exhaust.console.gate import VIEW, Here, missing, show, within
-from ingest import staff
+from ingest.auth import roles
 
 SHOWN = 200
 
@@ -17,7 +17,7 @@ def home(request: HttpRequest) -> HttpResponse:
     """The channels of who signed in, by name; straight into the only one."""
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path(), reverse("console:sign-in"))
-    names = list(staff.channels(request.user))
+    names = list(roles.channels(request.user))
     if len(names) == 1:
         return redirect("console:start", names[0])
     wanted = request.GET.get("q", "").strip()

@@ -10,7 +10,8 @@ from django.shortcuts import redirect
 from django.utils import timezone
 
 from exhaust.console.gate import Here, show, typed, within
-from ingest import access, staff
+from ingest.auth import keys as access
+from ingest.auth import roles
 from ingest.models import ApiKey, Channel
 
 # what is offered; the others are made by `manage.py create_key`
@@ -58,7 +59,7 @@ def listing(request: HttpRequest, here: Here) -> HttpResponse:
 
 def _scopes(here: Here) -> dict[str, str]:
     """What the person may give a key, so that none may do more than they."""
-    return {name: words for name, words in _WORDS.items() if staff.TAKES[name] in here.rights}
+    return {name: words for name, words in _WORDS.items() if roles.TAKES[name] in here.rights}
 
 
 def _keys(request: HttpRequest, here: Here) -> QuerySet[ApiKey]:
@@ -66,7 +67,7 @@ def _keys(request: HttpRequest, here: Here) -> QuerySet[ApiKey]:
     keys = ApiKey.objects.filter(channels=here.channel_id)
     if request.user.is_superuser:
         return keys
-    return staff.keys(keys, staff.channels(request.user, "administer").values())
+    return roles.keys(keys, roles.channels(request.user, "administer").values())
 
 
 def _listed(

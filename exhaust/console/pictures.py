@@ -22,7 +22,8 @@ from exhaust.console.templatetags.console import grouped, lasting, status
 from exhaust.models import Job, Sink
 from exhaust.previews import within_seconds
 from exhaust.sinks import control
-from ingest import deriver, staff
+from ingest import deriver
+from ingest.auth import roles
 from ingest.models import Rejected, StoredEvent
 
 SECONDS = 3.0  # for one picture's numbers
@@ -83,7 +84,7 @@ def span(said: dict[str, str]) -> tuple[Span, str]:
 @within(*VIEW)
 def pictures(request: HttpRequest, here: Here) -> HttpResponse:
     said = typed(request.GET)
-    channels = staff.channels(request.user)
+    channels = roles.channels(request.user)
     wanted = said.get("channel", here.channel)
     if wanted not in channels:
         raise Http404

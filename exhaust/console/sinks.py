@@ -13,9 +13,9 @@ from exhaust.console.ask import by_field, lines
 from exhaust.console.gate import Here, show, typed, within
 from exhaust.models import Delivery, Sink
 from exhaust.sinks import control
+from ingest.auth.roles import Right
 from ingest.events import Refused
 from ingest.feed.values import START
-from ingest.staff import Right
 
 # what a sink sends is what a key that pulls may have, so who makes one must be allowed as much
 MAKE: Right = "submit_private"

@@ -15,7 +15,8 @@ from rest_framework.views import APIView
 from exhaust import cursor
 from exhaust.feed import documents, pages
 from exhaust.feed.pages import Question
-from ingest import access, audit, problems, walls
+from ingest import audit, problems, walls
+from ingest.auth import keys
 from ingest.db.prepared import asked
 from ingest.feed import reader, values
 from ingest.feed.values import Place
@@ -83,7 +84,7 @@ class PullView(APIView):
         return told
 
     def channel(self, request: Request) -> tuple[int, str]:
-        caller = access.caller(request)
+        caller = keys.caller(request)
         caller.require("pull")
         caller.require(SCOPES[self.resource])
         return caller.channel(request.headers.get("X-Channel-ID"))

@@ -9,8 +9,8 @@ from django.http import HttpRequest
 
 from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import control
-from ingest import staff
 from ingest.admin import ReadOnly, Seen, Walled
+from ingest.auth import roles
 from ingest.events import Refused
 from ingest.feed.values import START
 
@@ -66,7 +66,7 @@ class SinkAdmin(Walled):
 
     def makes(self, request: HttpRequest) -> set[int]:
         """Channels of which a person may send on what is in them: who may have it, too."""
-        may_have = staff.channels(request.user, "submit_private").values()
+        may_have = roles.channels(request.user, "submit_private").values()
         return set(self.channels(request).values()) & set(may_have)
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -40,7 +40,7 @@ class LedgerSeal(models.Model):
 
 
 class Refusal(models.Model):
-    """Failed tries to get in, counted until their hour is over; see `ingest/refusals.py`."""
+    """Failed tries to get in, counted until their hour is over; see `ingest/auth/failures.py`."""
 
     hour = models.DateTimeField()
     action = models.CharField(max_length=64)

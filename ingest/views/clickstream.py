@@ -5,10 +5,11 @@ from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, limits, problems, refusals, store
-from ingest.access import Sender
+from ingest import limits, problems, store
 from ingest.adapters import body
 from ingest.adapters import clickstream as adapter
+from ingest.auth import failures, keys
+from ingest.auth.keys import Sender
 from ingest.events import Call, Refused
 
 ALLOWED_HEADERS = (
@@ -35,8 +36,8 @@ def _answered(request: HttpRequest, method: str) -> HttpResponse:
     try:
         named = request.GET.get("appId", "")
         with limits.guessing(request, named):
-            application = access.application(named)
-        access.acts(request, application.identifier)
+            application = keys.application(named)
+        keys.acts(request, application.identifier)
         if request.method == "OPTIONS":
             answer = HttpResponse(status=204)
         elif request.method != method:
@@ -68,9 +69,9 @@ def _has_cookie(request: HttpRequest, application: Sender) -> None:
     cookie = request.headers.get("Cookie", "")
     # with the id, which alone has passed already: knowing it lets no guess through
     with limits.guessing(request, f"{application.identifier} {cookie}"):
-        if not access.is_secret(application.cookie_digest, cookie):
-            refusals.count("application.refused", request)
-            raise access.Denied("forbidden", "The cookie is not this application's.", 403)
+        if not keys.is_secret(application.cookie_digest, cookie):
+            failures.count("application.refused", request)
+            raise keys.Denied("forbidden", "The cookie is not this application's.", 403)
 
 
 def _collect(request: HttpRequest, application: Sender) -> HttpResponse:

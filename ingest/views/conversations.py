@@ -9,8 +9,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from ingest import access
 from ingest.adapters import body
+from ingest.auth import keys
 from ingest.events import Refused
 from ingest.models import Conversation
 
@@ -26,7 +26,7 @@ class ConversationName(serializers.Serializer[Conversation]):
 class ConversationView(APIView):
     """`GET|PUT /v1/conversations/{id}`: a bot's name, which fills the exhaust's column."""
 
-    permission_classes = [access.HasScope]
+    permission_classes = [keys.HasScope]
     scope = "ingest"
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -34,14 +34,14 @@ class ConversationView(APIView):
         body.require_length(request._request)
 
     def get(self, request: Request, identifier: str) -> Response:
-        channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))
+        channel_id, _ = keys.caller(request).channel(request.headers.get("X-Channel-ID"))
         if "\0" in identifier:
             raise Http404
         found = get_object_or_404(Conversation, channel_id=channel_id, identifier=identifier)
         return Response({"id": found.identifier, "name": found.name})
 
     def put(self, request: Request, identifier: str) -> Response:
-        channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))
+        channel_id, _ = keys.caller(request).channel(request.headers.get("X-Channel-ID"))
         if len(identifier) > 255 or "\0" in identifier:
             raise Refused("id", "A conversation's id has up to 255 characters.")
         asked = ConversationName(data=request.data)

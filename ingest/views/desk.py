@@ -10,11 +10,13 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, limits, problems, refusals, store
-from ingest.access import Denied, Sender
+from ingest import limits, problems, store
 from ingest.adapters import body
 from ingest.adapters import desk as adapter
 from ingest.adapters.fields import MAX_TEXT
+from ingest.auth import failures as refusals
+from ingest.auth import keys
+from ingest.auth.keys import Denied, Sender
 from ingest.events import Call, Refused, Rejection
 from ingest.store import Outcome
 
@@ -123,14 +125,14 @@ def _named(request: HttpRequest) -> Sender:
         raise Denied("unauthorized", "The HTTP Basic credentials cannot be read.", 401) from None
     try:
         # PostgreSQL takes no NUL, and no id has one
-        found = access.application(identifier.replace("\0", "\ufffd"))
+        found = keys.application(identifier.replace("\0", "\ufffd"))
     except Denied:
         found = None
     # always one comparison, so that an unknown id takes no less time
-    if not access.is_secret(found.secret_digest if found else "", password) or not found:
+    if not keys.is_secret(found.secret_digest if found else "", password) or not found:
         refusals.count("application.refused", request)
         raise Denied("unauthorized", "The application or its password is not known here.", 401)
-    access.acts(request, found.identifier)
+    keys.acts(request, found.identifier)
     return found
 
 

@@ -9,11 +9,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from ingest import access, erasure, metrics, problems
+from ingest import erasure, metrics, problems
 from ingest.adapters import body
 from ingest.adapters import participants as adapter
 from ingest.adapters.fields import MAX_TEXT
 from ingest.adapters.participants import Profile
+from ingest.auth import keys
 from ingest.events import Refused, Rejection
 from ingest.models import Erasure
 from ingest.participants import keep_participants
@@ -28,7 +29,7 @@ def participants(request: HttpRequest) -> HttpResponse:
     try:
         if request.method != "POST":
             raise Refused("method_not_allowed", "Participants come by POST.", 405)
-        caller = access.identify(request)
+        caller = keys.identify(request)
         caller.require("ingest")
         channel_id, _ = caller.channel(request.headers.get("X-Channel-ID"))
         body.require_json(request.content_type or "")
@@ -60,11 +61,11 @@ def _erased(profile: Profile) -> Rejection:
 class ParticipantView(APIView):
     """`DELETE /v1/participants/{deviceId}`: erases a person; 202 while there is more to do."""
 
-    permission_classes = [access.HasScope]
+    permission_classes = [keys.HasScope]
     scope = "erase"
 
     def delete(self, request: Request, identifier: str) -> Response:
-        channel_id, _ = access.caller(request).channel(request.headers.get("X-Channel-ID"))
+        channel_id, _ = keys.caller(request).channel(request.headers.get("X-Channel-ID"))
         if len(identifier) > MAX_TEXT or "\0" in identifier:
             raise Refused("deviceId", f"A device's id has up to {MAX_TEXT} characters.")
         found = erasure.erase(channel_id, identifier, SECONDS)

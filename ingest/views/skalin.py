@@ -6,9 +6,10 @@ from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, limiter, limits, problems, store
+from ingest import limiter, limits, problems, store
 from ingest.adapters import body
 from ingest.adapters import skalin as adapter
+from ingest.auth import keys
 from ingest.events import Call, Refused
 
 RATE = 100  # calls a second from one address
@@ -48,9 +49,9 @@ def _answer(request: HttpRequest, *, is_bulk: bool) -> JsonResponse:
         parameters = adapter.parameters(query)
         client_id = parameters.get("client_id") or parameters.get("clientId") or ""
         with limits.guessing(request, client_id):
-            application = access.application(client_id)
+            application = keys.application(client_id)
         limits.count(request, f"application:{application.id}")
-        access.acts(request, application.identifier)
+        keys.acts(request, application.identifier)
         sent = _bulk(request, residue) if is_bulk else adapter.from_hit(parameters)
         call = Call(
             channel=application.channel,

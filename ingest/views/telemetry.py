@@ -8,9 +8,10 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import access, problems, store
+from ingest import problems, store
 from ingest.adapters import body
 from ingest.adapters import telemetry as adapter
+from ingest.auth import keys
 from ingest.events import Call, Refused
 
 
@@ -21,7 +22,7 @@ def telemetry(request: HttpRequest) -> HttpResponse:
     try:
         if request.method != "POST":
             raise Refused("method_not_allowed", "Telemetry comes by POST.", 405)
-        caller = access.identify(request)
+        caller = keys.identify(request)
         caller.require("ingest")
         channel_id, channel = caller.channel(request.headers.get("X-Channel-ID"))
         body.require_json(request.content_type or "")

@@ -17,8 +17,8 @@ from exhaust.console.templatetags import console as words
 from exhaust.console.urls import urlpatterns
 from exhaust.models import Job, Schedule, Sink
 from exhaust.sinks import control
-from ingest import access
 from ingest.adapters.participants import Profile
+from ingest.auth import keys
 from ingest.models import (
     ApiKey,
     Channel,
@@ -691,5 +691,5 @@ def test_access_is_asked_of_the_channel_that_is_named() -> None:
     assert browser.get("/console/ORG_002/keys").status_code == 403
     assert "theirs" in text(browser.get("/console/ORG_002/jobs"))
     assert browser.get(f"{C}/jobs").status_code == 403
-    access.create_key("k", ["ingest"], [make_channel("ORG_002")])
+    keys.create_key("k", ["ingest"], [make_channel("ORG_002")])
     assert "No program has a key" in text(browser.get(f"{C}/keys"))

@@ -8,7 +8,8 @@ from django.test import Client
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import FILTERS, Dataset
-from ingest import access, deriver
+from ingest import deriver
+from ingest.auth import keys
 from ingest.models import Conversation
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
@@ -35,7 +36,7 @@ LONGEST = 120
 def fill() -> None:
     """An answer by telemetry, a page by the Clickstream SDK, and a participant who consented."""
     channel = make_channel()
-    access.create_application("shop", channel)
+    keys.create_application("shop", channel)
     Conversation.objects.create(channel=channel, identifier=BOT, name="Lunch bot")
     sender = Client(headers=bearer(make_key("ingest")))
     for path, sent in (

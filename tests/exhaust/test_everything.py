@@ -14,7 +14,8 @@ from exhaust import jobs, runner, schedules, storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
 from exhaust.models import File, Job, Schedule
-from ingest import access, deriver
+from ingest import deriver
+from ingest.auth import keys
 from ingest.models import AppUser, Conversation, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
@@ -86,7 +87,7 @@ def clicked(number: int, **overrides: Any) -> dict[str, Any]:
 def fill() -> None:
     """The corpus of answers, pages with users of every kind of attribute, and another channel."""
     corpus.fill()
-    access.create_application("my-app", make_channel())
+    keys.create_application("my-app", make_channel())
     values: list[Any] = [*corpus.TEXTS.values(), 1.50, 1e21, True, False, None, [1], {"b": 1}, -0.0]
     click(
         Client(),
@@ -266,8 +267,8 @@ def test_users_are_the_users_of_a_pull(portable: bool) -> None:
 
 
 def test_events_can_be_chosen_by_type_application_and_conversation() -> None:
-    access.create_application("my-app", make_channel())
-    access.create_application("other-app", make_channel())
+    keys.create_application("my-app", make_channel())
+    keys.create_application("other-app", make_channel())
     send(answer(1))
     click(Client(), clicked(1), clicked(2, event_type="purchase"))
     click(Client(), clicked(3), app="other-app")
@@ -412,7 +413,7 @@ def test_a_file_lies_with_the_private_ones(dataset: str) -> None:
 def test_refusals_name_the_field_and_the_remedy(
     dataset: str, said: dict[str, Any], sentence: str
 ) -> None:
-    access.create_application("theirs", make_channel("ORG_002"))
+    keys.create_application("theirs", make_channel("ORG_002"))
     caller = Client(headers=bearer(make_key("pull", "export:private", "export:response")))
     body = {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset, **said)}
     answered = caller.post("/dataset/v1/request/submit", {"request": body}, "application/json")

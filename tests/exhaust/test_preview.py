@@ -16,8 +16,9 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.columns import Column
 from exhaust.datasets.selection import Selection, streaming
 from exhaust.models import Job
-from ingest import access, deriver
+from ingest import deriver
 from ingest.adapters.participants import Profile
+from ingest.auth import keys
 from ingest.models import Conversation
 from ingest.participants import keep_participants
 from tests.conftest import bearer, make_channel, make_key
@@ -122,7 +123,7 @@ SECRETS = ["Asha", "+919000000001", "asha@example.org", "device-1", "because", "
 
 def fill() -> None:
     """A person whose every word is a secret."""
-    access.create_application("my-app", make_channel())
+    keys.create_application("my-app", make_channel())
     send(answer(1))
     asha = {"email": "asha@example.org", "phone": "+919000000001", "firstName": "Asha"}
     click = {"event_type": "view", "event_id": "e-1", "timestamp": 1648785600123, "user": asha,

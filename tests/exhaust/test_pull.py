@@ -13,7 +13,8 @@ from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
 
-from ingest import access, deriver
+from ingest import deriver
+from ingest.auth import keys
 from ingest.feed.watermark import writing
 from ingest.models import AppUser, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
@@ -110,7 +111,7 @@ def test_an_event_as_croct_shows_it(puller: Client) -> None:
 
 def test_every_door_is_read_here(puller: Client) -> None:
     send(answer(1))
-    access.create_application("my-app", make_channel())
+    keys.create_application("my-app", make_channel())
     sent = {"event_type": "_page_view", "event_id": "e-1", "timestamp": 1648785600123,
             "device_id": "d-2", "attributes": {"_page_url": "https://shop.example/"}}  # fmt: skip
     taken = Client().post("/collect?appId=my-app", json.dumps([sent]), "application/json")
@@ -342,7 +343,7 @@ def test_what_was_not_derived_yet_comes_with_the_next_page(resource: str, puller
 
 
 def test_attributes_of_a_user_are_told(puller: Client) -> None:
-    access.create_application("my-app", make_channel())
+    keys.create_application("my-app", make_channel())
     told = {"email": "a@example.org", "plan": {"value": "gold", "set_timestamp": 1648785600000}}
     sent = {"event_type": "view", "event_id": "e-1", "timestamp": 1648785600123,
             "device_id": "d-1", "user_id": "u-1", "user": told}  # fmt: skip

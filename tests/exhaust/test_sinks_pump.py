@@ -196,7 +196,7 @@ def test_batches_end_at_a_thousand_at_896000_bytes_or_when_it_is_quiet(
 
 def test_our_own_door_takes_what_a_sink_pushes(client: Client) -> None:
     """The round trip: another channel here receives what this one pushes."""
-    from ingest import access
+    from ingest.auth import keys
 
     emitted = emit(1, 2)
     channel = make_channel()
@@ -205,7 +205,7 @@ def test_our_own_door_takes_what_a_sink_pushes(client: Client) -> None:
     store.append(channel.pk, Batch("clickstream", now, [stale], []))
     derive(channel)
     other = make_channel("ORG_002")
-    application, password = access.create_application("peer", other)
+    application, password = keys.create_application("peer", other)
     for kind in ("webhook", "elasticsearch"):
         with Receiver() as receiver:
             sink = make_sink(

@@ -11,7 +11,7 @@ from django.core.management import call_command
 from django.test import Client
 
 from exhaust.models import File, Job
-from ingest import access
+from ingest.auth import keys
 from ingest.models import AppUser, Participant, Session
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.telemetry_samples import CONVERSATION, STARTED_MS, answer, sent
@@ -41,7 +41,7 @@ def collected(number: int) -> dict[str, object]:
 
 def test_the_same_answer_through_two_doors_stands_in_one_file(files: Path):
     # given an answer by telemetry and one by attributes
-    access.create_application("my-app", make_channel())
+    keys.create_application("my-app", make_channel())
     sender = Client(headers=bearer(make_key("ingest")))
     assert sender.post("/v1/telemetry", sent(answer(1)), "application/json").status_code == 200
     page = Client()
@@ -73,7 +73,7 @@ def test_the_same_answer_through_two_doors_stands_in_one_file(files: Path):
 def test_every_door_makes_sessions_and_users():
     # given one sender at each door
     channel = make_channel()
-    secret = access.create_application("my-app", channel)[1]
+    secret = keys.create_application("my-app", channel)[1]
     sender = Client(headers=bearer(make_key("ingest")))
     sender.post("/v1/telemetry", sent(answer(1), answer(2)), "application/json")
     anyone = Client()

@@ -10,8 +10,8 @@ from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from ingest import access
-from ingest.access import Caller, Denied
+from ingest.auth import keys as access
+from ingest.auth.keys import Caller, Denied
 from ingest.models import ApiKey, Channel
 from tests.conftest import bearer, make_channel, make_key
 

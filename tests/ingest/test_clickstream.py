@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
-from ingest import access, limiter, limits, refusals
+from ingest import limiter, limits
 from ingest.adapters import ADAPTERS, body, clickstream
+from ingest.auth import failures, keys
 from ingest.events import Batch, Call, Event, Refused
 from ingest.models import Conversation, Rejected, StoredEvent
 from ingest.replay import replay
@@ -712,9 +713,9 @@ def shop(db: None) -> Client:
     return Client()
 
 
-def register(identifier: str = APP, **fields: Any) -> access.Application:
+def register(identifier: str = APP, **fields: Any) -> keys.Application:
     origins = f"{PAGE}\r\nhttp://localhost:3000\n"
-    return access.create_application(
+    return keys.create_application(
         identifier, make_channel(), **{"allowed_origins": origins, **fields}
     )[0]
 
@@ -840,7 +841,7 @@ def test_an_unknown_application_is_refused_everywhere(shop: Client, app: str | N
 
 
 def test_a_disabled_application_is_unknown(shop: Client):
-    access.Application.objects.update(disabled_at=timezone.now())
+    keys.Application.objects.update(disabled_at=timezone.now())
 
     problem(post(shop, GOOD), 403, "forbidden")
 
@@ -914,13 +915,13 @@ def test_events_come_by_post(shop: Client, method: str):
 
 
 def test_a_wrong_hash_is_refused_only_where_the_application_is_strict(shop: Client):
-    access.Application.objects.update(strict_hash=True)
+    keys.Application.objects.update(strict_hash=True)
 
     problem(post(shop, GOOD, hashCode="ec47e3c8"), 400, "hash")
     problem(post(shop, GOOD), 400, "hash")
     assert post(shop, GOOD, hashCode=digest(GOOD)).status_code == 200
 
-    access.Application.objects.update(strict_hash=False)
+    keys.Application.objects.update(strict_hash=False)
     assert post(shop, sent(event(2)), hashCode="ec47e3c8").status_code == 200
     assert list(StoredEvent.objects.order_by("id").values_list("note", flat=True)) == [
         "",
@@ -963,7 +964,7 @@ def test_cookies_are_not_guessed_and_each_wrong_one_is_counted(
     assert all(answer.has_header("Retry-After") for answer in answers[2:])
     assert answers[3]["Access-Control-Allow-Origin"] == PAGE
     # three were looked at
-    assert [(key[1], count) for key, count in refusals._counted.items()] == [
+    assert [(key[1], count) for key, count in failures._counted.items()] == [
         ("application.refused", 3)
     ]
     assert sends("session=abcd").status_code == 200  # it let somebody in before
@@ -1006,7 +1007,7 @@ def test_a_registered_page_may_read_the_answer(shop: Client, path: str, method: 
 
 
 def test_a_registered_page_may_read_a_refusal(shop: Client):
-    access.Application.objects.update(strict_hash=True)
+    keys.Application.objects.update(strict_hash=True)
 
     response = post(shop, GOOD, headers={"Origin": PAGE})
 

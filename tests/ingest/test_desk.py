@@ -12,8 +12,8 @@ from django.utils import timezone
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ingest import access
 from ingest.adapters import ADAPTERS, body, desk
+from ingest.auth import keys
 from ingest.events import Batch, Call, Refused
 from ingest.models import Application, Conversation, Rejected, StoredEvent
 from ingest.sealing import unseal
@@ -84,7 +84,7 @@ def basic(identifier: str, password: str) -> str:
 
 
 def make_application(identifier: str = "easy-travel", channel: str = "ORG_001") -> tuple[str, str]:
-    return identifier, access.create_application(identifier, make_channel(channel))[1]
+    return identifier, keys.create_application(identifier, make_channel(channel))[1]
 
 
 @pytest.fixture

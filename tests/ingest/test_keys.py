@@ -10,8 +10,8 @@ from django.db import IntegrityError, transaction
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from ingest import access
-from ingest.access import Denied
+from ingest.auth import keys
+from ingest.auth.keys import Denied
 from ingest.models import ApiKey, LedgerEntry
 from tests.conftest import bearer, make_channel, make_key
 
@@ -36,7 +36,7 @@ def told(action: str) -> list[tuple[str, str]]:
 
 
 def test_a_key_is_recorded_in_each_of_its_channels():
-    row, _ = access.create_key("k", ["pull"], [make_channel("A"), make_channel("B")])
+    row, _ = keys.create_key("k", ["pull"], [make_channel("A"), make_channel("B")])
 
     assert told("key.created") == [("A", row.public_id), ("B", row.public_id)]
 
@@ -119,7 +119,7 @@ def test_the_command_makes_a_key_of_networks():
 
 
 def test_a_successor_may_do_the_same_and_both_live_for_a_while():
-    old, text = access.create_key(
+    old, text = keys.create_key(
         "k", ["pull", "export:response"], [make_channel("A"), make_channel("B")],
         networks="127.0.0.0/8",
     )  # fmt: skip
@@ -143,11 +143,11 @@ def test_a_successor_may_do_the_same_and_both_live_for_a_while():
 
 
 def test_a_grace_never_lengthens_a_life_and_the_successor_lives_as_long():
-    row, _ = access.create_key(
+    row, _ = keys.create_key(
         "k", ["pull"], [make_channel()], expires_at=timezone.now() + timedelta(hours=1)
     )
 
-    new, _ = access.rotate_key(row, timedelta(hours=24))
+    new, _ = keys.rotate_key(row, timedelta(hours=24))
 
     end = row.expires_at
     row.refresh_from_db()
@@ -156,9 +156,9 @@ def test_a_grace_never_lengthens_a_life_and_the_successor_lives_as_long():
 
 
 def test_what_has_ended_has_no_successor():
-    ended = access.create_key("k", ["pull"], [make_channel()], expires_at=timezone.now())[0]
-    revoked = access.create_key("k", ["pull"], [make_channel()])[0]
-    access.revoke_key(revoked)
+    ended = keys.create_key("k", ["pull"], [make_channel()], expires_at=timezone.now())[0]
+    revoked = keys.create_key("k", ["pull"], [make_channel()])[0]
+    keys.revoke_key(revoked)
 
     for key in (ended, revoked):
         with pytest.raises(CommandError, match="revoked or expired; make a new key"):
@@ -197,13 +197,13 @@ def test_a_new_pepper_goes_first_and_the_old_one_goes_once_keys_were_used(settin
 
 
 def test_an_applications_password_is_verified_by_every_pepper(settings: Any):
-    made, secret = access.create_application("shop", make_channel())
+    made, secret = keys.create_application("shop", make_channel())
 
     settings.KEY_PEPPER = f"new,{settings.KEY_PEPPER}"
 
-    assert access.is_secret(made.secret_digest, secret)
-    assert not access.is_secret(made.secret_digest, secret + "x")
-    assert not access.is_secret("", "")
+    assert keys.is_secret(made.secret_digest, secret)
+    assert not keys.is_secret(made.secret_digest, secret + "x")
+    assert not keys.is_secret("", "")
 
 
 # headers ----------------------------------------------------------------------------------------
@@ -224,5 +224,5 @@ def test_a_credential_that_comes_twice_is_refused(headers: dict[str, str]):
     sent = {name: value.format(key=key) for name, value in headers.items()}
 
     with pytest.raises(Denied) as caught:
-        access.identify(RequestFactory().get("/", headers=sent))
+        keys.identify(RequestFactory().get("/", headers=sent))
     assert caught.value.status == 401

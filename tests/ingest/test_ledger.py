@@ -11,8 +11,9 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from ingest import audit, deriver, refusals
+from ingest import audit, deriver
 from ingest.audit import hash_chain
+from ingest.auth import failures
 from ingest.models import (
     Conversation,
     LedgerEntry,
@@ -32,7 +33,7 @@ NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def nothing_counted() -> None:
-    refusals._counted.clear()
+    failures._counted.clear()
 
 
 def write(action: str, at: datetime) -> LedgerEntry:
@@ -120,9 +121,9 @@ def test_the_service_role_of_the_docs_can_add_and_read_and_nothing_else():
             ):
                 cursor.execute(change)
         assert LedgerEntry.objects.filter(action="added").exists()
-        refusals.count("key.refused", None)
-        refusals.flush()
-        assert refusals.settle(timezone.now() + timedelta(hours=2)) == 1
+        failures.count("key.refused", None)
+        failures.flush()
+        assert failures.settle(timezone.now() + timedelta(hours=2)) == 1
 
 
 @pytest.mark.postgresql
@@ -233,15 +234,15 @@ def test_failed_keys_and_logins_are_counted_by_hour_and_network():
     for _ in range(3):
         assert authenticate(request, username="asha", password="wrong") is None
 
-    refusals.flush()
+    failures.flush()
 
     counted = Refusal.objects.order_by("action").values_list("action", "address", "count")
     assert list(counted) == [
         ("key.refused", "203.0.113.0/24", 5),
         ("login.refused", "2001:db8::/48", 3),
     ]
-    assert refusals.settle() == 0  # the hour is not over
-    assert refusals.settle(timezone.now() + timedelta(hours=2)) == 2
+    assert failures.settle() == 0  # the hour is not over
+    assert failures.settle(timezone.now() + timedelta(hours=2)) == 2
     found = LedgerEntry.objects.filter(action="key.refused").get()
     assert (found.actor, found.address, found.outcome) == ("unknown", "203.0.113.0/24", "refused")
     assert found.details["count"] == 5
@@ -250,7 +251,7 @@ def test_failed_keys_and_logins_are_counted_by_hour_and_network():
 
 def test_a_failed_key_writes_nothing_by_itself(django_assert_num_queries: Any, monkeypatch: Any):
     client = Client(headers=bearer("exh_12345678_wrong"))
-    monkeypatch.setattr(refusals, "_written", 1e12)
+    monkeypatch.setattr(failures, "_written", 1e12)
     with django_assert_num_queries(0 if connection.vendor == "postgresql" else 1):
         for _ in range(1 if connection.vendor == "sqlite" else 20):
             client.get("/dataset/v1/request/list/t")
@@ -258,32 +259,32 @@ def test_a_failed_key_writes_nothing_by_itself(django_assert_num_queries: Any, m
 
 def test_counts_are_written_at_the_end_of_any_later_request(monkeypatch: Any):
     Client(headers=bearer("exh_12345678_wrong")).get("/dataset/v1/request/list/t")
-    monkeypatch.setattr(refusals, "_written", -1e12)
+    monkeypatch.setattr(failures, "_written", -1e12)
     Client().get("/healthz")
     assert Refusal.objects.get().count == 1
 
 
 def test_two_processes_add_to_one_row():
     for _ in range(2):
-        refusals.count("key.refused", None)
-        refusals.flush()
+        failures.count("key.refused", None)
+        failures.flush()
     assert Refusal.objects.get().count == 2
 
 
 def test_more_networks_than_are_told_apart_are_counted_as_one(monkeypatch: Any):
-    monkeypatch.setattr(refusals, "MAX_NETWORKS", 3)
+    monkeypatch.setattr(failures, "MAX_NETWORKS", 3)
     for number in range(10):
-        refusals.count("k", RequestFactory().get("/", REMOTE_ADDR=f"10.{number}.0.1"))
-    refusals.flush()
+        failures.count("k", RequestFactory().get("/", REMOTE_ADDR=f"10.{number}.0.1"))
+    failures.flush()
     assert Refusal.objects.get(address="").count == 7
 
 
 def test_what_the_database_does_not_take_is_counted_on(monkeypatch: Any):
-    refusals.count("key.refused", None)
-    monkeypatch.setattr(refusals, "_ADD", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
-    refusals.flush()
+    failures.count("key.refused", None)
+    monkeypatch.setattr(failures, "_ADD", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
+    failures.flush()
     monkeypatch.undo()
-    refusals.flush()
+    failures.flush()
     assert Refusal.objects.get().count == 1
 
 

@@ -6,7 +6,8 @@ import pytest
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
-from ingest import access, limiter, limits
+from ingest import limiter, limits
+from ingest.auth import keys
 from ingest.events import Refused
 from ingest.limits import EVENTS, FAILURES, QUESTIONS, READS, Leases, Limit, Limited
 from tests.conftest import bearer, make_channel, make_key
@@ -91,7 +92,7 @@ def test_a_question_tells_what_is_left_and_then_when_to_come_again(asker: Client
 def basic(db: None) -> dict[str, str]:
     from base64 import b64encode
 
-    _, password = access.create_application("app", make_channel())
+    _, password = keys.create_application("app", make_channel())
     return {"Authorization": "Basic " + b64encode(f"app:{password}".encode()).decode()}
 
 
@@ -186,7 +187,7 @@ def test_an_address_that_guesses_is_not_listened_to(
 
     assert [get(f"exh_{n:08}_x").status_code for n in range(5)] == [401] * 3 + [429] * 2
     refused = get("exh_guess")
-    monkeypatch.setattr(access, "_caller", lambda _: pytest.fail("the database was asked"))
+    monkeypatch.setattr(keys, "_caller", lambda _: pytest.fail("the database was asked"))
     assert get("exh_another").status_code == 429
     assert get(newer).status_code == 429  # it might be a guess
     monkeypatch.undo()

@@ -10,7 +10,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
 from config.urls import urlpatterns as served
-from ingest import access, audit
+from ingest import audit
+from ingest.auth import keys
 from ingest.events import Refused
 from ingest.models import LedgerEntry
 from tests.conftest import bearer, make_channel, make_key
@@ -22,12 +23,12 @@ def act(request: HttpRequest) -> HttpResponse:
 
 
 def act_by_key(request: HttpRequest) -> HttpResponse:
-    access.identify(request)
+    keys.identify(request)
     return act(request)
 
 
 def fail(request: HttpRequest) -> HttpResponse:
-    access.identify(request)
+    keys.identify(request)
     raise RuntimeError
 
 
@@ -107,7 +108,7 @@ def test_a_call_of_the_api_opens_no_session():
     ],
 )
 def test_an_application_acts_under_its_id(monkeypatch: Any, method: str, address: str, body: bytes):
-    secret = access.create_application("shop", make_channel())[1]
+    secret = keys.create_application("shop", make_channel())[1]
     seen: list[str] = []
 
     def append(*_: Any) -> None:

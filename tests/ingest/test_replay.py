@@ -10,8 +10,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from ingest import access
 from ingest.adapters import desk, participants, telemetry
+from ingest.auth import keys
 from ingest.events import Refused
 from ingest.models import Participant, Rejected, StoredEvent
 from tests.conftest import make_channel
@@ -104,7 +104,7 @@ def test_a_participant_goes_in_after_a_fix(sender: Client, monkeypatch: pytest.M
 
 def test_an_older_version_does_not_replace_what_came_later(monkeypatch: pytest.MonkeyPatch, db):
     # given a session that was refused, and its next version that was not
-    secret = access.create_application("desk-1", make_channel())[1]
+    secret = keys.create_application("desk-1", make_channel())[1]
     session = {"tenantId": "t", "userSessionId": "s", "startTime": 1511441593539}
     basic = b64encode(f"desk-1:{secret}".encode()).decode()
     client = Client(headers={"Authorization": f"Basic {basic}"})

@@ -13,8 +13,9 @@ from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import access, limiter, store
+from ingest import limiter, store
 from ingest.adapters import ADAPTERS, skalin
+from ingest.auth import keys
 from ingest.events import Batch, Call, Refused, identity
 from ingest.models import Application, Participant, Rejected, StoredEvent
 from ingest.sealing import unseal
@@ -68,7 +69,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def application(db: None) -> Application:
-    return access.create_application(CLIENT, make_channel())[0]
+    return keys.create_application(CLIENT, make_channel())[0]
 
 
 @pytest.fixture
@@ -263,7 +264,7 @@ def test_of_two_in_one_bulk_the_last_stays(hits: Client):
 
 
 def test_another_client_has_its_own_event_ids(hits: Client):
-    access.create_application("other", make_channel())
+    keys.create_application("other", make_channel())
 
     counted(post(hits, a_bulk(a_feature())), 1)
     counted(post(hits, a_bulk(a_feature()), "/hit/bulk?client_id=other"), 1)
@@ -675,7 +676,7 @@ def test_events_and_participants_are_one_commit(
 def test_the_limited_are_told_when_to_come_again(hits: Client, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
     monkeypatch.setattr(limiter, "take", lambda *said: asked.append(said) or 1.01)
-    monkeypatch.delattr(access, "application")  # nothing is looked up for them
+    monkeypatch.delattr(keys, "application")  # nothing is looked up for them
 
     response = post(hits, a_bulk(a_feature()), REMOTE_ADDR="192.0.2.7")
 
@@ -903,7 +904,7 @@ def test_any_hit_is_one_row(said: dict[str, str], who: str, event: str, action: 
 @given(bulks)
 def test_any_bulk_is_counted_row_by_row(bulk: dict[str, Any]):
     if not Application.objects.exists():
-        access.create_application(CLIENT, make_channel())
+        keys.create_application(CLIENT, make_channel())
 
     response = post(Client(), json.dumps(bulk).encode())
 
@@ -921,7 +922,7 @@ def test_any_bulk_is_counted_row_by_row(bulk: dict[str, Any]):
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 def test_eight_senders_of_newer_versions_leave_one_living_row_each():
-    access.create_application(CLIENT, make_channel())
+    keys.create_application(CLIENT, make_channel())
     connection.close()  # the pool has eight
     wrong: list[BaseException] = []
     stored: list[int] = []

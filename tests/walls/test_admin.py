@@ -11,7 +11,8 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.models import Job, Schedule, Sink
-from ingest import access
+from ingest.auth import keys as access
+from ingest.auth.roles import RIGHTS
 from ingest.models import (
     ApiKey,
     Channel,
@@ -21,7 +22,6 @@ from ingest.models import (
     Rejected,
     Role,
 )
-from ingest.staff import RIGHTS
 from tests.walls.world import OTHER, OWN, Names, Place, rows_of, stand
 
 pytestmark = pytest.mark.django_db

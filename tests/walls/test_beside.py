@@ -11,7 +11,8 @@ from django.utils import timezone
 from exhaust import jobs, notices, retention, submissions
 from exhaust.models import CallbackSecret, Job, Sink
 from exhaust.sinks import batches, control, sessions
-from ingest import access, deriver
+from ingest import deriver
+from ingest.auth import keys
 from ingest.events import Refused
 from ingest.feed import pruning
 from ingest.feed.values import Place
@@ -95,7 +96,7 @@ def test_a_supplement_goes_on_from_its_own_channels_file(both: None) -> None:
 
 
 def test_an_application_of_another_channel_is_none(both: None) -> None:
-    access.create_application("theirs", make_channel(THEIRS))
+    keys.create_application("theirs", make_channel(THEIRS))
     asked = {**config(EVENTS), "application": "theirs"}
 
     with pytest.raises(Refused, match="application"):

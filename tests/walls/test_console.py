@@ -12,10 +12,11 @@ from django.utils import timezone
 
 from exhaust import cursor
 from exhaust.models import Job
-from ingest import access, audit
+from ingest import audit
+from ingest.auth import keys
+from ingest.auth.roles import RIGHTS
 from ingest.models import ApiKey, Conversation, Rejected, Role, StoredEvent
 from ingest.replay import Replayed
-from ingest.staff import RIGHTS
 from tests.walls.world import OTHER, OWN, TWIN, Names, Place, rows_of, stand
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +39,7 @@ def furnished(names: Names) -> Place:
     place = stand(names)
     if names is OWN:  # shown by its id
         Conversation.objects.filter(channel=place.channel).update(name="")
-    access.create_key(f"{names.secret} key", ["pull"], [place.channel])
+    keys.create_key(f"{names.secret} key", ["pull"], [place.channel])
     audit.record("channel.changed", channel=names.channel, subject=names.secret)
     if names is not OWN:  # a bot of that id too, by another name
         Conversation.objects.create(

@@ -27,7 +27,7 @@ from exhaust.models import (
     Sink,
     Transition,
 )
-from ingest import access
+from ingest.auth import keys
 from ingest.models import (
     Application,
     AppUser,
@@ -121,7 +121,7 @@ def stand(names: Names) -> Place:
     conversation = Conversation.objects.create(
         channel=channel, identifier=names.conversation, name=f"{names.secret} bot"
     )
-    application, _ = access.create_application(names.application, channel, name=names.secret)
+    application, _ = keys.create_application(names.application, channel, name=names.secret)
     event = StoredEvent.objects.create(
         xid=1,
         occurred_at=MOMENT,
@@ -288,7 +288,7 @@ def _pushed(names: Names, channel: Channel) -> None:
 
 
 def key(*channels: Channel, scopes: tuple[str, ...] = READING) -> str:
-    return access.create_key("caller", scopes, channels)[1]
+    return keys.create_key("caller", scopes, channels)[1]
 
 
 OWNED: tuple[tuple[Any, str], ...] = (

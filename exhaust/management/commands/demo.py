@@ -24,7 +24,7 @@ from exhaust import links, storage
 from exhaust.demo import conversations, processes
 from exhaust.demo.client import Client, Failed, batches, fetch
 from exhaust.models import File, Job, Link
-from ingest import access
+from ingest.auth import keys
 from ingest.models import ApiKey, Channel, Conversation, Participant, Rejected, StoredEvent
 
 CHANNEL = "DEMO"
@@ -97,10 +97,10 @@ class Command(BaseCommand):
         for model in (Job, StoredEvent, Rejected, Participant, Conversation):
             model.objects.filter(channel=channel).delete()
         ApiKey.objects.filter(channels=channel, name__startswith="demo ").delete()
-        sender = access.create_key("demo sender", ["ingest"], [channel])[1]
-        asker = access.create_key(
-            "demo requester", ["export:response", "export:private"], [channel]
-        )[1]
+        sender = keys.create_key("demo sender", ["ingest"], [channel])[1]
+        asker = keys.create_key("demo requester", ["export:response", "export:private"], [channel])[
+            1
+        ]
         return sender, asker
 
     def _await_ready(

@@ -7,7 +7,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
-from ingest import access
+from ingest.auth import keys
 
 
 class Command(BaseCommand):
@@ -28,9 +28,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             with transaction.atomic():
-                _, secret = access.create_application(
+                _, secret = keys.create_application(
                     options["identifier"],
-                    access.channel(options["channel"]),
+                    keys.channel(options["channel"]),
                     cookie=options["cookie"],
                     name=options["name"],
                     strict_hash=options["strict_hash"],

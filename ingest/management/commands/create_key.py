@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 from django.utils import timezone
 
-from ingest import access
+from ingest.auth import keys
 from ingest.models import ApiKey
 
 
@@ -41,8 +41,8 @@ class Command(BaseCommand):
         expires_at = None if days is None else timezone.now() + timedelta(days=days)
         try:
             with transaction.atomic():
-                channels = [access.channel(identifier) for identifier in options["channel"]]
-                _, text = access.create_key(
+                channels = [keys.channel(identifier) for identifier in options["channel"]]
+                _, text = keys.create_key(
                     options["name"],
                     options["scope"],
                     channels,

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from ingest import access
+from ingest.auth import keys
 from ingest.models import ApiKey
 
 
@@ -17,7 +17,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.stdout.write(
-            "Revoked." if access.revoke_key(named(options["public_id"])) else "Was revoked already."
+            "Revoked." if keys.revoke_key(named(options["public_id"])) else "Was revoked already."
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from ingest import access
+from ingest.auth import keys
 from ingest.management.commands.revoke_key import named
 
 
@@ -23,7 +23,7 @@ class Command(BaseCommand):
         if not 0 <= options["hours"] <= 8760:
             raise CommandError("--hours: from 0 to 8760.")
         try:
-            _, text = access.rotate_key(
+            _, text = keys.rotate_key(
                 named(options["public_id"]), timedelta(hours=options["hours"])
             )
         except ValueError as error:

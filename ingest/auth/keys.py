@@ -21,8 +21,9 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from config import logs
-from ingest import audit, limiter, limits, refusals, walls
+from ingest import audit, limiter, limits, walls
 from ingest.audit import Actor
+from ingest.auth import failures
 from ingest.db.prepared import asked
 from ingest.events import Refused
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
@@ -210,11 +211,11 @@ def _caller(request: HttpRequest, text: str) -> Caller:
     digest = rows[0][2] if rows else ""
     # always compared, so that an unknown id takes no less time
     if not is_secret(digest, text) or not rows:
-        refusals.count("key.refused", request)
+        failures.count("key.refused", request)
         raise Denied("unauthorized", "The key is unknown, expired or revoked.", 401)
     key_id, name, _, scopes, is_long_ago, _, _, networks = rows[0]
     if networks and not _lies_in(limiter.address(request), networks):
-        refusals.count("key.refused", request)
+        failures.count("key.refused", request)
         raise Denied("forbidden", "This key may not be used from this address.", 403)
     if is_long_ago:  # its digest too: an older pepper is needed no more
         ApiKey.objects.filter(pk=key_id).update(last_used_at=now, digest=_digest(text))

@@ -12,7 +12,8 @@ from django.db.models import Model
 from django.db.models.signals import post_delete, post_save
 from django.http import HttpRequest
 
-from ingest import audit, refusals
+from ingest import audit
+from ingest.auth import failures
 from ingest.models import Application, Channel, Conversation, Role
 
 _OURS = (Channel, Application, Conversation, Role)
@@ -21,14 +22,14 @@ _RIGHTS = ("submit_response", "submit_private", "administer", "audit")
 
 def connect() -> None:
     user_login_failed.connect(_login_failed, dispatch_uid="ledger")
-    request_finished.connect(refusals.flush_when_due, dispatch_uid="ledger")
+    request_finished.connect(failures.flush_when_due, dispatch_uid="ledger")
     post_save.connect(_logged, LogEntry, dispatch_uid="ledger")
     for model in (*_OURS, get_user_model(), Group):
         post_delete.connect(_deleted, model, dispatch_uid="ledger")
 
 
 def _login_failed(request: HttpRequest | None = None, **_: Any) -> None:
-    refusals.count("login.refused", request)
+    failures.count("login.refused", request)
 
 
 def _logged(instance: LogEntry, raw: bool = False, **_: Any) -> None:
