@@ -64,7 +64,7 @@ EXPLAINED = {
     "ingest/auth/roles.py keys: channel_id__in=channel_ids": (
         "of the second one: a key with a channel and none of others has one of ours"
     ),
-    "ingest/consent.py ended: channel_id=channel_id": (
+    "ingest/privacy/consent.py ended: channel_id=channel_id": (
         "for another channel's withdrawal a batch is only read once more"
     ),
     "ingest/feed/reader.py superseded_by: channel_id=channel_id": (
@@ -82,7 +82,7 @@ EXPLAINED = {
     "ingest/deriver.py _behind: channel_id=OuterRef('pk')": (
         "says which channels to look at; in one too many nothing is found to derive"
     ),
-    "ingest/erasure.py refused: channel_id=channel_id": (
+    "ingest/privacy/erasure.py refused: channel_id=channel_id": (
         "a subject is a hash under its channel's own secret, so no other channel has it; and of"
         " the first query, that it only saves the hashing"
     ),

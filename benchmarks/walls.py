@@ -62,8 +62,8 @@ NEAREST = {
     "ingest/views/desk.py": ("tests/ingest/test_desk.py",),
     "ingest/adapters/desk.py": ("tests/ingest/test_desk.py",),
     "ingest/views/": ("tests/walls/test_matrix.py",),
-    "ingest/consent.py": ("tests/exhaust/test_withdrawal.py",),
-    "ingest/erasure.py": ("tests/exhaust/test_withdrawal.py",),
+    "ingest/privacy/consent.py": ("tests/exhaust/test_withdrawal.py",),
+    "ingest/privacy/erasure.py": ("tests/exhaust/test_withdrawal.py",),
     "ingest/": ("tests/walls/test_beside.py", "tests/ingest/"),
 }
 

@@ -6,7 +6,7 @@ class ExhaustConfig(AppConfig):
 
     def ready(self) -> None:
         from exhaust import withdrawal
-        from ingest import consent, erasure
+        from ingest.privacy import consent, erasure
 
         consent.withdrawn.connect(withdrawal.on_withdrawn, dispatch_uid="withdrawn")
         erasure.erasing.connect(withdrawal.on_erasing, dispatch_uid="erasing")

@@ -21,7 +21,7 @@ from exhaust.datasets import is_private
 from exhaust.models import File, Job, Link
 from ingest import audit
 from ingest.models import Channel
-from ingest.sealing import seal, unseal
+from ingest.privacy.encryption import seal, unseal
 
 REDIRECT_SECONDS = 120
 _OPEN = Q(expires_at__gt=Now(), revoked_at__isnull=True, use_count__lt=F("max_uses"))

@@ -23,7 +23,7 @@ from exhaust.models import CallbackSecret, Job, Notice
 from exhaust.sinks import webhook
 from exhaust.sinks.http import AddressRefused, Answer, Unreachable
 from ingest.models import Channel
-from ingest.sealing import seal, unseal
+from ingest.privacy.encryption import seal, unseal
 
 log = logging.getLogger(__name__)
 LEASE = timedelta(seconds=60)  # well over what a delivery may take

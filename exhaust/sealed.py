@@ -27,7 +27,7 @@ from exhaust.formats.lines import GZIP_LEVEL
 from exhaust.models import Job
 from ingest.events import Refused
 from ingest.models import Channel
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 
 Sealing = Channel.Sealing
 RULE = "12 to 128 letters, digits and signs of ASCII, not only digits, and no common password."

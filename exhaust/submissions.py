@@ -23,7 +23,7 @@ from exhaust.models import Job
 from ingest import audit
 from ingest.events import Refused
 from ingest.models import Application, Channel
-from ingest.sealing import seal
+from ingest.privacy.encryption import seal
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from exhaust import jobs, links
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import Dataset, Selection, selected
 from exhaust.models import DeadLetter, File, Job, Link
-from ingest import consent
+from ingest.privacy import consent
 
 MESSAGE = "Somebody in the file took back consent, or was erased; send the request again."
 

@@ -25,8 +25,8 @@ from ingest.models import (
     Session,
     StoredEvent,
 )
+from ingest.privacy.encryption import unseal
 from ingest.replay import replay
-from ingest.sealing import unseal
 
 
 class Walled(admin.ModelAdmin):

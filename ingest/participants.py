@@ -6,10 +6,11 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from ingest import consent, erasure, rejections
+from ingest import rejections
 from ingest.adapters.participants import DIALECT, Profile
 from ingest.events import Rejection
-from ingest.sealing import seal
+from ingest.privacy import consent, erasure
+from ingest.privacy.encryption import seal
 
 # A consent is replaced only by one given later; what is not said (NULL) changes nothing.
 _UPSERT = """

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from ingest.events import Rejection
 from ingest.models import Rejected
-from ingest.sealing import seal
+from ingest.privacy.encryption import seal
 
 RAW_KEPT = 256 * 1024
 

@@ -14,7 +14,7 @@ from ingest.adapters import ADAPTERS, participants, skalin
 from ingest.events import Batch, Call, Event, Refused, Rejection
 from ingest.models import Rejected, StoredEvent
 from ingest.participants import keep_participants
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 
 
 @dataclass

@@ -13,7 +13,7 @@ from exhaust.previews import MASK
 from ingest import audit
 from ingest.events import Refused
 from ingest.models import LedgerEntry, Participant
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 
 PER_PAGE = 50
 

@@ -13,8 +13,8 @@ from exhaust.console.people import paged
 from ingest import audit
 from ingest.events import Refused
 from ingest.models import Rejected
+from ingest.privacy.encryption import unseal
 from ingest.replay import replay
-from ingest.sealing import unseal
 
 AT_ONCE = 1000  # what one click sends again
 

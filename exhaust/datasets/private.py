@@ -7,7 +7,7 @@ from django.db import connection
 
 from exhaust.datasets.columns import Cell, Column, iso_time
 from exhaust.datasets.selection import Dataset, Selection, streaming
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 
 
 class Private(Dataset):

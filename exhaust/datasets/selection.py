@@ -15,9 +15,9 @@ from django.db import connection
 
 from exhaust.datasets.columns import Cell, Column
 from exhaust.models import Job
-from ingest import consent
 from ingest.feed import pruning
 from ingest.models import Application, Channel, Conversation, Horizon
+from ingest.privacy import device_hash
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def device_key(channel_id: int) -> bytes | None:
     """What the channel's devices are hashed with; None where they are shown as they are."""
     if not Channel.objects.filter(pk=channel_id, hash_device_ids=True).exists():
         return None
-    return consent.key_for(channel_id, "device")
+    return device_hash.key_for(channel_id, "device")
 
 
 def zone(name: str) -> ZoneInfo:

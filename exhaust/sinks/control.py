@@ -26,7 +26,7 @@ from ingest.feed import pruning
 from ingest.feed.values import START, Place
 from ingest.feed.watermark import watermark
 from ingest.models import IDENTIFIER
-from ingest.sealing import seal
+from ingest.privacy.encryption import seal
 
 log = logging.getLogger(__name__)
 WORDS = (

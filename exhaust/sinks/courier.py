@@ -11,7 +11,7 @@ from exhaust.models import Sink
 from exhaust.sinks import elasticsearch, http, webhook
 from exhaust.sinks.batches import Document
 from exhaust.sinks.http import AddressRefused, Answer, Unreachable
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 
 log = logging.getLogger(__name__)
 SECONDS = 30.0

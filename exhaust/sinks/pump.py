@@ -30,8 +30,8 @@ from exhaust.sinks.batches import Batch, Document
 from exhaust.sinks.courier import Message, Outcome
 from exhaust.sinks.elasticsearch import Item
 from exhaust.sinks.http import AddressRefused, Answer
-from ingest import consent
 from ingest.feed.values import Place
+from ingest.privacy import consent
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8

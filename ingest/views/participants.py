@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from ingest import erasure, metrics, problems
+from ingest import metrics, problems
 from ingest.adapters import body
 from ingest.adapters import participants as adapter
 from ingest.adapters.fields import MAX_TEXT
@@ -18,6 +18,7 @@ from ingest.auth import keys
 from ingest.events import Refused, Rejection
 from ingest.models import Erasure
 from ingest.participants import keep_participants
+from ingest.privacy import erasure
 
 SECONDS = 5.0  # of an erasure, within a request
 

@@ -29,7 +29,7 @@ from ingest.models import (
     StoredEvent,
 )
 from ingest.participants import keep_participants
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import BOT, PRIVATE, RESPONSE, answer, make_finished, make_job, send
 from tests.exhaust.test_console import C, form, person, text

@@ -12,8 +12,8 @@ from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
 from exhaust.formats import FORMATS
-from ingest import consent
 from ingest.models import Channel
+from ingest.privacy import device_hash
 from tests.conftest import make_channel
 from tests.exhaust.factories import CONFIG, PRIVATE, RESPONSE, answer, send
 
@@ -54,7 +54,7 @@ def test_both_files_hold_the_same_hash() -> None:
     hashing()
 
     # then the two files still join, and an independent HMAC agrees
-    key = consent.key_for(make_channel().pk, "device")
+    key = device_hash.key_for(make_channel().pk, "device")
     expected = [
         hmac.new(key, device.encode(), hashlib.sha256).hexdigest()[:32] if device else ""
         for device in STRANGE
@@ -84,11 +84,11 @@ def test_channels_do_not_join() -> None:
 
 def test_the_secret_is_sealed_and_stays() -> None:
     channel = make_channel()
-    secret = consent.secret(channel.pk)
+    secret = device_hash.secret(channel.pk)
     assert len(secret) == 32
-    assert consent.secret(channel.pk) == secret
+    assert device_hash.secret(channel.pk) == secret
     assert secret not in bytes(Channel.objects.get().sealed_secret or b"")
-    assert consent.key_for(channel.pk, "device") != consent.key_for(channel.pk, "erasure")
+    assert device_hash.key_for(channel.pk, "device") != device_hash.key_for(channel.pk, "erasure")
     hashing()
     chosen = selected(RESPONSE, channel.pk, CONFIG, 1)
     assert chosen.device_key

@@ -14,7 +14,7 @@ from django.utils import timezone
 from exhaust.models import DeadLetter, Sink
 from exhaust.sinks import control, courier, pump
 from ingest.models import Session
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.receiver import Receiver, answering
 from tests.exhaust.sinks import at_end, emit, ids, make_sink, pumped

@@ -25,7 +25,7 @@ from exhaust.models import File, Link
 from exhaust.s3 import S3Storage
 from exhaust.storage import FolderStorage, Storage, StorageError
 from exhaust.writer import Stream
-from ingest import erasure
+from ingest.privacy import erasure
 from tests import s3server
 from tests.exhaust.factories import PRIVATE, RESPONSE, answer, make_job, send, stored
 

@@ -20,7 +20,7 @@ from exhaust import jobs, links, retention, runner, storage, submissions, tasks,
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
 from exhaust.models import DeadLetter, File, Job, Link, Sink
-from ingest import consent, deriver, erasure, store
+from ingest import deriver, store
 from ingest.adapters import telemetry
 from ingest.events import Call
 from ingest.feed import pruning
@@ -34,7 +34,8 @@ from ingest.models import (
     Session,
     StoredEvent,
 )
-from ingest.sealing import seal
+from ingest.privacy import consent, device_hash, erasure
+from ingest.privacy.encryption import seal
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import CONFIG, PRIVATE, RESPONSE, answer, make_submission, send
 from tests.exhaust.sinks import derive
@@ -271,7 +272,7 @@ def test_a_withdrawal_that_fails_withdraws_nothing(monkeypatch: pytest.MonkeyPat
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("ingest.consent.ledger.record", fails)
+    monkeypatch.setattr("ingest.privacy.consent.ledger.record", fails)
     with pytest.raises(RuntimeError):
         say({"deviceId": "device-1", "consent": False})
     monkeypatch.undo()
@@ -599,7 +600,7 @@ def test_another_channels_person_stays() -> None:
     assert set(StoredEvent.objects.values_list("channel__identifier", "device_id")) == {
         ("ORG_001", "device-1"), ("ORG_002", ""),
     }  # fmt: skip
-    subjects = {consent.subject(channel.pk, "device-1") for channel in Channel.objects.all()}
+    subjects = {device_hash.subject(channel.pk, "device-1") for channel in Channel.objects.all()}
     assert len(subjects) == 2
 
 

@@ -25,8 +25,8 @@ from ingest.adapters import ADAPTERS, body, clickstream
 from ingest.auth import failures, keys
 from ingest.events import Batch, Call, Event, Refused
 from ingest.models import Conversation, Rejected, StoredEvent
+from ingest.privacy.encryption import unseal
 from ingest.replay import replay
-from ingest.sealing import unseal
 from tests.conftest import make_channel
 
 APP = "shop"

@@ -16,7 +16,7 @@ from ingest.adapters import ADAPTERS, body, desk
 from ingest.auth import keys
 from ingest.events import Batch, Call, Refused
 from ingest.models import Application, Conversation, Rejected, StoredEvent
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 from tests.conftest import make_channel
 
 NDJSON = "application/x-ndjson"

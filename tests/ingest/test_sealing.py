@@ -6,7 +6,7 @@ from django.core.management import CommandError, call_command
 
 from ingest.management.commands.reseal import sealed
 from ingest.models import Participant
-from ingest.sealing import reseal, seal, unseal
+from ingest.privacy.encryption import reseal, seal, unseal
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import RECEIVED_AT
 

@@ -18,7 +18,7 @@ from ingest.adapters import ADAPTERS, skalin
 from ingest.auth import keys
 from ingest.events import Batch, Call, Refused, identity
 from ingest.models import Application, Participant, Rejected, StoredEvent
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 from tests.conftest import make_channel
 
 CLIENT = "9f3b2a7c41d8e605"

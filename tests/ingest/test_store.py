@@ -14,7 +14,7 @@ from ingest.adapters.participants import Profile
 from ingest.events import Batch, Call, Event, Rejection, identity
 from ingest.models import Conversation, Participant, Rejected, StoredEvent
 from ingest.participants import keep_participants
-from ingest.sealing import unseal
+from ingest.privacy.encryption import unseal
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import (
     CHANNEL,

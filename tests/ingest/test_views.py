@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from ingest import store
 from ingest.models import ApiKey, Channel, Conversation, Participant, Rejected, StoredEvent
-from ingest.sealing import reseal, unseal
+from ingest.privacy.encryption import reseal, unseal
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.telemetry_samples import CONVERSATION, DEVICE, PUBLISHED, answer, sent, without
 

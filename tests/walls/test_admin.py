@@ -38,7 +38,7 @@ OPENED_BY: dict[str, set[str]] = {
     "ingest.session": {"submit_private"},
     "ingest.appuser": {"submit_private"},
     "ingest.ledgerentry": {"audit"},
-    "ingest.erasure": {"audit"},
+    "ingest.privacy.erasure": {"audit"},
     "ingest.role": set(),
     "exhaust.job": {"submit_response", "submit_private"},
     "exhaust.file": {"submit_response", "submit_private"},

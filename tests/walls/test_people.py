@@ -13,10 +13,11 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.models import DeadLetter, File, Link, Sink
-from ingest import deriver, erasure, walls
+from ingest import deriver, walls
 from ingest.adapters import participants
 from ingest.models import AppUser, Erasure, Participant, Rejected, Session, StoredEvent
 from ingest.participants import keep_participants
+from ingest.privacy import erasure
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import PRIVATE, RESPONSE, answer, send
 from tests.exhaust.test_links import assert_closed

@@ -40,7 +40,7 @@ from ingest.models import (
     Session,
     StoredEvent,
 )
-from ingest.sealing import seal
+from ingest.privacy.encryption import seal
 
 MOMENT = datetime(2022, 4, 1, 4, tzinfo=UTC)
 SCOPES = ("ingest", "export:response", "export:private", "pull", "erase")

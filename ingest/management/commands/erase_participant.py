@@ -6,8 +6,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from ingest import erasure
 from ingest.models import Channel
+from ingest.privacy import erasure
 from ingest.views.participants import certificate
 
 

@@ -9,7 +9,7 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db import models
 
-from ingest.sealing import reseal
+from ingest.privacy.encryption import reseal
 
 STEP = 500
 

@@ -23,7 +23,7 @@ from django.db.models.functions import Now
 from django.dispatch import Signal
 from django.utils import timezone
 
-from ingest import audit, consent
+from ingest import audit
 from ingest.adapters import body
 from ingest.adapters.participants import Profile
 from ingest.feed.watermark import taken, writing
@@ -38,7 +38,8 @@ from ingest.models import (
     StoredEvent,
 )
 from ingest.models.fields import Position
-from ingest.sealing import seal, unseal
+from ingest.privacy import consent, device_hash
+from ingest.privacy.encryption import seal, unseal
 
 # keyword arguments: channel_id, and querysets `events` and `sessions` that are about to be erased
 erasing = Signal()
@@ -74,8 +75,8 @@ def refused(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
     """Those that must not be kept: of somebody erased, without a consent given afterwards."""
     if not profiles or not Erasure.objects.filter(channel_id=channel_id).exists():
         return []
-    key = consent.key_for(channel_id, "erasure")
-    subjects = [consent.subject_under(key, profile.device_id) for profile in profiles]
+    key = device_hash.key_for(channel_id, "erasure")
+    subjects = [device_hash.subject_under(key, profile.device_id) for profile in profiles]
     erased: dict[str, Any] = {}
     for start in range(0, len(subjects), STEP):
         found = Erasure.objects.filter(
@@ -95,7 +96,7 @@ def _begin(channel_id: int, device_id: str) -> Erasure:
     with transaction.atomic():
         consent.no_profiles(channel_id)
         consent.take_turn(channel_id)
-        subject = consent.subject(channel_id, device_id)
+        subject = device_hash.subject(channel_id, device_id)
         last = StoredEvent.objects.order_by("-id").values_list("id", flat=True).first()
         erasure, _ = Erasure.objects.select_for_update().get_or_create(
             channel_id=channel_id, subject=subject, defaults={"asked_at": timezone.now()}

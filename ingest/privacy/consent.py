@@ -5,22 +5,18 @@ Whoever keeps such things listens to `withdrawn`. A file that is being made mean
 other.
 """
 
-import hashlib
-import hmac
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import Q
 from django.db.models.functions import Collate, Now
 from django.dispatch import Signal
 
 from ingest import audit
 from ingest.models import Channel, Erasure, Participant
-from ingest.sealing import seal, unseal
 
 # keyword arguments: channel_id, device_ids, and erased: whether nothing at all may stay
 withdrawn = Signal()
@@ -147,28 +143,3 @@ def ended(channel_id: int, since: datetime) -> bool:
 
 
 # Hashes under a channel's secret ------------------------------------------------------------------
-
-
-def secret(channel_id: int) -> bytes:
-    """32 bytes, made once; every hash of a device of this channel is under it."""
-    rows = Channel.objects.filter(pk=channel_id)
-    sealed = rows.values_list("sealed_secret", flat=True).get()
-    if sealed is None:
-        with transaction.atomic():
-            rows.filter(sealed_secret=None).update(sealed_secret=seal(secrets.token_bytes(32)))
-            sealed = rows.values_list("sealed_secret", flat=True).get()
-    return unseal(sealed or b"")
-
-
-def key_for(channel_id: int, purpose: str) -> bytes:
-    """32 bytes of the secret for one purpose, so that hashes of two purposes never meet."""
-    return hmac.digest(secret(channel_id), purpose.encode(), hashlib.sha256)
-
-
-def subject(channel_id: int, device_id: str) -> str:
-    """A person as certificates and the ledger name them."""
-    return subject_under(key_for(channel_id, "erasure"), device_id)
-
-
-def subject_under(key: bytes, device_id: str) -> str:
-    return hmac.digest(key, device_id.encode(), hashlib.sha256).hex()
