@@ -9,8 +9,8 @@ from django.http import HttpRequest, JsonResponse
 
 from exhaust import jobs, storage
 from exhaust.models import DailyRun
-from ingest import problems
 from ingest.feed import watermark
+from ingest.http import problems
 
 log = logging.getLogger(__name__)
 BROKER_SECONDS = 1

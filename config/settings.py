@@ -170,13 +170,13 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "config.logs.Requests",
-    "config.headers.Headers",
-    "ingest.middleware.Acting",
+    "ingest.http.security_headers.Headers",
+    "ingest.http.middleware.Acting",
     "ingest.limits.headers",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "config.headers.SignedIn",
+    "ingest.http.security_headers.SignedIn",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -239,7 +239,7 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" takes the Origin that forms need
 SESSION_COOKIE_HTTPONLY = True
-SESSION_COOKIE_AGE = 30 * 60  # and no longer than config/headers.py says
+SESSION_COOKIE_AGE = 30 * 60  # and no longer than ingest/http/security_headers.py says
 if PUBLIC_URL.startswith("https://"):
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = True
     # a browser takes these from this host alone, and only over https
@@ -353,9 +353,9 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["ingest.auth.keys.KeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["ingest.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["ingest.http.parsers.JSONParser"],
     "UNAUTHENTICATED_USER": None,
-    "EXCEPTION_HANDLER": "ingest.problems.handler",
+    "EXCEPTION_HANDLER": "ingest.http.problems.handler",
     "URL_FORMAT_OVERRIDE": None,  # a sample has formats of its own
 }
 SPECTACULAR_SETTINGS = {  # read when the description is made: see config/openapi

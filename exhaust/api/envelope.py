@@ -7,7 +7,7 @@ from uuid import uuid4
 from django.utils import timezone
 from rest_framework.response import Response
 
-from ingest import problems
+from ingest.http import problems
 
 log = logging.getLogger(__name__)
 _CODES = {

@@ -15,11 +15,12 @@ from rest_framework.views import APIView
 from exhaust import cursor
 from exhaust.feed import documents, pages
 from exhaust.feed.pages import Question
-from ingest import audit, problems, walls
+from ingest import audit, walls
 from ingest.auth import keys
 from ingest.db.prepared import asked
 from ingest.feed import reader, values
 from ingest.feed.values import Place
+from ingest.http import problems
 from ingest.models import AppUser, Session, StoredEvent
 
 MAX_SECONDS = 100_000_000_000  # what is less counts seconds, the rest milliseconds

@@ -5,12 +5,13 @@ from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import limits, problems, store
+from ingest import limits, store
 from ingest.adapters import body
 from ingest.adapters import clickstream as adapter
 from ingest.auth import failures, keys
 from ingest.auth.keys import Sender
 from ingest.events import Call, Refused
+from ingest.http import problems
 
 ALLOWED_HEADERS = (
     "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"

@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import limits, problems, store
+from ingest import limits, store
 from ingest.adapters import body
 from ingest.adapters import desk as adapter
 from ingest.adapters.fields import MAX_TEXT
@@ -18,6 +18,7 @@ from ingest.auth import failures as refusals
 from ingest.auth import keys
 from ingest.auth.keys import Denied, Sender
 from ingest.events import Call, Refused, Rejection
+from ingest.http import problems
 from ingest.store import Outcome
 
 CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'

@@ -9,13 +9,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from ingest import metrics, problems
+from ingest import metrics
 from ingest.adapters import body
 from ingest.adapters import participants as adapter
 from ingest.adapters.fields import MAX_TEXT
 from ingest.adapters.participants import Profile
 from ingest.auth import keys
 from ingest.events import Refused, Rejection
+from ingest.http import problems
 from ingest.models import Erasure
 from ingest.participants import keep_participants
 from ingest.privacy import erasure

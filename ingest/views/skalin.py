@@ -6,11 +6,12 @@ from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import limiter, limits, problems, store
+from ingest import limiter, limits, store
 from ingest.adapters import body
 from ingest.adapters import skalin as adapter
 from ingest.auth import keys
 from ingest.events import Call, Refused
+from ingest.http import problems
 
 RATE = 100  # calls a second from one address
 BURST = 500

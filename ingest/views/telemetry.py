@@ -8,11 +8,12 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import problems, store
+from ingest import store
 from ingest.adapters import body
 from ingest.adapters import telemetry as adapter
 from ingest.auth import keys
 from ingest.events import Call, Refused
+from ingest.http import problems
 
 
 @csrf_exempt

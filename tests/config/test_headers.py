@@ -12,7 +12,7 @@ from django.contrib.sessions.models import Session
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from config import headers
+from ingest.http import security_headers
 
 pytestmark = pytest.mark.django_db
 
@@ -91,7 +91,7 @@ def test_a_redirect_to_https_has_them(settings: Any):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     told = {"ahead": 0.0}
-    monkeypatch.setattr(headers, "time", lambda: time() + told["ahead"])
+    monkeypatch.setattr(security_headers, "time", lambda: time() + told["ahead"])
     return told
 
 
