@@ -172,7 +172,7 @@ MIDDLEWARE = [
     "config.logs.Requests",
     "ingest.http.security_headers.Headers",
     "ingest.http.middleware.Acting",
-    "ingest.limits.headers",
+    "ingest.limits.rate_limits.headers",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -222,7 +222,7 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or a guesser locks a na
 AXES_RESET_ON_SUCCESS = False  # or a guesser of one name starts anew with each own login
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
-AXES_CLIENT_IP_CALLABLE = "ingest.limiter.address"
+AXES_CLIENT_IP_CALLABLE = "ingest.limits.token_bucket.address"
 AXES_LOCKOUT_TEMPLATE = "console/locked.html"
 AXES_VERBOSE = False
 

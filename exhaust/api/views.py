@@ -20,12 +20,13 @@ from exhaust.api import envelope, presenters, validation
 from exhaust.datasets import DATASETS
 from exhaust.models import File, Job, Link
 from exhaust.submissions import Filters, Page, Submission
-from ingest import audit, limiter, limits
+from ingest import audit
 from ingest.adapters import body
 from ingest.audit import Actor
 from ingest.auth import keys
 from ingest.auth.keys import Caller
 from ingest.events import Refused
+from ingest.limits import rate_limits, token_bucket
 
 
 def scope(dataset: str) -> str:
@@ -323,9 +324,9 @@ def _midnight(day: date) -> datetime:
 def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     """`GET /dataset/v1/download/{token}`: a file through our own link, or a hop to the bucket."""
     answer: HttpResponse | FileResponse
-    told = audit.acting.set(Actor("link", address=audit.shortened(limiter.address(request))))
+    told = audit.acting.set(Actor("link", address=audit.shortened(token_bucket.address(request))))
     try:
-        with limits.guessing(request, token):
+        with rate_limits.guessing(request, token):
             link = links.found(token)
         answer = _given(link.file, request)
         if request.method != "HEAD" and answer.status_code != 416:  # what gives nothing is no use
@@ -334,7 +335,7 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
             except links.Unusable:
                 answer.close()
                 raise
-    except (links.Unusable, limits.Limited) as error:
+    except (links.Unusable, rate_limits.Limited) as error:
         answer = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
     except FileNotFoundError:
         answer = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)

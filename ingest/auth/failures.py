@@ -16,8 +16,9 @@ from django.db import DatabaseError, close_old_connections, connection, transact
 from django.http import HttpRequest
 from django.utils import timezone
 
-from ingest import audit, limiter
+from ingest import audit
 from ingest.audit import Actor
+from ingest.limits import token_bucket
 from ingest.models import Refusal
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ ON CONFLICT (hour, action, address) DO UPDATE SET count = ingest_refusal.count +
 
 def count(action: str, request: HttpRequest | None) -> None:
     """One more; what was tried is not kept, it may be a secret with one letter wrong."""
-    address = audit.shortened(limiter.address(request)) if request is not None else ""
+    address = audit.shortened(token_bucket.address(request)) if request is not None else ""
     hour = timezone.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     with _lock:
         if len(_counted) >= MAX_NETWORKS and (hour, action, address) not in _counted:

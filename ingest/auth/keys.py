@@ -21,11 +21,12 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from config import logs
-from ingest import audit, limiter, limits, walls
+from ingest import audit, walls
 from ingest.audit import Actor
 from ingest.auth import failures
 from ingest.db.prepared import asked
 from ingest.events import Refused
+from ingest.limits import rate_limits, token_bucket
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
 
 _ALPHABET = string.ascii_letters + string.digits
@@ -196,9 +197,9 @@ def identify(request: HttpRequest | Request) -> Caller:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         text = token.strip()
-    with limits.guessing(plain, text):
+    with rate_limits.guessing(plain, text):
         found = _caller(plain, text)
-    limits.count(plain, f"key:{found.key_id}")
+    rate_limits.count(plain, f"key:{found.key_id}")
     return found
 
 
@@ -214,7 +215,7 @@ def _caller(request: HttpRequest, text: str) -> Caller:
         failures.count("key.refused", request)
         raise Denied("unauthorized", "The key is unknown, expired or revoked.", 401)
     key_id, name, _, scopes, is_long_ago, _, _, networks = rows[0]
-    if networks and not _lies_in(limiter.address(request), networks):
+    if networks and not _lies_in(token_bucket.address(request), networks):
         failures.count("key.refused", request)
         raise Denied("forbidden", "This key may not be used from this address.", 403)
     if is_long_ago:  # its digest too: an older pepper is needed no more
@@ -235,7 +236,7 @@ def acts(request: HttpRequest | Request, name: str, key: str = "") -> None:
         logs.tell(caller=key)
 
     def actor() -> Actor:
-        return Actor(name, key, audit.shortened(limiter.address(http)))
+        return Actor(name, key, audit.shortened(token_bucket.address(http)))
 
     audit.acting.set(cast(Actor, SimpleLazyObject(actor)))
 

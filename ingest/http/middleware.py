@@ -6,9 +6,10 @@ from typing import cast
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import SimpleLazyObject
 
-from ingest import audit, limiter, walls
+from ingest import audit, walls
 from ingest.audit import Actor
 from ingest.auth import roles
+from ingest.limits import token_bucket
 
 
 class Acting:
@@ -38,4 +39,4 @@ class Acting:
 def _person(request: HttpRequest) -> Actor:
     user = getattr(request, "user", None)
     name = user.get_username() if user is not None and user.is_authenticated else "anonymous"
-    return Actor(name, address=audit.shortened(limiter.address(request)))
+    return Actor(name, address=audit.shortened(token_bucket.address(request)))

@@ -5,13 +5,14 @@ from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import limits, store
+from ingest import store
 from ingest.adapters import body
 from ingest.adapters import clickstream as adapter
 from ingest.auth import failures, keys
 from ingest.auth.keys import Sender
 from ingest.events import Call, Refused
 from ingest.http import problems
+from ingest.limits import rate_limits
 
 ALLOWED_HEADERS = (
     "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"
@@ -36,7 +37,7 @@ def _answered(request: HttpRequest, method: str) -> HttpResponse:
     application: Sender | None = None
     try:
         named = request.GET.get("appId", "")
-        with limits.guessing(request, named):
+        with rate_limits.guessing(request, named):
             application = keys.application(named)
         keys.acts(request, application.identifier)
         if request.method == "OPTIONS":
@@ -44,7 +45,7 @@ def _answered(request: HttpRequest, method: str) -> HttpResponse:
         elif request.method != method:
             raise Refused("method_not_allowed", f"This address takes {method}.", 405)
         else:
-            limits.count(request, f"application:{application.id}")
+            rate_limits.count(request, f"application:{application.id}")
             _has_cookie(request, application)
             answer = _collect(request, application) if method == "POST" else _ping()
     except Refused as refused:
@@ -69,7 +70,7 @@ def _has_cookie(request: HttpRequest, application: Sender) -> None:
         return
     cookie = request.headers.get("Cookie", "")
     # with the id, which alone has passed already: knowing it lets no guess through
-    with limits.guessing(request, f"{application.identifier} {cookie}"):
+    with rate_limits.guessing(request, f"{application.identifier} {cookie}"):
         if not keys.is_secret(application.cookie_digest, cookie):
             failures.count("application.refused", request)
             raise keys.Denied("forbidden", "The cookie is not this application's.", 403)

@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import limits, store
+from ingest import store
 from ingest.adapters import body
 from ingest.adapters import desk as adapter
 from ingest.adapters.fields import MAX_TEXT
@@ -19,6 +19,7 @@ from ingest.auth import keys
 from ingest.auth.keys import Denied, Sender
 from ingest.events import Call, Refused, Rejection
 from ingest.http import problems
+from ingest.limits import rate_limits
 from ingest.store import Outcome
 
 CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
@@ -110,9 +111,9 @@ def bulk(request: HttpRequest, index: str = "") -> HttpResponse:
 
 def _application(request: HttpRequest) -> Sender:
     """Who HTTP Basic names, if the password is right. Raises `Denied` (401) and `Limited`."""
-    with limits.guessing(request, request.headers.get("Authorization", "")):
+    with rate_limits.guessing(request, request.headers.get("Authorization", "")):
         found = _named(request)
-    limits.count(request, f"application:{found.id}")
+    rate_limits.count(request, f"application:{found.id}")
     return found
 
 

@@ -6,12 +6,13 @@ from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import limiter, limits, store
+from ingest import store
 from ingest.adapters import body
 from ingest.adapters import skalin as adapter
 from ingest.auth import keys
 from ingest.events import Call, Refused
 from ingest.http import problems
+from ingest.limits import rate_limits, token_bucket
 
 RATE = 100  # calls a second from one address
 BURST = 500
@@ -35,7 +36,7 @@ def hit(request: HttpRequest) -> JsonResponse:
 def _answer(request: HttpRequest, *, is_bulk: bool) -> JsonResponse:
     received_at = timezone.now()
     methods = "POST" if is_bulk else "GET, POST"
-    if wait := limiter.take(f"skalin:{limiter.address(request)}", RATE, BURST):
+    if wait := token_bucket.take(f"skalin:{token_bucket.address(request)}", RATE, BURST):
         answer = _refusal(
             Refused("too_many_requests", "Too many calls from this address; wait.", 429)
         )
@@ -49,9 +50,9 @@ def _answer(request: HttpRequest, *, is_bulk: bool) -> JsonResponse:
             query, residue = adapter.cut(query)
         parameters = adapter.parameters(query)
         client_id = parameters.get("client_id") or parameters.get("clientId") or ""
-        with limits.guessing(request, client_id):
+        with rate_limits.guessing(request, client_id):
             application = keys.application(client_id)
-        limits.count(request, f"application:{application.id}")
+        rate_limits.count(request, f"application:{application.id}")
         keys.acts(request, application.identifier)
         sent = _bulk(request, residue) if is_bulk else adapter.from_hit(parameters)
         call = Call(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from config import gate
-from config.gate import Gate, Line
+from ingest.limits import admission
+from ingest.limits.admission import Gate, Line
 from tests.service import ROOT
 
 DOOR, OTHER = "/v1/telemetry", "/dataset/v1/request/read/x"
@@ -109,7 +109,7 @@ def until(told: Callable[[], bool]) -> None:
 def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(gate, "LONGEST_LINE", 3)
+    monkeypatch.setattr(admission, "LONGEST_LINE", 3)
     app = Gate(work, places=5)  # two of them for the doors
     inside = [Caller(app, size=5) for _ in range(2)]
     until(lambda: work.at_work == 2)
@@ -171,7 +171,7 @@ def test_who_waits_for_a_body_holds_no_connection(work: Work, monkeypatch: pytes
         def all(self, *, initialized_only: bool) -> list[Connection]:
             return held
 
-    monkeypatch.setattr(gate, "connections", Connections())
+    monkeypatch.setattr(admission, "connections", Connections())
     slow = Caller(Gate(work, places=1), OTHER, size=9, is_slow=True)
 
     until(lambda: held[0].closed)
@@ -183,7 +183,7 @@ def test_who_waits_for_a_body_holds_no_connection(work: Work, monkeypatch: pytes
 
 
 def test_a_download_that_finds_no_place_is_never_begun(work: Work, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gate, "STREAMS", 1)
+    monkeypatch.setattr(admission, "STREAMS", 1)
     app = Gate(work, places=1)
     work.goes.set()
 
@@ -200,7 +200,7 @@ def test_a_download_that_finds_no_place_is_never_begun(work: Work, monkeypatch: 
 
 
 def test_a_body_goes_with_its_request(work: Work):
-    kept: list[gate.Body] = []  # as Django's request does, until its cycle is collected
+    kept: list[admission.Body] = []  # as Django's request does, until its cycle is collected
 
     def half(environ: dict[str, Any], start: Callable[..., Any]) -> Answer:
         kept.append(environ["wsgi.input"])
@@ -249,7 +249,7 @@ def test_probes_find_the_way_in_at_any_time(work: Work):
 def test_who_waits_for_a_body_lends_its_place_and_gets_one_again(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(gate, "SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(admission, "SLOW_SECONDS", 0.02)
     app = Gate(work, places=1)
     slow = [Caller(app, size=9, is_slow=True) for _ in range(5)]
     until(lambda: app._slow == 5)
@@ -272,8 +272,8 @@ def test_who_waits_for_a_body_lends_its_place_and_gets_one_again(
 def test_where_too_many_bodies_are_slow_no_more_are_taken(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(gate, "SLOW_SECONDS", 0.02)
-    monkeypatch.setattr(gate, "SLOW_BODIES", 2)
+    monkeypatch.setattr(admission, "SLOW_SECONDS", 0.02)
+    monkeypatch.setattr(admission, "SLOW_BODIES", 2)
     app = Gate(work, places=2)
     work.goes.set()
     slow = [Caller(app, size=9, is_slow=True) for _ in range(2)]
@@ -294,17 +294,17 @@ def test_a_body_is_read_as_it_was_sent():
     sizes = [3, 0, 7, -1, 5]
     environ = {"CONTENT_LENGTH": "20", "wsgi.input": Input(100)}
     app = Gate(Work(), places=1)
-    body = gate.Body(app, Line(1), environ)
+    body = admission.Body(app, Line(1), environ)
 
     assert [len(body.read(size)) for size in sizes] == [3, 0, 7, 10, 0]
     environ = {"CONTENT_LENGTH": "9", "wsgi.input": Input(100)}
-    body = gate.Body(app, Line(1), environ)
+    body = admission.Body(app, Line(1), environ)
     assert [body.readline(), body.readline()] == [b"x" * 9, b""]
-    assert gate.Body(app, Line(1), {"wsgi.input": Input(9)}).read() == b""
+    assert admission.Body(app, Line(1), {"wsgi.input": Input(9)}).read() == b""
 
 
 def test_a_download_holds_no_place_and_is_counted(work: Work, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gate, "STREAMS", 2)
+    monkeypatch.setattr(admission, "STREAMS", 2)
     app = Gate(work, places=1)
     work.goes.set()
     answers: list[Answer] = []
@@ -365,10 +365,10 @@ def test_each_is_sent_away_in_its_own_words(path: str, read: Callable[[Any], boo
     def start(status: str, headers: list[tuple[str, str]]) -> None:
         told.update(headers, status=status)
 
-    (body,) = gate.shed({"PATH_INFO": path, "CONTENT_LENGTH": str(size)}, start)
+    (body,) = admission.shed({"PATH_INFO": path, "CONTENT_LENGTH": str(size)}, start)
 
     assert read(json.loads(body))
     assert told["status"].startswith("503 ")
     assert told["Content-Length"] == str(len(body))
-    assert ("Connection" in told) is (size > gate.UNREAD)
+    assert ("Connection" in told) is (size > admission.UNREAD)
     assert ("X-Elastic-Product" in told) is path.endswith("_bulk")

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from config import silence
-from config.silence import RATE, SECONDS, Watch
+from ingest.limits import idle_connections
+from ingest.limits.idle_connections import RATE, SECONDS, Watch
 from tests.ingest.test_limiter import Clock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a socket took")
@@ -98,7 +98,7 @@ def test_who_does_not_take_what_we_send_is_cut(pair: Pair, clock: Clock):
 
 def test_only_what_was_accepted_is_looked_at(pair: Pair):
     names = set()
-    for each in silence.accepted():
+    for each in idle_connections.accepted():
         with each:
             names.add(each.getpeername())
 

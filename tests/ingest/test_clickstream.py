@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
-from ingest import limiter, limits
 from ingest.adapters import ADAPTERS, body, clickstream
 from ingest.auth import failures, keys
 from ingest.events import Batch, Call, Event, Refused
+from ingest.limits import rate_limits, token_bucket
 from ingest.models import Conversation, Rejected, StoredEvent
 from ingest.privacy.encryption import unseal
 from ingest.replay import replay
@@ -946,11 +946,11 @@ def test_cookies_are_not_guessed_and_each_wrong_one_is_counted(
     db: None, settings: Any, monkeypatch: pytest.MonkeyPatch
 ):
     settings.RATE_LIMITS = 1.0
-    buckets = limiter.InProcess(lambda: 10**12)
-    monkeypatch.setattr(limiter, "_limiter", lambda _: buckets)
+    buckets = token_bucket.InProcess(lambda: 10**12)
+    monkeypatch.setattr(token_bucket, "_limiter", lambda _: buckets)
     for name in ("_shut", "_good"):
-        monkeypatch.setattr(limits, name, limits.Memory())
-    monkeypatch.setattr(limits, "FAILURES", limits.Limit("failures", 0.02, 2))
+        monkeypatch.setattr(rate_limits, name, rate_limits.Memory())
+    monkeypatch.setattr(rate_limits, "FAILURES", rate_limits.Limit("failures", 0.02, 2))
     register(cookie="session=abcd")
 
     def sends(cookie: str, **extra: str) -> HttpResponse:

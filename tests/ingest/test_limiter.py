@@ -10,8 +10,8 @@ import pytest
 import redis
 from django.test import RequestFactory
 
-from ingest import limiter
-from ingest.limiter import PREFIX, InProcess, InRedis
+from ingest.limits import token_bucket
+from ingest.limits.token_bucket import PREFIX, InProcess, InRedis
 
 RATE, BURST = 100, 500
 
@@ -122,7 +122,7 @@ def test_each_key_has_its_own_bucket(clock: Clock):
 def test_memory_is_bounded_and_who_was_just_here_is_remembered(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(limiter, "MAX_BUCKETS", 100)
+    monkeypatch.setattr(token_bucket, "MAX_BUCKETS", 100)
     buckets = InProcess(clock.nanoseconds)
 
     for number in range(1_000):
@@ -219,7 +219,7 @@ def test_a_redis_that_forgot_the_script_is_told_it_again(server: redis.Redis, se
 def test_the_limiter_of_a_served_installation_is_redis(server: redis.Redis):
     name = key()
 
-    assert passed(lambda: limiter.take(name, 0.001, 3), 5) == 3
+    assert passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3
     assert server.exists(PREFIX + name) == 1
 
 
@@ -259,12 +259,12 @@ def test_a_silent_redis_costs_one_timeout_a_second(port: socket.socket, clock: C
     began = time.monotonic()
     let_through = passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
     once = time.monotonic() - began
-    clock.now += limiter.REST_SECONDS
+    clock.now += token_bucket.REST_SECONDS
     let_through += passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
 
     assert let_through == 2_000
     assert once < 1
-    assert limiter.TIMEOUT_SECONDS <= once < time.monotonic() - began < 2
+    assert token_bucket.TIMEOUT_SECONDS <= once < time.monotonic() - began < 2
 
 
 def test_a_failure_is_told_once_a_minute(
@@ -278,7 +278,7 @@ def test_a_failure_is_told_once_a_minute(
         clock.now += 1
 
     assert [(r.name, r.levelno) for r in caplog.records] == [
-        ("ingest.limiter", logging.WARNING)
+        ("ingest.limits.token_bucket", logging.WARNING)
     ] * 3
 
 
@@ -307,7 +307,7 @@ def test_redis_is_asked_again_once_it_is_back(server: redis.Redis, settings: Any
     assert not server.exists(PREFIX + name)
 
     buckets._script = None
-    clock.now += limiter.REST_SECONDS
+    clock.now += token_bucket.REST_SECONDS
 
     assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
     assert server.exists(PREFIX + name)
@@ -336,12 +336,12 @@ def test_the_address_is_the_peer_or_what_our_proxy_wrote(
 
     request = rf.get("/hit", headers=headers, REMOTE_ADDR="192.0.2.7")
 
-    assert limiter.address(request) == expected
+    assert token_bucket.address(request) == expected
 
 
 def test_the_limiter_of_an_embedded_installation_is_in_process(settings: Any):
     settings.CELERY_BROKER_URL = "filesystem://localhost//"
 
-    assert isinstance(limiter._limiter(settings.CELERY_BROKER_URL), InProcess)
+    assert isinstance(token_bucket._limiter(settings.CELERY_BROKER_URL), InProcess)
     name = key()
-    assert passed(lambda: limiter.take(name, 0.001, 3), 5) == 3
+    assert passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3

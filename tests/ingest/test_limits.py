@@ -6,10 +6,10 @@ import pytest
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
-from ingest import limiter, limits
 from ingest.auth import keys
 from ingest.events import Refused
-from ingest.limits import EVENTS, FAILURES, QUESTIONS, READS, Leases, Limit, Limited
+from ingest.limits import rate_limits, token_bucket
+from ingest.limits.rate_limits import EVENTS, FAILURES, QUESTIONS, READS, Leases, Limit, Limited
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.test_limiter import Clock
 
@@ -17,21 +17,21 @@ EVENT = {"eid": "LOG", "ets": 1648785600123, "mid": "m", "context": {}, "edata":
 
 
 @pytest.fixture(autouse=True)
-def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> limiter.InProcess:
+def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.InProcess:
     """Limits as they are shipped, on a clock that stands, with empty buckets."""
     settings.RATE_LIMITS = 1.0
-    buckets = limiter.InProcess(lambda: 10**12)
-    monkeypatch.setattr(limiter, "_limiter", lambda _: buckets)
+    buckets = token_bucket.InProcess(lambda: 10**12)
+    monkeypatch.setattr(token_bucket, "_limiter", lambda _: buckets)
     for name in ("_shut", "_good"):
-        monkeypatch.setattr(limits, name, limits.Memory())
-    monkeypatch.setattr(limits, "_leases", Leases())
+        monkeypatch.setattr(rate_limits, name, rate_limits.Memory())
+    monkeypatch.setattr(rate_limits, "_leases", Leases())
     return buckets
 
 
 def small(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
     """Bursts so small that a test meets them; nothing comes back for 50 seconds."""
     for name, burst in bursts.items():
-        monkeypatch.setattr(limits, name, Limit(name.lower(), 0.02, burst))
+        monkeypatch.setattr(rate_limits, name, Limit(name.lower(), 0.02, burst))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def small(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
     ],
 )
 def test_each_call_has_its_class(method: str, path: str, limit: Limit, rf: RequestFactory):
-    assert limits.limit_of(rf.generic(method, path)) == limit
+    assert rate_limits.limit_of(rf.generic(method, path)) == limit
 
 
 # Known callers ----------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_one_setting_scales_all_or_counts_nobody(
     count = 0
     for _ in range(9):
         try:
-            limits.count(rf.get("/export/events"), "key:1")
+            rate_limits.count(rf.get("/export/events"), "key:1")
             count += 1
         except Limited:
             pass
@@ -229,12 +229,12 @@ def test_an_error_of_ours_is_no_failure_of_the_address(rf: RequestFactory):
     request = rf.get("/")
     for error in (RuntimeError(), Refused("x", "x", 400)):
         for _ in range(FAILURES.burst + 1):
-            with pytest.raises(type(error)), limits.guessing(request, "word"):
+            with pytest.raises(type(error)), rate_limits.guessing(request, "word"):
                 raise error
 
 
 def test_headers_stand_on_nothing_that_was_not_counted(rf: RequestFactory):
-    answer = limits.headers(lambda _: HttpResponse())(rf.get("/healthz"))
+    answer = rate_limits.headers(lambda _: HttpResponse())(rf.get("/healthz"))
 
     assert "RateLimit" not in answer
 
@@ -243,7 +243,7 @@ def test_headers_stand_on_nothing_that_was_not_counted(rf: RequestFactory):
 
 
 def test_leases_ask_seldom_and_let_through_exactly_the_burst(
-    monkeypatch: pytest.MonkeyPatch, counted: limiter.InProcess
+    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.InProcess
 ):
     asked: list[int] = []
     spend = counted.spend
@@ -271,7 +271,7 @@ def test_two_processes_with_leases_share_one_bucket():
     assert 450 <= passed <= 500
 
 
-def test_a_lease_ends(counted: limiter.InProcess):
+def test_a_lease_ends(counted: token_bucket.InProcess):
     clock = Clock()
     leases, limit = Leases(clock.seconds), Limit("x", 1000, 100)
     for _ in range(4):  # takes 1, 2 and 4; three of these are left

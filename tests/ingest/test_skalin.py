@@ -13,10 +13,11 @@ from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import limiter, store
+from ingest import store
 from ingest.adapters import ADAPTERS, skalin
 from ingest.auth import keys
 from ingest.events import Batch, Call, Refused, identity
+from ingest.limits import token_bucket
 from ingest.models import Application, Participant, Rejected, StoredEvent
 from ingest.privacy.encryption import unseal
 from tests.conftest import make_channel
@@ -64,7 +65,7 @@ def parsed(body: bytes, **overrides: Any) -> Batch:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests come from one address, and faster than it may."""
-    monkeypatch.setattr(limiter, "take", lambda *_: 0.0)
+    monkeypatch.setattr(token_bucket, "take", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -675,7 +676,7 @@ def test_events_and_participants_are_one_commit(
 
 def test_the_limited_are_told_when_to_come_again(hits: Client, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    monkeypatch.setattr(limiter, "take", lambda *said: asked.append(said) or 1.01)
+    monkeypatch.setattr(token_bucket, "take", lambda *said: asked.append(said) or 1.01)
     monkeypatch.delattr(keys, "application")  # nothing is looked up for them
 
     response = post(hits, a_bulk(a_feature()), REMOTE_ADDR="192.0.2.7")
@@ -688,8 +689,8 @@ def test_the_limited_are_told_when_to_come_again(hits: Client, monkeypatch: pyte
 
 
 def test_limited_is_who_came_five_hundred_times(hits: Client, monkeypatch: pytest.MonkeyPatch):
-    buckets = limiter.InProcess(lambda: 0)
-    monkeypatch.setattr(limiter, "take", buckets.take)
+    buckets = token_bucket.InProcess(lambda: 0)
+    monkeypatch.setattr(token_bucket, "take", buckets.take)
 
     statuses = [hits.put("/hit", REMOTE_ADDR="192.0.2.7").status_code for _ in range(501)]
 
@@ -699,8 +700,8 @@ def test_limited_is_who_came_five_hundred_times(hits: Client, monkeypatch: pytes
 
 
 def test_a_dead_limiter_costs_no_hit(hits: Client, monkeypatch: pytest.MonkeyPatch):
-    dead = limiter.InRedis("redis://127.0.0.1:1/0")
-    monkeypatch.setattr(limiter, "take", dead.take)
+    dead = token_bucket.InRedis("redis://127.0.0.1:1/0")
+    monkeypatch.setattr(token_bucket, "take", dead.take)
 
     counted(post(hits, a_bulk(a_feature())), 1)
 

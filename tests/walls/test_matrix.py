@@ -219,7 +219,7 @@ def places(db: None, monkeypatch: Any) -> list[Place]:
         raise Refused("unsent", "Nothing leaves the test.", 409)
 
     monkeypatch.setattr("exhaust.sinks.courier.send", unsent)
-    monkeypatch.setattr("ingest.limiter.take", lambda *_: 0.0)
+    monkeypatch.setattr("ingest.limits.token_bucket.take", lambda *_: 0.0)
     return [stand(OWN), stand(OTHER), stand(TWIN)]
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 from django.db import connections
 
-from ingest import limits, metrics
+from ingest import metrics
+from ingest.limits import rate_limits
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -157,7 +158,7 @@ class Gate:
         path = environ["PATH_INFO"]
         if path in PROBES:
             return self._app(environ, start)
-        line = self._doors if limits.is_door(environ["REQUEST_METHOD"], path) else self._others
+        line = self._doors if rate_limits.is_door(environ["REQUEST_METHOD"], path) else self._others
         has_body = environ.get("CONTENT_LENGTH") not in {None, "", "0"}
         is_late = DOWNLOAD in path and self._streams >= STREAMS  # before it is counted as a use
         if is_late or (has_body and self._slow >= SLOW_BODIES) or not line.enter():
@@ -222,7 +223,7 @@ class Gate:
 
 
 class Body:
-    """`wsgi.input`. The server waits for it as long as it takes; `config.silence` ends that."""
+    """`wsgi.input`. The server waits for it as long as it takes; `ingest.limits.idle_connections` ends that."""
 
     def __init__(self, gate: Gate, line: Line, environ: Environ) -> None:
         length = environ.get("CONTENT_LENGTH") or ""

@@ -17,8 +17,9 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
-from ingest import limiter, metrics
+from ingest import metrics
 from ingest.events import Refused
+from ingest.limits import token_bucket
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,15 @@ class Leases:
                 return 0.0, behind
         most = max(1, int(limit.rate * LEASE_SECONDS))
         size = min(max(1, size * 2), most) if now < until else 1
-        wait, behind = limiter.spend(key, limit.rate, limit.burst, size)
+        wait, behind = token_bucket.spend(key, limit.rate, limit.burst, size)
         if wait and size > 1:
             size = 1
-            wait, behind = limiter.spend(key, limit.rate, limit.burst)
+            wait, behind = token_bucket.spend(key, limit.rate, limit.burst)
         with self._lock:
             if not wait:
                 self._held[key] = size - 1, size, now + 2 * LEASE_SECONDS, behind
                 self._held.move_to_end(key)
-                if len(self._held) > limiter.MAX_BUCKETS:
+                if len(self._held) > token_bucket.MAX_BUCKETS:
                     self._held.popitem(last=False)
         return wait, behind
 
@@ -115,7 +116,7 @@ _leases = Leases()
 def _spend(key: str, limit: Limit, is_leased: bool) -> tuple[float, float]:
     if is_leased:
         return _leases.spend(key, limit)
-    return limiter.spend(key, limit.rate, limit.burst)
+    return token_bucket.spend(key, limit.rate, limit.burst)
 
 
 # Guessing ---------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ class Memory:
         with self._lock:
             self._kept[key] = value
             self._kept.move_to_end(key)
-            if len(self._kept) > limiter.MAX_BUCKETS:
+            if len(self._kept) > token_bucket.MAX_BUCKETS:
                 self._kept.popitem(last=False)
 
 
@@ -153,7 +154,7 @@ def guessing(request: HttpRequest, word: str) -> Iterator[None]:
     if not settings.RATE_LIMITS:
         yield
         return
-    address = limiter.address(request)
+    address = token_bucket.address(request)
     digest = blake2b(word.encode("utf-8", "replace"), digest_size=16).digest()
     shut_for = _shut.get(address) - time.monotonic()
     limit = FAILURES.scaled()
@@ -165,7 +166,7 @@ def guessing(request: HttpRequest, word: str) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "status", 0) not in {401, 403}:
             raise
-        wait = limiter.take(f"{limit.name}:{address}", limit.rate, limit.burst)
+        wait = token_bucket.take(f"{limit.name}:{address}", limit.rate, limit.burst)
         if not wait:
             raise
         _shut.put(address, time.monotonic() + wait)
