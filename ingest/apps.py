@@ -11,14 +11,14 @@ class IngestConfig(AppConfig):
     def ready(self) -> None:
         from django.contrib.auth.signals import user_login_failed
 
-        from ingest import walls
         from ingest.auth import (
             roles,  # they need the models
             signals,
         )
+        from ingest.tenancy import policies, session
 
         binary_arrays.register()
         signals.connect()
-        connection_created.connect(walls.connected)
-        post_migrate.connect(walls.build, sender=self)
+        connection_created.connect(session.connected)
+        post_migrate.connect(policies.build, sender=self)
         user_login_failed.connect(roles.login_locked)

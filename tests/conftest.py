@@ -12,9 +12,10 @@ from django.db import connection, transaction
 from django.test import Client, TransactionTestCase
 
 from exhaust import storage
-from ingest import audit, walls
+from ingest import audit
 from ingest.auth import failures, keys
 from ingest.models import Channel
+from ingest.tenancy import session
 
 pytest_plugins = ("tests.service",)
 
@@ -99,7 +100,7 @@ def nobody_acts() -> Iterator[None]:
     token = audit.acting.set(audit.SERVICE)
     failures._counted.clear()  # nor is what another test failed with written in this one
     yield
-    walls.leave()
+    session.leave()
     audit.acting.reset(token)
 
 

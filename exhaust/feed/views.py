@@ -15,13 +15,14 @@ from rest_framework.views import APIView
 from exhaust import cursor
 from exhaust.feed import documents, pages
 from exhaust.feed.pages import Question
-from ingest import audit, walls
+from ingest import audit
 from ingest.auth import keys
 from ingest.db.prepared import asked
 from ingest.feed import reader, values
 from ingest.feed.values import Place
 from ingest.http import problems
 from ingest.models import AppUser, Session, StoredEvent
+from ingest.tenancy import session
 
 MAX_SECONDS = 100_000_000_000  # what is less counts seconds, the rest milliseconds
 SCOPES = {"events": "pull", "sessions": "pull", "users": "export:private"}
@@ -120,7 +121,7 @@ class PageView(PullView):
         answer["Cache-Control"] = "no-store"
         answer["X-Feed-End"] = "true" if page.ended else "false"
         if self.resource == "events":
-            walls.leave()  # of other roles' writers PostgreSQL tells no age
+            session.leave()  # of other roles' writers PostgreSQL tells no age
         answer["X-Feed-Lag"] = f"{pages.lag(question).total_seconds():.1f}"
         return answer
 

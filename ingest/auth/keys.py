@@ -21,13 +21,14 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from config import logs
-from ingest import audit, walls
+from ingest import audit
 from ingest.audit import Actor
 from ingest.auth import failures
 from ingest.db.prepared import asked
 from ingest.events import Refused
 from ingest.limits import rate_limits, token_bucket
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
+from ingest.tenancy import session
 
 _ALPHABET = string.ascii_letters + string.digits
 _PREFIX = "exh_"
@@ -60,7 +61,7 @@ class Caller:
             asked = next(iter(self.channels))
         if asked not in self.channels:
             raise Denied("forbidden", "This key is not authorized for the given X-Channel-ID.", 403)
-        walls.narrow(self.channels[asked])
+        session.narrow(self.channels[asked])
         logs.tell(channel=asked)
         return self.channels[asked], asked
 
@@ -252,7 +253,7 @@ class KeyAuthentication(BaseAuthentication):
     def authenticate(self, request: HttpRequest | Request) -> tuple[Caller, None]:
         found = identify(request)
         asked = found.channels.get(request.headers.get("X-Channel-ID", ""))
-        walls.enter(found.channels.values() if asked is None else [asked])
+        session.enter(found.channels.values() if asked is None else [asked])
         return found, None
 
     def authenticate_header(self, request: Request) -> str:

@@ -26,13 +26,13 @@ def asked(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
 def _held() -> Iterator[Any]:
     """The request's connection, or, before it has one and the wall, the pool's for a moment: while
     a body is slow to come, none is held."""
-    from ingest import walls  # models are made of positions, which are asked for here
+    from ingest.tenancy import session  # models are made of positions, which are asked for here
 
-    pool = None if connection.connection or walls.inside() else getattr(connection, "pool", None)
+    pool = None if connection.connection or session.inside() else getattr(connection, "pool", None)
     if pool:
         pool.open()
         with pool.connection() as held:
-            yield walls.cleared(held)
+            yield session.cleared(held)
     else:
         connection.ensure_connection()
         yield connection.connection

@@ -78,10 +78,10 @@ def oldest_writer() -> timedelta:
     """For how long the oldest open writer has held back what others committed after it began."""
     if connection.vendor != "postgresql":
         return timedelta()
-    from ingest import walls  # models are made of positions
+    from ingest.tenancy import session  # models are made of positions
 
     # of other roles' transactions PostgreSQL tells no age
-    with walls.outside():
+    with session.outside():
         ((age,),) = asked(_OLDEST_WRITER, [list(POSITIONED)])
     return age or timedelta()
 

@@ -6,10 +6,11 @@ from typing import cast
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import SimpleLazyObject
 
-from ingest import audit, walls
+from ingest import audit
 from ingest.audit import Actor
 from ingest.auth import roles
 from ingest.limits import token_bucket
+from ingest.tenancy import session
 
 
 class Acting:
@@ -25,7 +26,7 @@ class Acting:
         try:
             return self.get_response(request)
         finally:
-            walls.leave()
+            session.leave()
             audit.acting.reset(token)
 
     def process_view(self, request: HttpRequest, *_: object) -> None:
@@ -33,7 +34,7 @@ class Acting:
         if request.path_info.startswith(("/admin/", "/console/")):
             user = request.user
             if not getattr(user, "is_superuser", False):
-                walls.enter(roles.channels(user).values())
+                session.enter(roles.channels(user).values())
 
 
 def _person(request: HttpRequest) -> Actor:

@@ -13,11 +13,12 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.models import DeadLetter, File, Link, Sink
-from ingest import deriver, walls
+from ingest import deriver
 from ingest.adapters import participants
 from ingest.models import AppUser, Erasure, Participant, Rejected, Session, StoredEvent
 from ingest.participants import keep_participants
 from ingest.privacy import erasure
+from ingest.tenancy import session
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import PRIVATE, RESPONSE, answer, send
 from tests.exhaust.test_links import assert_closed
@@ -96,7 +97,7 @@ def acted_as(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     begin = erasure._begin
 
     def told(*said: Any) -> Any:
-        seen.append(walls.ROLE)
+        seen.append(session.ROLE)
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
                 cursor.execute("SELECT current_user")
@@ -121,7 +122,7 @@ def test_an_erasure_takes_all_of_its_channel_and_nothing_of_another(
 
     said = erase(**headers)
 
-    assert (said.status_code, acted_as) == (200, [walls.ROLE])
+    assert (said.status_code, acted_as) == (200, [session.ROLE])
     assert said.json()["erased"] == {
         "participants": 1, "events": 1, "sessions": 1, "users": 1, "rejected": 1,
     }  # fmt: skip
@@ -142,7 +143,7 @@ def test_an_erasure_that_forgot_its_channel_takes_nothing_of_another(
 
     said = erase()
 
-    assert (said.status_code, acted_as) == (200, [walls.ROLE])
+    assert (said.status_code, acted_as) == (200, [session.ROLE])
     request.getfixturevalue("monkeypatch").undo()
     assert left(OURS) == NONE
     assert rows(THEIRS) == before
@@ -153,7 +154,7 @@ def test_without_the_wall_it_would(
     files_of: dict[str, list[str]], request: pytest.FixtureRequest, monkeypatch: Any
 ) -> None:
     request.getfixturevalue("forgetful")
-    monkeypatch.setattr(walls, "_stands", lambda _: False)
+    monkeypatch.setattr(session, "_stands", lambda _: False)
 
     erase()
 
@@ -176,9 +177,9 @@ def test_a_withdrawal_ends_its_channels_files_alone(
     if forgets:
         request.getfixturevalue("forgetful")
 
-    walls.enter([channel.pk])
+    session.enter([channel.pk])
     assert keep_participants(channel.pk, received_at, profiles, []) == []
-    walls.leave()
+    session.leave()
 
     request.getfixturevalue("monkeypatch").undo()
     private, response = files_of[OURS]
@@ -206,10 +207,10 @@ def test_nobody_narrowed_erases_in_a_channel_that_is_not_let_in(
     before = rows(THEIRS)
     theirs = make_channel(THEIRS).pk
 
-    walls.enter([make_channel(OURS).pk])
+    session.enter([make_channel(OURS).pk])
     with pytest.raises(Exception, match=r"row-level security|does not exist|matching query"):
         erasure.erase(theirs, "device-1", 5)
-    walls.leave()
+    session.leave()
 
     assert rows(THEIRS) == before
     assert not Erasure.objects.exists()

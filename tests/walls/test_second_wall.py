@@ -12,9 +12,9 @@ from django.db.models import QuerySet
 from django.db.utils import ProgrammingError
 from django.test import Client
 
-from ingest import walls
 from ingest.db.prepared import asked
 from ingest.models import Channel, Conversation, Role
+from ingest.tenancy import policies, session
 from tests.conftest import bearer, make_channel
 from tests.walls.world import OTHER, OWN, OWNED, Place, key, stand
 
@@ -92,7 +92,7 @@ def test_a_query_that_forgot_its_channel_gives_no_row_of_another(
 def test_without_the_wall_the_forgotten_channel_shows(
     own: Place, other: Place, forgetful: None, monkeypatch: Any
 ):
-    monkeypatch.setattr(walls, "_stands", lambda _: False)
+    monkeypatch.setattr(session, "_stands", lambda _: False)
     client = Client(headers=bearer(key(own.channel)))
 
     said = list(answers(client, (own, other)))
@@ -124,15 +124,15 @@ def test_every_table_of_a_channel_shows_its_rows_alone(
     table = model._meta.db_table
     assert model.objects.filter(**{path: OTHER.channel}).exists()
 
-    walls.enter([own.channel.pk])
+    session.enter([own.channel.pk])
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM {table}")
         seen = cursor.fetchone()[0]
-    walls.enter([])
+    session.enter([])
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM {table}")
         assert cursor.fetchone()[0] == 0
-    walls.leave()
+    session.leave()
 
     assert seen == model.objects.filter(**{path: OWN.channel}).count() > 0
 
@@ -149,11 +149,11 @@ def test_every_table_that_has_a_channel_is_guarded():
 
     # which channels a key has is asked before it is let in
     assert bare == {"ingest_apikey_channels"}
-    assert {model._meta.db_table for model, _ in OWNED} <= set(walls.rules())
+    assert {model._meta.db_table for model, _ in OWNED} <= set(policies.rules())
 
 
 def test_nothing_is_written_into_another_channel(own: Place, other: Place):
-    walls.enter([own.channel.pk])
+    session.enter([own.channel.pk])
 
     Conversation.objects.create(channel_id=own.channel.pk, identifier="new")
     with pytest.raises(ProgrammingError, match="row-level security"), transaction.atomic():
@@ -201,7 +201,7 @@ def test_the_connection_is_handed_back_as_it_was(own: Place, monkeypatch: Any):
     monkeypatch.setattr("exhaust.feed.pages.read", fail)
     assert client.get("/export/events").status_code == 500
 
-    assert seen == [walls.ROLE]
+    assert seen == [session.ROLE]
     assert role() == before
 
 
@@ -210,24 +210,24 @@ def test_a_connection_made_anew_in_a_request_stands_behind_the_wall_too():
     channel = make_channel()
     before = role()
 
-    walls.enter([channel.pk])
+    session.enter([channel.pk])
     connection.close()
-    assert role() == walls.ROLE
-    walls.leave()
+    assert role() == session.ROLE
+    session.leave()
     assert role() == before
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_small_statement_without_a_connection_is_asked_behind_the_wall_too():
     # given a request that lost its connection
-    walls.enter([make_channel().pk])
+    session.enter([make_channel().pk])
     connection.close()
 
     # when / then
     try:
-        assert asked("SELECT current_user", []) == [(walls.ROLE,)]
+        assert asked("SELECT current_user", []) == [(session.ROLE,)]
     finally:
-        walls.leave()
+        session.leave()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -235,9 +235,9 @@ def test_a_connection_that_went_back_to_the_pool_in_a_request_comes_out_as_it_wa
     channel = make_channel()
     before = role()
 
-    walls.enter([channel.pk])
+    session.enter([channel.pk])
     connection.close()
-    walls.leave()
+    session.leave()
 
     assert role() == before
 
@@ -245,21 +245,21 @@ def test_a_connection_that_went_back_to_the_pool_in_a_request_comes_out_as_it_wa
 def test_where_the_role_cannot_be_had_the_service_works_and_says_so(
     own: Place, monkeypatch: Any, caplog: Any
 ):
-    monkeypatch.setattr(walls, "ROLE", "exhaust_nobody")
-    walls._stands.cache_clear()
+    monkeypatch.setattr(session, "ROLE", "exhaust_nobody")
+    session._stands.cache_clear()
 
     answer = Client(headers=bearer(key(own.channel))).get("/export/events")
 
     assert answer.status_code == 200
     assert OWN.secret in answer.content.decode()
     assert "walls.absent role=exhaust_nobody" in caplog.text
-    (warning,) = walls.standing(databases=["default"])
+    (warning,) = policies.standing(databases=["default"])
     assert "CREATE ROLE" in warning.hint
-    walls._stands.cache_clear()
+    session._stands.cache_clear()
 
 
 def test_where_the_wall_stands_the_check_is_silent():
-    assert walls.standing(databases=["default"]) == []
+    assert policies.standing(databases=["default"]) == []
 
 
 # Speed ------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_where_the_wall_stands_the_check_is_silent():
 )  # fmt: skip
 def test_behind_the_wall_a_large_table_is_read_by_the_same_index(sql: str, index: str):
     channel = make_channel()
-    walls.enter([channel.pk])
+    session.enter([channel.pk])
 
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
@@ -300,19 +300,19 @@ def test_behind_the_wall_a_large_table_is_read_by_the_same_index(sql: str, index
 def test_a_connection_of_the_pool_is_cleared_of_what_a_request_left() -> None:
     own = stand(OWN)
     stand(OTHER)
-    walls.enter([own.channel.pk])
-    walls._inside.set(None)  # as where a request closed it in the middle
+    session.enter([own.channel.pk])
+    session._inside.set(None)  # as where a request closed it in the middle
     assert Conversation.objects.exclude(channel=own.channel).count() == 0
 
-    walls.cleared(connection.connection)
+    session.cleared(connection.connection)
 
     assert Conversation.objects.exclude(channel=own.channel).count() > 0
 
 
 def test_who_stepped_outside_is_inside_again_whatever_happened_there(own: Place) -> None:
-    walls.enter([own.channel.pk])
+    session.enter([own.channel.pk])
 
-    with pytest.raises(KeyError), walls.outside():
+    with pytest.raises(KeyError), session.outside():
         raise KeyError
 
-    assert role() == walls.ROLE
+    assert role() == session.ROLE
