@@ -52,7 +52,7 @@ def restore_nothing(**_: Any) -> None:
 
 @setup_logging.connect
 def log_as_all_do(**_: Any) -> None:
-    """Celery has no handlers and no level of its own: `LOG_LEVEL` says, `config/logs.py` writes."""
+    """Celery has no handlers and no level of its own: `LOG_LEVEL` says, `ingest/logs.py` writes."""
 
 
 @celeryd_init.connect

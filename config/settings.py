@@ -169,7 +169,7 @@ INSTALLED_APPS = [
     "exhaust.console",
 ]
 MIDDLEWARE = [
-    "config.logs.Requests",
+    "ingest.logs.Requests",
     "ingest.http.security_headers.Headers",
     "ingest.http.middleware.Acting",
     "ingest.limits.rate_limits.headers",
@@ -369,11 +369,11 @@ SPECTACULAR_SETTINGS = {  # read when the description is made: see config/openap
 
 # Logs: an event's name and ids, never a payload, a phone or a link ------------------------------
 
-LOGGING_CONFIG = "config.logs.configure"
+LOGGING_CONFIG = "ingest.logs.configure"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"lines": {"()": "config.logs.Lines"}},
+    "formatters": {"lines": {"()": "ingest.logs.Lines"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
     "root": {"handlers": ["stderr"], "level": _log_level},
     "loggers": {

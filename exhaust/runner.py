@@ -13,14 +13,13 @@ from django.conf import settings
 from django.db import DatabaseError, connection, connections, transaction
 from psycopg.errors import QueryCanceled
 
-from config import logs
 from exhaust import copying, jobs, leftovers, manifest, sealed, storage, withdrawal, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Dataset, Selection, selected
 from exhaust.failpoints import failpoint
 from exhaust.formats import FORMATS, Format, Unfit
 from exhaust.models import File, Job
-from ingest import deriver
+from ingest import deriver, logs
 from ingest.feed import pruning
 from ingest.feed.watermark import watermark
 from ingest.models import Channel

@@ -20,8 +20,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from config import logs
-from ingest import audit
+from ingest import audit, logs
 from ingest.audit import Actor
 from ingest.auth import failures
 from ingest.db.prepared import asked

@@ -12,7 +12,7 @@ import pytest
 from django.db import connection
 from django.test import Client
 
-from config import logs
+from ingest import logs
 from tests.conftest import bearer, make_key
 from tests.service import ROOT
 
@@ -94,7 +94,7 @@ def test_every_call_of_ours_names_an_event_and_ids_of_the_list():
         assert re.fullmatch(r"[a-z_]+(\.([a-z_]+|%s))*", event), (name, message)
         for pair in pairs:
             key, _, place = pair.partition("=")
-            assert key in logs.IDS, (name, message, "add the id to config/logs.py")
+            assert key in logs.IDS, (name, message, "add the id to ingest/logs.py")
             assert re.fullmatch("%[sd]", place), (name, message)
 
 
