@@ -27,7 +27,7 @@ from django.utils import timezone
 from ingest.db.upsert import upsert
 from ingest.feed.values import Arrived
 from ingest.models import Session
-from ingest.traits import EPOCH, MAX_TEXT, Traits, moment, text
+from ingest.traits import EPOCH, MAX_TEXT, Traits, bounded_text, moment
 
 HOUR = 3_600_000_000  # all times here are microseconds since 1970
 GAP = HOUR // 2
@@ -314,10 +314,10 @@ def _given(row: Arrived, traits: Traits) -> Record:
         key=UUID(row.identity),
         version=0,
         application_id=row.application_id,
-        device_id=row.device_id or text(said.internal_user_id),
+        device_id=row.device_id or bounded_text(said.internal_user_id),
         user_id=traits.user_id,
         given=True,
-        sender_session_id=row.session_id or text(said.user_session_id),
+        sender_session_id=row.session_id or bounded_text(said.user_session_id),
         landing_url=traits.url,
         started_at=start,
         ended_at=end,

@@ -77,7 +77,7 @@ _skalin_of = msgspec.json.Decoder(_Skalin).decode
 _desk_of = msgspec.json.Decoder(_Desk).decode
 
 
-def text(found: Any, limit: int = MAX_TEXT) -> str:
+def bounded_text(found: Any, limit: int = MAX_TEXT) -> str:
     if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
     return found if isinstance(found, str) and len(found) <= limit else ""
@@ -85,18 +85,18 @@ def text(found: Any, limit: int = MAX_TEXT) -> str:
 
 def _telemetry(row: Arrived) -> Traits:
     said = _telemetry_of(row.payload)
-    url = text(said.edata.uri, MAX_URL) if said.edata else ""
+    url = bounded_text(said.edata.uri, MAX_URL) if said.edata else ""
     actor = said.actor
     if actor is None or str(actor.type or "User").lower() != "user":
         return Traits("", url)
-    user_id = text(actor.id)
+    user_id = bounded_text(actor.id)
     # senders without a sign-in repeat the device
     return Traits("" if user_id == row.device_id else user_id, url)
 
 
 def _clickstream(row: Arrived) -> Traits:
     said = _clickstream_of(row.payload)
-    url = text(said.attributes.url, MAX_URL) if said.attributes else ""
+    url = bounded_text(said.attributes.url, MAX_URL) if said.attributes else ""
     at, latest = row.occurred, row.received
     attributes: dict[str, tuple[Any, int]] = {}
     for name, found in (said.user or {}).items():
@@ -105,7 +105,7 @@ def _clickstream(row: Arrived) -> Traits:
         else:
             attributes[name] = (found, at)
     signed_in, _ = attributes.pop("_user_id", (said.user_id, at))
-    return Traits(text(signed_in), url, attributes)
+    return Traits(bounded_text(signed_in), url, attributes)
 
 
 def _set_at(milliseconds: Any, at: int, latest: int) -> int:
@@ -121,13 +121,13 @@ def _skalin(row: Arrived) -> Traits:
     said = _skalin_of(row.payload)
     who = msgspec.json.decode(said.identity) if isinstance(said.identity, str) else said.identity
     if not isinstance(who, dict):
-        return Traits("", text(said.url, MAX_URL))
+        return Traits("", bounded_text(said.url, MAX_URL))
     at = row.occurred
     attributes = {name: (value, at) for name, value in who.items()}
     if customer := said.customer or said.customer_id:
         attributes["customerId"] = (customer, at)
-    user_id = text(who.get("id")) or text(who.get("email"))
-    return Traits(user_id, text(said.url, MAX_URL), attributes)
+    user_id = bounded_text(who.get("id")) or bounded_text(who.get("email"))
+    return Traits(user_id, bounded_text(said.url, MAX_URL), attributes)
 
 
 def _desk(row: Arrived) -> Traits:
@@ -136,7 +136,7 @@ def _desk(row: Arrived) -> Traits:
     said = _desk_of(row.payload)
     at = row.occurred
     return Traits(
-        text(said.user_id), "", {"userType": (said.user_type, at)} if said.user_type else {}
+        bounded_text(said.user_id), "", {"userType": (said.user_type, at)} if said.user_type else {}
     )
 
 

@@ -17,7 +17,7 @@ from exhaust.feed.documents import encode, milliseconds
 from ingest.db import binary_arrays
 from ingest.feed import reader
 from ingest.models import Application, Session, StoredEvent
-from ingest.traits import MAX_URL, text
+from ingest.traits import MAX_URL, bounded_text
 
 MAX_EVENTS = 1_000  # told of one session; the counts tell of all
 ERRORS = {"ERROR", "_app_exception", "_clickstream_error", "error", "crash"}
@@ -165,7 +165,7 @@ def _derived(channel: str, application: str, key: str, session: Told, inside: _I
         among = _list_of(type_)
         if among != "userActions":
             lists[among].append(_Inner(type_, type_, at, application))
-        elif url is not None and (said := text(url, MAX_URL)):
+        elif url is not None and (said := bounded_text(url, MAX_URL)):
             lists[among].append(_Inner(type_, type_, at, application, at, 0, said))
         else:
             lists[among].append(_Inner(type_, type_, at, application, at, 0))
