@@ -235,7 +235,7 @@ def push(variables: dict[str, str], sessions: int) -> list[Result]:
 
     from exhaust.models import Sink
     from exhaust.sinks import control, pump
-    from ingest import deriver
+    from ingest.derive import deriver
     from ingest.feed.values import START
     from ingest.models import Session
 

@@ -76,10 +76,10 @@ EXPLAINED = {
     "ingest/views/desk.py _named: if scheme.lower() != 'basic': refuse": (
         "name and password are asked of whatever scheme"
     ),
-    "ingest/sessions.py _replace: channel_id=channel_id": (
+    "ingest/derive/sessions.py _replace: channel_id=channel_id": (
         "a session's key is a digest over the channel too"
     ),
-    "ingest/deriver.py _behind: channel_id=OuterRef('pk')": (
+    "ingest/derive/deriver.py _behind: channel_id=OuterRef('pk')": (
         "says which channels to look at; in one too many nothing is found to derive"
     ),
     "ingest/privacy/erasure.py refused: channel_id=channel_id": (

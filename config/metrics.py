@@ -22,7 +22,7 @@ from config import health
 from exhaust import jobs
 from exhaust.models import Job, Sink
 from exhaust.sinks import control
-from ingest import deriver
+from ingest.derive import deriver
 from ingest.models import Deriver
 
 

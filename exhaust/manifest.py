@@ -10,7 +10,7 @@ from exhaust.datasets.selection import Dataset, Selection
 from exhaust.feed.pages import LAST_ID, Question, bound
 from exhaust.models import File, Job
 from ingest.feed.values import START, Place
-from ingest.traits import EPOCH
+from ingest.times import EPOCH
 
 SUFFIX = "json"
 CONTENT_TYPE = "application/json"

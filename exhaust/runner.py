@@ -19,7 +19,8 @@ from exhaust.datasets.selection import Dataset, Selection, selected
 from exhaust.failpoints import failpoint
 from exhaust.formats import FORMATS, Format, Unfit
 from exhaust.models import File, Job
-from ingest import deriver, logs
+from ingest import logs
+from ingest.derive import deriver
 from ingest.feed import pruning
 from ingest.feed.watermark import watermark
 from ingest.models import Channel

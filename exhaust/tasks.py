@@ -21,8 +21,8 @@ from config.celery import app
 from exhaust import daily, jobs, leftovers, notices, retention, runner, schedules, storage
 from exhaust.models import Job
 from exhaust.sinks import pump
-from ingest import deriver
 from ingest.auth import failures
+from ingest.derive import deriver
 from ingest.privacy import erasure
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,18 @@
 
 from datetime import UTC, datetime
 from hashlib import blake2b
+from typing import Any, NamedTuple
 
 import msgspec
+
+
+class Traits(NamedTuple):
+    user_id: str = ""
+    url: str = ""
+    attributes: dict[str, tuple[Any, int]] = {}  # by name: the value and when it was set
+
+
+NOTHING = Traits()
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):

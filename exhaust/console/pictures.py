@@ -22,8 +22,8 @@ from exhaust.console.templatetags.console import grouped, lasting, status
 from exhaust.models import Job, Sink
 from exhaust.previews import within_seconds
 from exhaust.sinks import control
-from ingest import deriver
 from ingest.auth import roles
+from ingest.derive import deriver
 from ingest.models import Rejected, StoredEvent
 
 SECONDS = 3.0  # for one picture's numbers

@@ -8,9 +8,9 @@ from datetime import datetime
 
 import msgspec
 
+from ingest.derive.payloads import traits
 from ingest.feed.values import Arrived
 from ingest.models import AppUser, Session
-from ingest.traits import traits
 
 encode = msgspec.json.Encoder().encode
 

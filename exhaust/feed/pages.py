@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from django.db.models import Q
 
 from exhaust.feed import documents
-from ingest import deriver
+from ingest.derive import deriver
 from ingest.feed import pruning, reader, values
 from ingest.feed.values import Place
 from ingest.feed.watermark import oldest_writer, watermark

@@ -15,7 +15,7 @@ from ingest.feed import reader, values
 from ingest.feed.values import Place
 from ingest.feed.watermark import watermark
 from ingest.models import Session, StoredEvent
-from ingest.traits import moment
+from ingest.times import moment
 
 DOCUMENTS = 1_000
 BYTES = 896_000

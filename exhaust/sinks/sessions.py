@@ -14,10 +14,10 @@ from django.db import connection, models
 from django.db.models.functions import Cast
 
 from exhaust.feed.documents import encode, milliseconds
+from ingest.adapters.fields import MAX_URL, bounded_text
 from ingest.db import binary_arrays
 from ingest.feed import reader
 from ingest.models import Application, Session, StoredEvent
-from ingest.traits import MAX_URL, bounded_text
 
 MAX_EVENTS = 1_000  # told of one session; the counts tell of all
 ERRORS = {"ERROR", "_app_exception", "_clickstream_error", "error", "crash"}

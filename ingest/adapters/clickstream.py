@@ -5,6 +5,7 @@ https://github.com/awslabs/clickstream-analytics-on-aws
 
 import binascii
 import hashlib
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -13,8 +14,55 @@ import msgspec
 
 from ingest.adapters import answers
 from ingest.adapters import body as text
-from ingest.adapters.fields import identifier
-from ingest.events import EARLIEST, Batch, Call, Event, Refused, Rejection, identity
+from ingest.adapters.fields import MAX_URL, bounded_text, identifier
+from ingest.events import (
+    EARLIEST,
+    Batch,
+    Call,
+    Event,
+    Refused,
+    Rejection,
+    Traits,
+    identity,
+)
+from ingest.feed.values import Arrived
+
+
+class _Page(msgspec.Struct):
+    url: Any = msgspec.field(name="_page_url", default=None)
+
+
+class _Clickstream(msgspec.Struct):
+    user: dict[str, Any] | None = None
+    user_id: Any = None
+    attributes: _Page | None = None
+
+
+_clickstream_of = msgspec.json.Decoder(_Clickstream).decode
+
+
+def _clickstream(row: Arrived) -> Traits:
+    said = _clickstream_of(row.payload)
+    url = bounded_text(said.attributes.url, MAX_URL) if said.attributes else ""
+    at, latest = row.occurred, row.received
+    attributes: dict[str, tuple[Any, int]] = {}
+    for name, found in (said.user or {}).items():
+        if isinstance(found, dict) and "value" in found:
+            attributes[name] = (found["value"], _set_at(found.get("set_timestamp"), at, latest))
+        else:
+            attributes[name] = (found, at)
+    signed_in, _ = attributes.pop("_user_id", (said.user_id, at))
+    return Traits(bounded_text(signed_in), url, attributes)
+
+
+def _set_at(milliseconds: Any, at: int, latest: int) -> int:
+    """When an attribute was set: never after its arrival, or it could never be replaced."""
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+        return at
+    if not math.isfinite(milliseconds) or milliseconds <= 0:
+        return at
+    return min(int(milliseconds * 1000), max(at, latest))
+
 
 DIALECT = "clickstream"
 MAX_BYTES = 1024 * 1024  # of a body as sent

@@ -17,8 +17,39 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
-from ingest.adapters.fields import identifier
-from ingest.events import Batch, Call, Event, Refused, Rejection, identity, instant, measured
+from ingest.adapters.fields import bounded_text, identifier
+from ingest.events import (
+    NOTHING,
+    Batch,
+    Call,
+    Event,
+    Refused,
+    Rejection,
+    Traits,
+    identity,
+    instant,
+    measured,
+)
+from ingest.feed.values import Arrived
+
+
+class _Desk(msgspec.Struct):
+    user_id: Any = msgspec.field(name="userId", default=None)
+    user_type: Any = msgspec.field(name="userType", default=None)
+
+
+_desk_of = msgspec.json.Decoder(_Desk).decode
+
+
+def _desk(row: Arrived) -> Traits:
+    if row.type != "session":
+        return NOTHING
+    said = _desk_of(row.payload)
+    at = row.occurred
+    return Traits(
+        bounded_text(said.user_id), "", {"userType": (said.user_type, at)} if said.user_type else {}
+    )
+
 
 DIALECT = "desk"
 MAX_DOCUMENTS = 1000  # of a batch; the sender closes one at a thousand

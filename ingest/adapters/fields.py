@@ -7,6 +7,18 @@ from ingest.events import Refused
 MAX_TEXT = 255  # characters of an id or a name
 
 
+MAX_URL = 2048
+
+
+def bounded_text(found: Any, limit: int = MAX_TEXT) -> str:
+    if isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)
+    return found if isinstance(found, str) and len(found) <= limit else ""
+
+
+MAX_TEXT = 255  # characters of an id or a name
+
+
 def identifier(
     source: dict[str, Any],
     field: str,

@@ -14,9 +14,43 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import msgspec
 
 from ingest.adapters import body as text
-from ingest.adapters.fields import identifier
+from ingest.adapters.fields import MAX_URL, bounded_text, identifier
 from ingest.adapters.participants import Profile
-from ingest.events import EARLIEST, Batch, Call, Event, Refused, Rejection, identity
+from ingest.events import (
+    EARLIEST,
+    Batch,
+    Call,
+    Event,
+    Refused,
+    Rejection,
+    Traits,
+    identity,
+)
+from ingest.feed.values import Arrived
+
+
+class _Skalin(msgspec.Struct):
+    identity: Any = None
+    url: Any = None
+    customer_id: Any = None
+    customer: Any = msgspec.field(name="customerId", default=None)
+
+
+_skalin_of = msgspec.json.Decoder(_Skalin).decode
+
+
+def _skalin(row: Arrived) -> Traits:
+    said = _skalin_of(row.payload)
+    who = msgspec.json.decode(said.identity) if isinstance(said.identity, str) else said.identity
+    if not isinstance(who, dict):
+        return Traits("", bounded_text(said.url, MAX_URL))
+    at = row.occurred
+    attributes = {name: (value, at) for name, value in who.items()}
+    if customer := said.customer or said.customer_id:
+        attributes["customerId"] = (customer, at)
+    user_id = bounded_text(who.get("id")) or bounded_text(who.get("email"))
+    return Traits(user_id, bounded_text(said.url, MAX_URL), attributes)
+
 
 DIALECT = "skalin"
 MAX_BYTES = 1024 * 1024  # of a body: five kilobytes a row

@@ -10,8 +10,38 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
-from ingest.adapters.fields import identifier
-from ingest.events import Batch, Call, Event, Refused, Rejection, identity, instant
+from ingest.adapters.fields import MAX_URL, bounded_text, identifier
+from ingest.events import Batch, Call, Event, Refused, Rejection, Traits, identity, instant
+from ingest.feed.values import Arrived
+
+
+class _Actor(msgspec.Struct):
+    id: Any = None
+    type: Any = None
+
+
+class _Edata(msgspec.Struct):
+    uri: Any = None
+
+
+class _Telemetry(msgspec.Struct):
+    actor: _Actor | None = None
+    edata: _Edata | None = None
+
+
+_telemetry_of = msgspec.json.Decoder(_Telemetry).decode
+
+
+def _telemetry(row: Arrived) -> Traits:
+    said = _telemetry_of(row.payload)
+    url = bounded_text(said.edata.uri, MAX_URL) if said.edata else ""
+    actor = said.actor
+    if actor is None or str(actor.type or "User").lower() != "user":
+        return Traits("", url)
+    user_id = bounded_text(actor.id)
+    # senders without a sign-in repeat the device
+    return Traits("" if user_id == row.device_id else user_id, url)
+
 
 DIALECT = "telemetry"
 

@@ -14,8 +14,9 @@ from msgspec import structs
 from exhaust.feed.pages import LAST_ID
 from exhaust.models import Sink
 from exhaust.sinks import control, pump
-from ingest import deriver, store
+from ingest import store
 from ingest.adapters import desk
+from ingest.derive import deriver
 from ingest.feed.watermark import watermark
 from ingest.models import Channel, Deriver, Session, StoredEvent
 from tests.conftest import make_channel

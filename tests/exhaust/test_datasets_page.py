@@ -8,8 +8,8 @@ from django.test import Client
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import FILTERS, Dataset
-from ingest import deriver
 from ingest.auth import keys
+from ingest.derive import deriver
 from ingest.models import Conversation
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus

@@ -14,7 +14,7 @@ from exhaust import daily, jobs, retention, runner
 from exhaust.feed import pages
 from exhaust.models import DailyRun, Job, Sink
 from exhaust.sinks import control, pump
-from ingest import deriver
+from ingest.derive import deriver
 from ingest.events import Refused
 from ingest.feed import pruning, values
 from ingest.feed.watermark import watermark

@@ -14,8 +14,8 @@ from exhaust import jobs, runner, schedules, storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
 from exhaust.models import File, Job, Schedule
-from ingest import deriver
 from ingest.auth import keys
+from ingest.derive import deriver
 from ingest.models import AppUser, Conversation, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus

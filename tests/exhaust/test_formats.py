@@ -30,8 +30,8 @@ from exhaust.datasets.selection import Dataset, Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.formats import FORMATS, Format
 from exhaust.models import File, Job
-from ingest import deriver
 from ingest.adapters.participants import Profile
+from ingest.derive import deriver
 from ingest.participants import keep_participants
 from tests.conftest import make_channel
 from tests.exhaust import corpus

@@ -16,9 +16,9 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.columns import Column
 from exhaust.datasets.selection import Selection, streaming
 from exhaust.models import Job
-from ingest import deriver
 from ingest.adapters.participants import Profile
 from ingest.auth import keys
+from ingest.derive import deriver
 from ingest.models import Conversation
 from ingest.participants import keep_participants
 from tests.conftest import bearer, make_channel, make_key

@@ -13,8 +13,8 @@ from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
 
-from ingest import deriver
 from ingest.auth import keys
+from ingest.derive import deriver
 from ingest.feed.watermark import writing
 from ingest.models import AppUser, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key

@@ -24,7 +24,8 @@ from standardwebhooks import Webhook
 from exhaust import daily, tasks
 from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import batches, control, courier, pump
-from ingest import deriver, store
+from ingest import store
+from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
 from ingest.feed.watermark import watermark

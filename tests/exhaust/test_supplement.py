@@ -19,7 +19,7 @@ from django.utils import timezone
 from exhaust import jobs, runner, storage
 from exhaust.datasets import DATASETS
 from exhaust.models import File, Job
-from ingest import deriver
+from ingest.derive import deriver
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import (
     BOT,

@@ -20,8 +20,9 @@ from exhaust import jobs, links, retention, runner, storage, submissions, tasks,
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
 from exhaust.models import DeadLetter, File, Job, Link, Sink
-from ingest import deriver, store
+from ingest import store
 from ingest.adapters import telemetry
+from ingest.derive import deriver
 from ingest.events import Call
 from ingest.feed import pruning
 from ingest.models import (

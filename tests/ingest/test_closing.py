@@ -11,7 +11,8 @@ from msgspec import structs
 
 from exhaust.feed import pages
 from exhaust.feed.pages import Question
-from ingest import deriver, store
+from ingest import store
+from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
 from ingest.models import Channel, Deriver, Session

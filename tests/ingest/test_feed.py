@@ -16,7 +16,7 @@ from ingest.feed import reader as feed
 from ingest.feed.values import START
 from ingest.feed.watermark import watermark
 from ingest.models import StoredEvent
-from ingest.traits import micros
+from ingest.times import micros
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, batch
 

@@ -11,9 +11,10 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from ingest import audit, deriver
+from ingest import audit
 from ingest.audit import hash_chain
 from ingest.auth import failures
+from ingest.derive import deriver
 from ingest.models import (
     Conversation,
     LedgerEntry,

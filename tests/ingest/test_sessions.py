@@ -12,7 +12,8 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import deriver, store
+from ingest import store
+from ingest.derive import deriver
 from ingest.events import Batch, Event, identity
 from ingest.feed import reader, values
 from ingest.feed.watermark import watermark

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import users
+from ingest.derive import users
+from ingest.derive.payloads import traits
+from ingest.events import NOTHING, Traits
 from ingest.feed.values import Arrived
 from ingest.models import AppUser, Channel
-from ingest.traits import NOTHING, Traits, micros, traits
+from ingest.times import micros
 from tests.conftest import make_channel
 
 pytestmark = pytest.mark.django_db

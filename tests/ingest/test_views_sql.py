@@ -6,12 +6,13 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from ingest import store, users
+from ingest import store
+from ingest.derive import users
+from ingest.derive.payloads import traits
 from ingest.events import Batch, Event, identity
 from ingest.feed.reader import read
 from ingest.feed.values import START
 from ingest.models import Application, StoredEvent
-from ingest.traits import traits
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import DEVICE, answer, batch
 

@@ -11,8 +11,8 @@ from django.utils import timezone
 from exhaust import jobs, notices, retention, submissions
 from exhaust.models import CallbackSecret, Job, Sink
 from exhaust.sinks import batches, control, sessions
-from ingest import deriver
 from ingest.auth import keys
+from ingest.derive import deriver
 from ingest.events import Refused
 from ingest.feed import pruning
 from ingest.feed.values import Place

@@ -13,8 +13,8 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.models import DeadLetter, File, Link, Sink
-from ingest import deriver
 from ingest.adapters import participants
+from ingest.derive import deriver
 from ingest.models import AppUser, Erasure, Participant, Rejected, Session, StoredEvent
 from ingest.participants import keep_participants
 from ingest.privacy import erasure

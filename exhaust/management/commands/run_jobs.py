@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from exhaust import daily, jobs, notices, runner, schedules
 from exhaust.models import Job
 from exhaust.sinks import pump
-from ingest import deriver
+from ingest.derive import deriver
 
 PAUSE_SECONDS = 5
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from ingest import deriver
+from ingest.derive import deriver
 from ingest.models import Channel
 
 

@@ -14,10 +14,12 @@ from django.db import models
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from ingest.adapters.fields import MAX_TEXT
 from ingest.db.upsert import upsert
+from ingest.events import Traits
 from ingest.feed.values import Arrived
 from ingest.models import AppUser
-from ingest.traits import MAX_TEXT, Traits, moment
+from ingest.times import moment
 
 MAX_ATTRIBUTES = 500  # of a user; further names are not kept
 

@@ -14,14 +14,15 @@ from django.db import connection, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet, Value
 from django.utils import timezone
 
-from ingest import sessions, users
+from ingest.derive import sessions, users
+from ingest.derive.payloads import traits
 from ingest.feed import reader, values
 from ingest.feed.reader import After
 from ingest.feed.values import Place
 from ingest.feed.watermark import ahead, taken, watermark, writing
 from ingest.models import Channel, Deriver, Session, StoredEvent
 from ingest.models.fields import Position
-from ingest.traits import moment, traits
+from ingest.times import moment
 
 log = logging.getLogger(__name__)
 

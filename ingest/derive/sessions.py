@@ -24,10 +24,12 @@ from django.db import models
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from ingest.adapters.fields import MAX_TEXT, bounded_text
 from ingest.db.upsert import upsert
+from ingest.events import Traits
 from ingest.feed.values import Arrived
 from ingest.models import Session
-from ingest.traits import EPOCH, MAX_TEXT, Traits, bounded_text, moment
+from ingest.times import EPOCH, moment
 
 HOUR = 3_600_000_000  # all times here are microseconds since 1970
 GAP = HOUR // 2
