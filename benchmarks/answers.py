@@ -30,12 +30,12 @@ def load(month_rows: int, months: int) -> None:
     """A month of answers through the adapter, then the same people again in later months."""
     from django.db import connection
 
-    from ingest import store
     from ingest.adapters import participants as profiles_adapter
     from ingest.adapters import telemetry
     from ingest.events import Call
     from ingest.models import Channel, Conversation
-    from ingest.participants import keep_participants
+    from ingest.store import batches
+    from ingest.store.participants import keep_participants
 
     channel, _ = Channel.objects.get_or_create(identifier=CHANNEL)
     Conversation.objects.update_or_create(
@@ -49,7 +49,7 @@ def load(month_rows: int, months: int) -> None:
             payload_bytes=PAYLOAD_BYTES,
         )
     ):  # fmt: skip
-        store.append(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
+        batches.append(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
     profiles = json.dumps(list(participants(devices, start=FIRST_DAY))).encode()
     keep_participants(channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now))
     if connection.vendor != "postgresql":

@@ -28,20 +28,20 @@ def main() -> None:
         told = ingest.prepare()
         _, months, data = answers.load_rows(asked.rows)
         ground.print_ground(url, data=data)
-        store(asked.door, asked.batch, told)
+        batches(asked.door, asked.batch, told)
         write(months)
 
 
 def store(name: str, size: int, told: dict[str, Any]) -> None:
-    from ingest import store
+    from ingest.store import batches
 
     door = doors.DOORS[name]
     things = [door.encode(thing) for thing in door.make(size // door.rows, Random("explain"))]
     batch = doors.parse(name, door.join(things), told["application"])
     events = sorted(batch.events, key=lambda event: event.identity)
-    sql = store._LAST_WINS if batch.last_wins else store._FIRST_WINS
-    columns = store._columns(told["channel"], batch, events)
-    explain(f"A batch of {len(events):,} by {name}", store._BY_INDEX, sql, columns, ", WAL")
+    sql = batches._LAST_WINS if batch.last_wins else batches._FIRST_WINS
+    columns = batches._columns(told["channel"], batch, events)
+    explain(f"A batch of {len(events):,} by {name}", batches._BY_INDEX, sql, columns, ", WAL")
 
 
 def write(months: int) -> None:

@@ -330,7 +330,7 @@ def load() -> None:
     """Each channel's conversations, one of every size, and who took part."""
     from ingest.adapters import participants as profiles_adapter
     from ingest.models import Channel, Conversation
-    from ingest.participants import keep_participants
+    from ingest.store.participants import keep_participants
 
     now = datetime.now(UTC)
     profiles = json.dumps(list(participants(60, start=FIRST))).encode()
@@ -354,14 +354,14 @@ def events(channel: str, size: str, rows: int, seed: int) -> Any:
 
 
 def send(channel: Any, made: Any, rows: int) -> None:
-    from ingest import store
     from ingest.adapters import telemetry
     from ingest.events import Call
+    from ingest.store import batches
 
     stored = 0
     for body in bodies(made):
         batch = telemetry.parse(body, Call(channel.identifier, datetime.now(UTC)))
-        stored += store.append(channel.pk, batch).stored
+        stored += batches.append(channel.pk, batch).stored
     if stored != rows:
         raise SystemExit(f"{stored} of {rows} events were stored.")
 

@@ -74,11 +74,11 @@ def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
     from django.utils import timezone
 
     from exhaust.feed import pages
-    from ingest import store
     from ingest.adapters import telemetry
     from ingest.events import Call
     from ingest.feed import values
     from ingest.models import Channel
+    from ingest.store import batches as store
 
     channel = Channel.objects.create(identifier="PROOF")
     committed: list[str] = []
@@ -276,10 +276,10 @@ def push(variables: dict[str, str], sessions: int) -> list[Result]:
 
 
 def load_sessions(identifier: str, sessions: int, each: int) -> Any:
-    from ingest import store
     from ingest.adapters import telemetry
     from ingest.events import Call
     from ingest.models import Channel
+    from ingest.store import batches as store
 
     channel = Channel.objects.create(identifier=identifier)
     call = Call(identifier, datetime.now(UTC))

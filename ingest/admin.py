@@ -26,7 +26,7 @@ from ingest.models import (
     StoredEvent,
 )
 from ingest.privacy.encryption import unseal
-from ingest.replay import replay
+from ingest.store.replay import replay
 
 
 class Walled(admin.ModelAdmin):

@@ -14,7 +14,7 @@ from ingest import audit
 from ingest.events import Refused
 from ingest.models import Rejected
 from ingest.privacy.encryption import unseal
-from ingest.replay import replay
+from ingest.store.replay import replay
 
 AT_ONCE = 1000  # what one click sends again
 

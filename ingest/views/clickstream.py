@@ -5,7 +5,6 @@ from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import store
 from ingest.adapters import body
 from ingest.adapters import clickstream as adapter
 from ingest.auth import failures, keys
@@ -13,6 +12,7 @@ from ingest.auth.keys import Sender
 from ingest.events import Call, Refused
 from ingest.http import problems
 from ingest.limits import rate_limits
+from ingest.store import batches
 
 ALLOWED_HEADERS = (
     "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"
@@ -88,7 +88,7 @@ def _collect(request: HttpRequest, application: Sender) -> HttpResponse:
     sent = body.as_sent(request, adapter.MAX_BYTES)
     if application.strict_hash and not adapter.is_hashed(sent, call):
         raise Refused("hash", "hashCode is not the first 8 hex digits of the body's SHA-256.")
-    store.append(application.channel_id, adapter.parse(sent, call))
+    batches.append(application.channel_id, adapter.parse(sent, call))
     return HttpResponse(content_type="text/plain")
 
 

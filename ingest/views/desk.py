@@ -10,7 +10,6 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import store
 from ingest.adapters import body
 from ingest.adapters import desk as adapter
 from ingest.adapters.fields import MAX_TEXT
@@ -20,7 +19,8 @@ from ingest.auth.keys import Denied, Sender
 from ingest.events import Call, Refused, Rejection
 from ingest.http import problems
 from ingest.limits import rate_limits
-from ingest.store import Outcome
+from ingest.store import batches
+from ingest.store.batches import Outcome
 
 CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
 # what Elasticsearch's own clients name JSON and lines of it
@@ -54,7 +54,7 @@ def sessions(request: HttpRequest) -> HttpResponse:
         sent = body.read(request)
         call = _call(application, received_at, content_type)
         batch = adapter.parse(sent, call)
-        outcome = store.append(application.channel_id, batch)
+        outcome = batches.append(application.channel_id, batch)
     except Refused as refused:
         answer = problems.response(refused.status, refused.reason, refused.detail)
         if refused.status == 401:
@@ -86,7 +86,7 @@ def bulk(request: HttpRequest, index: str = "") -> HttpResponse:
             raise Refused("index", f"An index's name has up to {MAX_TEXT} characters.")
         sent = body.read(request)
         batch, items = adapter.parse_bulk(sent, _call(application, received_at), index)
-        outcome = store.append(application.channel_id, batch)
+        outcome = batches.append(application.channel_id, batch)
     except Refused as refused:
         return _refusal(refused)
     failures = {each.position: _failure(each) for each in outcome.rejections}

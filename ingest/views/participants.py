@@ -18,8 +18,8 @@ from ingest.auth import keys
 from ingest.events import Refused, Rejection
 from ingest.http import problems
 from ingest.models import Erasure
-from ingest.participants import keep_participants
 from ingest.privacy import erasure
+from ingest.store.participants import keep_participants
 
 SECONDS = 5.0  # of an erasure, within a request
 

@@ -6,13 +6,13 @@ from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import store
 from ingest.adapters import body
 from ingest.adapters import skalin as adapter
 from ingest.auth import keys
 from ingest.events import Call, Refused
 from ingest.http import problems
 from ingest.limits import rate_limits, token_bucket
+from ingest.store import batches
 
 RATE = 100  # calls a second from one address
 BURST = 500
@@ -64,7 +64,7 @@ def _answer(request: HttpRequest, *, is_bulk: bool) -> JsonResponse:
             parameters=parameters,
         )
         batch = adapter.parse(sent, call)
-        outcome = store.append(application.channel_id, batch, adapter.people(batch))
+        outcome = batches.append(application.channel_id, batch, adapter.people(batch))
     except Refused as refused:
         answer = _refusal(refused)
         if refused.status == 405:

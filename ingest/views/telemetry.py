@@ -8,12 +8,12 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
-from ingest import store
 from ingest.adapters import body
 from ingest.adapters import telemetry as adapter
 from ingest.auth import keys
 from ingest.events import Call, Refused
 from ingest.http import problems
+from ingest.store import batches
 
 
 @csrf_exempt
@@ -29,7 +29,7 @@ def telemetry(request: HttpRequest) -> HttpResponse:
         body.require_json(request.content_type or "")
         sent = body.read(request)
         batch = adapter.parse(sent, Call(channel, received_at, request.content_type or ""))
-        outcome = store.append(channel_id, batch)
+        outcome = batches.append(channel_id, batch)
     except Refused as refused:
         answer = JsonResponse(
             _telemetry_answer(

@@ -5,10 +5,10 @@ from datetime import timedelta
 from typing import Any
 
 from exhaust.datasets.selection import Selection
-from ingest import store
 from ingest.adapters import telemetry
 from ingest.events import Batch, Call, Event, identity
 from ingest.models import Conversation
+from ingest.store import batches
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import CHANNEL, CONVERSATION, RECEIVED_AT, answer
 
@@ -189,7 +189,7 @@ def fill() -> Selection:
         )
         for place, (name, shape) in enumerate(SHAPES.items(), 1)
     ]
-    outcome = store.append(channel.id, Batch("telemetry", RECEIVED_AT, read.events + odd, []))
+    outcome = batches.append(channel.id, Batch("telemetry", RECEIVED_AT, read.events + odd, []))
     assert (outcome.stored, outcome.duplicate) == (row_count(), 0)
     return select()
 

@@ -14,9 +14,9 @@ from django.utils import timezone
 from exhaust import jobs, storage
 from exhaust.models import File, Job
 from exhaust.submissions import Submission
-from ingest import store
 from ingest.adapters import telemetry
 from ingest.events import Batch, Call, Event, identity
+from ingest.store import batches
 from tests.conftest import make_channel
 
 RESPONSE = "uci-response-exhaust"
@@ -134,7 +134,7 @@ def send(*events: dict[str, Any], channel: str = "ORG_001") -> None:
     """Stores events as the door does."""
     batch = telemetry.parse(json.dumps(list(events)).encode(), Call(channel, timezone.now()))
     assert not batch.rejections
-    outcome = store.append(make_channel(channel).pk, batch)
+    outcome = batches.append(make_channel(channel).pk, batch)
     assert outcome.stored == len(events)
 
 
@@ -152,7 +152,7 @@ def revise(number: int, text: str) -> None:
         payload=json.dumps(said).encode(),
     )
     batch = Batch("skalin", timezone.now(), [event], [], last_wins=True)
-    assert store.append(make_channel().pk, batch).stored == 1
+    assert batches.append(make_channel().pk, batch).stored == 1
 
 
 def row_of(job: Job) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from msgspec import structs
 from exhaust.feed.pages import LAST_ID
 from exhaust.models import Sink
 from exhaust.sinks import control, pump
-from ingest import store
 from ingest.adapters import desk
 from ingest.derive import deriver
 from ingest.feed.watermark import watermark
 from ingest.models import Channel, Deriver, Session, StoredEvent
+from ingest.store import batches
 from tests.conftest import make_channel
 from tests.exhaust.receiver import Behaviour, Received, Receiver, answering
 from tests.ingest.test_desk import CALL, lines, session
@@ -51,7 +51,7 @@ def emit(*numbers: int, channel: str = "ORG_001", **overrides: Any) -> list[str]
     call = structs.replace(CALL, channel=channel, application_id=None, received_at=timezone.now())
     batch = desk.parse(lines(*sent), call)
     assert not batch.rejections
-    store.append(made.pk, batch)
+    batches.append(made.pk, batch)
     derive(made)
     return [f"xxx-{said['userSessionId']}-{said['startTime']}" for said in sent]
 

@@ -28,8 +28,8 @@ from ingest.models import (
     Rejected,
     StoredEvent,
 )
-from ingest.participants import keep_participants
 from ingest.privacy.encryption import unseal
+from ingest.store.participants import keep_participants
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import BOT, PRIVATE, RESPONSE, answer, make_finished, make_job, send
 from tests.exhaust.test_console import C, form, person, text
@@ -223,7 +223,7 @@ def test_rejected_events_go_through_their_door_again(monkeypatch: pytest.MonkeyP
     admin = person(administer=True)
     said = text(admin.post(f"{C}/rejected/again", {"reason": "not_an_object"}, follow=True))
     assert "0 went in, 1 are still rejected" in said
-    monkeypatch.setattr("ingest.replay._again", lambda *_: [])
+    monkeypatch.setattr("ingest.store.replay._again", lambda *_: [])
     assert "1 went in" in text(admin.post(f"{C}/rejected/again", {"pk": row.pk}, follow=True))
     assert "Nothing is rejected" in text(admin.get(f"{C}/rejected"))
     assert admin.post(f"{C}/rejected/again").status_code == 404

@@ -9,11 +9,11 @@ import pytest
 from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Dataset, days
-from ingest import store
 from ingest.adapters.participants import Profile
 from ingest.feed.watermark import watermark
 from ingest.models import Channel, Conversation, StoredEvent
-from ingest.participants import keep_participants
+from ingest.store import batches
+from ingest.store.participants import keep_participants
 from tests.conftest import make_channel
 from tests.exhaust.corpus import select
 from tests.ingest.telemetry_samples import (
@@ -66,8 +66,8 @@ def mids(**overrides: Any) -> list[str]:
     return [row["Message ID"] for row in rows(**overrides)]
 
 
-def append(*events: Any, channel: str = "ORG_001") -> store.Outcome:
-    outcome = store.append(make_channel(channel).id, batch(*events))
+def append(*events: Any, channel: str = "ORG_001") -> batches.Outcome:
+    outcome = batches.append(make_channel(channel).id, batch(*events))
     assert outcome.rejections == []
     return outcome
 

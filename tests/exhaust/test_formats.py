@@ -32,7 +32,7 @@ from exhaust.formats import FORMATS, Format
 from exhaust.models import File, Job
 from ingest.adapters.participants import Profile
 from ingest.derive import deriver
-from ingest.participants import keep_participants
+from ingest.store.participants import keep_participants
 from tests.conftest import make_channel
 from tests.exhaust import corpus
 from tests.exhaust.factories import (

@@ -20,7 +20,7 @@ from ingest.adapters.participants import Profile
 from ingest.auth import keys
 from ingest.derive import deriver
 from ingest.models import Conversation
-from ingest.participants import keep_participants
+from ingest.store.participants import keep_participants
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
 from tests.exhaust.factories import BOT, FIRST_ANSWER, PRIVATE, RESPONSE, answer, send

@@ -24,13 +24,13 @@ from standardwebhooks import Webhook
 from exhaust import daily, tasks
 from exhaust.models import DeadLetter, Delivery, Sink
 from exhaust.sinks import batches, control, courier, pump
-from ingest import store
 from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
 from ingest.feed.watermark import watermark
 from ingest.models import Application, Participant, Session
 from ingest.privacy import consent, erasure
+from ingest.store import batches as store
 from tests.conftest import make_channel
 from tests.exhaust.receiver import Receiver, Silent, answering, dripping, resetting
 from tests.exhaust.sinks import (

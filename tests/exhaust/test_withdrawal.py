@@ -20,7 +20,6 @@ from exhaust import jobs, links, retention, runner, storage, submissions, tasks,
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
 from exhaust.models import DeadLetter, File, Job, Link, Sink
-from ingest import store
 from ingest.adapters import telemetry
 from ingest.derive import deriver
 from ingest.events import Call
@@ -37,6 +36,7 @@ from ingest.models import (
 )
 from ingest.privacy import consent, device_hash, erasure
 from ingest.privacy.encryption import seal
+from ingest.store import batches
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import CONFIG, PRIVATE, RESPONSE, answer, make_submission, send
 from tests.exhaust.sinks import derive
@@ -464,7 +464,7 @@ def test_an_erased_person_stays_erased_until_a_new_consent() -> None:
 
     # when old copies come: the event, the profile with and without a consent
     batch = telemetry.parse(json.dumps([answer(1)]).encode(), Call("ORG_001", timezone.now()))
-    assert store.append(make_channel().pk, batch).duplicate == 1
+    assert batches.append(make_channel().pk, batch).duplicate == 1
     for late in (person(1), {"deviceId": "device-1", "userName": "Asha"}):
         told = say(late)
         assert (told["accepted"], told["rejected"]) == (0, 1)

@@ -12,7 +12,7 @@ from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Dataset, Selection
 from exhaust.formats.lines import Lines, Sheaf, csv_line
-from ingest import store
+from ingest.store import batches
 from tests.conftest import make_channel
 from tests.exhaust import corpus
 from tests.ingest.telemetry_samples import answer, parsed
@@ -134,7 +134,7 @@ def test_a_file_of_nothing_is_a_header():
 def test_a_file_is_made_in_blocks_of_bounded_size():
     channel = make_channel()
     raws = [json.dumps(answer(n, item={"desc": "x" * 2000})).encode() for n in range(400)]
-    store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
 
     progress = writer.Progress()
     sizes = [len(block) for block in writer.blocks(RESPONSE, corpus.select(), progress)]
@@ -147,7 +147,7 @@ def test_a_file_is_made_in_blocks_of_bounded_size():
 
 @pytest.mark.django_db
 def test_rows_are_counted_as_they_are_written():
-    store.append(make_channel().id, parsed(json.dumps([answer(n) for n in range(3)]).encode()))
+    batches.append(make_channel().id, parsed(json.dumps([answer(n) for n in range(3)]).encode()))
     progress = writer.Progress()
 
     made = writer.blocks(RESPONSE, corpus.select(), progress)
@@ -165,7 +165,7 @@ def test_an_answer_as_deep_as_the_door_takes_can_be_written(depth: int, portable
     # given an answer nested so deep, which the door took or set aside
     deep = '{"a":' * depth + "1" + "}" * depth
     raw = json.dumps(answer(edata={"resvalues": "<deep>"})).replace('"<deep>"', deep).encode()
-    outcome = store.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    outcome = batches.append(make_channel().id, parsed(b"[" + raw + b"]"))
     assert outcome.stored + len(outcome.rejections) == 1
 
     _, count = written(corpus.select(), portable=portable)
@@ -178,7 +178,7 @@ def test_an_answer_as_deep_as_the_door_takes_can_be_written(depth: int, portable
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
 def test_a_number_as_long_as_the_door_takes_can_be_written(digits: int, portable: bool):
     raw = json.dumps(answer(edata={"duration": "<n>"})).replace('"<n>"', "9" * digits).encode()
-    outcome = store.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    outcome = batches.append(make_channel().id, parsed(b"[" + raw + b"]"))
     assert outcome.stored + len(outcome.rejections) == 1
 
     _, count = written(corpus.select(), portable=portable)

@@ -26,7 +26,7 @@ from ingest.events import Batch, Call, Event, Refused
 from ingest.limits import rate_limits, token_bucket
 from ingest.models import Conversation, Rejected, StoredEvent
 from ingest.privacy.encryption import unseal
-from ingest.replay import replay
+from ingest.store.replay import replay
 from tests.conftest import make_channel
 
 APP = "shop"

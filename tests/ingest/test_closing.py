@@ -11,11 +11,11 @@ from msgspec import structs
 
 from exhaust.feed import pages
 from exhaust.feed.pages import Question
-from ingest import store
 from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
 from ingest.models import Channel, Deriver, Session
+from ingest.store import batches
 from tests.conftest import make_channel
 from tests.ingest.test_desk import CALL, desk, lines, session
 from tests.ingest.test_sessions import GAP, MINUTE, event, settle
@@ -35,7 +35,7 @@ def arrive(channel: Channel, *minutes: float, at: datetime, device: str = "devic
     for offset in minutes:
         occurred = at + offset * MINUTE
         events = [event(occurred_at=occurred, device_id=device)]
-        store.append(channel.id, Batch("test", min(occurred, timezone.now()), events, []))
+        batches.append(channel.id, Batch("test", min(occurred, timezone.now()), events, []))
 
 
 def derive(channel: Channel) -> None:
@@ -85,14 +85,14 @@ def test_a_session_is_met_open_and_once_more_at_its_close(channel: Channel):
 def test_what_is_over_when_it_arrives_is_closed_at_once(channel: Channel):
     arrive(channel, -50, at=timezone.now())
     batch = Batch("test", timezone.now(), [event(occurred_at=timezone.now() - 2 * GAP)], [])
-    store.append(channel.id, batch)
+    batches.append(channel.id, batch)
     derive(channel)
     assert list(Session.objects.values_list("closed", flat=True)) == [True]
 
 
 def test_a_session_made_by_its_sender_is_closed_as_it_comes(channel: Channel):
     batch = desk.parse(lines(session(0)), structs.replace(CALL, application_id=None))
-    store.append(channel.id, batch)
+    batches.append(channel.id, batch)
     derive(channel)
     assert Session.objects.get().closed
 
@@ -107,7 +107,7 @@ def test_a_late_event_tells_of_a_closed_session_again(channel: Channel):
 
     # within what is over: changed, still closed
     late = Batch("test", now, [event(occurred_at=now - 46 * MINUTE)], [])
-    store.append(channel.id, late)
+    batches.append(channel.id, late)
     derive(channel)
     (met,) = reader.read()
     assert b'"closed":true' in met

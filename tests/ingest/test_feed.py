@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 import pytest
 from django.db import connection, connections, transaction
 
-from ingest import store
 from ingest.feed import reader as feed
 from ingest.feed.values import START
 from ingest.feed.watermark import watermark
 from ingest.models import StoredEvent
+from ingest.store import batches
 from ingest.times import micros
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, batch
@@ -31,16 +31,16 @@ class Undone(Exception):
 def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytest.MonkeyPatch):
     # given writers whose transactions overlap, some slow, some undone, and which rest between
     # the first row they write, a conversation's, and their events
-    register = store._conversations
+    register = batches._conversations
     rests = random.Random(7)
     monkeypatch.setattr(
-        store,
+        batches,
         "_conversations",
         lambda *args: (register(*args), time.sleep(rests.choice([0, 0, 0.02])))[0],
     )
     # a thread has a connection of its own, and a pool has eight: the others wait for one
     channel = make_channel()
-    store.append(channel.id, batch(answer(0, mid="first")))
+    batches.append(channel.id, batch(answer(0, mid="first")))
     committed: list[str] = ["first"]
     wrong: list[BaseException] = []
     done = threading.Event()
@@ -62,7 +62,7 @@ def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytes
                         events = [
                             answer(each, mid=mid, context=bot) for each, mid in enumerate(mids)
                         ]
-                        store.append(channel.id, batch(*events))
+                        batches.append(channel.id, batch(*events))
                         time.sleep(dice.choice(rest))
                         if nested and dice.random() < 0.1:
                             raise Undone
@@ -118,7 +118,7 @@ def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytes
 def test_moments_are_told_to_the_microsecond(moment: str):
     at = datetime.fromisoformat(moment).replace(tzinfo=UTC)
     channel = make_channel()
-    store.append(channel.id, batch(answer(0)))
+    batches.append(channel.id, batch(answer(0)))
     StoredEvent.objects.update(occurred_at=at, received_at=at)
     (row,) = feed.read(channel.id, START, watermark(), 10)
     assert (row.occurred, row.received) == (micros(at), micros(at))

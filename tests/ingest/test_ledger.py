@@ -24,7 +24,7 @@ from ingest.models import (
     Rejected,
     Role,
 )
-from ingest.replay import replay
+from ingest.store.replay import replay
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import answer, send
 

@@ -115,7 +115,7 @@ def test_an_application_acts_under_its_id(monkeypatch: Any, method: str, address
         seen.append(audit.acting.get().name)
         raise Refused("seen", "Seen.")
 
-    monkeypatch.setattr("ingest.store.append", append)
+    monkeypatch.setattr("ingest.store.batches.append", append)
     basic = b64encode(f"shop:{secret}".encode()).decode()
     client = Client(headers={"Authorization": f"Basic {basic}"})
     client.generic(method, address, body, "application/json")

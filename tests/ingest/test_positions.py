@@ -11,10 +11,10 @@ from django.test import Client
 
 from config import health
 from exhaust.models import Job
-from ingest import store
 from ingest.feed import watermark as positions
 from ingest.feed.watermark import watermark
 from ingest.models import Channel, StoredEvent
+from ingest.store import batches
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, batch
 
@@ -50,11 +50,11 @@ def test_before_any_event_there_is_a_watermark_and_nothing_below_it():
 @pytest.mark.django_db(transaction=True)
 def test_what_is_committed_is_below_the_watermark_and_what_comes_later_is_not():
     channel = make_channel()
-    store.append(channel.id, batch(answer(1, mid="a"), answer(2, mid="b")))
+    batches.append(channel.id, batch(answer(1, mid="a"), answer(2, mid="b")))
     mark = mark_above(last_xid())
 
-    store.append(channel.id, batch(answer(3, mid="c")))
-    store.append(channel.id, batch(answer(0, mid="d")))
+    batches.append(channel.id, batch(answer(3, mid="c")))
+    batches.append(channel.id, batch(answer(0, mid="d")))
 
     assert sorted(below(mark)) == ["a", "b"]
     assert sorted(below(mark_above(last_xid()))) == ["a", "b", "c", "d"]
@@ -63,12 +63,12 @@ def test_what_is_committed_is_below_the_watermark_and_what_comes_later_is_not():
 @pytest.mark.django_db(transaction=True)
 def test_a_replay_moves_no_row():
     channel = make_channel()
-    store.append(channel.id, batch(answer(1)))
+    batches.append(channel.id, batch(answer(1)))
     before = StoredEvent.objects.get().xid
     mark = mark_above(before)
 
-    store.append(channel.id, batch(answer(1)))
-    store.append(channel.id, batch(answer(2)))
+    batches.append(channel.id, batch(answer(1)))
+    batches.append(channel.id, batch(answer(2)))
 
     rows = StoredEvent.objects.order_by("xid")
     assert rows[0].xid == before
@@ -133,7 +133,7 @@ class Writer:
     def _run(self) -> None:
         try:
             with transaction.atomic():
-                store.append(self._channel_id, batch(answer(1, mid=self._mid)))
+                batches.append(self._channel_id, batch(answer(1, mid=self._mid)))
                 self.written.set()
                 assert self._end.wait(30)
                 if not self._commit:
@@ -151,13 +151,13 @@ class Writer:
 def test_an_open_writer_holds_the_watermark_back(commit: bool):
     # given a conversation all know, so that no writer waits for another
     channel = make_channel()
-    store.append(channel.id, batch(answer(0, mid="first")))
+    batches.append(channel.id, batch(answer(0, mid="first")))
     first = last_xid()
     mark_above(first)
     slow = Writer(channel, "slow")
 
     # when a later writer has committed before it
-    store.append(channel.id, batch(answer(2, mid="fast")))
+    batches.append(channel.id, batch(answer(2, mid="fast")))
     fast = last_xid()
 
     # then a reader sees neither, since one of them may still come to stand before the other
@@ -183,7 +183,7 @@ def test_a_transaction_that_writes_no_events_holds_nothing_back():
             cursor.execute("UPDATE ingest_channel SET name = 'x'")
 
         # when an event is committed after it began
-        store.append(channel.id, batch(answer(1, mid="mine")))
+        batches.append(channel.id, batch(answer(1, mid="mine")))
 
         # then a reader sees it at once
         assert below(watermark()) == ["mine"]
@@ -210,7 +210,7 @@ def test_a_lock_tells_32_bits_of_a_number(near: int, number: int, whole: int):
 @pytest.mark.django_db(transaction=True)
 def test_a_reader_in_steps_meets_every_event_once():
     channel = make_channel()
-    store.append(channel.id, batch(answer(0, mid="first")))
+    batches.append(channel.id, batch(answer(0, mid="first")))
     writers = [Writer(channel, f"w{n}") for n in range(4)]
     ends = [(2, True), (0, False), (3, True), (1, True)]
     seen: list[str] = []
@@ -263,7 +263,7 @@ def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
 ) -> None:
     # given rows of a cluster that had counted further than this one
     channel = make_channel()
-    store.append(channel.pk, batch(answer(mid="old")))
+    batches.append(channel.pk, batch(answer(mid="old")))
     StoredEvent.objects.update(xid=last_xid() + 5_000_000)
     told = last_xid()
     monkeypatch.setattr(health, "_migrated", False)
@@ -274,7 +274,7 @@ def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
     call_command("restored")
 
     # then old and new are there, in order, and beyond any place that a reader was told
-    store.append(channel.pk, batch(answer(mid="new")))
+    batches.append(channel.pk, batch(answer(mid="new")))
     assert below(mark_above(last_xid())) == ["old", "new"]
     assert last_xid() > told + 1_000_000_000
     assert client.get("/readyz").status_code == 200
@@ -289,12 +289,12 @@ def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
 def test_a_restore_into_a_cluster_that_has_counted_further_leaps_as_well() -> None:
     # given readers that were told places behind the last dump
     channel = make_channel()
-    store.append(channel.pk, batch(answer(mid="old")))
+    batches.append(channel.pk, batch(answer(mid="old")))
     told = watermark() + 100_000
 
     # when
     assert positions.restored() > 0
 
     # then
-    store.append(channel.pk, batch(answer(mid="new")))
+    batches.append(channel.pk, batch(answer(mid="new")))
     assert last_xid() > told

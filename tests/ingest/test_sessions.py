@@ -12,12 +12,12 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest import store
 from ingest.derive import deriver
 from ingest.events import Batch, Event, identity
 from ingest.feed import reader, values
 from ingest.feed.watermark import watermark
 from ingest.models import Application, AppUser, Channel, Deriver, Session, StoredEvent
+from ingest.store import batches as store
 from tests.conftest import make_channel
 
 pytestmark = pytest.mark.django_db(transaction=True)

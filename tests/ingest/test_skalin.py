@@ -13,13 +13,13 @@ from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import store
 from ingest.adapters import ADAPTERS, skalin
 from ingest.auth import keys
 from ingest.events import Batch, Call, Refused, identity
 from ingest.limits import token_bucket
 from ingest.models import Application, Participant, Rejected, StoredEvent
 from ingest.privacy.encryption import unseal
+from ingest.store import batches
 from tests.conftest import make_channel
 
 CLIENT = "9f3b2a7c41d8e605"
@@ -663,7 +663,7 @@ def test_events_and_participants_are_one_commit(
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(store, "keep_participants", fail)
+    monkeypatch.setattr(batches, "keep_participants", fail)
 
     with pytest.raises(ConnectionError):
         post(Client(), a_bulk(identities=[an_identity()]))

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
 
-from ingest import rejections, store
 from ingest.adapters import telemetry
 from ingest.adapters.participants import Profile
 from ingest.events import Batch, Call, Event, Rejection, identity
 from ingest.models import Conversation, Participant, Rejected, StoredEvent
-from ingest.participants import keep_participants
 from ingest.privacy.encryption import unseal
+from ingest.store import batches, rejections
+from ingest.store.participants import keep_participants
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import (
     CHANNEL,
@@ -37,7 +37,7 @@ def counts() -> tuple[int, int, int]:
     return StoredEvent.objects.count(), Rejected.objects.count(), Conversation.objects.count()
 
 
-def told(outcome: store.Outcome) -> tuple[int, int, int]:
+def told(outcome: batches.Outcome) -> tuple[int, int, int]:
     return outcome.stored, outcome.duplicate, len(outcome.rejections)
 
 
@@ -54,7 +54,7 @@ def test_an_event_becomes_a_row():
     channel = make_channel()
     read = batch(answer(3))
 
-    outcome = store.append(channel.id, read)
+    outcome = batches.append(channel.id, read)
 
     assert told(outcome) == (1, 0, 0)
     row = StoredEvent.objects.get()
@@ -70,7 +70,7 @@ def test_an_event_becomes_a_row():
 
 
 def test_ten_events_become_ten_rows():
-    outcome = store.append(make_channel().id, parsed(PUBLISHED))
+    outcome = batches.append(make_channel().id, parsed(PUBLISHED))
 
     assert told(outcome) == (10, 0, 0)
     assert counts() == (10, 0, 1)
@@ -80,10 +80,10 @@ def test_ten_events_become_ten_rows():
 
 def test_a_replay_adds_nothing():
     channel = make_channel()
-    store.append(channel.id, parsed(PUBLISHED))
+    batches.append(channel.id, parsed(PUBLISHED))
     before = list(StoredEvent.objects.order_by("id").values())
 
-    outcomes = [store.append(channel.id, parsed(PUBLISHED)) for _ in range(3)]
+    outcomes = [batches.append(channel.id, parsed(PUBLISHED)) for _ in range(3)]
 
     assert [told(outcome) for outcome in outcomes] == [(0, 10, 0)] * 3
     assert list(StoredEvent.objects.order_by("id").values()) == before
@@ -91,9 +91,9 @@ def test_a_replay_adds_nothing():
 
 def test_the_new_ones_of_a_batch_are_stored_beside_known_ones():
     channel = make_channel()
-    store.append(channel.id, batch(answer(1), answer(2)))
+    batches.append(channel.id, batch(answer(1), answer(2)))
 
-    outcome = store.append(channel.id, batch(answer(2), answer(3), answer(1), answer(4)))
+    outcome = batches.append(channel.id, batch(answer(2), answer(3), answer(1), answer(4)))
 
     assert told(outcome) == (2, 2, 0)
     assert StoredEvent.objects.count() == 4
@@ -102,7 +102,7 @@ def test_the_new_ones_of_a_batch_are_stored_beside_known_ones():
 def test_of_two_with_one_identity_in_a_batch_the_first_stays():
     channel = make_channel()
 
-    outcome = store.append(
+    outcome = batches.append(
         channel.id,
         batch(answer(1), answer(1, edata={"score": 2}), answer(2), answer(1, edata={"score": 3})),
     )
@@ -113,9 +113,9 @@ def test_of_two_with_one_identity_in_a_batch_the_first_stays():
 
 def test_of_two_with_one_identity_in_two_batches_the_first_stays():
     channel = make_channel()
-    store.append(channel.id, batch(answer(1)))
+    batches.append(channel.id, batch(answer(1)))
 
-    outcome = store.append(channel.id, batch(answer(1, edata={"score": 0})))
+    outcome = batches.append(channel.id, batch(answer(1, edata={"score": 0})))
 
     assert told(outcome) == (0, 1, 0)
     assert StoredEvent.objects.get().payload["edata"]["score"] == 1
@@ -124,8 +124,8 @@ def test_of_two_with_one_identity_in_two_batches_the_first_stays():
 def test_the_same_event_of_two_channels_is_two():
     here, there = make_channel(), make_channel("ORG_002")
 
-    store.append(here.id, batch(answer(1)))
-    outcome = store.append(
+    batches.append(here.id, batch(answer(1)))
+    outcome = batches.append(
         there.id, telemetry.parse(sent(answer(1)), Call(there.identifier, RECEIVED_AT))
     )
 
@@ -134,7 +134,7 @@ def test_the_same_event_of_two_channels_is_two():
 
 
 def test_a_batch_of_nothing_writes_nothing():
-    outcome = store.append(make_channel().id, batch())
+    outcome = batches.append(make_channel().id, batch())
 
     assert told(outcome) == (0, 0, 0)
     assert counts() == (0, 0, 0)
@@ -145,9 +145,9 @@ def test_rows_of_a_batch_share_a_position_and_a_later_batch_has_a_later_one(
 ):
     channel = make_channel()
 
-    store.append(channel.id, batch(answer(1), answer(2)))
-    store.append(channel.id, batch(answer(1), answer(2)))
-    store.append(channel.id, batch(answer(3)))
+    batches.append(channel.id, batch(answer(1), answer(2)))
+    batches.append(channel.id, batch(answer(1), answer(2)))
+    batches.append(channel.id, batch(answer(3)))
 
     first, second, third = StoredEvent.objects.order_by("id")
     assert first.xid == second.xid
@@ -164,7 +164,7 @@ def test_rows_of_a_batch_share_a_position_and_a_later_batch_has_a_later_one(
 def test_good_and_bad_are_kept_beside_each_other():
     channel = make_channel()
 
-    outcome = store.append(channel.id, batch(answer(1), 5, answer(2), {"eid": "X"}))
+    outcome = batches.append(channel.id, batch(answer(1), 5, answer(2), {"eid": "X"}))
 
     assert told(outcome) == (2, 0, 2)
     assert counts() == (2, 2, 1)
@@ -174,7 +174,7 @@ def test_a_rejected_one_is_kept_with_its_reason_and_sealed():
     channel = make_channel()
     raw = json.dumps(answer(ets="late", actor={"id": "+919000000001"})).encode()
 
-    store.append(channel.id, parsed(b"[" + raw + b"]"))
+    batches.append(channel.id, parsed(b"[" + raw + b"]"))
 
     row = Rejected.objects.get()
     assert (row.channel_id, row.dialect, row.received_at) == (channel.id, "telemetry", RECEIVED_AT)
@@ -188,15 +188,15 @@ def test_a_rejected_one_is_kept_with_its_reason_and_sealed():
 def test_a_rejected_one_is_kept_once_however_often_it_comes():
     channel = make_channel()
 
-    outcomes = [store.append(channel.id, batch(5, answer(1), 5)) for _ in range(3)]
+    outcomes = [batches.append(channel.id, batch(5, answer(1), 5)) for _ in range(3)]
 
     assert [len(outcome.rejections) for outcome in outcomes] == [2, 2, 2]
     assert counts() == (1, 1, 1)
 
 
 def test_a_rejected_one_is_kept_for_each_channel():
-    store.append(make_channel().id, batch(5))
-    store.append(make_channel("ORG_002").id, batch(5))
+    batches.append(make_channel().id, batch(5))
+    batches.append(make_channel("ORG_002").id, batch(5))
 
     assert Rejected.objects.count() == 2
 
@@ -204,7 +204,7 @@ def test_a_rejected_one_is_kept_for_each_channel():
 def test_of_a_large_rejected_one_the_first_256_kib_are_kept():
     raw = b'"' + b"x" * 300_000 + b'"'
 
-    store.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    batches.append(make_channel().id, parsed(b"[" + raw + b"]"))
 
     row = Rejected.objects.get()
     assert row.size == 300_002
@@ -220,7 +220,7 @@ def test_a_batch_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(rejections, "keep", fail)
     with pytest.raises(IntegrityError):
-        store.append(channel.id, batch(answer(1), 5, answer(2)))
+        batches.append(channel.id, batch(answer(1), 5, answer(2)))
 
     assert counts() == (0, 0, 0)
 
@@ -229,7 +229,7 @@ def test_what_only_postgresql_refuses_is_set_aside_on_both_databases():
     channel = make_channel()
     raws = [json.dumps(answer(1)).encode(), tiny(2), json.dumps(answer(3)).encode()]
 
-    outcome = store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    outcome = batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
 
     assert told(outcome) == (2, 0, 1)
     assert [(r.position, r.reason, r.detail, r.raw) for r in outcome.rejections] == [
@@ -246,7 +246,7 @@ def test_what_is_set_aside_late_keeps_its_place_in_the_batch():
     channel = make_channel()
     raws = [b"5", json.dumps(answer(1)).encode(), b"6", tiny(2), json.dumps(answer(3)).encode()]
 
-    outcome = store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    outcome = batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
 
     assert told(outcome) == (2, 0, 3)
     assert sorted((r.position, r.reason) for r in outcome.rejections) == [
@@ -260,7 +260,7 @@ def test_many_set_aside_late_cost_no_other():
     channel = make_channel()
     raws = [tiny(n) if n % 3 == 0 else json.dumps(answer(n)).encode() for n in range(20)]
 
-    outcome = store.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    outcome = batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
 
     assert told(outcome) == (13, 0, 7)
     assert counts() == (13, 7, 1)
@@ -270,7 +270,7 @@ def test_all_set_aside_late_and_a_resend_of_them():
     channel = make_channel()
     read = parsed(b"[" + tiny(1) + b"," + tiny(2) + b"," + tiny(2) + b"]")
 
-    outcomes = [store.append(channel.id, read) for _ in range(2)]
+    outcomes = [batches.append(channel.id, read) for _ in range(2)]
 
     assert [told(outcome) for outcome in outcomes] == [(0, 1, 2)] * 2
     assert counts()[:2] == (0, 2)
@@ -281,7 +281,7 @@ def test_an_exponent_beyond_decimals_is_one_bad_event(number: bytes):
     channel = make_channel()
     raw = tiny(2).replace(b"1e-20000", number)
 
-    outcome = store.append(
+    outcome = batches.append(
         channel.id, parsed(b"[" + json.dumps(answer(1)).encode() + b"," + raw + b"]")
     )
 
@@ -295,7 +295,7 @@ def test_an_exponent_beyond_decimals_is_one_bad_event(number: bytes):
     ids=lambda number: repr(number)[:16],
 )
 def test_numbers_at_the_edge_are_stored_on_both_databases(number: bytes):
-    outcome = store.append(make_channel().id, parsed(tiny().replace(b"1e-20000", number)))
+    outcome = batches.append(make_channel().id, parsed(tiny().replace(b"1e-20000", number)))
 
     assert told(outcome) == (1, 0, 0)
 
@@ -303,7 +303,7 @@ def test_numbers_at_the_edge_are_stored_on_both_databases(number: bytes):
 def test_a_mended_event_is_stored_with_its_note():
     raw = json.dumps(answer(edata={"resvalues": [{"ans1": "HERE"}]})).encode()
 
-    store.append(make_channel().id, parsed(raw.replace(b"HERE", rb"a\u0000b")))
+    batches.append(make_channel().id, parsed(raw.replace(b"HERE", rb"a\u0000b")))
 
     row = StoredEvent.objects.get()
     assert row.payload["edata"]["resvalues"] == [{"ans1": "a\ufffdb"}]
@@ -319,7 +319,7 @@ def test_the_same_is_readable_back_on_both_databases():
         b'"t":"\\u00e9 \\ud83d\\ude00 \\\\u0000 \\u2028","n":null,"b":true,"":{}}}'
     )
 
-    store.append(make_channel().id, parsed(raw))
+    batches.append(make_channel().id, parsed(raw))
 
     row = StoredEvent.objects.get()
     assert row.occurred_at == datetime(2022, 4, 1, 4, 0, 0, 999_000, tzinfo=UTC)
@@ -342,8 +342,8 @@ def test_the_same_is_readable_back_on_both_databases():
 def test_a_conversation_is_made_at_first_sight_and_once():
     channel = make_channel()
 
-    store.append(channel.id, batch(answer(1), answer(2)))
-    store.append(channel.id, batch(answer(3)))
+    batches.append(channel.id, batch(answer(1), answer(2)))
+    batches.append(channel.id, batch(answer(3)))
 
     found = Conversation.objects.get()
     assert (found.channel_id, found.identifier, found.name) == (channel.id, CONVERSATION, "")
@@ -356,7 +356,7 @@ def test_several_conversations_of_one_batch_are_told_apart():
             context={"cdata": [{"type": "Conversation", "id": conversation}]}, mid=conversation
         )
 
-    store.append(make_channel().id, batch(of("b"), of("a"), of("B"), of("b ")))
+    batches.append(make_channel().id, batch(of("b"), of("a"), of("B"), of("b ")))
 
     assert Conversation.objects.count() == 4
     for row in StoredEvent.objects.select_related("conversation"):
@@ -367,13 +367,13 @@ def test_a_known_conversation_keeps_its_name():
     channel = make_channel()
     Conversation.objects.create(channel=channel, identifier=CONVERSATION, name="Tara")
 
-    store.append(channel.id, batch(answer(1)))
+    batches.append(channel.id, batch(answer(1)))
 
     assert Conversation.objects.get().name == "Tara"
 
 
 def test_rejected_events_make_no_conversation():
-    store.append(make_channel().id, batch(answer(1, ets=None)))
+    batches.append(make_channel().id, batch(answer(1, ets=None)))
 
     assert counts() == (0, 1, 0)
 
@@ -384,7 +384,7 @@ def test_rejected_events_make_no_conversation():
 def test_rows_of_a_batch_stand_in_one_order_on_both_databases():
     events = [answer(0, mid=f"mid {n}") for n in range(20)]
 
-    store.append(make_channel().id, batch(*events))
+    batches.append(make_channel().id, batch(*events))
 
     identities = [row.identity.bytes for row in StoredEvent.objects.order_by("id")]
     assert len(identities) == 20
@@ -407,8 +407,8 @@ def version(text: str, key: str = "a", **overrides: Any) -> Event:
     )
 
 
-def last(*events: Event) -> store.Outcome:
-    return store.append(
+def last(*events: Event) -> batches.Outcome:
+    return batches.append(
         make_channel().id, Batch("test", RECEIVED_AT, list(events), [], last_wins=True)
     )
 
@@ -648,7 +648,7 @@ def test_eight_senders_of_the_same_events_never_block_each_other_for_ever():
                 if sender % 2:
                     numbers.reverse()
                 sent_numbers.update(numbers)
-                outcome = store.append(
+                outcome = batches.append(
                     channel.id,
                     Batch(
                         "test",
@@ -690,7 +690,7 @@ def test_eight_senders_of_versions_lose_none_and_leave_one_living_each():
             for round_ in range(5):
                 keys = [(sender * 31 + round_ * 17 + step * 7) % 200 for step in range(60)]
                 events = [version(json.dumps([sender, round_]), str(key)) for key in keys]
-                outcome = store.append(
+                outcome = batches.append(
                     channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=True)
                 )
                 stored.append(outcome.stored)
@@ -726,7 +726,7 @@ def test_one_that_cannot_be_held_costs_no_other_nor_the_next_batch(last_wins: bo
     bad = version('{"n": 1e-20000}', "bad")
 
     outcomes = [
-        store.append(channel.id, Batch("test", RECEIVED_AT, sent, [], last_wins=last_wins))
+        batches.append(channel.id, Batch("test", RECEIVED_AT, sent, [], last_wins=last_wins))
         for sent in ([*events, bad], [version("3", "next")], [*events, bad])
     ]
 
@@ -802,7 +802,7 @@ def test_a_version_that_meets_another_batch_on_its_way_is_not_lost(known: list[E
     channel = make_channel()
     last(*known)
     another = Another(channel.id, version("1", "b"))
-    outcomes: list[store.Outcome] = []
+    outcomes: list[batches.Outcome] = []
     ours = [version("2", key) for key in ("known", "a", "b", "c")]
 
     def send() -> None:
@@ -829,7 +829,7 @@ def test_a_version_that_meets_another_batch_on_its_way_is_not_lost(known: list[E
 def test_who_supersedes_takes_turns_and_nobody_else_waits():
     # given somebody who supersedes at this moment
     make_channel()
-    outcomes: list[store.Outcome] = []
+    outcomes: list[batches.Outcome] = []
     other = connection.copy()
     try:
         other.set_autocommit(False)
@@ -868,9 +868,11 @@ def test_what_was_met_costs_one_look_into_the_index(last_wins: bool):
     # given a connection whose plan was made for an empty table, and a table that has grown
     channel = make_channel()
 
-    def send(*numbers: int) -> store.Outcome:
+    def send(*numbers: int) -> batches.Outcome:
         events = [plain(n) for n in numbers]
-        return store.append(channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=last_wins))
+        return batches.append(
+            channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=last_wins)
+        )
 
     send(0)
     with connection.cursor() as cursor:

@@ -11,9 +11,9 @@ from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
 
-from ingest import store
 from ingest.models import ApiKey, Channel, Conversation, Participant, Rejected, StoredEvent
 from ingest.privacy.encryption import reseal, unseal
+from ingest.store import batches
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.telemetry_samples import CONVERSATION, DEVICE, PUBLISHED, answer, sent, without
 
@@ -482,7 +482,7 @@ def test_a_conversation_is_named_and_read(sender: Client):
 
 
 def test_a_conversation_that_events_brought_is_named_in_place(sender: Client):
-    store.append(make_channel().id, _batch())
+    batches.append(make_channel().id, _batch())
     assert sender.get(BOT).json() == {"id": CONVERSATION, "name": ""}
 
     put(sender, {"name": "Tara"})

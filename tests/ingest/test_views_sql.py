@@ -6,13 +6,13 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from ingest import store
 from ingest.derive import users
 from ingest.derive.payloads import traits
 from ingest.events import Batch, Event, identity
 from ingest.feed.reader import read
 from ingest.feed.values import START
 from ingest.models import Application, StoredEvent
+from ingest.store import batches
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import DEVICE, answer, batch
 
@@ -76,7 +76,7 @@ def send(payload: dict[str, Any], dialect: str = "clickstream", **overrides: Any
             **overrides,
         }
     )
-    store.append(
+    batches.append(
         channel.id, Batch(dialect, RECEIVED_AT, [event], [], application.id, last_wins=True)
     )
 
@@ -137,7 +137,7 @@ def test_its_items_are_seen_a_row_each():
 
 
 def test_events_of_every_door_are_seen():
-    store.append(make_channel().id, batch(answer(1), answer(2, actor={"id": "asha"})))
+    batches.append(make_channel().id, batch(answer(1), answer(2, actor={"id": "asha"})))
     send({"identity": {"email": "a@b.c"}, "eventId": "sk-1"}, "skalin", type="login")
     send({"userId": "asha", "n": 1}, "desk", type="session")
     send({"anything": 1}, "something new", type="x")

@@ -16,7 +16,7 @@ from ingest import audit
 from ingest.auth import keys
 from ingest.auth.roles import RIGHTS
 from ingest.models import ApiKey, Conversation, Rejected, Role, StoredEvent
-from ingest.replay import Replayed
+from ingest.store.replay import Replayed
 from tests.walls.world import OTHER, OWN, TWIN, Names, Place, rows_of, stand
 
 pytestmark = pytest.mark.django_db

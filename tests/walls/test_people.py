@@ -16,8 +16,8 @@ from exhaust.models import DeadLetter, File, Link, Sink
 from ingest.adapters import participants
 from ingest.derive import deriver
 from ingest.models import AppUser, Erasure, Participant, Rejected, Session, StoredEvent
-from ingest.participants import keep_participants
 from ingest.privacy import erasure
+from ingest.store.participants import keep_participants
 from ingest.tenancy import session
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import PRIVATE, RESPONSE, answer, send

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from ingest.adapters import ADAPTERS, participants
 from ingest.models import Rejected
-from ingest.replay import replay
+from ingest.store.replay import replay
 
 
 class Command(BaseCommand):

@@ -16,14 +16,15 @@ from typing import Any
 import psycopg
 from django.db import DataError, connection, transaction
 
-from ingest import metrics, rejections
+from ingest import metrics
 from ingest.adapters.body import canonical, same
 from ingest.adapters.participants import Profile
 from ingest.db import binary_arrays
 from ingest.events import Batch, Event, Refused, Rejection
 from ingest.feed.watermark import writing
 from ingest.models import Conversation
-from ingest.participants import keep_participants
+from ingest.store import rejections
+from ingest.store.participants import keep_participants
 
 
 @dataclass(frozen=True)

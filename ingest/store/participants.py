@@ -6,11 +6,11 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from ingest import rejections
 from ingest.adapters.participants import DIALECT, Profile
 from ingest.events import Rejection
 from ingest.privacy import consent, erasure
 from ingest.privacy.encryption import seal
+from ingest.store import rejections
 
 # A consent is replaced only by one given later; what is not said (NULL) changes nothing.
 _UPSERT = """

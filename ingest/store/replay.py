@@ -9,12 +9,13 @@ from django.db import transaction
 from django.utils import timezone
 from msgspec import structs
 
-from ingest import audit, store
+from ingest import audit
 from ingest.adapters import ADAPTERS, participants, skalin
 from ingest.events import Batch, Call, Event, Refused, Rejection
 from ingest.models import Rejected, StoredEvent
-from ingest.participants import keep_participants
 from ingest.privacy.encryption import unseal
+from ingest.store import batches
+from ingest.store.participants import keep_participants
 
 
 @dataclass
@@ -77,7 +78,7 @@ def _again(rejected: Rejected, raw: bytes) -> list[Rejection]:
         keep_participants(rejected.channel_id, batch.received_at, skalin.people(batch), [])
     if batch.last_wins:
         batch = structs.replace(batch, events=_not_outdated(batch))
-    return list(store.append(rejected.channel_id, batch).rejections)
+    return list(batches.append(rejected.channel_id, batch).rejections)
 
 
 def _not_outdated(batch: Batch) -> list[Event]:
