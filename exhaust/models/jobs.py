@@ -1,0 +1,91 @@
+"""models_jobs"""
+
+from django.db import models
+from django.utils import timezone
+
+from ingest.models import Channel
+from ingest.models.fields import Position, XidField
+
+
+class Job(models.Model):
+    """What a request created: the record of its work, whatever happens to messages."""
+
+    class Status(models.TextChoices):
+        SUBMITTED = "SUBMITTED"
+        PROCESSING = "PROCESSING"
+        SUCCESS = "SUCCESS"
+        FAILED = "FAILED"
+        CANCELLED = "CANCELLED"
+
+    class Priority(models.IntegerChoices):
+        INTERACTIVE = 0  # somebody waits
+        NIGHTLY = 1  # nobody does
+
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
+    tag = models.CharField(max_length=128)
+    request_id = models.CharField(max_length=32)
+    dataset = models.CharField(max_length=64)
+    config = models.JSONField(help_text="datasetConfig as it was sent.")
+    output_format = models.CharField(max_length=16, default="csv")
+    sealing = models.CharField(
+        default="", db_default="", max_length=16, choices=Channel.Sealing.choices, blank=True
+    )
+    sealed_key = models.BinaryField(
+        null=True, editable=False, help_text="encryptionKey, encrypted, until the job has ended."
+    )
+    fingerprint = models.CharField(max_length=64, help_text="Digest of dataset and configuration.")
+    requested_by = models.CharField(max_length=255)
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.SUBMITTED)
+    status_message = models.TextField(blank=True)
+    priority = models.SmallIntegerField(choices=Priority.choices, default=Priority.INTERACTIVE)
+    schedule = models.ForeignKey(
+        "Schedule", on_delete=models.SET_NULL, null=True, related_name="jobs"
+    )
+    callback_url = models.TextField(blank=True, help_text="Who is told when the job has ended.")
+    attempt = models.IntegerField(default=0, help_text="Claims so far; fences every later write.")
+    attempt_limit = models.IntegerField(default=3)
+    due_at = models.DateTimeField(default=timezone.now)
+    lease_until = models.DateTimeField(null=True)
+    holder = models.CharField(
+        max_length=255,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The worker of this attempt.",
+    )
+    submitted_xid = XidField(db_default=Position(), editable=False)
+    watermark = XidField(null=True, editable=False)
+    rows_estimated = models.BigIntegerField(null=True)
+    rows_done = models.BigIntegerField(default=0)
+    submitted_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True)
+    completed_at = models.DateTimeField(null=True)
+    execution_ms = models.BigIntegerField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "tag", "request_id"], name="job_identity")
+        ]
+        indexes = [
+            models.Index(
+                fields=["channel", "priority", "submitted_at", "id"],
+                condition=models.Q(status__in=["SUBMITTED", "PROCESSING"]),
+                name="job_open",
+            ),
+            models.Index(fields=["channel", "tag", "-submitted_at"], name="job_by_tag"),
+            models.Index(fields=["channel", "-submitted_at", "-id"], name="job_by_channel"),
+            models.Index(fields=["channel", "-started_at"], name="job_served"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tag} {self.request_id}"
+
+
+class Transition(models.Model):
+    """A move of a job: its history, written in the move's own transaction."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="transitions")
+    status = models.CharField(max_length=16, choices=Job.Status.choices)
+    attempt = models.IntegerField()
+    message = models.TextField(blank=True)
+    at = models.DateTimeField(default=timezone.now)
