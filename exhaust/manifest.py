@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
 
-from exhaust import cursor
 from exhaust.datasets.selection import Dataset, Selection
+from exhaust.feed import cursor
 from exhaust.feed.pages import LAST_ID, Question, bound
 from exhaust.models import File, Job
 from ingest.feed.values import START, Place

@@ -13,7 +13,8 @@ import psycopg
 from django.db import connection
 from django.db.models import prefetch_related_objects
 
-from exhaust import cursor, submissions
+from exhaust import submissions
+from exhaust.feed import cursor
 from exhaust.models import File, Job, Link
 from exhaust.submissions import Filters, Page
 from ingest.models import Channel

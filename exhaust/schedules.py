@@ -17,9 +17,10 @@ from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
 from django.utils import timezone
 
-from exhaust import cursor, submissions
+from exhaust import submissions
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import zone
+from exhaust.feed import cursor
 from exhaust.models import Job, Schedule
 from exhaust.sinks import http
 from exhaust.submissions import Submission

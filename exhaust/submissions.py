@@ -17,8 +17,9 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from exhaust import cursor, jobs
+from exhaust import jobs
 from exhaust.datasets.selection import made, missing
+from exhaust.feed import cursor
 from exhaust.models import Job
 from ingest import audit
 from ingest.events import Refused

@@ -12,10 +12,10 @@ from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from exhaust import cursor
 from exhaust.api import envelope, validation
 from exhaust.api.views import DatasetView
 from exhaust.datasets.columns import guarded
+from exhaust.feed import cursor
 from exhaust.feed.documents import milliseconds
 from exhaust.formats.lines import csv_line
 from ingest.auth import keys

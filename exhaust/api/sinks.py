@@ -7,9 +7,9 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust import cursor
 from exhaust.api import envelope, validation
 from exhaust.api.views import DatasetView, NamedView, OrderView
+from exhaust.feed import cursor
 from exhaust.feed.documents import milliseconds
 from exhaust.feed.views import Moment
 from exhaust.models import DeadLetter, Delivery, Sink

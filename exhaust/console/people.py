@@ -7,8 +7,8 @@ from cryptography.fernet import InvalidToken
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from exhaust import cursor
 from exhaust.console.gate import Here, show, typed, within
+from exhaust.feed import cursor
 from exhaust.previews import MASK
 from ingest import audit
 from ingest.events import Refused

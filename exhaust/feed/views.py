@@ -12,8 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from exhaust import cursor
-from exhaust.feed import documents, pages
+from exhaust.feed import cursor, documents, pages
 from exhaust.feed.pages import Question
 from ingest import audit
 from ingest.auth import keys

@@ -13,7 +13,7 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from exhaust import cursor
+from exhaust.feed import cursor
 from exhaust.feed.documents import encode, milliseconds
 from exhaust.feed.pages import LAST_ID, Question, bound
 from exhaust.models import DeadLetter, Delivery, Sink

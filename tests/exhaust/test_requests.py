@@ -10,7 +10,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import cursor, jobs, runner
+from exhaust import jobs, runner
+from exhaust.feed import cursor
 from exhaust.models import Job
 from ingest.events import Refused
 from tests.conftest import bearer, make_key

@@ -10,7 +10,7 @@ from django.contrib.auth.models import Group
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import cursor
+from exhaust.feed import cursor
 from exhaust.models import Job
 from ingest import audit
 from ingest.auth import keys

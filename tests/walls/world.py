@@ -13,8 +13,8 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from exhaust import cursor, links, storage
-from exhaust.feed import pages
+from exhaust import links, storage
+from exhaust.feed import cursor, pages
 from exhaust.models import (
     CallbackSecret,
     DeadLetter,

@@ -8,7 +8,7 @@ from django.core import signing
 
 from ingest.events import Refused
 
-_signer = signing.Signer(salt="exhaust.cursor")
+_signer = signing.Signer(salt="exhaust.feed.cursor")
 
 
 def seal(position: list[Any], question: list[Any]) -> str:
