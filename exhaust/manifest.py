@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
 
-from exhaust.datasets.selection import Dataset, Selection
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.selection import Selection
 from exhaust.feed import cursor
 from exhaust.feed.pages import LAST_ID, Question, bound
 from exhaust.models import File, Job

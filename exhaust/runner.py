@@ -15,7 +15,8 @@ from psycopg.errors import QueryCanceled
 
 from exhaust import copying, jobs, leftovers, manifest, sealed, storage, withdrawal, writer
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import Dataset, Selection, selected
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.selection import Selection, selected
 from exhaust.failpoints import failpoint
 from exhaust.formats import FORMATS, Format, Unfit
 from exhaust.models import File, Job

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from django.conf import settings
 
-from exhaust.datasets.selection import Dataset
+from exhaust.datasets.base import Dataset
 from exhaust.failpoints import failpoint
 from exhaust.models import Job
 

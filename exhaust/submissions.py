@@ -18,7 +18,7 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from exhaust import jobs
-from exhaust.datasets.selection import made, missing
+from exhaust.datasets.supplement import made, missing
 from exhaust.feed import cursor
 from exhaust.models import Job
 from ingest import audit

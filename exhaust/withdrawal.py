@@ -14,7 +14,8 @@ from django.db.models.functions import Now
 
 from exhaust import jobs, links
 from exhaust.datasets import DATASETS, is_private
-from exhaust.datasets.selection import Dataset, Selection, selected
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.selection import Selection, selected
 from exhaust.models import DeadLetter, File, Job, Link
 from ingest.privacy import consent
 

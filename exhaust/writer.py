@@ -16,7 +16,8 @@ from typing import Any
 from django.db import connection
 
 from exhaust import copying
-from exhaust.datasets.selection import Dataset, Selection
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.selection import Selection
 from exhaust.formats import CSV, Format
 from exhaust.formats.lines import Sheaf
 

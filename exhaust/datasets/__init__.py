@@ -1,9 +1,9 @@
 """What can be asked for; adding a dataset means copying the nearest neighbour."""
 
+from exhaust.datasets.base import Dataset
 from exhaust.datasets.events import EVENTS
 from exhaust.datasets.private import PRIVATE
 from exhaust.datasets.response import RESPONSE
-from exhaust.datasets.selection import Dataset
 from exhaust.datasets.sessions import SESSIONS
 from exhaust.datasets.users import USERS
 

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 from django.db import connection
 
 from exhaust.datasets import columns
+from exhaust.datasets.base import Dataset, has_device, streaming
 from exhaust.datasets.columns import Cell
-from exhaust.datasets.selection import Dataset, Selection, has_device, streaming
+from exhaust.datasets.selection import Selection
 
 POSITION = "CAST(e.xid AS text) || '.' || CAST(e.id AS text)"
 APPLICATION = "(SELECT a.identifier FROM ingest_application a WHERE a.id = e.application_id)"

@@ -5,8 +5,9 @@ from typing import Any
 
 from django.db import connection
 
+from exhaust.datasets.base import Dataset, streaming
 from exhaust.datasets.columns import Cell, Column, iso_time
-from exhaust.datasets.selection import Dataset, Selection, streaming
+from exhaust.datasets.selection import Selection
 from ingest.privacy.encryption import unseal
 
 

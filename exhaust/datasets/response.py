@@ -7,8 +7,9 @@ from typing import Any
 from django.db import connection
 
 from exhaust.datasets import columns
+from exhaust.datasets.base import Dataset, streaming
 from exhaust.datasets.columns import Cell, Column
-from exhaust.datasets.selection import Dataset, Selection, streaming
+from exhaust.datasets.selection import Selection
 
 _ITEM = ("payload", "edata", "item")
 _ROLLUP = ("payload", "context", "rollup")

@@ -8,7 +8,8 @@ import pytest
 
 from exhaust import writer
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import Dataset, days
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.selection import days
 from ingest.adapters.participants import Profile
 from ingest.feed.watermark import watermark
 from ingest.models import Channel, Conversation, StoredEvent

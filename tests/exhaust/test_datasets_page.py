@@ -7,7 +7,7 @@ import pytest
 from django.test import Client
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import FILTERS, Dataset
+from exhaust.datasets.base import FILTERS, Dataset
 from ingest.auth import keys
 from ingest.derive import deriver
 from ingest.models import Conversation

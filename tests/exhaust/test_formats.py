@@ -25,8 +25,9 @@ from django.utils import timezone
 
 from exhaust import jobs, leftovers, runner, storage, writer
 from exhaust.datasets import DATASETS
+from exhaust.datasets.base import Dataset
 from exhaust.datasets.columns import Column, Kind, guarded, is_number
-from exhaust.datasets.selection import Dataset, Selection
+from exhaust.datasets.selection import Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.formats import FORMATS, Format
 from exhaust.models import File, Job

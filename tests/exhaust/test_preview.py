@@ -13,8 +13,9 @@ from django.utils import timezone
 
 from exhaust import previews, writer
 from exhaust.datasets import DATASETS
+from exhaust.datasets.base import streaming
 from exhaust.datasets.columns import Column
-from exhaust.datasets.selection import Selection, streaming
+from exhaust.datasets.selection import Selection
 from exhaust.models import Job
 from ingest.adapters.participants import Profile
 from ingest.auth import keys

@@ -10,7 +10,8 @@ import pytest
 
 from exhaust import writer
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import Dataset, Selection
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.selection import Selection
 from exhaust.formats.lines import Lines, Sheaf, csv_line
 from ingest.store import batches
 from tests.conftest import make_channel
