@@ -106,13 +106,13 @@ def config(months: int) -> dict[str, str]:
 
 
 def new_job(tag: str, months: int, output_format: str = "csv") -> int:
-    from exhaust import submissions
     from exhaust.datasets.response import RESPONSE
+    from exhaust.jobs import submit
     from ingest.models import Channel
 
     channel = Channel.objects.get(identifier=CHANNEL)
-    return submissions.submit(
-        submissions.Submission(
+    return submit.submit(
+        submit.Submission(
             channel.pk, CHANNEL, tag, RESPONSE.name, config(months), "benchmark", output_format
         )
     ).pk

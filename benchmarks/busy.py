@@ -132,7 +132,7 @@ def under_load(
     """What was made meanwhile, what came of the reads, and what of the events."""
     from django.utils import timezone
 
-    from exhaust import jobs
+    from exhaust.jobs import transitions
 
     files = [new_job(months)]
     while not job_of(files[0]).started_at:
@@ -149,7 +149,7 @@ def under_load(
             time.sleep(0.05)
     read, came = (side.result() for side in sides)
     if not (last := job_of(files[-1])).started_at:
-        jobs.cancel(last, "The time is over.")
+        transitions.cancel(last, "The time is over.")
         files.pop()
     made = [finish(each) for each in files]
     ended, share = meanwhile(made, begun, begun + timedelta(seconds=seconds))

@@ -346,9 +346,10 @@ def against_peers(
 def work() -> None:
     """Claims the job it is told and makes its file."""
     ground.enter({})
-    from exhaust import copying, jobs, runner, storage, writer
+    from exhaust import copying, storage, writer
     from exhaust.datasets.response import RESPONSE
     from exhaust.formats import CSV
+    from exhaust.jobs import attempt, transitions
 
     slice_rows = copying.SLICE_ROWS
 
@@ -366,8 +367,8 @@ def work() -> None:
             store = storage.default()
             store.put("portable.csv", writer.Stream(blocks), CSV.content_type)  # type: ignore[arg-type]
             return {"rows": progress.rows}
-        job = jobs.claim(asked["job"])
-        if job is None or not runner.run(job):
+        job = transitions.claim(asked["job"])
+        if job is None or not attempt.run(job):
             raise SystemExit("The job did not succeed.")
         return {}
 

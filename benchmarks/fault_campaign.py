@@ -113,15 +113,15 @@ class Campaign:
         """Arms the fault before any worker can see the job."""
         from django.db import transaction
 
-        from exhaust import submissions
         from exhaust.datasets.response import RESPONSE
+        from exhaust.jobs import submit
 
         if run.fault.point in {"redis", "disk"}:
             self._befall(run.fault.point, run.fault.kind)
         channel, tag = self._channels[run.channel], f"fault-{run.index}-{time.time_ns()}"
         with transaction.atomic():
-            job = submissions.submit(
-                submissions.Submission(
+            job = submit.submit(
+                submit.Submission(
                     channel.pk,
                     channel.identifier,
                     tag,
@@ -176,13 +176,14 @@ class Campaign:
     def _storm(self, trial: Trial) -> None:
         """The same messages, many times, until the job has ended."""
         from exhaust import tasks
+        from exhaust.jobs import wakeup
 
         task, times = (tasks.work, 20) if trial.run.fault.point == "wake-ups" else (tasks.sweep, 8)
 
         def send() -> None:
             while not trial.ended:
                 for _ in range(times):
-                    tasks.wake(task)
+                    wakeup.wake(task)
                 time.sleep(2)
 
         threading.Thread(target=send, daemon=True).start()

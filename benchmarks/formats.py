@@ -99,9 +99,9 @@ def time_one(
 def work() -> None:
     """The worker's side: makes the job it is told; or a file of a row, to load what that takes."""
     ground.enter({})
-    from exhaust import jobs, runner
     from exhaust.datasets.response import RESPONSE
     from exhaust.formats import FORMATS
+    from exhaust.jobs import attempt, transitions
 
     def answer(asked: dict[str, object]) -> dict[str, int]:
         if "load" in asked:
@@ -110,8 +110,8 @@ def work() -> None:
             body.add([None] * len(RESPONSE.columns))
             body.end()
             return {}
-        job = jobs.claim(int(str(asked["job"])))
-        if job is None or not runner.run(job):
+        job = transitions.claim(int(str(asked["job"])))
+        if job is None or not attempt.run(job):
             raise SystemExit("The job did not succeed.")
         return {}
 

@@ -44,7 +44,7 @@ OTHERS = {
          "Role.objects.filter(channel__identifier=channel)"),
     ],
     "exhaust/api/ledger.py": [("asked['channel'] = channel", "pass")],
-    "exhaust/submissions.py": [
+    "exhaust/jobs/submit.py": [
         ("Job.objects.filter(**identity)",
          "Job.objects.filter(tag=submission.tag, request_id=candidate)"),
         ("Job.objects.get(**identity)",
@@ -92,11 +92,11 @@ EXPLAINED = {
     "exhaust/sinks/sessions.py _given: channel_id=sessions[0].channel_id": (
         "an identity is a digest over the channel too"
     ),
-    "exhaust/submissions.py _find_or_create: Job.objects.get(**identity) ->"
+    "exhaust/jobs/submit.py _find_or_create: Job.objects.get(**identity) ->"
     " Job.objects.get(tag=submission.tag, request_id=candidate)": (
         "the own job is there, or nothing would have failed; with another's beside it, it raises"
     ),
-    "exhaust/withdrawal.py on_erasing: sink__channel=channel_id": (
+    "exhaust/jobs/withdrawal.py on_erasing: sink__channel=channel_id": (
         "the rows are the channel's own by their ids, which no other channel's rows share"
     ),
 }
@@ -106,12 +106,12 @@ NO_WALL = {
     "ingest/auth/keys.py: FROM ingest_application": "asks which channel an application has",
     "exhaust/api/ledger.py: filter(**asked)": "what `asked` says of a channel has a switch",
     "exhaust/api/views.py: get(**kwargs)": "calls a view's method",
-    "exhaust/polling.py: w.channel_id = j.channel_id": "the place in the row's own queue, a number",
-    "exhaust/polling.py: FROM j JOIN ingest_channel": "names the channel of rows that are let in",
+    "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the place in the row's own queue, a number",
+    "exhaust/jobs/polling.py: FROM j JOIN ingest_channel": "names the channel of rows that are let in",
     "exhaust/console/people.py: filter(**{name": "action, actor and subject",
-    "exhaust/submissions.py: filter(**identity)": "has a switch",
-    "exhaust/submissions.py: get(**identity)": "has a switch",
-    "exhaust/submissions.py: filter(**{lookup": "tag and days; the channel is beside it",
+    "exhaust/jobs/submit.py: filter(**identity)": "has a switch",
+    "exhaust/jobs/submit.py: get(**identity)": "has a switch",
+    "exhaust/jobs/submit.py: filter(**{lookup": "tag and days; the channel is beside it",
     "ingest/auth/roles.py: filter(**asked)": "what `asked` says has a switch",
 }
 

@@ -7,7 +7,8 @@ from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 from django.http import HttpRequest, JsonResponse
 
-from exhaust import jobs, storage
+from exhaust import storage
+from exhaust.jobs import transitions
 from exhaust.models import DailyRun
 from ingest.feed import watermark
 from ingest.http import problems
@@ -33,7 +34,7 @@ def ready(request: HttpRequest) -> JsonResponse:
     if told["database"] == "ok":
         told["migrations"] = _migrations()
     if told["migrations"] == "ok":
-        oldest = jobs.oldest_due()
+        oldest = transitions.oldest_due()
         told |= {"broker": _broker(), "storage": _storage()}
         told["oldest_due_job_seconds"] = round(oldest.total_seconds())
     if told["migrations"] != "ok":

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from config import health
-from exhaust import jobs
+from exhaust.jobs import transitions
 from exhaust.models import Job, Sink
 from exhaust.sinks import control
 from ingest.derive import deriver
@@ -79,7 +79,7 @@ class Rows(Collector):
         yield GaugeMetricFamily(
             "exhaust_oldest_due_job_seconds",
             "How long the job that waits longest has waited for a worker.",
-            value=jobs.oldest_due().total_seconds(),
+            value=transitions.oldest_due().total_seconds(),
         )
         feed = GaugeMetricFamily(
             "exhaust_feed_lag_seconds",

@@ -5,7 +5,7 @@ class ExhaustConfig(AppConfig):
     name = "exhaust"
 
     def ready(self) -> None:
-        from exhaust import withdrawal
+        from exhaust.jobs import withdrawal
         from ingest.privacy import consent, erasure
 
         consent.withdrawn.connect(withdrawal.on_withdrawn, dispatch_uid="withdrawn")

@@ -5,20 +5,17 @@ import logging
 import os
 import threading
 from datetime import timedelta
-from functools import cache
 from typing import Any
 
 from celery import shared_task
 from celery.signals import celeryd_after_setup, worker_process_init
-from django.conf import settings
 from django.db import DatabaseError, connections
-from kombu import Connection
-from kombu.exceptions import KombuError
-from kombu.pools import producers
 
 from config import metrics
 from config.celery import app
-from exhaust import daily, jobs, leftovers, notices, retention, runner, schedules, storage
+from exhaust import daily, leftovers, notices, retention, storage
+from exhaust.jobs import attempt, schedules, transitions
+from exhaust.jobs.wakeup import wake, wake_work
 from exhaust.models import Job
 from exhaust.sinks import pump
 from ingest.auth import failures
@@ -38,9 +35,9 @@ def work(queue: str = "nightly") -> None:
     What came by the queue `interactive` makes nothing that can wait.
     """
     with _working:
-        job = jobs.claim(lowest=Job.Priority[queue.upper()], holder=_holder())
+        job = transitions.claim(lowest=Job.Priority[queue.upper()], holder=_holder())
         if job is not None:
-            runner.run(job)
+            attempt.run(job)
     if job is not None:
         wake_work(job.priority)
 
@@ -48,12 +45,12 @@ def work(queue: str = "nightly") -> None:
 @shared_task(name="exhaust.sweep")
 def sweep() -> None:
     """Finds what lost messages and dead workers left, and makes what schedules ask for."""
-    if dead := jobs.reap():
+    if dead := transitions.reap():
         try:
             leftovers.remove_of(*dead)
         except storage.StorageError:
             log.warning("file.left_behind jobs=%s", dead)  # the daily run finds it
-    for priority in jobs.due().order_by().values_list("priority", flat=True).distinct():
+    for priority in transitions.due().order_by().values_list("priority", flat=True).distinct():
         wake_work(priority)
     if notices.due().exists():
         wake(notify)
@@ -101,36 +98,6 @@ def derive() -> None:
     deriver.derive_all(seconds=8)
 
 
-def wake_work(priority: int = Job.Priority.INTERACTIVE) -> None:
-    """Tells a worker that a job of that priority is due."""
-    queue = Job.Priority(priority).name.lower()
-    wake(work, queue, queue=queue)
-
-
-def wake(task: Any, *args: str, **options: Any) -> None:
-    """Tells a worker to look now. A broker that is down costs a second at most, never a request:
-    the sweep finds the job."""
-    try:
-        with producers[_connection()].acquire(block=True, timeout=1) as producer:
-            task.apply_async(args=args, producer=producer, retry=False, **options)
-    except (KombuError, OSError, TimeoutError) as error:
-        log.warning("broker.unreachable error=%s", type(error).__name__)
-
-
-@cache
-def _connection() -> Connection:
-    """The publisher's: it would rather give up than wait."""
-    options: dict[str, Any] = dict(settings.CELERY_BROKER_TRANSPORT_OPTIONS)
-    if not settings.CELERY_BROKER_URL.startswith("filesystem"):
-        options |= {
-            "socket_connect_timeout": 1,
-            "socket_timeout": 1,
-            "retry_on_timeout": False,
-            "max_retries": 0,
-        }
-    return app.connection_for_write(connect_timeout=1, transport_options=options)
-
-
 # Without messages ---------------------------------------------------------------------------------
 
 
@@ -145,11 +112,11 @@ def look(stopped: threading.Event) -> None:
         lowest = Job.Priority.INTERACTIVE  # kept free for those who wait
     while not stopped.wait(2):
         try:
-            if jobs.oldest_due(lowest) > MISSED and _working.acquire(blocking=False):
+            if transitions.oldest_due(lowest) > MISSED and _working.acquire(blocking=False):
                 try:
-                    if job := jobs.claim(lowest=lowest, holder=_holder()):
+                    if job := transitions.claim(lowest=lowest, holder=_holder()):
                         log.warning("broker.missed job=%s", job.pk)
-                        runner.run(job)
+                        attempt.run(job)
                 finally:
                     _working.release()
         except DatabaseError:
@@ -164,7 +131,7 @@ def look(stopped: threading.Event) -> None:
 
 def _holder() -> str:
     """The worker: its children may be gone when it gives back what they had."""
-    return jobs.holder_named(_worker_pid or os.getpid())
+    return transitions.holder_named(_worker_pid or os.getpid())
 
 
 def _watch(**_: Any) -> None:
@@ -190,7 +157,7 @@ def _begin(**_: Any) -> None:
 def _give_back() -> None:
     """A worker that was told to stop does not keep its jobs until their leases lapse."""
     try:
-        for priority in jobs.release(jobs.holder_named(os.getpid())):
+        for priority in transitions.release(transitions.holder_named(os.getpid())):
             wake_work(priority)
     except DatabaseError:
         log.warning("worker.could_not_give_back")

@@ -10,12 +10,13 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 
-from exhaust import links, notices, sealed, submissions
+from exhaust import links, notices, sealed
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import zone
 from exhaust.formats import FORMATS
+from exhaust.jobs import submit
+from exhaust.jobs.submit import Submission
 from exhaust.models import DailyRun, File, Job, Link, Notice, Transition
-from exhaust.submissions import Submission
 from ingest.admin import OnlySuperusers, ReadOnly, Seen
 from ingest.auth import roles
 from ingest.events import Refused
@@ -213,7 +214,7 @@ class JobAdmin(OfJobs):
         said = form.cleaned_data
         conversation: Conversation | None = said["conversation"]
         channel: Channel = conversation.channel if conversation else said["channel"]
-        return submissions.submit(
+        return submit.submit(
             Submission(
                 channel_id=channel.pk,
                 channel=channel.identifier,
@@ -244,7 +245,7 @@ class JobAdmin(OfJobs):
         again = 0
         for job in queryset:
             try:
-                again += submissions.retry(job)
+                again += submit.retry(job)
             except Refused as error:
                 self.message_user(request, f"{job}: {error}", messages.ERROR)
         self._tell(request, queryset, again, "will run again", "at work or done")
@@ -252,7 +253,7 @@ class JobAdmin(OfJobs):
     @admin.action(description="Cancel the selected jobs", permissions=["add"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
         by = request.user.get_username()
-        stopped = sum(submissions.cancel(job, by) for job in queryset)
+        stopped = sum(submit.cancel(job, by) for job in queryset)
         self._tell(request, queryset, stopped, "are cancelled", "ended already")
 
     def _tell(

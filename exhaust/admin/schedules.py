@@ -9,10 +9,10 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html_join
 
-from exhaust import schedules
 from exhaust.admin.jobs import NOT_YOURS, askable, may_ask
 from exhaust.datasets import DATASETS
 from exhaust.formats import FORMATS
+from exhaust.jobs import schedules
 from exhaust.models import Schedule
 from ingest.admin import Seen, Walled
 from ingest.events import Refused

@@ -5,11 +5,12 @@ from typing import Any
 
 from django.utils import timezone
 
-from exhaust import jobs, links
+from exhaust import links
 from exhaust.datasets import DATASETS
+from exhaust.jobs import transitions
+from exhaust.jobs.preview import Preview
+from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Notice
-from exhaust.previews import Preview
-from exhaust.submissions import Submission
 
 
 def job(row: Job) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def job(row: Job) -> dict[str, Any]:
         "status": row.status,
         "lastUpdated": _ms(row.completed_at or row.submitted_at),
         "datasetConfig": row.config,
-        "attempts": jobs.failed_attempts(row),
+        "attempts": transitions.failed_attempts(row),
         "jobStats": {
             "dtJobSubmitted": _ms(row.submitted_at),
             "dtJobCompleted": _ms(row.completed_at),
@@ -61,7 +62,7 @@ def job(row: Job) -> dict[str, Any]:
 
 def callback(row: Job) -> dict[str, Any]:
     """How its receiver was told of the job's end; of an earlier end nothing is shown."""
-    told = list(row.notices.all()) if row.status in jobs.ENDS else []
+    told = list(row.notices.all()) if row.status in transitions.ENDS else []
     notice = max(told, key=lambda notice: notice.pk, default=Notice())
     return {
         "url": row.callback_url,

@@ -7,9 +7,9 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust import schedules
 from exhaust.api import envelope, validation
 from exhaust.api.views import DatasetView, NamedView, OrderView, readable, scope
+from exhaust.jobs import schedules
 from exhaust.models import Schedule
 from ingest.auth import keys
 

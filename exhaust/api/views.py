@@ -15,11 +15,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from exhaust import links, metrics, polling, previews, storage, submissions
+from exhaust import links, metrics, storage
 from exhaust.api import envelope, presenters, validation
 from exhaust.datasets import DATASETS
+from exhaust.jobs import polling, preview, queries, submit
+from exhaust.jobs.queries import Filters, Page
+from exhaust.jobs.submit import Submission
 from exhaust.models import File, Job, Link
-from exhaust.submissions import Filters, Page, Submission
 from ingest import audit
 from ingest.adapters import body
 from ingest.audit import Actor
@@ -149,7 +151,7 @@ def submission(
         sealing=said.get("sealing") or "",
         encryption_key=said.get("encryptionKey") or "",
     )
-    submissions.check(asked)
+    submit.check(asked)
     return asked
 
 
@@ -159,7 +161,7 @@ class SubmitView(AskView):
     operation = "request.submit"
 
     def post(self, request: Request) -> Response:
-        job = submissions.submit(self.asked(request))
+        job = submit.submit(self.asked(request))
         return envelope.wrapped(self.operation, presenters.job(job))
 
 
@@ -170,13 +172,13 @@ class PreviewView(AskView):
 
     def post(self, request: Request) -> Response:
         asked = self.asked(request)
-        return envelope.wrapped(self.operation, presenters.preview(asked, previews.preview(asked)))
+        return envelope.wrapped(self.operation, presenters.preview(asked, preview.preview(asked)))
 
 
 class JobView(DatasetView):
     """What is about one job: `…/{tag}?requestId=`."""
 
-    find = staticmethod(submissions.find)
+    find = staticmethod(queries.find)
 
     def job(self, request: Request, tag: str) -> Job:
         """Raises `NotFound`, also for another channel's."""
@@ -206,7 +208,7 @@ class CancelView(JobView):
 
     def post(self, request: Request, tag: str) -> Response:
         job = self.job(request, tag)
-        won = submissions.cancel(job, keys.caller(request).name)
+        won = submit.cancel(job, keys.caller(request).name)
         if not won and job.status != Job.Status.CANCELLED:
             raise Refused(
                 "conflict", f"The request is {job.status}; there is nothing to cancel.", 409
@@ -221,7 +223,7 @@ class RetryView(JobView):
 
     def post(self, request: Request, tag: str) -> Response:
         job = self.job(request, tag)
-        if not submissions.retry(job):
+        if not submit.retry(job):
             raise Refused(
                 "conflict",
                 f"The request is {job.status}; only what FAILED or was CANCELLED can run again.",
@@ -297,10 +299,8 @@ class SearchView(DatasetView):
             submitted_from=first and _midnight(first),
             submitted_before=last and _midnight(last + timedelta(days=1)),
         )
-        found = submissions.page(filters, said["limit"], said["cursor"])
-        return envelope.wrapped(
-            self.operation, _listed(found, submissions.matching(filters).count())
-        )
+        found = queries.page(filters, said["limit"], said["cursor"])
+        return envelope.wrapped(self.operation, _listed(found, queries.matching(filters).count()))
 
 
 def readable(caller: Caller) -> list[str]:

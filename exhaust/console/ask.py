@@ -11,7 +11,6 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils import timezone
 
-from exhaust import previews, schedules, submissions
 from exhaust.api import validation
 from exhaust.api.views import submission
 from exhaust.console import jobs
@@ -19,7 +18,9 @@ from exhaust.console.gate import ASK, Here, show, typed, within
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import zone
 from exhaust.formats import FORMATS
-from exhaust.submissions import Submission
+from exhaust.jobs import preview as previews
+from exhaust.jobs import schedules, submit
+from exhaust.jobs.submit import Submission
 from ingest.events import Refused
 from ingest.models import Application, Conversation
 
@@ -152,7 +153,7 @@ def ask(request: HttpRequest, here: Here) -> HttpResponse:
     asked = read(here, said)
     if act == "send" and asked.submission:
         try:
-            job = submissions.submit(asked.submission)
+            job = submit.submit(asked.submission)
         except Refused as error:
             asked.errors = refusal(error)
             return _form(request, here, asked, error.status)

@@ -13,7 +13,7 @@ from exhaust.console.ask import PRESETS, matching
 from exhaust.console.gate import VIEW, Here, show, typed, within
 from exhaust.console.pictures import SECONDS, Picture, Span, span
 from exhaust.console.templatetags.console import grouped
-from exhaust.previews import within_seconds
+from exhaust.jobs.preview import within_seconds
 from ingest.models import Conversation, StoredEvent
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils import timezone
 
-from exhaust import jobs as moves
-from exhaust import links, submissions
+from exhaust import links
 from exhaust.api import presenters, validation
 from exhaust.console.gate import ASK, Here, missing, show, typed, within
 from exhaust.datasets import DATASETS, is_private
+from exhaust.jobs import queries, submit
+from exhaust.jobs import transitions as moves
+from exhaust.jobs.queries import Filters
 from exhaust.models import File, Job, Link
-from exhaust.submissions import Filters
 from ingest.events import Refused
 from ingest.models import Conversation
 
@@ -181,7 +182,7 @@ def listing(request: HttpRequest, here: Here) -> HttpResponse:
     if not errors:
         try:
             limit = min(MOST, max(1, int(said.get("limit", PER_PAGE))))
-            page = submissions.page(filters, limit, said.get("cursor"))
+            page = queries.page(filters, limit, said.get("cursor"))
             rows, after = page.jobs, page.cursor
         except (Refused, ValueError):
             errors["cursor"] = "This page of the list is no more; begin with the newest."
@@ -249,7 +250,7 @@ def _with(request: HttpRequest, cursor: str) -> str:
 
 def find(here: Here, tag: str, request_id: str) -> Job:
     """Raises `Http404`, also for another channel's, and for one whose dataset is not theirs."""
-    job = submissions.find(here.channel_id, tag, request_id)
+    job = queries.find(here.channel_id, tag, request_id)
     if job is None or job.dataset not in here.datasets:
         raise Http404
     return job
@@ -332,7 +333,7 @@ def call(job: Job) -> str:
 @within(*ASK, methods=("POST",))
 def cancel(request: HttpRequest, here: Here, tag: str, request_id: str) -> HttpResponse:
     job = find(here, tag, request_id)
-    if submissions.cancel(job, here.person):
+    if submit.cancel(job, here.person):
         messages.success(request, "The request is cancelled.")
     else:
         messages.warning(request, "It had ended already; there was nothing to cancel.")
@@ -343,7 +344,7 @@ def cancel(request: HttpRequest, here: Here, tag: str, request_id: str) -> HttpR
 def retry(request: HttpRequest, here: Here, tag: str, request_id: str) -> HttpResponse:
     job = find(here, tag, request_id)
     try:
-        if submissions.retry(job):
+        if submit.retry(job):
             messages.success(request, "It runs again.")
         else:
             messages.warning(request, "Only what failed or was cancelled can run again.")

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 
 from exhaust.console.gate import Here, show, typed, within
 from exhaust.feed import cursor
-from exhaust.previews import MASK
+from exhaust.jobs.preview import MASK
 from ingest import audit
 from ingest.events import Refused
 from ingest.models import LedgerEntry, Participant

@@ -14,13 +14,13 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from exhaust import schedules
 from exhaust.console import svg
 from exhaust.console.ask import PRESETS
 from exhaust.console.gate import VIEW, Here, show, typed, within
 from exhaust.console.templatetags.console import grouped, lasting, status
+from exhaust.jobs import schedules
+from exhaust.jobs.preview import within_seconds
 from exhaust.models import Job, Sink
-from exhaust.previews import within_seconds
 from exhaust.sinks import control
 from ingest.auth import roles
 from ingest.derive import deriver

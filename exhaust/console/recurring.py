@@ -8,14 +8,14 @@ from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from exhaust import schedules
 from exhaust.api import schedules as api
 from exhaust.console.ask import by_field, formats, found, zones
 from exhaust.console.gate import Here, show, typed, within
 from exhaust.console.jobs import named
 from exhaust.datasets import DATASETS
+from exhaust.jobs import schedules
+from exhaust.jobs.schedules import Asked
 from exhaust.models import Schedule
-from exhaust.schedules import Asked
 from ingest.events import Refused
 
 WINDOWS = ("yesterday", "last 7 days", "last 30 days", "last week", "this month", "last month")

@@ -49,12 +49,12 @@ def test_what_the_server_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -
     import schemathesis
 
     from config.wsgi import application
-    from exhaust import jobs
+    from exhaust.jobs import transitions
 
     def careless() -> Any:
         raise KeyError("oldest")
 
-    monkeypatch.setattr(jobs, "oldest_due", careless)
+    monkeypatch.setattr(transitions, "oldest_due", careless)
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
     campaign = fuzz.Campaign(schema.include(path="/readyz"), fuzz.rights(), requests=1)
     campaign.run()

@@ -177,11 +177,11 @@ def test_the_next_request_has_nothing_of_the_one_before(written: Written, asker:
 
 @pytest.mark.django_db
 def test_the_lines_of_a_job_name_its_channel(written: Written):
-    from exhaust import runner
+    from exhaust.jobs import attempt
     from tests.exhaust.factories import make_claimed
 
     job = make_claimed(output_format="none")
-    assert runner.run(job) is False
+    assert attempt.run(job) is False
     (line,) = [line for line in written.lines if line.get("event") == "job.failed"]
     assert (line["job"], line["attempt"], line["channel"]) == (job.pk, 1, "ORG_001")
 
@@ -225,7 +225,7 @@ def test_a_failed_request_is_told_without_its_words(written: Written, monkeypatc
     def fail(*_: Any) -> None:
         raise RuntimeError(CANARY)
 
-    monkeypatch.setattr("exhaust.polling.page", fail)
+    monkeypatch.setattr("exhaust.jobs.polling.page", fail)
     key = make_key("export:response")
     client = Client(headers=bearer(key), raise_request_exception=False)
     answer = client.get("/dataset/v1/request/list/t")

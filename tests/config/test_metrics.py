@@ -12,7 +12,8 @@ from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import health, settings
-from exhaust import jobs, links, storage
+from exhaust import links, storage
+from exhaust.jobs import transitions
 from exhaust.models import DailyRun, Job
 from tests.conftest import bearer, make_key
 from tests.exhaust.factories import make_claimed, make_finished, make_job
@@ -51,11 +52,11 @@ def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
 
     # when one is made, one failed, one stopped, one taken over, and one waits
     made = make_finished(b"a,b\n1,2\n")
-    jobs.fail(make_claimed(), "no", permanent=True)
-    jobs.cancel(make_claimed(), "stop")
+    transitions.fail(make_claimed(), "no", permanent=True)
+    transitions.cancel(make_claimed(), "stop")
     make_claimed()
     Job.objects.filter(status="PROCESSING").update(lease_until="2020-01-01T00:00Z")
-    jobs.claim()
+    transitions.claim()
     make_job(priority=Job.Priority.NIGHTLY)
 
     # then

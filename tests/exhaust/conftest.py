@@ -3,7 +3,8 @@
 import pytest
 from django.utils import timezone
 
-from exhaust import daily, tasks
+from exhaust import daily
+from exhaust.jobs import wakeup
 from exhaust.models import DailyRun
 
 
@@ -11,7 +12,7 @@ from exhaust.models import DailyRun
 def wakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every message that would have gone to the broker, by its task's name."""
     heard: list[str] = []
-    monkeypatch.setattr(tasks, "wake", lambda task, *_, **__: heard.append(task.name))
+    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task.name))
     return heard
 
 

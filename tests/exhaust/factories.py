@@ -11,9 +11,10 @@ from uuid import uuid4
 from django.conf import settings
 from django.utils import timezone
 
-from exhaust import jobs, storage
+from exhaust import storage
+from exhaust.jobs import transitions
+from exhaust.jobs.submit import Submission
 from exhaust.models import File, Job
-from exhaust.submissions import Submission
 from ingest.adapters import telemetry
 from ingest.events import Batch, Call, Event, identity
 from ingest.store import batches
@@ -60,7 +61,7 @@ def make_job(**overrides: Any) -> Job:
 
 
 def make_claimed(**overrides: Any) -> Job:
-    job = jobs.claim(make_job(**overrides).pk)
+    job = transitions.claim(make_job(**overrides).pk)
     assert job is not None
     return job
 
@@ -70,7 +71,7 @@ def make_finished(content: bytes = b"a,b\n1,2\n", **overrides: Any) -> Job:
     job = make_claimed(**overrides)
     key = f"response/{job.pk}/{job.attempt}-{uuid4().hex}.csv"
     storage.default().put(key, io.BytesIO(content), "text/csv; charset=utf-8")
-    assert jobs.publish(job, [make_file(job, key=key, content=content)], "")
+    assert transitions.publish(job, [make_file(job, key=key, content=content)], "")
     job.refresh_from_db()
     return job
 

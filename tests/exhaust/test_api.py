@@ -10,8 +10,8 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import jobs, polling, runner, submissions
 from exhaust.datasets import DATASETS
+from exhaust.jobs import attempt, polling, queries, submit, transitions
 from exhaust.models import Job, Link
 from ingest.models import ApiKey
 from tests.conftest import bearer, make_key
@@ -198,7 +198,7 @@ def test_the_guides_request_is_accepted(asker: Client, prefix: str, word: str) -
         "priority": "interactive",
     }
     day = job.submitted_at.date()
-    assert result["requestId"] == submissions.request_id(
+    assert result["requestId"] == submit.request_id(
         RESPONSE, TAG, "user_id", "ORG_001", day, RESPONSE
     )
 
@@ -324,7 +324,7 @@ def test_read_of_a_finished_job(asker: Client) -> None:
 def test_read_of_a_failed_job(asker: Client) -> None:
     # given a job that failed for ever in its first attempt
     job = make_claimed()
-    jobs.fail(job, "There is no dataset x any more.", permanent=True)
+    transitions.fail(job, "There is no dataset x any more.", permanent=True)
 
     # when
     result = assert_envelope(read(asker, "daily", job.request_id), "request.info", 200, "OK")
@@ -666,9 +666,9 @@ def test_what_was_accepted_can_be_worked_on(asker: Client, changes: dict[str, st
 
     # then what the door let in can be worked on
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
-    claimed = jobs.claim()
+    claimed = transitions.claim()
     assert claimed is not None
-    assert runner.run(claimed), row_of(claimed)["status_message"]
+    assert attempt.run(claimed), row_of(claimed)["status_message"]
 
 
 # Who may --------------------------------------------------------------------------------------
@@ -859,9 +859,9 @@ def test_our_failure_is_in_the_envelope_and_tells_nothing(
     def broken(*_: Any) -> Any:
         raise RuntimeError("password=hunter2 at /srv/secret")
 
-    monkeypatch.setattr(submissions, "submit", broken)
-    monkeypatch.setattr(submissions, "find", broken)
-    monkeypatch.setattr(submissions, "page", broken)
+    monkeypatch.setattr(submit, "submit", broken)
+    monkeypatch.setattr(queries, "find", broken)
+    monkeypatch.setattr(queries, "page", broken)
     monkeypatch.setattr(polling, "_jobs", broken)
 
     # when
@@ -883,7 +883,7 @@ def test_our_failure_is_in_the_envelope_and_tells_nothing(
 def test_a_job_of_a_dataset_that_is_gone_can_be_read(asker: Client) -> None:
     # given a job of a dataset that an update took away
     job = make_claimed(dataset="no-more")
-    jobs.fail(job, "There is no dataset no-more any more.", permanent=True)
+    transitions.fail(job, "There is no dataset no-more any more.", permanent=True)
     before = row_of(job)
 
     # when its requester polls

@@ -19,8 +19,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import jobs, links
+from exhaust import links
 from exhaust.console import jobs as console_jobs
+from exhaust.jobs import transitions
 from exhaust.models import File, Job, Link
 from ingest.models import Application, Role
 from tests.conftest import make_channel
@@ -466,7 +467,7 @@ def test_a_job_is_cancelled_and_runs_again(asha: Client) -> None:
 
 def test_a_failed_job_says_why(asha: Client) -> None:
     job = make_claimed()
-    jobs.fail(job, "The rows do not go into one sheet.", permanent=True)
+    transitions.fail(job, "The rows do not go into one sheet.", permanent=True)
     said = text(asha.get(at(job)))
     assert "The rows do not go into one sheet." in said
     assert "Run it again" in said

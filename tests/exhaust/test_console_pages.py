@@ -11,10 +11,10 @@ from django.test import Client
 from django.urls import URLPattern
 from django.utils import timezone
 
-from exhaust import jobs, schedules
 from exhaust.console import conversations, pictures, svg
 from exhaust.console.templatetags import console as words
 from exhaust.console.urls import urlpatterns
+from exhaust.jobs import schedules, transitions
 from exhaust.models import Job, Schedule, Sink
 from exhaust.sinks import control
 from ingest.adapters.participants import Profile
@@ -553,7 +553,7 @@ def test_pictures_have_their_numbers_as_tables() -> None:
     )
     Rejected.objects.filter(pk=reject().pk).update(received_at=now)
     secret = make_job(dataset=PRIVATE, submitted_at=now)
-    jobs.cancel(secret, "x")
+    transitions.cancel(secret, "x")
     said = text(
         person(submit_response=True).get(f"{C}/pictures?startDate=2022-03-01&endDate=2022-03-31")
     )

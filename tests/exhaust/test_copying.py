@@ -10,11 +10,12 @@ import pytest
 from django.db import DataError, OperationalError, connection
 from psycopg.errors import QueryCanceled
 
-from exhaust import copying, runner, writer
+from exhaust import copying, writer
 from exhaust.copying import Statements, copied
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
 from exhaust.formats import FORMATS
+from exhaust.jobs import attempt
 from exhaust.models import File
 from tests.exhaust import corpus
 from tests.exhaust.factories import answer, make_claimed, send
@@ -74,7 +75,7 @@ def test_rows_of_one_moment_stay_in_one_slice(monkeypatch: pytest.MonkeyPatch) -
         event["ets"] += number // 4 * 1000 - number * 1000
         send(event)
     job = make_claimed()
-    selection = runner._selection(job, RESPONSE)
+    selection = attempt._selection(job, RESPONSE)
     whole = made(selection, "csv")
     monkeypatch.setattr(RESPONSE, "estimate", lambda _: 9, raising=False)
     monkeypatch.setattr(copying, "SLICE_ROWS", 1)
@@ -104,7 +105,7 @@ def test_a_job_of_many_slices_is_published(monkeypatch: pytest.MonkeyPatch) -> N
     job = make_claimed()
 
     # when
-    done = runner.run(job)
+    done = attempt.run(job)
 
     # then
     assert done

@@ -10,8 +10,9 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import daily, jobs, retention, runner
+from exhaust import daily, retention
 from exhaust.feed import pages
+from exhaust.jobs import attempt, transitions
 from exhaust.models import DailyRun, Job, Sink
 from exhaust.sinks import control, pump
 from ingest.derive import deriver
@@ -220,7 +221,7 @@ def test_a_supplement_of_what_was_pruned_is_refused(puller: Client) -> None:
     # given a file, and what arrived since
     arrive(1, 2)
     first = make_claimed(request_id="A" * 32)
-    assert runner.run(first)
+    assert attempt.run(first)
     arrive(3, 4)
     arrive(5, 5, timedelta())
     waiting = make_job(config={**CONFIG, "since": first.request_id})
@@ -238,9 +239,9 @@ def test_a_supplement_of_what_was_pruned_is_refused(puller: Client) -> None:
     refused = puller.post(*ask)
     assert refused.status_code == 410
     assert "ask without since" in refused.json()["params"]["errmsg"]
-    job = jobs.claim(waiting.pk)
+    job = transitions.claim(waiting.pk)
     assert job is not None
-    assert not runner.run(job)
+    assert not attempt.run(job)
     waiting.refresh_from_db()
     assert (waiting.status, "ask without since" in waiting.status_message) == ("FAILED", True)
 
@@ -251,15 +252,15 @@ def test_every_attempt_finds_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> N
     arrive(5, 5, timedelta())
     job = make_claimed()
     with monkeypatch.context() as broken:
-        broken.setattr(runner, "_stored", lambda *_: 1 / 0)
-        assert not runner.run(job)
+        broken.setattr(attempt, "_stored", lambda *_: 1 / 0)
+        assert not attempt.run(job)
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
 
     # when / then nothing is pruned until it has its file, with all of them
     assert prune() == 0
-    again = jobs.claim(job.pk)
+    again = transitions.claim(job.pk)
     assert again is not None
-    assert runner.run(again)
+    assert attempt.run(again)
     again.refresh_from_db()
     assert again.files.get().row_count == 5
     assert again.status_message == ""
@@ -267,7 +268,7 @@ def test_every_attempt_finds_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> N
 
     # and a later file says what is no longer there
     later = make_claimed()
-    assert runner.run(later)
+    assert attempt.run(later)
     later.refresh_from_db()
     assert later.files.get().row_count == 1
     assert "are not kept" in later.status_message
@@ -281,9 +282,9 @@ def test_a_request_that_is_overtaken_fails_with_a_sentence() -> None:
     assert pruning.prune(make_channel().pk, timezone.now()) > 0
 
     # when / then
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert not runner.run(claimed)
+    assert not attempt.run(claimed)
     job.refresh_from_db()
     assert (job.status, job.attempt) == ("FAILED", 1)
     assert "pruned meanwhile; send it again" in job.status_message

@@ -10,9 +10,10 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import jobs, runner, schedules, storage, writer
+from exhaust import storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
+from exhaust.jobs import attempt, schedules, transitions
 from exhaust.models import File, Job, Schedule
 from ingest.auth import keys
 from ingest.derive import deriver
@@ -62,9 +63,9 @@ def table(data: bytes) -> list[dict[str, str]]:
 def made(dataset: str, **said: Any) -> list[dict[str, str]]:
     """The rows of a job's file."""
     job = make_job(dataset=dataset, config=config(dataset, **said))
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert runner.run(claimed), Job.objects.get(pk=job.pk).status_message
+    assert attempt.run(claimed), Job.objects.get(pk=job.pk).status_message
     file = File.objects.get(job=job)
     with storage.default().open(file.key) as stream:
         return table(stream.read())
@@ -332,15 +333,15 @@ def attempted(job: Job) -> bytes:
     """The file of the next attempt, not published."""
     job.refresh_from_db()
     dataset = DATASETS[job.dataset]
-    chosen = runner._selection(job, dataset)
-    jobs.mark(job, chosen.watermark, 0)
+    chosen = attempt._selection(job, dataset)
+    transitions.mark(job, chosen.watermark, 0)
     return b"".join(writer.blocks(dataset, chosen, writer.Progress()))
 
 
 def test_every_attempt_at_events_makes_the_same_bytes() -> None:
     revise(1, "first")
     send(answer(1))
-    job = jobs.claim(make_job(dataset=EVENTS, config=config(EVENTS)).pk)
+    job = transitions.claim(make_job(dataset=EVENTS, config=config(EVENTS)).pk)
     assert job is not None
     first = attempted(job)
     revise(1, "second")
@@ -354,7 +355,7 @@ def test_a_record_that_changed_is_missing_from_a_later_attempt_and_stands_behind
     dataset: str,
 ) -> None:
     send(answer(1), answer(200))
-    job = jobs.claim(make_job(dataset=dataset, config=config(dataset)).pk)
+    job = transitions.claim(make_job(dataset=dataset, config=config(dataset)).pk)
     assert job is not None
     first = table(attempted(job))
     # when one of the two changes
@@ -469,10 +470,10 @@ def test_a_schedule_asks_for_them(wakes: list[str], dataset: str) -> None:
     assert answered.json()["result"]["conversationId"] == ""
     Schedule.objects.update(next_at=timezone.now() - timedelta(minutes=1))
     assert schedules.make_due() == 1
-    job = jobs.claim(Job.objects.get().pk)
+    job = transitions.claim(Job.objects.get().pk)
     assert job is not None
     assert "conversationId" not in job.config
-    assert runner.run(job)
+    assert attempt.run(job)
 
 
 def content(file: File) -> bytes:
@@ -486,9 +487,9 @@ def test_a_file_and_the_pull_from_its_cursor_are_the_whole(dataset: str, setting
     settings.EXHAUST_PART_BYTES = 1
     send(*(answer(number) for number in range(3)))
     deriver.derive_all(30)
-    job = jobs.claim(make_job(dataset=dataset, config=config(dataset)).pk)
+    job = transitions.claim(make_job(dataset=dataset, config=config(dataset)).pk)
     assert job is not None
-    assert runner.run(job)
+    assert attempt.run(job)
     *parts, last = File.objects.filter(job=job).order_by("part")
     manifest = json.loads(content(last))
     rows = [row for part in parts for row in table(content(part))]
@@ -513,8 +514,8 @@ def test_a_file_and_the_pull_from_its_cursor_are_the_whole(dataset: str, setting
 
     # and a supplement begins where the file ended
     since = make_job(dataset=dataset, config=config(dataset, since=job.request_id))
-    more = jobs.claim(since.pk)
+    more = transitions.claim(since.pk)
     assert more is not None
-    assert runner.run(more)
+    assert attempt.run(more)
     files = list(File.objects.filter(job=more).order_by("part"))
     assert [row["Position"] for row in table(content(files[0]))] == [later]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections
 
-from exhaust import jobs, runner, storage
+from exhaust import storage
 from exhaust.failpoints import NAMES, failpoint
+from exhaust.jobs import attempt, transitions
 from exhaust.models import Job
 from tests.exhaust.factories import answer, make_job, send
 
@@ -149,9 +150,9 @@ def test_every_one_is_passed_with_its_job(name: str, armed: Path) -> None:
 
     # when
     try:
-        claimed = jobs.claim(job.pk)
+        claimed = transitions.claim(job.pk)
         assert claimed is not None
-        runner.run(claimed)
+        attempt.run(claimed)
     except OperationalError:
         assert name.startswith("claim.")
 

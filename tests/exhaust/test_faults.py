@@ -20,7 +20,8 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 from django.utils import timezone
 
 from config.celery import app, survive_a_child_that_died_without_redis
-from exhaust import jobs, leftovers, runner, storage, tasks
+from exhaust import leftovers, storage, tasks
+from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import File, Job
 from ingest.models import Channel
 from tests.exhaust.factories import answer, make_claimed, make_job, row_of, send, stored
@@ -61,14 +62,14 @@ def lapsed() -> Any:
 @pytest.mark.postgresql
 def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: Any) -> None:
     # given a claim that was stopped in the channel whose turn it is
-    monkeypatch.setattr(jobs, "_CLAIM_WAITS_MS", 300)
+    monkeypatch.setattr(transitions, "_CLAIM_WAITS_MS", 300)
     make_job(channel="ORG_001")
     other = make_job(channel="ORG_002")
 
     # when / then another channel's job is claimed soon
     begun = time.monotonic()
     with holding(Channel.objects.filter(identifier="ORG_001")):
-        claimed = jobs.claim()
+        claimed = transitions.claim()
     assert claimed is not None
     assert claimed.pk == other.pk
     assert time.monotonic() - begun < 5
@@ -77,13 +78,13 @@ def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: An
 @pytest.mark.postgresql
 def test_a_claim_that_is_stopped_gives_its_channel_back(monkeypatch: Any) -> None:
     # given a claim that does not go on before its commit
-    monkeypatch.setattr(jobs, "_CLAIM_STALLS_MS", 100)
+    monkeypatch.setattr(transitions, "_CLAIM_STALLS_MS", 100)
     job = make_job()
-    monkeypatch.setattr(jobs, "failpoint", lambda *_: time.sleep(1))
+    monkeypatch.setattr(transitions, "failpoint", lambda *_: time.sleep(1))
 
     # when / then the server has ended it by then
     with pytest.raises(DatabaseError):
-        jobs.claim(job.pk)
+        transitions.claim(job.pk)
     connection.close()
     assert (row_of(job)["status"], row_of(job)["attempt"]) == ("SUBMITTED", 0)
 
@@ -97,7 +98,7 @@ def test_a_publication_that_was_stopped_keeps_no_other_job_waiting() -> None:
     # when / then the channel's next is claimed soon
     begun = time.monotonic()
     with holding(Job.objects.filter(pk=stuck.pk)):
-        claimed = jobs.claim()
+        claimed = transitions.claim()
     assert claimed is not None
     assert claimed.pk == other.pk
     assert time.monotonic() - begun < 2
@@ -112,9 +113,9 @@ def test_a_publication_that_was_stopped_keeps_no_reaping_waiting() -> None:
     # when / then
     begun = time.monotonic()
     with holding(Job.objects.filter(pk=stuck.pk)):
-        assert jobs.reap() == [dead.pk]
+        assert transitions.reap() == [dead.pk]
     assert time.monotonic() - begun < 2
-    assert jobs.reap() == [stuck.pk]
+    assert transitions.reap() == [stuck.pk]
 
 
 # A commit whose answer was lost -------------------------------------------------------------------
@@ -126,7 +127,7 @@ def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
 ) -> None:
     # given a publication that the server is still busy with when the connection is lost
     send(answer(1))
-    publish, threads = jobs.publish, []
+    publish, threads = transitions.publish, []
 
     def cut_off(*args: Any, **kwargs: Any) -> bool:
         asked = threading.Event()
@@ -143,11 +144,11 @@ def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
         assert asked.wait(5)
         raise OperationalError("the connection was lost")
 
-    monkeypatch.setattr(jobs, "publish", cut_off)
+    monkeypatch.setattr(transitions, "publish", cut_off)
     job = make_claimed()
 
     # when
-    runner.run(job)
+    attempt.run(job)
     threads[0].join()
 
     # then the job has its file
@@ -162,7 +163,7 @@ def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
     # given a published file, and an upload of its key whose beginning was never answered
     send(answer(1))
     job = make_claimed()
-    assert runner.run(job)
+    assert attempt.run(job)
     key = File.objects.get().key
     draft = storage.FolderStorage._draft(files / key)
     draft.write_text("half")
@@ -201,7 +202,7 @@ def test_a_storage_that_fails_in_the_middle_leads_back_to_submitted(
 
     # when / then
     begun = time.monotonic()
-    assert not runner.run(job)
+    assert not attempt.run(job)
     assert time.monotonic() - begun < 10
     assert row_of(job)["status_message"] == "The file could not be stored."
 
@@ -214,7 +215,7 @@ def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any)
     looks = iter([KeyError("default"), None, None])
     job = make_job(due_at=timezone.now() - timedelta(minutes=1))
     Job.objects.update(submitted_at=timezone.now() - timedelta(minutes=1))
-    oldest_due = jobs.oldest_due
+    oldest_due = transitions.oldest_due
 
     def unforeseen(lowest: int) -> timedelta:
         if error := next(looks):
@@ -228,7 +229,7 @@ def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any)
             self.turns += 1
             return self.turns > 2
 
-    monkeypatch.setattr(jobs, "oldest_due", unforeseen)
+    monkeypatch.setattr(transitions, "oldest_due", unforeseen)
 
     # when / then the next one makes it
     tasks.look(Twice())
@@ -313,7 +314,7 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> Non
         command = [sys.executable, "-m", "celery", "-A", "config", "worker", "--concurrency", "1"]
         worker = started(stack, *command, "-l", "INFO", "-Q", "nightly", env=variables, log=log)
         until(lambda: b" ready." in log.read_bytes(), "the worker")
-        tasks.wake_work(Job.Priority.NIGHTLY)
+        wakeup.wake_work(Job.Priority.NIGHTLY)
         until(lambda: row_of(job)["status"] == "PROCESSING", "the claim")
         zombie = Job.objects.get(pk=job.pk)
 
@@ -322,11 +323,11 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> Non
         worker.wait(20)
 
     # then the next worker may have it at once, the stop counts as no failure, the first is fenced
-    assert not jobs.renew(zombie, 1)
-    heir = jobs.claim()
+    assert not transitions.renew(zombie, 1)
+    heir = transitions.claim()
     assert heir is not None
     assert (heir.pk, heir.attempt, heir.attempt_limit) == (job.pk, 2, 4)
-    assert runner.run(heir)
+    assert attempt.run(heir)
 
 
 def started(

@@ -23,13 +23,14 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import jobs, leftovers, runner, storage, writer
+from exhaust import leftovers, storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.columns import Column, Kind, guarded, is_number
 from exhaust.datasets.selection import Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.formats import FORMATS, Format
+from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
 from ingest.adapters.participants import Profile
 from ingest.derive import deriver
@@ -316,9 +317,9 @@ def test_a_sheet_may_have_many_columns():
 
 def run(**overrides: Any) -> Job:
     """A job after one attempt."""
-    job = jobs.claim(make_job(**overrides).pk)
+    job = transitions.claim(make_job(**overrides).pk)
     assert job is not None
-    runner.run(job)
+    attempt.run(job)
     job.refresh_from_db()
     return job
 
@@ -457,9 +458,9 @@ def test_every_attempt_makes_the_same_parts(form: Format, files: Path, settings:
 
     # when another makes them, after more has arrived
     send(answer(1000))
-    heir = jobs.claim(job.pk)
+    heir = transitions.claim(job.pk)
     assert heir is not None
-    assert runner.run(heir)
+    assert attempt.run(heir)
 
     # then they are the same, and the manifest too
     assert len(first) > 2
@@ -525,10 +526,10 @@ def test_an_attempt_that_fails_between_parts_leaves_nothing(
 
     # and a later attempt makes them all
     monkeypatch.setattr(storage.FolderStorage, "put", put)
-    jobs.hasten(job)
-    again = jobs.claim(job.pk)
+    transitions.hasten(job)
+    again = transitions.claim(job.pk)
     assert again is not None
-    assert runner.run(again)
+    assert attempt.run(again)
     assert File.objects.count() == len(stored(files)) == 4
 
 
@@ -544,9 +545,9 @@ def test_an_attempt_that_was_killed_between_parts_is_cleaned_up_after(files: Pat
         left_of(over, 3, suffix=suffix)
 
     # when the next attempt is done, and somebody looks through the storage
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert runner.run(claimed)
+    assert attempt.run(claimed)
     assert sum(leftovers.remove_all()) == len(FORMATS) + 1
 
     # then only what rows name is left
@@ -600,7 +601,7 @@ def test_a_count_that_was_too_small_does_not_make_a_sheet_too_long(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ):
     send(answer(1), answer(2), answer(3))
-    monkeypatch.setattr(runner, "_require_fit", lambda *_: None)
+    monkeypatch.setattr(attempt, "_require_fit", lambda *_: None)
 
     assert run(output_format="xlsx").status == "FAILED"
     assert stored(files) == []

@@ -10,7 +10,7 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from exhaust import jobs
+from exhaust.jobs import transitions
 from exhaust.models import File, Job, Transition
 from tests.exhaust.factories import make_claimed, make_file, make_job, row_of
 
@@ -35,16 +35,16 @@ STATES: dict[str, Callable[[], Job]] = {
     "cancelled": lambda: _state(make_claimed(), status="CANCELLED"),
 }
 MOVES: dict[str, Callable[[Job], Any]] = {
-    "claim": lambda job: jobs.claim(job.pk),
-    "renew": lambda job: jobs.renew(job, 5),
-    "mark": lambda job: jobs.mark(job, 77, 9),
-    "publish": lambda job: jobs.publish(job, [make_file(job)], "made"),
-    "fail": lambda job: jobs.fail(job, "cause"),
-    "fail for ever": lambda job: jobs.fail(job, "cause", permanent=True),
-    "reap": lambda _job: jobs.reap(),
-    "resubmit": jobs.resubmit,
-    "hasten": jobs.hasten,
-    "cancel": lambda job: jobs.cancel(job, "Cancelled by asha."),
+    "claim": lambda job: transitions.claim(job.pk),
+    "renew": lambda job: transitions.renew(job, 5),
+    "mark": lambda job: transitions.mark(job, 77, 9),
+    "publish": lambda job: transitions.publish(job, [make_file(job)], "made"),
+    "fail": lambda job: transitions.fail(job, "cause"),
+    "fail for ever": lambda job: transitions.fail(job, "cause", permanent=True),
+    "reap": lambda _job: transitions.reap(),
+    "resubmit": transitions.resubmit,
+    "hasten": transitions.hasten,
+    "cancel": lambda job: transitions.cancel(job, "Cancelled by asha."),
 }
 # The legal moves and where they lead; every other pair changes nothing.
 LEGAL: dict[tuple[str, str], str] = {
@@ -111,7 +111,7 @@ def test_moves(move: str, state: str) -> None:
 def test_a_zombie_changes_nothing(move: str) -> None:
     # given an attempt whose lease lapsed and was taken over
     zombie = _state(make_claimed(), lease_until=timezone.now() - HOUR)
-    heir = jobs.claim(zombie.pk)
+    heir = transitions.claim(zombie.pk)
     assert heir is not None
     assert (zombie.attempt, heir.attempt) == (1, 2)
     before = row_of(heir)
@@ -123,7 +123,7 @@ def test_a_zombie_changes_nothing(move: str) -> None:
     assert answer is False
     assert row_of(heir) == before
     assert File.objects.count() == 0
-    assert jobs.publish(heir, [make_file(heir)], "")
+    assert transitions.publish(heir, [make_file(heir)], "")
     assert File.objects.count() == 1
 
 
@@ -150,7 +150,7 @@ def test_claim_stamps_attempt_and_lease() -> None:
     job = _state(make_job(), rows_done=40)
 
     # when
-    claimed = jobs.claim()
+    claimed = transitions.claim()
 
     # then
     assert claimed is not None
@@ -171,7 +171,7 @@ def test_claim_takes_the_oldest_due() -> None:
     older = make_job(submitted_at=now - 2 * HOUR)
 
     # when all that is due is claimed
-    claimed = [jobs.claim(), jobs.claim(), jobs.claim()]
+    claimed = [transitions.claim(), transitions.claim(), transitions.claim()]
 
     # then it goes by age, and the one that is not due stays
     assert [job.pk for job in claimed if job] == [older.pk, newer.pk]
@@ -183,16 +183,16 @@ def test_a_process_kept_for_those_who_wait_takes_nothing_else() -> None:
     # given a nightly job that is older than an interactive one
     nightly = make_job(priority=Job.Priority.NIGHTLY, due_at=timezone.now() - HOUR)
     Job.objects.update(submitted_at=timezone.now() - HOUR)
-    assert jobs.oldest_due(Job.Priority.INTERACTIVE) == timedelta()
+    assert transitions.oldest_due(Job.Priority.INTERACTIVE) == timedelta()
     waited_for = make_job()
 
     # when
-    claimed = [jobs.claim(lowest=Job.Priority.INTERACTIVE) for _ in range(2)]
+    claimed = [transitions.claim(lowest=Job.Priority.INTERACTIVE) for _ in range(2)]
 
     # then
     assert [job and job.pk for job in claimed] == [waited_for.pk, None]
-    assert jobs.oldest_due() > timedelta(minutes=59)
-    heir = jobs.claim()
+    assert transitions.oldest_due() > timedelta(minutes=59)
+    heir = transitions.claim()
     assert heir is not None
     assert heir.pk == nightly.pk
 
@@ -202,28 +202,28 @@ def test_what_a_worker_gives_back_is_taken_over_at_once() -> None:
     # given a job at one worker, another at another
     make_job(priority=Job.Priority.NIGHTLY)
     make_job()
-    waited_for, nightly = jobs.claim(holder="a:1"), jobs.claim(holder="b:2")
+    waited_for, nightly = transitions.claim(holder="a:1"), transitions.claim(holder="b:2")
     assert waited_for is not None
     assert nightly is not None
 
     # when
-    assert jobs.release("b:2") == [Job.Priority.NIGHTLY]
+    assert transitions.release("b:2") == [Job.Priority.NIGHTLY]
 
     # then only that one is due, with as many attempts left as before
-    assert [job.pk for job in jobs.due()] == [nightly.pk]
-    assert jobs.renew(waited_for, 1)
-    assert not jobs.renew(nightly, 1)
-    assert not jobs.publish(nightly, [], "")
-    heir = jobs.claim(holder="a:1")
+    assert [job.pk for job in transitions.due()] == [nightly.pk]
+    assert transitions.renew(waited_for, 1)
+    assert not transitions.renew(nightly, 1)
+    assert not transitions.publish(nightly, [], "")
+    heir = transitions.claim(holder="a:1")
     assert heir is not None
-    assert (heir.pk, heir.attempt_limit - heir.attempt) == (nightly.pk, jobs.ATTEMPTS - 1)
-    assert jobs.release("b:2") == []
+    assert (heir.pk, heir.attempt_limit - heir.attempt) == (nightly.pk, transitions.ATTEMPTS - 1)
+    assert transitions.release("b:2") == []
 
 
 @pytest.mark.django_db
 def test_claim_of_nothing_is_none() -> None:
-    assert jobs.claim() is None
-    assert jobs.claim(12345) is None
+    assert transitions.claim() is None
+    assert transitions.claim(12345) is None
 
 
 @pytest.mark.django_db
@@ -232,12 +232,12 @@ def test_a_lease_not_lapsed_is_not_taken_over() -> None:
     job = _state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=3))
 
     # when / then
-    assert jobs.claim() is None
-    assert not jobs.due().exists()
+    assert transitions.claim() is None
+    assert not transitions.due().exists()
 
     # and once it lapsed it is
     _state(job, lease_until=timezone.now() - timedelta(seconds=1))
-    heir = jobs.claim()
+    heir = transitions.claim()
     assert heir is not None
     assert (heir.pk, heir.attempt) == (job.pk, 2)
 
@@ -248,7 +248,7 @@ def test_renew_lengthens_the_lease_and_tells_the_rows() -> None:
     job = _state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=1))
 
     # when
-    assert jobs.renew(job, 1234)
+    assert transitions.renew(job, 1234)
 
     # then
     job.refresh_from_db()
@@ -265,16 +265,16 @@ def test_three_attempts_and_then_failed() -> None:
     # when every attempt fails
     statuses = []
     for _ in range(3):
-        jobs.hasten(job)
-        claimed = jobs.claim(job.pk)
+        transitions.hasten(job)
+        claimed = transitions.claim(job.pk)
         assert claimed is not None
-        assert jobs.fail(claimed, "The file could not be stored.")
+        assert transitions.fail(claimed, "The file could not be stored.")
         statuses.append(row_of(job)["status"])
 
     # then the third is the last
     assert statuses == ["SUBMITTED", "SUBMITTED", "FAILED"]
-    jobs.hasten(job)
-    assert jobs.claim(job.pk) is None
+    transitions.hasten(job)
+    assert transitions.claim(job.pk) is None
     after = row_of(job)
     assert (after["attempt"], after["status_message"]) == (3, "The file could not be stored.")
     assert after["completed_at"] is not None
@@ -295,14 +295,14 @@ def test_delay_grows_within_its_bounds(
     job = _state(make_claimed(), attempt=attempt, attempt_limit=limit)
 
     # when it fails
-    assert jobs.fail(job, "cause")
+    assert transitions.fail(job, "cause")
 
     # then the next one waits that long, give or take a quarter
     job.refresh_from_db()
     waits = (job.due_at - timezone.now()).total_seconds()
     low, high = {"least": (0.75, 0.75), "most": (1.25, 1.25), "any": (0.75, 1.25)}[chance]
     assert seconds * low - 2 < waits <= seconds * high
-    assert jobs.claim(job.pk) is None
+    assert transitions.claim(job.pk) is None
 
 
 @pytest.mark.django_db
@@ -311,13 +311,13 @@ def test_permanent_fails_at_the_first_attempt() -> None:
     job = make_claimed()
 
     # when it fails in a way that another attempt cannot help
-    assert jobs.fail(job, "There is no dataset x any more.", permanent=True)
+    assert transitions.fail(job, "There is no dataset x any more.", permanent=True)
 
     # then it is over
     after = row_of(job)
     assert (after["status"], after["attempt"]) == ("FAILED", 1)
     assert after["status_message"] == "There is no dataset x any more."
-    assert not jobs.due().exists()
+    assert not transitions.due().exists()
 
 
 @pytest.mark.django_db
@@ -327,8 +327,8 @@ def test_reap_fails_what_died_in_its_last_attempt_only() -> None:
     before = {name: row_of(job) for name, job in made.items()}
 
     # when / then it is one, and only once
-    assert jobs.reap() == [made["exhausted"].pk]
-    assert jobs.reap() == []
+    assert transitions.reap() == [made["exhausted"].pk]
+    assert transitions.reap() == []
     changed = {name for name, job in made.items() if row_of(job) != before[name]}
     assert changed == {"exhausted"}
     after = row_of(made["exhausted"])
@@ -345,7 +345,7 @@ def test_publish_counts_rows_and_time() -> None:
 
     # when it publishes two files
     parts = [make_file(job, row_count=3), make_file(job, row_count=4, part=2)]
-    assert jobs.publish(job, parts, "")
+    assert transitions.publish(job, parts, "")
 
     # then
     after = row_of(job)
@@ -371,11 +371,14 @@ def test_publish_counts_rows_and_time() -> None:
     ],
 )
 def test_attempts_as_shown_are_those_without_a_file(state: str, attempt: int, shown: int) -> None:
-    assert jobs.failed_attempts(Job(status=state, attempt=attempt)) == shown
+    assert transitions.failed_attempts(Job(status=state, attempt=attempt)) == shown
 
 
 def test_an_attempt_that_was_cancelled_did_not_fail() -> None:
-    assert jobs.failed_attempts(Job(status="CANCELLED", attempt=2, lease_until=timezone.now())) == 1
+    assert (
+        transitions.failed_attempts(Job(status="CANCELLED", attempt=2, lease_until=timezone.now()))
+        == 1
+    )
 
 
 # Whose turn it is -----------------------------------------------------------------------------
@@ -385,10 +388,10 @@ def claimed_tags(count: int) -> list[str]:
     """The tags of the next jobs, as workers that end at once would take them."""
     tags = []
     for _ in range(count):
-        job = jobs.claim()
+        job = transitions.claim()
         assert job is not None
         tags.append(job.tag)
-        assert jobs.publish(job, [], "")
+        assert transitions.publish(job, [], "")
     return tags
 
 
@@ -408,7 +411,7 @@ def test_channels_take_turns() -> None:
 
     # when / then nobody waits for all of another's
     assert claimed_tags(7) == ["A-1", "B-1", "C-1", "A-2", "B-2", "A-3", "A-4"]
-    assert jobs.claim() is None
+    assert transitions.claim() is None
 
 
 @pytest.mark.django_db
@@ -426,16 +429,16 @@ def test_a_channel_runs_no_more_than_its_share(settings: Any) -> None:
     # given a channel with as many running as may, and more waiting
     settings.EXHAUST_RUNNING_PER_CHANNEL = 2
     queue("A/1", "A/2", "A/3", "B/1")
-    running = [jobs.claim(), jobs.claim(), jobs.claim()]
+    running = [transitions.claim(), transitions.claim(), transitions.claim()]
     assert [job.tag for job in running if job] == ["A-1", "B-1", "A-2"]
 
     # when / then its third waits, is not counted as overdue, and goes once one has ended
-    assert jobs.claim() is None
-    assert not jobs.due().exists()
-    assert jobs.oldest_due() == timedelta()
+    assert transitions.claim() is None
+    assert not transitions.due().exists()
+    assert transitions.oldest_due() == timedelta()
     assert running[0] is not None
-    assert jobs.publish(running[0], [], "")
-    third = jobs.claim()
+    assert transitions.publish(running[0], [], "")
+    third = transitions.claim()
     assert third is not None
     assert third.tag == "A-3"
 
@@ -445,11 +448,11 @@ def test_a_lapsed_lease_takes_no_share(settings: Any) -> None:
     # given a channel whose only worker died
     settings.EXHAUST_RUNNING_PER_CHANNEL = 1
     dead = make_claimed()
-    assert jobs.claim() is None
+    assert transitions.claim() is None
     _state(dead, lease_until=timezone.now() - HOUR)
 
     # when / then the same job goes on
-    heir = jobs.claim()
+    heir = transitions.claim()
     assert heir is not None
     assert (heir.pk, heir.attempt) == (dead.pk, 2)
 
@@ -459,24 +462,24 @@ def test_one_asked_for_by_hand_waits_for_no_share(settings: Any) -> None:
     settings.EXHAUST_RUNNING_PER_CHANNEL = 1
     make_claimed()
     job = make_job()
-    assert jobs.claim() is None
-    assert jobs.claim(job.pk) is not None
+    assert transitions.claim() is None
+    assert transitions.claim(job.pk) is not None
 
 
 @pytest.mark.django_db
 def test_the_oldest_due_is_told() -> None:
-    assert jobs.oldest_due() == timedelta()
+    assert transitions.oldest_due() == timedelta()
     make_job(due_at=timezone.now() + HOUR, submitted_at=timezone.now() - 9 * HOUR)
     make_claimed(submitted_at=timezone.now() - 8 * HOUR)
     make_job(due_at=timezone.now() - 2 * HOUR, submitted_at=timezone.now() - 3 * HOUR)
     make_job()
-    waited = jobs.oldest_due()
+    waited = transitions.oldest_due()
     assert timedelta(0) <= waited - 2 * HOUR < timedelta(minutes=1)
 
     # and one whose worker died waits since its lease has lapsed, however old it is
     Job.objects.all().delete()
     _state(make_claimed(submitted_at=timezone.now() - 8 * HOUR), lease_until=timezone.now() - HOUR)
-    assert timedelta(0) <= jobs.oldest_due() - HOUR < timedelta(minutes=1)
+    assert timedelta(0) <= transitions.oldest_due() - HOUR < timedelta(minutes=1)
 
 
 def six_at_once(work: Callable[[], None]) -> None:
@@ -512,7 +515,7 @@ def test_no_share_is_exceeded_by_claims_of_one_moment(settings: Any) -> None:
 
     def work() -> None:
         for _ in range(3):
-            if job := jobs.claim():
+            if job := transitions.claim():
                 claimed.append(job)
 
     # when six workers claim at once
@@ -533,7 +536,7 @@ def test_six_workers_claim_two_hundred_jobs_once_each(settings: Any) -> None:
     claimed: list[tuple[int, int]] = []
 
     def work() -> None:
-        while job := jobs.claim():
+        while job := transitions.claim():
             claimed.append((job.pk, job.attempt))
 
     # when six workers claim until nothing is due

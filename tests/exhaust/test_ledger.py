@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
-from exhaust import schedules
+from exhaust.jobs import schedules
 from exhaust.models import Job, Schedule
 from ingest.models import LedgerEntry
 from tests.conftest import bearer, make_channel, make_key

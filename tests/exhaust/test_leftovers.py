@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from exhaust import jobs, leftovers, storage
+from exhaust import leftovers, storage
+from exhaust.jobs import transitions
 from exhaust.models import File, Job
 from tests.exhaust.factories import (
     draft_of,
@@ -25,7 +26,7 @@ def test_only_what_is_nobodys_is_removed(files: Path) -> None:
     done = make_finished()
     working = make_claimed()
     Job.objects.filter(pk=working.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
-    heir = jobs.claim(working.pk)
+    heir = transitions.claim(working.pk)
     assert heir is not None
     over = make_job(status="FAILED", attempt=3)
     kept = {

@@ -18,7 +18,9 @@ from django.test import Client
 from django.utils import timezone
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from exhaust import jobs, notices, submissions, tasks
+from exhaust import notices, tasks
+from exhaust.jobs import queries as queries_
+from exhaust.jobs import submit, transitions, wakeup
 from exhaust.models import CallbackSecret, Job, Notice
 from exhaust.sinks import http, webhook
 from tests.conftest import make_channel
@@ -47,7 +49,7 @@ def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks that were woken."""
     heard: list[str] = []
-    monkeypatch.setattr(tasks, "wake", lambda task, *_, **__: heard.append(task.name))
+    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task.name))
     return heard
 
 
@@ -77,13 +79,13 @@ def reaped(job: Job) -> None:
     Job.objects.filter(pk=job.pk).update(
         lease_until=timezone.now() - timedelta(seconds=1), attempt_limit=1
     )
-    assert jobs.reap() == [job.pk]
+    assert transitions.reap() == [job.pk]
 
 
 ENDINGS = {
-    "SUCCESS": lambda job: jobs.publish(job, [], ""),
-    "FAILED": lambda job: jobs.fail(job, "It cannot be.", permanent=True),
-    "CANCELLED": lambda job: jobs.cancel(job, "Cancelled by asha."),
+    "SUCCESS": lambda job: transitions.publish(job, [], ""),
+    "FAILED": lambda job: transitions.fail(job, "It cannot be.", permanent=True),
+    "CANCELLED": lambda job: transitions.cancel(job, "Cancelled by asha."),
     "reaped": reaped,
 }
 
@@ -97,10 +99,10 @@ def test_an_end_is_noted_once(ending: str) -> None:
     for one in (job, other):
         ENDINGS[ending](one)
         # every other way to end comes too late
-        jobs.publish(one, [], "")
-        jobs.fail(one, "no", permanent=True)
-        jobs.cancel(one, "no")
-        jobs.reap()
+        transitions.publish(one, [], "")
+        transitions.fail(one, "no", permanent=True)
+        transitions.cancel(one, "no")
+        transitions.reap()
 
     notice = Notice.objects.get()  # of the one with an address alone
     job.refresh_from_db()
@@ -111,7 +113,7 @@ def test_an_end_is_noted_once(ending: str) -> None:
 @pytest.mark.django_db
 def test_what_is_no_end_is_not_noted() -> None:
     job = make_claimed(callback_url=URL)
-    assert jobs.fail(job, "try again")
+    assert transitions.fail(job, "try again")
     job.refresh_from_db()
     assert job.status == Job.Status.SUBMITTED
     assert not Notice.objects.exists()
@@ -126,9 +128,9 @@ def test_an_end_that_is_rolled_back_is_not_noted(
     def broken(*_: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(jobs, "failpoint", broken)
+    monkeypatch.setattr(transitions, "failpoint", broken)
     with django_capture_on_commit_callbacks(execute=True), pytest.raises(RuntimeError):
-        jobs.publish(job, [], "")
+        transitions.publish(job, [], "")
     assert (Notice.objects.count(), woken) == (0, [])
 
 
@@ -138,10 +140,10 @@ def test_a_noted_end_wakes_a_deliverer(
 ) -> None:
     job, other = make_claimed(callback_url=URL), make_claimed()
     with django_capture_on_commit_callbacks(execute=True):
-        jobs.publish(other, [], "")
+        transitions.publish(other, [], "")
     assert woken == []
     with django_capture_on_commit_callbacks(execute=True):
-        jobs.publish(job, [], "")
+        transitions.publish(job, [], "")
     assert woken == ["exhaust.notify"]
 
 
@@ -155,7 +157,7 @@ def test_a_broker_that_is_down_loses_no_notice(
     job = make_claimed(callback_url=URL)
     monkeypatch.setattr(tasks.notify, "apply_async", down)
     with django_capture_on_commit_callbacks(execute=True):
-        assert jobs.publish(job, [], "")
+        assert transitions.publish(job, [], "")
 
     assert "broker.unreachable" in caplog.text
     due_now(Notice.objects.get())
@@ -249,7 +251,7 @@ def test_the_receiver_is_told_and_can_verify_it() -> None:
 def test_a_notice_holds_no_name_and_no_link() -> None:
     with Receiver() as receiver:
         job = make_claimed(callback_url=receiver.url, requested_by="Asha Rao")
-        jobs.cancel(job, "Cancelled by Asha Rao.")
+        transitions.cancel(job, "Cancelled by Asha Rao.")
         delivered(Notice.objects.get())
         delivered(make_notice(receiver.url, requested_by="Asha Rao"))
 
@@ -268,12 +270,12 @@ def test_a_late_notice_tells_the_end_as_it_was() -> None:
     # given a job that failed, was run again and has its file, before anybody was told
     with Receiver() as receiver:
         job = make_claimed(callback_url=receiver.url)
-        jobs.fail(job, "The storage is full.", permanent=True)
+        transitions.fail(job, "The storage is full.", permanent=True)
         job.refresh_from_db()
-        assert jobs.resubmit(job)
-        again = jobs.claim(job.pk)
+        assert transitions.resubmit(job)
+        again = transitions.claim(job.pk)
         assert again is not None
-        jobs.publish(again, [], "No data.")
+        transitions.publish(again, [], "No data.")
 
         # when both ends are told, the one after the other
         Notice.objects.update(due_at=timezone.now() + timedelta(hours=1))
@@ -667,7 +669,7 @@ def test_a_job_shows_how_its_receiver_was_told(asker: Client) -> None:
         shown = []
         for _ in range(2):
             delivered(notice)
-            job = submissions.find(notice.job.channel_id, "daily", notice.job.request_id)
+            job = queries_.find(notice.job.channel_id, "daily", notice.job.request_id)
             assert job is not None
             answer = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id})
             shown.append(answer.json()["result"]["callback"])
@@ -684,10 +686,10 @@ def test_a_job_shows_how_its_receiver_was_told(asker: Client) -> None:
 @pytest.mark.usefixtures("woken")
 def test_a_job_that_runs_again_shows_nothing_of_its_earlier_end(asker: Client) -> None:
     job = make_claimed(callback_url=URL)
-    jobs.fail(job, "no", permanent=True)
+    transitions.fail(job, "no", permanent=True)
     Notice.objects.update(attempt=5, answer=500, error="no")
     job.refresh_from_db()
-    jobs.resubmit(job)
+    transitions.resubmit(job)
     said = asker.get("/dataset/v1/request/list/daily").json()["result"]["jobs"][0]["callback"]
     assert (said["attempts"], said["answer"], said["error"]) == (0, None, "")
 
@@ -710,7 +712,7 @@ def test_a_list_asks_no_more_for_more_notices(
 
     def end(count: int) -> None:
         for _ in range(count):
-            jobs.cancel(make_job(callback_url=URL), "")
+            transitions.cancel(make_job(callback_url=URL), "")
 
     end(2)
     queries()  # the first use of a key is written down
@@ -722,8 +724,8 @@ def test_a_list_asks_no_more_for_more_notices(
 @pytest.mark.django_db
 @pytest.mark.usefixtures("woken")
 def test_another_address_is_another_request() -> None:
-    first = submissions.submit(make_submission(callback_url=URL))
-    second = submissions.submit(make_submission(callback_url=URL + "2"))
+    first = submit.submit(make_submission(callback_url=URL))
+    second = submit.submit(make_submission(callback_url=URL + "2"))
     assert first.request_id != second.request_id
 
 

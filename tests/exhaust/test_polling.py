@@ -7,10 +7,11 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import jobs, links, polling, submissions
+from exhaust import links
 from exhaust.api import presenters
+from exhaust.jobs import polling, queries, submit, transitions
+from exhaust.jobs.queries import Filters
 from exhaust.models import File, Job, Link, Notice
-from exhaust.submissions import Filters
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import (
     CONFIG,
@@ -31,9 +32,9 @@ def every_kind() -> list[Job]:
     running = make_claimed()
     Job.objects.filter(pk=running.pk).update(rows_done=5, rows_estimated=10)
     failed = make_claimed()
-    jobs.fail(failed, "No such sheet.", permanent=True)
+    transitions.fail(failed, "No such sheet.", permanent=True)
     cancelled = make_job(sealing="publickey")
-    submissions.cancel(cancelled, "asha")
+    submit.cancel(cancelled, "asha")
     told = make_finished(callback_url="https://example.org/told")
     Notice.objects.create(job=told, status="SUCCESS", url=told.callback_url, attempt=2, answer=500)
     parts = make_finished()
@@ -58,13 +59,13 @@ def every_kind() -> list[Job]:
 def test_each_job_is_shown_alike() -> None:
     for job in every_kind():
         ours = polling.find(job.channel_id, job.tag, job.request_id)
-        theirs = submissions.find(job.channel_id, job.tag, job.request_id)
+        theirs = queries.find(job.channel_id, job.tag, job.request_id)
         assert ours is not None
         assert theirs is not None
         first = presenters.job(ours)  # it may make a link, which the next one shows
         again = polling.find(job.channel_id, job.tag, job.request_id)
         assert again is not None
-        theirs = submissions.find(job.channel_id, job.tag, job.request_id)
+        theirs = queries.find(job.channel_id, job.tag, job.request_id)
         assert theirs is not None
         assert first == presenters.job(theirs) == presenters.job(again)
 
@@ -77,12 +78,12 @@ def test_a_tags_jobs_are_paged_alike_by_cursors_of_either() -> None:
     filters = Filters(made[0].channel_id, [RESPONSE], tag="daily")
     seen: list[str] = []
     cursor = None
-    readers = [polling.page, submissions.page]
+    readers = [polling.page, queries.page]
     while True:
         ours, theirs = (read(filters, 4, cursor) for read in readers)
         assert [job.pk for job in ours.jobs] == [job.pk for job in theirs.jobs]
         assert [presenters.job(job) for job in ours.jobs] == [
-            presenters.job(job) for job in submissions.page(filters, 4, cursor).jobs
+            presenters.job(job) for job in queries.page(filters, 4, cursor).jobs
         ]
         seen += [job.request_id for job in ours.jobs]
         readers.reverse()

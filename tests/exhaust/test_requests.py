@@ -10,8 +10,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import jobs, runner
 from exhaust.feed import cursor
+from exhaust.jobs import attempt, transitions
 from exhaust.models import Job
 from ingest.events import Refused
 from tests.conftest import bearer, make_key
@@ -55,7 +55,7 @@ def test_cancel(make: Any, asker: Client) -> None:
     assert result["jobStats"]["dtJobCompleted"] is not None
 
     # and nobody takes it up, and cancelling it again is no fault
-    assert jobs.claim(job.pk) is None
+    assert transitions.claim(job.pk) is None
     before = row_of(job)
     assert_envelope(act(asker, "cancel", job), "request.cancel", 200, "OK")
     assert row_of(job) == before
@@ -77,9 +77,9 @@ def test_a_cancelled_request_sent_again_runs_again(asker: Client, files: Path) -
     again = post(asker, body()).json()["result"]
     assert (again["requestId"], again["status"]) == (first["requestId"], "SUBMITTED")
     assert again["statusMessage"] == ""
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert runner.run(claimed)
+    assert attempt.run(claimed)
 
 
 # Retry ------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_retry(status: str, asker: Client) -> None:
     result = assert_envelope(act(asker, "retry", job), "request.retry", 200, "OK")
     assert (result["status"], result["statusMessage"]) == ("SUBMITTED", "")
     assert result["progress"]["queuePosition"] == 1
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
     assert (claimed.attempt, claimed.attempt_limit) == (4, 6)
 
@@ -100,9 +100,9 @@ def test_retry_of_what_waits_for_its_next_attempt_is_a_try_now(asker: Client) ->
     job = make_job(due_at=timezone.now() + timedelta(hours=1), attempt=1)
     said = read(asker, job.tag, job.request_id).json()["result"]
     assert said["progress"]["phase"] == "waiting for the next attempt"
-    assert jobs.claim() is None
+    assert transitions.claim() is None
     assert_envelope(act(asker, "retry", job), "request.retry", 200, "OK")
-    claimed = jobs.claim()
+    claimed = transitions.claim()
     assert claimed is not None
     assert claimed.attempt == 2
 
@@ -162,7 +162,7 @@ def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None
     assert post(other, body(tag="third")).status_code == 200
 
     # and there is room again when one has begun
-    assert jobs.claim(Job.objects.get(tag="first").pk) is not None
+    assert transitions.claim(Job.objects.get(tag="first").pk) is not None
     assert post(asker, body(tag="third")).status_code == 200
 
 

@@ -16,8 +16,9 @@ import pytest
 from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
-from exhaust import jobs, runner, storage, writer
+from exhaust import storage, writer
 from exhaust.datasets import DATASETS
+from exhaust.jobs import attempt, heartbeat, transitions
 from exhaust.models import File, Job
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
@@ -45,8 +46,8 @@ Blocks = Callable[..., Generator[bytes]]
 
 
 def claim(job: Job) -> Job:
-    jobs.hasten(job)
-    claimed = jobs.claim(job.pk)
+    transitions.hasten(job)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
     return claimed
 
@@ -59,7 +60,7 @@ def take_over(job: Job) -> Job:
     """Another worker's claim, as seen when this one's lease has lapsed."""
     for _ in range(20):  # a renewal may come between the two
         lapse(job)
-        if heir := jobs.claim(job.pk):
+        if heir := transitions.claim(job.pk):
             return heir
     raise AssertionError("The job could not be claimed.")
 
@@ -94,7 +95,7 @@ def test_success_publishes_what_was_stored(files: Path) -> None:
     job = claim(make_job())
 
     # when
-    assert runner.run(job)
+    assert attempt.run(job)
 
     # then the row says what the stored file is
     after = row_of(job)
@@ -117,7 +118,7 @@ def test_the_key_holds_no_byte_of_the_callers(files: Path) -> None:
     job = claim(make_job(tag="tag-of-caller", requested_by="../root", config=config))
 
     # when
-    assert runner.run(job)
+    assert attempt.run(job)
 
     # then the name of a download has them, the key has not
     file = File.objects.get()
@@ -133,7 +134,7 @@ def test_private_files_lie_apart(files: Path) -> None:
     send(answer(1))
     job = claim(make_job(dataset=PRIVATE))
 
-    assert runner.run(job)
+    assert attempt.run(job)
 
     file = File.objects.get()
     assert file.key.startswith(f"private/{job.pk}/1-")
@@ -147,7 +148,7 @@ def test_an_empty_answer_is_a_file_with_a_header(files: Path) -> None:
     job = claim(make_job())
 
     # when
-    assert runner.run(job)
+    assert attempt.run(job)
 
     # then
     after = row_of(job)
@@ -166,7 +167,7 @@ def test_an_unknown_conversation_is_told(files: Path) -> None:
     job = claim(make_job())
 
     # when
-    assert runner.run(job)
+    assert attempt.run(job)
 
     # then nothing of it is seen
     after = row_of(job)
@@ -187,7 +188,7 @@ def test_a_storage_failure_leads_back_to_submitted(
     files.write_text("in the way")
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then the job waits for its next attempt, with the reason
     after = row_of(job)
@@ -199,7 +200,7 @@ def test_a_storage_failure_leads_back_to_submitted(
 
     # and the next one succeeds
     files.unlink()
-    assert runner.run(claim(job))
+    assert attempt.run(claim(job))
     assert File.objects.count() == 1
 
 
@@ -218,7 +219,7 @@ def test_a_file_shorter_than_what_was_sent_is_not_published(
     job = claim(make_job())
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then nothing of it is left
     assert row_of(job)["status_message"] == "The file could not be stored."
@@ -243,7 +244,7 @@ def test_an_error_among_the_rows_leaves_nothing(
     during_rows(monkeypatch, broken)
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then no file and no draft of it is left, and the message is not the cause
     assert stored(files) == []
@@ -275,14 +276,14 @@ def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
     write_by(monkeypatch, broken)
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then nothing is left, and the same worker's next attempt makes the whole file
     assert len(seen) == 3
     assert row_of(job)["status"] == "SUBMITTED"
     assert stored(files) == []
     monkeypatch.setattr(writer, "parts", made)
-    assert runner.run(claim(job))
+    assert attempt.run(claim(job))
     file = File.objects.get()
     assert file.row_count == 600
     assert (files / file.key).read_bytes().count(b"\n") == 601
@@ -296,7 +297,7 @@ def test_three_errors_and_the_job_has_failed(files: Path, monkeypatch: pytest.Mo
     job = make_job()
 
     for _ in range(3):
-        assert not runner.run(claim(job))
+        assert not attempt.run(claim(job))
 
     assert (row_of(job)["status"], row_of(job)["attempt"]) == ("FAILED", 3)
     assert stored(files) == []
@@ -315,7 +316,7 @@ def test_a_broken_connection_among_the_rows_is_survived(
     during_rows(monkeypatch, breaks)
 
     # when / then the failure is still written down
-    assert not runner.run(job)
+    assert not attempt.run(job)
     assert row_of(job)["status"] == "SUBMITTED"
     assert stored(files) == []
 
@@ -342,7 +343,7 @@ def test_an_overtaken_attempt_leaves_no_trace(
         monkeypatch.setattr(storage.FolderStorage, "put", overtaken)
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then it published nothing, its object is gone, and the heir's claim stands
     (heir,) = heirs
@@ -355,7 +356,7 @@ def test_an_overtaken_attempt_leaves_no_trace(
     # and the heir makes the file
     monkeypatch.undo()
     storage.default.cache_clear()
-    assert runner.run(heir)
+    assert attempt.run(heir)
     assert File.objects.count() == 1
 
 
@@ -369,8 +370,8 @@ def test_a_cancelled_attempt_leaves_nothing(
     if moment == "among the rows":
         # a renewal notices; the stream ends when it has
         def cancelled() -> None:
-            assert jobs.cancel(job, "Cancelled by asha.")
-            time.sleep(runner.TICK_SECONDS * 1.5)
+            assert transitions.cancel(job, "Cancelled by asha.")
+            time.sleep(heartbeat.TICK_SECONDS * 1.5)
 
         during_rows(monkeypatch, cancelled)
     else:
@@ -378,19 +379,19 @@ def test_a_cancelled_attempt_leaves_nothing(
 
         def stored_then_cancelled(self: Any, key: str, stream: Any, content_type: str) -> None:
             put(self, key, stream, content_type)
-            assert jobs.cancel(job, "Cancelled by asha.")
+            assert transitions.cancel(job, "Cancelled by asha.")
 
         monkeypatch.setattr(storage.FolderStorage, "put", stored_then_cancelled)
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then
     after = row_of(job)
     assert (after["status"], after["status_message"]) == ("CANCELLED", "Cancelled by asha.")
     assert stored(files) == []
     assert File.objects.count() == 0
-    assert jobs.claim(job.pk) is None
+    assert transitions.claim(job.pk) is None
 
 
 @pytest.mark.postgresql
@@ -406,11 +407,13 @@ def test_a_statement_that_gives_no_row_ends_with_the_lease(
         yield b""
 
     write_by(monkeypatch, silent)
-    threading.Timer(0.5, lambda: (jobs.cancel(job, "Cancelled."), connections.close_all())).start()
+    threading.Timer(
+        0.5, lambda: (transitions.cancel(job, "Cancelled."), connections.close_all())
+    ).start()
 
     # when
     begun = time.monotonic()
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then it does not outlast a renewal, and is no failure
     assert time.monotonic() - begun < 10
@@ -425,7 +428,7 @@ def test_more_rows_than_may_be_fail_with_a_sentence(files: Path, settings: Any) 
     settings.EXHAUST_MAX_ROWS = 5
     job = claim(make_job())
 
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     after = row_of(job)
     assert (after["status"], after["attempt"]) == ("FAILED", 1)
@@ -434,7 +437,7 @@ def test_more_rows_than_may_be_fail_with_a_sentence(files: Path, settings: Any) 
 
     # and as many as may be are made
     settings.EXHAUST_MAX_ROWS = 6
-    assert runner.run(claim(make_job()))
+    assert attempt.run(claim(make_job()))
 
 
 TOO_LONG = "It took longer than 1 s; ask for fewer days."
@@ -457,7 +460,7 @@ def test_what_takes_too_long_fails_with_a_sentence(
     job = claim(make_job())
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then
     after = row_of(job)
@@ -486,7 +489,7 @@ def test_what_the_store_has_decides_where_its_answer_was_lost(
     job = claim(make_job())
 
     # when / then
-    assert runner.run(job) == (kept == "all of it")
+    assert attempt.run(job) == (kept == "all of it")
     if kept == "all of it":
         assert stored(files) == [File.objects.get().key]
         assert "file.answer_lost" in caplog.text
@@ -508,7 +511,7 @@ def test_an_answer_lost_before_the_end_is_a_failure(
 
     monkeypatch.setattr(storage.FolderStorage, "put", early)
     send(answer(1))
-    assert not runner.run(claim(make_job()))
+    assert not attempt.run(claim(make_job()))
     assert stored(files) == []
 
 
@@ -521,7 +524,7 @@ def test_an_attempt_begins_by_removing_what_earlier_ones_left(files: Path) -> No
     other = draft_of(claim(make_job()), 1)
 
     # when the second one runs
-    assert runner.run(take_over(job))
+    assert attempt.run(take_over(job))
 
     # then
     assert stored(files) == sorted([other, File.objects.get().key])
@@ -540,12 +543,12 @@ def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
         put(self, key, stream, content_type)
         if not slept:
             slept.append(key)
-            assert runner.run(take_over(job))
+            assert attempt.run(take_over(job))
 
     monkeypatch.setattr(storage.FolderStorage, "put", asleep)
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then the heir's file stands alone
     file = File.objects.get()
@@ -571,13 +574,13 @@ def test_two_attempts_make_the_same_bytes_though_events_arrived(
             raise storage.StorageError("down")
 
     monkeypatch.setattr(storage.FolderStorage, "put", fails)
-    assert not runner.run(job)
+    assert not attempt.run(job)
     watermark = row_of(job)["watermark"]
     assert watermark is not None
 
     # when events arrive, in the range and between the others, and it runs again
     send(answer(0), answer(3))
-    assert runner.run(claim(job))
+    assert attempt.run(claim(job))
 
     # then they are not in the file
     assert made[0] == made[1]
@@ -589,11 +592,11 @@ def test_two_attempts_make_the_same_bytes_though_events_arrived(
 def test_another_request_sees_what_arrived_since(files: Path) -> None:
     # given a file of one answer
     send(answer(1))
-    assert runner.run(claim(make_job()))
+    assert attempt.run(claim(make_job()))
 
     # when one more arrives and it is asked again
     send(answer(2))
-    assert runner.run(claim(make_job()))
+    assert attempt.run(claim(make_job()))
 
     # then
     assert list(File.objects.order_by("id").values_list("row_count", flat=True)) == [1, 2]
@@ -603,13 +606,13 @@ def test_a_failed_job_sent_again_sees_what_arrived_since(files: Path) -> None:
     # given a job that failed for ever before an event came
     send(answer(1))
     job = claim(make_job())
-    assert jobs.mark(job, 1, 0)
-    assert jobs.fail(job, "cause", permanent=True)
+    assert transitions.mark(job, 1, 0)
+    assert transitions.fail(job, "cause", permanent=True)
     send(answer(2))
 
     # when it is sent again and runs
-    assert jobs.resubmit(job)
-    assert runner.run(claim(job))
+    assert transitions.resubmit(job)
+    assert attempt.run(claim(job))
 
     # then its file has both
     assert File.objects.get().row_count == 2
@@ -620,7 +623,7 @@ def test_a_slow_writer_costs_no_committed_event(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a batch that somebody is still writing, and one after it that was answered with 200
-    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(attempt, "SETTLE_SECONDS", 0.2)
     slow = connection.copy()
     try:
         slow.set_autocommit(False)
@@ -630,7 +633,7 @@ def test_a_slow_writer_costs_no_committed_event(
         job = claim(make_job())
 
         # when it is asked for, and the writer does not end in time
-        published = runner.run(job)
+        published = attempt.run(job)
     finally:
         slow.rollback()
         slow.close()
@@ -638,7 +641,7 @@ def test_a_slow_writer_costs_no_committed_event(
     # then no file without the committed event is handed out, now or later
     if not published:
         assert File.objects.count() == 0
-        assert runner.run(claim(job))
+        assert attempt.run(claim(job))
     assert File.objects.get().row_count == 1
 
 
@@ -647,7 +650,7 @@ def test_a_dataset_that_is_gone_fails_for_ever(files: Path) -> None:
     job = claim(make_job(dataset="no-more"))
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then it is not tried again
     after = row_of(job)
@@ -660,15 +663,15 @@ def test_the_heartbeat_renews_from_its_own_connection(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given rows that are slow, and a lease that would lapse before they are done
-    monkeypatch.setattr(runner, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.05)
     beats: list[tuple[str, int]] = []
-    renew = jobs.renew
+    renew = transitions.renew
 
     def heard(job: Job, rows: int) -> bool:
         beats.append((threading.current_thread().name, rows))
         return renew(job, rows)
 
-    monkeypatch.setattr(jobs, "renew", heard)
+    monkeypatch.setattr(transitions, "renew", heard)
     send(answer(1), answer(2))
     job = claim(make_job())
 
@@ -681,12 +684,12 @@ def test_the_heartbeat_renews_from_its_own_connection(
         after = row_of(job)
         assert after["lease_until"] > timezone.now() + timedelta(seconds=20)
         assert after["rows_done"] == 2
-        assert jobs.claim(job.pk) is None
+        assert transitions.claim(job.pk) is None
 
     during_rows(monkeypatch, wait_for_a_beat)
 
     # when / then the lease was renewed while the rows were on their way
-    assert runner.run(job)
+    assert attempt.run(job)
     assert {name for name, _ in beats} == {f"lease-{job.pk}"}
     assert beats[-1][1] == 2
     assert threading.current_thread().name != f"lease-{job.pk}"
@@ -695,7 +698,7 @@ def test_the_heartbeat_renews_from_its_own_connection(
 
 def test_the_heartbeat_tells_of_a_lost_lease(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given slow rows, during which another worker takes over
-    monkeypatch.setattr(runner, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.05)
     send(answer(1))
     job = claim(make_job())
     further: list[str] = []
@@ -711,7 +714,7 @@ def test_the_heartbeat_tells_of_a_lost_lease(files: Path, monkeypatch: pytest.Mo
     write_by(monkeypatch, blocks)
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then the work stopped at the next block, and left nothing
     assert further == []
@@ -726,15 +729,15 @@ def test_a_heartbeat_that_cannot_reach_the_database_ends_the_work(
     def down(*_: Any) -> bool:
         raise OperationalError("the server is gone")
 
-    monkeypatch.setattr(runner, "TICK_SECONDS", 0.02)
-    monkeypatch.setattr(jobs, "LEASE", timedelta(seconds=0.3))
-    monkeypatch.setattr(jobs, "renew", down)
+    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(transitions, "LEASE", timedelta(seconds=0.3))
+    monkeypatch.setattr(transitions, "renew", down)
     send(answer(1))
     job = claim(make_job())
     during_rows(monkeypatch, lambda: time.sleep(0.5))
 
     # when
-    assert not runner.run(job)
+    assert not attempt.run(job)
 
     # then nothing was published or left, and nothing claimed to be failed
     assert File.objects.count() == 0
@@ -750,7 +753,7 @@ def test_two_datasets_of_one_channel_at_once(files: Path) -> None:
 
     def work(job: Job) -> None:
         try:
-            done.append(runner.run(job))
+            done.append(attempt.run(job))
         finally:
             connections.close_all()
 

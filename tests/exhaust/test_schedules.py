@@ -18,7 +18,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import schedules, submissions, tasks
+from exhaust import tasks
+from exhaust.jobs import schedules
+from exhaust.jobs import submit as submissions
 from exhaust.models import Job, Schedule
 from ingest.events import Refused
 from ingest.models import ApiKey

@@ -19,8 +19,10 @@ import pyzipper
 from django.core.exceptions import ValidationError
 from django.test import Client
 
-from exhaust import jobs, runner, schedules, sealed, storage, submissions
+from exhaust import sealed, storage
 from exhaust.formats import FORMATS
+from exhaust.jobs import attempt, schedules, transitions
+from exhaust.jobs import submit as submissions
 from exhaust.models import File, Job, Schedule, Transition
 from exhaust.sealed import Seal
 from ingest.events import Refused
@@ -53,9 +55,9 @@ def make(**overrides: Any) -> Job:
 
 def run(job: Job) -> Job:
     Job.objects.filter(pk=job.pk).update(due_at=job.submitted_at)
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    runner.run(claimed)
+    attempt.run(claimed)
     job.refresh_from_db()
     return job
 
@@ -205,9 +207,9 @@ def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
     if ending == "cancelled":
         submissions.cancel(job, "somebody")
     else:
-        claimed = jobs.claim(job.pk)
+        claimed = transitions.claim(job.pk)
         assert claimed is not None
-        assert jobs.fail(claimed, "no", permanent=True)
+        assert transitions.fail(claimed, "no", permanent=True)
     job.refresh_from_db()
     assert job.sealed_key is None
 
@@ -229,9 +231,9 @@ def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
 def test_a_key_outlives_an_attempt_that_failed() -> None:
     send(answer(1))
     job = make(encryption_key=KEY)
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert jobs.fail(claimed, "once more")
+    assert transitions.fail(claimed, "once more")
     job = run(job)
     assert (job.status, job.attempt) == ("SUCCESS", 2)
     assert unzipped(stored(job.files.get()))

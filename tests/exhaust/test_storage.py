@@ -20,7 +20,8 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from moto import mock_aws
 
-from exhaust import jobs, retention, runner, storage
+from exhaust import retention, storage
+from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Link
 from exhaust.s3 import S3Storage
 from exhaust.storage import FolderStorage, Storage, StorageError
@@ -576,11 +577,11 @@ def in_s3(s3: Place, s3_endpoint: str, settings: Any, files: Path) -> Place:
 def test_a_whole_job_in_s3(in_s3: Place, asker: Client, files: Path) -> None:
     # given a job over three answers
     send(answer(1), answer(2), answer(3))
-    job = jobs.claim(make_job().pk)
+    job = transitions.claim(make_job().pk)
     assert job is not None
 
     # when it runs and its requester reads it
-    assert runner.run(job)
+    assert attempt.run(job)
     path = "/dataset/v1/request/read/daily"
     shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
 
@@ -611,9 +612,9 @@ def test_a_whole_job_in_s3(in_s3: Place, asker: Client, files: Path) -> None:
 def test_a_private_job_in_s3(in_s3: Place, asker: Client) -> None:
     # given a finished private job
     send(answer(1))
-    job = jobs.claim(make_job(dataset=PRIVATE).pk)
+    job = transitions.claim(make_job(dataset=PRIVATE).pk)
     assert job is not None
-    assert runner.run(job)
+    assert attempt.run(job)
 
     # when its requester reads it
     path = "/dataset/v1/request/read/daily"
@@ -644,7 +645,7 @@ def test_an_overtaken_attempt_leaves_no_trace_in_s3(
 ) -> None:
     # given an attempt that is overtaken once its object stands
     send(answer(1))
-    job = jobs.claim(make_job().pk)
+    job = transitions.claim(make_job().pk)
     assert job is not None
     put = S3Storage.put
 
@@ -656,7 +657,7 @@ def test_an_overtaken_attempt_leaves_no_trace_in_s3(
     monkeypatch.setattr(S3Storage, "put", overtaken)
 
     # when / then
-    assert not runner.run(job)
+    assert not attempt.run(job)
     assert in_s3.left() == []
     assert File.objects.count() == 0
 
@@ -697,9 +698,9 @@ def test_an_erasure_ends_the_buckets_own_links_too(
 ) -> None:
     # given an address of the bucket that works
     send(answer(1), answer(2))
-    job = jobs.claim(make_job(dataset=dataset).pk)
+    job = transitions.claim(make_job(dataset=dataset).pk)
     assert job is not None
-    assert runner.run(job)
+    assert attempt.run(job)
     path = "/dataset/v1/request/read/daily"
     shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
     (address,) = shown["downloadUrls"]
@@ -721,9 +722,9 @@ def test_an_erasure_ends_the_buckets_own_links_too(
 def test_links_of_the_bucket_are_not_said_to_be_revoked(in_s3: Place, asker: Client) -> None:
     send(answer(1))
     for dataset, status in ((RESPONSE, 409), (PRIVATE, 200)):
-        job = jobs.claim(make_job(dataset=dataset).pk)
+        job = transitions.claim(make_job(dataset=dataset).pk)
         assert job is not None
-        assert runner.run(job)
+        assert attempt.run(job)
         path = f"/dataset/v1/request/revoke/daily?requestId={job.request_id}"
         assert asker.post(path).status_code == status
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.db import connections
 
-from exhaust import jobs, submissions
+from exhaust.jobs import queries, submit, transitions
 from exhaust.models import Job
 from tests.exhaust.factories import (
     CONFIG,
@@ -58,11 +58,11 @@ def test_published_request_ids_reproduce(
     )
 
     # when it is submitted on that day
-    job = submissions.submit(submission, datetime(day.year, day.month, day.day, 23, tzinfo=UTC))
+    job = submit.submit(submission, datetime(day.year, day.month, day.day, 23, tzinfo=UTC))
 
     # then it has the published id
     assert job.request_id == expected
-    assert submissions.request_id(dataset, tag, "user_id", channel, day, dataset) == expected
+    assert submit.request_id(dataset, tag, "user_id", channel, day, dataset) == expected
 
 
 def test_request_id_without_type_leaves_the_last_part_out() -> None:
@@ -70,13 +70,13 @@ def test_request_id_without_type_leaves_the_last_part_out() -> None:
     words = (RESPONSE, "daily", "user_id", "ORG_001", date(2022, 2, 15))
 
     # when / then the id is the MD5 of the five parts alone
-    assert submissions.request_id(*words, None) == "225FF65D30D0446E435FBBB7C6D2DD25"
+    assert submit.request_id(*words, None) == "225FF65D30D0446E435FBBB7C6D2DD25"
 
 
 @pytest.mark.django_db
 def test_a_new_job_says_what_was_asked(wakes: list[str]) -> None:
     # when a request is submitted
-    job = submissions.submit(make_submission(), NOON)
+    job = submit.submit(make_submission(), NOON)
 
     # then its row holds the request, and waits
     job.refresh_from_db()
@@ -89,8 +89,8 @@ def test_a_new_job_says_what_was_asked(wakes: list[str]) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_submitting_wakes_a_worker(wakes: list[str]) -> None:
     # when a request is submitted twice
-    submissions.submit(make_submission(), NOON)
-    submissions.submit(make_submission(), NOON)
+    submit.submit(make_submission(), NOON)
+    submit.submit(make_submission(), NOON)
 
     # then a worker is told each time: the first message may have been lost
     assert len(wakes) == 2
@@ -100,13 +100,13 @@ def test_submitting_wakes_a_worker(wakes: list[str]) -> None:
 @pytest.mark.parametrize("status", [Job.Status.PROCESSING, Job.Status.SUCCESS])
 def test_submitting_what_runs_or_is_done_wakes_nobody(status: str, wakes: list[str]) -> None:
     # given a job past its waiting
-    job = submissions.submit(make_submission(), NOON)
+    job = submit.submit(make_submission(), NOON)
     Job.objects.filter(pk=job.pk).update(status=status)
     before = row_of(job)
     wakes.clear()
 
     # when the same is asked again
-    again = submissions.submit(make_submission(), NOON)
+    again = submit.submit(make_submission(), NOON)
 
     # then it is the same job, untouched
     assert again.pk == job.pk
@@ -117,10 +117,10 @@ def test_submitting_what_runs_or_is_done_wakes_nobody(status: str, wakes: list[s
 @pytest.mark.django_db
 def test_same_question_is_the_same_job() -> None:
     # given a request in the morning
-    first = submissions.submit(make_submission(), NOON)
+    first = submit.submit(make_submission(), NOON)
 
     # when it is sent again in the evening
-    second = submissions.submit(make_submission(), NOON + timedelta(hours=11))
+    second = submit.submit(make_submission(), NOON + timedelta(hours=11))
 
     # then there is one job
     assert second.pk == first.pk
@@ -130,12 +130,12 @@ def test_same_question_is_the_same_job() -> None:
 @pytest.mark.django_db
 def test_key_order_of_the_configuration_does_not_matter() -> None:
     # given a request
-    first = submissions.submit(make_submission(), NOON)
+    first = submit.submit(make_submission(), NOON)
 
     # when its configuration comes in another order
     turned = dict(reversed(CONFIG.items()))
     assert list(turned) != list(CONFIG)
-    second = submissions.submit(make_submission(config=turned), NOON)
+    second = submit.submit(make_submission(config=turned), NOON)
 
     # then it is the same job
     assert second.pk == first.pk
@@ -154,13 +154,13 @@ def test_key_order_of_the_configuration_does_not_matter() -> None:
 @pytest.mark.django_db
 def test_another_question_is_another_job_with_its_own_id(change: dict[str, str]) -> None:
     # given the day's first question under a tag
-    first = submissions.submit(make_submission(), NOON)
+    first = submit.submit(make_submission(), NOON)
 
     # when another one is asked, twice, and then the first again
     config = {**CONFIG, **change}
-    other = submissions.submit(make_submission(config=config), NOON)
-    other_again = submissions.submit(make_submission(config=config), NOON)
-    first_again = submissions.submit(make_submission(), NOON)
+    other = submit.submit(make_submission(config=config), NOON)
+    other_again = submit.submit(make_submission(config=config), NOON)
+    first_again = submit.submit(make_submission(), NOON)
 
     # then each has its own job and keeps it
     assert other.request_id != first.request_id
@@ -176,9 +176,7 @@ def test_another_question_is_another_job_with_its_own_id(change: dict[str, str])
 def test_three_questions_under_one_tag_are_three_jobs() -> None:
     # when three ranges are asked on one day
     ends = ["2022-04-01", "2022-04-02", "2022-04-03"]
-    made = [
-        submissions.submit(make_submission(config={**CONFIG, "endDate": end}), NOON) for end in ends
-    ]
+    made = [submit.submit(make_submission(config={**CONFIG, "endDate": end}), NOON) for end in ends]
 
     # then none hides another
     assert len({job.request_id for job in made}) == 3
@@ -189,10 +187,10 @@ def test_three_questions_under_one_tag_are_three_jobs() -> None:
 def test_next_day_is_a_new_job() -> None:
     # given a request in a day's last second
     last_second = datetime(2022, 2, 15, 23, 59, 59, tzinfo=UTC)
-    first = submissions.submit(make_submission(), last_second)
+    first = submit.submit(make_submission(), last_second)
 
     # when it is sent a second later
-    second = submissions.submit(make_submission(), last_second + timedelta(seconds=1))
+    second = submit.submit(make_submission(), last_second + timedelta(seconds=1))
 
     # then it is another one
     assert second.pk != first.pk
@@ -206,8 +204,8 @@ def test_the_day_is_utc_wherever_the_clock_stands() -> None:
     moment = datetime(2022, 2, 15, 20, tzinfo=UTC)
 
     # when
-    first = submissions.submit(make_submission(), moment)
-    second = submissions.submit(make_submission(), moment.astimezone(ZoneInfo("Asia/Kolkata")))
+    first = submit.submit(make_submission(), moment)
+    second = submit.submit(make_submission(), moment.astimezone(ZoneInfo("Asia/Kolkata")))
 
     # then
     assert second.pk == first.pk
@@ -216,19 +214,19 @@ def test_the_day_is_utc_wherever_the_clock_stands() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_failed_sent_again_runs_again_with_three_new_attempts(wakes: list[str]) -> None:
     # given a job that failed three times
-    job = submissions.submit(make_submission(), NOON)
+    job = submit.submit(make_submission(), NOON)
     for _ in range(3):
-        jobs.hasten(job)
-        claimed = jobs.claim(job.pk)
+        transitions.hasten(job)
+        claimed = transitions.claim(job.pk)
         assert claimed is not None
-        assert jobs.mark(claimed, 7, 1)
-        assert jobs.fail(claimed, "The file could not be stored.")
+        assert transitions.mark(claimed, 7, 1)
+        assert transitions.fail(claimed, "The file could not be stored.")
     job.refresh_from_db()
     assert (job.status, job.attempt) == (Job.Status.FAILED, 3)
     wakes.clear()
 
     # when it is sent again
-    again = submissions.submit(make_submission(), NOON)
+    again = submit.submit(make_submission(), NOON)
 
     # then it is the same job, due now, without what is left of the failure
     assert again.pk == job.pk
@@ -238,10 +236,10 @@ def test_failed_sent_again_runs_again_with_three_new_attempts(wakes: list[str]) 
     assert len(wakes) == 1
     # and it has three attempts more, and not a fourth
     for _ in range(3):
-        jobs.hasten(job)
-        claimed = jobs.claim(job.pk)
+        transitions.hasten(job)
+        claimed = transitions.claim(job.pk)
         assert claimed is not None
-        assert jobs.fail(claimed, "Again.")
+        assert transitions.fail(claimed, "Again.")
     job.refresh_from_db()
     assert (job.status, job.attempt) == (Job.Status.FAILED, 6)
 
@@ -253,10 +251,10 @@ def test_failed_sent_again_runs_again_with_three_new_attempts(wakes: list[str]) 
 @pytest.mark.django_db
 def test_tags_channels_requesters_and_datasets_never_mix(change: dict[str, Any]) -> None:
     # given a request
-    first = submissions.submit(make_submission(), NOON)
+    first = submit.submit(make_submission(), NOON)
 
     # when the same configuration comes under another one
-    second = submissions.submit(make_submission(**change), NOON)
+    second = submit.submit(make_submission(**change), NOON)
 
     # then it is another job
     assert second.pk != first.pk
@@ -265,7 +263,7 @@ def test_tags_channels_requesters_and_datasets_never_mix(change: dict[str, Any])
 
 
 def listed(channel_id: int, datasets: list[str], **filters: Any) -> list[Job]:
-    return submissions.page(submissions.Filters(channel_id, datasets, **filters), 10).jobs
+    return queries.page(queries.Filters(channel_id, datasets, **filters), 10).jobs
 
 
 @pytest.mark.django_db
@@ -273,11 +271,11 @@ def test_another_channels_job_is_none_of_ours_whatever_its_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given ids that do not tell channels apart
-    monkeypatch.setattr(submissions, "request_id", lambda *_: "A" * 32)
-    theirs = submissions.submit(make_submission(channel="ORG_002"))
+    monkeypatch.setattr(submit, "request_id", lambda *_: "A" * 32)
+    theirs = submit.submit(make_submission(channel="ORG_002"))
 
     # when
-    ours = submissions.submit(make_submission())
+    ours = submit.submit(make_submission())
 
     # then
     assert (ours.pk != theirs.pk, ours.channel.identifier) == (True, "ORG_001")
@@ -286,17 +284,17 @@ def test_another_channels_job_is_none_of_ours_whatever_its_id(
 @pytest.mark.django_db
 def test_find_and_list_keep_to_their_tag_and_channel() -> None:
     # given jobs under two tags of two channels
-    kept = submissions.submit(make_submission(), NOON)
-    submissions.submit(make_submission(tag="other"), NOON)
-    submissions.submit(make_submission(channel="ORG_002"), NOON)
+    kept = submit.submit(make_submission(), NOON)
+    submit.submit(make_submission(tag="other"), NOON)
+    submit.submit(make_submission(channel="ORG_002"), NOON)
     own, other = make_channel("ORG_001"), make_channel("ORG_002")
 
     # when / then each is found under its own only
-    found = submissions.find(own.pk, "daily", kept.request_id)
+    found = queries.find(own.pk, "daily", kept.request_id)
     assert found is not None
     assert found.pk == kept.pk
-    assert submissions.find(own.pk, "other", kept.request_id) is None
-    assert submissions.find(other.pk, "daily", kept.request_id) is None
+    assert queries.find(own.pk, "other", kept.request_id) is None
+    assert queries.find(other.pk, "daily", kept.request_id) is None
     assert listed(own.pk, [RESPONSE], tag="daily") == [kept]
     assert listed(own.pk, [PRIVATE], tag="daily") == []
     assert listed(own.pk, [RESPONSE], tag="unknown") == []
@@ -314,7 +312,7 @@ def test_two_submits_at_once_are_one_job(wakes: list[str]) -> None:
     def call() -> None:
         try:
             gate.wait(10)
-            made.append(submissions.submit(submission, NOON).pk)
+            made.append(submit.submit(submission, NOON).pk)
         except BaseException as error:
             errors.append(error)
         finally:

@@ -16,8 +16,9 @@ from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import jobs, runner, storage
+from exhaust import storage
 from exhaust.datasets import DATASETS
+from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
 from ingest.derive import deriver
 from tests.conftest import bearer, make_channel, make_key
@@ -66,9 +67,9 @@ def made(caller: Client, dataset: str, **said: Any) -> tuple[str, list[Row]]:
     answered = submit(caller, dataset, **said)
     assert answered.status_code == 200, answered.content
     request_id: str = answered.json()["result"]["requestId"]
-    job = jobs.claim(Job.objects.get(request_id=request_id).pk)
+    job = transitions.claim(Job.objects.get(request_id=request_id).pk)
     assert job is not None
-    assert runner.run(job), Job.objects.get(pk=job.pk).status_message
+    assert attempt.run(job), Job.objects.get(pk=job.pk).status_message
     with storage.default().open(File.objects.get(job=job).key) as stream:
         text = io.StringIO(stream.read().decode(), newline="")
     return request_id, list(csv.DictReader(text))
@@ -171,15 +172,15 @@ def test_every_attempt_at_a_supplement_has_the_same_rows(caller: Client) -> None
     send(answer(1))
     base, _ = made(caller, RESPONSE)
     send(answer(2))
-    job = jobs.claim(
+    job = transitions.claim(
         make_job(dataset=RESPONSE, config=config(RESPONSE, since=base), tag="again").pk
     )
     assert job is not None
-    first = runner._selection(job, DATASETS[RESPONSE])
-    jobs.mark(job, first.watermark, 0)
+    first = attempt._selection(job, DATASETS[RESPONSE])
+    transitions.mark(job, first.watermark, 0)
     send(answer(3))
     job.refresh_from_db()
-    assert runner._selection(job, DATASETS[RESPONSE]) == first
+    assert attempt._selection(job, DATASETS[RESPONSE]) == first
 
 
 # while others write -----------------------------------------------------------------------------

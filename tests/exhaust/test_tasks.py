@@ -18,7 +18,8 @@ from django.utils import timezone
 from kombu.pools import producers
 
 from config.celery import app
-from exhaust import jobs, runner, submissions, tasks
+from exhaust import tasks
+from exhaust.jobs import attempt, submit, transitions, wakeup
 from exhaust.models import DailyRun, File, Job
 from tests.exhaust.factories import (
     CONFIG,
@@ -46,11 +47,11 @@ def broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Any]:
         settings.CELERY_BROKER_URL = url
         settings.CELERY_BROKER_TRANSPORT_OPTIONS = {}
         monkeypatch.setattr(app, "connection_for_write", partial(opens, url))
-        tasks._connection.cache_clear()
+        wakeup._connection.cache_clear()
 
     yield point
-    producers.pop(tasks._connection(), None)
-    tasks._connection.cache_clear()
+    producers.pop(wakeup._connection(), None)
+    wakeup._connection.cache_clear()
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_broker_that_is_down_never_fails_a_submit(
         assert "broker.unreachable" in caplog.text
         assert "Traceback" not in caplog.text
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
-    assert jobs.due().count() == 2
+    assert transitions.due().count() == 2
 
 
 @pytest.mark.django_db(transaction=True)
@@ -122,13 +123,13 @@ def test_more_submits_than_producers_fail_no_submit(
 ) -> None:
     # given a silent broker, at which as many requests wait as there are producers
     broker(f"redis://127.0.0.1:{silent_port}/0")
-    pool = producers[tasks._connection()]
+    pool = producers[wakeup._connection()]
     held = [pool.acquire(block=False) for _ in range(pool.limit)]
 
     # when one more is submitted
     begun = time.monotonic()
     try:
-        job = submissions.submit(make_submission())
+        job = submit.submit(make_submission())
     finally:
         for producer in held:
             producer.release()
@@ -147,7 +148,7 @@ def test_wake_reaches_the_broker_that_the_settings_name(caplog: pytest.LogCaptur
         queue.clear()
 
         # when
-        tasks.wake_work(Job.Priority.NIGHTLY)
+        wakeup.wake_work(Job.Priority.NIGHTLY)
 
         # then one message lies there, which names the task and its queue, and holds nothing else
         message = queue.get(timeout=5)
@@ -185,7 +186,7 @@ def test_the_work_looks_again_after_a_failure(
     wakes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_job()
-    monkeypatch.setattr(runner, "run", lambda _job: False)
+    monkeypatch.setattr(attempt, "run", lambda _job: False)
     tasks.work()
     assert len(wakes) == 1
 
@@ -239,7 +240,7 @@ def test_the_sweep_wakes_for_a_dead_worker(wakes: list[str]) -> None:
 
     # then
     assert len(wakes) == 1
-    assert jobs.claim(job.pk) is not None
+    assert transitions.claim(job.pk) is not None
 
 
 @pytest.mark.django_db

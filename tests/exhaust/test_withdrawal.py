@@ -16,9 +16,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import jobs, links, retention, runner, storage, submissions, tasks, withdrawal
+from exhaust import links, retention, storage, tasks
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
+from exhaust.jobs import attempt, submit, transitions, withdrawal
 from exhaust.models import DeadLetter, File, Job, Link, Sink
 from ingest.adapters import telemetry
 from ingest.derive import deriver
@@ -84,11 +85,11 @@ def config(dataset: str) -> dict[str, Any]:
 
 def make(dataset: str = PRIVATE, **overrides: Any) -> tuple[Job, str]:
     """A request made into its file, and the path of its link."""
-    job = submissions.submit(
+    job = submit.submit(
         make_submission(dataset=dataset, config=config(dataset), tag=dataset, **overrides)
     )
-    assert (claimed := jobs.claim(job.pk)) is not None
-    assert runner.run(claimed)
+    assert (claimed := transitions.claim(job.pk)) is not None
+    assert attempt.run(claimed)
     job.refresh_from_db()
     link = links.current(job.files.get(withdrawn_at=None))
     assert link is not None
@@ -222,10 +223,10 @@ def test_others_files_stay() -> None:
     _, responses = make(RESPONSE)
     _, elsewhere = make(channel="ORG_002")
     empty = {**config(PRIVATE), "startDate": "2022-03-20"}
-    job = submissions.submit(make_submission(dataset=PRIVATE, config=empty, tag="other"))
-    claimed = jobs.claim(job.pk)
+    job = submit.submit(make_submission(dataset=PRIVATE, config=empty, tag="other"))
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert runner.run(claimed)
+    assert attempt.run(claimed)
     link = links.current(File.objects.get(job=job))
     assert link is not None
     other = links.address(link).removeprefix(OURS)
@@ -290,8 +291,8 @@ def test_a_file_under_way_is_not_published_with_the_phone(
     # given an attempt that has read the phone when consent is taken back
     send(answer(1))
     say(person(1))
-    job = submissions.submit(make_submission(dataset=PRIVATE, config=config(PRIVATE)))
-    claimed = jobs.claim(job.pk)
+    job = submit.submit(make_submission(dataset=PRIVATE, config=config(PRIVATE)))
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
     store = type(storage.default()).put
 
@@ -302,7 +303,7 @@ def test_a_file_under_way_is_not_published_with_the_phone(
     monkeypatch.setattr(type(storage.default()), "put", put)
 
     # when
-    assert not runner.run(claimed)
+    assert not attempt.run(claimed)
     monkeypatch.undo()
 
     # then nothing was published, and the next attempt has no phone
@@ -311,11 +312,11 @@ def test_a_file_under_way_is_not_published_with_the_phone(
     assert "took back consent" in job.status_message
     assert not File.objects.exists()
     assert list(storage.default().keys("private/")) == []
-    jobs.hasten(job)
+    transitions.hasten(job)
     Job.objects.update(due_at=job.submitted_at)
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert runner.run(claimed)
+    assert attempt.run(claimed)
     link = links.current(File.objects.get())
     assert link is not None
     assert phones(links.address(link).removeprefix(OURS)) == {"device-1": ""}
@@ -407,10 +408,10 @@ def test_an_erasure_leaves_nothing_but_a_certificate() -> None:
     before = {model: set(model.objects.values_list("pk", "xid")) for model in (Session, AppUser)}
     paths = [make(dataset)[1] for dataset in (PRIVATE, RESPONSE, USERS)]
     unheld = {**config(RESPONSE), "startDate": "2022-03-20"}
-    kept = submissions.submit(make_submission(config=unheld, tag="other"))
-    claimed = jobs.claim(kept.pk)
+    kept = submit.submit(make_submission(config=unheld, tag="other"))
+    claimed = transitions.claim(kept.pk)
     assert claimed is not None
-    assert runner.run(claimed)
+    assert attempt.run(claimed)
 
     # when
     said = erase("device-1")
@@ -562,19 +563,19 @@ def test_an_erasure_goes_on_where_it_was_cut_off(
 @pytest.mark.django_db(transaction=True)
 def test_no_file_is_published_while_somebody_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
     send(answer(1), answer(2))
-    job = submissions.submit(make_submission())
-    claimed = jobs.claim(job.pk)
+    job = submit.submit(make_submission())
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
     erasure._begin(make_channel().pk, "device-1")
-    assert not runner.run(claimed)
+    assert not attempt.run(claimed)
     job.refresh_from_db()
     assert job.status == "SUBMITTED"
     assert "erased" in job.status_message
     assert erasure.go_on(5) is False
     Job.objects.update(due_at=job.submitted_at)
-    claimed = jobs.claim(job.pk)
+    claimed = transitions.claim(job.pk)
     assert claimed is not None
-    assert runner.run(claimed)
+    assert attempt.run(claimed)
     assert job.files.get().row_count == 1
 
 

@@ -8,7 +8,8 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from exhaust import jobs, notices, retention, submissions
+from exhaust import notices, retention
+from exhaust.jobs import submit, transitions
 from exhaust.models import CallbackSecret, Job, Sink
 from exhaust.sinks import batches, control, sessions
 from ingest.auth import keys
@@ -47,7 +48,7 @@ OURS, THEIRS = "ORG_001", "ORG_002"
 
 @pytest.fixture
 def wakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exhaust.tasks.wake", lambda *_, **__: None)
+    monkeypatch.setattr("exhaust.jobs.wakeup.wake", lambda *_, **__: None)
 
 
 def fill(channel: str, *numbers: int, **said: Any) -> None:
@@ -87,12 +88,12 @@ def test_a_supplement_goes_on_from_its_own_channels_file(both: None) -> None:
     send(answer(5), channel=OURS)
     since = {**config(RESPONSE), "since": "F" * 32}
 
-    job = submissions.submit(make_submission(config=since, tag="since", channel=OURS))
+    job = submit.submit(make_submission(config=since, tag="since", channel=OURS))
 
     assert job.channel.identifier == OURS
     Job.objects.filter(pk=ours.pk).update(request_id="E" * 32)
     with pytest.raises(Refused, match="since"):
-        submissions.check(make_submission(config=since, tag="more", channel=OURS))
+        submit.check(make_submission(config=since, tag="more", channel=OURS))
 
 
 def test_an_application_of_another_channel_is_none(both: None) -> None:
@@ -100,13 +101,13 @@ def test_an_application_of_another_channel_is_none(both: None) -> None:
     asked = {**config(EVENTS), "application": "theirs"}
 
     with pytest.raises(Refused, match="application"):
-        submissions.check(make_submission(dataset=EVENTS, config=asked, channel=OURS))
+        submit.check(make_submission(dataset=EVENTS, config=asked, channel=OURS))
 
 
 def test_the_same_request_in_two_channels_is_two_jobs(wakes: None) -> None:
-    theirs = submissions.submit(make_submission(channel=THEIRS))
+    theirs = submit.submit(make_submission(channel=THEIRS))
 
-    ours = submissions.submit(make_submission(channel=OURS))
+    ours = submit.submit(make_submission(channel=OURS))
 
     assert (ours.pk != theirs.pk, ours.channel.identifier) == (True, OURS)
 
@@ -217,11 +218,11 @@ def test_a_channel_that_is_full_keeps_no_other_waiting(settings: Any) -> None:
     make_claimed(channel=THEIRS)
     theirs, ours = make_job(channel=THEIRS), make_job(channel=OURS)
 
-    claimed = jobs.claim()
+    claimed = transitions.claim()
 
     assert claimed is not None
-    assert (claimed.pk, list(jobs.due())) == (ours.pk, [])
-    assert jobs.claim() is None
+    assert (claimed.pk, list(transitions.due())) == (ours.pk, [])
+    assert transitions.claim() is None
     assert Job.objects.get(pk=theirs.pk).status == Job.Status.SUBMITTED
 
 
@@ -229,9 +230,9 @@ def test_who_waits_in_another_channel_takes_no_room(settings: Any, wakes: None) 
     settings.EXHAUST_QUEUED_PER_CHANNEL = 1
     make_job(channel=THEIRS)
 
-    assert submissions.submit(make_submission(channel=OURS)).status == Job.Status.SUBMITTED
+    assert submit.submit(make_submission(channel=OURS)).status == Job.Status.SUBMITTED
     with pytest.raises(Refused, match="wait"):
-        submissions.submit(make_submission(channel=OURS, tag="more"))
+        submit.submit(make_submission(channel=OURS, tag="more"))
 
 
 @pytest.mark.parametrize("first", [OURS, THEIRS])
@@ -282,7 +283,7 @@ def test_channels_take_turns_by_what_was_made_for_each() -> None:
     make_job(channel=THEIRS)
     ours = make_job(channel=OURS)
 
-    claimed = jobs.claim()
+    claimed = transitions.claim()
 
     assert claimed is not None
     assert claimed.pk == ours.pk
@@ -293,7 +294,7 @@ def test_a_night_job_of_another_channel_lets_ours_go_first() -> None:
     make_claimed(channel=OURS)
     ours = make_job(channel=OURS)
 
-    claimed = jobs.claim()
+    claimed = transitions.claim()
 
     assert claimed is not None
     assert claimed.pk == ours.pk

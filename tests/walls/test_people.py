@@ -32,7 +32,7 @@ OURS, THEIRS = "ORG_001", "ORG_002"
 
 @pytest.fixture
 def wakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exhaust.tasks.wake", lambda *_, **__: None)
+    monkeypatch.setattr("exhaust.jobs.wakeup.wake", lambda *_, **__: None)
 
 
 @pytest.fixture

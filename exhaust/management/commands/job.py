@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust import submissions
+from exhaust.jobs import submit
 from exhaust.models import Job
 from ingest.events import Refused
 
@@ -29,9 +29,9 @@ class Command(BaseCommand):
             raise CommandError("Several channels have it; name one with --channel.")
         job = jobs[0]
         try:
-            if options["action"] == "cancel" and not submissions.cancel(job, "an operator"):
+            if options["action"] == "cancel" and not submit.cancel(job, "an operator"):
                 raise CommandError(f"It is {job.status}; there is nothing to cancel.")
-            if options["action"] == "retry" and not submissions.retry(job):
+            if options["action"] == "retry" and not submit.retry(job):
                 raise CommandError(f"It is {job.status}; there is nothing to run again.")
         except Refused as error:
             raise CommandError(str(error)) from None

@@ -9,7 +9,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust import daily, jobs, notices, runner, schedules
+from exhaust import daily, notices
+from exhaust.jobs import attempt, schedules, transitions
 from exhaust.models import Job
 from exhaust.sinks import pump
 from ingest.derive import deriver
@@ -28,23 +29,23 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        self._holder = f"{jobs.holder_named(os.getpid())} run_jobs"
+        self._holder = f"{transitions.holder_named(os.getpid())} run_jobs"
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             self._handle(options["request_id"], options["loop"])
         finally:
             signal.signal(signal.SIGTERM, before)
-            jobs.release(self._holder)  # what a Ctrl-C left in the middle
+            transitions.release(self._holder)  # what a Ctrl-C left in the middle
 
     def _handle(self, request_id: str, loop: bool) -> None:
         if request_id:
-            jobs.reap()
+            transitions.reap()
             found = list(Job.objects.filter(request_id=request_id.upper()))
             if not found:
                 raise CommandError(f"There is no request {request_id}.")
             for job in found:
-                jobs.hasten(job)
-                self._run(jobs.claim(job.pk, holder=self._holder), job)
+                transitions.hasten(job)
+                self._run(transitions.claim(job.pk, holder=self._holder), job)
             return
         self._run_due()
         while loop:
@@ -58,12 +59,12 @@ class Command(BaseCommand):
             notices.deliver_due(seconds=PAUSE_SECONDS)
 
     def _run_due(self) -> None:
-        jobs.reap()
-        while claimed := jobs.claim(holder=self._holder):
+        transitions.reap()
+        while claimed := transitions.claim(holder=self._holder):
             self._run(claimed, claimed)
 
     def _run(self, claimed: Job | None, job: Job) -> None:
         if claimed is not None:
-            runner.run(claimed)
+            attempt.run(claimed)
         job.refresh_from_db()
         self.stdout.write(f"{job.request_id} {job.status} {job.status_message}".rstrip())

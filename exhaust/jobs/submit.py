@@ -3,8 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from dataclasses import field as also
 from datetime import UTC, date, datetime
 from functools import partial
@@ -12,14 +11,11 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Case, Count, OuterRef, Q, QuerySet, Subquery, When
-from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from exhaust import jobs
 from exhaust.datasets.supplement import made, missing
-from exhaust.feed import cursor
+from exhaust.jobs import transitions
 from exhaust.models import Job
 from ingest import audit
 from ingest.events import Refused
@@ -84,11 +80,11 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
     own. A FAILED or CANCELLED job runs again, and one whose file was withdrawn. Raises `Refused`
     (429) where the channel has too many waiting, (400) where the file cannot be sealed as it must.
     """
-    from exhaust import (
-        polling,  # which is made of what stands here
-        sealed,  # with its libraries, which few processes need
+    from exhaust import sealed
+    from exhaust.jobs import polling
+    from exhaust.jobs.wakeup import (
+        wake_work,  # tasks import the runner, which the web has no need of
     )
-    from exhaust.tasks import wake_work  # tasks import the runner, which the web has no need of
 
     chosen = sealed.chosen(
         submission.channel_id, submission.dataset, submission.sealing, submission.encryption_key
@@ -109,7 +105,7 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
     assert job is not None  # noqa: S101
     if job.status == Job.Status.SUBMITTED:
         transaction.on_commit(partial(wake_work, job.priority))
-    elif jobs.again().filter(pk=job.pk).exists():
+    elif transitions.again().filter(pk=job.pk).exists():
         retry(job, submission.encryption_key)
     shown = polling.find(submission.channel_id, submission.tag, job.request_id)
     assert shown is not None  # noqa: S101
@@ -210,9 +206,9 @@ def retry(job: Job, encryption_key: str = "") -> bool:
     False when it is at work or has its file. Raises `Refused` (429) as `submit` does, and (409)
     where the file was to be sealed under a key that is forgotten.
     """
-    from exhaust.tasks import wake_work
+    from exhaust.jobs.wakeup import wake_work
 
-    again = jobs.again().filter(pk=job.pk).exists()
+    again = transitions.again().filter(pk=job.pk).exists()
     if again and job.sealing == Channel.Sealing.PASSWORD and not encryption_key:
         raise Refused(
             "conflict",
@@ -221,10 +217,10 @@ def retry(job: Job, encryption_key: str = "") -> bool:
         )
     with transaction.atomic():
         if job.status == Job.Status.SUBMITTED:
-            won = jobs.hasten(job)
+            won = transitions.hasten(job)
         else:
             _require_room(job.channel_id)
-            won = jobs.resubmit(job, _sealed(encryption_key))
+            won = transitions.resubmit(job, _sealed(encryption_key))
         if won:
             _record("job.retried", job)
     job.refresh_from_db()
@@ -236,7 +232,7 @@ def retry(job: Job, encryption_key: str = "") -> bool:
 def cancel(job: Job, by: str) -> bool:
     """Stops a job that has not ended; False when it has."""
     with transaction.atomic():
-        won = jobs.cancel(job, f"Cancelled by {by}.")
+        won = transitions.cancel(job, f"Cancelled by {by}.")
         if won:
             _record("job.cancelled", job)
     job.refresh_from_db()
@@ -256,93 +252,3 @@ def _record(action: str, job: Job, channel: str = "") -> None:
 
 
 # Reading ------------------------------------------------------------------------------------------
-
-
-def _shown() -> QuerySet[Job]:
-    """Jobs with what an answer shows of them; `queue_position` is 1 for the channel's next."""
-    before = Q(priority__lt=OuterRef("priority")) | Q(priority=OuterRef("priority")) & (
-        Q(submitted_at__lt=OuterRef("submitted_at"))
-        | Q(submitted_at=OuterRef("submitted_at"), id__lte=OuterRef("id"))
-    )
-    waiting = Job.objects.filter(before, channel=OuterRef("channel"), status=Job.Status.SUBMITTED)
-    counted = waiting.order_by().values("channel").annotate(count=Count("pk")).values("count")
-    return (
-        Job.objects.select_related("channel")
-        .prefetch_related("files__links", "notices")
-        .annotate(
-            queue_position=Case(When(status=Job.Status.SUBMITTED, then=Subquery(counted))),
-            shown_at=Now(),  # by the clock that decides what has expired
-        )
-    )
-
-
-def find(channel_id: int, tag: str, request_id: str) -> Job | None:
-    if "\0" in tag + request_id:  # PostgreSQL would not even look
-        return None
-    return _shown().filter(channel_id=channel_id, tag=tag, request_id=request_id).first()
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Which jobs; what is None filters nothing."""
-
-    channel_id: int
-    datasets: Sequence[str]
-    tag: str | None = None
-    tag_prefix: str | None = None
-    statuses: Sequence[str] | None = None
-    requested_by: str | None = None
-    submitted_from: datetime | None = None
-    submitted_before: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Page:
-    """Jobs, the newest first, and the cursor behind them; None at the end."""
-
-    jobs: list[Job]
-    cursor: str | None
-
-
-def matching(filters: Filters) -> QuerySet[Job]:
-    if "\0" in (filters.tag or ""):
-        return Job.objects.none()
-    said = {
-        "tag": filters.tag,
-        "tag__startswith": filters.tag_prefix,
-        "status__in": filters.statuses,
-        "requested_by": filters.requested_by,
-        "submitted_at__gte": filters.submitted_from,
-        "submitted_at__lt": filters.submitted_before,
-    }
-    return _shown().filter(
-        channel_id=filters.channel_id,
-        dataset__in=filters.datasets,
-        **{lookup: value for lookup, value in said.items() if value is not None},
-    )
-
-
-def page(filters: Filters, limit: int, after: str | None = None) -> Page:
-    """Up to `limit` jobs behind a cursor. Raises `Refused` for a cursor of another question."""
-    found = matching(filters)
-    if after is not None:
-        at, pk = cursor.unseal(after, question(filters))
-        moment = datetime.fromisoformat(at)
-        found = found.filter(
-            Q(submitted_at__lt=moment) | Q(submitted_at=moment, id__lt=pk), submitted_at__lte=moment
-        )
-    return cut(list(found.order_by("-submitted_at", "-id")[: limit + 1]), filters, limit)
-
-
-def question(filters: Filters) -> list[Any]:
-    """What a cursor of these filters is bound to."""
-    return ["jobs", json.loads(json.dumps(asdict(filters), default=str))]
-
-
-def cut(rows: list[Job], filters: Filters, limit: int) -> Page:
-    """The page of rows of which one more than its limit was asked for."""
-    if len(rows) <= limit:
-        return Page(rows, None)
-    rows = rows[:limit]
-    last = [rows[-1].submitted_at.isoformat(), rows[-1].pk]
-    return Page(rows, cursor.seal(last, question(filters)))

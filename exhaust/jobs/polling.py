@@ -13,10 +13,10 @@ import psycopg
 from django.db import connection
 from django.db.models import prefetch_related_objects
 
-from exhaust import submissions
 from exhaust.feed import cursor
+from exhaust.jobs import queries
+from exhaust.jobs.queries import Filters, Page
 from exhaust.models import File, Job, Link
-from exhaust.submissions import Filters, Page
 from ingest.models import Channel
 
 _JOB = (
@@ -69,7 +69,7 @@ _NEXT = _SQL.format(which=_LISTED.format(behind="AND (submitted_at, id) < (%(at)
 def find(channel_id: int, tag: str, request_id: str) -> Job | None:
     """As `submissions.find`."""
     if connection.vendor != "postgresql" or "\0" in tag + request_id:
-        return submissions.find(channel_id, tag, request_id)
+        return queries.find(channel_id, tag, request_id)
     asked = {"channel": channel_id, "tag": tag, "request_id": request_id}
     return next(iter(_jobs(_ONE, asked)), None)
 
@@ -77,7 +77,7 @@ def find(channel_id: int, tag: str, request_id: str) -> Job | None:
 def page(filters: Filters, limit: int, after: str | None) -> Page:
     """As `submissions.page`, of filters that name a tag and nothing more."""
     if connection.vendor != "postgresql" or "\0" in (filters.tag or ""):
-        return submissions.page(filters, limit, after)
+        return queries.page(filters, limit, after)
     asked: dict[str, Any] = {
         "channel": filters.channel_id,
         "tag": filters.tag,
@@ -85,9 +85,9 @@ def page(filters: Filters, limit: int, after: str | None) -> Page:
         "limit": limit + 1,
     }
     if after is not None:
-        at, pk = cursor.unseal(after, submissions.question(filters))
+        at, pk = cursor.unseal(after, queries.question(filters))
         asked |= {"at": datetime.fromisoformat(at), "pk": pk}
-    return submissions.cut(_jobs(_NEXT if after is not None else _FIRST, asked), filters, limit)
+    return queries.cut(_jobs(_NEXT if after is not None else _FIRST, asked), filters, limit)
 
 
 def _jobs(sql: str, asked: dict[str, Any]) -> list[Job]:

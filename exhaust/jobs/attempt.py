@@ -1,24 +1,24 @@
 """One attempt at a job: dataset, writer, storage, publication."""
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC
-from types import TracebackType
 from typing import Any, cast
 
 from django.conf import settings
-from django.db import DatabaseError, connection, connections, transaction
+from django.db import DatabaseError, connection, transaction
 from psycopg.errors import QueryCanceled
 
-from exhaust import copying, jobs, leftovers, manifest, sealed, storage, withdrawal, writer
+from exhaust import copying, leftovers, manifest, sealed, storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection, selected
 from exhaust.failpoints import failpoint
 from exhaust.formats import FORMATS, Format, Unfit
+from exhaust.jobs import transitions, withdrawal
+from exhaust.jobs.heartbeat import Fenced, Heartbeat
 from exhaust.models import File, Job
 from ingest import logs
 from ingest.derive import deriver
@@ -27,12 +27,7 @@ from ingest.feed.watermark import watermark
 from ingest.models import Channel
 
 log = logging.getLogger(__name__)
-TICK_SECONDS = 1.0
 SETTLE_SECONDS = 10.0
-
-
-class Fenced(Exception):
-    """Another attempt has this job now; this one must leave no trace."""
 
 
 class Unsettled(Exception):
@@ -41,69 +36,6 @@ class Unsettled(Exception):
 
 class Permanent(Exception):
     """Trying again cannot help; the message is for the requester."""
-
-
-class Heartbeat:
-    """Keeps a job's lease while the work goes on, from a thread with its own connection."""
-
-    def __init__(self, job: Job, progress: writer.Progress) -> None:
-        self._job = job
-        self._progress = progress
-        self._stop = threading.Event()
-        self._renewed = time.monotonic()
-        self._statements: copying.Statements | None = None
-        self.lost = False
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{job.pk}", daemon=True)
-
-    def __enter__(self) -> "Heartbeat":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @contextmanager
-    def watching(self, statements: copying.Statements) -> Iterator[None]:
-        """These statements end when the lease is lost."""
-        self._statements = statements
-        try:
-            yield
-        finally:
-            self._statements = None
-
-    def check(self) -> None:
-        """Raises `Fenced` when the lease is gone, or can no longer be known to stand."""
-        if self.lost or time.monotonic() - self._renewed > jobs.LEASE.total_seconds():
-            raise Fenced
-
-    def _beat(self) -> None:
-        try:
-            while not self._stop.wait(TICK_SECONDS):
-                begun = time.monotonic()
-                try:
-                    failpoint("heartbeat", self._job.pk)
-                    if not jobs.renew(self._job, self._progress.rows):
-                        self._lose()
-                        return
-                    self._renewed = begun
-                except DatabaseError:
-                    log.warning("lease.not_renewed job=%s", self._job.pk)
-                    connection.close()
-        finally:
-            connections.close_all()
-
-    def _lose(self) -> None:
-        """The work is another's, or nobody's: not one more row is worth waiting for."""
-        self.lost = True
-        statements = self._statements
-        if statements is not None:
-            statements.cancel_safe(timeout=5)
 
 
 def run(job: Job) -> bool:
@@ -119,23 +51,25 @@ def _run(job: Job) -> bool:
         with heartbeat:
             return _attempt(job, progress, heartbeat)
     except (Permanent, Unfit, sealed.Unsealable) as error:
-        jobs.fail(job, str(error), permanent=True)
+        transitions.fail(job, str(error), permanent=True)
     except withdrawal.Changed:
-        jobs.fail(job, "Somebody took back consent or was erased meanwhile; it is made anew.")
+        transitions.fail(
+            job, "Somebody took back consent or was erased meanwhile; it is made anew."
+        )
     except Unsettled:
-        jobs.fail(job, "Events are still being written; it will be tried again.")
+        transitions.fail(job, "Events are still being written; it will be tried again.")
     except (storage.StorageError, FileNotFoundError):
         log.exception("job.storage_failed job=%s attempt=%s", job.pk, job.attempt)
-        jobs.fail(job, "The file could not be stored.")
+        transitions.fail(job, "The file could not be stored.")
     except Exception as error:
         connection.close()  # a broken COPY leaves nothing to go on with
         if isinstance(error, Fenced) or heartbeat.lost:
             log.warning("job.fenced job=%s attempt=%s", job.pk, job.attempt)
         elif isinstance(error.__cause__, QueryCanceled):
-            jobs.fail(job, _too_long(), permanent=True)
+            transitions.fail(job, _too_long(), permanent=True)
         else:
             log.exception("job.attempt_failed job=%s attempt=%s", job.pk, job.attempt)
-            jobs.fail(job, "The file could not be made; the cause is in the service's log.")
+            transitions.fail(job, "The file could not be made; the cause is in the service's log.")
     return False
 
 
@@ -152,7 +86,7 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
         leftovers.remove_of(job.pk)
     withdrawal.begin(job)
     selection = _selection(job, dataset)
-    if not jobs.mark(job, selection.watermark, dataset.estimate(selection)):
+    if not transitions.mark(job, selection.watermark, dataset.estimate(selection)):
         raise Fenced
     _require_fit(form, dataset, selection)
     keys: list[str] = []
@@ -186,7 +120,7 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
             files.append(file)
         heartbeat.check()
         since = job.started_at or job.submitted_at
-        published = jobs.publish(
+        published = transitions.publish(
             job,
             files,
             _message(selection, form, progress, _kept(dataset, selection)),

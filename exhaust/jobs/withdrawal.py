@@ -12,10 +12,11 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.functions import Now
 
-from exhaust import jobs, links
+from exhaust import links
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection, selected
+from exhaust.jobs import transitions
 from exhaust.models import DeadLetter, File, Job, Link
 from ingest.privacy import consent
 
@@ -39,7 +40,7 @@ def on_withdrawn(
             files = File.objects.filter(job=job, withdrawn_at=None)
             links.revoke(Link.objects.filter(file__in=files))
             files.update(withdrawn_at=Now())
-            jobs.tell(job, MESSAGE)
+            transitions.tell(job, MESSAGE)
             withdrawn.append(job)
     return withdrawn
 

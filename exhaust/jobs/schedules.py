@@ -17,13 +17,13 @@ from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
 from django.utils import timezone
 
-from exhaust import submissions
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import zone
 from exhaust.feed import cursor
+from exhaust.jobs import submit
+from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Schedule
 from exhaust.sinks import http
-from exhaust.submissions import Submission
 from ingest import audit
 from ingest.events import Refused
 from ingest.models import IDENTIFIER, Channel
@@ -217,7 +217,7 @@ def _make(schedule: Schedule, now: datetime) -> bool:
             )
             if not won:
                 return False
-            job = submissions.submit(_submission(schedule, slot), now)
+            job = submit.submit(_submission(schedule, slot), now)
     except (Refused, ValueError) as error:
         _refused(schedule, str(error), now)
     except Exception:  # another schedule's request is none of its business

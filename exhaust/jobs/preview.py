@@ -13,7 +13,7 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.columns import Cell, Column, decode, json_text
 from exhaust.datasets.selection import selected
 from exhaust.formats.lines import csv_line
-from exhaust.submissions import Submission
+from exhaust.jobs.submit import Submission
 from ingest.feed.watermark import watermark
 
 ROWS = 20

@@ -196,7 +196,8 @@ def _move(pk: int, guard: QuerySet[Job], **values: Any) -> bool:
 
 
 def _tell() -> None:
-    from exhaust.tasks import notify, wake  # tasks import this
+    from exhaust.jobs.wakeup import wake  # tasks import this
+    from exhaust.tasks import notify
 
     wake(notify)
 
