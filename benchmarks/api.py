@@ -113,7 +113,7 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
     from django.test import Client
     from django.utils import timezone
 
-    from exhaust import links
+    from exhaust.files import links
     from exhaust.models import File, Job
     from ingest.auth import keys
     from ingest.models import Channel, Conversation

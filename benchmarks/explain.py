@@ -45,11 +45,11 @@ def store(name: str, size: int, told: dict[str, Any]) -> None:
 
 
 def write(months: int) -> None:
-    from exhaust import copying
     from exhaust.datasets.response import RESPONSE
+    from exhaust.files import parallel_copy
 
     sql, params = RESPONSE.copy(answers.selection(months), guarded=True) or ("", {})
-    explain("A file of uci-response-exhaust", copying.PLANNING, sql, params)
+    explain("A file of uci-response-exhaust", parallel_copy.PLANNING, sql, params)
 
 
 def explain(title: str, before: str, sql: str, params: Any, more: str = "") -> None:

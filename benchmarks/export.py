@@ -140,14 +140,14 @@ def time_psql(place: Place, months: int, digests: dict[str, str], name: str) -> 
     from django.conf import settings
     from django.db import connection
 
-    from exhaust import copying
     from exhaust.datasets.response import RESPONSE
+    from exhaust.files import parallel_copy
 
     connection.ensure_connection()
     sql, params = RESPONSE.copy(answers.selection(months), guarded=True) or ("", {})
     query = psycopg.ClientCursor(connection.connection).mogrify(sql, params).replace("\n", " ")
     target = place.var / "reference.csv"
-    told = ["-c", "BEGIN", "-c", copying.PLANNING] if name == SAME_PLAN else []
+    told = ["-c", "BEGIN", "-c", parallel_copy.PLANNING] if name == SAME_PLAN else []
     variables = {**os.environ, "PGOPTIONS": settings.DATABASES["default"]["OPTIONS"]["options"]}
     begun = time.monotonic()
     subprocess.run(
@@ -346,19 +346,19 @@ def against_peers(
 def work() -> None:
     """Claims the job it is told and makes its file."""
     ground.enter({})
-    from exhaust import copying, storage, writer
     from exhaust.datasets.response import RESPONSE
-    from exhaust.formats import CSV
+    from exhaust.files import parallel_copy, storage, writer
+    from exhaust.files.formats import CSV
     from exhaust.jobs import attempt, transitions
 
-    slice_rows = copying.SLICE_ROWS
+    slice_rows = parallel_copy.SLICE_ROWS
 
     def answer(asked: dict[str, Any]) -> dict[str, int]:
         if "bucket" in asked:
             storage.default().prepare()
             return {}
         if "slices" in asked:
-            copying.SLICE_ROWS = slice_rows if asked["slices"] else sys.maxsize
+            parallel_copy.SLICE_ROWS = slice_rows if asked["slices"] else sys.maxsize
             return {}
         if "portable" in asked:
             progress = writer.Progress()

@@ -295,10 +295,10 @@ class Campaign:
 
     def left_over(self) -> list[str]:
         """After one sweep of everything: what no row names."""
-        from exhaust import leftovers
+        from exhaust.files import orphans
         from exhaust.models import File
 
-        for _ in leftovers.remove_all():
+        for _ in orphans.remove_all():
             pass
         named = set(File.objects.values_list("key", flat=True))
         there = set(self._store.keys(""))

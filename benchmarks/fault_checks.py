@@ -42,9 +42,9 @@ class Oracle:
 
     def of(self, job: Any) -> tuple[str, int]:
         """SHA-256 and rows."""
-        from exhaust import writer
         from exhaust.datasets.response import RESPONSE
         from exhaust.datasets.selection import Selection, days
+        from exhaust.files import writer
         from ingest.models import Conversation, StoredEvent
 
         found = Conversation.objects.get(
@@ -260,11 +260,11 @@ def check(
 
 def _swept(pk: int, store: Store, named: set[str], told: Callable[[tuple[str, str]], None]) -> bool:
     """Whether it took a sweep to leave nothing but the file."""
-    from exhaust import leftovers
+    from exhaust.files import orphans
 
     if not _left(pk, store, named):
         return False
-    leftovers.remove_of(pk)
+    orphans.remove_of(pk)
     for what in _left(pk, store, named):
         told(("left over", what))
     return True

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def rates(variables: dict[str, str], months: int, rows: int, times: int) -> list[Result]:
-    from exhaust.formats import FORMATS
+    from exhaust.files.formats import FORMATS
 
     sizes: dict[str, int] = {}
     with Helper(COMMAND, variables) as worker:
@@ -60,7 +60,7 @@ def rates(variables: dict[str, str], months: int, rows: int, times: int) -> list
 
 def memory(variables: dict[str, str], months: int, rows: int) -> list[Result]:
     """Of a worker, over what it has with the format's libraries loaded."""
-    from exhaust.formats import FORMATS
+    from exhaust.files.formats import FORMATS
 
     found = []
     for name in FORMATS:
@@ -100,7 +100,7 @@ def work() -> None:
     """The worker's side: makes the job it is told; or a file of a row, to load what that takes."""
     ground.enter({})
     from exhaust.datasets.response import RESPONSE
-    from exhaust.formats import FORMATS
+    from exhaust.files.formats import FORMATS
     from exhaust.jobs import attempt, transitions
 
     def answer(asked: dict[str, object]) -> dict[str, int]:

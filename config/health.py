@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 from django.http import HttpRequest, JsonResponse
 
-from exhaust import storage
+from exhaust.files import storage
 from exhaust.jobs import transitions
 from exhaust.models import DailyRun
 from ingest.feed import watermark

@@ -9,7 +9,8 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from exhaust import leftovers, retention, storage
+from exhaust import retention
+from exhaust.files import orphans, storage
 from exhaust.models import DailyRun
 from exhaust.sinks import pump
 from ingest.audit import hash_chain
@@ -43,7 +44,7 @@ def run(now: datetime | None = None) -> bool:
         own.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
     pump.forget(timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS))
     try:
-        for count in leftovers.remove_all():
+        for count in orphans.remove_all():
             own.update(leftovers_deleted=F("leftovers_deleted") + count, renewed_at=Now())
     except storage.StorageError:
         log.exception("daily.storage_failed day=%s", day)  # the next day's run looks again

@@ -9,8 +9,8 @@ from django.db import transaction
 from django.db.models import Count, Q, QuerySet
 from django.utils import timezone
 
-from exhaust import storage
 from exhaust.datasets import DATASETS
+from exhaust.files import storage
 from exhaust.models import File, Job, Sink
 from exhaust.sinks import batches, control
 from ingest.feed import pruning

@@ -13,7 +13,8 @@ from django.db import DatabaseError, connections
 
 from config import metrics
 from config.celery import app
-from exhaust import daily, leftovers, notices, retention, storage
+from exhaust import daily, notices, retention
+from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.jobs.wakeup import wake, wake_work
 from exhaust.models import Job
@@ -47,7 +48,7 @@ def sweep() -> None:
     """Finds what lost messages and dead workers left, and makes what schedules ask for."""
     if dead := transitions.reap():
         try:
-            leftovers.remove_of(*dead)
+            orphans.remove_of(*dead)
         except storage.StorageError:
             log.warning("file.left_behind jobs=%s", dead)  # the daily run finds it
     for priority in transitions.due().order_by().values_list("priority", flat=True).distinct():

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 from django.test import Client, TransactionTestCase
 
-from exhaust import storage
+from exhaust.files import storage
 from ingest import audit
 from ingest.auth import failures, keys
 from ingest.models import Channel

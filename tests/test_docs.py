@@ -13,7 +13,7 @@ from config import metrics
 from exhaust.api import validation
 from exhaust.cli.arguments import DOORS, parser
 from exhaust.datasets import DATASETS
-from exhaust.formats import FORMATS
+from exhaust.files.formats import FORMATS
 from exhaust.models import Job, Sink
 from ingest.adapters import ADAPTERS
 from ingest.models import ApiKey

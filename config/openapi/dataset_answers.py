@@ -14,7 +14,7 @@ from config.openapi.words import (
     whole,
 )
 from exhaust.datasets import DATASETS
-from exhaust.formats import FORMATS
+from exhaust.files.formats import FORMATS
 from exhaust.models import Delivery, Job, Sink
 
 _DATASET = text("Which dataset.", enum=list(DATASETS))

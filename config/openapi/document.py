@@ -17,7 +17,7 @@ from config.openapi.shapes import SCHEMAS
 from config.openapi.words import Schema, ref, text, whole
 from exhaust.api import schedules, sinks, validation
 from exhaust.datasets import DATASETS
-from exhaust.formats import FORMATS
+from exhaust.files.formats import FORMATS
 from exhaust.models import Sink
 
 # "Put" and "Words" say enough where they stand, not here

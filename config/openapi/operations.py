@@ -14,7 +14,7 @@ from config.openapi.words import Schema, ref, text, whole
 from exhaust.api import schedules, sinks, validation
 from exhaust.feed import sample
 from exhaust.feed import views as feed
-from exhaust.formats import FORMATS
+from exhaust.files.formats import FORMATS
 from ingest.views import conversations
 
 JSON, NDJSON, PROBLEM = "application/json", "application/x-ndjson", "application/problem+json"

@@ -10,10 +10,11 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 
-from exhaust import links, notices, sealed
+from exhaust import notices
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import zone
-from exhaust.formats import FORMATS
+from exhaust.files import encryption, links
+from exhaust.files.formats import FORMATS
 from exhaust.jobs import submit
 from exhaust.jobs.submit import Submission
 from exhaust.models import DailyRun, File, Job, Link, Notice, Transition
@@ -87,7 +88,7 @@ class SubmitForm(forms.ModelForm):
         required=False,
         strip=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
-        help_text=f"Seals the file under a password; kept nowhere afterwards. {sealed.RULE}",
+        help_text=f"Seals the file under a password; kept nowhere afterwards. {encryption.RULE}",
     )
 
     class Meta:

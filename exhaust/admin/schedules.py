@@ -11,7 +11,7 @@ from django.utils.html import format_html_join
 
 from exhaust.admin.jobs import NOT_YOURS, askable, may_ask
 from exhaust.datasets import DATASETS
-from exhaust.formats import FORMATS
+from exhaust.files.formats import FORMATS
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
 from ingest.admin import Seen, Walled

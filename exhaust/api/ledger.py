@@ -17,7 +17,7 @@ from exhaust.api.views import DatasetView
 from exhaust.datasets.columns import guarded
 from exhaust.feed import cursor
 from exhaust.feed.documents import milliseconds
-from exhaust.formats.lines import csv_line
+from exhaust.files.formats.lines import csv_line
 from ingest.auth import keys
 from ingest.models import LedgerEntry
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from django.utils import timezone
 
-from exhaust import links
 from exhaust.datasets import DATASETS
+from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.jobs.preview import Preview
 from exhaust.jobs.submit import Submission

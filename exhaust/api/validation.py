@@ -10,7 +10,7 @@ from rest_framework import serializers
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import zone
-from exhaust.formats import FORMATS
+from exhaust.files.formats import FORMATS
 from exhaust.models import Job
 from exhaust.sinks import http
 from ingest.models import IDENTIFIER

@@ -15,9 +15,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from exhaust import links, metrics, storage
+from exhaust import metrics
 from exhaust.api import envelope, presenters, validation
 from exhaust.datasets import DATASETS
+from exhaust.files import links, storage
 from exhaust.jobs import polling, preview, queries, submit
 from exhaust.jobs.queries import Filters, Page
 from exhaust.jobs.submit import Submission

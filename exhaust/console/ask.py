@@ -17,7 +17,7 @@ from exhaust.console import jobs
 from exhaust.console.gate import ASK, Here, show, typed, within
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import zone
-from exhaust.formats import FORMATS
+from exhaust.files.formats import FORMATS
 from exhaust.jobs import preview as previews
 from exhaust.jobs import schedules, submit
 from exhaust.jobs.submit import Submission

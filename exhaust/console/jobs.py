@@ -15,10 +15,10 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils import timezone
 
-from exhaust import links
 from exhaust.api import presenters, validation
 from exhaust.console.gate import ASK, Here, missing, show, typed, within
 from exhaust.datasets import DATASETS, is_private
+from exhaust.files import links
 from exhaust.jobs import queries, submit
 from exhaust.jobs import transitions as moves
 from exhaust.jobs.queries import Filters

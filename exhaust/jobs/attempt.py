@@ -5,18 +5,18 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC
-from typing import Any, cast
 
 from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 from psycopg.errors import QueryCanceled
 
-from exhaust import copying, leftovers, manifest, sealed, storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection, selected
 from exhaust.failpoints import failpoint
-from exhaust.formats import FORMATS, Format, Unfit
+from exhaust.files import encryption, manifest, orphans, parallel_copy, storage, writer
+from exhaust.files.formats import FORMATS, Format, Unfit
+from exhaust.files.upload import _put, _remove
 from exhaust.jobs import transitions, withdrawal
 from exhaust.jobs.heartbeat import Fenced, Heartbeat
 from exhaust.models import File, Job
@@ -50,7 +50,7 @@ def _run(job: Job) -> bool:
     try:
         with heartbeat:
             return _attempt(job, progress, heartbeat)
-    except (Permanent, Unfit, sealed.Unsealable) as error:
+    except (Permanent, Unfit, encryption.Unsealable) as error:
         transitions.fail(job, str(error), permanent=True)
     except withdrawal.Changed:
         transitions.fail(
@@ -81,9 +81,9 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
     if form is None:
         raise Permanent(f"There is no format {job.output_format} any more.")
     failpoint("attempt.begun", job.pk)
-    seal = sealed.of(job, Channel.objects.get(pk=job.channel_id))
+    seal = encryption.of(job, Channel.objects.get(pk=job.channel_id))
     if job.attempt > 1:
-        leftovers.remove_of(job.pk)
+        orphans.remove_of(job.pk)
     withdrawal.begin(job)
     selection = _selection(job, dataset)
     if not transitions.mark(job, selection.watermark, dataset.estimate(selection)):
@@ -95,7 +95,7 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
     try:
         limit = settings.EXHAUST_PART_BYTES if form.splits else 0
         until = time.monotonic() + settings.EXHAUST_MAX_SECONDS
-        statements = copying.Statements(connection.connection)
+        statements = parallel_copy.Statements(connection.connection)
         making = writer.parts(
             dataset, selection, progress, form, limit=limit, statements=statements
         )
@@ -152,29 +152,6 @@ def _stored(
         byte_count=stream.byte_count,
         sha256=stream.sha256,
     )
-
-
-def _put(store: storage.Storage, key: str, stream: writer.Stream, content_type: str) -> None:
-    """Stores the stream. Where the store's answer was lost, what it has decides."""
-    try:
-        store.put(key, cast(Any, stream), content_type)
-    except storage.StorageError:
-        try:
-            kept = stream.ended and store.size(key) == stream.byte_count
-        except (storage.StorageError, FileNotFoundError):
-            kept = False
-        if not kept:
-            raise
-        log.warning("file.answer_lost key=%s", key)
-
-
-def _remove(key: str) -> None:
-    """Takes away what was not published; a store that does not answer keeps it for a sweep."""
-    failpoint("remove.before", storage.job_of(key))
-    try:
-        storage.default().delete(key)
-    except storage.StorageError:
-        log.warning("file.left_behind key=%s", key)
 
 
 def _refers(job: Job, key: str) -> bool:

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from django.db import DatabaseError, connection, connections
 
-from exhaust import copying, writer
 from exhaust.failpoints import failpoint
+from exhaust.files import parallel_copy, writer
 from exhaust.jobs import transitions
 from exhaust.models import Job
 
@@ -32,7 +32,7 @@ class Heartbeat:
         self._progress = progress
         self._stop = threading.Event()
         self._renewed = time.monotonic()
-        self._statements: copying.Statements | None = None
+        self._statements: parallel_copy.Statements | None = None
         self.lost = False
         self._thread = threading.Thread(target=self._beat, name=f"lease-{job.pk}", daemon=True)
 
@@ -50,7 +50,7 @@ class Heartbeat:
         self._thread.join()
 
     @contextmanager
-    def watching(self, statements: copying.Statements) -> Iterator[None]:
+    def watching(self, statements: parallel_copy.Statements) -> Iterator[None]:
         """These statements end when the lease is lost."""
         self._statements = statements
         try:

@@ -12,7 +12,7 @@ from psycopg.errors import QueryCanceled
 from exhaust.datasets import DATASETS
 from exhaust.datasets.columns import Cell, Column, decode, json_text
 from exhaust.datasets.selection import selected
-from exhaust.formats.lines import csv_line
+from exhaust.files.formats.lines import csv_line
 from exhaust.jobs.submit import Submission
 from ingest.feed.watermark import watermark
 

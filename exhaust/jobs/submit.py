@@ -80,13 +80,13 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
     own. A FAILED or CANCELLED job runs again, and one whose file was withdrawn. Raises `Refused`
     (429) where the channel has too many waiting, (400) where the file cannot be sealed as it must.
     """
-    from exhaust import sealed
+    from exhaust.files import encryption
     from exhaust.jobs import polling
     from exhaust.jobs.wakeup import (
         wake_work,  # tasks import the runner, which the web has no need of
     )
 
-    chosen = sealed.chosen(
+    chosen = encryption.chosen(
         submission.channel_id, submission.dataset, submission.sealing, submission.encryption_key
     )
     submission = replace(submission, sealing=chosen)

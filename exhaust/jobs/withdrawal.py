@@ -12,10 +12,10 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.functions import Now
 
-from exhaust import links
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection, selected
+from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.models import DeadLetter, File, Job, Link
 from ingest.privacy import consent

@@ -12,7 +12,7 @@ from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import health, settings
-from exhaust import links, storage
+from exhaust.files import links, storage
 from exhaust.jobs import transitions
 from exhaust.models import DailyRun, Job
 from tests.conftest import bearer, make_key

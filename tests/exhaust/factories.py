@@ -11,7 +11,7 @@ from uuid import uuid4
 from django.conf import settings
 from django.utils import timezone
 
-from exhaust import storage
+from exhaust.files import storage
 from exhaust.jobs import transitions
 from exhaust.jobs.submit import Submission
 from exhaust.models import File, Job

@@ -10,11 +10,11 @@ import pytest
 from django.db import DataError, OperationalError, connection
 from psycopg.errors import QueryCanceled
 
-from exhaust import copying, writer
-from exhaust.copying import Statements, copied
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
-from exhaust.formats import FORMATS
+from exhaust.files import parallel_copy, writer
+from exhaust.files.formats import FORMATS
+from exhaust.files.parallel_copy import Statements, copied
 from exhaust.jobs import attempt
 from exhaust.models import File
 from tests.exhaust import corpus
@@ -58,7 +58,7 @@ def test_slices_make_the_same_bytes(name: str, limit: int, monkeypatch: pytest.M
 
     # when
     monkeypatch.setattr(RESPONSE, "estimate", lambda _: 7, raising=False)
-    monkeypatch.setattr(copying, "SLICE_ROWS", 1)
+    monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
     slices = writer._slices(RESPONSE, selection)
 
     # then
@@ -78,7 +78,7 @@ def test_rows_of_one_moment_stay_in_one_slice(monkeypatch: pytest.MonkeyPatch) -
     selection = attempt._selection(job, RESPONSE)
     whole = made(selection, "csv")
     monkeypatch.setattr(RESPONSE, "estimate", lambda _: 9, raising=False)
-    monkeypatch.setattr(copying, "SLICE_ROWS", 1)
+    monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
 
     # then
     assert made(selection, "csv") == whole
@@ -89,7 +89,7 @@ def test_a_few_rows_and_a_preview_are_one_statement(monkeypatch: pytest.MonkeyPa
     selection = corpus.fill()
     assert writer._slices(RESPONSE, selection) == [selection]
 
-    monkeypatch.setattr(copying, "SLICE_ROWS", 1)
+    monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
     monkeypatch.setattr(RESPONSE, "estimate", lambda _: 100, raising=False)
     preview = replace(selection, limit=3)
     nothing = replace(selection, start=selection.end, end=selection.end + timedelta(days=1))
@@ -101,7 +101,7 @@ def test_a_job_of_many_slices_is_published(monkeypatch: pytest.MonkeyPatch) -> N
     # given
     send(*[answer(number) for number in range(60)])
     monkeypatch.setattr(RESPONSE, "estimate", lambda _: 60, raising=False)
-    monkeypatch.setattr(copying, "SLICE_ROWS", 5)
+    monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 5)
     job = make_claimed()
 
     # when
@@ -169,16 +169,16 @@ def test_whoever_lost_the_lease_ends_the_statements() -> None:
 
 def test_a_slice_is_not_further_ahead_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
-    monkeypatch.setattr(copying, "_BATCH_ROWS", 1)
-    monkeypatch.setattr(copying, "_BATCHES", 2)
+    monkeypatch.setattr(parallel_copy, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(parallel_copy, "_BATCHES", 2)
     taken: list[int] = []
-    real = copying._Lane._put
+    real = parallel_copy._Lane._put
 
     def put(lane: Any, said: Any) -> None:
         real(lane, said)
         taken.append(1)
 
-    monkeypatch.setattr(copying._Lane, "_put", put)
+    monkeypatch.setattr(parallel_copy._Lane, "_put", put)
     rows = copied([five(0), five(10)], by_line=True, statements=Statements())
 
     # when

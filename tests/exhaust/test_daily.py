@@ -9,7 +9,8 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from exhaust import daily, leftovers, storage
+from exhaust import daily
+from exhaust.files import orphans, storage
 from exhaust.models import DailyRun, File
 from tests.exhaust.factories import left_of, make_finished, make_job, row_of, stored
 
@@ -87,7 +88,7 @@ def test_a_run_that_died_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> N
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(leftovers, "remove_all", dies)
+        patch.setattr(orphans, "remove_all", dies)
         with pytest.raises(KeyboardInterrupt):
             daily.run()
     assert not daily.is_due()
@@ -122,7 +123,7 @@ def test_a_storage_that_is_down_fails_no_run(
 def test_twenty_schedulers_at_once_are_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     # given twenty that look at the same moment
     ran: list[str] = []
-    monkeypatch.setattr(leftovers, "remove_all", lambda: ran.append("run") or iter(()))
+    monkeypatch.setattr(orphans, "remove_all", lambda: ran.append("run") or iter(()))
     answers: list[bool] = []
     gate = threading.Barrier(20)
 

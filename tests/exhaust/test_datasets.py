@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import days
+from exhaust.files import writer
 from ingest.adapters.participants import Profile
 from ingest.feed.watermark import watermark
 from ingest.models import Channel, Conversation, StoredEvent

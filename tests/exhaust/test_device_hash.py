@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
-from exhaust.formats import FORMATS
+from exhaust.files import writer
+from exhaust.files.formats import FORMATS
 from ingest.models import Channel
 from ingest.privacy import device_hash
 from tests.conftest import make_channel

@@ -10,9 +10,9 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
+from exhaust.files import storage, writer
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.models import File, Job, Schedule
 from ingest.auth import keys

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections
 
-from exhaust import storage
 from exhaust.failpoints import NAMES, failpoint
+from exhaust.files import storage
 from exhaust.jobs import attempt, transitions
 from exhaust.models import Job
 from tests.exhaust.factories import answer, make_job, send

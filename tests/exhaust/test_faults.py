@@ -20,7 +20,8 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 from django.utils import timezone
 
 from config.celery import app, survive_a_child_that_died_without_redis
-from exhaust import leftovers, storage, tasks
+from exhaust import tasks
+from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import File, Job
 from ingest.models import Channel
@@ -169,7 +170,7 @@ def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
     draft.write_text("half")
 
     # when / then the file stays
-    assert sum(leftovers.remove_all()) == 1
+    assert sum(orphans.remove_all()) == 1
     assert stored(files) == [key]
 
 
@@ -180,7 +181,7 @@ def test_what_a_living_attempt_has_begun_stays(files: Path) -> None:
     draft.parent.mkdir(parents=True)
     draft.write_text("half")
 
-    assert sum(leftovers.remove_all()) == 0
+    assert sum(orphans.remove_all()) == 0
     assert draft.exists()
 
 

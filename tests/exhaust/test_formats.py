@@ -23,13 +23,13 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import leftovers, storage, writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.columns import Column, Kind, guarded, is_number
 from exhaust.datasets.selection import Selection
 from exhaust.feed.pages import LAST_ID
-from exhaust.formats import FORMATS, Format
+from exhaust.files import orphans, storage, writer
+from exhaust.files.formats import FORMATS, Format
 from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
 from ingest.adapters.participants import Profile
@@ -548,7 +548,7 @@ def test_an_attempt_that_was_killed_between_parts_is_cleaned_up_after(files: Pat
     claimed = transitions.claim(job.pk)
     assert claimed is not None
     assert attempt.run(claimed)
-    assert sum(leftovers.remove_all()) == len(FORMATS) + 1
+    assert sum(orphans.remove_all()) == len(FORMATS) + 1
 
     # then only what rows name is left
     assert stored(files) == sorted(File.objects.values_list("key", flat=True))

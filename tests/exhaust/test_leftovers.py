@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from exhaust import leftovers, storage
+from exhaust.files import orphans, storage
 from exhaust.jobs import transitions
 from exhaust.models import File, Job
 from tests.exhaust.factories import (
@@ -43,12 +43,12 @@ def test_only_what_is_nobodys_is_removed(files: Path) -> None:
     left_of(Job(pk=heir.pk + 1000), 1)
 
     # when
-    removed = sum(leftovers.remove_all())
+    removed = sum(orphans.remove_all())
 
     # then
     assert set(stored(files)) == kept
     assert removed == 13
-    assert sum(leftovers.remove_all()) == 0
+    assert sum(orphans.remove_all()) == 0
 
 
 def test_one_job_at_a_time(files: Path) -> None:
@@ -58,7 +58,7 @@ def test_one_job_at_a_time(files: Path) -> None:
     # the number of one is the beginning of the other's
     longer = left_of(Job(pk=int(f"{first.pk}0")), 1)
 
-    assert leftovers.remove_of(first.pk) == 1
+    assert orphans.remove_of(first.pk) == 1
     assert set(stored(files)) == {other, longer}
 
 
@@ -70,17 +70,17 @@ def test_what_is_not_ours_stays(files: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("somebody's")
 
-    assert sum(leftovers.remove_all()) == 0
+    assert sum(orphans.remove_all()) == 0
     assert stored(files) == sorted(foreign)
 
 
 def test_a_file_past_its_life_that_the_storage_kept_goes(files: Path) -> None:
     job = make_finished()
     File.objects.filter(job=job).update(deleted_at=timezone.now())
-    assert sum(leftovers.remove_all()) == 1
+    assert sum(orphans.remove_all()) == 1
     assert stored(files) == []
 
 
 def test_nothing_at_all_is_nothing_to_do() -> None:
     assert list(storage.default().keys("response/")) == []
-    assert sum(leftovers.remove_all()) == 0
+    assert sum(orphans.remove_all()) == 0

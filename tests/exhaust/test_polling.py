@@ -7,8 +7,8 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import links
 from exhaust.api import presenters
+from exhaust.files import links
 from exhaust.jobs import polling, queries, submit, transitions
 from exhaust.jobs.queries import Filters
 from exhaust.models import File, Job, Link, Notice

@@ -11,11 +11,11 @@ from django.db import OperationalError, connection
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import streaming
 from exhaust.datasets.columns import Column
 from exhaust.datasets.selection import Selection
+from exhaust.files import writer
 from exhaust.jobs import preview as previews
 from exhaust.models import Job
 from ingest.adapters.participants import Profile

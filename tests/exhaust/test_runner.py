@@ -16,8 +16,8 @@ import pytest
 from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
-from exhaust import storage, writer
 from exhaust.datasets import DATASETS
+from exhaust.files import storage, writer
 from exhaust.jobs import attempt, heartbeat, transitions
 from exhaust.models import File, Job
 from tests.conftest import make_channel

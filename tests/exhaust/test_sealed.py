@@ -19,12 +19,12 @@ import pyzipper
 from django.core.exceptions import ValidationError
 from django.test import Client
 
-from exhaust import sealed, storage
-from exhaust.formats import FORMATS
+from exhaust.files import encryption, storage
+from exhaust.files.encryption import Seal
+from exhaust.files.formats import FORMATS
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.jobs import submit as submissions
 from exhaust.models import File, Job, Schedule, Transition
-from exhaust.sealed import Seal
 from ingest.events import Refused
 from ingest.models import Channel, LedgerEntry
 from tests.conftest import bearer, make_channel, make_key
@@ -402,7 +402,7 @@ def test_an_error_of_the_stream_comes_through(seal: Seal) -> None:
 
 
 def test_a_sealing_left_in_the_middle_leaves_no_thread() -> None:
-    stream = sealed._age(blocks(100), RECIPIENT)
+    stream = encryption._age(blocks(100), RECIPIENT)
     next(stream)
     assert any(thread.name == "age" for thread in threading.enumerate())
     stream.close()  # type: ignore[attr-defined]
@@ -410,15 +410,15 @@ def test_a_sealing_left_in_the_middle_leaves_no_thread() -> None:
 
 
 def test_a_key_of_age_that_is_none_seals_nothing() -> None:
-    with pytest.raises(sealed.Unsealable):
-        list(sealed._age(blocks(3), "age1nonsense"))
+    with pytest.raises(encryption.Unsealable):
+        list(encryption._age(blocks(3), "age1nonsense"))
 
 
 _PROGRAM = """
 import sys, os, resource, django
 django.setup()
 from datetime import UTC, datetime
-from exhaust.sealed import Seal
+from exhaust.files.encryption import Seal
 kind, recipient = sys.argv[1:3]
 seal = Seal("zip", password="x" * 12) if kind == "zip" else Seal("age", recipient=recipient)
 block = os.urandom(65536)

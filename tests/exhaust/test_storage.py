@@ -20,12 +20,13 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from moto import mock_aws
 
-from exhaust import retention, storage
+from exhaust import retention
+from exhaust.files import storage
+from exhaust.files.storage import FolderStorage, Storage, StorageError
+from exhaust.files.storage.s3 import S3Storage
+from exhaust.files.writer import Stream
 from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Link
-from exhaust.s3 import S3Storage
-from exhaust.storage import FolderStorage, Storage, StorageError
-from exhaust.writer import Stream
 from ingest.privacy import erasure
 from tests import s3server
 from tests.exhaust.factories import PRIVATE, RESPONSE, answer, make_job, send, stored

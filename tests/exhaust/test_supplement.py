@@ -16,8 +16,8 @@ from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import storage
 from exhaust.datasets import DATASETS
+from exhaust.files import storage
 from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
 from ingest.derive import deriver

@@ -16,9 +16,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import links, retention, storage, tasks
+from exhaust import retention, tasks
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
+from exhaust.files import links, storage
 from exhaust.jobs import attempt, submit, transitions, withdrawal
 from exhaust.models import DeadLetter, File, Job, Link, Sink
 from ingest.adapters import telemetry

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
-from exhaust.formats.lines import Lines, Sheaf, csv_line
+from exhaust.files import writer
+from exhaust.files.formats.lines import Lines, Sheaf, csv_line
 from ingest.store import batches
 from tests.conftest import make_channel
 from tests.exhaust import corpus

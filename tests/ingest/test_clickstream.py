@@ -17,9 +17,9 @@ from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exhaust import writer
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
+from exhaust.files import writer
 from ingest.adapters import ADAPTERS, body, clickstream
 from ingest.auth import failures, keys
 from ingest.events import Batch, Call, Event, Refused

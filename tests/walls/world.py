@@ -13,8 +13,8 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from exhaust import links, storage
 from exhaust.feed import cursor, pages
+from exhaust.files import links, storage
 from exhaust.models import (
     CallbackSecret,
     DeadLetter,

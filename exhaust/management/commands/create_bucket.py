@@ -7,8 +7,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust import storage
-from exhaust.formats import FORMATS
+from exhaust.files import storage
+from exhaust.files.formats import FORMATS
 
 
 class Command(BaseCommand):

@@ -20,9 +20,9 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from exhaust import links, storage
 from exhaust.demo import conversations, processes
 from exhaust.demo.client import Client, Failed, batches, fetch
+from exhaust.files import links, storage
 from exhaust.models import File, Job, Link
 from ingest.auth import keys
 from ingest.models import ApiKey, Channel, Conversation, Participant, Rejected, StoredEvent

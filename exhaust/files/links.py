@@ -16,8 +16,8 @@ from django.db import transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
-from exhaust import storage
 from exhaust.datasets import is_private
+from exhaust.files import storage
 from exhaust.models import File, Job, Link
 from ingest import audit
 from ingest.models import Channel

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from exhaust import storage
+from exhaust.files import storage
 from exhaust.models import File, Job
 
 log = logging.getLogger(__name__)

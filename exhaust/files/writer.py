@@ -15,11 +15,11 @@ from typing import Any
 
 from django.db import connection
 
-from exhaust import copying
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
-from exhaust.formats import CSV, Format
-from exhaust.formats.lines import Sheaf
+from exhaust.files import parallel_copy
+from exhaust.files.formats import CSV, Format
+from exhaust.files.formats.lines import Sheaf
 
 
 @dataclass
@@ -51,7 +51,7 @@ def parts(
     *,
     limit: int,
     portable: bool = False,
-    statements: copying.Statements | None = None,
+    statements: parallel_copy.Statements | None = None,
 ) -> Generator[Iterator[bytes]]:
     """The files, each in blocks, each to be read to its end before the next is asked for.
 
@@ -63,8 +63,8 @@ def parts(
     by_line = False
     if queries := [] if portable else _queries(dataset, selection, form):
         by_line = form.copied
-        rows = copying.copied(
-            queries, by_line=by_line, statements=statements or copying.Statements()
+        rows = parallel_copy.copied(
+            queries, by_line=by_line, statements=statements or parallel_copy.Statements()
         )
     else:
         rows = dataset.rows(selection)
@@ -115,7 +115,7 @@ def _by_sheaf(body: Any) -> Add:
     return add
 
 
-def _queries(dataset: Dataset, selection: Selection, form: Format) -> list[copying.Query]:
+def _queries(dataset: Dataset, selection: Selection, form: Format) -> list[parallel_copy.Query]:
     """What PostgreSQL is to make whole; nothing where Python must finish a cell."""
     if connection.vendor != "postgresql":
         return []
@@ -127,8 +127,8 @@ def _queries(dataset: Dataset, selection: Selection, form: Format) -> list[copyi
 
 def _slices(dataset: Dataset, selection: Selection) -> list[Selection]:
     """The selection in parts whose rows follow one another: by time, of about as many rows."""
-    count = min(dataset.estimate(selection) // copying.SLICE_ROWS, copying.MOST_SLICES)
-    span = dataset.span(selection) if count > copying.AT_ONCE else None
+    count = min(dataset.estimate(selection) // parallel_copy.SLICE_ROWS, parallel_copy.MOST_SLICES)
+    span = dataset.span(selection) if count > parallel_copy.AT_ONCE else None
     if span is None or span[0] == span[1]:
         return [selection]
     first, last = span

@@ -23,7 +23,7 @@ from django.contrib.auth.password_validation import (
 from django.core.exceptions import ValidationError
 
 from exhaust.datasets import is_private
-from exhaust.formats.lines import GZIP_LEVEL
+from exhaust.files.formats.lines import GZIP_LEVEL
 from exhaust.models import Job
 from ingest.events import Refused
 from ingest.models import Channel

@@ -10,38 +10,8 @@ from functools import partial
 from typing import Protocol
 
 from exhaust.datasets.columns import Cell, Column
-from exhaust.formats.lines import CsvLines, JsonLines
-
-
-class Unfit(Exception):
-    """What was asked for does not go into the format; the message is for the requester."""
-
-
-class Body(Protocol):
-    """One file on its way. Each call gives the bytes that are ready, often none."""
-
-    misfits: int  # cells left empty, because their column's type cannot hold them
-
-    def start(self) -> bytes: ...
-
-    def add(self, row: Sequence[Cell]) -> bytes:
-        """Raises `Unfit`."""
-
-    def end(self) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class Format:
-    """A format. `begin` is given the columns, and at how many bytes a part will end."""
-
-    name: str  # also the suffix of a file
-    content_type: str
-    begin: Callable[[Sequence[Column], int], Body]
-    max_rows: int | None = None
-    splits: bool = True  # into parts of `EXHAUST_PART_BYTES`
-    copied: bool = False  # its body has `add_lines`, for what PostgreSQL's COPY writes
-    empty: str = "the file holds only its header"
-
+from exhaust.files.formats.base import Body, Format, Unfit
+from exhaust.files.formats.lines import CsvLines, JsonLines
 
 # pyarrow is loaded by those who write Parquet only: it costs tens of MiB
 
@@ -49,13 +19,13 @@ class Format:
 def _parquet(columns: Sequence[Column], limit: int) -> Body:
     # its own allocator keeps some 46 MiB more than it needs; read when pyarrow is loaded
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from exhaust.formats.parquet import Parquet
+    from exhaust.files.formats.parquet import Parquet
 
     return Parquet(columns, limit)
 
 
 def _xlsx(columns: Sequence[Column], limit: int) -> Body:
-    from exhaust.formats.xlsx import Xlsx
+    from exhaust.files.formats.xlsx import Xlsx
 
     return Xlsx(columns)
 
@@ -80,3 +50,5 @@ FORMATS: dict[str, Format] = {
         ),
     )
 }
+
+__all__ = ["Body", "CSV", "FORMATS", "Format", "Unfit"]

@@ -11,8 +11,8 @@ from datetime import date
 from html import escape
 
 from exhaust.datasets.columns import Cell, Column, Kind, is_number
-from exhaust.formats import Unfit
-from exhaust.formats.pending import Pending
+from exhaust.files.formats import Unfit
+from exhaust.files.formats.pending import Pending
 
 MAX_CHARACTERS = 32_767  # of a cell, in UTF-16
 MAX_BYTES = (1 << 31) - (1 << 20)  # of a sheet: what lies beyond needs a ZIP that Excel "repairs"

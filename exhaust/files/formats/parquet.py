@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from exhaust.datasets.columns import NUMBER, Cell, Column, Kind
-from exhaust.formats.pending import Pending
+from exhaust.files.formats.pending import Pending
 
 _TYPES: dict[Kind, Any] = {
     "text": pa.string(),

@@ -17,7 +17,7 @@ import psycopg
 from django.conf import settings
 from django.db import connection, connections
 
-from exhaust.formats.lines import Sheaf
+from exhaust.files.formats.lines import Sheaf
 
 Query = tuple[str, dict[str, Any]]
 

@@ -1,0 +1,61 @@
+"""Files by key: put, open, delete, sign. In a folder, or in S3 (`exhaust/files/storage/s3.py`).
+
+Foreign errors stop here.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import IO, Protocol
+from urllib.parse import quote
+
+from django.conf import settings
+
+from exhaust.datasets.base import Dataset
+from exhaust.failpoints import failpoint
+from exhaust.files.storage.base import (
+    AREAS,
+    PRIVATE,
+    Storage,
+    StorageError,
+    disposition,
+    job_of,
+    key,
+)
+from exhaust.files.storage.folder import _DRAFT, FolderStorage
+from exhaust.models import Job
+
+
+@cache
+def default() -> Storage:
+    """The storage that the settings name; clients are safe to share between threads."""
+    if settings.S3_BUCKET:
+        from exhaust.files.storage.s3 import S3Storage  # boto3 would be a tenth of every start
+
+        return S3Storage(
+            settings.S3_BUCKET,
+            settings.S3_ENDPOINT_URL,
+            settings.S3_PUBLIC_ENDPOINT_URL,
+            settings.S3_REGION,
+            settings.S3_PRIVATE_KMS_KEY_ID,
+        )
+    return FolderStorage(Path(settings.FILES_DIR))
+
+
+__all__ = [
+    "AREAS",
+    "FolderStorage",
+    "PRIVATE",
+    "Storage",
+    "StorageError",
+    "default",
+    "disposition",
+    "job_of",
+    "key",
+]

@@ -1,0 +1,103 @@
+"""folder"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from exhaust.failpoints import failpoint
+from exhaust.files.storage.base import (
+    StorageError,
+    job_of,
+)
+
+_DRAFT = ".part-"
+
+
+class FolderStorage:
+    """A folder; links to it are our own."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
+        path = self._root / key
+        draft = self._draft(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as target:
+                shutil.copyfileobj(stream, target, 1024 * 1024)
+                failpoint("complete.before", job_of(key))
+                target.flush()
+                os.fsync(target.fileno())
+            draft.rename(path)  # appears whole or not at all
+            failpoint("complete.after", job_of(key))
+        except OSError as error:
+            self._discard(draft)
+            raise StorageError(f"folder: {error.strerror}") from error
+        except BaseException:
+            self._discard(draft)
+            raise
+
+    @staticmethod
+    def _draft(path: Path) -> Path:
+        return path.with_name(f"{_DRAFT}{path.name}")
+
+    @staticmethod
+    def _discard(draft: Path) -> None:
+        with suppress(OSError):  # what cannot go now, the sweep finds
+            draft.unlink(missing_ok=True)
+
+    def open(self, key: str) -> IO[bytes]:
+        return (self._root / key).open("rb")
+
+    def size(self, key: str) -> int:
+        return (self._root / key).stat().st_size
+
+    def delete(self, key: str) -> None:
+        self._unlink(self._root / key)
+        self.discard(key)
+
+    def discard(self, key: str) -> None:
+        self._unlink(self._draft(self._root / key))
+
+    @staticmethod
+    def _unlink(path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except NotADirectoryError:
+            pass
+        except OSError as error:
+            raise StorageError(f"folder: {error.strerror}") from error
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        for path in (self._root / prefix).rglob("*"):
+            if path.is_file() and not path.name.startswith(_DRAFT):
+                yield path.relative_to(self._root).as_posix()
+
+    def begun(self, prefix: str) -> Iterator[str]:
+        for path in (self._root / prefix).rglob(f"{_DRAFT}*"):
+            whole = path.with_name(path.name.removeprefix(_DRAFT))
+            yield whole.relative_to(self._root).as_posix()
+
+    def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
+        return None
+
+    def signs_until(self) -> datetime | None:
+        return None
+
+    def probe(self) -> None:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"folder: {error.strerror}") from error
+        if not os.access(self._root, os.W_OK):
+            raise StorageError("folder: not ours to write")
+
+    def prepare(self) -> bool:
+        there = self._root.is_dir()
+        self.probe()
+        return not there
