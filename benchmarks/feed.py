@@ -233,8 +233,8 @@ def push(variables: dict[str, str], sessions: int) -> list[Result]:
     """What one worker pushes to a receiver in a process of its own, from nothing to all."""
     from django.db.models.functions import Now
 
+    from exhaust.delivery import destinations, pump
     from exhaust.models import Sink
-    from exhaust.sinks import control, pump
     from ingest.derive import deriver
     from ingest.feed.values import START
     from ingest.models import Session
@@ -254,9 +254,11 @@ def push(variables: dict[str, str], sessions: int) -> list[Result]:
             for kind in Sink.Kind.values:
                 path = "_bulk" if kind == "elasticsearch" else "hook"
                 url = f"http://127.0.0.1:{port}/{path}"
-                control.save(Sink(channel=channel, name=kind, kind=kind, url=url, index="sessions"))
+                destinations.save(
+                    Sink(channel=channel, name=kind, kind=kind, url=url, index="sessions")
+                )
                 sink = Sink.objects.get(channel=channel, name=kind)
-                control.rewind(sink, START)
+                destinations.rewind(sink, START)
                 begun = time.monotonic()
                 pump.run(3600)
                 took = time.monotonic() - begun

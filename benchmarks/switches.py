@@ -89,7 +89,7 @@ EXPLAINED = {
     "exhaust/datasets/selection.py _application: channel=channel_id": (
         "another channel's application has sent no event of this one, so nothing is found either"
     ),
-    "exhaust/sinks/sessions.py _given: channel_id=sessions[0].channel_id": (
+    "exhaust/delivery/session_documents.py _given: channel_id=sessions[0].channel_id": (
         "an identity is a digest over the channel too"
     ),
     "exhaust/jobs/submit.py _find_or_create: Job.objects.get(**identity) ->"

@@ -19,9 +19,9 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from config import health
+from exhaust.delivery import destinations
 from exhaust.jobs import transitions
 from exhaust.models import Job, Sink
-from exhaust.sinks import control
 from ingest.derive import deriver
 from ingest.models import Deriver
 
@@ -101,7 +101,7 @@ class Rows(Collector):
         )
         for sink in Sink.objects.select_related("channel"):
             names = [sink.channel.identifier, sink.name]
-            seconds.add_metric(names, control.lag(sink).seconds)
-            stopped.add_metric(names, float(control.state(sink) in ("off", "open")))
+            seconds.add_metric(names, destinations.lag(sink).seconds)
+            stopped.add_metric(names, float(destinations.state(sink) in ("off", "open")))
         yield seconds
         yield stopped

@@ -10,9 +10,9 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from exhaust import retention
+from exhaust.delivery import pump
 from exhaust.files import orphans, storage
 from exhaust.models import DailyRun
-from exhaust.sinks import pump
 from ingest.audit import hash_chain
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from django.db.models import Count, Q, QuerySet
 from django.utils import timezone
 
 from exhaust.datasets import DATASETS
+from exhaust.delivery import batches, destinations
 from exhaust.files import storage
 from exhaust.models import File, Job, Sink
-from exhaust.sinks import batches, control
 from ingest.feed import pruning
 from ingest.models import Channel, StoredEvent
 
@@ -121,7 +121,7 @@ def _leave_behind(channel_id: int) -> int:
         earlier, channel=channel_id, resource=Sink.Resource.EVENTS, switched_off=""
     )
     for sink in sinks:
-        control.switch_off(
+        destinations.switch_off(
             sink,
             f"{pruning.told(begins)} Some behind its cursor were not sent; rewind it, then resume.",
         )

@@ -13,12 +13,12 @@ from django.db import DatabaseError, connections
 
 from config import metrics
 from config.celery import app
-from exhaust import daily, notices, retention
+from exhaust import daily, retention
+from exhaust.delivery import callbacks, pump
 from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.jobs.wakeup import wake, wake_work
 from exhaust.models import Job
-from exhaust.sinks import pump
 from ingest.auth import failures
 from ingest.derive import deriver
 from ingest.privacy import erasure
@@ -53,7 +53,7 @@ def sweep() -> None:
             log.warning("file.left_behind jobs=%s", dead)  # the daily run finds it
     for priority in transitions.due().order_by().values_list("priority", flat=True).distinct():
         wake_work(priority)
-    if notices.due().exists():
+    if callbacks.due().exists():
         wake(notify)
     if pump.due().exists():
         wake(push)
@@ -82,7 +82,7 @@ def erase() -> None:
 @shared_task(name="exhaust.notify")
 def notify() -> None:
     """Tells receivers that jobs have ended, for 20 s at most; then says that there may be more."""
-    if notices.deliver_due(seconds=5):
+    if callbacks.deliver_due(seconds=5):
         wake(notify)
 
 

@@ -10,9 +10,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 
-from exhaust import notices
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import zone
+from exhaust.delivery import callbacks
 from exhaust.files import encryption, links
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import submit
@@ -344,7 +344,7 @@ class NoticeAdmin(OfJobs):
     @admin.action(description="Deliver the selected notices again", permissions=["view"])
     def deliver_again(self, request: HttpRequest, queryset: QuerySet[Notice]) -> None:
         count = len(queryset)
-        due = notices.again(queryset)
+        due = callbacks.again(queryset)
         self.message_user(request, f"{due} will be delivered again, under the id they had.")
         if due < count:
             left = f"{count - due} are still being delivered and were left alone."

@@ -9,11 +9,11 @@ from rest_framework.response import Response
 
 from exhaust.api import envelope, validation
 from exhaust.api.views import DatasetView, NamedView, OrderView
+from exhaust.delivery import destinations
 from exhaust.feed import cursor
 from exhaust.feed.documents import milliseconds
 from exhaust.feed.views import Moment
 from exhaust.models import DeadLetter, Delivery, Sink
-from exhaust.sinks import control
 from ingest.auth import keys
 
 # a sink's fields in the wire's names
@@ -124,7 +124,7 @@ class SinkView(NamedView):
 
     def one(self, request: Request, name: str) -> Sink:
         channel_id, _ = self.owner(request)
-        sink = control.find(channel_id, name)
+        sink = destinations.find(channel_id, name)
         if sink is None:
             raise NotFound("There is no sink of that name.")
         return sink
@@ -141,23 +141,23 @@ class SinkView(NamedView):
         for field, wire in WIRE.items():
             setattr(sink, field, said[wire])
         password, secret = said.get("password"), said.get("signingSecret")
-        self.refuse(control.faults(sink, password, secret), KNOWN)
-        control.save(sink, password, secret)
+        self.refuse(destinations.faults(sink, password, secret), KNOWN)
+        destinations.save(sink, password, secret)
         return self.answer(request, name)
 
     def delete(self, request: Request, name: str) -> Response:
-        control.delete(self.one(request, name))
+        destinations.delete(self.one(request, name))
         return envelope.wrapped(self.operation, {"name": name})
 
 
 class PauseView(OrderView, SinkView):
     operation = "sink.pause"
-    order = staticmethod(control.pause)
+    order = staticmethod(destinations.pause)
 
 
 class ResumeView(OrderView, SinkView):
     operation = "sink.resume"
-    order = staticmethod(control.resume)
+    order = staticmethod(destinations.resume)
 
 
 class RewindView(SinkView):
@@ -172,10 +172,10 @@ class RewindView(SinkView):
         said: dict[str, Any] = asked.validated_data["request"]
         sink = self.one(request, name)
         if "cursor" in said:
-            place = control.place_of_cursor(sink, said["cursor"])
+            place = destinations.place_of_cursor(sink, said["cursor"])
         else:
-            place = control.place_of_time(sink, said["time"])
-        control.rewind(sink, place)
+            place = destinations.place_of_time(sink, said["time"])
+        destinations.rewind(sink, place)
         return self.answer(request, name)
 
 
@@ -186,7 +186,7 @@ class TestView(SinkView):
     http_method_names = ["post"]
 
     def post(self, request: Request, name: str) -> Response:
-        delivery = control.test(self.one(request, name))
+        delivery = destinations.test(self.one(request, name))
         return envelope.wrapped(self.operation, _delivery(delivery))
 
 
@@ -198,7 +198,7 @@ class AgainView(SinkView):
 
     def post(self, request: Request, name: str) -> Response:
         sink = self.one(request, name)
-        count = control.send_again(sink.dead_letters.all())
+        count = destinations.send_again(sink.dead_letters.all())
         return envelope.wrapped(self.operation, {"count": count})
 
 
@@ -245,18 +245,18 @@ class SinksView(DatasetView):
 
 def presented(sink: Sink) -> dict[str, Any]:
     """A sink; of password and secret only that they are there."""
-    behind = control.lag(sink)
+    behind = destinations.lag(sink)
     return {
         "name": sink.name,
         "requestedChannel": sink.channel.identifier,
         **{wire: getattr(sink, field) for field, wire in WIRE.items()},
         "hasPassword": sink.sealed_password is not None,
         "signed": sink.sealed_secret is not None,
-        "state": control.state(sink),
+        "state": destinations.state(sink),
         "reason": sink.switched_off,
         "failures": sink.failures,
         "nextAttempt": milliseconds(sink.next_at) if sink.failures else None,
-        "cursor": control.cursor_of(sink),
+        "cursor": destinations.cursor_of(sink),
         "lag": {"documents": behind.documents, "seconds": round(behind.seconds, 1)},
         "deadLetters": sink.dead_letters.filter(taken_at=None).count(),
         "deliveries": [_delivery(delivery) for delivery in sink.deliveries.order_by("-id")[:5]],

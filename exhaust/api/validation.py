@@ -10,9 +10,9 @@ from rest_framework import serializers
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import zone
+from exhaust.delivery import http_client
 from exhaust.files.formats import FORMATS
 from exhaust.models import Job
-from exhaust.sinks import http
 from ingest.models import IDENTIFIER
 
 
@@ -187,8 +187,8 @@ class Request(serializers.Serializer[dict[str, Any]]):
 
     def validate_callbackUrl(self, value: str) -> str:
         try:
-            http.parse(value)
-        except http.AddressRefused as error:
+            http_client.parse(value)
+        except http_client.AddressRefused as error:
             raise serializers.ValidationError(str(error)) from None
         return value
 

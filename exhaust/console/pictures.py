@@ -18,10 +18,10 @@ from exhaust.console import svg
 from exhaust.console.ask import PRESETS
 from exhaust.console.gate import VIEW, Here, show, typed, within
 from exhaust.console.templatetags.console import grouped, lasting, status
+from exhaust.delivery import destinations
 from exhaust.jobs import schedules
 from exhaust.jobs.preview import within_seconds
 from exhaust.models import Job, Sink
-from exhaust.sinks import control
 from ingest.auth import roles
 from ingest.derive import deriver
 from ingest.models import Rejected, StoredEvent
@@ -274,7 +274,7 @@ def lags(here: Here, days: Span) -> Picture:
     rows = [("Sessions and users", behind.age.total_seconds(), behind.events)]
     if here.administers:
         for sink in Sink.objects.filter(channel=here.channel_id).order_by("name")[:20]:
-            lag = control.lag(sink)
+            lag = destinations.lag(sink)
             rows.append((f"Sink {sink.name}", lag.seconds, lag.documents))
     told = "Now; what arrived and is not worked in, or not sent, yet."
     if not any(waiting for _, _, waiting in rows):

@@ -11,8 +11,8 @@ from django.shortcuts import redirect
 from exhaust.api import sinks as api
 from exhaust.console.ask import by_field, lines
 from exhaust.console.gate import Here, show, typed, within
+from exhaust.delivery import destinations
 from exhaust.models import Delivery, Sink
-from exhaust.sinks import control
 from ingest.auth.roles import Right
 from ingest.events import Refused
 from ingest.feed.values import START
@@ -50,13 +50,13 @@ _SECRETS = {"password": "sealed_password", "signingSecret": "sealed_secret"}
 
 
 def _row(sink: Sink) -> dict[str, Any]:
-    state = control.state(sink)
+    state = destinations.state(sink)
     return {
         "sink": sink,
         "host": sink.url.split("//")[-1].split("/")[0].rpartition("@")[2],
         "state": state,
         "words": _STATES[state],
-        "lag": control.lag(sink),
+        "lag": destinations.lag(sink),
         "dead": sink.dead_letters.filter(taken_at=None).count(),
         "last": sink.deliveries.exclude(kind=Delivery.Kind.TEST).order_by("-pk").first(),
     }
@@ -74,7 +74,7 @@ def listing(request: HttpRequest, here: Here) -> HttpResponse:
 
 
 def _find(here: Here, name: str) -> Sink:
-    sink = control.find(here.channel_id, name)
+    sink = destinations.find(here.channel_id, name)
     if sink is None:
         raise Http404
     return sink
@@ -101,14 +101,14 @@ def new(request: HttpRequest, here: Here) -> HttpResponse:
     if request.method != "POST":
         return _form(request, here, {}, {})
     said = typed(request.POST)
-    replaced = control.find(here.channel_id, said.get("name", "").strip())
+    replaced = destinations.find(here.channel_id, said.get("name", "").strip())
     sink, secrets, errors = read(here, said, replaced)
     if sink is None or errors:
         for secret in _SECRETS:
             if said.get(secret):
                 errors.setdefault(secret, "Type it again; it is not kept between tries.")
         return _form(request, here, said, errors, 400)
-    kept = control.save(sink, secrets.get("password"), secrets.get("signingSecret"))
+    kept = destinations.save(sink, secrets.get("password"), secrets.get("signingSecret"))
     told = "is changed" if replaced else "is pushed to from now on"
     messages.success(request, f"“{kept.name}” {told}. Test it with a made-up document.")
     if replaced and any(
@@ -148,7 +148,7 @@ def read(
     for field, wire in api.WIRE.items():
         setattr(sink, field, valid[wire])
     secrets = {name: valid[name] for name in _SECRETS if name in valid}
-    faults = control.faults(sink, secrets.get("password"), secrets.get("signingSecret"))
+    faults = destinations.faults(sink, secrets.get("password"), secrets.get("signingSecret"))
     errors |= {api.KNOWN.get(field, field): remedy for field, remedy in faults.items()}
     if replaced and form.get("changes") != replaced.name:
         errors["name"] = "There is one of that name; choose another, or change that one."
@@ -163,7 +163,7 @@ def _form(
     status: int = 200,
 ) -> HttpResponse:
     """The form; of what is secret it shows only whether one is kept."""
-    kept = control.find(here.channel_id, said["changes"]) if said.get("changes") else None
+    kept = destinations.find(here.channel_id, said["changes"]) if said.get("changes") else None
     secrets = {name: kept is not None and bool(getattr(kept, field))
                for name, field in _SECRETS.items()}  # fmt: skip
     context = {"said": said, "errors": errors, "kept": secrets, **_CHOICES}
@@ -189,20 +189,20 @@ def act(request: HttpRequest, here: Here, name: str, what: str) -> HttpResponse:
     try:
         match what:
             case "pause":
-                control.pause(sink)
+                destinations.pause(sink)
                 messages.success(request, f"“{name}” is paused; nothing is sent.")
             case "resume":
-                control.resume(sink)
+                destinations.resume(sink)
                 messages.success(request, f"“{name}” goes on where it stood.")
             case "test":
                 _test(request, sink)
             case "again":
-                count = control.send_again(sink.dead_letters.all())
+                count = destinations.send_again(sink.dead_letters.all())
                 messages.success(request, f"{count} documents are sent once more.")
             case "rewind":
                 _rewind(request, sink)
             case "delete":
-                control.delete(sink)
+                destinations.delete(sink)
                 messages.success(request, f"“{name}” is deleted; nothing more is sent there.")
                 return redirect("console:sinks", here.channel)
             case _:
@@ -213,7 +213,7 @@ def act(request: HttpRequest, here: Here, name: str, what: str) -> HttpResponse:
 
 
 def _test(request: HttpRequest, sink: Sink) -> None:
-    delivery = control.test(sink)
+    delivery = destinations.test(sink)
     if delivery.status == Delivery.Status.DELIVERED:
         messages.success(request, f"“{sink.name}” took a made-up document.")
     else:
@@ -223,14 +223,14 @@ def _test(request: HttpRequest, sink: Sink) -> None:
 def _rewind(request: HttpRequest, sink: Sink) -> None:
     said = request.POST.get("since", "").strip()
     if request.POST.get("from") == "start":
-        control.rewind(sink, START)
+        destinations.rewind(sink, START)
         messages.success(request, f"“{sink.name}” is sent all there is, from the beginning.")
         return
     try:
         day = date.fromisoformat(said)
-        place = control.place_of_time(sink, datetime.combine(day, time.min, UTC))
+        place = destinations.place_of_time(sink, datetime.combine(day, time.min, UTC))
     except (ValueError, OverflowError):
         messages.error(request, "Write the day as YYYY-MM-DD; nothing was changed.")
         return
-    control.rewind(sink, place)
+    destinations.rewind(sink, place)
     messages.success(request, f"“{sink.name}” goes on with what came since {day:%-d %b %Y}.")

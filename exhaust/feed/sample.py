@@ -9,9 +9,9 @@ from rest_framework import serializers
 from rest_framework.request import Request
 
 from exhaust.api.validation import OneOf
+from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
 from exhaust.feed.views import PullView
-from exhaust.sinks import elasticsearch, sessions
 from ingest.models import Session
 
 COUNT = 50
@@ -46,8 +46,8 @@ class SampleView(PullView):
             channel_id=channel_id, closed=True, ended_at__gte=timezone.now() - WINDOW
         )
         # by place: the index that there is; the last changed are the last closed
-        told = sessions.told(rows.order_by("-xid", "-id")[:COUNT])
-        found = sessions.documents(channel, told)
+        told = session_documents.told(rows.order_by("-xid", "-id")[:COUNT])
+        found = session_documents.documents(channel, told)
         if said["format"] == "bulk":
             lines = [
                 elasticsearch.lines(said["index"], said["type"], identifier, document)
@@ -65,7 +65,7 @@ class MappingView(PullView):
 
     def get(self, request: Request) -> HttpResponse:
         self.channel(request)
-        return _file(encode(sessions.MAPPING), "application/json", "mapping.json")
+        return _file(encode(session_documents.MAPPING), "application/json", "mapping.json")
 
 
 def _file(content: bytes, content_type: str, name: str) -> HttpResponse:

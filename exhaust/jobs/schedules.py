@@ -19,11 +19,11 @@ from django.utils import timezone
 
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import zone
+from exhaust.delivery import http_client
 from exhaust.feed import cursor
 from exhaust.jobs import submit
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Schedule
-from exhaust.sinks import http
 from ingest import audit
 from ingest.events import Refused
 from ingest.models import IDENTIFIER, Channel
@@ -162,8 +162,8 @@ def faults(schedule: Schedule) -> dict[str, str]:
         found["window"] = str(error)
     if schedule.callback_url:
         try:
-            http.parse(schedule.callback_url)
-        except http.AddressRefused as error:
+            http_client.parse(schedule.callback_url)
+        except http_client.AddressRefused as error:
             found["callback_url"] = str(error)
     if remedy := _unsealable(schedule):
         found["sealing"] = remedy

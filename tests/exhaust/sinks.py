@@ -11,9 +11,9 @@ from django.db.models import Max
 from django.utils import timezone
 from msgspec import structs
 
+from exhaust.delivery import destinations, pump
 from exhaust.feed.pages import LAST_ID
 from exhaust.models import Sink
-from exhaust.sinks import control, pump
 from ingest.adapters import desk
 from ingest.derive import deriver
 from ingest.feed.watermark import watermark
@@ -33,7 +33,7 @@ def make_sink(receiver: Receiver | None = None, **overrides: Any) -> Sink:
     path = "/_bulk" if overrides.get("kind") == "elasticsearch" else "/hook"
     url = f"http://127.0.0.1:{receiver.port}{path}" if receiver else "https://sink.example/hook"
     values: dict[str, Any] = {"name": "ours", "url": url, **overrides}
-    sink = control.save(Sink(channel=channel, **values), password, secret)
+    sink = destinations.save(Sink(channel=channel, **values), password, secret)
     Sink.objects.filter(pk=sink.pk).update(xid=0, place_id=0)
     return due_now(sink)
 
@@ -96,7 +96,7 @@ def ids(receiver: Receiver) -> list[str]:
 
 
 def at_end(sink: Sink) -> bool:
-    return sink.place_id == LAST_ID and control.lag(sink).documents == 0
+    return sink.place_id == LAST_ID and destinations.lag(sink).documents == 0
 
 
 @dataclass

@@ -14,9 +14,9 @@ from django.utils import timezone
 from exhaust.console import conversations, pictures, svg
 from exhaust.console.templatetags import console as words
 from exhaust.console.urls import urlpatterns
+from exhaust.delivery import destinations
 from exhaust.jobs import schedules, transitions
 from exhaust.models import Job, Schedule, Sink
-from exhaust.sinks import control
 from ingest.adapters.participants import Profile
 from ingest.auth import keys
 from ingest.models import (
@@ -363,7 +363,7 @@ def test_a_schedule_of_people_takes_its_own_right() -> None:
 def test_a_sink_is_paused_resumed_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     admin = person(administer=True)
     assert "Nothing is pushed anywhere" in text(admin.get(f"{C}/sinks"))
-    sink = control.save(
+    sink = destinations.save(
         Sink(channel=make_channel(), name="warehouse", url="https://user.example.org/in?key=secret")
     )
     said = text(admin.get(f"{C}/sinks"))
@@ -372,8 +372,8 @@ def test_a_sink_is_paused_resumed_and_tested(monkeypatch: pytest.MonkeyPatch) ->
     for what, state, told in (("pause", "paused", "is paused"), ("resume", "working", "goes on")):
         assert told in text(admin.post(f"{C}/sinks/one/warehouse/{what}", follow=True))
         sink.refresh_from_db()
-        assert control.state(sink) == state
-    monkeypatch.setattr("exhaust.sinks.courier.send", lambda *_: OSError("nobody there"))
+        assert destinations.state(sink) == state
+    monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("nobody there"))
     assert "did not take it: nobody there" in text(
         admin.post(f"{C}/sinks/one/warehouse/test", follow=True)
     )
@@ -508,7 +508,7 @@ def test_who_may_not_have_what_a_sink_sends_makes_none() -> None:
 
 def test_another_channels_sink_is_unknown() -> None:
     make = Sink(channel=make_channel("ORG_002"), name="theirs", url="https://a.example.org/")
-    control.save(make)
+    destinations.save(make)
     bela = keeper()
     assert "theirs" not in text(bela.get(f"{C}/sinks"))
     for page in ("sinks/one/theirs", "sinks/one/theirs/change"):
@@ -523,7 +523,9 @@ def test_another_channels_sink_is_unknown() -> None:
 def test_a_sink_is_rewound_and_deleted() -> None:
     admin = person(administer=True)
     send(answer(1))
-    row = control.save(Sink(channel=make_channel(), name="warehouse", url="https://a.example.org/"))
+    row = destinations.save(
+        Sink(channel=make_channel(), name="warehouse", url="https://a.example.org/")
+    )
     at = f"{C}/sinks/one/warehouse"
     began = row.xid
     assert "Write the day" in text(admin.post(f"{at}/rewind", {"since": "soon"}, follow=True))

@@ -11,10 +11,10 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust import daily, retention
+from exhaust.delivery import destinations, pump
 from exhaust.feed import pages
 from exhaust.jobs import attempt, transitions
 from exhaust.models import DailyRun, Job, Sink
-from exhaust.sinks import control, pump
 from ingest.derive import deriver
 from ingest.events import Refused
 from ingest.feed import pruning, values
@@ -168,14 +168,14 @@ def test_a_sink_that_falls_behind_says_so(puller: Client) -> None:
         arrive(4, 4, timedelta(days=1))
         behind = make_sink(receiver, name="behind", resource="events")
         sessions = make_sink(receiver, name="sessions")
-        control.pause(behind)
+        destinations.pause(behind)
         received = len(documents(receiver))
 
         # when
         assert prune() == 3
 
         # then it alone is off, with the reason, and nothing of it was sent
-        states = {sink.name: control.state(sink) for sink in Sink.objects.all()}
+        states = {sink.name: destinations.state(sink) for sink in Sink.objects.all()}
         assert states == {"ahead": "working", "behind": "off", "sessions": "working"}
         behind.refresh_from_db()
         assert "not kept" in behind.switched_off
@@ -186,10 +186,10 @@ def test_a_sink_that_falls_behind_says_so(puller: Client) -> None:
         refused = puller.post(f"{address}/resume", {}, "application/json")
         assert refused.status_code == 410
         assert refused.json()["params"]["err"] == "GONE"
-        old = {"request": {"cursor": control.cursor_of(behind)}}
+        old = {"request": {"cursor": destinations.cursor_of(behind)}}
         Sink.objects.filter(pk=behind.pk).update(xid=1, place_id=1)
         behind.refresh_from_db()
-        older = {"request": {"cursor": control.cursor_of(behind)}}
+        older = {"request": {"cursor": destinations.cursor_of(behind)}}
         assert puller.post(f"{address}/rewind", older, "application/json").status_code == 410
         assert puller.post(f"{address}/rewind", old, "application/json").status_code == 200
         assert puller.post(f"{address}/resume", {}, "application/json").status_code == 200
@@ -214,7 +214,7 @@ def test_a_sink_that_was_reading_meanwhile_is_overtaken() -> None:
     assert pump._prepared(sink) is None
     sink.refresh_from_db()
     assert (sink.xid, sink.place_id) == (0, 0)
-    assert control.state(sink) == "off"
+    assert destinations.state(sink) == "off"
 
 
 def test_a_supplement_of_what_was_pruned_is_refused(puller: Client) -> None:

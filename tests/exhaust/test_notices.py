@@ -18,11 +18,11 @@ from django.test import Client
 from django.utils import timezone
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from exhaust import notices, tasks
+from exhaust import tasks
+from exhaust.delivery import callbacks, http_client, webhook
 from exhaust.jobs import queries as queries_
 from exhaust.jobs import submit, transitions, wakeup
 from exhaust.models import CallbackSecret, Job, Notice
-from exhaust.sinks import http, webhook
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
     CONFIG,
@@ -42,7 +42,7 @@ SUBMIT = "/dataset/v1/request/submit"
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers on this machine, and no patience with them."""
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(http, "SECONDS", 0.5)
+    monkeypatch.setattr(http_client, "SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def due_now(notice: Notice) -> Notice:
 def delivered(notice: Notice) -> Notice:
     """The notice after one more delivery was tried."""
     due_now(notice)
-    notices.deliver_due(seconds=0)
+    callbacks.deliver_due(seconds=0)
     notice.refresh_from_db()
     return notice
 
@@ -161,7 +161,7 @@ def test_a_broker_that_is_down_loses_no_notice(
 
     assert "broker.unreachable" in caplog.text
     due_now(Notice.objects.get())
-    assert notices.due().count() == 1
+    assert callbacks.due().count() == 1
 
 
 @pytest.mark.django_db
@@ -180,7 +180,7 @@ def test_the_sweep_wakes_for_a_notice_that_is_due(woken: list[str]) -> None:
 def test_the_task_says_that_there_may_be_more(
     more: bool, woken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notices, "deliver_due", lambda seconds: more)
+    monkeypatch.setattr(callbacks, "deliver_due", lambda seconds: more)
     tasks.notify()
     assert woken == ["exhaust.notify"] * more
 
@@ -214,7 +214,7 @@ def test_the_receiver_is_told_and_can_verify_it() -> None:
     (said,) = receiver.received
     assert said.line == "POST /hook?job=1 HTTP/1.1"
     assert said.headers["content-type"] == "application/json"
-    (secret,) = notices.live_secrets(notice.job.channel)
+    (secret,) = callbacks.live_secrets(notice.job.channel)
     told = Webhook(secret).verify(said.body, said.headers)
     file = notice.job.files.get()
     assert told == {
@@ -316,7 +316,7 @@ def test_secrets_rotate_without_a_gap(capsys: pytest.CaptureFixture[str]) -> Non
         assert also_first == first
         delivered(notice)
         assert secrets("--retire-old") == [second]
-        notices.again(Notice.objects.all())
+        callbacks.again(Notice.objects.all())
         delivered(notice)
         (third, also_second), _ = secrets("--rotate"), secrets("--rotate")
         assert also_second == second
@@ -335,7 +335,7 @@ def test_secrets_rotate_without_a_gap(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.django_db
 def test_a_secret_lies_sealed_and_is_the_channels_own() -> None:
-    ours, theirs = (notices.live_secrets(make_channel(name)) for name in ("ORG_001", "ORG_002"))
+    ours, theirs = (callbacks.live_secrets(make_channel(name)) for name in ("ORG_001", "ORG_002"))
     assert ours != theirs
     rows = [bytes(row.sealed) for row in CallbackSecret.objects.all()]
     assert len(rows) == 2
@@ -353,10 +353,10 @@ def test_a_channel_that_is_not_there_has_no_secret() -> None:
 def test_a_secret_that_cannot_be_opened_delays_its_channel_alone(settings: Any) -> None:
     with Receiver() as receiver:
         closed = make_notice(receiver.url)
-        notices.live_secrets(closed.job.channel)
+        callbacks.live_secrets(closed.job.channel)
         settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
         other = make_notice(receiver.url, channel="ORG_002")
-        notices.deliver_due(seconds=0)
+        callbacks.deliver_due(seconds=0)
     closed.refresh_from_db()
     other.refresh_from_db()
     assert other.delivered_at is not None
@@ -376,7 +376,7 @@ def test_a_failed_delivery_is_tried_again_under_the_same_id() -> None:
             (seen.answer, seen.error, seen.delivered_at is not None)
             for seen in (delivered(notice) for _ in range(4))
         ]
-        notices.deliver_due(seconds=0)  # and then never again
+        callbacks.deliver_due(seconds=0)  # and then never again
 
     assert told == [
         (500, "The answer was 500.", False),
@@ -402,53 +402,53 @@ def test_a_bad_receiver_holds_nobody_for_long(behaviour: Any, seconds: float) ->
         assert time.monotonic() - begun < seconds
     assert notice.delivered_at is None
     assert notice.error
-    assert notice.due_at <= timezone.now() + timedelta(seconds=notices.DELAYS[0])
+    assert notice.due_at <= timezone.now() + timedelta(seconds=callbacks.DELAYS[0])
 
 
 @pytest.mark.django_db
 def test_a_receiver_that_hangs_does_not_hold_up_another() -> None:
     with Receiver([Silent()]) as hanging, Receiver() as good:
-        for _ in range(notices.AT_ONCE - 1):
+        for _ in range(callbacks.AT_ONCE - 1):
             make_notice(hanging.url)
         notice = make_notice(good.url)
         begun = time.monotonic()
-        assert not notices.deliver_due(seconds=0)
+        assert not callbacks.deliver_due(seconds=0)
         # all of them at once
-        assert time.monotonic() - begun < (notices.AT_ONCE - 1) * http.SECONDS
+        assert time.monotonic() - begun < (callbacks.AT_ONCE - 1) * http_client.SECONDS
     notice.refresh_from_db()
     assert notice.delivered_at is not None
-    assert Notice.objects.filter(delivered_at=None).count() == notices.AT_ONCE - 1
+    assert Notice.objects.filter(delivered_at=None).count() == callbacks.AT_ONCE - 1
 
 
 @pytest.mark.django_db
 def test_what_was_never_tried_goes_before_what_failed() -> None:
     tried, fresh = make_notice(), make_notice()
     Notice.objects.filter(pk=tried.pk).update(attempt=3)
-    assert [notice.pk for notice in notices._claim()] == [fresh.pk, tried.pk]
+    assert [notice.pk for notice in callbacks._claim()] == [fresh.pk, tried.pk]
 
 
 @pytest.mark.django_db
 def test_a_run_ends_in_time_and_says_that_more_is_due() -> None:
     with Receiver() as receiver:
-        for _ in range(notices.AT_ONCE + 1):
+        for _ in range(callbacks.AT_ONCE + 1):
             make_notice(receiver.url)
-        assert notices.deliver_due(seconds=0)
-        assert len(receiver.received) == notices.AT_ONCE
-        assert not notices.deliver_due(seconds=0)
-        assert len(receiver.received) == notices.AT_ONCE + 1
+        assert callbacks.deliver_due(seconds=0)
+        assert len(receiver.received) == callbacks.AT_ONCE
+        assert not callbacks.deliver_due(seconds=0)
+        assert len(receiver.received) == callbacks.AT_ONCE + 1
 
 
 @pytest.mark.django_db
 def test_it_is_given_up_after_the_last_attempt() -> None:
     with Receiver([answering(503)]) as receiver:
         notice = make_notice(receiver.url)
-        for attempt in range(1, notices.ATTEMPTS + 1):
+        for attempt in range(1, callbacks.ATTEMPTS + 1):
             assert delivered(notice).attempt == attempt
-            assert (notice.given_up_at is None) is (attempt < notices.ATTEMPTS)
+            assert (notice.given_up_at is None) is (attempt < callbacks.ATTEMPTS)
         delivered(notice)
 
-    assert len(receiver.received) == notices.ATTEMPTS
-    assert (notice.attempt, notice.answer) == (notices.ATTEMPTS, 503)
+    assert len(receiver.received) == callbacks.ATTEMPTS
+    assert (notice.attempt, notice.answer) == (callbacks.ATTEMPTS, 503)
     assert notice.delivered_at is None
 
 
@@ -474,26 +474,28 @@ def test_a_refused_address_is_given_up_at_once(url: str) -> None:
 @pytest.mark.django_db
 def test_a_deliverer_that_always_dies_does_not_try_for_ever() -> None:
     notice = make_notice()
-    Notice.objects.update(attempt=notices.ATTEMPTS)
+    Notice.objects.update(attempt=callbacks.ATTEMPTS)
     delivered(notice)
     assert notice.given_up_at is not None
     assert notice.error == "The last delivery ended without a word."
 
 
-@pytest.mark.parametrize("attempt", range(1, notices.ATTEMPTS))
+@pytest.mark.parametrize("attempt", range(1, callbacks.ATTEMPTS))
 def test_delays_grow_and_are_bounded(attempt: int) -> None:
-    drawn = [notices._delay(attempt, http.Unreachable()).total_seconds() for _ in range(300)]
-    most = notices.DELAYS[attempt - 1]
+    drawn = [
+        callbacks._delay(attempt, http_client.Unreachable()).total_seconds() for _ in range(300)
+    ]
+    most = callbacks.DELAYS[attempt - 1]
     assert all(0 <= seconds <= most for seconds in drawn)
     assert max(drawn) > 0.8 * most
     assert min(drawn) < 0.2 * most
-    assert list(notices.DELAYS) == sorted(notices.DELAYS)
-    assert len(notices.DELAYS) == notices.ATTEMPTS - 1
+    assert list(callbacks.DELAYS) == sorted(callbacks.DELAYS)
+    assert len(callbacks.DELAYS) == callbacks.ATTEMPTS - 1
 
 
 def test_a_receiver_may_ask_for_more_time_but_not_for_ever() -> None:
-    assert notices._delay(1, http.Answer(503, b"", 900)) == timedelta(minutes=15)
-    assert notices._delay(1, http.Answer(429, b"", 10**9)) == timedelta(hours=6)
+    assert callbacks._delay(1, http_client.Answer(503, b"", 900)) == timedelta(minutes=15)
+    assert callbacks._delay(1, http_client.Answer(429, b"", 10**9)) == timedelta(hours=6)
 
 
 # Two at once, and one that dies -------------------------------------------------------------------
@@ -501,7 +503,7 @@ def test_a_receiver_may_ask_for_more_time_but_not_for_ever() -> None:
 
 def deliver() -> bool:
     try:
-        return notices.deliver_due(seconds=0)
+        return callbacks.deliver_due(seconds=0)
     finally:
         connections.close_all()
 
@@ -537,7 +539,7 @@ def test_a_channels_first_secret_is_made_once() -> None:
     def first() -> list[str]:
         try:
             start.wait()
-            return notices.live_secrets(channel)
+            return callbacks.live_secrets(channel)
         finally:
             connections.close_all()
 
@@ -550,21 +552,21 @@ def test_a_channels_first_secret_is_made_once() -> None:
 @pytest.mark.django_db
 def test_a_claimed_notice_is_nobody_elses_until_the_lease_is_over() -> None:
     make_notice()
-    (claimed,) = notices._claim()
-    assert notices._claim() == []
+    (claimed,) = callbacks._claim()
+    assert callbacks._claim() == []
     due_now(claimed)  # the deliverer has died
-    (again,) = notices._claim()
+    (again,) = callbacks._claim()
     assert (again.pk, again.attempt) == (claimed.pk, 2)
 
 
 @pytest.mark.django_db
 def test_a_late_outcome_of_a_lost_lease_is_not_recorded() -> None:
     notice = make_notice()
-    (slow,) = notices._claim()
+    (slow,) = callbacks._claim()
     due_now(notice)
-    (fast,) = notices._claim()
-    notices._record(fast, http.Answer(200, b"", 0))
-    notices._record(slow, http.Unreachable("late"))
+    (fast,) = callbacks._claim()
+    callbacks._record(fast, http_client.Answer(200, b"", 0))
+    callbacks._record(slow, http_client.Unreachable("late"))
     notice.refresh_from_db()
     assert (notice.answer, notice.error) == (200, "")
     assert notice.delivered_at is not None
@@ -576,15 +578,15 @@ def test_a_delivery_that_breaks_does_not_lose_the_others_outcome(
 ) -> None:
     with Receiver() as receiver:
         broken, good = make_notice("http://broken.example/"), make_notice(receiver.url)
-        real = http.post
+        real = http_client.post
 
         def post(url: str, *args: Any, **options: Any) -> Any:
             if "broken" in url:
                 raise RuntimeError
             return real(url, *args, **options)
 
-        monkeypatch.setattr(http, "post", post)
-        notices.deliver_due(seconds=0)
+        monkeypatch.setattr(http_client, "post", post)
+        callbacks.deliver_due(seconds=0)
     broken.refresh_from_db()
     good.refresh_from_db()
     assert good.delivered_at is not None
@@ -601,7 +603,7 @@ def test_looking_for_due_notices_is_an_index_scan() -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE exhaust_notice")
-    assert "notice_due" in notices.due().explain()
+    assert "notice_due" in callbacks.due().explain()
 
 
 # The API and the admin ----------------------------------------------------------------------------

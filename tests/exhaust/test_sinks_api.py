@@ -11,8 +11,8 @@ from django.contrib.auth import get_user_model
 from django.test import Client
 from django.utils import timezone
 
+from exhaust.delivery import destinations, pump, sender
 from exhaust.models import DeadLetter, Sink
-from exhaust.sinks import control, courier, pump
 from ingest.models import Session
 from ingest.privacy.encryption import unseal
 from tests.conftest import bearer, make_channel, make_key
@@ -28,7 +28,7 @@ SECRET = "whsec_" + b64encode(b"y" * 32).decode()
 @pytest.fixture(autouse=True)
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(courier, "SECONDS", 0.5)
+    monkeypatch.setattr(sender, "SECONDS", 0.5)
     monkeypatch.setattr(pump, "QUIET", timedelta(seconds=-1))
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_is_refused_with_its_field(
 
 
 def test_a_channel_has_only_so_many(puller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "MAX_SINKS", 1)
+    monkeypatch.setattr(destinations, "MAX_SINKS", 1)
     result(put(puller))
     assert put(puller, "/dataset/v1/sink/another").status_code == 400
     result(put(puller, method="POST"))  # the one that is there may change
@@ -253,9 +253,9 @@ def test_operators_do_the_same_in_the_admin(admin_client: Client) -> None:
         assert b"errorlist" in page.content
 
         chosen(admin_client, "pause", sink)
-        assert control.state(Sink.objects.get()) == "paused"
+        assert destinations.state(Sink.objects.get()) == "paused"
         chosen(admin_client, "resume", sink)
-        assert control.state(Sink.objects.get()) == "working"
+        assert destinations.state(Sink.objects.get()) == "working"
         assert b"200" in chosen(admin_client, "test", sink).content
         chosen(admin_client, "rewind", sink)
         pumped(sink)
@@ -294,18 +294,18 @@ def test_a_sink_deleted_while_it_is_told_something_is_not_found(
         Sink.objects.all().delete()
         return OSError("no answer")
 
-    monkeypatch.setattr(courier, "send", gone)
+    monkeypatch.setattr(sender, "send", gone)
     result(put(puller))
     assert tell(puller, "test").status_code == 404
 
-    found = control.find
+    found = destinations.find
 
     def lost(*asked: Any) -> Any:
         sink = found(*asked)
         Sink.objects.all().delete()
         return sink
 
-    monkeypatch.setattr(control, "find", lost)
+    monkeypatch.setattr(destinations, "find", lost)
     for what, words in (("resume", {}), ("rewind", {"time": 0})):
         make_sink(name="ours")
         assert tell(puller, what, **words).status_code == 404

@@ -13,8 +13,8 @@ from django.test import Client
 from django.utils import timezone
 from elasticsearch import Elasticsearch, helpers
 
+from exhaust.delivery import destinations, elasticsearch, pump, sender
 from exhaust.models import Delivery, Sink
-from exhaust.sinks import control, courier, elasticsearch, pump
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.receiver import Receiver, answering
 from tests.exhaust.sinks import Elastic, at_end, emit, make_sink, pumped
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(courier, "SECONDS", 0.5)
+    monkeypatch.setattr(sender, "SECONDS", 0.5)
     monkeypatch.setattr(pump, "QUIET", timedelta(seconds=-1))
 
 
@@ -99,7 +99,7 @@ def test_the_official_client_reads_what_our_sample_gives(client: Client) -> None
     body = client.get("/export/sample?format=bulk&index=mine", headers=headers).content
     elastic = Elastic()
     with Receiver(deciding=elastic) as receiver:
-        courier.http.send(
+        sender.http.send(
             "POST", f"http://127.0.0.1:{receiver.port}/_bulk", body,
             {"Content-Type": "application/x-ndjson"},
         )  # fmt: skip
@@ -136,7 +136,7 @@ def test_items_are_judged_alone() -> None:
         assert sink.failures == 0
         assert sorted(elastic.held) == sorted({first, busy, broken, last})
 
-        assert control.send_again(sink.dead_letters.all()) == 1
+        assert destinations.send_again(sink.dead_letters.all()) == 1
         pumped(sink)
         assert elastic.asked[2] == [bad]
         assert not sink.dead_letters.filter(taken_at=None).exists()
@@ -177,7 +177,7 @@ def test_an_index_that_refuses_everything_gets_no_graveyard() -> None:
         Sink.objects.update(batch_limit=2)
         pumped(sink)
     assert sink.dead_letters.count() == 2 * (pump.BREAKER - 1)
-    assert control.state(sink) == "open"
+    assert destinations.state(sink) == "open"
     # what was said of a document stands in letters alone, where an erasure looks for it
     assert Delivery.objects.get(error__contains="All").error == "All were refused: 403."
 
@@ -247,12 +247,12 @@ def test_whatever_it_says_everything_is_there_or_set_aside() -> None:
 def test_the_address_and_the_index_are_judged_when_it_is_made() -> None:
     channel = make_channel()
     sink = Sink(channel=channel, name="a", kind="elasticsearch", url="https://es.example/x")
-    assert set(control.faults(sink)) == {"url", "index"}
+    assert set(destinations.faults(sink)) == {"url", "index"}
     sink.url, sink.index = "https://es.example/_bulk?pipeline=x", "sessions-2026"
-    assert control.faults(sink) == {}
+    assert destinations.faults(sink) == {}
     for index in ("Big", "_a", "a b", "a/b", "", "-a", "a*"):
         sink.index = index
-        assert set(control.faults(sink)) == {"index"}
+        assert set(destinations.faults(sink)) == {"index"}
 
 
 def test_lines_are_what_elasticsearch_wants() -> None:

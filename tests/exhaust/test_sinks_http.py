@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from django.core.exceptions import ImproperlyConfigured
 
-from exhaust.sinks import http
-from exhaust.sinks.http import AddressRefused, Unreachable
+from exhaust.delivery import http_client
+from exhaust.delivery.http_client import AddressRefused, Unreachable
 from tests.exhaust.receiver import (
     Receiver,
     Silent,
@@ -148,8 +148,8 @@ def inside(settings: Any) -> None:
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
 
 
-def post(url: str, seconds: float = 5.0) -> http.Answer:
-    return http.post(url, b"{}", {"Content-Type": "application/json"}, seconds=seconds)
+def post(url: str, seconds: float = 5.0) -> http_client.Answer:
+    return http_client.post(url, b"{}", {"Content-Type": "application/json"}, seconds=seconds)
 
 
 # Which addresses ----------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_hostile_addresses_are_refused_and_nothing_is_connected_to(world: list[A
     ],
 )
 def test_a_public_address_is_taken_apart(url: str, target: tuple[Any, ...]) -> None:
-    assert http.parse(url) == http.Target(*target)
+    assert http_client.parse(url) == http_client.Target(*target)
 
 
 SPECIAL = [
@@ -204,12 +204,12 @@ SPECIAL = [
 
 
 def test_no_special_address_is_public() -> None:
-    assert [text for text in SPECIAL if http.is_allowed(ip_address(text))] == []
+    assert [text for text in SPECIAL if http_client.is_allowed(ip_address(text))] == []
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", PUBLIC, "2606:4700::1111", "2a00:1450::1"])
 def test_a_public_address_is_public(address: str) -> None:
-    assert http.is_allowed(ip_address(address))
+    assert http_client.is_allowed(ip_address(address))
 
 
 def test_a_name_that_resolves_anew_never_reaches_the_private_address(
@@ -279,9 +279,9 @@ def test_a_name_that_does_not_resolve_is_tried_again(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("inside")
 def test_bytes_are_posted_as_they_are() -> None:
     with Receiver([answering(201, b"thanks", Retry_After="7")]) as receiver:
-        answer = http.post(receiver.url, b'{"a": 1}', {"Content-Type": "application/json"})
+        answer = http_client.post(receiver.url, b'{"a": 1}', {"Content-Type": "application/json"})
 
-    assert answer == http.Answer(201, b"thanks", 7)
+    assert answer == http_client.Answer(201, b"thanks", 7)
     (said,) = receiver.received
     assert said.line == "POST /hook?job=1 HTTP/1.1"
     assert said.headers["host"] == f"127.0.0.1:{receiver.port}"
@@ -340,7 +340,7 @@ def test_a_receiver_that_does_not_read_holds_us_no_longer() -> None:
     with Receiver([Silent()]) as receiver:
         begun = time.monotonic()
         with pytest.raises(Unreachable, match=r"No answer within 0\.4 seconds"):
-            http.post(receiver.url, b"x" * 30_000_000, {}, seconds=0.4)
+            http_client.post(receiver.url, b"x" * 30_000_000, {}, seconds=0.4)
         assert time.monotonic() - begun < 1.5
 
 
@@ -356,7 +356,7 @@ def test_a_body_that_drips_does_not_undo_the_answer() -> None:
 @pytest.mark.usefixtures("inside")
 def test_of_a_body_without_end_the_beginning_is_read() -> None:
     with Receiver([flooding]) as receiver:
-        assert post(receiver.url).body == b"x" * http.ANSWER_BYTES
+        assert post(receiver.url).body == b"x" * http_client.ANSWER_BYTES
 
 
 @pytest.mark.usefixtures("inside")

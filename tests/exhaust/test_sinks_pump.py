@@ -22,8 +22,8 @@ from django.utils import timezone
 from standardwebhooks import Webhook
 
 from exhaust import daily, tasks
+from exhaust.delivery import batches, destinations, pump, sender
 from exhaust.models import DeadLetter, Delivery, Sink
-from exhaust.sinks import batches, control, courier, pump
 from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
@@ -54,7 +54,7 @@ SECRET = "whsec_" + b64encode(b"x" * 32).decode()
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers on this machine, and no patience."""
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(courier, "SECONDS", 0.5)
+    monkeypatch.setattr(sender, "SECONDS", 0.5)
     monkeypatch.setattr(pump, "QUIET", timedelta(seconds=-1))
 
 
@@ -281,22 +281,24 @@ def test_the_schedule_grows_then_the_sink_is_switched_off(
         for _ in pump.DELAYS:
             pumped(sink)
             waits.append((sink.next_at - timezone.now()).total_seconds())
-            assert control.state(sink) == ("open" if sink.failures >= pump.BREAKER else "failing")
+            assert destinations.state(sink) == (
+                "open" if sink.failures >= pump.BREAKER else "failing"
+            )
         for seconds, delay in zip(waits, pump.DELAYS, strict=True):
             assert delay * 0.75 <= seconds <= delay * 1.25
         assert caplog.text.count("sink.opened") == 1
 
         pumped(sink)
         assert len(receiver.received) == 10  # one at each attempt, also while it is open
-        assert (sink.xid, control.state(sink)) == (0, "off")
+        assert (sink.xid, destinations.state(sink)) == (0, "off")
         assert "10 failures" in sink.switched_off
         pumped(sink)
         assert len(receiver.received) == 10
 
         receiver.script = [answering(200)]
-        assert control.resume(sink)
+        assert destinations.resume(sink)
         pumped(sink)
-        assert control.state(sink) == "working"
+        assert destinations.state(sink) == "working"
         assert at_end(sink)
 
 
@@ -307,7 +309,7 @@ def test_the_breaker_closes_after_one_good_probe() -> None:
         Sink.objects.update(failures=pump.BREAKER + 1)
         pumped(sink)
     assert sorted(ids(receiver)) == sorted(emitted)
-    assert control.state(sink) == "working"
+    assert destinations.state(sink) == "working"
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [("60", 60), ("1", 1), ("999999", 86_400)])
@@ -333,7 +335,7 @@ def test_an_address_inside_is_never_reached(settings: Any) -> None:
         sink = make_sink(receiver)
         settings.PUSH_ALLOWED_NETWORKS = []
         pumped(sink)
-        assert control.state(sink) == "off"
+        assert destinations.state(sink) == "off"
         Sink.objects.update(
             switched_off="", url=f"http://127.0.0.1.nip.io:{receiver.port}/", next_at=timezone.now()
         )
@@ -364,12 +366,12 @@ def test_a_document_that_is_refused_is_found_and_set_aside() -> None:
 
         # mended, and sent again
         receiver.deciding = None
-        assert control.send_again(sink.dead_letters.all()) == 1
+        assert destinations.send_again(sink.dead_letters.all()) == 1
         pumped(sink)
         assert ids(receiver)[-1] == bad
         letter.refresh_from_db()
         assert letter.taken_at is not None
-        assert control.send_again(sink.dead_letters.all()) == 0
+        assert destinations.send_again(sink.dead_letters.all()) == 0
 
 
 def test_a_receiver_that_refuses_everything_gets_no_graveyard() -> None:
@@ -377,8 +379,8 @@ def test_a_receiver_that_refuses_everything_gets_no_graveyard() -> None:
     with Receiver([answering(400)]) as receiver:
         sink = pumped(make_sink(receiver))
     assert sink.dead_letters.count() == pump.BREAKER - 1
-    assert control.state(sink) == "open"
-    assert control.lag(sink).documents == 30 - (pump.BREAKER - 1)
+    assert destinations.state(sink) == "open"
+    assert destinations.lag(sink).documents == 30 - (pump.BREAKER - 1)
 
 
 # When we fail -------------------------------------------------------------------------------------
@@ -462,14 +464,14 @@ def test_a_pump_that_was_overtaken_moves_nothing(monkeypatch: pytest.MonkeyPatch
         Sink.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
         second = pump._claim()
         assert second is not None
-        pump._record(work, courier.http.Answer(200, b"", 0))
+        pump._record(work, sender.http.Answer(200, b"", 0))
         sink.refresh_from_db()
         assert sink.xid == 0
 
         work = pump._prepared(second)
         assert work is not None
-        control.rewind(sink, control.place_of_cursor(sink, ""))
-        pump._record(work, courier.http.Answer(200, b"", 0))
+        destinations.rewind(sink, destinations.place_of_cursor(sink, ""))
+        pump._record(work, sender.http.Answer(200, b"", 0))
         pumped(sink)
     assert sorted(ids(receiver)) == sorted(emitted)
 
@@ -484,7 +486,7 @@ def sent_with_the_next_read_ahead() -> tuple[pump.Work, pump.Ahead]:
     ahead: dict[int, pump.Ahead] = {}
     assert pump._read_ahead([work], ahead)
     assert not pump._read_ahead([work], ahead)  # once is enough
-    pump._record(work, courier.http.Answer(200, b"", 0))
+    pump._record(work, sender.http.Answer(200, b"", 0))
     return work, ahead[work.sink.pk]
 
 
@@ -502,7 +504,7 @@ def test_what_was_read_ahead_is_sent_unless_the_sink_was_told_otherwise(
 ) -> None:
     work, ahead = sent_with_the_next_read_ahead()
     if told_otherwise:
-        control.rewind(work.sink, control.place_of_cursor(work.sink, ""))
+        destinations.rewind(work.sink, destinations.place_of_cursor(work.sink, ""))
 
     next_work = prepared(ahead)
 
@@ -658,22 +660,26 @@ def test_a_new_sink_begins_now_and_goes_back_when_told() -> None:
     old = emit(1, 2)
     with Receiver() as receiver:
         sink = make_sink(receiver)
-        control.delete(sink)
-        sink = control.save(Sink(channel=make_channel(), name="new", url=receiver.url))
+        destinations.delete(sink)
+        sink = destinations.save(Sink(channel=make_channel(), name="new", url=receiver.url))
         pumped(sink)
         assert receiver.received == []
-        here = control.cursor_of(sink)
+        here = destinations.cursor_of(sink)
 
         new = emit(3)
         pumped(sink)
         assert ids(receiver) == new
-        control.rewind(sink, control.place_of_cursor(sink, here))
+        destinations.rewind(sink, destinations.place_of_cursor(sink, here))
         pumped(sink)
         assert ids(receiver) == new * 2
-        control.rewind(sink, control.place_of_time(sink, timezone.now() - timedelta(hours=1)))
+        destinations.rewind(
+            sink, destinations.place_of_time(sink, timezone.now() - timedelta(hours=1))
+        )
         pumped(sink)
         assert sorted(ids(receiver)) == sorted([*new, *new, *old, *new])
-        control.rewind(sink, control.place_of_time(sink, timezone.now() + timedelta(hours=1)))
+        destinations.rewind(
+            sink, destinations.place_of_time(sink, timezone.now() + timedelta(hours=1))
+        )
         pumped(sink)
         assert len(receiver.received) == 3
         assert sink.xid < watermark()
@@ -689,7 +695,7 @@ def test_a_secret_that_no_key_opens_is_told(settings: Any) -> None:
         assert "decrypted" in sink.switched_off
         assert ids(receiver) == emitted  # of the other
         settings.ENCRYPTION_KEYS = kept
-        assert control.resume(sink)
+        assert destinations.resume(sink)
         pumped(sink)
         assert ids(receiver) == emitted * 2
     assert at_end(sink)
@@ -700,7 +706,7 @@ def test_the_daily_run_forgets_old_deliveries_and_no_dead_letter() -> None:
     emit(1)
     with Receiver([answering(400)]) as receiver:
         sink = pumped(make_sink(receiver))
-        control.test(sink)
+        destinations.test(sink)
     Delivery.objects.filter(kind="feed").update(ended_at=timezone.now() - timedelta(days=31))
     daily.run()
     assert [each.kind for each in sink.deliveries.all()] == ["test"]
@@ -711,13 +717,13 @@ def test_a_paused_sink_is_left_alone() -> None:
     emitted = emit(1)
     with Receiver() as receiver:
         sink = make_sink(receiver)
-        assert control.pause(sink)
-        assert not control.pause(sink)
+        assert destinations.pause(sink)
+        assert not destinations.pause(sink)
         pumped(sink)
         assert receiver.received == []
-        assert control.lag(sink).documents == 1
-        assert control.resume(sink)
-        assert not control.resume(sink)
+        assert destinations.lag(sink).documents == 1
+        assert destinations.resume(sink)
+        assert not destinations.resume(sink)
         pumped(sink)
     assert sorted(ids(receiver)) == sorted(emitted)
 
@@ -731,7 +737,7 @@ def test_the_sweep_wakes_the_pump(wakes: list[str]) -> None:
         assert wakes == ["exhaust.push"]
         tasks.push()
         assert len(receiver.received) == 1
-        control.pause(sink)
+        destinations.pause(sink)
         due_now(sink)
         tasks.sweep()
     assert wakes == ["exhaust.push"]
@@ -740,7 +746,7 @@ def test_the_sweep_wakes_the_pump(wakes: list[str]) -> None:
 def test_a_test_is_recorded_and_moves_nothing() -> None:
     with Receiver([answering(200), answering(403)]) as receiver:
         sink = make_sink(receiver)
-        good, bad = control.test(sink), control.test(sink)
+        good, bad = destinations.test(sink), destinations.test(sink)
     assert (good.kind, good.status, good.answer) == ("test", "delivered", 200)
     assert (bad.status, bad.answer, bad.error) == ("dead", 403, "The answer was 403.")
     assert documents(receiver)[0]["userSessionId"].startswith("test-")

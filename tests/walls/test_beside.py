@@ -8,10 +8,10 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from exhaust import notices, retention
+from exhaust import retention
+from exhaust.delivery import batches, callbacks, destinations, session_documents
 from exhaust.jobs import submit, transitions
 from exhaust.models import CallbackSecret, Job, Sink
-from exhaust.sinks import batches, control, sessions
 from ingest.auth import keys
 from ingest.derive import deriver
 from ingest.events import Refused
@@ -304,22 +304,22 @@ def test_another_channels_newer_secret_retires_none_of_ours(db: None) -> None:
     for channel in (OURS, THEIRS):
         CallbackSecret.objects.create(channel=make_channel(channel), sealed=b"sealed")
 
-    assert notices.retire_old_secrets(make_channel(OURS)) == 0
+    assert callbacks.retire_old_secrets(make_channel(OURS)) == 0
 
 
 def test_another_channels_sinks_take_no_room(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "MAX_SINKS", 1)
+    monkeypatch.setattr(destinations, "MAX_SINKS", 1)
     sink(THEIRS, name="theirs")
 
-    assert "name" not in control.faults(Sink(channel=make_channel(OURS), name="ours"))
-    assert "name" in control.faults(Sink(channel=make_channel(THEIRS), name="more"))
+    assert "name" not in destinations.faults(Sink(channel=make_channel(OURS), name="ours"))
+    assert "name" in destinations.faults(Sink(channel=make_channel(THEIRS), name="more"))
 
 
 def test_a_pushed_session_holds_its_own_channels_events(both: None) -> None:
     Session.objects.update(closed=True)
 
-    told = sessions.told(Session.objects.filter(channel__identifier=OURS))
-    found = [json.loads(document) for _, document in sessions.documents(OURS, told)]
+    told = session_documents.told(Session.objects.filter(channel__identifier=OURS))
+    found = [json.loads(document) for _, document in session_documents.documents(OURS, told)]
 
     lists = ("userActions", "events", "errors")
     assert [sum(len(each[name]) for name in lists) for each in found] == [1, 1]

@@ -218,7 +218,7 @@ def places(db: None, monkeypatch: Any) -> list[Place]:
     def unsent(*_: Any) -> Any:
         raise Refused("unsent", "Nothing leaves the test.", 409)
 
-    monkeypatch.setattr("exhaust.sinks.courier.send", unsent)
+    monkeypatch.setattr("exhaust.delivery.sender.send", unsent)
     monkeypatch.setattr("ingest.limits.token_bucket.take", lambda *_: 0.0)
     return [stand(OWN), stand(OTHER), stand(TWIN)]
 
@@ -252,7 +252,7 @@ def opened(template: str) -> tuple[str, ...]:
 
 def test_with_another_channel_beside_it_a_channel_is_told_the_same(db: None, monkeypatch: Any):
     """Neither its rows nor its counts."""
-    monkeypatch.setattr("exhaust.sinks.courier.send", lambda *_: OSError("unsent"))
+    monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("unsent"))
     own = stand(OWN)
     caller = Caller("own", {"X-API-Key": key(own.channel)}, {}, True)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust import notices
+from exhaust.delivery import callbacks
 from ingest.models import Channel
 
 
@@ -26,8 +26,8 @@ class Command(BaseCommand):
         if channel is None:
             raise CommandError(f"There is no channel {options['channel']}.")
         if options["rotate"]:
-            notices.rotate_secret(channel)
+            callbacks.rotate_secret(channel)
         if options["retire_old"]:
-            notices.retire_old_secrets(channel)
-        for secret in notices.live_secrets(channel):
+            callbacks.retire_old_secrets(channel)
+        for secret in callbacks.live_secrets(channel):
             self.stdout.write(secret)

@@ -9,10 +9,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust import daily, notices
+from exhaust import daily
+from exhaust.delivery import callbacks, pump
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.models import Job
-from exhaust.sinks import pump
 from ingest.derive import deriver
 
 PAUSE_SECONDS = 5
@@ -56,7 +56,7 @@ class Command(BaseCommand):
             deriver.derive_all(PAUSE_SECONDS)
             pump.run(PAUSE_SECONDS)
             self._run_due()
-            notices.deliver_due(seconds=PAUSE_SECONDS)
+            callbacks.deliver_due(seconds=PAUSE_SECONDS)
 
     def _run_due(self) -> None:
         transitions.reap()

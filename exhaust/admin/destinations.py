@@ -7,8 +7,8 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from exhaust.delivery import destinations
 from exhaust.models import DeadLetter, Delivery, Sink
-from exhaust.sinks import control
 from ingest.admin import ReadOnly, Seen, Walled
 from ingest.auth import roles
 from ingest.events import Refused
@@ -45,7 +45,7 @@ class SinkForm(forms.ModelForm):
         super()._post_clean()  # type: ignore[misc] # the stubs leave it out
         if not self.errors:
             said = self.cleaned_data
-            found = control.faults(self.instance, said["password"], said["secret"])
+            found = destinations.faults(self.instance, said["password"], said["secret"])
             for field, remedy in found.items():
                 self.add_error(field, remedy)
 
@@ -94,7 +94,7 @@ class SinkAdmin(Walled):
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Sink:
         """The same call as the API's; the sink it gives stands already."""
         said = form.cleaned_data
-        return control.save(form.instance, said["password"] or None, said["secret"] or None)
+        return destinations.save(form.instance, said["password"] or None, said["secret"] or None)
 
     def save_model(self, request: HttpRequest, obj: Sink, form: Any, change: bool) -> None:
         """Nothing: `save_form` has saved it."""
@@ -103,15 +103,15 @@ class SinkAdmin(Walled):
         """Nothing: a sink has no parts to edit."""
 
     def delete_model(self, request: HttpRequest, obj: Sink) -> None:
-        control.delete(obj)
+        destinations.delete(obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
         for sink in queryset:
-            control.delete(sink)
+            destinations.delete(sink)
 
     @admin.action(description="Pause the selected sinks", permissions=["change"])
     def pause(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
-        paused = sum(control.pause(sink) for sink in queryset)
+        paused = sum(destinations.pause(sink) for sink in queryset)
         self.message_user(request, f"{paused} sinks paused.")
 
     @admin.action(description="Resume the selected sinks, at once", permissions=["change"])
@@ -119,7 +119,7 @@ class SinkAdmin(Walled):
         resumed = 0
         for sink in queryset:
             try:
-                resumed += control.resume(sink)
+                resumed += destinations.resume(sink)
             except Refused as refused:
                 self.message_user(request, f"{sink}: {refused.detail}", messages.WARNING)
         self.message_user(request, f"{resumed} sinks resumed.")
@@ -127,7 +127,7 @@ class SinkAdmin(Walled):
     @admin.action(description="Send one made-up document", permissions=["change"])
     def test(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
         for sink in queryset.select_related("channel"):
-            delivery = control.test(sink)
+            delivery = destinations.test(sink)
             said = delivery.error or f"The answer was {delivery.answer}."
             level = messages.WARNING if delivery.error else messages.INFO
             self.message_user(request, f"{sink}: {said}", level)
@@ -135,16 +135,16 @@ class SinkAdmin(Walled):
     @admin.action(description="Send everything from the beginning", permissions=["change"])
     def rewind(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
         for sink in queryset:
-            control.rewind(sink, START)
+            destinations.rewind(sink, START)
         self.message_user(request, f"{len(queryset)} sinks begin anew.")
 
     @admin.display(description="State")
     def state(self, sink: Sink) -> str:
-        return control.state(sink)
+        return destinations.state(sink)
 
     @admin.display(description="Behind")
     def behind(self, sink: Sink) -> str:
-        lag = control.lag(sink)
+        lag = destinations.lag(sink)
         return f"{lag.documents} documents, {lag.seconds:.0f} s" if lag.documents else "nothing"
 
     @admin.display(description="Dead letters")
@@ -186,5 +186,5 @@ class DeadLetterAdmin(ReadOnly):
 
     @admin.action(description="Send the selected documents again", permissions=["view"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
-        count = control.send_again(queryset)
+        count = destinations.send_again(queryset)
         self.message_user(request, f"{count} documents will be sent again, as they are now.")

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import msgspec
 from django.db.models import Q, QuerySet
 
+from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed import documents
 from exhaust.feed.pages import LAST_ID
 from exhaust.models import Delivery, Sink
-from exhaust.sinks import elasticsearch, sessions
 from ingest.feed import reader, values
 from ingest.feed.values import Place
 from ingest.feed.watermark import watermark
@@ -105,8 +105,8 @@ def _rows(sink: Sink, mark: int) -> "QuerySet[Any]":
 
 def _documents(sink: Sink, rows: "QuerySet[Any]") -> list[Document]:
     if sink.resource == Sink.Resource.SESSIONS:
-        found = sessions.told(rows)
-        told = sessions.documents(sink.channel.identifier, found)
+        found = session_documents.told(rows)
+        told = session_documents.documents(sink.channel.identifier, found)
         places = [(Place(row.xid, row.id), row.modified_at) for row in found]
     else:
         arrived = list(reader.arrived(rows))

@@ -13,13 +13,13 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from exhaust.delivery import batches, http_client, pump, sender
+from exhaust.delivery.batches import Document
+from exhaust.delivery.http_client import Answer
 from exhaust.feed import cursor
 from exhaust.feed.documents import encode, milliseconds
 from exhaust.feed.pages import LAST_ID, Question, bound
 from exhaust.models import DeadLetter, Delivery, Sink
-from exhaust.sinks import batches, courier, http, pump
-from exhaust.sinks.batches import Document
-from exhaust.sinks.http import Answer
 from ingest import audit
 from ingest.events import Refused
 from ingest.feed import pruning
@@ -55,8 +55,8 @@ def faults(sink: Sink, password: str | None = None, secret: str | None = None) -
         if getattr(sink, field) not in choices:
             found[field] = f"One of {', '.join(choices)}."
     try:
-        target = http.parse(sink.url)
-    except http.AddressRefused as error:
+        target = http_client.parse(sink.url)
+    except http_client.AddressRefused as error:
         found["url"] = str(error)
     else:
         path = target.path.partition("?")[0]
@@ -139,8 +139,8 @@ def _record(action: str, sink: Sink, outcome: str = "done", **details: Any) -> N
 
 def _host(url: str) -> tuple[str, str, int] | None:
     try:
-        target = http.parse(url)
-    except http.AddressRefused:
+        target = http_client.parse(url)
+    except http_client.AddressRefused:
         return None
     return target.scheme, target.host, target.port
 
@@ -268,7 +268,7 @@ def test(sink: Sink) -> Delivery:
         told = {"id": identifier, "timestamp": now, "type": "test", "payload": {"@type": "test"}}
     sent = batches.framed(sink, identifier, encode(told))
     document = Document(START, 0, identifier, timezone.now(), sent)
-    outcome = courier.send(courier.message(sink, identifier, [document]), TEST_SECONDS)
+    outcome = sender.send(sender.message(sink, identifier, [document]), TEST_SECONDS)
     error = str(outcome) if not isinstance(outcome, Answer) else ""
     if isinstance(outcome, Answer):
         error = pump.fault(sink, outcome, [document])

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from django.utils import timezone
 
+from exhaust.delivery import elasticsearch, http_client, webhook
+from exhaust.delivery.batches import Document
+from exhaust.delivery.http_client import AddressRefused, Answer, Unreachable
 from exhaust.models import Sink
-from exhaust.sinks import elasticsearch, http, webhook
-from exhaust.sinks.batches import Document
-from exhaust.sinks.http import AddressRefused, Answer, Unreachable
 from ingest.privacy.encryption import unseal
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def message(sink: Sink, delivery: int | str, documents: Sequence[Document]) -> M
         b"".join(document.sent for document in documents),
         headers,
         unseal(sink.sealed_secret).decode() if sink.sealed_secret else "",
-        elasticsearch.ANSWER_BYTES if elastic else http.ANSWER_BYTES,
+        elasticsearch.ANSWER_BYTES if elastic else http_client.ANSWER_BYTES,
     )
 
 
@@ -61,7 +61,7 @@ def send(message: Message, seconds: float | None = None) -> Outcome:
     if message.secret:
         headers |= webhook.signed(message.id, message.body, [message.secret], timezone.now())
     try:
-        return http.send(
+        return http_client.send(
             message.method,
             message.url,
             message.body,

@@ -19,9 +19,9 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from exhaust.delivery import webhook
+from exhaust.delivery.http_client import AddressRefused, Answer, Unreachable
 from exhaust.models import CallbackSecret, Job, Notice
-from exhaust.sinks import webhook
-from exhaust.sinks.http import AddressRefused, Answer, Unreachable
 from ingest.models import Channel
 from ingest.privacy.encryption import seal, unseal
 

@@ -7,8 +7,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from datetime import datetime
 
-from exhaust.sinks import http
-from exhaust.sinks.http import Answer
+from exhaust.delivery import http_client
+from exhaust.delivery.http_client import Answer
 
 _PREFIX = "whsec_"
 
@@ -43,4 +43,4 @@ def send(url: str, message_id: str, body: bytes, signing: Sequence[str], at: dat
     Raises what `http.post` raises.
     """
     headers = {"Content-Type": "application/json", **signed(message_id, body, signing, at)}
-    return http.post(url, body, headers, seconds=http.SECONDS)
+    return http_client.post(url, body, headers, seconds=http_client.SECONDS)

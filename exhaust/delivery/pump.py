@@ -23,13 +23,13 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from exhaust import metrics
+from exhaust.delivery import batches, elasticsearch, sender
+from exhaust.delivery.batches import Batch, Document
+from exhaust.delivery.elasticsearch import Item
+from exhaust.delivery.http_client import AddressRefused, Answer
+from exhaust.delivery.sender import Message, Outcome
 from exhaust.failpoints import failpoint
 from exhaust.models import DeadLetter, Delivery, Sink
-from exhaust.sinks import batches, courier, elasticsearch
-from exhaust.sinks.batches import Batch, Document
-from exhaust.sinks.courier import Message, Outcome
-from exhaust.sinks.elasticsearch import Item
-from exhaust.sinks.http import AddressRefused, Answer
 from ingest.feed.values import Place
 from ingest.privacy import consent
 
@@ -97,7 +97,7 @@ def run(seconds: float) -> bool:
         while True:
             while len(sending) < AT_ONCE and monotonic() < until and (sink := _claim()):
                 if (work := _prepared(sink, ahead.pop(sink.pk, None))) is not None:
-                    sending[senders.submit(courier.send, work.message)] = work
+                    sending[senders.submit(sender.send, work.message)] = work
             if not sending:
                 return monotonic() >= until and due().exists()
             worked = monotonic() < until and _read_ahead(sending.values(), ahead)
@@ -200,7 +200,7 @@ def _begun(
         delivery.attempt += 1
         delivery.tried_at = timezone.now()
         delivery.save()
-    return Work(sink, delivery, documents, courier.message(sink, delivery.pk, documents), more)
+    return Work(sink, delivery, documents, sender.message(sink, delivery.pk, documents), more)
 
 
 # What came of it ----------------------------------------------------------------------------------
