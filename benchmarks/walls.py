@@ -57,7 +57,7 @@ NEAREST = {
     "exhaust/jobs/schedules.py": ("tests/exhaust/test_schedules.py",),
     "exhaust/api/schedules.py": ("tests/exhaust/test_schedules.py",),
     "exhaust/api/ledger.py": ("tests/exhaust/test_ledger.py",),
-    "exhaust/retention.py": ("tests/walls/test_beside.py",),
+    "exhaust/maintenance/retention.py": ("tests/walls/test_beside.py",),
     "exhaust/sinks/": ("tests/walls/test_beside.py", "tests/exhaust/test_sinks_api.py"),
     "exhaust/": ("tests/walls/test_matrix.py",),
     "ingest/views/telemetry.py": ("tests/ingest/test_views.py",),

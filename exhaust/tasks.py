@@ -13,11 +13,11 @@ from django.db import DatabaseError, connections
 
 from config import metrics
 from config.celery import app
-from exhaust import daily, retention
 from exhaust.delivery import callbacks, pump
 from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.jobs.wakeup import wake, wake_work
+from exhaust.maintenance import daily, retention
 from exhaust.models import Job
 from ingest.auth import failures
 from ingest.derive import deriver
@@ -66,7 +66,7 @@ def sweep() -> None:
     failures.settle()
 
 
-@shared_task(name="exhaust.daily")
+@shared_task(name="exhaust.maintenance.daily")
 def daily_run() -> None:
     """The day's run, if nobody has it."""
     daily.run()

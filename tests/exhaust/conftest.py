@@ -3,8 +3,8 @@
 import pytest
 from django.utils import timezone
 
-from exhaust import daily
 from exhaust.jobs import wakeup
+from exhaust.maintenance import daily
 from exhaust.models import DailyRun
 
 

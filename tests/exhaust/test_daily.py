@@ -9,8 +9,8 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from exhaust import daily
 from exhaust.files import orphans, storage
+from exhaust.maintenance import daily
 from exhaust.models import DailyRun, File
 from tests.exhaust.factories import left_of, make_finished, make_job, row_of, stored
 

@@ -10,10 +10,10 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from exhaust import daily, retention
 from exhaust.delivery import destinations, pump
 from exhaust.feed import pages
 from exhaust.jobs import attempt, transitions
+from exhaust.maintenance import daily, retention
 from exhaust.models import DailyRun, Job, Sink
 from ingest.derive import deriver
 from ingest.events import Refused

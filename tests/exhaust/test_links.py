@@ -15,9 +15,9 @@ from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import retention
 from exhaust.api.views import download
 from exhaust.files import links, storage
+from exhaust.maintenance import retention
 from exhaust.models import File, Job, Link
 from ingest.models import LedgerEntry
 from tests.conftest import bearer, make_key

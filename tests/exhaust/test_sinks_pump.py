@@ -21,8 +21,9 @@ from django.test import Client
 from django.utils import timezone
 from standardwebhooks import Webhook
 
-from exhaust import daily, tasks
+from exhaust import tasks
 from exhaust.delivery import batches, destinations, pump, sender
+from exhaust.maintenance import daily
 from exhaust.models import DeadLetter, Delivery, Sink
 from ingest.derive import deriver
 from ingest.events import Batch

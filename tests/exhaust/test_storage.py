@@ -20,12 +20,12 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from moto import mock_aws
 
-from exhaust import retention
 from exhaust.files import storage
 from exhaust.files.storage import FolderStorage, Storage, StorageError
 from exhaust.files.storage.s3 import S3Storage
 from exhaust.files.writer import Stream
 from exhaust.jobs import attempt, transitions
+from exhaust.maintenance import retention
 from exhaust.models import File, Link
 from ingest.privacy import erasure
 from tests import s3server

@@ -247,7 +247,7 @@ def test_the_sweep_wakes_for_a_dead_worker(wakes: list[str]) -> None:
 def test_the_sweep_wakes_for_a_day_without_its_run(wakes: list[str]) -> None:
     # given nothing to do but the day's run
     tasks.sweep()
-    assert wakes == ["exhaust.daily"]
+    assert wakes == ["exhaust.maintenance.daily"]
 
     # when it has run
     tasks.daily_run()

@@ -16,11 +16,12 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust import retention, tasks
+from exhaust import tasks
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import selected
 from exhaust.files import links, storage
 from exhaust.jobs import attempt, submit, transitions, withdrawal
+from exhaust.maintenance import retention
 from exhaust.models import DeadLetter, File, Job, Link, Sink
 from ingest.adapters import telemetry
 from ingest.derive import deriver

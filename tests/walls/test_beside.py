@@ -8,9 +8,9 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from exhaust import retention
 from exhaust.delivery import batches, callbacks, destinations, session_documents
 from exhaust.jobs import submit, transitions
+from exhaust.maintenance import retention
 from exhaust.models import CallbackSecret, Job, Sink
 from ingest.auth import keys
 from ingest.derive import deriver

@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from exhaust import retention
+from exhaust.maintenance import retention
 
 
 class Command(BaseCommand):

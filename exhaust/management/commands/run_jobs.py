@@ -9,9 +9,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust import daily
 from exhaust.delivery import callbacks, pump
 from exhaust.jobs import attempt, schedules, transitions
+from exhaust.maintenance import daily
 from exhaust.models import Job
 from ingest.derive import deriver
 

@@ -9,9 +9,9 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from exhaust import retention
 from exhaust.delivery import pump
 from exhaust.files import orphans, storage
+from exhaust.maintenance import retention
 from exhaust.models import DailyRun
 from ingest.audit import hash_chain
 
