@@ -1,8 +1,9 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from config import health, metrics, openapi
+from config import openapi
 from exhaust.feed.views import PageView
+from exhaust.monitoring import health, metrics
 from ingest.views import desk
 
 urlpatterns = [

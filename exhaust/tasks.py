@@ -11,7 +11,6 @@ from celery import shared_task
 from celery.signals import celeryd_after_setup, worker_process_init
 from django.db import DatabaseError, connections
 
-from config import metrics
 from config.celery import app
 from exhaust.delivery import callbacks, pump
 from exhaust.files import orphans, storage
@@ -19,6 +18,7 @@ from exhaust.jobs import attempt, schedules, transitions
 from exhaust.jobs.wakeup import wake, wake_work
 from exhaust.maintenance import daily, retention
 from exhaust.models import Job
+from exhaust.monitoring import metrics
 from ingest.auth import failures
 from ingest.derive import deriver
 from ingest.privacy import erasure

@@ -1,4 +1,4 @@
-"""What the doors count; `config/metrics.py` shows it."""
+"""What the doors count; `exhaust/monitoring/metrics.py` shows it."""
 
 from prometheus_client import Counter
 

@@ -9,12 +9,12 @@ import pytest
 from django.core.management import get_commands, load_command_class
 from prometheus_client import REGISTRY
 
-from config import metrics
 from exhaust.api import validation
 from exhaust.cli.arguments import DOORS, parser
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
 from exhaust.models import Job, Sink
+from exhaust.monitoring import metrics
 from ingest.adapters import ADAPTERS
 from ingest.models import ApiKey
 from tests.pages import DOCS, PAGES, ROOT

@@ -11,10 +11,11 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from config import health, settings
+from config import settings
 from exhaust.files import links, storage
 from exhaust.jobs import transitions
 from exhaust.models import DailyRun, Job
+from exhaust.monitoring import health
 from tests.conftest import bearer, make_key
 from tests.exhaust.factories import make_claimed, make_finished, make_job
 

@@ -9,8 +9,8 @@ from django.db import connection, connections, transaction
 from django.db.models import Max
 from django.test import Client
 
-from config import health
 from exhaust.models import Job
+from exhaust.monitoring import health
 from ingest.feed import watermark as positions
 from ingest.feed.watermark import watermark
 from ingest.models import Channel, StoredEvent

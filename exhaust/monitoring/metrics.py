@@ -18,10 +18,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from config import health
 from exhaust.delivery import destinations
 from exhaust.jobs import transitions
 from exhaust.models import Job, Sink
+from exhaust.monitoring import health
 from ingest.derive import deriver
 from ingest.models import Deriver
 
