@@ -1,7 +1,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from config import openapi
+from exhaust import openapi
 from exhaust.feed.views import PageView
 from exhaust.monitoring import health, metrics
 from ingest.views import desk

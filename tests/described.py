@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema_rs
 from jsonschema import Draft202012Validator
 
-from config.openapi.document import document
+from exhaust.openapi.document import document
 
 METHODS = {"get", "put", "post", "delete"}
 

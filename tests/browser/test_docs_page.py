@@ -26,7 +26,7 @@ def test_the_page_shows_every_operation(page: Any, live_server: Any, tmp_path: P
     page.wait_for_selector("text=uci-response-exhaust")
 
     # then all is there, from here, under a policy without inline scripts
-    from config.openapi.document import document
+    from exhaust.openapi.document import document
 
     count = sum(len(set(item) - {"servers"}) for item in document()["paths"].values())
     assert page.locator(".opblock").count() == count

@@ -11,7 +11,7 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 from drf_spectacular.validation import validate_schema
 
-from config.openapi.document import document
+from exhaust.openapi.document import document
 from tests import described
 from tests.service import ROOT
 

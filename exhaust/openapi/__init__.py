@@ -22,7 +22,7 @@ _making = Lock()
 def _document() -> dict[str, Any]:
     # two that made it at once would take its parts from each other
     with _making:
-        from config.openapi.document import document
+        from exhaust.openapi.document import document
 
         return document()
 

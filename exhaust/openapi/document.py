@@ -11,14 +11,14 @@ from drf_spectacular.plumbing import ComponentRegistry, build_root_object, norma
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
-from config.openapi.examples import EXAMPLES, enveloped
-from config.openapi.operations import JSON, PROBLEM, REFUSED, TAGS, Operation, operations
-from config.openapi.shapes import SCHEMAS
-from config.openapi.words import Schema, ref, text, whole
 from exhaust.api import schedules, sinks, validation
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
 from exhaust.models import Sink
+from exhaust.openapi.examples import EXAMPLES, enveloped
+from exhaust.openapi.json_schema import Schema, ref, text, whole
+from exhaust.openapi.operations import JSON, PROBLEM, REFUSED, TAGS, Operation, operations
+from exhaust.openapi.schemas import SCHEMAS
 
 # "Put" and "Words" say enough where they stand, not here
 NAMES: dict[type[Serializer[Any]], str] = {

@@ -1,6 +1,9 @@
 """What the dataset API answers."""
 
-from config.openapi.words import (
+from exhaust.datasets import DATASETS
+from exhaust.files.formats import FORMATS
+from exhaust.models import Delivery, Job, Sink
+from exhaust.openapi.json_schema import (
     Schema,
     flag,
     free,
@@ -13,9 +16,6 @@ from config.openapi.words import (
     text,
     whole,
 )
-from exhaust.datasets import DATASETS
-from exhaust.files.formats import FORMATS
-from exhaust.models import Delivery, Job, Sink
 
 _DATASET = text("Which dataset.", enum=list(DATASETS))
 _POSITION = text("Where it stands in the feed: the same in a page, a push and a file.")

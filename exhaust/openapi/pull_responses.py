@@ -1,6 +1,6 @@
 """What pull answers."""
 
-from config.openapi.words import (
+from exhaust.openapi.json_schema import (
     Schema,
     anything,
     extensible,

@@ -1,6 +1,6 @@
 """What the doors take and answer, and what probes are told."""
 
-from config.openapi.words import (
+from exhaust.openapi.json_schema import (
     Schema,
     extensible,
     flag,

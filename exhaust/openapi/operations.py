@@ -9,12 +9,12 @@ from typing import Any
 
 from rest_framework.serializers import Serializer
 
-from config.openapi.examples import enveloped
-from config.openapi.words import Schema, ref, text, whole
 from exhaust.api import schedules, sinks, validation
 from exhaust.feed import sample
 from exhaust.feed import views as feed
 from exhaust.files.formats import FORMATS
+from exhaust.openapi.examples import enveloped
+from exhaust.openapi.json_schema import Schema, ref, text, whole
 from ingest.views import conversations
 
 JSON, NDJSON, PROBLEM = "application/json", "application/x-ndjson", "application/problem+json"

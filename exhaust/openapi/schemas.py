@@ -3,11 +3,11 @@
 Bodies that a serializer reads are not here: drf-spectacular reads the serializer.
 """
 
-from config.openapi.dataset_answers import DATASET_API, ENVELOPED, envelope
-from config.openapi.door_bodies import DOORS
-from config.openapi.examples import EXAMPLES
-from config.openapi.pull_answers import PULL
-from config.openapi.words import Schema
+from exhaust.openapi.dataset_responses import DATASET_API, ENVELOPED, envelope
+from exhaust.openapi.examples import EXAMPLES
+from exhaust.openapi.ingest_bodies import DOORS
+from exhaust.openapi.json_schema import Schema
+from exhaust.openapi.pull_responses import PULL
 
 SCHEMAS: dict[str, Schema] = {
     **DATASET_API,
