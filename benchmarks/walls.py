@@ -56,7 +56,7 @@ NEAREST = {
     "exhaust/jobs/submit.py": ("tests/exhaust/test_submissions.py", "tests/exhaust/test_requests"),
     "exhaust/jobs/schedules.py": ("tests/exhaust/test_schedules.py",),
     "exhaust/api/schedules.py": ("tests/exhaust/test_schedules.py",),
-    "exhaust/api/ledger.py": ("tests/exhaust/test_ledger.py",),
+    "exhaust/api/audit.py": ("tests/exhaust/test_ledger.py",),
     "exhaust/maintenance/retention.py": ("tests/walls/test_beside.py",),
     "exhaust/sinks/": ("tests/walls/test_beside.py", "tests/exhaust/test_sinks_api.py"),
     "exhaust/": ("tests/walls/test_matrix.py",),

@@ -2,7 +2,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from exhaust import openapi
-from exhaust.feed.views import PageView
+from exhaust.api.pull import PageView
 from exhaust.monitoring import health, metrics
 from ingest.views import desk
 

@@ -1,9 +1,9 @@
 from django.urls import path
 
-from exhaust.api import schedules, sinks, views
-from exhaust.api.ledger import LedgerView
-from exhaust.feed.sample import MappingView, SampleView
-from exhaust.feed.views import OneView, PageView
+from exhaust.api import destinations, schedules, views
+from exhaust.api.audit import LedgerView
+from exhaust.api.pull import OneView, PageView
+from exhaust.api.samples import MappingView, SampleView
 
 urlpatterns = [
     path("dataset/v1/request/submit", views.SubmitView.as_view()),
@@ -19,14 +19,14 @@ urlpatterns = [
     path("dataset/v1/schedule/<str:name>", schedules.ScheduleView.as_view()),
     path("dataset/v1/schedule/<str:name>/pause", schedules.PauseView.as_view()),
     path("dataset/v1/schedule/<str:name>/resume", schedules.ResumeView.as_view()),
-    path("dataset/v1/sink", sinks.SinksView.as_view()),
-    path("dataset/v1/sink/<str:name>", sinks.SinkView.as_view()),
-    path("dataset/v1/sink/<str:name>/pause", sinks.PauseView.as_view()),
-    path("dataset/v1/sink/<str:name>/resume", sinks.ResumeView.as_view()),
-    path("dataset/v1/sink/<str:name>/rewind", sinks.RewindView.as_view()),
-    path("dataset/v1/sink/<str:name>/test", sinks.TestView.as_view()),
-    path("dataset/v1/sink/<str:name>/again", sinks.AgainView.as_view()),
-    path("dataset/v1/sink/<str:name>/deadletters", sinks.DeadLettersView.as_view()),
+    path("dataset/v1/sink", destinations.SinksView.as_view()),
+    path("dataset/v1/sink/<str:name>", destinations.SinkView.as_view()),
+    path("dataset/v1/sink/<str:name>/pause", destinations.PauseView.as_view()),
+    path("dataset/v1/sink/<str:name>/resume", destinations.ResumeView.as_view()),
+    path("dataset/v1/sink/<str:name>/rewind", destinations.RewindView.as_view()),
+    path("dataset/v1/sink/<str:name>/test", destinations.TestView.as_view()),
+    path("dataset/v1/sink/<str:name>/again", destinations.AgainView.as_view()),
+    path("dataset/v1/sink/<str:name>/deadletters", destinations.DeadLettersView.as_view()),
     path("dataset/v1/ledger", LedgerView.as_view()),
     path("export/sample", SampleView.as_view()),
     path("export/mapping", MappingView.as_view()),

@@ -8,7 +8,7 @@ from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from exhaust.api import sinks as api
+from exhaust.api import destinations as api
 from exhaust.console.ask import by_field, lines
 from exhaust.console.gate import Here, show, typed, within
 from exhaust.delivery import destinations

@@ -11,7 +11,7 @@ from drf_spectacular.plumbing import ComponentRegistry, build_root_object, norma
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
-from exhaust.api import schedules, sinks, validation
+from exhaust.api import destinations, schedules, validation
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
 from exhaust.models import Sink
@@ -28,9 +28,9 @@ NAMES: dict[type[Serializer[Any]], str] = {
     validation.SearchRequest: "SearchWords",
     schedules.Put: "SaveSchedule",
     schedules.Words: "ScheduleWords",
-    sinks.Put: "SaveSink",
-    sinks.Words: "SinkWords",
-    sinks.Whither: "RewindWords",
+    destinations.Put: "SaveSink",
+    destinations.Words: "SinkWords",
+    destinations.Whither: "RewindWords",
 }
 # what a request's word may be where a function, not its field, judges it
 _FORMAT = {"enum": list(FORMATS)}

@@ -9,9 +9,8 @@ from typing import Any
 
 from rest_framework.serializers import Serializer
 
-from exhaust.api import schedules, sinks, validation
-from exhaust.feed import sample
-from exhaust.feed import views as feed
+from exhaust.api import destinations, samples, schedules, validation
+from exhaust.api import pull as feed
 from exhaust.files.formats import FORMATS
 from exhaust.openapi.examples import enveloped
 from exhaust.openapi.json_schema import Schema, ref, text, whole
@@ -221,12 +220,12 @@ DATASET_API = [
         "listSinks", "The channel's sinks", PUSH, "get", "/dataset/v1/sink", "SinkList",
         "sink.list", "Needs `pull`.",
     ),
-    sink("save", "put", "Create or replace a sink", sent=sinks.Put, refused=()),
+    sink("save", "put", "Create or replace a sink", sent=destinations.Put, refused=()),
     sink("read", "get", "One sink"),
     sink("delete", "delete", "Delete a sink", answer="Deleted"),
     sink("pause", "post", "Send nothing while it is paused", "/pause"),
     sink("resume", "post", "Go on where it stood", "/resume"),
-    sink("rewind", "post", "Go on from elsewhere", "/rewind", sent=sinks.Rewind),
+    sink("rewind", "post", "Go on from elsewhere", "/rewind", sent=destinations.Rewind),
     sink("test", "post", "Send one made-up document now", "/test", answer="Delivery"),
     sink("again", "post", "Send all dead letters once more", "/again", answer="SentAgain",
          id="sendAgain"),
@@ -270,7 +269,7 @@ PULLING = [
     *pages("exportUser", "/export/user", "User", "Users", "Needs `pull` and `export:private`."),
     Operation(
         "exportSample", "The last sessions, as they are pushed", PUSH, "get", "/export/sample",
-        "SessionLines", says="Needs `pull`.", query=sample.Query, error="Problem", media=NDJSON,
+        "SessionLines", says="Needs `pull`.", query=samples.Query, error="Problem", media=NDJSON,
     ),
     Operation(
         "exportMapping", "Elasticsearch's mapping of sessions", PUSH, "get", "/export/mapping",

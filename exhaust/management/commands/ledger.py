@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust.api import ledger
+from exhaust.api import audit
 from ingest.audit import hash_chain
 from ingest.models import LedgerSeal
 
@@ -25,13 +25,13 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["action"] == "verify":
             return self._verify()
-        found = ledger.entries(options["channel"], options["first"], options["last"]).iterator()
+        found = audit.entries(options["channel"], options["first"], options["last"]).iterator()
         if options["format"] == "csv":
-            for line in ledger.csv(found):
+            for line in audit.csv(found):
                 self.stdout.write(line.decode(), ending="")
         else:
             for entry in found:
-                self.stdout.write(json.dumps(ledger.presented(entry), ensure_ascii=False))
+                self.stdout.write(json.dumps(audit.presented(entry), ensure_ascii=False))
         return None
 
     def _verify(self) -> None:

@@ -8,10 +8,10 @@ from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.request import Request
 
+from exhaust.api.pull import PullView
 from exhaust.api.validation import OneOf
 from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
-from exhaust.feed.views import PullView
 from ingest.models import Session
 
 COUNT = 50

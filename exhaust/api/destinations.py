@@ -8,11 +8,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exhaust.api import envelope, validation
+from exhaust.api.pull import Moment
 from exhaust.api.views import DatasetView, NamedView, OrderView
 from exhaust.delivery import destinations
 from exhaust.feed import cursor
 from exhaust.feed.documents import milliseconds
-from exhaust.feed.views import Moment
 from exhaust.models import DeadLetter, Delivery, Sink
 from ingest.auth import keys
 
