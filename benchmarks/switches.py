@@ -54,9 +54,9 @@ OTHERS = {
 }  # fmt: skip
 # Walls whose absence no test can see, with the reason
 EXPLAINED = {
-    "exhaust/console/gate.py within.decorate.guarded: if any(('\\x00' in str(part) for part in"
+    "exhaust/console/permissions.py within.decorate.guarded: if any(('\\x00' in str(part) for part in"
     " (channel, *kwargs.values()))): refuse": "spares PostgreSQL an error; SQLite finds nothing",
-    "exhaust/console/people.py participants: ['participants', here.channel_id, device] without"
+    "exhaust/console/participants.py participants: ['participants', here.channel_id, device] without"
     " here.channel_id": "of the second place: a cursor made so is refused",
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
         "an operator names one of several; commands see all channels"
@@ -108,7 +108,7 @@ NO_WALL = {
     "exhaust/api/views.py: get(**kwargs)": "calls a view's method",
     "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the place in the row's own queue, a number",
     "exhaust/jobs/polling.py: FROM j JOIN ingest_channel": "names the channel of rows that are let in",
-    "exhaust/console/people.py: filter(**{name": "action, actor and subject",
+    "exhaust/console/participants.py: filter(**{name": "action, actor and subject",
     "exhaust/jobs/submit.py: filter(**identity)": "has a switch",
     "exhaust/jobs/submit.py: get(**identity)": "has a switch",
     "exhaust/jobs/submit.py: filter(**{lookup": "tag and days; the channel is beside it",

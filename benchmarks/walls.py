@@ -44,7 +44,7 @@ NEAREST = {
     "ingest/admin.py": ("tests/walls/test_admin.py",),
     "exhaust/admin/": ("tests/walls/test_admin.py",),
     "ingest/auth/roles.py": ("tests/walls/test_admin.py", "tests/exhaust/test_console.py"),
-    "exhaust/console/gate.py": ("tests/exhaust/test_console_pages.py",),
+    "exhaust/console/permissions.py": ("tests/exhaust/test_console_pages.py",),
     "exhaust/console/": ("tests/walls/test_console.py", "tests/exhaust/test_console"),
     "exhaust/datasets/": ("tests/walls/test_beside.py", "tests/exhaust/test_withdrawal.py"),
     "exhaust/jobs/withdrawal.py": ("tests/exhaust/test_withdrawal.py",),

@@ -9,9 +9,9 @@ from django.db.models.fields.json import KT
 from django.http import Http404, HttpRequest, HttpResponse
 
 from exhaust.console import svg
-from exhaust.console.ask import PRESETS, matching
-from exhaust.console.gate import VIEW, Here, show, typed, within
-from exhaust.console.pictures import SECONDS, Picture, Span, span
+from exhaust.console.charts import SECONDS, Picture, Span, span
+from exhaust.console.new_export import PRESETS, matching
+from exhaust.console.permissions import VIEW, Here, show, typed, within
 from exhaust.console.templatetags.console import grouped
 from exhaust.jobs.preview import within_seconds
 from ingest.models import Conversation, StoredEvent

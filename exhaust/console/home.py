@@ -6,7 +6,7 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 
-from exhaust.console.gate import VIEW, Here, missing, show, within
+from exhaust.console.permissions import VIEW, Here, missing, show, within
 from ingest.auth import roles
 
 SHOWN = 200

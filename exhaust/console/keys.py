@@ -9,7 +9,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils import timezone
 
-from exhaust.console.gate import Here, show, typed, within
+from exhaust.console.permissions import Here, show, typed, within
 from ingest.auth import keys as access
 from ingest.auth import roles
 from ingest.models import ApiKey, Channel

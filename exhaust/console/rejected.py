@@ -8,8 +8,8 @@ from django.db.models import Count, Max
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from exhaust.console.gate import VIEW, Here, show, typed, within
-from exhaust.console.people import paged
+from exhaust.console.participants import paged
+from exhaust.console.permissions import VIEW, Here, show, typed, within
 from ingest import audit
 from ingest.events import Refused
 from ingest.models import Rejected

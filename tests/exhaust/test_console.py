@@ -19,7 +19,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust.console import jobs as console_jobs
+from exhaust.console import exports as console_jobs
 from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.models import File, Job, Link

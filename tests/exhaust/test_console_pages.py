@@ -11,7 +11,7 @@ from django.test import Client
 from django.urls import URLPattern
 from django.utils import timezone
 
-from exhaust.console import conversations, pictures, svg
+from exhaust.console import charts, conversations, svg
 from exhaust.console.templatetags import console as words
 from exhaust.console.urls import urlpatterns
 from exhaust.delivery import destinations
@@ -589,11 +589,11 @@ def test_pictures_lead_to_another_channel_of_the_person_and_to_no_other() -> Non
 
 
 def test_a_picture_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(*_: Any) -> pictures.Picture:
+    def slow(*_: Any) -> charts.Picture:
         raise TimeoutError
 
     slow.__name__ = "doors"
-    monkeypatch.setattr(pictures, "doors", slow)
+    monkeypatch.setattr(charts, "doors", slow)
     said = text(person(submit_response=True).get(f"{C}/pictures"))
     assert "Counting took too long; choose fewer days." in said
 
@@ -610,7 +610,7 @@ def test_a_funnel_tells_where_people_leave() -> None:
             events.append(event)
     send(*events)
     pk = Conversation.objects.get().pk
-    drawn = conversations.funnel(pk, pictures.Span(date(2022, 3, 1), date(2022, 3, 31)))
+    drawn = conversations.funnel(pk, charts.Span(date(2022, 3, 1), date(2022, 3, 31)))
     assert drawn.told == "4 conversations of 4 people; 2 ended before the last question."
     assert drawn.rows == [
         ["Question 0", "/q0", "4", "100%", "1"],

@@ -15,8 +15,8 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from exhaust.console import svg
-from exhaust.console.ask import PRESETS
-from exhaust.console.gate import VIEW, Here, show, typed, within
+from exhaust.console.new_export import PRESETS
+from exhaust.console.permissions import VIEW, Here, show, typed, within
 from exhaust.console.templatetags.console import grouped, lasting, status
 from exhaust.delivery import destinations
 from exhaust.jobs import schedules

@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from exhaust.api import presenters, validation
-from exhaust.console.gate import ASK, Here, missing, show, typed, within
+from exhaust.console.permissions import ASK, Here, missing, show, typed, within
 from exhaust.datasets import DATASETS, is_private
 from exhaust.files import links
 from exhaust.jobs import queries, submit

@@ -7,7 +7,7 @@ from cryptography.fernet import InvalidToken
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
-from exhaust.console.gate import Here, show, typed, within
+from exhaust.console.permissions import Here, show, typed, within
 from exhaust.feed import cursor
 from exhaust.jobs.preview import MASK
 from ingest import audit

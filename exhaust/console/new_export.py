@@ -13,8 +13,8 @@ from django.utils import timezone
 
 from exhaust.api import validation
 from exhaust.api.views import submission
-from exhaust.console import jobs
-from exhaust.console.gate import ASK, Here, show, typed, within
+from exhaust.console import exports
+from exhaust.console.permissions import ASK, Here, show, typed, within
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import zone
 from exhaust.files.formats import FORMATS
@@ -158,7 +158,7 @@ def ask(request: HttpRequest, here: Here) -> HttpResponse:
             asked.errors = refusal(error)
             return _form(request, here, asked, error.status)
         messages.success(request, "Your request is in. The file appears here when it is ready.")
-        return redirect(jobs.address(job))
+        return redirect(exports.address(job))
     context = {"preview": _preview(asked.submission)} if asked.submission else {}
     return _form(request, here, asked, 400 if asked.errors else 200, **context)
 

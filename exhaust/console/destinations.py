@@ -9,8 +9,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
 from exhaust.api import destinations as api
-from exhaust.console.ask import by_field, lines
-from exhaust.console.gate import Here, show, typed, within
+from exhaust.console.new_export import by_field, lines
+from exhaust.console.permissions import Here, show, typed, within
 from exhaust.delivery import destinations
 from exhaust.models import Delivery, Sink
 from ingest.auth.roles import Right

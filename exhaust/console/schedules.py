@@ -9,9 +9,9 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
 from exhaust.api import schedules as api
-from exhaust.console.ask import by_field, formats, found, zones
-from exhaust.console.gate import Here, show, typed, within
-from exhaust.console.jobs import named
+from exhaust.console.exports import named
+from exhaust.console.new_export import by_field, formats, found, zones
+from exhaust.console.permissions import Here, show, typed, within
 from exhaust.datasets import DATASETS
 from exhaust.jobs import schedules
 from exhaust.jobs.schedules import Asked
