@@ -18,7 +18,7 @@ from django.utils import timezone
 from kombu.pools import producers
 
 from config.celery import app
-from exhaust import tasks
+from exhaust import tasks, worker
 from exhaust.jobs import attempt, submit, transitions, wakeup
 from exhaust.models import DailyRun, File, Job
 from tests.exhaust.factories import (
@@ -292,7 +292,7 @@ def lookout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stopped = threading.Event()
     wait = stopped.wait
     monkeypatch.setattr(stopped, "wait", lambda _seconds: wait(0.05))
-    thread = threading.Thread(target=tasks.look, args=[stopped])
+    thread = threading.Thread(target=worker.look, args=[stopped])
     thread.start()
     yield
     stopped.set()
@@ -326,7 +326,7 @@ def test_what_is_only_just_due_is_left_to_its_message(lookout: None) -> None:
 def test_a_worker_at_work_looks_for_nothing_more(lookout: None) -> None:
     # given a process that is busy
     long_ago = timezone.now() - timedelta(seconds=30)
-    with tasks._working:
+    with worker._working:
         missed = make_job(due_at=long_ago, submitted_at=long_ago)
         time.sleep(0.3)
         assert row_of(missed)["status"] == "SUBMITTED"
