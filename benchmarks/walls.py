@@ -4,7 +4,7 @@ Reads all of config, ingest and exhaust, and finds each condition on a channel i
 SQL), each cursor bound to one, each scope check and refusal. All are compiled with a switch. One
 process runs the tests as the code is and notes which switches each passes; then it takes each wall
 away, alone, and runs the tests that pass it until one fails. No table of places is kept:
-`tests/walls/test_mutants.py` fails where the code names a channel in a way that is not found here.
+`tests/authorization/test_mutants.py` fails where the code names a channel in a way that is not found here.
 
 SQLite by default, where no row-level security stands behind; with `--served` the PostgreSQL of
 DATABASE_URL, with its policies left alone. `--list` only shows the walls; `--only` takes those
@@ -29,45 +29,57 @@ from typing import Any
 from benchmarks.switches import EXPLAINED, PACKAGES, ROOT, Wall, switched, walls
 
 TESTS = (
-    "tests/walls", "tests/ingest/test_clickstream.py", "tests/ingest/test_desk.py",
-    "tests/ingest/test_keys.py", "tests/ingest/test_ledger.py", "tests/ingest/test_views.py",
-    "tests/ingest/test_sessions.py", "tests/ingest/test_users.py", "tests/exhaust/test_console.py",
-    "tests/exhaust/test_console_pages.py", "tests/exhaust/test_event_retention.py",
-    "tests/exhaust/test_everything.py", "tests/exhaust/test_ledger.py",
-    "tests/exhaust/test_requests.py", "tests/exhaust/test_schedules.py",
-    "tests/exhaust/test_sinks_api.py", "tests/exhaust/test_submissions.py",
-    "tests/exhaust/test_supplement.py", "tests/exhaust/test_withdrawal.py",
+    "tests/walls", "tests/ingest/adapters/test_clickstream.py", "tests/ingest/adapters/test_desk.py",
+    "tests/ingest/auth/test_keys.py", "tests/ingest/audit/test_audit.py", "tests/ingest/views/test_views.py",
+    "tests/ingest/derive/test_sessions.py", "tests/ingest/derive/test_users.py", "tests/exhaust/console/test_console.py",
+    "tests/exhaust/console/test_pages.py", "tests/exhaust/maintenance/test_event_retention.py",
+    "tests/exhaust/datasets/test_events_dataset.py", "tests/exhaust/api/test_audit.py",
+    "tests/exhaust/api/test_requests.py", "tests/exhaust/jobs/test_schedules.py",
+    "tests/exhaust/api/test_destinations.py", "tests/exhaust/jobs/test_submit.py",
+    "tests/exhaust/datasets/test_supplement.py", "tests/exhaust/jobs/test_withdrawal.py",
 )  # fmt: skip
 # where a place is most likely seen to be gone
 NEAREST = {
-    "ingest/auth/keys.py": ("tests/ingest/test_keys.py", "tests/walls/test_matrix.py"),
-    "ingest/admin.py": ("tests/walls/test_admin.py",),
-    "exhaust/admin/": ("tests/walls/test_admin.py",),
-    "ingest/auth/roles.py": ("tests/walls/test_admin.py", "tests/exhaust/test_console.py"),
-    "exhaust/console/permissions.py": ("tests/exhaust/test_console_pages.py",),
-    "exhaust/console/": ("tests/walls/test_console.py", "tests/exhaust/test_console"),
-    "exhaust/datasets/": ("tests/walls/test_beside.py", "tests/exhaust/test_withdrawal.py"),
-    "exhaust/jobs/withdrawal.py": ("tests/exhaust/test_withdrawal.py",),
-    "exhaust/jobs/transitions.py": (
-        "tests/walls/test_beside.py",
-        "tests/exhaust/test_submissions.py",
+    "ingest/auth/keys.py": ("tests/ingest/auth/test_keys.py", "tests/authorization/test_matrix.py"),
+    "ingest/admin.py": ("tests/authorization/test_admin.py",),
+    "exhaust/admin/": ("tests/authorization/test_admin.py",),
+    "ingest/auth/roles.py": (
+        "tests/authorization/test_admin.py",
+        "tests/exhaust/console/test_console.py",
     ),
-    "exhaust/feed/": ("tests/exhaust/test_event_retention.py", "tests/walls/test_matrix.py"),
-    "exhaust/jobs/submit.py": ("tests/exhaust/test_submissions.py", "tests/exhaust/test_requests"),
-    "exhaust/jobs/schedules.py": ("tests/exhaust/test_schedules.py",),
-    "exhaust/api/schedules.py": ("tests/exhaust/test_schedules.py",),
-    "exhaust/api/audit.py": ("tests/exhaust/test_ledger.py",),
-    "exhaust/maintenance/retention.py": ("tests/walls/test_beside.py",),
-    "exhaust/sinks/": ("tests/walls/test_beside.py", "tests/exhaust/test_sinks_api.py"),
-    "exhaust/": ("tests/walls/test_matrix.py",),
-    "ingest/views/telemetry.py": ("tests/ingest/test_views.py",),
-    "ingest/views/clickstream.py": ("tests/ingest/test_clickstream.py",),
-    "ingest/views/desk.py": ("tests/ingest/test_desk.py",),
-    "ingest/adapters/desk.py": ("tests/ingest/test_desk.py",),
-    "ingest/views/": ("tests/walls/test_matrix.py",),
-    "ingest/privacy/consent.py": ("tests/exhaust/test_withdrawal.py",),
-    "ingest/privacy/erasure.py": ("tests/exhaust/test_withdrawal.py",),
-    "ingest/": ("tests/walls/test_beside.py", "tests/ingest/"),
+    "exhaust/console/permissions.py": ("tests/exhaust/console/test_pages.py",),
+    "exhaust/console/": ("tests/authorization/test_console.py", "tests/exhaust/test_console"),
+    "exhaust/datasets/": (
+        "tests/authorization/test_cross_tenant.py",
+        "tests/exhaust/jobs/test_withdrawal.py",
+    ),
+    "exhaust/jobs/withdrawal.py": ("tests/exhaust/jobs/test_withdrawal.py",),
+    "exhaust/jobs/transitions.py": (
+        "tests/authorization/test_cross_tenant.py",
+        "tests/exhaust/jobs/test_submit.py",
+    ),
+    "exhaust/feed/": (
+        "tests/exhaust/maintenance/test_event_retention.py",
+        "tests/authorization/test_matrix.py",
+    ),
+    "exhaust/jobs/submit.py": ("tests/exhaust/jobs/test_submit.py", "tests/exhaust/test_requests"),
+    "exhaust/jobs/schedules.py": ("tests/exhaust/jobs/test_schedules.py",),
+    "exhaust/api/schedules.py": ("tests/exhaust/jobs/test_schedules.py",),
+    "exhaust/api/audit.py": ("tests/exhaust/api/test_audit.py",),
+    "exhaust/maintenance/retention.py": ("tests/authorization/test_cross_tenant.py",),
+    "exhaust/sinks/": (
+        "tests/authorization/test_cross_tenant.py",
+        "tests/exhaust/api/test_destinations.py",
+    ),
+    "exhaust/": ("tests/authorization/test_matrix.py",),
+    "ingest/views/telemetry.py": ("tests/ingest/views/test_views.py",),
+    "ingest/views/clickstream.py": ("tests/ingest/adapters/test_clickstream.py",),
+    "ingest/views/desk.py": ("tests/ingest/adapters/test_desk.py",),
+    "ingest/adapters/desk.py": ("tests/ingest/adapters/test_desk.py",),
+    "ingest/views/": ("tests/authorization/test_matrix.py",),
+    "ingest/privacy/consent.py": ("tests/exhaust/jobs/test_withdrawal.py",),
+    "ingest/privacy/erasure.py": ("tests/exhaust/jobs/test_withdrawal.py",),
+    "ingest/": ("tests/authorization/test_cross_tenant.py", "tests/ingest/"),
 }
 
 

@@ -113,16 +113,16 @@ def unlimited(settings: Any) -> None:
 @pytest.fixture(autouse=True)
 def described(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer to a test's client is as the API's description says."""
-    from tests import described
+    from tests import openapi_checks
 
     plain = Client.request
 
     def checked(self: Client, **request: Any) -> Any:
         answer = plain(self, **request)
-        said = described.operation(request["REQUEST_METHOD"], request["PATH_INFO"])
+        said = openapi_checks.operation(request["REQUEST_METHOD"], request["PATH_INFO"])
         if said is not None and not answer.streaming:
             kind = answer.headers.get("Content-Type", "")
-            assert described.faults(said, answer.status_code, kind, answer.content) == []
+            assert openapi_checks.faults(said, answer.status_code, kind, answer.content) == []
         return answer
 
     monkeypatch.setattr(Client, "request", checked)

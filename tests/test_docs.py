@@ -17,7 +17,7 @@ from exhaust.models import Job, Sink
 from exhaust.monitoring import metrics
 from ingest.adapters import ADAPTERS
 from ingest.models import ApiKey
-from tests.pages import DOCS, PAGES, ROOT
+from tests.doc_commands import DOCS, PAGES, ROOT
 
 RECEIVING = (DOCS / "receiving.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -54,7 +54,7 @@ def test_every_address_stands_in_the_readme(address: str):
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
 def test_every_dataset_stands_in_the_readme_and_on_its_page(dataset):
-    # its columns do by tests/exhaust/test_datasets_page.py
+    # its columns do by tests/exhaust/datasets/test_datasets_page.py
     assert re.search(rf"^\| `{dataset.name}` \| `{dataset.scope}` \|", README, re.M)
     assert f"## `{dataset.name}`" in (DOCS / "datasets.md").read_text()
 

@@ -13,7 +13,7 @@ import yaml
 from django.core.management import get_commands
 
 from config.celery import app
-from tests.pages import OPERATIONS, blocks
+from tests.doc_commands import OPERATIONS, blocks
 
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pages import OPERATIONS, ROOT, blocks
+from tests.doc_commands import OPERATIONS, ROOT, blocks
 
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 JOBS: dict[str, Any] = WORKFLOW["jobs"]

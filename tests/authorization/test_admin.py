@@ -1,0 +1,385 @@
+"""The admin, as a person sees it who has rights in one channel of two."""
+
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.db.models import Model
+from django.test import Client
+from django.utils import timezone
+
+from exhaust.models import Job, Schedule, Sink
+from ingest.auth import keys as access
+from ingest.auth.roles import RIGHTS
+from ingest.models import (
+    ApiKey,
+    Channel,
+    Conversation,
+    LedgerEntry,
+    Participant,
+    Rejected,
+    Role,
+)
+from tests.authorization.world import OTHER, OWN, Names, Place, rows_of, stand
+
+pytestmark = pytest.mark.django_db
+
+# which of the rights opens a page; none: a superuser only
+OPENED_BY: dict[str, set[str]] = {
+    "ingest.channel": set(RIGHTS),
+    "ingest.conversation": {"administer"},
+    "ingest.application": {"administer"},
+    "ingest.apikey": {"administer"},
+    "ingest.rejected": {"administer"},
+    "ingest.storedevent": {"submit_private"},
+    "ingest.participant": {"submit_private"},
+    "ingest.session": {"submit_private"},
+    "ingest.appuser": {"submit_private"},
+    "ingest.ledgerentry": {"audit"},
+    "ingest.privacy.erasure": {"audit"},
+    "ingest.role": set(),
+    "exhaust.job": {"submit_response", "submit_private"},
+    "exhaust.file": {"submit_response", "submit_private"},
+    "exhaust.link": {"submit_response", "submit_private"},
+    "exhaust.notice": {"submit_response", "submit_private"},
+    "exhaust.schedule": {"administer"},
+    "exhaust.sink": {"administer"},
+    "exhaust.delivery": {"administer"},
+    "exhaust.deadletter": {"administer"},
+    "exhaust.dailyrun": set(),
+}
+OURS = [model for model in admin.site._registry if model._meta.app_label in {"ingest", "exhaust"}]
+
+
+def page(model: Any) -> str:
+    return f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
+
+
+def person(place: Place, *rights: str) -> Client:
+    group = Group.objects.create(name=" ".join(rights) or "none")
+    Role.objects.create(group=group, channel=place.channel, **dict.fromkeys(rights, True))
+    user = get_user_model().objects.create_user(group.name, is_staff=True)
+    user.groups.add(group)
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def own() -> Place:
+    return furnished(OWN)
+
+
+@pytest.fixture
+def others(own: Place) -> list[Place]:
+    places = [furnished(OTHER)]
+    access.create_key("SECRET-shared", ["pull"], [own.channel, places[0].channel])
+    return places
+
+
+def furnished(names: Names) -> Place:
+    place = stand(names)
+    access.create_key(f"{names.secret} key", ["pull"], [place.channel])
+    return place
+
+
+def is_clean(text: str) -> bool:
+    return not any(word in text for word in (OTHER.secret, OTHER.channel, "SECRET-shared"))
+
+
+def test_every_page_says_which_right_opens_it():
+    assert set(OPENED_BY) == {model._meta.label_lower for model in OURS}
+
+
+@pytest.mark.parametrize("right", [None, *RIGHTS])
+def test_a_right_opens_its_pages_and_no_other(own: Place, right: str | None):
+    client = person(own, *([right] if right else []))
+
+    for model in OURS:
+        opened = right in OPENED_BY[model._meta.label_lower]
+        # a role without a right still names its channel
+        opened |= right is None and model is Channel
+        answer = client.get(page(model))
+        assert (answer.status_code == 200) == opened, model
+        assert answer.status_code in {200, 403}
+        assert (page(model) in client.get("/admin/").content.decode()) == opened, model
+
+
+@pytest.mark.parametrize("model", OURS, ids=lambda model: model._meta.label_lower)
+def test_no_page_shows_another_channel(own: Place, others: list[Place], model: Any):
+    client = person(own, *RIGHTS)
+    rows = admin.site._registry[model].model._default_manager.all()
+    before = rows_of(OTHER)
+
+    listed = client.get(page(model))
+    said = [listed, client.get(page(model) + "add/")]
+    for filter_ in ("channel__id__exact", "job__channel__id__exact", "channels__id__exact"):
+        said.append(client.get(page(model), {filter_: others[0].channel.pk}))
+    foreign = [row.pk for row in rows if not _is_own(row, own)]
+    for pk in (rows[0].pk, *foreign[:1]) if rows else ():
+        for step in ("change/", "history/", "delete/"):
+            said.append(client.get(f"{page(model)}{pk}/{step}"))
+    for pk in foreign:
+        said.append(client.post(f"{page(model)}{pk}/delete/", {"post": "yes"}))
+    for name in _actions(model):
+        chosen = {"action": name, "_selected_action": foreign}
+        said.append(client.post(page(model), chosen))
+
+    assert [answer.status_code for answer in said if answer.status_code >= 500] == []
+    assert [text for answer in said if not is_clean(text := answer.content.decode())] == []
+    assert rows_of(OTHER) == before
+    if OPENED_BY[model._meta.label_lower]:
+        assert OWN.secret in listed.content.decode() or OWN.channel in listed.content.decode()
+        for search in (OTHER.tag, OTHER.device, "SECRET"):
+            found = client.get(page(model), {"q": search}).context["cl"].result_list
+            assert [row for row in found if not _is_own(row, own)] == []
+
+
+@pytest.mark.parametrize("rights", [["administer"], ["administer", "submit_private"]])
+def test_who_sends_events_on_may_have_them(own: Place, rights: list[str]):
+    client = person(own, *rights)
+    sink = Sink.objects.get(channel=own.channel)
+    words = {
+        "channel": own.channel.pk, "name": "new", "kind": "webhook", "resource": "events",
+        "url": "https://mine.example/hook", "method": "POST", "types": "[]", "user": "",
+        "content_type": "application/x-ndjson", "index": "", "doc_type": "",
+    }  # fmt: skip
+
+    added = client.post("/admin/exhaust/sink/add/", words)
+    seen = client.get(f"/admin/exhaust/sink/{sink.pk}/change/")
+    changed = client.post(f"/admin/exhaust/sink/{sink.pk}/change/", words)
+
+    may = "submit_private" in rights
+    assert Sink.objects.filter(name="new").exists() == may, added.content.decode()
+    assert seen.status_code == 200
+    assert (Sink.objects.get(pk=sink.pk).url == "https://mine.example/hook") == may
+    assert [answer.status_code for answer in (added, changed)] == ([302] * 2 if may else [403] * 2)
+
+
+def _actions(model: Any) -> list[str]:
+    return [name for name in admin.site._registry[model].actions or () if isinstance(name, str)]
+
+
+def _is_own(row: Any, own: Place) -> bool:
+    if isinstance(row, ApiKey):
+        return list(row.channels.all()) == [own.channel]
+    if isinstance(row, LedgerEntry):
+        return row.channel == own.names.channel
+    for path in ("channel", "job", "file", "sink"):
+        if isinstance(getattr(row, path, None), Model):
+            return _is_own(getattr(row, path), own)
+    return row == own.channel
+
+
+def test_what_holds_people_is_seen_only_with_the_right_for_it(own: Place):
+    for right, expected in (
+        ("submit_response", {"uci-response-exhaust"}),
+        ("submit_private", {"uci-private-exhaust"}),
+    ):
+        client = person(own, right)
+        shown = client.get("/admin/exhaust/job/").context["cl"].result_list
+        assert {job.dataset for job in shown} == expected
+        files = client.get("/admin/exhaust/file/").context["cl"].result_list
+        assert {file.job.dataset for file in files} == expected
+
+
+def form(dataset: str, place: Place) -> dict[str, str]:
+    return {
+        "dataset": dataset, "channel": str(place.channel.pk), "first_day": "2022-04-01",
+        "last_day": "2022-04-02", "zone": "UTC", "output_format": "csv", "tag": "asked",
+    }  # fmt: skip
+
+
+def test_a_person_asks_only_for_what_the_right_is_for(own: Place, others: list[Place]):
+    client = person(own, "submit_response", "administer")
+
+    for dataset, place in (("events-exhaust", own), ("events-exhaust", others[0])):
+        answer = client.post("/admin/exhaust/job/add/", form(dataset, place))
+        assert answer.status_code == 200, dataset
+    assert not Job.objects.filter(tag="asked").exists()
+    person(own, "submit_private").post("/admin/exhaust/job/add/", form("events-exhaust", own))
+
+    assert Job.objects.get(tag="asked").channel_id == own.channel.pk
+
+
+def test_no_schedule_and_no_sink_is_made_elsewhere_or_beyond_the_right(
+    own: Place, others: list[Place]
+):
+    client = person(own, "administer", "submit_response")
+    sender = person(own, "administer", "submit_private")
+    schedule = {
+        "name": "new", "cron": "0 6 * * *", "zone": "UTC", "window": "yesterday", "tag": "new",
+        "output_format": "csv", "dataset": "uci-response-exhaust", "conversation": "c",
+    }  # fmt: skip
+    sink = {
+        "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
+        "url": "https://sink.example/hook", "content_type": "application/json",
+    }  # fmt: skip
+
+    for place in (others[0], own):
+        said = {"channel": str(place.channel.pk)}
+        client.post("/admin/exhaust/schedule/add/", {**schedule, **said})
+        sender.post("/admin/exhaust/sink/add/", {**sink, **said})
+    private = {**schedule, "name": "private", "dataset": "uci-private-exhaust"}
+    client.post("/admin/exhaust/schedule/add/", {**private, "channel": str(own.channel.pk)})
+
+    made = {*Schedule.objects.filter(name="new"), *Sink.objects.filter(name="new")}
+    assert {row.channel_id for row in made} == {own.channel.pk}
+    assert len(made) == 2
+    assert not Schedule.objects.filter(name="private").exists()
+
+
+def test_no_sink_is_made_where_the_person_may_not_have_what_it_sends(
+    own: Place, others: list[Place]
+):
+    # given somebody who administers two channels and may have people's data of one
+    sender = person(own, "administer", "submit_private")
+    group = Group.objects.get(name="administer submit_private")
+    Role.objects.create(group=group, channel=others[0].channel, administer=True)
+    words = {
+        "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
+        "url": "https://sink.example/hook", "content_type": "application/json",
+    }  # fmt: skip
+
+    # when
+    for place in (others[0], own):
+        sender.post("/admin/exhaust/sink/add/", {**words, "channel": str(place.channel.pk)})
+
+    # then
+    assert [sink.channel for sink in Sink.objects.filter(name="new")] == [own.channel]
+
+
+def test_no_conversation_is_named_in_a_channel_that_is_only_audited(
+    own: Place, others: list[Place]
+):
+    # given somebody who administers one channel and audits another
+    client = person(own, "administer")
+    group = Group.objects.get(name="administer")
+    Role.objects.create(group=group, channel=others[0].channel, audit=True)
+
+    # when
+    for place in (others[0], own):
+        words = {"channel": str(place.channel.pk), "identifier": "new", "name": "New"}
+        client.post("/admin/ingest/conversation/add/", words)
+
+    # then
+    made = Conversation.objects.filter(identifier="new")
+    assert [conversation.channel for conversation in made] == [own.channel]
+
+
+def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Place):
+    client = person(own, "administer", "submit_private")
+    key = ApiKey.objects.get(channels=own.channel)
+
+    answer = client.post(page(ApiKey), {"action": "rotate", "_selected_action": [key.pk]})
+    text = answer.content.decode().rpartition(" ")[2].strip()
+    client.post(page(ApiKey), {"action": "revoke", "_selected_action": [key.pk]})
+
+    pull = Client(headers={"X-API-Key": text}).get("/export/events")
+    assert pull.status_code == 200
+    assert "no-store" in answer["Cache-Control"]
+    told = LedgerEntry.objects.filter(actor="administer submit_private").order_by("pk")
+    assert list(told.values_list("action", "channel", "subject")) == [
+        ("key.rotated", OWN.channel, key.public_id),
+        ("key.revoked", OWN.channel, key.public_id),
+    ]
+
+
+def rotated(client: Client, *keys: ApiKey) -> str:
+    chosen = {"action": "rotate", "_selected_action": [key.pk for key in keys]}
+    return client.post(page(ApiKey), chosen).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("scope", "lacks", "takes"),
+    [
+        ("export:response", {"submit_response"}, "submit_response"),
+        ("export:private", {"submit_private"}, "submit_private"),
+        ("pull", {"submit_private"}, "submit_private"),
+        ("audit", {"audit"}, "audit"),
+        ("erase", set(), "a superuser"),
+    ],
+)
+def test_no_key_is_rotated_that_may_do_more_than_who_rotates_it(
+    own: Place, scope: str, lacks: set[str], takes: str
+):
+    client = person(own, *(right for right in RIGHTS if right not in lacks))
+    key, _ = access.create_key("stronger", [scope], [own.channel])
+    senders, _ = access.create_key("a sender's", ["ingest"], [own.channel])
+
+    said = rotated(client, key, senders).splitlines()
+
+    assert [line for line in said if line.startswith(str(key))] == [
+        f"{key} is not rotated: in {OWN.channel}, {scope} takes {takes}."
+    ]
+    assert [line for line in said if "exh_" in line and line.startswith(str(senders))]
+    assert ApiKey.objects.filter(name="stronger").count() == 1
+    key.refresh_from_db()
+    assert key.expires_at is None
+    boss = Client()
+    boss.force_login(get_user_model().objects.create_superuser("boss"))
+    assert "exh_" in rotated(boss, key)
+
+
+def test_who_rotates_a_key_has_its_rights_in_each_of_its_channels(own: Place, others: list[Place]):
+    # given somebody who administers two channels and may have people's data of one
+    client = person(own, "administer", "submit_private")
+    group = Group.objects.get(name="administer submit_private")
+    role = Role.objects.create(group=group, channel=others[0].channel, administer=True)
+    key = ApiKey.objects.get(name="SECRET-shared")
+
+    # when
+    refused = rotated(client, key)
+    role.submit_private = True
+    role.save()
+    let = rotated(client, key)
+
+    # then
+    assert refused == f"{key} is not rotated: in {OTHER.channel}, pull takes submit_private.\n"
+    assert "exh_" in let
+
+
+SCHEDULES = page(Schedule)
+
+
+@pytest.mark.parametrize("dataset", ["uci-private-exhaust", "one-of-old"])
+def test_a_schedule_of_people_is_touched_only_with_the_right_for_it(own: Place, dataset: str):
+    client = person(own, "administer", "submit_response")
+    schedule = Schedule.objects.get(channel=own.channel)
+    Schedule.objects.update(dataset=dataset)
+    before = rows_of(OWN)
+    words = {
+        "cron": "0 7 * * *", "zone": "UTC", "window": "yesterday", "tag": "new",
+        "output_format": "csv", "dataset": "uci-response-exhaust", "conversation": "c",
+    }  # fmt: skip
+    change = f"{SCHEDULES}{schedule.pk}/change/"
+
+    shown = client.get(SCHEDULES).context["cl"].result_list
+    client.post(change, words)
+    client.post(f"{SCHEDULES}{schedule.pk}/delete/", {"post": "yes"})
+    for action in ("pause", "delete_selected"):
+        said = {"action": action, "_selected_action": [schedule.pk], "post": "yes"}
+        client.post(SCHEDULES, said)
+    paused = timezone.now()
+    assert list(shown) == []
+    assert rows_of(OWN) == before
+    Schedule.objects.update(paused_at=paused)
+    client.post(SCHEDULES, {"action": "resume", "_selected_action": [schedule.pk]})
+
+    assert Schedule.objects.get().paused_at == paused
+    may = person(own, "administer", "submit_private", "submit_response")
+    assert may.post(change, words).status_code == 302
+    assert Schedule.objects.get().dataset == "uci-response-exhaust"
+
+
+def test_what_was_encrypted_under_a_key_that_is_gone_says_so(own: Place):
+    client = person(own, *RIGHTS)
+    Participant.objects.update(sealed_phone=b"of an old key")
+    Rejected.objects.update(sealed=b"of an old key")
+    rejected = Rejected.objects.get()
+
+    assert "not readable" in client.get(page(Participant)).content.decode()
+    one = client.get(f"{page(Rejected)}{rejected.pk}/change/")
+    assert "not readable" in one.content.decode()

@@ -1,0 +1,195 @@
+"""The console, as a person sees it who has every right in one channel of three."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.test import Client
+from django.utils import timezone
+
+from exhaust.feed import cursor
+from exhaust.models import Job
+from ingest import audit
+from ingest.auth import keys
+from ingest.auth.roles import RIGHTS
+from ingest.models import ApiKey, Conversation, Rejected, Role, StoredEvent
+from ingest.store.replay import Replayed
+from tests.authorization.world import OTHER, OWN, TWIN, Names, Place, rows_of, stand
+
+pytestmark = pytest.mark.django_db
+_CHANGING = re.compile(r'value="\w{64}"|\d+ (seconds?|minutes?|hours?)|[\w-]+:[\w-]{20,}|\d\d:\d\d')
+
+
+def person(place: Place, *rights: str) -> Client:
+    """Somebody with these rights in the channel; else with all of them."""
+    group = Group.objects.create(name="of one channel")
+    Role.objects.create(group=group, channel=place.channel, **dict.fromkeys(rights or RIGHTS, True))
+    user = get_user_model().objects.create_user("asha")
+    user.groups.add(group)
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def furnished(names: Names) -> Place:
+    """With things of today, which the pictures count."""
+    place = stand(names)
+    if names is OWN:  # shown by its id
+        Conversation.objects.filter(channel=place.channel).update(name="")
+    keys.create_key(f"{names.secret} key", ["pull"], [place.channel])
+    audit.record("channel.changed", channel=names.channel, subject=names.secret)
+    if names is not OWN:  # a bot of that id too, by another name
+        Conversation.objects.create(
+            channel=place.channel, identifier=OWN.conversation, name=f"{names.secret} twin"
+        )
+    today = timezone.now() - timedelta(minutes=1)
+    StoredEvent.objects.filter(channel=place.channel).update(received_at=today, occurred_at=today)
+    Rejected.objects.filter(channel=place.channel).update(received_at=today)
+    Job.objects.filter(channel=place.channel).update(submitted_at=today)
+    return place
+
+
+def at(path: str) -> str:
+    return f"/console/{OWN.channel}/{path}"
+
+
+PAGES = [
+    "jobs", f"jobs?tag={OWN.tag}", "ask", f"ask?q={OWN.conversation[:12]}", "ask/conversations",
+    f"ask?conversationId={OWN.conversation}", f"ask?conversationId={OTHER.conversation}",
+    "recurring", "pictures", "conversations", f"jobs?tag={OTHER.tag}",
+    f"conversations/one?id={OWN.conversation}", "participants", f"participants?device={OWN.device}",
+    "rejected", "sinks", f"sinks/one/{OWN.sink}", f"sinks/one/{OWN.sink}/change", "keys", "ledger",
+]  # fmt: skip
+
+
+def said(client: Client, path: str) -> tuple[int, str]:
+    answer = client.get(at(path))
+    return answer.status_code, _CHANGING.sub("<>", answer.content.decode())
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_with_others_beside_it_a_page_says_the_same(path: str) -> None:
+    client = person(furnished(OWN))
+    if path == "ledger":
+        client.get(at("participants"))
+    alone = said(client, path)
+    furnished(OTHER), furnished(TWIN)
+
+    beside = said(client, path)
+
+    assert alone[0] == 200
+    assert beside == alone
+    assert not {OTHER.secret, TWIN.secret, OTHER.channel} & set(re.findall(r"[\w.-]+", beside[1]))
+
+
+@pytest.mark.parametrize("path", ["jobs", "recurring", "conversations", "sinks", "keys", "ledger"])
+def test_a_page_shows_what_is_its_own(path: str) -> None:
+    """Else nothing was compared."""
+    client = person(furnished(OWN))
+
+    assert re.search(f"{OWN.secret}|{OWN.tag}|{OWN.conversation}", said(client, path)[1])
+
+
+def things(names: Names, place: Place | None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By what is tried: its address, and what is sent there."""
+    job = f"jobs/{names.tag}/{names.request_id}"
+    rejected = Rejected.objects.filter(channel=place.channel).first() if place else None
+    key = ApiKey.objects.filter(channels=place.channel).first() if place else None
+    pk = rejected.pk if rejected else 999_999
+    return {
+        "job": (job, {}),
+        "cancel": (f"{job}/cancel", {"post": "yes"}),
+        "retry": (f"{job}/retry", {"post": "yes"}),
+        "file": (f"{job}/files/1", {}),
+        "link": (f"{job}/files/1/link", {"post": "yes"}),
+        "revoke link": (f"{job}/files/1/revoke", {"post": "yes"}),
+        "schedule": (f"recurring/one/{names.schedule}", {}),
+        "pause": (f"recurring/one/{names.schedule}/pause", {"post": "yes"}),
+        "delete": (f"recurring/one/{names.schedule}/delete", {"post": "yes"}),
+        "conversation": (f"conversations/one?id={names.conversation}", {}),
+        "rejected": (f"rejected/{pk}", {}),
+        "sink": (f"sinks/one/{names.sink}", {}),
+        "sink paused": (f"sinks/one/{names.sink}/pause", {"post": "yes"}),
+        "sink changed": (f"sinks/one/{names.sink}/change", {}),
+        "key": (f"keys/{key.public_id if key else 'nobodys0'}/revoke", {"post": "yes"}),
+    }
+
+
+NONE = Names("ee")
+
+
+@pytest.mark.parametrize("what", things(NONE, None))
+def test_what_is_anothers_is_as_unknown_as_what_nobody_has(what: str) -> None:
+    own, other = furnished(OWN), furnished(OTHER)
+    client = person(own)
+    before = rows_of(OTHER)
+
+    answers = []
+    for path, form in (things(OTHER, other)[what], things(NONE, None)[what]):
+        answer = client.post(at(path), form) if form else client.get(at(path))
+        answers.append((answer.status_code, _CHANGING.sub("<>", answer.content.decode())))
+    path, form = things(OWN, own)[what]
+    mine = client.post(at(path), form) if form else client.get(at(path))
+
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 404
+    assert mine.status_code in {200, 302}
+    assert rows_of(OTHER) == before
+    assert not ApiKey.objects.filter(channels=other.channel).exclude(revoked_at=None).exists()
+
+
+def test_anothers_rejected_events_are_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = furnished(OWN), furnished(OTHER)
+    sent: list[str] = []
+
+    def replayed(rows: Any) -> Replayed:
+        sent.extend(row.channel.identifier for row in rows)
+        return Replayed()
+
+    monkeypatch.setattr("exhaust.console.rejected.replay", replayed)
+    client = person(own)
+    row = Rejected.objects.get(channel=other.channel)
+
+    client.post(at("rejected/again"), {"pk": str(row.pk)})
+    client.post(at("rejected/again"), {"reason": row.reason})
+
+    assert sent == [OWN.channel]  # by the reason, which both have
+
+
+def test_pictures_count_the_jobs_that_the_person_may_see() -> None:
+    client = person(furnished(OWN), "submit_response")
+    before = said(client, "pictures")
+
+    long_ago = timezone.now() - timedelta(days=90)
+    Job.objects.filter(dataset="uci-private-exhaust").update(submitted_at=long_ago)
+    assert said(client, "pictures") == before
+    Job.objects.update(submitted_at=long_ago)
+    assert said(client, "pictures") != before
+
+
+@pytest.mark.parametrize("page", ["participants", "ledger", "rejected"])
+def test_anothers_cursor_goes_on_nowhere(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = furnished(OWN), furnished(OTHER)
+
+    def of(place: Place) -> list[Any]:
+        names_it = place.names.channel if page == "ledger" else place.channel.pk
+        return [page, names_it, {} if page == "ledger" else ""]
+
+    seen: list[Any] = []
+    unseal = cursor.unseal
+
+    def told(text: str, asked: list[Any]) -> list[Any]:
+        place = unseal(text, asked)
+        seen.append(place)
+        return place
+
+    monkeypatch.setattr(cursor, "unseal", told)
+    client = person(own)
+    for place in (other, own):
+        text = cursor.seal([1], of(place))
+        assert client.get(at(f"{page}?cursor={text}")).status_code == 200
+
+    assert seen == [[1]]

@@ -1,0 +1,481 @@
+"""Every address x verb x caller: nothing of another channel is told, written or hinted at.
+
+The addresses are the URLconf's. What is said of another channel's thing must be, byte for byte,
+what is said of a thing that nobody has; and no answer holds what only another channel knows.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from exhaust.datasets import DATASETS
+from ingest.events import Refused
+from tests.authorization.world import (
+    NONE,
+    OTHER,
+    OWN,
+    SCOPES,
+    TWIN,
+    Names,
+    Place,
+    key,
+    rows_of,
+    stand,
+)
+
+# What opens each address; a new one has to be written here. "dataset": the scope of the asked one.
+SCOPE = {
+    "v1/telemetry": "ingest",
+    "data/v1/telemetry": "ingest",
+    "data/v3/telemetry": "ingest",
+    "v1/participants": "ingest",
+    "v1/participants/<identifier>": "erase",
+    "v1/conversations/<identifier>": "ingest",
+    "collect": "application",
+    "ping": "application",
+    "_bulk": "application",
+    "<index>/_bulk": "application",
+    "hit": "application",
+    "hit/bulk": "application",
+    "dataset/v1/request/submit": "dataset",
+    "dataset/v1/request/submi": "dataset",
+    "dataset/v1/request/preview": "dataset",
+    "dataset/v1/request/read/<tag>": "dataset",
+    "dataset/v1/request/list/<tag>": "dataset",
+    "dataset/v1/request/search": "dataset",
+    "dataset/v1/request/cancel/<tag>": "dataset",
+    "dataset/v1/request/retry/<tag>": "dataset",
+    "dataset/v1/request/revoke/<tag>": "dataset",
+    "dataset/v1/schedule": "dataset",
+    "dataset/v1/schedule/<name>": "dataset",
+    "dataset/v1/schedule/<name>/pause": "dataset",
+    "dataset/v1/schedule/<name>/resume": "dataset",
+    "dataset/v1/sink": "pull",
+    "dataset/v1/sink/<name>": "pull",
+    "dataset/v1/sink/<name>/pause": "pull",
+    "dataset/v1/sink/<name>/resume": "pull",
+    "dataset/v1/sink/<name>/rewind": "pull",
+    "dataset/v1/sink/<name>/test": "pull",
+    "dataset/v1/sink/<name>/again": "pull",
+    "dataset/v1/sink/<name>/deadletters": "pull",
+    "export/sample": "pull",
+    "export/mapping": "pull",
+    "dataset/v1/download/<token>": "link",
+    "export/events": "pull",  # and a door, by PUT and POST
+    "export/events/<identifier>": "pull",
+    "export/session": "pull",
+    "export/session/<identifier>": "pull",
+    "export/sessions": "pull",
+    "export/sessions/<identifier>": "pull",
+    "export/user": "export:private",
+    "export/user/<identifier>": "export:private",
+    "export/users": "export:private",
+    "export/users/<identifier>": "export:private",
+    "dataset/v1/ledger": "audit",
+    "docs/": "none",
+    "docs/openapi.json": "none",
+    "docs/openapi.yaml": "none",
+    "metrics": "none",
+    "healthz": "none",
+    "readyz": "none",
+}
+ELSEWHERE = (
+    "admin/",
+    "console/",
+)  # walked by tests/authorization/test_admin.py, exhaust/test_console.py
+VERBS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
+
+
+def addresses() -> dict[str, tuple[str, Any]]:
+    """Every address that is served, with its template and view."""
+    found: dict[str, tuple[str, Any]] = {}
+
+    def walk(patterns: Any, before: str) -> None:
+        for pattern in patterns:
+            route = before + str(pattern.pattern)
+            if route.startswith(ELSEWHERE):
+                continue
+            if isinstance(pattern, URLResolver):
+                walk(pattern.url_patterns, route)
+            elif isinstance(pattern, URLPattern):
+                template = re.sub(r"<\w+:(\w+)>", r"<\1>", route)
+                found[template] = template.removeprefix("api/"), pattern.callback
+
+    walk(get_resolver().url_patterns, "")
+    return found
+
+
+ADDRESSES = addresses()
+
+
+def test_every_address_says_what_opens_it():
+    assert {template for template, _ in ADDRESSES.values()} == set(SCOPE)
+
+
+def test_every_scope_of_a_dataset_is_a_keys():
+    assert {dataset.scope for dataset in DATASETS.values()} <= set(SCOPES)
+
+
+# Cases ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls, and whether what it asks for is a channel of its own."""
+
+    name: str
+    headers: dict[str, str]
+    environ: dict[str, str]
+    lets_in: bool  # to the channel OWN
+
+
+def callers(own: Place, other: Place, twin: Place) -> list[Caller]:
+    one, both = key(own.channel), key(own.channel, other.channel)
+    sender = key(own.channel, scopes=("ingest",))
+    lookalike = OWN.channel.replace("O", "\u041e")  # Cyrillic
+
+    def called(name: str, text: str, channel: str | None = None, lets_in: bool = False) -> Caller:
+        headers = {"Authorization": f"Bearer {text}"}
+        environ = {} if channel is None else {"HTTP_X_CHANNEL_ID": channel}
+        return Caller(name, headers, environ, lets_in)
+
+    return [
+        Caller("nobody", {}, {}, False),
+        Caller("a stranger", {"X-API-Key": one[:-1] + "x"}, {}, False),
+        called("the own key", one, lets_in=True),
+        called("the own key, named", one, OWN.channel, lets_in=True),
+        called("a sender", sender, OWN.channel, lets_in=True),
+        called("a key of both, here", both, OWN.channel, lets_in=True),
+        called("a key of both, nowhere", both),
+        called("another channel", one, OTHER.channel),
+        called("a sender, another channel", sender, OTHER.channel),
+        called("another case", one, TWIN.channel),
+        called("a tag's way", one, f"{OWN.channel}:{OTHER.channel}"),
+        called("a look-alike", one, lookalike.encode().decode("latin-1")),
+        called("twice", one, f"{OWN.channel},{OTHER.channel}"),
+        called("twice the other way", one, f"{OTHER.channel}, {OWN.channel}"),
+        called("blank", one, ""),
+        called("padded", one, f"{OTHER.channel} "),
+    ]
+
+
+def filled(template: str, names: Names, token: str) -> str:
+    values = {
+        "tag": names.tag,
+        "name": names.sink if "/sink/" in template else names.schedule,
+        "index": names.tag,
+        "token": token,
+        "identifier": names.session,
+    }
+    if template.startswith("v1/conversations"):
+        values["identifier"] = names.conversation
+    elif "user" in template:
+        values["identifier"] = names.device
+    elif "events" in template:
+        values["identifier"] = names.event
+    return "/" + re.sub(r"<(\w+)>", lambda found: values[found[1]], template)
+
+
+def asked(template: str, names: Names) -> Any:
+    """A body that gets as far as the data."""
+    if re.search(r"submit?$|preview$", template):
+        config = {"conversationId": names.conversation, "startDate": "2022-04-01"}
+        config |= {"endDate": "2022-04-02", "since": names.request_id}
+        said: dict[str, Any] = {"dataset": "uci-response-exhaust", "datasetConfig": config}
+        return {"request": {"tag": names.tag, **said}}
+    if template.endswith("search"):
+        return {"request": {"filters": {"tag": names.tag}}}
+    if template.endswith("schedule/<name>"):
+        said = {"cron": "0 6 * * *", "dataset": "uci-response-exhaust", "window": "yesterday"}
+        return {"request": {**said, "tag": "t", "conversationId": names.conversation}}
+    if template.endswith("sink/<name>"):
+        return {"request": {"url": "https://sink.example/hook"}}
+    if template.endswith("rewind"):
+        return {"request": {"time": 1_700_000_000}}
+    return {"name": "named"} if "conversations" in template else {}
+
+
+def queries(template: str, names: Names) -> Iterator[str]:
+    if re.search(r"(read|cancel|retry|revoke)/<tag>$", template):
+        yield f"?requestId={names.request_id}"
+        yield f"?requestId={names.private_id}"
+    else:
+        yield f"?appId={names.application}&client_id={names.application}"
+
+
+_CHANGING = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9A-F]{32}|\d{4}-\d\d-\d\d[T ][\d:.+Z]+|\d{10,13}(\.\d+)?"
+    r"|download/[\w-]{20,}"
+    r'|"took": \d+|[\w=-]+:[\w-]{20,}|"seconds":[\d.]+|(Lag|Length): [\d.]+'
+)
+
+
+def told(answer: Any, names: Names) -> tuple[int, str]:
+    """What an answer says, but for names that the request gave, ids and times."""
+    text = b"".join(answer.streaming_content) if answer.streaming else answer.content
+    said = text.decode() + "".join(f"\n{name}: {value}" for name, value in answer.items())
+    for name in ("tag", "schedule", "sink", "conversation", "application", "device"):
+        said = said.replace(getattr(names, name), f"<{name}>")
+    return answer.status_code, _CHANGING.sub("<>", said)
+
+
+@pytest.fixture
+def places(db: None, monkeypatch: Any) -> list[Place]:
+    def unsent(*_: Any) -> Any:
+        raise Refused("unsent", "Nothing leaves the test.", 409)
+
+    monkeypatch.setattr("exhaust.delivery.sender.send", unsent)
+    monkeypatch.setattr("ingest.limits.token_bucket.take", lambda *_: 0.0)
+    return [stand(OWN), stand(OTHER), stand(TWIN)]
+
+
+def called(caller: Caller, verb: str, address: str, body: Any) -> Any:
+    """The answer; what the call wrote is taken back."""
+    client = Client(headers=caller.headers, **caller.environ)
+    with transaction.atomic():
+        answer: HttpResponse = client.generic(verb, address, json.dumps(body), "application/json")
+        if answer.streaming:
+            answer.streaming_content = list(answer.streaming_content)
+        transaction.set_rollback(True)
+    return answer
+
+
+def leaks(said: str) -> list[str]:
+    return [names.secret for names in (OTHER, TWIN) if names.secret in said]
+
+
+OPENED = [template for template, scope in SCOPE.items() if scope in {*SCOPES, "dataset"}]
+
+
+def opened(template: str) -> tuple[str, ...]:
+    """The verbs that an address is for."""
+    if re.search(r"(submit?|preview|search|pause|resume|rewind|test|again)$", template):
+        return ("POST",)
+    if re.search(r"(cancel|retry|revoke)/<tag>$|telemetry$|participants$", template):
+        return ("POST",)
+    return ("GET",)
+
+
+def test_with_another_channel_beside_it_a_channel_is_told_the_same(db: None, monkeypatch: Any):
+    """Neither its rows nor its counts."""
+    monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("unsent"))
+    own = stand(OWN)
+    caller = Caller("own", {"X-API-Key": key(own.channel)}, {}, True)
+
+    def all_told() -> dict[str, Any]:
+        return {
+            f"{verb} {template}{query}": told(
+                called(
+                    caller,
+                    verb,
+                    filled(template, OWN, "") + query,
+                    _searched(template, asked(template, OWN)),
+                ),
+                OWN,
+            )
+            for template in OPENED
+            for verb in opened(template)
+            for query in queries(template, OWN)
+        }
+
+    alone = all_told()
+    stand(OTHER), stand(TWIN)
+
+    assert all_told() == alone
+    shown = [case for case, (_, said) in alone.items() if OWN.secret in said]
+    assert len(shown) >= 25, alone  # else nothing was compared
+
+
+def _searched(template: str, body: Any) -> Any:
+    return {"request": {}} if template.endswith("search") else body
+
+
+# Scopes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", OPENED)
+def test_a_key_without_the_scope_opens_nothing(places: list[Place], template: str):
+    own = places[0]
+    needed = {"dataset": {"export:response", "export:private", "pull"}}
+    needs = needed.get(SCOPE[template], {SCOPE[template]})
+    if SCOPE[template] == "export:private":
+        needs.add("pull")
+    for scope in SCOPES:
+        caller = Caller(scope, {"X-API-Key": key(own.channel, scopes=(scope,))}, {}, True)
+        for verb in ("GET", "POST", "PUT", "DELETE"):
+            if template == "export/events" and verb in {"PUT", "POST"}:
+                continue  # a door
+            for query in queries(template, OWN):
+                answer = called(
+                    caller, verb, filled(template, OWN, "") + query, asked(template, OWN)
+                )
+                status, said = told(answer, OWN)
+                assert status < 500
+                if scope not in needs or SCOPE[template] == "export:private":
+                    assert OWN.secret not in said
+                    assert status >= 400 or '"count":0' in said, (scope, verb)
+
+
+@pytest.mark.parametrize("scope", ["export:response", "export:private", "pull"])
+def test_a_key_is_told_of_its_datasets_alone(places: list[Place], scope: str):
+    own = places[0]
+    caller = Caller(scope, {"X-API-Key": key(own.channel, scopes=(scope,))}, {}, True)
+    mine = {name for name, dataset in DATASETS.items() if dataset.scope == scope}
+
+    for dataset, request_id in (
+        ("uci-response-exhaust", OWN.request_id),
+        ("uci-private-exhaust", OWN.private_id),
+    ):
+        status = 200 if dataset in mine else 403
+        for step, verb in (("read", "GET"), ("cancel", "POST"), ("retry", "POST")):
+            where = f"/dataset/v1/request/{step}/{OWN.tag}?requestId={request_id}"
+            answer = called(caller, verb, where, {})
+            # what has its file can be neither stopped nor run again
+            assert answer.status_code == (status if step == "read" or status == 403 else 409)
+        for said in (
+            called(caller, "GET", f"/dataset/v1/request/list/{OWN.tag}", {}),
+            called(caller, "POST", "/dataset/v1/request/search", {"request": {}}),
+        ):
+            assert (dataset in said.content.decode()) == (dataset in mine)
+        for name in DATASETS:
+            config = {"startDate": "2022-04-01", "endDate": "2022-04-02"}
+            if DATASETS[name].required:
+                config["conversationId"] = OWN.conversation
+            body = {"request": {"tag": "new", "dataset": name, "datasetConfig": config}}
+            for step in ("submit", "preview"):
+                answer = called(caller, "POST", f"/dataset/v1/request/{step}", body)
+                assert answer.status_code == (200 if name in mine else 403), (step, name)
+    schedule = called(caller, "GET", f"/dataset/v1/schedule/{OWN.schedule}", {})
+    assert schedule.status_code == (200 if "uci-response-exhaust" in mine else 403)
+    listed = called(caller, "GET", "/dataset/v1/schedule", {}).json()["result"]["count"]
+    assert listed == ("uci-response-exhaust" in mine)
+
+
+# Cursors, links, requests of others -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resource", ["events", "sessions", "users"])
+def test_another_channels_cursor_opens_nothing(places: list[Place], resource: str):
+    own, other, _ = places
+    client = Client(headers={"X-API-Key": key(own.channel)})
+
+    answer = client.get(f"/export/{resource}", {"cursor": other.cursors[resource]})
+    mine = client.get(f"/export/{resource}", {"cursor": own.cursors[resource]})
+    said = {"request": {"cursor": other.cursors[resource]}}
+    sink = client.post(f"/dataset/v1/sink/{OWN.sink}/rewind", said, content_type="application/json")
+
+    assert (answer.status_code, mine.status_code, sink.status_code) == (400, 200, 400)
+    assert leaks(answer.content.decode()) == []
+
+
+def test_a_link_opens_its_own_file_alone(places: list[Place]):
+    own, other, _ = places
+    token = own.token
+    client = Client()
+
+    assert OWN.secret.encode() in b"".join(client.get(f"/dataset/v1/download/{token}"))
+    half = len(token) // 2
+    theirs = other.token
+    for altered in (token[:half] + theirs[half:], token[:half], token[:-1], token + "x", "x"):
+        answer = client.get(f"/dataset/v1/download/{altered}")
+        assert answer.status_code in {403, 404}, altered
+
+
+def test_nothing_is_sent_into_another_channel(places: list[Place]):
+    own = places[0]
+    before = rows_of(OTHER, TWIN)
+    sender = key(own.channel, scopes=("ingest",))
+    event = {
+        "eid": "START", "ets": 1648785600123, "ver": "3.0", "mid": "m", "actor": {"id": "d"},
+        "context": {"channel": OTHER.channel, "did": OTHER.device, "env": "e"}, "edata": {},
+    }  # fmt: skip
+    for channel in (OTHER.channel, TWIN.channel, OWN.channel, f"{OWN.channel}:{OTHER.channel}"):
+        client = Client(headers={"X-API-Key": sender, "X-Channel-ID": channel})
+        statuses = [
+            client.post("/v1/telemetry", [event], content_type="application/json").status_code,
+            client.post(
+                "/v1/participants", [{"deviceId": OTHER.device}], content_type="application/json"
+            ).status_code,
+            client.put(
+                f"/v1/conversations/{OTHER.conversation}", {"name": "x"},
+                content_type="application/json",
+            ).status_code,
+        ]  # fmt: skip
+        assert statuses == ([200] * 3 if channel == OWN.channel else [403] * 3)
+
+    assert rows_of(OTHER, TWIN) == before
+
+
+# Every address ----------------------------------------------------------------------------------
+
+
+def cases(address: str, all_callers: list[Caller]) -> Iterator[tuple[str, Caller, int, Names]]:
+    """By verb and caller, and by which of its queries, about another channel's things and about
+    things that nobody has."""
+    template, view = ADDRESSES[address]
+    for verb in VERBS:
+        if SCOPE[template] == "application" and verb in {"PATCH", "DELETE", "HEAD"}:
+            continue  # these doors know no channel's name; their ids are their own
+        if address.startswith("api/") and verb in {"PATCH", "HEAD", "OPTIONS"}:
+            continue
+        for caller in callers_of(address, view, verb, all_callers):
+            for query in range(len(list(queries(template, OWN)))):
+                if SCOPE[template] != "application":  # an application's id is its credential
+                    yield verb, caller, query, OTHER
+                if caller.lets_in or SCOPE[template] == "application":
+                    yield verb, caller, query, NONE  # else refused before anything was looked for
+
+
+def test_the_matrix_is_large(places: list[Place]):
+    all_callers = callers(*places)
+    count = sum(len(list(cases(address, all_callers))) for address in ADDRESSES)
+    print(f"{count} cases")  # noqa: T201
+
+    assert count >= 2_000
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_address_tells_or_changes_anything_of_another_channel(places: list[Place], address: str):
+    before = rows_of(OTHER, TWIN)
+    template = ADDRESSES[address][0]
+    found: list[str] = []
+    answers: dict[Any, set[Any]] = {}
+    for verb, caller, query, names in cases(address, callers(*places)):
+        token = "altered:token" if names is OTHER else "another:token"
+        where = filled(template, names, token).replace(template, address)
+        where = ("/api" if address.startswith("api/") else "") + where
+        where += list(queries(template, names))[query]
+        answer = told(called(caller, verb, where, asked(template, names)), names)
+        status, said = answer
+        case = f"{caller.name}: {verb} {where}"
+        if status >= 500:
+            found.append(f"{case}: {status}")
+        if leaks(said):
+            found.append(f"{case}: tells {leaks(said)}")
+        if OWN.secret in said and not caller.lets_in:
+            found.append(f"{case}: lets in")
+        alike = answers.setdefault((verb, caller.name, query), set())
+        alike.add(answer)
+        if len(alike) > 1:
+            found.append(f"{case}: differs from what nobody has: {alike}")
+
+    assert answers
+    assert found == []
+    assert rows_of(OTHER, TWIN) == before
+
+
+def callers_of(address: str, view: Any, verb: str, all_: list[Caller]) -> list[Caller]:
+    """Under its second address, and by a verb that no view knows, the nearest callers do."""
+    known = getattr(view, "view_class", None)
+    is_known = hasattr(known, verb.lower()) if known else verb in {"GET", "POST", "PUT"}
+    if address.startswith("api/") or not is_known or verb in {"HEAD", "OPTIONS"}:
+        return [each for each in all_ if each.name in {"the own key", "another channel"}]
+    return all_

@@ -1,0 +1,216 @@
+"""Erasure and withdrawal: all of a channel's, nothing of another's; on PostgreSQL behind its wall.
+
+Two channels hold the same device, in everything that can hold one.
+"""
+
+import json
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.test import Client
+from django.utils import timezone
+
+from exhaust.models import DeadLetter, File, Link, Sink
+from ingest.adapters import participants
+from ingest.derive import deriver
+from ingest.models import AppUser, Erasure, Participant, Rejected, Session, StoredEvent
+from ingest.privacy import erasure
+from ingest.store.participants import keep_participants
+from ingest.tenancy import session
+from tests.authorization.test_row_level_security import forgetful  # noqa: F401 - a fixture
+from tests.authorization.world import OWNED
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust.factories import PRIVATE, RESPONSE, answer, send
+from tests.exhaust.files.test_links import assert_closed
+from tests.exhaust.jobs.test_withdrawal import looked, make, person, say, settled  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.django_db(transaction=True)
+OURS, THEIRS = "ORG_001", "ORG_002"
+
+
+@pytest.fixture
+def wakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exhaust.jobs.wakeup.wake", lambda *_, **__: None)
+
+
+@pytest.fixture
+def files_of(wakes: None) -> dict[str, list[str]]:
+    """By channel, the paths of the links of a private and a response file that hold device-1."""
+    found = {}
+    for channel in (OURS, THEIRS):
+        send(answer(1, f"said in {channel}"), answer(2), channel=channel)
+        say(person(1), person(2), channel=channel)
+        say({"deviceId": "device-1", "phone": "none"}, channel=channel)  # rejected
+        deriver.derive_all(5)
+        sink = Sink.objects.create(
+            channel=make_channel(channel), name="s", url="https://x", resource="events"
+        )
+        row = StoredEvent.objects.get(channel__identifier=channel, device_id="device-1")
+        DeadLetter.objects.create(
+            sink=sink, row=row.pk, xid=1, document_id="x", answer=400, reason="bad: device-1"
+        )
+        found[channel] = [make(dataset, channel=channel)[1] for dataset in (PRIVATE, RESPONSE)]
+    return found
+
+
+def rows(channel: str) -> list[Any]:
+    """All that a channel has."""
+    return [
+        (model.__name__, list(model.objects.filter(**{path: channel}).order_by("pk").values()))
+        for model, path in OWNED
+    ]
+
+
+def left(channel: str) -> dict[str, int]:
+    """Where the person still is."""
+    of = {"channel__identifier": channel}
+    job = {"job__channel__identifier": channel}
+    return {
+        "profiles": Participant.objects.filter(**of, device_id="device-1").count(),
+        "events": StoredEvent.objects.filter(**of, device_id="device-1").count(),
+        "sessions": Session.objects.filter(**of, device_id="device-1").count(),
+        "users": AppUser.objects.filter(**of, identifier="device-1").count(),
+        "rejected": Rejected.objects.filter(**of).count(),
+        "files": File.objects.filter(**job, withdrawn_at=None).count(),
+        "links": Link.objects.filter(
+            file__job__channel__identifier=channel, revoked_at=None
+        ).count(),
+        "letters": DeadLetter.objects.filter(
+            sink__channel__identifier=channel, reason__contains="device-1"
+        ).count(),
+    }
+
+
+ALL = {
+    "profiles": 1, "events": 1, "sessions": 1, "users": 1, "rejected": 1, "files": 2, "links": 2,
+    "letters": 1,
+}  # fmt: skip
+NONE = dict.fromkeys(ALL, 0)
+
+
+@pytest.fixture
+def acted_as(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The role of each erasure's first step."""
+    seen: list[str] = []
+    begin = erasure._begin
+
+    def told(*said: Any) -> Any:
+        seen.append(session.ROLE)
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT current_user")
+                seen[-1] = str(cursor.fetchone()[0])
+        return begin(*said)
+
+    monkeypatch.setattr(erasure, "_begin", told)
+    return seen
+
+
+def erase(**headers: str) -> Any:
+    key = make_key("erase", channels=(OURS, THEIRS) if headers else (OURS,))
+    return Client(headers=bearer(key, **headers)).delete("/v1/participants/device-1")
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Channel-ID": OURS}], ids=["one", "of both"])
+def test_an_erasure_takes_all_of_its_channel_and_nothing_of_another(
+    files_of: dict[str, list[str]], acted_as: list[str], headers: dict[str, str]
+) -> None:
+    assert left(OURS) == left(THEIRS) == ALL
+    before = rows(THEIRS)
+
+    said = erase(**headers)
+
+    assert (said.status_code, acted_as) == (200, [session.ROLE])
+    assert said.json()["erased"] == {
+        "participants": 1, "events": 1, "sessions": 1, "users": 1, "rejected": 1,
+    }  # fmt: skip
+    assert left(OURS) == NONE
+    for path in files_of[OURS]:
+        assert_closed(Client().get(path), 410, "send the request again")
+    assert rows(THEIRS) == before
+    assert [looked(path) for path in files_of[THEIRS]] == [200, 200]
+    assert list(Erasure.objects.values_list("channel__identifier", flat=True)) == [OURS]
+
+
+@pytest.mark.postgresql
+def test_an_erasure_that_forgot_its_channel_takes_nothing_of_another(
+    files_of: dict[str, list[str]], acted_as: list[str], request: pytest.FixtureRequest
+) -> None:
+    before = rows(THEIRS)
+    request.getfixturevalue("forgetful")
+
+    said = erase()
+
+    assert (said.status_code, acted_as) == (200, [session.ROLE])
+    request.getfixturevalue("monkeypatch").undo()
+    assert left(OURS) == NONE
+    assert rows(THEIRS) == before
+
+
+@pytest.mark.postgresql
+def test_without_the_wall_it_would(
+    files_of: dict[str, list[str]], request: pytest.FixtureRequest, monkeypatch: Any
+) -> None:
+    request.getfixturevalue("forgetful")
+    monkeypatch.setattr(session, "_stands", lambda _: False)
+
+    erase()
+
+    monkeypatch.undo()
+    assert left(THEIRS)["events"] == left(THEIRS)["profiles"] == 0
+
+
+@pytest.mark.parametrize(
+    "forgets", [False, pytest.param(True, marks=pytest.mark.postgresql)], ids=["", "forgets"]
+)
+def test_a_withdrawal_ends_its_channels_files_alone(
+    files_of: dict[str, list[str]], request: pytest.FixtureRequest, forgets: bool
+) -> None:
+    """The door itself acts as the login role; whoever is narrowed must do no less, and no more."""
+    before = rows(THEIRS)
+    channel = make_channel(OURS)
+    word = person(1, consent=False, consentAt="2022-06-01T00:00:00Z")
+    received_at = timezone.now()
+    profiles, _ = participants.parse(json.dumps(word).encode(), "application/json", received_at)
+    if forgets:
+        request.getfixturevalue("forgetful")
+
+    session.enter([channel.pk])
+    assert keep_participants(channel.pk, received_at, profiles, []) == []
+    session.leave()
+
+    request.getfixturevalue("monkeypatch").undo()
+    private, response = files_of[OURS]
+    assert_closed(Client().get(private), 410, "send the request again")
+    assert looked(response) == 200
+    assert rows(THEIRS) == before
+
+
+def test_the_command_erases_in_the_channel_that_it_names(
+    files_of: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = rows(THEIRS)
+
+    call_command("erase_participant", OURS, "device-1")
+
+    assert '"participants": 1' in capsys.readouterr().out
+    assert left(OURS) == NONE
+    assert rows(THEIRS) == before
+
+
+@pytest.mark.postgresql
+def test_nobody_narrowed_erases_in_a_channel_that_is_not_let_in(
+    files_of: dict[str, list[str]],
+) -> None:
+    before = rows(THEIRS)
+    theirs = make_channel(THEIRS).pk
+
+    session.enter([make_channel(OURS).pk])
+    with pytest.raises(Exception, match=r"row-level security|does not exist|matching query"):
+        erasure.erase(theirs, "device-1", 5)
+    session.leave()
+
+    assert rows(THEIRS) == before
+    assert not Erasure.objects.exists()

@@ -1,0 +1,318 @@
+"""Row-level security: what a request sees whose code forgot the channel."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.db import connection, transaction
+from django.db.models import QuerySet
+from django.db.utils import ProgrammingError
+from django.test import Client
+
+from ingest.db.prepared import asked
+from ingest.models import Channel, Conversation, Role
+from ingest.tenancy import policies, session
+from tests.authorization.world import OTHER, OWN, OWNED, Place, key, stand
+from tests.conftest import bearer, make_channel
+
+pytestmark = [pytest.mark.django_db, pytest.mark.postgresql]
+
+
+@pytest.fixture
+def own() -> Place:
+    return stand(OWN)
+
+
+@pytest.fixture
+def other(own: Place) -> Place:
+    return stand(OTHER)
+
+
+@pytest.fixture
+def forgetful(monkeypatch: Any) -> None:
+    """No query names a channel any more."""
+
+    def forgetting(method: Any) -> Any:
+        def filtered(self: Any, *args: Any, **kwargs: Any) -> Any:
+            kept = {name: value for name, value in kwargs.items() if "channel" not in name}
+            return method(self, *args, **kept)
+
+        return filtered
+
+    for name in ("filter", "get"):
+        monkeypatch.setattr(QuerySet, name, forgetting(getattr(QuerySet, name)))
+
+
+READS = [
+    "/dataset/v1/request/list/{tag}",
+    "/dataset/v1/request/read/{tag}?requestId={request_id}",
+    "/dataset/v1/schedule",
+    "/dataset/v1/schedule/{schedule}",
+    "/dataset/v1/sink",
+    "/dataset/v1/sink/{sink}",
+    "/dataset/v1/sink/{sink}/deadletters",
+    "/export/events",
+    "/export/sessions",
+    "/export/users",
+    "/export/events/{event}",
+    "/export/sessions/{session}",
+    "/export/users/{device}",
+    "/export/sample",
+]
+
+
+def answers(client: Client, places: tuple[Place, ...]) -> Iterator[str]:
+    for address in READS:
+        for place in places:
+            names = {
+                name: getattr(place.names, name)
+                for name in ("tag", "request_id", "schedule", "sink", "event", "session", "device")
+            }
+            yield client.get(address.format(**names)).content.decode()
+    body = json.dumps({"request": {"filters": {}}})
+    yield client.post(
+        "/dataset/v1/request/search", body, content_type="application/json"
+    ).content.decode()
+
+
+def test_a_query_that_forgot_its_channel_gives_no_row_of_another(
+    own: Place, other: Place, forgetful: None
+):
+    client = Client(headers=bearer(key(own.channel)))
+
+    said = list(answers(client, (own, other)))
+
+    assert [text for text in said if OTHER.secret in text] == []
+    assert sum(OWN.secret in text for text in said) >= len(READS)
+
+
+def test_without_the_wall_the_forgotten_channel_shows(
+    own: Place, other: Place, forgetful: None, monkeypatch: Any
+):
+    monkeypatch.setattr(session, "_stands", lambda _: False)
+    client = Client(headers=bearer(key(own.channel)))
+
+    said = list(answers(client, (own, other)))
+
+    assert sum(OTHER.secret in text for text in said) >= len(READS) // 2
+
+
+def test_a_key_of_two_channels_sees_the_one_that_it_names(
+    own: Place, other: Place, forgetful: None
+):
+    both = key(own.channel, other.channel)
+
+    by_header = Client(headers=bearer(both, **{"X-Channel-ID": OWN.channel}))
+    said = list(answers(by_header, (own, other)))
+    body = {"request": {"filters": {"channel": OWN.channel}}}
+    by_filter = Client(headers=bearer(both)).post(
+        "/dataset/v1/request/search", json.dumps(body), content_type="application/json"
+    )
+
+    assert [text for text in said if OTHER.secret in text] == []
+    assert OTHER.secret not in by_filter.content.decode()
+    assert OWN.secret in by_filter.content.decode()
+
+
+@pytest.mark.parametrize(("model", "path"), OWNED, ids=lambda value: getattr(value, "__name__", ""))
+def test_every_table_of_a_channel_shows_its_rows_alone(
+    own: Place, other: Place, model: Any, path: str
+):
+    table = model._meta.db_table
+    assert model.objects.filter(**{path: OTHER.channel}).exists()
+
+    session.enter([own.channel.pk])
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {table}")
+        seen = cursor.fetchone()[0]
+    session.enter([])
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(*) FROM {table}")
+        assert cursor.fetchone()[0] == 0
+    session.leave()
+
+    assert seen == model.objects.filter(**{path: OWN.channel}).count() > 0
+
+
+def test_every_table_that_has_a_channel_is_guarded():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+            " WHERE c.relkind = 'r' AND a.attname = ANY(%s) AND NOT c.relrowsecurity"
+            " AND c.relnamespace = current_schema()::regnamespace",
+            [["channel_id", "job_id", "file_id", "sink_id"]],
+        )
+        bare = {name for (name,) in cursor.fetchall()}
+
+    # which channels a key has is asked before it is let in
+    assert bare == {"ingest_apikey_channels"}
+    assert {model._meta.db_table for model, _ in OWNED} <= set(policies.rules())
+
+
+def test_nothing_is_written_into_another_channel(own: Place, other: Place):
+    session.enter([own.channel.pk])
+
+    Conversation.objects.create(channel_id=own.channel.pk, identifier="new")
+    with pytest.raises(ProgrammingError, match="row-level security"), transaction.atomic():
+        Conversation.objects.create(channel_id=other.channel.pk, identifier="new")
+    assert Channel.objects.filter(pk=other.channel.pk).update(name="taken") == 0
+
+
+def test_staff_see_no_row_of_a_channel_that_is_not_theirs(
+    own: Place, other: Place, forgetful: None
+):
+    group = Group.objects.create(name="staff of one")
+    Role.objects.create(group=group, channel=own.channel, administer=True)
+    user = get_user_model().objects.create_user("asha", is_staff=True)
+    user.groups.add(group)
+    client = Client()
+    client.force_login(user)
+
+    page = client.get("/admin/exhaust/sink/").content.decode()
+
+    assert OWN.secret in page
+    assert OTHER.secret not in page
+    assert OTHER.channel not in page
+
+
+# Coming and going -------------------------------------------------------------------------------
+
+
+def role() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_user")
+        return str(cursor.fetchone()[0])
+
+
+def test_the_connection_is_handed_back_as_it_was(own: Place, monkeypatch: Any):
+    before = role()
+    client = Client(headers=bearer(key(own.channel)), raise_request_exception=False)
+    seen: list[str] = []
+
+    def fail(*_: Any) -> None:
+        seen.append(role())
+        raise RuntimeError
+
+    assert client.get("/export/events").status_code == 200
+    assert role() == before
+    monkeypatch.setattr("exhaust.feed.pages.read", fail)
+    assert client.get("/export/events").status_code == 500
+
+    assert seen == [session.ROLE]
+    assert role() == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_made_anew_in_a_request_stands_behind_the_wall_too():
+    channel = make_channel()
+    before = role()
+
+    session.enter([channel.pk])
+    connection.close()
+    assert role() == session.ROLE
+    session.leave()
+    assert role() == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_small_statement_without_a_connection_is_asked_behind_the_wall_too():
+    # given a request that lost its connection
+    session.enter([make_channel().pk])
+    connection.close()
+
+    # when / then
+    try:
+        assert asked("SELECT current_user", []) == [(session.ROLE,)]
+    finally:
+        session.leave()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_went_back_to_the_pool_in_a_request_comes_out_as_it_was():
+    channel = make_channel()
+    before = role()
+
+    session.enter([channel.pk])
+    connection.close()
+    session.leave()
+
+    assert role() == before
+
+
+def test_where_the_role_cannot_be_had_the_service_works_and_says_so(
+    own: Place, monkeypatch: Any, caplog: Any
+):
+    monkeypatch.setattr(session, "ROLE", "exhaust_nobody")
+    session._stands.cache_clear()
+
+    answer = Client(headers=bearer(key(own.channel))).get("/export/events")
+
+    assert answer.status_code == 200
+    assert OWN.secret in answer.content.decode()
+    assert "walls.absent role=exhaust_nobody" in caplog.text
+    (warning,) = policies.standing(databases=["default"])
+    assert "CREATE ROLE" in warning.hint
+    session._stands.cache_clear()
+
+
+def test_where_the_wall_stands_the_check_is_silent():
+    assert policies.standing(databases=["default"]) == []
+
+
+# Speed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (
+            "SELECT id FROM ingest_storedevent WHERE channel_id = {channel} AND (xid, id) >"
+            " ('5'::xid8, 1) AND xid < '900'::xid8 ORDER BY xid, id LIMIT 100",
+            "storedevent_arrival",
+        ),
+        ("SELECT id FROM ingest_storedevent WHERE identity = '{uuid}' AND superseded_xid IS NULL",
+         "storedevent_one_living"),
+        (
+            "SELECT id FROM ingest_storedevent WHERE conversation_id = 5 AND occurred_at >="
+            " '2022-01-01' AND occurred_at < '2022-02-01' AND channel_id = {channel}",
+            "storedevent_conversation",
+        ),
+        ("SELECT id FROM exhaust_file WHERE job_id IN (1, 2, 3)", "file_by_job"),
+    ],
+)  # fmt: skip
+def test_behind_the_wall_a_large_table_is_read_by_the_same_index(sql: str, index: str):
+    channel = make_channel()
+    session.enter([channel.pk])
+
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        asked = sql.format(channel=channel.pk, uuid="0" * 32)
+        cursor.execute(f"EXPLAIN {asked}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+
+    assert index in plan
+    assert "Sort" not in plan
+
+
+def test_a_connection_of_the_pool_is_cleared_of_what_a_request_left() -> None:
+    own = stand(OWN)
+    stand(OTHER)
+    session.enter([own.channel.pk])
+    session._inside.set(None)  # as where a request closed it in the middle
+    assert Conversation.objects.exclude(channel=own.channel).count() == 0
+
+    session.cleared(connection.connection)
+
+    assert Conversation.objects.exclude(channel=own.channel).count() > 0
+
+
+def test_who_stepped_outside_is_inside_again_whatever_happened_there(own: Place) -> None:
+    session.enter([own.channel.pk])
+
+    with pytest.raises(KeyError), session.outside():
+        raise KeyError
+
+    assert role() == session.ROLE

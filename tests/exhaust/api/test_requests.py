@@ -1,0 +1,371 @@
+"""Requests after they were sent: cancelled, retried, looked for, page by page, and counted."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from exhaust.feed import cursor
+from exhaust.jobs import attempt, transitions
+from exhaust.models import Job
+from ingest.events import Refused
+from tests.conftest import bearer, make_key
+from tests.exhaust.api.test_api import assert_envelope, assert_refused, body, listed, post, read
+from tests.exhaust.factories import (
+    PRIVATE,
+    RESPONSE,
+    make_claimed,
+    make_finished,
+    make_job,
+    row_of,
+)
+
+pytestmark = pytest.mark.django_db
+SEARCH = "/dataset/v1/request/search"
+
+
+def act(client: Client, verb: str, job: Job, **headers: str) -> Any:
+    address = f"/dataset/v1/request/{verb}/{job.tag}?requestId={job.request_id}"
+    return client.post(address, headers=headers)
+
+
+# Cancel -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [make_job, make_claimed], ids=["waiting", "working"])
+def test_cancel(make: Any, asker: Client) -> None:
+    job = make()
+    result = assert_envelope(act(asker, "cancel", job), "request.cancel", 200, "OK")
+    assert (result["status"], result["statusMessage"]) == ("CANCELLED", "Cancelled by test.")
+    assert result["downloadUrls"] == []
+    assert result["attempts"] == 0
+    assert result["progress"]["phase"] == "ended"
+    assert result["jobStats"]["dtJobCompleted"] is not None
+
+    # and nobody takes it up, and cancelling it again is no fault
+    assert transitions.claim(job.pk) is None
+    before = row_of(job)
+    assert_envelope(act(asker, "cancel", job), "request.cancel", 200, "OK")
+    assert row_of(job) == before
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "FAILED"])
+def test_cancel_comes_too_late(status: str, asker: Client) -> None:
+    job = make_job(status=status)
+    before = row_of(job)
+    sentence = assert_refused(act(asker, "cancel", job), 409, "CONFLICT", "request.cancel")
+    assert status in sentence
+    assert row_of(job) == before
+
+
+def test_a_cancelled_request_sent_again_runs_again(asker: Client, files: Path) -> None:
+    first = post(asker, body()).json()["result"]
+    job = Job.objects.get()
+    act(asker, "cancel", job)
+    again = post(asker, body()).json()["result"]
+    assert (again["requestId"], again["status"]) == (first["requestId"], "SUBMITTED")
+    assert again["statusMessage"] == ""
+    claimed = transitions.claim(job.pk)
+    assert claimed is not None
+    assert attempt.run(claimed)
+
+
+# Retry ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
+def test_retry(status: str, asker: Client) -> None:
+    job = make_job(status=status, attempt=3, status_message="as it was")
+    result = assert_envelope(act(asker, "retry", job), "request.retry", 200, "OK")
+    assert (result["status"], result["statusMessage"]) == ("SUBMITTED", "")
+    assert result["progress"]["queuePosition"] == 1
+    claimed = transitions.claim(job.pk)
+    assert claimed is not None
+    assert (claimed.attempt, claimed.attempt_limit) == (4, 6)
+
+
+def test_retry_of_what_waits_for_its_next_attempt_is_a_try_now(asker: Client) -> None:
+    job = make_job(due_at=timezone.now() + timedelta(hours=1), attempt=1)
+    said = read(asker, job.tag, job.request_id).json()["result"]
+    assert said["progress"]["phase"] == "waiting for the next attempt"
+    assert transitions.claim() is None
+    assert_envelope(act(asker, "retry", job), "request.retry", 200, "OK")
+    claimed = transitions.claim()
+    assert claimed is not None
+    assert claimed.attempt == 2
+
+
+@pytest.mark.parametrize("make", [make_claimed, make_finished], ids=["working", "done"])
+def test_retry_of_what_needs_none(make: Any, asker: Client) -> None:
+    job = make()
+    before = row_of(job)
+    assert_refused(act(asker, "retry", job), 409, "CONFLICT", "request.retry")
+    assert row_of(job) == before
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry"])
+def test_what_is_not_theirs_is_not_there(verb: str, asker: Client) -> None:
+    # given another channel's job, a private one for a key that may not, and none at all
+    foreign = make_job(channel="ORG_002")
+    private = make_job(dataset=PRIVATE)
+    plain = Client(headers=bearer(make_key("export:response")))
+    before = [row_of(foreign), row_of(private)]
+
+    # when / then
+    operation = f"request.{verb}"
+    unknown = assert_refused(
+        act(asker, verb, Job(tag="daily", request_id="X")), 404, "RESOURCE_NOT_FOUND", operation
+    )
+    told = assert_refused(act(asker, verb, foreign), 404, "RESOURCE_NOT_FOUND", operation)
+    assert told == unknown
+    assert_refused(act(plain, verb, private), 403, "FORBIDDEN", operation)
+    assert act(Client(), verb, private).status_code == 401
+    assert asker.get(f"/dataset/v1/request/{verb}/daily").status_code == 405
+    assert [row_of(foreign), row_of(private)] == before
+
+
+# Bounds -----------------------------------------------------------------------------------------
+
+
+def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None:
+    # given a channel with as many waiting as may, one at work, and another channel
+    settings.EXHAUST_QUEUED_PER_CHANNEL = 2
+    make_claimed(tag="working")
+    failed = make_job(tag="failed", status="FAILED")
+    for tag in ("first", "second"):
+        assert post(asker, body(tag=tag)).status_code == 200
+    other = Client(headers=bearer(make_key("export:response", channels=("ORG_002",))))
+
+    # when / then one more, and one again, are refused with the reason and a time
+    answer = post(asker, body(tag="third"))
+    sentence = assert_refused(answer, 429, "TOO_MANY_REQUESTS")
+    assert "2 requests waiting" in sentence
+    assert int(answer["Retry-After"]) > 0
+    assert not Job.objects.filter(tag="third").exists()
+    assert_refused(act(asker, "retry", failed), 429, "TOO_MANY_REQUESTS", "request.retry")
+    assert row_of(failed)["status"] == "FAILED"
+
+    # and the same question is still answered, as is another channel's
+    assert post(asker, body(tag="first")).status_code == 200
+    assert post(other, body(tag="third")).status_code == 200
+
+    # and there is room again when one has begun
+    assert transitions.claim(Job.objects.get(tag="first").pk) is not None
+    assert post(asker, body(tag="third")).status_code == 200
+
+
+def test_the_place_in_the_queue(asker: Client) -> None:
+    # given three of one channel, one of which is nobody's hurry, and another channel's
+    now = timezone.now()
+    late = make_job(tag="late", submitted_at=now - timedelta(minutes=1))
+    early = make_job(tag="early", submitted_at=now - timedelta(minutes=2))
+    night = make_job(tag="night", submitted_at=now - timedelta(hours=9), priority=1)
+    make_job(channel="ORG_002", submitted_at=now - timedelta(hours=9))
+    working = make_claimed(tag="working", submitted_at=now - timedelta(hours=10))
+    alone = make_job(channel="ORG_003", tag="alone", submitted_at=now)
+    stranger = Client(headers=bearer(make_key("export:response", channels=("ORG_003",))))
+
+    # when / then
+    beside = read(stranger, "alone", alone.request_id).json()["result"]
+    assert beside["progress"]["queuePosition"] == 1
+    said = {
+        job.tag: read(asker, job.tag, job.request_id).json()["result"]
+        for job in (early, late, night, working)
+    }
+    places = {tag: result["progress"]["queuePosition"] for tag, result in said.items()}
+    assert places == {"early": 1, "late": 2, "night": 3, "working": None}
+    assert said["night"]["priority"] == "nightly"
+    assert said["working"]["progress"]["startedAt"] is not None
+
+
+@pytest.mark.parametrize("priority", ["interactive", "nightly"])
+def test_a_request_says_its_hurry(priority: str, asker: Client) -> None:
+    result = post(asker, body(priority=priority)).json()["result"]
+    assert result["priority"] == priority
+
+
+def test_an_unknown_hurry_is_refused(asker: Client) -> None:
+    assert "priority" in assert_refused(post(asker, body(priority="urgent")))
+
+
+# Page by page -----------------------------------------------------------------------------------
+
+
+def pages(client: Client, tag: str, limit: int) -> list[list[str]]:
+    found: list[list[str]] = []
+    after = None
+    while True:
+        query = {"limit": limit} | ({"cursor": after} if after else {})
+        result = assert_envelope(listed(client, tag, **query), "request.list", 200, "OK")
+        found.append([job["requestId"] for job in result["jobs"]])
+        after = result["nextCursor"]
+        if after is None:
+            return found
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(3, [3, 3, 1]), (7, [7]), (1, [1] * 7), (100, [7])])
+def test_a_list_goes_on_behind_its_cursor(limit: int, sizes: list[int], asker: Client) -> None:
+    # given seven jobs, three of which were submitted in one moment
+    now = timezone.now()
+    ages = [0, 1, 1, 1, 2, 3, 4]
+    made = [make_job(submitted_at=now - timedelta(hours=age)) for age in ages]
+    expected = sorted(made, key=lambda job: (job.submitted_at, job.pk), reverse=True)
+
+    # when
+    found = pages(asker, "daily", limit)
+
+    # then
+    assert [len(page) for page in found] == sizes
+    assert [each for page in found for each in page] == [job.request_id for job in expected]
+
+
+def test_a_cursor_is_good_for_its_question_only(asker: Client) -> None:
+    # given a cursor of a list
+    for _ in range(3):
+        make_job()
+        make_job(tag="other")
+    own = listed(asker, "daily", limit=1).json()["result"]["nextCursor"]
+    reader = Client(headers=bearer(make_key("export:response")))
+
+    # when it is altered, another tag's, or that of a key that sees less
+    altered = own[:-1] + ("A" if own[-1] != "A" else "B")
+    wrong = [
+        listed(asker, "daily", limit=1, cursor=altered),
+        listed(asker, "daily", limit=1, cursor="x"),
+        listed(asker, "other", limit=1, cursor=own),
+        listed(reader, "daily", limit=1, cursor=own),
+    ]
+
+    # then it is refused in words
+    for answer in wrong:
+        assert "cursor" in assert_refused(answer, operation="request.list")
+    assert listed(asker, "daily", limit=5, cursor=own).status_code == 200
+
+
+def test_every_altered_byte_of_a_cursor_is_noticed() -> None:
+    text = cursor.seal(["2026-01-01", 5], ["jobs", 1])
+    assert cursor.unseal(text, ["jobs", 1]) == ["2026-01-01", 5]
+    for at in range(len(text)):
+        for other in "Ax:":
+            if text[at] != other:
+                with pytest.raises(Refused):
+                    cursor.unseal(text[:at] + other + text[at + 1 :], ["jobs", 1])
+
+
+# Search -----------------------------------------------------------------------------------------
+
+
+def search(client: Client, filters: dict[str, Any], **more: Any) -> Any:
+    return post(client, {"request": {"filters": filters, **more}}, SEARCH)
+
+
+def found_tags(client: Client, filters: dict[str, Any]) -> set[str]:
+    result = assert_envelope(search(client, filters), "request.search", 200, "OK")
+    tags = {job["tag"].rpartition(":")[0] for job in result["jobs"]}
+    assert result["count"] == len(result["jobs"])
+    return tags
+
+
+@pytest.fixture
+def many() -> None:
+    def at(day: int, hour: int = 12) -> datetime:
+        return datetime(2026, 3, day, hour, tzinfo=UTC)
+
+    make_job(tag="a-1", submitted_at=at(1), requested_by="asha")
+    make_job(tag="a-2", submitted_at=at(2, 0), status="FAILED")
+    make_job(tag="b-1", submitted_at=at(2, 23), status="SUCCESS", dataset=PRIVATE)
+    make_job(tag="b%1", submitted_at=at(3), status="CANCELLED", requested_by="Asha")
+    make_job(tag="a-3", submitted_at=at(1), channel="ORG_002", requested_by="asha")
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(
+    ("filters", "tags"),
+    [
+        ({}, {"a-1", "a-2", "b-1", "b%1"}),
+        ({"dataset": RESPONSE}, {"a-1", "a-2", "b%1"}),
+        ({"dataset": [RESPONSE, PRIVATE]}, {"a-1", "a-2", "b-1", "b%1"}),
+        ({"status": "FAILED"}, {"a-2"}),
+        ({"status": ["FAILED", "CANCELLED"]}, {"a-2", "b%1"}),
+        ({"requestedBy": "asha"}, {"a-1"}),
+        ({"requestedBy": "nobody"}, set()),
+        ({"tag": "a-1"}, {"a-1"}),
+        ({"tagPrefix": "a-"}, {"a-1", "a-2"}),
+        ({"tagPrefix": "b%"}, {"b%1"}),
+        ({"tagPrefix": "_"}, set()),
+        ({"requestedDate": "2026-03-02"}, {"a-2", "b-1"}),
+        ({"requestedFrom": "2026-03-02"}, {"a-2", "b-1", "b%1"}),
+        ({"requestedTo": "2026-03-02"}, {"a-1", "a-2", "b-1"}),
+        ({"requestedFrom": "2026-03-02", "requestedTo": "2026-03-02"}, {"a-2", "b-1"}),
+        ({"channel": "ORG_001", "status": "FAILED"}, {"a-2"}),
+    ],
+)
+def test_search(filters: dict[str, Any], tags: set[str], asker: Client) -> None:
+    assert found_tags(asker, filters) == tags
+
+
+@pytest.mark.usefixtures("many")
+def test_search_keeps_to_what_the_key_may_see() -> None:
+    plain = Client(headers=bearer(make_key("export:response")))
+    both = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
+    assert found_tags(plain, {}) == {"a-1", "a-2", "b%1"}
+    assert found_tags(plain, {"dataset": PRIVATE}) == set()
+    assert found_tags(both, {"channel": "ORG_002"}) == {"a-3"}
+    assert_refused(search(plain, {"channel": "ORG_002"}), 403, "FORBIDDEN", "request.search")
+    assert_refused(search(both, {}), 403, "FORBIDDEN", "request.search")
+    assert search(Client(), {}).status_code == 401
+
+
+@pytest.mark.usefixtures("many")
+def test_search_goes_on_behind_its_cursor(asker: Client) -> None:
+    filters = {"tagPrefix": "a"}
+    first = search(asker, filters, limit=1).json()["result"]
+    assert (first["count"], len(first["jobs"])) == (2, 1)
+    second = search(asker, filters, limit=1, cursor=first["nextCursor"]).json()["result"]
+    assert (second["count"], len(second["jobs"]), second["nextCursor"]) == (2, 1, None)
+    assert first["jobs"][0]["tag"] != second["jobs"][0]["tag"]
+    foreign = search(asker, {}, limit=1, cursor=first["nextCursor"])
+    assert "cursor" in assert_refused(foreign, operation="request.search")
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ({}, "request"),
+        ({"request": []}, "request"),
+        ({"request": {"filters": []}}, "request.filters"),
+        ({"request": {"filters": {"status": "DONE"}}}, "status"),
+        ({"request": {"filters": {"status": {"a": 1}}}}, "status"),
+        ({"request": {"filters": {"dataset": "unknown"}}}, "dataset"),
+        ({"request": {"filters": {"colour": "red"}}}, "request.filters.colour"),
+        ({"request": {"filters": {"requestedDate": "2026-02-30"}}}, "requestedDate"),
+        ({"request": {"filters": {"requestedDate": 5}}}, "requestedDate"),
+        (
+            {"request": {"filters": {"requestedDate": "2026-02-03", "requestedTo": "2026-02-03"}}},
+            "requestedDate",
+        ),
+        ({"request": {"limit": 0}}, "request.limit"),
+        ({"request": {"limit": "many"}}, "request.limit"),
+        ({"request": {"cursor": "x"}}, "cursor"),
+    ],
+)
+def test_search_refuses_in_words(said: Any, field: str, asker: Client) -> None:
+    assert field in assert_refused(post(asker, said, SEARCH), operation="request.search")
+
+
+def test_a_page_asks_the_database_as_often_for_one_job_as_for_fifty(asker: Client) -> None:
+    counts = []
+    for more in (1, 49):
+        for _ in range(more):
+            make_finished()
+            make_job()
+        listed(asker, "daily")  # makes the links
+        with CaptureQueriesContext(connection) as seen:
+            assert len(listed(asker, "daily").json()["result"]["jobs"]) == 2 * (more // 49 * 49 + 1)
+        counts.append(len(seen))
+    assert counts[0] == counts[1] < 12

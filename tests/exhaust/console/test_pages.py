@@ -1,0 +1,697 @@
+"""Each page of the console, for each kind of person; and what the pages beside the jobs do."""
+
+import json
+import re
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import URLPattern
+from django.utils import timezone
+
+from exhaust.console import charts, conversations, svg
+from exhaust.console.templatetags import console as words
+from exhaust.console.urls import urlpatterns
+from exhaust.delivery import destinations
+from exhaust.jobs import schedules, transitions
+from exhaust.models import Job, Schedule, Sink
+from ingest.adapters.participants import Profile
+from ingest.auth import keys
+from ingest.models import (
+    ApiKey,
+    Channel,
+    Conversation,
+    LedgerEntry,
+    Participant,
+    Rejected,
+    StoredEvent,
+)
+from ingest.privacy.encryption import unseal
+from ingest.store.participants import keep_participants
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust.console.test_console import C, form, person, text
+from tests.exhaust.factories import BOT, PRIVATE, RESPONSE, answer, make_finished, make_job, send
+
+pytestmark = pytest.mark.django_db
+ASK = {"submit_response", "submit_private"}
+VIEW = {*ASK, "administer"}
+ADMINISTER = {"administer"}
+RIGHTS = ("submit_response", "submit_private", "administer", "audit")
+
+# by the address's name: who may, and what else stands in the address
+WHO: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "start": ({*RIGHTS}, {}),
+    "jobs": (ASK, {}),
+    "job": (ASK, {"tag": "daily", "request_id": "ID"}),
+    "cancel": (ASK, {"tag": "daily", "request_id": "ID"}),
+    "retry": (ASK, {"tag": "daily", "request_id": "ID"}),
+    "download": (ASK, {"tag": "daily", "request_id": "ID", "part": 1}),
+    "link": (ASK, {"tag": "daily", "request_id": "ID", "part": 1}),
+    "revoke-link": (ASK, {"tag": "daily", "request_id": "ID", "part": 1}),
+    "ask": (ASK, {}),
+    "preview": (ASK, {}),
+    "search": (ASK, {}),
+    "recurring": (ADMINISTER, {}),
+    "recurring-new": (ADMINISTER, {}),
+    "recurring-one": (ADMINISTER, {"name": "every-day"}),
+    "recurring-act": (ADMINISTER, {"name": "every-day", "what": "pause"}),
+    "pictures": (VIEW, {}),
+    "conversations": (VIEW, {}),
+    "conversation": (VIEW, {}),
+    "participants": ({"submit_private"}, {}),
+    "rejected": (VIEW, {}),
+    "rejected-one": (VIEW, {"pk": 1}),
+    "replay": (ADMINISTER, {}),
+    "sinks": (ADMINISTER, {}),
+    "sink-new": (set(), {}),  # takes two rights: see below
+    "sink-one": (ADMINISTER, {"name": "warehouse"}),
+    "sink-change": (set(), {"name": "warehouse"}),
+    "sink-act": (ADMINISTER, {"name": "warehouse", "what": "pause"}),
+    "keys": (ADMINISTER, {}),
+    "revoke": (ADMINISTER, {"public_id": "abcdefgh"}),
+    "ledger": ({"audit"}, {}),
+}
+NAMED = {
+    pattern.name: "/console/" + str(pattern.pattern)
+    for pattern in urlpatterns
+    if isinstance(pattern, URLPattern) and "<str:channel>" in str(pattern.pattern)
+}
+
+
+def test_every_address_of_a_channel_is_walked() -> None:
+    assert set(NAMED) == set(WHO)
+
+
+def address(name: str, channel: str = "ORG_001") -> str:
+    values = {"channel": channel, **WHO[name][1]}
+    return re.sub(r"<\w+:(\w+)>", lambda found: str(values[found[1]]), NAMED[name])
+
+
+@pytest.mark.parametrize("name", WHO)
+def test_who_may_see_which_page(name: str) -> None:
+    make_channel()
+    for right in RIGHTS:
+        browser = person(right, **{right: True})
+        for method in (browser.get, browser.post):
+            status = method(address(name)).status_code
+            if right in WHO[name][0]:
+                # an address may lack what it is of, or take the other method, but is theirs
+                assert status in (200, 302, 400, 404, 405), (name, right, status)
+            else:
+                assert status == 403, (name, right, status)
+        for method in (browser.get, browser.post):
+            assert method(address(name, "ORG_002")).status_code == 404
+            assert method(address(name, "a/../b")).status_code == 404
+    for method in (person("nobody").get, person("nobody").post):
+        assert method(address(name)).status_code == 404
+    asked = Client().get(address(name))
+    assert asked.status_code == 302
+    assert asked["Location"].startswith("/console/sign-in?next=")
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"))
+    assert root.get(address(name)).status_code != 403
+
+
+@pytest.mark.parametrize("name", [name for name in WHO if name != "start"])
+def test_a_page_of_nothing_says_what_to_do(name: str) -> None:
+    browser = person(**dict.fromkeys(RIGHTS, True))
+    answered = browser.get(address(name))
+    if answered.status_code == 200 and name not in ("search", "preview"):
+        said = text(answered)
+        assert "<h1>" in said
+        assert "{{" not in said
+        assert "{%" not in said
+        assert "None" not in said
+
+
+# Keys ---------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_made_shown_once_and_revoked() -> None:
+    admin = person(administer=True, submit_response=True)
+    assert "No program has a key" in text(admin.get(f"{C}/keys"))
+    said = {"name": "our bot", "scope": ["ingest", "export:response"], "days": "90"}
+    made = text(admin.post(f"{C}/keys", said))
+    key = re.search(r"exh_\w+", made)
+    assert key is not None
+    row = ApiKey.objects.get()
+    assert row.expires_at is not None
+    assert timedelta(days=89) < row.expires_at - timezone.now() < timedelta(days=91)
+    assert Client(headers=bearer(key[0])).get("/dataset/v1/request/list/x").status_code == 200
+    listed = text(admin.get(f"{C}/keys"))
+    assert "our bot" in listed
+    assert key[0] not in listed
+    assert "is revoked" in text(admin.post(f"{C}/keys/{row.public_id}/revoke", follow=True))
+    assert "revoked already" in text(admin.post(f"{C}/keys/{row.public_id}/revoke", follow=True))
+    assert Client(headers=bearer(key[0])).get("/dataset/v1/request/list/x").status_code == 401
+    told = list(LedgerEntry.objects.order_by("pk").values_list("action", "actor"))
+    assert told == [("key.created", "asha"), ("key.revoked", "asha")]
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"name": ""}, "Say who uses it."),
+        ({"scope": []}, "Choose what it may do."),
+        ({"scope": ["export:private"]}, "A key may do no more than you."),
+        ({"scope": ["pull"]}, "A key may do no more than you."),
+        ({"scope": ["nothing"]}, "A key may do no more than you."),
+        ({"days": "1"}, "Choose how long it lives."),
+        ({"name": "x" * 129}, "Up to 128 characters."),
+    ],
+)
+def test_a_key_does_no_more_than_its_maker(said: dict[str, Any], sentence: str) -> None:
+    admin = person(administer=True, submit_response=True)
+    sent = {"name": "n", "scope": ["ingest"], "days": "30", **said}
+    assert sentence in text(admin.post(f"{C}/keys", sent), 400)
+    assert not ApiKey.objects.exists()
+
+
+def test_a_key_of_two_channels_is_not_one_administrators_to_revoke() -> None:
+    admin = person(administer=True)
+    make_key("ingest", channels=("ORG_001", "ORG_002"))
+    row = ApiKey.objects.get()
+    assert row.public_id not in text(admin.get(f"{C}/keys"))
+    assert admin.post(f"{C}/keys/{row.public_id}/revoke").status_code == 404
+    row.refresh_from_db()
+    assert row.revoked_at is None
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"))
+    assert row.public_id in text(root.get(f"{C}/keys"))
+    both = person("bela", administer=True)
+    person("bela", "ORG_002", administer=True)
+    assert row.public_id in text(both.get(f"{C}/keys"))
+    assert "is revoked" in text(both.post(f"{C}/keys/{row.public_id}/revoke", follow=True))
+    make_key("ingest", channels=("ORG_002",))
+    other = ApiKey.objects.exclude(pk=row.pk).get()
+    # who administers both finds it in its own channel alone
+    for browser in (admin, both, root):
+        assert other.public_id not in text(browser.get(f"{C}/keys"))
+        assert browser.post(f"{C}/keys/{other.public_id}/revoke").status_code == 404
+    assert other.public_id in text(both.get("/console/ORG_002/keys"))
+
+
+# Rejected events ----------------------------------------------------------------------------------
+
+
+def reject() -> Rejected:
+    sender = Client(headers=bearer(make_key("ingest")))
+    sender.post("/v1/telemetry", json.dumps({"events": ["Asha"]}), content_type="application/json")
+    return Rejected.objects.get()
+
+
+def test_bytes_are_seen_by_administrators_and_that_is_kept() -> None:
+    row = reject()
+    asker = person("usha", submit_response=True)
+    assert "not_an_object" in text(asker.get(f"{C}/rejected"))
+    said = text(asker.get(f"{C}/rejected/{row.pk}"))
+    assert "Masked" in said
+    assert "Asha" not in said
+    assert not LedgerEntry.objects.filter(action="rejected.viewed").exists()
+    said = text(person(administer=True).get(f"{C}/rejected/{row.pk}"))
+    assert "&quot;Asha&quot;" in said
+    entry = LedgerEntry.objects.get(action="rejected.viewed")
+    assert (entry.actor, entry.channel, entry.subject) == ("asha", "ORG_001", str(row.pk))
+    elsewhere = person("uma", "ORG_002", administer=True)
+    assert elsewhere.get(f"/console/ORG_002/rejected/{row.pk}").status_code == 404
+
+
+def test_rejected_events_go_through_their_door_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = reject()
+    admin = person(administer=True)
+    said = text(admin.post(f"{C}/rejected/again", {"reason": "not_an_object"}, follow=True))
+    assert "0 went in, 1 are still rejected" in said
+    monkeypatch.setattr("ingest.store.replay._again", lambda *_: [])
+    assert "1 went in" in text(admin.post(f"{C}/rejected/again", {"pk": row.pk}, follow=True))
+    assert "Nothing is rejected" in text(admin.get(f"{C}/rejected"))
+    assert admin.post(f"{C}/rejected/again").status_code == 404
+
+
+# People -------------------------------------------------------------------------------------------
+
+
+def test_participants_are_masked_and_who_looked_is_kept() -> None:
+    asha = Profile("device-1", "Asha Rao", "+919000000001", True, timezone.now())
+    keep_participants(make_channel().pk, timezone.now(), [asha], [])
+    other = Profile("device-2", "Uma", None, None, None)
+    keep_participants(make_channel("ORG_002").pk, timezone.now(), [other], [])
+    browser = person("usha", submit_private=True)
+    said = text(browser.get(f"{C}/participants"))
+    assert "A***" in said
+    assert "…001" in said
+    for secret in ("Asha", "9000000", "device-1", "U***"):
+        assert secret not in said
+    assert "A***" in text(browser.get(f"{C}/participants?device=device-1"))
+    assert "Nobody has that device id" in text(browser.get(f"{C}/participants?device=device-2"))
+    assert text(browser.get(f"{C}/participants?device=%00&cursor=x"))
+    entries = LedgerEntry.objects.filter(action="participants.viewed").order_by("pk")
+    found = Participant.objects.get(device_id="device-1")
+    assert [(each.actor, each.subject) for each in entries] == [
+        ("usha", ""),
+        ("usha", f"participant {found.pk}"),
+        ("usha", ""),  # what was typed may be anybody's device, or phone
+        ("usha", ""),
+    ]
+    assert "device-" not in str(list(entries.values()))
+
+
+def test_the_ledger_is_filtered_and_paged() -> None:
+    make_channel("ORG_002")
+    for number in range(60):
+        LedgerEntry.objects.create(
+            action="key.created", actor=f"a{number}", channel="ORG_001", subject="s"
+        )
+    LedgerEntry.objects.create(action="link.used", actor="b", channel="ORG_001")
+    LedgerEntry.objects.create(action="secret", actor="c", channel="ORG_002")
+    browser = person(audit=True)
+    said = text(browser.get(f"{C}/ledger?action=key."))
+    assert "a59" in said
+    assert "link.used" not in said
+    assert "secret" not in said
+    more = said.split('href="')[-1].split('"')[0].replace("&amp;", "&")
+    assert "a1<" in text(browser.get(f"{C}/ledger{more}"))
+    assert "No entry is like that" in text(browser.get(f"{C}/ledger?actor=nobody&cursor=x"))
+
+
+# Recurring requests and sinks ---------------------------------------------------------------------
+
+
+def recurring(**said: str) -> dict[str, str]:
+    return {
+        "name": "every-day",
+        "dataset": RESPONSE,
+        "conversationId": BOT,
+        "cron": "0 6 * * *",
+        "timezone": "Asia/Kolkata",
+        "window": "yesterday",
+        "outputFormat": "csv",
+        "tag": "{name}-{start}",
+        "act": "send",
+        **said,
+    }
+
+
+def test_a_recurring_request_is_made_changed_paused_resumed_and_deleted() -> None:
+    admin = person(administer=True, submit_response=True)
+    send(answer(1))
+    assert "Nothing is asked for by itself" in text(admin.get(f"{C}/recurring"))
+    assert admin.post(f"{C}/recurring/new", recurring()).status_code == 302
+    schedule = Schedule.objects.get()
+    assert (schedule.requested_by, schedule.zone) == ("asha", "Asia/Kolkata")
+    assert "every-day" in text(admin.get(f"{C}/recurring"))
+    assert "There is one of that name" in text(admin.post(f"{C}/recurring/new", recurring()), 400)
+    filled = text(admin.get(f"{C}/recurring/one/every-day"))
+    assert 'value="0 6 * * *"' in filled
+    changed = recurring(cron="0 7 * * *", changes="every-day")
+    assert admin.post(f"{C}/recurring/new", changed).status_code == 302
+    assert Schedule.objects.get().cron == "0 7 * * *"
+    Channel.objects.update(recipient="age1x")
+    Schedule.objects.update(sealing="publickey", callback_url="https://example.org/x")
+    kept = text(admin.get(f"{C}/recurring/one/every-day"))
+    assert '<option value="publickey" selected>' in kept
+    assert 'value="https://example.org/x"' in kept
+    assert "is paused" in text(admin.post(f"{C}/recurring/one/every-day/pause", follow=True))
+    assert "asks again" in text(admin.post(f"{C}/recurring/one/every-day/resume", follow=True))
+    assert admin.post(f"{C}/recurring/one/every-day/explode").status_code == 404
+    assert "is deleted" in text(admin.post(f"{C}/recurring/one/every-day/delete", follow=True))
+    assert not Schedule.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"cron": "soon"}, "cron"),
+        ({"name": "a b"}, "name"),
+        ({"name": ""}, "name"),
+        ({"window": "ever"}, "window"),
+        ({"tag": "{what}"}, "tag"),
+        ({"timezone": "Mars"}, "timezone"),
+        ({"conversationId": ""}, "conversationId"),
+        ({"dataset": PRIVATE}, "dataset"),
+        ({"outputFormat": "pdf"}, "outputFormat"),
+    ],
+)
+def test_what_is_wrong_with_a_recurring_request(wrong: dict[str, str], field: str) -> None:
+    admin = person(administer=True, submit_response=True)
+    said = text(admin.post(f"{C}/recurring/new", recurring(**wrong)), 400)
+    assert f'id="e-{field}"' in said
+    assert not Schedule.objects.exists()
+
+
+def test_a_schedule_of_people_takes_its_own_right() -> None:
+    people = Schedule(
+        channel=make_channel(), name="people", dataset=PRIVATE, conversation=BOT, tag="t",
+        cron="0 6 * * *", window="yesterday", requested_by="x",
+    )  # fmt: skip
+    schedules.save(people)
+    admin = person(administer=True, submit_response=True)
+    assert "people" not in text(admin.get(f"{C}/recurring")).split("<main")[1]
+    assert admin.post(f"{C}/recurring/one/people/delete").status_code == 404
+    # nor is it replaced by one of answers, and no more is told of it than of any that stands
+    for changes in ("people", ""):
+        said = admin.post(f"{C}/recurring/new", recurring(name="people", changes=changes))
+        assert "There is one of that name; choose another" in text(said, 400)
+    assert Schedule.objects.get().dataset == PRIVATE
+    may = person("bela", administer=True, submit_response=True, submit_private=True)
+    said = recurring(name="people", changes="people")
+    assert may.post(f"{C}/recurring/new", said).status_code == 302
+    assert Schedule.objects.get().dataset == RESPONSE
+
+
+def test_a_sink_is_paused_resumed_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = person(administer=True)
+    assert "Nothing is pushed anywhere" in text(admin.get(f"{C}/sinks"))
+    sink = destinations.save(
+        Sink(channel=make_channel(), name="warehouse", url="https://user.example.org/in?key=secret")
+    )
+    said = text(admin.get(f"{C}/sinks"))
+    assert "user.example.org" in said
+    assert "secret" not in said
+    for what, state, told in (("pause", "paused", "is paused"), ("resume", "working", "goes on")):
+        assert told in text(admin.post(f"{C}/sinks/one/warehouse/{what}", follow=True))
+        sink.refresh_from_db()
+        assert destinations.state(sink) == state
+    monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("nobody there"))
+    assert "did not take it: nobody there" in text(
+        admin.post(f"{C}/sinks/one/warehouse/test", follow=True)
+    )
+    assert "0 documents" in text(admin.post(f"{C}/sinks/one/warehouse/again", follow=True))
+    assert admin.post(f"{C}/sinks/one/warehouse/explode").status_code == 404
+    assert admin.post(f"{C}/sinks/one/nobody/pause").status_code == 404
+
+
+def sink(**said: str) -> dict[str, str]:
+    return {
+        "name": "warehouse",
+        "kind": "webhook",
+        "url": "https://warehouse.example.org/in",
+        "resource": "sessions",
+        "types": "",
+        "method": "",
+        "contentType": "application/x-ndjson",
+        "user": "",
+        "password": "",
+        "signingSecret": "",
+        **said,
+    }
+
+
+SECRET = "whsec_" + "c2VjcmV0" * 4
+
+
+def keeper() -> Client:
+    """May have what a sink sends, and administers."""
+    return person("bela", administer=True, submit_private=True)
+
+
+def test_a_sink_is_made_and_changed_and_its_secrets_are_never_shown() -> None:
+    bela = keeper()
+    assert "Make the first sink" in text(bela.get(f"{C}/sinks"))
+    said = sink(user="exhaust", password=" hush hush ", signingSecret=SECRET)
+    made = text(bela.post(f"{C}/sinks/new", said, follow=True))
+    row = Sink.objects.get()
+    assert (row.method, row.content_type, row.user) == ("PUT", "application/x-ndjson", "exhaust")
+    assert unseal(row.sealed_password) == b" hush hush "
+    assert unseal(row.sealed_secret) == SECRET.encode()
+    form = text(bela.get(f"{C}/sinks/one/warehouse/change"))
+    assert 'value="https://warehouse.example.org/in"' in form
+    assert form.count("One is kept") == 2
+    for page in (made, form, text(bela.get(f"{C}/sinks")), text(bela.get(f"{C}/ledger"), 403)):
+        assert "hush" not in page
+        assert SECRET not in page
+
+    # when it is changed, then what is left empty stays
+    change = sink(changes="warehouse", user="exhaust", resource="events", types="END\r\nASSESS")
+    assert bela.post(f"{C}/sinks/new", change).status_code == 302
+    row.refresh_from_db()
+    assert (row.resource, row.types) == ("events", ["ASSESS", "END"])
+    assert unseal(row.sealed_password) == b" hush hush "
+    assert ">ASSESS\nEND</textarea>" in (
+        bela.get(f"{C}/sinks/one/warehouse/change").content.decode()
+    )
+    # and one can be forgotten
+    bela.post(f"{C}/sinks/new", change | {"forget-signingSecret": "1"})
+    row.refresh_from_db()
+    assert row.sealed_secret is None
+    assert row.sealed_password is not None
+    # and another host is told neither
+    moved = change | {"url": "https://other.example.org/in"}
+    assert "are forgotten" in text(bela.post(f"{C}/sinks/new", moved, follow=True))
+    row.refresh_from_db()
+    assert row.sealed_password is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"name": "a b"}, "name"),
+        ({"name": ""}, "name"),
+        ({"url": ""}, "url"),
+        ({"url": "http://127.0.0.1/"}, "url"),
+        ({"kind": "pigeon"}, "kind"),
+        ({"resource": "users"}, "resource"),
+        ({"method": "GET"}, "method"),
+        ({"contentType": "text/csv"}, "contentType"),
+        ({"types": "END"}, "types"),
+        ({"resource": "events", "types": "x" * 256}, "types"),
+        ({"resource": "events", "types": "\n".join("x" * 101)}, "types"),
+        ({"kind": "elasticsearch", "url": "https://e.example.org/_bulk"}, "index"),
+        ({"kind": "elasticsearch", "index": "i"}, "url"),
+        ({"docType": "x" * 65}, "docType"),
+        ({"user": "a:b"}, "user"),
+        ({"password": "x"}, "user"),
+        ({"user": "u", "password": "x" * 1025}, "password"),
+        ({"signingSecret": "hush"}, "signingSecret"),
+        ({"with-password": "1"}, "password"),
+    ],
+)
+def test_what_is_wrong_with_a_sink(wrong: dict[str, str], field: str) -> None:
+    said = text(keeper().post(f"{C}/sinks/new", sink(**wrong)), 400)
+    assert f'id="e-{field}"' in said
+    assert f'id="f-{field}"' in said
+    assert not Sink.objects.exists()
+
+
+def test_a_password_that_cannot_be_kept_is_asked_for_again() -> None:
+    bela = keeper()
+    said = text(bela.post(f"{C}/sinks/new", sink(name="a b", user="u", password="hush")), 400)
+    assert 'id="e-password">Type it again' in said
+    assert 'name="with-password" value="1" checked' in said
+    assert "hush" not in said
+
+
+def test_a_sink_of_that_name_is_not_written_over() -> None:
+    bela = keeper()
+    bela.post(f"{C}/sinks/new", sink())
+    said = text(bela.post(f"{C}/sinks/new", sink(url="https://other.example.org/")), 400)
+    assert "There is one of that name" in said
+    assert Sink.objects.get().url == "https://warehouse.example.org/in"
+
+
+def test_who_may_not_have_what_a_sink_sends_makes_none() -> None:
+    keeper().post(f"{C}/sinks/new", sink())
+    for browser in (
+        person(administer=True, submit_response=True),
+        person("chi", submit_private=True),
+    ):
+        for answered in (
+            browser.get(f"{C}/sinks/new"),
+            browser.post(f"{C}/sinks/new", sink(changes="warehouse", url="https://a.example.org/")),
+            browser.get(f"{C}/sinks/one/warehouse/change"),
+        ):
+            assert answered.status_code == 403
+    assert Sink.objects.get().url == "https://warehouse.example.org/in"
+    assert "/sinks/new" not in text(person().get(f"{C}/sinks"))
+
+
+def test_another_channels_sink_is_unknown() -> None:
+    make = Sink(channel=make_channel("ORG_002"), name="theirs", url="https://a.example.org/")
+    destinations.save(make)
+    bela = keeper()
+    assert "theirs" not in text(bela.get(f"{C}/sinks"))
+    for page in ("sinks/one/theirs", "sinks/one/theirs/change"):
+        assert bela.get(f"{C}/{page}").status_code == 404
+    for what in ("delete", "rewind", "pause"):
+        assert bela.post(f"{C}/sinks/one/theirs/{what}").status_code == 404
+    # the same name in this channel is another sink
+    assert bela.post(f"{C}/sinks/new", sink(name="theirs", changes="theirs")).status_code == 302
+    assert Sink.objects.count() == 2
+
+
+def test_a_sink_is_rewound_and_deleted() -> None:
+    admin = person(administer=True)
+    send(answer(1))
+    row = destinations.save(
+        Sink(channel=make_channel(), name="warehouse", url="https://a.example.org/")
+    )
+    at = f"{C}/sinks/one/warehouse"
+    began = row.xid
+    assert "Write the day" in text(admin.post(f"{at}/rewind", {"since": "soon"}, follow=True))
+    row.refresh_from_db()
+    assert row.xid == began
+    told = text(admin.post(f"{at}/rewind", {"from": "start"}, follow=True))
+    assert "is sent all there is" in told
+    row.refresh_from_db()
+    assert (row.xid, row.place_id) == (0, 0)
+    told = text(admin.post(f"{at}/rewind", {"since": "2022-03-01"}, follow=True))
+    assert "goes on with what came since 1 Mar 2022" in told
+    assert "is deleted" in text(admin.post(f"{at}/delete", follow=True))
+    assert not Sink.objects.exists()
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+
+def test_pictures_have_their_numbers_as_tables() -> None:
+    send(*(answer(number) for number in range(4)))
+    now = datetime(2022, 3, 5, 12, tzinfo=UTC)
+    StoredEvent.objects.update(received_at=now)
+    Conversation.objects.update(name="Lunch bot")
+    done = make_finished()
+    Job.objects.filter(pk=done.pk).update(
+        submitted_at=now, completed_at=now + timedelta(seconds=90)
+    )
+    Rejected.objects.filter(pk=reject().pk).update(received_at=now)
+    secret = make_job(dataset=PRIVATE, submitted_at=now)
+    transitions.cancel(secret, "x")
+    said = text(
+        person(submit_response=True).get(f"{C}/pictures?startDate=2022-03-01&endDate=2022-03-31")
+    )
+    assert said.count("<svg") == said.count("<title id=") == said.count("<desc id=") == 6
+    assert said.count("<table") == 6
+    assert '<th scope="row">5 Mar 2022</th><td class="number">4</td>' in said
+    assert '<th scope="row">Lunch bot</th><td class="number">4</td>' in said
+    assert '<th scope="row">Half within</th><td class="number">1 min 30 s</td>' in said
+    assert '<th scope="row">not_an_object</th><td class="number">1</td>' in said
+    assert "Cancelled" not in said  # a job of people is not counted for who may not see it
+    assert "Sink" not in said
+
+
+def test_days_of_pictures_that_cannot_be_are_told() -> None:
+    browser = person(submit_response=True)
+    for query in ("startDate=soon", "startDate=2022-02-01&endDate=2022-01-01", "preset=ever",
+                  "startDate=2020-01-01&endDate=2022-01-01"):  # fmt: skip
+        assert 'role="alert"' in text(browser.get(f"{C}/pictures?{query}"))
+    assert 'role="alert"' not in text(browser.get(f"{C}/pictures?preset=last+month"))
+
+
+def test_pictures_lead_to_another_channel_of_the_person_and_to_no_other() -> None:
+    browser = person(submit_response=True)
+    make_channel("ORG_003")
+    person("asha", "ORG_002", submit_response=True)
+    to = browser.get(f"{C}/pictures?channel=ORG_002&preset=yesterday")
+    assert to["Location"] == "/console/ORG_002/pictures?preset=yesterday"
+    assert browser.get(to["Location"]).status_code == 200
+    for channel in ("", "a/b", "ORG_003", "nobodys", "%00"):
+        assert browser.get(f"{C}/pictures?channel={channel}").status_code == 404
+
+
+def test_a_picture_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any) -> charts.Picture:
+        raise TimeoutError
+
+    slow.__name__ = "doors"
+    monkeypatch.setattr(charts, "doors", slow)
+    said = text(person(submit_response=True).get(f"{C}/pictures"))
+    assert "Counting took too long; choose fewer days." in said
+
+
+def test_a_funnel_tells_where_people_leave() -> None:
+    events = []
+    for device in range(4):
+        for place in range(3 if device < 2 else 2 if device < 3 else 1):
+            event = answer(device * 10 + place)
+            event["context"]["did"] = f"d-{device}"
+            event["context"]["sid"] = f"s-{device}"
+            event["context"]["rollup"] = {"l3": f"/q{place}", "l4": str(place == 2).lower()}
+            event["edata"]["item"]["title"] = f"Question {place}"
+            events.append(event)
+    send(*events)
+    pk = Conversation.objects.get().pk
+    drawn = conversations.funnel(pk, charts.Span(date(2022, 3, 1), date(2022, 3, 31)))
+    assert drawn.told == "4 conversations of 4 people; 2 ended before the last question."
+    assert drawn.rows == [
+        ["Question 0", "/q0", "4", "100%", "1"],
+        ["Question 1", "/q1", "3", "75%", "1"],
+        ["Question 2", "/q2", "2", "50%", "0"],
+    ]
+    browser = person(submit_response=True)
+    page = text(
+        browser.get(f"{C}/conversations/one?id={BOT}&startDate=2022-03-01&endDate=2022-03-31")
+    )
+    assert "Question 1" in page
+    assert browser.get(f"{C}/conversations/one?id=none").status_code == 404
+    assert browser.get(f"{C}/conversations/one?id=%00").status_code == 404
+
+
+def test_a_drawing_runs_nothing_and_is_named() -> None:
+    drawn = svg.bars("x", "A <title>", "told", [("<script>alert(1)</script>", 3, "three")])
+    assert "<script" not in drawn
+    assert 'role="img" aria-labelledby="x-t x-d"' in drawn
+    empty = svg.columns("y", "t", "d", [], [])
+    assert "<rect" not in empty
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1000, "1.0 kB"), (10_737_624, "10.7 MB"),
+     (999_999, "1.0 MB"), (123_456_789, "123 MB"), (5_000_000_000, "5.0 GB"),
+     (None, "unknown size")],
+)  # fmt: skip
+def test_sizes_in_words(number: int | None, told: str) -> None:
+    assert words.size(number) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, "less than a second"), (59, "59 s"), (60, "1 min"), (61, "1 min 1 s"),
+     (3600, "1 h 0 min"),
+     (90_000, "1 d 1 h"), (None, "–")],
+)  # fmt: skip
+def test_spans_in_words(seconds: float | None, told: str) -> None:
+    assert words.lasting(seconds) == told
+
+
+# What must not be lost ----------------------------------------------------------------------------
+
+
+def test_a_password_is_never_ignored() -> None:
+    send(answer(1))
+    browser = person(submit_response=True)
+    answered = browser.post(f"{C}/ask", form(encryptionKey="correct horse battery"))
+    assert answered.status_code == 302
+    job = Job.objects.get()
+    assert job.sealing == "password"
+    said = text(browser.get(answered["Location"]))
+    assert "under the password of the request" in said
+    assert "sealing=password" in said  # asked again, it is sealed again
+    assert "correct horse" not in said
+    weak = browser.post(f"{C}/ask", form(encryptionKey="abc", tag="weak"))
+    assert 'id="e-encryptionKey">Too weak' in text(weak, 400)
+
+
+def test_a_password_typed_before_an_error_is_not_forgotten_in_silence() -> None:
+    """It is not shown again; but what was to be sealed is not sent plain for that."""
+    send(answer(1))
+    browser = person(submit_response=True)
+    said = text(browser.post(f"{C}/ask", form(encryptionKey="correct horse", tag="a b")), 400)
+    assert "correct horse" not in said
+    assert 'name="sealing" value="password" checked' in said
+    said = text(browser.post(f"{C}/ask", form(sealing="password")), 400)
+    assert 'id="e-encryptionKey">Type the password again' in said
+    assert not Job.objects.exists()
+    assert browser.post(f"{C}/ask", form()).status_code == 302
+
+
+def test_access_is_asked_of_the_channel_that_is_named() -> None:
+    """A right in one channel is none in another."""
+    browser = person(administer=True)
+    person(channel="ORG_002", submit_response=True)
+    make_finished(channel="ORG_002", tag="theirs")
+    assert browser.get("/console/ORG_002/keys").status_code == 403
+    assert "theirs" in text(browser.get("/console/ORG_002/jobs"))
+    assert browser.get(f"{C}/jobs").status_code == 403
+    keys.create_key("k", ["ingest"], [make_channel("ORG_002")])
+    assert "No program has a key" in text(browser.get(f"{C}/keys"))

@@ -1,0 +1,103 @@
+"""docs/datasets.md: its columns, types and examples are made here, from the code."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.test import Client
+
+from exhaust.datasets import DATASETS
+from exhaust.datasets.base import FILTERS, Dataset
+from ingest.auth import keys
+from ingest.derive import deriver
+from ingest.models import Conversation
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust import corpus
+from tests.exhaust.datasets.test_events_dataset import click, clicked
+from tests.exhaust.factories import BOT
+from tests.ingest.telemetry_samples import DEVICE, STARTED_MS, answer
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "datasets.md"
+MARK = "<!-- from here on made from the code by tests/exhaust/datasets/test_datasets_page.py -->\n"
+TYPES = {
+    "text": "text", "number": "number", "whole": "whole number", "json": "JSON",
+    "time": "moment, UTC", "uuid": "UUID",
+}  # fmt: skip
+# what differs from run to run is shown as it may be: by header and kind
+SHOWN = {
+    ("Position", "text"): "1741.1",
+    ("Session ID", "uuid"): "48151fa0-199a-4e3a-871c-f991fe30fd75",
+    ("Received", "time"): "2022-04-01T04:00:01.873Z",
+    ("Last Modified", "time"): "2022-04-01T04:30:11.402Z",
+}
+LONGEST = 120
+
+
+def fill() -> None:
+    """An answer by telemetry, a page by the Clickstream SDK, and a participant who consented."""
+    channel = make_channel()
+    keys.create_application("shop", channel)
+    Conversation.objects.create(channel=channel, identifier=BOT, name="Lunch bot")
+    sender = Client(headers=bearer(make_key("ingest")))
+    for path, sent in (
+        ("/v1/telemetry", {"events": [answer(item={"title": "How was lunch?"})]}),
+        (
+            "/v1/participants",
+            [{
+                "deviceId": DEVICE, "userName": "Asha", "phone": "+910000000001", "consent": True,
+                "consentAt": "2022-04-01T00:00:00Z",
+            }],
+        ),
+    ):  # fmt: skip
+        assert sender.post(path, sent, content_type="application/json").status_code == 200
+    user = {"email": "asha@shop.example", "firstName": "Asha", "company": "Shop"}
+    said = {name: {"value": value, "set_timestamp": STARTED_MS} for name, value in user.items()}
+    attributes = {"_page_url": "https://shop.example/", "_session_id": "tab-1"}
+    click(Client(), clicked(1, user_id="asha", user=said, attributes=attributes), app="shop")
+    deriver.derive_all(60)
+
+
+def examples(dataset: Dataset) -> list[str]:
+    """The cells of the row that tells most."""
+    selection = corpus.select(
+        conversation_id=None if dataset.derived else corpus.select().conversation_id,
+        start=corpus.RECEIVED_AT - timedelta(days=4000),
+        end=corpus.RECEIVED_AT + timedelta(days=40000),
+    )
+    rows = [[cell or "" for cell in row] for row in dataset.rows(selection)]
+    return max(rows, key=lambda row: sum(map(bool, row)))
+
+
+def table(dataset: Dataset) -> str:
+    lines = ["| Column | Type | What | Example |", "|---|---|---|---|"]
+    for column, cell in zip(dataset.columns, examples(dataset), strict=True):
+        shown = SHOWN.get((column.header, column.kind), cell) if cell else ""
+        if len(shown) > LONGEST:
+            shown = shown[:LONGEST] + "…"
+        shown = f"`{shown}`".replace("|", "\\|") if shown else ""
+        what = column.description + (" Personal." if column.personal else "")
+        lines.append(f"| {column.header} | {TYPES[column.kind]} | {what} | {shown} |")
+    return "\n".join(lines)
+
+
+def section(dataset: Dataset) -> str:
+    takes = [f"`{name}` (required)" for name in dataset.required]
+    takes += [f"`{name}`" for name in FILTERS if name in dataset.optional]
+    private = "Its files are handed out as private ones." if dataset.private else ""
+    return (
+        f"\n## `{dataset.name}`\n\n"
+        f"{dataset.title}. A key needs the scope `{dataset.scope}`. Beside the days it takes"
+        f" {', '.join(takes)}. {private}".rstrip()
+        + f"\n\n{table(dataset)}\n"
+    )
+
+
+@pytest.mark.django_db(transaction=True)  # a watermark passes only what is committed
+def test_the_page_is_what_the_code_makes(tmp_path: Path) -> None:
+    fill()
+
+    by_hand = PAGE.read_text().partition(MARK)[0]
+    made = by_hand + MARK + "".join(section(dataset) for dataset in DATASETS.values())
+
+    (tmp_path / "datasets.md").write_text(made)
+    assert made == PAGE.read_text(), f"cp {tmp_path / 'datasets.md'} {PAGE}"

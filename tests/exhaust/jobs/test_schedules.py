@@ -1,0 +1,1200 @@
+"""Recurring requests: which days, when, once, and by whom they may be kept."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from itertools import islice
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.core.management import call_command
+from django.db import connection, connections
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from exhaust import tasks
+from exhaust.jobs import schedules
+from exhaust.jobs import submit as submissions
+from exhaust.models import Job, Schedule
+from ingest.events import Refused
+from ingest.models import ApiKey
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust.api.test_api import assert_envelope, assert_refused
+from tests.exhaust.factories import BOT, PRIVATE, RESPONSE, make_job
+
+BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"
+SLOT = datetime(2026, 3, 10, 6, tzinfo=UTC)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+def make_schedule(**overrides: Any) -> Schedule:
+    """One that is due at `SLOT`, every day."""
+    channel = make_channel(overrides.pop("channel", "ORG_001"))
+    values: dict[str, Any] = {
+        "name": "daily",
+        "cron": "0 6 * * *",
+        "zone": "UTC",
+        "dataset": RESPONSE,
+        "conversation": BOT,
+        "window": "yesterday",
+        "tag": "{name}-{start}",
+        "requested_by": "user_id",
+        "next_at": SLOT,
+        **overrides,
+    }
+    return Schedule.objects.create(channel=channel, **values)
+
+
+def seen(schedule: Schedule) -> dict[str, Any]:
+    """All that the database says of it."""
+    return Schedule.objects.filter(pk=schedule.pk).values().get()
+
+
+def local(text: str, zone: str, fold: int = 0) -> datetime:
+    """A wall clock's moment."""
+    moment = datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold)
+    return moment.astimezone(UTC)
+
+
+def slots(cron: str, zone: str, after: datetime, count: int) -> list[str]:
+    """The next slots as the clock on the wall shows them, with its offset."""
+
+    def walk() -> Iterator[datetime]:
+        at = after
+        while True:
+            at = schedules.following(cron, zone, at)
+            yield at
+
+    tz = ZoneInfo(zone)
+    return [at.astimezone(tz).isoformat(timespec="minutes") for at in islice(walk(), count)]
+
+
+# Which days ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("window", "today", "first", "last"),
+    [
+        ("today", "2026-03-10", "2026-03-10", "2026-03-10"),
+        ("yesterday", "2026-01-01", "2025-12-31", "2025-12-31"),
+        ("yesterday", "2024-03-01", "2024-02-29", "2024-02-29"),
+        ("yesterday", "2026-03-01", "2026-02-28", "2026-02-28"),
+        ("last 1 days", "2026-01-01", "2025-12-31", "2025-12-31"),
+        ("last 1 day", "2026-01-01", "2025-12-31", "2025-12-31"),
+        ("last 7 days", "2026-03-03", "2026-02-24", "2026-03-02"),
+        ("last 30 days", "2026-01-15", "2025-12-16", "2026-01-14"),
+        ("last 366 days", "2025-01-01", "2024-01-01", "2024-12-31"),
+        ("this month", "2026-03-01", "2026-03-01", "2026-03-01"),
+        ("this month", "2024-02-29", "2024-02-01", "2024-02-29"),
+        ("last month", "2026-01-31", "2025-12-01", "2025-12-31"),
+        ("last month", "2024-03-31", "2024-02-01", "2024-02-29"),
+        ("last month", "2026-03-01", "2026-02-01", "2026-02-28"),
+        ("last week", "2026-01-05", "2025-12-29", "2026-01-04"),  # a Monday
+        ("last week", "2026-01-04", "2025-12-22", "2025-12-28"),  # a Sunday
+        ("last week", "2026-01-07", "2025-12-29", "2026-01-04"),
+    ],
+)
+def test_a_window_is_whole_days_before_the_slot(
+    window: str, today: str, first: str, last: str
+) -> None:
+    day = date.fromisoformat
+    assert schedules.days(window, day(today)) == (day(first), day(last))
+
+
+@pytest.mark.parametrize(
+    ("zone", "slot", "yesterday", "this_month"),
+    [
+        # the same moment is another day, month and year elsewhere
+        ("UTC", "2025-12-31T20:00+00:00", "2025-12-30", "2025-12-01"),
+        ("Asia/Kolkata", "2025-12-31T20:00+00:00", "2025-12-31", "2026-01-01"),
+        ("Pacific/Kiritimati", "2025-12-31T20:00+00:00", "2025-12-31", "2026-01-01"),
+        (NEW_YORK, "2026-03-01T04:59+00:00", "2026-02-27", "2026-02-01"),
+        (NEW_YORK, "2026-03-01T05:00+00:00", "2026-02-28", "2026-03-01"),
+        # midnight of summer is an hour earlier: the offset is the slot's, not the year's
+        (BERLIN, "2026-03-29T22:30+00:00", "2026-03-29", "2026-03-01"),
+        (BERLIN, "2026-10-25T22:30+00:00", "2026-10-24", "2026-10-01"),
+        (BERLIN, "2026-10-25T23:00+00:00", "2026-10-25", "2026-10-01"),
+        (LORD_HOWE, "2026-04-04T13:30+00:00", "2026-04-04", "2026-04-01"),
+        (LORD_HOWE, "2026-04-05T13:15+00:00", "2026-04-04", "2026-04-01"),
+        (LORD_HOWE, "2026-10-04T13:15+00:00", "2026-10-04", "2026-10-01"),
+    ],
+)
+def test_days_are_those_of_the_schedules_zone(
+    zone: str, slot: str, yesterday: str, this_month: str
+) -> None:
+    moment = datetime.fromisoformat(slot)
+    ask = Schedule(name="n", zone=zone, tag="{start}")
+    ask.window = "yesterday"
+    assert schedules.asked(ask, moment).tag == yesterday
+    ask.window = "this month"
+    assert schedules.asked(ask, moment).tag == this_month
+
+
+@pytest.mark.parametrize(
+    "window",
+    ["", "Yesterday", "last 0 days", "last -1 days", "last 07 days", "last 367 days", "last year",
+     "last  7 days", "last 7 days ", "last ٣ days", "last 99999999 days"],
+)  # fmt: skip
+def test_other_windows_are_refused_with_the_remedy(window: str) -> None:
+    with pytest.raises(ValueError, match=r"last N days|At most 366 days"):
+        schedules.longest(window)
+
+
+def test_a_window_that_may_grow_too_long_is_refused_in_any_month(settings: Any) -> None:
+    settings.EXHAUST_MAX_DAYS = 30
+    for window in ("last month", "this month", "last 31 days"):
+        with pytest.raises(ValueError, match="At most 30 days"):
+            schedules.days(window, date(2026, 3, 1))  # February would have fitted
+    assert schedules.longest("last 30 days") == 30
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tag"),
+    [
+        ("plain", "plain"),
+        ("{name}-{start}_{end}", "daily-2026-03-03_2026-03-09"),
+        ("{start}{start}", "2026-03-032026-03-03"),
+    ],
+)
+def test_a_tag_names_its_days(pattern: str, tag: str) -> None:
+    ask = Schedule(name="daily", zone="UTC", window="last 7 days", tag=pattern)
+    assert schedules.asked(ask, SLOT).tag == tag
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["", "a b", "{day}", "{name.__class__}", "{start", "{{start}}", "x" * 119 + "{start}", "a\n"],
+)
+def test_a_tag_that_is_no_identifier_is_refused(pattern: str) -> None:
+    ask = Schedule(
+        name="daily",
+        cron="0 6 * * *",
+        dataset=RESPONSE,
+        conversation=BOT,
+        window="yesterday",
+        tag=pattern,
+    )
+    assert list(schedules.faults(ask)) == ["tag"]
+
+
+# When ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "after", "expected"),
+    [
+        # a plain day keeps its hour on the wall across both changes
+        ("0 6 * * *", BERLIN, "2026-03-28T07:00",
+         ["2026-03-29T06:00+02:00", "2026-03-30T06:00+02:00"]),
+        ("0 6 * * *", NEW_YORK, "2026-10-31T07:00",
+         ["2026-11-01T06:00-05:00", "2026-11-02T06:00-05:00"]),
+        # what the clock leaves out comes when it goes on, once
+        ("30 2 * * *", BERLIN, "2026-03-28T12:00",
+         ["2026-03-29T03:00+02:00", "2026-03-30T02:30+02:00"]),
+        ("0,30 2 * * *", NEW_YORK, "2026-03-07T12:00",
+         ["2026-03-08T03:00-04:00", "2026-03-09T02:00-04:00"]),
+        ("15 2 * * *", LORD_HOWE, "2026-10-03T12:00",
+         ["2026-10-04T02:30+11:00", "2026-10-05T02:15+11:00"]),
+        # what it shows twice comes once
+        ("30 2 * * *", BERLIN, "2026-10-24T12:00",
+         ["2026-10-25T02:30+02:00", "2026-10-26T02:30+01:00"]),
+        ("30 1 * * *", NEW_YORK, "2026-10-31T12:00",
+         ["2026-11-01T01:30-04:00", "2026-11-02T01:30-05:00"]),
+        ("45 1 * * *", LORD_HOWE, "2026-04-04T12:00",
+         ["2026-04-05T01:45+11:00", "2026-04-06T01:45+10:30"]),
+        # every half hour stays every half hour
+        ("*/30 * * * *", BERLIN, "2026-10-25T01:59",
+         ["2026-10-25T02:00+02:00", "2026-10-25T02:30+02:00", "2026-10-25T02:00+01:00",
+          "2026-10-25T02:30+01:00", "2026-10-25T03:00+01:00"]),
+        ("*/30 * * * *", NEW_YORK, "2026-03-08T01:29",
+         ["2026-03-08T01:30-05:00", "2026-03-08T03:00-04:00"]),
+        ("*/30 * * * *", LORD_HOWE, "2026-04-05T01:29",
+         ["2026-04-05T01:30+11:00", "2026-04-05T01:30+10:30", "2026-04-05T02:00+10:30"]),
+        # ends of months and years, leap days, weekdays
+        ("0 0 31 * *", "UTC", "2026-01-31T00:00",
+         ["2026-03-31T00:00+00:00", "2026-05-31T00:00+00:00"]),
+        ("0 0 29 2 *", "UTC", "2026-01-01T00:00", ["2028-02-29T00:00+00:00"]),
+        ("59 23 31 12 *", "Asia/Kolkata", "2026-12-31T23:58", ["2026-12-31T23:59+05:30"]),
+        ("0 6 * * MON", "UTC", "2026-03-10T00:00", ["2026-03-16T06:00+00:00"]),
+    ],
+)  # fmt: skip
+def test_slots_follow_the_wall_clock(cron: str, zone: str, after: str, expected: list[str]) -> None:
+    assert slots(cron, zone, local(after, zone), len(expected)) == expected
+
+
+@pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, LORD_HOWE])
+@pytest.mark.parametrize("cron", ["45 1 * * *", "30 2 * * *", "*/20 * * * *", "5,50 1,2 * * *"])
+def test_whatever_the_moment_the_next_slot_lies_behind_it(cron: str, zone: str) -> None:
+    # given every five minutes around both changes of the clock
+    for text in (
+        "2026-03-08",
+        "2026-03-29",
+        "2026-04-05",
+        "2026-10-04",
+        "2026-10-25",
+        "2026-11-01",
+    ):
+        start = local(f"{text}T00:00", zone)
+        known = [start]
+        while known[-1] < start + 8 * HOUR:
+            known.append(schedules.following(cron, zone, known[-1]))
+        for minutes in range(0, 8 * 60, 5):
+            moment = start + minutes * MINUTE
+
+            # when / then the next slot is the first one behind it of one fixed list
+            expected = next(slot for slot in known[1:] if slot > moment)
+            assert schedules.following(cron, zone, moment) == expected
+
+
+@pytest.mark.parametrize(
+    ("cron", "remedy"),
+    [
+        ("", "Not five words"),
+        ("0 6 * *", "Not five words"),
+        ("0 0 6 * * *", "Not five words"),  # six: seconds
+        ("@daily", "Not five words"),
+        ("60 6 * * *", "Bad minute"),
+        ("0 24 * * *", "Bad hour"),
+        ("0 6 0 * *", "Bad day-of-month"),
+        ("0 6 30 2 *", "Bad day-of-month"),
+        ("0 6 * 13 *", "Bad month"),
+        ("0 6 * * 8", "Bad day-of-week"),
+        ("0 6 * * ²L", "Bad day-of-week"),
+        ("*/0 * * * *", "Bad minute"),
+        ("0 6 \0 * *", "Bad day-of-month"),
+    ],
+)
+def test_other_crons_are_refused_with_the_remedy(cron: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy) as caught:
+        schedules.following(cron, "UTC", SLOT)
+    assert "like 0 6 * * *" in str(caught.value)
+
+
+# Making -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_nothing_before_the_slot_and_one_request_at_it() -> None:
+    schedule = make_schedule(callback_url="https://example.org/told")
+
+    assert schedules.make_due(SLOT - timedelta(seconds=1)) == 0
+    assert not Job.objects.exists()
+    assert schedules.make_due(SLOT) == 1
+
+    job = Job.objects.get()
+    assert (job.tag, job.dataset, job.requested_by) == ("daily-2026-03-09", RESPONSE, "user_id")
+    assert (job.priority, job.schedule_id) == (Job.Priority.NIGHTLY, schedule.pk)
+    assert (job.callback_url, job.output_format) == ("https://example.org/told", "csv")
+    assert job.config == {
+        "type": RESPONSE,
+        "conversationId": BOT,
+        "startDate": "2026-03-09",
+        "endDate": "2026-03-09",
+        "timezone": "UTC",
+    }
+    assert job.request_id == submissions.request_id(
+        RESPONSE, job.tag, "user_id", "ORG_001", SLOT.date(), RESPONSE
+    )
+    assert seen(schedule)["next_at"] == SLOT + DAY
+
+
+@pytest.mark.django_db
+def test_looking_twice_makes_one_request() -> None:
+    make_schedule()
+    made = [schedules.make_due(now) for now in (SLOT, SLOT, SLOT + MINUTE)]
+    assert made == [1, 0, 0]
+    assert Job.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_who_read_a_schedule_before_another_moved_it_makes_nothing() -> None:
+    # given two that have read the same due row
+    schedule = make_schedule()
+    first, second = (Schedule.objects.select_related("channel").get() for _ in range(2))
+
+    # when both make it, the second in a cron's next minute, with another window
+    assert schedules._make(first, SLOT)
+    second.window = "last 7 days"  # even an unlike question must not come twice
+    assert not schedules._make(second, SLOT + MINUTE)
+
+    # then one request stands, and the slot moved once
+    assert Job.objects.count() == 1
+    assert seen(schedule)["next_at"] == SLOT + DAY
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_twenty_at_once_make_one_request(wakes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # given twenty that have all read the due row
+    make_schedule()
+    read = Schedule.objects.select_related("channel")
+    rows = [read.get() for _ in range(20)]
+    for number, row in enumerate(rows):
+        row.tag = f"{number}"  # so that the same question would not hide a second request
+    gate = threading.Barrier(20)
+    won: list[bool] = []
+    errors: list[BaseException] = []
+
+    def call(row: Schedule) -> None:
+        try:
+            gate.wait(20)
+            won.append(schedules._make(row, SLOT))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=call, args=[row]) for row in rows]
+
+    # when all make it
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    # then one did, and the others neither failed nor wrote
+    assert errors == []
+    assert sorted(won) == [False] * 19 + [True]
+    assert Job.objects.count() == 1
+    assert Schedule.objects.get().last_error == ""
+    assert Schedule.objects.get().next_at == SLOT + DAY
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_sweep_makes_what_is_due_and_wakes_a_worker(wakes: list[str]) -> None:
+    make_schedule(next_at=timezone.now() - MINUTE)
+    tasks.daily.run()
+    wakes.clear()
+    tasks.sweep()
+    assert Job.objects.count() == 1
+    assert wakes == ["exhaust.work"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_without_a_broker_makes_what_is_due(
+    wakes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_schedule(next_at=timezone.now() - MINUTE)
+    pauses = iter([None])
+
+    def pause(_seconds: float) -> None:
+        if next(pauses, "over"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("exhaust.management.commands.run_jobs.sleep", pause)
+    with pytest.raises(KeyboardInterrupt):
+        call_command("run_jobs", "--loop", stdout=io.StringIO())
+    assert Job.objects.get().status == Job.Status.SUCCESS
+
+
+@pytest.mark.django_db
+def test_looking_when_nothing_is_due_is_one_query() -> None:
+    for number in range(5):
+        make_schedule(name=f"later-{number}", next_at=SLOT + DAY)
+        make_schedule(name=f"paused-{number}", paused_at=SLOT)
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        assert schedules.make_due(SLOT) == 0
+    assert len(queries) == 1
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "next_at", "now", "tag", "then"),
+    [
+        ("0 6 * * *", "UTC", SLOT, SLOT + 3 * DAY + HOUR, "2026-03-12", SLOT + 4 * DAY),
+        ("0 6 * * *", "UTC", SLOT, SLOT + 400 * DAY, "2027-04-13", SLOT + 401 * DAY),
+        # the slot, not the moment, says which days
+        ("0 6 1 * *", "UTC", datetime(2026, 1, 1, 6, tzinfo=UTC), SLOT, "2026-02-28",
+         datetime(2026, 4, 1, 6, tzinfo=UTC)),
+        ("0 6 10 3 *", "UTC", SLOT, SLOT + 800 * DAY, "2028-03-09",
+         datetime(2029, 3, 10, 6, tzinfo=UTC)),
+        # every minute, down for two years
+        ("* * * * *", "UTC", SLOT, SLOT + 730 * DAY, "2028-03-08", SLOT + 730 * DAY + MINUTE),
+        ("* 0-4 * * *", "UTC", SLOT - 2 * HOUR, SLOT + 90 * DAY, "2026-06-07",
+         SLOT + 90 * DAY + 18 * HOUR),
+        # across a change of the clock, and a slot that was never on it
+        ("0 0 * * *", BERLIN, local("2026-03-27T00:00", BERLIN), local("2026-03-30T00:30", BERLIN),
+         "2026-03-29", local("2026-03-31T00:00", BERLIN)),
+        ("30 2 * * *", BERLIN, local("2026-03-28T02:30", BERLIN),
+         local("2026-03-29T03:00", BERLIN), "2026-03-28", local("2026-03-30T02:30", BERLIN)),
+    ],
+)  # fmt: skip
+@pytest.mark.django_db
+def test_of_missed_slots_the_latest_is_made_once(
+    cron: str, zone: str, next_at: datetime, now: datetime, tag: str, then: datetime
+) -> None:
+    schedule = make_schedule(cron=cron, zone=zone, next_at=next_at, tag="{start}")
+    assert schedules.make_due(now) == 1
+    assert schedules.make_due(now) == 0
+    assert Job.objects.get().tag == tag
+    assert seen(schedule)["next_at"] == then
+
+
+@pytest.mark.django_db
+def test_the_latest_of_many_minutes_is_found_without_counting_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = 0
+    walk = schedules.CronSim.__next__
+
+    def counting(self: Any) -> datetime:
+        nonlocal counted
+        counted += 1
+        return walk(self)
+
+    monkeypatch.setattr(schedules.CronSim, "__next__", counting)
+    make_schedule(cron="* * * * *")
+    assert schedules.make_due(SLOT + 3650 * DAY) == 1
+    assert counted < 200
+
+
+@pytest.mark.django_db
+def test_a_paused_schedule_makes_nothing_and_resumed_catches_nothing_up() -> None:
+    schedule = make_schedule()
+    assert schedules.pause(schedule)
+    assert not schedules.pause(schedule)
+    assert schedules.make_due(SLOT + 3 * DAY) == 0
+
+    assert schedules.resume(schedule, SLOT + 3 * DAY + HOUR)
+    assert not schedules.resume(schedule, SLOT + 9 * DAY)  # one that runs loses no slot
+
+    assert schedules.make_due(SLOT + 3 * DAY + HOUR) == 0
+    assert not Job.objects.exists()
+    assert schedules.make_due(SLOT + 4 * DAY) == 1
+    assert Job.objects.get().tag == "daily-2026-03-13"
+
+
+@pytest.mark.django_db
+def test_paused_between_reading_and_making_it_makes_nothing() -> None:
+    schedule = make_schedule()
+    read = Schedule.objects.select_related("channel").get()
+    schedules.pause(schedule)
+    assert not schedules._make(read, SLOT)
+    assert not Job.objects.exists()
+
+
+@pytest.mark.django_db
+def test_a_refused_slot_stays_due_says_why_and_is_made(settings: Any) -> None:
+    # given a channel that has as many waiting as may
+    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    waiting = make_job(tag="waiting")
+    schedule = make_schedule()
+
+    # when it is due, after an outage of hours, and looked at for almost an hour
+    late = SLOT + 5 * HOUR
+    assert schedules.make_due(late) == 0
+    assert schedules.make_due(late + 59 * MINUTE) == 0
+
+    # then nothing was made, the slot is not lost, and the reason can be read
+    row = seen(schedule)
+    assert not Job.objects.exclude(pk=waiting.pk).exists()
+    assert (row["next_at"], row["refused_at"]) == (SLOT, late)
+    assert "1 requests waiting" in row["last_error"]
+
+    # when there is room again
+    waiting.delete()
+    assert schedules.make_due(late + 59 * MINUTE + timedelta(seconds=5)) == 1
+
+    # then the slot is made, and nothing is left of the refusal
+    row = seen(schedule)
+    assert Job.objects.get().tag == "daily-2026-03-09"
+    assert (row["next_at"], row["refused_at"], row["last_error"]) == (SLOT + DAY, None, "")
+
+
+@pytest.mark.django_db
+def test_after_an_hour_of_refusals_the_slot_is_given_up_and_the_next_one_made(
+    settings: Any,
+) -> None:
+    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    waiting = make_job(tag="waiting")
+    schedule = make_schedule()
+    assert schedules.make_due(SLOT) == 0
+    assert schedules.make_due(SLOT + HOUR) == 0
+
+    row = seen(schedule)
+    assert (row["next_at"], row["refused_at"], row["paused_at"]) == (SLOT + DAY, None, None)
+    assert "1 requests waiting" in row["last_error"]
+    assert row["last_error"].endswith("Given up after an hour; due since 2026-03-10 06:00 UTC.")
+    waiting.delete()
+    assert schedules.make_due(SLOT + HOUR + MINUTE) == 0
+    assert schedules.make_due(SLOT + DAY) == 1
+    assert Job.objects.get().tag == "daily-2026-03-10"
+    assert seen(schedule)["last_error"] == ""
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"dataset": "gone"}, "dataset: There is no dataset of that name"),
+        ({"window": "last 400 days"}, "window: At most 366 days"),
+        ({"zone": "Mars/Base"}, "zone: Unknown time zone"),
+        ({"cron": "never"}, "cron: Not five words"),
+        ({"tag": "a b"}, "tag: Letters, digits"),
+    ],
+)
+@pytest.mark.django_db
+def test_a_broken_schedule_says_so_and_stops_no_other(broken: dict[str, str], said: str) -> None:
+    bad = make_schedule(name="bad", next_at=SLOT - MINUTE, **broken)
+    make_schedule(name="good")
+    assert schedules.make_due(SLOT) == 1
+    assert Job.objects.get().tag == "good-2026-03-09"
+    assert seen(bad)["last_error"].startswith(said)
+
+
+@pytest.mark.parametrize("broken", [{"zone": "Mars/Base"}, {"cron": "never"}])
+@pytest.mark.django_db
+def test_one_whose_next_slot_cannot_be_told_is_paused_in_the_end(broken: dict[str, str]) -> None:
+    schedule = make_schedule(**broken)
+    schedules.make_due(SLOT)
+    assert seen(schedule)["paused_at"] is None
+    schedules.make_due(SLOT + HOUR)
+    assert seen(schedule)["paused_at"] == SLOT + HOUR
+    with pytest.raises(Refused, match="Save the schedule anew"):
+        schedules.resume(schedule)
+
+
+@pytest.mark.django_db
+def test_our_own_failure_stops_no_other_and_is_undone_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a submission that fails after it wrote
+    bad = make_schedule(name="bad", next_at=SLOT - MINUTE)
+    make_schedule(name="good")
+    submit = submissions.submit
+
+    def failing(submission: Any, now: datetime) -> Job:
+        job = submit(submission, now)
+        if submission.tag.startswith("bad"):
+            raise RuntimeError("secret words")
+        return job
+
+    monkeypatch.setattr(submissions, "submit", failing)
+    assert schedules.make_due(SLOT) == 1
+    assert [job.tag for job in Job.objects.all()] == ["good-2026-03-09"]
+    row = seen(bad)
+    assert row["next_at"] == SLOT - MINUTE
+    assert row["last_error"] == "We failed; the cause is in our log."
+
+
+@pytest.mark.django_db
+def test_a_conversation_nobody_has_seen_is_asked_for_all_the_same() -> None:
+    make_schedule(conversation="not yet")
+    assert schedules.make_due(SLOT) == 1
+    assert Job.objects.get().config["conversationId"] == "not yet"
+
+
+@pytest.mark.django_db
+def test_the_same_question_twice_on_a_day_is_the_same_job() -> None:
+    make_schedule(cron="0 6,18 * * *")
+    assert schedules.make_due(SLOT) == 1
+    assert schedules.make_due(SLOT + 12 * HOUR) == 1
+    assert Job.objects.count() == 1
+
+
+# Keeping ------------------------------------------------------------------------------------------
+
+
+def words(**changes: Any) -> Schedule:
+    """A schedule that is not saved, with `make_schedule`'s words."""
+    values: dict[str, Any] = {
+        "name": "daily",
+        "cron": "0 6 * * *",
+        "zone": "UTC",
+        "dataset": RESPONSE,
+        "conversation": BOT,
+        "window": "yesterday",
+        "tag": "{name}-{start}",
+        "requested_by": "user_id",
+        **changes,
+    }
+    return Schedule(channel=make_channel(), **values)
+
+
+@pytest.mark.django_db
+def test_saving_the_same_words_changes_nothing() -> None:
+    schedule = make_schedule(last_error="Too many.", refused_at=SLOT)
+    before = seen(schedule)
+    schedules.save(words(), SLOT + 2 * DAY)
+    assert seen(schedule) == before
+
+
+@pytest.mark.django_db
+def test_other_words_keep_the_slot_and_another_clock_looks_ahead() -> None:
+    schedule = make_schedule(last_error="Too many.", refused_at=SLOT)
+    schedules.save(words(window="last 7 days"), SLOT + HOUR)
+    row = seen(schedule)
+    assert (row["next_at"], row["last_error"], row["refused_at"]) == (SLOT, "", None)
+
+    schedules.pause(schedule)
+    schedules.save(words(cron="30 6 * * *"), SLOT + HOUR)
+    row = seen(schedule)
+    assert row["next_at"] == SLOT + DAY + 30 * MINUTE
+    assert row["window"] == "yesterday"
+    assert row["paused_at"] is not None  # what is paused stays so
+    assert Schedule.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_deleting_leaves_the_jobs() -> None:
+    schedule = make_schedule()
+    schedules.make_due(SLOT)
+    schedules.delete(schedule)
+    schedules.delete(schedule)
+    assert Job.objects.get().schedule_id is None
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_deleting_waits_for_the_request_that_is_being_made(
+    wakes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a request whose job is written but not committed
+    schedule = make_schedule()
+    written, go_on = threading.Event(), threading.Event()
+    submit = submissions.submit
+    errors: list[BaseException] = []
+
+    def slow(submission: Any, now: datetime) -> Job:
+        job = submit(submission, now)
+        written.set()
+        assert go_on.wait(20)
+        return job
+
+    def call(what: Any, *arguments: Any) -> None:
+        try:
+            what(*arguments)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    monkeypatch.setattr(submissions, "submit", slow)
+    making = threading.Thread(target=call, args=[schedules.make_due, SLOT])
+    deleting = threading.Thread(target=call, args=[schedules.delete, schedule])
+    making.start()
+    assert written.wait(20)
+
+    # when the schedule is deleted meanwhile
+    deleting.start()
+    deleting.join(0.5)
+    waited = deleting.is_alive()
+    go_on.set()
+    making.join(20)
+    deleting.join(20)
+
+    # then both are done, one after the other
+    assert waited
+    assert errors == []
+    assert not Schedule.objects.exists()
+    assert Job.objects.get().schedule_id is None
+
+
+# The API ------------------------------------------------------------------------------------------
+
+ADDRESS = "/dataset/v1/schedule"
+GONE = object()
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "cron": "0 6 * * *",
+        "timezone": "Asia/Kolkata",
+        "dataset": RESPONSE,
+        "conversationId": BOT,
+        "window": "yesterday",
+        "tag": "daily-{start}",
+        "outputFormat": "csv",
+        "requestedBy": "asha",
+        "callbackUrl": "https://receiver.example/told",
+        **changes,
+    }
+    return {"request": {name: value for name, value in request.items() if value is not GONE}}
+
+
+def put(client: Client, name: str = "daily", said: Any = None, **headers: str) -> Any:
+    text = said if isinstance(said, str) else json.dumps(body() if said is None else said)
+    return client.put(f"{ADDRESS}/{name}", text, content_type="application/json", headers=headers)
+
+
+SHAPE = [
+    "name", "requestedChannel", "cron", "timezone", "dataset", "conversationId", "window", "tag",
+    "outputFormat", "requestedBy", "callbackUrl", "sealing", "paused", "nextRun",
+    "nextWindow", "nextTag", "lastError", "jobs",
+]  # fmt: skip
+
+
+@pytest.mark.django_db
+def test_a_schedule_is_put_and_read(asker: Client) -> None:
+    made = assert_envelope(put(asker), "schedule.save", 200, "OK")
+    assert list(made) == SHAPE
+    assert {name: made[name] for name in body()["request"]} == body()["request"]
+    assert (made["name"], made["requestedChannel"]) == ("daily", "ORG_001")
+    assert (made["paused"], made["lastError"], made["jobs"]) == (False, "", [])
+
+    # the next run is the next 06:00 of Kolkata, for the day before it there
+    run = datetime.fromtimestamp(made["nextRun"] / 1000, ZoneInfo("Asia/Kolkata"))
+    assert timedelta() < run - timezone.now() <= DAY
+    assert (run.hour, run.minute, run.second) == (6, 0, 0)
+    day = (run.date() - DAY).isoformat()
+    assert made["nextWindow"] == {"startDate": day, "endDate": day}
+    assert made["nextTag"] == f"daily-{day}"
+
+    # again it is the same, by the other address too
+    assert assert_envelope(put(asker), "schedule.save", 200, "OK") == made
+    read = asker.get(f"/api{ADDRESS}/daily")
+    assert assert_envelope(read, "schedule.read", 200, "OK") == made
+    assert Schedule.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_what_is_left_out_has_its_default(asker: Client) -> None:
+    said = body(timezone=GONE, outputFormat=GONE, requestedBy=GONE, callbackUrl=GONE)
+    made = assert_envelope(put(asker, said=said), "schedule.save", 200, "OK")
+    assert (made["timezone"], made["outputFormat"], made["requestedBy"]) == ("UTC", "csv", "test")
+    assert made["callbackUrl"] == ""
+
+
+@pytest.mark.django_db
+def test_putting_replaces(asker: Client) -> None:
+    put(asker)
+    made = put(asker, said=body(window="last 7 days", dataset=PRIVATE)).json()["result"]
+    assert (made["window"], made["dataset"]) == ("last 7 days", PRIVATE)
+    assert Schedule.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_the_last_five_jobs_are_shown_the_newest_first(asker: Client) -> None:
+    schedule = make_schedule()
+    for number in range(7):
+        schedules.make_due(SLOT + number * DAY)
+    other = make_schedule(name="other", tag="other")
+    schedules.make_due(SLOT)
+    made = asker.get(f"{ADDRESS}/daily").json()["result"]["jobs"]
+    assert [job["tag"] for job in made] == [f"daily-2026-03-{15 - back:02}" for back in range(5)]
+    assert {job["status"] for job in made} == {"SUBMITTED"}
+    newest = Job.objects.filter(schedule=schedule).latest("pk")
+    assert made[0]["requestId"] == newest.request_id
+    listed = asker.get(ADDRESS).json()["result"]["schedules"]
+    assert [len(each["jobs"]) for each in listed] == [5, 1]
+    assert listed[1]["name"] == other.name
+
+
+REFUSED = [
+    ({"cron": GONE}, "request.cron: This field is required."),
+    ({"cron": "0 0 6 * * *"}, "request.cron: Not five words"),
+    ({"cron": "61 6 * * *"}, "request.cron: Bad minute"),
+    ({"cron": "0 6 31 2 *"}, "request.cron: Bad day-of-month"),
+    ({"cron": "* " * 70}, "request.cron: Ensure this field has no more than 128 characters."),
+    ({"cron": 5}, "request.cron: Not five words"),
+    ({"timezone": "Mars/Base"}, "request.timezone: Unknown time zone; write one like UTC"),
+    ({"timezone": "../etc"}, "request.timezone: Unknown time zone"),
+    ({"dataset": "nothing"}, "request.dataset: There is no dataset of that name; ask for one of"),
+    ({"dataset": GONE}, "request.dataset: This field is required."),
+    ({"conversationId": ""}, "request.conversationId: This field is required."),
+    ({"conversationId": GONE}, "request.conversationId: This field is required."),
+    ({"dataset": "sessions-exhaust"}, "request.conversationId: A session belongs to a device"),
+    ({"conversationId": "x" * 256}, "request.conversationId: Ensure"),
+    ({"window": "last year"}, "request.window: One of today, yesterday"),
+    ({"window": "last 367 days"}, "request.window: At most 366 days at once"),
+    ({"tag": "a b"}, "request.tag: Letters, digits"),
+    ({"tag": "{other}"}, "request.tag: Letters, digits"),
+    ({"outputFormat": "exe"}, "request.outputFormat: One of csv"),
+    ({"requestedBy": "x" * 256}, "request.requestedBy: Ensure"),
+    ({"callbackUrl": "ftp://example.org"}, "request.callbackUrl: "),
+    ({"callbackUrl": "http://169.254.169.254/x"}, "request.callbackUrl: "),
+    ({"colour": "red"}, "request.colour: Unknown field; there are cron"),
+    ({"datasetConfig": {}}, "request.datasetConfig: Unknown field"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), REFUSED)
+@pytest.mark.django_db
+def test_bad_fields_are_named_with_the_remedy(
+    asker: Client, changes: dict[str, Any], sentence: str
+) -> None:
+    answer = put(asker, said=body(**changes))
+    assert assert_refused(answer, operation="schedule.save").startswith(sentence)
+    assert not Schedule.objects.exists()
+
+
+@pytest.mark.parametrize("said", ["{}", "[]", '{"request": []}', '{"request": null}', "{", "7"])
+@pytest.mark.django_db
+def test_bodies_that_are_no_request_are_refused(asker: Client, said: str) -> None:
+    assert assert_refused(put(asker, said=said), operation="schedule.save")
+    assert not Schedule.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "a%00b", "x" * 129, "ä"])
+@pytest.mark.django_db
+def test_a_bad_name_is_refused_and_nowhere_found(asker: Client, name: str) -> None:
+    answer = put(asker, name, body(tag="plain"))
+    assert assert_refused(answer, operation="schedule.save").startswith("name: Letters, digits")
+    gone = asker.get(f"{ADDRESS}/{name}")
+    assert_refused(gone, 404, "RESOURCE_NOT_FOUND", "schedule.read")
+
+
+def calls(client: Client, name: str) -> dict[str, Any]:
+    """Every call about one schedule, by its operation, the deadly one last."""
+    return {
+        "schedule.read": client.get(f"{ADDRESS}/{name}"),
+        "schedule.pause": client.post(f"{ADDRESS}/{name}/pause"),
+        "schedule.resume": client.post(f"{ADDRESS}/{name}/resume"),
+        "schedule.delete": client.delete(f"{ADDRESS}/{name}"),
+    }
+
+
+@pytest.mark.django_db
+def test_another_channels_schedule_is_the_same_404_as_none(asker: Client) -> None:
+    other = make_schedule(channel="ORG_002")
+    before = seen(other)
+    for operation, answer in calls(asker, "daily").items():
+        sentence = assert_refused(answer, 404, "RESOURCE_NOT_FOUND", operation)
+        missing = calls(asker, "missing")[operation]
+        assert assert_refused(missing, 404, "RESOURCE_NOT_FOUND", operation) == sentence
+    assert asker.get(ADDRESS).json()["result"]["schedules"] == []
+
+    # and a schedule of that name in one's own channel is another
+    assert put(asker).status_code == 200
+    assert seen(other) == before
+    assert Schedule.objects.count() == 2
+
+
+@pytest.mark.django_db
+def test_the_header_picks_the_channel() -> None:
+    client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
+    assert_refused(put(client), 403, "FORBIDDEN", "schedule.save")
+    made = put(client, **{"X-Channel-ID": "ORG_002"})
+    assert made.json()["result"]["requestedChannel"] == "ORG_002"
+    answer = client.get(f"{ADDRESS}/daily", headers={"X-Channel-ID": "ORG_001"})
+    assert_refused(answer, 404, "RESOURCE_NOT_FOUND", "schedule.read")
+    assert_refused(put(client, **{"X-Channel-ID": "ORG_003"}), 403, "FORBIDDEN", "schedule.save")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "dataset", "missing"),
+    [
+        (("export:response",), PRIVATE, "export:private"),
+        (("export:private",), RESPONSE, "export:response"),
+        (("ingest",), RESPONSE, "export:response"),
+    ],
+)
+@pytest.mark.django_db
+def test_the_datasets_scope_is_needed_for_every_call(
+    scopes: tuple[str, ...], dataset: str, missing: str
+) -> None:
+    schedule = make_schedule(dataset=dataset)
+    before = seen(schedule)
+    client = Client(headers=bearer(make_key(*scopes)))
+    answers = calls(client, "daily") | {
+        "schedule.save": put(client, "new", body(dataset=dataset)),
+    }
+    for operation, answer in answers.items():
+        assert missing in assert_refused(answer, 403, "FORBIDDEN", operation)
+    assert seen(schedule) == before
+    assert Schedule.objects.count() == 1
+    assert client.get(ADDRESS).json()["result"]["schedules"] == []
+
+
+@pytest.mark.django_db
+def test_one_scope_does_not_replace_the_others_schedule() -> None:
+    schedule = make_schedule(dataset=PRIVATE)
+    client = Client(headers=bearer(make_key("export:response")))
+    assert_refused(put(client), 403, "FORBIDDEN", "schedule.save")
+    assert seen(schedule)["dataset"] == PRIVATE
+
+
+@pytest.mark.django_db
+def test_without_a_living_key_there_is_nothing(client: Client, asker: Client) -> None:
+    for operation, answer in (
+        calls(client, "daily") | {"schedule.list": client.get(ADDRESS)}
+    ).items():
+        assert_refused(answer, 401, "UNAUTHORIZED", operation)
+    ApiKey.objects.update(revoked_at=timezone.now())
+    assert_refused(put(asker), 401, "UNAUTHORIZED", "schedule.save")
+
+
+@pytest.mark.django_db
+def test_pausing_and_resuming(asker: Client) -> None:
+    running = put(asker).json()["result"]
+    for _ in range(2):  # again it is no error
+        answer = asker.post(f"{ADDRESS}/daily/pause")
+        paused = assert_envelope(answer, "schedule.pause", 200, "OK")
+        assert paused == running | {
+            "paused": True, "nextRun": None, "nextWindow": None, "nextTag": None,
+        }  # fmt: skip
+    assert put(asker).json()["result"]["paused"] is True
+    for _ in range(2):
+        answer = asker.post(f"{ADDRESS}/daily/resume")
+        assert assert_envelope(answer, "schedule.resume", 200, "OK") == running
+    assert asker.get(f"{ADDRESS}/daily/pause").status_code == 405
+
+
+@pytest.mark.django_db
+def test_what_cannot_be_made_cannot_be_resumed(asker: Client) -> None:
+    make_schedule(dataset=RESPONSE, window="last 400 days", paused_at=SLOT)
+    answer = asker.post(f"{ADDRESS}/daily/resume")
+    sentence = assert_refused(answer, 409, "CONFLICT", "schedule.resume")
+    assert sentence.startswith("window: At most 366 days")
+    assert asker.get(f"{ADDRESS}/daily").json()["result"]["paused"] is True
+
+
+@pytest.mark.django_db
+def test_a_refusal_can_be_read(asker: Client, settings: Any) -> None:
+    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    make_job(tag="waiting")
+    make_schedule()
+    schedules.make_due(SLOT)
+    read = asker.get(f"{ADDRESS}/daily").json()["result"]
+    assert "1 requests waiting" in read["lastError"]
+    assert read["nextRun"] == int(SLOT.timestamp() * 1000)  # still due
+    assert read["nextTag"] == "daily-2026-03-09"
+
+
+@pytest.mark.django_db
+def test_a_schedule_a_setting_broke_can_still_be_read(asker: Client, settings: Any) -> None:
+    put(asker, said=body(window="last 60 days"))
+    settings.EXHAUST_MAX_DAYS = 30
+    read = assert_envelope(asker.get(f"{ADDRESS}/daily"), "schedule.read", 200, "OK")
+    assert (read["nextWindow"], read["nextTag"]) == (None, None)
+    assert read["nextRun"] is not None
+
+
+@pytest.mark.django_db
+def test_deleting(asker: Client) -> None:
+    put(asker)
+    answer = asker.delete(f"{ADDRESS}/daily")
+    assert assert_envelope(answer, "schedule.delete", 200, "OK") == {"name": "daily"}
+    assert not Schedule.objects.exists()
+    assert_refused(asker.delete(f"{ADDRESS}/daily"), 404, "RESOURCE_NOT_FOUND", "schedule.delete")
+
+
+@pytest.mark.django_db
+def test_a_list_goes_on_behind_its_cursor(asker: Client) -> None:
+    names = [f"s-{number}" for number in range(5)]
+    for name in reversed(names):
+        make_schedule(name=name)
+    make_schedule(name="s-2", channel="ORG_002")
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        query = {"limit": 2, **({"cursor": cursor} if cursor else {})}
+        page = assert_envelope(asker.get(ADDRESS, query), "schedule.list", 200, "OK")
+        assert page["count"] == len(page["schedules"]) <= 2
+        found += [each["name"] for each in page["schedules"]]
+        cursor = page["nextCursor"]
+    assert found == names
+    assert list(page["schedules"][0]) == SHAPE
+
+
+@pytest.mark.django_db
+def test_a_list_costs_the_same_for_many(asker: Client) -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as seen:
+            assert asker.get(ADDRESS).status_code == 200
+        return len(seen)
+
+    make_schedule(name="s-0")
+    asker.get(ADDRESS)  # the key's last use is written once
+    few = queries()
+    for number in range(1, 9):
+        make_schedule(name=f"s-{number}")
+    assert queries() == few
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ({"limit": 0}, "limit: "),
+        ({"limit": 1001}, "limit: "),
+        ({"limit": "x"}, "limit: "),
+        ({"cursor": "altered"}, "cursor: was altered"),
+    ],
+)
+@pytest.mark.django_db
+def test_bad_pages_are_refused(asker: Client, query: dict[str, Any], sentence: str) -> None:
+    answer = asker.get(ADDRESS, query)
+    assert assert_refused(answer, operation="schedule.list").startswith(sentence)
+
+
+@pytest.mark.django_db
+def test_a_cursor_is_good_for_its_own_list_only(asker: Client) -> None:
+    for number in range(2):
+        make_schedule(name=f"s-{number}")
+        make_schedule(name=f"s-{number}", channel="ORG_002")
+    cursor = asker.get(ADDRESS, {"limit": 1}).json()["result"]["nextCursor"]
+    for key in (
+        make_key("export:response"),
+        make_key("export:response", channels=("ORG_002",)),
+        make_key("export:response", "export:private", channels=("ORG_002",)),
+    ):
+        answer = Client(headers=bearer(key)).get(ADDRESS, {"cursor": cursor})
+        sentence = assert_refused(answer, operation="schedule.list")
+        assert sentence.startswith("cursor: belongs to another question")
+    jobs = asker.get("/dataset/v1/request/list/daily", {"cursor": cursor})
+    assert jobs.status_code == 400
+
+
+# The admin ----------------------------------------------------------------------------------------
+
+PAGES = "/admin/exhaust/schedule"
+
+
+@pytest.fixture
+def operator(client: Client, db: None) -> Client:
+    client.force_login(get_user_model().objects.create_superuser("operator", password="x"))
+    return client
+
+
+def form(**changes: Any) -> dict[str, Any]:
+    return {
+        "channel": make_channel().pk,
+        "name": "daily",
+        "cron": "0 6 * * *",
+        "zone": "Asia/Kolkata",
+        "dataset": RESPONSE,
+        "conversation": BOT,
+        "window": "yesterday",
+        "tag": "daily-{start}",
+        "callback_url": "https://receiver.example/told",
+        "output_format": "csv",
+        **changes,
+    }
+
+
+def test_the_form_saves_what_the_api_would(operator: Client, asker: Client) -> None:
+    answer = operator.post(f"{PAGES}/add/", form())
+    assert answer.status_code == 302, answer.context["errors"]
+    by_form = seen(Schedule.objects.get())
+    assert by_form["requested_by"] == "operator"
+    Schedule.objects.all().delete()
+    put(asker, said=body(requestedBy="operator"))
+    by_api = seen(Schedule.objects.get())
+    own = ("id", "created_at")
+    assert {k: v for k, v in by_form.items() if k not in own} == {
+        k: v for k, v in by_api.items() if k not in own
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        ({"cron": "0 0 6 * * *"}, "cron", "Not five words"),
+        ({"zone": "Mars/Base"}, "zone", "Unknown time zone"),
+        ({"window": "last 367 days"}, "window", "At most 366 days"),
+        ({"tag": "{other}"}, "tag", "Letters, digits"),
+        ({"name": "a b"}, "name", "Letters, digits"),
+        ({"dataset": "nothing"}, "dataset", "nothing"),
+        ({"output_format": "exe"}, "output_format", "exe"),
+        ({"conversation": ""}, "conversation", "required"),
+        ({"callback_url": "http://169.254.169.254/x"}, "callback_url", "not public"),
+    ],
+)
+def test_the_form_refuses_what_the_api_would(
+    operator: Client, changes: dict[str, str], field: str, said: str
+) -> None:
+    answer = operator.post(f"{PAGES}/add/", form(**changes))
+    assert answer.status_code == 200
+    errors = answer.context["adminform"].form.errors
+    assert list(errors) == [field]
+    assert said in str(errors[field])
+    assert not Schedule.objects.exists()
+
+
+def test_the_form_does_not_make_a_second_of_a_name(operator: Client) -> None:
+    schedule = make_schedule()
+    before = seen(schedule)
+    answer = operator.post(f"{PAGES}/add/", form(window="last 7 days"))
+    assert answer.status_code == 200
+    assert "already exists" in answer.content.decode()
+    assert seen(schedule) == before
+
+
+def test_a_schedule_is_changed_by_the_form(operator: Client) -> None:
+    schedule = make_schedule(last_error="Too many.", paused_at=SLOT)
+    address = f"{PAGES}/{schedule.pk}/change/"
+    answer = operator.post(address, form(name="other", zone="UTC", window="last 7 days"))
+    assert answer.status_code == 302
+    row = seen(schedule)
+    assert (row["name"], row["window"], row["last_error"]) == ("daily", "last 7 days", "")
+    assert (row["requested_by"], row["next_at"], row["paused_at"]) == ("user_id", SLOT, SLOT)
+    bad = operator.post(address, form(cron="never"))
+    assert list(bad.context["adminform"].form.errors) == ["cron"]
+    assert seen(schedule) == row
+
+
+def test_the_pages_show_the_next_run_and_the_last_jobs(operator: Client) -> None:
+    schedule = make_schedule()
+    schedules.make_due(SLOT)
+    job = Job.objects.get()
+    page = operator.get(f"{PAGES}/{schedule.pk}/change/").content.decode()
+    assert "2026-03-10 to 2026-03-10 as daily-2026-03-10" in page
+    assert (
+        f'<a href="/admin/exhaust/job/{job.pk}/change/">daily-2026-03-09 {job.request_id}' in page
+    )
+    assert 'name="next_at' not in page
+    schedules.pause(schedule)
+    paused = operator.get(f"{PAGES}/{schedule.pk}/change/").content.decode()
+    assert "None while it is paused." in paused
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("", {"daily", "private", "paused"}),
+        ("?q=priv", {"private"}),
+        (f"?dataset={PRIVATE}", {"private"}),
+        ("?paused_at__isempty=0", {"paused"}),
+    ],
+)
+def test_the_list_is_searched_and_filtered(operator: Client, query: str, shown: set[str]) -> None:
+    make_schedule(tag="one")
+    make_schedule(name="private", dataset=PRIVATE, tag="two")
+    make_schedule(name="paused", paused_at=SLOT, tag="three")
+    answer = operator.get(f"{PAGES}/{query}")
+    assert {row.name for row in answer.context["cl"].result_list} == shown
+
+
+def act(client: Client, action: str, *rows: Schedule) -> str:
+    said = {"action": action, "_selected_action": [row.pk for row in rows]}
+    answer = client.post(f"{PAGES}/", said, follow=True)
+    return " ".join(str(message) for message in answer.context["messages"])
+
+
+def test_pausing_resuming_and_deleting_several(operator: Client) -> None:
+    good = make_schedule()
+    bad = make_schedule(name="bad", window="last year")
+    assert act(operator, "pause", good, bad) == "2 schedules paused."
+    assert Schedule.objects.filter(paused_at=None).count() == 0
+    said = act(operator, "resume", good, bad)
+    assert "bad: window: One of today" in said
+    assert "1 schedules resumed." in said
+    assert seen(good)["paused_at"] is None
+    assert seen(good)["next_at"] > timezone.now()
+
+    schedules.make_due(seen(good)["next_at"])
+    gone = {"action": "delete_selected", "_selected_action": [good.pk], "post": "yes"}
+    operator.post(f"{PAGES}/", gone)
+    operator.post(f"{PAGES}/{bad.pk}/delete/", {"post": "yes"})
+    assert not Schedule.objects.exists()
+    assert Job.objects.get().schedule_id is None
+
+
+def test_who_has_no_role_in_the_channel_may_not_pause(client: Client, db: None) -> None:
+    viewer = get_user_model().objects.create_user("viewer", password="x", is_staff=True)
+    viewer.user_permissions.add(Permission.objects.get(codename="change_schedule"))
+    client.force_login(viewer)
+    schedule = make_schedule()
+    assert client.get(f"{PAGES}/").status_code == 403
+    assert client.get(f"{PAGES}/{schedule.pk}/change/").status_code in {302, 403}
+    said = {"action": "pause", "_selected_action": [schedule.pk]}
+    assert client.post(f"{PAGES}/", said).status_code == 403
+    assert seen(schedule)["paused_at"] is None
+    assert client.get(f"{PAGES}/add/").status_code == 403
+    assert client.post(f"{PAGES}/{schedule.pk}/change/", form()).status_code in {302, 403}

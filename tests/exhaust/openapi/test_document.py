@@ -1,0 +1,122 @@
+"""The description of the API cannot leave anything out, and cannot lie."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver
+from drf_spectacular.validation import validate_schema
+
+from exhaust.openapi.document import document
+from tests import openapi_checks
+from tests.service import ROOT
+
+FOR_STAFF = ("/admin/", "/console/")
+
+
+def addresses(resolver: URLResolver, prefix: str = "/") -> Iterator[str]:
+    for pattern in resolver.url_patterns:
+        path = prefix + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(pattern.pattern))
+        if path.startswith(FOR_STAFF):
+            continue
+        if isinstance(pattern, URLPattern):
+            yield path
+        else:
+            yield from addresses(pattern, path)
+
+
+@pytest.mark.parametrize("address", sorted(set(addresses(get_resolver()))))
+def test_every_address_is_described(address: str) -> None:
+    item = document()["paths"].get(address)
+    if item is None and address.startswith("/api/"):
+        item = document()["paths"][address.removeprefix("/api")]
+        assert {"url": "/api", "description": "The same."} in item["servers"]
+    assert item is not None
+
+
+def test_nothing_else_is_described() -> None:
+    assert set(document()["paths"]) <= set(addresses(get_resolver()))
+
+
+def test_it_is_openapi_3_1() -> None:
+    assert document()["openapi"] == "3.1.0"
+    validate_schema(document())
+
+
+OPERATIONS = openapi_checks.named()
+RESOURCES = {  # as Croct's client calls them
+    "exportEvents", "exportEventById", "exportSessions", "exportSessionById", "exportUsers",
+    "exportUserById",
+}  # fmt: skip
+
+
+def test_operations_have_names_of_their_own() -> None:
+    count = sum(len(openapi_checks.METHODS & set(item)) for item in document()["paths"].values())
+    assert len(OPERATIONS) == count
+    assert set(OPERATIONS) >= RESOURCES
+
+
+def undescribed(schema: Any, at: str) -> Iterator[str]:
+    if isinstance(schema, dict):
+        for name, said in schema.get("properties", {}).items():
+            if not (said.get("description") or "$ref" in said or "oneOf" in said):
+                yield f"{at}.{name}"
+            yield from undescribed(said, f"{at}.{name}")
+        for key in ("items", "additionalProperties"):
+            yield from undescribed(schema.get(key), f"{at}.{key}")
+        for each in schema.get("anyOf", []):
+            yield from undescribed(each, at)
+
+
+def test_every_field_is_described() -> None:
+    schemas = document()["components"]["schemas"]
+    assert [name for name, schema in schemas.items() if not schema.get("description")] == []
+    assert [each for name in schemas for each in undescribed(schemas[name], name)] == []
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_has_words_and_examples_that_fit(name: str) -> None:
+    _, _, said = OPERATIONS[name]
+    assert said["summary"]
+    assert said["tags"][0] in [tag["name"] for tag in document()["tags"]]
+    for parameter in said.get("parameters", []):
+        if "$ref" not in parameter:
+            assert parameter["description"], parameter["name"]
+    bodies = [said.get("requestBody", {}), *said["responses"].values()]
+    entries = [entry for body in bodies for entry in body.get("content", {}).values()]
+    for entry in entries:
+        if "example" in entry:
+            fits = openapi_checks.validator(entry["schema"], closed=False)
+            assert [error.message for error in fits.iter_errors(entry["example"])] == []
+    sent = said.get("requestBody", {}).get("content", {})
+    answered = said["responses"]["200"].get("content", {})
+    for entry in (*sent.values(), *answered.values()):
+        assert "example" in entry or name == "downloadFile"
+
+
+def test_examples_that_are_sent_are_taken(asker: Client) -> None:
+    """An example that is refused would be a lie, too."""
+    said = OPERATIONS["submitJob"][2]["requestBody"]["content"]["application/json"]["example"]
+    answer = asker.post("/dataset/v1/request/submit", said, content_type="application/json")
+    assert answer.status_code == 200
+
+
+def test_the_page_and_both_spellings_are_for_everybody(client: Client) -> None:
+    import yaml
+
+    assert client.get("/docs/").status_code == 200
+    assert client.get("/docs/openapi.json").json() == document()
+    said = yaml.safe_load(client.get("/docs/openapi.yaml").content)
+    assert said["paths"].keys() == document()["paths"].keys()
+
+
+def test_a_start_does_not_pay_for_it() -> None:
+    code = "import config.wsgi, config.urls, sys; print('drf_spectacular' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,392 @@
+"""What is written down, and that the database keeps it as it was written."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import authenticate, get_user_model
+from django.contrib.auth.models import Group
+from django.core.management import CommandError, call_command
+from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.test import Client, RequestFactory
+from django.utils import timezone
+
+from ingest import audit
+from ingest.audit import hash_chain
+from ingest.auth import failures
+from ingest.derive import deriver
+from ingest.models import (
+    Conversation,
+    LedgerEntry,
+    LedgerSeal,
+    Participant,
+    Refusal,
+    Rejected,
+    Role,
+)
+from ingest.store.replay import replay
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust.factories import answer, send
+
+pytestmark = pytest.mark.django_db
+NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted() -> None:
+    failures._counted.clear()
+
+
+def write(action: str, at: datetime) -> LedgerEntry:
+    return LedgerEntry.objects.create(action=action, at=at, actor="a", channel="ORG_001")
+
+
+def told(action: str) -> list[tuple[str, str, str]]:
+    found = LedgerEntry.objects.filter(action=action).order_by("id")
+    return list(found.values_list("channel", "subject", "outcome"))
+
+
+@pytest.fixture
+def operator() -> Client:
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("operator"))
+    return client
+
+
+# Only added to ------------------------------------------------------------------------------------
+
+CHANGES = [
+    "UPDATE {table} SET {column} = ''",
+    "DELETE FROM {table}",
+    "INSERT INTO {table} SELECT * FROM {table} WHERE true"
+    " ON CONFLICT (id) DO UPDATE SET {column} = ''",
+]
+OF_POSTGRESQL = ["TRUNCATE {table}", "DELETE FROM {table} WHERE id = -1"]
+OF_SQLITE = ["INSERT OR REPLACE INTO {table} SELECT * FROM {table}"]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [("ingest_ledgerentry", "actor"), ("ingest_ledgerseal", "digest")]
+)
+def test_sql_changes_nothing(on_postgresql: bool, table: str, column: str):
+    write("kept", NOW - timedelta(days=1))
+    hash_chain.seal_days(NOW)
+    for sql in CHANGES + (OF_POSTGRESQL if on_postgresql else OF_SQLITE):
+        with pytest.raises(DatabaseError, match="only added to"), transaction.atomic():
+            connection.cursor().execute(sql.format(table=table, column=column))
+    assert LedgerEntry.objects.get(action="kept").actor == "a"
+    assert LedgerSeal.objects.get().digest
+
+
+def test_the_orm_changes_nothing():
+    entry = write("kept", NOW)
+    entry.actor = "nobody"
+    for change in (
+        entry.save,
+        entry.delete,
+        LedgerEntry.objects.all().delete,
+        lambda: LedgerEntry.objects.update(actor="nobody"),
+        lambda: LedgerEntry.objects.bulk_update([entry], ["actor"]),
+    ):
+        with pytest.raises(DatabaseError, match="only added to"), transaction.atomic():
+            change()
+    assert LedgerEntry.objects.get(pk=entry.pk).actor == "a"
+
+
+GRANTS = "docs/ledger.md"
+
+
+@pytest.mark.postgresql
+def test_the_service_role_of_the_docs_can_add_and_read_and_nothing_else():
+    from tests.test_docs import ROOT
+
+    text = (ROOT / GRANTS).read_text()
+    sql = text.partition("```sql\n")[2].partition("```")[0]
+    write("kept", NOW)
+    with connection.cursor() as cursor:
+        cursor.execute(sql.replace("'a long password'", "'x'"))
+        cursor.execute("SET LOCAL ROLE exhaust_service")
+        audit.record("added")
+        for change in (
+            "UPDATE ingest_ledgerentry SET actor = ''",
+            "DELETE FROM ingest_ledgerentry",
+            "TRUNCATE ingest_ledgerentry",
+            "ALTER TABLE ingest_ledgerentry DISABLE TRIGGER USER",
+            "DROP TRIGGER ingest_ledgerentry_stays ON ingest_ledgerentry",
+            "SET session_replication_role = replica",
+            "DELETE FROM ingest_ledgerseal",
+        ):
+            with (
+                pytest.raises(DatabaseError, match=r"permission denied|must be owner"),
+                transaction.atomic(),
+            ):
+                cursor.execute(change)
+        assert LedgerEntry.objects.filter(action="added").exists()
+        failures.count("key.refused", None)
+        failures.flush()
+        assert failures.settle(timezone.now() + timedelta(hours=2)) == 1
+
+
+@pytest.mark.postgresql
+def test_the_docs_way_to_drop_old_entries_drops_those_and_no_others():
+    from tests.doc_commands import DOCS, blocks
+
+    (sql,) = [block.text for block in blocks(DOCS / "ledger.md") if "BEGIN;" in block.text]
+    write("old", datetime(2023, 12, 31, 23, tzinfo=UTC))
+    write("kept", datetime(2024, 1, 1, tzinfo=UTC))
+    hash_chain.seal_days(datetime(2024, 1, 3, tzinfo=UTC))
+
+    with connection.cursor() as cursor:  # in the test's own transaction
+        cursor.execute(sql.replace("BEGIN;", "").replace("COMMIT;", ""))
+        cursor.execute("SET LOCAL session_replication_role = origin")
+
+    assert set(LedgerEntry.objects.values_list("action", flat=True)) == {"kept"}
+    assert LedgerSeal.objects.order_by("day").values_list("day", flat=True)[0].year == 2024
+    assert list(hash_chain.faults()) == []
+
+
+# The seals ----------------------------------------------------------------------------------------
+
+
+def past_the_guard(sql: str) -> None:
+    """What somebody does who may lift the guard."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("ALTER TABLE ingest_ledgerentry DISABLE TRIGGER USER")
+            cursor.execute("ALTER TABLE ingest_ledgerseal DISABLE TRIGGER USER")
+            cursor.execute(sql)
+            return
+        cursor.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        for (name,) in cursor.fetchall():
+            if name.startswith("ingest_ledger"):
+                cursor.execute(f"DROP TRIGGER {name}")
+        cursor.execute(sql)
+
+
+def test_each_day_that_is_over_is_sealed_once():
+    for days in (3, 1, 1, 0):
+        write("seen", NOW - timedelta(days=days))
+
+    assert hash_chain.seal_days(NOW) == 3
+    assert hash_chain.seal_days(NOW) == 0
+
+    chain = list(LedgerSeal.objects.order_by("day"))
+    assert [seal.entries for seal in chain] == [1, 0, 2]
+    assert [seal.previous for seal in chain] == ["", chain[0].digest, chain[1].digest]
+    assert list(hash_chain.faults()) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "fault"),
+    [
+        ("UPDATE ingest_ledgerentry SET actor = 'b' WHERE id = {id}", "not as it was sealed"),
+        ("UPDATE ingest_ledgerentry SET details = '{{\"a\": 1}}' WHERE id = {id}", "not as it"),
+        ("DELETE FROM ingest_ledgerentry WHERE id = {id}", "sealed with 1 entries, there are 0"),
+        ("DELETE FROM ingest_ledgerseal WHERE day = '2026-11-19'", "days before it are missing"),
+        ("UPDATE ingest_ledgerseal SET digest = 'f' WHERE day = '2026-11-19'", "does not follow"),
+    ],
+)
+def test_what_was_changed_all_the_same_is_found(sql: str, fault: str):
+    for days in (3, 2, 1):
+        entry = write("seen", NOW - timedelta(days=days))
+    hash_chain.seal_days(NOW)
+    call_command("ledger", "verify")
+
+    past_the_guard(sql.format(id=entry.pk))
+
+    with pytest.raises(CommandError, match=fault):
+        call_command("ledger", "verify")
+
+
+def test_an_entry_that_is_added_to_a_sealed_day_is_found():
+    write("seen", NOW - timedelta(days=1))
+    hash_chain.seal_days(NOW)
+    write("late", NOW - timedelta(days=1))
+    with pytest.raises(CommandError, match="sealed with 1 entries, there are 2"):
+        call_command("ledger", "verify")
+
+
+def test_older_days_that_were_dropped_with_their_seals_break_nothing():
+    for days in (3, 2, 1):
+        write("seen", NOW - timedelta(days=days))
+    hash_chain.seal_days(NOW)
+
+    past_the_guard("DELETE FROM ingest_ledgerentry WHERE at < '2026-11-20'")
+    past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-20'")
+    assert list(hash_chain.faults()) == []
+
+    past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-21'")
+    write("seen", NOW)
+    hash_chain.seal_days(NOW + timedelta(days=1))
+    past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-21'")
+    assert any("before the first seal" in fault for fault in hash_chain.faults())
+
+
+# Failed tries -------------------------------------------------------------------------------------
+
+
+def test_failed_keys_and_logins_are_counted_by_hour_and_network():
+    wrong = bearer("exh_12345678_wrong")
+    for number in range(5):
+        assert Client(headers=wrong, REMOTE_ADDR=f"203.0.113.{number}").get(
+            "/dataset/v1/request/list/t"
+        ).status_code == 401  # fmt: skip
+    request = RequestFactory().post("/", REMOTE_ADDR="2001:db8::1")
+    for _ in range(3):
+        assert authenticate(request, username="asha", password="wrong") is None
+
+    failures.flush()
+
+    counted = Refusal.objects.order_by("action").values_list("action", "address", "count")
+    assert list(counted) == [
+        ("key.refused", "203.0.113.0/24", 5),
+        ("login.refused", "2001:db8::/48", 3),
+    ]
+    assert failures.settle() == 0  # the hour is not over
+    assert failures.settle(timezone.now() + timedelta(hours=2)) == 2
+    found = LedgerEntry.objects.filter(action="key.refused").get()
+    assert (found.actor, found.address, found.outcome) == ("unknown", "203.0.113.0/24", "refused")
+    assert found.details["count"] == 5
+    assert not Refusal.objects.exists()
+
+
+def test_a_failed_key_writes_nothing_by_itself(django_assert_num_queries: Any, monkeypatch: Any):
+    client = Client(headers=bearer("exh_12345678_wrong"))
+    monkeypatch.setattr(failures, "_written", 1e12)
+    with django_assert_num_queries(0 if connection.vendor == "postgresql" else 1):
+        for _ in range(1 if connection.vendor == "sqlite" else 20):
+            client.get("/dataset/v1/request/list/t")
+
+
+def test_counts_are_written_at_the_end_of_any_later_request(monkeypatch: Any):
+    Client(headers=bearer("exh_12345678_wrong")).get("/dataset/v1/request/list/t")
+    monkeypatch.setattr(failures, "_written", -1e12)
+    Client().get("/healthz")
+    assert Refusal.objects.get().count == 1
+
+
+def test_two_processes_add_to_one_row():
+    for _ in range(2):
+        failures.count("key.refused", None)
+        failures.flush()
+    assert Refusal.objects.get().count == 2
+
+
+def test_more_networks_than_are_told_apart_are_counted_as_one(monkeypatch: Any):
+    monkeypatch.setattr(failures, "MAX_NETWORKS", 3)
+    for number in range(10):
+        failures.count("k", RequestFactory().get("/", REMOTE_ADDR=f"10.{number}.0.1"))
+    failures.flush()
+    assert Refusal.objects.get(address="").count == 7
+
+
+def test_what_the_database_does_not_take_is_counted_on(monkeypatch: Any):
+    failures.count("key.refused", None)
+    monkeypatch.setattr(failures, "_ADD", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
+    failures.flush()
+    monkeypatch.undo()
+    failures.flush()
+    assert Refusal.objects.get().count == 1
+
+
+# The admin ----------------------------------------------------------------------------------------
+
+
+def test_what_is_changed_in_the_admin_is_told(operator: Client):
+    group = Group.objects.create(name="nurses")
+    channel = make_channel()
+    bot = Conversation.objects.create(channel=channel, identifier="bot-1", name="Old")
+
+    operator.post("/admin/ingest/channel/add/", {"identifier": "ORG_002", "name": "Two"})
+    operator.post(
+        f"/admin/ingest/conversation/{bot.pk}/change/", {"name": "A name nobody is to read"}
+    )
+    operator.post(
+        "/admin/ingest/role/add/", {"group": group.pk, "channel": channel.pk, "audit": "on"}
+    )
+    role = Role.objects.get()
+    operator.post(f"/admin/ingest/role/{role.pk}/delete/", {"post": "yes"})
+    operator.post("/admin/auth/group/add/", {"name": "doctors"})
+
+    assert told("channel.added") == [("ORG_002", "ORG_002", "done")]
+    assert told("conversation.changed") == [("ORG_001", "bot-1", "done")]
+    assert told("role.added") == told("role.deleted") == [("ORG_001", "nurses", "done")]
+    assert told("group.added") == [("", "doctors", "done")]
+    entry = LedgerEntry.objects.get(action="role.added")
+    assert (entry.actor, entry.details["rights"]) == ("operator", ["audit"])
+    assert "nobody is to read" not in str(list(LedgerEntry.objects.values()))
+
+
+def test_several_that_are_deleted_at_once_are_each_told(operator: Client):
+    roles = [
+        Role.objects.create(group=Group.objects.create(name=name), channel=make_channel())
+        for name in ("a", "b")
+    ]
+    operator.post(
+        "/admin/ingest/role/",
+        {"action": "delete_selected", "_selected_action": [r.pk for r in roles], "post": "yes"},
+    )
+    assert sorted(told("role.deleted")) == [("ORG_001", "a", "done"), ("ORG_001", "b", "done")]
+
+
+def test_a_change_that_fails_is_not_told(operator: Client, monkeypatch: Any):
+    monkeypatch.setattr("ingest.admin.ChannelAdmin.save_model", _fails)
+    operator.raise_request_exception = False
+    operator.post("/admin/ingest/channel/add/", {"identifier": "ORG_002"})
+    assert told("channel.added") == []
+
+
+def _fails(*_: Any) -> None:
+    raise IntegrityError
+
+
+def test_whoever_looks_at_people_is_told(operator: Client):
+    channel = make_channel()
+    person = Participant.objects.create(
+        channel=channel, device_id="d-1", user_name="Asha", updated_at=NOW
+    )
+
+    assert b"Asha" in operator.get("/admin/ingest/participant/").content
+    assert b"Asha" in operator.get(f"/admin/ingest/participant/{person.pk}/change/").content
+
+    assert told("personal.viewed") == [
+        ("ORG_001", "participant list", "done"),
+        ("ORG_001", f"participant {person.pk}", "done"),
+    ]
+    viewed = LedgerEntry.objects.filter(action="personal.viewed")
+    assert {entry.actor for entry in viewed} == {"operator"}
+    assert "Asha" not in str(list(viewed.values()))
+
+
+def test_a_list_of_events_with_their_devices_is_told(operator: Client):
+    send(answer(1), answer(2))
+
+    assert b"device" in operator.get("/admin/ingest/storedevent/").content
+
+    assert told("personal.viewed") == [("ORG_001", "storedevent list", "done")]
+
+
+@pytest.mark.parametrize("model", ["participant", "appuser", "session", "storedevent", "rejected"])
+def test_every_page_of_people_tells_who_looks(operator: Client, model: str):
+    from django.contrib import admin
+
+    from ingest.audit.admin import Personal
+
+    registered = {kind._meta.model_name: page for kind, page in admin.site._registry.items()}
+    assert isinstance(registered[model], Personal)
+
+
+def test_what_is_replayed_is_told(operator: Client, sender: Client):
+    sender.post("/v1/telemetry", {"events": [{"eid": 1}]}, "application/json")
+    row = Rejected.objects.get()
+    replay(Rejected.objects.select_related("channel", "application"))
+    assert told("rejected.replayed") == [("ORG_001", str(row.pk), "refused")]
+
+
+@pytest.mark.django_db(transaction=True)  # the feed shows what is committed
+def test_a_key_that_pulls_users_is_told(sender: Client):
+    send(answer(1))
+    deriver.derive_all(seconds=5)
+    puller = Client(headers=bearer(make_key("pull", "export:private")))
+    assert len(puller.get("/export/users").json()["items"]) == 1
+    assert told("personal.pulled") == [("ORG_001", "users", "done")]

@@ -1,0 +1,115 @@
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from ingest.limits import idle_connections
+from ingest.limits.idle_connections import RATE, SECONDS, Watch
+from tests.ingest.limits.test_token_bucket import Clock
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a socket took")
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """(ours, theirs) of an accepted connection."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname(), timeout=5) as theirs,
+        listening.accept()[0] as ours,
+    ):
+        yield ours, theirs
+
+
+def look(watch: Watch, ours: socket.socket) -> int:
+    return watch.look(iter([ours.dup()]))
+
+
+def bring(pair: Pair, size: int) -> None:
+    """Their bytes, read by us."""
+    ours, theirs = pair
+    theirs.sendall(b"x" * size)
+    while size:
+        size -= len(ours.recv(size))
+
+
+def test_who_says_nothing_is_cut_after_a_while(pair: Pair, clock: Clock):
+    watch = Watch(clock.seconds)
+    assert look(watch, pair[0]) == 0
+    clock.now += SECONDS
+    assert look(watch, pair[0]) == 0
+
+    clock.now += 1
+
+    assert look(watch, pair[0]) == 1
+    assert pair[1].recv(1) == b""
+    assert pair[0].recv(1) == b""
+
+
+def test_a_drip_is_cut_and_an_honest_upload_is_not(pair: Pair, clock: Clock):
+    watch = Watch(clock.seconds)
+    look(watch, pair[0])
+    for _ in range(60):
+        clock.now += 1
+        bring(pair, RATE)
+        assert look(watch, pair[0]) == 0
+
+    cut = 0
+    for _ in range(70):
+        clock.now += 1
+        if cut := look(watch, pair[0]):
+            break
+        bring(pair, 1)
+    assert cut == 1
+
+
+def test_who_takes_what_we_send_may_stay(pair: Pair, clock: Clock):
+    watch = Watch(clock.seconds)
+    for _ in range(10):
+        pair[0].sendall(b"x")
+        assert pair[1].recv(1) == b"x"
+        time.sleep(0.05)  # for the other side's acknowledgement
+        assert look(watch, pair[0]) == 0
+        clock.now += SECONDS - 1
+
+
+def test_who_does_not_take_what_we_send_is_cut(pair: Pair, clock: Clock):
+    watch = Watch(clock.seconds)
+    pair[0].setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            pair[0].send(b"x" * 65536)
+    time.sleep(0.05)
+    look(watch, pair[0])
+
+    clock.now += SECONDS + 1
+
+    assert look(watch, pair[0]) == 1
+
+
+def test_only_what_was_accepted_is_looked_at(pair: Pair):
+    names = set()
+    for each in idle_connections.accepted():
+        with each:
+            names.add(each.getpeername())
+
+    assert pair[1].getsockname() in names
+    assert pair[0].getsockname() not in names  # a connection that we made: a database's
+
+
+def test_what_is_gone_is_forgotten(pair: Pair, clock: Clock):
+    watch = Watch(clock.seconds)
+    look(watch, pair[0])
+
+    watch.look(iter([]))
+
+    assert watch._seen == {}

@@ -1,0 +1,293 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.http import HttpResponse
+from django.test import Client, RequestFactory
+
+from ingest.auth import keys
+from ingest.events import Refused
+from ingest.limits import rate_limits, token_bucket
+from ingest.limits.rate_limits import EVENTS, FAILURES, QUESTIONS, READS, Leases, Limit, Limited
+from tests.conftest import bearer, make_channel, make_key
+from tests.ingest.limits.test_token_bucket import Clock
+
+EVENT = {"eid": "LOG", "ets": 1648785600123, "mid": "m", "context": {}, "edata": {}}
+
+
+@pytest.fixture(autouse=True)
+def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.InProcess:
+    """Limits as they are shipped, on a clock that stands, with empty buckets."""
+    settings.RATE_LIMITS = 1.0
+    buckets = token_bucket.InProcess(lambda: 10**12)
+    monkeypatch.setattr(token_bucket, "_limiter", lambda _: buckets)
+    for name in ("_shut", "_good"):
+        monkeypatch.setattr(rate_limits, name, rate_limits.Memory())
+    monkeypatch.setattr(rate_limits, "_leases", Leases())
+    return buckets
+
+
+def small(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
+    """Bursts so small that a test meets them; nothing comes back for 50 seconds."""
+    for name, burst in bursts.items():
+        monkeypatch.setattr(rate_limits, name, Limit(name.lower(), 0.02, burst))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "limit"),
+    [
+        ("POST", "/v1/telemetry", EVENTS),
+        ("POST", "/data/v3/telemetry", EVENTS),
+        ("POST", "/v1/participants", EVENTS),
+        ("PUT", "/v1/conversations/bot", EVENTS),
+        ("POST", "/collect", EVENTS),
+        ("GET", "/hit", EVENTS),
+        ("POST", "/hit/bulk", EVENTS),
+        ("PUT", "/export/events", EVENTS),
+        ("POST", "/sessions/_bulk", EVENTS),
+        ("POST", "/_bulk", EVENTS),
+        ("GET", "/export/events", READS),
+        ("GET", "/export/users/1", READS),
+        ("GET", "/export/sample", QUESTIONS),
+        ("GET", "/dataset/v1/request/read/tag", READS),
+        ("GET", "/api/dataset/v1/request/list/tag", READS),
+        ("POST", "/api/dataset/v1/request/submit", QUESTIONS),
+        ("POST", "/dataset/v1/request/preview", QUESTIONS),
+        ("POST", "/dataset/v1/request/search", QUESTIONS),
+        ("DELETE", "/dataset/v1/sink/x", QUESTIONS),
+        ("POST", "/admin/login/", QUESTIONS),
+    ],
+)
+def test_each_call_has_its_class(method: str, path: str, limit: Limit, rf: RequestFactory):
+    assert rate_limits.limit_of(rf.generic(method, path)) == limit
+
+
+# Known callers ----------------------------------------------------------------------------------
+
+
+def test_a_question_tells_what_is_left_and_then_when_to_come_again(asker: Client):
+    path = "/dataset/v1/request/search"
+    body = {"request": {"filters": {}}}
+
+    first = asker.post(path, body, content_type="application/json")
+    for _ in range(QUESTIONS.burst - 1):
+        assert asker.post(path, body, content_type="application/json").status_code == 200
+    refused = asker.post(path, body, content_type="application/json")
+
+    assert first["RateLimit-Policy"] == '"questions";q=100;w=10'
+    assert first["RateLimit"] == '"questions";r=99;t=1'
+    assert refused.status_code == 429
+    assert refused["RateLimit"] == '"questions";r=0;t=10'
+    assert refused["Retry-After"] == "1"
+    said = refused.json()
+    assert said["responseCode"] == "TOO_MANY_REQUESTS"
+    assert said["params"]["errmsg"] == "Too many questions by this caller; wait."
+    # reading is another class, and another key another caller
+    assert asker.get("/dataset/v1/request/list/april").status_code == 200
+    other = bearer(make_key("export:response"))
+    assert asker.post(path, body, content_type="application/json", headers=other).status_code == 200
+
+
+def basic(db: None) -> dict[str, str]:
+    from base64 import b64encode
+
+    _, password = keys.create_application("app", make_channel())
+    return {"Authorization": "Basic " + b64encode(f"app:{password}".encode()).decode()}
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "read"),
+    [
+        ("/v1/telemetry", EVENT, lambda said: said["responseCode"] == "TOO_MANY_REQUESTS"),
+        ("/v1/participants", [], lambda said: said["title"] == "too_many_requests"),
+        ("/collect?appId=app", [], lambda said: said["title"] == "too_many_requests"),
+        ("/hit/bulk?client_id=app", {"features": []}, lambda said: said["code"] == 429),
+        ("/export/events", {}, lambda said: said["status"] == 429),
+        (
+            "/_bulk",
+            {},
+            lambda said: said["error"]["type"] == "es_rejected_execution_exception",
+        ),
+    ],
+)
+def test_every_door_refuses_in_its_own_words_before_the_body_is_read(
+    path: str,
+    sent: Any,
+    read: Callable[[Any], bool],
+    db: None,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    small(monkeypatch, EVENTS=1)
+    headers = bearer(make_key("ingest")) if path.startswith("/v1") else basic(db)
+
+    def post() -> Any:
+        return client.post(path, sent, content_type="application/json", headers=headers)
+
+    first = post()
+
+    def unread(*_: Any) -> bytes:
+        raise AssertionError("the body was read")
+
+    monkeypatch.setattr("ingest.adapters.body.as_sent", unread)
+    refused = post()
+
+    assert first.status_code != 429
+    assert "RateLimit" not in first  # a sender does not read it
+    assert refused.status_code == 429
+    assert read(refused.json())
+    assert refused["Retry-After"] == "50"
+    assert refused["RateLimit-Policy"] == '"events";q=1;w=50'
+
+
+def test_pull_and_conversations_refuse_as_problems(
+    db: None, client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    small(monkeypatch, READS=1)
+    headers = bearer(make_key("pull"))
+    assert client.get("/export/sessions", headers=headers).status_code == 200
+
+    refused = client.get("/export/sessions", headers=headers)
+
+    assert refused.status_code == 429
+    assert refused["Content-Type"] == "application/problem+json"
+    assert refused.json()["details"] == "Too many reads by this caller; wait."
+    assert refused["Retry-After"] == "50"
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(0.0, 9), (0.5, 2), (2.0, 8)])
+def test_one_setting_scales_all_or_counts_nobody(
+    factor: float, passes: int, settings: Any, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
+):
+    small(monkeypatch, READS=4)
+    settings.RATE_LIMITS = factor
+    count = 0
+    for _ in range(9):
+        try:
+            rate_limits.count(rf.get("/export/events"), "key:1")
+            count += 1
+        except Limited:
+            pass
+    assert count == passes
+
+
+# Guessing ---------------------------------------------------------------------------------------
+
+
+def test_an_address_that_guesses_is_not_listened_to(
+    db: None, client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    small(monkeypatch, FAILURES=3)
+    good, newer = make_key("pull"), make_key("pull")
+    assert client.get("/export/users", headers=bearer(good)).status_code == 403  # a scope: no guess
+
+    def get(key: str, **extra: Any) -> Any:
+        return client.get("/export/sessions", headers=bearer(key), **extra)
+
+    assert [get(f"exh_{n:08}_x").status_code for n in range(5)] == [401] * 3 + [429] * 2
+    refused = get("exh_guess")
+    monkeypatch.setattr(keys, "_caller", lambda _: pytest.fail("the database was asked"))
+    assert get("exh_another").status_code == 429
+    assert get(newer).status_code == 429  # it might be a guess
+    monkeypatch.undo()
+
+    assert 0 < int(refused["Retry-After"]) <= 50
+    assert refused["RateLimit-Policy"] == '"failures";q=3;w=150'
+
+
+def test_who_was_let_in_before_is_still_let_in(
+    db: None, client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    small(monkeypatch, FAILURES=1)
+    good = make_key("pull")
+    assert client.get("/export/sessions", headers=bearer(good)).status_code == 200
+    bad = [client.get("/export/sessions", headers=bearer(f"no{n}")).status_code for n in range(3)]
+
+    assert bad == [401, 429, 429]
+    assert client.get("/export/sessions", headers=bearer(good)).status_code == 200
+    elsewhere = client.get("/export/sessions", headers=bearer("no"), REMOTE_ADDR="192.0.2.1")
+    assert elsewhere.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["/collect?appId=no{}", "/hit?client_id=no{}", "/dataset/v1/download/no{}"]
+)
+def test_applications_and_links_are_not_guessed_either(
+    path: str, db: None, client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    small(monkeypatch, FAILURES=2)
+    call = client.post if path.startswith("/collect") else client.get
+
+    answers = [call(path.format(n)) for n in range(4)]
+
+    assert [answer.status_code for answer in answers] == [403, 403, 429, 429]
+    assert all(answer.has_header("Retry-After") for answer in answers[2:])
+
+
+def test_an_error_of_ours_is_no_failure_of_the_address(rf: RequestFactory):
+    request = rf.get("/")
+    for error in (RuntimeError(), Refused("x", "x", 400)):
+        for _ in range(FAILURES.burst + 1):
+            with pytest.raises(type(error)), rate_limits.guessing(request, "word"):
+                raise error
+
+
+def test_headers_stand_on_nothing_that_was_not_counted(rf: RequestFactory):
+    answer = rate_limits.headers(lambda _: HttpResponse())(rf.get("/healthz"))
+
+    assert "RateLimit" not in answer
+
+
+# Leases -----------------------------------------------------------------------------------------
+
+
+def test_leases_ask_seldom_and_let_through_exactly_the_burst(
+    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.InProcess
+):
+    asked: list[int] = []
+    spend = counted.spend
+
+    def noted(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
+        asked.append(count)
+        return spend(key, rate, burst, count)
+
+    monkeypatch.setattr(counted, "spend", noted)
+    leases, limit = Leases(Clock().seconds), Limit("x", 1000, 1777)
+
+    passed = sum(leases.spend("a", limit)[0] == 0 for _ in range(3_000))
+
+    assert passed == limit.burst
+    assert asked[:7] == [1, 2, 4, 8, 16, 32, 50]
+    assert len([count for count in asked if count > 1]) < 50 + (3_000 - passed)
+
+
+def test_two_processes_with_leases_share_one_bucket():
+    one, other = Leases(Clock().seconds), Leases(Clock().seconds)
+    limit = Limit("x", 1000, 500)
+
+    passed = sum(each.spend("a", limit)[0] == 0 for _ in range(600) for each in (one, other))
+
+    assert 450 <= passed <= 500
+
+
+def test_a_lease_ends(counted: token_bucket.InProcess):
+    clock = Clock()
+    leases, limit = Leases(clock.seconds), Limit("x", 1000, 100)
+    for _ in range(4):  # takes 1, 2 and 4; three of these are left
+        leases.spend("a", limit)
+
+    clock.now += 0.2
+
+    passed = sum(leases.spend("a", limit)[0] == 0 for _ in range(200))
+    assert passed == 100 - 7
+
+
+def test_events_are_told_as_json(db: None, client: Client, monkeypatch: pytest.MonkeyPatch):
+    small(monkeypatch, EVENTS=1)
+    headers = bearer(make_key("ingest"))
+    for _ in range(2):
+        answer = client.post(
+            "/v1/telemetry", json.dumps(EVENT), content_type="application/json", headers=headers
+        )
+    assert answer.json()["params"]["err"] == "too_many_requests"
