@@ -28,7 +28,7 @@ def main() -> None:
         told = ingest.prepare()
         _, months, data = answers.load_rows(asked.rows)
         ground.print_ground(url, data=data)
-        batches(asked.door, asked.batch, told)
+        store(asked.door, asked.batch, told)
         write(months)
 
 

@@ -17,12 +17,28 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("config", "ingest", "exhaust")
 ELSEWHERE = ("migrations", "/demo", "config/openapi/")  # hold no query of a caller
 QUERIES = {
-    "filter", "get", "exclude", "get_object_or_404", "Q", "get_or_create", "update_or_create",
-}  # fmt: skip
+    "filter",
+    "get",
+    "exclude",
+    "get_object_or_404",
+    "Q",
+    "get_or_create",
+    "update_or_create",
+}
 UNSWITCHED = {  # of a query too, and none of them narrows it today
-    "aggregate", "alias", "annotate", "aget", "afilter", "complex_filter", "extra", "in_bulk",
-    "raw", "update", "get_list_or_404", "When",
-}  # fmt: skip
+    "aggregate",
+    "alias",
+    "annotate",
+    "aget",
+    "afilter",
+    "complex_filter",
+    "extra",
+    "in_bulk",
+    "raw",
+    "update",
+    "get_list_or_404",
+    "When",
+}
 NAMED = re.compile(r"channel|^dataset__in$")  # by a keyword of a query
 CHECKS = {"require"}  # calls that raise
 REFUSALS = {"Denied", "Unusable", "NotFound", "Http404", "PermissionDenied", "missing", "refused"}
@@ -40,24 +56,30 @@ OTHERS = {
     "ingest/auth/roles.py": [
         ("asked[f'roles__{right}'] = True", "pass"),
         ("{'roles__group__user': user.pk}", "{}"),
-        ("Role.objects.filter(group__user=user.pk, channel__identifier=channel)",
-         "Role.objects.filter(channel__identifier=channel)"),
+        (
+            "Role.objects.filter(group__user=user.pk, channel__identifier=channel)",
+            "Role.objects.filter(channel__identifier=channel)",
+        ),
     ],
     "exhaust/api/audit.py": [("asked['channel'] = channel", "pass")],
     "exhaust/jobs/submit.py": [
-        ("Job.objects.filter(**identity)",
-         "Job.objects.filter(tag=submission.tag, request_id=candidate)"),
-        ("Job.objects.get(**identity)",
-         "Job.objects.get(tag=submission.tag, request_id=candidate)"),
+        (
+            "Job.objects.filter(**identity)",
+            "Job.objects.filter(tag=submission.tag, request_id=candidate)",
+        ),
+        (
+            "Job.objects.get(**identity)",
+            "Job.objects.get(tag=submission.tag, request_id=candidate)",
+        ),
     ],
     "exhaust/api/destinations.py": [("['deadletters', sink.pk]", "['deadletters']")],
-}  # fmt: skip
+}
 # Walls whose absence no test can see, with the reason
 EXPLAINED = {
-    "exhaust/console/permissions.py within.decorate.guarded: if any(('\\x00' in str(part) for part in"
-    " (channel, *kwargs.values()))): refuse": "spares PostgreSQL an error; SQLite finds nothing",
-    "exhaust/console/participants.py participants: ['participants', here.channel_id, device] without"
-    " here.channel_id": "of the second place: a cursor made so is refused",
+    "exhaust/console/permissions.py within.decorate.guarded: if any(('\\x00' in str(part)"
+    " for part in (channel, *kwargs.values()))): refuse": "spares PostgreSQL an error; SQLite finds nothing",
+    "exhaust/console/participants.py participants: ['participants', here.channel_id, device]"
+    " without here.channel_id": "of the second place: a cursor made so is refused",
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
         "an operator names one of several; commands see all channels"
     ),
@@ -106,8 +128,8 @@ NO_WALL = {
     "ingest/auth/keys.py: FROM ingest_application": "asks which channel an application has",
     "exhaust/api/audit.py: filter(**asked)": "what `asked` says of a channel has a switch",
     "exhaust/api/views.py: get(**kwargs)": "calls a view's method",
-    "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the place in the row's own queue, a number",
-    "exhaust/jobs/polling.py: FROM j JOIN ingest_channel": "names the channel of rows that are let in",
+    "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the place in its own queue, a number",
+    "exhaust/jobs/polling.py: FROM j JOIN ingest_channel": "names the channel of rows let in",
     "exhaust/console/participants.py: filter(**{name": "action, actor and subject",
     "exhaust/jobs/submit.py: filter(**identity)": "has a switch",
     "exhaust/jobs/submit.py: get(**identity)": "has a switch",

@@ -4,7 +4,7 @@ Reads all of config, ingest and exhaust, and finds each condition on a channel i
 SQL), each cursor bound to one, each scope check and refusal. All are compiled with a switch. One
 process runs the tests as the code is and notes which switches each passes; then it takes each wall
 away, alone, and runs the tests that pass it until one fails. No table of places is kept:
-`tests/authorization/test_mutants.py` fails where the code names a channel in a way that is not found here.
+`tests/authorization/test_mutants.py` fails where the code names a channel in a way not found here.
 
 SQLite by default, where no row-level security stands behind; with `--served` the PostgreSQL of
 DATABASE_URL, with its policies left alone. `--list` only shows the walls; `--only` takes those
@@ -29,14 +29,25 @@ from typing import Any
 from benchmarks.switches import EXPLAINED, PACKAGES, ROOT, Wall, switched, walls
 
 TESTS = (
-    "tests/walls", "tests/ingest/adapters/test_clickstream.py", "tests/ingest/adapters/test_desk.py",
-    "tests/ingest/auth/test_keys.py", "tests/ingest/audit/test_audit.py", "tests/ingest/views/test_views.py",
-    "tests/ingest/derive/test_sessions.py", "tests/ingest/derive/test_users.py", "tests/exhaust/console/test_console.py",
-    "tests/exhaust/console/test_pages.py", "tests/exhaust/maintenance/test_event_retention.py",
-    "tests/exhaust/datasets/test_events_dataset.py", "tests/exhaust/api/test_audit.py",
-    "tests/exhaust/api/test_requests.py", "tests/exhaust/jobs/test_schedules.py",
-    "tests/exhaust/api/test_destinations.py", "tests/exhaust/jobs/test_submit.py",
-    "tests/exhaust/datasets/test_supplement.py", "tests/exhaust/jobs/test_withdrawal.py",
+    "tests/authorization",
+    "tests/ingest/adapters/test_clickstream.py",
+    "tests/ingest/adapters/test_desk.py",
+    "tests/ingest/auth/test_keys.py",
+    "tests/ingest/audit/test_audit.py",
+    "tests/ingest/views/test_views.py",
+    "tests/ingest/derive/test_sessions.py",
+    "tests/ingest/derive/test_users.py",
+    "tests/exhaust/console/test_console.py",
+    "tests/exhaust/console/test_pages.py",
+    "tests/exhaust/maintenance/test_event_retention.py",
+    "tests/exhaust/datasets/test_events_dataset.py",
+    "tests/exhaust/api/test_audit.py",
+    "tests/exhaust/api/test_requests.py",
+    "tests/exhaust/jobs/test_schedules.py",
+    "tests/exhaust/api/test_destinations.py",
+    "tests/exhaust/jobs/test_submit.py",
+    "tests/exhaust/datasets/test_supplement.py",
+    "tests/exhaust/jobs/test_withdrawal.py",
 )  # fmt: skip
 # where a place is most likely seen to be gone
 NEAREST = {

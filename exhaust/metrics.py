@@ -1,4 +1,4 @@
-"""What jobs, files and sinks count. `exhaust/monitoring/metrics.py` shows it, and what the rows say."""
+"""What jobs, files and sinks count. `monitoring/metrics.py` shows it."""
 
 from datetime import datetime
 

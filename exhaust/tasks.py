@@ -44,13 +44,13 @@ def sweep() -> None:
     for priority in transitions.due().order_by().values_list("priority", flat=True).distinct():
         wake_work(priority)
     if callbacks.due().exists():
-        wake(notify)
+        wake("exhaust.notify")
     if pump.due().exists():
-        wake(push)
+        wake("exhaust.push")
     if daily.is_due():
-        wake(daily_run)
+        wake("exhaust.daily")
     if erasure.unfinished().exists():
-        wake(erase)
+        wake("exhaust.erase")
     retention.delete_withdrawn()
     schedules.make_due()
     failures.settle()
@@ -66,21 +66,21 @@ def daily_run() -> None:
 def erase() -> None:
     """Goes on with erasures, for about 20 s; then says that there may be more."""
     if erasure.go_on(seconds=20):
-        wake(erase)
+        wake("exhaust.erase")
 
 
 @shared_task(name="exhaust.notify")
 def notify() -> None:
     """Tells receivers that jobs have ended, for 20 s at most; then says that there may be more."""
     if callbacks.deliver_due(seconds=5):
-        wake(notify)
+        wake("exhaust.notify")
 
 
 @shared_task(name="exhaust.push")
 def push() -> None:
     """Pushes to sinks, for 45 s at most; then says that there may be more."""
     if pump.run(seconds=15):
-        wake(push)
+        wake("exhaust.push")
 
 
 @shared_task(name="exhaust.derive")

@@ -1,4 +1,4 @@
-"""worker"""
+"""The thread that looks for due jobs beside a worker, and what a worker gives back at its end."""
 
 import atexit
 import logging
@@ -7,9 +7,9 @@ import threading
 from datetime import timedelta
 from typing import Any
 
+from celery import current_app
 from django.db import DatabaseError, connections
 
-from config.celery import app
 from exhaust.jobs import attempt, transitions
 from exhaust.jobs.wakeup import wake_work
 from exhaust.models import Job
@@ -34,7 +34,7 @@ def look(stopped: threading.Event) -> None:
     that the broker is: the rows are all there is, and all that is needed.
     """
     lowest = Job.Priority.NIGHTLY
-    if "nightly" not in app.amqp.queues.consume_from:
+    if "nightly" not in current_app.amqp.queues.consume_from:
         lowest = Job.Priority.INTERACTIVE  # kept free for those who wait
     while not stopped.wait(2):
         try:

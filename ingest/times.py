@@ -1,4 +1,4 @@
-"""times"""
+"""Moments and microseconds since 1970."""
 
 from datetime import UTC, datetime, timedelta
 

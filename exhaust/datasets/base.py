@@ -1,4 +1,4 @@
-"""base"""
+"""What a dataset is, and how its rows are streamed."""
 
 import json
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""supplement"""
+"""What a request with `since` goes on from."""
 
 from collections.abc import Mapping
 from typing import Any

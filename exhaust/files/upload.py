@@ -1,4 +1,4 @@
-"""upload"""
+"""Puts one file into the storage, and takes back what was not published."""
 
 import logging
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""heartbeat"""
+"""Keeps an attempt's lease from a thread of its own."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""queries"""
+"""Reads jobs: one, a page, a search."""
 
 import json
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Filters:
 class Page:
     """Jobs, the newest first, and the cursor behind them; None at the end."""
 
-    transitions: list[Job]
+    jobs: list[Job]
     cursor: str | None
 
 

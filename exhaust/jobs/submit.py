@@ -15,7 +15,9 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from exhaust.datasets.supplement import made, missing
-from exhaust.jobs import transitions
+from exhaust.files import encryption
+from exhaust.jobs import polling, transitions
+from exhaust.jobs.wakeup import wake_work
 from exhaust.models import Job
 from ingest import audit
 from ingest.events import Refused
@@ -80,11 +82,6 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
     own. A FAILED or CANCELLED job runs again, and one whose file was withdrawn. Raises `Refused`
     (429) where the channel has too many waiting, (400) where the file cannot be sealed as it must.
     """
-    from exhaust.files import encryption
-    from exhaust.jobs import polling
-    from exhaust.jobs.wakeup import (
-        wake_work,  # tasks import the runner, which the web has no need of
-    )
 
     chosen = encryption.chosen(
         submission.channel_id, submission.dataset, submission.sealing, submission.encryption_key
@@ -206,7 +203,6 @@ def retry(job: Job, encryption_key: str = "") -> bool:
     False when it is at work or has its file. Raises `Refused` (429) as `submit` does, and (409)
     where the file was to be sealed under a key that is forgotten.
     """
-    from exhaust.jobs.wakeup import wake_work
 
     again = transitions.again().filter(pk=job.pk).exists()
     if again and job.sealing == Channel.Sealing.PASSWORD and not encryption_key:

@@ -22,6 +22,7 @@ from psycopg.errors import LockNotAvailable
 
 from exhaust import metrics
 from exhaust.failpoints import failpoint
+from exhaust.jobs import wakeup
 from exhaust.models import File, Job, Notice, Transition
 from ingest.models import Channel
 from ingest.models.fields import Position
@@ -196,10 +197,7 @@ def _move(pk: int, guard: QuerySet[Job], **values: Any) -> bool:
 
 
 def _tell() -> None:
-    from exhaust.jobs.wakeup import wake  # tasks import this
-    from exhaust.tasks import notify
-
-    wake(notify)
+    wakeup.wake("exhaust.notify")
 
 
 def _held(job: Job) -> QuerySet[Job]:

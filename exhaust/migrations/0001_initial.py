@@ -2,7 +2,7 @@
 
 import django.db.models.deletion
 import django.utils.timezone
-import ingest.feed.watermark
+import ingest.models.fields
 from django.db import migrations, models
 
 
@@ -32,8 +32,8 @@ class Migration(migrations.Migration):
                 ('attempt_limit', models.IntegerField(default=3)),
                 ('due_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('lease_until', models.DateTimeField(null=True)),
-                ('submitted_xid', ingest.feed.watermark.XidField(db_default=ingest.feed.watermark.Position(), editable=False)),
-                ('watermark', ingest.feed.watermark.XidField(editable=False, null=True)),
+                ('submitted_xid', ingest.models.fields.XidField(db_default=ingest.models.fields.Position(), editable=False)),
+                ('watermark', ingest.models.fields.XidField(editable=False, null=True)),
                 ('rows_estimated', models.BigIntegerField(null=True)),
                 ('rows_done', models.BigIntegerField(default=0)),
                 ('submitted_at', models.DateTimeField(default=django.utils.timezone.now)),

@@ -3,7 +3,7 @@
 import django.core.validators
 import django.db.models.deletion
 import django.utils.timezone
-import ingest.feed.watermark
+import ingest.models.fields
 from django.db import migrations, models
 
 
@@ -34,7 +34,7 @@ class Migration(migrations.Migration):
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('paused_at', models.DateTimeField(blank=True, null=True)),
                 ('switched_off', models.TextField(blank=True, help_text='Why nothing is sent until it resumes.')),
-                ('xid', ingest.feed.watermark.XidField(default=0, editable=False)),
+                ('xid', ingest.models.fields.XidField(default=0, editable=False)),
                 ('place_id', models.BigIntegerField(default=0, editable=False)),
                 ('batch_limit', models.IntegerField(default=1000, editable=False, help_text='Documents at once; less behind a refusal.')),
                 ('failures', models.IntegerField(default=0, help_text='In a row.')),
@@ -51,9 +51,9 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('kind', models.CharField(choices=[('feed', 'Feed'), ('letters', 'Letters'), ('test', 'Test')], default='feed', max_length=8)),
                 ('status', models.CharField(choices=[('failing', 'Failing'), ('delivered', 'Delivered'), ('dead', 'Dead')], default='failing', max_length=16)),
-                ('from_xid', ingest.feed.watermark.XidField(default=0)),
+                ('from_xid', ingest.models.fields.XidField(default=0)),
                 ('from_id', models.BigIntegerField(default=0)),
-                ('to_xid', ingest.feed.watermark.XidField(default=0)),
+                ('to_xid', ingest.models.fields.XidField(default=0)),
                 ('to_id', models.BigIntegerField(default=0)),
                 ('pending', models.JSONField(editable=False, help_text='The rows still to be taken; null for all.', null=True)),
                 ('documents', models.IntegerField(default=0)),
@@ -75,7 +75,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('row', models.BigIntegerField(help_text="The row's id, of an event or a session.")),
-                ('xid', ingest.feed.watermark.XidField(help_text='Its place when it was refused.')),
+                ('xid', ingest.models.fields.XidField(help_text='Its place when it was refused.')),
                 ('document_id', models.TextField(help_text='As the receiver knows it.')),
                 ('answer', models.IntegerField(help_text="The receiver's status for it.")),
                 ('reason', models.TextField()),

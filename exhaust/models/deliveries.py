@@ -1,4 +1,4 @@
-"""models_deliveries"""
+"""Callbacks, the receivers that are pushed to, and what was sent to each."""
 
 from django.db import models
 from django.utils import timezone

@@ -1,4 +1,4 @@
-"""models_files"""
+"""Files of jobs, and the links that open them."""
 
 from django.db import models
 from django.utils import timezone

@@ -1,4 +1,4 @@
-"""models_jobs"""
+"""Jobs, and the history of their moves."""
 
 from django.db import models
 from django.utils import timezone

@@ -1,4 +1,4 @@
-"""models_maintenance"""
+"""Runs of the daily maintenance."""
 
 from django.db import models
 from django.utils import timezone

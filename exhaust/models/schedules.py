@@ -1,4 +1,4 @@
-"""models_schedules"""
+"""Recurring requests."""
 
 from django.db import models
 from django.utils import timezone

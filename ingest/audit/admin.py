@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from ingest import audit
 
 
-class Personal(admin.ModelAdmin):  # type: ignore[type-arg] # it takes none at run time
+class Personal(admin.ModelAdmin):
     """Each view is recorded before it is shown, in the channel of whom it shows.
 
     `lists_people` where already the list names them.

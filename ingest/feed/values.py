@@ -1,4 +1,4 @@
-"""feed_values"""
+"""Positions and rows of the feed."""
 
 from typing import NamedTuple
 

@@ -223,7 +223,7 @@ class Gate:
 
 
 class Body:
-    """`wsgi.input`. The server waits for it as long as it takes; `ingest.limits.idle_connections` ends that."""
+    """`wsgi.input`. The server waits for it as long as it takes; `idle_connections` ends that."""
 
     def __init__(self, gate: Gate, line: Line, environ: Environ) -> None:
         length = environ.get("CONTENT_LENGTH") or ""

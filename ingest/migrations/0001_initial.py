@@ -3,6 +3,7 @@
 import django.core.validators
 import django.db.models.deletion
 import ingest.feed.watermark
+import ingest.models.fields
 from django.db import migrations, models
 
 
@@ -86,8 +87,8 @@ class Migration(migrations.Migration):
             name='StoredEvent',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('xid', ingest.feed.watermark.XidField(db_default=ingest.feed.watermark.Position(), editable=False)),
-                ('superseded_xid', ingest.feed.watermark.XidField(editable=False, null=True)),
+                ('xid', ingest.models.fields.XidField(db_default=ingest.models.fields.Position(), editable=False)),
+                ('superseded_xid', ingest.models.fields.XidField(editable=False, null=True)),
                 ('occurred_at', models.DateTimeField()),
                 ('received_at', models.DateTimeField()),
                 ('is_answer', models.BooleanField()),

@@ -2,6 +2,7 @@
 
 import django.db.models.deletion
 import ingest.feed.watermark
+import ingest.models.fields
 from django.db import migrations, models
 
 
@@ -27,7 +28,7 @@ class Migration(migrations.Migration):
             name='AppUser',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('xid', ingest.feed.watermark.XidField(db_default=ingest.feed.watermark.Position(), editable=False)),
+                ('xid', ingest.models.fields.XidField(db_default=ingest.models.fields.Position(), editable=False)),
                 ('version', models.IntegerField(default=1, help_text='Grows with every change.')),
                 ('modified_at', models.DateTimeField()),
                 ('user_id', models.TextField(blank=True)),
@@ -44,7 +45,7 @@ class Migration(migrations.Migration):
             name='Deriver',
             fields=[
                 ('channel', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, serialize=False, to='ingest.channel')),
-                ('xid', ingest.feed.watermark.XidField(default=0)),
+                ('xid', ingest.models.fields.XidField(default=0)),
                 ('event_id', models.BigIntegerField(default=0)),
                 ('derived_at', models.DateTimeField(null=True)),
             ],
@@ -53,7 +54,7 @@ class Migration(migrations.Migration):
             name='Session',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('xid', ingest.feed.watermark.XidField(db_default=ingest.feed.watermark.Position(), editable=False)),
+                ('xid', ingest.models.fields.XidField(db_default=ingest.models.fields.Position(), editable=False)),
                 ('version', models.IntegerField(default=1, help_text='Grows with every change.')),
                 ('modified_at', models.DateTimeField()),
                 ('key', models.UUIDField()),

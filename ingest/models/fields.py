@@ -1,4 +1,4 @@
-"""fields"""
+"""Fields and functions of the feed's positions."""
 
 from typing import Any
 

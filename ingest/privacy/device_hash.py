@@ -1,4 +1,4 @@
-"""device_hash"""
+"""Hashes of devices under a channel's secret."""
 
 import hashlib
 import hmac

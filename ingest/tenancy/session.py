@@ -1,4 +1,4 @@
-"""session"""
+"""Narrows a database session to a channel's rows."""
 
 import logging
 from collections.abc import Iterable, Iterator

@@ -12,7 +12,7 @@ from exhaust.models import DailyRun
 def wakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every message that would have gone to the broker, by its task's name."""
     heard: list[str] = []
-    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task.name))
+    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task))
     return heard
 
 

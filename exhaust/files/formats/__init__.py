@@ -4,12 +4,10 @@ Rows come as cells: texts, or None for nothing. A column's kind says what a text
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
-from exhaust.datasets.columns import Cell, Column
+from exhaust.datasets.columns import Column
 from exhaust.files.formats.base import Body, Format, Unfit
 from exhaust.files.formats.lines import CsvLines, JsonLines
 
@@ -51,4 +49,4 @@ FORMATS: dict[str, Format] = {
     )
 }
 
-__all__ = ["Body", "CSV", "FORMATS", "Format", "Unfit"]
+__all__ = ["CSV", "FORMATS", "Body", "Format", "Unfit"]

@@ -1,4 +1,4 @@
-"""base"""
+"""What a format is: its name, its content type, and the body that makes bytes of cells."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

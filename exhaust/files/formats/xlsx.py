@@ -11,7 +11,7 @@ from datetime import date
 from html import escape
 
 from exhaust.datasets.columns import Cell, Column, Kind, is_number
-from exhaust.files.formats import Unfit
+from exhaust.files.formats.base import Unfit
 from exhaust.files.formats.pending import Pending
 
 MAX_CHARACTERS = 32_767  # of a cell, in UTF-16

@@ -3,22 +3,11 @@
 Foreign errors stop here.
 """
 
-import os
-import re
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import suppress
-from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, Protocol
-from urllib.parse import quote
 
 from django.conf import settings
 
-from exhaust.datasets.base import Dataset
-from exhaust.failpoints import failpoint
 from exhaust.files.storage.base import (
     AREAS,
     PRIVATE,
@@ -28,8 +17,7 @@ from exhaust.files.storage.base import (
     job_of,
     key,
 )
-from exhaust.files.storage.folder import _DRAFT, FolderStorage
-from exhaust.models import Job
+from exhaust.files.storage.folder import FolderStorage
 
 
 @cache
@@ -50,8 +38,8 @@ def default() -> Storage:
 
 __all__ = [
     "AREAS",
-    "FolderStorage",
     "PRIVATE",
+    "FolderStorage",
     "Storage",
     "StorageError",
     "default",

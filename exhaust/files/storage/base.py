@@ -1,4 +1,4 @@
-"""base"""
+"""What a storage is, the keys of files, and the error that every storage raises."""
 
 import re
 import secrets

@@ -1,4 +1,4 @@
-"""folder"""
+"""Files in a folder."""
 
 import os
 import shutil

@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from django.conf import settings
 
 from exhaust.failpoints import failpoint
-from exhaust.files.storage import PRIVATE, StorageError, disposition, job_of
+from exhaust.files.storage.base import PRIVATE, StorageError, disposition, job_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -17,7 +17,7 @@ from tests.exhaust.datasets.test_events_dataset import click, clicked
 from tests.exhaust.factories import BOT
 from tests.ingest.telemetry_samples import DEVICE, STARTED_MS, answer
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "datasets.md"
+PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
 MARK = "<!-- from here on made from the code by tests/exhaust/datasets/test_datasets_page.py -->\n"
 TYPES = {
     "text": "text", "number": "number", "whole": "whole number", "json": "JSON",

@@ -49,7 +49,7 @@ def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks that were woken."""
     heard: list[str] = []
-    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task.name))
+    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task))
     return heard
 
 

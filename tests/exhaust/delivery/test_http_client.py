@@ -29,7 +29,7 @@ from tests.exhaust.receiver import (
 
 METADATA = "169.254.169.254"
 PUBLIC = "93.184.216.34"
-SETTINGS = Path(__file__).parent.parent.parent / "config" / "settings.py"
+SETTINGS = Path(__file__).parents[3] / "config" / "settings.py"
 
 # every way to write a loopback, private or metadata address, and every way around a check of it
 HOSTILE = [

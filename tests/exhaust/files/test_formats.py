@@ -49,7 +49,7 @@ from tests.exhaust.factories import (
 )
 from tests.ingest.telemetry_samples import RECEIVED_AT
 
-GOLDEN = Path(__file__).parent / "golden" / "response.jsonl"
+GOLDEN = Path(__file__).parent.parent / "golden" / "response.jsonl"
 SPLITTING = [form for form in FORMATS.values() if form.splits]
 Rows = list[list[Any]]
 each_form = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)

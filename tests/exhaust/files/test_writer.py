@@ -18,7 +18,7 @@ from tests.conftest import make_channel
 from tests.exhaust import corpus
 from tests.ingest.telemetry_samples import answer, parsed
 
-GOLDEN = Path(__file__).parent / "golden" / "response.csv"
+GOLDEN = Path(__file__).parent.parent / "golden" / "response.csv"
 RESPONSE = DATASETS["uci-response-exhaust"]
 PRIVATE = DATASETS["uci-private-exhaust"]
 
