@@ -77,7 +77,7 @@ OTHERS = {
 # Walls whose absence no test can see, with the reason
 EXPLAINED = {
     "exhaust/console/permissions.py within.decorate.guarded: if any(('\\x00' in str(part)"
-    " for part in (channel, *kwargs.values()))): refuse": "spares PostgreSQL an error; SQLite finds nothing",
+    " for part in (channel, *kwargs.values()))): refuse": "spares an error",
     "exhaust/console/participants.py participants: ['participants', here.channel_id, device]"
     " without here.channel_id": "of the second place: a cursor made so is refused",
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
