@@ -31,7 +31,7 @@ SIZES = ("small", "default", "full")
 class Timed(NamedTuple):
     """What a benchmark measures, and what it is told at each of `SIZES`."""
 
-    about: str
+    description: str
     small: str
     default: str
     full: str
@@ -99,61 +99,64 @@ TIMED = {
         "--seconds 60",
     ),
 }
-PROOFS = {
+CHECKS = {
     "feed --events 0 --sessions 0": "that the feed misses and doubles nothing",
     "faults --runs 1500 --seed 1": "kills, stops and cuts everything, and checks every file",
     "fuzz --requests 200000": "hostile calls over HTTP",
     "fuzz --adapters --runs 1000000": "hostile bytes past HTTP; needs the extra fuzz",
     "walls": "takes each check between channels away and sees a test fail",
 }
-LOOKS = {"explain": "what PostgreSQL does for a batch and for a file"}
+REPORTS = {"explain": "what PostgreSQL does for a batch and for a file"}
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Runs all benchmarks and prints one table."
     )
-    arguments.add_argument("names", nargs="*", metavar="NAME", help="Only these; all is all.")
-    arguments.add_argument("--list", action="store_true", help="Only says what there is.")
-    arguments.add_argument("--size", choices=SIZES, default="default")
-    arguments.add_argument("--json", type=Path, help="Where what was found is written.")
-    arguments.add_argument("--markdown", type=Path, metavar="PATH", help="A JSON file as a page.")
-    asked = arguments.parse_args()
-    if asked.markdown:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="Only these; all is all.")
+    parser.add_argument("--list", action="store_true", help="Only says what there is.")
+    parser.add_argument("--size", choices=SIZES, default="default")
+    parser.add_argument("--json", type=Path, help="Where what was found is written.")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="A JSON file as a page.")
+    options = parser.parse_args()
+    if options.markdown:
         try:
-            print(page(json.loads(asked.markdown.read_text())))
+            print(render_markdown(json.loads(options.markdown.read_text())))
         except (OSError, ValueError, KeyError, TypeError):
-            arguments.error(
-                f"--markdown: {asked.markdown} is not what `python -m benchmarks --json` writes;"
+            parser.error(
+                f"--markdown: {options.markdown} is not what `python -m benchmarks --json` writes;"
                 " what one benchmark writes by itself has no command and no day."
             )
         return 0
-    names = list(TIMED) if set(asked.names) <= {"all"} else asked.names
+    names = list(TIMED) if set(options.names) <= {"all"} else options.names
     for name in names:
         if name not in TIMED:
-            arguments.error(f"{name} is none of {', '.join(TIMED)}")
-    print(listing(names), flush=True)
-    if asked.list:
+            parser.error(f"{name} is none of {', '.join(TIMED)}")
+    print(list_benchmarks(names), flush=True)
+    if options.list:
         return 0
     var = Path(os.environ.get("EXHAUST_VAR") or ground.ROOT / "var")
-    return run(names, asked.size, asked.json or var / "benchmarks.json")
+    return run_all(names, options.size, options.json or var / "benchmarks.json")
 
 
-def listing(names: Sequence[str] = tuple(TIMED)) -> str:
+def list_benchmarks(names: Sequence[str] = tuple(TIMED)) -> str:
     lines = ["Timed, each also by `python -m benchmarks.NAME`:"]
-    lines += [f"  {name:<9} {TIMED[name].about}" for name in names]
+    lines += [f"  {name:<9} {TIMED[name].description}" for name in names]
     lines += ["Not timed, run by themselves:"]
-    others = PROOFS | LOOKS
-    lines += [f"  python -m benchmarks.{command:<31} {about}" for command, about in others.items()]
+    other_commands = CHECKS | REPORTS
+    lines += [
+        f"  python -m benchmarks.{command:<31} {description}"
+        for command, description in other_commands.items()
+    ]
     return "\n".join(lines)
 
 
-def run(names: Sequence[str], size: str, path: Path) -> int:
+def run_all(names: Sequence[str], size: str, path: Path) -> int:
     """Each in a process of its own. Ends with 1 where one did not get to its end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    begun = time.monotonic()
+    start_time = time.monotonic()
     command = f"python -m benchmarks {' '.join(names)} --size {size}"
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command if len(names) < len(TIMED) else f"python -m benchmarks --size {size}",
         "seconds": 0,
@@ -162,32 +165,32 @@ def run(names: Sequence[str], size: str, path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="exhaust-benchmarks-") as folder:
         for name in names:
-            told["benchmarks"].append(one(name, size, Path(folder) / f"{name}.json"))
-            told["seconds"] = round(time.monotonic() - begun)
-            path.write_text(json.dumps(told, indent=1) + "\n")
-    print(f"\n{page(told)}\n\nwritten to {path}")
-    failed = [each["benchmark"] for each in told["benchmarks"] if "failed" in each]
+            report["benchmarks"].append(run_one(name, size, Path(folder) / f"{name}.json"))
+            report["seconds"] = round(time.monotonic() - start_time)
+            path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\n{render_markdown(report)}\n\nwritten to {path}")
+    failed = [each["benchmark"] for each in report["benchmarks"] if "failed" in each]
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def one(name: str, size: str, written: Path) -> dict[str, Any]:
+def run_one(name: str, size: str, report_path: Path) -> dict[str, Any]:
     """What it found, as it wrote it; or why it was skipped or failed."""
-    said = f"{name} {getattr(TIMED[name], size)}".strip()
-    print(f"\n== python -m benchmarks.{said}", flush=True)
-    if reason := missing(name):
+    arguments = f"{name} {getattr(TIMED[name], size)}".strip()
+    print(f"\n== python -m benchmarks.{arguments}", flush=True)
+    if reason := skip_reason(name):
         print(f"skipped: {reason}", flush=True)
         return {"benchmark": name, "skipped": reason}
-    begun = time.monotonic()
-    code = child([*shlex.split(said), "--json", str(written)])
-    if code or not written.exists():
+    start_time = time.monotonic()
+    code = run_child([*shlex.split(arguments), "--json", str(report_path)])
+    if code or not report_path.exists():
         return {"benchmark": name, "failed": f"it ended with {code}"}
-    seconds = round(time.monotonic() - begun)
-    return {**json.loads(written.read_text()), "command": said, "seconds": seconds}
+    seconds = round(time.monotonic() - start_time)
+    return {**json.loads(report_path.read_text()), "command": arguments, "seconds": seconds}
 
 
-def missing(name: str) -> str:
+def skip_reason(name: str) -> str:
     """Why it cannot run here."""
     if find_spec(f"benchmarks.{name}") is None:
         return "there is none by that name"
@@ -197,7 +200,7 @@ def missing(name: str) -> str:
     return ""
 
 
-def child(arguments: Sequence[str]) -> int:
+def run_child(arguments: Sequence[str]) -> int:
     """Runs a benchmark; where we are stopped, it is, and has cleaned up before we end."""
     name, *rest = arguments
     process = subprocess.Popen(
@@ -211,19 +214,19 @@ def child(arguments: Sequence[str]) -> int:
         raise
 
 
-def page(told: Mapping[str, Any]) -> str:
+def render_markdown(report: Mapping[str, Any]) -> str:
     """The tables of a JSON file, in Markdown."""
-    ran = [each for each in told["benchmarks"] if "results" in each]
+    finished = [each for each in report["benchmarks"] if "results" in each]
     shared = dict(
-        fact for fact in (ran[0]["ground"].items() if ran else ())
-        if all(fact in each["ground"].items() for each in ran)
+        fact for fact in (finished[0]["ground"].items() if finished else ())
+        if all(fact in each["ground"].items() for each in finished)
     )  # fmt: skip
     lines = [
-        f"`{told['command']}`, {told['began'][:10]}, {told['seconds'] / 60:.0f} minutes.",
+        f"`{report['command']}`, {report['began'][:10]}, {report['seconds'] / 60:.0f} minutes.",
         "",
         *(f"* {name}: {value}" for name, value in shared.items()),
     ]
-    for each in ran:
+    for each in finished:
         facts = [
             f" {name}: {value}." for name, value in each["ground"].items() if name not in shared
         ]
@@ -232,13 +235,13 @@ def page(told: Mapping[str, Any]) -> str:
             f"`python -m benchmarks.{each['command']}`, {each['seconds']} s.{''.join(facts)}",
             "", results.table(each["results"]),
         ]  # fmt: skip
-    for each in told["benchmarks"]:
-        for why in ("skipped", "failed"):
-            if why in each:
-                lines += ["", f"`{each['benchmark']}` {why}: {each[why]}."]
-    judged = [each for found in ran for each in found["results"] if each["bar"]]
-    missed = sum(not each["holds"] for each in judged)
-    return "\n".join([*lines, "", f"{len(judged)} bars, {missed} missed."])
+    for each in report["benchmarks"]:
+        for outcome in ("skipped", "failed"):
+            if outcome in each:
+                lines += ["", f"`{each['benchmark']}` {outcome}: {each[outcome]}."]
+    with_bar = [each for benchmark in finished for each in benchmark["results"] if each["bar"]]
+    missed_count = sum(not each["holds"] for each in with_bar)
+    return "\n".join([*lines, "", f"{len(with_bar)} bars, {missed_count} missed."])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from benchmarks.ground import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
-from exhaust.demo.conversations import CONVERSATION_ID, CONVERSATION_NAME, answers, participants
+from exhaust.demo.conversations import (
+    CONVERSATION_ID,
+    CONVERSATION_NAME,
+    generate_answers,
+    generate_participants,
+)
 
 MONTH = timedelta(days=30)
 MONTH_ROWS = 100_000
@@ -18,12 +23,12 @@ DEVICES = 3_000
 
 def load_rows(rows: int, month_rows: int = MONTH_ROWS) -> tuple[int, int, str]:
     """Whole months of about `rows` answers: rows, months, and what to say of them."""
-    begun = time.monotonic()
+    start_time = time.monotonic()
     months = max(1, rows // month_rows)
     rows = months * min(rows, month_rows)
     load(rows // months, months)
-    took = time.monotonic() - begun
-    return rows, months, f"{rows:,} answers of {PAYLOAD_BYTES} bytes, loaded in {took:.0f} s"
+    seconds = time.monotonic() - start_time
+    return rows, months, f"{rows:,} answers of {PAYLOAD_BYTES} bytes, loaded in {seconds:.0f} s"
 
 
 def load(month_rows: int, months: int) -> None:
@@ -35,7 +40,7 @@ def load(month_rows: int, months: int) -> None:
     from ingest.events import Call
     from ingest.models import Channel, Conversation
     from ingest.store import batches
-    from ingest.store.participants import keep_participants
+    from ingest.store.participants import store_participants
 
     channel, _ = Channel.objects.get_or_create(identifier=CHANNEL)
     Conversation.objects.update_or_create(
@@ -43,15 +48,15 @@ def load(month_rows: int, months: int) -> None:
     )
     now = datetime.now(UTC)
     devices = min(DEVICES, month_rows // 5)
-    for body in bodies(
-        answers(
+    for body in telemetry_bodies(
+        generate_answers(
             month_rows, devices, start=FIRST_DAY, days=MONTH.days, channel=CHANNEL,
             payload_bytes=PAYLOAD_BYTES,
         )
     ):  # fmt: skip
-        batches.append(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
-    profiles = json.dumps(list(participants(devices, start=FIRST_DAY))).encode()
-    keep_participants(channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now))
+        batches.append_batch(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
+    profiles = json.dumps(list(generate_participants(devices, start=FIRST_DAY))).encode()
+    store_participants(channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now))
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:
@@ -62,41 +67,41 @@ def load(month_rows: int, months: int) -> None:
                 "month": str(month),
                 "until": FIRST_DAY + MONTH,
             }
-            cursor.execute(_LATER, values)
+            cursor.execute(_next_id, values)
         cursor.execute("VACUUM ANALYZE")
         cursor.execute("CHECKPOINT")
 
 
-_LATER = """
+_next_id = """
 INSERT INTO ingest_storedevent (occurred_at, received_at, channel_id, conversation_id, is_answer,
-    identity, dialect, type, device_id, session_id, note, payload)
+    identity, source, type, device_id, session_id, note, payload)
 SELECT occurred_at + %(later)s, received_at, channel_id, conversation_id, is_answer,
-    md5(identity::text || %(month)s)::uuid, dialect, type, device_id,
+    md5(identity::text || %(month)s)::uuid, source, type, device_id,
     md5(session_id || %(month)s)::uuid::text, note,
     jsonb_set(payload, '{ets}', to_jsonb((payload->>'ets')::numeric + %(later_ms)s))
 FROM ingest_storedevent WHERE occurred_at < %(until)s ORDER BY id
 """
 
 
-def keep_up() -> None:
+def prune_and_derive() -> None:
     """Sessions are up to date, or the deriver would have a core to itself all the while."""
     from exhaust.feed import pages
-    from ingest.models import Channel, Deriver
+    from ingest.models import Channel, DerivationState
 
-    place = pages.now()
-    Deriver.objects.update_or_create(
+    position = pages.current_position()
+    DerivationState.objects.update_or_create(
         channel=Channel.objects.get(identifier=CHANNEL),
-        defaults={"xid": place.xid, "event_id": place.id},
+        defaults={"xid": position.xid, "event_id": position.id},
     )
 
 
-def bodies(events: Iterable[dict[str, Any]], each: int = 1000) -> Iterator[bytes]:
+def telemetry_bodies(events: Iterable[dict[str, Any]], each: int = 1000) -> Iterator[bytes]:
     events = iter(events)
     while batch := list(itertools.islice(events, each)):
         yield json.dumps({"events": batch}, ensure_ascii=False).encode()
 
 
-def config(months: int) -> dict[str, str]:
+def dataset_config(months: int) -> dict[str, str]:
     last = FIRST_DAY + MONTH * months - timedelta(days=1)
     return {
         "conversationId": CONVERSATION_ID,
@@ -105,7 +110,7 @@ def config(months: int) -> dict[str, str]:
     }
 
 
-def new_job(tag: str, months: int, output_format: str = "csv") -> int:
+def create_job(tag: str, months: int, output_format: str = "csv") -> int:
     from exhaust.datasets.response import RESPONSE
     from exhaust.jobs import submit
     from ingest.models import Channel
@@ -113,20 +118,26 @@ def new_job(tag: str, months: int, output_format: str = "csv") -> int:
     channel = Channel.objects.get(identifier=CHANNEL)
     return submit.submit(
         submit.Submission(
-            channel.pk, CHANNEL, tag, RESPONSE.name, config(months), "benchmark", output_format
+            channel.pk,
+            CHANNEL,
+            tag,
+            RESPONSE.name,
+            dataset_config(months),
+            "benchmark",
+            output_format,
         )
     ).pk
 
 
-def selection(months: int) -> Any:
-    from exhaust.datasets.selection import Selection, days
-    from ingest.feed.watermark import watermark
+def build_selection(months: int) -> Any:
+    from exhaust.datasets.selection import Selection, day_range
+    from ingest.feed.watermark import fetch_watermark
     from ingest.models import Conversation
 
     conversation = Conversation.objects.get(identifier=CONVERSATION_ID)
     last = FIRST_DAY + MONTH * months - timedelta(days=1)
-    start, end = days(FIRST_DAY, last, "UTC")
+    start, end = day_range(FIRST_DAY, last, "UTC")
     return Selection(
         conversation.channel_id, conversation.pk, CONVERSATION_ID, CONVERSATION_NAME, start, end,
-        watermark(),
+        fetch_watermark(),
     )  # fmt: skip

@@ -29,13 +29,13 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from benchmarks import ground, results
-from benchmarks.generator import CONNECTIONS, GENERATOR, PLACE, at
-from benchmarks.ground import CHANNEL, Helper, Process, wait_for
+from benchmarks.generator import CONNECTIONS, GENERATOR, NUMBER_PLACEHOLDER, percentile
+from benchmarks.ground import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
-from exhaust.demo.processes import web
+from exhaust.demo.processes import web_command
 
-A_TAG = 10  # jobs under each, which a list shows
-READ = 1000  # requests that take turns
+JOBS_PER_TAG = 10  # jobs under each, which a list shows
+JOBS_READ = 1000  # requests that take turns
 CHANNELS = 16  # that submit
 PAGES = 60
 BARS = {"read": 2000, "list": 1000, "submit": 500}
@@ -46,16 +46,16 @@ _DAY = timedelta(days=1)
 
 
 def main() -> None:
-    arguments = results.arguments("The dataset API and the console under load.")
-    arguments.add_argument("--jobs", type=int, default=100_000)
-    arguments.add_argument("--conversations", type=int, default=10_000)
-    arguments.add_argument("--seconds", type=float, default=8, help="Of each side in a round.")
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--flags", default="", help="More flags for granian.")
-    asked = arguments.parse_args()
+    parser = results.argument_parser("The dataset API and the console under load.")
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--conversations", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=8, help="Of each side in a round.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--flags", default="", help="More flags for granian.")
+    options = parser.parse_args()
     ground.stop_on_term()
     broker = os.environ.get("CELERY_BROKER_URL", "")
-    with ground.folder() as var, ground.postgresql() as url:
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = {
             **ground.environment(url, var),
             "LOG_LEVEL": "INFO",
@@ -64,42 +64,42 @@ def main() -> None:
         }
         if broker.startswith("redis"):
             variables["CELERY_BROKER_URL"] = broker
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
-        port, beside = ground.free_port(), ground.free_port()
-        command = [*web(port), *shlex.split(asked.flags)]
-        told = ground.print_ground(
+        port, reference_port = ground.free_port(), ground.free_port()
+        command = [*web_command(port), *shlex.split(options.flags)]
+        ground_facts = ground.print_environment(
             url,
             server=" ".join(["python", *command[1:]]),
             broker="Redis" if broker.startswith("redis") else "files",
-            load=f"{CONNECTIONS} connections, {asked.seconds:g} s a side, {A_TAG} jobs in a list",
-            rows=f"{asked.jobs:,} jobs, {asked.conversations:,} conversations in a channel",
+            load=f"{CONNECTIONS} connections, {options.seconds:g} s a side, {JOBS_PER_TAG} jobs in a list",
+            rows=f"{options.jobs:,} jobs, {options.conversations:,} conversations in a channel",
         )
-        asking, cookie = prepare(asked.jobs, asked.conversations)
+        requester, cookie = prepare(options.jobs, options.conversations)
         reference = [
             word.replace("config.wsgi:application", "benchmarks.reference:application")
-            for word in [*web(beside), *shlex.split(asked.flags)]
+            for word in [*web_command(reference_port), *shlex.split(options.flags)]
         ]
-        quiet = {
+        output = {
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.DEVNULL,
         }  # nowhere, as a service's lines go to a collector
         with (
-            Process(command, variables, **quiet) as granian,
-            Process(reference, variables, **quiet) as other,
+            Process(command, variables, **output) as granian,
+            Process(reference, variables, **output) as reference_server,
         ):
-            wait_for(port, granian)
-            wait_for(beside, other)
+            wait_for_server(port, granian)
+            wait_for_server(reference_port, reference_server)
             with ExitStack() as running:
                 generators = {
-                    name: running.enter_context(Helper(GENERATOR, variables)) for name in asking
+                    name: running.enter_context(Helper(GENERATOR, variables)) for name in requester
                 }
-                for name, requests in asking.items():
-                    to = beside if name == "reference" else port
+                for name, requests in requester.items():
+                    to = reference_port if name == "reference" else port
                     generators[name].ask({"prepare": {"port": to, "requests": requests}})
-                found = measure(generators, asked)
-            found += pages(port, cookie)
-        results.report("api", found, told, asked.json)
+                records = measure(generators, options)
+            records += time_pages(port, cookie)
+        results.print_report("api", records, ground_facts, options.json)
 
 
 # The rows ----------------------------------------------------------------------------------------
@@ -135,12 +135,12 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
         "endDate": "2025-01-31",
     }
     print(f"filling {jobs:,} jobs", file=sys.stderr)
-    made: list[Job] = []
+    new_jobs: list[Job] = []
     for start in range(0, jobs, 5000):
         rows = Job.objects.bulk_create(
             Job(
                 channel=channel,
-                tag=f"daily-{number // A_TAG}",
+                tag=f"daily-{number // JOBS_PER_TAG}",
                 request_id=uuid4().hex.upper(),
                 dataset="uci-response-exhaust",
                 config=config,
@@ -169,11 +169,11 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
             )
             for row in rows
         )
-        made = rows  # the newest are read
+        new_jobs = rows  # the newest are read
     _, key = keys.create_key("reader", ["export:response"], [channel])
-    chosen = made[-READ:]
-    for file in File.objects.filter(job__in=chosen).select_related("job__channel"):
-        links.current(file)  # else each first read would make one
+    chosen_jobs = new_jobs[-JOBS_READ:]
+    for file in File.objects.filter(job__in=chosen_jobs).select_related("job__channel"):
+        links.get_or_create(file)  # else each first read would make one
     senders = []
     for number in range(CHANNELS):
         sending = Channel.objects.create(identifier=f"SENDS_{number}")
@@ -181,13 +181,13 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
     asking = {
         "read": [
             get(f"/dataset/v1/request/read/{job.tag}?requestId={job.request_id}", key)
-            for job in chosen
+            for job in chosen_jobs
         ],
         "reference": [
-            get(f"/reference/{job.tag}?requestId={job.request_id}", key) for job in chosen
+            get(f"/reference/{job.tag}?requestId={job.request_id}", key) for job in chosen_jobs
         ],
         "list": [get(f"/dataset/v1/request/list/{tag}", key)
-                 for tag in dict.fromkeys(job.tag for job in chosen)],
+                 for tag in dict.fromkeys(job.tag for job in chosen_jobs)],
         "submit": [submission(config, each) for each in senders],
     }  # fmt: skip
     if connection.vendor == "postgresql":
@@ -208,7 +208,7 @@ def submission(config: dict[str, str], key: str) -> str:
     body = json.dumps(
         {
             "request": {
-                "tag": f"t-{PLACE.decode()}",
+                "tag": f"t-{NUMBER_PLACEHOLDER.decode()}",
                 "dataset": config["type"],
                 "requestedBy": "benchmark",
                 "datasetConfig": config,
@@ -225,31 +225,31 @@ def submission(config: dict[str, str], key: str) -> str:
 # The load ----------------------------------------------------------------------------------------
 
 
-def measure(generators: dict[str, Helper], asked: argparse.Namespace) -> list[Result]:
+def measure(generators: dict[str, Helper], options: argparse.Namespace) -> list[Result]:
     """What each side reached."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in generators}
-    for number in range(asked.rounds + 1):  # the first warms
+    runs_by_name: dict[str, list[dict[str, Any]]] = {name: [] for name in generators}
+    for number in range(options.rounds + 1):  # the first warms
         sides = list(generators)
         for name in sides if number % 2 else reversed(sides):
-            seconds = asked.seconds if number else min(1.0, asked.seconds)
-            result = generators[name].ask({"rate": 0, "seconds": seconds})
+            seconds = options.seconds if number else min(1.0, options.seconds)
+            result = generators[name].call({"rate": 0, "seconds": seconds})
             if not set(result["answers"]) <= {"200", "503"}:  # 503: sent away, and told
                 raise SystemExit(f"{name} was answered {result['answers']}")
             if number:
-                found[name].append(result)
+                runs_by_name[name].append(result)
             if name == "submit":
-                forget()
-        told_rates = ", ".join(
-            f"{name} {rate(each[-1]):,.0f}" for name, each in found.items() if each
+                forget_statistics()
+        rates_text = ", ".join(
+            f"{name} {rate(each[-1]):,.0f}" for name, each in runs_by_name.items() if each
         )
-        print(f"  round {number}: {told_rates or 'warm'}", file=sys.stderr, flush=True)
-    rates = {name: [rate(each) for each in runs] for name, runs in found.items()}
+        print(f"  round {number}: {rates_text or 'warm'}", file=sys.stderr, flush=True)
+    rates = {name: [rate(each) for each in runs] for name, runs in runs_by_name.items()}
     lines = []
-    for name, runs in found.items():
+    for name, runs in runs_by_name.items():
         bar = f">= {BARS[name]}" if name in BARS else ""
         lines.append(Result(name, "requests/s", rates[name], bar=bar))
-        if away := sum(each["answers"].get("503", 0) for each in runs):
-            lines.append(Result(f"{name}, sent away with 503", "answers", [away]))
+        if overloaded := sum(each["answers"].get("503", 0) for each in runs):
+            lines.append(Result(f"{name}, sent away with 503", "answers", [overloaded]))
         for part in ("p50", "p99"):
             times = [each[f"accepted_{part}"] * 1000 for each in runs]
             bar = f"<= {P99_MS[name]}" if part == "p99" and name in P99_MS else ""
@@ -257,7 +257,7 @@ def measure(generators: dict[str, Helper], asked: argparse.Namespace) -> list[Re
     lines.append(
         Result("read", "requests/s", rates["read"], "ModelSerializer and ORM", rates["reference"])
     )
-    cpu = [each["cpu"] for each in found["read"]]
+    cpu = [each["cpu"] for each in runs_by_name["read"]]
     lines.append(Result("share of a core that the load took in read", "cores", cpu))
     return lines
 
@@ -266,7 +266,7 @@ def rate(result: dict[str, Any]) -> float:
     return float(result["accepted"] / result["seconds"])
 
 
-def forget() -> None:
+def forget_statistics() -> None:
     """What was submitted goes, so that each round finds the same."""
     from django.db import connection
 
@@ -277,7 +277,7 @@ def forget() -> None:
 # The pages ---------------------------------------------------------------------------------------
 
 
-def pages(port: int, cookie: str) -> list[Result]:
+def time_pages(port: int, cookie: str) -> list[Result]:
     """How long the two pages take that must not be waited for."""
     searches = cycle(f"/console/{CHANNEL}/ask/conversations?q={quote(word)}" for word in WORDS)
     sides: dict[str, Callable[[], str]] = {
@@ -285,24 +285,24 @@ def pages(port: int, cookie: str) -> list[Result]:
         "conversation search": lambda: next(searches),
     }
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    found = []
+    records = []
     for name, path in sides.items():
-        took = []
+        durations = []
         for _ in range(PAGES):
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             connection.request("GET", path(), headers={"Cookie": cookie, "Host": "127.0.0.1"})
             answer = connection.getresponse()
             answer.read()
-            took.append((time.perf_counter() - begun) * 1000)
+            durations.append((time.perf_counter() - start_time) * 1000)
             if answer.status != 200:
                 raise SystemExit(f"{name} was answered {answer.status}")
-        ordered = sorted(took[5:])  # the first ones warm
+        ordered = sorted(durations[5:])  # the first ones warm
         bar = f"<= {PAGE_MS[name]}"
-        found += [
+        records += [
             Result(f"{name}, p50", "ms", [median(ordered)]),
-            Result(f"{name}, p95", "ms", [at(ordered, 0.95)], bar=bar),
+            Result(f"{name}, p95", "ms", [percentile(ordered, 0.95)], bar=bar),
         ]
-    return found
+    return records
 
 
 if __name__ == "__main__":

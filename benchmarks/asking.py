@@ -22,26 +22,28 @@ CELERY = "-m celery -A config worker -B -l WARNING --concurrency 2"
 
 
 def main() -> None:
-    arguments = results.arguments("From asking for a file to having it.")
-    arguments.add_argument("--rows", type=int, default=1_000_000, help="On PostgreSQL; 0: none.")
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--submitter", type=int, help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.submitter:
-        submit(asked.submitter)
+    parser = results.argument_parser("From asking for a file to having it.")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="On PostgreSQL; 0: none.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--submitter", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.submitter:
+        serve_submissions(options.submitter)
         return
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
-        told = ground.print_ground(url, worker=f"python {CELERY}")
+    with ground.temporary_folder() as var, ground.postgresql() as url:
+        ground_facts = ground.print_environment(url, worker=f"python {CELERY}")
         embedded = ground.environment("", var / "sqlite")
-        found = [measure("embedded", embedded, EMBEDDED_ROWS, asked.rounds, 3)]
-        if asked.rows:
-            served = ground.environment(url, var / "postgresql")
+        records = [measure("embedded", embedded, EMBEDDED_ROWS, options.rounds, 3)]
+        if options.rows:
+            server_variables = ground.environment(url, var / "postgresql")
             broker = os.environ.get("CELERY_BROKER_URL", "")
             if broker.startswith("redis"):
-                served["CELERY_BROKER_URL"] = broker
-            found.append(measure("PostgreSQL", served, asked.rows, asked.rounds, 10))
-        results.report("asking", found, told, asked.json)
+                server_variables["CELERY_BROKER_URL"] = broker
+            records.append(
+                measure("PostgreSQL", server_variables, options.rows, options.rounds, 10)
+            )
+        results.print_report("asking", records, ground_facts, options.json)
 
 
 def measure(where: str, variables: dict[str, str], rows: int, times: int, bar: int) -> Result:
@@ -50,14 +52,14 @@ def measure(where: str, variables: dict[str, str], rows: int, times: int, bar: i
         worker = [sys.executable, *CELERY.split()]
         with Process(worker, variables, stdout=subprocess.DEVNULL):
             submitter.ask("warm")  # the worker is up; a month will do
-            told = [submitter.ask(f"round-{number}") for number in range(times)]
-    name = f"submit to SUCCESS, {where}, {told[0]['rows']:,} rows"
-    return Result(name, "s", [each["seconds"] for each in told], bar=f"<= {bar}")
+            timings = [submitter.ask(f"round-{number}") for number in range(times)]
+    name = f"submit to SUCCESS, {where}, {timings[0]['rows']:,} rows"
+    return Result(name, "s", [each["seconds"] for each in timings], bar=f"<= {bar}")
 
 
-def submit(rows: int) -> None:
+def serve_submissions(rows: int) -> None:
     """The side that asks: its installation is loaded first."""
-    ground.enter({})
+    ground.setup_django({})
     ground.migrate()
     from django.conf import settings
     from django.db import connection
@@ -69,24 +71,24 @@ def submit(rows: int) -> None:
         months = 1
     from exhaust.models import File, Job
 
-    answers.keep_up()
+    answers.prune_and_derive()
 
-    def answer(tag: str) -> dict[str, float]:
-        begun = time.monotonic()
+    def handle(tag: str) -> dict[str, float]:
+        start_time = time.monotonic()
         span = 1 if tag == "warm" else months
-        pk = answers.new_job(tag, span)
+        pk = answers.create_job(tag, span)
         while (status := Job.objects.values_list("status", flat=True).get(pk=pk)) != "SUCCESS":
-            if status == "FAILED" or time.monotonic() - begun > 600:
+            if status == "FAILED" or time.monotonic() - start_time > 600:
                 raise SystemExit(f"The job is {status}.")
             time.sleep(0.02)
-        took = time.monotonic() - begun
+        seconds = time.monotonic() - start_time
         file = File.objects.get(job=pk)
         if file.row_count != rows // months * span:
             raise SystemExit("The file has not all rows.")
         (Path(settings.FILES_DIR) / file.key).unlink()
-        return {"seconds": took, "rows": rows}
+        return {"seconds": seconds, "rows": rows}
 
-    ground.serve(answer)
+    ground.serve_requests(handle)
 
 
 if __name__ == "__main__":

@@ -27,26 +27,26 @@ from typing import Any
 
 from benchmarks import answers, api, asking, ground, overload, results
 from benchmarks.generator import GENERATOR
-from benchmarks.ground import Helper, Process, wait_for
+from benchmarks.ground import Helper, Process, wait_for_server
 from benchmarks.results import Result
-from exhaust.demo.processes import web
+from exhaust.demo.processes import web_command
 
 JOBS = 300  # that are read, one after the other
 READS, BATCHES, BATCH = 50, 20, 100  # a second, a second, events
-SENDS = "SENDS"  # the channel that events come to: the files stay as they are
+SENDS_PER_SECOND = "SENDS"  # the channel that events come to: the files stay as they are
 P99_MS = 25
-MADE = 0.8  # of the time, at least
+FILES_MADE = 0.8  # of the time, at least
 
 
 def main() -> None:
-    arguments = results.arguments("Reads of a job while files are made and events come in.")
-    arguments.add_argument("--rows", type=int, default=100_000, help="Of a file.")
-    arguments.add_argument("--seconds", type=float, default=5, help="Of each side in a round.")
-    arguments.add_argument("--rounds", type=int, default=1)
-    asked = arguments.parse_args()
+    parser = results.argument_parser("Reads of a job while files are made and events come in.")
+    parser.add_argument("--rows", type=int, default=100_000, help="Of a file.")
+    parser.add_argument("--seconds", type=float, default=5, help="Of each side in a round.")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
     ground.stop_on_term()
     broker = os.environ.get("CELERY_BROKER_URL", "")
-    with ground.folder() as var, ground.postgresql() as url:
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = {
             **ground.environment(url, var),
             "RATE_LIMITS": "0",
@@ -54,31 +54,31 @@ def main() -> None:
         }
         if broker.startswith("redis"):
             variables["CELERY_BROKER_URL"] = broker
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
         port = ground.free_port()
         requests, _ = api.prepare(JOBS, 0)
-        _, months, data = answers.load_rows(asked.rows, answers.QUICK_MONTH_ROWS)
-        sent = overload.prepare(port, BATCH, SENDS)
-        answers.keep_up()
-        told = ground.print_ground(
+        _, months, data = answers.load_rows(options.rows, answers.QUICK_MONTH_ROWS)
+        batches = overload.start_generators(port, BATCH, SENDS_PER_SECOND)
+        answers.prune_and_derive()
+        ground_facts = ground.print_environment(
             url,
             data=data,
-            server=" ".join(["python", *web(port)[1:]]),
+            server=" ".join(["python", *web_command(port)[1:]]),
             worker=f"python {asking.CELERY}",
             broker="Redis" if broker.startswith("redis") else "files",
             load=f"{READS} reads a second; {BATCHES} batches of {BATCH} events a second",
         )
         quiet = partial(Process, stdout=subprocess.DEVNULL)
         with ExitStack() as running:
-            granian = running.enter_context(quiet(web(port), variables))
+            granian = running.enter_context(quiet(web_command(port), variables))
             running.enter_context(quiet([sys.executable, *asking.CELERY.split()], variables))
-            wait_for(port, granian)
+            wait_for_server(port, granian)
             reader, sender = (running.enter_context(Helper(GENERATOR, variables)) for _ in range(2))
             reader.ask({"prepare": {"port": port, "requests": requests["read"]}})
-            sender.ask({"prepare": sent})
-            found = measure(reader, sender, months, asked.seconds, asked.rounds)
-        results.report("busy", found, told, asked.json)
+            sender.ask({"prepare": batches})
+            records = measure(reader, sender, months, options.seconds, options.rounds)
+        results.print_report("busy", records, ground_facts, options.json)
 
 
 def measure(
@@ -86,38 +86,40 @@ def measure(
 ) -> list[Result]:
     """The reads' times, alone and under load."""
     for each in (sender, reader):
-        each.ask({"rate": 0, "seconds": 0.5})  # both web processes are warm
-    finish(new_job(months))  # the worker is up
+        each.call({"rate": 0, "seconds": 0.5})  # both web processes are warm
+    wait_for_job(submit_job(months))  # the worker is up
 
-    def alone() -> dict[str, float]:
-        return milliseconds(reader.ask({"rate": READS, "seconds": seconds}), "alone")
+    def run_alone() -> dict[str, float]:
+        return to_milliseconds(reader.call({"rate": READS, "seconds": seconds}), "alone")
 
-    def busy() -> dict[str, float]:
-        files, read, came = under_load(reader, sender, months, seconds)
+    def run_under_load() -> dict[str, float]:
+        files, read, came = run_with_exports(reader, sender, months, seconds)
         if came["answers"] != {"200": came["sent"]}:
             raise SystemExit(f"{came['sent']} batches were answered {came['answers']}.")
         events = came["answers"]["200"] * BATCH / came["seconds"]
-        return milliseconds(read, "busy") | files | {"events": events}
+        return to_milliseconds(read, "busy") | files | {"events": events}
 
-    found = ground.rounds(times, [alone, busy])
-    stored = overload.kept()
-    if lost := [each for each in sender.ask({"acknowledged": True}) if stored.get(each) != BATCH]:
-        raise SystemExit(f"{len(lost)} acknowledged batches are not stored whole.")
+    figures = ground.run_rounds(times, [run_alone, run_under_load])
+    stored = overload.stored_counts()
+    if lost_batches := [
+        each for each in sender.call({"acknowledged": True}) if stored.get(each) != BATCH
+    ]:
+        raise SystemExit(f"{len(lost_batches)} acknowledged batches are not stored whole.")
     under = "while files are made and events come"
     return [
-        Result(f"read, p99, {under}", "ms", found["p99 busy"], bar=f"<= {P99_MS}"),
+        Result(f"read, p99, {under}", "ms", figures["p99 busy"], bar=f"<= {P99_MS}"),
         *(
-            Result(f"read, {part}, {under}", "ms", found[f"{part} busy"], "nothing else",
-                   found[f"{part} alone"])
+            Result(f"read, {part}, {under}", "ms", figures[f"{part} busy"], "nothing else",
+                   figures[f"{part} alone"])
             for part in ("p50", "p99")
         ),
-        Result("files made meanwhile", "of the time", found["share"],
-               note=f"{sum(found['files']):.0f} ended"),
-        Result("events acknowledged meanwhile", "events/s", found["events"]),
+        Result("files made meanwhile", "of the time", figures["share"],
+               note=f"{sum(figures['files']):.0f} ended"),
+        Result("events acknowledged meanwhile", "events/s", figures["events"]),
     ]  # fmt: skip
 
 
-def milliseconds(result: dict[str, Any], side: str) -> dict[str, float]:
+def to_milliseconds(result: dict[str, Any], side: str) -> dict[str, float]:
     if result["answers"] != {"200": result["sent"]}:
         raise SystemExit(f"{result['sent']} reads were answered {result['answers']}.")
     return {f"{part} {side}": result[f"accepted_{part}"] * 1000 for part in ("p50", "p99")}
@@ -126,7 +128,7 @@ def milliseconds(result: dict[str, Any], side: str) -> dict[str, float]:
 # The load ----------------------------------------------------------------------------------------
 
 
-def under_load(
+def run_with_exports(
     reader: Helper, sender: Helper, months: int, seconds: float
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
     """What was made meanwhile, what came of the reads, and what of the events."""
@@ -134,47 +136,47 @@ def under_load(
 
     from exhaust.jobs import transitions
 
-    files = [new_job(months)]
-    while not job_of(files[0]).started_at:
+    files = [submit_job(months)]
+    while not fetch_job(files[0]).started_at:
         time.sleep(0.02)
-    begun = timezone.now()
+    start_time = timezone.now()
     with ThreadPoolExecutor() as pool:
         sides = [
-            pool.submit(each.ask, {"rate": rate, "seconds": seconds})
+            pool.submit(each.call, {"rate": rate, "seconds": seconds})
             for each, rate in ((reader, READS), (sender, BATCHES))
         ]
         while not all(side.done() for side in sides):
-            if job_of(files[-1]).started_at:
-                files.append(new_job(months))  # one is always waiting
+            if fetch_job(files[-1]).started_at:
+                files.append(submit_job(months))  # one is always waiting
             time.sleep(0.05)
-    read, came = (side.result() for side in sides)
-    if not (last := job_of(files[-1])).started_at:
+    read, sent_result = (side.result() for side in sides)
+    if not (last := fetch_job(files[-1])).started_at:
         transitions.cancel(last, "The time is over.")
         files.pop()
-    made = [finish(each) for each in files]
-    ended, share = meanwhile(made, begun, begun + timedelta(seconds=seconds))
-    if not ended or share < MADE:
-        raise SystemExit(f"{ended} files ended, and one was made {share:.0%} of the time.")
-    return {"files": ended, "share": share}, read, came
+    file_spans = [wait_for_job(each) for each in files]
+    ended_count, share = overlap(file_spans, start_time, start_time + timedelta(seconds=seconds))
+    if not ended_count or share < FILES_MADE:
+        raise SystemExit(f"{ended_count} files ended, and one was made {share:.0%} of the time.")
+    return {"files": ended_count, "share": share}, read, sent_result
 
 
-def meanwhile(
-    made: Sequence[tuple[datetime, datetime]], begun: datetime, over: datetime
+def overlap(
+    file_spans: Sequence[tuple[datetime, datetime]], window_start: datetime, window_end: datetime
 ) -> tuple[int, float]:
     """How many ended in that time, and the share of it in which one was made: never two are."""
-    ended = sum(begun <= completed <= over for _, completed in made)
-    spent = sum(
-        max(0.0, (min(completed, over) - max(started, begun)).total_seconds())
-        for started, completed in made
+    ended_count = sum(window_start <= completed <= window_end for _, completed in file_spans)
+    covered = sum(
+        max(0.0, (min(completed, window_end) - max(started, window_start)).total_seconds())
+        for started, completed in file_spans
     )
-    return ended, spent / (over - begun).total_seconds()
+    return ended_count, covered / (window_end - window_start).total_seconds()
 
 
-def new_job(months: int) -> int:
-    return answers.new_job(f"busy-{time.monotonic_ns()}", months)
+def submit_job(months: int) -> int:
+    return answers.create_job(f"busy-{time.monotonic_ns()}", months)
 
 
-def job_of(pk: int) -> Any:
+def fetch_job(pk: int) -> Any:
     from exhaust.models import Job
 
     job = Job.objects.get(pk=pk)
@@ -183,15 +185,15 @@ def job_of(pk: int) -> Any:
     return job
 
 
-def finish(pk: int) -> tuple[datetime, datetime]:
+def wait_for_job(pk: int) -> tuple[datetime, datetime]:
     """Waits for a file and takes it away; when it was begun, and when it was there."""
     from django.conf import settings
 
     from exhaust.models import File
 
-    until = time.monotonic() + 600
-    while not (job := job_of(pk)).completed_at:
-        if time.monotonic() > until:
+    deadline = time.monotonic() + 600
+    while not (job := fetch_job(pk)).completed_at:
+        if time.monotonic() > deadline:
             raise SystemExit(f"The job is {job.status}.")
         time.sleep(0.05)
     (Path(settings.FILES_DIR) / File.objects.get(job=pk).key).unlink()

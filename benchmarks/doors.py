@@ -11,52 +11,52 @@ from uuid import UUID
 import msgspec
 
 from benchmarks.ground import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
-from exhaust.demo.conversations import answers
+from exhaust.demo.conversations import generate_answers
 
 APPLICATION = "benchmark"
 RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Door:
+class Source:
     """How a call begins, what it carries (seeded), and how that becomes a body."""
 
-    head: str
-    make: Callable[[int, Random], Iterator[dict[str, Any]]]
-    join: Callable[[Sequence[bytes]], bytes]
+    envelope_head: str
+    make_events: Callable[[int, Random], Iterator[dict[str, Any]]]
+    join_events: Callable[[Sequence[bytes]], bytes]
     content_type: str = "application/json"
-    encode: Callable[[Any], bytes] = msgspec.json.encode
-    rows: int = 1  # that one thing becomes
-    most: int = 1000  # things in a body
+    encode_event: Callable[[Any], bytes] = msgspec.json.encode
+    rows_per_event: int = 1  # that one thing becomes
+    max_events: int = 1000  # things in a body
 
 
-def telemetry(count: int, _: Random) -> Iterator[dict[str, Any]]:
-    return answers(
+def make_telemetry(count: int, _: Random) -> Iterator[dict[str, Any]]:
+    return generate_answers(
         count, count // 30, start=FIRST_DAY, channel=CHANNEL, payload_bytes=PAYLOAD_BYTES
     )
 
 
-def spread(count: int, random: Random) -> Iterator[tuple[int, int, str]]:
+def spread_events(count: int, random: Random) -> Iterator[tuple[int, int, str]]:
     """(number, milliseconds since 1970, a person's id) for each of `count` things, in order."""
-    first = datetime.combine(FIRST_DAY, datetime.min.time(), UTC)
-    people = [str(UUID(int=random.getrandbits(128), version=4)) for _ in range(count // 30 + 1)]
+    period_start = datetime.combine(FIRST_DAY, datetime.min.time(), UTC)
+    devices = [str(UUID(int=random.getrandbits(128), version=4)) for _ in range(count // 30 + 1)]
     for number in range(count):
-        at = first + timedelta(days=30) * (number / count)
-        yield number, int(at.timestamp() * 1000), random.choice(people)
+        occurred_at = period_start + timedelta(days=30) * (number / count)
+        yield number, int(occurred_at.timestamp() * 1000), random.choice(devices)
 
 
-def clickstream(count: int, random: Random) -> Iterator[dict[str, Any]]:
+def make_clickstream(count: int, random: Random) -> Iterator[dict[str, Any]]:
     """Page views of a web shop, with thirty attributes each."""
-    for number, at, device in spread(count, random):
+    for number, occurred_at, device in spread_events(count, random):
         page = random.randrange(500)
         yield {
             "event_type": random.choice(["_page_view", "_scroll", "_click", "add_to_cart"]),
             "event_id": str(UUID(int=random.getrandbits(128), version=4)),
-            "app_id": APPLICATION, "device_id": device, "timestamp": at, "platform": "Web",
+            "app_id": APPLICATION, "device_id": device, "timestamp": occurred_at, "platform": "Web",
             "sdk_name": "aws-solution-clickstream-sdk", "sdk_version": "0.12.2",
             "attributes": {
-                "_session_id": f"{device[:8]}-{at // 1_800_000}", "_session_number": 3,
-                "_session_start_timestamp": at - 4000, "_session_duration": 4000,
+                "_session_id": f"{device[:8]}-{occurred_at // 1_800_000}", "_session_number": 3,
+                "_session_start_timestamp": occurred_at - 4000, "_session_duration": 4000,
                 "_page_title": f"Product {page}", "_page_url": f"https://shop.example/p/{page}",
                 "_page_referrer": "https://shop.example/", "_page_referrer_title": "Shop",
                 "_entrances": 0, "_engagement_time_msec": random.randrange(60_000),
@@ -71,28 +71,28 @@ def clickstream(count: int, random: Random) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def skalin(count: int, random: Random) -> Iterator[dict[str, Any]]:
+def make_skalin(count: int, random: Random) -> Iterator[dict[str, Any]]:
     """Features that people of a hundred customers used."""
-    for number, at, person in spread(count, random):
+    for number, occurred_at, visitor in spread_events(count, random):
         yield {
             "name": f"Feature {random.randrange(80)}",
             "eventId": f"e-{number}",
-            "identity": {"id": person, "email": f"{person[:8]}@example.org"},
-            "customerId": f"customer-{int(person[:4], 16) % 100}",
-            "visitorId": person,
-            "visitId": f"{person[:8]}-{at // 1_800_000}",
-            "ts": datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+            "identity": {"id": visitor, "email": f"{visitor[:8]}@example.org"},
+            "customerId": f"customer-{int(visitor[:4], 16) % 100}",
+            "visitorId": visitor,
+            "visitId": f"{visitor[:8]}-{occurred_at // 1_800_000}",
+            "ts": datetime.fromtimestamp(occurred_at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
             "event": {"plan": "team", "module": f"m-{number % 12}", "source": "web"},
         }
 
 
-def desk(count: int, random: Random) -> Iterator[dict[str, Any]]:
+def make_desk(count: int, random: Random) -> Iterator[dict[str, Any]]:
     """Ended sessions of two user actions and one event: four rows each."""
-    for number, at, person in spread(count, random):
+    for number, occurred_at, agent in spread_events(count, random):
         actions = [
             {
                 "name": f"Loading of page /p/{random.randrange(500)}", "type": "Load",
-                "startTime": at + 5000 * index, "endTime": at + 5000 * index + 900,
+                "startTime": occurred_at + 5000 * index, "endTime": occurred_at + 5000 * index + 900,
                 "duration": 900, "domain": "shop.example", "application": "Shop",
                 "targetUrl": f"https://shop.example/p/{index}", "apdexCategory": "SATISFIED",
                 "networkTime": random.randrange(300), "serverTime": random.randrange(300),
@@ -103,65 +103,67 @@ def desk(count: int, random: Random) -> Iterator[dict[str, Any]]:
         ]  # fmt: skip
         yield {
             "tenantId": "tenant-1", "userSessionId": f"SESSION{number:08}-0",
-            "startTime": at, "endTime": at + 60_000, "duration": 60_000,
-            "internalUserId": person, "userType": "REAL_USER", "applicationType": "WEB_APPLICATION",
+            "startTime": occurred_at, "endTime": occurred_at + 60_000, "duration": 60_000,
+            "internalUserId": agent, "userType": "REAL_USER", "applicationType": "WEB_APPLICATION",
             "bounce": False, "newUser": number % 3 == 0, "userExperienceScore": "SATISFIED",
             "browserFamily": "Chrome", "browserMajorVersion": "Chrome 120", "osFamily": "Windows",
             "country": "Germany", "city": "Berlin", "isp": "Example", "connectionType": "CABLE",
             "screenWidth": 1920, "screenHeight": 1080, "userActionCount": 2, "totalErrorCount": 0,
             "stringProperties": [], "longProperties": [], "stringTags": {"plan": "team"},
             "userActions": actions, "errors": [], "syntheticEvents": [],
-            "events": [{"type": "PageChange", "name": "/cart", "startTime": at + 9000,
+            "events": [{"type": "PageChange", "name": "/cart", "startTime": occurred_at + 9000,
                         "application": "Shop", "domain": "shop.example"}],
         }  # fmt: skip
 
 
-DOORS = {
-    "telemetry": Door(
+SOURCES = {
+    "telemetry": Source(
         "POST /v1/telemetry HTTP/1.1\r\nAuthorization: Bearer {key}",
-        telemetry,
+        make_telemetry,
         lambda events: (
             b'{"id": "api.telemetry", "ver": "3.0", "events": [%b]}' % b", ".join(events)
         ),
-        encode=lambda event: json.dumps(event, ensure_ascii=False).encode(),
+        encode_event=lambda event: json.dumps(event, ensure_ascii=False).encode(),
     ),
-    "clickstream": Door(
+    "clickstream": Source(
         f"POST /collect?appId={APPLICATION}&platform=Web HTTP/1.1",
-        clickstream,
+        make_clickstream,
         lambda events: b"[%b]" % b",".join(events),
     ),
-    "skalin": Door(
+    "skalin": Source(
         f"POST /hit/bulk?client_id={APPLICATION} HTTP/1.1",
-        skalin,
+        make_skalin,
         lambda features: b'{"identities":[],"features":[%b]}' % b",".join(features),
-        most=100,
+        max_events=100,
     ),
-    "desk": Door(
+    "desk": Source(
         "PUT /export/events HTTP/1.1\r\nAuthorization: Basic {basic}",
-        desk,
+        make_desk,
         b"\n".join,
         "application/x-ndjson",
-        rows=4,
+        rows_per_event=4,
     ),
 }
 
 
-def request(door: Door, sent: bytes, told: dict[str, Any], head: str = "") -> bytes:
+def build_request(
+    source: Source, body: bytes, installation: dict[str, Any], head: str = ""
+) -> bytes:
     """A call with that body; `head` where it goes to another door than ours."""
     head = (
-        f"{(head or door.head).format(**told)}\r\nHost: 127.0.0.1:{told['port']}\r\n"
-        f"Content-Type: {door.content_type}\r\nContent-Length: {len(sent)}\r\n\r\n"
+        f"{(head or source.envelope_head).format(**installation)}\r\nHost: 127.0.0.1:{installation['port']}\r\n"
+        f"Content-Type: {source.content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    return head.encode() + sent
+    return head.encode() + body
 
 
-def parse(name: str, sent: bytes, application_id: int | None) -> Any:
+def parse_body(name: str, body: bytes, application_id: int | None) -> Any:
     """A body read by its door's own adapter."""
     from ingest.adapters import ADAPTERS
     from ingest.events import Call
 
     if name == "telemetry":
-        return ADAPTERS[name].parse(sent, Call(CHANNEL, RECEIVED_AT))
-    content_type = DOORS[name].content_type
+        return ADAPTERS[name].parse(body, Call(CHANNEL, RECEIVED_AT))
+    content_type = SOURCES[name].content_type
     call = Call(CHANNEL, RECEIVED_AT, content_type, APPLICATION, application_id)
-    return ADAPTERS[name].parse(sent, call)
+    return ADAPTERS[name].parse(body, call)

@@ -113,46 +113,55 @@ SERIALIZERS = {
 }
 
 
-def model_of(door: str, sent: dict[str, Any], channel: int) -> list[StoredEvent]:
+def build_rows(source: str, event: dict[str, Any], channel: int) -> list[StoredEvent]:
     """The rows of one thing that was sent."""
-    match door:
+    match source:
         case "telemetry":
-            context = sent["context"]
-            parts = (sent["mid"], context["did"], str(sent["edata"].get("item")), str(sent["ets"]))
-            found = [(sent["ets"], sent["eid"], context["did"], context.get("sid", ""), sent)]
+            context = event["context"]
+            parts = (
+                event["mid"],
+                context["did"],
+                str(event["edata"].get("item")),
+                str(event["ets"]),
+            )
+            fields = [(event["ets"], event["eid"], context["did"], context.get("sid", ""), event)]
         case "clickstream":
-            parts = (sent["app_id"], sent["event_id"])
-            session = sent["attributes"].get("_session_id", "")
-            found = [(sent["timestamp"], sent["event_type"], sent["device_id"], session, sent)]
+            parts = (event["app_id"], event["event_id"])
+            session = event["attributes"].get("_session_id", "")
+            fields = [(event["timestamp"], event["event_type"], event["device_id"], session, event)]
         case "skalin":
-            parts = (sent["eventId"],)
-            at = sent["ts"]
-            at = datetime.fromisoformat(at).replace(tzinfo=UTC) if isinstance(at, str) else at
-            plain = {**sent, "ts": at.isoformat()}
-            milliseconds = at.timestamp() * 1000
-            found = [(milliseconds, sent["name"], sent["visitorId"], sent["visitId"], plain)]
+            parts = (event["eventId"],)
+            occurred_at = event["ts"]
+            occurred_at = (
+                datetime.fromisoformat(occurred_at).replace(tzinfo=UTC)
+                if isinstance(occurred_at, str)
+                else occurred_at
+            )
+            plain = {**event, "ts": occurred_at.isoformat()}
+            milliseconds = occurred_at.timestamp() * 1000
+            fields = [(milliseconds, event["name"], event["visitorId"], event["visitId"], plain)]
         case _:
-            session, person = sent["userSessionId"], sent["internalUserId"]
-            parts = (sent["tenantId"], session, str(sent["startTime"]))
-            head = {**sent, "userActions": [], "events": []}
-            inner = [*sent["userActions"], *sent["events"]]
-            found = [(sent["startTime"], "session", person, session, head)]
-            found += [
-                (each["startTime"], each.get("type", ""), person, session, each) for each in inner
+            session, user = event["userSessionId"], event["internalUserId"]
+            parts = (event["tenantId"], session, str(event["startTime"]))
+            head = {**event, "userActions": [], "events": []}
+            inner = [*event["userActions"], *event["events"]]
+            fields = [(event["startTime"], "session", user, session, head)]
+            fields += [
+                (each["startTime"], each.get("type", ""), user, session, each) for each in inner
             ]
     now = datetime.now(UTC)
     return [
         StoredEvent(
             occurred_at=datetime.fromtimestamp(at / 1000, UTC), received_at=now,
-            channel_id=channel, is_answer=kind == "ASSESS", dialect=door, type=kind,
+            channel_id=channel, is_answer=kind == "ASSESS", source=source, type=kind,
             identity=UUID(bytes=md5("/".join((*parts, str(n))).encode()).digest()),  # noqa: S324
             device_id=device, session_id=session, payload=payload,
         )
-        for n, (at, kind, device, session, payload) in enumerate(found)
+        for n, (at, kind, device, session, payload) in enumerate(fields)
     ]  # fmt: skip
 
 
-class Lines(BaseParser):
+class JsonLinesParser(BaseParser):
     """A JSON text a line."""
 
     media_type = "application/x-ndjson"
@@ -163,26 +172,26 @@ class Lines(BaseParser):
         return [json.loads(line) for line in stream.read().splitlines()]
 
 
-class Door(APIView):
+class IngestView(APIView):
     authentication_classes = ()
     permission_classes = ()
-    parser_classes = (JSONParser, Lines)
+    parser_classes = (JSONParser, JsonLinesParser)
 
-    def post(self, request: Any, door: str, channel: int) -> Response:
-        sent = request.data
-        if isinstance(sent, dict):
-            sent = sent["events" if door == "telemetry" else "features"]
-        serializer = SERIALIZERS[door](data=sent, many=True)
+    def post(self, request: Any, source: str, channel: int) -> Response:
+        events = request.data
+        if isinstance(events, dict):
+            events = events["events" if source == "telemetry" else "features"]
+        serializer = SERIALIZERS[source](data=events, many=True)
         serializer.is_valid(raise_exception=True)
         # what was sent is kept, and not only what the serializer knows
-        rows = [row for each in sent for row in model_of(door, each, channel)]
+        rows = [row for each in events for row in build_rows(source, each, channel)]
         StoredEvent.objects.bulk_create(rows, ignore_conflicts=True)
         return Response({"stored": len(rows)})
 
 
 urlpatterns = [
     path("readyz", lambda request: HttpResponse()),
-    path("<str:door>/<int:channel>", Door.as_view()),
+    path("<str:door>/<int:channel>", IngestView.as_view()),
 ]
 settings.ROOT_URLCONF = "benchmarks.drf"
 settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]  # Content-Length

@@ -16,43 +16,51 @@ from benchmarks import answers, doors, ground, ingest
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description="What PostgreSQL does.")
-    arguments.add_argument("--rows", type=int, default=200_000)
-    arguments.add_argument("--door", choices=[*doors.DOORS], default="telemetry")
-    arguments.add_argument("--batch", type=int, default=1000)
-    asked = arguments.parse_args()
+    parser = argparse.ArgumentParser(description="What PostgreSQL does.")
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--door", choices=[*doors.SOURCES], default="telemetry")
+    parser.add_argument("--batch", type=int, default=1000)
+    options = parser.parse_args()
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
-        ground.enter(ground.environment(url, var))
+    with ground.temporary_folder() as var, ground.postgresql() as url:
+        ground.setup_django(ground.environment(url, var))
         ground.migrate()
-        told = ingest.prepare()
-        _, months, data = answers.load_rows(asked.rows)
-        ground.print_ground(url, data=data)
-        store(asked.door, asked.batch, told)
-        write(months)
+        installation = ingest.prepare_database()
+        _, months, data = answers.load_rows(options.rows)
+        ground.print_environment(url, data=data)
+        explain_store(options.door, options.batch, installation)
+        explain_export(months)
 
 
-def store(name: str, size: int, told: dict[str, Any]) -> None:
+def explain_store(name: str, size: int, installation: dict[str, Any]) -> None:
     from ingest.store import batches
 
-    door = doors.DOORS[name]
-    things = [door.encode(thing) for thing in door.make(size // door.rows, Random("explain"))]
-    batch = doors.parse(name, door.join(things), told["application"])
+    source = doors.SOURCES[name]
+    items = [
+        source.encode_event(thing)
+        for thing in source.make_events(size // source.rows_per_event, Random("explain"))
+    ]
+    batch = doors.parse_body(name, source.join_events(items), installation["application"])
     events = sorted(batch.events, key=lambda event: event.identity)
-    sql = batches._LAST_WINS if batch.last_wins else batches._FIRST_WINS
-    columns = batches._columns(told["channel"], batch, events)
-    explain(f"A batch of {len(events):,} by {name}", batches._BY_INDEX, sql, columns, ", WAL")
+    sql = batches._INSERT_LAST_WINS if batch.last_wins else batches._INSERT_FIRST_WINS
+    columns = batches._build_columns(installation["channel"], batch, events)
+    print_plan(
+        f"A batch of {len(events):,} by {name}", batches._DISABLE_SEQSCAN, sql, columns, ", WAL"
+    )
 
 
-def write(months: int) -> None:
+def explain_export(months: int) -> None:
     from exhaust.datasets.response import RESPONSE
     from exhaust.files import parallel_copy
 
-    sql, params = RESPONSE.copy(answers.selection(months), guarded=True) or ("", {})
-    explain("A file of uci-response-exhaust", parallel_copy.PLANNING, sql, params)
+    sql, params = RESPONSE.copy_sql(answers.build_selection(months), escape_formulas=True) or (
+        "",
+        {},
+    )
+    print_plan("A file of uci-response-exhaust", parallel_copy.PLANNER_SETTINGS, sql, params)
 
 
-def explain(title: str, before: str, sql: str, params: Any, more: str = "") -> None:
+def print_plan(title: str, setup: str, sql: str, params: Any, more: str = "") -> None:
     from django.db import connection
 
     connection.ensure_connection()
@@ -60,7 +68,7 @@ def explain(title: str, before: str, sql: str, params: Any, more: str = "") -> N
         connection.connection.transaction(force_rollback=True),
         psycopg.Cursor(connection.connection) as cursor,
     ):
-        cursor.execute(before)
+        cursor.execute(setup)
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS{more}) {sql}", params, prepare=False)
         print(f"\n{title}\n")
         print("\n".join(line for (line,) in cursor), flush=True)

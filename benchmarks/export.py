@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import answers, ground, peers, results
 from benchmarks.ground import Helper
-from benchmarks.results import Result, compared
+from benchmarks.results import Result, compare
 
 MEMORY_BAR = 48  # MiB over idle, whatever the size of the file
 S3_MEMORY_BAR = 96
@@ -38,104 +38,108 @@ Side = Callable[[], dict[str, float]]
 
 
 def main() -> None:
-    arguments = results.arguments("Exports, against psql \\copy, ORM, pandas, DuckDB and Spark.")
-    arguments.add_argument("--rows", type=int, default=2_000_000)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--peer-rows", type=int, default=200_000, help="0: no peers.")
-    arguments.add_argument("--s3-rows", type=int, default=300_000, help="0: no S3.")
-    arguments.add_argument("--same-plan", action="store_true", help="psql planned as we do, too.")
-    arguments.add_argument("--growth", action="store_true", help="Ours only: growth and memory.")
-    arguments.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.worker:
-        work()
+    parser = results.argument_parser("Exports, against psql \\copy, ORM, pandas, DuckDB and Spark.")
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-rows", type=int, default=200_000, help="0: no peers.")
+    parser.add_argument("--s3-rows", type=int, default=300_000, help="0: no S3.")
+    parser.add_argument("--same-plan", action="store_true", help="psql planned as we do, too.")
+    parser.add_argument("--growth", action="store_true", help="Ours only: growth and memory.")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        serve_work()
         return
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         # one file, however large
         variables = ground.environment(url, var) | {"EXHAUST_PART_BYTES": "0"}
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
-        rows, months, data = answers.load_rows(asked.rows)
-        told = ground.print_ground(url, data=data, peers=peers.versions())
-        place = Place(url, var, variables, rows // months)
-        found = against_psql(place, months, asked)
-        whole = found[0].ours
-        found += memory(place, months, asked.s3_rows)
-        if asked.peer_rows:
-            span = min(months, max(1, asked.peer_rows // place.month_rows))
-            found += against_peers(place, span, months, asked.rounds, whole)
-        results.report("export", found, told, asked.json)
+        rows, months, data = answers.load_rows(options.rows)
+        ground_facts = ground.print_environment(url, data=data, peers=peers.tool_versions())
+        installation = Installation(url, var, variables, rows // months)
+        records = compare_with_psql(installation, months, options)
+        export_rates = records[0].ours
+        records += measure_memory(installation, months, options.s3_rows)
+        if options.peer_rows:
+            span = min(months, max(1, options.peer_rows // installation.month_rows))
+            records += compare_with_peers(installation, span, months, options.rounds, export_rates)
+        results.print_report("export", records, ground_facts, options.json)
 
 
-class Place:
+class Installation:
     """The installation that is measured, and how many rows a month of it has."""
 
     def __init__(self, url: str, var: Path, variables: dict[str, str], month_rows: int) -> None:
         self.url, self.var, self.variables = url, var, variables
         self.month_rows = month_rows
 
-    def rows(self, months: int) -> int:
+    def row_count(self, months: int) -> int:
         return self.month_rows * months
 
-    def worker(self, months: int) -> str:
+    def start_worker(self, months: int) -> str:
         """What the worker's row for so many months is called."""
-        return f"worker, {self.rows(months):,} rows"
+        return f"worker, {self.row_count(months):,} rows"
 
 
 # Against psql ------------------------------------------------------------------------------------
 
 
-def against_psql(place: Place, months: int, asked: argparse.Namespace) -> list[Result]:
+def compare_with_psql(
+    installation: Installation, months: int, options: argparse.Namespace
+) -> list[Result]:
     """Rates, what a row costs in a large file, and what the worker that made them all took.
 
     psql is in half of the rounds, and what has no like in them runs once.
     """
     digests: dict[str, str] = {}
-    with Helper(WORKER, place.variables) as worker:
+    with Helper(WORKER, installation.variables) as worker:
         idle = worker.memory("VmRSS")
-        worker.ask({"job": answers.new_job("warm", months=1)})
-        held = None if asked.growth else digests
-        ours: list[Side] = [partial(time_worker, place, worker, months, held)]
+        worker.ask({"job": answers.create_job("warm", months=1)})
+        known_digests = None if options.growth else digests
+        our_sides: list[Side] = [partial(time_worker, installation, worker, months, known_digests)]
         if months > 1:  # it comes first, while its rows are at hand
-            ours.insert(0, partial(time_worker, place, worker, 1, None))
-        names = [] if asked.growth else [REFERENCE, SAME_PLAN][: 1 + asked.same_plan]
-        theirs = [partial(time_psql, place, months, digests, name) for name in names]
-        first = (asked.rounds + 1) // 2
-        found = ground.rounds(first, [*theirs, *ours])
-        for name, rates in ground.rounds(asked.rounds - first, ours[::-1]).items():
-            found[name] += rates
-        most = worker.memory("VmHWM") - idle
-        if not asked.growth:
+            our_sides.insert(0, partial(time_worker, installation, worker, 1, None))
+        names = [] if options.growth else [REFERENCE, SAME_PLAN][: 1 + options.same_plan]
+        psql_sides = [partial(time_psql, installation, months, digests, name) for name in names]
+        first = (options.rounds + 1) // 2
+        figures = ground.run_rounds(first, [*psql_sides, *our_sides])
+        for name, rates in ground.run_rounds(options.rounds - first, our_sides[::-1]).items():
+            figures[name] += rates
+        peak_memory = worker.memory("VmHWM") - idle
+        if not options.growth:
             once = [
-                partial(time_alone, place, worker, months, digests),
-                partial(time_portable, place, worker),
+                partial(time_single_connection, installation, worker, months, digests),
+                partial(time_portable, installation, worker),
             ]
-            found |= ground.rounds(1, once)
+            figures |= ground.run_rounds(1, once)
     if len(set(digests.values())) > 1:
         raise SystemExit(f"The files differ: {digests}")
-    whole, month = place.worker(months), place.worker(1)
-    beside = [] if asked.growth else [
-        compared(found, "rows/s", whole, REFERENCE, ">= 0.95", "same bytes"),
-        *([compared(found, "rows/s", whole, SAME_PLAN)] if asked.same_plan else []),
-        compared(found, "rows/s", whole, ALONE, ">= 1.5", "same bytes"),
-        compared(found, "rows/s", PORTABLE, month, note=f"{place.month_rows:,} rows"),
+    all_months, one_month = installation.start_worker(months), installation.start_worker(1)
+    extra_sides = [] if options.growth else [
+        compare(figures, "rows/s", all_months, REFERENCE, ">= 0.95", "same bytes"),
+        *([compare(figures, "rows/s", all_months, SAME_PLAN)] if options.same_plan else []),
+        compare(figures, "rows/s", all_months, ALONE, ">= 1.5", "same bytes"),
+        compare(figures, "rows/s", PORTABLE, one_month, note=f"{installation.month_rows:,} rows"),
     ]  # fmt: skip
-    note = f"{idle:.0f} MiB idle, in all {asked.rounds} rounds"
-    large = over_idle(place, months, "to the folder", MEMORY_BAR, most, note)
+    note = f"{idle:.0f} MiB idle, in all {options.rounds} rounds"
+    large = growth_result(installation, months, "to the folder", MEMORY_BAR, peak_memory, note)
     return [
-        *(beside or [Result(whole, "rows/s", found[whole])]),
-        Result(f"time for a row of {place.rows(months):,}", "µs", per_row(found[whole]),
-               f"of {place.month_rows:,}", per_row(found[month]), "<= 1.15"),
+        *(extra_sides or [Result(all_months, "rows/s", figures[all_months])]),
+        Result(f"time for a row of {installation.row_count(months):,}", "µs", to_nanoseconds_per_row(figures[all_months]),
+               f"of {installation.month_rows:,}", to_nanoseconds_per_row(figures[one_month]), "<= 1.15"),
         *([large] if months > 1 else []),
     ]  # fmt: skip
 
 
-def per_row(rates: list[float]) -> list[float]:
+def to_nanoseconds_per_row(rates: list[float]) -> list[float]:
     return [1e6 / rate for rate in rates]
 
 
-def time_psql(place: Place, months: int, digests: dict[str, str], name: str) -> dict[str, float]:
+def time_psql(
+    installation: Installation, months: int, digests: dict[str, str], name: str
+) -> dict[str, float]:
     import psycopg
     from django.conf import settings
     from django.db import connection
@@ -144,67 +148,72 @@ def time_psql(place: Place, months: int, digests: dict[str, str], name: str) -> 
     from exhaust.files import parallel_copy
 
     connection.ensure_connection()
-    sql, params = RESPONSE.copy(answers.selection(months), guarded=True) or ("", {})
+    sql, params = RESPONSE.copy_sql(answers.build_selection(months), escape_formulas=True) or (
+        "",
+        {},
+    )
     query = psycopg.ClientCursor(connection.connection).mogrify(sql, params).replace("\n", " ")
-    target = place.var / "reference.csv"
-    told = ["-c", "BEGIN", "-c", parallel_copy.PLANNING] if name == SAME_PLAN else []
+    target = installation.var / "reference.csv"
+    setup = ["-c", "BEGIN", "-c", parallel_copy.PLANNER_SETTINGS] if name == SAME_PLAN else []
     variables = {**os.environ, "PGOPTIONS": settings.DATABASES["default"]["OPTIONS"]["options"]}
-    begun = time.monotonic()
+    start_time = time.monotonic()
     subprocess.run(
-        ["psql", "-qX", *told, "-c", f"\\copy ({query}) TO '{target}' (FORMAT csv)", place.url],
+        ["psql", "-qX", *setup, "-c", f"\\copy ({query}) TO '{target}' (FORMAT csv)", installation.url],
         env=variables, check=True,
     )  # fmt: skip
-    took = time.monotonic() - begun
-    digests[name] = body_digest(target, header=False)
+    seconds = time.monotonic() - start_time
+    digests[name] = digest_body(target, header=False)
     target.unlink()
-    return {name: place.rows(months) / took}
+    return {name: installation.row_count(months) / seconds}
 
 
 def time_worker(
-    place: Place, worker: Helper, months: int, digests: dict[str, str] | None
+    installation: Installation, worker: Helper, months: int, digests: dict[str, str] | None
 ) -> dict[str, float]:
-    took, path = make(place, worker, months)
+    seconds, path = make_file(installation, worker, months)
     if digests is not None:
-        digests["worker"] = body_digest(path, header=True)
+        digests["worker"] = digest_body(path, header=True)
     path.unlink()
-    return {place.worker(months): place.rows(months) / took}
+    return {installation.start_worker(months): installation.row_count(months) / seconds}
 
 
-def time_alone(
-    place: Place, worker: Helper, months: int, digests: dict[str, str]
+def time_single_connection(
+    installation: Installation, worker: Helper, months: int, digests: dict[str, str]
 ) -> dict[str, float]:
-    worker.ask({"slices": False})
-    took, path = make(place, worker, months)
-    worker.ask({"slices": True})
-    digests[ALONE] = body_digest(path, header=True)
+    worker.call({"slices": False})
+    seconds, path = make_file(installation, worker, months)
+    worker.call({"slices": True})
+    digests[ALONE] = digest_body(path, header=True)
     path.unlink()
-    return {ALONE: place.rows(months) / took}
+    return {ALONE: installation.row_count(months) / seconds}
 
 
-def make(place: Place, worker: Helper, months: int) -> tuple[float, Path]:
+def make_file(installation: Installation, worker: Helper, months: int) -> tuple[float, Path]:
     """Seconds that the worker needs for a file, and the file."""
     from django.conf import settings
 
     from exhaust.models import File
 
-    job = answers.new_job(f"round-{time.monotonic_ns()}", months)
-    begun = time.monotonic()
-    worker.ask({"job": job})
-    took = time.monotonic() - begun
+    job = answers.create_job(f"round-{time.monotonic_ns()}", months)
+    start_time = time.monotonic()
+    worker.call({"job": job})
+    seconds = time.monotonic() - start_time
     file = File.objects.get(job=job)
     path = Path(settings.FILES_DIR) / file.key
-    if file.row_count != place.rows(months) or file.sha256 != body_digest(path, header=False):
+    if file.row_count != installation.row_count(months) or file.sha256 != digest_body(
+        path, header=False
+    ):
         raise SystemExit("The file is not what its row says.")
-    return took, path
+    return seconds, path
 
 
-def time_portable(place: Place, worker: Helper) -> dict[str, float]:
-    begun = time.monotonic()
-    rows = worker.ask({"portable": 1})["rows"]
-    return {PORTABLE: rows / (time.monotonic() - begun)}
+def time_portable(installation: Installation, worker: Helper) -> dict[str, float]:
+    start_time = time.monotonic()
+    rows = worker.call({"portable": 1})["rows"]
+    return {PORTABLE: rows / (time.monotonic() - start_time)}
 
 
-def body_digest(path: Path, *, header: bool) -> str:
+def digest_body(path: Path, *, header: bool) -> str:
     with path.open("rb") as file:
         if header:
             file.readline()
@@ -217,135 +226,150 @@ def body_digest(path: Path, *, header: bool) -> str:
 # Memory ------------------------------------------------------------------------------------------
 
 
-def memory(place: Place, months: int, s3_rows: int) -> list[Result]:
-    found = [grown(place, 1, "to the folder", MEMORY_BAR)]
+def measure_memory(installation: Installation, months: int, s3_rows: int) -> list[Result]:
+    records = [measure_growth(installation, 1, "to the folder", MEMORY_BAR)]
     if not s3_rows:
-        return found
+        return records
     if find_spec("swift") is None:
-        return [*found, Result("memory over idle, to S3", "MiB", note="skipped: no extra s3local")]
+        return [
+            *records,
+            Result("memory over idle, to S3", "MiB", note="skipped: no extra s3local"),
+        ]
     from tests import s3server
 
-    with s3server.running(place.var / "s3") as endpoint:
+    with s3server.running(installation.var / "s3") as endpoint:
         variables = {
-            **place.variables,
+            **installation.variables,
             "S3_BUCKET": "benchmark",
             "S3_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
         }
-        served = Place(place.url, place.var, variables, place.month_rows)
-        spans = {1, min(months, max(1, s3_rows // place.month_rows))}
-        return found + [grown(served, span, "to S3", S3_MEMORY_BAR) for span in sorted(spans)]
+        s3_installation = Installation(
+            installation.url, installation.var, variables, installation.month_rows
+        )
+        spans = {1, min(months, max(1, s3_rows // installation.month_rows))}
+        return records + [
+            measure_growth(s3_installation, span, "to S3", S3_MEMORY_BAR) for span in sorted(spans)
+        ]
 
 
-def grown(place: Place, months: int, where: str, bar: int) -> Result:
+def measure_growth(installation: Installation, months: int, where: str, bar: int) -> Result:
     """What a fresh worker needs at most, over what it has when idle."""
-    with Helper(WORKER, place.variables) as worker:
-        if "S3_BUCKET" in place.variables:
+    with Helper(WORKER, installation.variables) as worker:
+        if "S3_BUCKET" in installation.variables:
             worker.ask({"bucket": True})
         idle = worker.memory("VmRSS")
-        worker.ask({"job": answers.new_job(f"memory-{time.monotonic_ns()}", months)})
-        most = worker.memory("VmHWM") - idle
-    return over_idle(place, months, where, bar, most, f"{idle:.0f} MiB idle")
+        worker.ask({"job": answers.create_job(f"memory-{time.monotonic_ns()}", months)})
+        peak_memory = worker.memory("VmHWM") - idle
+    return growth_result(installation, months, where, bar, peak_memory, f"{idle:.0f} MiB idle")
 
 
-def over_idle(place: Place, months: int, where: str, bar: int, most: float, note: str) -> Result:
-    name = f"memory over idle, {place.rows(months):,} rows, {where}"
-    return Result(name, "MiB", [most], bar=f"<= {bar}", note=note)
+def growth_result(
+    installation: Installation, months: int, where: str, bar: int, peak_memory: float, note: str
+) -> Result:
+    name = f"memory over idle, {installation.row_count(months):,} rows, {where}"
+    return Result(name, "MiB", [peak_memory], bar=f"<= {bar}", note=note)
 
 
 # Against the peers -------------------------------------------------------------------------------
 
 
-def against_peers(
-    place: Place, span: int, months: int, times: int, whole: Sequence[float]
+def compare_with_peers(
+    installation: Installation, span: int, months: int, times: int, export_rates: Sequence[float]
 ) -> list[Result]:
     """All at `span` months, ORM and pandas at one; Spark once more at all of them, of which our
     rates are there already."""
-    chosen, month = peers.Chosen(span), peers.Chosen(1)
-    there = peers.there()
-    peers.load(there)
-    lines = peers.extract(place.url, place.var / "lines", months) if there else []
+    all_rows, one_month = peers.SelectedRows(span), peers.SelectedRows(1)
+    available = peers.available_tools()
+    peers.load_tools(available)
+    lines = (
+        peers.extract_lines(installation.url, installation.var / "lines", months)
+        if available
+        else []
+    )
     digests: dict[str, str] = {}
 
-    def ours(worker: Helper) -> dict[str, float]:
-        took, path = make(place, worker, span)
-        keep("worker", [path], span)
+    def time_ours(worker: Helper) -> dict[str, float]:
+        seconds, path = make_file(installation, worker, span)
+        check_rows("worker", [path], span)
         path.unlink()
-        return {place.worker(span): place.rows(span) / took}
+        return {installation.start_worker(span): installation.row_count(span) / seconds}
 
-    def theirs(name: str, told: peers.Chosen, tool: peers.Tool) -> dict[str, float]:
-        with TemporaryDirectory(dir=place.var) as folder:
-            begun = time.monotonic()
-            paths = tool(told, lines[: told.months], Path(folder) / "rows")
-            took = time.monotonic() - begun
-            keep(name, paths, told.months)
-        return {name: place.rows(told.months) / took}
+    def time_peer(name: str, selection: peers.SelectedRows, tool: peers.Tool) -> dict[str, float]:
+        with TemporaryDirectory(dir=installation.var) as folder:
+            start_time = time.monotonic()
+            paths = tool(selection, lines[: selection.months], Path(folder) / "rows")
+            seconds = time.monotonic() - start_time
+            check_rows(name, paths, selection.months)
+        return {name: installation.row_count(selection.months) / seconds}
 
-    def keep(name: str, paths: list[Path], months: int) -> None:
+    def check_rows(name: str, paths: list[Path], months: int) -> None:
         """Each is looked at once; where there are very many rows, they are only counted."""
         if name not in digests:
             if name == SPARK_ALL:
-                rows, digests[name] = peers.count(paths), ""
+                rows, digests[name] = peers.count_rows(paths), ""
             else:
-                rows, digests[name] = peers.digest(paths)
-            if rows != place.rows(months):
-                raise SystemExit(f"{name} made {rows:,} rows of {place.rows(months):,}.")
+                rows, digests[name] = peers.digest_rows(paths)
+            if rows != installation.row_count(months):
+                raise SystemExit(
+                    f"{name} made {rows:,} rows of {installation.row_count(months):,}."
+                )
 
-    with Helper(WORKER, place.variables) as worker:
-        _, path = make(place, worker, 1)
-        keep("worker, a month", [path], 1)
+    with Helper(WORKER, installation.variables) as worker:
+        _, path = make_file(installation, worker, 1)
+        check_rows("worker, a month", [path], 1)
         path.unlink()
         sides: list[Side] = [
-            partial(ours, worker),
-            partial(theirs, peers.ORM, month, peers.orm),
-            partial(theirs, peers.PANDAS, month, peers.pandas),
+            partial(time_ours, worker),
+            partial(time_peer, peers.ORM, one_month, peers.export_by_orm),
+            partial(time_peer, peers.PANDAS, one_month, peers.export_by_pandas),
         ]
-        if "duckdb" in there:
-            parquet = peers.parquet(lines[:span], place.var / "answers.parquet")
-            tool = partial(peers.duckdb, parquet)
-            sides.append(partial(theirs, peers.DUCKDB, chosen, tool))
-        if "pyspark" in there:
-            sides.append(partial(theirs, peers.SPARK, chosen, peers.spark))
-        found = ground.rounds(times, sides)
+        if "duckdb" in available:
+            parquet = peers.write_parquet(lines[:span], installation.var / "answers.parquet")
+            tool = partial(peers.export_by_duckdb, parquet)
+            sides.append(partial(time_peer, peers.DUCKDB, all_rows, tool))
+        if "pyspark" in available:
+            sides.append(partial(time_peer, peers.SPARK, all_rows, peers.export_by_spark))
+        figures = ground.run_rounds(times, sides)
         large: dict[str, float] = {}
-        if "pyspark" in there and months > span:
-            large = theirs(SPARK_ALL, peers.Chosen(months), peers.spark)
-    for name, wanted in (
+        if "pyspark" in available and months > span:
+            large = time_peer(SPARK_ALL, peers.SelectedRows(months), peers.export_by_spark)
+    for name, target in (
         (peers.ORM, "worker, a month"), (peers.PANDAS, "worker, a month"),
         (peers.DUCKDB, "worker"), (peers.SPARK, "worker"),
     ):  # fmt: skip
-        if digests.get(name, digests[wanted]) != digests[wanted]:
+        if digests.get(name, digests[target]) != digests[target]:
             raise SystemExit(f"The rows of {name} are not ours.")
-    chunk = place.worker(span)
-    said = [
-        compared(found, "rows/s", chunk, peers.ORM, ">= 10", "same rows"),
-        compared(found, "rows/s", chunk, peers.PANDAS, ">= 5", "same rows"),
+    chunk = installation.start_worker(span)
+    records = [
+        compare(figures, "rows/s", chunk, peers.ORM, ">= 10", "same rows"),
+        compare(figures, "rows/s", chunk, peers.PANDAS, ">= 5", "same rows"),
     ]
-    if peers.DUCKDB in found:
+    if peers.DUCKDB in figures:
         note = "same rows; making the Parquet not counted"
-        said.append(compared(found, "rows/s", chunk, peers.DUCKDB, note=note))
+        records.append(compare(figures, "rows/s", chunk, peers.DUCKDB, note=note))
     else:
-        said.append(Result(chunk, "rows/s", against=peers.DUCKDB, note="skipped: no duckdb"))
-    if peers.SPARK not in found:
+        records.append(Result(chunk, "rows/s", against=peers.DUCKDB, note="skipped: no duckdb"))
+    if peers.SPARK not in figures:
         note = "skipped: needs the extra spark and Java"
-        return [*said, Result(chunk, "rows/s", against=peers.SPARK, note=note)]
-    bar = ">= 20" if place.rows(span) <= 200_000 else ">= 5"
-    said.append(compared(found, "rows/s", chunk, peers.SPARK, bar, "same rows"))
+        return [*records, Result(chunk, "rows/s", against=peers.SPARK, note=note)]
+    bar = ">= 20" if installation.row_count(span) <= 200_000 else ">= 5"
+    records.append(compare(figures, "rows/s", chunk, peers.SPARK, bar, "same rows"))
     if large:
-        said.append(
-            Result(place.worker(months), "rows/s", whole, peers.SPARK, [large[SPARK_ALL]], ">= 5",
+        records.append(
+            Result(installation.start_worker(months), "rows/s", export_rates, peers.SPARK, [large[SPARK_ALL]], ">= 5",
                    "as many rows")
         )  # fmt: skip
-    return said
+    return records
 
 
 # The worker's side -------------------------------------------------------------------------------
 
 
-def work() -> None:
+def serve_work() -> None:
     """Claims the job it is told and makes its file."""
-    ground.enter({})
+    ground.setup_django({})
     from exhaust.datasets.response import RESPONSE
     from exhaust.files import parallel_copy, storage, writer
     from exhaust.files.formats import CSV
@@ -353,26 +377,26 @@ def work() -> None:
 
     slice_rows = parallel_copy.SLICE_ROWS
 
-    def answer(asked: dict[str, Any]) -> dict[str, int]:
-        if "bucket" in asked:
-            storage.default().prepare()
+    def handle(request: dict[str, Any]) -> dict[str, int]:
+        if "bucket" in request:
+            storage.get_storage().prepare()
             return {}
-        if "slices" in asked:
-            parallel_copy.SLICE_ROWS = slice_rows if asked["slices"] else sys.maxsize
+        if "slices" in request:
+            parallel_copy.SLICE_ROWS = slice_rows if request["slices"] else sys.maxsize
             return {}
-        if "portable" in asked:
+        if "portable" in request:
             progress = writer.Progress()
-            chosen = answers.selection(asked["portable"])
-            blocks = writer.blocks(RESPONSE, chosen, progress, portable=True)
-            store = storage.default()
-            store.put("portable.csv", writer.Stream(blocks), CSV.content_type)  # type: ignore[arg-type]
+            selection = answers.build_selection(request["portable"])
+            blocks = writer.iter_blocks(RESPONSE, selection, progress, portable=True)
+            store = storage.get_storage()
+            store.put("portable.csv", writer.BlockStream(blocks), CSV.content_type)  # type: ignore[arg-type]
             return {"rows": progress.rows}
-        job = transitions.claim(asked["job"])
+        job = transitions.claim(request["job"])
         if job is None or not attempt.run(job):
             raise SystemExit("The job did not succeed.")
         return {}
 
-    ground.serve(answer)
+    ground.serve_requests(handle)
 
 
 if __name__ == "__main__":

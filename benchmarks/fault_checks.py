@@ -16,17 +16,17 @@ from typing import Any
 
 from botocore.exceptions import ClientError, ResponseStreamingError
 
-from benchmarks.fault_place import BUCKET, Place
+from benchmarks.fault_place import BUCKET, Installation
 
-ENDS = {"SUCCESS", "FAILED", "CANCELLED"}
-FIRST, LAST = date(2025, 1, 1), date(2025, 1, 30)
+FINAL_STATUSES = {"SUCCESS", "FAILED", "CANCELLED"}
+FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 1, 30)
 
 
-def config(conversation: str) -> dict[str, str]:
+def dataset_config(conversation: str) -> dict[str, str]:
     return {
         "conversationId": conversation,
-        "startDate": FIRST.isoformat(),
-        "endDate": LAST.isoformat(),
+        "startDate": FIRST_DAY.isoformat(),
+        "endDate": LAST_DAY.isoformat(),
     }
 
 
@@ -38,34 +38,36 @@ class Oracle:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[tuple[int, int], tuple[str, int]] = {}
+        self._cache: dict[tuple[int, int], tuple[str, int]] = {}
 
-    def of(self, job: Any) -> tuple[str, int]:
+    def expected(self, job: Any) -> tuple[str, int]:
         """SHA-256 and rows."""
         from exhaust.datasets.response import RESPONSE
-        from exhaust.datasets.selection import Selection, days
+        from exhaust.datasets.selection import Selection, day_range
         from exhaust.files import writer
         from ingest.models import Conversation, StoredEvent
 
-        found = Conversation.objects.get(
+        conversation = Conversation.objects.get(
             channel=job.channel_id, identifier=job.config["conversationId"]
         )
         # rows are only added: as many below the watermark are the same ones
-        rows = StoredEvent.objects.filter(conversation=found.pk, xid__lt=job.watermark).count()
+        rows = StoredEvent.objects.filter(
+            conversation=conversation.pk, xid__lt=job.watermark
+        ).count()
         with self._lock:
-            if known := self._known.get((found.pk, rows)):
+            if known := self._cache.get((conversation.pk, rows)):
                 return known
         selection = Selection(
-            job.channel_id, found.pk, found.identifier, found.name, *days(FIRST, LAST, "UTC"),
+            job.channel_id, conversation.pk, conversation.identifier, conversation.name, *day_range(FIRST_DAY, LAST_DAY, "UTC"),
             job.watermark,
         )  # fmt: skip
         digest, progress = hashlib.sha256(), writer.Progress()
-        for block in writer.blocks(RESPONSE, selection, progress, portable=True):
+        for block in writer.iter_blocks(RESPONSE, selection, progress, portable=True):
             digest.update(block)
-        made = digest.hexdigest(), progress.rows
+        expected = digest.hexdigest(), progress.rows
         with self._lock:
-            self._known[found.pk, rows] = made
-        return made
+            self._cache[conversation.pk, rows] = expected
+        return expected
 
 
 # The store, past the service ----------------------------------------------------------------------
@@ -74,27 +76,27 @@ class Oracle:
 class Store:
     """Keys, bytes and unfinished uploads, straight from the bucket or the folder."""
 
-    def __init__(self, place: Place) -> None:
-        self._bucket = place.bucket
-        self._files = place.var / "files"
+    def __init__(self, installation: Installation) -> None:
+        self._bucket = installation.bucket
+        self._files = installation.var / "files"
 
-    def keys(self, prefix: str) -> list[str]:
+    def list_keys(self, prefix: str) -> list[str]:
         """Whole files: whoever knows a key can have them."""
         if self._bucket is None:
-            return [key for key in self._found(prefix) if "/.part-" not in key]
+            return [key for key in self._list_files(prefix) if "/.part-" not in key]
         pages = self._bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
 
-    def begun(self, prefix: str) -> list[str]:
+    def list_unfinished(self, prefix: str) -> list[str]:
         """Unfinished uploads and drafts."""
         if self._bucket is None:
-            return [key for key in self._found(prefix) if "/.part-" in key]
+            return [key for key in self._list_files(prefix) if "/.part-" in key]
         pages = self._bucket.get_paginator("list_multipart_uploads").paginate(
             Bucket=BUCKET, Prefix=prefix
         )
         return [one["Key"] for page in pages for one in page.get("Uploads", ())]
 
-    def _found(self, prefix: str) -> list[str]:
+    def _list_files(self, prefix: str) -> list[str]:
         folder: Path = self._files / prefix
         return [str(one.relative_to(self._files)) for one in folder.rglob("*") if one.is_file()]
 
@@ -106,25 +108,25 @@ class Store:
             body = self._bucket.get_object(Bucket=BUCKET, Key=key)["Body"].read()
         except FileNotFoundError:
             return None
-        except self._missing:
+        except self._missing_errors:
             return None
         except (ClientError, ResponseStreamingError):
-            if self._goes(key):
+            if self._is_being_deleted(key):
                 return None  # an attempt's that was never published, deleted while it was read
             raise
         return hashlib.sha256(body).hexdigest()
 
-    def _goes(self, key: str) -> bool:
+    def _is_being_deleted(self, key: str) -> bool:
         """Whether a deletion is under way: Swift takes a file's segments before its name."""
-        until = time.monotonic() + 10
-        while key in self.keys(key.rpartition("/")[0] + "/"):
-            if time.monotonic() > until:
+        deadline = time.monotonic() + 10
+        while key in self.list_keys(key.rpartition("/")[0] + "/"):
+            if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         return True
 
     @property
-    def _missing(self) -> tuple[type[Exception], ...]:
+    def _missing_errors(self) -> tuple[type[Exception], ...]:
         return (self._bucket.exceptions.NoSuchKey,) if self._bucket is not None else ()
 
 
@@ -132,45 +134,45 @@ class Store:
 
 
 @dataclass
-class Seen:
+class Observations:
     """What a reader saw of a job."""
 
     keys: dict[str, str] = field(default_factory=dict)  # key, SHA-256
     statuses: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)  # SHA-256
-    wrong: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
 
 class Reader(threading.Thread):
     """Somebody who polls the API, follows its links, and gets every key that he can find."""
 
-    def __init__(self, place: Place, key: str) -> None:
+    def __init__(self, installation: Installation, key: str) -> None:
         super().__init__(daemon=True, name="reader")
-        self._store, self._port, self._key = Store(place), place.web_port, key
+        self._store, self._port, self._key = Store(installation), installation.web_port, key
         self.watched: dict[int, tuple[str, str, str]] = {}  # job: channel, tag, request id
-        self.seen: dict[int, Seen] = {}
-        self.looks = 0
-        self.over = threading.Event()
+        self.observations: dict[int, Observations] = {}
+        self.check_count = 0
+        self.stopped = threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(0.05):
+        while not self.stopped.wait(0.05):
             for job, address in list(self.watched.items()):
-                seen = self.seen.setdefault(job, Seen())
+                observations = self.observations.setdefault(job, Observations())
                 try:
-                    self._look_for_keys(job, seen)
-                    self._ask(address, seen)
+                    self._check_keys(job, observations)
+                    self._poll_api(address, observations)
                 except Exception as error:
-                    if not self.over.is_set():
-                        seen.wrong.append(f"reader: {type(error).__name__}: {error}")
-                self.looks += 1
+                    if not self.stopped.is_set():
+                        observations.violations.append(f"reader: {type(error).__name__}: {error}")
+                self.check_count += 1
                 time.sleep(0.02)
 
-    def _look_for_keys(self, job: int, seen: Seen) -> None:
-        for key in self._store.keys(f"response/{job}/"):
-            if key not in seen.keys and (digest := self._store.digest(key)):
-                seen.keys[key] = digest
+    def _check_keys(self, job: int, observations: Observations) -> None:
+        for key in self._store.list_keys(f"response/{job}/"):
+            if key not in observations.keys and (digest := self._store.digest(key)):
+                observations.keys[key] = digest
 
-    def _ask(self, address: tuple[str, str, str], seen: Seen) -> None:
+    def _poll_api(self, address: tuple[str, str, str], observations: Observations) -> None:
         channel, tag, request_id = address
         with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)) as web:
             web.request(
@@ -182,16 +184,16 @@ class Reader(threading.Thread):
         if answer.status != 200:
             # a database whose connections were all cut may cost a reader an answer, never a lie
             if answer.status < 500:
-                seen.wrong.append(f"the API said {answer.status}")
+                observations.violations.append(f"the API said {answer.status}")
             return
-        told = json.loads(body)["result"]
-        if not seen.statuses or seen.statuses[-1] != told["status"]:
-            seen.statuses.append(told["status"])
-        if bool(told["downloadUrls"]) != (told["status"] == "SUCCESS"):
-            seen.wrong.append(f"{told['status']} with {len(told['downloadUrls'])} links")
-        if told["downloadUrls"] and not seen.downloads:
-            with urllib.request.urlopen(told["downloadUrls"][0], timeout=60) as download:
-                seen.downloads.append(hashlib.sha256(download.read()).hexdigest())
+        job = json.loads(body)["result"]
+        if not observations.statuses or observations.statuses[-1] != job["status"]:
+            observations.statuses.append(job["status"])
+        if bool(job["downloadUrls"]) != (job["status"] == "SUCCESS"):
+            observations.violations.append(f"{job['status']} with {len(job['downloadUrls'])} links")
+        if job["downloadUrls"] and not observations.downloads:
+            with urllib.request.urlopen(job["downloadUrls"][0], timeout=60) as download:
+                observations.downloads.append(hashlib.sha256(download.read()).hexdigest())
 
 
 # After a fault ------------------------------------------------------------------------------------
@@ -203,76 +205,80 @@ class Verdict:
 
     outcome: str = ""
     attempts: int = 0
-    swept: bool = False
-    moves: list[tuple[str, int, float]] = field(default_factory=list)
-    wrong: list[tuple[str, str]] = field(default_factory=list)  # lost, twice, half, left over
+    is_swept: bool = False
+    transitions: list[tuple[str, int, float]] = field(default_factory=list)
+    violations: list[tuple[str, str]] = field(default_factory=list)  # lost, twice, half, left over
 
 
-def check(
-    pk: int, store: Store, oracle: Oracle, seen: Seen, may_fail: Callable[[], bool]
+def check_job(
+    pk: int, store: Store, oracle: Oracle, observations: Observations, may_fail: Callable[[], bool]
 ) -> Verdict:
     """Everything the promises say of an ended job."""
     from exhaust.models import Job
 
     job = Job.objects.get(pk=pk)
-    moves = [
+    transitions = [
         (one.status, one.attempt, one.at.timestamp()) for one in job.transitions.order_by("pk")
     ]
     files = list(job.files.all())
-    verdict = Verdict(job.status, job.attempt, moves=moves)
-    told = verdict.wrong.append
-    ends = [status for status, *_ in moves if status in ENDS]
-    if len(ends) != 1:
-        told(("twice" if ends else "lost", f"ends: {ends}"))
-    claims = [attempt for status, attempt, _ in moves if status == "PROCESSING"]
+    verdict = Verdict(job.status, job.attempt, transitions=transitions)
+    report = verdict.violations.append
+    final_statuses = [status for status, *_ in transitions if status in FINAL_STATUSES]
+    if len(final_statuses) != 1:
+        report(("twice" if final_statuses else "lost", f"ends: {final_statuses}"))
+    claims = [attempt for status, attempt, _ in transitions if status == "PROCESSING"]
     if claims != list(range(1, job.attempt + 1)):
-        told(("twice", f"claims: {claims}"))
-    right, rows = oracle.of(job) if job.watermark is not None else ("", 0)
+        report(("twice", f"claims: {claims}"))
+    right, rows = oracle.expected(job) if job.watermark is not None else ("", 0)
     match job.status:
         case "SUCCESS":
             if len(files) != 1:
-                told(("twice" if files else "lost", f"{len(files)} files"))
+                report(("twice" if files else "lost", f"{len(files)} files"))
             for file in files:
                 digest = store.digest(file.key)
                 if digest is None:
-                    told(("lost", f"no object under {file.key}"))
+                    report(("lost", f"no object under {file.key}"))
                 elif not digest == file.sha256 == right or file.row_count != rows:
-                    told(("half", f"{file.key}: {file.row_count} rows for {rows}"))
+                    report(("half", f"{file.key}: {file.row_count} rows for {rows}"))
         case "FAILED" if may_fail():
             if files or not job.status_message.endswith("."):
-                told(("twice", f"failed, with {len(files)} files: {job.status_message!r}"))
+                report(("twice", f"failed, with {len(files)} files: {job.status_message!r}"))
         case status:
-            told(("lost", f"{status} after {job.attempt} attempts: {job.status_message}"))
-    for key, digest in seen.keys.items():
+            report(("lost", f"{status} after {job.attempt} attempts: {job.status_message}"))
+    for key, digest in observations.keys.items():
         if digest != right:
-            told(("half", f"a reader got something else under {key}"))
-    for digest in seen.downloads:
+            report(("half", f"a reader got something else under {key}"))
+    for digest in observations.downloads:
         if not files or digest != files[0].sha256:
-            told(("half", "a download is not the file"))
+            report(("half", "a download is not the file"))
     wrong_turns = [
-        turn for turn in pairwise(seen.statuses) if turn[0] in ENDS
+        step for step in pairwise(observations.statuses) if step[0] in FINAL_STATUSES
     ]  # an end is the last thing that is told
-    for what in dict.fromkeys([*seen.wrong, *(f"{old} then {new}" for old, new in wrong_turns)]):
-        told(("half", what))
-    verdict.swept = _swept(pk, store, {file.key for file in files}, told)
+    for violation in dict.fromkeys(
+        [*observations.violations, *(f"{old} then {new}" for old, new in wrong_turns)]
+    ):
+        report(("half", violation))
+    verdict.is_swept = _sweep_job(pk, store, {file.key for file in files}, report)
     return verdict
 
 
-def _swept(pk: int, store: Store, named: set[str], told: Callable[[tuple[str, str]], None]) -> bool:
+def _sweep_job(
+    pk: int, store: Store, named: set[str], report: Callable[[tuple[str, str]], None]
+) -> bool:
     """Whether it took a sweep to leave nothing but the file."""
     from exhaust.files import orphans
 
-    if not _left(pk, store, named):
+    if not _list_leftovers(pk, store, named):
         return False
-    orphans.remove_of(pk)
-    for what in _left(pk, store, named):
-        told(("left over", what))
+    orphans.remove_for_jobs(pk)
+    for orphan in _list_leftovers(pk, store, named):
+        report(("left over", orphan))
     return True
 
 
-def _left(pk: int, store: Store, named: set[str]) -> list[str]:
+def _list_leftovers(pk: int, store: Store, named: set[str]) -> list[str]:
     prefix = f"response/{pk}/"
     return [
-        *(f"object {key}" for key in store.keys(prefix) if key not in named),
-        *(f"upload {key}" for key in store.begun(prefix)),
+        *(f"object {key}" for key in store.list_keys(prefix) if key not in named),
+        *(f"upload {key}" for key in store.list_unfinished(prefix)),
     ]

@@ -24,7 +24,7 @@ CHANNELS = ("ORG_001", "ORG_002")
 DISK_MIB = 4096
 
 
-class Group:
+class ProcessGroup:
     """A process with all that it started: they are killed together."""
 
     def __init__(self, name: str, command: list[str], variables: dict[str, str], log: Path) -> None:
@@ -44,44 +44,44 @@ class Group:
         self._process.wait()
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def last_words(self) -> str:
+    def read_log_tail(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-12:]
         return "\n  ".join([f"exit {self._process.returncode}", *lines])
 
 
-class Place:
+class Installation:
     """What a campaign needs to know of its installation, and to do to it."""
 
     def __init__(self, leg: str, var: Path, database: str) -> None:
         self.leg, self.var, self.database = leg, var, database
         self.failpoints = var / "failpoints"
         self.failpoints.mkdir(parents=True)
-        self.redis: Group
-        self.beat: Group
-        self.workers: list[Group] = []
+        self.redis: ProcessGroup
+        self.beat: ProcessGroup
+        self.workers: list[ProcessGroup] = []
         self.web_port = ground.free_port()
         self._proxy: ground.Helper | None = None
         self.environment: dict[str, str] = {}
         self.bucket: Any = None
         self.mounted = False
 
-    def arm(self, point: str, action: str, job: int) -> None:
+    def arm_failpoint(self, point: str, action: str, job: int) -> None:
         """Appears whole: a worker may be looking."""
         draft = self.failpoints / f".draft.{point}@{job}"
         draft.write_text(action)
         draft.rename(self.failpoints / f"{point}@{job}")
 
-    def arm_s3(self, fault: Fault) -> None:
+    def arm_s3_fault(self, fault: Fault) -> None:
         assert self._proxy is not None  # noqa: S101
-        self._proxy.ask({"arm": vars(fault)})
+        self._proxy.call({"arm": vars(fault)})
 
-    def s3_faults_met(self, job: int) -> int:
-        return int(self._proxy.ask({"taken": job})) if self._proxy else 0
+    def count_s3_faults(self, job: int) -> int:
+        return int(self._proxy.call({"taken": job})) if self._proxy else 0
 
-    def met(self) -> Iterator[tuple[str, int, int, float]]:
+    def poll_failpoints(self) -> Iterator[tuple[str, int, int, float]]:
         """Failpoint, job, pid and moment of every one that was passed, armed, since last asked."""
         for path in self.failpoints.glob(".done.*"):
             armed, pid, nanoseconds = path.name.removeprefix(".done.").rsplit(".", 2)
@@ -91,8 +91,8 @@ class Place:
 
     def fill_disk(self) -> None:
         """Leaves a few MiB in the folder of the files, where that is a disk of our own."""
-        there = os.statvfs(self.var / "files")
-        used = (there.f_blocks - there.f_bfree) * there.f_frsize
+        stats = os.statvfs(self.var / "files")
+        used = (stats.f_blocks - stats.f_bfree) * stats.f_frsize
         self._resize(used // 2**20 + 4)
 
     def empty_disk(self) -> None:
@@ -107,7 +107,7 @@ class Place:
     # Making it ------------------------------------------------------------------------------------
 
     @contextmanager
-    def made(self, concurrency: int) -> Iterator[None]:
+    def running(self, concurrency: int) -> Iterator[None]:
         """Servers first, then our database, then our processes."""
         with ExitStack() as stack:
             port = ground.free_port()
@@ -122,15 +122,15 @@ class Place:
                 "DATABASE_POOL": "3",
             }
             self.redis = self._group(stack, "redis", _redis(port, self.var), variables)
-            _listening(port)
+            _wait_for_port(port)
             broken = dict(variables)
             if self.leg == FOLDER:
-                self._mount(stack)
+                self._mount_disk(stack)
             else:
                 variables, broken = self._s3(stack, variables)
             # so that what cuts all connections leaves the campaign its own
             os.environ["PGAPPNAME"] = "campaign"
-            ground.enter(variables)
+            ground.setup_django(variables)
             self.environment = variables
             ground.migrate()
             broken |= {"EXHAUST_FAILPOINTS": str(self.failpoints)}
@@ -139,8 +139,8 @@ class Place:
 
     def _group(
         self, stack: ExitStack, name: str, command: list[str], variables: dict[str, str]
-    ) -> Group:
-        group = Group(name, command, variables, self.var / f"{name}.log")
+    ) -> ProcessGroup:
+        group = ProcessGroup(name, command, variables, self.var / f"{name}.log")
         stack.callback(group.kill)
         return group
 
@@ -163,11 +163,11 @@ class Place:
         self.bucket.create_bucket(Bucket=BUCKET)
         command = [sys.executable, "-m", "benchmarks.faulty_s3", "--upstream", direct]
         self._proxy = stack.enter_context(ground.Helper(command, variables))
-        port = self._proxy.ask({})
+        port = self._proxy.call({})
         proxied = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", "S3_PUBLIC_ENDPOINT_URL": direct}
         return variables, variables | proxied
 
-    def _mount(self, stack: ExitStack) -> None:
+    def _mount_disk(self, stack: ExitStack) -> None:
         """A small disk for the files, where we may mount one."""
         files = self.var / "files"
         files.mkdir()
@@ -199,7 +199,7 @@ class Place:
             "--host", "127.0.0.1", "--port", str(self.web_port), "--workers", "1",
         ]  # fmt: skip
         self._group(stack, "web", web, variables)
-        _listening(self.web_port)
+        _wait_for_port(self.web_port)
 
 
 def _redis(port: int, folder: Path) -> list[str]:
@@ -209,7 +209,7 @@ def _redis(port: int, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _listening(port: int) -> None:
+def _wait_for_port(port: int) -> None:
     end = time.monotonic() + 30
     while time.monotonic() < end:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -218,7 +218,7 @@ def _listening(port: int) -> None:
     raise SystemExit(f"Nothing listens at port {port}.")
 
 
-def resume(pid: int) -> bool:
+def resume_process(pid: int) -> bool:
     """SIGCONT to a process that is stopped; False when there is none of this id."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from benchmarks.faulty_s3 import OPERATIONS
 
 POINTS = (
-    "claim.before", "claim.after", "attempt.begun", "part.first", "part.middle", "part.last",
+    "claim.before", "claim.after", "attempt.started", "part.first", "part.middle", "part.last",
     "heartbeat", "complete.before", "complete.after", "head.before", "publish.before",
     "publish.after", "remove.before",
 )  # fmt: skip
@@ -22,10 +22,10 @@ class Fault:
     leg: str
     point: str
     kind: str
-    arms: tuple[tuple[str, str], ...] = ()  # failpoint, action
-    s3: tuple[str, str, int, str] | None = None  # operation, kind, times, attempt
+    failpoints: tuple[tuple[str, str], ...] = ()  # failpoint, action
+    s3_fault: tuple[str, str, int, str] | None = None  # operation, kind, times, attempt
     size: str = ""  # the only one that gets there, where not all do
-    holds: bool = False  # a process of the worker is held for longer than a lease
+    is_pause: bool = False  # a process of the worker is held for longer than a lease
     times: int = 1  # 3: every attempt meets it
     weight: int = 2
 
@@ -45,57 +45,57 @@ class Run:
         return f"{self.fault.point} x {self.fault.kind}"
 
 
-def plan(runs: int, seed: int) -> list[Run]:
+def plan_runs(runs: int, seed: int) -> list[Run]:
     """Every fault of a leg once, in an order of the seed's, then by weight; a tenth in a folder.
 
     A run depends on the seed and its index alone.
     """
-    legs = {leg: _endless(leg, seed) for leg in (S3, FOLDER)}
-    chosen = []
+    legs = {leg: _draw_faults(leg, seed) for leg in (S3, FOLDER)}
+    planned = []
     for index in range(runs):
         leg = FOLDER if index % 10 == 9 else S3
         fault, draw = next(legs[leg])
         size = fault.size or draw.choices(list(SIZES), (1, 4, 3, 2))[0]
-        chosen.append(Run(index, fault, size, draw.randrange(2), draw.uniform(35, 45)))
-    return chosen
+        planned.append(Run(index, fault, size, draw.randrange(2), draw.uniform(35, 45)))
+    return planned
 
 
-def _endless(leg: str, seed: int) -> Iterator[tuple[Fault, random.Random]]:
+def _draw_faults(leg: str, seed: int) -> Iterator[tuple[Fault, random.Random]]:
     draw = random.Random(f"{seed}/{leg}")
-    every = list(faults(leg))
+    every = list(list_faults(leg))
     for fault in draw.sample(every, len(every)):
         yield fault, draw
     while True:
         yield draw.choices(every, [one.weight for one in every])[0], draw
 
 
-def faults(leg: str) -> Iterator[Fault]:
-    yield from _everywhere(leg) if leg == S3 else _in_a_folder()
+def list_faults(leg: str) -> Iterator[Fault]:
+    yield from _system_faults(leg) if leg == S3 else _folder_faults()
 
 
-def _everywhere(leg: str) -> Iterator[Fault]:
+def _system_faults(leg: str) -> Iterator[Fault]:
     for point in POINTS:
         for action in ("kill", "stop", "cut", "error"):
-            yield at(leg, point, action)
+            yield fault_at(leg, point, action)
     yield Fault(
         leg, "heartbeat", "paused", (("part.first", "sleep 45"), ("heartbeat", "sleep 40")),
-        holds=True,
+        is_pause=True,
     )  # fmt: skip
     for point, action in (
         ("claim.after", "kill"), ("part.first", "kill"), ("complete.after", "kill"),
         ("publish.before", "kill"), ("part.last", "error"), ("head.before", "cut"),
     ):  # fmt: skip
-        yield replace(at(leg, point, action), kind=f"{action}, thrice", times=3, weight=1)
-    yield from _s3(leg)
+        yield replace(fault_at(leg, point, action), kind=f"{action}, thrice", times=3, weight=1)
+    yield from _s3_faults(leg)
     yield Fault(leg, "wake-ups", "20 at once")
     yield Fault(leg, "sweeps", "8 at once", (("part.first", "kill"),))
     for trouble in ("killed, empty", "gone a minute"):
         yield Fault(leg, "redis", trouble, weight=1)
-    for place, trouble in (("worker", "killed whole"), ("database", "all cut")):
-        yield Fault(leg, place, trouble, (("part.first", "sleep 3"),), weight=1)
+    for group, trouble in (("worker", "killed whole"), ("database", "all cut")):
+        yield Fault(leg, group, trouble, (("part.first", "sleep 3"),), weight=1)
 
 
-def at(leg: str, point: str, action: str) -> Fault:
+def fault_at(leg: str, point: str, action: str) -> Fault:
     """An action at a failpoint, with what it takes to get there."""
     arms: tuple[tuple[str, str], ...] = ((point, action),)
     if point == "heartbeat":
@@ -103,10 +103,10 @@ def at(leg: str, point: str, action: str) -> Fault:
     if point == "remove.before":
         arms = (("head.before", "error"), *arms)
     size = "big" if point == "part.middle" else ""
-    return Fault(leg, point, action, arms, size=size, holds=action == "stop")
+    return Fault(leg, point, action, arms, size=size, is_pause=action == "stop")
 
 
-def _s3(leg: str) -> Iterator[Fault]:
+def _s3_faults(leg: str) -> Iterator[Fault]:
     kinds = ("500", "503", "cut", "lost", "delay")
     # how a job gets there at all
     ways: dict[str, tuple[tuple[str, str], ...]] = {
@@ -129,12 +129,14 @@ def _s3(leg: str) -> Iterator[Fault]:
             )  # fmt: skip
 
 
-def _in_a_folder() -> Iterator[Fault]:
+def _folder_faults() -> Iterator[Fault]:
     for action in ("full", "kill", "stop", "cut"):
-        yield at(FOLDER, "complete.before", action)
-    yield replace(at(FOLDER, "complete.before", "full"), kind="full, thrice", times=3, weight=1)
+        yield fault_at(FOLDER, "complete.before", action)
+    yield replace(
+        fault_at(FOLDER, "complete.before", "full"), kind="full, thrice", times=3, weight=1
+    )
     for point in ("part.first", "part.middle", "complete.after", "publish.before", "publish.after"):
-        yield at(FOLDER, point, "kill")
-    yield at(FOLDER, "complete.after", "stop")
-    yield at(FOLDER, "remove.before", "kill")
+        yield fault_at(FOLDER, point, "kill")
+    yield fault_at(FOLDER, "complete.after", "stop")
+    yield fault_at(FOLDER, "remove.before", "kill")
     yield Fault(FOLDER, "disk", "really full", size="big", weight=1)

@@ -44,7 +44,7 @@ class Fault:
     seconds: float = 6
 
 
-class Faults:
+class ArmedFaults:
     """What is armed, and how often each job met it."""
 
     def __init__(self) -> None:
@@ -56,41 +56,41 @@ class Faults:
         with self._lock:
             self._armed.append(fault)
 
-    def taken(self, job: int) -> int:
+    def count_taken(self, job: int) -> int:
         with self._lock:
             return self._taken.get(job, 0)
 
-    def take(self, method: str, address: str) -> Fault | None:
+    def take_fault(self, method: str, address: str) -> Fault | None:
         """The fault of this request, once less from now on."""
-        if not (found := _KEY.search(unquote(address))):
+        if not (match := _KEY.search(unquote(address))):
             return None
-        job, attempt, doing = int(found[1]), found[2], operation(method, address)
+        job, attempt, current_operation = int(match[1]), match[2], operation_of(method, address)
         with self._lock:
-            for place, fault in enumerate(self._armed):
-                if (fault.job, fault.operation) != (job, doing):
+            for index, fault in enumerate(self._armed):
+                if (fault.job, fault.operation) != (job, current_operation):
                     continue
                 if fault.attempt and attempt != fault.attempt:
                     continue
                 self._taken[job] = self._taken.get(job, 0) + 1
                 if fault.times > 1:
-                    self._armed[place] = replace(fault, times=fault.times - 1)
+                    self._armed[index] = replace(fault, times=fault.times - 1)
                 else:
-                    del self._armed[place]
+                    del self._armed[index]
                 return fault
         return None
 
 
-def operation(method: str, address: str) -> str:
+def operation_of(method: str, address: str) -> str:
     """Which of `OPERATIONS` a request is."""
-    asked = parse_qs(urlsplit(address).query, keep_blank_values=True)
+    query = parse_qs(urlsplit(address).query, keep_blank_values=True)
     match method:
         case "PUT":
-            return "part" if "partNumber" in asked else "put"
+            return "part" if "partNumber" in query else "put"
         case "POST":
-            return "complete" if "uploadId" in asked else "create"
+            return "complete" if "uploadId" in query else "create"
         case "DELETE":
-            return "abort" if "uploadId" in asked else "delete"
-        case "GET" if "prefix" in asked:
+            return "abort" if "uploadId" in query else "delete"
+        case "GET" if "prefix" in query:
             return "list"
         case _:
             return method.lower()
@@ -100,29 +100,29 @@ class Handler(BaseHTTPRequestHandler):
     """Hands requests on, Host and all, so that signatures hold."""
 
     protocol_version = "HTTP/1.1"
-    faults: Faults
+    faults: ArmedFaults
     upstream: str
 
     def _relay(self) -> None:
-        fault = self.faults.take(self.command, self.path)
+        fault = self.faults.take_fault(self.command, self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         match fault.kind if fault else "":
             case "500" | "503" | "200" as status:
-                return self._answer(int(status), _ERROR.format(_CODES[status]).encode())
+                return self._respond(int(status), _ERROR.format(_CODES[status]).encode())
             case "cut":
                 if body:
                     self._forward(body, half=True)
-                return self._hang_up()
+                return self._drop_connection()
             case "lost":
                 self._forward(body)
-                return self._hang_up()
+                return self._drop_connection()
             case "delay":
                 time.sleep(fault.seconds if fault else 0)
         try:
             status_, headers, content = self._forward(body)
         except OSError:
-            return self._hang_up()
-        return self._answer(status_, content, headers)
+            return self._drop_connection()
+        return self._respond(status_, content, headers)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _relay
 
@@ -142,21 +142,21 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
 
-    def _answer(self, status: int, content: bytes, headers: Any = ()) -> None:
+    def _respond(self, status: int, content: bytes, headers: Any = ()) -> None:
         self.send_response_only(status)
-        told = {"Content-Type": "application/xml", "Content-Length": str(len(content))}
-        told |= {
+        response_headers = {"Content-Type": "application/xml", "Content-Length": str(len(content))}
+        response_headers |= {
             name: value
             for name, value in headers
             if name.lower() not in {"connection", "transfer-encoding"}
         }
-        for name, value in told.items():
+        for name, value in response_headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _hang_up(self) -> None:
+    def _drop_connection(self) -> None:
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -176,17 +176,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="An S3 proxy that fails where it is told to.")
     arguments.add_argument("--upstream", required=True)
     Handler.upstream = urlsplit(arguments.parse_args().upstream).netloc
-    Handler.faults = faults = Faults()
+    Handler.faults = faults = ArmedFaults()
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def answer(asked: dict[str, Any]) -> Any:
-        if "arm" in asked:
-            faults.arm(Fault(**asked["arm"]))
+    def handle(request: dict[str, Any]) -> Any:
+        if "arm" in request:
+            faults.arm(Fault(**request["arm"]))
             return None
-        return faults.taken(asked["taken"]) if "taken" in asked else server.server_port
+        return faults.count_taken(request["taken"]) if "taken" in request else server.server_port
 
-    ground.serve(answer)
+    ground.serve_requests(handle)
 
 
 if __name__ == "__main__":

@@ -30,46 +30,48 @@ from benchmarks import answers, ground, results
 from benchmarks.ground import CHANNEL, Process
 from benchmarks.results import Result
 
-PAGE = 1000
+PAGE_ITEMS = 1000
 
 
 def main() -> None:
-    arguments = results.arguments("The feed: its proof, and its rate.")
-    arguments.add_argument("--seconds", type=float, default=60, help="Of writing, in the proof.")
-    arguments.add_argument("--writers", type=int, default=16)
-    arguments.add_argument("--readers", type=int, default=4)
-    arguments.add_argument("--events", type=int, default=2_000_000, help="0: no rate.")
-    arguments.add_argument("--seed", type=int, default=1)
-    arguments.add_argument("--sessions", type=int, default=10_000, help="Pushed; 0: none.")
-    arguments.add_argument("--receiver", type=int, help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.receiver:
-        receive(asked.receiver)
+    parser = results.argument_parser("The feed: its proof, and its rate.")
+    parser.add_argument("--seconds", type=float, default=60, help="Of writing, in the proof.")
+    parser.add_argument("--writers", type=int, default=16)
+    parser.add_argument("--readers", type=int, default=4)
+    parser.add_argument("--events", type=int, default=2_000_000, help="0: no rate.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sessions", type=int, default=10_000, help="Pushed; 0: none.")
+    parser.add_argument("--receiver", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.receiver:
+        run_receiver(options.receiver)
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = ground.environment(url, var)
         variables["PUSH_ALLOWED_NETWORKS"] = "127.0.0.0/8"
-        variables["DATABASE_POOL"] = str(asked.writers + asked.readers + 4)
-        ground.enter(variables)
+        variables["DATABASE_POOL"] = str(options.writers + options.readers + 4)
+        ground.setup_django(variables)
         ground.migrate()
-        told = ground.print_ground(url)
-        sound = asked.seconds <= 0 or prove(asked.seconds, asked.writers, asked.readers, asked.seed)
-        found = push(variables, asked.sessions) if asked.sessions else []
-        if asked.events:
-            found += walk(variables, asked.events)
-        results.report("feed", found, told, asked.json)
-    if not sound:
+        ground_facts = ground.print_environment(url)
+        is_complete = options.seconds <= 0 or prove_completeness(
+            options.seconds, options.writers, options.readers, options.seed
+        )
+        records = time_push(variables, options.sessions) if options.sessions else []
+        if options.events:
+            records += time_pull(variables, options.events)
+        results.print_report("feed", records, ground_facts, options.json)
+    if not is_complete:
         raise SystemExit("The feed missed or doubled something.")
 
 
 # The proof ----------------------------------------------------------------------------------------
 
 
-class Undone(Exception):
+class RollBack(Exception):
     """A writer's change of mind."""
 
 
-def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
+def prove_completeness(seconds: float, writers: int, readers: int, seed: int) -> bool:
     from django.db import connections, transaction
     from django.utils import timezone
 
@@ -82,12 +84,12 @@ def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
 
     channel = Channel.objects.create(identifier="PROOF")
     committed: list[str] = []
-    seen: list[list[str]] = [[] for _ in range(readers)]
+    items_read: list[list[str]] = [[] for _ in range(readers)]
     errors: list[BaseException] = []
-    over, written = time.monotonic() + seconds, threading.Event()
+    deadline, written = time.monotonic() + seconds, threading.Event()
     undone = [0]
 
-    def guarded(work: Callable[[int], None], number: int) -> None:
+    def run_guarded(work: Callable[[int], None], number: int) -> None:
         try:
             work(number)
         except BaseException as error:
@@ -98,38 +100,38 @@ def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
     def write(number: int) -> None:
         dice = random.Random(seed * 1000 + number)
         batch = 0
-        while time.monotonic() < over:
+        while time.monotonic() < deadline:
             batch += 1
             mids = [f"{number}-{batch}-{each}" for each in range(dice.randint(1, 20))]
-            body = json.dumps([event(mid) for mid in mids]).encode()
+            body = json.dumps([make_event(mid) for mid in mids]).encode()
             nested = number % 2 == 0  # the others let the store commit, as most doors do
             try:
                 with transaction.atomic() if nested else nullcontext():
                     call = Call("PROOF", timezone.now())
-                    store.append(channel.pk, telemetry.parse(body, call))
+                    store.append_batch(channel.pk, telemetry.parse(body, call))
                     if nested:
                         time.sleep(2 if dice.random() < 0.001 else dice.choice([0, 0, 0.02]))
                         if dice.random() < 0.05:
-                            raise Undone
-            except Undone:
+                            raise RollBack
+            except RollBack:
                 undone[0] += 1
             else:
                 committed.extend(mids)
 
     def read(number: int) -> None:
         dice = random.Random(-seed * 1000 - number)
-        question = pages.Question(channel.pk, "events")
-        place = values.START
+        question = pages.FeedQuery(channel.pk, "events")
+        position = values.START
         while True:
             last = written.is_set()
-            page = pages.read(question, place, dice.randint(1, PAGE))
-            place = page.place
-            seen[number].extend(json.loads(item)["payload"]["mid"] for item in page.items)
-            if page.ended and last:
+            page = pages.read_page(question, position, dice.randint(1, PAGE_ITEMS))
+            position = page.position
+            items_read[number].extend(json.loads(item)["payload"]["mid"] for item in page.items)
+            if page.is_at_end and last:
                 return
 
-    writing = [threading.Thread(target=guarded, args=(write, n)) for n in range(writers)]
-    reading = [threading.Thread(target=guarded, args=(read, n)) for n in range(readers)]
+    writing = [threading.Thread(target=run_guarded, args=(write, n)) for n in range(writers)]
+    reading = [threading.Thread(target=run_guarded, args=(read, n)) for n in range(readers)]
     for thread in (*writing, *reading):
         thread.start()
     for thread in writing:
@@ -144,20 +146,20 @@ def prove(seconds: float, writers: int, readers: int, seed: int) -> bool:
     print(f"{len(committed):,} events committed, {undone[0]:,} transactions undone\n")
     print("| reader | read | missed | doubled | out of nowhere |\n|---|---|---|---|---|")
     sound = len(committed) > 0
-    wanted = Counter(committed)
-    for number, mids in enumerate(seen):
-        found = Counter(mids)
-        missed, foreign = wanted - found, found.keys() - wanted.keys()
-        doubled = sum(count - 1 for count in found.values())
+    expected = Counter(committed)
+    for number, mids in enumerate(items_read):
+        counts = Counter(mids)
+        missing, foreign = expected - counts, counts.keys() - expected.keys()
+        duplicates = sum(count - 1 for count in counts.values())
         print(
-            f"| {number + 1} | {len(mids):,} | {missed.total():,} | {doubled:,}"
+            f"| {number + 1} | {len(mids):,} | {missing.total():,} | {duplicates:,}"
             f" | {len(foreign):,} |"
         )
-        sound = sound and found == wanted
+        sound = sound and counts == expected
     return sound
 
 
-def event(mid: str) -> dict[str, Any]:
+def make_event(mid: str) -> dict[str, Any]:
     return {
         "eid": "ASSESS", "ets": 1735689600000, "ver": "3.0", "mid": mid,
         "actor": {"id": "d", "type": "User"},
@@ -168,7 +170,7 @@ def event(mid: str) -> dict[str, Any]:
 # The rate -----------------------------------------------------------------------------------------
 
 
-def walk(variables: dict[str, str], events: int) -> list[Result]:
+def time_pull(variables: dict[str, str], events: int) -> list[Result]:
     from ingest.auth import keys
     from ingest.models import Channel
 
@@ -181,69 +183,69 @@ def walk(variables: dict[str, str], events: int) -> list[Result]:
         "--workers", "1", "--port", str(port), "--log-level", "error",
     ]  # fmt: skip
     with Process(command, variables):
-        times, count, size = pull(port, key)
+        times, count, size = pull_pages(port, key)
     if count != events:
         raise SystemExit(f"{count:,} events were read of {events:,}.")
     tenth = max(1, len(times) // 10)
     first, last = median(times[:tenth]), median(times[-tenth:])
-    taken = sum(times)
+    total_seconds = sum(times)
     return [
-        Result("pull, pages of 1,000, one web process", "events/s", [count / taken],
-               bar=">= 30000", note=f"{size / taken / 1e6:,.0f} MB/s"),
+        Result("pull, pages of 1,000, one web process", "events/s", [count / total_seconds],
+               bar=">= 30000", note=f"{size / total_seconds / 1e6:,.0f} MB/s"),
         Result("pull, a page of the last tenth", "ms", [last * 1000],
                "one of the first tenth", [first * 1000], "<= 1.2"),
     ]  # fmt: skip
 
 
-def pull(port: int, key: str) -> tuple[list[float], int, int]:
+def pull_pages(port: int, key: str) -> tuple[list[float], int, int]:
     """Seconds of each full page, events, bytes."""
-    until = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while True:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.connect()
             break
         except OSError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
     times, count, size, cursor = [], 0, 0, ""
     while True:
-        query = urlencode({"pageSize": PAGE, "cursor": cursor})
-        begun = time.monotonic()
+        query = urlencode({"pageSize": PAGE_ITEMS, "cursor": cursor})
+        start_time = time.monotonic()
         connection.request("GET", f"/export/events?{query}", headers={"X-Api-Key": key})
         answer = connection.getresponse()
         body = answer.read()
-        took = time.monotonic() - begun
+        seconds = time.monotonic() - start_time
         if answer.status != 200:
             raise SystemExit(f"A page was answered {answer.status}: {body[:300]!r}")
         # counted without decoding: the client shares the cores
-        found = body.count(b',"payload":{"@type":')
+        event_count = body.count(b',"payload":{"@type":')
         cursor = body[-200:].rpartition(b'"nextCursor":"')[2].removesuffix(b'"}').decode()
-        if not found:
+        if not event_count:
             return times, count, size
-        times.append(took)
-        count, size = count + found, size + len(body)
+        times.append(seconds)
+        count, size = count + event_count, size + len(body)
 
 
 # Push ---------------------------------------------------------------------------------------------
 
 
-def push(variables: dict[str, str], sessions: int) -> list[Result]:
+def time_push(variables: dict[str, str], sessions: int) -> list[Result]:
     """What one worker pushes to a receiver in a process of its own, from nothing to all."""
     from django.db.models.functions import Now
 
     from exhaust.delivery import destinations, pump
-    from exhaust.models import Sink
+    from exhaust.models import Destination
     from ingest.derive import deriver
     from ingest.feed.values import START
     from ingest.models import Session
 
     port = next(port for port in range(9000, 10_000) if is_free(port))
     receiver = [sys.executable, "-m", "benchmarks.feed", "--receiver", str(port)]
-    found = []
-    with Process(receiver, variables) as taking:
-        while taking.alive and is_free(port):
+    records = []
+    with Process(receiver, variables) as intake:
+        while intake.alive and is_free(port):
             time.sleep(0.02)
         for each in (5, 20):
             channel = load_sessions(f"PUSH_{each}", sessions, each)
@@ -251,30 +253,32 @@ def push(variables: dict[str, str], sessions: int) -> list[Result]:
             closed = Session.objects.filter(channel=channel, closed=True)
             # what is no full batch waits for company
             count = closed.update(modified_at=datetime.now(UTC) - timedelta(hours=1))
-            for kind in Sink.Kind.values:
+            for kind in Destination.Kind.values:
                 path = "_bulk" if kind == "elasticsearch" else "hook"
                 url = f"http://127.0.0.1:{port}/{path}"
                 destinations.save(
-                    Sink(channel=channel, name=kind, kind=kind, url=url, index="sessions")
+                    Destination(channel=channel, name=kind, kind=kind, url=url, index="sessions")
                 )
-                sink = Sink.objects.get(channel=channel, name=kind)
-                destinations.rewind(sink, START)
-                begun = time.monotonic()
-                pump.run(3600)
-                took = time.monotonic() - begun
-                done = sum(
-                    sink.deliveries.filter(status="delivered").values_list("documents", flat=True)
+                destination = Destination.objects.get(channel=channel, name=kind)
+                destinations.rewind(destination, START)
+                start_time = time.monotonic()
+                pump.deliver_due(3600)
+                seconds = time.monotonic() - start_time
+                delivered = sum(
+                    destination.deliveries.filter(status="delivered").values_list(
+                        "documents", flat=True
+                    )
                 )
-                batches = sink.deliveries.count()
-                Sink.objects.filter(pk=sink.pk).update(paused_at=Now())
-                if done != count:
-                    raise SystemExit(f"{done:,} of {count:,} sessions were taken.")
+                batches = destination.deliveries.count()
+                Destination.objects.filter(pk=destination.pk).update(paused_at=Now())
+                if delivered != count:
+                    raise SystemExit(f"{delivered:,} of {count:,} sessions were taken.")
                 name = f"push, one worker, {kind}, {each} events a session"
-                found.append(
-                    Result(name, "sessions/s", [done / took], bar=">= 10000",
+                records.append(
+                    Result(name, "sessions/s", [delivered / seconds], bar=">= 10000",
                            note=f"{batches} batches")
                 )  # fmt: skip
-    return found
+    return records
 
 
 def load_sessions(identifier: str, sessions: int, each: int) -> Any:
@@ -288,19 +292,19 @@ def load_sessions(identifier: str, sessions: int, each: int) -> Any:
     for first in range(0, sessions, 100):
         batch = [
             {
-                **event(f"{identifier}-{number}-{place}"),
-                "eid": ("START", "IMPRESSION", "ASSESS", "INTERACT", "END")[place % 5],
-                "ets": 1735689600000 + number * 1000 + place * 30_000,
+                **make_event(f"{identifier}-{number}-{index}"),
+                "eid": ("START", "IMPRESSION", "ASSESS", "INTERACT", "END")[index % 5],
+                "ets": 1735689600000 + number * 1000 + index * 30_000,
                 "context": {"channel": identifier, "did": f"d-{number}", "sid": f"s-{number}"},
                 "edata": {
-                    "uri": f"https://bot.example/{place}",
+                    "uri": f"https://bot.example/{index}",
                     "item": {"id": "q", "title": "?" * 200},
                 },
             }
             for number in range(first, min(first + 100, sessions))
-            for place in range(each)
+            for index in range(each)
         ]
-        store.append(channel.pk, telemetry.parse(json.dumps(batch).encode(), call))
+        store.append_batch(channel.pk, telemetry.parse(json.dumps(batch).encode(), call))
     return channel
 
 
@@ -309,19 +313,19 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-class Taking(BaseHTTPRequestHandler):
+class Receiver(BaseHTTPRequestHandler):
     """Says yes to whatever comes."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        said = b"{}"
+        reply = b"{}"
         if self.path.endswith("_bulk"):
             items = b",".join([b'{"index":{"status":201}}'] * (body.count(b"\n") // 2))
-            said = b'{"took":1,"errors":false,"items":[%b]}' % items
+            reply = b'{"took":1,"errors":false,"items":[%b]}' % items
         self.send_response(200)
-        self.send_header("Content-Length", str(len(said)))
+        self.send_header("Content-Length", str(len(reply)))
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(reply)
 
     do_PUT = do_POST
 
@@ -329,8 +333,8 @@ class Taking(BaseHTTPRequestHandler):
         pass
 
 
-def receive(port: int) -> None:
-    ThreadingHTTPServer(("127.0.0.1", port), Taking).serve_forever()
+def run_receiver(port: int) -> None:
+    ThreadingHTTPServer(("127.0.0.1", port), Receiver).serve_forever()
 
 
 if __name__ == "__main__":

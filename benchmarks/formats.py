@@ -15,107 +15,109 @@ from pathlib import Path
 from benchmarks import answers, ground, results
 from benchmarks.export import MEMORY_BAR
 from benchmarks.ground import Helper
-from benchmarks.results import Result, compared
+from benchmarks.results import Result, compare
 
 BARS = {"parquet": ">= 0.5"}
 COMMAND = [sys.executable, "-m", "benchmarks.formats", "--worker"]
 
 
 def main() -> None:
-    arguments = results.arguments("Formats, against CSV.")
-    arguments.add_argument("--rows", type=int, default=300_000)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.worker:
-        work()
+    parser = results.argument_parser("Formats, against CSV.")
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        serve_work()
         return
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = ground.environment(url, var)
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
-        rows, months, data = answers.load_rows(asked.rows)
-        told = ground.print_ground(url, data=data)
-        found = rates(variables, months, rows, asked.rounds) + memory(variables, months, rows)
-        results.report("formats", found, told, asked.json)
+        rows, months, data = answers.load_rows(options.rows)
+        ground_facts = ground.print_environment(url, data=data)
+        records = measure_rates(variables, months, rows, options.rounds) + measure_memory(
+            variables, months, rows
+        )
+        results.print_report("formats", records, ground_facts, options.json)
 
 
-def rates(variables: dict[str, str], months: int, rows: int, times: int) -> list[Result]:
+def measure_rates(variables: dict[str, str], months: int, rows: int, times: int) -> list[Result]:
     from exhaust.files.formats import FORMATS
 
     sizes: dict[str, int] = {}
     with Helper(COMMAND, variables) as worker:
-        worker.ask({"job": answers.new_job("warm", 1)})
+        worker.ask({"job": answers.create_job("warm", 1)})
         for name in FORMATS:
             worker.ask({"load": name})
-        sides = [partial(time_one, worker, name, months, rows, sizes) for name in FORMATS]
-        found = ground.rounds(times, sides)
+        sides = [partial(time_format, worker, name, months, rows, sizes) for name in FORMATS]
+        figures = ground.run_rounds(times, sides)
     return [
-        compared(found, "rows/s", name, "" if name == "csv" else "csv", BARS.get(name, ""),
+        compare(figures, "rows/s", name, "" if name == "csv" else "csv", BARS.get(name, ""),
                  f"{size / rows:,.0f} B/row")
         for name, size in sizes.items()
     ]  # fmt: skip
 
 
-def memory(variables: dict[str, str], months: int, rows: int) -> list[Result]:
+def measure_memory(variables: dict[str, str], months: int, rows: int) -> list[Result]:
     """Of a worker, over what it has with the format's libraries loaded."""
     from exhaust.files.formats import FORMATS
 
-    found = []
+    records = []
     for name in FORMATS:
         for span in sorted({1, months}):
             with Helper(COMMAND, variables) as worker:
                 idle = worker.memory("VmRSS")
                 worker.ask({"load": name})
                 loaded = worker.memory("VmRSS")
-                worker.ask({"job": answers.new_job(f"memory-{name}-{span}", span, name)})
-                most = worker.memory("VmHWM") - loaded
+                worker.ask({"job": answers.create_job(f"memory-{name}-{span}", span, name)})
+                peak_memory = worker.memory("VmHWM") - loaded
             work = f"memory of a worker, {name}, {span * rows // months:,} rows"
             note = f"{idle:.0f} MiB idle, libraries {loaded - idle:.0f} MiB"
-            found.append(Result(work, "MiB", [most], bar=f"<= {MEMORY_BAR}", note=note))
-    return found
+            records.append(Result(work, "MiB", [peak_memory], bar=f"<= {MEMORY_BAR}", note=note))
+    return records
 
 
-def time_one(
+def time_format(
     worker: Helper, name: str, months: int, rows: int, sizes: dict[str, int]
 ) -> dict[str, float]:
     from django.conf import settings
 
     from exhaust.models import File
 
-    job = answers.new_job(f"round-{time.monotonic_ns()}", months, name)
-    begun = time.monotonic()
-    worker.ask({"job": job})
-    took = time.monotonic() - begun
+    job = answers.create_job(f"round-{time.monotonic_ns()}", months, name)
+    start_time = time.monotonic()
+    worker.call({"job": job})
+    seconds = time.monotonic() - start_time
     file = File.objects.get(job=job)
     if file.row_count != rows:
         raise SystemExit("The file has not all rows.")
     sizes[name] = file.byte_count
     (Path(settings.FILES_DIR) / file.key).unlink()
-    return {name: rows / took}
+    return {name: rows / seconds}
 
 
-def work() -> None:
+def serve_work() -> None:
     """The worker's side: makes the job it is told; or a file of a row, to load what that takes."""
-    ground.enter({})
+    ground.setup_django({})
     from exhaust.datasets.response import RESPONSE
     from exhaust.files.formats import FORMATS
     from exhaust.jobs import attempt, transitions
 
-    def answer(asked: dict[str, object]) -> dict[str, int]:
-        if "load" in asked:
-            body = FORMATS[str(asked["load"])].begin(RESPONSE.columns, sys.maxsize)
+    def handle(request: dict[str, object]) -> dict[str, int]:
+        if "load" in request:
+            body = FORMATS[str(request["load"])].make_writer(RESPONSE.columns, sys.maxsize)
             body.start()
             body.add([None] * len(RESPONSE.columns))
             body.end()
             return {}
-        job = transitions.claim(int(str(asked["job"])))
+        job = transitions.claim(int(str(request["job"])))
         if job is None or not attempt.run(job):
             raise SystemExit("The job did not succeed.")
         return {}
 
-    ground.serve(answer)
+    ground.serve_requests(handle)
 
 
 if __name__ == "__main__":

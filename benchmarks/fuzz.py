@@ -31,19 +31,19 @@ from benchmarks.fuzz_wire import Wire
 
 CHANNEL = "FUZZED"
 APPLICATION = "fuzz-app"
-TIMES = 6  # that a case is sent: as it was drawn, and varied
-SHOWN = 2000
+REPEATS = 6  # that a case is sent: as it was drawn, and varied
+MAX_SHOWN = 2000
 # else most calls would only meet these
-WIDE = {"EXHAUST_QUEUED_PER_CHANNEL": "100000", "RATE_LIMITS": "100"}
+TEXT_WIDTH = {"EXHAUST_QUEUED_PER_CHANNEL": "100000", "RATE_LIMITS": "100"}
 
 
 @dataclass
-class Rights:
+class Credentials:
     """Headers by security scheme, for who sends and for who reads."""
 
-    sends: dict[str, str]
-    reads: dict[str, str]
-    basic: dict[str, str]
+    sender_key: dict[str, str]
+    reader_key: dict[str, str]
+    basic_auth: dict[str, str]
 
 
 @dataclass
@@ -51,12 +51,12 @@ class Campaign:
     """Calls to one schema, and what was found; `said` counts answers by status."""
 
     schema: Any
-    rights: Rights
+    credentials: Credentials
     requests: int
     seed: int = 1
     send: fuzz_wire.Send | None = None
-    said: Counter[int] = field(default_factory=Counter)
-    found: dict[str, str] = field(default_factory=dict)
+    statuses: Counter[int] = field(default_factory=Counter)
+    findings: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
         import hypothesis
@@ -66,9 +66,9 @@ class Campaign:
         _write_lines()
         self._chance = random.Random(self.seed)
         self._variants = fuzz_wire.Variants(self._chance)
-        self._send = self.send or fuzz_wire.to_application(self.schema.app)
+        self._send = self.send or fuzz_wire.send_to_application(self.schema.app)
         operations = [each.ok() for each in self.schema.get_all_operations()]
-        each = max(1, self.requests // 3 // len(operations) // TIMES)
+        each = max(1, self.requests // 3 // len(operations) // REPEATS)
 
         def settings(count: int, **more: Any) -> hypothesis.settings:
             return hypothesis.settings(
@@ -88,11 +88,11 @@ class Campaign:
                 @hypothesis.seed(self.seed)
                 @settings(each)
                 @given(case=operation.as_strategy(generation_mode=mode))
-                def one(case: Any) -> None:
-                    self.call(case)
+                def check_case(case: Any) -> None:
+                    self.send_case(case)
 
                 try:
-                    one()
+                    check_case()
                 except Exception as error:
                     # nothing can be wrong where nothing is asked
                     if "negative" not in str(error).lower() and "Unsatis" not in repr(error):
@@ -101,55 +101,59 @@ class Campaign:
 
         class Rows(self.schema.as_state_machine()):  # type: ignore[misc]
             def call(self, case: Any, **options: Any) -> Any:
-                return campaign.call(case)
+                return campaign.send_case(case)
 
             def validate_response(self, response: Any, case: Any, **options: Any) -> None:
                 """It was checked."""
 
         from hypothesis.stateful import run_state_machine_as_test
 
-        while (left := self.requests - self.count) > 0:
+        while (remaining := self.requests - self.count) > 0:
             steps = 8
-            before = self.count
+            count_before = self.count
             machine = hypothesis.seed(self.seed + self.count)(Rows)
             # what an answer makes possible differs between two runs, which Hypothesis minds
             with suppress(hypothesis.errors.Flaky):
                 run_state_machine_as_test(
                     machine,
                     settings=settings(
-                        max(1, min(500, left // steps // TIMES)), stateful_step_count=steps
+                        max(1, min(500, remaining // steps // REPEATS)), stateful_step_count=steps
                     ),
                 )
-            if self.count == before:
+            if self.count == count_before:
                 break
 
     @property
     def count(self) -> int:
-        return self.said.total()
+        return self.statuses.total()
 
-    def call(self, case: Any) -> Any:
+    def send_case(self, case: Any) -> Any:
         """Sends it, and variants of it; the answer to itself."""
-        self._mend(case)
-        wire, request = fuzz_wire.of(case)
+        self._add_credentials(case)
+        wire, request = fuzz_wire.to_wire(case)
         label = case.operation.label
         self._variants.learn(label, wire)
-        answer = self.check(wire, request, case)
-        for _ in range(TIMES - 1):
-            self.check(self._variants.of(label, wire), request, case)
+        answer = self.check_response(wire, request, case)
+        for _ in range(REPEATS - 1):
+            self.check_response(self._variants.mutate(label, wire), request, case)
         return answer
 
-    def _mend(self, case: Any) -> None:
+    def _add_credentials(self, case: Any) -> None:
         """Rights and names that are there, nearly always."""
-        said = case.operation.definition.raw
-        schemes = {name for each in said.get("security", []) for name in each}
+        definition = case.operation.definition.raw
+        schemes = {name for each in definition.get("security", []) for name in each}
         if self._chance.random() < 0.9:
-            rights = self.rights.basic if "application" in schemes else self.rights.reads
-            if said["tags"] == ["Sending"] and "bearer" in schemes:
-                rights = self.rights.sends
+            credentials = (
+                self.credentials.basic_auth
+                if "application" in schemes
+                else self.credentials.reader_key
+            )
+            if definition["tags"] == ["Sending"] and "bearer" in schemes:
+                credentials = self.credentials.sender_key
             for name in ("X-Channel-ID", "Authorization", "X-API-Key"):
                 case.headers.pop(name, None)
             if schemes:
-                case.headers.update(rights)
+                case.headers.update(credentials)
         if self._chance.random() < 0.7:
             for name in ("appId", "client_id"):
                 if any(each.name == name for each in case.operation.query):
@@ -158,18 +162,18 @@ class Campaign:
                 if name in case.path_parameters:
                     case.path_parameters[name] = self._chance.choice(["april", "b"])
 
-    def check(self, wire: Wire, request: Any, case: Any) -> Any:
+    def check_response(self, wire: Wire, request: Any, case: Any) -> Any:
         """The answer to a call; what is wrong with it is noted."""
         from schemathesis import checks
         from schemathesis.specs.openapi import checks as conformance
 
-        began = time.monotonic()
+        start_time = time.monotonic()
         try:
-            response = fuzz_wire.told(self._send(wire), request, began)
+            response = fuzz_wire.to_response(self._send(wire), request, start_time)
         except Exception as error:
-            self.note(case, wire, f"no answer: {error!r}")
+            self.add_finding(case, wire, f"no answer: {error!r}")
             raise
-        self.said[response.status_code] += 1
+        self.statuses[response.status_code] += 1
         try:
             case.validate_response(
                 response,
@@ -183,14 +187,16 @@ class Campaign:
             )
         except BaseExceptionGroup as error:
             for each in error.exceptions:
-                self.note(case, wire, f"{type(each).__name__} {response.status_code}: {each}")
+                self.add_finding(
+                    case, wire, f"{type(each).__name__} {response.status_code}: {each}"
+                )
         return response
 
-    def note(self, case: Any, wire: Wire, what: str) -> None:
+    def add_finding(self, case: Any, wire: Wire, detail: str) -> None:
         """One of a kind is kept, with the call that does it again."""
-        kind = f"{case.operation.label} {what.partition(chr(10))[0][:200]}"
-        if kind not in self.found:
-            self.found[kind] = f"{what}\n{wire.curl()}"[:SHOWN]
+        kind = f"{case.operation.label} {detail.partition(chr(10))[0][:200]}"
+        if kind not in self.findings:
+            self.findings[kind] = f"{detail}\n{wire.to_curl()}"[:MAX_SHOWN]
 
 
 def _write_lines() -> None:
@@ -205,26 +211,26 @@ def _write_lines() -> None:
     schemathesis.serializer("application/vnd.elasticsearch+x-ndjson")(lines)
 
 
-def rights() -> Rights:
+def create_credentials() -> Credentials:
     """Keys and an application of a channel of their own, in this process's database."""
     from base64 import b64encode
 
     from ingest.auth import keys
 
-    channel = keys.channel(CHANNEL)
-    sends = keys.create_key("fuzz", ["ingest"], [channel])[1]
+    channel = keys.get_or_create_channel(CHANNEL)
+    sender_key = keys.create_key("fuzz", ["ingest"], [channel])[1]
     scopes = ["pull", "export:response", "export:private"]
-    reads = keys.create_key("fuzz", scopes, [channel])[1]
+    reader_key = keys.create_key("fuzz", scopes, [channel])[1]
     password = keys.create_application(APPLICATION, channel)[1]
     basic = b64encode(f"{APPLICATION}:{password}".encode()).decode()
-    return Rights(
-        {"Authorization": f"Bearer {sends}"},
-        {"X-API-Key": reads},
+    return Credentials(
+        {"Authorization": f"Bearer {sender_key}"},
+        {"X-API-Key": reader_key},
         {"Authorization": f"Basic {basic}"},
     )
 
 
-def in_process(requests: int, seed: int = 1) -> Campaign:
+def run_in_process(requests: int, seed: int = 1) -> Campaign:
     """A campaign against the application itself."""
     import schemathesis
     from django.db import connections
@@ -235,7 +241,7 @@ def in_process(requests: int, seed: int = 1) -> Campaign:
     for each in connections.all(initialized_only=True):
         each.settings_dict["CONN_MAX_AGE"] = None
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
-    campaign = Campaign(schema, rights(), requests, seed)
+    campaign = Campaign(schema, create_credentials(), requests, seed)
     campaign.run()
     return campaign
 
@@ -243,19 +249,19 @@ def in_process(requests: int, seed: int = 1) -> Campaign:
 # Over HTTP ---------------------------------------------------------------------------------------
 
 
-def conduct(requests: int, seed: int, count: int) -> None:
+def run_campaign(requests: int, seed: int, count: int) -> None:
     """Clients of their own processes against two workers, whose deaths are watched for."""
     with ExitStack() as stack:
-        var = stack.enter_context(ground.folder())
+        var = stack.enter_context(ground.temporary_folder())
         url = stack.enter_context(ground.postgresql())
         port = ground.free_port()
         variables = ground.environment(url, var) | {
             "PUBLIC_URL": f"http://127.0.0.1:{port}",
-            **WIDE,
+            **TEXT_WIDTH,
         }
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
-        held = rights()
+        credentials = create_credentials()
         log = stack.enter_context((var / "web.log").open("w"))
         command = [
             *(sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application"),
@@ -266,17 +272,17 @@ def conduct(requests: int, seed: int, count: int) -> None:
         )
         stack.callback(server.wait, 20)
         stack.callback(server.terminate)
-        _until_it_answers(f"http://127.0.0.1:{port}/readyz")
-        workers, began = _children(server.pid), time.monotonic()
-        asked = {
+        _wait_for_server(f"http://127.0.0.1:{port}/readyz")
+        workers, start_time = _child_pids(server.pid), time.monotonic()
+        request = {
             "url": f"http://127.0.0.1:{port}",
-            "rights": vars(held),
+            "rights": vars(credentials),
             "requests": requests // count,
         }
         clients = [
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "benchmarks.fuzz", "--client", json.dumps(asked)),
+                    *(sys.executable, "-m", "benchmarks.fuzz", "--client", json.dumps(request)),
                     *("--seed", str(seed * 1000 + number)),
                 ],
                 cwd=ground.ROOT,
@@ -286,39 +292,39 @@ def conduct(requests: int, seed: int, count: int) -> None:
             )
             for number in range(count)
         ]
-        said: Counter[int] = Counter()
-        found: dict[str, str] = {}
+        statuses: Counter[int] = Counter()
+        findings: dict[str, str] = {}
         deaths = 0
         for client in clients:
-            told = client.communicate()[0]
+            output = client.communicate()[0]
             if client.returncode:
                 raise SystemExit("A client failed; what it said stands above.")
-            answer = json.loads(told.splitlines()[-1])
-            said.update({int(status): count for status, count in answer["said"].items()})
-            found |= answer["found"]
-        if server.poll() is not None or _children(server.pid) != workers:
+            response = json.loads(output.splitlines()[-1])
+            statuses.update({int(status): count for status, count in response["said"].items()})
+            findings |= response["found"]
+        if server.poll() is not None or _child_pids(server.pid) != workers:
             deaths = 1
             print((var / "web.log").read_text()[-4000:])
-        report(said, found, time.monotonic() - began, deaths)
+        print_report(statuses, findings, time.monotonic() - start_time, deaths)
 
 
-def _client(asked: dict[str, Any], seed: int) -> None:
+def _run_client(request: dict[str, Any], seed: int) -> None:
     import schemathesis
 
-    schema = schemathesis.openapi.from_url(f"{asked['url']}/docs/openapi.json")
-    rights = Rights(**asked["rights"])
-    send = fuzz_wire.to_server(asked["url"])
-    campaign = Campaign(schema, rights, asked["requests"], seed, send)
+    schema = schemathesis.openapi.from_url(f"{request['url']}/docs/openapi.json")
+    credentials = Credentials(**request["rights"])
+    send = fuzz_wire.send_to_server(request["url"])
+    campaign = Campaign(schema, credentials, request["requests"], seed, send)
     campaign.run()
-    print(json.dumps({"said": campaign.said, "found": campaign.found}))
+    print(json.dumps({"said": campaign.statuses, "found": campaign.findings}))
 
 
-def _children(pid: int) -> set[str]:
+def _child_pids(pid: int) -> set[str]:
     tasks = Path(f"/proc/{pid}/task")
     return {child for task in tasks.iterdir() for child in (task / "children").read_text().split()}
 
 
-def _until_it_answers(url: str) -> None:
+def _wait_for_server(url: str) -> None:
     for _ in range(600):
         try:
             urlopen(url, timeout=5).close()
@@ -329,46 +335,48 @@ def _until_it_answers(url: str) -> None:
     raise SystemExit("The server does not answer.")
 
 
-def report(said: Counter[int], found: dict[str, str], seconds: float, deaths: int = 0) -> None:
+def print_report(
+    statuses: Counter[int], findings: dict[str, str], seconds: float, deaths: int = 0
+) -> None:
     """Exits with 1 on any finding."""
-    for kind, detail in found.items():
+    for kind, detail in findings.items():
         print(f"\n{kind}\n{detail}")
-    total = said.total()
-    by_status = ", ".join(f"{status}: {count:,}" for status, count in sorted(said.items()))
+    total = statuses.total()
+    by_status = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
     print(f"\n{total:,} requests in {seconds:.0f} s ({by_status})")
-    failed = sum(count for status, count in said.items() if status >= 500)
-    print(f"{failed} x 5xx, {len(found)} kinds of findings, worker deaths: {deaths}")
-    if found or failed or deaths:
+    failed = sum(count for status, count in statuses.items() if status >= 500)
+    print(f"{failed} x 5xx, {len(findings)} kinds of findings, worker deaths: {deaths}")
+    if findings or failed or deaths:
         raise SystemExit(1)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description="Hostile calls, and what came of them.")
-    arguments.add_argument("--requests", type=int, default=200_000)
-    arguments.add_argument("--in-process", action="store_true")
-    arguments.add_argument("--adapters", action="store_true")
-    arguments.add_argument("--runs", type=int, default=1_000_000)
-    arguments.add_argument("--workers", type=int, default=2, help="That call, over HTTP.")
-    arguments.add_argument("--seed", type=int, default=1)
-    arguments.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
+    parser = argparse.ArgumentParser(description="Hostile calls, and what came of them.")
+    parser.add_argument("--requests", type=int, default=200_000)
+    parser.add_argument("--in-process", action="store_true")
+    parser.add_argument("--adapters", action="store_true")
+    parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=2, help="That call, over HTTP.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
     ground.stop_on_term()
-    if asked.client:
-        _client(asked.client, asked.seed)
-    elif asked.adapters:
-        fuzz_adapters.conduct(asked.runs, asked.seed)
-    elif asked.in_process:
+    if options.client:
+        _run_client(options.client, options.seed)
+    elif options.adapters:
+        fuzz_adapters.run_campaign(options.runs, options.seed)
+    elif options.in_process:
         with ExitStack() as stack:
-            var = stack.enter_context(ground.folder())
+            var = stack.enter_context(ground.temporary_folder())
             named = os.environ.get("DATABASE_URL", "")
             url = stack.enter_context(ground.postgresql()) if named.startswith("postgres") else ""
-            ground.enter(ground.environment(url, var) | WIDE)
+            ground.setup_django(ground.environment(url, var) | TEXT_WIDTH)
             ground.migrate()
-            began = time.monotonic()
-            campaign = in_process(asked.requests, asked.seed)
-            report(campaign.said, campaign.found, time.monotonic() - began)
+            start_time = time.monotonic()
+            campaign = run_in_process(options.requests, options.seed)
+            print_report(campaign.statuses, campaign.findings, time.monotonic() - start_time)
     else:
-        conduct(asked.requests, asked.seed, asked.workers)
+        run_campaign(options.requests, options.seed, options.workers)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
 }
 # values on which parsers, clocks and databases disagree
-STRANGE: list[Any] = [
+HOSTILE_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 0.1, -0.0, 1e308, 1e-300, 2**31, 2**53 + 1, 2**63, 2**64, 10**400,
     float("nan"), float("inf"), "", " ", "\0", "\ud800", "\ufffd", "x" * 300, "é", "\U0001d4b3",
     "0001-01-01", "9999-12-31T23:59:59.999999-23:59", "0001-01-01T00:00:00+23:59", "+",
@@ -75,45 +75,45 @@ STRANGE: list[Any] = [
 ]  # fmt: skip
 
 
-def conduct(runs: int, seed: int) -> None:
+def run_campaign(runs: int, seed: int) -> None:
     """Runs every adapter's campaign, and says what came of it. Exits with 1 on any finding."""
     each = -(-runs // len(ADAPTERS))
-    began, failed, total = monotonic(), 0, 0
+    start_time, failed, total = monotonic(), 0, 0
     for name in ADAPTERS:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "benchmarks.fuzz_adapters", name, str(each), str(seed)],
             capture_output=True,
             text=True,
             check=False,
         )
-        said = done.stderr
-        ran = re.findall(r"stat::number_of_executed_units:\s*(\d+)", said)
-        lines = re.findall(r"cov: (\d+)", said)
-        count = int(ran[-1]) if ran else 0
+        output = process.stderr
+        executed = re.findall(r"stat::number_of_executed_units:\s*(\d+)", output)
+        lines = re.findall(r"cov: (\d+)", output)
+        count = int(executed[-1]) if executed else 0
         total += count
         print(f"{name:<14} {count:>10,} inputs  coverage {lines[-1] if lines else '?':>5}", end="")
-        print("  ok" if done.returncode == 0 else "  FAILED", flush=True)
-        if done.returncode:
+        print("  ok" if process.returncode == 0 else "  FAILED", flush=True)
+        if process.returncode:
             failed += 1
-            print(said[-4000:])
-    print(f"{total:,} inputs in {monotonic() - began:.0f} s, {failed} adapters with a finding")
+            print(output[-4000:])
+    print(f"{total:,} inputs in {monotonic() - start_time:.0f} s, {failed} adapters with a finding")
     if failed:
         raise SystemExit(1)
 
 
-def run(name: str, runs: int, seed: int) -> None:
+def run_adapter(name: str, runs: int, seed: int) -> None:
     """One adapter's campaign; never returns, libFuzzer ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["ingest.adapters"]):
         from ingest.adapters import clickstream, desk, participants, skalin, telemetry  # noqa: F401
-    target = reader(name)
+    target = build_reader(name)
 
-    def mutated(data: bytes, max_size: int, seed: int) -> bytes:
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         chance = random.Random(seed)
         if chance.random() < 0.5:
             return bytes(atheris.Mutate(data, max_size))
-        alter = changed_query if name == "skalin_hit" else changed
+        alter = mutate_query if name == "skalin_hit" else mutate_json
         return alter(data, chance)[:max_size] or b"{}"
 
     corpus = tempfile.mkdtemp()
@@ -124,147 +124,153 @@ def run(name: str, runs: int, seed: int) -> None:
     atheris.Setup(
         [sys.argv[0], *options, artifacts, "-timeout=20", corpus],
         target,
-        custom_mutator=mutated,
+        custom_mutator=mutate,
     )
     atheris.Fuzz()
 
 
-def inputs(name: str, count: int, seed: int) -> Iterator[bytes]:
+def mutated_inputs(name: str, count: int, seed: int) -> Iterator[bytes]:
     """The seeds, then what becomes of them: without coverage, and the same each time."""
     chance = random.Random(seed)
-    alter = changed_query if name == "skalin_hit" else changed
+    alter = mutate_query if name == "skalin_hit" else mutate_json
     yield from SEEDS[name]
     for _ in range(count):
         data = alter(chance.choice(SEEDS[name]), chance)
         if chance.random() < 0.3 and data:
-            at = chance.randrange(len(data))
-            data = data[:at] + chance.randbytes(chance.randint(0, 3)) + data[at + 1 :]
+            offset = chance.randrange(len(data))
+            data = data[:offset] + chance.randbytes(chance.randint(0, 3)) + data[offset + 1 :]
         yield data
 
 
-def reader(name: str) -> Callable[[bytes], None]:
+def build_reader(name: str) -> Callable[[bytes], None]:
     """Reads bytes as the view does and checks what came out."""
     from ingest.adapters import clickstream, desk, participants, skalin, telemetry
-    from ingest.events import Call, Refused
+    from ingest.events import Call, RequestError
 
-    def call(data: bytes) -> Call:
+    def context(data: bytes) -> Call:
         kind = "application/x-ndjson" if data[-1:] == b"\n" else "application/json"
         return Call("c", NOW, kind, "app", 1, {"upload_timestamp": "1763726400000"})
 
-    def hit(data: bytes) -> Any:
-        query, residue = skalin.cut(data)
-        said = skalin.parameters(query)
-        body = skalin.from_query(residue) if residue else skalin.from_hit(said)
-        return skalin.parse(body, call(data))
+    def read_hit(data: bytes) -> Any:
+        query, residue = skalin.split_query(data)
+        parameters = skalin.parse_query(query)
+        body = skalin.bulk_from_query(residue) if residue else skalin.bulk_from_hit(parameters)
+        return skalin.parse(body, context(data))
 
-    def people(data: bytes) -> None:
+    def read_participants(data: bytes) -> None:
         profiles, rejections = participants.parse(data, "", NOW)
         for profile in profiles:
-            text(profile.device_id)
-            text(profile.user_name or "")
-            text(profile.phone or "")
+            texts_of(profile.device_id)
+            texts_of(profile.user_name or "")
+            texts_of(profile.phone or "")
         for each in rejections:
-            text(each.reason, each.detail)
+            texts_of(each.reason, each.detail)
 
-    def batch(read: Callable[[bytes], Any]) -> Callable[[bytes], None]:
-        def checked(data: bytes) -> None:
-            check(read(data))
+    def read_batch(read: Callable[[bytes], Any]) -> Callable[[bytes], None]:
+        def read_and_check(data: bytes) -> None:
+            check_batch(read(data))
 
-        return checked
+        return read_and_check
 
-    reads: dict[str, Callable[[bytes], None]] = {
-        "telemetry": batch(lambda data: telemetry.parse(data, call(data))),
-        "clickstream": batch(lambda data: clickstream.parse(data, call(data))),
-        "skalin": batch(lambda data: skalin.parse(data, call(data))),
-        "skalin_hit": batch(hit),
-        "desk": batch(lambda data: desk.parse(data, call(data))),
-        "desk_bulk": batch(lambda data: desk.parse_bulk(data, call(data))[0]),
-        "participants": people,
+    readers: dict[str, Callable[[bytes], None]] = {
+        "telemetry": read_batch(lambda data: telemetry.parse(data, context(data))),
+        "clickstream": read_batch(lambda data: clickstream.parse(data, context(data))),
+        "skalin": read_batch(lambda data: skalin.parse(data, context(data))),
+        "skalin_hit": read_batch(read_hit),
+        "desk": read_batch(lambda data: desk.parse(data, context(data))),
+        "desk_bulk": read_batch(lambda data: desk.parse_bulk(data, context(data))[0]),
+        "participants": read_participants,
     }
 
-    def target(data: bytes) -> None:
+    def run_target(data: bytes) -> None:
         try:
-            reads[name](data)
-        except Refused as refused:
-            must(400 <= refused.status < 500, "a refusal")
-            text(refused.reason, refused.detail)
+            readers[name](data)
+        except RequestError as refused:
+            require(400 <= refused.status < 500, "a refusal")
+            texts_of(refused.reason, refused.detail)
 
-    return target
+    return run_target
 
 
-def check(batch: Any) -> None:
+def check_batch(batch: Any) -> None:
     """What the store relies on."""
     from ingest.adapters import skalin
 
     for event in batch.events:
-        must(len(event.identity) == 16, "an identity")
-        must(event.type, "a type")
-        text(event.type, event.device_id, event.session_id, event.conversation, event.note)
-        must(b"\\u0000" not in event.payload.replace(b"\\\\", b""), "a payload without NUL")
-        must(isinstance(msgspec.json.decode(event.payload), dict), "an object")
-        must(1999 < event.occurred_at.year < 2100, "a time")
+        require(len(event.identity) == 16, "an identity")
+        require(event.type, "a type")
+        texts_of(event.type, event.device_id, event.session_id, event.conversation, event.note)
+        require(b"\\u0000" not in event.payload.replace(b"\\\\", b""), "a payload without NUL")
+        require(isinstance(msgspec.json.decode(event.payload), dict), "an object")
+        require(1999 < event.occurred_at.year < 2100, "a time")
     for each in batch.rejections:
-        must(each.position >= 0, "a position")
-        text(each.reason)
+        require(each.position >= 0, "a position")
+        texts_of(each.reason)
         each.detail.encode()
-        must(isinstance(each.raw, bytes), "bytes")
-    if batch.dialect == skalin.DIALECT:
-        skalin.people(batch)
+        require(isinstance(each.raw, bytes), "bytes")
+    if batch.source == skalin.SOURCE:
+        skalin.read_profiles(batch)
 
 
-def text(*found: str) -> None:
+def texts_of(*found: str) -> None:
     """Text that both databases take."""
     for each in found:
         each.encode()
-        must("\0" not in each, "text without NUL")
+        require("\0" not in each, "text without NUL")
 
 
-def must(held: object, what: str) -> None:
+def require(condition: object, message: str) -> None:
     """Raises `ValueError`, which no adapter may."""
-    if not held:
-        raise ValueError(f"not {what}")
+    if not condition:
+        raise ValueError(f"not {message}")
 
 
-def changed(data: bytes, chance: random.Random) -> bytes:
+def mutate_json(data: bytes, chance: random.Random) -> bytes:
     """The JSON, or the lines of it, with one value become another."""
     lines = data.split(b"\n")
-    at = chance.randrange(len(lines))
+    index = chance.randrange(len(lines))
     try:
-        said = json.loads(lines[at])
+        value = json.loads(lines[index])
         for _ in range(chance.randint(1, 3)):
-            said = _altered(said, chance)
-        lines[at] = json.dumps(said, ensure_ascii=chance.random() < 0.7).encode(errors="ignore")
+            value = _alter_value(value, chance)
+        lines[index] = json.dumps(value, ensure_ascii=chance.random() < 0.7).encode(errors="ignore")
     except (ValueError, RecursionError):
-        lines[at] = json.dumps(chance.choice(STRANGE)).encode()
+        lines[index] = json.dumps(chance.choice(HOSTILE_VALUES)).encode()
     if chance.random() < 0.1:
-        lines.insert(at, lines[at])
+        lines.insert(index, lines[index])
     return b"\n".join(lines)
 
 
-def changed_query(data: bytes, chance: random.Random) -> bytes:
+def mutate_query(data: bytes, chance: random.Random) -> bytes:
     """The query with one parameter become another."""
     pairs = parse_qsl(data.decode(errors="replace"), keep_blank_values=True)
-    at = chance.randrange(len(pairs) + 1)
-    value = chance.choice([*STRANGE, {"name": chance.choice(STRANGE)}, {"id": "x", "email": 1}])
+    index = chance.randrange(len(pairs) + 1)
+    value = chance.choice(
+        [*HOSTILE_VALUES, {"name": chance.choice(HOSTILE_VALUES)}, {"id": "x", "email": 1}]
+    )
     names = ("action", "identity", "event", "ts", "event_id", "visit_id", "client_id", "name")
-    pairs[at : at + 1] = [(chance.choice(names), json.dumps(value))]
+    pairs[index : index + 1] = [(chance.choice(names), json.dumps(value))]
     return urlencode(pairs, errors="replace").encode()
 
 
-def _altered(said: Any, chance: random.Random) -> Any:
-    if isinstance(said, dict) and said and chance.random() < 0.85:
-        name = chance.choice(list(said))
+def _alter_value(node: Any, chance: random.Random) -> Any:
+    if isinstance(node, dict) and node and chance.random() < 0.85:
+        name = chance.choice(list(node))
         act = chance.random()
         if act < 0.1:
-            return {key: value for key, value in said.items() if key != name}
+            return {key: value for key, value in node.items() if key != name}
         if act < 0.15:
-            return {**said, str(chance.choice(STRANGE)): said[name]}
-        return {**said, name: _altered(said[name], chance)}
-    if isinstance(said, list) and said and chance.random() < 0.85:
-        at = chance.randrange(len(said))
-        return [*said[:at], _altered(said[at], chance), *said[at + chance.choice([0, 1]) :]]
-    return chance.choice(STRANGE)
+            return {**node, str(chance.choice(HOSTILE_VALUES)): node[name]}
+        return {**node, name: _alter_value(node[name], chance)}
+    if isinstance(node, list) and node and chance.random() < 0.85:
+        index = chance.randrange(len(node))
+        return [
+            *node[:index],
+            _alter_value(node[index], chance),
+            *node[index + chance.choice([0, 1]) :],
+        ]
+    return chance.choice(HOSTILE_VALUES)
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    run_adapter(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 Headers = tuple[tuple[str, str], ...]
 PARTS = ("path", "query", "headers", "content")
-KEPT = 40  # of each part of an operation
+MAX_PARTS = 40  # of each part of an operation
 HOSTILE = (
     b"\0", b'"\\u0000"', b'"\\ud800"', b"\xed\xa0\x80", b"\xff", b"null", b"[]", b"{}", b'""',
     b"true", b"-1", b"1e999", b"NaN", b"9" * 400, b"18446744073709551616", b"0.1", b"[" * 2000,
@@ -52,11 +52,11 @@ class Wire:
     def target(self) -> str:
         return f"{self.path}?{self.query}" if self.query else self.path
 
-    def curl(self) -> str:
+    def to_curl(self) -> str:
         """The call for a shell, but for bytes that no text shows."""
-        said = [arg for name, value in self.headers for arg in ("-H", f"{name}: {value}")]
+        arguments = [arg for name, value in self.headers for arg in ("-H", f"{name}: {value}")]
         data = ["--data-binary", self.content.decode("latin-1")] if self.content else []
-        return shlex.join(["curl", "-X", self.method, *said, *data, f"$URL{self.target}"])
+        return shlex.join(["curl", "-X", self.method, *arguments, *data, f"$URL{self.target}"])
 
 
 @dataclass(frozen=True)
@@ -69,26 +69,26 @@ class Answer:
 Send = Callable[[Wire], Answer]
 
 
-def of(case: Any) -> tuple[Wire, Any]:
+def to_wire(case: Any) -> tuple[Wire, Any]:
     """A case of schemathesis as it would send it, and its own form of that."""
     import requests
     from schemathesis.transport.prepare import get_exclude_headers
     from schemathesis.transport.requests import REQUESTS_TRANSPORT
 
-    said = REQUESTS_TRANSPORT.serialize_case(case, base_url="http://127.0.0.1")
+    arguments = REQUESTS_TRANSPORT.serialize_case(case, base_url="http://127.0.0.1")
     for name in get_exclude_headers(case):
-        said["headers"].pop(name, None)
-    made = requests.Request(**said).prepare()
-    url = urlsplit(made.url)
-    content = made.body or b""
+        arguments["headers"].pop(name, None)
+    prepared = requests.Request(**arguments).prepare()
+    url = urlsplit(prepared.url)
+    content = prepared.body or b""
     if not isinstance(content, bytes):
         content = content.encode(errors="surrogatepass")
     headers = tuple(
         (name, value if isinstance(value, str) else value.decode("latin-1"))
-        for name, value in made.headers.items()
+        for name, value in prepared.headers.items()
         if name.lower() not in {"content-length", "connection", "accept-encoding"}
     )
-    return Wire(made.method, url.path, url.query, headers, content), made
+    return Wire(prepared.method, url.path, url.query, headers, content), prepared
 
 
 # Varying ------------------------------------------------------------------------------------------
@@ -103,21 +103,21 @@ class Variants:
 
     def learn(self, label: str, wire: Wire) -> None:
         for part in PARTS:
-            kept = self._parts[label, part]
-            if len(kept) < KEPT:
-                kept.append(getattr(wire, part))
+            known_parts = self._parts[label, part]
+            if len(known_parts) < MAX_PARTS:
+                known_parts.append(getattr(wire, part))
             else:
-                kept[self.chance.randrange(KEPT)] = getattr(wire, part)
+                known_parts[self.chance.randrange(MAX_PARTS)] = getattr(wire, part)
 
-    def of(self, label: str, wire: Wire) -> Wire:
+    def mutate(self, label: str, wire: Wire) -> Wire:
         """One more; of two, one is spoiled, the other is as good as its parts."""
         chance = self.chance
-        taken = {
+        parts = {
             part: chance.choice(self._parts[label, part])
             for part in PARTS
             if part != "headers" and chance.random() < 0.4
         }
-        wire = replace(wire, **taken)
+        wire = replace(wire, **parts)
         if chance.random() < 0.5:
             wire = chance.choice((self._body, self._body, self._query, self._header))(wire)
         return wire
@@ -149,11 +149,11 @@ class Variants:
         pairs = wire.query.split("&") if wire.query else []
         if not pairs:
             return self._header(wire)
-        place = chance.randrange(len(pairs))
-        name = pairs[place].partition("=")[0]
+        index = chance.randrange(len(pairs))
+        name = pairs[index].partition("=")[0]
         value = "".join(f"%{byte:02X}" for byte in chance.choice(HOSTILE)[:600])
-        pairs[place : place + chance.randrange(2)] = chance.choice(
-            ([], [f"{name}={value}"], [name], [pairs[place], f"{name}={value}"])
+        pairs[index : index + chance.randrange(2)] = chance.choice(
+            ([], [f"{name}={value}"], [name], [pairs[index], f"{name}={value}"])
         )
         return replace(wire, query="&".join(pairs))
 
@@ -162,19 +162,19 @@ class Variants:
         name, value = chance.choice(_NAMES), chance.choice(_VALUES)
         if name == "Content-Encoding" and value == "gzip" and chance.random() < 0.5:
             wire = replace(wire, content=gzip.compress(wire.content, 1))
-        kept = [each for each in wire.headers if each[0].lower() != name.lower()]
-        return replace(wire, headers=(*kept, *([(name, value)] if value else [])))
+        other_headers = [each for each in wire.headers if each[0].lower() != name.lower()]
+        return replace(wire, headers=(*other_headers, *([(name, value)] if value else [])))
 
 
 # Sending ------------------------------------------------------------------------------------------
 
 
-def to_application(application: Any) -> Send:
+def send_to_application(application: Any) -> Send:
     def send(wire: Wire) -> Answer:
-        found: list[Any] = []
+        status_and_headers: list[Any] = []
 
         def start(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
-            found[:] = [int(status[:3]), headers]
+            status_and_headers[:] = [int(status[:3]), headers]
             return io.BytesIO().write
 
         environ = {
@@ -205,14 +205,16 @@ def to_application(application: Any) -> Send:
         finally:
             if hasattr(answer, "close"):
                 answer.close()
-        return Answer(found[0], found[1], b"" if wire.method == "HEAD" else content)
+        return Answer(
+            status_and_headers[0], status_and_headers[1], b"" if wire.method == "HEAD" else content
+        )
 
     return send
 
 
-def to_server(url: str) -> Send:
-    at = urlsplit(url)
-    line = http.client.HTTPConnection(str(at.hostname), at.port, timeout=60)
+def send_to_server(url: str) -> Send:
+    address = urlsplit(url)
+    line = http.client.HTTPConnection(str(address.hostname), address.port, timeout=60)
 
     def once(wire: Wire) -> Answer:
         line.putrequest(wire.method, wire.target, skip_accept_encoding=True)
@@ -235,7 +237,7 @@ def to_server(url: str) -> Send:
     return send
 
 
-def told(answer: Answer, request: Any, began: float) -> Any:
+def to_response(answer: Answer, request: Any, start_time: float) -> Any:
     """An answer as schemathesis checks it."""
     from schemathesis.core.transport import Response
 
@@ -243,5 +245,5 @@ def told(answer: Answer, request: Any, began: float) -> Any:
     for name, value in answer.headers:
         headers[name.lower()].append(value)
     return Response(
-        answer.status, headers, answer.content, request, time.monotonic() - began, verify=False
+        answer.status, headers, answer.content, request, time.monotonic() - start_time, verify=False
     )

@@ -15,7 +15,7 @@ from benchmarks import ground
 
 CONNECTIONS = 12  # that wait for each answer, where there is no rate
 MOST_CONNECTIONS = 1500
-PLACE = b"#########"  # a batch's number: the device of its events
+NUMBER_PLACEHOLDER = b"#########"  # a batch's number: the device of its events
 GENERATOR = [sys.executable, "-m", "benchmarks.generator"]
 
 
@@ -27,8 +27,8 @@ class Connection:
         self.socket.setblocking(False)
         self.socket.connect_ex(("127.0.0.1", port))
         self.out = memoryview(b"")
-        self.came = b""
-        self.due = 0.0
+        self.received = b""
+        self.due_at = 0.0
         self.number = ""
         poll.register(self.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
 
@@ -46,43 +46,45 @@ class Generator:
     def run(self, rate: float, seconds: float, is_awake: bool = False) -> dict[str, Any]:
         """`rate` a second, waiting for nobody; 0 is as fast as a few connections are answered."""
         while self._free:
-            self._drop(self._free.popleft())  # a server closes what was silent for long
+            self._close(self._free.popleft())  # a server closes what was silent for long
         self._times: dict[bool, list[float]] = {True: [], False: []}
         self._answers: dict[str, int] = {}
         self._silent = sent = unsent = 0
         spent = time.process_time()
-        begun = time.monotonic()
-        due = begun
-        end = begun + seconds
+        start_time = time.monotonic()
+        due_at = start_time
+        end = start_time + seconds
         self._busy = 0
         while (now := time.monotonic()) < end:
             if rate:
-                while due <= now:
-                    if self._send(due):
+                while due_at <= now:
+                    if self._send(due_at):
                         sent += 1
                     else:
                         unsent += 1
-                    due += 1 / rate
+                    due_at += 1 / rate
             else:
                 while self._busy < CONNECTIONS and self._send(now):
                     sent += 1
-            patience = max(0.0, min(due, end) - time.monotonic()) if rate else 0.1
-            self._turn(0 if is_awake else patience)
-        took = time.monotonic() - begun
-        cpu = (time.process_time() - spent) / took
+            patience = max(0.0, min(due_at, end) - time.monotonic()) if rate else 0.1
+            self._poll_once(0 if is_awake else patience)
+        elapsed = time.monotonic() - start_time
+        cpu = (time.process_time() - spent) / elapsed
         accepted = len(self._times[True])
-        until = time.monotonic() + 15
-        while self._busy and time.monotonic() < until:
-            self._turn(0.1)
-        good, shed = (sorted(self._times[each]) or [0.0] for each in (True, False))
+        deadline = time.monotonic() + 15
+        while self._busy and time.monotonic() < deadline:
+            self._poll_once(0.1)
+        accepted_times, rejected_times = (
+            sorted(self._times[each]) or [0.0] for each in (True, False)
+        )
         return {
-            "seconds": took, "cpu": cpu, "sent": sent, "unsent": unsent, "accepted": accepted,
+            "seconds": elapsed, "cpu": cpu, "sent": sent, "unsent": unsent, "accepted": accepted,
             "answers": self._answers, "silent": self._silent,
-            "accepted_p50": at(good, 0.5), "accepted_p99": at(good, 0.99),
-            "shed_p50": at(shed, 0.5), "shed_p99": at(shed, 0.99),
+            "accepted_p50": percentile(accepted_times, 0.5), "accepted_p99": percentile(accepted_times, 0.99),
+            "shed_p50": percentile(rejected_times, 0.5), "shed_p99": percentile(rejected_times, 0.99),
         }  # fmt: skip
 
-    def _send(self, due: float) -> bool:
+    def _send(self, due_at: float) -> bool:
         if self._free:
             connection = self._free.popleft()
         elif self._open < MOST_CONNECTIONS:
@@ -92,17 +94,17 @@ class Generator:
             return False
         self._count += 1
         connection.number = f"{self._count:09}"
-        whole = self._parts[self._count % len(self._parts)]
-        connection.out = memoryview(whole.replace(PLACE, connection.number.encode()))
-        connection.due = due
-        connection.came = b""
+        request = self._parts[self._count % len(self._parts)]
+        connection.out = memoryview(request.replace(NUMBER_PLACEHOLDER, connection.number.encode()))
+        connection.due_at = due_at
+        connection.received = b""
         self._busy += 1
         if connection.socket in self._poll.get_map():
             self._poll.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE,
                               connection)  # fmt: skip
         return True
 
-    def _turn(self, patience: float) -> None:
+    def _poll_once(self, patience: float) -> None:
         for key, ready in self._poll.select(patience):
             connection: Connection = key.data
             try:
@@ -113,7 +115,7 @@ class Generator:
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._end(connection, type(error).__name__)
+                self._fail(connection, type(error).__name__)
 
     def _write(self, connection: Connection) -> None:
         try:
@@ -125,66 +127,66 @@ class Generator:
 
     def _read(self, connection: Connection) -> None:
         chunk = connection.socket.recv(65536)
-        connection.came += chunk
-        head, there, body = connection.came.partition(b"\r\n\r\n")
-        if there:
+        connection.received += chunk
+        head, separator, body = connection.received.partition(b"\r\n\r\n")
+        if separator:
             lower = head.lower()
             length = int(lower.partition(b"content-length:")[2].split(b"\r\n")[0])
             if len(body) >= length:
-                self._answered(connection, lower, body)
+                self._record_response(connection, lower, body)
                 return
         if not chunk:
-            self._end(connection, "closed")
+            self._fail(connection, "closed")
 
-    def _answered(self, connection: Connection, head: bytes, body: bytes) -> None:
+    def _record_response(self, connection: Connection, head: bytes, body: bytes) -> None:
         status = head[9:12].decode()
         self._answers[status] = self._answers.get(status, 0) + 1
-        self._times[status == "200"].append(time.monotonic() - connection.due)
+        self._times[status == "200"].append(time.monotonic() - connection.due_at)
         self._silent += status != "200" and b"retry-after" not in head
         if status == "200":
             self.acknowledged.append(connection.number)
         self._busy -= 1
         connection.number = ""
-        connection.came = b""
+        connection.received = b""
         if connection.out or b"connection: close" in head:
-            self._drop(connection)
+            self._close(connection)
         else:
             self._free.append(connection)
 
-    def _end(self, connection: Connection, why: str) -> None:
+    def _fail(self, connection: Connection, reason: str) -> None:
         if connection.number:
             self._busy -= 1
-            self._answers[why] = self._answers.get(why, 0) + 1
+            self._answers[reason] = self._answers.get(reason, 0) + 1
         else:
             self._free.remove(connection)
-        self._drop(connection)
+        self._close(connection)
 
-    def _drop(self, connection: Connection) -> None:
+    def _close(self, connection: Connection) -> None:
         self._poll.unregister(connection.socket)
         connection.socket.close()
         self._open -= 1
 
 
-def at(ordered: list[float], part: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
+def percentile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def generate() -> None:
-    made: list[Generator] = []
+def serve_generator() -> None:
+    generators: list[Generator] = []
 
-    def answer(asked: dict[str, Any]) -> Any:
-        match asked:
+    def handle(request: dict[str, Any]) -> Any:
+        match request:
             case {"prepare": told}:
-                made.append(Generator(told["port"], told["requests"]))
+                generators.append(Generator(told["port"], told["requests"]))
                 return {}
             case {"rate": rate, "seconds": seconds, **more}:
-                return made[0].run(rate, seconds, **more)
+                return generators[0].run(rate, seconds, **more)
             case {"acknowledged": True}:
-                return made[0].acknowledged
-        raise ValueError(asked)
+                return generators[0].acknowledged
+        raise ValueError(request)
 
-    ground.serve(answer)
+    ground.serve_requests(handle)
 
 
 if __name__ == "__main__":
-    generate()
+    serve_generator()

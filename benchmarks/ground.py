@@ -61,7 +61,7 @@ def postgresql() -> Iterator[str]:
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="exhaust-benchmark-") as path:
         yield Path(path)
 
@@ -85,7 +85,7 @@ def environment(database_url: str, var: Path) -> dict[str, str]:
     }
 
 
-def enter(variables: dict[str, str]) -> None:
+def setup_django(variables: dict[str, str]) -> None:
     """Makes this process one of the installation's."""
     import django
 
@@ -134,8 +134,8 @@ class Process:
 
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGTERM)  # it may have ended, but is not reaped
-        until = time.monotonic() + 15
-        while self.alive and time.monotonic() < until:
+        deadline = time.monotonic() + 15
+        while self.is_alive and time.monotonic() < deadline:
             time.sleep(0.05)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # and what it left of its own children
@@ -146,10 +146,10 @@ class Process:
         return self._process.pid
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """It is not reaped here, so that its id is nobody else's before the last kill."""
-        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return ended is None
+        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return status is None
 
     def memory(self, field: str) -> float:
         """MiB: `VmRSS` is now, `VmHWM` the most there was."""
@@ -165,18 +165,18 @@ class Helper(Process):
     def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
         super().__init__(command, variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            self._answer()  # it is ready
+            self._read_response()  # it is ready
         except BaseException:
             self.stop()  # nobody has entered it yet
             raise
 
-    def ask(self, question: Any) -> Any:
+    def call(self, request: Any) -> Any:
         assert self._process.stdin is not None  # noqa: S101
-        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._read_response()
 
-    def _answer(self) -> Any:
+    def _read_response(self) -> Any:
         assert self._process.stdout is not None  # noqa: S101
         line = self._process.stdout.readline()
         if not line:
@@ -184,10 +184,10 @@ class Helper(Process):
         return json.loads(line)
 
 
-def wait_for(port: int, server: Process) -> None:
+def wait_for_server(port: int, server: Process) -> None:
     """Until the web server of ours on that port is ready."""
-    until = time.monotonic() + 30
-    while server.alive and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while server.is_alive and time.monotonic() < deadline:
         try:
             with urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
                 if answer.status == 200:
@@ -197,46 +197,49 @@ def wait_for(port: int, server: Process) -> None:
     raise SystemExit("The server did not start.")
 
 
-def serve(answer: Callable[[Any], Any]) -> None:
+def serve_requests(handle: Callable[[Any], Any]) -> None:
     print("{}", flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+        print(json.dumps(handle(json.loads(line))), flush=True)
 
 
 # Rounds ------------------------------------------------------------------------------------------
 
 
-def rounds(count: int, sides: Sequence[Callable[[], dict[str, float]]]) -> dict[str, list[float]]:
+def run_rounds(
+    count: int, sides: Sequence[Callable[[], dict[str, float]]]
+) -> dict[str, list[float]]:
     """Runs the sides in turns, every other round backwards; a side gives rates by row name."""
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     for number in range(count):
         for side in sides if number % 2 == 0 else reversed(sides):
             for name, rate in side().items():
-                found.setdefault(name, []).append(rate)
-        told = ", ".join(f"{name} {rates[-1]:,.0f}" for name, rates in found.items())
-        print(f"  round {number + 1}: {told}", file=sys.stderr, flush=True)
-    return found
+                figures.setdefault(name, []).append(rate)
+        rates_text = ", ".join(f"{name} {rates[-1]:,.0f}" for name, rates in figures.items())
+        print(f"  round {number + 1}: {rates_text}", file=sys.stderr, flush=True)
+    return figures
 
 
-def print_ground(database_url: str, **settings: Any) -> dict[str, str]:
+def print_environment(database_url: str, **settings: Any) -> dict[str, str]:
     """Versions and settings, without which a figure says nothing; printed, and given back."""
-    shown = (
+    shown_settings = (
         "server_version", "shared_buffers", "fsync", "synchronous_commit", "full_page_writes",
         "wal_level", "max_wal_size", "work_mem",
     )  # fmt: skip
     packages = ("django", "djangorestframework", "psycopg", "msgspec", "granian", "celery")
-    told = {
+    facts = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "software": f"Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in packages),
     }
     if database_url:
         with psycopg.connect(database_url) as connection:
-            found = connection.execute(
-                "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", [list(shown)]
+            rows = connection.execute(
+                "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name",
+                [list(shown_settings)],
             )
-            told["PostgreSQL"] = ", ".join(f"{name} {value}" for name, value in found)
-    told |= {name: str(value) for name, value in settings.items()}
-    for name, value in told.items():
+            facts["PostgreSQL"] = ", ".join(f"{name} {value}" for name, value in rows)
+    facts |= {name: str(value) for name, value in settings.items()}
+    for name, value in facts.items():
         print(f"{name:<11} {value}", flush=True)
-    return told
+    return facts

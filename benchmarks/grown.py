@@ -20,91 +20,93 @@ from benchmarks import answers, ground, ingest, results
 from benchmarks.ground import Helper
 from benchmarks.results import Result
 
-DOORS = ("telemetry", "skalin")
+SOURCE_NAMES = ("telemetry", "skalin")
 COMMAND = [sys.executable, "-m", "benchmarks.grown", "--installation"]
 
 
 def main() -> None:
-    arguments = results.arguments("Ingest into a grown table, against an empty one.")
-    arguments.add_argument("--grown", type=int, default=500_000, help="Rows that are there.")
-    arguments.add_argument("--events", type=int, default=20_000)
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--installation", action="store_true", help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.installation:
-        install()
+    parser = results.argument_parser("Ingest into a grown table, against an empty one.")
+    parser.add_argument("--grown", type=int, default=500_000, help="Rows that are there.")
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--installation", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.installation:
+        serve_installation()
         return
     ground.stop_on_term()
     with ExitStack() as running:
-        var = running.enter_context(ground.folder())
-        sides, there = [], {"data": "", "rows": 0}
-        for name, rows in (("empty", 0), ("grown", asked.grown)):
+        var = running.enter_context(ground.temporary_folder())
+        sides, ground_facts = [], {"data": "", "rows": 0}
+        for name, rows in (("empty", 0), ("grown", options.grown)):
             url = running.enter_context(ground.postgresql())
             variables = ground.environment(url, var / name)
             installation = running.enter_context(Helper(COMMAND, variables))
-            told = {**installation.ask({"load": rows}), "url": url}
-            there = {name: told.pop(name) for name in there}
-            told["port"] = running.enter_context(ingest.serving(ingest.SERVER, variables))
-            for door in DOORS:
-                feed = running.enter_context(feeder(variables, told, door, asked.events))
-                sides.append(partial(time_one, feed, url, door, name))
-        facts = ground.print_ground(url, data=there["data"], server=f"python {ingest.SERVER}")
-        found = ground.rounds(asked.rounds, sides)
-        into = f"HTTP, batches of {ingest.BATCH}, into {there['rows']:,} rows"
+            setup = {**installation.ask({"load": rows}), "url": url}
+            ground_facts = {name: setup.pop(name) for name in ground_facts}
+            setup["port"] = running.enter_context(ingest.run_server(ingest.SERVER, variables))
+            for source in SOURCE_NAMES:
+                feed = running.enter_context(start_feeder(variables, setup, source, options.events))
+                sides.append(partial(time_ingest, feed, url, source, name))
+        facts = ground.print_environment(
+            url, data=ground_facts["data"], server=f"python {ingest.SERVER}"
+        )
+        figures = ground.run_rounds(options.rounds, sides)
+        into = f"HTTP, batches of {ingest.BATCH}, into {ground_facts['rows']:,} rows"
         lines = [
-            Result(f"{door}: {into}", "rows/s", found[f"{door}, grown"], "into none",
-                   found[f"{door}, empty"], ">= 0.85")
-            for door in DOORS
+            Result(f"{door}: {into}", "rows/s", figures[f"{door}, grown"], "into none",
+                   figures[f"{door}, empty"], ">= 0.85")
+            for door in SOURCE_NAMES
         ]  # fmt: skip
-        results.report("grown", lines, facts, asked.json)
+        results.print_report("grown", lines, facts, options.json)
 
 
 @contextmanager
-def feeder(
-    variables: dict[str, str], told: dict[str, Any], door: str, events: int
+def start_feeder(
+    variables: dict[str, str], setup: dict[str, Any], source: str, events: int
 ) -> Iterator[Helper]:
     """One that is warm, and has nothing left in the table."""
-    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--door", door]
+    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--door", source]
     sizes = ["--events", str(events), "--peer-events", "0"]
     with Helper([*command, *sizes], variables) as feed:
-        feed.ask({"prepare": told})
-        time_one(feed, told["url"], door, "warm")
+        feed.ask({"prepare": setup})
+        time_ingest(feed, setup["url"], source, "warm")
         yield feed
 
 
-def time_one(feed: Helper, url: str, door: str, name: str) -> dict[str, float]:
+def time_ingest(feed: Helper, url: str, source: str, name: str) -> dict[str, float]:
     with psycopg.connect(url, autocommit=True) as connection:
-        before = _one(connection, "SELECT coalesce(max(id), 0) FROM ingest_storedevent")
+        last_id = _fetch_value(connection, "SELECT coalesce(max(id), 0) FROM ingest_storedevent")
         connection.execute("CHECKPOINT")
-        told = feed.ask({"http": ingest.BATCH})
-        new = f"FROM ingest_storedevent WHERE id > {before}"
-        stored = _one(connection, f"SELECT count(*) {new}")
-        if told["counts"] != {"stored": stored, "duplicate": 0}:
-            raise SystemExit(f"The service told {told['counts']} and stored {stored}.")
+        response = feed.call({"http": ingest.BATCH})
+        new = f"FROM ingest_storedevent WHERE id > {last_id}"
+        stored = _fetch_value(connection, f"SELECT count(*) {new}")
+        if response["counts"] != {"stored": stored, "duplicate": 0}:
+            raise SystemExit(f"The service told {response['counts']} and stored {stored}.")
         connection.execute(f"DELETE {new}")
         connection.execute("VACUUM ingest_storedevent")
-    return {f"{door}, {name}": stored / told["seconds"]}
+    return {f"{source}, {name}": stored / response["seconds"]}
 
 
-def _one(connection: psycopg.Connection[Any], sql: str) -> int:
+def _fetch_value(connection: psycopg.Connection[Any], sql: str) -> int:
     row = connection.execute(sql).fetchone()
     return int(row[0]) if row else 0
 
 
-def install() -> None:
+def serve_installation() -> None:
     """An installation's own process: makes its senders, and the rows that are to be there."""
-    ground.enter({})
+    ground.setup_django({})
     ground.migrate()
 
-    def answer(asked: dict[str, int]) -> dict[str, Any]:
-        told: dict[str, Any] = {**ingest.prepare(), "data": "", "rows": 0}
-        if asked["load"]:
-            told["rows"], _, told["data"] = answers.load_rows(
-                asked["load"], answers.QUICK_MONTH_ROWS
+    def handle(request: dict[str, int]) -> dict[str, Any]:
+        facts: dict[str, Any] = {**ingest.prepare_database(), "data": "", "rows": 0}
+        if request["load"]:
+            facts["rows"], _, facts["data"] = answers.load_rows(
+                request["load"], answers.QUICK_MONTH_ROWS
             )
-        return told
+        return facts
 
-    ground.serve(answer)
+    ground.serve_requests(handle)
 
 
 if __name__ == "__main__":

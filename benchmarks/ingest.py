@@ -34,9 +34,9 @@ import msgspec
 import psycopg
 
 from benchmarks import ground, results
-from benchmarks.doors import APPLICATION, DOORS, RECEIVED_AT, parse, request
-from benchmarks.ground import CHANNEL, Helper, Process, wait_for
-from benchmarks.results import Result, compared
+from benchmarks.doors import APPLICATION, RECEIVED_AT, SOURCES, build_request, parse_body
+from benchmarks.ground import CHANNEL, Helper, Process, wait_for_server
+from benchmarks.results import Result, compare
 
 GRANIAN = "-m granian --interface wsgi --workers 2 --respawn-failed-workers"
 SERVER = f"{GRANIAN} config.wsgi:application"
@@ -56,117 +56,128 @@ DECODED = {"telemetry", "clickstream"}  # that have a bar for it
 
 
 def main() -> None:
-    arguments = results.arguments("HTTP to committed rows, against raw COPY.")
-    arguments.add_argument("--door", choices=[*DOORS, "all"], default="all")
-    arguments.add_argument("--events", type=int, default=30_000, help="Rows, for each door.")
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--peer-events", type=int, default=4_000, help="For ORM and DRF.")
-    arguments.add_argument("--flags", default="", help="More flags for granian.")
-    arguments.add_argument("--feeder", action="store_true", help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.feeder:
-        feed(asked.door, asked.events, asked.peer_events)
+    parser = results.argument_parser("HTTP to committed rows, against raw COPY.")
+    parser.add_argument("--door", choices=[*SOURCES, "all"], default="all")
+    parser.add_argument("--events", type=int, default=30_000, help="Rows, for each door.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer-events", type=int, default=4_000, help="For ORM and DRF.")
+    parser.add_argument("--flags", default="", help="More flags for granian.")
+    parser.add_argument("--feeder", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.feeder:
+        serve_feed(options.door, options.events, options.peer_events)
         return
     ground.stop_on_term()
-    doors = list(DOORS) if asked.door == "all" else [asked.door]
-    with ground.folder() as var, ground.postgresql() as url:
+    sources = list(SOURCES) if options.door == "all" else [options.door]
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = ground.environment(url, var)
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
-        said = ground.print_ground(
+        ground_facts = ground.print_environment(
             url,
-            data=f"{asked.events:,} rows by {', '.join(doors)}",
-            server=f"python {SERVER} {asked.flags}".rstrip(),
+            data=f"{options.events:,} rows by {', '.join(sources)}",
+            server=f"python {SERVER} {options.flags}".rstrip(),
             load=f"{CONNECTIONS} keep-alive connections, one process, on the same cores",
         )
         with ExitStack() as running:
-            told = {**prepare(), "url": url}
-            for name, command in (("port", f"{SERVER} {asked.flags}"), ("drf_port", DRF_SERVER)):
-                told[name] = running.enter_context(serving(command, variables))
-            fed: dict[str, tuple[Helper, int, int]] = {}
-            for door in doors:
-                sizes = (asked.events, asked.peer_events)
-                fed[door] = running.enter_context(feeder(variables, told, door, *sizes))
-                if not same(*fed[door][:2]):
-                    raise SystemExit(f"COPY and HTTP left other rows by {door}.")
+            setup = {**prepare_database(), "url": url}
+            for name, command in (("port", f"{SERVER} {options.flags}"), ("drf_port", DRF_SERVER)):
+                setup[name] = running.enter_context(run_server(command, variables))
+            feeders: dict[str, tuple[Helper, int, int]] = {}
+            for source in sources:
+                sizes = (options.events, options.peer_events)
+                feeders[source] = running.enter_context(
+                    start_feeder(variables, setup, source, *sizes)
+                )
+                if not rows_match(*feeders[source][:2]):
+                    raise SystemExit(f"COPY and HTTP left other rows by {source}.")
             sides = [
-                partial(named, door, side) for door in doors for side in sides_of(door, *fed[door])
+                partial(with_source_name, door, side)
+                for door in sources
+                for side in build_sides(door, *feeders[door])
             ]
-            found = ground.rounds(asked.rounds, sides)
-        results.report(
-            "ingest", [line for door in doors for line in told_of(door, found)], said, asked.json
+            figures = ground.run_rounds(options.rounds, sides)
+        results.print_report(
+            "ingest",
+            [line for door in sources for line in build_results(door, figures)],
+            ground_facts,
+            options.json,
         )
 
 
 @contextmanager
-def serving(command: str, variables: dict[str, str]) -> Iterator[int]:
+def run_server(command: str, variables: dict[str, str]) -> Iterator[int]:
     """A web server that is up; gives its port."""
     port = ground.free_port()
     line = [sys.executable, *shlex.split(command), "--port", str(port)]
     with Process(line, variables, stdout=subprocess.DEVNULL) as server:
-        wait_for(port, server)
+        wait_for_server(port, server)
         yield port
 
 
 @contextmanager
-def feeder(
-    variables: dict[str, str], told: dict[str, Any], door: str, events: int, peer_events: int = 0
+def start_feeder(
+    variables: dict[str, str], setup: dict[str, Any], source: str, events: int, peer_events: int = 0
 ) -> Iterator[tuple[Helper, int, int]]:
     """A feeder for the door, warm; how many rows it has to send, and how many to the peers."""
-    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--door", door]
+    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--door", source]
     sizes = ["--events", str(events), "--peer-events", str(peer_events)]
     with Helper([*command, *sizes], variables) as feed:
-        counted = feed.ask({"prepare": told})
-        http(feed, BATCH, counted["rows"])  # connections, imports, the registry
+        counted = feed.ask({"prepare": setup})
+        time_http(feed, BATCH, counted["rows"])  # connections, imports, the registry
         yield feed, counted["rows"], counted["peer_rows"]
 
 
-def named(door: str, side: Callable[[], dict[str, float]]) -> dict[str, float]:
-    return {f"{door}: {what}": rate for what, rate in side().items()}
+def with_source_name(source: str, side: Callable[[], dict[str, float]]) -> dict[str, float]:
+    return {f"{source}: {name}": rate for name, rate in side().items()}
 
 
-def sides_of(
-    door: str, feed: Helper, rows: int, peer_rows: int
+def build_sides(
+    source: str, feed: Helper, rows: int, peer_rows: int
 ) -> list[Callable[[], dict[str, float]]]:
     sides: list[Callable[[], dict[str, float]]] = [
-        partial(copy, feed, rows, 0, COPY),
-        partial(copy, feed, rows, BATCH, COPY_BATCHED),
-        partial(http_twice, feed, rows),
-        partial(adapter, feed),
+        partial(time_copy, feed, rows, 0, COPY),
+        partial(time_copy, feed, rows, BATCH, COPY_BATCHED),
+        partial(send_twice, feed, rows),
+        partial(time_adapter, feed),
     ]
-    if DOORS[door].most >= LARGE:
-        sides.insert(3, partial(http, feed, LARGE, rows))
+    if SOURCES[source].max_events >= LARGE:
+        sides.insert(3, partial(time_http, feed, LARGE, rows))
     if peer_rows:
-        sides += [partial(peer, feed, "drf", DRF, peer_rows)]
-        sides += [partial(peer, feed, "orm", ORM, peer_rows)]
+        sides += [partial(time_peer, feed, "drf", DRF, peer_rows)]
+        sides += [partial(time_peer, feed, "orm", ORM, peer_rows)]
     return sides
 
 
-def told_of(door: str, found: dict[str, list[float]]) -> list[Result]:
+def build_results(source: str, figures: dict[str, list[float]]) -> list[Result]:
     """The door's lines of the table; each side stands in it once at least."""
-    each = f"documents of {DOORS[door].rows} rows" if DOORS[door].rows > 1 else ""
+    each = (
+        f"documents of {SOURCES[source].rows_per_event} rows"
+        if SOURCES[source].rows_per_event > 1
+        else ""
+    )
 
-    def line(what: str, against: str, bar: str = "", note: str = each) -> list[Result]:
-        wanted = {f"{door}: {name}" for name in (what, against)}
-        if not wanted <= found.keys():
+    def add_result(work: str, against: str, bar: str = "", note: str = each) -> list[Result]:
+        names = {f"{source}: {name}" for name in (work, against)}
+        if not names <= figures.keys():
             return []
-        told = compared(found, "rows/s", f"{door}: {what}", f"{door}: {against}", bar, note)
-        return [replace(told, against=against)]
+        result = compare(figures, "rows/s", f"{source}: {work}", f"{source}: {against}", bar, note)
+        return [replace(result, against=against)]
 
     return [
-        *line(HTTP, COPY, ">= 0.8"),
-        *line(HTTP_LARGE, COPY, ">= 0.8"),
-        *line(HTTP, COPY_BATCHED, note="which waits for the disk as often"),
-        *line(HTTP, DRF, ">= 8"),
-        *line(HTTP_LARGE, DRF, ">= 8"),
-        *line(HTTP, ORM),
-        *line(REPLAY, HTTP, ">= 1", "all duplicates, against the first time"),
-        compared(found, "rows/s", f"{door}: {ADAPTER}",
-                 bar=">= 300000" if door in DECODED else "", note=each),
+        *add_result(HTTP, COPY, ">= 0.8"),
+        *add_result(HTTP_LARGE, COPY, ">= 0.8"),
+        *add_result(HTTP, COPY_BATCHED, note="which waits for the disk as often"),
+        *add_result(HTTP, DRF, ">= 8"),
+        *add_result(HTTP_LARGE, DRF, ">= 8"),
+        *add_result(HTTP, ORM),
+        *add_result(REPLAY, HTTP, ">= 1", "all duplicates, against the first time"),
+        compare(figures, "rows/s", f"{source}: {ADAPTER}",
+                 bar=">= 300000" if source in DECODED else "", note=each),
     ]  # fmt: skip
 
 
-def prepare() -> dict[str, Any]:
+def prepare_database() -> dict[str, Any]:
     """A channel, its senders, and COPY's table with the same indexes."""
     from django.db import connection
 
@@ -188,7 +199,7 @@ def prepare() -> dict[str, Any]:
     }
 
 
-def empty(table: str) -> None:
+def truncate(table: str) -> None:
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -196,57 +207,57 @@ def empty(table: str) -> None:
         cursor.execute("CHECKPOINT")
 
 
-def copy(feed: Helper, events: int, each: int, name: str) -> dict[str, float]:
-    empty("copied")
-    return {name: events / feed.ask({"copy": each})["seconds"]}
+def time_copy(feed: Helper, events: int, each: int, name: str) -> dict[str, float]:
+    truncate("copied")
+    return {name: events / feed.call({"copy": each})["seconds"]}
 
 
-def http(feed: Helper, each: int, events: int, stored: bool = True) -> dict[str, float]:
+def time_http(feed: Helper, each: int, events: int, stored: bool = True) -> dict[str, float]:
     """Ends the run unless all is stored, or, in a replay, all of it was there already."""
     if stored:
-        empty("ingest_storedevent")
-    told = feed.ask({"http": each})
+        truncate("ingest_storedevent")
+    response = feed.call({"http": each})
     expected = {"stored": events * stored, "duplicate": events * (not stored)}
     # Clickstream's answers have no body, so every door's tables are asked besides
-    if told["counts"] not in (expected, {}) or left() != (events, 0, 0):
-        raise SystemExit(f"The service told {told} and left {left()}.")
+    if response["counts"] not in (expected, {}) or count_rows() != (events, 0, 0):
+        raise SystemExit(f"The service told {response} and left {count_rows()}.")
     name = {BATCH: HTTP if stored else REPLAY, LARGE: HTTP_LARGE}[each]
-    return {name: events / told["seconds"]}
+    return {name: events / response["seconds"]}
 
 
-def left() -> tuple[int, ...]:
+def count_rows() -> tuple[int, ...]:
     """How many rows are there, superseded, and kept aside as rejected."""
     from django.db import connection
 
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT count(*), count(superseded_xid), (SELECT count(*) FROM ingest_rejected)"
+            "SELECT count(*), count(superseded_xid), (SELECT count(*) FROM ingest_rejectedevent)"
             " FROM ingest_storedevent"
         )
         return tuple(cursor.fetchone())
 
 
-def http_twice(feed: Helper, events: int) -> dict[str, float]:
-    return http(feed, BATCH, events) | http(feed, BATCH, events, stored=False)
+def send_twice(feed: Helper, events: int) -> dict[str, float]:
+    return time_http(feed, BATCH, events) | time_http(feed, BATCH, events, stored=False)
 
 
-def adapter(feed: Helper) -> dict[str, float]:
-    return {ADAPTER: feed.ask({"adapter": BATCH})["rate"]}
+def time_adapter(feed: Helper) -> dict[str, float]:
+    return {ADAPTER: feed.call({"adapter": BATCH})["rate"]}
 
 
-def peer(feed: Helper, kind: str, name: str, rows: int) -> dict[str, float]:
-    empty("ingest_storedevent")
-    told = feed.ask({kind: True})
-    if left()[0] != rows:
-        raise SystemExit(f"{name} left {left()}.")
-    return {name: rows / told["seconds"]}
+def time_peer(feed: Helper, kind: str, name: str, rows: int) -> dict[str, float]:
+    truncate("ingest_storedevent")
+    response = feed.call({kind: True})
+    if count_rows()[0] != rows:
+        raise SystemExit(f"{name} left {count_rows()}.")
+    return {name: rows / response["seconds"]}
 
 
-def same(feed: Helper, events: int) -> bool:
+def rows_match(feed: Helper, events: int) -> bool:
     """Whether COPY leaves the rows that HTTP has left when it was warmed."""
     from django.db import connection
 
-    copy(feed, events, 0, COPY)
+    time_copy(feed, events, 0, COPY)
     columns = f"{_COLUMNS.replace('received_at, ', '')}"
     with connection.cursor() as cursor:
         cursor.execute(
@@ -260,30 +271,30 @@ def same(feed: Helper, events: int) -> bool:
 
 _COLUMNS = (
     "occurred_at, received_at, channel_id, application_id, conversation_id, is_answer, identity,"
-    " dialect, type, device_id, session_id, note, payload"
+    " source, type, device_id, session_id, note, payload"
 )
 
 
-def feed(name: str, count: int, peer_count: int) -> None:
-    door = DOORS[name]
-    made = door.make(count // door.rows, Random(f"1/{name}"))
-    things = [door.encode(thing) for thing in made]
-    sizes = (BATCH, LARGE) if door.most >= LARGE else (BATCH,)
-    batches = {each: [door.join(batch) for batch in grouped(things, each)] for each in sizes}
-    few = things[: peer_count // door.rows]
+def serve_feed(name: str, count: int, peer_count: int) -> None:
+    source = SOURCES[name]
+    events = source.make_events(count // source.rows_per_event, Random(f"1/{name}"))
+    items = [source.encode_event(thing) for thing in events]
+    sizes = (BATCH, LARGE) if source.max_events >= LARGE else (BATCH,)
+    batches = {each: [source.join_events(batch) for batch in chunks(items, each)] for each in sizes}
+    few = items[: peer_count // source.rows_per_event]
     prepared: dict[str, Any] = {}
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        match asked:
+    def handle(message: dict[str, Any]) -> dict[str, Any]:
+        match message:
             case {"prepare": told}:
-                read = [parse(name, sent, told["application"]) for sent in batches[BATCH]]
+                read = [parse_body(name, sent, told["application"]) for sent in batches[BATCH]]
                 prepared.update(
                     channel=told["channel"],
                     port=told["port"],
                     url=told["url"],
-                    lines=[line for batch in read for line in lines(batch, told)],
+                    lines=[line for batch in read for line in copy_lines(batch, told)],
                     requests={
-                        each: [request(door, sent, told) for sent in bodies]
+                        each: [build_request(source, sent, told) for sent in bodies]
                         for each, bodies in batches.items()
                     },
                 )
@@ -291,63 +302,63 @@ def feed(name: str, count: int, peer_count: int) -> None:
                     prepared["drf_port"] = told["drf_port"]
                     head = f"POST /{name}/{told['channel']} HTTP/1.1"
                     prepared["drf"] = [
-                        request(door, sent, {"port": told["drf_port"]}, head)
-                        for sent in map(door.join, grouped(few, BATCH))
+                        build_request(source, sent, {"port": told["drf_port"]}, head)
+                        for sent in map(source.join_events, chunks(few, BATCH))
                     ]
                 rows = sum(len(batch.events) for batch in read)
-                return {"rows": rows, "peer_rows": len(few) * door.rows}
+                return {"rows": rows, "peer_rows": len(few) * source.rows_per_event}
             case {"copy": each}:
                 half = -(-len(prepared["lines"]) // 2)
-                blocks = [b"".join(rows) for rows in grouped(prepared["lines"], each or half)]
-                return {"seconds": copy_in(prepared["url"], blocks)}
+                blocks = [b"".join(rows) for rows in chunks(prepared["lines"], each or half)]
+                return {"seconds": copy_blocks(prepared["url"], blocks)}
             case {"http": each}:
-                return post(prepared["port"], prepared["requests"][each])
+                return post_requests(prepared["port"], prepared["requests"][each])
             case {"drf": _}:
-                return post(prepared["drf_port"], prepared["drf"])
+                return post_requests(prepared["drf_port"], prepared["drf"])
             case {"orm": _}:
                 return {"seconds": bulk_create(name, few, prepared["channel"])}
             case {"adapter": each}:
-                begun = time.monotonic()
-                for sent in batches[each]:
-                    parse(name, sent, 1)
-                return {"rate": count / (time.monotonic() - begun)}
-        raise ValueError(asked)
+                start_time = time.monotonic()
+                for body in batches[each]:
+                    parse_body(name, body, 1)
+                return {"rate": count / (time.monotonic() - start_time)}
+        raise ValueError(message)
 
-    ground.serve(answer)
+    ground.serve_requests(handle)
 
 
-def bulk_create(door: str, things: Sequence[bytes], channel: int) -> float:
+def bulk_create(source: str, items: Sequence[bytes], channel: int) -> float:
     """What the ORM alone needs, with the things read and its models made."""
-    ground.enter({})
-    from benchmarks.drf import model_of
+    ground.setup_django({})
+    from benchmarks.drf import build_rows
     from ingest.models import StoredEvent
 
-    begun = time.monotonic()
-    for batch in grouped(things, LARGE):
-        rows = [row for thing in batch for row in model_of(door, json.loads(thing), channel)]
+    start_time = time.monotonic()
+    for batch in chunks(items, LARGE):
+        rows = [row for thing in batch for row in build_rows(source, json.loads(thing), channel)]
         StoredEvent.objects.bulk_create(rows, ignore_conflicts=True)
-    return time.monotonic() - begun
+    return time.monotonic() - start_time
 
 
-def grouped(things: Sequence[bytes], each: int) -> list[tuple[bytes, ...]]:
-    things = iter(things)  # type: ignore[assignment]
-    return list(iter(lambda: tuple(itertools.islice(things, each)), ()))
+def chunks(items: Sequence[bytes], each: int) -> list[tuple[bytes, ...]]:
+    items = iter(items)  # type: ignore[assignment]
+    return list(iter(lambda: tuple(itertools.islice(items, each)), ()))
 
 
-def lines(batch: Any, told: dict[str, Any]) -> list[bytes]:
+def copy_lines(batch: Any, setup: dict[str, Any]) -> list[bytes]:
     """A batch's rows as COPY takes them."""
     escapes = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
     application = "\\N" if batch.application_id is None else str(batch.application_id)
     return [
         "\t".join(
             (
-                event.occurred_at.isoformat(), RECEIVED_AT.isoformat(), str(told["channel"]),
-                application, str(told["conversation"]) if event.conversation else "\\N",
+                event.occurred_at.isoformat(), RECEIVED_AT.isoformat(), str(setup["channel"]),
+                application, str(setup["conversation"]) if event.conversation else "\\N",
                 "t" if event.is_answer else "f", event.identity.hex(),
                 *(
                     text.translate(escapes)
                     for text in (
-                        batch.dialect, event.type, event.device_id, event.session_id, event.note,
+                        batch.source, event.type, event.device_id, event.session_id, event.note,
                         event.payload.decode(),
                     )
                 ),
@@ -357,43 +368,43 @@ def lines(batch: Any, told: dict[str, Any]) -> list[bytes]:
     ]  # fmt: skip
 
 
-def together(count: int, work: Callable[[Any], None], makers: Callable[[], Any]) -> float:
+def run_threads(count: int, work: Callable[[Any], None], makers: Callable[[], Any]) -> float:
     """Seconds that `count` threads need, each with what `makers` gave it beforehand."""
     failed: list[BaseException] = []
 
-    def guarded(held: Any) -> None:
+    def run_guarded(resource: Any) -> None:
         try:
-            work(held)
+            work(resource)
         except BaseException as error:
             failed.append(error)
 
-    threads = [Thread(target=guarded, args=(makers(),)) for _ in range(count)]
-    begun = time.monotonic()
+    threads = [Thread(target=run_guarded, args=(makers(),)) for _ in range(count)]
+    start_time = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.monotonic() - begun
+    seconds = time.monotonic() - start_time
     if failed:
         raise failed[0]
-    return took
+    return seconds
 
 
-def copy_in(url: str, blocks: list[bytes]) -> float:
+def copy_blocks(url: str, blocks: list[bytes]) -> float:
     """Each block is a COPY and a commit of its own."""
-    waiting = deque(blocks)
+    pending = deque(blocks)
 
     def work(connection: psycopg.Connection[Any]) -> None:
         with connection, connection.cursor() as cursor:
             while True:
                 try:
-                    block = waiting.popleft()
+                    block = pending.popleft()
                 except IndexError:
                     return
                 with cursor.copy(f"COPY copied ({_COLUMNS}) FROM STDIN") as into:
                     into.write(block)
 
-    return together(2, work, partial(psycopg.connect, url, autocommit=True))
+    return run_threads(2, work, partial(psycopg.connect, url, autocommit=True))
 
 
 class Counts(msgspec.Struct):
@@ -401,7 +412,7 @@ class Counts(msgspec.Struct):
     duplicate: int
 
 
-class Answered(msgspec.Struct):
+class IngestResponse(msgspec.Struct):
     """What a door tells of its batch: under `result`, at the top, or not at all."""
 
     result: Counts | None = None
@@ -409,47 +420,47 @@ class Answered(msgspec.Struct):
     duplicate: int = 0
 
 
-def post(port: int, requests: list[bytes]) -> dict[str, Any]:
+def post_requests(port: int, requests: list[bytes]) -> dict[str, Any]:
     """Counts are {} where the answers tell none."""
-    waiting = deque(requests)
+    pending = deque(requests)
     answers: list[bytes] = []
-    lasts = itertools.count(2)
+    attempts = itertools.count(2)
 
     def connect() -> socket.socket:
         return socket.create_connection(
-            ("127.0.0.1", port), source_address=(f"127.0.0.{next(lasts)}", 0)
+            ("127.0.0.1", port), source_address=(f"127.0.0.{next(attempts)}", 0)
         )
 
     def work(connection: socket.socket) -> None:
         while True:
             try:
-                sent = waiting.popleft()
+                request = pending.popleft()
             except IndexError:
                 connection.close()
                 return
             try:
-                connection.sendall(sent)
-                answers.append(answer_of(connection))
+                connection.sendall(request)
+                answers.append(read_response(connection))
             except OSError:  # sent away: as a sender does, it comes again, later and anew
                 connection.close()
                 time.sleep(0.1)
                 connection = connect()
-                waiting.appendleft(sent)
+                pending.appendleft(request)
 
-    seconds = together(CONNECTIONS, work, connect)
+    seconds = run_threads(CONNECTIONS, work, connect)
     counts: dict[str, int] = {}
-    for answered in filter(None, answers):
-        told = msgspec.json.decode(answered, type=Answered)
+    for body in filter(None, answers):
+        response = msgspec.json.decode(body, type=IngestResponse)
         for name in ("stored", "duplicate"):
-            counts[name] = counts.get(name, 0) + getattr(told.result or told, name)
+            counts[name] = counts.get(name, 0) + getattr(response.result or response, name)
     return {"seconds": seconds, "counts": counts}
 
 
-def answer_of(connection: socket.socket) -> bytes:
+def read_response(connection: socket.socket) -> bytes:
     """The body of a 200 answer that has a Content-Length."""
     received = connection.recv(65536)
     while b"\r\n\r\n" not in received:
-        received += _more(connection)
+        received += _receive(connection)
     head, _, rest = received.partition(b"\r\n\r\n")
     if head.startswith(b"HTTP/1.1 503"):
         raise ConnectionAbortedError("all the places of a process are taken")
@@ -457,11 +468,11 @@ def answer_of(connection: socket.socket) -> bytes:
         raise SystemExit(f"The service answered {head!r} {rest!r}")
     length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
     while len(rest) < length:
-        rest += _more(connection)
+        rest += _receive(connection)
     return rest
 
 
-def _more(connection: socket.socket) -> bytes:
+def _receive(connection: socket.socket) -> bytes:
     chunk = connection.recv(65536)
     if not chunk:
         raise SystemExit("The service closed the connection.")

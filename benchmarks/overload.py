@@ -33,160 +33,173 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ground, results
-from benchmarks.doors import DOORS, request
-from benchmarks.generator import GENERATOR, PLACE
-from benchmarks.ground import CHANNEL, Helper, Process, wait_for
+from benchmarks.doors import SOURCES, build_request
+from benchmarks.generator import GENERATOR, NUMBER_PLACEHOLDER
+from benchmarks.ground import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
-from exhaust.demo.processes import web
+from exhaust.demo.processes import web_command
 
 KEYS = 20
 
 
 def main() -> None:
-    arguments = results.arguments("Open-loop load far above capacity.")
-    arguments.add_argument("--rounds", type=int, default=6)
-    arguments.add_argument("--seconds", type=int, default=10, help="Of overload, in a round.")
-    arguments.add_argument("--times", type=float, default=10)
-    arguments.add_argument("--batch", type=int, default=200, help="Events in a request.")
-    arguments.add_argument("--flags", default="", help="More flags for granian.")
-    asked = arguments.parse_args()
+    parser = results.argument_parser("Open-loop load far above capacity.")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=int, default=10, help="Of overload, in a round.")
+    parser.add_argument("--times", type=float, default=10)
+    parser.add_argument("--batch", type=int, default=200, help="Events in a request.")
+    parser.add_argument("--flags", default="", help="More flags for granian.")
+    options = parser.parse_args()
     broker = os.environ.get("CELERY_BROKER_URL", "")
     if not broker.startswith("redis"):
         raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = {**ground.environment(url, var), "CELERY_BROKER_URL": broker}
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
         port = ground.free_port()
-        command = [*web(port), *shlex.split(asked.flags)]
-        told = ground.print_ground(
+        command = [*web_command(port), *shlex.split(options.flags)]
+        ground_facts = ground.print_environment(
             url,
             server=" ".join(["python", *command[1:]]),
-            load=f"telemetry, {asked.batch} events a request, {KEYS} keys, one process",
+            load=f"telemetry, {options.batch} events a request, {KEYS} keys, one process",
         )
         with Process(command, variables, stdout=subprocess.DEVNULL) as granian:
-            wait_for(port, granian)
-            found, sound = measure(variables, granian.pid, prepare(port, asked.batch), asked)
-        results.report("overload", found, told, asked.json)
-        if not sound:
+            wait_for_server(port, granian)
+            records, is_complete = measure(
+                variables, granian.pid, start_generators(port, options.batch), options
+            )
+        results.print_report("overload", records, ground_facts, options.json)
+        if not is_complete:
             raise SystemExit("What was acknowledged is not stored.")
 
 
-def prepare(port: int, batch: int, identifier: str = CHANNEL) -> dict[str, Any]:
+def start_generators(port: int, batch: int, identifier: str = CHANNEL) -> dict[str, Any]:
     """A channel, keys, and the bytes of a request for each."""
-    from exhaust.demo.conversations import CONVERSATION_ID, answers
+    from exhaust.demo.conversations import CONVERSATION_ID, generate_answers
     from ingest.auth import keys as access
     from ingest.models import Channel, Conversation
 
     channel = Channel.objects.create(identifier=identifier)
     Conversation.objects.create(channel=channel, identifier=CONVERSATION_ID)
     events = []
-    for number, event in enumerate(answers(batch, 10, start=ground.FIRST_DAY, channel=identifier)):
-        event["mid"] = f"{PLACE.decode()}:{number}"
-        event["actor"]["id"] = event["context"]["did"] = PLACE.decode()
-        events.append(DOORS["telemetry"].encode(event))
-    body = DOORS["telemetry"].join(events)
+    for number, event in enumerate(
+        generate_answers(batch, 10, start=ground.FIRST_DAY, channel=identifier)
+    ):
+        event["mid"] = f"{NUMBER_PLACEHOLDER.decode()}:{number}"
+        event["actor"]["id"] = event["context"]["did"] = NUMBER_PLACEHOLDER.decode()
+        events.append(SOURCES["telemetry"].encode_event(event))
+    body = SOURCES["telemetry"].join_events(events)
     keys = [access.create_key(f"load {n}", ["ingest"], [channel])[1] for n in range(KEYS)]
-    told = [{"port": port, "key": key} for key in keys]
-    requests = [request(DOORS["telemetry"], body, each).decode() for each in told]
+    requests_by_key = [{"port": port, "key": key} for key in keys]
+    requests = [
+        build_request(SOURCES["telemetry"], body, each).decode() for each in requests_by_key
+    ]
     return {"port": port, "requests": requests}
 
 
 def measure(
-    variables: dict[str, str], pid: int, told: dict[str, Any], asked: Any
+    variables: dict[str, str], pid: int, facts: dict[str, Any], options: Any
 ) -> tuple[list[Result], bool]:
     """What was found, and whether all that was acknowledged is there."""
-    alone: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
+    capacity_runs: list[dict[str, Any]] = []
+    floods: list[dict[str, Any]] = []
     with Helper(GENERATOR, variables) as generator:
-        generator.ask({"prepare": told})
+        generator.ask({"prepare": facts})
         generator.ask({"rate": 0, "seconds": 3})  # warm
-        short = min(20, asked.seconds)
-        alone.append(worked(generator, 0, short, pid))
-        memory = Memory(pid)
-        for _ in range(asked.rounds):
-            capacity = goodput(alone[-1])
-            print(f"capacity    {capacity:.0f} requests/s, {capacity * asked.batch:,.0f} events/s")
-            found.append(worked(generator, capacity * asked.times, asked.seconds, pid))
-            alone.append(worked(generator, 0, short, pid))
+        short = min(20, options.seconds)
+        capacity_runs.append(run_measured(generator, 0, short, pid))
+        memory = MemorySampler(pid)
+        for _ in range(options.rounds):
+            capacity = goodput_of(capacity_runs[-1])
+            print(
+                f"capacity    {capacity:.0f} requests/s, {capacity * options.batch:,.0f} events/s"
+            )
+            floods.append(run_measured(generator, capacity * options.times, options.seconds, pid))
+            capacity_runs.append(run_measured(generator, 0, short, pid))
         samples = memory.stop()
-        acknowledged = dict.fromkeys(generator.ask({"acknowledged": True}), asked.batch)
-    answers = sum((Counter(each["answers"]) for each in found), Counter())
+        acknowledged = dict.fromkeys(generator.ask({"acknowledged": True}), options.batch)
+    answers = sum((Counter(each["answers"]) for each in floods), Counter())
     told_answers = ", ".join(f"{name}: {count:,}" for name, count in sorted(answers.items()))
-    print(f"answers     {told_answers}; not sent in time {sum(e['unsent'] for e in found):,}")
-    stored = kept()
+    print(f"answers     {told_answers}; not sent in time {sum(e['unsent'] for e in floods):,}")
+    stored = stored_counts()
     lost = [number for number, rows in acknowledged.items() if stored.get(number) != rows]
     unknown = [number for number in stored if number not in acknowledged]
-    print(f"\nacknowledged {len(acknowledged):,} batches of {asked.batch}; lost or in part "
+    print(f"\nacknowledged {len(acknowledged):,} batches of {options.batch}; lost or in part "
           f"{len(lost)}; stored without an acknowledgement {len(unknown)}")  # fmt: skip
-    return [*told_of(alone, found, asked.batch), *grown(samples)], not lost
+    return [*build_results(capacity_runs, floods, options.batch), *memory_growth(samples)], not lost
 
 
-def told_of(
-    alone: list[dict[str, Any]], found: list[dict[str, Any]], batch: int
+def build_results(
+    capacity_runs: list[dict[str, Any]], floods: list[dict[str, Any]], batch: int
 ) -> Iterable[Result]:
     """Of floods, each between two runs of as much as can be served."""
-    capacities = [goodput(each) for each in alone]
+    capacities = [goodput_of(each) for each in capacity_runs]
     around = [sum(pair) / 2 for pair in pairwise(capacities)]
-    times = sum(e["sent"] for e in found) / sum(
-        e["seconds"] * base for e, base in zip(found, around, strict=True)
+    times = sum(e["sent"] for e in floods) / sum(
+        e["seconds"] * base for e, base in zip(floods, around, strict=True)
     )
     yield Result("capacity", "requests/s", capacities, note=f"{batch} events a request")
-    yield Result("goodput", "requests/s", [goodput(each) for each in found], "capacity", around,
-                 bar=">= 0.9", note=f"{times:.1f} times capacity, {found[0]['cores']}")  # fmt: skip
-    serving = sum(e["work"] for e in alone) / sum(e["answers"]["200"] for e in alone)
-    served, answered = (
-        sum(e["answers"].get("200", 0) for e in found),
-        sum(sum(e["answers"].values()) for e in found),
+    yield Result("goodput", "requests/s", [goodput_of(each) for each in floods], "capacity", around,
+                 bar=">= 0.9", note=f"{times:.1f} times capacity, {floods[0]['cores']}")  # fmt: skip
+    cpu_per_served = sum(e["work"] for e in capacity_runs) / sum(
+        e["answers"]["200"] for e in capacity_runs
     )
-    refusing = max(0.0, sum(e["work"] for e in found) - served * serving)
-    refused = max(1, answered - served)
-    yield Result("CPU of sending one away", "ms", [refusing * 1e3 / refused], "of serving one",
-                 [serving * 1e3])  # fmt: skip
-    for whom, part, bar in (
+    served_count, answered_count = (
+        sum(e["answers"].get("200", 0) for e in floods),
+        sum(sum(e["answers"].values()) for e in floods),
+    )
+    rejection_cpu = max(0.0, sum(e["work"] for e in floods) - served_count * cpu_per_served)
+    rejected_count = max(1, answered_count - served_count)
+    yield Result("CPU of sending one away", "ms", [rejection_cpu * 1e3 / rejected_count], "of serving one",
+                 [cpu_per_served * 1e3])  # fmt: skip
+    for group, part, bar in (
         ("accepted", "p50", ""),
         ("accepted", "p99", "<= 500"),
         ("shed", "p50", ""),
         ("shed", "p99", "<= 20"),
     ):
-        each_round = [each[f"{whom}_{part}"] * 1e3 for each in found]
-        yield Result(f"{whom} {part}", "ms", each_round, bar=bar)
-    silent = sum(each["silent"] for each in found)
-    yield Result("refusals without Retry-After", "answers", [silent], bar="<= 0")
+        each_round = [each[f"{group}_{part}"] * 1e3 for each in floods]
+        yield Result(f"{group} {part}", "ms", each_round, bar=bar)
+    silent_count = sum(each["silent"] for each in floods)
+    yield Result("refusals without Retry-After", "answers", [silent_count], bar="<= 0")
 
 
-def grown(samples: dict[str, tuple[float, float]]) -> Iterable[Result]:
+def memory_growth(samples: dict[str, tuple[float, float]]) -> Iterable[Result]:
     for number, (first, last) in enumerate(samples.values(), 1):
         yield Result(f"memory of a web process {number}, at the end", "MiB", [last],
                      "after a fifth of the time", [first])  # fmt: skip
 
 
-def goodput(found: dict[str, Any]) -> float:
-    return float(found["accepted"] / found["seconds"])
+def goodput_of(run: dict[str, Any]) -> float:
+    return float(run["accepted"] / run["seconds"])
 
 
-def worked(generator: Helper, rate: float, seconds: float, pid: int) -> dict[str, Any]:
+def run_measured(generator: Helper, rate: float, seconds: float, pid: int) -> dict[str, Any]:
     """What the generator found, and the CPU seconds of serving and refusing that."""
-    before = work(pid)
-    shared = set_apart(generator.pid, before)
-    found: dict[str, Any] = generator.ask(
+    cpu_before = cpu_seconds(pid)
+    shared = pin_to_cores(generator.pid, cpu_before)
+    result: dict[str, Any] = generator.call(
         {"rate": rate, "seconds": seconds, "is_awake": not shared}
     )
-    found["work"] = sum(after - before.get(each, 0.0) for each, after in work(pid).items())
+    result["work"] = sum(cpu - cpu_before.get(each, 0.0) for each, cpu in cpu_seconds(pid).items())
     cores = len(os.sched_getaffinity(0))
-    found["cores"] = shared or f"{cores - 1} of {cores} cores for server and PostgreSQL"
-    return found
+    result["cores"] = shared or f"{cores - 1} of {cores} cores for server and PostgreSQL"
+    return result
 
 
-def set_apart(generator: int, others: Iterable[str]) -> str:
+def pin_to_cores(generator: int, other_pids: Iterable[str]) -> str:
     """Gives the generator a core of its own; where that is not allowed, says why."""
     cores = os.sched_getaffinity(0)
     last = max(cores)
     if len(cores) == 1:
         return "the generator shares the one core"
     try:
-        for each, its in {str(generator): {last}, **dict.fromkeys(others, cores - {last})}.items():
+        for each, its in {
+            str(generator): {last},
+            **dict.fromkeys(other_pids, cores - {last}),
+        }.items():
             for thread in os.listdir(f"/proc/{each}/task"):
                 os.sched_setaffinity(int(thread), its)
     except PermissionError:
@@ -195,24 +208,26 @@ def set_apart(generator: int, others: Iterable[str]) -> str:
     return ""
 
 
-def work(pid: int) -> dict[str, float]:
+def cpu_seconds(pid: int) -> dict[str, float]:
     """CPU seconds so far of the server's processes and of its connections' PostgreSQL."""
     from django.conf import settings
 
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     database = f" {settings.DATABASES['default']['NAME']} ".encode()
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
             command = (folder / "cmdline").read_bytes()
             backend = command.startswith(b"postgres:") and database in command
             if backend or folder.name in {str(pid), *children}:
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                found[folder.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return found
+                seconds[folder.name] = (int(fields[11]) + int(fields[12])) / os.sysconf(
+                    "SC_CLK_TCK"
+                )
+    return seconds
 
 
-def kept() -> dict[str, int]:
+def stored_counts() -> dict[str, int]:
     """Events by the number of their batch."""
     from django.db import connection
 
@@ -221,7 +236,7 @@ def kept() -> dict[str, int]:
         return dict(cursor.fetchall())
 
 
-class Memory:
+class MemorySampler:
     """Resident MiB of the server's processes, twice a second."""
 
     def __init__(self, pid: int) -> None:
@@ -240,8 +255,8 @@ class Memory:
     def stop(self) -> dict[str, tuple[float, float]]:
         self._ends.set()
         self._thread.join()
-        return {each: (found[len(found) // 5], found[-1]) for each, found in self._found.items()
-                if found and found[-1] > 20}  # fmt: skip
+        return {each: (samples[len(samples) // 5], samples[-1]) for each, samples in self._found.items()
+                if samples and samples[-1] > 20}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -29,19 +29,19 @@ ORM = "ORM iterator + csv"
 PANDAS = "pandas, chunks of read_sql + to_csv"
 DUCKDB = "DuckDB over Parquet"
 SPARK = "PySpark local[2] over NDJSON.gz"
-CHUNK = 20_000
+CHUNK_ROWS = 20_000
 # Whole files of lines in, the files made: what a tool does
-Tool = Callable[["Chosen", list[Path], Path], list[Path]]
+Tool = Callable[["SelectedRows", list[Path], Path], list[Path]]
 
 
-class Chosen:
+class SelectedRows:
     """What of the table is asked for, as all tools are told it."""
 
     def __init__(self, months: int) -> None:
         from ingest.models import Participant
 
         self.months = months
-        self.selection = answers.selection(months)
+        self.selection = answers.build_selection(months)
         self.start = self.selection.start.astimezone(UTC)
         self.end = self.selection.end.astimezone(UTC)
         self.refused = set(
@@ -51,51 +51,51 @@ class Chosen:
         )
 
 
-def columns() -> Any:
+def export_columns() -> Any:
     from exhaust.datasets.response import RESPONSE
 
     return RESPONSE.columns
 
 
-def there() -> set[str]:
+def available_tools() -> set[str]:
     """Which of the tools outside Django are installed."""
-    found = {name for name in ("duckdb", "pyspark") if find_spec(name)}
-    return found if shutil.which("java") else found - {"pyspark"}
+    tools = {name for name in ("duckdb", "pyspark") if find_spec(name)}
+    return tools if shutil.which("java") else tools - {"pyspark"}
 
 
-def load(there: set[str]) -> None:
+def load_tools(tools: set[str]) -> None:
     """Imports what runs in our process, before a clock does."""
     for name in ("pandas", "duckdb"):
-        if name == "pandas" or name in there:
+        if name == "pandas" or name in tools:
             import_module(name)
 
 
-def versions() -> str:
-    return ", ".join(f"{name} {version(name)}" for name in sorted({"pandas"} | there()))
+def tool_versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in sorted({"pandas"} | available_tools()))
 
 
 # From the table ----------------------------------------------------------------------------------
 
 
-def orm(chosen: Chosen, _: list[Path], target: Path) -> list[Path]:
+def export_by_orm(selected: SelectedRows, _: list[Path], target: Path) -> list[Path]:
     from ingest.models import StoredEvent
 
-    wanted = columns()
+    fields = export_columns()
     events = StoredEvent.objects.filter(
-        channel=chosen.selection.channel_id, conversation=chosen.selection.conversation_id,
-        is_answer=True, occurred_at__gte=chosen.start, occurred_at__lt=chosen.end,
+        channel=selected.selection.channel_id, conversation=selected.selection.conversation_id,
+        is_answer=True, occurred_at__gte=selected.start, occurred_at__lt=selected.end,
     ).order_by("occurred_at", "id")  # fmt: skip
     with target.open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow([column.header for column in wanted])
+        writer = csv.writer(file)
+        writer.writerow([column.header for column in fields])
         for event in events.iterator():
-            refused = event.device_id in chosen.refused
-            out.writerow([_cell(column, event, chosen, refused) for column in wanted])
+            is_refused = event.device_id in selected.refused
+            writer.writerow([_cell(column, event, selected, is_refused) for column in fields])
     return [target]
 
 
-def _cell(column: Any, event: Any, chosen: Chosen, refused: bool) -> Any:
-    if column.consented and refused:
+def _cell(column: Any, event: Any, selected: SelectedRows, is_refused: bool) -> Any:
+    if column.consented and is_refused:
         return None
     match column.path:
         case ("payload", *names):
@@ -104,20 +104,22 @@ def _cell(column: Any, event: Any, chosen: Chosen, refused: bool) -> Any:
                 value = value.get(name) if isinstance(value, dict) else None
             return json.dumps(value) if column.kind == "json" and value is not None else value
         case ("conversation",):
-            return chosen.selection.conversation
+            return selected.selection.conversation
         case ("conversation_name",):
-            return chosen.selection.conversation_name
+            return selected.selection.conversation_name
         case (name,):
             value = getattr(event, name)
             return value.isoformat(timespec="milliseconds") if column.kind == "time" else value
 
 
-def pandas(chosen: Chosen, _: list[Path], target: Path) -> list[Path]:
+def export_by_pandas(selected: SelectedRows, _: list[Path], target: Path) -> list[Path]:
     import pandas as pd
     import psycopg
     from django.conf import settings
 
-    cells = ", ".join(f"{_sql(column)} AS c{place}" for place, column in enumerate(columns()))
+    cells = ", ".join(
+        f"{_column_sql(column)} AS c{place}" for place, column in enumerate(export_columns())
+    )
     sql = (
         f"SELECT {cells} FROM ingest_storedevent e"
         " LEFT JOIN ingest_participant p ON p.channel_id = e.channel_id"
@@ -126,30 +128,32 @@ def pandas(chosen: Chosen, _: list[Path], target: Path) -> list[Path]:
         " AND e.occurred_at >= %(start)s AND e.occurred_at < %(end)s ORDER BY e.occurred_at, e.id"
     )
     params = {
-        "channel": chosen.selection.channel_id, "conversation": chosen.selection.conversation_id,
-        "start": chosen.start, "end": chosen.end, "identifier": chosen.selection.conversation,
-        "name": chosen.selection.conversation_name,
+        "channel": selected.selection.channel_id, "conversation": selected.selection.conversation_id,
+        "start": selected.start, "end": selected.end, "identifier": selected.selection.conversation,
+        "name": selected.selection.conversation_name,
     }  # fmt: skip
-    told = settings.DATABASES["default"]
+    database = settings.DATABASES["default"]
     with (
         target.open("w", newline="") as file,
         warnings.catch_warnings(),
         psycopg.connect(
-            dbname=told["NAME"], user=told["USER"], password=told["PASSWORD"], host=told["HOST"],
-            port=told["PORT"], options=told["OPTIONS"]["options"],
+            dbname=database["NAME"], user=database["USER"], password=database["PASSWORD"], host=database["HOST"],
+            port=database["PORT"], options=database["OPTIONS"]["options"],
         ) as connection,
     ):  # fmt: skip
         warnings.simplefilter("ignore", UserWarning)  # it would rather have SQLAlchemy
-        for place, chunk in enumerate(
-            pd.read_sql(sql, Streaming(connection), params=params, chunksize=CHUNK)
+        for index, chunk in enumerate(
+            pd.read_sql(sql, StreamingConnection(connection), params=params, chunksize=CHUNK_ROWS)
         ):
-            named = chunk.set_axis([column.header for column in columns()], axis="columns")
-            form = "%Y-%m-%dT%H:%M:%S.%f"
-            named.to_csv(file, index=False, header=place == 0, date_format=form)
+            server_cursor = chunk.set_axis(
+                [column.header for column in export_columns()], axis="columns"
+            )
+            timestamp_format = "%Y-%m-%dT%H:%M:%S.%f"
+            server_cursor.to_csv(file, index=False, header=index == 0, date_format=timestamp_format)
     return [target]
 
 
-class Streaming:
+class StreamingConnection:
     """A connection whose cursors stand on the server, or pandas would hold all rows at once."""
 
     def __init__(self, connection: Any) -> None:
@@ -160,7 +164,7 @@ class Streaming:
         return self._connection.cursor(name="pandas")
 
 
-def _sql(column: Any) -> str:
+def _column_sql(column: Any) -> str:
     match column.path:
         case ("payload", *names, last):
             steps = "".join(f"->'{name}'" for name in names)
@@ -179,7 +183,7 @@ def _sql(column: Any) -> str:
 # From files --------------------------------------------------------------------------------------
 
 
-def extract(url: str, folder: Path, months: int) -> list[Path]:
+def extract_lines(url: str, folder: Path, months: int) -> list[Path]:
     """The table as an event a line, a gzip file for each month."""
     folder.mkdir()
     paths = []
@@ -195,22 +199,22 @@ def extract(url: str, folder: Path, months: int) -> list[Path]:
             f" WHERE e.occurred_at >= '{begins}Z' AND e.occurred_at < '{begins + answers.MONTH}Z'"
         )
         # JSON holds neither of the two, so that a line stays as it is
-        form = "(FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
-        copy = f"\\copy ({query}) TO PROGRAM 'gzip -1 > {paths[-1]}' {form}"
+        copy_options = "(FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
+        copy = f"\\copy ({query}) TO PROGRAM 'gzip -1 > {paths[-1]}' {copy_options}"
         subprocess.run(["psql", "-qX", "-c", copy, url], check=True)
     return paths
 
 
-def parquet(lines: list[Path], target: Path) -> Path:
+def write_parquet(lines: list[Path], target: Path) -> Path:
     """The lines with a column for each of ours, by time."""
     import duckdb
 
     cells = []
-    for place, column in enumerate(columns()):
+    for index, column in enumerate(export_columns()):
         if column.path[0] == "payload":
             arrow = "->" if column.kind == "json" else "->>"
             path = "".join(f'."{name}"' for name in column.path[1:])
-            cells.append(f"CAST(payload {arrow} '${path}' AS VARCHAR) AS c{place}")
+            cells.append(f"CAST(payload {arrow} '${path}' AS VARCHAR) AS c{index}")
     fields = (
         "{conversation: 'VARCHAR', device_id: 'VARCHAR', session_id: 'VARCHAR',"
         " is_answer: 'BOOLEAN', occurred_at: 'TIMESTAMP', payload: 'JSON'}"
@@ -227,14 +231,16 @@ def parquet(lines: list[Path], target: Path) -> Path:
     return target
 
 
-def duckdb(parquet: Path, chosen: Chosen, _: list[Path], target: Path) -> list[Path]:
+def export_by_duckdb(
+    parquet: Path, selected: SelectedRows, _: list[Path], target: Path
+) -> list[Path]:
     import duckdb
 
     cells = []
-    for place, column in enumerate(columns()):
+    for index, column in enumerate(export_columns()):
         match column.path:
             case ("payload", *_names):
-                cell = f"c{place}"
+                cell = f"c{index}"
             case ("conversation",):
                 cell = "conversation"
             case ("conversation_name",):
@@ -253,34 +259,35 @@ def duckdb(parquet: Path, chosen: Chosen, _: list[Path], target: Path) -> list[P
             " AND is_answer AND occurred_at >= $start AND occurred_at < $end"
             f" ORDER BY occurred_at) TO '{target}' (FORMAT csv, HEADER)",
             {
-                "name": chosen.selection.conversation_name,
-                "conversation": chosen.selection.conversation,
-                "refused": sorted(chosen.refused),
-                "start": chosen.start.replace(tzinfo=None),
-                "end": chosen.end.replace(tzinfo=None),
+                "name": selected.selection.conversation_name,
+                "conversation": selected.selection.conversation,
+                "refused": sorted(selected.refused),
+                "start": selected.start.replace(tzinfo=None),
+                "end": selected.end.replace(tzinfo=None),
             },
         )
     return [target]
 
 
-def spark(chosen: Chosen, lines: list[Path], target: Path) -> list[Path]:
+def export_by_spark(selected: SelectedRows, lines: list[Path], target: Path) -> list[Path]:
     """In a process of its own, from its start to its end."""
-    told = {
+    request = {
         "lines": [str(path) for path in lines],
         "target": str(target),
         "columns": [
-            (column.header, column.kind, column.path, column.consented) for column in columns()
+            (column.header, column.kind, column.path, column.consented)
+            for column in export_columns()
         ],
-        "conversation": chosen.selection.conversation,
-        "name": chosen.selection.conversation_name,
-        "refused": sorted(chosen.refused),
-        "start": f"{chosen.start:%Y-%m-%dT%H:%M:%S}",
-        "end": f"{chosen.end:%Y-%m-%dT%H:%M:%S}",
+        "conversation": selected.selection.conversation,
+        "name": selected.selection.conversation_name,
+        "refused": sorted(selected.refused),
+        "start": f"{selected.start:%Y-%m-%dT%H:%M:%S}",
+        "end": f"{selected.end:%Y-%m-%dT%H:%M:%S}",
     }
     variables = {**os.environ, "PYSPARK_PYTHON": sys.executable}
     command = [sys.executable, "-m", "benchmarks.spark"]
     subprocess.run(
-        command, cwd=ground.ROOT, env=variables, input=json.dumps(told), text=True, check=True,
+        command, cwd=ground.ROOT, env=variables, input=json.dumps(request), text=True, check=True,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return sorted(target.glob("part-*.csv"))
@@ -289,32 +296,32 @@ def spark(chosen: Chosen, lines: list[Path], target: Path) -> list[Path]:
 # The same rows -----------------------------------------------------------------------------------
 
 
-def digest(paths: Iterable[Path]) -> tuple[int, str]:
+def digest_rows(paths: Iterable[Path]) -> tuple[int, str]:
     """How many rows there are, and a digest over them, canonical and sorted."""
-    kinds = [column.kind for column in columns()]
-    found = sorted(
+    kinds = [column.kind for column in export_columns()]
+    rows = sorted(
         hashlib.sha256(
             "\x1f".join(
-                _canonical(kind, cell) for kind, cell in zip(kinds, row, strict=True)
+                _canonical_cell(kind, cell) for kind, cell in zip(kinds, row, strict=True)
             ).encode()
         ).digest()
         for row in _rows(paths)
     )
-    return len(found), hashlib.sha256(b"".join(found)).hexdigest()
+    return len(rows), hashlib.sha256(b"".join(rows)).hexdigest()
 
 
-def count(paths: Iterable[Path]) -> int:
+def count_rows(paths: Iterable[Path]) -> int:
     return sum(1 for _ in _rows(paths))
 
 
 def _rows(paths: Iterable[Path]) -> Iterator[list[str]]:
-    header = [column.header for column in columns()]
+    header = [column.header for column in export_columns()]
     for path in paths:
         with path.open(newline="") as file:
             yield from (row for row in csv.reader(file) if row != header)
 
 
-def _canonical(kind: str, cell: str) -> str:
+def _canonical_cell(kind: str, cell: str) -> str:
     """What a cell says: numbers, JSON and moments are written in several ways."""
     if not cell:
         return ""

@@ -30,10 +30,10 @@ class JobSerializer(serializers.ModelSerializer[Job]):
 
     class Meta:
         model = Job
-        exclude = ["sealed_key"]
+        exclude = ["encrypted_key"]
 
 
-class Reference(generics.RetrieveAPIView):
+class ReferenceView(generics.RetrieveAPIView):
     authentication_classes = ()
     permission_classes = ()
     serializer_class = JobSerializer
@@ -47,4 +47,4 @@ class Reference(generics.RetrieveAPIView):
         )
 
 
-urls.urlpatterns.append(path("reference/<str:tag>", Reference.as_view()))
+urls.urlpatterns.append(path("reference/<str:tag>", ReferenceView.as_view()))

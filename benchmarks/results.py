@@ -46,7 +46,7 @@ class Result:
         found = figures[0] if self.against else median(figures)
         return found >= float(limit) if sense == ">=" else found <= float(limit)
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON file: a spread is [median, least, most] or null."""
         return {
             "work": self.work,
@@ -65,61 +65,65 @@ def _spread(figures: Sequence[float]) -> list[float] | None:
     return [median(figures), min(figures), max(figures)] if figures else None
 
 
-def compared(
-    found: Mapping[str, Sequence[float]], unit: str, work: str, against: str = "", bar: str = "",
+def compare(
+    figures: Mapping[str, Sequence[float]], unit: str, work: str, reference_name: str = "", bar: str = "",
     note: str = "",
 ) -> Result:  # fmt: skip
     """A result out of what `ground.rounds` gave, by the names of its rows."""
-    return Result(work, unit, found[work], against, found.get(against, ()), bar, note)
+    return Result(
+        work, unit, figures[work], reference_name, figures.get(reference_name, ()), bar, note
+    )
 
 
 # Told ---------------------------------------------------------------------------------------------
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
+def argument_parser(description: str) -> argparse.ArgumentParser:
     """What every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="Where to write what was found.")
     return parser
 
 
-def report(
+def print_report(
     benchmark: str,
-    found: Iterable[Result],
+    results: Iterable[Result],
     ground: Mapping[str, str],
     path: Path | None,
 ) -> None:
     """Prints the table, and writes `{benchmark, ground, results}` where asked."""
-    records = [result.record() for result in found]
-    print(f"\n{table(records)}", flush=True)
+    records = [result.to_dict() for result in results]
+    print(f"\n{markdown_table(records)}", flush=True)
     if path:
-        told = {"benchmark": benchmark, "ground": dict(ground), "results": records}
-        path.write_text(json.dumps(told, indent=1) + "\n")
+        document = {"benchmark": benchmark, "ground": dict(ground), "results": records}
+        path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def table(records: Iterable[Mapping[str, Any]]) -> str:
+def markdown_table(records: Iterable[Mapping[str, Any]]) -> str:
     """Medians (least to most), and whether each bar holds, in Markdown."""
     lines = ["| work | ours | reference | ratio | bar |", "|---|---|---|---|---|"]
     for each in records:
         against = each["against"]
-        reference = f"{against}: {_figures(each['reference'])}" if each["reference"] else against
+        reference = (
+            f"{against}: {_format_spread(each['reference'])}" if each["reference"] else against
+        )
         cells = (
             f"{each['work']}{each['note'] and ' (' + each['note'] + ')'}",
-            f"{_figures(each['ours'])} {each['unit']}" if each["ours"] else "none",
+            f"{_format_spread(each['ours'])} {each['unit']}" if each["ours"] else "none",
             reference,
-            _figures(each["ratio"]),
+            _format_spread(each["ratio"]),
             f"{each['bar']}: {'holds' if each['holds'] else 'MISSED'}" if each["bar"] else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _figures(spread: Sequence[float] | None) -> str:
+def _format_spread(spread: Sequence[float] | None) -> str:
     if not spread:
         return ""
-    middle, least, most = map(_figure, spread)
+    middle, least, most = map(_format_figure, spread)
     return middle if least == most == middle else f"{middle} ({least}-{most})"
 
 
-def _figure(value: float) -> str:
+def _format_figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}" if value else "0"

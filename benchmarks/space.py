@@ -21,58 +21,63 @@ EMPTY = 8192  # bytes of an index that none of the rows is in
 
 
 def main() -> None:
-    arguments = results.arguments("Bytes of an event, and what each index costs.")
-    arguments.add_argument("--events", type=int, default=50_000)
-    arguments.add_argument("--rounds", type=int, default=5)
-    asked = arguments.parse_args()
+    parser = results.argument_parser("Bytes of an event, and what each index costs.")
+    parser.add_argument("--events", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
-        ground.enter(ground.environment(url, var))
+    with ground.temporary_folder() as var, ground.postgresql() as url:
+        ground.setup_django(ground.environment(url, var))
         ground.migrate()
-        rows, _, data = answers.load_rows(asked.events)
-        told = ground.print_ground(url, data=data)
+        rows, _, data = answers.load_rows(options.events)
+        ground_facts = ground.print_environment(url, data=data)
         with psycopg.connect(url, autocommit=True) as connection:
-            found = [*sizes(connection, rows), *costs(connection, rows, asked.rounds)]
-        results.report("space", found, told, asked.json)
+            records = [
+                *measure_sizes(connection, rows),
+                *measure_index_cost(connection, rows, options.rounds),
+            ]
+        results.print_report("space", records, ground_facts, options.json)
 
 
-def sizes(connection: psycopg.Connection[Any], rows: int) -> list[Result]:
-    heap, whole = _one(
+def measure_sizes(connection: psycopg.Connection[Any], rows: int) -> list[Result]:
+    heap, table_bytes = _fetch_row(
         connection,
         f"SELECT pg_table_size('{TABLE}'), pg_total_relation_size('{TABLE}')",
     )
-    columns = " + ".join(f"coalesce(pg_column_size({name}), 0)" for name in _columns(connection))
-    (raw,) = _one(connection, f"SELECT sum({columns}) FROM {TABLE}")
+    columns = " + ".join(
+        f"coalesce(pg_column_size({name}), 0)" for name in _column_sizes(connection)
+    )
+    (raw,) = _fetch_row(connection, f"SELECT sum({columns}) FROM {TABLE}")
     return [
-        Result("an event with its indexes", "B", [whole / rows], "raw columns",
+        Result("an event with its indexes", "B", [table_bytes / rows], "raw columns",
                [float(raw) / rows], "<= 1.15"),
         Result("an event without its indexes", "B", [heap / rows], "raw columns",
                [float(raw) / rows]),
         *(
             Result(f"index {name}", "B/event", [size / rows], "raw columns", [float(raw) / rows])
-            for name, size in indexes(connection)
+            for name, size in list_indexes(connection)
         ),
     ]  # fmt: skip
 
 
-def _columns(connection: psycopg.Connection[Any]) -> list[str]:
-    found = connection.execute(
+def _column_sizes(connection: psycopg.Connection[Any]) -> list[str]:
+    rows = connection.execute(
         "SELECT attname FROM pg_attribute"
         f" WHERE attrelid = '{TABLE}'::regclass AND attnum > 0 AND NOT attisdropped"
     )
-    return [name for (name,) in found]
+    return [name for (name,) in rows]
 
 
-def indexes(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
+def list_indexes(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
     """Each by its name, with its bytes."""
-    found = connection.execute(
+    rows = connection.execute(
         "SELECT relname, pg_relation_size(oid) FROM pg_index JOIN pg_class ON oid = indexrelid"
         f" WHERE indrelid = '{TABLE}'::regclass ORDER BY 2 DESC"
     )
-    return [(name, size) for name, size in found]
+    return [(name, size) for name, size in rows]
 
 
-def _one(connection: psycopg.Connection[Any], sql: str) -> tuple[Any, ...]:
+def _fetch_row(connection: psycopg.Connection[Any], sql: str) -> tuple[Any, ...]:
     row = connection.execute(sql).fetchone()
     assert row is not None  # noqa: S101
     return row
@@ -81,16 +86,16 @@ def _one(connection: psycopg.Connection[Any], sql: str) -> tuple[Any, ...]:
 # Time ---------------------------------------------------------------------------------------------
 
 
-def costs(connection: psycopg.Connection[Any], rows: int, times: int) -> list[Result]:
+def measure_index_cost(connection: psycopg.Connection[Any], rows: int, times: int) -> list[Result]:
     """COPY with every index, and without one of them at a time."""
-    out = f"COPY {TABLE} TO STDOUT (FORMAT binary)"
-    with connection.cursor() as cursor, cursor.copy(out) as copy:
+    copy_sql = f"COPY {TABLE} TO STDOUT (FORMAT binary)"
+    with connection.cursor() as cursor, cursor.copy(copy_sql) as copy:
         blocks = [bytes(block) for block in copy]
-    names = [name for name, size in indexes(connection) if size > EMPTY]
+    names = [name for name, size in list_indexes(connection) if size > EMPTY]
     without = {name: f"COPY without {name}" for name in names}
     every = "COPY with every index"
 
-    def side(name: str, left_out: str) -> dict[str, float]:
+    def time_copy(name: str, left_out: str) -> dict[str, float]:
         connection.execute("DROP TABLE IF EXISTS copied")
         connection.execute(f"CREATE TABLE copied (LIKE {TABLE} INCLUDING DEFAULTS)")
         definitions = connection.execute(
@@ -103,19 +108,22 @@ def costs(connection: psycopg.Connection[Any], rows: int, times: int) -> list[Re
                 unique = "UNIQUE " if "UNIQUE" in head else ""
                 connection.execute(f"CREATE {unique}INDEX ON copied {tail}")
         connection.execute("CHECKPOINT")
-        begun = time.monotonic()
+        start_time = time.monotonic()
         into = "COPY copied FROM STDIN (FORMAT binary)"
         with connection.cursor() as cursor, cursor.copy(into) as copy:
             for block in blocks:
                 copy.write(block)
-        return {name: rows / (time.monotonic() - begun)}
+        return {name: rows / (time.monotonic() - start_time)}
 
-    found = ground.rounds(
+    figures = ground.run_rounds(
         times,
-        [partial(side, every, ""), *(partial(side, without[name], name) for name in names)],
+        [
+            partial(time_copy, every, ""),
+            *(partial(time_copy, without[name], name) for name in names),
+        ],
     )
     return [
-        Result(every, "rows/s", found[every], without[name], found[without[name]])
+        Result(every, "rows/s", figures[every], without[name], figures[without[name]])
         for name in names
     ]  # fmt: skip
 

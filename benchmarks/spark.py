@@ -9,7 +9,7 @@ def main() -> None:
     from pyspark.sql import SparkSession
     from pyspark.sql import functions as f
 
-    told = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     spark = (
         SparkSession.builder.master("local[2]")
         .config("spark.ui.enabled", "false")
@@ -19,34 +19,34 @@ def main() -> None:
         .getOrCreate()
     )
     cells = []
-    refused = f.col("device_id").isin(told["refused"])
-    for header, _, path, consented in told["columns"]:
+    is_refused = f.col("device_id").isin(request["refused"])
+    for header, _, path, has_consent in request["columns"]:
         if path == ["conversation_name"]:
-            cell = f.lit(told["name"])
+            cell = f.lit(request["name"])
         else:
             cell = f.col(".".join(f"`{name}`" for name in path))
-        if consented and told["refused"]:
-            cell = f.when(~refused, cell)
+        if has_consent and request["refused"]:
+            cell = f.when(~is_refused, cell)
         cells.append(cell.alias(header))
     (
-        spark.read.schema(schema(told["columns"]))
-        .json(told["lines"])
+        spark.read.schema(spark_schema(request["columns"]))
+        .json(request["lines"])
         .where(
-            (f.col("conversation") == told["conversation"])
+            (f.col("conversation") == request["conversation"])
             & f.col("is_answer")
-            & (f.col("occurred_at") >= told["start"])
-            & (f.col("occurred_at") < told["end"])
+            & (f.col("occurred_at") >= request["start"])
+            & (f.col("occurred_at") < request["end"])
         )
         .select(cells)
         .write.csv(
-            told["target"], quote='"', escape='"', emptyValue="",
+            request["target"], quote='"', escape='"', emptyValue="",
             ignoreLeadingWhiteSpace=False, ignoreTrailingWhiteSpace=False,
         )
     )  # fmt: skip
     spark.stop()
 
 
-def schema(columns: list[Any]) -> Any:
+def spark_schema(columns: list[Any]) -> Any:
     """What of a line is read; without it Spark would read everything twice. JSON stays text."""
     from pyspark.sql.types import BooleanType, StringType, StructField, StructType
 
@@ -54,20 +54,20 @@ def schema(columns: list[Any]) -> Any:
     names |= {"occurred_at": StringType(), "is_answer": BooleanType(), "payload": {}}
     for _, _, path, _ in columns:
         if path[0] == "payload":
-            held = names["payload"]
+            payload_type = names["payload"]
             for name in path[1:-1]:
-                held = held.setdefault(name, {})
-            held[path[-1]] = StringType()
+                payload_type = payload_type.setdefault(name, {})
+            payload_type[path[-1]] = StringType()
 
-    def struct(fields: dict[str, Any]) -> Any:
+    def struct_type(fields: dict[str, Any]) -> Any:
         return StructType(
             [
-                StructField(name, struct(kind) if isinstance(kind, dict) else kind)
+                StructField(name, struct_type(kind) if isinstance(kind, dict) else kind)
                 for name, kind in fields.items()
             ]
         )
 
-    return struct(names)
+    return struct_type(names)
 
 
 if __name__ == "__main__":

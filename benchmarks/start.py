@@ -13,51 +13,53 @@ from pathlib import Path
 
 from benchmarks import answers, ground, results
 from benchmarks.export import WORKER
-from benchmarks.ground import Helper, Process, wait_for
+from benchmarks.ground import Helper, Process, wait_for_server
 from benchmarks.results import Result
-from exhaust.demo.processes import web
+from exhaust.demo.processes import web_command
 
 ROWS = 1_000
 
 
 def main() -> None:
-    arguments = results.arguments("The start of a web server, and what is loaded then.")
-    arguments.add_argument("--rounds", type=int, default=5)
-    asked = arguments.parse_args()
+    parser = results.argument_parser("The start of a web server, and what is loaded then.")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
     ground.stop_on_term()
-    with ground.folder() as var, ground.postgresql() as url:
+    with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = ground.environment(url, var)
-        ground.enter(variables)
+        ground.setup_django(variables)
         ground.migrate()
         answers.load(ROWS, 1)
         port = ground.free_port()
-        told = ground.print_ground(url, server=" ".join(["python", *web(port)[1:]]))
+        ground_facts = ground.print_environment(
+            url, server=" ".join(["python", *web_command(port)[1:]])
+        )
         checks, ready, loaded = [], [], []
-        for _ in range(asked.rounds):
-            begun = time.monotonic()
+        for _ in range(options.rounds):
+            start_time = time.monotonic()
             subprocess.run(
                 [sys.executable, "manage.py", "check"], cwd=ground.ROOT, check=True,
                 env={**variables}, stdout=subprocess.DEVNULL,
             )  # fmt: skip
-            checks.append(time.monotonic() - begun)
-            begun = time.monotonic()
-            with Process(web(port), variables, stdout=subprocess.DEVNULL) as server:
-                wait_for(port, server)
-                ready.append(time.monotonic() - begun)
-                loaded.append(sum(has_pandas(pid) for pid in children(server.pid)))
+            checks.append(time.monotonic() - start_time)
+            start_time = time.monotonic()
+            with Process(web_command(port), variables, stdout=subprocess.DEVNULL) as server:
+                wait_for_server(port, server)
+                ready.append(time.monotonic() - start_time)
+                loaded.append(sum(has_pandas(pid) for pid in child_pids(server.pid)))
         with Helper(WORKER, variables) as worker:
-            worker.ask({"job": answers.new_job("loaded", 1)})
-            made = int(has_pandas(worker.pid))
-        found = [
+            worker.ask({"job": answers.create_job("loaded", 1)})
+            files_made = int(has_pandas(worker.pid))
+        records = [
             Result("manage.py check", "s", checks, bar="<= 1"),
             Result("web server, from its start to ready", "s", ready, bar="<= 3"),
             Result("web processes that loaded pandas", "processes", loaded, bar="<= 0"),
-            Result("workers that loaded pandas for a CSV", "processes", [made], bar="<= 0"),
+            Result("workers that loaded pandas for a CSV", "processes", [files_made], bar="<= 0"),
         ]
-        results.report("start", found, told, asked.json)
+        results.print_report("start", records, ground_facts, options.json)
 
 
-def children(pid: int) -> list[int]:
+def child_pids(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("config", "ingest", "exhaust")
-ELSEWHERE = ("migrations", "/demo", "config/openapi/")  # hold no query of a caller
-QUERIES = {
+EXCLUDED = ("migrations", "/demo", "config/openapi/")  # hold no query of a caller
+QUERY_METHODS = {
     "filter",
     "get",
     "exclude",
@@ -25,7 +25,7 @@ QUERIES = {
     "get_or_create",
     "update_or_create",
 }
-UNSWITCHED = {  # of a query too, and none of them narrows it today
+UNSUPPORTED_METHODS = {  # of a query too, and none of them narrows it today
     "aggregate",
     "alias",
     "annotate",
@@ -39,12 +39,20 @@ UNSWITCHED = {  # of a query too, and none of them narrows it today
     "get_list_or_404",
     "When",
 }
-NAMED = re.compile(r"channel|^dataset__in$")  # by a keyword of a query
-CHECKS = {"require"}  # calls that raise
-REFUSALS = {"Denied", "Unusable", "NotFound", "Http404", "PermissionDenied", "missing", "refused"}
-IN_SQL = re.compile(r"(\bchannel_id) = (%\(channel\)s|%s)")
+CHANNEL_KEYWORD = re.compile(r"channel|^dataset__in$")  # by a keyword of a query
+CHECK_FUNCTIONS = {"require"}  # calls that raise
+REFUSAL_NAMES = {
+    "Denied",
+    "Unusable",
+    "NotFound",
+    "Http404",
+    "PermissionDenied",
+    "missing",
+    "refused",
+}
+CHANNEL_CONDITION = re.compile(r"(\bchannel_id) = (%\(channel\)s|%s)")
 # what no keyword says: an expression or statement, and what it becomes
-OTHERS = {
+LISTED_MUTANTS = {
     "ingest/admin.py": [
         ("rows if request.user.is_superuser else self.seen(request, rows)", "rows"),
         ("request.user.is_superuser or bool(self.channels(request))", "True"),
@@ -72,10 +80,10 @@ OTHERS = {
             "Job.objects.get(tag=submission.tag, request_id=candidate)",
         ),
     ],
-    "exhaust/api/destinations.py": [("['deadletters', sink.pk]", "['deadletters']")],
+    "exhaust/api/destinations.py": [("['deadletters', destination.pk]", "['deadletters']")],
 }
 # Walls whose absence no test can see, with the reason
-EXPLAINED = {
+SURVIVORS = {
     "exhaust/console/permissions.py within.decorate.guarded: if any(('\\x00' in str(part)"
     " for part in (channel, *kwargs.values()))): refuse": "spares an error",
     "exhaust/console/participants.py participants: ['participants', here.channel_id, device]"
@@ -118,12 +126,12 @@ EXPLAINED = {
     " Job.objects.get(tag=submission.tag, request_id=candidate)": (
         "the own job is there, or nothing would have failed; with another's beside it, it raises"
     ),
-    "exhaust/jobs/withdrawal.py on_erasing: sink__channel=channel_id": (
+    "exhaust/jobs/withdrawal.py on_erasing: destination__channel=channel_id": (
         "the rows are the channel's own by their ids, which no other channel's rows share"
     ),
 }
 # Where a channel is named, and nothing is kept out by it
-NO_WALL = {
+NO_CHECK = {
     "ingest/auth/keys.py: FROM ingest_apikey": "asks which channels a key has",
     "ingest/auth/keys.py: FROM ingest_application": "asks which channel an application has",
     "exhaust/api/audit.py: filter(**asked)": "what `asked` says of a channel has a switch",
@@ -139,95 +147,105 @@ NO_WALL = {
 
 
 @dataclass(frozen=True)
-class Wall:
+class Mutant:
     number: int
-    place: str
-    within: str  # the function
+    path: str
+    function: str  # the function
     line: int
-    was: str
+    original: str
 
     @property
     def name(self) -> str:
         """The same as long as the code is: `place function: was`."""
-        return f"{self.place} {self.within}: {self.was}"
+        return f"{self.path} {self.function}: {self.original}"
 
     def __str__(self) -> str:
-        return f"{self.place}:{self.line} {self.within}: {self.was}"
+        return f"{self.path}:{self.line} {self.function}: {self.original}"
 
 
-class Switches(ast.NodeTransformer):
+class MutantInserter(ast.NodeTransformer):
     """Puts a switch at each wall of a module: `_taken(7)` says whether the seventh is away."""
 
-    def __init__(self, place: str, first: int) -> None:
-        self.place = place
-        self.walls: list[Wall] = []
-        self.named: list[tuple[str, int]] = []  # that name a channel and are no wall
+    def __init__(self, path: str, first: int) -> None:
+        self.path = path
+        self.mutants: list[Mutant] = []
+        self.unswitched: list[tuple[str, int]] = []  # that name a channel and are no wall
         self._first = first
-        self._within: list[str] = []
-        self._others = [
+        self._scopes: list[str] = []
+        self._listed = [
             (ast.unparse(ast.parse(was)), ast.parse(becomes).body[0])
-            for was, becomes in OTHERS.get(place, ())
+            for was, becomes in LISTED_MUTANTS.get(path, ())
         ]
 
-    def _switch(self, node: ast.AST, was: str) -> ast.Call:
-        wall = Wall(
-            self._first + len(self.walls),
-            self.place,
-            ".".join(self._within),
+    def _add_mutant(self, node: ast.AST, original: str) -> ast.Call:
+        mutant = Mutant(
+            self._first + len(self.mutants),
+            self.path,
+            ".".join(self._scopes),
             getattr(node, "lineno", 0),
-            " ".join(was.split()),
+            " ".join(original.split()),
         )
-        self.walls.append(wall)
-        call = ast.Call(ast.Name("_taken", ast.Load()), [ast.Constant(wall.number)], [])
+        self.mutants.append(mutant)
+        call = ast.Call(ast.Name("_taken", ast.Load()), [ast.Constant(mutant.number)], [])
         return ast.fix_missing_locations(ast.copy_location(call, node))
 
     def visit(self, node: ast.AST) -> Any:
-        others = []
-        if self._others and isinstance(node, (ast.expr, ast.stmt)):
+        replacements = []
+        if self._listed and isinstance(node, (ast.expr, ast.stmt)):
             text = ast.unparse(node)
-            others = [becomes for was, becomes in self._others if was == text]
+            replacements = [becomes for was, becomes in self._listed if was == text]
         is_scope = isinstance(node, (ast.FunctionDef, ast.ClassDef))
         if is_scope:
-            self._within.append(node.name)  # type: ignore[attr-defined]
-        was = ast.unparse(node) if others else ""
-        made = super().visit(node)
+            self._scopes.append(node.name)  # type: ignore[attr-defined]
+        was = ast.unparse(node) if replacements else ""
+        result = super().visit(node)
         if is_scope:
-            self._within.pop()
-        for becomes in others:
-            away = copy.deepcopy(becomes)
+            self._scopes.pop()
+        for becomes in replacements:
+            replacement = copy.deepcopy(becomes)
             if isinstance(node, ast.expr):
-                away = away.value  # type: ignore[union-attr]
-                made = ast.IfExp(self._switch(node, f"{was} -> {ast.unparse(away)}"), away, made)
+                replacement = replacement.value  # type: ignore[union-attr]
+                result = ast.IfExp(
+                    self._add_mutant(node, f"{was} -> {ast.unparse(replacement)}"),
+                    replacement,
+                    result,
+                )
             else:
-                made = ast.If(self._switch(node, f"{was} -> {ast.unparse(away)}"), [away], [made])
-            ast.copy_location(made, node)
-        return made
+                result = ast.If(
+                    self._add_mutant(node, f"{was} -> {ast.unparse(replacement)}"),
+                    [replacement],
+                    [result],
+                )
+            ast.copy_location(result, node)
+        return result
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        name = _name(node.func)
+        name = _function_name(node.func)
         self.generic_visit(node)
-        if name not in QUERIES:
-            if name in UNSWITCHED and any("channel" in (each.arg or "") for each in node.keywords):
-                self.named.append((ast.unparse(node), node.lineno))
+        if name not in QUERY_METHODS:
+            if name in UNSUPPORTED_METHODS and any(
+                "channel" in (each.arg or "") for each in node.keywords
+            ):
+                self.unswitched.append((ast.unparse(node), node.lineno))
             return node
-        made: ast.expr = node
+        result: ast.expr = node
         for keyword in node.keywords:
             if keyword.arg is None and not isinstance(keyword.value, ast.Dict):
-                self.named.append((f"{name}(**{ast.unparse(keyword.value)})", node.lineno))
-            if self._is_wall(keyword):
-                kept = [each for each in node.keywords if each is not keyword]
-                away = ast.copy_location(ast.Call(node.func, node.args, kept), node)
-                switch = self._switch(keyword.value, ast.unparse(_plain(keyword)))
-                made = ast.copy_location(ast.IfExp(switch, away, made), node)
-        return made
+                self.unswitched.append((f"{name}(**{ast.unparse(keyword.value)})", node.lineno))
+            if self._is_channel_check(keyword):
+                other_keywords = [each for each in node.keywords if each is not keyword]
+                without = ast.copy_location(ast.Call(node.func, node.args, other_keywords), node)
+                switch = self._add_mutant(keyword.value, ast.unparse(_unswitch(keyword)))
+                result = ast.copy_location(ast.IfExp(switch, without, result), node)
+        return result
 
-    def _is_wall(self, keyword: ast.keyword) -> bool:
+    def _is_channel_check(self, keyword: ast.keyword) -> bool:
         if keyword.arg is None:  # **{f"{path}channel__in": ...}
             return isinstance(keyword.value, ast.Dict) and any(
                 key is not None and "channel" in ast.unparse(key) for key in keyword.value.keys
             )
-        of_admin = keyword.arg == "pk__in" and self.place.endswith("admin.py")
-        return of_admin or bool(NAMED.search(keyword.arg))
+        of_admin = keyword.arg == "pk__in" and self.path.endswith("admin.py")
+        return of_admin or bool(CHANNEL_KEYWORD.search(keyword.arg))
 
     def visit_List(self, node: ast.List) -> ast.expr:
         """What a cursor belongs to: `["participants", channel_id, device]`."""
@@ -237,139 +255,147 @@ class Switches(ast.NodeTransformer):
             return node
         for each in node.elts[1:]:
             if ast.unparse(each).rpartition(".")[2] in {"channel_id", "channel"}:
-                away = ast.List([kept for kept in node.elts if kept is not each], ast.Load())
-                switch = self._switch(each, f"{ast.unparse(node)} without {ast.unparse(each)}")
-                return ast.copy_location(ast.IfExp(switch, away, node), node)
+                without = ast.List(
+                    [element for element in node.elts if element is not each], ast.Load()
+                )
+                switch = self._add_mutant(each, f"{ast.unparse(node)} without {ast.unparse(each)}")
+                return ast.copy_location(ast.IfExp(switch, without, node), node)
         return node
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        return self._in_sql(node) or node
+        return self._mutate_sql(node) or node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:
-        made: list[ast.expr] = []
+        parts: list[ast.expr] = []
         for each in node.values:
             if isinstance(each, ast.Constant):
-                switched = self._in_sql(ast.copy_location(each, node))
-                made.append(ast.FormattedValue(switched, -1) if switched else each)
+                switched = self._mutate_sql(ast.copy_location(each, node))
+                parts.append(ast.FormattedValue(switched, -1) if switched else each)
             else:
-                made.append(self.generic_visit(each))  # type: ignore[arg-type]
-        return ast.copy_location(ast.JoinedStr(made), node)
+                parts.append(self.generic_visit(each))  # type: ignore[arg-type]
+        return ast.copy_location(ast.JoinedStr(parts), node)
 
-    def _in_sql(self, node: ast.Constant) -> ast.expr | None:
+    def _mutate_sql(self, node: ast.Constant) -> ast.expr | None:
         text = node.value
         if not isinstance(text, str) or "channel_id" not in text:
             return None
-        made: ast.expr | None = None
-        spans = [found.span() for found in IN_SQL.finditer(text)]
+        result: ast.expr | None = None
+        spans = [match.span() for match in CHANNEL_CONDITION.finditer(text)]
         for start, end in spans:
-            always = IN_SQL.sub(r"\1 >= 0 * \2", text[start:end])
-            away = ast.copy_location(ast.Constant(text[:start] + always + text[end:]), node)
-            switch = self._switch(node, text[start:end])
-            made = ast.copy_location(ast.IfExp(switch, away, made or node), node)
-        rest = IN_SQL.sub("", text)
+            always = CHANNEL_CONDITION.sub(r"\1 >= 0 * \2", text[start:end])
+            without = ast.copy_location(ast.Constant(text[:start] + always + text[end:]), node)
+            switch = self._add_mutant(node, text[start:end])
+            result = ast.copy_location(ast.IfExp(switch, without, result or node), node)
+        rest = CHANNEL_CONDITION.sub("", text)
         if re.search(r"\bchannel_id\b[^,)\"']*(=|<|>|\bIN\b)", rest):
-            self.named.append((" ".join(rest.split()), node.lineno))
-        return made
+            self.unswitched.append((" ".join(rest.split()), node.lineno))
+        return result
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
         """A check that raises. Docstrings are left alone."""
         if isinstance(node.value, ast.Constant):
             return node
         self.generic_visit(node)
-        if isinstance(node.value, ast.Call) and _name(node.value.func) in CHECKS:
-            there = ast.UnaryOp(ast.Not(), self._switch(node, ast.unparse(node)))
-            return ast.copy_location(ast.If(there, [node], []), node)
+        if isinstance(node.value, ast.Call) and _function_name(node.value.func) in CHECK_FUNCTIONS:
+            is_active = ast.UnaryOp(ast.Not(), self._add_mutant(node, ast.unparse(node)))
+            return ast.copy_location(ast.If(is_active, [node], []), node)
         return node
 
     def visit_If(self, node: ast.If) -> ast.stmt:
-        asked = ast.unparse(node.test)
-        refuses = _refuses(node)
+        condition = ast.unparse(node.test)
+        refuses = _is_refusal(node)
         self.generic_visit(node)
         if refuses:
-            there = ast.UnaryOp(ast.Not(), self._switch(node, f"if {asked}: refuse"))
-            node.test = ast.copy_location(ast.BoolOp(ast.And(), [there, node.test]), node.test)
+            is_active = ast.UnaryOp(ast.Not(), self._add_mutant(node, f"if {condition}: refuse"))
+            node.test = ast.copy_location(ast.BoolOp(ast.And(), [is_active, node.test]), node.test)
         return node
 
 
-def _plain(keyword: ast.keyword) -> ast.keyword:
+def _unswitch(keyword: ast.keyword) -> ast.keyword:
     """As it was written: what was put into it is taken out for showing."""
 
     class Unswitched(ast.NodeTransformer):
         def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
             self.generic_visit(node)
-            is_ours = isinstance(node.test, ast.Call) and _name(node.test.func) == "_taken"
+            is_ours = isinstance(node.test, ast.Call) and _function_name(node.test.func) == "_taken"
             return node.orelse if is_ours else node
 
-    made: ast.keyword = Unswitched().visit(copy.deepcopy(keyword))
-    return made
+    result: ast.keyword = Unswitched().visit(copy.deepcopy(keyword))
+    return result
 
 
-def _name(func: ast.expr) -> str:
+def _function_name(func: ast.expr) -> str:
     return func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
 
 
-def _refuses(node: ast.If) -> bool:
+def _is_refusal(node: ast.If) -> bool:
     first = node.body[0]
-    said = first.exc if isinstance(first, ast.Raise) else None
+    value = first.exc if isinstance(first, ast.Raise) else None
     if isinstance(first, ast.Return) and isinstance(first.value, ast.Call):
-        said = first.value
-    func = said.func if isinstance(said, ast.Call) else said
-    name = _name(func) if func is not None else ""
-    return name in REFUSALS or (name == "Refused" and "cursor" in ast.unparse(first))
+        value = first.value
+    func = value.func if isinstance(value, ast.Call) else value
+    name = _function_name(func) if func is not None else ""
+    return name in REFUSAL_NAMES or (name == "Refused" and "cursor" in ast.unparse(first))
 
 
 @cache
-def places() -> tuple[str, ...]:
+def source_paths() -> tuple[str, ...]:
     """Every file that is read."""
-    found = (path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-    named = (path.relative_to(ROOT).as_posix() for path in found)
-    return tuple(sorted(name for name in named if not any(part in name for part in ELSEWHERE)))
+    files = (path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    paths = (path.relative_to(ROOT).as_posix() for path in files)
+    return tuple(sorted(name for name in paths if not any(part in name for part in EXCLUDED)))
 
 
 @cache
-def switched() -> dict[str, tuple[ast.Module, Switches]]:
+def mutated_modules() -> dict[str, tuple[ast.Module, MutantInserter]]:
     """By place, its module with switches."""
-    made: dict[str, tuple[ast.Module, Switches]] = {}
+    modules: dict[str, tuple[ast.Module, MutantInserter]] = {}
     first = 1
-    for place in places():
-        switches = Switches(place, first)
-        tree = switches.visit(ast.parse((ROOT / place).read_text()))
-        made[place] = (ast.fix_missing_locations(tree), switches)
-        first += len(switches.walls)
-    return made
+    for path in source_paths():
+        inserter = MutantInserter(path, first)
+        tree = inserter.visit(ast.parse((ROOT / path).read_text()))
+        modules[path] = (ast.fix_missing_locations(tree), inserter)
+        first += len(inserter.mutants)
+    return modules
 
 
-def walls() -> Iterator[Wall]:
-    for _, switches in switched().values():
-        yield from switches.walls
+def list_mutants() -> Iterator[Mutant]:
+    for _, inserter in mutated_modules().values():
+        yield from inserter.mutants
 
 
-def unlisted() -> list[str]:
+def list_unlisted() -> list[str]:
     """Where SQL names a channel in a condition, or a query is told of one by a dict or a name, and
     there is no switch and no reason; and reasons for what is not there."""
     named = [
-        (f"{place}:{line}: {text}", {known for known in NO_WALL if _is_of(known, place, text)})
-        for place, (_, switches) in switched().items()
-        for text, line in switches.named
+        (f"{path}:{line}: {text}", {known for known in NO_CHECK if _matches(known, path, text)})
+        for path, (_, inserter) in mutated_modules().items()
+        for text, line in inserter.unswitched
     ]
     used = set().union(*(known for _, known in named))
-    there = {wall.name for wall in walls()}
-    gone = [
-        place for place, others in OTHERS.items() for was, _ in others if not _there(place, was)
+    names = {mutant.name for mutant in list_mutants()}
+    stale = [
+        path
+        for path, replacements in LISTED_MUTANTS.items()
+        for was, _ in replacements
+        if not _is_found(path, was)
     ]
     return [
-        *(f"says something else now: {place}" for place in gone),
+        *(f"says something else now: {path}" for path in stale),
         *(text for text, known in named if not known),
-        *(f"there is no more: {known}" for known in NO_WALL if known not in used),
-        *(f"there is no more: {known}" for known in EXPLAINED if known not in there),
+        *(f"there is no more: {known}" for known in NO_CHECK if known not in used),
+        *(f"there is no more: {known}" for known in SURVIVORS if known not in names),
     ]
 
 
-def _there(place: str, was: str) -> bool:
-    said = ast.unparse(ast.parse(was))
-    return any(wall.place == place and wall.was.startswith(f"{said} ->") for wall in walls())
+def _is_found(path: str, was: str) -> bool:
+    original = ast.unparse(ast.parse(was))
+    return any(
+        mutant.path == path and mutant.original.startswith(f"{original} ->")
+        for mutant in list_mutants()
+    )
 
 
-def _is_of(known: str, place: str, text: str) -> bool:
-    at, _, words = known.partition(": ")
-    return at == place and words in text
+def _matches(known: str, path: str, text: str) -> bool:
+    known_path, _, words = known.partition(": ")
+    return known_path == path and words in text

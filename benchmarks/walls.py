@@ -26,7 +26,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from benchmarks.switches import EXPLAINED, PACKAGES, ROOT, Wall, switched, walls
+from benchmarks.switches import PACKAGES, ROOT, SURVIVORS, Mutant, list_mutants, mutated_modules
 
 TESTS = (
     "tests/authorization",
@@ -78,7 +78,7 @@ NEAREST = {
     "exhaust/api/schedules.py": ("tests/exhaust/jobs/test_schedules.py",),
     "exhaust/api/audit.py": ("tests/exhaust/api/test_audit.py",),
     "exhaust/maintenance/retention.py": ("tests/authorization/test_cross_tenant.py",),
-    "exhaust/sinks/": (
+    "exhaust/destinations/": (
         "tests/authorization/test_cross_tenant.py",
         "tests/exhaust/api/test_destinations.py",
     ),
@@ -101,14 +101,14 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if fullname.partition(".")[0] not in PACKAGES:
             return None
         stem = fullname.replace(".", "/")
-        for place in (f"{stem}.py", f"{stem}/__init__.py"):
-            if place in switched():
+        for candidate in (f"{stem}.py", f"{stem}/__init__.py"):
+            if candidate in mutated_modules():
                 return importlib.util.spec_from_file_location(
                     fullname,
-                    ROOT / place,
-                    loader=Loader(fullname, str(ROOT / place)),
+                    ROOT / candidate,
+                    loader=Loader(fullname, str(ROOT / candidate)),
                     submodule_search_locations=(
-                        [str(ROOT / stem)] if place.endswith("__init__.py") else None
+                        [str(ROOT / stem)] if candidate.endswith("__init__.py") else None
                     ),
                 )
         return None
@@ -116,137 +116,143 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 class Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
-        place = Path(self.path).relative_to(ROOT).as_posix()
-        return compile(switched()[place][0], self.path, "exec")
+        path = Path(self.path).relative_to(ROOT).as_posix()
+        return compile(mutated_modules()[path][0], self.path, "exec")
 
 
 class Campaign:
     """A plugin of pytest that runs the tests by itself."""
 
-    def __init__(self, wanted: Sequence[Wall], away: int, seconds: float) -> None:
-        self._wanted = wanted
-        self._away = away
+    def __init__(self, mutants: Sequence[Mutant], first_number: int, seconds: float) -> None:
+        self._mutants = mutants
+        self._away = first_number
         self._seconds = seconds
         self._passed: set[int] = set()
-        self._seen: dict[Any, set[int]] = {}  # by test, the walls it passes
+        self._reached: dict[Any, set[int]] = {}  # by test, the walls it passes
         self._took: dict[Any, float] = {}
         self._sound: set[Any] = set()  # tests that hold as the code is
         self._broken: set[Any] = set()
         self._item: Any = None
-        self.survivors: list[Wall] = []
-        self.at_import: list[Wall] = []
+        self.survivors: list[Mutant] = []
+        self.at_import: list[Mutant] = []
         self.killed = 0
         self._out = os.fdopen(os.dup(1), "w")  # pytest keeps what is printed
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
-    def taken(self, number: int) -> bool:
+    def is_active(self, number: int) -> bool:
         self._passed.add(number)
         return number == self._away
 
     def pytest_runtestloop(self, session: Any) -> bool:
         at_import = self._passed
-        for wall in self._wanted:
-            found = [item for item in session.items if item not in self._broken]
-            if self._is_missed(wall, found):
+        for mutant in self._mutants:
+            items = [item for item in session.items if item not in self._broken]
+            if self._survives(mutant, items):
                 self.killed += 1
-            elif wall.number in at_import:  # a constant of its module
-                self.at_import.append(wall)
+            elif mutant.number in at_import:  # a constant of its module
+                self.at_import.append(mutant)
             else:
-                self.survivors.append(wall)
-                seen = sum(wall.number in self._seen.get(item, ()) for item in found)
-                reason = EXPLAINED.get(wall.name, f"seen by {seen} tests")
-                self.say(f"SURVIVED {wall}  # {reason}")
+                self.survivors.append(mutant)
+                reached_count = sum(mutant.number in self._reached.get(item, ()) for item in items)
+                reason = SURVIVORS.get(mutant.name, f"seen by {reached_count} tests")
+                self.print_line(f"SURVIVED {mutant}  # {reason}")
         session._setupstate.teardown_exact(None)
         return True
 
-    def _is_missed(self, wall: Wall, items: Sequence[Any]) -> bool:
+    def _survives(self, mutant: Mutant, items: Sequence[Any]) -> bool:
         """Whether a test fails without it. Which walls a test passes is known once it has run."""
-        nearest = next((t for at, t in NEAREST.items() if wall.place.startswith(at)), ("-",))
-        began = time.monotonic()
+        nearest = next(
+            (t for prefix, t in NEAREST.items() if mutant.path.startswith(prefix)), ("-",)
+        )
+        start_time = time.monotonic()
         for item in sorted(
             items,
             key=lambda item: (
                 not item.nodeid.startswith(nearest),
-                item not in self._seen,
+                item not in self._reached,
                 self._took.get(item, 0),
             ),
         ):
-            if wall.number not in self._seen.get(item, {wall.number}):
+            if mutant.number not in self._reached.get(item, {mutant.number}):
                 continue
-            if time.monotonic() - began > self._seconds:
+            if time.monotonic() - start_time > self._seconds:
                 break
-            self._away = wall.number
+            self._away = mutant.number
             try:
-                failure = self._failure(item)
+                failure = self._run_test(item)
             finally:
                 self._away = 0
             if not failure:
                 continue
             if item not in self._sound:
-                if said := self._failure(item):
+                if unmodified_failure := self._run_test(item):
                     self._broken.add(item)
-                    self.say(f"{item.nodeid} fails as the code is, and is left out: {said[-300:]}")
+                    self.print_line(
+                        f"{item.nodeid} fails as the code is, and is left out: {unmodified_failure[-300:]}"
+                    )
                     continue
                 self._sound.add(item)
-            self.say(f"killed   {wall}  [{item.nodeid}]")
+            self.print_line(f"killed   {mutant}  [{item.nodeid}]")
             return True
         return False
 
-    def _failure(self, item: Any) -> str:
+    def _run_test(self, item: Any) -> str:
         from _pytest.runner import runtestprotocol
 
         if self._item is not None and self._item is not item:
             item.session._setupstate.teardown_exact(item)
         self._item = item
-        self._passed, began = set(), time.monotonic()
+        self._passed, start_time = set(), time.monotonic()
         signal.alarm(600)
         try:
             reports = runtestprotocol(item, log=False, nextitem=item.parent)
         finally:
             signal.alarm(0)
-        self._seen.setdefault(item, self._passed)
-        self._took.setdefault(item, time.monotonic() - began)
+        self._reached.setdefault(item, self._passed)
+        self._took.setdefault(item, time.monotonic() - start_time)
         return next((str(each.longrepr) for each in reports if each.failed), "")
 
 
-def conduct(wanted: Sequence[Wall], tests: Sequence[str], seconds: float, away: int = 0) -> int:
+def run_campaign(
+    mutants: Sequence[Mutant], tests: Sequence[str], seconds: float, away: int = 0
+) -> int:
     """How the tests see these walls go; with `away` how they see that one gone from the start."""
     import pytest
 
-    campaign = Campaign(wanted, away, seconds)
-    builtins._taken = campaign.taken  # type: ignore[attr-defined]
+    campaign = Campaign(mutants, away, seconds)
+    builtins._taken = campaign.is_active  # type: ignore[attr-defined]
     sys.meta_path.insert(0, Finder())
-    signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGALRM, _raise_timeout)
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "not browser"]
     if away:
         return int(pytest.main([*options, "-x", "--no-header", *tests]))
-    said = pytest.main([*options, *tests], plugins=[campaign])
-    if said not in {0, 5}:
-        return int(said)
-    for wall in campaign.at_import:
+    exit_code = pytest.main([*options, *tests], plugins=[campaign])
+    if exit_code not in {0, 5}:
+        return int(exit_code)
+    for mutant in campaign.at_import:
         # a constant of its module: tried in a process of its own
-        command = [sys.executable, "-m", "benchmarks.walls", "--away", str(wall.number)]
+        command = [sys.executable, "-m", "benchmarks.walls", "--away", str(mutant.number)]
         import subprocess
 
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if run.returncode:
             last = run.stdout.strip().splitlines()[-2:]
-            print(f"killed   {wall}  {last}", flush=True)
+            print(f"killed   {mutant}  {last}", flush=True)
             campaign.killed += 1
         else:
-            campaign.survivors.append(wall)
-            print(f"SURVIVED {wall}  # {EXPLAINED.get(wall.name, '')}", flush=True)
-    bare = [wall for wall in campaign.survivors if wall.name not in EXPLAINED]
+            campaign.survivors.append(mutant)
+            print(f"SURVIVED {mutant}  # {SURVIVORS.get(mutant.name, '')}", flush=True)
+    bare = [wall for wall in campaign.survivors if wall.name not in SURVIVORS]
     print(
-        f"{len(wanted)} walls, {campaign.killed} missed when taken away,"
+        f"{len(mutants)} walls, {campaign.killed} missed when taken away,"
         f" {len(campaign.survivors)} not, {len(bare)} of them without a reason"
     )
     return 1 if bare else 0
 
 
-def _late(*_: Any) -> None:
+def _raise_timeout(*_: Any) -> None:
     raise TimeoutError("The test takes ten minutes.")
 
 
@@ -259,14 +265,16 @@ def main() -> int:
     parser.add_argument("--tests", nargs="*", default=list(TESTS))
     parser.add_argument("--seconds", type=float, default=600, help="Of tests for one wall.")
     parser.add_argument("--away", type=int, default=0, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    share, of = map(int, asked.share.split("/"))
-    wanted = [wall for wall in walls() if re.search(asked.only, str(wall))][share - 1 :: of]
-    if asked.list:
-        print(*wanted, sep="\n")
-        print(f"{len(wanted)} walls in {len({wall.place for wall in wanted})} files")
+    options = parser.parse_args()
+    share, share_count = map(int, options.share.split("/"))
+    selected = [mutant for mutant in list_mutants() if re.search(options.only, str(mutant))][
+        share - 1 :: share_count
+    ]
+    if options.list:
+        print(*selected, sep="\n")
+        print(f"{len(selected)} walls in {len({mutant.path for mutant in selected})} files")
         return 0
-    if not asked.served:
+    if not options.served:
         for name in list(os.environ):
             if name.startswith(("DATABASE_URL", "CELERY_BROKER_URL", "S3_", "AWS_")):
                 del os.environ[name]
@@ -274,7 +282,7 @@ def main() -> int:
         os.environ["EXHAUST_VAR"] = var
         os.chdir(ROOT)
         sys.path.insert(0, str(ROOT))
-        return conduct(wanted, asked.tests, asked.seconds, asked.away)
+        return run_campaign(selected, options.tests, options.seconds, options.away)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ from kombu.utils.json import dumps
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 
-class WholeFiles(filesystem.Channel):
+class AtomicFileChannel(filesystem.Channel):
     """Messages and tables as files that appear whole: kombu 5.7 writes into what others may already
     read, and an empty message ends the worker."""
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]
         """Puts a message; an OSError where the disk refuses it."""
         name = f"{monotonic() * 1000:.0f}_{uuid4()}.{queue}.msg"
-        written = Path(self.data_folder_out, f".{name}")
-        written.write_text(dumps(payload))
-        written.rename(written.with_name(name))
+        temporary = Path(self.data_folder_out, f".{name}")
+        temporary.write_text(dumps(payload))
+        temporary.rename(temporary.with_name(name))
 
     def _queue_bind(self, exchange: str, *others: Any) -> None:
         table = Path(self.control_folder, f"{exchange}.exchange")
@@ -38,11 +38,11 @@ class WholeFiles(filesystem.Channel):
         super()._queue_bind(exchange, *others)
 
 
-filesystem.Transport.Channel = WholeFiles
+filesystem.Transport.Channel = AtomicFileChannel
 
 
 @celeryd_init.connect
-def restore_nothing(**_: Any) -> None:
+def disable_message_restore(**_: Any) -> None:
     """A wake-up that nobody took needs no way back to its queue: a sweep follows. And kombu 5.7
     ends the whole worker over the attempt, where Redis is gone."""
     from kombu.transport.redis import Channel
@@ -51,26 +51,26 @@ def restore_nothing(**_: Any) -> None:
 
 
 @setup_logging.connect
-def log_as_all_do(**_: Any) -> None:
+def keep_own_logging(**_: Any) -> None:
     """Celery has no handlers and no level of its own: `LOG_LEVEL` says, `ingest/logs.py` writes."""
 
 
 @celeryd_init.connect
-def survive_a_child_that_died_without_redis(**_: Any) -> None:
+def replace_children_lost_without_redis(**_: Any) -> None:
     """A child's end is noticed by the loop that reads from Redis. Where the child dies while Redis
     is gone, celery 5.7 ends the whole worker when Redis is back: it knows that the child is watched
     no more, and not that it is to be replaced. Watched anew, it is."""
     from celery.concurrency import asynpool
 
     pool_class: Any = asynpool.AsynPool
-    track = pool_class._track_child_process
+    track_child = pool_class._track_child_process
 
-    def watch(pool: Any, child: Any, hub: Any) -> None:
+    def track_again(pool: Any, child: Any, hub: Any) -> None:
         if getattr(child, "_sentinel_poll", ...) is None:
             del child._sentinel_poll
-        track(pool, child, hub)
+        track_child(pool, child, hub)
 
-    pool_class._track_child_process = watch
+    pool_class._track_child_process = track_again
 
 
 app = Celery("exhaust")
@@ -83,9 +83,9 @@ app.conf.task_queues = [
     for name in ("default", "interactive", "nightly", "push")
 ]
 app.conf.task_default_queue = "default"
-app.conf.task_routes = {"exhaust.push": "push", "exhaust.work": "nightly"}
+app.conf.task_routes = {"exhaust.push_documents": "push", "exhaust.work": "nightly"}
 app.conf.beat_schedule = {
     # one that waited behind a long job has nothing to add to the next
     "sweep": {"task": "exhaust.sweep", "schedule": 5.0, "options": {"expires": 5}},
-    "derive": {"task": "exhaust.derive", "schedule": 10.0, "options": {"expires": 10}},
+    "derive": {"task": "exhaust.derive_sessions", "schedule": 10.0, "options": {"expires": 10}},
 }

@@ -23,7 +23,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 env = Env(eager=False)
 
 
-def fail(variable: str, remedy: str) -> ImproperlyConfigured:
+def setting_error(variable: str, remedy: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"{variable}: {remedy}")
 
 
@@ -89,16 +89,16 @@ except EnvError as error:
 
 if bool(_aws_id) != bool(_aws_secret):
     missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
-    raise fail(missing, "must be set, its other half is.")
+    raise setting_error(missing, "must be set, its other half is.")
 if FAILPOINTS and PUBLIC_URL.startswith("https://"):
-    raise fail("EXHAUST_FAILPOINTS", "makes processes fail on purpose; only tests set it.")
+    raise setting_error("EXHAUST_FAILPOINTS", "makes processes fail on purpose; only tests set it.")
 if 0 < EVENT_RETENTION_DAYS <= EXHAUST_RETENTION_DAYS:
     # who is in a file is found by its events: consent taken back must end it
-    raise fail("EVENT_RETENTION_DAYS", "must be more than EXHAUST_RETENTION_DAYS, or 0.")
+    raise setting_error("EVENT_RETENTION_DAYS", "must be more than EXHAUST_RETENTION_DAYS, or 0.")
 if S3_PUBLIC_ENDPOINT_URL and not S3_BUCKET:
-    raise fail("S3_BUCKET", "must be set, since an S3 endpoint is.")
+    raise setting_error("S3_BUCKET", "must be set, since an S3 endpoint is.")
 if S3_PRIVATE_KMS_KEY_ID and not S3_BUCKET:
-    raise fail("S3_BUCKET", "must be set, since a KMS key for its private files is.")
+    raise setting_error("S3_BUCKET", "must be set, since a KMS key for its private files is.")
 for _name, _url in (
     ("PUBLIC_URL", PUBLIC_URL),
     ("S3_ENDPOINT_URL", S3_ENDPOINT_URL),
@@ -111,43 +111,47 @@ for _name, _url in (
     if (_url or _name == "PUBLIC_URL") and (
         _parts.scheme not in {"http", "https"} or not _parts.hostname
     ):
-        raise fail(_name, f"'{_url}' is no http:// or https:// address.")
+        raise setting_error(_name, f"'{_url}' is no http:// or https:// address.")
 
-_served = bool(_database_url or _broker_url or S3_BUCKET)
+has_server = bool(_database_url or _broker_url or S3_BUCKET)
 
 
-def secret(variable: str, given: str, make: Any) -> str:
+def load_secret(variable: str, given_value: str, make: Any) -> str:
     """The variable's value; embedded, one that is made once and kept in `var/`."""
-    if given:
-        return given
-    if _served:
-        raise fail(variable, "must be set as soon as a database, broker or S3 server is named.")
-    kept = VAR_DIR / f"{variable.lower()}.txt"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_suffix(f".{secrets.token_hex(4)}")
+    if given_value:
+        return given_value
+    if has_server:
+        raise setting_error(
+            variable, "must be set as soon as a database, broker or S3 server is named."
+        )
+    path = VAR_DIR / f"{variable.lower()}.txt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{secrets.token_hex(4)}")
         draft.touch(mode=0o600)
         draft.write_text(make())
         try:
-            kept.hardlink_to(draft)  # two processes at first start agree on one
+            path.hardlink_to(draft)  # two processes at first start agree on one
         except FileExistsError:
             pass
         finally:
             draft.unlink()
-    return kept.read_text()
+    return path.read_text()
 
 
-SECRET_KEY = secret("SECRET_KEY", _secret_key, lambda: secrets.token_urlsafe(50))
-KEY_PEPPER = secret("KEY_PEPPER", _key_pepper, lambda: secrets.token_urlsafe(50))
+SECRET_KEY = load_secret("SECRET_KEY", _secret_key, lambda: secrets.token_urlsafe(50))
+KEY_PEPPER = load_secret("KEY_PEPPER", _key_pepper, lambda: secrets.token_urlsafe(50))
 if not all(KEY_PEPPER.split(",")):
-    raise fail("KEY_PEPPER", "one of its peppers is empty; the first one makes, all verify.")
-ENCRYPTION_KEYS = secret(
+    raise setting_error(
+        "KEY_PEPPER", "one of its peppers is empty; the first one makes, all verify."
+    )
+ENCRYPTION_KEYS = load_secret(
     "ENCRYPTION_KEYS",
     ",".join(_encryption_keys),
     lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode(),
 ).split(",")
 if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", key) for key in ENCRYPTION_KEYS):
-    raise fail(
+    raise setting_error(
         "ENCRYPTION_KEYS",
         "each key is 32 bytes in urlsafe base64; the first one encrypts, all decrypt.",
     )
@@ -169,14 +173,14 @@ INSTALLED_APPS = [
     "exhaust.console",
 ]
 MIDDLEWARE = [
-    "ingest.logs.Requests",
-    "ingest.http.security_headers.Headers",
-    "ingest.http.middleware.Acting",
-    "ingest.limits.rate_limits.headers",
+    "ingest.logs.RequestIdMiddleware",
+    "ingest.http.security_headers.SecurityHeadersMiddleware",
+    "ingest.http.middleware.ActorMiddleware",
+    "ingest.limits.rate_limits.add_rate_limit_headers",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "ingest.http.security_headers.SignedIn",
+    "ingest.http.security_headers.SessionLifetimeMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -222,7 +226,7 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or a guesser locks a na
 AXES_RESET_ON_SUCCESS = False  # or a guesser of one name starts anew with each own login
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
-AXES_CLIENT_IP_CALLABLE = "ingest.limits.token_bucket.address"
+AXES_CLIENT_IP_CALLABLE = "ingest.limits.token_bucket.get_client_address"
 AXES_LOCKOUT_TEMPLATE = "console/locked.html"
 AXES_VERBOSE = False
 
@@ -253,12 +257,12 @@ if BEHIND_PROXY:
 # Database ---------------------------------------------------------------------------------------
 
 
-def database() -> dict[str, Any]:
+def load_database() -> dict[str, Any]:
     url = _database_url or f"sqlite:///{VAR_DIR / 'exhaust.sqlite3'}"
     try:
         config: dict[str, Any] = dict(dj_database_url.parse(url))
     except (ValueError, dj_database_url.UnknownSchemeError):
-        raise fail(
+        raise setting_error(
             "DATABASE_URL", "write postgresql://user:password@host:5432/name or sqlite:///path."
         ) from None
     if config["ENGINE"] == "django.db.backends.sqlite3":
@@ -272,7 +276,9 @@ def database() -> dict[str, Any]:
         config["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
     elif config["ENGINE"] == "django.db.backends.postgresql":
         if not config["NAME"]:
-            raise fail("DATABASE_URL", "names no database: postgresql://user@host:5432/name.")
+            raise setting_error(
+                "DATABASE_URL", "names no database: postgresql://user@host:5432/name."
+            )
         config["OPTIONS"] = {
             "pool": {"min_size": 1, "max_size": DATABASE_POOL, "timeout": 10},
             # a server that is silent, not gone, is given up: a lease is thirty seconds
@@ -287,11 +293,11 @@ def database() -> dict[str, Any]:
             " -c lock_timeout=20000",
         }
     else:
-        raise fail("DATABASE_URL", "only postgresql:// and sqlite:// are supported.")
+        raise setting_error("DATABASE_URL", "only postgresql:// and sqlite:// are supported.")
     return config
 
 
-DATABASES = {"default": database()}
+DATABASES = {"default": load_database()}
 
 # Counting: every process writes into a file of its own; whoever is asked adds them up ------------
 
@@ -303,7 +309,7 @@ if METRICS_TOKEN or METRICS_PORT:
 
 CELERY_BROKER_URL = _broker_url or "filesystem://localhost//"
 if urlsplit(CELERY_BROKER_URL).scheme not in {"redis", "rediss", "filesystem"}:
-    raise fail("CELERY_BROKER_URL", "write redis://host:6379/0, or leave it empty.")
+    raise setting_error("CELERY_BROKER_URL", "write redis://host:6379/0, or leave it empty.")
 if CELERY_BROKER_URL.startswith("filesystem"):
     _broker = VAR_DIR / "broker"
     for _folder in ("messages", "control"):
@@ -341,7 +347,7 @@ for _network in _push_networks:
     try:
         PUSH_ALLOWED_NETWORKS.append(ip_network(_network.strip()))
     except ValueError:
-        raise fail(
+        raise setting_error(
             "PUSH_ALLOWED_NETWORKS",
             f"'{_network.strip()}' is no network; write 10.1.2.0/24 or fd00:1::/64, and a comma"
             " between two.",
@@ -355,7 +361,7 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ingest.http.parsers.JSONParser"],
     "UNAUTHENTICATED_USER": None,
-    "EXCEPTION_HANDLER": "ingest.http.problems.handler",
+    "EXCEPTION_HANDLER": "ingest.http.problems.handle_exception",
     "URL_FORMAT_OVERRIDE": None,  # a sample has formats of its own
 }
 SPECTACULAR_SETTINGS = {  # read when the description is made: see config/openapi
@@ -369,11 +375,11 @@ SPECTACULAR_SETTINGS = {  # read when the description is made: see config/openap
 
 # Logs: an event's name and ids, never a payload, a phone or a link ------------------------------
 
-LOGGING_CONFIG = "ingest.logs.configure"
+LOGGING_CONFIG = "ingest.logs.configure_logging"
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"lines": {"()": "ingest.logs.Lines"}},
+    "formatters": {"lines": {"()": "ingest.logs.JsonFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
     "root": {"handlers": ["stderr"], "level": _log_level},
     "loggers": {

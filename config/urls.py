@@ -9,8 +9,10 @@ from ingest.views import desk
 urlpatterns = [
     path(  # a door and an exit share it
         "export/events",
-        desk.by_method(
-            GET=PageView.as_view(resource="events"), PUT=desk.sessions, POST=desk.sessions
+        desk.dispatch_by_method(
+            GET=PageView.as_view(resource="events"),
+            PUT=desk.receive_sessions,
+            POST=desk.receive_sessions,
         ),
     ),
     path("", include("ingest.urls")),
@@ -21,9 +23,9 @@ urlpatterns = [
     path("docs/", openapi.page),
     path("docs/openapi.json", openapi.as_json),
     path("docs/openapi.yaml", openapi.as_yaml),
-    path("healthz", health.alive),
-    path("readyz", health.ready),
-    path("metrics", metrics.shown),
+    path("healthz", health.report_liveness),
+    path("readyz", health.report_readiness),
+    path("metrics", metrics.serve_metrics),
 ]
 handler404 = health.not_found
-handler500 = health.failed
+handler500 = health.server_error

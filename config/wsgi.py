@@ -10,10 +10,12 @@ _django = get_wsgi_application()
 from django.conf import settings  # noqa: E402
 
 from ingest.limits import idle_connections  # noqa: E402
-from ingest.limits.admission import Gate  # noqa: E402
+from ingest.limits.admission import AdmissionControl  # noqa: E402
 
-application = Gate(_django, places=max(1, settings.DATABASE_POOL - 1))  # one is the probes'
-idle_connections.watch(application.is_crowded)
+application = AdmissionControl(
+    _django, slots=max(1, settings.DATABASE_POOL - 1)
+)  # one is the probes'
+idle_connections.start_reaper(application.is_overloaded)
 sys.setswitchinterval(0.001)  # who is sent away waits for those at work no longer
 gc.collect()
 gc.freeze()  # what is loaded stays; only what requests leave is looked through, and so more often

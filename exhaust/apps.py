@@ -8,5 +8,5 @@ class ExhaustConfig(AppConfig):
         from exhaust.jobs import withdrawal
         from ingest.privacy import consent, erasure
 
-        consent.withdrawn.connect(withdrawal.on_withdrawn, dispatch_uid="withdrawn")
-        erasure.erasing.connect(withdrawal.on_erasing, dispatch_uid="erasing")
+        consent.consent_withdrawn.connect(withdrawal.revoke_files_for, dispatch_uid="withdrawn")
+        erasure.rows_erasing.connect(withdrawal.redact_dead_letters, dispatch_uid="erasing")

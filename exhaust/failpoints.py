@@ -20,53 +20,59 @@ from pathlib import Path
 from django.conf import settings
 from django.db import OperationalError, connection
 
-NAMES = (
-    "claim.before", "claim.after", "attempt.begun", "part.first", "part.middle", "part.last",
+FAILPOINTS = (
+    "claim.before", "claim.after", "attempt.started", "part.first", "part.middle", "part.last",
     "heartbeat", "complete.before", "complete.after", "head.before", "publish.before",
-    "publish.after", "remove.before", "push.taken",
+    "publish.after", "remove.before", "push.accepted",
 )  # fmt: skip
 
 
-def failpoint(name: str, about: object = "") -> None:
+def trigger_failpoint(name: str, target: object = "") -> None:
     """Does what is armed for `name`, or for `name` of one thing: `name@about`."""
     folder: str = settings.FAILPOINTS
     if not folder:
         return
-    for armed in (Path(folder) / f"{name}@{about}", Path(folder) / name):
-        taken = armed.with_name(f".{armed.name}.{os.getpid()}")
+    for armed_file in (Path(folder) / f"{name}@{target}", Path(folder) / name):
+        claimed_file = armed_file.with_name(f".{armed_file.name}.{os.getpid()}")
         try:
-            armed.rename(taken)  # by one process only
+            armed_file.rename(claimed_file)  # by one process only
         except FileNotFoundError:
             continue
-        action, _, rest = taken.read_text().strip().partition(" ")
-        taken.rename(taken.with_name(f".done.{armed.name}.{os.getpid()}.{time.time_ns()}"))
-        _act(action, rest)
+        action, _, argument = claimed_file.read_text().strip().partition(" ")
+        claimed_file.rename(
+            claimed_file.with_name(f".done.{armed_file.name}.{os.getpid()}.{time.time_ns()}")
+        )
+        _perform(action, argument)
 
 
-def _act(action: str, rest: str) -> None:
+def _perform(action: str, argument: str) -> None:
     match action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "cut":
-            _cut()
+            _cut_connection()
         case "error":
-            raise OperationalError(rest or "the answer was lost")
+            raise OperationalError(argument or "the answer was lost")
         case "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case "sleep":
-            time.sleep(float(rest))
+            time.sleep(float(argument))
         case _:
             raise ValueError(f"There is no action {action!r}.")
 
 
-def _cut() -> None:
+def _cut_connection() -> None:
     """Ends this thread's connection from the server's side."""
     import psycopg
 
-    own = connection.connection
-    if own is None or connection.vendor != "postgresql":
+    own_connection = connection.connection
+    if own_connection is None or connection.vendor != "postgresql":
         return
-    with psycopg.connect(own.info.dsn, password=own.info.password, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s, 5000)", [own.info.backend_pid])
+    with psycopg.connect(
+        own_connection.info.dsn, password=own_connection.info.password, autocommit=True
+    ) as other_connection:
+        other_connection.execute(
+            "SELECT pg_terminate_backend(%s, 5000)", [own_connection.info.backend_pid]
+        )

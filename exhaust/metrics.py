@@ -1,4 +1,4 @@
-"""What jobs, files and sinks count. `monitoring/metrics.py` shows it."""
+"""What jobs, files and destinations count. `monitoring/metrics.py` shows it."""
 
 from datetime import datetime
 
@@ -6,7 +6,9 @@ from prometheus_client import Counter, Histogram
 
 from exhaust.models import Job
 
-JOBS = Counter("exhaust_jobs", "Ends of attempts, by dataset and outcome.", ["dataset", "outcome"])
+ATTEMPTS_ENDED = Counter(
+    "exhaust_jobs", "Ends of attempts, by dataset and outcome.", ["dataset", "outcome"]
+)
 JOB_SECONDS = Histogram(
     "exhaust_job_seconds",
     "From the claim to the published file.",
@@ -19,21 +21,25 @@ READY_SECONDS = Histogram(
     ["dataset"],
     buckets=(1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 86_400),
 )
-ROWS = Counter("exhaust_rows_out", "Rows in published files.", ["dataset"])
-BYTES = Counter("exhaust_bytes_out", "Bytes of published files.", ["dataset"])
-TAKEOVERS = Counter(
+PUBLISHED_ROWS = Counter("exhaust_rows_out", "Rows in published files.", ["dataset"])
+PUBLISHED_BYTES = Counter("exhaust_bytes_out", "Bytes of published files.", ["dataset"])
+LEASE_TAKEOVERS = Counter(
     "exhaust_lease_takeovers",
     "Jobs taken over, by why: their worker fell silent, or was stopped and gave them back.",
-    ["dataset", "why"],
+    ["dataset", "reason"],
 )
-PUSHED = Counter("exhaust_pushed_documents", "Documents by outcome.", ["kind", "outcome"])
+DELIVERED_DOCUMENTS = Counter(
+    "exhaust_destination_documents", "Documents by outcome.", ["kind", "outcome"]
+)
 DOWNLOADS = Counter("exhaust_downloads", "Uses of our own links, by answer.", ["status"])
 
 
-def published(job: Job, at: datetime, rows: int, size: int) -> None:
+def record_publication(job: Job, completed_at: datetime, rows: int, byte_count: int) -> None:
     """A job's end with its files: `size` is in bytes."""
-    JOBS.labels(job.dataset, "success").inc()
-    JOB_SECONDS.labels(job.dataset).observe((at - (job.started_at or at)).total_seconds())
-    READY_SECONDS.labels(job.dataset).observe((at - job.submitted_at).total_seconds())
-    ROWS.labels(job.dataset).inc(rows)
-    BYTES.labels(job.dataset).inc(size)
+    ATTEMPTS_ENDED.labels(job.dataset, "success").inc()
+    JOB_SECONDS.labels(job.dataset).observe(
+        (completed_at - (job.started_at or completed_at)).total_seconds()
+    )
+    READY_SECONDS.labels(job.dataset).observe((completed_at - job.submitted_at).total_seconds())
+    PUBLISHED_ROWS.labels(job.dataset).inc(rows)
+    PUBLISHED_BYTES.labels(job.dataset).inc(byte_count)

@@ -8,10 +8,16 @@ from celery.signals import celeryd_after_setup, worker_process_init
 from exhaust.delivery import callbacks, pump
 from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, schedules, transitions
-from exhaust.jobs.wakeup import wake, wake_work
+from exhaust.jobs.wakeup import enqueue, enqueue_work
 from exhaust.maintenance import daily, retention
 from exhaust.models import Job
-from exhaust.worker import _begin, _holder, _watch, _watch_solo, _working
+from exhaust.worker import (
+    _current_worker_id,
+    _is_working,
+    _prepare_worker,
+    _start_poller,
+    _start_solo_poller,
+)
 from ingest.auth import failures
 from ingest.derive import deriver
 from ingest.privacy import erasure
@@ -25,66 +31,70 @@ def work(queue: str = "nightly") -> None:
 
     What came by the queue `interactive` makes nothing that can wait.
     """
-    with _working:
-        job = transitions.claim(lowest=Job.Priority[queue.upper()], holder=_holder())
+    with _is_working:
+        job = transitions.claim(
+            lowest_priority=Job.Priority[queue.upper()], worker_id=_current_worker_id()
+        )
         if job is not None:
             attempt.run(job)
     if job is not None:
-        wake_work(job.priority)
+        enqueue_work(job.priority)
 
 
 @shared_task(name="exhaust.sweep")
 def sweep() -> None:
     """Finds what lost messages and dead workers left, and makes what schedules ask for."""
-    if dead := transitions.reap():
+    if expired_ids := transitions.fail_expired():
         try:
-            orphans.remove_of(*dead)
+            orphans.remove_for_jobs(*expired_ids)
         except storage.StorageError:
-            log.warning("file.left_behind jobs=%s", dead)  # the daily run finds it
-    for priority in transitions.due().order_by().values_list("priority", flat=True).distinct():
-        wake_work(priority)
-    if callbacks.due().exists():
-        wake("exhaust.notify")
-    if pump.due().exists():
-        wake("exhaust.push")
+            log.warning("storage.object_orphaned jobs=%s", expired_ids)  # the daily run finds it
+    for priority in (
+        transitions.claimable_jobs().order_by().values_list("priority", flat=True).distinct()
+    ):
+        enqueue_work(priority)
+    if callbacks.find_due().exists():
+        enqueue("exhaust.deliver_callbacks")
+    if pump.find_due().exists():
+        enqueue("exhaust.push_documents")
     if daily.is_due():
-        wake("exhaust.daily")
-    if erasure.unfinished().exists():
-        wake("exhaust.erase")
-    retention.delete_withdrawn()
-    schedules.make_due()
-    failures.settle()
+        enqueue("exhaust.daily")
+    if erasure.unfinished_erasures().exists():
+        enqueue("exhaust.continue_erasures")
+    retention.delete_withdrawn_files()
+    schedules.submit_due()
+    failures.roll_up()
 
 
 @shared_task(name="exhaust.maintenance.daily")
 def daily_run() -> None:
     """The day's run, if nobody has it."""
-    daily.run()
+    daily.run_daily()
 
 
-@shared_task(name="exhaust.erase")
-def erase() -> None:
+@shared_task(name="exhaust.continue_erasures")
+def continue_erasures() -> None:
     """Goes on with erasures, for about 20 s; then says that there may be more."""
-    if erasure.go_on(seconds=20):
-        wake("exhaust.erase")
+    if erasure.resume(seconds=20):
+        enqueue("exhaust.continue_erasures")
 
 
-@shared_task(name="exhaust.notify")
-def notify() -> None:
+@shared_task(name="exhaust.deliver_callbacks")
+def deliver_callbacks() -> None:
     """Tells receivers that jobs have ended, for 20 s at most; then says that there may be more."""
     if callbacks.deliver_due(seconds=5):
-        wake("exhaust.notify")
+        enqueue("exhaust.deliver_callbacks")
 
 
-@shared_task(name="exhaust.push")
-def push() -> None:
-    """Pushes to sinks, for 45 s at most; then says that there may be more."""
-    if pump.run(seconds=15):
-        wake("exhaust.push")
+@shared_task(name="exhaust.push_documents")
+def push_documents() -> None:
+    """Pushes to destinations, for 45 s at most; then says that there may be more."""
+    if pump.deliver_due(seconds=15):
+        enqueue("exhaust.push_documents")
 
 
-@shared_task(name="exhaust.derive")
-def derive() -> None:
+@shared_task(name="exhaust.derive_sessions")
+def derive_sessions() -> None:
     """Brings sessions and users up to what arrived; what is left over is the next one's."""
     deriver.derive_all(seconds=8)
 
@@ -92,6 +102,6 @@ def derive() -> None:
 # Without messages ---------------------------------------------------------------------------------
 
 
-celeryd_after_setup.connect(_begin)
-worker_process_init.connect(_watch)
-celeryd_after_setup.connect(_watch_solo)
+celeryd_after_setup.connect(_prepare_worker)
+worker_process_init.connect(_start_poller)
+celeryd_after_setup.connect(_start_solo_poller)

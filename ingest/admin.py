@@ -8,94 +8,98 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
 from ingest import audit
-from ingest.audit.admin import Personal
+from ingest.audit.admin import AuditedAdmin
 from ingest.auth import keys, roles
-from ingest.auth.roles import Right
+from ingest.auth.roles import Permission
 from ingest.models import (
     ApiKey,
     Application,
     AppUser,
+    AuditEvent,
     Channel,
     Conversation,
     Erasure,
-    LedgerEntry,
     Participant,
-    Rejected,
+    RejectedEvent,
     Role,
     Session,
     StoredEvent,
 )
-from ingest.privacy.encryption import unseal
+from ingest.privacy.encryption import decrypt
 from ingest.store.replay import replay
 
 
-class Walled(admin.ModelAdmin):
+class TenantScopedAdmin(admin.ModelAdmin):
     """What a person sees and does, who is no superuser: rows of the channels where one of their
     groups has the right. Django's own permissions count for nothing here."""
 
-    right: Right | None = None  # any
-    channel = "channel"  # how a row's channel is reached
+    permission: Permission | None = None  # any
+    channel_path = "channel"  # how a row's channel is reached
 
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         rows = super().get_queryset(request)
-        return rows if request.user.is_superuser else self.seen(request, rows)
+        return rows if request.user.is_superuser else self.filter_visible(request, rows)
 
-    def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
-        return rows.filter(**{f"{self.channel}__in": self.channels(request).values()})
+    def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
+        return rows.filter(
+            **{f"{self.channel_path}__in": self.get_permitted_channels(request).values()}
+        )
 
-    def channels(self, request: HttpRequest) -> dict[str, int]:
+    def get_permitted_channels(self, request: HttpRequest) -> dict[str, int]:
         # a page asks some sixty times
-        held: dict[Right | None, dict[str, int]] = vars(request).setdefault("_channels", {})
-        if self.right not in held:
-            held[self.right] = roles.channels(request.user, self.right)
-        return held[self.right]
+        cached: dict[Permission | None, dict[str, int]] = vars(request).setdefault("_channels", {})
+        if self.permission not in cached:
+            cached[self.permission] = roles.permitted_channels(request.user, self.permission)
+        return cached[self.permission]
 
-    def is_let(self, request: HttpRequest) -> bool:
-        return request.user.is_superuser or bool(self.channels(request))
+    def has_access(self, request: HttpRequest) -> bool:
+        return request.user.is_superuser or bool(self.get_permitted_channels(request))
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        return self.is_let(request)
+        return self.has_access(request)
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self.is_let(request)
+        return self.has_access(request)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return self.is_let(request)
+        return self.has_access(request)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self.is_let(request)
+        return self.has_access(request)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return self.is_let(request)
+        return self.has_access(request)
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        kwargs["queryset"] = choices(self.admin_site, db_field.related_model, request)
+        kwargs["queryset"] = filter_choices(self.admin_site, db_field.related_model, request)
         if db_field.related_model is Channel and not request.user.is_superuser:
-            kwargs["queryset"] = kwargs["queryset"].filter(pk__in=self.channels(request).values())
+            kwargs["queryset"] = kwargs["queryset"].filter(
+                pk__in=self.get_permitted_channels(request).values()
+            )
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
 
-def choices(site: admin.AdminSite, model: Any, request: HttpRequest) -> QuerySet:
+def filter_choices(site: admin.AdminSite, model: Any, request: HttpRequest) -> QuerySet:
     """The rows of another table that may be chosen from: those its own page shows."""
     return site.get_model_admin(model).get_queryset(request)
 
 
-class Seen(admin.RelatedFieldListFilter):
+class VisibleRelatedFilter(admin.RelatedFieldListFilter):
     """A filter by a row of another table offers those that are seen."""
 
     def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> Any:
-        rows = choices(model_admin.admin_site, field.related_model, request)
+        rows = filter_choices(model_admin.admin_site, field.related_model, request)
         return [(row.pk, str(row)) for row in rows]
 
 
-class OnlySuperusers(Walled):
+class SuperuserOnlyAdmin(TenantScopedAdmin):
     """What belongs to no channel, or says who may do what."""
 
-    def channels(self, request: HttpRequest) -> dict[str, int]:
+    def get_permitted_channels(self, request: HttpRequest) -> dict[str, int]:
         return {}
 
 
-class ReadOnly(Walled):
+class ReadOnlyAdmin(TenantScopedAdmin):
     """What the service alone writes."""
 
     show_full_result_count = False  # counting millions of rows takes longer than reading a page
@@ -110,7 +114,7 @@ class ReadOnly(Walled):
         return False
 
 
-class Kept(Walled):
+class NoDeleteAdmin(TenantScopedAdmin):
     """What may be named but never taken away: events point at it."""
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -118,8 +122,8 @@ class Kept(Walled):
 
 
 @admin.register(Channel)
-class ChannelAdmin(Kept):
-    channel = "pk"
+class ChannelAdmin(NoDeleteAdmin):
+    channel_path = "pk"
     list_display = ["identifier", "name", "created_at"]
     search_fields = ["identifier", "name"]
 
@@ -139,10 +143,10 @@ class ChannelAdmin(Kept):
 
 
 @admin.register(Conversation)
-class ConversationAdmin(Kept):
-    right = "administer"
+class ConversationAdmin(NoDeleteAdmin):
+    permission = "administer"
     list_display = ["identifier", "name", "channel", "created_at"]
-    list_filter = [("channel", Seen)]
+    list_filter = [("channel", VisibleRelatedFilter)]
     list_select_related = ["channel"]
     search_fields = ["identifier", "name"]
 
@@ -151,10 +155,10 @@ class ConversationAdmin(Kept):
 
 
 @admin.register(Application)
-class ApplicationAdmin(Kept):
-    right = "administer"
+class ApplicationAdmin(NoDeleteAdmin):
+    permission = "administer"
     list_display = ["identifier", "name", "channel", "strict_hash", "created_at", "disabled_at"]
-    list_filter = [("channel", Seen), "disabled_at"]
+    list_filter = [("channel", VisibleRelatedFilter), "disabled_at"]
     list_select_related = ["channel"]
     search_fields = ["identifier", "name"]
 
@@ -166,10 +170,10 @@ class ApplicationAdmin(Kept):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(ReadOnly):
-    right = "administer"
+class ApiKeyAdmin(ReadOnlyAdmin):
+    permission = "administer"
     list_display = ["name", "public_id", "scopes", "expires_at", "revoked_at", "last_used_at"]
-    list_filter = [("channels", Seen), "revoked_at"]
+    list_filter = [("channels", VisibleRelatedFilter), "revoked_at"]
     search_fields = ["name", "public_id"]
     fields = [
         "name", "public_id", "scopes", "channels", "networks", "created_at", "expires_at",
@@ -177,8 +181,8 @@ class ApiKeyAdmin(ReadOnly):
     ]  # fmt: skip
     actions = ["revoke", "rotate"]
 
-    def seen(self, request: HttpRequest, rows: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-        return roles.keys(rows, self.channels(request).values())
+    def filter_visible(self, request: HttpRequest, rows: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+        return roles.filter_keys(rows, self.get_permitted_channels(request).values())
 
     @admin.action(description="Revoke the selected keys", permissions=["view"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
@@ -190,8 +194,8 @@ class ApiKeyAdmin(ReadOnly):
         """The new keys, shown this once and kept nowhere, as a message would be."""
         lines = []
         for key in queryset:
-            if beyond := roles.beyond(request.user, key):
-                lines.append(f"{key} is not rotated: {beyond}.")
+            if excess := roles.excess_scopes(request.user, key):
+                lines.append(f"{key} is not rotated: {excess}.")
                 continue
             try:
                 row, text = keys.rotate_key(key)
@@ -199,29 +203,29 @@ class ApiKeyAdmin(ReadOnly):
                 lines.append(str(error))
             else:
                 lines.append(f"{key} ends in 24 hours; {row} follows: {text}")
-        answer = HttpResponse("\n".join(lines) + "\n", content_type="text/plain; charset=utf-8")
-        answer["Cache-Control"] = "no-store"
-        return answer
+        response = HttpResponse("\n".join(lines) + "\n", content_type="text/plain; charset=utf-8")
+        response["Cache-Control"] = "no-store"
+        return response
 
 
 @admin.register(StoredEvent)
-class StoredEventAdmin(Personal, ReadOnly):
-    right = "submit_private"
-    lists_people = True
+class StoredEventAdmin(AuditedAdmin, ReadOnlyAdmin):
+    permission = "submit_private"
+    is_list_audited = True
     list_display = ["id", "type", "conversation", "device_id", "occurred_at", "received_at"]
-    list_filter = [("channel", Seen), "dialect", "is_answer"]
+    list_filter = [("channel", VisibleRelatedFilter), "source", "is_answer"]
     list_select_related = ["channel", "conversation"]
     search_fields = ["=device_id", "=session_id"]
     ordering = ["-id"]
 
 
-@admin.register(Rejected)
-class RejectedAdmin(Personal, ReadOnly):
-    right = "administer"
+@admin.register(RejectedEvent)
+class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
+    permission = "administer"
     list_display = [
-        "id", "channel", "dialect", "reason", "detail", "size", "received_at", "replayed_at",
+        "id", "channel", "source", "reason", "detail", "size", "received_at", "replayed_at",
     ]  # fmt: skip
-    list_filter = [("channel", Seen), "dialect", "reason", "replayed_at"]
+    list_filter = [("channel", VisibleRelatedFilter), "source", "reason", "replayed_at"]
     list_select_related = ["channel"]
     search_fields = ["reason", "detail"]
     actions = ["replay"]
@@ -230,7 +234,7 @@ class RejectedAdmin(Personal, ReadOnly):
     readonly_fields = ["as_sent"]
 
     @admin.action(description="Send the selected through their door again", permissions=["view"])
-    def replay(self, request: HttpRequest, queryset: QuerySet[Rejected]) -> None:
+    def replay(self, request: HttpRequest, queryset: QuerySet[RejectedEvent]) -> None:
         waiting = queryset.filter(replayed_at__isnull=True)
         counts = replay(waiting.select_related("channel", "application").order_by("id"))
         self.message_user(
@@ -240,82 +244,82 @@ class RejectedAdmin(Personal, ReadOnly):
         )
 
     @admin.display(description="As sent")
-    def as_sent(self, rejected: Rejected) -> str:
+    def as_sent(self, rejected: RejectedEvent) -> str:
         try:
-            return unseal(rejected.sealed).decode("utf-8", "backslashreplace")
+            return decrypt(rejected.sealed).decode("utf-8", "backslashreplace")
         except InvalidToken:  # its encryption key is gone
             return "not readable"
 
 
 @admin.register(Participant)
-class ParticipantAdmin(Personal, ReadOnly):
-    right = "submit_private"
-    lists_people = True
+class ParticipantAdmin(AuditedAdmin, ReadOnlyAdmin):
+    permission = "submit_private"
+    is_list_audited = True
     list_display = ["device_id", "user_name", "masked_phone", "consent", "consent_at", "channel"]
-    list_filter = [("channel", Seen), "consent"]
+    list_filter = [("channel", VisibleRelatedFilter), "consent"]
     list_select_related = ["channel"]
     search_fields = ["device_id", "user_name"]
-    exclude = ["sealed_phone"]
+    exclude = ["encrypted_phone"]
     readonly_fields = ["masked_phone"]
 
     @admin.display(description="Phone")
     def masked_phone(self, participant: Participant) -> str:
-        if participant.sealed_phone is None:
+        if participant.encrypted_phone is None:
             return ""
         try:
-            return "…" + unseal(participant.sealed_phone).decode()[-3:]
+            return "…" + decrypt(participant.encrypted_phone).decode()[-3:]
         except InvalidToken:  # its encryption key is gone
             return "not readable"
 
 
 @admin.register(Erasure)
-class ErasureAdmin(ReadOnly):
-    right = "audit"
-    list_display = ["subject", "channel", "asked_at", "finished_at", "counts"]
-    list_filter = [("channel", Seen), ("finished_at", admin.EmptyFieldListFilter)]
+class ErasureAdmin(ReadOnlyAdmin):
+    permission = "audit"
+    list_display = ["subject", "channel", "requested_at", "finished_at", "counts"]
+    list_filter = [("channel", VisibleRelatedFilter), ("finished_at", admin.EmptyFieldListFilter)]
     list_select_related = ["channel"]
     search_fields = ["=subject"]
-    ordering = ["-asked_at"]
+    ordering = ["-requested_at"]
 
 
 @admin.register(Session)
-class SessionAdmin(Personal, ReadOnly):
-    right = "submit_private"
-    lists_people = True
+class SessionAdmin(AuditedAdmin, ReadOnlyAdmin):
+    permission = "submit_private"
+    is_list_audited = True
     list_display = [
         "key", "device_id", "user_id", "started_at", "ended_at", "event_count", "answer_count",
         "version", "channel",
     ]  # fmt: skip
-    list_filter = [("channel", Seen), "given"]
+    list_filter = [("channel", VisibleRelatedFilter), "is_client_session"]
     list_select_related = ["channel"]
     search_fields = ["=device_id", "=user_id", "=sender_session_id"]
     ordering = ["-id"]
 
 
 @admin.register(AppUser)
-class AppUserAdmin(Personal, ReadOnly):
-    right = "submit_private"
-    lists_people = True
+class AppUserAdmin(AuditedAdmin, ReadOnlyAdmin):
+    permission = "submit_private"
+    is_list_audited = True
     list_display = ["identifier", "anonymous", "first_seen_at", "last_seen_at", "channel"]
-    list_filter = [("channel", Seen), "anonymous"]
+    list_filter = [("channel", VisibleRelatedFilter), "anonymous"]
     list_select_related = ["channel"]
     search_fields = ["=identifier", "=device_id"]
     ordering = ["-id"]
 
 
 @admin.register(Role)
-class RoleAdmin(OnlySuperusers):
+class RoleAdmin(SuperuserOnlyAdmin):
     list_display = ["group", "channel", "submit_response", "submit_private", "administer", "audit"]
-    list_filter = [("channel", Seen), "group"]
+    list_filter = [("channel", VisibleRelatedFilter), "group"]
     list_select_related = ["group", "channel"]
 
 
-@admin.register(LedgerEntry)
-class LedgerEntryAdmin(ReadOnly):
-    right = "audit"
+@admin.register(AuditEvent)
+class AuditEventAdmin(ReadOnlyAdmin):
+    permission = "audit"
     list_display = ["at", "action", "outcome", "actor", "key", "channel", "subject", "address"]
     list_filter = ["action", "outcome"]
     search_fields = ["=channel", "=subject", "=actor", "=key"]
 
-    def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
-        return rows.filter(channel__in=self.channels(request))
+    def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
+        return rows.filter(channel__in=self.get_permitted_channels(request))

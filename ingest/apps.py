@@ -17,8 +17,8 @@ class IngestConfig(AppConfig):
         )
         from ingest.tenancy import policies, session
 
-        binary_arrays.register()
+        binary_arrays.register_dumper()
         signals.connect()
-        connection_created.connect(session.connected)
-        post_migrate.connect(policies.build, sender=self)
-        user_login_failed.connect(roles.login_locked)
+        connection_created.connect(session.restore_restriction)
+        post_migrate.connect(policies.create_policies, sender=self)
+        user_login_failed.connect(roles.record_lockout)

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 
-class Traits(NamedTuple):
+class EventContext(NamedTuple):
     user_id: str = ""
     url: str = ""
     attributes: dict[str, tuple[Any, int]] = {}  # by name: the value and when it was set
 
 
-NOTHING = Traits()
+NO_CONTEXT = EventContext()
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """One occurrence, whatever dialect brought it.
+    """One occurrence, whatever source brought it.
 
     `identity` is 16 bytes that tell this event from every other of its channel; `payload` is a
     JSON object as UTF-8 text. An answer's payload holds it as telemetry does: `edata.item`,
@@ -54,7 +54,7 @@ class Batch(msgspec.Struct, frozen=True):
     Of two events with one identity the first stays, or, where `last_wins`, the last.
     """
 
-    dialect: str
+    source: str
     received_at: datetime
     events: list[Event]
     rejections: list[Rejection]
@@ -73,7 +73,7 @@ class Call(msgspec.Struct, frozen=True):
     parameters: dict[str, str] = {}  # of the query
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """A batch, or one event, that cannot be read: a code and a sentence with the remedy."""
 
     def __init__(self, reason: str, detail: str, status: int = 400) -> None:
@@ -83,32 +83,32 @@ class Refused(Exception):
         self.status = status
 
 
-def identity(occurred_at: datetime | None, *parts: str, begun: bytes = b"") -> bytes:
+def event_identity(occurred_at: datetime | None, *parts: str, prefix: bytes = b"") -> bytes:
     """16 bytes: the time in milliseconds (6), then a digest of the parts (10).
 
     Led by the time, so that the unique index grows at one end; where an event keeps its identity
     at another time (None), all 16 are digest. `begun` is `measured` of parts before these.
     """
-    told = begun + measured(*parts)
+    digest_input = prefix + length_prefixed(*parts)
     if occurred_at is None:
-        return blake2b(told, digest_size=16).digest()
+        return blake2b(digest_input, digest_size=16).digest()
     milliseconds = int(occurred_at.timestamp() * 1000)
-    return milliseconds.to_bytes(6) + blake2b(told, digest_size=10).digest()
+    return milliseconds.to_bytes(6) + blake2b(digest_input, digest_size=10).digest()
 
 
-def measured(*parts: str) -> bytes:
+def length_prefixed(*parts: str) -> bytes:
     """Each part behind its length, so that no two lists of parts are one."""
-    told = b""
+    prefixed = b""
     for part in parts:
         encoded = part.encode()
-        told += len(encoded).to_bytes(4) + encoded
-    return told
+        prefixed += len(encoded).to_bytes(4) + encoded
+    return prefixed
 
 
-EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+EARLIEST_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-def instant(value: float, field: str) -> datetime:
+def parse_timestamp(value: float, field: str) -> datetime:
     """The moment a number since 1970 names: seconds, milliseconds or microseconds, by its size."""
     try:
         if abs(value) < 1e11:
@@ -122,6 +122,6 @@ def instant(value: float, field: str) -> datetime:
         moment = datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         moment = datetime.min.replace(tzinfo=UTC)
-    if moment < EARLIEST:
-        raise Refused("time_out_of_range", f"{field} lies before 2000 or beyond the calendar.")
+    if moment < EARLIEST_TIME:
+        raise RequestError("time_out_of_range", f"{field} lies before 2000 or beyond the calendar.")
     return moment

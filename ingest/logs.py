@@ -25,109 +25,111 @@ from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
 
-IDS = {
-    "request", "channel", "caller", "job", "jobs", "attempt", "schedule", "sink", "delivery",
-    "notice", "file", "key", "day", "entries", "digest", "networks", "events", "closed", "won",
+ALLOWED_FIELDS = {
+    "request", "channel", "caller", "job", "jobs", "attempt", "schedule", "destination", "delivery",
+    "callback", "file", "key", "day", "entries", "digest", "networks", "events", "closed", "won",
     "permanent", "status", "answer", "failures", "documents", "error", "ms", "route", "method",
-    "role", "sinks",
+    "role", "destinations",
 }  # fmt: skip
-OURS = ("ingest", "exhaust", "config")
+OWN_LOGGERS = ("ingest", "exhaust", "config")
 _EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)*\Z")
-_PAIR = re.compile(r"(\w+)=%[a-z]\Z")
-_VALUE = re.compile(r"[\w.:/<>-]{0,200}\Z", re.ASCII)
+_FIELD = re.compile(r"(\w+)=%[a-z]\Z")
+_LOGGABLE_VALUE = re.compile(r"[\w.:/<>-]{0,200}\Z", re.ASCII)
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{32,36}\Z")  # a UUID, with or without dashes: no phone
 _ROOT = str(Path(__file__).resolve().parent.parent) + "/"
-_about: ContextVar[dict[str, Any] | None] = ContextVar("about", default=None)
+_context_fields: ContextVar[dict[str, Any] | None] = ContextVar("about", default=None)
 
 
 @contextmanager
-def about(**ids: Any) -> Iterator[None]:
+def log_context(**ids: Any) -> Iterator[None]:
     """Each line written within carries these ids too."""
-    token = _about.set({**(_about.get() or {}), **ids})
+    token = _context_fields.set({**(_context_fields.get() or {}), **ids})
     try:
         yield
     finally:
-        _about.reset(token)
+        _context_fields.reset(token)
 
 
-def tell(**ids: Any) -> None:
+def bind(**ids: Any) -> None:
     """The lines of this request from here on carry these ids too."""
-    told = _about.get()
-    if told is not None:
-        told.update(ids)
+    fields = _context_fields.get()
+    if fields is not None:
+        fields.update(ids)
 
 
-class Lines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
         }
-        if record.name.partition(".")[0] in OURS:
-            told |= _ours(record)
+        if record.name.partition(".")[0] in OWN_LOGGERS:
+            line |= _format_own(record)
         else:
-            told |= _theirs(record)
-        for name, value in (_about.get() or {}).items():
-            told.setdefault(name, value)
+            line |= _format_foreign(record)
+        for name, value in (_context_fields.get() or {}).items():
+            line.setdefault(name, value)
         if record.exc_info and record.exc_info[1] is not None:
-            told["error"] = _error(record.exc_info[1])
-        return json.dumps(told, default=str)
+            line["error"] = _format_error(record.exc_info[1])
+        return json.dumps(line, default=str)
 
 
-def _ours(record: logging.LogRecord) -> dict[str, Any]:
+def _format_own(record: logging.LogRecord) -> dict[str, Any]:
     event, *pairs = str(record.msg).split(" ")
     values = record.args if isinstance(record.args, tuple) else ()
     if "%s" in event and values:
         event, values = event.replace("%s", str(values[0])), values[1:]
-    told: dict[str, Any] = {"event": event if _EVENT.match(event) else "unnamed"}
+    fields: dict[str, Any] = {"event": event if _EVENT.match(event) else "unnamed"}
     for pair, value in zip(pairs, values, strict=False):
-        named = _PAIR.match(pair)
-        if named and named[1] in IDS and _is_plain(value):
-            told[named[1]] = value
-    return told
+        match = _FIELD.match(pair)
+        if match and match[1] in ALLOWED_FIELDS and _is_loggable(value):
+            fields[match[1]] = value
+    return fields
 
 
-def _is_plain(value: Any) -> bool:
+def _is_loggable(value: Any) -> bool:
     if isinstance(value, list):
-        return all(isinstance(each, int) for each in value)
-    return value is None or isinstance(value, int | float) or bool(_VALUE.match(str(value)))
+        return all(isinstance(item, int) for item in value)
+    return (
+        value is None or isinstance(value, int | float) or bool(_LOGGABLE_VALUE.match(str(value)))
+    )
 
 
-def _theirs(record: logging.LogRecord) -> dict[str, Any]:
+def _format_foreign(record: logging.LogRecord) -> dict[str, Any]:
     """A message without arguments may have been put together by hand; then only its place."""
-    told = {"at": f"{record.module}.{record.funcName}:{record.lineno}"}
+    fields = {"at": f"{record.module}.{record.funcName}:{record.lineno}"}
     if record.args and isinstance(record.msg, str):
-        told["message"] = record.msg
-    return told
+        fields["message"] = record.msg
+    return fields
 
 
-def _error(error: BaseException) -> list[dict[str, Any]]:
+def _format_error(error: BaseException) -> list[dict[str, Any]]:
     """It and its causes, the outermost first."""
-    found: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
     next_: BaseException | None = error
-    while next_ is not None and len(found) < 5:
+    while next_ is not None and len(errors) < 5:
         kind = type(next_)
-        found.append(
+        errors.append(
             {
                 "type": f"{kind.__module__}.{kind.__qualname__}",
                 "trace": [
-                    f"{_short(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
+                    f"{_shorten_path(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
                     for frame, line in walk_tb(next_.__traceback__)
                 ][-30:],
             }
         )
         next_ = next_.__cause__ or (None if next_.__suppress_context__ else next_.__context__)
-    return found
+    return errors
 
 
-def _short(path: str) -> str:
+def _shorten_path(path: str) -> str:
     return path.removeprefix(_ROOT).rpartition("site-packages/")[2]
 
 
-def configure(config: dict[str, Any]) -> None:
+def configure_logging(config: dict[str, Any]) -> None:
     """Django's `LOGGING_CONFIG`: the loggers; and what would go past them to stderr."""
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
@@ -148,10 +150,10 @@ def configure(config: dict[str, Any]) -> None:
 
 
 log = logging.getLogger(__name__)
-_QUIET = {"healthz", "readyz"}  # probes
+_UNLOGGED_ROUTES = {"healthz", "readyz"}  # probes
 
 
-class Requests:
+class RequestIdMiddleware:
     """Outermost of the middleware: gives each request an id, or takes the caller's where it is a
     UUID; the answer has it as X-Request-ID. Tells of each what route, never what address."""
 
@@ -159,20 +161,20 @@ class Requests:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        asked = request.headers.get("X-Request-ID", "")
-        identifier = asked if _REQUEST_ID.match(asked) else str(uuid4())
-        begun = time.monotonic()
-        with about(request=identifier):
-            answer = self.get_response(request)
+        given_id = request.headers.get("X-Request-ID", "")
+        request_id = given_id if _REQUEST_ID.match(given_id) else str(uuid4())
+        started_at = time.monotonic()
+        with log_context(request=request_id):
+            response = self.get_response(request)
             match = request.resolver_match
             route = match.route if match else "none"
-            if route not in _QUIET:
+            if route not in _UNLOGGED_ROUTES:
                 log.info(
                     "request.answered method=%s route=%s status=%s ms=%s",
                     request.method,
                     route,
-                    answer.status_code,
-                    round((time.monotonic() - begun) * 1000, 1),
+                    response.status_code,
+                    round((time.monotonic() - started_at) * 1000, 1),
                 )
-        answer["X-Request-ID"] = identifier
-        return answer
+        response["X-Request-ID"] = request_id
+        return response

@@ -8,9 +8,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def micros(moment: datetime) -> int:
-    return (moment - EPOCH) // _MICROSECOND
+def to_microseconds(time: datetime) -> int:
+    return (time - EPOCH) // _MICROSECOND
 
 
-def moment(micros: int) -> datetime:
-    return EPOCH + timedelta(microseconds=micros)
+def from_microseconds(microseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=microseconds)

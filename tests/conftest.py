@@ -50,13 +50,16 @@ def files(tmp_path: Path, settings: Any) -> Iterator[Path]:
     """A folder of the test's own in place of the installation's storage."""
     settings.FILES_DIR = tmp_path / "files"
     settings.S3_BUCKET = ""
-    storage.default.cache_clear()
+    storage.get_storage.cache_clear()
     yield settings.FILES_DIR
-    storage.default.cache_clear()
+    storage.get_storage.cache_clear()
 
 
-_GUARDED = ("ingest_ledgerentry", "ingest_ledgerseal")  # the database lets nobody empty these
-_KEPT = {"django_content_type", "auth_permission"}  # as the migrations leave them
+_APPEND_ONLY_TABLES = (
+    "ingest_auditevent",
+    "ingest_auditdigest",
+)  # the database lets nobody empty these
+_PRESERVED_TABLES = {"django_content_type", "auth_permission"}  # as the migrations leave them
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -64,25 +67,25 @@ def emptied_between_tests() -> Iterator[None]:
     """After a test that commits, what has rows is emptied: truncating all tables and telling all
     apps anew takes longer than most tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda _: _empty())
+        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda _: _empty_tables())
         yield
 
 
-def _empty() -> None:
+def _empty_tables() -> None:
     found = connection.introspection.django_table_names(only_existing=True, include_views=False)
-    names = sorted(set(found) - _KEPT)
+    names = sorted(set(found) - _PRESERVED_TABLES)
     some = " UNION ALL ".join(
         f"SELECT '{name}' WHERE EXISTS (SELECT 1 FROM {name})" for name in names
     )
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(some)
         for (name,) in cursor.fetchall():
-            off, on = _guard(cursor, name) if name in _GUARDED else ([], [])
+            off, on = _guard_statements(cursor, name) if name in _APPEND_ONLY_TABLES else ([], [])
             for sql in (*off, f"DELETE FROM {name}", *on):
                 cursor.execute(sql)
 
 
-def _guard(cursor: Any, table: str) -> tuple[list[str], list[str]]:
+def _guard_statements(cursor: Any, table: str) -> tuple[list[str], list[str]]:
     """What lifts the guard of a table for a moment, and what puts it back."""
     if connection.vendor == "postgresql":
         off, on = (f"ALTER TABLE {table} {word} TRIGGER USER" for word in ("DISABLE", "ENABLE"))
@@ -97,11 +100,11 @@ def _guard(cursor: Any, table: str) -> tuple[list[str], list[str]]:
 @pytest.fixture(autouse=True)
 def nobody_acts() -> Iterator[None]:
     """Whom a test let in without a request acts in no other test."""
-    token = audit.acting.set(audit.SERVICE)
-    failures._counted.clear()  # nor is what another test failed with written in this one
+    token = audit.current_actor.set(audit.SERVICE_ACTOR)
+    failures._pending.clear()  # nor is what another test failed with written in this one
     yield
-    session.leave()
-    audit.acting.reset(token)
+    session.lift_restriction()
+    audit.current_actor.reset(token)
 
 
 @pytest.fixture(autouse=True)
@@ -119,10 +122,10 @@ def described(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def checked(self: Client, **request: Any) -> Any:
         answer = plain(self, **request)
-        said = openapi_checks.operation(request["REQUEST_METHOD"], request["PATH_INFO"])
+        said = openapi_checks.find_operation(request["REQUEST_METHOD"], request["PATH_INFO"])
         if said is not None and not answer.streaming:
             kind = answer.headers.get("Content-Type", "")
-            assert openapi_checks.faults(said, answer.status_code, kind, answer.content) == []
+            assert openapi_checks.find_faults(said, answer.status_code, kind, answer.content) == []
         return answer
 
     monkeypatch.setattr(Client, "request", checked)

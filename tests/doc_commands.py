@@ -204,7 +204,7 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
         (programs / name).chmod(0o755)
     (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
     ports = {named: free_port() for named in (8000,)}
-    ports[9009] = sink_port()
+    ports[9009] = destination_port()
     port = ports[8000]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a command is mostly its imports
@@ -228,8 +228,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def sink_port() -> int:
-    """One of those that a sink may have."""
+def destination_port() -> int:
+    """One of those that a destination may have."""
     for port in range(9010, 9999):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))

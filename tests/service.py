@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from exhaust.demo.processes import LIMITS
+from exhaust.demo.processes import GRANIAN_LIMITS
 
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
@@ -247,7 +247,7 @@ def _boot(service: Service) -> None:
     web = service.start(
         "web",
         *("granian", "--interface", "wsgi", "config.wsgi:application"),
-        *("--host", HOST, "--port", str(service.port), "--workers", "1", *LIMITS),
+        *("--host", HOST, "--port", str(service.port), "--workers", "1", *GRANIAN_LIMITS),
     )
     service.start_worker()
 

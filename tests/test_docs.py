@@ -13,7 +13,7 @@ from exhaust.api import validation
 from exhaust.cli.arguments import DOORS, parser
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
-from exhaust.models import Job, Sink
+from exhaust.models import Destination, Job
 from exhaust.monitoring import metrics
 from ingest.adapters import ADAPTERS
 from ingest.models import ApiKey
@@ -69,7 +69,7 @@ def test_every_status_is_described(status: str):
     assert f"| `{status}` |" in REQUESTING
 
 
-@pytest.mark.parametrize("field", validation.Request().fields)
+@pytest.mark.parametrize("field", validation.SubmitRequest().fields)
 def test_every_field_of_a_request_is_described(field: str):
     assert f"`{field}`" in REQUESTING
 
@@ -80,7 +80,7 @@ def test_every_door_is_described(dialect: str):
     assert dialect in DOORS
 
 
-@pytest.mark.parametrize("word", [*Sink.Kind.values, *Sink.Resource.values])
+@pytest.mark.parametrize("word", [*Destination.Kind.values, *Destination.Resource.values])
 def test_every_kind_of_sink_is_described(word: str):
     assert f"`{word}`" in RECEIVING.partition("## Push")[2]
 
@@ -94,7 +94,7 @@ def test_every_scope_is_described(scope: str):
 def test_every_metric_is_described_and_every_described_one_is_there():
     counted = {
         family.name + ("_total" if family.type == "counter" else "")
-        for registered in (REGISTRY, metrics.Rows())
+        for registered in (REGISTRY, metrics.DatabaseCollector())
         for family in registered.collect()
         if family.name.startswith("exhaust_")
     }

@@ -1,4 +1,4 @@
-"""The operators' view of sinks: what the API does, as forms and actions."""
+"""The operators' view of destinations: what the API does, as forms and actions."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from exhaust.delivery import destinations
-from exhaust.models import DeadLetter, Delivery, Sink
-from ingest.admin import ReadOnly, Seen, Walled
+from exhaust.models import DeadLetter, Delivery, Destination
+from ingest.admin import ReadOnlyAdmin, TenantScopedAdmin, VisibleRelatedFilter
 from ingest.auth import roles
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.feed.values import START
 
 
-class SinkForm(forms.ModelForm):
-    """What the API's sink says, as a form."""
+class DestinationForm(forms.ModelForm):
+    """What the API's destination says, as a form."""
 
     password = forms.CharField(
         required=False,
@@ -33,7 +33,7 @@ class SinkForm(forms.ModelForm):
     )
 
     class Meta:
-        model = Sink
+        model = Destination
         fields = [
             "channel", "name", "kind", "resource", "types", "url", "method", "content_type", "user",
             "index", "doc_type",
@@ -44,147 +44,157 @@ class SinkForm(forms.ModelForm):
         """Django's last step, which fills the instance."""
         super()._post_clean()  # type: ignore[misc] # the stubs leave it out
         if not self.errors:
-            said = self.cleaned_data
-            found = destinations.faults(self.instance, said["password"], said["secret"])
-            for field, remedy in found.items():
+            cleaned = self.cleaned_data
+            faults = destinations.validate(self.instance, cleaned["password"], cleaned["secret"])
+            for field, remedy in faults.items():
                 self.add_error(field, remedy)
 
 
-@admin.register(Sink)
-class SinkAdmin(Walled):
-    right = "administer"
-    form = SinkForm
+@admin.register(Destination)
+class DestinationAdmin(TenantScopedAdmin):
+    permission = "administer"
+    form = DestinationForm
     list_display = [
-        "name", "channel", "kind", "resource", "state", "behind", "failures", "next_at",
-        "delivered_at", "switched_off",
+        "name", "channel", "kind", "resource", "state", "show_lag", "failures", "next_at",
+        "delivered_at", "disabled_reason",
     ]  # fmt: skip
-    list_filter = [("channel", Seen), "kind", ("paused_at", admin.EmptyFieldListFilter)]
+    list_filter = [
+        ("channel", VisibleRelatedFilter),
+        "kind",
+        ("paused_at", admin.EmptyFieldListFilter),
+    ]
     list_select_related = ["channel"]
     search_fields = ["name", "url"]
     ordering = ["channel", "name"]
     actions = ["pause", "resume", "test", "rewind"]
 
-    def makes(self, request: HttpRequest) -> set[int]:
+    def pushable_channels(self, request: HttpRequest) -> set[int]:
         """Channels of which a person may send on what is in them: who may have it, too."""
-        may_have = roles.channels(request.user, "submit_private").values()
-        return set(self.channels(request).values()) & set(may_have)
+        may_have = roles.permitted_channels(request.user, "submit_private").values()
+        return set(self.get_permitted_channels(request).values()) & set(may_have)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return bool(self.makes(request))
+        return bool(self.pushable_channels(request))
 
-    def has_change_permission(self, request: HttpRequest, obj: Sink | None = None) -> bool:
-        makes = self.makes(request)
-        return bool(makes) if obj is None else obj.channel_id in makes
+    def has_change_permission(self, request: HttpRequest, obj: Destination | None = None) -> bool:
+        pushable = self.pushable_channels(request)
+        return bool(pushable) if obj is None else obj.channel_id in pushable
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         field = super().formfield_for_foreignkey(db_field, request, **kwargs)
         if db_field.name == "channel":
-            field.queryset = field.queryset.filter(pk__in=self.makes(request))
+            field.queryset = field.queryset.filter(pk__in=self.pushable_channels(request))
         return field
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        fields = [*SinkForm.Meta.fields]
+        fields = [*DestinationForm.Meta.fields]
         if obj is None or self.has_change_permission(request, obj):
             fields += ["password", "secret"]
-        return fields if obj is None else [*fields, *_TOLD]
+        return fields if obj is None else [*fields, *_STATUS_FIELDS]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [] if obj is None else ["channel", "name", *_TOLD]
+        return [] if obj is None else ["channel", "name", *_STATUS_FIELDS]
 
-    def save_form(self, request: HttpRequest, form: Any, change: bool) -> Sink:
-        """The same call as the API's; the sink it gives stands already."""
-        said = form.cleaned_data
-        return destinations.save(form.instance, said["password"] or None, said["secret"] or None)
+    def save_form(self, request: HttpRequest, form: Any, change: bool) -> Destination:
+        """The same call as the API's; the destination it gives stands already."""
+        cleaned = form.cleaned_data
+        return destinations.save(
+            form.instance, cleaned["password"] or None, cleaned["secret"] or None
+        )
 
-    def save_model(self, request: HttpRequest, obj: Sink, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Destination, form: Any, change: bool) -> None:
         """Nothing: `save_form` has saved it."""
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Nothing: a sink has no parts to edit."""
+        """Nothing: a destination has no parts to edit."""
 
-    def delete_model(self, request: HttpRequest, obj: Sink) -> None:
+    def delete_model(self, request: HttpRequest, obj: Destination) -> None:
         destinations.delete(obj)
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
-        for sink in queryset:
-            destinations.delete(sink)
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
+        for destination in queryset:
+            destinations.delete(destination)
 
-    @admin.action(description="Pause the selected sinks", permissions=["change"])
-    def pause(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
-        paused = sum(destinations.pause(sink) for sink in queryset)
-        self.message_user(request, f"{paused} sinks paused.")
+    @admin.action(description="Pause the selected destinations", permissions=["change"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
+        paused = sum(destinations.pause(destination) for destination in queryset)
+        self.message_user(request, f"{paused} destinations paused.")
 
-    @admin.action(description="Resume the selected sinks, at once", permissions=["change"])
-    def resume(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
+    @admin.action(description="Resume the selected destinations, at once", permissions=["change"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
         resumed = 0
-        for sink in queryset:
+        for destination in queryset:
             try:
-                resumed += destinations.resume(sink)
-            except Refused as refused:
-                self.message_user(request, f"{sink}: {refused.detail}", messages.WARNING)
-        self.message_user(request, f"{resumed} sinks resumed.")
+                resumed += destinations.resume(destination)
+            except RequestError as refused:
+                self.message_user(request, f"{destination}: {refused.detail}", messages.WARNING)
+        self.message_user(request, f"{resumed} destinations resumed.")
 
     @admin.action(description="Send one made-up document", permissions=["change"])
-    def test(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
-        for sink in queryset.select_related("channel"):
-            delivery = destinations.test(sink)
-            said = delivery.error or f"The answer was {delivery.answer}."
+    def test(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
+        for destination in queryset.select_related("channel"):
+            delivery = destinations.send_test(destination)
+            outcome = delivery.error or f"The answer was {delivery.answer}."
             level = messages.WARNING if delivery.error else messages.INFO
-            self.message_user(request, f"{sink}: {said}", level)
+            self.message_user(request, f"{destination}: {outcome}", level)
 
     @admin.action(description="Send everything from the beginning", permissions=["change"])
-    def rewind(self, request: HttpRequest, queryset: QuerySet[Sink]) -> None:
-        for sink in queryset:
-            destinations.rewind(sink, START)
-        self.message_user(request, f"{len(queryset)} sinks begin anew.")
+    def rewind(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
+        for destination in queryset:
+            destinations.rewind(destination, START)
+        self.message_user(request, f"{len(queryset)} destinations restart from the beginning.")
 
     @admin.display(description="State")
-    def state(self, sink: Sink) -> str:
-        return destinations.state(sink)
+    def state(self, destination: Destination) -> str:
+        return destinations.determine_state(destination)
 
     @admin.display(description="Behind")
-    def behind(self, sink: Sink) -> str:
-        lag = destinations.lag(sink)
+    def show_lag(self, destination: Destination) -> str:
+        lag = destinations.measure_lag(destination)
         return f"{lag.documents} documents, {lag.seconds:.0f} s" if lag.documents else "nothing"
 
     @admin.display(description="Dead letters")
-    def letters(self, sink: Sink) -> int:
-        return sink.dead_letters.filter(taken_at=None).count()
+    def dead_letter_count(self, destination: Destination) -> int:
+        return destination.dead_letters.filter(delivered_at=None).count()
 
 
-_TOLD = [
-    "state", "behind", "letters", "failures", "next_at", "delivered_at", "paused_at",
-    "switched_off",
+_STATUS_FIELDS = [
+    "state", "show_lag", "dead_letter_count", "failures", "next_at", "delivered_at", "paused_at",
+    "disabled_reason",
 ]  # fmt: skip
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(ReadOnly):
-    right = "administer"
-    channel = "sink__channel"
+class DeliveryAdmin(ReadOnlyAdmin):
+    permission = "administer"
+    channel_path = "destination__channel"
     list_display = [
-        "sink", "kind", "status", "documents", "byte_count", "attempt", "answer", "error",
+        "destination", "kind", "status", "documents", "byte_count", "attempt", "answer", "error",
         "created_at", "ended_at",
     ]  # fmt: skip
-    list_filter = ["status", "kind", ("sink", Seen)]
-    list_select_related = ["sink"]
+    list_filter = ["status", "kind", ("destination", VisibleRelatedFilter)]
+    list_select_related = ["destination"]
     ordering = ["-id"]
 
 
 @admin.register(DeadLetter)
-class DeadLetterAdmin(ReadOnly):
-    right = "administer"
-    channel = "sink__channel"
+class DeadLetterAdmin(ReadOnlyAdmin):
+    permission = "administer"
+    channel_path = "destination__channel"
     list_display = [
-        "document_id", "sink", "answer", "reason", "created_at", "again_at", "taken_at",
+        "document_id", "destination", "answer", "reason", "created_at", "requeued_at", "delivered_at",
     ]  # fmt: skip
-    list_filter = [("taken_at", admin.EmptyFieldListFilter), "answer", ("sink", Seen)]
-    list_select_related = ["sink"]
+    list_filter = [
+        ("delivered_at", admin.EmptyFieldListFilter),
+        "answer",
+        ("destination", VisibleRelatedFilter),
+    ]
+    list_select_related = ["destination"]
     search_fields = ["document_id", "reason"]
     ordering = ["-id"]
-    actions = ["send_again"]
+    actions = ["requeue"]
 
     @admin.action(description="Send the selected documents again", permissions=["view"])
-    def send_again(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
-        count = destinations.send_again(queryset)
+    def requeue(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
+        count = destinations.requeue_dead_letters(queryset)
         self.message_user(request, f"{count} documents will be sent again, as they are now.")

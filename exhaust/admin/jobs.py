@@ -11,45 +11,45 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 
 from exhaust.datasets import DATASETS, is_private
-from exhaust.datasets.selection import zone
+from exhaust.datasets.selection import load_zone
 from exhaust.delivery import callbacks
 from exhaust.files import encryption, links
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import submit
 from exhaust.jobs.submit import Submission
-from exhaust.models import DailyRun, File, Job, Link, Notice, Transition
-from ingest.admin import OnlySuperusers, ReadOnly, Seen
+from exhaust.models import Callback, DailyRun, File, Job, Link, Transition
+from ingest.admin import ReadOnlyAdmin, SuperuserOnlyAdmin, VisibleRelatedFilter
 from ingest.auth import roles
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.models import IDENTIFIER, Channel, Conversation
 
-PLAIN = [name for name, dataset in DATASETS.items() if not dataset.private]
+NON_PERSONAL_DATASETS = [name for name, dataset in DATASETS.items() if not dataset.is_private]
 
 
-def askable(user: Any, rows: QuerySet, of: str = "") -> QuerySet:
+def filter_requestable(user: Any, rows: QuerySet, prefix: str = "") -> QuerySet:
     """Rows of what the person may ask for; `of` is how that is reached."""
-    plain = models.Q(**{f"{of}dataset__in": PLAIN})
-    asking, private = (
-        models.Q(**{f"{of}channel__in": roles.channels(user, right).values()})
+    is_non_personal = models.Q(**{f"{prefix}dataset__in": NON_PERSONAL_DATASETS})
+    may_submit, may_submit_personal = (
+        models.Q(**{f"{prefix}channel__in": roles.permitted_channels(user, right).values()})
         for right in ("submit_response", "submit_private")
     )
-    return rows.filter(plain & asking | ~plain & private)
+    return rows.filter(is_non_personal & may_submit | ~is_non_personal & may_submit_personal)
 
 
-class OfJobs(ReadOnly):
+class JobRelatedAdmin(ReadOnlyAdmin):
     """Jobs and their rows: what holds people needs the right for it."""
 
-    job = ""  # how a row's job is reached
+    job_prefix = ""  # how a row's job is reached
 
-    def channels(self, request: HttpRequest) -> dict[str, int]:
-        asking = roles.channels(request.user, "submit_response")
-        return asking | roles.channels(request.user, "submit_private")
+    def get_permitted_channels(self, request: HttpRequest) -> dict[str, int]:
+        submit_channels = roles.permitted_channels(request.user, "submit_response")
+        return submit_channels | roles.permitted_channels(request.user, "submit_private")
 
-    def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
-        return askable(request.user, rows, self.job)
+    def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
+        return filter_requestable(request.user, rows, self.job_prefix)
 
 
-class OfDataset(admin.SimpleListFilter):
+class DatasetFilter(admin.SimpleListFilter):
     """All datasets there are, whoever asked for one."""
 
     title = parameter_name = "dataset"
@@ -61,12 +61,12 @@ class OfDataset(admin.SimpleListFilter):
         return queryset.filter(job__dataset=self.value()) if self.value() else queryset
 
 
-def may_ask(user: Any, dataset: str, channel: Channel) -> bool:
-    right: roles.Right = "submit_private" if is_private(dataset) else "submit_response"
-    return roles.may(user, right, channel.identifier)
+def may_request(user: Any, dataset: str, channel: Channel) -> bool:
+    right: roles.Permission = "submit_private" if is_private(dataset) else "submit_response"
+    return roles.has_permission(user, right, channel.identifier)
 
 
-NOT_YOURS = "You may not ask for this dataset in this channel."
+NOT_PERMITTED = "You may not ask for this dataset in this channel."
 
 
 class SubmitForm(forms.ModelForm):
@@ -88,17 +88,17 @@ class SubmitForm(forms.ModelForm):
         required=False,
         strip=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
-        help_text=f"Seals the file under a password; kept nowhere afterwards. {encryption.RULE}",
+        help_text=f"Seals the file under a password; kept nowhere afterwards. {encryption.PASSWORD_RULE}",
     )
 
     class Meta:
         model = Job
-        fields = ["tag", "output_format", "sealing"]
+        fields = ["tag", "output_format", "encryption"]
 
     def clean_zone(self) -> str:
         name = str(self.cleaned_data["zone"])
         try:
-            zone(name)
+            load_zone(name)
         except ValueError as error:
             raise forms.ValidationError(str(error)) from None
         return name
@@ -113,17 +113,17 @@ class SubmitForm(forms.ModelForm):
             )
         conversation = cleaned.get("conversation")
         if dataset := DATASETS.get(cleaned.get("dataset", "")):
-            for remedy in dataset.faults({"conversationId"} if conversation else ()).values():
+            for remedy in dataset.find_errors({"conversationId"} if conversation else ()).values():
                 self.add_error("conversation", remedy)
         channel = conversation.channel if conversation else cleaned.get("channel")
         if not channel:
             self.add_error("channel", "Choose a conversation, or a channel.")
-        elif dataset and not may_ask(self.user, dataset.name, channel):
-            self.add_error("dataset", NOT_YOURS)
+        elif dataset and not may_request(self.user, dataset.name, channel):
+            self.add_error("dataset", NOT_PERMITTED)
         return cleaned
 
 
-class Told(admin.TabularInline):
+class ReadOnlyInline(admin.TabularInline):
     """Rows that the service wrote beside a job."""
 
     ordering = ["id"]
@@ -142,50 +142,50 @@ class Told(admin.TabularInline):
         return False
 
 
-class TransitionInline(Told):
+class TransitionInline(ReadOnlyInline):
     """What became of a job, attempt by attempt."""
 
     model = Transition
     fields = ["at", "status", "attempt", "message"]
 
 
-class NoticeInline(Told):
+class CallbackInline(ReadOnlyInline):
     """Who was told of it."""
 
-    model = Notice
-    fields = ["status", "attempt", "due_at", "delivered_at", "given_up_at", "answer", "error"]
+    model = Callback
+    fields = ["status", "attempt", "due_at", "delivered_at", "abandoned_at", "answer", "error"]
 
 
 @admin.register(Job)
-class JobAdmin(OfJobs):
+class JobAdmin(JobRelatedAdmin):
     list_display = [
         "tag", "status", "dataset", "channel", "rows_done", "submitted_at", "completed_at",
         "request_id",
     ]  # fmt: skip
-    list_filter = ["status", "dataset", ("channel", Seen)]
+    list_filter = ["status", "dataset", ("channel", VisibleRelatedFilter)]
     list_select_related = ["channel"]
     search_fields = ["request_id", "tag", "requested_by"]
     ordering = ["-submitted_at"]
     actions = ["retry", "cancel"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return self.is_let(request)
+        return self.has_access(request)
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
     ) -> Any:
         if change:
             return super().get_form(request, obj, change, **kwargs)
-        ours = Channel.objects.filter(pk__in=self.channels(request).values())
+        own_channels = Channel.objects.filter(pk__in=self.get_permitted_channels(request).values())
 
         class Form(SubmitForm):
             user = request.user
             conversation = forms.ModelChoiceField(
-                Conversation.objects.filter(channel__in=ours).select_related("channel"),
+                Conversation.objects.filter(channel__in=own_channels).select_related("channel"),
                 required=False,
             )
             channel = forms.ModelChoiceField(
-                ours, required=False, help_text="Where no conversation is chosen."
+                own_channels, required=False, help_text="Where no conversation is chosen."
             )
 
         return Form
@@ -193,45 +193,45 @@ class JobAdmin(OfJobs):
     def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
         if obj is None:
             return []
-        return [TransitionInline, NoticeInline] if obj.callback_url else [TransitionInline]
+        return [TransitionInline, CallbackInline] if obj.callback_url else [TransitionInline]
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is not None:
-            return [field.name for field in Job._meta.fields if field.name != "sealed_key"]
+            return [field.name for field in Job._meta.fields if field.name != "encrypted_key"]
         return [
             "dataset", "conversation", "channel", "first_day", "last_day", "zone",
-            "output_format", "tag", "sealing", "encryption_key",
+            "output_format", "tag", "encryption", "encryption_key",
         ]  # fmt: skip
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             return super().changeform_view(request, *args, **kwargs)
-        except Refused as error:  # as many wait as may
+        except RequestError as error:  # as many wait as may
             self.message_user(request, str(error), messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
 
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Job:
         """The same call as the API's; the job it gives stands already."""
-        said = form.cleaned_data
-        conversation: Conversation | None = said["conversation"]
-        channel: Channel = conversation.channel if conversation else said["channel"]
+        cleaned = form.cleaned_data
+        conversation: Conversation | None = cleaned["conversation"]
+        channel: Channel = conversation.channel if conversation else cleaned["channel"]
         return submit.submit(
             Submission(
                 channel_id=channel.pk,
                 channel=channel.identifier,
-                tag=said["tag"],
-                dataset=said["dataset"],
+                tag=cleaned["tag"],
+                dataset=cleaned["dataset"],
                 config={
-                    "type": said["dataset"],
+                    "type": cleaned["dataset"],
                     **({"conversationId": conversation.identifier} if conversation else {}),
-                    "startDate": said["first_day"].isoformat(),
-                    "endDate": said["last_day"].isoformat(),
-                    "timezone": said["zone"],
+                    "startDate": cleaned["first_day"].isoformat(),
+                    "endDate": cleaned["last_day"].isoformat(),
+                    "timezone": cleaned["zone"],
                 },
                 requested_by=request.user.get_username(),
-                output_format=said["output_format"],
-                sealing=said["sealing"],
-                encryption_key=said["encryption_key"],
+                output_format=cleaned["output_format"],
+                encryption=cleaned["encryption"],
+                encryption_key=cleaned["encryption_key"],
             )
         )
 
@@ -243,43 +243,43 @@ class JobAdmin(OfJobs):
 
     @admin.action(description="Run the selected jobs again", permissions=["add"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
-        again = 0
+        retried = 0
         for job in queryset:
             try:
-                again += submit.retry(job)
-            except Refused as error:
+                retried += submit.retry(job)
+            except RequestError as error:
                 self.message_user(request, f"{job}: {error}", messages.ERROR)
-        self._tell(request, queryset, again, "will run again", "at work or done")
+        self._report_outcome(request, queryset, retried, "will run again", "at work or done")
 
     @admin.action(description="Cancel the selected jobs", permissions=["add"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
-        by = request.user.get_username()
-        stopped = sum(submit.cancel(job, by) for job in queryset)
-        self._tell(request, queryset, stopped, "are cancelled", "ended already")
+        username = request.user.get_username()
+        cancelled = sum(submit.cancel(job, username) for job in queryset)
+        self._report_outcome(request, queryset, cancelled, "are cancelled", "ended already")
 
-    def _tell(
-        self, request: HttpRequest, queryset: QuerySet[Job], done: int, what: str, else_: str
+    def _report_outcome(
+        self, request: HttpRequest, queryset: QuerySet[Job], done: int, outcome: str, reason: str
     ) -> None:
-        self.message_user(request, f"{done} jobs {what}.")
+        self.message_user(request, f"{done} jobs {outcome}.")
         if left := len(queryset) - done:
             self.message_user(
-                request, f"{left} were left alone: they are {else_}.", messages.WARNING
+                request, f"{left} were left alone: they are {reason}.", messages.WARNING
             )
 
 
 @admin.register(DailyRun)
-class DailyRunAdmin(OnlySuperusers, ReadOnly):
-    list_display = ["day", "started_at", "finished_at", "files_deleted", "leftovers_deleted"]
+class DailyRunAdmin(SuperuserOnlyAdmin, ReadOnlyAdmin):
+    list_display = ["day", "started_at", "finished_at", "files_deleted", "orphans_deleted"]
     ordering = ["-day"]
 
 
 @admin.register(File)
-class FileAdmin(OfJobs):
-    job = "job__"
+class FileAdmin(JobRelatedAdmin):
+    job_prefix = "job__"
     list_display = [
         "name", "job", "row_count", "byte_count", "created_at", "deleted_at", "withdrawn_at",
     ]  # fmt: skip
-    list_filter = [OfDataset, ("job__channel", Seen)]
+    list_filter = [DatasetFilter, ("job__channel", VisibleRelatedFilter)]
     list_select_related = ["job"]
     search_fields = ["name", "sha256", "job__request_id"]
     ordering = ["-id"]
@@ -287,26 +287,26 @@ class FileAdmin(OfJobs):
 
     @admin.display(description="Download")
     def download(self, file: File) -> str:
-        link = links.current(file)
+        link = links.get_or_create(file)
         if link is None:
             return "The file is deleted or withdrawn; send the request again."
         return format_html(
             '<a href="{}">{}</a> until {}',
-            links.address(link),
+            links.build_url(link),
             file.name,
             f"{link.expires_at:%Y-%m-%d %H:%M} UTC",
         )
 
 
 @admin.register(Link)
-class LinkAdmin(OfJobs):
-    job = "file__job__"
+class LinkAdmin(JobRelatedAdmin):
+    job_prefix = "file__job__"
     list_display = ["id", "file", "issued_at", "expires_at", "revoked_at", "use_count"]
-    list_filter = [("file__job__channel", Seen)]
+    list_filter = [("file__job__channel", VisibleRelatedFilter)]
     list_select_related = ["file"]
     search_fields = ["file__name"]
     ordering = ["-id"]
-    exclude = ["digest", "sealed_token"]
+    exclude = ["digest", "encrypted_token"]
     actions = ["revoke"]
 
     @admin.action(description="Revoke the selected links", permissions=["revoke"])
@@ -322,29 +322,29 @@ class LinkAdmin(OfJobs):
         return True  # who sees a link's page may have the file, and so end its link
 
 
-@admin.register(Notice)
-class NoticeAdmin(OfJobs):
-    job = "job__"
+@admin.register(Callback)
+class CallbackAdmin(JobRelatedAdmin):
+    job_prefix = "job__"
     list_display = [
         "url", "status", "job", "attempt", "answer", "error", "due_at", "delivered_at",
-        "given_up_at",
+        "abandoned_at",
     ]  # fmt: skip
     list_filter = [
         ("delivered_at", admin.EmptyFieldListFilter),
-        ("given_up_at", admin.EmptyFieldListFilter),
+        ("abandoned_at", admin.EmptyFieldListFilter),
         "status",
         "answer",
-        ("job__channel", Seen),
+        ("job__channel", VisibleRelatedFilter),
     ]
     list_select_related = ["job"]
     search_fields = ["url", "job__request_id", "job__tag"]
     ordering = ["-id"]
-    actions = ["deliver_again"]
+    actions = ["redeliver"]
 
-    @admin.action(description="Deliver the selected notices again", permissions=["view"])
-    def deliver_again(self, request: HttpRequest, queryset: QuerySet[Notice]) -> None:
+    @admin.action(description="Deliver the selected callbacks again", permissions=["view"])
+    def redeliver(self, request: HttpRequest, queryset: QuerySet[Callback]) -> None:
         count = len(queryset)
-        due = callbacks.again(queryset)
+        due = callbacks.requeue(queryset)
         self.message_user(request, f"{due} will be delivered again, under the id they had.")
         if due < count:
             left = f"{count - due} are still being delivered and were left alone."

@@ -9,13 +9,13 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html_join
 
-from exhaust.admin.jobs import NOT_YOURS, askable, may_ask
+from exhaust.admin.jobs import NOT_PERMITTED, filter_requestable, may_request
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
-from ingest.admin import Seen, Walled
-from ingest.events import Refused
+from ingest.admin import TenantScopedAdmin, VisibleRelatedFilter
+from ingest.events import RequestError
 
 
 class ScheduleForm(forms.ModelForm):
@@ -36,37 +36,43 @@ class ScheduleForm(forms.ModelForm):
         model = Schedule
         fields = [
             "channel", "name", "cron", "zone", "dataset", "conversation", "window", "tag",
-            "output_format", "sealing", "callback_url",
+            "output_format", "encryption", "callback_url",
         ]  # fmt: skip
 
     def _post_clean(self) -> None:
         """Django's last step, which fills the instance."""
         super()._post_clean()  # type: ignore[misc] # the stubs leave it out
         if not self.errors:
-            for field, remedy in schedules.faults(self.instance).items():
+            for field, remedy in schedules.find_errors(self.instance).items():
                 self.add_error(field, remedy)
-        if not self.errors and not may_ask(self.user, self.instance.dataset, self.instance.channel):
-            self.add_error("dataset", NOT_YOURS)
+        if not self.errors and not may_request(
+            self.user, self.instance.dataset, self.instance.channel
+        ):
+            self.add_error("dataset", NOT_PERMITTED)
 
 
 @admin.register(Schedule)
-class ScheduleAdmin(Walled):
-    right = "administer"
+class ScheduleAdmin(TenantScopedAdmin):
+    permission = "administer"
     form = ScheduleForm
     list_display = [
         "name", "channel", "dataset", "cron", "zone", "window", "next_at", "paused_at",
         "last_error",
     ]  # fmt: skip
-    list_filter = [("channel", Seen), "dataset", ("paused_at", admin.EmptyFieldListFilter)]
+    list_filter = [
+        ("channel", VisibleRelatedFilter),
+        "dataset",
+        ("paused_at", admin.EmptyFieldListFilter),
+    ]
     list_select_related = ["channel"]
     search_fields = ["name", "conversation", "tag", "requested_by"]
     ordering = ["channel", "name"]
     actions = ["pause", "resume"]
 
-    def seen(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
+    def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
         """Those of datasets the person may ask for, as in the console: who changes, pauses or
         deletes one decides what others get."""
-        return askable(request.user, super().seen(request, rows))
+        return filter_requestable(request.user, super().filter_visible(request, rows))
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields: list[str] = list(ScheduleForm.Meta.fields)
@@ -117,7 +123,7 @@ class ScheduleAdmin(Walled):
         for schedule in queryset:
             try:
                 resumed += schedules.resume(schedule)
-            except Refused as error:
+            except RequestError as error:
                 self.message_user(request, f"{schedule}: {error}", messages.WARNING)
         self.message_user(request, f"{resumed} schedules resumed.")
 
@@ -126,10 +132,10 @@ class ScheduleAdmin(Walled):
         if schedule.paused_at is not None:
             return "None while it is paused."
         try:
-            asked = schedules.asked(schedule, schedule.next_at)
+            request = schedules.requested_window(schedule, schedule.next_at)
         except ValueError as error:
             return str(error)
-        return f"{asked.first} to {asked.last} as {asked.tag}"
+        return f"{request.first} to {request.last} as {request.tag}"
 
     @admin.display(description="Last jobs")
     def last_jobs(self, schedule: Schedule) -> str:

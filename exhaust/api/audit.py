@@ -14,68 +14,70 @@ from rest_framework.request import Request
 
 from exhaust.api import envelope, validation
 from exhaust.api.views import DatasetView
-from exhaust.datasets.columns import guarded
+from exhaust.datasets.columns import escape_formula
 from exhaust.feed import cursor
-from exhaust.feed.documents import milliseconds
-from exhaust.files.formats.lines import csv_line
+from exhaust.feed.documents import to_epoch_ms
+from exhaust.files.formats.lines import format_csv_line
 from ingest.auth import keys
-from ingest.models import LedgerEntry
+from ingest.models import AuditEvent
 
-HEADERS = (
+CSV_HEADERS = (
     "ID", "Time", "Action", "Outcome", "Actor", "Key", "Channel", "Subject", "Address", "Details",
 )  # fmt: skip
-_DAY = timedelta(days=1)
+ONE_DAY = timedelta(days=1)
 
 
-def entries(
+def filter_events(
     channel: str | None = None,
-    first: date | None = None,
-    last: date | None = None,
+    first_day: date | None = None,
+    last_day: date | None = None,
     action: str = "",
-) -> QuerySet[LedgerEntry]:
+) -> QuerySet[AuditEvent]:
     """By time; of all channels where none is named. Days are UTC's, both ends included."""
-    asked: dict[str, Any] = {}
+    conditions: dict[str, Any] = {}
     if channel is not None:
-        asked["channel"] = channel
-    if first is not None:
-        asked["at__gte"] = datetime.combine(first, time.min, UTC)
-    if last is not None:
-        asked["at__lt"] = datetime.combine(last + _DAY, time.min, UTC)
+        conditions["channel"] = channel
+    if first_day is not None:
+        conditions["at__gte"] = datetime.combine(first_day, time.min, UTC)
+    if last_day is not None:
+        conditions["at__lt"] = datetime.combine(last_day + ONE_DAY, time.min, UTC)
     if action:
-        asked["action"] = action
-    return LedgerEntry.objects.filter(**asked).order_by("at", "id")
+        conditions["action"] = action
+    return AuditEvent.objects.filter(**conditions).order_by("at", "id")
 
 
-def presented(entry: LedgerEntry) -> dict[str, Any]:
+def present_event(event: AuditEvent) -> dict[str, Any]:
     return {
-        "id": entry.pk,
-        "time": milliseconds(entry.at),
-        "action": entry.action,
-        "outcome": entry.outcome,
-        "actor": entry.actor,
-        "key": entry.key,
-        "channel": entry.channel,
-        "subject": entry.subject,
-        "address": entry.address,
-        "details": entry.details,
+        "id": event.pk,
+        "time": to_epoch_ms(event.at),
+        "action": event.action,
+        "outcome": event.outcome,
+        "actor": event.actor,
+        "key": event.key,
+        "channel": event.channel,
+        "subject": event.subject,
+        "address": event.address,
+        "details": event.details,
     }
 
 
-def csv(found: Iterable[LedgerEntry]) -> Iterable[bytes]:
+def render_csv(events: Iterable[AuditEvent]) -> Iterable[bytes]:
     """Lines, a header first, as the exhausts' are."""
-    yield csv_line(HEADERS)
-    for entry in found:
-        when = entry.at.astimezone(UTC).isoformat(timespec="milliseconds")
-        said = list(presented(entry).values())[2:-1]
-        details = json.dumps(entry.details, sort_keys=True, ensure_ascii=False)
-        yield csv_line([str(entry.pk), when, *(guarded(word) or None for word in said), details])
+    yield format_csv_line(CSV_HEADERS)
+    for event in events:
+        timestamp = event.at.astimezone(UTC).isoformat(timespec="milliseconds")
+        cells = list(present_event(event).values())[2:-1]
+        details = json.dumps(event.details, sort_keys=True, ensure_ascii=False)
+        yield format_csv_line(
+            [str(event.pk), timestamp, *(escape_formula(cell) or None for cell in cells), details]
+        )
 
 
-class Query(validation.Paging):
+class AuditQuery(validation.Paging):
     """What a page is asked with."""
 
     action = serializers.CharField(max_length=64, default="")
-    format = validation.OneOf(["json", "csv"], required=False)
+    format = validation.ChoiceField(["json", "csv"], required=False)
 
     def get_fields(self) -> dict[str, Any]:
         days = {  # the one is a word of Python's
@@ -95,10 +97,10 @@ class Query(validation.Paging):
         return attrs
 
 
-class LedgerView(DatasetView):
-    """`GET /dataset/v1/ledger?from=&to=&action=&limit=&cursor=&format=`"""
+class AuditView(DatasetView):
+    """`GET /dataset/v1/audit?from=&to=&action=&limit=&cursor=&format=`"""
 
-    operation = "ledger.list"
+    operation = "audit.list"
 
     def perform_content_negotiation(
         self, request: Request, force: bool = False
@@ -107,35 +109,49 @@ class LedgerView(DatasetView):
         return renderer, renderer.media_type
 
     def get(self, request: Request) -> HttpResponse:
-        asked = Query(data=request.query_params.dict())
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data
-        keys.caller(request).require("audit")
-        _, channel = self.channel(request)
-        found = entries(channel, said["from"], said["to"], said["action"])
-        question = ["ledger", channel, str(said["from"]), str(said["to"]), said["action"]]
-        if said["cursor"] is not None:
-            at, pk = cursor.unseal(said["cursor"], question)
-            moment = datetime.fromisoformat(at)
-            found = found.filter(Q(at__gt=moment) | Q(at=moment, id__gt=pk), at__gte=moment)
-        rows = list(found[: said["limit"] + 1])
-        more = len(rows) > said["limit"]
-        rows = rows[: said["limit"]]
-        next_ = cursor.seal([rows[-1].at.isoformat(), rows[-1].pk], question) if more else None
+        serializer = AuditQuery(data=request.query_params.dict())
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data
+        keys.get_caller(request).require("audit")
+        _, channel = self.resolve_channel(request)
+        events = filter_events(channel, params["from"], params["to"], params["action"])
+        query_fingerprint = [
+            "audit",
+            channel,
+            str(params["from"]),
+            str(params["to"]),
+            params["action"],
+        ]
+        if params["cursor"] is not None:
+            last_time, pk = cursor.decode(params["cursor"], query_fingerprint)
+            last_moment = datetime.fromisoformat(last_time)
+            events = events.filter(
+                Q(at__gt=last_moment) | Q(at=last_moment, id__gt=pk), at__gte=last_moment
+            )
+        rows = list(events[: params["limit"] + 1])
+        has_more = len(rows) > params["limit"]
+        rows = rows[: params["limit"]]
+        next_cursor = (
+            cursor.encode([rows[-1].at.isoformat(), rows[-1].pk], query_fingerprint)
+            if has_more
+            else None
+        )
         answer: HttpResponse
-        if said.get("format", _accepted(request)) == "csv":
-            answer = HttpResponse(b"".join(csv(rows)), content_type="text/csv; charset=utf-8")
-            answer["Content-Disposition"] = 'attachment; filename="ledger.csv"'
-            if next_:
-                query = urlencode({**request.query_params.dict(), "cursor": next_})
+        if params.get("format", _preferred_format(request)) == "csv":
+            answer = HttpResponse(
+                b"".join(render_csv(rows)), content_type="text/csv; charset=utf-8"
+            )
+            answer["Content-Disposition"] = 'attachment; filename="audit.csv"'
+            if next_cursor:
+                query = urlencode({**request.query_params.dict(), "cursor": next_cursor})
                 answer["Link"] = f'<{request.build_absolute_uri(request.path)}?{query}>; rel="next"'
         else:
-            told = [presented(entry) for entry in rows]
-            result = {"count": len(told), "entries": told, "nextCursor": next_}
-            answer = envelope.wrapped(self.operation, result)
+            items = [present_event(event) for event in rows]
+            result = {"count": len(items), "entries": items, "nextCursor": next_cursor}
+            answer = envelope.build_success(self.operation, result)
         answer["Cache-Control"] = "no-store"
         return answer
 
 
-def _accepted(request: Request) -> str:
+def _preferred_format(request: Request) -> str:
     return "csv" if request.headers.get("Accept", "").startswith("text/csv") else "json"

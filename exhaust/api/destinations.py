@@ -1,4 +1,4 @@
-"""Sinks in the dataset API: what one must say, what it is told to do, how it is answered."""
+"""Destinations in the dataset API: what one must say, what it is told to do, how it is answered."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exhaust.api import envelope, validation
-from exhaust.api.pull import Moment
-from exhaust.api.views import DatasetView, NamedView, OrderView
+from exhaust.api.pull import TimestampField
+from exhaust.api.views import ActionView, DatasetView, NamedView
 from exhaust.delivery import destinations
 from exhaust.feed import cursor
-from exhaust.feed.documents import milliseconds
-from exhaust.models import DeadLetter, Delivery, Sink
+from exhaust.feed.documents import to_epoch_ms
+from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.auth import keys
 
-# a sink's fields in the wire's names
-WIRE = {
+# a destination's fields in the wire's names
+WIRE_NAMES = {
     "kind": "kind",
     "resource": "resource",
     "types": "types",
@@ -28,17 +28,17 @@ WIRE = {
     "index": "index",
     "doc_type": "docType",
 }
-KNOWN = {**WIRE, "secret": "signingSecret"}
+FAULT_WIRE_NAMES = {**WIRE_NAMES, "secret": "signingSecret"}
 
 
-class Words(validation.Strict):
-    """The `request` of a sink; what its words mean, `control.faults` judges."""
+class DestinationFields(validation.StrictSerializer):
+    """The `request` of a destination; what its words mean, `control.faults` judges."""
 
     kind = serializers.CharField(
-        default=Sink.Kind.WEBHOOK.value, help_text="How the receiver is spoken to."
+        default=Destination.Kind.WEBHOOK.value, help_text="How the receiver is spoken to."
     )
     resource = serializers.CharField(
-        default=Sink.Resource.SESSIONS.value, help_text="What is pushed."
+        default=Destination.Resource.SESSIONS.value, help_text="What is pushed."
     )
     types = serializers.ListField(
         child=serializers.CharField(),
@@ -54,7 +54,7 @@ class Words(validation.Strict):
         required=False, help_text="PUT for a webhook, POST for Elasticsearch, if left out."
     )
     contentType = serializers.CharField(
-        default=Sink.ContentType.NDJSON.value, help_text="What the body is called."
+        default=Destination.ContentType.NDJSON.value, help_text="What the body is called."
     )
     user = serializers.CharField(
         max_length=255, default="", allow_blank=True, help_text="For HTTP Basic; without ':'."
@@ -80,24 +80,25 @@ class Words(validation.Strict):
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        elastic = attrs["kind"] == Sink.Kind.ELASTICSEARCH
-        attrs.setdefault("method", "POST" if elastic else "PUT")
+        is_elasticsearch = attrs["kind"] == Destination.Kind.ELASTICSEARCH
+        attrs.setdefault("method", "POST" if is_elasticsearch else "PUT")
         return attrs
 
 
-class Put(serializers.Serializer[dict[str, Any]]):
-    """The body of a sink; its own envelope is not checked."""
+class DestinationBody(serializers.Serializer[dict[str, Any]]):
+    """The body of a destination; its own envelope is not checked."""
 
-    request = Words(help_text="Where to, what, and how.")
+    request = DestinationFields(help_text="Where to, what, and how.")
 
 
-class Whither(serializers.Serializer[dict[str, Any]]):
-    """Where a sink goes on: a cursor, or a moment."""
+class RewindRequest(serializers.Serializer[dict[str, Any]]):
+    """Where a destination goes on: a cursor, or a moment."""
 
     cursor = serializers.CharField(
-        required=False, help_text="A sink's cursor, or a pull's of the same resource and types."
+        required=False,
+        help_text="A destination's cursor, or a pull's of the same resource and types.",
     )
-    time = Moment(
+    time = TimestampField(
         required=False, help_text="Seconds or milliseconds since 1970: on from what came then."
     )
 
@@ -107,163 +108,169 @@ class Whither(serializers.Serializer[dict[str, Any]]):
         return attrs
 
 
-class Rewind(serializers.Serializer[dict[str, Any]]):
+class RewindBody(serializers.Serializer[dict[str, Any]]):
     """The body of a rewind; its own envelope is not checked."""
 
-    request = Whither(help_text="Either cursor or time.")
+    request = RewindRequest(help_text="Either cursor or time.")
 
 
-class SinkView(NamedView):
-    """What is about one sink: `/dataset/v1/sink/{name}`."""
+class DestinationView(NamedView):
+    """What is about one destination: `/dataset/v1/destination/{name}`."""
 
-    operation = "sink"
+    operation = "destination"
 
-    def owner(self, request: Request) -> tuple[int, str]:
-        keys.caller(request).require("pull")
-        return self.channel(request)
+    def authorize(self, request: Request) -> tuple[int, str]:
+        keys.get_caller(request).require("pull")
+        return self.resolve_channel(request)
 
-    def one(self, request: Request, name: str) -> Sink:
-        channel_id, _ = self.owner(request)
-        sink = destinations.find(channel_id, name)
-        if sink is None:
-            raise NotFound("There is no sink of that name.")
-        return sink
+    def fetch_object(self, request: Request, name: str) -> Destination:
+        channel_id, _ = self.authorize(request)
+        destination = destinations.find(channel_id, name)
+        if destination is None:
+            raise NotFound("There is no destination of that name.")
+        return destination
 
-    def shown(self, one: Sink) -> dict[str, Any]:
-        return presented(one)
+    def present(self, instance: Destination) -> dict[str, Any]:
+        return present_destination(instance)
 
     def put(self, request: Request, name: str) -> Response:
-        asked = Put(data=request.data)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data["request"]
-        channel_id, _ = self.owner(request)
-        sink = Sink(channel_id=channel_id, name=name)
-        for field, wire in WIRE.items():
-            setattr(sink, field, said[wire])
-        password, secret = said.get("password"), said.get("signingSecret")
-        self.refuse(destinations.faults(sink, password, secret), KNOWN)
-        destinations.save(sink, password, secret)
-        return self.answer(request, name)
+        serializer = DestinationBody(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data["request"]
+        channel_id, _ = self.authorize(request)
+        destination = Destination(channel_id=channel_id, name=name)
+        for field, wire in WIRE_NAMES.items():
+            setattr(destination, field, params[wire])
+        password, secret = params.get("password"), params.get("signingSecret")
+        self.raise_first_fault(
+            destinations.validate(destination, password, secret), FAULT_WIRE_NAMES
+        )
+        destinations.save(destination, password, secret)
+        return self.respond(request, name)
 
     def delete(self, request: Request, name: str) -> Response:
-        destinations.delete(self.one(request, name))
-        return envelope.wrapped(self.operation, {"name": name})
+        destinations.delete(self.fetch_object(request, name))
+        return envelope.build_success(self.operation, {"name": name})
 
 
-class PauseView(OrderView, SinkView):
-    operation = "sink.pause"
-    order = staticmethod(destinations.pause)
+class PauseView(ActionView, DestinationView):
+    operation = "destination.pause"
+    action = staticmethod(destinations.pause)
 
 
-class ResumeView(OrderView, SinkView):
-    operation = "sink.resume"
-    order = staticmethod(destinations.resume)
+class ResumeView(ActionView, DestinationView):
+    operation = "destination.resume"
+    action = staticmethod(destinations.resume)
 
 
-class RewindView(SinkView):
-    """`POST /dataset/v1/sink/{name}/rewind`"""
+class RewindView(DestinationView):
+    """`POST /dataset/v1/destination/{name}/rewind`"""
 
-    operation = "sink.rewind"
+    operation = "destination.rewind"
     http_method_names = ["post"]
 
     def post(self, request: Request, name: str) -> Response:
-        asked = Rewind(data=request.data)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data["request"]
-        sink = self.one(request, name)
-        if "cursor" in said:
-            place = destinations.place_of_cursor(sink, said["cursor"])
+        serializer = RewindBody(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data["request"]
+        destination = self.fetch_object(request, name)
+        if "cursor" in params:
+            position = destinations.decode_cursor(destination, params["cursor"])
         else:
-            place = destinations.place_of_time(sink, said["time"])
-        destinations.rewind(sink, place)
-        return self.answer(request, name)
+            position = destinations.find_position_at(destination, params["time"])
+        destinations.rewind(destination, position)
+        return self.respond(request, name)
 
 
-class TestView(SinkView):
-    """`POST /dataset/v1/sink/{name}/test`"""
+class TestView(DestinationView):
+    """`POST /dataset/v1/destination/{name}/test`"""
 
-    operation = "sink.test"
+    operation = "destination.test"
     http_method_names = ["post"]
 
     def post(self, request: Request, name: str) -> Response:
-        delivery = destinations.test(self.one(request, name))
-        return envelope.wrapped(self.operation, _delivery(delivery))
+        delivery = destinations.send_test(self.fetch_object(request, name))
+        return envelope.build_success(self.operation, _present_delivery(delivery))
 
 
-class AgainView(SinkView):
-    """`POST /dataset/v1/sink/{name}/again`: all of its dead letters."""
+class RequeueView(DestinationView):
+    """`POST /dataset/v1/destination/{name}/requeue`: all of its dead letters."""
 
-    operation = "sink.again"
+    operation = "destination.requeue"
     http_method_names = ["post"]
 
     def post(self, request: Request, name: str) -> Response:
-        sink = self.one(request, name)
-        count = destinations.send_again(sink.dead_letters.all())
-        return envelope.wrapped(self.operation, {"count": count})
+        destination = self.fetch_object(request, name)
+        count = destinations.requeue_dead_letters(destination.dead_letters.all())
+        return envelope.build_success(self.operation, {"count": count})
 
 
-class DeadLettersView(SinkView):
-    """`GET /dataset/v1/sink/{name}/deadletters?limit=&cursor=`"""
+class DeadLettersView(DestinationView):
+    """`GET /dataset/v1/destination/{name}/deadletters?limit=&cursor=`"""
 
-    operation = "sink.deadletters"
+    operation = "destination.deadletters"
     http_method_names = ["get"]
 
     def get(self, request: Request, name: str) -> Response:
-        asked = validation.Paging(data=request.query_params)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data
-        sink = self.one(request, name)
-        question = ["deadletters", sink.pk]
-        rows = sink.dead_letters.filter(taken_at=None).order_by("id")
-        if said["cursor"] is not None:
-            rows = rows.filter(pk__gt=cursor.unseal(said["cursor"], question)[0])
-        found = list(rows[: said["limit"] + 1])
-        more = len(found) > said["limit"]
-        found = found[: said["limit"]]
-        return envelope.wrapped(
+        serializer = validation.Paging(data=request.query_params)
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data
+        destination = self.fetch_object(request, name)
+        query_fingerprint = ["deadletters", destination.pk]
+        rows = destination.dead_letters.filter(delivered_at=None).order_by("id")
+        if params["cursor"] is not None:
+            rows = rows.filter(pk__gt=cursor.decode(params["cursor"], query_fingerprint)[0])
+        page_rows = list(rows[: params["limit"] + 1])
+        has_more = len(page_rows) > params["limit"]
+        page_rows = page_rows[: params["limit"]]
+        return envelope.build_success(
             self.operation,
             {
-                "count": len(found),
-                "deadLetters": [_letter(letter) for letter in found],
-                "nextCursor": cursor.seal([found[-1].pk], question) if more else None,
+                "count": len(page_rows),
+                "deadLetters": [_present_dead_letter(letter) for letter in page_rows],
+                "nextCursor": cursor.encode([page_rows[-1].pk], query_fingerprint)
+                if has_more
+                else None,
             },
         )
 
 
-class SinksView(DatasetView):
-    """`GET /dataset/v1/sink`"""
+class DestinationListView(DatasetView):
+    """`GET /dataset/v1/destination`"""
 
-    operation = "sink.list"
+    operation = "destination.list"
 
     def get(self, request: Request) -> Response:
-        keys.caller(request).require("pull")
-        channel_id, _ = self.channel(request)
-        sinks = Sink.objects.filter(channel_id=channel_id).select_related("channel")
-        found = [presented(sink) for sink in sinks.order_by("name")]
-        return envelope.wrapped(self.operation, {"count": len(found), "sinks": found})
+        keys.get_caller(request).require("pull")
+        channel_id, _ = self.resolve_channel(request)
+        destinations = Destination.objects.filter(channel_id=channel_id).select_related("channel")
+        items = [present_destination(destination) for destination in destinations.order_by("name")]
+        return envelope.build_success(self.operation, {"count": len(items), "destinations": items})
 
 
-def presented(sink: Sink) -> dict[str, Any]:
-    """A sink; of password and secret only that they are there."""
-    behind = destinations.lag(sink)
+def present_destination(destination: Destination) -> dict[str, Any]:
+    """A destination; of password and secret only that they are there."""
+    lag = destinations.measure_lag(destination)
     return {
-        "name": sink.name,
-        "requestedChannel": sink.channel.identifier,
-        **{wire: getattr(sink, field) for field, wire in WIRE.items()},
-        "hasPassword": sink.sealed_password is not None,
-        "signed": sink.sealed_secret is not None,
-        "state": destinations.state(sink),
-        "reason": sink.switched_off,
-        "failures": sink.failures,
-        "nextAttempt": milliseconds(sink.next_at) if sink.failures else None,
-        "cursor": destinations.cursor_of(sink),
-        "lag": {"documents": behind.documents, "seconds": round(behind.seconds, 1)},
-        "deadLetters": sink.dead_letters.filter(taken_at=None).count(),
-        "deliveries": [_delivery(delivery) for delivery in sink.deliveries.order_by("-id")[:5]],
+        "name": destination.name,
+        "requestedChannel": destination.channel.identifier,
+        **{wire: getattr(destination, field) for field, wire in WIRE_NAMES.items()},
+        "hasPassword": destination.encrypted_password is not None,
+        "signed": destination.encrypted_secret is not None,
+        "state": destinations.determine_state(destination),
+        "reason": destination.disabled_reason,
+        "failures": destination.failures,
+        "nextAttempt": to_epoch_ms(destination.next_at) if destination.failures else None,
+        "cursor": destinations.encode_cursor(destination),
+        "lag": {"documents": lag.documents, "seconds": round(lag.seconds, 1)},
+        "deadLetters": destination.dead_letters.filter(delivered_at=None).count(),
+        "deliveries": [
+            _present_delivery(delivery) for delivery in destination.deliveries.order_by("-id")[:5]
+        ],
     }
 
 
-def _delivery(delivery: Delivery) -> dict[str, Any]:
+def _present_delivery(delivery: Delivery) -> dict[str, Any]:
     return {
         "kind": delivery.kind,
         "status": delivery.status,
@@ -272,17 +279,17 @@ def _delivery(delivery: Delivery) -> dict[str, Any]:
         "attempts": delivery.attempt,
         "answer": delivery.answer,
         "error": delivery.error,
-        "begun": milliseconds(delivery.created_at),
-        "ended": milliseconds(delivery.ended_at) if delivery.ended_at else None,
+        "startedAt": to_epoch_ms(delivery.created_at),
+        "endedAt": to_epoch_ms(delivery.ended_at) if delivery.ended_at else None,
     }
 
 
-def _letter(letter: DeadLetter) -> dict[str, Any]:
+def _present_dead_letter(dead_letter: DeadLetter) -> dict[str, Any]:
     return {
-        "documentId": letter.document_id,
-        "position": f"{letter.xid}.{letter.row}",
-        "answer": letter.answer,
-        "reason": letter.reason,
-        "time": milliseconds(letter.created_at),
-        "again": letter.again_at is not None,
+        "documentId": dead_letter.document_id,
+        "position": f"{dead_letter.xid}.{dead_letter.row}",
+        "answer": dead_letter.answer,
+        "reason": dead_letter.reason,
+        "time": to_epoch_ms(dead_letter.created_at),
+        "requeued": dead_letter.requeued_at is not None,
     }

@@ -10,29 +10,29 @@ from rest_framework.response import Response
 from ingest.http import problems
 
 log = logging.getLogger(__name__)
-_CODES = {
+_RESPONSE_CODES = {
     400: "CLIENT_ERROR", 401: "UNAUTHORIZED", 403: "FORBIDDEN", 404: "RESOURCE_NOT_FOUND",
     408: "REQUEST_TIMEOUT", 409: "CONFLICT", 410: "GONE", 429: "TOO_MANY_REQUESTS",
     500: "SERVER_ERROR",
 }  # fmt: skip
 
 
-def wrapped(operation: str, result: dict[str, Any]) -> Response:
+def build_success(operation: str, result: dict[str, Any]) -> Response:
     """A success."""
-    return Response(_envelope(operation, "OK", {"status": "successful"}, result))
+    return Response(_build_envelope(operation, "OK", {"status": "successful"}, result))
 
 
-def handler(error: Exception, context: dict[str, Any]) -> Response:
+def build_error(error: Exception, context: dict[str, Any]) -> Response:
     """DRF's exception handler: any error, told in the envelope."""
-    read = problems.reading(error)
-    if read is None:
+    classified = problems.classify(error)
+    if classified is None:
         log.error("request.failed", exc_info=error)
-        read = (500, "server_error", "We failed; the cause is in our log. Try again later.")
-    status, _, sentence = read
-    code = _CODES.get(status, "CLIENT_ERROR")
+        classified = (500, "server_error", "We failed; the cause is in our log. Try again later.")
+    status, _, detail = classified
+    code = _RESPONSE_CODES.get(status, "CLIENT_ERROR")
     operation = getattr(context.get("view"), "operation", "request")
-    params = {"status": "failed", "err": code, "errmsg": sentence}
-    response = Response(_envelope(operation, code, params, {}), status)
+    params = {"status": "failed", "err": code, "errmsg": detail}
+    response = Response(_build_envelope(operation, code, params, {}), status)
     if status == 401:
         response["WWW-Authenticate"] = "Bearer"
     if status == 429:
@@ -40,7 +40,7 @@ def handler(error: Exception, context: dict[str, Any]) -> Response:
     return response
 
 
-def _envelope(
+def _build_envelope(
     operation: str, code: str, params: dict[str, Any], result: dict[str, Any]
 ) -> dict[str, Any]:
     return {

@@ -13,12 +13,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from exhaust.feed import cursor, documents, pages
-from exhaust.feed.pages import Question
+from exhaust.feed.pages import FeedQuery
 from ingest import audit
 from ingest.auth import keys
-from ingest.db.prepared import asked
+from ingest.db.prepared import fetch_all
 from ingest.feed import reader, values
-from ingest.feed.values import Place
+from ingest.feed.values import FeedPosition
 from ingest.http import problems
 from ingest.models import AppUser, Session, StoredEvent
 from ingest.tenancy import session
@@ -27,7 +27,7 @@ MAX_SECONDS = 100_000_000_000  # what is less counts seconds, the rest milliseco
 SCOPES = {"events": "pull", "sessions": "pull", "users": "export:private"}
 
 
-class Moment(serializers.IntegerField):
+class TimestampField(serializers.IntegerField):
     """Seconds or milliseconds since 1970, told apart by size."""
 
     def to_internal_value(self, data: Any) -> Any:
@@ -41,7 +41,7 @@ class Moment(serializers.IntegerField):
         raise serializers.ValidationError("Write seconds or milliseconds since 1970.")
 
 
-class Query(serializers.Serializer[dict[str, Any]]):
+class PageQuery(serializers.Serializer[dict[str, Any]]):
     """What a page is asked with."""
 
     pageSize = serializers.IntegerField(
@@ -53,10 +53,12 @@ class Query(serializers.Serializer[dict[str, Any]]):
         allow_blank=True,
         help_text="nextCursor of the page before, exactly as it was given.",
     )
-    start = Moment(
+    start = TimestampField(
         required=False, default=None, help_text="From when, included: seconds or milliseconds."
     )
-    end = Moment(required=False, default=None, help_text="Until when, not included: behind start.")
+    end = TimestampField(
+        required=False, default=None, help_text="Until when, not included: behind start."
+    )
     events = serializers.ListField(
         child=serializers.CharField(),
         required=False,
@@ -76,115 +78,123 @@ class PullView(APIView):
     resource = ""
 
     def get_exception_handler(self) -> Callable[..., Any]:
-        def told(error: Exception, context: dict[str, Any]) -> Response | None:
-            answer = problems.handler(error, context)
+        def build_error(error: Exception, context: dict[str, Any]) -> Response | None:
+            answer = problems.handle_exception(error, context)
             if answer is not None:
                 answer.data["details"] = answer.data["detail"]
             return answer
 
-        return told
+        return build_error
 
-    def channel(self, request: Request) -> tuple[int, str]:
-        caller = keys.caller(request)
+    def resolve_channel(self, request: Request) -> tuple[int, str]:
+        caller = keys.get_caller(request)
         caller.require("pull")
         caller.require(SCOPES[self.resource])
-        return caller.channel(request.headers.get("X-Channel-ID"))
+        return caller.resolve_channel(request.headers.get("X-Channel-ID"))
 
 
 class PageView(PullView):
     """`GET /export/{events,sessions,users}?pageSize=&cursor=&start=&end=&events=`"""
 
     def get(self, request: Request) -> HttpResponse:
-        channel_id, channel = self.channel(request)
-        asked = Query(data=_said(request))
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data
-        question = Question(
-            channel_id, self.resource, said["start"], said["end"], tuple(sorted(said["events"]))
+        channel_id, channel = self.resolve_channel(request)
+        serializer = PageQuery(data=_query_values(request))
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data
+        query = FeedQuery(
+            channel_id,
+            self.resource,
+            params["start"],
+            params["end"],
+            tuple(sorted(params["events"])),
         )
-        belongs = pages.bound(question)
-        place = values.START
-        if said["cursor"] == "now":
-            place = pages.now()
-        elif said["cursor"]:
-            xid, pk = cursor.unseal(said["cursor"], belongs)
-            place = Place(xid, pk)
-        page = pages.read(question, place, said["pageSize"])
+        query_fingerprint = pages.query_fingerprint(query)
+        position = values.START
+        if params["cursor"] == "now":
+            position = pages.current_position()
+        elif params["cursor"]:
+            xid, pk = cursor.decode(params["cursor"], query_fingerprint)
+            position = FeedPosition(xid, pk)
+        page = pages.read_page(query, position, params["pageSize"])
         if self.resource == "users" and page.items:
-            audit.record("personal.pulled", channel=channel, subject="users", rows=len(page.items))
+            audit.record(
+                "personal_data.exported", channel=channel, subject="users", rows=len(page.items)
+            )
         parts = [b'"items":[' + b",".join(page.items) + b"]"]
         if self.resource == "events":
-            parts.append(b'"metadata":' + documents.encode(_metadata(channel_id, channel)))
-        parts.append(b'"nextCursor":"%s"' % cursor.seal(list(page.place), belongs).encode())
+            parts.append(b'"metadata":' + documents.encode(_build_metadata(channel_id, channel)))
+        parts.append(
+            b'"nextCursor":"%s"' % cursor.encode(list(page.position), query_fingerprint).encode()
+        )
         answer = HttpResponse(b"{" + b",".join(parts) + b"}", content_type="application/json")
         answer["Cache-Control"] = "no-store"
-        answer["X-Feed-End"] = "true" if page.ended else "false"
+        answer["X-Feed-End"] = "true" if page.is_at_end else "false"
         if self.resource == "events":
-            session.leave()  # of other roles' writers PostgreSQL tells no age
-        answer["X-Feed-Lag"] = f"{pages.lag(question).total_seconds():.1f}"
+            session.lift_restriction()  # of other roles' writers PostgreSQL tells no age
+        answer["X-Feed-Lag"] = f"{pages.measure_lag(query).total_seconds():.1f}"
         return answer
 
 
-def _said(request: Request) -> dict[str, Any]:
+def _query_values(request: Request) -> dict[str, Any]:
     query = request.query_params
     return {name: query.getlist(name) if name == "events" else query[name] for name in query}
 
 
-def _metadata(channel_id: int, identifier: str) -> dict[str, str]:
+def _build_metadata(channel_id: int, identifier: str) -> dict[str, str]:
     """Croct's three levels are one here: the channel."""
-    ((said,),) = asked("SELECT name FROM ingest_channel WHERE id = %s", [channel_id])
-    name = said or identifier
+    ((stored_name,),) = fetch_all("SELECT name FROM ingest_channel WHERE id = %s", [channel_id])
+    name = stored_name or identifier
     return {
-        f"{level}{what}": value
+        f"{level}{field}": value
         for level in ("organization", "workspace", "application")
-        for what, value in (("Name", name), ("Slug", identifier))
+        for field, value in (("Name", name), ("Slug", identifier))
     }
 
 
-class OneView(PullView):
+class RecordView(PullView):
     """`GET /export/{events,sessions,users}/{id}`"""
 
     def get(self, request: Request, identifier: str) -> HttpResponse:
-        channel_id, channel = self.channel(request)
-        found = _ONE[self.resource](channel_id, identifier)
-        if found is None:
+        channel_id, channel = self.resolve_channel(request)
+        document = _FETCHERS[self.resource](channel_id, identifier)
+        if document is None:
             raise NotFound(f"There is nothing by this id among the {self.resource}.")
         if self.resource == "users":
-            audit.record("personal.pulled", channel=channel, subject="users", rows=1)
+            audit.record("personal_data.exported", channel=channel, subject="users", rows=1)
         if self.resource == "events":
-            metadata = documents.encode(_metadata(channel_id, channel))
-            found = b'{"metadata":%s,"event":%s}' % (metadata, found)
-        answer = HttpResponse(found, content_type="application/json")
+            metadata = documents.encode(_build_metadata(channel_id, channel))
+            document = b'{"metadata":%s,"event":%s}' % (metadata, document)
+        answer = HttpResponse(document, content_type="application/json")
         answer["Cache-Control"] = "no-store"
         return answer
 
 
-def _event(channel_id: int, identifier: str) -> bytes | None:
-    living = StoredEvent.objects.filter(
-        identity=_uuid(identifier), superseded_xid=None, channel_id=channel_id
+def _fetch_event(channel_id: int, identifier: str) -> bytes | None:
+    current_events = StoredEvent.objects.filter(
+        identity=_parse_uuid(identifier), superseded_xid=None, channel_id=channel_id
     )
-    found = reader.told(living)
-    return documents.event(found[0]) if found else None
+    rows = reader.fetch_events(current_events)
+    return documents.encode_event(rows[0]) if rows else None
 
 
-def _session(channel_id: int, identifier: str) -> bytes | None:
+def _fetch_session(channel_id: int, identifier: str) -> bytes | None:
     rows = Session.objects.select_related("parent").filter(
-        channel_id=channel_id, key=_uuid(identifier)
+        channel_id=channel_id, key=_parse_uuid(identifier)
     )
     row = rows.first()
-    return documents.session(row) if row is not None else None
+    return documents.encode_session(row) if row is not None else None
 
 
-def _user(channel_id: int, identifier: str) -> bytes | None:
+def _fetch_user(channel_id: int, identifier: str) -> bytes | None:
     """A user id, or the device of somebody who never signed in."""
     if "\0" in identifier:
         return None
     rows = AppUser.objects.filter(channel_id=channel_id, identifier=identifier)
     row = rows.order_by("anonymous").first()
-    return documents.user(row) if row is not None else None
+    return documents.encode_user(row) if row is not None else None
 
 
-def _uuid(text: str) -> UUID:
+def _parse_uuid(text: str) -> UUID:
     """Raises `NotFound`: what is no id is nobody's."""
     try:
         return UUID(text)
@@ -192,4 +202,4 @@ def _uuid(text: str) -> UUID:
         raise NotFound("There is nothing by this id.") from None
 
 
-_ONE = {"events": _event, "sessions": _session, "users": _user}
+_FETCHERS = {"events": _fetch_event, "sessions": _fetch_session, "users": _fetch_user}

@@ -9,19 +9,19 @@ from rest_framework import serializers
 from rest_framework.request import Request
 
 from exhaust.api.pull import PullView
-from exhaust.api.validation import OneOf
+from exhaust.api.validation import ChoiceField
 from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
 from ingest.models import Session
 
-COUNT = 50
-WINDOW = timedelta(days=7)
+SAMPLE_SIZE = 50
+SAMPLE_WINDOW = timedelta(days=7)
 
 
-class Query(serializers.Serializer[dict[str, Any]]):
+class SampleQuery(serializers.Serializer[dict[str, Any]]):
     """What a sample is asked with."""
 
-    format = OneOf(
+    format = ChoiceField(
         ["ndjson", "bulk"], default="ndjson", help_text="bulk puts an action line before each."
     )
     index = serializers.CharField(
@@ -38,24 +38,26 @@ class SampleView(PullView):
     resource = "sessions"
 
     def get(self, request: Request) -> HttpResponse:
-        channel_id, channel = self.channel(request)
-        asked = Query(data=request.query_params)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data
+        channel_id, channel = self.resolve_channel(request)
+        serializer = SampleQuery(data=request.query_params)
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data
         rows = Session.objects.filter(
-            channel_id=channel_id, closed=True, ended_at__gte=timezone.now() - WINDOW
+            channel_id=channel_id, closed=True, ended_at__gte=timezone.now() - SAMPLE_WINDOW
         )
         # by place: the index that there is; the last changed are the last closed
-        told = session_documents.told(rows.order_by("-xid", "-id")[:COUNT])
-        found = session_documents.documents(channel, told)
-        if said["format"] == "bulk":
+        session_rows = session_documents.fetch_sessions(rows.order_by("-xid", "-id")[:SAMPLE_SIZE])
+        found = session_documents.build_documents(channel, session_rows)
+        if params["format"] == "bulk":
             lines = [
-                elasticsearch.lines(said["index"], said["type"], identifier, document)
+                elasticsearch.format_bulk_lines(
+                    params["index"], params["type"], identifier, document
+                )
                 for identifier, document in found
             ]
         else:
             lines = [document + b"\n" for _, document in found]
-        return _file(b"".join(lines), "application/x-ndjson", "sample.ndjson")
+        return _build_attachment(b"".join(lines), "application/x-ndjson", "sample.ndjson")
 
 
 class MappingView(PullView):
@@ -64,11 +66,13 @@ class MappingView(PullView):
     resource = "sessions"
 
     def get(self, request: Request) -> HttpResponse:
-        self.channel(request)
-        return _file(encode(session_documents.MAPPING), "application/json", "mapping.json")
+        self.resolve_channel(request)
+        return _build_attachment(
+            encode(session_documents.ELASTICSEARCH_MAPPING), "application/json", "mapping.json"
+        )
 
 
-def _file(content: bytes, content_type: str, name: str) -> HttpResponse:
+def _build_attachment(content: bytes, content_type: str, name: str) -> HttpResponse:
     answer = HttpResponse(content, content_type=content_type)
     answer["Content-Disposition"] = f'attachment; filename="{name}"'
     answer["Cache-Control"] = "no-store"

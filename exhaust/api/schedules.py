@@ -8,13 +8,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exhaust.api import envelope, validation
-from exhaust.api.views import DatasetView, NamedView, OrderView, readable, scope
+from exhaust.api.views import ActionView, DatasetView, NamedView, readable_datasets, required_scope
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
 from ingest.auth import keys
 
 # a schedule's fields in the wire's names
-WIRE = {
+WIRE_NAMES = {
     "cron": "cron",
     "zone": "timezone",
     "dataset": "dataset",
@@ -24,11 +24,11 @@ WIRE = {
     "output_format": "outputFormat",
     "requested_by": "requestedBy",
     "callback_url": "callbackUrl",
-    "sealing": "sealing",
+    "encryption": "encryption",
 }
 
 
-class Words(validation.Strict):
+class ScheduleFields(validation.StrictSerializer):
     """The `request` of a schedule; what its words mean, `schedules.faults` judges."""
 
     cron = serializers.CharField(
@@ -64,25 +64,27 @@ class Words(validation.Strict):
         trim_whitespace=False,
         help_text="Is told by a signed POST when each job has ended.",
     )
-    sealing = serializers.CharField(
+    encryption = serializers.CharField(
         max_length=16, default="", allow_blank=True, help_text="publickey, or none."
     )
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict) and "encryptionKey" in data:
             raise serializers.ValidationError(
-                {"encryptionKey": "No password is kept for later; say sealing: publickey instead."}
+                {
+                    "encryptionKey": "No password is kept for later; say encryption: publickey instead."
+                }
             )
         return super().to_internal_value(data)
 
     def validate_outputFormat(self, value: str) -> str:
-        return validation.output_format(value)
+        return validation.check_output_format(value)
 
 
-class Put(serializers.Serializer[dict[str, Any]]):
+class ScheduleBody(serializers.Serializer[dict[str, Any]]):
     """The body of a schedule; its own envelope is not checked."""
 
-    request = Words(help_text="What is asked for, and when.")
+    request = ScheduleFields(help_text="What is asked for, and when.")
 
 
 class ScheduleView(NamedView):
@@ -90,78 +92,80 @@ class ScheduleView(NamedView):
 
     operation = "schedule"
 
-    def one(self, request: Request, name: str) -> Schedule:
-        caller = keys.caller(request)
-        channel_id, _ = self.channel(request)
-        schedule = schedules.find(channel_id, name)
+    def fetch_object(self, request: Request, name: str) -> Schedule:
+        caller = keys.get_caller(request)
+        channel_id, _ = self.resolve_channel(request)
+        schedule = schedules.fetch_schedule(channel_id, name)
         if schedule is None:
             raise NotFound("There is no schedule of that name.")
-        caller.require(scope(schedule.dataset))
+        caller.require(required_scope(schedule.dataset))
         return schedule
 
-    def shown(self, one: Schedule) -> dict[str, Any]:
-        return presented(one)
+    def present(self, instance: Schedule) -> dict[str, Any]:
+        return present_schedule(instance)
 
     def put(self, request: Request, name: str) -> Response:
-        asked = Put(data=request.data)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data["request"]
-        caller = keys.caller(request)
-        channel_id, _ = self.channel(request)
-        words = {field: said[wire] for field, wire in WIRE.items() if wire in said}
-        words.setdefault("requested_by", caller.name)
-        schedule = Schedule(channel_id=channel_id, name=name, **words)
-        self.refuse(schedules.faults(schedule), WIRE)
-        caller.require(scope(schedule.dataset))
-        replaced = schedules.find(channel_id, name)
+        serializer = ScheduleBody(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data["request"]
+        caller = keys.get_caller(request)
+        channel_id, _ = self.resolve_channel(request)
+        fields = {field: params[wire] for field, wire in WIRE_NAMES.items() if wire in params}
+        fields.setdefault("requested_by", caller.name)
+        schedule = Schedule(channel_id=channel_id, name=name, **fields)
+        self.raise_first_fault(schedules.find_errors(schedule), WIRE_NAMES)
+        caller.require(required_scope(schedule.dataset))
+        replaced = schedules.fetch_schedule(channel_id, name)
         if replaced is not None:
-            caller.require(scope(replaced.dataset))
+            caller.require(required_scope(replaced.dataset))
         schedules.save(schedule)
-        return self.answer(request, name)
+        return self.respond(request, name)
 
     def delete(self, request: Request, name: str) -> Response:
-        schedules.delete(self.one(request, name))
-        return envelope.wrapped(self.operation, {"name": name})
+        schedules.delete(self.fetch_object(request, name))
+        return envelope.build_success(self.operation, {"name": name})
 
 
-class PauseView(OrderView, ScheduleView):
+class PauseView(ActionView, ScheduleView):
     operation = "schedule.pause"
-    order = staticmethod(schedules.pause)
+    action = staticmethod(schedules.pause)
 
 
-class ResumeView(OrderView, ScheduleView):
+class ResumeView(ActionView, ScheduleView):
     operation = "schedule.resume"
-    order = staticmethod(schedules.resume)
+    action = staticmethod(schedules.resume)
 
 
-class SchedulesView(DatasetView):
+class ScheduleListView(DatasetView):
     """`GET /dataset/v1/schedule?limit=&cursor=`"""
 
     operation = "schedule.list"
 
     def get(self, request: Request) -> Response:
-        asked = validation.Paging(data=request.query_params)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data
-        caller = keys.caller(request)
-        channel_id, _ = self.channel(request)
-        found = schedules.page(channel_id, readable(caller), said["limit"], said["cursor"])
-        return envelope.wrapped(
+        serializer = validation.Paging(data=request.query_params)
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data
+        caller = keys.get_caller(request)
+        channel_id, _ = self.resolve_channel(request)
+        page = schedules.fetch_page(
+            channel_id, readable_datasets(caller), params["limit"], params["cursor"]
+        )
+        return envelope.build_success(
             self.operation,
             {
-                "count": len(found.schedules),
-                "schedules": [presented(schedule) for schedule in found.schedules],
-                "nextCursor": found.cursor,
+                "count": len(page.schedules),
+                "schedules": [present_schedule(schedule) for schedule in page.schedules],
+                "nextCursor": page.cursor,
             },
         )
 
 
-def presented(schedule: Schedule) -> dict[str, Any]:
+def present_schedule(schedule: Schedule) -> dict[str, Any]:
     """A schedule of `schedules.shown`. One that is paused has no next run."""
-    answer = {
+    payload = {
         "name": schedule.name,
         "requestedChannel": schedule.channel.identifier,
-        **{wire: getattr(schedule, field) for field, wire in WIRE.items()},
+        **{wire: getattr(schedule, field) for field, wire in WIRE_NAMES.items()},
         "paused": schedule.paused_at is not None,
         "nextRun": None,
         "nextWindow": None,
@@ -173,12 +177,15 @@ def presented(schedule: Schedule) -> dict[str, Any]:
         ],
     }
     if schedule.paused_at is not None:
-        return answer
-    answer["nextRun"] = int(schedule.next_at.timestamp() * 1000)
+        return payload
+    payload["nextRun"] = int(schedule.next_at.timestamp() * 1000)
     try:
-        asked = schedules.asked(schedule, schedule.next_at)
+        request = schedules.requested_window(schedule, schedule.next_at)
     except ValueError:  # a setting took it away: lastError tells
-        return answer
-    answer["nextWindow"] = {"startDate": asked.first.isoformat(), "endDate": asked.last.isoformat()}
-    answer["nextTag"] = asked.tag
-    return answer
+        return payload
+    payload["nextWindow"] = {
+        "startDate": request.first.isoformat(),
+        "endDate": request.last.isoformat(),
+    }
+    payload["nextTag"] = request.tag
+    return payload

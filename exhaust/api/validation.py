@@ -9,21 +9,21 @@ from django.conf import settings
 from rest_framework import serializers
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import zone
+from exhaust.datasets.selection import load_zone
 from exhaust.delivery import http_client
 from exhaust.files.formats import FORMATS
 from exhaust.models import Job
 from ingest.models import IDENTIFIER
 
 
-def output_format(said: str) -> str:
+def check_output_format(name: str) -> str:
     """The format's name. Raises `ValidationError` with the list of them."""
-    if said.lower() not in FORMATS:
+    if name.lower() not in FORMATS:
         raise serializers.ValidationError(f"One of {', '.join(FORMATS)}.")
-    return said.lower()
+    return name.lower()
 
 
-class OneOf(serializers.ChoiceField):
+class ChoiceField(serializers.ChoiceField):
     """Says what may be chosen, and never what was: that may be anything."""
 
     def __init__(self, choices: Sequence[str], **options: Any) -> None:
@@ -32,7 +32,7 @@ class OneOf(serializers.ChoiceField):
         )
 
 
-class Strict(serializers.Serializer[dict[str, Any]]):
+class StrictSerializer(serializers.Serializer[dict[str, Any]]):
     """Refuses what it does not know: left out unsaid, it would be missed for ever."""
 
     def to_internal_value(self, data: Any) -> Any:
@@ -44,13 +44,13 @@ class Strict(serializers.Serializer[dict[str, Any]]):
         return super().to_internal_value(data)
 
 
-class Day(serializers.CharField):
+class DayField(serializers.CharField):
     """A day, written as YYYY-MM-DD."""
 
     def to_internal_value(self, data: Any) -> Any:
         value = super().to_internal_value(data)
         try:
-            day = date.fromisoformat(value if _DAY.fullmatch(value) else "")
+            day = date.fromisoformat(value if _DAY_PATTERN.fullmatch(value) else "")
         except ValueError:
             day = date.min
         if not 1970 <= day.year <= 9000:
@@ -58,7 +58,7 @@ class Day(serializers.CharField):
         return day
 
 
-_DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DAY_PATTERN = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class DatasetConfig(serializers.Serializer[dict[str, Any]]):
@@ -94,8 +94,8 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         trim_whitespace=False,
         help_text="The requestId of a SUCCESS: only what arrived after that one.",
     )
-    startDate = Day(trim_whitespace=False, help_text="The first day, included: YYYY-MM-DD.")
-    endDate = Day(
+    startDate = DayField(trim_whitespace=False, help_text="The first day, included: YYYY-MM-DD.")
+    endDate = DayField(
         trim_whitespace=False,
         help_text="The last day, included: YYYY-MM-DD, not before startDate.",
     )
@@ -116,7 +116,7 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
 
     def validate_timezone(self, value: str) -> str:
         try:
-            zone(value)
+            load_zone(value)
         except ValueError as error:
             raise serializers.ValidationError(str(error)) from None
         return value
@@ -132,7 +132,7 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         return attrs
 
 
-class Request(serializers.Serializer[dict[str, Any]]):
+class SubmitRequest(serializers.Serializer[dict[str, Any]]):
     """The `request` of a submission. `requestedChannel` is read by nobody: the header wins."""
 
     tag = serializers.RegexField(
@@ -153,7 +153,7 @@ class Request(serializers.Serializer[dict[str, Any]]):
     output_format = serializers.CharField(
         required=False, help_text="What the file is written in; csv where it is left out."
     )
-    priority = OneOf(
+    priority = ChoiceField(
         [name.lower() for name in Job.Priority.names],
         required=False,
         default="interactive",
@@ -164,7 +164,7 @@ class Request(serializers.Serializer[dict[str, Any]]):
         trim_whitespace=False,
         help_text="Is told by a signed POST when the job has ended: http:// or https://.",
     )
-    sealing = OneOf(
+    encryption = ChoiceField(
         ["password", "publickey"],
         required=False,
         allow_null=True,
@@ -187,16 +187,16 @@ class Request(serializers.Serializer[dict[str, Any]]):
 
     def validate_callbackUrl(self, value: str) -> str:
         try:
-            http_client.parse(value)
-        except http_client.AddressRefused as error:
+            http_client.parse_url(value)
+        except http_client.AddressNotAllowed as error:
             raise serializers.ValidationError(str(error)) from None
         return value
 
     def validate_outputFormat(self, value: str) -> str:
-        return output_format(value)
+        return check_output_format(value)
 
     def validate_output_format(self, value: str) -> str:
-        return output_format(value)
+        return check_output_format(value)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         kind = attrs["datasetConfig"].get("type")
@@ -204,21 +204,21 @@ class Request(serializers.Serializer[dict[str, Any]]):
             raise serializers.ValidationError(
                 {"datasetConfig": {"type": "Must be the same as dataset, or left out."}}
             )
-        if faults := DATASETS[attrs["dataset"]].faults(attrs["datasetConfig"]):
+        if faults := DATASETS[attrs["dataset"]].find_errors(attrs["datasetConfig"]):
             raise serializers.ValidationError({"datasetConfig": faults})
-        said = {attrs[name] for name in ("outputFormat", "output_format") if name in attrs}
-        if len(said) > 1:
+        formats = {attrs[name] for name in ("outputFormat", "output_format") if name in attrs}
+        if len(formats) > 1:
             raise serializers.ValidationError(
                 {"outputFormat": "Differs from output_format; leave one of them out."}
             )
-        attrs["output_format"] = said.pop() if said else "csv"
+        attrs["output_format"] = formats.pop() if formats else "csv"
         return attrs
 
 
-class Submit(serializers.Serializer[dict[str, Any]]):
+class SubmitBody(serializers.Serializer[dict[str, Any]]):
     """The body of a submission; its own envelope is not checked."""
 
-    request = Request(help_text="What is asked for.")
+    request = SubmitRequest(help_text="What is asked for.")
 
 
 class Paging(serializers.Serializer[dict[str, Any]]):
@@ -235,7 +235,7 @@ class Paging(serializers.Serializer[dict[str, Any]]):
     )
 
 
-class Several(serializers.ListField):
+class OneOrMany(serializers.ListField):
     """One value, or a list of them."""
 
     def to_internal_value(self, data: Any) -> list[Any]:
@@ -245,13 +245,13 @@ class Several(serializers.ListField):
 class SearchFilters(serializers.Serializer[dict[str, Any]]):
     """Which jobs; each one left out filters nothing. Days are UTC's, of the submission."""
 
-    dataset = Several(
-        child=OneOf(list(DATASETS)),
+    dataset = OneOrMany(
+        child=ChoiceField(list(DATASETS)),
         required=False,
         help_text="One dataset, or a list of them.",
     )
-    status = Several(
-        child=OneOf(Job.Status.values),
+    status = OneOrMany(
+        child=ChoiceField(Job.Status.values),
         required=False,
         help_text="One status, or a list of them.",
     )
@@ -267,9 +267,9 @@ class SearchFilters(serializers.Serializer[dict[str, Any]]):
     tagPrefix = serializers.CharField(
         required=False, trim_whitespace=False, help_text="How the tag begins."
     )
-    requestedDate = Day(required=False, help_text="The day of the submission, UTC.")
-    requestedFrom = Day(required=False, help_text="The first day of submissions, UTC.")
-    requestedTo = Day(required=False, help_text="The last day of submissions, UTC.")
+    requestedDate = DayField(required=False, help_text="The day of the submission, UTC.")
+    requestedFrom = DayField(required=False, help_text="The first day of submissions, UTC.")
+    requestedTo = DayField(required=False, help_text="The last day of submissions, UTC.")
 
     def to_internal_value(self, data: Any) -> Any:
         """A filter that is not known is refused: silence would find too much."""
@@ -296,7 +296,7 @@ class SearchRequest(Paging):
     )
 
 
-class Search(serializers.Serializer[dict[str, Any]]):
+class SearchBody(serializers.Serializer[dict[str, Any]]):
     """The body of a search; its own envelope is not checked."""
 
     request = SearchRequest(help_text="What is looked for.")

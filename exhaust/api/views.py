@@ -28,11 +28,11 @@ from ingest.adapters import body
 from ingest.audit import Actor
 from ingest.auth import keys
 from ingest.auth.keys import Caller
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.limits import rate_limits, token_bucket
 
 
-def scope(dataset: str) -> str:
+def required_scope(dataset: str) -> str:
     """What a key must have to ask for a dataset."""
     return DATASETS[dataset].scope if dataset in DATASETS else "export:private"
 
@@ -43,163 +43,176 @@ class DatasetView(APIView):
     operation: str
 
     def get_exception_handler(self) -> Callable[..., Any]:
-        return envelope.handler
+        return envelope.build_error
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         body.require_length(request._request)
 
-    def channel(self, request: Request) -> tuple[int, str]:
-        caller = keys.caller(request)
-        return caller.channel(request.headers.get("X-Channel-ID"))
+    def resolve_channel(self, request: Request) -> tuple[int, str]:
+        caller = keys.get_caller(request)
+        return caller.resolve_channel(request.headers.get("X-Channel-ID"))
 
 
 class NamedView(DatasetView):
     """What is about one thing of a channel, by its name: `/dataset/v1/{operation}/{name}`."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        words = {"PUT": "save", "GET": "read", "DELETE": "delete"}
-        if "." not in self.operation and request.method in words:
-            self.operation = f"{self.operation}.{words[request.method]}"
+        verbs = {"PUT": "save", "GET": "read", "DELETE": "delete"}
+        if "." not in self.operation and request.method in verbs:
+            self.operation = f"{self.operation}.{verbs[request.method]}"
         super().initial(request, *args, **kwargs)
 
-    def one(self, request: Request, name: str) -> Any:
+    def fetch_object(self, request: Request, name: str) -> Any:
         """Raises `NotFound`, also for another channel's."""
         raise NotImplementedError
 
-    def shown(self, one: Any) -> dict[str, Any]:
+    def present(self, instance: Any) -> dict[str, Any]:
         raise NotImplementedError
 
-    def answer(self, request: Request, name: str) -> Response:
-        return envelope.wrapped(self.operation, self.shown(self.one(request, name)))
+    def respond(self, request: Request, name: str) -> Response:
+        return envelope.build_success(
+            self.operation, self.present(self.fetch_object(request, name))
+        )
 
     def get(self, request: Request, name: str) -> Response:
-        return self.answer(request, name)
+        return self.respond(request, name)
 
     @staticmethod
-    def refuse(faults: Mapping[str, str], wire: Mapping[str, str]) -> None:
+    def raise_first_fault(faults: Mapping[str, str], wire_names: Mapping[str, str]) -> None:
         """Raises `ValidationError` for the first fault there is, under the wire's name."""
         for field, remedy in faults.items():
-            at = f"request.{wire[field]}" if field in wire else field
-            raise serializers.ValidationError({at: remedy})
+            field_path = f"request.{wire_names[field]}" if field in wire_names else field
+            raise serializers.ValidationError({field_path: remedy})
 
 
-class OrderView(NamedView):
+class ActionView(NamedView):
     """`POST /dataset/v1/{kind}/{name}/{order}`, which needs no more words."""
 
     http_method_names = ["post"]
-    order: Callable[[Any], Any]
+    action: Callable[[Any], Any]
 
     def post(self, request: Request, name: str) -> Response:
-        self.order(self.one(request, name))
-        return self.answer(request, name)
+        self.action(self.fetch_object(request, name))
+        return self.respond(request, name)
 
 
-_TAKES_JSON = {"*/*", "application/json", "application/json, */*"}
+_JSON_ACCEPT_HEADERS = {"*/*", "application/json", "application/json, */*"}
 
 
-class PolledView(DatasetView):
+class FastReadView(DatasetView):
     """What is asked all day: a plain GET goes past what DRF does for every other request."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        if request.method != "GET" or request.META.get("HTTP_ACCEPT", "*/*") not in _TAKES_JSON:
+        if (
+            request.method != "GET"
+            or request.META.get("HTTP_ACCEPT", "*/*") not in _JSON_ACCEPT_HEADERS
+        ):
             return super().dispatch(request, *args, **kwargs)
-        asked = Request(request)
+        drf_request = Request(request)
         try:
             body.require_length(request)
-            asked.user = keys.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
-            answer = self.get(asked, *args, **kwargs)  # type: ignore[attr-defined]
+            drf_request.user = keys.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
+            answer = self.get(drf_request, *args, **kwargs)  # type: ignore[attr-defined]
         except Exception as error:  # as DRF does: told in the envelope
-            answer = envelope.handler(error, {"view": self})
-        told = HttpResponse(JSONRenderer().render(answer.data), status=answer.status_code)
+            answer = envelope.build_error(error, {"view": self})
+        http_response = HttpResponse(JSONRenderer().render(answer.data), status=answer.status_code)
         for name, value in answer.items():
-            told[name] = value
-        told["Content-Type"], told["Allow"] = "application/json", "GET, HEAD, OPTIONS"
-        return told
+            http_response[name] = value
+        http_response["Content-Type"], http_response["Allow"] = (
+            "application/json",
+            "GET, HEAD, OPTIONS",
+        )
+        return http_response
 
 
-class AskView(DatasetView):
+class SubmissionView(DatasetView):
     """What takes the body of a submission."""
 
-    def asked(self, request: Request) -> Submission:
-        sent: Any = request.data
-        asked = validation.Submit(data=sent)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data["request"]
-        caller = keys.caller(request)
-        channel_id, channel = self.channel(request)
-        caller.require(scope(said["dataset"]))
-        return submission(sent, said, channel_id, channel, caller.name)
+    def read_submission(self, request: Request) -> Submission:
+        raw_body: Any = request.data
+        serializer = validation.SubmitBody(data=raw_body)
+        serializer.is_valid(raise_exception=True)
+        fields: dict[str, Any] = serializer.validated_data["request"]
+        caller = keys.get_caller(request)
+        channel_id, channel = self.resolve_channel(request)
+        caller.require(required_scope(fields["dataset"]))
+        return build_submission(raw_body, fields, channel_id, channel, caller.name)
 
 
-def submission(
-    sent: Any, said: dict[str, Any], channel_id: int, channel: str, asker: str
+def build_submission(
+    raw_body: Any, fields: dict[str, Any], channel_id: int, channel: str, default_requester: str
 ) -> Submission:
     """What a valid body asks for: `sent` is the body, `said` its checked `request`.
 
     Raises `Refused` (400) where it names what the channel does not have.
     """
-    asked = Submission(
+    built = Submission(
         channel_id=channel_id,
         channel=channel,
-        tag=said["tag"],
-        dataset=said["dataset"],
-        config=sent["request"]["datasetConfig"],
-        requested_by=said.get("requestedBy") or asker,
-        output_format=said["output_format"],
-        priority=Job.Priority[said["priority"].upper()],
-        callback_url=said.get("callbackUrl", ""),
-        sealing=said.get("sealing") or "",
-        encryption_key=said.get("encryptionKey") or "",
+        tag=fields["tag"],
+        dataset=fields["dataset"],
+        config=raw_body["request"]["datasetConfig"],
+        requested_by=fields.get("requestedBy") or default_requester,
+        output_format=fields["output_format"],
+        priority=Job.Priority[fields["priority"].upper()],
+        callback_url=fields.get("callbackUrl", ""),
+        encryption=fields.get("encryption") or "",
+        encryption_key=fields.get("encryptionKey") or "",
     )
-    submit.check(asked)
-    return asked
+    submit.check_configuration(built)
+    return built
 
 
-class SubmitView(AskView):
+class SubmitView(SubmissionView):
     """`POST /dataset/v1/request/submit`"""
 
     operation = "request.submit"
 
     def post(self, request: Request) -> Response:
-        job = submit.submit(self.asked(request))
-        return envelope.wrapped(self.operation, presenters.job(job))
+        job = submit.submit(self.read_submission(request))
+        return envelope.build_success(self.operation, presenters.present_job(job))
 
 
-class PreviewView(AskView):
+class PreviewView(SubmissionView):
     """`POST /dataset/v1/request/preview`: what that submission would give; nothing is queued."""
 
     operation = "request.preview"
 
     def post(self, request: Request) -> Response:
-        asked = self.asked(request)
-        return envelope.wrapped(self.operation, presenters.preview(asked, preview.preview(asked)))
+        submission = self.read_submission(request)
+        return envelope.build_success(
+            self.operation,
+            presenters.present_preview(submission, preview.build_preview(submission)),
+        )
 
 
 class JobView(DatasetView):
     """What is about one job: `…/{tag}?requestId=`."""
 
-    find = staticmethod(queries.find)
+    find = staticmethod(queries.find_job)
 
-    def job(self, request: Request, tag: str) -> Job:
+    def fetch_job(self, request: Request, tag: str) -> Job:
         """Raises `NotFound`, also for another channel's."""
-        caller = keys.caller(request)
-        channel_id, _ = self.channel(request)
+        caller = keys.get_caller(request)
+        channel_id, _ = self.resolve_channel(request)
         job = self.find(channel_id, tag, request.query_params.get("requestId", ""))
         if job is None:
             raise NotFound("no job available with the given request_id and tag")
-        caller.require(scope(job.dataset))
+        caller.require(required_scope(job.dataset))
         return job
 
 
-class ReadView(PolledView, JobView):
+class ReadView(FastReadView, JobView):
     """`GET /dataset/v1/request/read/{tag}?requestId=`"""
 
     operation = "request.info"
-    find = staticmethod(polling.find)
+    find = staticmethod(polling.fetch_job)
 
     def get(self, request: Request, tag: str) -> Response:
-        return envelope.wrapped(self.operation, presenters.job(self.job(request, tag)))
+        return envelope.build_success(
+            self.operation, presenters.present_job(self.fetch_job(request, tag))
+        )
 
 
 class CancelView(JobView):
@@ -208,13 +221,15 @@ class CancelView(JobView):
     operation = "request.cancel"
 
     def post(self, request: Request, tag: str) -> Response:
-        job = self.job(request, tag)
-        won = submit.cancel(job, keys.caller(request).name)
-        if not won and job.status != Job.Status.CANCELLED:
-            raise Refused(
+        job = self.fetch_job(request, tag)
+        has_cancelled = submit.cancel(job, keys.get_caller(request).name)
+        if not has_cancelled and job.status != Job.Status.CANCELLED:
+            raise RequestError(
                 "conflict", f"The request is {job.status}; there is nothing to cancel.", 409
             )
-        return envelope.wrapped(self.operation, presenters.job(self.job(request, tag)))
+        return envelope.build_success(
+            self.operation, presenters.present_job(self.fetch_job(request, tag))
+        )
 
 
 class RetryView(JobView):
@@ -223,14 +238,16 @@ class RetryView(JobView):
     operation = "request.retry"
 
     def post(self, request: Request, tag: str) -> Response:
-        job = self.job(request, tag)
+        job = self.fetch_job(request, tag)
         if not submit.retry(job):
-            raise Refused(
+            raise RequestError(
                 "conflict",
                 f"The request is {job.status}; only what FAILED or was CANCELLED can run again.",
                 409,
             )
-        return envelope.wrapped(self.operation, presenters.job(self.job(request, tag)))
+        return envelope.build_success(
+            self.operation, presenters.present_job(self.fetch_job(request, tag))
+        )
 
 
 class RevokeView(JobView):
@@ -239,41 +256,43 @@ class RevokeView(JobView):
     operation = "request.revoke"
 
     def post(self, request: Request, tag: str) -> Response:
-        job = self.job(request, tag)
-        if any(not links.is_ours(file) for file in job.files.select_related("job")):
-            raise Refused(
+        job = self.fetch_job(request, tag)
+        if any(not links.has_own_url(file) for file in job.files.select_related("job")):
+            raise RequestError(
                 "conflict",
                 "Links of this request are the bucket's own and cannot be revoked; they end at"
                 " expiresAt.",
                 409,
             )
         revoked = links.revoke(Link.objects.filter(file__job=job))
-        said = {"requestId": job.request_id, "tag": f"{job.tag}:{job.channel.identifier}"}
-        return envelope.wrapped(self.operation, {**said, "revoked": revoked})
+        summary = {"requestId": job.request_id, "tag": f"{job.tag}:{job.channel.identifier}"}
+        return envelope.build_success(self.operation, {**summary, "revoked": revoked})
 
 
-_FIRST_PAGE = {  # what a list without a word asks for
+_DEFAULT_PAGING = {  # what a list without a word asks for
     name: validation.Paging().fields[name].default for name in ("limit", "cursor")
 }
 
 
-class ListView(PolledView):
+class ListView(FastReadView):
     """`GET /dataset/v1/request/list/{tag}?limit=&cursor=`"""
 
     operation = "request.list"
 
     def get(self, request: Request, tag: str) -> Response:
-        said: dict[str, Any] = dict(_FIRST_PAGE)
+        params: dict[str, Any] = dict(_DEFAULT_PAGING)
         if request.query_params:
-            asked = validation.Paging(data=request.query_params)
-            asked.is_valid(raise_exception=True)
-            said = asked.validated_data
-        caller = keys.caller(request)
-        channel_id, _ = self.channel(request)
-        found = polling.page(
-            Filters(channel_id, readable(caller), tag=tag), said["limit"], said["cursor"]
+            serializer = validation.Paging(data=request.query_params)
+            serializer.is_valid(raise_exception=True)
+            params = serializer.validated_data
+        caller = keys.get_caller(request)
+        channel_id, _ = self.resolve_channel(request)
+        page = polling.fetch_tag_page(
+            Filters(channel_id, readable_datasets(caller), tag=tag),
+            params["limit"],
+            params["cursor"],
         )
-        return envelope.wrapped(self.operation, _listed(found, len(found.jobs)))
+        return envelope.build_success(self.operation, _present_page(page, len(page.jobs)))
 
 
 class SearchView(DatasetView):
@@ -282,42 +301,50 @@ class SearchView(DatasetView):
     operation = "request.search"
 
     def post(self, request: Request) -> Response:
-        asked = validation.Search(data=request.data)
-        asked.is_valid(raise_exception=True)
-        said: dict[str, Any] = asked.validated_data["request"]
-        caller = keys.caller(request)
-        wanted: dict[str, Any] = said["filters"]
-        channel_id, _ = caller.channel(wanted.get("channel") or request.headers.get("X-Channel-ID"))
-        first = wanted.get("requestedDate") or wanted.get("requestedFrom")
-        last = wanted.get("requestedDate") or wanted.get("requestedTo")
+        serializer = validation.SearchBody(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        params: dict[str, Any] = serializer.validated_data["request"]
+        caller = keys.get_caller(request)
+        requested: dict[str, Any] = params["filters"]
+        channel_id, _ = caller.resolve_channel(
+            requested.get("channel") or request.headers.get("X-Channel-ID")
+        )
+        first = requested.get("requestedDate") or requested.get("requestedFrom")
+        last = requested.get("requestedDate") or requested.get("requestedTo")
         filters = Filters(
             channel_id,
-            [name for name in wanted.get("dataset", DATASETS) if name in readable(caller)],
-            tag=wanted.get("tag"),
-            tag_prefix=wanted.get("tagPrefix"),
-            statuses=wanted.get("status"),
-            requested_by=wanted.get("requestedBy"),
-            submitted_from=first and _midnight(first),
-            submitted_before=last and _midnight(last + timedelta(days=1)),
+            [
+                name
+                for name in requested.get("dataset", DATASETS)
+                if name in readable_datasets(caller)
+            ],
+            tag=requested.get("tag"),
+            tag_prefix=requested.get("tagPrefix"),
+            statuses=requested.get("status"),
+            requested_by=requested.get("requestedBy"),
+            submitted_from=first and _start_of_day(first),
+            submitted_before=last and _start_of_day(last + timedelta(days=1)),
         )
-        found = queries.page(filters, said["limit"], said["cursor"])
-        return envelope.wrapped(self.operation, _listed(found, queries.matching(filters).count()))
+        page = queries.search_jobs(filters, params["limit"], params["cursor"])
+        return envelope.build_success(
+            self.operation, _present_page(page, queries.filter_jobs(filters).count())
+        )
 
 
-def readable(caller: Caller) -> list[str]:
+def readable_datasets(caller: Caller) -> list[str]:
     """The datasets whose jobs a key may see."""
-    return [name for name in DATASETS if scope(name) in caller.scopes]
+    return [name for name in DATASETS if required_scope(name) in caller.scopes]
 
 
-def _listed(found: Page, count: int) -> dict[str, Any]:
+def _present_page(page: Page, count: int) -> dict[str, Any]:
     return {
         "count": count,
-        "jobs": [presenters.job(job) for job in found.jobs],
-        "nextCursor": found.cursor,
+        "jobs": [presenters.present_job(job) for job in page.jobs],
+        "nextCursor": page.cursor,
     }
 
 
-def _midnight(day: date) -> datetime:
+def _start_of_day(day: date) -> datetime:
     return datetime.combine(day, time.min, UTC)
 
 
@@ -325,33 +352,35 @@ def _midnight(day: date) -> datetime:
 def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     """`GET /dataset/v1/download/{token}`: a file through our own link, or a hop to the bucket."""
     answer: HttpResponse | FileResponse
-    told = audit.acting.set(Actor("link", address=audit.shortened(token_bucket.address(request))))
+    actor_token = audit.current_actor.set(
+        Actor("link", address=audit.truncate_address(token_bucket.get_client_address(request)))
+    )
     try:
-        with rate_limits.guessing(request, token):
-            link = links.found(token)
-        answer = _given(link.file, request)
+        with rate_limits.throttle_auth_failures(request, token):
+            link = links.find_by_token(token)
+        answer = _serve_file(link.file, request)
         if request.method != "HEAD" and answer.status_code != 416:  # what gives nothing is no use
             try:
-                links.use(link)
-            except links.Unusable:
+                links.record_download(link)
+            except links.LinkUnusable:
                 answer.close()
                 raise
-    except (links.Unusable, rate_limits.Limited) as error:
+    except (links.LinkUnusable, rate_limits.RateLimited) as error:
         answer = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
     except FileNotFoundError:
         answer = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
     finally:
-        audit.acting.reset(told)
+        audit.current_actor.reset(actor_token)
     answer["Cache-Control"] = "no-store"
     answer["Referrer-Policy"] = "no-referrer"
     metrics.DOWNLOADS.labels(str(answer.status_code)).inc()
     return answer
 
 
-_BEHIND = re.compile(r"bytes=([0-9]{1,18})-")
+_RANGE_PATTERN = re.compile(r"bytes=([0-9]{1,18})-")
 
 
-def _given(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
+def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
     """The file, or what lies behind the byte at which a broken download goes on, or a hop to the
     bucket. To HEAD, which is not counted, no way into the bucket is told.
 
@@ -359,24 +388,24 @@ def _given(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
     """
     headers = request.headers
     is_head = request.method == "HEAD"
-    if not is_head and (address := links.redirect(file)):
+    if not is_head and (address := links.sign_redirect(file)):
         return HttpResponseRedirect(address)
     tag = f'"{file.sha256}"'
-    asked = _BEHIND.fullmatch(headers.get("Range", ""))
-    if asked is None or headers.get("If-Range", tag) != tag:
+    range_match = _RANGE_PATTERN.fullmatch(headers.get("Range", ""))
+    if range_match is None or headers.get("If-Range", tag) != tag:
         start = None
-    elif (start := int(asked[1])) >= file.byte_count:
+    elif (start := int(range_match[1])) >= file.byte_count:
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{file.byte_count}"})
     answer: HttpResponse | FileResponse
     if is_head:
         answer = HttpResponse(content_type=file.content_type)
     else:
-        content = storage.default().open(file.key)
+        content = storage.get_storage().open(file.key)
         if start:
             content.seek(start)
         answer = FileResponse(content, content_type=file.content_type)
     answer["Content-Length"] = file.byte_count - (start or 0)
-    answer["Content-Disposition"] = storage.disposition(file.name)
+    answer["Content-Disposition"] = storage.content_disposition(file.name)
     answer["Accept-Ranges"] = "bytes"
     answer["ETag"] = tag
     if start is not None:

@@ -16,35 +16,41 @@ from django.utils.safestring import SafeString
 
 from exhaust.console import svg
 from exhaust.console.new_export import PRESETS
-from exhaust.console.permissions import VIEW, Here, show, typed, within
-from exhaust.console.templatetags.console import grouped, lasting, status
+from exhaust.console.permissions import (
+    VIEW_PERMISSIONS,
+    ChannelContext,
+    clean_params,
+    render_page,
+    requires,
+)
+from exhaust.console.templatetags.console import duration, status, thousands
 from exhaust.delivery import destinations
 from exhaust.jobs import schedules
-from exhaust.jobs.preview import within_seconds
-from exhaust.models import Job, Sink
+from exhaust.jobs.preview import limit_query_seconds
+from exhaust.models import Destination, Job
 from ingest.auth import roles
 from ingest.derive import deriver
-from ingest.models import Rejected, StoredEvent
+from ingest.models import RejectedEvent, StoredEvent
 
-SECONDS = 3.0  # for one picture's numbers
-LONGEST = 366
+TIMEOUT_SECONDS = 3.0  # for one picture's numbers
+MAX_DAYS = 366
 
 
 @dataclass(frozen=True)
-class Picture:
+class Chart:
     """A drawing and its numbers; without a drawing, why there is none."""
 
     name: str
     title: str
-    told: str
+    caption: str
     drawing: SafeString | str = ""
-    head: list[str] = field(default_factory=list)
+    header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     legend: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Span:
+class DayRange:
     """Whole days in UTC, both ends included."""
 
     first: date
@@ -65,125 +71,143 @@ class Span:
         ]
 
 
-def span(said: dict[str, str]) -> tuple[Span, str]:
+def parse_days(params: dict[str, str]) -> tuple[DayRange, str]:
     """The days an address names, the last 30 by default, and what is wrong with them."""
     today = timezone.now().date()
-    default = Span(today - timedelta(days=29), today)
+    default = DayRange(today - timedelta(days=29), today)
     try:
-        if said.get("preset"):
-            return Span(*schedules.days(said["preset"], today)), ""
-        first = date.fromisoformat(said["startDate"]) if said.get("startDate") else default.first
-        last = date.fromisoformat(said["endDate"]) if said.get("endDate") else default.last
+        if params.get("preset"):
+            return DayRange(*schedules.window_dates(params["preset"], today)), ""
+        first = (
+            date.fromisoformat(params["startDate"]) if params.get("startDate") else default.first
+        )
+        last = date.fromisoformat(params["endDate"]) if params.get("endDate") else default.last
     except ValueError:
         return default, "Write days as YYYY-MM-DD. Shown are the last 30."
-    if not (first <= last and (last - first).days < LONGEST and 1970 <= first.year <= 9000):
-        return default, f"From the first to the last day, at most {LONGEST}. Shown are the last 30."
-    return Span(first, last), ""
+    if not (first <= last and (last - first).days < MAX_DAYS and 1970 <= first.year <= 9000):
+        return (
+            default,
+            f"From the first to the last day, at most {MAX_DAYS}. Shown are the last 30.",
+        )
+    return DayRange(first, last), ""
 
 
-@within(*VIEW)
-def pictures(request: HttpRequest, here: Here) -> HttpResponse:
-    said = typed(request.GET)
-    channels = roles.channels(request.user)
-    wanted = said.get("channel", here.channel)
-    if wanted not in channels:
+@requires(*VIEW_PERMISSIONS)
+def show_charts(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    params = clean_params(request.GET)
+    channels = roles.permitted_channels(request.user)
+    channel = params.get("channel", ctx.channel)
+    if channel not in channels:
         raise Http404
-    if wanted != here.channel:
-        said.pop("channel")
-        return redirect(f"{reverse('console:pictures', args=[wanted])}?{urlencode(said)}")
-    days, wrong = span(said)
-    makers: list[Callable[[Here, Span], Picture]] = [doors, answers, outcomes, waits, reasons, lags]
-    return show(
+    if channel != ctx.channel:
+        params.pop("channel")
+        return redirect(f"{reverse('console:pictures', args=[channel])}?{urlencode(params)}")
+    days, error = parse_days(params)
+    builders: list[Callable[[ChannelContext, DayRange], Chart]] = [
+        events_by_source,
+        answers_by_conversation,
+        jobs_by_outcome,
+        time_to_export,
+        rejections_by_reason,
+        processing_delay,
+    ]
+    return render_page(
         request,
-        here,
+        ctx,
         "pictures.html",
         {
-            "pictures": [_drawn(maker, here, days) for maker in makers],
+            "charts": [_draw_chart(maker, ctx, days) for maker in builders],
             "span": days,
-            "wrong": wrong,
+            "wrong": error,
             "presets": PRESETS,
             "channels": list(channels)[:100],
         },
     )
 
 
-def _drawn(maker: Callable[[Here, Span], Picture], here: Here, days: Span) -> Picture:
+def _draw_chart(
+    builder: Callable[[ChannelContext, DayRange], Chart], ctx: ChannelContext, days: DayRange
+) -> Chart:
     try:
-        with within_seconds(SECONDS):
-            return maker(here, days)
+        with limit_query_seconds(TIMEOUT_SECONDS):
+            return builder(ctx, days)
     except TimeoutError:
-        return Picture(
-            maker.__name__,
-            _TITLES[maker.__name__],
+        return Chart(
+            builder.__name__,
+            _TITLES[builder.__name__],
             "Counting took too long; choose fewer days.",
         )
 
 
 _TITLES = {
-    "doors": "Events that arrived, by day and door",
-    "answers": "Answers by conversation",
-    "outcomes": "Requests by day and outcome",
-    "waits": "From asking to having",
-    "reasons": "Rejected events by reason",
-    "lags": "How far behind",
+    "events_by_source": "Events that arrived, by day and door",
+    "answers_by_conversation": "Answers by conversation",
+    "jobs_by_outcome": "Requests by day and outcome",
+    "time_to_export": "From asking to having",
+    "rejections_by_reason": "Rejected events by reason",
+    "processing_delay": "How far behind",
 }
 
 
-def _by_day(name: str, days: Span, rows: list[tuple[date, str, int]], nothing: str) -> Picture:
+def _daily_chart(
+    name: str, days: DayRange, rows: list[tuple[date, str, int]], empty_caption: str
+) -> Chart:
     """Stacked columns of (day, series, count)."""
     import pandas as pd
 
     if not rows:
-        return Picture(name, _TITLES[name], nothing)
+        return Chart(name, _TITLES[name], empty_caption)
     table = pd.DataFrame(rows, columns=["day", "series", "count"])
     table = table.pivot_table(index="day", columns="series", values="count", aggfunc="sum")
     table = table.reindex(days.days).fillna(0).astype(int)
     order = table.sum().sort_values(ascending=False).index
     table = table[list(order)]
-    total, best = int(table.to_numpy().sum()), table.sum(axis=1).idxmax()
-    told = (
-        f"{grouped(total)} in {len(table)} days; the most on {best:%-d %b %Y},"
-        f" {grouped(int(table.sum(axis=1).max()))}."
+    total, peak_day = int(table.to_numpy().sum()), table.sum(axis=1).idxmax()
+    caption = (
+        f"{thousands(total)} in {len(table)} days; the most on {peak_day:%-d %b %Y},"
+        f" {thousands(int(table.sum(axis=1).max()))}."
     )
-    drawing = svg.columns(
+    drawing = svg.draw_columns(
         name,
         _TITLES[name],
-        told,
+        caption,
         [f"{each:%-d %b}" for each in table.index],
         [[float(value) for value in table[column]] for column in table.columns],
     )
-    return Picture(
+    return Chart(
         name,
         _TITLES[name],
-        told,
+        caption,
         drawing,
         ["Day", *table.columns],
         [
-            [f"{each:%-d %b %Y}", *(grouped(int(value)) for value in values)]
+            [f"{each:%-d %b %Y}", *(thousands(int(value)) for value in values)]
             for each, values in zip(table.index, table.to_numpy(), strict=True)
         ],
         list(table.columns),
     )
 
 
-def doors(here: Here, days: Span) -> Picture:
+def events_by_source(ctx: ChannelContext, days: DayRange) -> Chart:
     rows = (
         StoredEvent.objects.filter(
-            channel=here.channel_id, received_at__gte=days.start, received_at__lt=days.end
+            channel=ctx.channel_id, received_at__gte=days.start, received_at__lt=days.end
         )
         .annotate(day=TruncDate("received_at"))
-        .values_list("day", "dialect")
+        .values_list("day", "source")
         .annotate(count=Count("pk"))
         .order_by()
     )
-    nothing = "Nothing arrived in these days; choose others, or look at how to send in the README."
-    return _by_day("doors", days, list(rows), nothing)
+    empty_caption = (
+        "Nothing arrived in these days; choose others, or look at how to send in the README."
+    )
+    return _daily_chart("events_by_source", days, list(rows), empty_caption)
 
 
-def answers(here: Here, days: Span) -> Picture:
+def answers_by_conversation(ctx: ChannelContext, days: DayRange) -> Chart:
     rows = list(
         StoredEvent.objects.filter(
-            channel=here.channel_id,
+            channel=ctx.channel_id,
             is_answer=True,
             conversation__isnull=False,
             superseded_xid__isnull=True,
@@ -195,108 +219,133 @@ def answers(here: Here, days: Span) -> Picture:
         .order_by("-count")[:12]
     )
     if not rows:
-        return Picture("answers", _TITLES["answers"], "Nobody answered in these days.")
-    shown = [(name or identifier, count) for identifier, name, count in rows]
-    return _lying("answers", "Those with the most answers, up to twelve.", "Conversation", shown)
-
-
-def _lying(name: str, told: str, what: str, rows: list[tuple[str, int]]) -> Picture:
-    drawing = svg.bars(
-        name, _TITLES[name], told, [(label, value, grouped(value)) for label, value in rows]
+        return Chart(
+            "answers_by_conversation",
+            _TITLES["answers_by_conversation"],
+            "Nobody answered in these days.",
+        )
+    values = [(name or identifier, count) for identifier, name, count in rows]
+    return _bar_chart(
+        "answers_by_conversation",
+        "Those with the most answers, up to twelve.",
+        "Conversation",
+        values,
     )
-    head = [what, "Count"]
-    return Picture(
-        name, _TITLES[name], told, drawing, head, [[label, grouped(value)] for label, value in rows]
+
+
+def _bar_chart(name: str, caption: str, label_header: str, rows: list[tuple[str, int]]) -> Chart:
+    drawing = svg.draw_bars(
+        name, _TITLES[name], caption, [(label, value, thousands(value)) for label, value in rows]
+    )
+    header = [label_header, "Count"]
+    return Chart(
+        name,
+        _TITLES[name],
+        caption,
+        drawing,
+        header,
+        [[label, thousands(value)] for label, value in rows],
     )
 
 
-def _jobs(here: Here, days: Span) -> Any:
+def _visible_jobs(ctx: ChannelContext, days: DayRange) -> Any:
     return Job.objects.filter(
-        channel=here.channel_id,
-        dataset__in=here.datasets,
+        channel=ctx.channel_id,
+        dataset__in=ctx.datasets,
         submitted_at__gte=days.start,
         submitted_at__lt=days.end,
     )
 
 
-def outcomes(here: Here, days: Span) -> Picture:
+def jobs_by_outcome(ctx: ChannelContext, days: DayRange) -> Chart:
     rows = (
-        _jobs(here, days)
+        _visible_jobs(ctx, days)
         .annotate(day=TruncDate("submitted_at"))
         .values_list("day", "status")
         .annotate(count=Count("pk"))
         .order_by()
     )
-    told = [(day, status(name), count) for day, name, count in rows]
-    return _by_day("outcomes", days, told, "Nothing was asked for in these days.")
+    day_counts = [(day, status(name), count) for day, name, count in rows]
+    return _daily_chart("jobs_by_outcome", days, day_counts, "Nothing was asked for in these days.")
 
 
-def waits(here: Here, days: Span) -> Picture:
+def time_to_export(ctx: ChannelContext, days: DayRange) -> Chart:
     import pandas as pd
 
     rows = list(
-        _jobs(here, days)
+        _visible_jobs(ctx, days)
         .filter(status=Job.Status.SUCCESS, completed_at__isnull=False)
         .order_by("-pk")
         .values_list("submitted_at", "completed_at")[:100_000]
     )
     if not rows:
-        return Picture("waits", _TITLES["waits"], "No request became ready in these days.")
+        return Chart(
+            "time_to_export", _TITLES["time_to_export"], "No request became ready in these days."
+        )
     table = pd.DataFrame(rows, columns=["asked", "had"])
-    taken = (table["had"] - table["asked"]).dt.total_seconds().clip(lower=0)
+    durations = (table["had"] - table["asked"]).dt.total_seconds().clip(lower=0)
     shares = {"Half within": 0.5, "Nine of ten within": 0.9, "All within": 1.0}
-    values = [(label, float(taken.quantile(share))) for label, share in shares.items()]
-    told = f"Of {grouped(len(taken))} requests; the wait in the queue is part of it."
-    drawing = svg.bars(
-        "waits", _TITLES["waits"], told, [(label, value, lasting(value)) for label, value in values]
+    values = [(label, float(durations.quantile(share))) for label, share in shares.items()]
+    caption = f"Of {thousands(len(durations))} requests; the wait in the queue is part of it."
+    drawing = svg.draw_bars(
+        "time_to_export",
+        _TITLES["time_to_export"],
+        caption,
+        [(label, value, duration(value)) for label, value in values],
     )
-    table_rows = [[label, lasting(value)] for label, value in values]
-    return Picture("waits", _TITLES["waits"], told, drawing, ["Share", "Time"], table_rows)
+    table_rows = [[label, duration(value)] for label, value in values]
+    return Chart(
+        "time_to_export", _TITLES["time_to_export"], caption, drawing, ["Share", "Time"], table_rows
+    )
 
 
-def reasons(here: Here, days: Span) -> Picture:
+def rejections_by_reason(ctx: ChannelContext, days: DayRange) -> Chart:
     rows = list(
-        Rejected.objects.filter(
-            channel=here.channel_id, received_at__gte=days.start, received_at__lt=days.end
+        RejectedEvent.objects.filter(
+            channel=ctx.channel_id, received_at__gte=days.start, received_at__lt=days.end
         )
         .values_list("reason")
         .annotate(count=Count("pk"))
         .order_by("-count")[:12]
     )
     if not rows:
-        return Picture("reasons", _TITLES["reasons"], "Nothing was rejected in these days.")
-    return _lying("reasons", "Each is kept and can be sent again.", "Reason", rows)
+        return Chart(
+            "rejections_by_reason",
+            _TITLES["rejections_by_reason"],
+            "Nothing was rejected in these days.",
+        )
+    return _bar_chart("rejections_by_reason", "Each is kept and can be sent again.", "Reason", rows)
 
 
-def lags(here: Here, days: Span) -> Picture:
-    """Now, whatever the days: sessions and users, and each sink, behind what has arrived."""
-    behind = deriver.lag(here.channel_id)
-    rows = [("Sessions and users", behind.age.total_seconds(), behind.events)]
-    if here.administers:
-        for sink in Sink.objects.filter(channel=here.channel_id).order_by("name")[:20]:
-            lag = destinations.lag(sink)
-            rows.append((f"Sink {sink.name}", lag.seconds, lag.documents))
-    told = "Now; what arrived and is not worked in, or not sent, yet."
-    if not any(waiting for _, _, waiting in rows):
-        told = "Now: nothing waits."
-    drawing = svg.bars(
-        "lags",
-        _TITLES["lags"],
-        told,
+def processing_delay(ctx: ChannelContext, days: DayRange) -> Chart:
+    """Now, whatever the days: sessions and users, and each destination, behind what has arrived."""
+    session_lag = deriver.measure_lag(ctx.channel_id)
+    rows = [("Sessions and users", session_lag.age.total_seconds(), session_lag.events)]
+    if ctx.is_administrator:
+        for destination in Destination.objects.filter(channel=ctx.channel_id).order_by("name")[:20]:
+            lag = destinations.measure_lag(destination)
+            rows.append((f"Destination {destination.name}", lag.seconds, lag.documents))
+    caption = "Now; what arrived and is not worked in, or not sent, yet."
+    if not any(backlog for _, _, backlog in rows):
+        caption = "Now: nothing waits."
+    drawing = svg.draw_bars(
+        "processing_delay",
+        _TITLES["processing_delay"],
+        caption,
         [
             (
                 name,
                 seconds,
-                f"{lasting(seconds)}, {grouped(count)} waiting" if count else "up to date",
+                f"{duration(seconds)}, {thousands(count)} waiting" if count else "up to date",
             )
             for name, seconds, count in rows
         ],
     )
-    return Picture(
-        "lags",
-        _TITLES["lags"],
-        told,
+    return Chart(
+        "processing_delay",
+        _TITLES["processing_delay"],
+        caption,
         drawing,
         ["What", "Behind", "Waiting"],
-        [[name, lasting(seconds), grouped(count)] for name, seconds, count in rows],
+        [[name, duration(seconds), thousands(count)] for name, seconds, count in rows],
     )

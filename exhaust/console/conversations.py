@@ -9,61 +9,67 @@ from django.db.models.fields.json import KT
 from django.http import Http404, HttpRequest, HttpResponse
 
 from exhaust.console import svg
-from exhaust.console.charts import SECONDS, Picture, Span, span
-from exhaust.console.new_export import PRESETS, matching
-from exhaust.console.permissions import VIEW, Here, show, typed, within
-from exhaust.console.templatetags.console import grouped
-from exhaust.jobs.preview import within_seconds
+from exhaust.console.charts import TIMEOUT_SECONDS, Chart, DayRange, parse_days
+from exhaust.console.new_export import PRESETS, filter_conversations
+from exhaust.console.permissions import (
+    VIEW_PERMISSIONS,
+    ChannelContext,
+    clean_params,
+    render_page,
+    requires,
+)
+from exhaust.console.templatetags.console import thousands
+from exhaust.jobs.preview import limit_query_seconds
 from ingest.models import Conversation, StoredEvent
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ANSWERS = 200_000  # read for a funnel
-TITLE = "Who answered which question"
+MAX_ANSWERS = 200_000  # read for a funnel
+FUNNEL_TITLE = "Who answered which question"
 
 
-@within(*VIEW)
-def listing(request: HttpRequest, here: Here) -> HttpResponse:
-    q = typed(request.GET).get("q", "").strip()
-    found = list(matching(here.channel_id, q)[:101])
-    return show(
+@requires(*VIEW_PERMISSIONS)
+def list_conversations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    q = clean_params(request.GET).get("q", "").strip()
+    matches = list(filter_conversations(ctx.channel_id, q)[:101])
+    return render_page(
         request,
-        here,
+        ctx,
         "conversations.html",
-        {"found": found[:100], "more": len(found) > 100, "q": q},
+        {"found": matches[:100], "more": len(matches) > 100, "q": q},
     )
 
 
-@within(*VIEW)
-def one(request: HttpRequest, here: Here) -> HttpResponse:
+@requires(*VIEW_PERMISSIONS)
+def show_conversation(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """`?id=`: its questions in the order they are asked, how many answered, where people leave."""
-    said = typed(request.GET)
-    identifier = said.get("id", "")
-    row = Conversation.objects.filter(channel=here.channel_id, identifier=identifier).first()
+    params = clean_params(request.GET)
+    identifier = params.get("id", "")
+    row = Conversation.objects.filter(channel=ctx.channel_id, identifier=identifier).first()
     if row is None:
         raise Http404
-    days, wrong = span(said)
+    days, error = parse_days(params)
     try:
-        with within_seconds(SECONDS):
-            drawn = funnel(row.pk, days)
+        with limit_query_seconds(TIMEOUT_SECONDS):
+            chart = draw_funnel(row.pk, days)
     except TimeoutError:
-        drawn = Picture("funnel", TITLE, "Reading took too long; choose fewer days.")
-    return show(
+        chart = Chart("funnel", FUNNEL_TITLE, "Reading took too long; choose fewer days.")
+    return render_page(
         request,
-        here,
+        ctx,
         "conversation.html",
         {
             "conversation": row,
-            "picture": drawn,
+            "chart": chart,
             "span": days,
-            "wrong": wrong,
+            "wrong": error,
             "presets": PRESETS,
         },
     )
 
 
-def funnel(pk: int, days: Span) -> Picture:
+def draw_funnel(pk: int, days: DayRange) -> Chart:
     import pandas as pd
 
     rows = list(
@@ -82,66 +88,72 @@ def funnel(pk: int, days: Span) -> Picture:
             KT("payload__edata__item__title"),
             KT("payload__context__rollup__l3"),
             KT("payload__context__rollup__l4"),
-        )[:ANSWERS]
+        )[:MAX_ANSWERS]
     )
     if not rows:
-        return Picture("funnel", TITLE, "Nobody answered in these days; choose others.")
+        return Chart("funnel", FUNNEL_TITLE, "Nobody answered in these days; choose others.")
     names = ["device", "session", "at", "id", "title", "path", "last"]
     table = pd.DataFrame(rows, columns=names).sort_values("at", kind="stable")
-    return _funnel(table, whole=len(rows) < ANSWERS)
+    return _funnel_chart(table, is_complete=len(rows) < MAX_ANSWERS)
 
 
-def _commonest(titles: pd.Series[Any]) -> str:
+def _most_common(titles: pd.Series[Any]) -> str:
     """Of a question asked in several languages."""
-    counted = titles.dropna().value_counts()
-    return str(counted.index[0]) if len(counted) else ""
+    counts = titles.dropna().value_counts()
+    return str(counts.index[0]) if len(counts) else ""
 
 
-def _funnel(table: pd.DataFrame, *, whole: bool) -> Picture:
+def _funnel_chart(table: pd.DataFrame, *, is_complete: bool) -> Chart:
     """A question is its place in the form, or its id where it has none; it stands where most
     sessions meet it."""
     table["question"] = table["path"].where(table["path"].fillna("") != "", table["id"])
     table["question"] = table["question"].fillna("unknown")
     sessions = table.groupby(["device", "session"], sort=False)
     table["place"] = sessions.cumcount()
-    ends = table.loc[sessions["place"].idxmax()]
-    left = ends[ends["last"].fillna("").str.lower() != "true"]
+    last_answers = table.loc[sessions["place"].idxmax()]
+    unfinished = last_answers[last_answers["last"].fillna("").str.lower() != "true"]
     questions = table.groupby("question").agg(
         place=("place", "median"),
         people=("device", "nunique"),
-        title=("title", _commonest),
+        title=("title", _most_common),
         answers=("at", "size"),
     )
-    questions["left"] = left.groupby("question").size()
+    questions["left"] = unfinished.groupby("question").size()
     questions = questions.fillna({"left": 0, "title": ""}).sort_values(["place", "people"])
-    people = table["device"].nunique()
-    told = (
-        f"{grouped(len(ends))} conversations of {grouped(people)} people;"
-        f" {grouped(len(left))} ended before the last question."
+    participant_count = table["device"].nunique()
+    caption = (
+        f"{thousands(len(last_answers))} conversations of {thousands(participant_count)} people;"
+        f" {thousands(len(unfinished))} ended before the last question."
     )
-    if not whole:
-        told += f" Read were the newest {grouped(ANSWERS)} answers."
-    shown = []
+    if not is_complete:
+        caption += f" Read were the newest {thousands(MAX_ANSWERS)} answers."
+    rows = []
     for question, row in questions.head(40).iterrows():
         label = str(row["title"] or question)
-        shown.append((label, str(question), int(row["people"]), int(row["left"])))
-    drawing = svg.bars(
+        rows.append((label, str(question), int(row["people"]), int(row["left"])))
+    drawing = svg.draw_bars(
         "funnel",
-        TITLE,
-        told,
+        FUNNEL_TITLE,
+        caption,
         [
-            (label, count, f"{grouped(count)} people, {count / people:.0%}")
-            for label, _, count, _ in shown
+            (label, count, f"{thousands(count)} people, {count / participant_count:.0%}")
+            for label, _, count, _ in rows
         ],
     )
-    return Picture(
+    return Chart(
         "funnel",
-        TITLE,
-        told,
+        FUNNEL_TITLE,
+        caption,
         drawing,
         ["Question", "In the form", "People", "Share", "Left after it"],
         [
-            [label, question, grouped(count), f"{count / people:.0%}", grouped(gone)]
-            for label, question, count, gone in shown
+            [
+                label,
+                question,
+                thousands(count),
+                f"{count / participant_count:.0%}",
+                thousands(left_after),
+            ]
+            for label, question, count, left_after in rows
         ],
     )

@@ -1,4 +1,4 @@
-"""A channel's sinks: how each one stands, the form that makes one, what it can be told."""
+"""A channel's destinations: how each one stands, the form that makes one, what it can be told."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
@@ -9,228 +9,241 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
 from exhaust.api import destinations as api
-from exhaust.console.new_export import by_field, lines
-from exhaust.console.permissions import Here, show, typed, within
+from exhaust.console.new_export import flatten_errors, split_lines
+from exhaust.console.permissions import ChannelContext, clean_params, render_page, requires
 from exhaust.delivery import destinations
-from exhaust.models import Delivery, Sink
-from ingest.auth.roles import Right
-from ingest.events import Refused
+from exhaust.models import Delivery, Destination
+from ingest.auth.roles import Permission
+from ingest.events import RequestError
 from ingest.feed.values import START
 
-# what a sink sends is what a key that pulls may have, so who makes one must be allowed as much
-MAKE: Right = "submit_private"
-SHOWN = 20  # deliveries
-_STATES = {
+# what a destination sends is what a key that pulls may have, so who makes one must be allowed as much
+CREATE_PERMISSION: Permission = "submit_private"
+MAX_DELIVERIES = 20  # deliveries
+_STATE_LABELS = {
     "working": "Working",
     "paused": "Paused",
     "off": "Switched off",
     "open": "Failing, only probed",
     "failing": "Failing",
 }
-_CHOICES = {
+_FIELD_CHOICES = {
     "kinds": [
-        (Sink.Kind.WEBHOOK.value, "Webhook"),
-        (Sink.Kind.ELASTICSEARCH.value, "Elasticsearch, by bulks"),
+        (Destination.Kind.WEBHOOK.value, "Webhook"),
+        (Destination.Kind.ELASTICSEARCH.value, "Elasticsearch, by bulks"),
     ],
     "resources": [
-        (Sink.Resource.SESSIONS.value, "Sessions, when they close"),
-        (Sink.Resource.EVENTS.value, "Events, as they arrive"),
+        (Destination.Resource.SESSIONS.value, "Sessions, when they close"),
+        (Destination.Resource.EVENTS.value, "Events, as they arrive"),
     ],
     "methods": [
         ("", "PUT; POST for Elasticsearch"),
-        *((name, name) for name in Sink.Method.values),
+        *((name, name) for name in Destination.Method.values),
     ],
     "content_types": [
-        (Sink.ContentType.NDJSON.value, "application/x-ndjson"),
-        (Sink.ContentType.JSON.value, "application/json"),
+        (Destination.ContentType.NDJSON.value, "application/x-ndjson"),
+        (Destination.ContentType.JSON.value, "application/json"),
     ],
 }
-# kept sealed and shown to nobody: the form's name, and where the sink has it
-_SECRETS = {"password": "sealed_password", "signingSecret": "sealed_secret"}
+# kept sealed and shown to nobody: the form's name, and where the destination has it
+_SECRET_FIELDS = {"password": "encrypted_password", "signingSecret": "encrypted_secret"}
 
 
-def _row(sink: Sink) -> dict[str, Any]:
-    state = destinations.state(sink)
+def _describe(destination: Destination) -> dict[str, Any]:
+    state = destinations.determine_state(destination)
     return {
-        "sink": sink,
-        "host": sink.url.split("//")[-1].split("/")[0].rpartition("@")[2],
+        "destination": destination,
+        "host": destination.url.split("//")[-1].split("/")[0].rpartition("@")[2],
         "state": state,
-        "words": _STATES[state],
-        "lag": destinations.lag(sink),
-        "dead": sink.dead_letters.filter(taken_at=None).count(),
-        "last": sink.deliveries.exclude(kind=Delivery.Kind.TEST).order_by("-pk").first(),
+        "words": _STATE_LABELS[state],
+        "lag": destinations.measure_lag(destination),
+        "dead": destination.dead_letters.filter(delivered_at=None).count(),
+        "last": destination.deliveries.exclude(kind=Delivery.Kind.TEST).order_by("-pk").first(),
     }
 
 
-@within("administer")
-def listing(request: HttpRequest, here: Here) -> HttpResponse:
-    found = Sink.objects.filter(channel=here.channel_id).select_related("channel").order_by("name")
-    return show(
+@requires("administer")
+def list_destinations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    destinations = (
+        Destination.objects.filter(channel=ctx.channel_id)
+        .select_related("channel")
+        .order_by("name")
+    )
+    return render_page(
         request,
-        here,
-        "sinks.html",
-        {"sinks": [_row(sink) for sink in found], "makes": here.may(MAKE)},
+        ctx,
+        "destinations.html",
+        {
+            "destinations": [_describe(destination) for destination in destinations],
+            "makes": ctx.has_any(CREATE_PERMISSION),
+        },
     )
 
 
-def _find(here: Here, name: str) -> Sink:
-    sink = destinations.find(here.channel_id, name)
-    if sink is None:
+def _find_destination(ctx: ChannelContext, name: str) -> Destination:
+    destination = destinations.find(ctx.channel_id, name)
+    if destination is None:
         raise Http404
-    return sink
+    return destination
 
 
-@within("administer")
-def one(request: HttpRequest, here: Here, name: str) -> HttpResponse:
+@requires("administer")
+def show_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpResponse:
     """How it stands, what it sent last, and what it can be told."""
-    sink = _find(here, name)
+    destination = _find_destination(ctx, name)
     context = {
-        **_row(sink),
-        "deliveries": list(sink.deliveries.order_by("-pk")[:SHOWN]),
-        "makes": here.may(MAKE),
+        **_describe(destination),
+        "deliveries": list(destination.deliveries.order_by("-pk")[:MAX_DELIVERIES]),
+        "makes": ctx.has_any(CREATE_PERMISSION),
     }
-    return show(request, here, "sink.html", context)
+    return render_page(request, ctx, "destination.html", context)
 
 
 # The form -----------------------------------------------------------------------------------------
 
 
-@within("administer", also=MAKE, methods=("GET", "POST"))
-def new(request: HttpRequest, here: Here) -> HttpResponse:
+@requires("administer", and_also=CREATE_PERMISSION, methods=("GET", "POST"))
+def create_destination(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """The form of a new one, or of one that is changed."""
     if request.method != "POST":
-        return _form(request, here, {}, {})
-    said = typed(request.POST)
-    replaced = destinations.find(here.channel_id, said.get("name", "").strip())
-    sink, secrets, errors = read(here, said, replaced)
-    if sink is None or errors:
-        for secret in _SECRETS:
-            if said.get(secret):
+        return _render_form(request, ctx, {}, {})
+    params = clean_params(request.POST)
+    replaced = destinations.find(ctx.channel_id, params.get("name", "").strip())
+    destination, secrets, errors = parse_destination_form(ctx, params, replaced)
+    if destination is None or errors:
+        for secret in _SECRET_FIELDS:
+            if params.get(secret):
                 errors.setdefault(secret, "Type it again; it is not kept between tries.")
-        return _form(request, here, said, errors, 400)
-    kept = destinations.save(sink, secrets.get("password"), secrets.get("signingSecret"))
-    told = "is changed" if replaced else "is pushed to from now on"
-    messages.success(request, f"“{kept.name}” {told}. Test it with a made-up document.")
+        return _render_form(request, ctx, params, errors, 400)
+    saved = destinations.save(destination, secrets.get("password"), secrets.get("signingSecret"))
+    outcome = "is changed" if replaced else "is pushed to from now on"
+    messages.success(request, f"“{saved.name}” {outcome}. Test it with a made-up document.")
     if replaced and any(
-        getattr(replaced, field) and not getattr(kept, field) and name not in secrets
-        for name, field in _SECRETS.items()
+        getattr(replaced, field) and not getattr(saved, field) and name not in secrets
+        for name, field in _SECRET_FIELDS.items()
     ):
         messages.warning(
             request,
             "Its password and signing secret were for another host or user, and are forgotten.",
         )
-    return redirect("console:sink-one", here.channel, kept.name)
+    return redirect("console:destination-one", ctx.channel, saved.name)
 
 
-def read(
-    here: Here, form: Mapping[str, str], replaced: Sink | None
-) -> tuple[Sink | None, dict[str, str], dict[str, str]]:
-    """The sink by the API's rules, what is said of its secrets, and what is wrong by field."""
-    said: dict[str, Any] = {
-        name: form[name].strip() for name in api.WIRE.values() if form.get(name, "").strip()
+def parse_destination_form(
+    ctx: ChannelContext, form: Mapping[str, str], replaced: Destination | None
+) -> tuple[Destination | None, dict[str, str], dict[str, str]]:
+    """The destination by the API's rules, what is said of its secrets, and what is wrong by field."""
+    params: dict[str, Any] = {
+        name: form[name].strip() for name in api.WIRE_NAMES.values() if form.get(name, "").strip()
     }
-    if "types" in said:
-        said["types"] = lines(said["types"])
+    if "types" in params:
+        params["types"] = split_lines(params["types"])
     errors: dict[str, str] = {}
-    for name in _SECRETS:
+    for name in _SECRET_FIELDS:
         text = form.get(name, "") if name == "password" else form.get(name, "").strip()
         if text:
-            said[name] = text
+            params[name] = text
         elif form.get(f"forget-{name}"):
-            said[name] = ""
+            params[name] = ""
         elif form.get(f"with-{name}"):
             errors[name] = "Type it again, or untick the box below."
-    checked = api.Put(data={"request": said})
-    if not checked.is_valid():
-        return None, {}, by_field(checked.errors.get("request", {})) | errors
-    valid = checked.validated_data["request"]
-    sink = Sink(channel_id=here.channel_id, name=form.get("name", "").strip())
-    for field, wire in api.WIRE.items():
-        setattr(sink, field, valid[wire])
-    secrets = {name: valid[name] for name in _SECRETS if name in valid}
-    faults = destinations.faults(sink, secrets.get("password"), secrets.get("signingSecret"))
-    errors |= {api.KNOWN.get(field, field): remedy for field, remedy in faults.items()}
+    serializer = api.DestinationBody(data={"request": params})
+    if not serializer.is_valid():
+        return None, {}, flatten_errors(serializer.errors.get("request", {})) | errors
+    valid = serializer.validated_data["request"]
+    destination = Destination(channel_id=ctx.channel_id, name=form.get("name", "").strip())
+    for field, wire in api.WIRE_NAMES.items():
+        setattr(destination, field, valid[wire])
+    secrets = {name: valid[name] for name in _SECRET_FIELDS if name in valid}
+    faults = destinations.validate(
+        destination, secrets.get("password"), secrets.get("signingSecret")
+    )
+    errors |= {api.FAULT_WIRE_NAMES.get(field, field): remedy for field, remedy in faults.items()}
     if replaced and form.get("changes") != replaced.name:
         errors["name"] = "There is one of that name; choose another, or change that one."
-    return sink, secrets, errors
+    return destination, secrets, errors
 
 
-def _form(
+def _render_form(
     request: HttpRequest,
-    here: Here,
-    said: dict[str, str],
+    ctx: ChannelContext,
+    params: dict[str, str],
     errors: dict[str, str],
     status: int = 200,
 ) -> HttpResponse:
     """The form; of what is secret it shows only whether one is kept."""
-    kept = destinations.find(here.channel_id, said["changes"]) if said.get("changes") else None
-    secrets = {name: kept is not None and bool(getattr(kept, field))
-               for name, field in _SECRETS.items()}  # fmt: skip
-    context = {"said": said, "errors": errors, "kept": secrets, **_CHOICES}
-    return show(request, here, "sink_new.html", context, status)
+    existing = (
+        destinations.find(ctx.channel_id, params["changes"]) if params.get("changes") else None
+    )
+    secrets = {name: existing is not None and bool(getattr(existing, field))
+               for name, field in _SECRET_FIELDS.items()}  # fmt: skip
+    context = {"params": params, "errors": errors, "kept": secrets, **_FIELD_CHOICES}
+    return render_page(request, ctx, "sink_new.html", context, status)
 
 
-@within("administer", also=MAKE)
-def change(request: HttpRequest, here: Here, name: str) -> HttpResponse:
+@requires("administer", and_also=CREATE_PERMISSION)
+def edit_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpResponse:
     """The form, filled with what one says."""
-    sink = _find(here, name)
-    said = {wire: str(getattr(sink, field)) for field, wire in api.WIRE.items()}
-    said["types"] = "\n".join(sink.types)
-    return _form(request, here, said | {"name": name, "changes": name}, {})
+    destination = _find_destination(ctx, name)
+    params = {wire: str(getattr(destination, field)) for field, wire in api.WIRE_NAMES.items()}
+    params["types"] = "\n".join(destination.types)
+    return _render_form(request, ctx, params | {"name": name, "changes": name}, {})
 
 
 # Orders -------------------------------------------------------------------------------------------
 
 
-@within("administer", methods=("POST",))
-def act(request: HttpRequest, here: Here, name: str, what: str) -> HttpResponse:
+@requires("administer", methods=("POST",))
+def act_on_destination(
+    request: HttpRequest, ctx: ChannelContext, name: str, action: str
+) -> HttpResponse:
     """Tells one what to do; back to the page of it, or to the list."""
-    sink = _find(here, name)
+    destination = _find_destination(ctx, name)
     try:
-        match what:
+        match action:
             case "pause":
-                destinations.pause(sink)
+                destinations.pause(destination)
                 messages.success(request, f"“{name}” is paused; nothing is sent.")
             case "resume":
-                destinations.resume(sink)
+                destinations.resume(destination)
                 messages.success(request, f"“{name}” goes on where it stood.")
             case "test":
-                _test(request, sink)
+                _send_test(request, destination)
             case "again":
-                count = destinations.send_again(sink.dead_letters.all())
+                count = destinations.requeue_dead_letters(destination.dead_letters.all())
                 messages.success(request, f"{count} documents are sent once more.")
             case "rewind":
-                _rewind(request, sink)
+                _rewind(request, destination)
             case "delete":
-                destinations.delete(sink)
+                destinations.delete(destination)
                 messages.success(request, f"“{name}” is deleted; nothing more is sent there.")
-                return redirect("console:sinks", here.channel)
+                return redirect("console:destinations", ctx.channel)
             case _:
                 raise Http404
-    except Refused as error:
+    except RequestError as error:
         messages.error(request, error.detail)
-    return redirect("console:sink-one", here.channel, name)
+    return redirect("console:destination-one", ctx.channel, name)
 
 
-def _test(request: HttpRequest, sink: Sink) -> None:
-    delivery = destinations.test(sink)
+def _send_test(request: HttpRequest, destination: Destination) -> None:
+    delivery = destinations.send_test(destination)
     if delivery.status == Delivery.Status.DELIVERED:
-        messages.success(request, f"“{sink.name}” took a made-up document.")
+        messages.success(request, f"“{destination.name}” took a made-up document.")
     else:
-        messages.error(request, f"“{sink.name}” did not take it: {delivery.error}")
+        messages.error(request, f"“{destination.name}” did not take it: {delivery.error}")
 
 
-def _rewind(request: HttpRequest, sink: Sink) -> None:
-    said = request.POST.get("since", "").strip()
+def _rewind(request: HttpRequest, destination: Destination) -> None:
+    since = request.POST.get("since", "").strip()
     if request.POST.get("from") == "start":
-        destinations.rewind(sink, START)
-        messages.success(request, f"“{sink.name}” is sent all there is, from the beginning.")
+        destinations.rewind(destination, START)
+        messages.success(request, f"“{destination.name}” is sent all there is, from the beginning.")
         return
     try:
-        day = date.fromisoformat(said)
-        place = destinations.place_of_time(sink, datetime.combine(day, time.min, UTC))
+        day = date.fromisoformat(since)
+        position = destinations.find_position_at(destination, datetime.combine(day, time.min, UTC))
     except (ValueError, OverflowError):
         messages.error(request, "Write the day as YYYY-MM-DD; nothing was changed.")
         return
-    destinations.rewind(sink, place)
-    messages.success(request, f"“{sink.name}” goes on with what came since {day:%-d %b %Y}.")
+    destinations.rewind(destination, position)
+    messages.success(request, f"“{destination.name}” goes on with what came since {day:%-d %b %Y}.")

@@ -16,23 +16,30 @@ from django.urls import reverse
 from django.utils import timezone
 
 from exhaust.api import presenters, validation
-from exhaust.console.permissions import ASK, Here, missing, show, typed, within
+from exhaust.console.permissions import (
+    SUBMIT_PERMISSIONS,
+    ChannelContext,
+    clean_params,
+    render_not_found,
+    render_page,
+    requires,
+)
 from exhaust.datasets import DATASETS, is_private
 from exhaust.files import links
 from exhaust.jobs import queries, submit
 from exhaust.jobs import transitions as moves
 from exhaust.jobs.queries import Filters
 from exhaust.models import File, Job, Link
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.models import Conversation
 
 PER_PAGE = 50
-MOST = 100
-_SOON = timedelta(seconds=2)
+MAX_PER_PAGE = 100
+_MIN_ELAPSED = timedelta(seconds=2)
 
 
 @dataclass(frozen=True)
-class Shown:
+class JobView:
     """A job as a page shows it."""
 
     job: Job
@@ -42,8 +49,8 @@ class Shown:
     files: list[File]
 
     @property
-    def open(self) -> bool:
-        return self.job.status not in moves.ENDS
+    def is_open(self) -> bool:
+        return self.job.status not in moves.TERMINAL_STATUSES
 
     @property
     def rows(self) -> int:
@@ -54,29 +61,29 @@ class Shown:
         return sum(file.byte_count for file in self.files)
 
     @property
-    def deleted(self) -> bool:
+    def is_deleted(self) -> bool:
         """Whether nobody can have its files any more: past their life, or withdrawn."""
-        return bool(self.files) and all(map(gone, self.files))
+        return bool(self.files) and all(map(is_unavailable, self.files))
 
     @property
-    def address(self) -> str:
-        return address(self.job)
+    def url(self) -> str:
+        return job_url(self.job)
 
     @property
-    def again(self) -> str:
+    def duplicate_url(self) -> str:
         """The form that asks the same once more."""
         return f"{reverse('console:ask', args=[self.job.channel.identifier])}?{self._query()}"
 
     @property
-    def supplement(self) -> str:
+    def supplement_url(self) -> str:
         """The form that asks for what came since; empty where the dataset takes no `since`."""
-        if self.job.status != Job.Status.SUCCESS or "since" not in _optional(self.job):
+        if self.job.status != Job.Status.SUCCESS or "since" not in _optional_fields(self.job):
             return ""
         query = self._query(since=self.job.request_id)
         return f"{reverse('console:ask', args=[self.job.channel.identifier])}?{query}"
 
     @property
-    def recurring(self) -> str:
+    def schedule_url(self) -> str:
         """The form that asks the same by itself, again and again; empty where none can say it."""
         if {"types", "application"} & set(self.job.config):
             return ""
@@ -88,11 +95,11 @@ class Shown:
             "tag": f"{self.job.tag[:116]}-{{start}}",
             "callbackUrl": self.job.callback_url,
         }
-        form = reverse("console:recurring-new", args=[self.job.channel.identifier])
-        return f"{form}?{urlencode(query)}"
+        path = reverse("console:recurring-new", args=[self.job.channel.identifier])
+        return f"{path}?{urlencode(query)}"
 
     @property
-    def took(self) -> float | None:
+    def duration_seconds(self) -> float | None:
         """Seconds of the last attempt."""
         return None if self.job.execution_ms is None else self.job.execution_ms / 1000
 
@@ -108,122 +115,122 @@ class Shown:
             if name
             in ("conversationId", "application", "startDate", "endDate", "timezone", "since")
         }
-        said = {
+        params = {
             "dataset": self.job.dataset,
             "outputFormat": self.job.output_format,
             "tag": self.job.tag,
             **config,
             **({"types": self.types} if self.types else {}),
             **({"callbackUrl": self.job.callback_url} if self.job.callback_url else {}),
-            **({"sealing": self.job.sealing} if self.job.sealing else {}),
+            **({"encryption": self.job.encryption} if self.job.encryption else {}),
             **more,
         }
-        return urlencode(said)
+        return urlencode(params)
 
 
-def _optional(job: Job) -> tuple[str, ...]:
-    return tuple(DATASETS[job.dataset].optional) if job.dataset in DATASETS else ()
+def _optional_fields(job: Job) -> tuple[str, ...]:
+    return tuple(DATASETS[job.dataset].optional_fields) if job.dataset in DATASETS else ()
 
 
-def address(job: Job) -> str:
+def job_url(job: Job) -> str:
     return reverse("console:job", args=[job.channel.identifier, job.tag, job.request_id])
 
 
-def presented(rows: list[Job]) -> list[Shown]:
+def job_views(rows: list[Job]) -> list[JobView]:
     """Jobs of one channel; one query for all names."""
-    asked = {str(job.config.get("conversationId", "")) for job in rows}
-    names = named(rows[0].channel_id, asked) if rows else {}
-    shown = []
+    identifiers = {str(job.config.get("conversationId", "")) for job in rows}
+    names = conversation_names(rows[0].channel_id, identifiers) if rows else {}
+    views = []
     for job in rows:
         identifier = str(job.config.get("conversationId", ""))
         files = list(job.files.all()) if job.status == Job.Status.SUCCESS else []
         files = [file for file in files if file.withdrawn_at is None] or files
-        shown.append(
-            Shown(
+        views.append(
+            JobView(
                 job=job,
                 conversation=names.get(identifier) or identifier,
-                progress=presenters.progress(job),
-                remaining=_remaining(job),
+                progress=presenters.present_progress(job),
+                remaining=_remaining_time(job),
                 files=sorted(files, key=lambda file: file.part),
             )
         )
-    return shown
+    return views
 
 
-def gone(file: File) -> bool:
+def is_unavailable(file: File) -> bool:
     return file.deleted_at is not None or file.withdrawn_at is not None
 
 
-def named(channel_id: int, identifiers: Iterable[str]) -> dict[str, str]:
+def conversation_names(channel_id: int, identifiers: Iterable[str]) -> dict[str, str]:
     """The names of a channel's conversations, by identifier."""
     rows = Conversation.objects.filter(channel=channel_id, identifier__in=set(identifiers) - {""})
     return dict(rows.values_list("identifier", "name"))
 
 
-def _remaining(job: Job) -> timedelta | None:
+def _remaining_time(job: Job) -> timedelta | None:
     """At the pace so far; None while there is none."""
     if job.status != Job.Status.PROCESSING or not (job.rows_done and job.rows_estimated):
         return None
     spent = timezone.now() - (job.started_at or timezone.now())
-    left = max(0, job.rows_estimated - job.rows_done)
-    return spent * left / job.rows_done if spent > _SOON else None
+    rows_left = max(0, job.rows_estimated - job.rows_done)
+    return spent * rows_left / job.rows_done if spent > _MIN_ELAPSED else None
 
 
 # The list -----------------------------------------------------------------------------------------
 
 
-@within(*ASK)
-def listing(request: HttpRequest, here: Here) -> HttpResponse:
-    said = {name: text for name, text in typed(request.GET).items() if text.strip()}
+@requires(*SUBMIT_PERMISSIONS)
+def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    params = {name: text for name, text in clean_params(request.GET).items() if text.strip()}
     errors: dict[str, str] = {}
-    filters = _filters(here, said, errors)
+    filters = _parse_filters(ctx, params, errors)
     rows: list[Job] = []
-    after = None
+    next_cursor = None
     if not errors:
         try:
-            limit = min(MOST, max(1, int(said.get("limit", PER_PAGE))))
-            page = queries.page(filters, limit, said.get("cursor"))
-            rows, after = page.jobs, page.cursor
-        except (Refused, ValueError):
+            limit = min(MAX_PER_PAGE, max(1, int(params.get("limit", PER_PAGE))))
+            page = queries.search_jobs(filters, limit, params.get("cursor"))
+            rows, next_cursor = page.jobs, page.cursor
+        except (RequestError, ValueError):
             errors["cursor"] = "This page of the list is no more; begin with the newest."
-    shown = presented(rows)
-    narrowed = set(said) & {"dataset", "status", "tagPrefix", "requestedFrom", "requestedTo"}
-    return show(
+    views = job_views(rows)
+    narrowed = set(params) & {"dataset", "status", "tagPrefix", "requestedFrom", "requestedTo"}
+    return render_page(
         request,
-        here,
+        ctx,
         "jobs.html",
         {
-            "jobs": shown,
-            "open": [each.job.pk for each in shown if each.open],
-            "next": _with(request, cursor=after) if after else "",
-            "first": _with(request, cursor="") if "cursor" in said else "",
-            "said": said,
+            "jobs": views,
+            "open": [each.job.pk for each in views if each.is_open],
+            "next": _url_with_cursor(request, cursor=next_cursor) if next_cursor else "",
+            "first": _url_with_cursor(request, cursor="") if "cursor" in params else "",
+            "params": params,
             "errors": errors,
             "narrowed": narrowed,
-            "datasets": [(name, DATASETS[name].title) for name in here.datasets],
+            "datasets": [(name, DATASETS[name].title) for name in ctx.datasets],
             "statuses": Job.Status.values,
         },
         400 if errors else 200,
     )
 
 
-def _filters(here: Here, said: dict[str, str], errors: dict[str, str]) -> Filters:
+def _parse_filters(ctx: ChannelContext, params: dict[str, str], errors: dict[str, str]) -> Filters:
     """The API's search, said by a form; `errors` are filled in by field."""
-    words = ("dataset", "status", "tagPrefix", "requestedFrom", "requestedTo")
-    asked = validation.SearchFilters(
-        data={name: said[name].strip() for name in words if name in said}
+    names = ("dataset", "status", "tagPrefix", "requestedFrom", "requestedTo")
+    serializer = validation.SearchFilters(
+        data={name: params[name].strip() for name in names if name in params}
     )
-    if not asked.is_valid():
-        errors.update({name: _sentence(told) for name, told in asked.errors.items()})
-        return Filters(here.channel_id, [])
-    wanted: dict[str, Any] = asked.validated_data
-    first: date | None = wanted.get("requestedFrom")
-    last: date | None = wanted.get("requestedTo")
+    if not serializer.is_valid():
+        errors.update({name: _first_message(error) for name, error in serializer.errors.items()})
+        return Filters(ctx.channel_id, [])
+    valid: dict[str, Any] = serializer.validated_data
+    first: date | None = valid.get("requestedFrom")
+    last: date | None = valid.get("requestedTo")
     return Filters(
-        here.channel_id,
-        [name for name in wanted.get("dataset", DATASETS) if name in here.datasets],
-        tag_prefix=wanted.get("tagPrefix"),
-        statuses=wanted.get("status"),
+        ctx.channel_id,
+        [name for name in valid.get("dataset", DATASETS) if name in ctx.datasets],
+        tag_prefix=valid.get("tagPrefix"),
+        statuses=valid.get("status"),
         submitted_from=datetime.combine(first, time.min, UTC) if first else None,
         submitted_before=(
             datetime.combine(last + timedelta(days=1), time.min, UTC) if last else None
@@ -231,13 +238,13 @@ def _filters(here: Here, said: dict[str, str], errors: dict[str, str]) -> Filter
     )
 
 
-def _sentence(told: Any) -> str:
-    while not isinstance(told, str):
-        told = next(iter(told.values() if isinstance(told, dict) else told))
-    return str(told)
+def _first_message(error: Any) -> str:
+    while not isinstance(error, str):
+        error = next(iter(error.values() if isinstance(error, dict) else error))
+    return str(error)
 
 
-def _with(request: HttpRequest, cursor: str) -> str:
+def _url_with_cursor(request: HttpRequest, cursor: str) -> str:
     query = request.GET.copy()
     query.pop("cursor", None)
     if cursor:
@@ -248,76 +255,76 @@ def _with(request: HttpRequest, cursor: str) -> str:
 # One ----------------------------------------------------------------------------------------------
 
 
-def find(here: Here, tag: str, request_id: str) -> Job:
+def find_job(ctx: ChannelContext, tag: str, request_id: str) -> Job:
     """Raises `Http404`, also for another channel's, and for one whose dataset is not theirs."""
-    job = queries.find(here.channel_id, tag, request_id)
-    if job is None or job.dataset not in here.datasets:
+    job = queries.find_job(ctx.channel_id, tag, request_id)
+    if job is None or job.dataset not in ctx.datasets:
         raise Http404
     return job
 
 
 @dataclass(frozen=True)
-class Handed:
+class FileView:
     """A file of a job, the link that opens it, and the last that was given out."""
 
     file: File
-    standing: Link | None
-    last: Link | None
+    active_link: Link | None
+    last_link: Link | None
 
     @property
-    def address(self) -> str:
-        return links.address(self.standing) if self.standing else ""
+    def link_url(self) -> str:
+        return links.build_url(self.active_link) if self.active_link else ""
 
     @property
-    def revocable(self) -> bool:
-        return links.is_ours(self.file)
+    def is_revocable(self) -> bool:
+        return links.has_own_url(self.file)
 
 
-def handed(file: File, now: datetime) -> Handed:
+def file_view(file: File, now: datetime) -> FileView:
     last = max(file.links.all(), key=lambda link: link.expires_at, default=None)
-    return Handed(file, links.standing(file, now), last)
+    return FileView(file, links.find_usable(file, now), last)
 
 
-@within(*ASK)
-def one(request: HttpRequest, here: Here, tag: str, request_id: str) -> HttpResponse:
-    job = find(here, tag, request_id)
-    (shown,) = presented([job])
-    now: datetime = job.shown_at  # type: ignore[attr-defined] # by the database's clock
-    return show(
+@requires(*SUBMIT_PERMISSIONS)
+def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str) -> HttpResponse:
+    job = find_job(ctx, tag, request_id)
+    (view,) = job_views([job])
+    now: datetime = job.database_now  # type: ignore[attr-defined] # by the database's clock
+    return render_page(
         request,
-        here,
+        ctx,
         "job.html",
         {
-            "shown": shown,
+            "view": view,
             "job": job,
-            "files": [handed(file, now) for file in shown.files],
+            "files": [file_view(file, now) for file in view.files],
             "private": is_private(job.dataset),
-            "callback": presenters.callback(job) if job.callback_url else None,
+            "callback": presenters.present_callback(job) if job.callback_url else None,
             "history": job.transitions.order_by("pk"),
             "retention": settings.EXHAUST_RETENTION_DAYS,
-            "call": call(job),
-            "can_retry": moves.again().filter(pk=job.pk).exists()
+            "call": curl_command(job),
+            "can_retry": moves.rerunnable_jobs().filter(pk=job.pk).exists()
             or (job.status == Job.Status.SUBMITTED and job.due_at > timezone.now()),
         },
     )
 
 
-def call(job: Job) -> str:
+def curl_command(job: Job) -> str:
     """The same request as a curl command; the key stays in the caller's environment."""
-    said = {
+    request = {
         "tag": job.tag,
         "dataset": job.dataset,
         "requestedBy": job.requested_by,
         "datasetConfig": job.config,
         "outputFormat": job.output_format,
     }
-    if job.sealing:  # its password, where it has one, is asked for by the answer
-        said["sealing"] = job.sealing
+    if job.encryption:  # its password, where it has one, is asked for by the answer
+        request["encryption"] = job.encryption
     if job.callback_url:
-        said["callbackUrl"] = job.callback_url
+        request["callbackUrl"] = job.callback_url
     if job.priority != Job.Priority.INTERACTIVE:
-        said["priority"] = Job.Priority(job.priority).name.lower()
-    body = json.dumps({"request": said}, ensure_ascii=False, indent=1)
+        request["priority"] = Job.Priority(job.priority).name.lower()
+    body = json.dumps({"request": request}, ensure_ascii=False, indent=1)
     url = shlex.quote(f"{settings.PUBLIC_URL}/dataset/v1/request/submit")
     channel = shlex.quote(f"X-Channel-ID: {job.channel.identifier}")
     return " \\\n  ".join(
@@ -330,31 +337,33 @@ def call(job: Job) -> str:
     )
 
 
-@within(*ASK, methods=("POST",))
-def cancel(request: HttpRequest, here: Here, tag: str, request_id: str) -> HttpResponse:
-    job = find(here, tag, request_id)
-    if submit.cancel(job, here.person):
+@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
+def cancel_job(
+    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str
+) -> HttpResponse:
+    job = find_job(ctx, tag, request_id)
+    if submit.cancel(job, ctx.username):
         messages.success(request, "The request is cancelled.")
     else:
         messages.warning(request, "It had ended already; there was nothing to cancel.")
-    return redirect(address(job))
+    return redirect(job_url(job))
 
 
-@within(*ASK, methods=("POST",))
-def retry(request: HttpRequest, here: Here, tag: str, request_id: str) -> HttpResponse:
-    job = find(here, tag, request_id)
+@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
+def retry_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str) -> HttpResponse:
+    job = find_job(ctx, tag, request_id)
     try:
         if submit.retry(job):
             messages.success(request, "It runs again.")
         else:
             messages.warning(request, "Only what failed or was cancelled can run again.")
-    except Refused as error:
+    except RequestError as error:
         messages.error(request, error.detail)
-    return redirect(address(job))
+    return redirect(job_url(job))
 
 
-def _file(here: Here, tag: str, request_id: str, part: int) -> File:
-    job = find(here, tag, request_id)
+def _find_file(ctx: ChannelContext, tag: str, request_id: str, part: int) -> File:
+    job = find_job(ctx, tag, request_id)
     if job.status == Job.Status.SUCCESS:
         for file in job.files.all():
             if file.part == part and file.withdrawn_at is None:
@@ -362,33 +371,37 @@ def _file(here: Here, tag: str, request_id: str, part: int) -> File:
     raise Http404
 
 
-@within(*ASK)
-def download(
-    request: HttpRequest, here: Here, tag: str, request_id: str, part: int
+@requires(*SUBMIT_PERMISSIONS)
+def download_file(
+    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
 ) -> HttpResponse:
     """On to the file's link, a fresh one where the last has ended."""
-    file = _file(here, tag, request_id, part)
-    link = links.current(file)
+    file = _find_file(ctx, tag, request_id, part)
+    link = links.get_or_create(file)
     if link is None:
-        return missing(request, here, 410)
-    return redirect(links.address(link))
+        return render_not_found(request, ctx, 410)
+    return redirect(links.build_url(link))
 
 
-@within(*ASK, methods=("POST",))
-def link(request: HttpRequest, here: Here, tag: str, request_id: str, part: int) -> HttpResponse:
+@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
+def create_link(
+    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
+) -> HttpResponse:
     """A link to pass on."""
-    file = _file(here, tag, request_id, part)
-    if links.current(file) is None:
+    file = _find_file(ctx, tag, request_id, part)
+    if links.get_or_create(file) is None:
         messages.error(request, "This file was deleted; ask again for a new one.")
-    return redirect(f"{address(file.job)}#link-{part}")
+    return redirect(f"{job_url(file.job)}#link-{part}")
 
 
-@within(*ASK, methods=("POST",))
-def revoke(request: HttpRequest, here: Here, tag: str, request_id: str, part: int) -> HttpResponse:
+@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
+def revoke_link(
+    request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
+) -> HttpResponse:
     """Ends the links to a file at once, where they are ours."""
-    file = _file(here, tag, request_id, part)
-    if links.is_ours(file) and links.revoke(Link.objects.filter(file=file)):
+    file = _find_file(ctx, tag, request_id, part)
+    if links.has_own_url(file) and links.revoke(Link.objects.filter(file=file)):
         messages.success(request, "The link opens nothing any more.")
     else:
         messages.warning(request, "There was no link that could be ended.")
-    return redirect(f"{address(file.job)}#link-{part}")
+    return redirect(f"{job_url(file.job)}#link-{part}")

@@ -6,40 +6,48 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 
-from exhaust.console.permissions import VIEW, Here, missing, show, within
+from exhaust.console.permissions import (
+    VIEW_PERMISSIONS,
+    ChannelContext,
+    render_not_found,
+    render_page,
+    requires,
+)
 from ingest.auth import roles
 
-SHOWN = 200
+MAX_LISTED = 200
 
 
 @never_cache
-def home(request: HttpRequest) -> HttpResponse:
+def choose_channel(request: HttpRequest) -> HttpResponse:
     """The channels of who signed in, by name; straight into the only one."""
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path(), reverse("console:sign-in"))
-    names = list(roles.channels(request.user))
+    names = list(roles.permitted_channels(request.user))
     if len(names) == 1:
         return redirect("console:start", names[0])
-    wanted = request.GET.get("q", "").strip()
-    found = [name for name in names if wanted.lower() in name.lower()]
-    return show(
+    query = request.GET.get("q", "").strip()
+    matches = [name for name in names if query.lower() in name.lower()]
+    return render_page(
         request,
         None,
         "home.html",
         {
-            "channels": [(name, reverse("console:start", args=[name])) for name in found[:SHOWN]],
+            "channels": [
+                (name, reverse("console:start", args=[name])) for name in matches[:MAX_LISTED]
+            ],
             "count": len(names),
-            "more": max(0, len(found) - SHOWN),
-            "q": wanted,
+            "more": max(0, len(matches) - MAX_LISTED),
+            "q": query,
         },
     )
 
 
-@within(*VIEW, "audit")
-def start(request: HttpRequest, here: Here) -> HttpResponse:
+@requires(*VIEW_PERMISSIONS, "audit")
+def redirect_to_first_page(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """To the first of a channel's pages that the person may see."""
-    return redirect(here.pages()[0][0])
+    return redirect(ctx.pages()[0][0])
 
 
-def nowhere(request: HttpRequest, rest: str) -> HttpResponse:
-    return missing(request)
+def not_found(request: HttpRequest, path: str) -> HttpResponse:
+    return render_not_found(request)

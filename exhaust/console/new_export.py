@@ -12,25 +12,31 @@ from django.shortcuts import redirect
 from django.utils import timezone
 
 from exhaust.api import validation
-from exhaust.api.views import submission
+from exhaust.api.views import build_submission
 from exhaust.console import exports
-from exhaust.console.permissions import ASK, Here, show, typed, within
+from exhaust.console.permissions import (
+    SUBMIT_PERMISSIONS,
+    ChannelContext,
+    clean_params,
+    render_page,
+    requires,
+)
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import zone
+from exhaust.datasets.selection import load_zone
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import preview as previews
 from exhaust.jobs import schedules, submit
 from exhaust.jobs.submit import Submission
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.models import Application, Conversation
 
-FOUND = 8
+MAX_CONVERSATIONS = 8
 PRESETS = ("yesterday", "last 7 days", "last 30 days", "this month", "last month")
 # names are the API's, so that its errors stand beside the right field
-_CONFIG = ("conversationId", "application", "startDate", "endDate", "timezone", "since")
-_BESIDE = ("tag", "dataset", "outputFormat", "callbackUrl", "sealing")
-_NARROWING = ("types", "application")
-_FORMATS = {
+_CONFIG_FIELDS = ("conversationId", "application", "startDate", "endDate", "timezone", "since")
+_REQUEST_FIELDS = ("tag", "dataset", "outputFormat", "callbackUrl", "encryption")
+_NARROWING_FIELDS = ("types", "application")
+_FORMAT_LABELS = {
     "csv": "CSV, for spreadsheets",
     "csv.gz": "CSV, packed",
     "xlsx": "Excel",
@@ -41,74 +47,78 @@ _FORMATS = {
 
 
 @dataclass
-class Asked:
+class ParsedRequest:
     """What was typed, what is wrong with it by field, and the submission where nothing is."""
 
-    said: dict[str, str]
+    params: dict[str, str]
     errors: dict[str, str] = field(default_factory=dict)
     submission: Submission | None = None
 
 
-def read(here: Here, form: Mapping[str, str]) -> Asked:
+def parse_request_form(ctx: ChannelContext, form: Mapping[str, str]) -> ParsedRequest:
     """The form by the API's rules; what was typed is kept as it was."""
-    asked = Asked(dict(form))
-    said = {name: text.strip() for name, text in asked.said.items() if text.strip()}
-    dataset = said.get("dataset", "")
-    takes = (*DATASETS[dataset].required, *DATASETS[dataset].optional) if _known(dataset) else ()
+    parsed = ParsedRequest(dict(form))
+    params = {name: text.strip() for name, text in parsed.params.items() if text.strip()}
+    dataset = params.get("dataset", "")
+    accepted_fields = (
+        (*DATASETS[dataset].required_fields, *DATASETS[dataset].optional_fields)
+        if is_dataset(dataset)
+        else ()
+    )
     config: dict[str, Any] = {
-        name: said[name]
-        for name in _CONFIG
-        if name in said and (name != "conversationId" or name in takes)
+        name: params[name]
+        for name in _CONFIG_FIELDS
+        if name in params and (name != "conversationId" or name in accepted_fields)
     }
-    if "types" in said:
-        config["types"] = lines(said["types"])
-    request: dict[str, Any] = {"requestedBy": here.person, "datasetConfig": config}
-    request |= {name: said[name] for name in _BESIDE if name in said}
+    if "types" in params:
+        config["types"] = split_lines(params["types"])
+    request: dict[str, Any] = {"requestedBy": ctx.username, "datasetConfig": config}
+    request |= {name: params[name] for name in _REQUEST_FIELDS if name in params}
     if form.get("encryptionKey"):
         request["encryptionKey"] = form["encryptionKey"]
     if dataset:
         config["type"] = dataset
-    checked = validation.Submit(data={"request": request})
-    if not checked.is_valid():
-        asked.errors = by_field(checked.errors.get("request", {}))
-    if _known(dataset) and dataset not in here.datasets:
-        asked.errors["dataset"] = "You may not ask for this one here; choose another."
-    if said.get("sealing") == "password" and not form.get("encryptionKey"):
-        asked.errors["encryptionKey"] = "Type the password again; it is not kept between tries."
-    if asked.errors:
-        return asked
+    serializer = validation.SubmitBody(data={"request": request})
+    if not serializer.is_valid():
+        parsed.errors = flatten_errors(serializer.errors.get("request", {}))
+    if is_dataset(dataset) and dataset not in ctx.datasets:
+        parsed.errors["dataset"] = "You may not ask for this one here; choose another."
+    if params.get("encryption") == "password" and not form.get("encryptionKey"):
+        parsed.errors["encryptionKey"] = "Type the password again; it is not kept between tries."
+    if parsed.errors:
+        return parsed
     try:
-        asked.submission = submission(
+        parsed.submission = build_submission(
             {"request": request},
-            checked.validated_data["request"],
-            here.channel_id,
-            here.channel,
-            here.person,
+            serializer.validated_data["request"],
+            ctx.channel_id,
+            ctx.channel,
+            ctx.username,
         )
-    except Refused as error:
-        asked.errors = refusal(error)
-    return asked
+    except RequestError as error:
+        parsed.errors = field_errors(error)
+    return parsed
 
 
-def lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """What a field holds that takes one a line."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _known(dataset: str) -> bool:
+def is_dataset(dataset: str) -> bool:
     return dataset in DATASETS
 
 
-def refusal(error: Refused) -> dict[str, str]:
+def field_errors(error: RequestError) -> dict[str, str]:
     """`request.datasetConfig.since: …` beside its field; what names none stands above all."""
-    where, colon, sentence = error.detail.partition(": ")
-    if colon and where.startswith("request."):
-        name = where.rpartition(".")[2]
-        return {"encryptionKey" if name == "sealing" else name: sentence}
+    path, separator, sentence = error.detail.partition(": ")
+    if separator and path.startswith("request."):
+        name = path.rpartition(".")[2]
+        return {"encryptionKey" if name == "encryption" else name: sentence}
     return {"": error.detail}
 
 
-_MEANT = {
+_REQUIRED_MESSAGES = {
     "conversationId": "Choose a conversation.",
     "startDate": "Choose the first day.",
     "endDate": "Choose the last day.",
@@ -118,136 +128,148 @@ _MEANT = {
 }
 
 
-def by_field(errors: Mapping[str, Any]) -> dict[str, str]:
+def flatten_errors(errors: Mapping[str, Any]) -> dict[str, str]:
     """A serializer's errors, the first of each field, in a form's words."""
-    found: dict[str, str] = {}
-    for name, told in errors.items():
-        if isinstance(told, Mapping):
-            inner = by_field(told)
-            if any(isinstance(place, int) for place in told):  # of a list's items the first
+    sentences: dict[str, str] = {}
+    for name, error in errors.items():
+        if isinstance(error, Mapping):
+            inner = flatten_errors(error)
+            if any(isinstance(index, int) for index in error):  # of a list's items the first
                 inner = {name: next(iter(inner.values()))}
-            found |= inner
+            sentences |= inner
             continue
-        first = told[0] if isinstance(told, list) else told
-        lacks = str(first) == "This field is required." or getattr(first, "code", "") == "required"
-        found[name] = _MEANT.get(name, str(first)) if lacks else str(first)
-    return found
+        first = error[0] if isinstance(error, list) else error
+        is_missing = (
+            str(first) == "This field is required." or getattr(first, "code", "") == "required"
+        )
+        sentences[name] = _REQUIRED_MESSAGES.get(name, str(first)) if is_missing else str(first)
+    return sentences
 
 
 # The pages ----------------------------------------------------------------------------------------
 
 
-@within(*ASK, methods=("GET", "POST"))
-def ask(request: HttpRequest, here: Here) -> HttpResponse:
+@requires(*SUBMIT_PERMISSIONS, methods=("GET", "POST"))
+def create_request(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """The form. Each button of it sends all of it: search, days, preview, send."""
     if request.method != "POST":
-        said = _fresh(here) | typed(request.GET)
-        return _form(request, here, Asked(said))
-    said = typed(request.POST)
+        params = _default_params(ctx) | clean_params(request.GET)
+        return _render_form(request, ctx, ParsedRequest(params))
+    params = clean_params(request.POST)
     if preset := request.POST.get("preset"):
-        said |= _days(preset, said.get("timezone", "UTC"))
-        return _form(request, here, Asked(said))
-    act = request.POST.get("act", "preview")
-    if act == "search":
-        return _form(request, here, Asked(said))
-    asked = read(here, said)
-    if act == "send" and asked.submission:
+        params |= _preset_days(preset, params.get("timezone", "UTC"))
+        return _render_form(request, ctx, ParsedRequest(params))
+    action = request.POST.get("act", "preview")
+    if action == "search":
+        return _render_form(request, ctx, ParsedRequest(params))
+    parsed = parse_request_form(ctx, params)
+    if action == "send" and parsed.submission:
         try:
-            job = submit.submit(asked.submission)
-        except Refused as error:
-            asked.errors = refusal(error)
-            return _form(request, here, asked, error.status)
+            job = submit.submit(parsed.submission)
+        except RequestError as error:
+            parsed.errors = field_errors(error)
+            return _render_form(request, ctx, parsed, error.status)
         messages.success(request, "Your request is in. The file appears here when it is ready.")
-        return redirect(exports.address(job))
-    context = {"preview": _preview(asked.submission)} if asked.submission else {}
-    return _form(request, here, asked, 400 if asked.errors else 200, **context)
+        return redirect(exports.job_url(job))
+    context = {"preview": _build_preview(parsed.submission)} if parsed.submission else {}
+    return _render_form(request, ctx, parsed, 400 if parsed.errors else 200, **context)
 
 
-def _fresh(here: Here) -> dict[str, str]:
+def _default_params(ctx: ChannelContext) -> dict[str, str]:
     """What a new form holds."""
     today = timezone.now().date()
     return {
-        "dataset": here.datasets[0],
+        "dataset": ctx.datasets[0],
         "timezone": "UTC",
         "outputFormat": "csv",
         "tag": f"console-{today.isoformat()}",
     }
 
 
-def _days(preset: str, zone_name: str) -> dict[str, str]:
+def _preset_days(preset: str, zone_name: str) -> dict[str, str]:
     """First and last day of a preset, seen from now; nothing where it is none."""
     try:
-        first, last = schedules.days(preset, timezone.now().astimezone(zone(zone_name)).date())
+        first, last = schedules.window_dates(
+            preset, timezone.now().astimezone(load_zone(zone_name)).date()
+        )
     except ValueError:
         return {}
     return {"startDate": first.isoformat(), "endDate": last.isoformat()}
 
 
-def _form(
-    request: HttpRequest, here: Here, asked: Asked, status: int = 200, **context: Any
+def _render_form(
+    request: HttpRequest,
+    ctx: ChannelContext,
+    parsed: ParsedRequest,
+    status: int = 200,
+    **context: Any,
 ) -> HttpResponse:
-    answer = show(
+    response = render_page(
         request,
-        here,
+        ctx,
         "ask.html",
         {
-            "said": asked.said,
-            "errors": asked.errors,
-            "datasets": [DATASETS[name] for name in here.datasets],
-            "formats": formats(),
+            "params": parsed.params,
+            "errors": parsed.errors,
+            "datasets": [DATASETS[name] for name in ctx.datasets],
+            "formats": format_choices(),
             "narrowed": any(
-                set(_NARROWING) & set(DATASETS[name].optional) for name in here.datasets
+                set(_NARROWING_FIELDS) & set(DATASETS[name].optional_fields)
+                for name in ctx.datasets
             ),
-            "applications": _applications(here, asked.said.get("application", "")),
+            "applications": _application_choices(ctx, parsed.params.get("application", "")),
             "presets": PRESETS,
-            "zones": zones(),
-            **found(here, asked.said),
+            "zones": zone_choices(),
+            **conversation_choices(ctx, parsed.params),
             **context,
         },
         status,
     )
     if "preset" in request.POST:
-        answer["HX-Trigger-After-Swap"] = "preview"
-    return answer
+        response["HX-Trigger-After-Swap"] = "preview"
+    return response
 
 
-def formats() -> list[tuple[str, str]]:
-    return [(name, _FORMATS.get(name, name)) for name in FORMATS]
+def format_choices() -> list[tuple[str, str]]:
+    return [(name, _FORMAT_LABELS.get(name, name)) for name in FORMATS]
 
 
-def _applications(here: Here, said: str) -> list[tuple[str, str]]:
+def _application_choices(ctx: ChannelContext, selected: str) -> list[tuple[str, str]]:
     """What a form offers; what was said is kept, though there is none of that name."""
-    rows = Application.objects.filter(channel=here.channel_id).order_by("identifier")
+    rows = Application.objects.filter(channel=ctx.channel_id).order_by("identifier")
     names = {
         row.identifier: f"{row.name} ({row.identifier})" if row.name else row.identifier
         for row in rows
     }
-    return [("", "All"), *({said: said} | names if said else names).items()]
+    return [("", "All"), *({selected: selected} | names if selected else names).items()]
 
 
-def zones() -> list[str]:
+def zone_choices() -> list[str]:
     """What a form offers, UTC first."""
     return ["UTC", *sorted(name for name in available_timezones() if "/" in name)]
 
 
-def found(here: Here, said: Mapping[str, str]) -> dict[str, Any]:
+def conversation_choices(ctx: ChannelContext, params: Mapping[str, str]) -> dict[str, Any]:
     """The conversations to choose from: those whose name or id holds `q`, and the chosen one."""
-    q, chosen = said.get("q", "").strip(), said.get("conversationId", "")
-    rows = matching(here.channel_id, q)
-    some = list(rows[: FOUND + 1])
-    if chosen and chosen not in {row.identifier for row in some[:FOUND]}:
-        some = [*rows.model.objects.filter(channel=here.channel_id, identifier=chosen), *some]
-    if len(some) == 1 and not q:
-        chosen = some[0].identifier  # there is nothing to choose
+    q, selected = params.get("q", "").strip(), params.get("conversationId", "")
+    rows = filter_conversations(ctx.channel_id, q)
+    matches = list(rows[: MAX_CONVERSATIONS + 1])
+    if selected and selected not in {row.identifier for row in matches[:MAX_CONVERSATIONS]}:
+        matches = [
+            *rows.model.objects.filter(channel=ctx.channel_id, identifier=selected),
+            *matches,
+        ]
+    if len(matches) == 1 and not q:
+        selected = matches[0].identifier  # there is nothing to choose
     return {
-        "found": some[:FOUND],
-        "chosen": chosen,
-        "more": len(some) > FOUND,
+        "found": matches[:MAX_CONVERSATIONS],
+        "chosen": selected,
+        "more": len(matches) > MAX_CONVERSATIONS,
         "q": q,
     }
 
 
-def matching(channel_id: int, q: str) -> Any:
+def filter_conversations(channel_id: int, q: str) -> Any:
     """Conversations by name; the named ones first."""
     rows = Conversation.objects.filter(channel=channel_id)
     if q:
@@ -257,35 +279,37 @@ def matching(channel_id: int, q: str) -> Any:
     )
 
 
-@within(*ASK)
-def conversations(request: HttpRequest, here: Here) -> HttpResponse:
+@requires(*SUBMIT_PERMISSIONS)
+def search_conversations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """The part of the form that lists them, while somebody types."""
-    said = typed(request.GET)
-    return show(request, here, "ask_found.html", {"said": said, **found(here, said)})
+    params = clean_params(request.GET)
+    return render_page(
+        request, ctx, "ask_found.html", {"params": params, **conversation_choices(ctx, params)}
+    )
 
 
-@within(*ASK, methods=("POST",))
-def preview(request: HttpRequest, here: Here) -> HttpResponse:
+@requires(*SUBMIT_PERMISSIONS, methods=("POST",))
+def show_preview(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """The part of the form that shows what would come; incomplete is not wrong yet."""
-    asked = read(here, typed(request.POST))
-    context: dict[str, Any] = {"errors": asked.errors}
-    if asked.submission:
-        context["preview"] = _preview(asked.submission)
-    return show(request, here, "ask_preview.html", context)
+    parsed = parse_request_form(ctx, clean_params(request.POST))
+    context: dict[str, Any] = {"errors": parsed.errors}
+    if parsed.submission:
+        context["preview"] = _build_preview(parsed.submission)
+    return render_page(request, ctx, "ask_preview.html", context)
 
 
 @dataclass(frozen=True)
-class Seen:
+class PreviewPage:
     """A preview as the page shows it."""
 
     preview: previews.Preview
     headers: list[str]
 
     @property
-    def slow(self) -> bool:
-        return not self.preview.counted
+    def is_estimate(self) -> bool:
+        return not self.preview.is_counted
 
 
-def _preview(submission: Submission) -> Seen:
+def _build_preview(submission: Submission) -> PreviewPage:
     columns = DATASETS[submission.dataset].columns
-    return Seen(previews.preview(submission), [column.header for column in columns])
+    return PreviewPage(previews.build_preview(submission), [column.header for column in columns])

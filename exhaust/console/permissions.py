@@ -13,72 +13,74 @@ from django.views.decorators.cache import never_cache
 
 from exhaust.datasets import DATASETS, is_private
 from ingest.auth import roles
-from ingest.auth.roles import Right
+from ingest.auth.roles import Permission
 
-ASK: tuple[Right, ...] = ("submit_response", "submit_private")
-VIEW: tuple[Right, ...] = (*ASK, "administer")
-_WORDS: dict[Right, str] = {
+SUBMIT_PERMISSIONS: tuple[Permission, ...] = ("submit_response", "submit_private")
+VIEW_PERMISSIONS: tuple[Permission, ...] = (*SUBMIT_PERMISSIONS, "administer")
+_PERMISSION_LABELS: dict[Permission, str] = {
     "submit_response": "ask for files",
     "submit_private": "ask for files of people",
     "administer": "administer this channel",
     "audit": "read its ledger",
 }
 # name of the address, what it is called, who sees it
-_PAGES: tuple[tuple[str, str, tuple[Right, ...]], ...] = (
-    ("jobs", "Jobs", ASK),
-    ("ask", "New request", ASK),
+_PAGES: tuple[tuple[str, str, tuple[Permission, ...]], ...] = (
+    ("jobs", "Jobs", SUBMIT_PERMISSIONS),
+    ("ask", "New request", SUBMIT_PERMISSIONS),
     ("recurring", "Recurring", ("administer",)),
-    ("pictures", "Pictures", VIEW),
-    ("conversations", "Conversations", VIEW),
+    ("pictures", "Pictures", VIEW_PERMISSIONS),
+    ("conversations", "Conversations", VIEW_PERMISSIONS),
     ("participants", "Participants", ("submit_private",)),
-    ("rejected", "Rejected events", VIEW),
-    ("sinks", "Sinks", ("administer",)),
+    ("rejected", "Rejected events", VIEW_PERMISSIONS),
+    ("destinations", "Destinations", ("administer",)),
     ("keys", "Keys", ("administer",)),
     ("ledger", "Ledger", ("audit",)),
 )
 
 
 @dataclass(frozen=True)
-class Here:
+class ChannelContext:
     """A channel, and what the person who looks may do in it."""
 
     channel_id: int
     channel: str
-    rights: frozenset[Right]
-    person: str
+    permissions: frozenset[Permission]
+    username: str
 
     @property
     def datasets(self) -> list[str]:
         """What they may ask for, and see the jobs of."""
-        return [name for name in DATASETS if right_for(name) in self.rights]
+        return [name for name in DATASETS if permission_for(name) in self.permissions]
 
-    def may(self, *rights: Right) -> bool:
+    def has_any(self, *rights: Permission) -> bool:
         """Whether they have one of these rights."""
-        return not self.rights.isdisjoint(rights)
+        return not self.permissions.isdisjoint(rights)
 
     @property
-    def administers(self) -> bool:
-        return "administer" in self.rights
+    def is_administrator(self) -> bool:
+        return "administer" in self.permissions
 
     @property
-    def asks(self) -> bool:
-        return self.may(*ASK)
+    def can_submit(self) -> bool:
+        return self.has_any(*SUBMIT_PERMISSIONS)
 
     def pages(self) -> list[tuple[str, str]]:
         """(address, name) of the pages there are for them."""
         return [
             (reverse(f"console:{name}", args=[self.channel]), title)
             for name, title, rights in _PAGES
-            if self.may(*rights)
+            if self.has_any(*rights)
         ]
 
 
-def right_for(dataset: str) -> Right:
+def permission_for(dataset: str) -> Permission:
     return "submit_private" if is_private(dataset) else "submit_response"
 
 
-def within(
-    *rights: Right, also: Right | None = None, methods: tuple[str, ...] = ("GET",)
+def requires(
+    *permissions: Permission,
+    and_also: Permission | None = None,
+    methods: tuple[str, ...] = ("GET",),
 ) -> Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]]:
     """A view of a channel, for people with one of these rights in it, and `also` that one.
 
@@ -88,73 +90,77 @@ def within(
     def decorate(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
         @never_cache
         @wraps(view)
-        def guarded(request: HttpRequest, channel: str, **kwargs: Any) -> HttpResponse:
+        def checked_view(request: HttpRequest, channel: str, **kwargs: Any) -> HttpResponse:
             if not request.user.is_authenticated:
-                return _sign_in(request)
+                return _redirect_to_sign_in(request)
             if any("\0" in str(part) for part in (channel, *kwargs.values())):
-                return missing(request)
-            channel_id, held = roles.rights(request.user, channel)
-            if not held:
-                return missing(request)
-            here = Here(channel_id, channel, held, request.user.get_username())
-            if not here.may(*rights):
-                return refused(request, here, rights)
-            if also is not None and not here.may(also):
-                return refused(request, here, (also,))
+                return render_not_found(request)
+            channel_id, user_permissions = roles.fetch_permissions(request.user, channel)
+            if not user_permissions:
+                return render_not_found(request)
+            ctx = ChannelContext(channel_id, channel, user_permissions, request.user.get_username())
+            if not ctx.has_any(*permissions):
+                return render_forbidden(request, ctx, permissions)
+            if and_also is not None and not ctx.has_any(and_also):
+                return render_forbidden(request, ctx, (and_also,))
             if request.method not in methods and not (
                 request.method == "HEAD" and "GET" in methods
             ):
-                answer = missing(request, here, 405)
-                answer["Allow"] = ", ".join(methods)
-                return answer
+                response = render_not_found(request, ctx, 405)
+                response["Allow"] = ", ".join(methods)
+                return response
             try:
-                return view(request, here, **kwargs)
+                return view(request, ctx, **kwargs)
             except Http404:
-                return missing(request, here)
+                return render_not_found(request, ctx)
 
-        return guarded
+        return checked_view
 
     return decorate
 
 
-def _sign_in(request: HttpRequest) -> HttpResponse:
+def _redirect_to_sign_in(request: HttpRequest) -> HttpResponse:
     if "HX-Request" in request.headers:  # a part of a page: the whole page must go there
-        answer = HttpResponse(status=204)
-        answer["HX-Refresh"] = "true"
-        return answer
-    to: HttpResponseRedirect = redirect_to_login(
+        response = HttpResponse(status=204)
+        response["HX-Refresh"] = "true"
+        return response
+    redirect: HttpResponseRedirect = redirect_to_login(
         request.get_full_path() if request.method == "GET" else reverse("console:home"),
         reverse("console:sign-in"),
     )
-    return to
+    return redirect
 
 
-def show(
+def render_page(
     request: HttpRequest,
-    here: Here | None,
+    ctx: ChannelContext | None,
     template: str,
     context: dict[str, Any] | None = None,
     status: int = 200,
 ) -> HttpResponse:
     """A page in its frame."""
-    pages = here.pages() if here else []
+    pages = ctx.pages() if ctx else []
     return render(
         request,
         f"console/{template}",
-        {"here": here, "pages": pages, **(context or {})},
+        {"ctx": ctx, "pages": pages, **(context or {})},
         status=status,
     )
 
 
-def typed(said: QueryDict) -> dict[str, str]:
+def clean_params(query: QueryDict) -> dict[str, str]:
     """What a form or an address says, as text that a database takes; of several values the last."""
-    return {name: str(text).replace("\0", "\ufffd") for name, text in said.items()}
+    return {name: str(text).replace("\0", "\ufffd") for name, text in query.items()}
 
 
-def missing(request: HttpRequest, here: Here | None = None, status: int = 404) -> HttpResponse:
-    return show(request, here, "missing.html", status=status)
+def render_not_found(
+    request: HttpRequest, ctx: ChannelContext | None = None, status: int = 404
+) -> HttpResponse:
+    return render_page(request, ctx, "missing.html", status=status)
 
 
-def refused(request: HttpRequest, here: Here, rights: tuple[Right, ...]) -> HttpResponse:
-    lacks = " or to ".join(_WORDS[right] for right in rights)
-    return show(request, here, "refused.html", {"lacks": lacks}, 403)
+def render_forbidden(
+    request: HttpRequest, ctx: ChannelContext, permissions: tuple[Permission, ...]
+) -> HttpResponse:
+    needed = " or to ".join(_PERMISSION_LABELS[right] for right in permissions)
+    return render_page(request, ctx, "refused.html", {"needed": needed}, 403)

@@ -8,77 +8,83 @@ from django.db.models import Count, Max
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from exhaust.console.participants import paged
-from exhaust.console.permissions import VIEW, Here, show, typed, within
+from exhaust.console.participants import paginate
+from exhaust.console.permissions import (
+    VIEW_PERMISSIONS,
+    ChannelContext,
+    clean_params,
+    render_page,
+    requires,
+)
 from ingest import audit
-from ingest.events import Refused
-from ingest.models import Rejected
-from ingest.privacy.encryption import unseal
+from ingest.events import RequestError
+from ingest.models import RejectedEvent
+from ingest.privacy.encryption import decrypt
 from ingest.store.replay import replay
 
-AT_ONCE = 1000  # what one click sends again
+REPLAY_LIMIT = 1000  # what one click sends again
 
 
-@within(*VIEW)
-def listing(request: HttpRequest, here: Here) -> HttpResponse:
-    said = typed(request.GET)
-    waiting = Rejected.objects.filter(channel=here.channel_id, replayed_at=None)
-    reasons = waiting.values("reason", "dialect").annotate(
+@requires(*VIEW_PERMISSIONS)
+def list_rejected(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    params = clean_params(request.GET)
+    pending = RejectedEvent.objects.filter(channel=ctx.channel_id, replayed_at=None)
+    reasons = pending.values("reason", "source").annotate(
         count=Count("pk"), last=Max("received_at")
     )
-    chosen = said.get("reason", "")
-    rows = waiting.filter(reason=chosen) if chosen else waiting
-    question = ["rejected", here.channel_id, chosen]
+    reason = params.get("reason", "")
+    rows = pending.filter(reason=reason) if reason else pending
+    query = ["rejected", ctx.channel_id, reason]
     try:
-        found, after = paged(rows, said.get("cursor", ""), question)
-    except Refused:
-        found, after = paged(rows, "", question)
-    return show(
+        page, next_cursor = paginate(rows, params.get("cursor", ""), query)
+    except RequestError:
+        page, next_cursor = paginate(rows, "", query)
+    return render_page(
         request,
-        here,
+        ctx,
         "rejected.html",
         {
             "reasons": list(reasons.order_by("-count")[:50]),
-            "reason": chosen,
-            "reason_query": urlencode({"reason": chosen}) if chosen else "",
-            "rows": found,
-            "next": after,
-            "at_once": AT_ONCE,
+            "reason": reason,
+            "reason_query": urlencode({"reason": reason}) if reason else "",
+            "rows": page,
+            "next": next_cursor,
+            "at_once": REPLAY_LIMIT,
         },
     )
 
 
-@within(*VIEW)
-def one(request: HttpRequest, here: Here, pk: int) -> HttpResponse:
+@requires(*VIEW_PERMISSIONS)
+def show_rejected(request: HttpRequest, ctx: ChannelContext, pk: int) -> HttpResponse:
     """One with its bytes, for administrators; that they were seen is kept."""
-    row = Rejected.objects.filter(channel=here.channel_id, pk=pk).first()
+    row = RejectedEvent.objects.filter(channel=ctx.channel_id, pk=pk).first()
     if row is None:
         raise Http404
     raw = None
-    if here.administers:
+    if ctx.is_administrator:
         try:
-            raw = unseal(row.sealed).decode("utf-8", "backslashreplace")
+            raw = decrypt(row.sealed).decode("utf-8", "backslashreplace")
         except InvalidToken:
             raw = None
-        audit.record("rejected.viewed", channel=here.channel, subject=str(row.pk))
-    return show(request, here, "rejected_one.html", {"row": row, "raw": raw})
+        audit.record("rejected.viewed", channel=ctx.channel, subject=str(row.pk))
+    return render_page(request, ctx, "rejected_one.html", {"row": row, "raw": raw})
 
 
-@within("administer", methods=("POST",))
-def again(request: HttpRequest, here: Here) -> HttpResponse:
+@requires("administer", methods=("POST",))
+def again(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """Sends one, or up to a thousand of one reason, through their door once more."""
-    said = typed(request.POST)
-    rows = Rejected.objects.filter(channel=here.channel_id, replayed_at=None)
-    if (pk := said.get("pk", "")).isdecimal():
+    params = clean_params(request.POST)
+    rows = RejectedEvent.objects.filter(channel=ctx.channel_id, replayed_at=None)
+    if (pk := params.get("pk", "")).isdecimal():
         rows = rows.filter(pk=int(pk[:18]))
-    elif reason := said.get("reason", ""):
+    elif reason := params.get("reason", ""):
         rows = rows.filter(reason=reason)
     else:
         raise Http404
-    counts = replay(rows.select_related("channel", "application").order_by("pk")[:AT_ONCE])
-    told = f"{counts.accepted} went in, {counts.still_rejected} are still rejected"
+    counts = replay(rows.select_related("channel", "application").order_by("pk")[:REPLAY_LIMIT])
+    summary = f"{counts.accepted} went in, {counts.still_rejected} are still rejected"
     if counts.unreadable:
-        told += f", {counts.unreadable} cannot be sent again: not all of their bytes were kept"
-    tell = messages.success if counts.accepted else messages.warning
-    tell(request, f"{told}.")
-    return redirect("console:rejected", here.channel)
+        summary += f", {counts.unreadable} cannot be sent again: not all of their bytes were kept"
+    add_message = messages.success if counts.accepted else messages.warning
+    add_message(request, f"{summary}.")
+    return redirect("console:rejected", ctx.channel)

@@ -9,47 +9,55 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
 from exhaust.api import schedules as api
-from exhaust.console.exports import named
-from exhaust.console.new_export import by_field, formats, found, zones
-from exhaust.console.permissions import Here, show, typed, within
+from exhaust.console.exports import conversation_names
+from exhaust.console.new_export import (
+    conversation_choices,
+    flatten_errors,
+    format_choices,
+    zone_choices,
+)
+from exhaust.console.permissions import ChannelContext, clean_params, render_page, requires
 from exhaust.datasets import DATASETS
 from exhaust.jobs import schedules
-from exhaust.jobs.schedules import Asked
+from exhaust.jobs.schedules import RequestedWindow
 from exhaust.models import Schedule
-from ingest.events import Refused
+from ingest.events import RequestError
 
 WINDOWS = ("yesterday", "last 7 days", "last 30 days", "last week", "this month", "last month")
 # a password would have to be kept
-_SEALINGS = (("", "As the channel demands"), ("publickey", "For the channel's public key"))
+_ENCRYPTION_CHOICES = (
+    ("", "As the channel demands"),
+    ("publickey", "For the channel's public key"),
+)
 
 
 @dataclass(frozen=True)
-class Shown:
+class ScheduleView:
     """A schedule and what it asks for next; None while it is paused."""
 
     schedule: Schedule
     conversation: str
-    upcoming: Asked | None
+    next_request: RequestedWindow | None
     jobs: list[Any]
 
 
-@within("administer")
-def listing(request: HttpRequest, here: Here) -> HttpResponse:
+@requires("administer")
+def list_schedules(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     try:
-        page = schedules.page(here.channel_id, here.datasets, 100, request.GET.get("cursor"))
-    except Refused:
+        page = schedules.fetch_page(ctx.channel_id, ctx.datasets, 100, request.GET.get("cursor"))
+    except RequestError:
         return redirect(request.path)
-    names = named(here.channel_id, (each.conversation for each in page.schedules))
-    return show(
+    names = conversation_names(ctx.channel_id, (each.conversation for each in page.schedules))
+    return render_page(
         request,
-        here,
+        ctx,
         "recurring.html",
         {
             "schedules": [
-                Shown(
+                ScheduleView(
                     each,
                     names.get(each.conversation) or each.conversation,
-                    _upcoming(each),
+                    _next_request(each),
                     each.last_jobs,  # type: ignore[attr-defined]
                 )
                 for each in page.schedules
@@ -59,34 +67,34 @@ def listing(request: HttpRequest, here: Here) -> HttpResponse:
     )
 
 
-def _upcoming(schedule: Schedule) -> Asked | None:
+def _next_request(schedule: Schedule) -> RequestedWindow | None:
     if schedule.paused_at is not None:
         return None
     try:
-        return schedules.asked(schedule, schedule.next_at)
+        return schedules.requested_window(schedule, schedule.next_at)
     except ValueError:  # a setting took it away: last_error tells
         return None
 
 
-@within("administer", methods=("GET", "POST"))
-def new(request: HttpRequest, here: Here) -> HttpResponse:
+@requires("administer", methods=("GET", "POST"))
+def create_schedule(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """The form of a new one, or of one that is changed."""
     if request.method != "POST":
-        return _form(request, here, _fresh(here) | typed(request.GET), {})
-    said = typed(request.POST)
+        return _render_form(request, ctx, _default_params(ctx) | clean_params(request.GET), {})
+    params = clean_params(request.POST)
     if request.POST.get("act") == "search":
-        return _form(request, here, said, {})
-    schedule, errors = read(here, said)
+        return _render_form(request, ctx, params, {})
+    schedule, errors = parse_schedule_form(ctx, params)
     if schedule is None or errors:
-        return _form(request, here, said, errors, 400)
-    kept = schedules.save(schedule)
-    messages.success(request, f"“{kept.name}” asks by itself from now on.")
-    return redirect("console:recurring", here.channel)
+        return _render_form(request, ctx, params, errors, 400)
+    saved = schedules.save(schedule)
+    messages.success(request, f"“{saved.name}” asks by itself from now on.")
+    return redirect("console:recurring", ctx.channel)
 
 
-def _fresh(here: Here) -> dict[str, str]:
+def _default_params(ctx: ChannelContext) -> dict[str, str]:
     return {
-        "dataset": here.datasets[0] if here.datasets else "",
+        "dataset": ctx.datasets[0] if ctx.datasets else "",
         "timezone": "UTC",
         "window": "yesterday",
         "cron": "0 6 * * *",
@@ -95,77 +103,86 @@ def _fresh(here: Here) -> dict[str, str]:
     }
 
 
-def read(here: Here, form: Mapping[str, str]) -> tuple[Schedule | None, dict[str, str]]:
+def parse_schedule_form(
+    ctx: ChannelContext, form: Mapping[str, str]
+) -> tuple[Schedule | None, dict[str, str]]:
     """The schedule by the API's rules, and what is wrong by field."""
-    said = {name: form[name].strip() for name in api.WIRE.values() if form.get(name, "").strip()}
-    dataset = said.get("dataset", "")
+    params = {
+        name: form[name].strip() for name in api.WIRE_NAMES.values() if form.get(name, "").strip()
+    }
+    dataset = params.get("dataset", "")
     if dataset in DATASETS and "conversationId" not in (
-        *DATASETS[dataset].required,
-        *DATASETS[dataset].optional,
+        *DATASETS[dataset].required_fields,
+        *DATASETS[dataset].optional_fields,
     ):
-        said.pop("conversationId", None)
-    said["requestedBy"] = here.person
-    checked = api.Put(data={"request": said})
-    if not checked.is_valid():
-        return None, by_field(checked.errors.get("request", {}))
-    valid = checked.validated_data["request"]
-    words = {field: valid[wire] for field, wire in api.WIRE.items() if wire in valid}
-    schedule = Schedule(channel_id=here.channel_id, name=form.get("name", "").strip(), **words)
-    errors = {api.WIRE.get(name, name): told for name, told in schedules.faults(schedule).items()}
-    if dataset in DATASETS and dataset not in here.datasets:
+        params.pop("conversationId", None)
+    params["requestedBy"] = ctx.username
+    serializer = api.ScheduleBody(data={"request": params})
+    if not serializer.is_valid():
+        return None, flatten_errors(serializer.errors.get("request", {}))
+    valid = serializer.validated_data["request"]
+    values = {field: valid[wire] for field, wire in api.WIRE_NAMES.items() if wire in valid}
+    schedule = Schedule(channel_id=ctx.channel_id, name=form.get("name", "").strip(), **values)
+    errors = {
+        api.WIRE_NAMES.get(name, name): error
+        for name, error in schedules.find_errors(schedule).items()
+    }
+    if dataset in DATASETS and dataset not in ctx.datasets:
         errors["dataset"] = "You may not ask for this one here; choose another."
-    replaced = schedules.find(here.channel_id, schedule.name)
+    replaced = schedules.fetch_schedule(ctx.channel_id, schedule.name)
     # of one that they may not ask for, they are told no more than that the name is taken
-    if replaced and (form.get("changes") != replaced.name or replaced.dataset not in here.datasets):
+    if replaced and (form.get("changes") != replaced.name or replaced.dataset not in ctx.datasets):
         errors["name"] = "There is one of that name; choose another, or change that one."
     return schedule, errors
 
 
-def _form(
+def _render_form(
     request: HttpRequest,
-    here: Here,
-    said: dict[str, str],
+    ctx: ChannelContext,
+    params: dict[str, str],
     errors: dict[str, str],
     status: int = 200,
 ) -> HttpResponse:
-    return show(
+    return render_page(
         request,
-        here,
+        ctx,
         "recurring_new.html",
         {
-            "said": said,
+            "params": params,
             "errors": errors,
-            "datasets": [DATASETS[name] for name in here.datasets],
-            "formats": formats(),
+            "datasets": [DATASETS[name] for name in ctx.datasets],
+            "formats": format_choices(),
             "windows": [(window, window.capitalize()) for window in WINDOWS],
-            "sealings": _SEALINGS,
-            "zones": zones(),
-            **found(here, said),
+            "sealings": _ENCRYPTION_CHOICES,
+            "zones": zone_choices(),
+            **conversation_choices(ctx, params),
         },
         status,
     )
 
 
-def _find(here: Here, name: str) -> Schedule:
-    schedule = schedules.find(here.channel_id, name)
-    if schedule is None or schedule.dataset not in here.datasets:
+def _find_schedule(ctx: ChannelContext, name: str) -> Schedule:
+    schedule = schedules.fetch_schedule(ctx.channel_id, name)
+    if schedule is None or schedule.dataset not in ctx.datasets:
         raise Http404
     return schedule
 
 
-@within("administer")
-def change(request: HttpRequest, here: Here, name: str) -> HttpResponse:
+@requires("administer")
+def edit_schedule(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpResponse:
     """The form, filled with what one says."""
-    schedule = _find(here, name)
-    said = {wire: str(getattr(schedule, field)) for field, wire in api.WIRE.items()}
-    return _form(request, here, said | {"name": name, "changes": name}, {})
+    schedule = _find_schedule(ctx, name)
+    params = {wire: str(getattr(schedule, field)) for field, wire in api.WIRE_NAMES.items()}
+    return _render_form(request, ctx, params | {"name": name, "changes": name}, {})
 
 
-@within("administer", methods=("POST",))
-def act(request: HttpRequest, here: Here, name: str, what: str) -> HttpResponse:
+@requires("administer", methods=("POST",))
+def act_on_schedule(
+    request: HttpRequest, ctx: ChannelContext, name: str, action: str
+) -> HttpResponse:
     """Pauses, resumes or deletes one."""
-    schedule = _find(here, name)
-    match what:
+    schedule = _find_schedule(ctx, name)
+    match action:
         case "pause":
             schedules.pause(schedule)
             messages.success(request, f"“{name}” is paused; it asks for nothing.")
@@ -173,11 +190,11 @@ def act(request: HttpRequest, here: Here, name: str, what: str) -> HttpResponse:
             try:
                 schedules.resume(schedule)
                 messages.success(request, f"“{name}” asks again.")
-            except Refused as error:
+            except RequestError as error:
                 messages.error(request, error.detail)
         case "delete":
             schedules.delete(schedule)
             messages.success(request, f"“{name}” is deleted. What it asked for stays.")
         case _:
             raise Http404
-    return redirect("console:recurring", here.channel)
+    return redirect("console:recurring", ctx.channel)

@@ -8,15 +8,19 @@ from django.utils.safestring import SafeString
 
 WIDTH, HEIGHT = 480, 220
 _LEFT, _TOP, _BOTTOM = 48, 12, 28
-SERIES = 6  # colours there are
+SERIES_COLORS = 6  # colours there are
 
 
-def columns(
-    name: str, title: str, told: str, labels: Sequence[str], series: Sequence[Sequence[float]]
+def draw_columns(
+    name: str,
+    title: str,
+    description: str,
+    labels: Sequence[str],
+    series: Sequence[Sequence[float]],
 ) -> SafeString:
     """Stacked columns: a label for each place, and for each series its value there."""
-    most = max((sum(values) for values in zip(*series, strict=True)), default=0)
-    top, step = _scale(most)
+    maximum = max((sum(values) for values in zip(*series, strict=True)), default=0)
+    top, step = _axis_scale(maximum)
     height, width = HEIGHT - _TOP - _BOTTOM, WIDTH - _LEFT - 8
     pitch = width / max(1, len(labels))
     parts = []
@@ -26,39 +30,41 @@ def columns(
             format_html(
                 '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>'
                 '<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>',
-                _LEFT, WIDTH - 8, _n(y), _n(y), _LEFT - 8, _n(y + 4), short(line * step),
+                _LEFT, WIDTH - 8, _format_number(y), _format_number(y), _LEFT - 8, _format_number(y + 4), format_axis_value(line * step),
             )
         )  # fmt: skip
-    for place, values in enumerate(zip(*series, strict=True)):
-        x, y = _LEFT + pitch * place, float(_TOP + height)
+    for index, values in enumerate(zip(*series, strict=True)):
+        x, y = _LEFT + pitch * index, float(_TOP + height)
         for number, value in enumerate(values):
-            tall = height * value / top
-            y -= tall
-            if tall > 0:
+            bar_height = height * value / top
+            y -= bar_height
+            if bar_height > 0:
                 parts.append(
                     format_html(
                         '<rect class="s{}" x="{}" y="{}" width="{}" height="{}"/>',
-                        number % SERIES, _n(x + pitch * 0.12), _n(y), _n(pitch * 0.76), _n(tall),
+                        number % SERIES_COLORS, _format_number(x + pitch * 0.12), _format_number(y), _format_number(pitch * 0.76), _format_number(bar_height),
                     )
                 )  # fmt: skip
     every = max(1, -(-len(labels) // 6))
-    for place in range(0, len(labels), every):
-        x = _LEFT + pitch * (place + 0.5)
+    for index in range(0, len(labels), every):
+        x = _LEFT + pitch * (index + 0.5)
         parts.append(
             format_html(
                 '<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>',
-                _n(x), HEIGHT - 8, labels[place],
+                _format_number(x), HEIGHT - 8, labels[index],
             )
         )  # fmt: skip
-    return _picture(name, title, told, HEIGHT, parts)
+    return _wrap_svg(name, title, description, HEIGHT, parts)
 
 
-def bars(name: str, title: str, told: str, rows: Sequence[tuple[str, float, str]]) -> SafeString:
+def draw_bars(
+    name: str, title: str, description: str, rows: Sequence[tuple[str, float, str]]
+) -> SafeString:
     """Lying bars: what it is, its value, and the value in words."""
-    most = max((value for _, value, _ in rows), default=0) or 1
+    maximum = max((value for _, value, _ in rows), default=0) or 1
     parts = []
-    for place, (label, value, words) in enumerate(rows):
-        y = 4 + place * 44
+    for index, (label, value, value_label) in enumerate(rows):
+        y = 4 + index * 44
         parts.append(
             format_html(
                 '<text class="label" x="0" y="{}">{}</text>'
@@ -66,16 +72,16 @@ def bars(name: str, title: str, told: str, rows: Sequence[tuple[str, float, str]
                 '<rect class="track" x="0" y="{}" width="{}" height="10" rx="5"/>'
                 '<rect class="s0" x="0" y="{}" width="{}" height="10" rx="5"/>',
                 y + 14, label if len(label) <= 30 else f"{label[:29]}…",
-                WIDTH, y + 14, words,
+                WIDTH, y + 14, value_label,
                 y + 21, WIDTH,
-                y + 21, _n(WIDTH * value / most),
+                y + 21, _format_number(WIDTH * value / maximum),
             )
         )  # fmt: skip
-    return _picture(name, title, told, 44 * len(rows) + 4, parts)
+    return _wrap_svg(name, title, description, 44 * len(rows) + 4, parts)
 
 
-def _picture(
-    name: str, title: str, told: str, height: int, parts: Sequence[SafeString]
+def _wrap_svg(
+    name: str, title: str, description: str, height: int, parts: Sequence[SafeString]
 ) -> SafeString:
     return format_html(
         '<svg class="picture" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{n}-t {n}-d">'
@@ -84,21 +90,21 @@ def _picture(
         h=height,
         n=name,
         t=title,
-        d=told,
+        d=description,
         parts=format_html_join("", "{}", ((part,) for part in parts)),
     )
 
 
-def _scale(most: float) -> tuple[float, float]:
+def _axis_scale(maximum: float) -> tuple[float, float]:
     """The top of an axis and its step, in round numbers."""
     step = 1.0
-    while most / step > 5:
+    while maximum / step > 5:
         step *= 2.5 if str(step).startswith("2") else 2
-    top = step * max(1, -(-most // step))
+    top = step * max(1, -(-maximum // step))
     return top, step
 
 
-def short(value: float) -> str:
+def format_axis_value(value: float) -> str:
     """`12k`, for an axis."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
@@ -106,5 +112,5 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _n(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.1f}"

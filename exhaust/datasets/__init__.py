@@ -14,4 +14,4 @@ DATASETS: dict[str, Dataset] = {
 
 def is_private(name: str) -> bool:
     """Whether a dataset holds personal data; one that is not known any more is taken to."""
-    return name not in DATASETS or DATASETS[name].private
+    return name not in DATASETS or DATASETS[name].is_private

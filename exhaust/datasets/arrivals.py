@@ -6,74 +6,79 @@ from typing import Any, ClassVar
 from django.db import connection
 
 from exhaust.datasets import columns
-from exhaust.datasets.base import Dataset, has_device, streaming
+from exhaust.datasets.base import Dataset, has_device, stream_rows
 from exhaust.datasets.columns import Cell
 from exhaust.datasets.selection import Selection
 
-POSITION = "CAST(e.xid AS text) || '.' || CAST(e.id AS text)"
-APPLICATION = "(SELECT a.identifier FROM ingest_application a WHERE a.id = e.application_id)"
+POSITION_SQL = "CAST(e.xid AS text) || '.' || CAST(e.id AS text)"
+APPLICATION_SQL = "(SELECT a.identifier FROM ingest_application a WHERE a.id = e.application_id)"
 
 
-class Arrivals(Dataset):
+class FeedDataset(Dataset):
     """One table's rows `e`: the columns read what `fields` names, and look into `payload`.
 
     `fields` is SQL that both databases understand: name to expression.
     """
 
     table: str
-    moment: str  # whose days are asked for
-    fields: ClassVar[Mapping[str, str]]
-    payload: str  # PostgreSQL's jsonb of a row
-    raw: str  # the column that the portable way makes the same of
-    refused = "false"  # whether the row's person refused consent
+    time_column: str  # whose days are asked for
+    sql_fields: ClassVar[Mapping[str, str]]
+    payload_sql: str  # PostgreSQL's jsonb of a row
+    raw_column: str  # the column that the portable way makes the same of
+    refused_sql = "false"  # whether the row's person refused consent
 
-    def opened(self, raw: str, refused: bool) -> str:
+    def build_payload(self, raw_json: str, is_refused: bool) -> str:
         """What `payload` gives on PostgreSQL, from the raw column's JSON text."""
-        return raw
+        return raw_json
 
-    def copy(self, selection: Selection, *, guarded: bool = False) -> tuple[str, dict[str, Any]]:
-        where, params = self._where(selection)
-        cells = ",\n".join(columns.cells_sql(self.columns, "false", "r", guarded=guarded))
+    def copy_sql(
+        self, selection: Selection, *, escape_formulas: bool = False
+    ) -> tuple[str, dict[str, Any]]:
+        where, params = self._filter_sql(selection)
+        cells = ",\n".join(
+            columns.cells_sql(self.columns, "false", "r", escape_formulas=escape_formulas)
+        )
         source = (
-            f"SELECT {self._fields()}, {self.payload} AS payload, e.xid, e.id"  # noqa: S608
+            f"SELECT {self._fields_sql()}, {self.payload_sql} AS payload, e.xid, e.id"  # noqa: S608
             f" FROM {self.table} e WHERE {where}"
         )
         return (
             f"SELECT {cells}\nFROM ({source}) r\n{columns.joins_sql(self.columns, 'r')}\n"
-            f"ORDER BY r.xid, r.id{selection.tail}",
+            f"ORDER BY r.xid, r.id{selection.limit_clause}",
             params,
         )
 
-    def rows(self, selection: Selection) -> Iterator[list[Cell]]:
-        where, params = self._where(selection)
-        raw = f"CAST(e.{self.raw} AS text)"
+    def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:
+        where, params = self._filter_sql(selection)
+        raw_sql = f"CAST(e.{self.raw_column} AS text)"
         sql = (
-            f"SELECT {raw}, {self.refused}, {self._fields()} FROM {self.table} e"  # noqa: S608
-            f" WHERE {where} ORDER BY e.xid, e.id{selection.tail}"
+            f"SELECT {raw_sql}, {self.refused_sql}, {self._fields_sql()} FROM {self.table} e"  # noqa: S608
+            f" WHERE {where} ORDER BY e.xid, e.id{selection.limit_clause}"
         )
-        read = columns.reader(self.columns)
-        with streaming(sql, params) as rows:
-            for text, refused, *values in rows:
-                envelope = dict(zip(self.fields, values, strict=True))
-                yield read(envelope, self.opened(text, refused), False)
+        read_cells = columns.make_cell_reader(self.columns)
+        with stream_rows(sql, params) as rows:
+            for text, is_refused, *values in rows:
+                envelope = dict(zip(self.sql_fields, values, strict=True))
+                yield read_cells(envelope, self.build_payload(text, is_refused), False)
 
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
-        where, params = self._where(selection)
+        where, params = self._filter_sql(selection)
         return f"SELECT 1 FROM {self.table} e WHERE {where}", params  # noqa: S608
 
-    def holds(self, selection: Selection, device_ids: Sequence[str]) -> bool:
+    def may_contain(self, selection: Selection, device_ids: Sequence[str]) -> bool:
         """A derived record that has changed since may have stood in the file as it was."""
-        if not self.derived:
-            return super().holds(selection, device_ids)
-        where, params = self._where(selection)
-        of_channel = f"e.channel_id = %(channel)s AND (e.version > 1 OR ({where}))"
-        return has_device(f"{self.table} e WHERE {of_channel}", params, device_ids)
+        if not self.is_derived:
+            return super().may_contain(selection, device_ids)
+        where, params = self._filter_sql(selection)
+        condition = f"e.channel_id = %(channel)s AND (e.version > 1 OR ({where}))"
+        return has_device(f"{self.table} e WHERE {condition}", params, device_ids)
 
-    def _where(self, selection: Selection) -> tuple[str, dict[str, Any]]:
-        return selection.standing(self.moment)
+    def _filter_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        return selection.base_filter(self.time_column)
 
-    def _fields(self) -> str:
-        each = "jsonb_each_text" if connection.vendor == "postgresql" else "json_each"
+    def _fields_sql(self) -> str:
+        each_function = "jsonb_each_text" if connection.vendor == "postgresql" else "json_each"
         return ", ".join(
-            f"{sql.replace('json_each', each)} AS {name}" for name, sql in self.fields.items()
+            f"{sql.replace('json_each', each_function)} AS {name}"
+            for name, sql in self.sql_fields.items()
         )

@@ -31,49 +31,49 @@ class Column:
     kind: Kind
     path: tuple[str, ...]
     description: str
-    consented: bool = False
-    personal: bool = False
+    needs_consent: bool = False
+    is_personal: bool = False
 
 
 # What a spreadsheet would run gets an apostrophe; a plain number or phone number stays as it is.
-_FIRST = "=+@\t\r\n＝＋－＠-"  # noqa: RUF001
-_RUNNABLE = rf"^(?![+-]?[0-9][0-9 ().,-]*$)[{_FIRST}]"
-_runnable = re.compile(_RUNNABLE.replace("$)", r"\Z)"))
+_FORMULA_STARTS = "=+@\t\r\n＝＋－＠-"  # noqa: RUF001
+_FORMULA_PATTERN = rf"^(?![+-]?[0-9][0-9 ().,-]*$)[{_FORMULA_STARTS}]"
+_formula_regex = re.compile(_FORMULA_PATTERN.replace("$)", r"\Z)"))
 
 
-def guarded(text: str) -> str:
+def escape_formula(text: str) -> str:
     """Free text that no spreadsheet runs."""
-    return "'" + text if _runnable.match(text) else text
+    return "'" + text if _formula_regex.match(text) else text
 
 
-def guards(columns: Sequence[Column]) -> list[bool]:
+def may_hold_formulas(columns: Sequence[Column]) -> list[bool]:
     """Which of the columns may hold free text."""
     return [column.kind in {"text", "number", "whole"} for column in columns]
 
 
 # What JSON takes for a number: a sender may have put anything where one belongs
-NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
-is_number = re.compile(NUMBER).fullmatch
+NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+is_number = re.compile(NUMBER_PATTERN).fullmatch
 
 
 # PostgreSQL -------------------------------------------------------------------------------------
 
 
 def cells_sql(
-    columns: Sequence[Column], refused: str, event: str = "e", *, guarded: bool = False
+    columns: Sequence[Column], refused_sql: str, event: str = "e", *, escape_formulas: bool = False
 ) -> list[str]:
     """PostgreSQL expressions for the cells, over the table aliases of `joins_sql`.
 
     `refused` is the condition under which `consented` cells are empty; `guarded` ones are CSV's.
     """
-    text = _GUARDED if guarded else "NULLIF({}, '')"
-    return [_cell_sql(column, event, refused, text) for column in columns]
+    text_sql = _ESCAPED_TEXT_SQL if escape_formulas else "NULLIF({}, '')"
+    return [_cell_sql(column, event, refused_sql, text_sql) for column in columns]
 
 
 # nearly every cell begins with none of these, and a number is looked at in no time
-_GUARDED = (
-    f"CASE WHEN ascii({{0}}) IN ({', '.join(str(ord(sign)) for sign in _FIRST)})"
-    rf" THEN regexp_replace({{0}}, '{_RUNNABLE}', '''\&') ELSE NULLIF({{0}}, '') END"
+_ESCAPED_TEXT_SQL = (
+    f"CASE WHEN ascii({{0}}) IN ({', '.join(str(ord(sign)) for sign in _FORMULA_STARTS)})"
+    rf" THEN regexp_replace({{0}}, '{_FORMULA_PATTERN}', '''\&') ELSE NULLIF({{0}}, '') END"
 )
 
 
@@ -81,17 +81,17 @@ def joins_sql(columns: Sequence[Column], event: str = "e") -> str:
     """LATERAL joins that open each JSON object once: every further path access would unpack the
     whole payload again (measured: half the rate)."""
     joins: list[str] = []
-    for parent, fields in _records(columns).items():
-        source = f"{event}.payload" if parent == ("payload",) else _value(parent)
-        wanted = ", ".join(f'"{name}" {kind}' for name, kind in fields.items())
+    for path, fields in _json_objects(columns).items():
+        source = f"{event}.payload" if path == ("payload",) else _value_sql(path)
+        definitions = ", ".join(f'"{name}" {kind}' for name, kind in fields.items())
         joins.append(
             f"LEFT JOIN LATERAL jsonb_to_record(CASE WHEN jsonb_typeof({source}) = 'object'"
-            f" THEN {source} END) AS {_record(parent)}({wanted}) ON true"
+            f" THEN {source} END) AS {_object_alias(path)}({definitions}) ON true"
         )
     return "\n".join(joins)
 
 
-def _records(columns: Sequence[Column]) -> dict[tuple[str, ...], dict[str, str]]:
+def _json_objects(columns: Sequence[Column]) -> dict[tuple[str, ...], dict[str, str]]:
     """Each JSON object that is opened: its path, and the fields wanted of it with their types."""
     records: dict[tuple[str, ...], dict[str, str]] = {}
     for column in columns:
@@ -99,88 +99,96 @@ def _records(columns: Sequence[Column]) -> dict[tuple[str, ...], dict[str, str]]
             continue
         for depth in range(1, len(column.path)):
             fields = records.setdefault(column.path[:depth], {})
-            leaf = depth == len(column.path) - 1 and column.kind in {"text", "number"}
-            fields[column.path[depth]] = "text" if leaf else "jsonb"
+            is_leaf = depth == len(column.path) - 1 and column.kind in {"text", "number"}
+            fields[column.path[depth]] = "text" if is_leaf else "jsonb"
     return dict(sorted(records.items(), key=lambda item: len(item[0])))
 
 
-def _record(path: tuple[str, ...]) -> str:
+def _object_alias(path: tuple[str, ...]) -> str:
     return "_".join(path)
 
 
-def _value(path: tuple[str, ...]) -> str:
-    return f'{_record(path[:-1])}."{path[-1]}"'
+def _value_sql(path: tuple[str, ...]) -> str:
+    return f'{_object_alias(path[:-1])}."{path[-1]}"'
 
 
-def _cell_sql(column: Column, event: str, refused: str, text: str) -> str:
-    value = _value(column.path) if len(column.path) > 1 else f"{event}.{column.path[0]}"
+def _cell_sql(column: Column, event: str, refused_sql: str, text_sql: str) -> str:
+    value_sql = _value_sql(column.path) if len(column.path) > 1 else f"{event}.{column.path[0]}"
     match column.kind:
         case "time":
-            cell = f"to_char({value} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
+            cell_sql = (
+                f"to_char({value_sql} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
+            )
         case "json":
-            cell = f"NULLIF({value}::text, 'null')"
+            cell_sql = f"NULLIF({value_sql}::text, 'null')"
         case "uuid":
-            cell = f"{value}::text"
+            cell_sql = f"{value_sql}::text"
         case "whole":
-            as_text = text.format(f"({value} #>> '{{}}')")
-            cell = (
-                f"CASE WHEN jsonb_typeof({value}) = 'number' THEN round({value}::numeric)::text"
+            as_text = text_sql.format(f"({value_sql} #>> '{{}}')")
+            cell_sql = (
+                f"CASE WHEN jsonb_typeof({value_sql}) = 'number' THEN round({value_sql}::numeric)::text"
                 f" ELSE {as_text} END"
             )
         case _:
-            cell = text.format(value)
-    if column.consented:
-        cell = f"CASE WHEN NOT {refused} THEN {cell} END"
-    return cell
+            cell_sql = text_sql.format(value_sql)
+    if column.needs_consent:
+        cell_sql = f"CASE WHEN NOT {refused_sql} THEN {cell_sql} END"
+    return cell_sql
 
 
 # Portable ---------------------------------------------------------------------------------------
 
-decode = msgspec.json.Decoder(float_hook=Decimal).decode
-_unbounded = Context(prec=1000)  # numbers of the door have at most 309 digits before the point
+decode_json = msgspec.json.Decoder(float_hook=Decimal).decode
+_unbounded_context = Context(
+    prec=1000
+)  # numbers of the door have at most 309 digits before the point
 Cell = str | None
 
 
-def reader(columns: Sequence[Column]) -> Callable[[dict[str, Any], str, bool], list[Cell]]:
+def make_cell_reader(
+    columns: Sequence[Column],
+) -> Callable[[dict[str, Any], str, bool], list[Cell]]:
     """A function from (envelope, payload text, refused) to the cells."""
 
-    def read(envelope: dict[str, Any], payload: str, refused: bool) -> list[Cell]:
-        opened = {"payload": decode(payload)}
+    def read_cells(envelope: dict[str, Any], payload: str, is_refused: bool) -> list[Cell]:
+        payload_root = {"payload": decode_json(payload)}
         cells: list[Cell] = []
         for column in columns:
-            if column.consented and refused:
+            if column.needs_consent and is_refused:
                 cells.append(None)
                 continue
-            value: Any = opened if column.path[0] == "payload" else envelope
+            value: Any = payload_root if column.path[0] == "payload" else envelope
             for name in column.path:
                 value = value.get(name) if isinstance(value, dict) else None
-            cells.append(_cell(column.kind, value))
+            cells.append(_format_cell(column.kind, value))
         return cells
 
-    return read
+    return read_cells
 
 
-def _cell(kind: Kind, value: Any) -> Cell:
+def _format_cell(kind: Kind, value: Any) -> Cell:
     if value is None:
         return None
     if kind == "time":
-        return iso_time(value)
+        return format_time(value)
     if kind == "json":
-        return json_text(value)
+        return format_json(value)
     if kind == "uuid":
         return str(UUID(str(value)))
     if kind == "whole" and isinstance(value, int | Decimal) and not isinstance(value, bool):
-        return _number(Decimal(value).quantize(Decimal(1), ROUND_HALF_UP, _unbounded))
-    return (value if isinstance(value, str) else json_text(value)) or None
+        return _format_number(
+            Decimal(value).quantize(Decimal(1), ROUND_HALF_UP, _unbounded_context)
+        )
+    return (value if isinstance(value, str) else format_json(value)) or None
 
 
-def iso_time(value: datetime | str) -> str:
+def format_time(value: datetime | str) -> str:
     """UTC in milliseconds, cut and not rounded, as `2022-04-01T04:00:00.123Z`."""
     text = str(value)
     return f"{text[:10]}T{text[11:19]}.{(text[20:23] if text[19:20] == '.' else '') or '000'}Z"
 
 
-def json_text(value: Any) -> str:
+def format_json(value: Any) -> str:
     """JSON as PostgreSQL prints jsonb: keys by length and then bytes, numbers without exponent."""
     if isinstance(value, str):
         return encode_basestring(value)
@@ -189,13 +197,15 @@ def json_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | Decimal):
-        return _number(value)
+        return _format_number(value)
     if isinstance(value, list):
-        return f"[{', '.join(map(json_text, value))}]"
+        return f"[{', '.join(map(format_json, value))}]"
     keys = sorted(value, key=lambda key: (len(key.encode()), key.encode()))
-    return f"{{{', '.join(f'{encode_basestring(key)}: {json_text(value[key])}' for key in keys)}}}"
+    return (
+        f"{{{', '.join(f'{encode_basestring(key)}: {format_json(value[key])}' for key in keys)}}}"
+    )
 
 
-def _number(value: int | Decimal) -> str:
+def _format_number(value: int | Decimal) -> str:
     text = format(Decimal(value), "f")
     return text.removeprefix("-") if value == 0 else text

@@ -2,28 +2,28 @@
 
 from typing import Any
 
-from exhaust.datasets.arrivals import APPLICATION, POSITION, Arrivals
-from exhaust.datasets.columns import Column, decode, json_text
-from exhaust.datasets.response import REFUSED
+from exhaust.datasets.arrivals import APPLICATION_SQL, POSITION_SQL, FeedDataset
+from exhaust.datasets.columns import Column, decode_json, format_json
+from exhaust.datasets.response import CONSENT_REFUSED_SQL
 from exhaust.datasets.selection import Selection
 
 
-class Events(Arrivals):
+class EventsDataset(FeedDataset):
     name = "events-exhaust"
     title = "Events"
-    private = True
+    is_private = True
     scope = "pull"
-    pulled = "events"
-    suffix = "events"
-    optional = ("conversationId", "types", "application", "since")
+    pull_resource = "events"
+    name_suffix = "events"
+    optional_fields = ("conversationId", "types", "application", "since")
     table = "ingest_storedevent"
-    moment = "occurred_at"
-    fields = {
+    time_column = "occurred_at"
+    sql_fields = {
         "identity": "e.identity",
-        "position": POSITION,
+        "position": POSITION_SQL,
         "type": "e.type",
-        "dialect": "e.dialect",
-        "application": APPLICATION,
+        "source": "e.source",
+        "application": APPLICATION_SQL,
         "conversation": (
             "(SELECT c.identifier FROM ingest_conversation c WHERE c.id = e.conversation_id)"
         ),
@@ -32,40 +32,40 @@ class Events(Arrivals):
         "occurred_at": "e.occurred_at",
         "received_at": "e.received_at",
     }
-    refused = f"(e.is_answer AND {REFUSED})"
-    payload = (
-        f"CASE WHEN {refused} AND jsonb_typeof(e.payload -> 'edata') = 'object'"
+    refused_sql = f"(e.is_answer AND {CONSENT_REFUSED_SQL})"
+    payload_sql = (
+        f"CASE WHEN {refused_sql} AND jsonb_typeof(e.payload -> 'edata') = 'object'"
         " THEN jsonb_set(e.payload, '{edata,resvalues}', '[]') ELSE e.payload END"
     )
-    raw = "payload"
+    raw_column = "payload"
     columns = (
         Column("Event ID", "uuid", ("identity",), "One for all versions of an event."),
         Column("Position", "text", ("position",), "Its place in the order of arrival."),
         Column("Type", "text", ("type",), "As its sender calls it."),
-        Column("Dialect", "text", ("dialect",), "The wire format it came in."),
+        Column("Dialect", "text", ("source",), "The wire format it came in."),
         Column("Application", "text", ("application",), "The application that sent it."),
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
-        Column("Device ID", "text", ("device_id",), "Who was there.", personal=True),
+        Column("Device ID", "text", ("device_id",), "Who was there.", is_personal=True),
         Column("Session ID", "text", ("session_id",), "The sender's session."),
         Column("Timestamp", "time", ("occurred_at",), "When it happened, in UTC."),
         Column("Received", "time", ("received_at",), "When it came in, in UTC."),
         Column(
             "Payload", "json", ("payload",),
             "What its sender wrote; without the answer of a participant who refused consent.",
-            personal=True,
+            is_personal=True,
         ),
     )  # fmt: skip
 
-    def opened(self, raw: str, refused: bool) -> str:
-        if not refused:
-            return raw
-        said: dict[str, Any] = decode(raw)
-        if isinstance(edata := said.get("edata"), dict):
+    def build_payload(self, raw_json: str, is_refused: bool) -> str:
+        if not is_refused:
+            return raw_json
+        payload: dict[str, Any] = decode_json(raw_json)
+        if isinstance(edata := payload.get("edata"), dict):
             edata["resvalues"] = []
-        return json_text(said)
+        return format_json(payload)
 
-    def _where(self, selection: Selection) -> tuple[str, dict[str, Any]]:
-        return selection.where()
+    def _filter_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        return selection.event_filter()
 
 
-EVENTS = Events()
+EVENTS = EventsDataset()

@@ -5,42 +5,42 @@ from typing import Any
 
 from django.db import connection
 
-from exhaust.datasets.base import Dataset, streaming
-from exhaust.datasets.columns import Cell, Column, iso_time
+from exhaust.datasets.base import Dataset, stream_rows
+from exhaust.datasets.columns import Cell, Column, format_time
 from exhaust.datasets.selection import Selection
-from ingest.privacy.encryption import unseal
+from ingest.privacy.encryption import decrypt
 
 
-class Private(Dataset):
+class PrivateDataset(Dataset):
     name = "uci-private-exhaust"
     title = "Participants"
-    private = True
+    is_private = True
     scope = "export:private"
-    suffix = "userinfo"
-    required = ("conversationId",)
-    refusals = {
+    name_suffix = "userinfo"
+    required_fields = ("conversationId",)
+    unsupported_reasons = {
         "since": "Names and consent may have changed since: leave it out, and take the new file"
         " in place of the old one.",
     }
     columns = (
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
         Column("Conversation Name", "text", ("conversation_name",), "The bot's name."),
-        Column("Device ID", "text", ("device_id",), "The key to the response file.", personal=True),
-        Column("User Name", "text", ("user_name",), "As the participant is known.", personal=True),
+        Column("Device ID", "text", ("device_id",), "The key to the response file.", is_personal=True),
+        Column("User Name", "text", ("user_name",), "As the participant is known.", is_personal=True),
         Column(
             "Phone Number", "text", ("phone",), "E.164; only with consent, else empty.",
-            personal=True,
+            is_personal=True,
         ),
         Column("First Seen", "time", ("first_seen",), "First event in the range, in UTC."),
         Column("Last Seen", "time", ("last_seen",), "Last event in the range, in UTC."),
     )  # fmt: skip
 
-    def rows(self, selection: Selection) -> Iterator[list[Cell]]:
-        where, params = selection.where()
+    def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:
+        where, params = selection.event_filter()
         # one order on both databases, whatever the server's language
-        bytewise = ' COLLATE "C"' if connection.vendor == "postgresql" else ""
+        collation = ' COLLATE "C"' if connection.vendor == "postgresql" else ""
         sql = f"""
-            SELECT seen.device_id, p.user_name, CASE WHEN p.consent THEN p.sealed_phone END,
+            SELECT seen.device_id, p.user_name, CASE WHEN p.consent THEN p.encrypted_phone END,
                    seen.first_seen, seen.last_seen
             FROM (SELECT e.device_id, MIN(e.occurred_at) AS first_seen,
                          MAX(e.occurred_at) AS last_seen
@@ -48,23 +48,23 @@ class Private(Dataset):
                   GROUP BY e.device_id) seen
             LEFT JOIN ingest_participant p
                    ON p.channel_id = %(channel)s AND p.device_id = seen.device_id
-            ORDER BY seen.first_seen, seen.device_id{bytewise}{selection.tail}
+            ORDER BY seen.first_seen, seen.device_id{collation}{selection.limit_clause}
         """  # noqa: S608
         name = selection.conversation_name or None
-        with streaming(sql, params) as rows:
-            for device_id, user_name, sealed_phone, first_seen, last_seen in rows:
+        with stream_rows(sql, params) as rows:
+            for device_id, user_name, encrypted_phone, first_seen, last_seen in rows:
                 yield [
                     selection.conversation,
                     name,
-                    selection.device(device_id),
+                    selection.displayed_device_id(device_id),
                     user_name or None,
-                    unseal(sealed_phone).decode() if sealed_phone else None,
-                    iso_time(first_seen),
-                    iso_time(last_seen),
+                    decrypt(encrypted_phone).decode() if encrypted_phone else None,
+                    format_time(first_seen),
+                    format_time(last_seen),
                 ]
 
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
-        where, params = selection.where()
+        where, params = selection.event_filter()
         return (
             f"SELECT DISTINCT e.device_id FROM ingest_storedevent e"  # noqa: S608
             f" WHERE {where} AND e.device_id <> ''",
@@ -72,4 +72,4 @@ class Private(Dataset):
         )
 
 
-PRIVATE = Private()
+PRIVATE = PrivateDataset()

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connection
 
 from exhaust.datasets import columns
-from exhaust.datasets.base import Dataset, streaming
+from exhaust.datasets.base import Dataset, stream_rows
 from exhaust.datasets.columns import Cell, Column
 from exhaust.datasets.selection import Selection
 
@@ -15,21 +15,21 @@ _ITEM = ("payload", "edata", "item")
 _ROLLUP = ("payload", "context", "rollup")
 
 
-class Response(Dataset):
+class ResponseDataset(Dataset):
     name = "uci-response-exhaust"
     title = "Answers"
-    private = False
+    is_private = False
     scope = "export:response"
-    suffix = "response"
-    required = ("conversationId",)
-    optional = ("since",)
+    name_suffix = "response"
+    required_fields = ("conversationId",)
+    optional_fields = ("since",)
     columns = (
         Column("Message ID", "text", ("payload", "mid"), "The sender's id; not unique."),
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
         Column("Conversation Name", "text", ("conversation_name",), "The bot's name."),
         Column(
             "Device ID", "text", ("device_id",), "Who answered; the key to the private file.",
-            personal=True,
+            is_personal=True,
         ),
         Column("Session ID", "text", ("session_id",), "The sender's session."),
         Column("Question Id", "text", (*_ITEM, "id"), "The question."),
@@ -42,68 +42,72 @@ class Response(Dataset):
         Column("Question Options", "json", (*_ITEM, "params"), "The choices, as JSON."),
         Column(
             "Question Response", "json", ("payload", "edata", "resvalues"),
-            "The answer, as JSON; empty for a participant who refused consent.", consented=True,
-            personal=True,
+            "The answer, as JSON; empty for a participant who refused consent.", needs_consent=True,
+            is_personal=True,
         ),
         Column("X Path", "text", (*_ROLLUP, "l3"), "Where in the form."),
         Column("Eof", "text", (*_ROLLUP, "l4"), "true on the form's last question."),
         Column("Timestamp", "time", ("occurred_at",), "When, in UTC to the millisecond."),
     )  # fmt: skip
     # the same for every row of a file
-    _constants = ("conversation", "conversation_name")
+    _constant_columns = ("conversation", "conversation_name")
 
-    def copy(self, selection: Selection, *, guarded: bool = False) -> tuple[str, dict[str, Any]]:
-        where, params = self._where(selection)
-        device, pads = selection.device_sql("NULLIF(e.device_id, '')")
-        special = {name: f"%({name})s" for name in self._constants}
+    def copy_sql(
+        self, selection: Selection, *, escape_formulas: bool = False
+    ) -> tuple[str, dict[str, Any]]:
+        where, params = self._filter_sql(selection)
+        device, pads = selection.displayed_device_id_sql("NULLIF(e.device_id, '')")
+        cell_overrides = {name: f"%({name})s" for name in self._constant_columns}
         if pads:  # a hash is nothing that a spreadsheet would run
-            special["device_id"] = device
+            cell_overrides["device_id"] = device
         cells = [
-            special.get(column.path[0], cell)
+            cell_overrides.get(column.path[0], cell)
             for column, cell in zip(
                 self.columns,
-                columns.cells_sql(self.columns, REFUSED, guarded=guarded),
+                columns.cells_sql(
+                    self.columns, CONSENT_REFUSED_SQL, escape_formulas=escape_formulas
+                ),
                 strict=True,
             )
         ]
-        guard = columns.guarded if guarded else str
+        escape = columns.escape_formula if escape_formulas else str
         separator = ",\n"
         return (
             f"SELECT {separator.join(cells)}\n"
             f"FROM ingest_storedevent e\n{columns.joins_sql(self.columns)}\n"
-            f"WHERE {where} ORDER BY e.occurred_at, e.id{selection.tail}",
+            f"WHERE {where} ORDER BY e.occurred_at, e.id{selection.limit_clause}",
             {
                 **params,
                 **pads,
-                "conversation": guard(selection.conversation),
-                "conversation_name": guard(selection.conversation_name) or None,
+                "conversation": escape(selection.conversation),
+                "conversation_name": escape(selection.conversation_name) or None,
             },
         )
 
-    def rows(self, selection: Selection) -> Iterator[list[Cell]]:
-        where, params = self._where(selection)
+    def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:
+        where, params = self._filter_sql(selection)
         payload = "e.payload::text" if connection.vendor == "postgresql" else "e.payload"
         sql = (
-            f"SELECT {payload}, e.device_id, e.session_id, e.occurred_at, {REFUSED}"  # noqa: S608
+            f"SELECT {payload}, e.device_id, e.session_id, e.occurred_at, {CONSENT_REFUSED_SQL}"  # noqa: S608
             f" FROM ingest_storedevent e WHERE {where}"
-            f" ORDER BY e.occurred_at, e.id{selection.tail}"
+            f" ORDER BY e.occurred_at, e.id{selection.limit_clause}"
         )
-        read = columns.reader(self.columns)
+        read_cells = columns.make_cell_reader(self.columns)
         envelope = {
             "conversation": selection.conversation,
             "conversation_name": selection.conversation_name,
         }
-        with streaming(sql, params) as rows:
-            for payload_text, device_id, session_id, occurred_at, refused in rows:
-                envelope["device_id"] = selection.device(device_id)
+        with stream_rows(sql, params) as rows:
+            for payload_text, device_id, session_id, occurred_at, is_refused in rows:
+                envelope["device_id"] = selection.displayed_device_id(device_id)
                 envelope["session_id"] = session_id
                 envelope["occurred_at"] = occurred_at
-                yield read(envelope, payload_text, refused)
+                yield read_cells(envelope, payload_text, is_refused)
 
-    def span(self, selection: Selection) -> tuple[datetime, datetime] | None:
+    def time_span(self, selection: Selection) -> tuple[datetime, datetime] | None:
         if selection.limit is not None:
             return None
-        where, params = self._where(selection)
+        where, params = self._filter_sql(selection)
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT min(e.occurred_at), max(e.occurred_at)"  # noqa: S608
@@ -114,17 +118,17 @@ class Response(Dataset):
         return (first, last) if first else None
 
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
-        where, params = self._where(selection)
+        where, params = self._filter_sql(selection)
         return f"SELECT 1 FROM ingest_storedevent e WHERE {where}", params  # noqa: S608
 
-    def _where(self, selection: Selection) -> tuple[str, dict[str, Any]]:
-        where, params = selection.where()
+    def _filter_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        where, params = selection.event_filter()
         return f"{where} AND e.is_answer", params
 
 
 # uncorrelated, so that it is hashed once whatever the planner believes of the tables
-REFUSED = (
+CONSENT_REFUSED_SQL = (
     "(e.device_id IN"
     " (SELECT device_id FROM ingest_participant WHERE channel_id = %(channel)s AND NOT consent))"
 )
-RESPONSE = Response()
+RESPONSE = ResponseDataset()

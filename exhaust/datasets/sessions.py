@@ -1,32 +1,32 @@
 """`sessions-exhaust`: sessions by their last change."""
 
-from exhaust.datasets.arrivals import APPLICATION, POSITION, Arrivals
+from exhaust.datasets.arrivals import APPLICATION_SQL, POSITION_SQL, FeedDataset
 from exhaust.datasets.columns import Column
 from exhaust.feed.documents import PAGE_VIEWS
 
 _page_views = ", ".join(f"'{name}'" for name in PAGE_VIEWS)
 
 
-class Sessions(Arrivals):
+class SessionsDataset(FeedDataset):
     name = "sessions-exhaust"
     title = "Sessions"
-    private = True
+    is_private = True
     scope = "pull"
-    pulled = "sessions"
-    suffix = "sessions"
-    optional = ("application", "since")
-    refusals = {
+    pull_resource = "sessions"
+    name_suffix = "sessions"
+    optional_fields = ("application", "since")
+    unsupported_reasons = {
         "conversationId": "A session belongs to a device, not to a conversation; leave it out.",
     }
-    derived = True
+    is_derived = True
     table = "ingest_session"
-    moment = "closes_at"
-    fields = {
+    time_column = "closes_at"
+    sql_fields = {
         "key": "e.key",
         "user_id": "COALESCE(NULLIF(e.user_id, ''), e.device_id)",
         "external_user_id": "e.user_id",
         "parent": "(SELECT p.key FROM ingest_session p WHERE p.id = e.parent_id)",
-        "application": APPLICATION,
+        "application": APPLICATION_SQL,
         "device_id": "e.device_id",
         "sender_session_id": "e.sender_session_id",
         "started_at": "e.started_at",
@@ -41,24 +41,24 @@ class Sessions(Arrivals):
         "answer_count": "CAST(e.answer_count AS text)",
         "version": "CAST(e.version AS text)",
         "modified_at": "e.modified_at",
-        "position": POSITION,
+        "position": POSITION_SQL,
     }
-    payload = "e.types"
-    raw = "types"
+    payload_sql = "e.types"
+    raw_column = "types"
     columns = (
         Column("Session ID", "uuid", ("key",), "Ours; it stays when the session changes."),
         Column(
-            "User ID", "text", ("user_id",), "The sender's, else the device's.", personal=True
+            "User ID", "text", ("user_id",), "The sender's, else the device's.", is_personal=True
         ),
-        Column("External User ID", "text", ("external_user_id",), "The sender's.", personal=True),
+        Column("External User ID", "text", ("external_user_id",), "The sender's.", is_personal=True),
         Column("Parent Session ID", "uuid", ("parent",), "The one it became a part of."),
         Column("Application", "text", ("application",), "The application that sent it."),
-        Column("Device ID", "text", ("device_id",), "Who was there.", personal=True),
+        Column("Device ID", "text", ("device_id",), "Who was there.", is_personal=True),
         Column("Sender Session ID", "text", ("sender_session_id",), "The first one seen."),
         Column("Start", "time", ("started_at",), "Its first event, in UTC."),
         Column("End", "time", ("ended_at",), "Its last event, in UTC."),
         Column("Close Time", "time", ("closes_at",), "When no event can extend it any more."),
-        Column("Landing Page URL", "text", ("landing_url",), "As sent.", personal=True),
+        Column("Landing Page URL", "text", ("landing_url",), "As sent.", is_personal=True),
         Column("Page Views", "number", ("page_views",), "Events that are sights of a page."),
         Column("Events", "number", ("event_count",), "How many."),
         Column("Answers", "number", ("answer_count",), "How many of them."),
@@ -69,4 +69,4 @@ class Sessions(Arrivals):
     )  # fmt: skip
 
 
-SESSIONS = Sessions()
+SESSIONS = SessionsDataset()

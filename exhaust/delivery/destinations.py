@@ -1,4 +1,4 @@
-"""What is said of a sink, and what its channel or an operator tells it to do."""
+"""What is said of a destination, and what its channel or an operator tells it to do."""
 
 import logging
 import re
@@ -17,310 +17,335 @@ from exhaust.delivery import batches, http_client, pump, sender
 from exhaust.delivery.batches import Document
 from exhaust.delivery.http_client import Answer
 from exhaust.feed import cursor
-from exhaust.feed.documents import encode, milliseconds
-from exhaust.feed.pages import LAST_ID, Question, bound
-from exhaust.models import DeadLetter, Delivery, Sink
+from exhaust.feed.documents import encode, to_epoch_ms
+from exhaust.feed.pages import LAST_ID, FeedQuery, query_fingerprint
+from exhaust.models import DeadLetter, Delivery, Destination
 from ingest import audit
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.feed import pruning
-from ingest.feed.values import START, Place
-from ingest.feed.watermark import watermark
+from ingest.feed.values import START, FeedPosition
+from ingest.feed.watermark import fetch_watermark
 from ingest.models import IDENTIFIER
-from ingest.privacy.encryption import seal
+from ingest.privacy.encryption import encrypt
 
 log = logging.getLogger(__name__)
-WORDS = (
+EDITABLE_FIELDS = (
     "kind", "resource", "types", "url", "method", "content_type", "user", "index", "doc_type",
 )  # fmt: skip
-_CHOICES = {
-    "kind": Sink.Kind.values,
-    "resource": Sink.Resource.values,
-    "method": Sink.Method.values,
-    "content_type": Sink.ContentType.values,
+_FIELD_CHOICES = {
+    "kind": Destination.Kind.values,
+    "resource": Destination.Resource.values,
+    "method": Destination.Method.values,
+    "content_type": Destination.ContentType.values,
 }
-TEST_SECONDS = 10.0
-MAX_SINKS = 50  # of a channel
-_INDEX = re.compile(r"(?![-_+.])[^A-Z\\/*?\"<>| ,#:\x00-\x1f]{1,255}")
+TEST_TIMEOUT_SECONDS = 10.0
+MAX_DESTINATIONS = 50  # of a channel
+_INDEX_PATTERN = re.compile(r"(?![-_+.])[^A-Z\\/*?\"<>| ,#:\x00-\x1f]{1,255}")
 
 
-def faults(sink: Sink, password: str | None = None, secret: str | None = None) -> dict[str, str]:
-    """By field, the remedy for what cannot be; empty when the sink can be as it is."""
-    found: dict[str, str] = {}
-    if not re.match(IDENTIFIER, sink.name):
-        found["name"] = "Letters, digits, '.', '_' and '-', up to 128."
-    others = Sink.objects.filter(channel_id=sink.channel_id).exclude(name=sink.name)
-    if others.count() >= MAX_SINKS:
-        found["name"] = f"A channel has at most {MAX_SINKS} sinks; delete one."
-    for field, choices in _CHOICES.items():
-        if getattr(sink, field) not in choices:
-            found[field] = f"One of {', '.join(choices)}."
+def validate(
+    destination: Destination, password: str | None = None, secret: str | None = None
+) -> dict[str, str]:
+    """By field, the remedy for what cannot be; empty when the destination can be as it is."""
+    errors: dict[str, str] = {}
+    if not re.match(IDENTIFIER, destination.name):
+        errors["name"] = "Letters, digits, '.', '_' and '-', up to 128."
+    others = Destination.objects.filter(channel_id=destination.channel_id).exclude(
+        name=destination.name
+    )
+    if others.count() >= MAX_DESTINATIONS:
+        errors["name"] = f"A channel has at most {MAX_DESTINATIONS} destinations; delete one."
+    for field, choices in _FIELD_CHOICES.items():
+        if getattr(destination, field) not in choices:
+            errors[field] = f"One of {', '.join(choices)}."
     try:
-        target = http_client.parse(sink.url)
-    except http_client.AddressRefused as error:
-        found["url"] = str(error)
+        target = http_client.parse_url(destination.url)
+    except http_client.AddressNotAllowed as error:
+        errors["url"] = str(error)
     else:
         path = target.path.partition("?")[0]
-        if sink.kind == Sink.Kind.ELASTICSEARCH and not path.endswith("_bulk"):
-            found["url"] = "Elasticsearch's address ends in _bulk."
-    if sink.kind == Sink.Kind.ELASTICSEARCH and not _INDEX.fullmatch(sink.index):
-        found["index"] = "Name the index, as Elasticsearch allows it: in small letters."
-    if sink.types and sink.resource != Sink.Resource.EVENTS:
-        found["types"] = "Only events are chosen by type."
-    elif not isinstance(sink.types, list) or not all(
-        isinstance(name, str) and 0 < len(name) <= 255 for name in sink.types
+        if destination.kind == Destination.Kind.ELASTICSEARCH and not path.endswith("_bulk"):
+            errors["url"] = "Elasticsearch's address ends in _bulk."
+    if destination.kind == Destination.Kind.ELASTICSEARCH and not _INDEX_PATTERN.fullmatch(
+        destination.index
     ):
-        found["types"] = "Write a list of events' types."
-    if ":" in sink.user or not sink.user.isprintable():
-        found["user"] = "HTTP Basic allows no ':' in it."
-    if password and not sink.user:
-        found["user"] = "Name the user whose password this is."
+        errors["index"] = "Name the index, as Elasticsearch allows it: in small letters."
+    if destination.types and destination.resource != Destination.Resource.EVENTS:
+        errors["types"] = "Only events are chosen by type."
+    elif not isinstance(destination.types, list) or not all(
+        isinstance(name, str) and 0 < len(name) <= 255 for name in destination.types
+    ):
+        errors["types"] = "Write a list of events' types."
+    if ":" in destination.user or not destination.user.isprintable():
+        errors["user"] = "HTTP Basic allows no ':' in it."
+    if password and not destination.user:
+        errors["user"] = "Name the user whose password this is."
     if secret:
         try:
             key = b64decode(secret.removeprefix("whsec_"), validate=True)
         except ValueError:
             key = b""
         if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
-            found["secret"] = "Write whsec_ and base64 of 24 to 64 bytes."  # noqa: S105
-    return found
+            errors["secret"] = "Write whsec_ and base64 of 24 to 64 bytes."  # noqa: S105
+    return errors
 
 
 @transaction.atomic
-def save(sink: Sink, password: str | None = None, secret: str | None = None) -> Sink:
-    """Creates the sink, from now on, or gives the one of its channel and name these words.
+def save(
+    destination: Destination, password: str | None = None, secret: str | None = None
+) -> Destination:
+    """Creates the destination, from now on, or gives the one of its channel and name these words.
 
     A password or secret that is None stays as it was, where the receiver's host and the user do:
-    they are told to nobody else. An empty one is taken away. The kept sink keeps its cursor, but
+    they are told to nobody else. An empty one is taken away. The kept destination keeps its cursor, but
     that another resource begins anew.
     """
-    words = {field: getattr(sink, field) for field in WORDS}
-    words["types"] = sorted(set(sink.types))
+    fields = {field: getattr(destination, field) for field in EDITABLE_FIELDS}
+    fields["types"] = sorted(set(destination.types))
     changed: list[str] = []
-    place = Place(watermark() - 1, LAST_ID)
-    kept, made = Sink.objects.select_for_update().get_or_create(
-        channel_id=sink.channel_id,
-        name=sink.name,
-        defaults={**words, "xid": place.xid, "place_id": place.id},
+    place = FeedPosition(fetch_watermark() - 1, LAST_ID)
+    stored, is_new = Destination.objects.select_for_update().get_or_create(
+        channel_id=destination.channel_id,
+        name=destination.name,
+        defaults={**fields, "xid": place.xid, "cursor_id": place.id},
     )
-    if not made:
-        if (_host(kept.url), kept.user) != (_host(sink.url), sink.user):
-            kept.sealed_password = kept.sealed_secret = None
-        if kept.resource != sink.resource:
-            kept.xid, kept.place_id = place
-            kept.dead_letters.all().delete()  # rows of another table
-        changed = sorted(field for field, value in words.items() if getattr(kept, field) != value)
+    if not is_new:
+        if (_parse_origin(stored.url), stored.user) != (
+            _parse_origin(destination.url),
+            destination.user,
+        ):
+            stored.encrypted_password = stored.encrypted_secret = None
+        if stored.resource != destination.resource:
+            stored.xid, stored.cursor_id = place
+            stored.dead_letters.all().delete()  # rows of another table
+        changed = sorted(
+            field for field, value in fields.items() if getattr(stored, field) != value
+        )
         if changed:
-            _interrupt(kept, "The sink was changed.")
-        for field, value in words.items():
-            setattr(kept, field, value)
+            _fence(stored, "The destination was changed.")
+        for field, value in fields.items():
+            setattr(stored, field, value)
     if password is not None:
-        kept.sealed_password = seal(password.encode()) if password else None
+        stored.encrypted_password = encrypt(password.encode()) if password else None
     if secret is not None:
-        kept.sealed_secret = seal(secret.encode()) if secret else None
-    kept.save()
+        stored.encrypted_secret = encrypt(secret.encode()) if secret else None
+    stored.save()
     # of the receiver its host: who got what is asked for one day; its path may be a secret
-    changed += [word for word, said in (("password", password), ("secret", secret)) if said]
-    host = (_host(kept.url) or ("", ""))[1]
-    if made:
-        _record("sink.created", kept, host=host, resource=kept.resource)
+    changed += [
+        field_name
+        for field_name, given_value in (("password", password), ("secret", secret))
+        if given_value
+    ]
+    host = (_parse_origin(stored.url) or ("", ""))[1]
+    if is_new:
+        _record("destination.created", stored, host=host, resource=stored.resource)
     elif changed:
-        _record("sink.changed", kept, host=host, fields=changed)
-    return kept
+        _record("destination.changed", stored, host=host, fields=changed)
+    return stored
 
 
-def _record(action: str, sink: Sink, outcome: str = "done", **details: Any) -> None:
+def _record(action: str, destination: Destination, outcome: str = "done", **details: Any) -> None:
     audit.record(
         action,
-        channel=sink.channel.identifier,
-        subject=sink.name,
+        channel=destination.channel.identifier,
+        subject=destination.name,
         outcome=outcome,
         **details,
     )
 
 
-def _host(url: str) -> tuple[str, str, int] | None:
+def _parse_origin(url: str) -> tuple[str, str, int] | None:
     try:
-        target = http_client.parse(url)
-    except http_client.AddressRefused:
+        target = http_client.parse_url(url)
+    except http_client.AddressNotAllowed:
         return None
     return target.scheme, target.host, target.port
 
 
-def _interrupt(sink: Sink, why: str) -> None:
+def _fence(destination: Destination, why: str) -> None:
     """Whoever is at it now changes nothing any more, and nothing half done is gone on with."""
-    sink.turn += 1
-    sink.lease_until = None
-    sink.next_at = timezone.now()
-    sink.batch_limit = batches.DOCUMENTS
-    sink.deliveries.filter(status=Delivery.Status.FAILING).update(
+    destination.turn += 1
+    destination.lease_until = None
+    destination.next_at = timezone.now()
+    destination.batch_limit = batches.MAX_DOCUMENTS
+    destination.deliveries.filter(status=Delivery.Status.FAILING).update(
         status=Delivery.Status.DEAD, error=why, ended_at=Now()
     )
 
 
-def _held(sink: Sink) -> Sink:
+def _lock_row(destination: Destination) -> Destination:
     """Its row, for this transaction alone. Raises `Refused` (404) when it was deleted meanwhile."""
-    kept = Sink.objects.select_for_update().filter(pk=sink.pk).first()
-    if kept is None:
-        raise Refused("not_found", "There is no sink of that name.", 404)
-    return kept
+    stored = Destination.objects.select_for_update().filter(pk=destination.pk).first()
+    if stored is None:
+        raise RequestError("not_found", "There is no destination of that name.", 404)
+    return stored
 
 
 @transaction.atomic
-def pause(sink: Sink) -> bool:
+def pause(destination: Destination) -> bool:
     """Nothing more is begun. False when it was paused already."""
-    running = Sink.objects.filter(pk=sink.pk, paused_at=None)
-    won = bool(running.update(paused_at=timezone.now()))
-    if won:
-        _record("sink.paused", sink)
-    return won
+    running = Destination.objects.filter(pk=destination.pk, paused_at=None)
+    is_changed = bool(running.update(paused_at=timezone.now()))
+    if is_changed:
+        _record("destination.paused", destination)
+    return is_changed
 
 
 @transaction.atomic
-def resume(sink: Sink) -> bool:
+def resume(destination: Destination) -> bool:
     """Goes on at once where it stood, also after it was switched off. False when it was at work.
 
     Raises `Refused` (410) where events behind that place were pruned.
     """
-    kept = _held(sink)
-    if kept.resource == Sink.Resource.EVENTS:
-        pruning.require(kept.channel_id, Place(kept.xid, kept.place_id))
-    if kept.paused_at is None and not kept.switched_off and not kept.failures:
+    stored = _lock_row(destination)
+    if stored.resource == Destination.Resource.EVENTS:
+        pruning.require_unpruned(stored.channel_id, FeedPosition(stored.xid, stored.cursor_id))
+    if stored.paused_at is None and not stored.disabled_reason and not stored.failures:
         return False
-    kept.paused_at, kept.switched_off, kept.failures = None, "", 0
-    kept.next_at = timezone.now()
-    kept.save()
-    _record("sink.resumed", kept)
+    stored.paused_at, stored.disabled_reason, stored.failures = None, "", 0
+    stored.next_at = timezone.now()
+    stored.save()
+    _record("destination.resumed", stored)
     return True
 
 
 @transaction.atomic
-def rewind(sink: Sink, place: Place) -> None:
+def rewind(destination: Destination, place: FeedPosition) -> None:
     """The next batch begins behind this place, whether it lies before or behind the cursor.
 
     Raises `Refused` (410) where events behind it were pruned; the start is what is still kept.
     """
-    kept = _held(sink)
-    if kept.resource == Sink.Resource.EVENTS:
+    stored = _lock_row(destination)
+    if stored.resource == Destination.Resource.EVENTS:
         if place == START:
-            place = pruning.place(pruning.of(kept.channel_id))
-        pruning.require(kept.channel_id, place)
-    _interrupt(kept, "The sink was told to go on elsewhere.")
-    kept.xid, kept.place_id = place
-    kept.save()
-    _record("sink.rewound", kept, to=f"{place.xid}.{place.id}")
-    log.info("sink.rewound sink=%s", sink.pk)
+            place = pruning.get_pruned_position(pruning.fetch_prune_state(stored.channel_id))
+        pruning.require_unpruned(stored.channel_id, place)
+    _fence(stored, "The destination was told to go on elsewhere.")
+    stored.xid, stored.cursor_id = place
+    stored.save()
+    _record("destination.rewound", stored, to=f"{place.xid}.{place.id}")
+    log.info("destination.rewound destination=%s", destination.pk)
 
 
-def switch_off(sink: Sink, reason: str) -> None:
-    """Of a sink that is locked: nothing more is sent, its cursor stays."""
-    _interrupt(sink, reason)
-    sink.switched_off = reason
-    sink.save()
-    log.error("sink.switched_off sink=%s", sink.pk)
+def disable(destination: Destination, reason: str) -> None:
+    """Of a destination that is locked: nothing more is sent, its cursor stays."""
+    _fence(destination, reason)
+    destination.disabled_reason = reason
+    destination.save()
+    log.error("destination.disabled destination=%s", destination.pk)
 
 
-def place_of_time(sink: Sink, at: datetime) -> Place:
-    return batches.of_time(sink, at)
+def find_position_at(destination: Destination, at: datetime) -> FeedPosition:
+    return batches.find_position_at(destination, at)
 
 
-def place_of_cursor(sink: Sink, text: str) -> Place:
-    """A cursor of this sink, or of a pull of the same resource and types.
+def decode_cursor(destination: Destination, text: str) -> FeedPosition:
+    """A cursor of this destination, or of a pull of the same resource and types.
 
     Raises `Refused` (400) for any other.
     """
     if not text:
         return START
-    xid, pk = cursor.unseal(text, _question(sink))
-    return Place(xid, pk)
+    xid, pk = cursor.decode(text, _query_fingerprint(destination))
+    return FeedPosition(xid, pk)
 
 
-def cursor_of(sink: Sink) -> str:
-    """Where the sink stands: a pull of the same resource and types goes on from here too."""
-    return cursor.seal([sink.xid, sink.place_id], _question(sink))
+def encode_cursor(destination: Destination) -> str:
+    """Where the destination stands: a pull of the same resource and types goes on from here too."""
+    return cursor.encode([destination.xid, destination.cursor_id], _query_fingerprint(destination))
 
 
-def _question(sink: Sink) -> list[Any]:
-    return bound(Question(sink.channel_id, sink.resource, types=tuple(sink.types)))
+def _query_fingerprint(destination: Destination) -> list[Any]:
+    return query_fingerprint(
+        FeedQuery(destination.channel_id, destination.resource, types=tuple(destination.types))
+    )
 
 
 @transaction.atomic
-def send_again(letters: "QuerySet[DeadLetter]") -> int:
+def requeue_dead_letters(dead_letters: "QuerySet[DeadLetter]") -> int:
     """Dead letters that were not taken since are sent once more, before what is new; how many."""
-    asked = letters.filter(taken_at=None, again_at=None)
-    sinks = list(asked.values_list("sink_id", flat=True).distinct())
-    count = asked.update(again_at=Now())
-    Sink.objects.filter(pk__in=sinks, failures=0).update(next_at=Now())
-    for sink in Sink.objects.filter(pk__in=sinks).select_related("channel"):
-        _record("sink.sent_again", sink)
+    waiting = dead_letters.filter(delivered_at=None, requeued_at=None)
+    destinations = list(waiting.values_list("destination_id", flat=True).distinct())
+    count = waiting.update(requeued_at=Now())
+    Destination.objects.filter(pk__in=destinations, failures=0).update(next_at=Now())
+    for destination in Destination.objects.filter(pk__in=destinations).select_related("channel"):
+        _record("destination.dead_letters_requeued", destination)
     return count
 
 
-def test(sink: Sink) -> Delivery:
+def send_test(destination: Destination) -> Delivery:
     """Sends one made-up document at once, and keeps what came of it; the cursor stays."""
     identifier = f"test-{uuid4()}"
-    now = milliseconds(timezone.now())
-    if sink.resource == Sink.Resource.SESSIONS:
-        told: dict[str, Any] = {
-            "tenantId": sink.channel.identifier, "userSessionId": identifier, "startTime": now,
+    now = to_epoch_ms(timezone.now())
+    if destination.resource == Destination.Resource.SESSIONS:
+        sample: dict[str, Any] = {
+            "tenantId": destination.channel.identifier, "userSessionId": identifier, "startTime": now,
             "endTime": now, "duration": 0, "userType": "SYNTHETIC", "userActionCount": 0,
             "totalErrorCount": 0, "userActions": [], "events": [], "errors": [],
         }  # fmt: skip
     else:
-        told = {"id": identifier, "timestamp": now, "type": "test", "payload": {"@type": "test"}}
-    sent = batches.framed(sink, identifier, encode(told))
-    document = Document(START, 0, identifier, timezone.now(), sent)
-    outcome = sender.send(sender.message(sink, identifier, [document]), TEST_SECONDS)
+        sample = {"id": identifier, "timestamp": now, "type": "test", "payload": {"@type": "test"}}
+    wire_bytes = batches.frame_document(destination, identifier, encode(sample))
+    document = Document(START, 0, identifier, timezone.now(), wire_bytes)
+    outcome = sender.send(
+        sender.build_request(destination, identifier, [document]), TEST_TIMEOUT_SECONDS
+    )
     error = str(outcome) if not isinstance(outcome, Answer) else ""
     if isinstance(outcome, Answer):
-        error = pump.fault(sink, outcome, [document])
+        error = pump.explain_rejection(destination, outcome, [document])
     with transaction.atomic():
         return Delivery.objects.create(
-            sink=_held(sink),
+            destination=_lock_row(destination),
             kind=Delivery.Kind.TEST,
             status=Delivery.Status.DEAD if error else Delivery.Status.DELIVERED,
             documents=1,
-            byte_count=len(sent),
+            byte_count=len(wire_bytes),
             attempt=1,
             answer=outcome.status if isinstance(outcome, Answer) else None,
             error=error,
-            tried_at=timezone.now(),
+            attempted_at=timezone.now(),
             ended_at=timezone.now(),
         )
 
 
 @dataclass(frozen=True)
 class Lag:
-    """How far a sink is behind its feed."""
+    """How far a destination is behind its feed."""
 
     documents: int  # counted up to 10,000
     seconds: float  # since the first of them could be read
 
 
-def lag(sink: Sink) -> Lag:
-    count, since = batches.behind(sink)
+def measure_lag(destination: Destination) -> Lag:
+    count, since = batches.count_waiting(destination)
     age = (timezone.now() - since).total_seconds() if since else 0.0
     return Lag(count, max(0.0, age))
 
 
-def state(sink: Sink) -> str:
+def determine_state(destination: Destination) -> str:
     """paused, off, open (failing so often that it is only probed), failing or working."""
-    if sink.switched_off:
+    if destination.disabled_reason:
         return "off"
-    if sink.paused_at is not None:
+    if destination.paused_at is not None:
         return "paused"
-    if sink.failures >= pump.BREAKER:
+    if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES:
         return "open"
-    return "failing" if sink.failures else "working"
+    return "failing" if destination.failures else "working"
 
 
-def find(channel_id: int, name: str) -> Sink | None:
+def find(channel_id: int, name: str) -> Destination | None:
     if not re.match(IDENTIFIER, name):
         return None
-    return Sink.objects.select_related("channel").filter(channel_id=channel_id, name=name).first()
+    return (
+        Destination.objects.select_related("channel")
+        .filter(channel_id=channel_id, name=name)
+        .first()
+    )
 
 
 @transaction.atomic
-def delete(sink: Sink) -> None:
+def delete(destination: Destination) -> None:
     """With its deliveries and dead letters."""
-    _record("sink.deleted", sink)
-    Sink.objects.filter(pk=sink.pk).update(turn=F("turn") + 1)
-    sink.delete()
+    _record("destination.deleted", destination)
+    Destination.objects.filter(pk=destination.pk).update(turn=F("turn") + 1)
+    destination.delete()

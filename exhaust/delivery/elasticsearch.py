@@ -7,28 +7,28 @@ import msgspec
 
 from exhaust.feed.documents import encode
 
-ANSWER_BYTES = 8 * 1024 * 1024
-MAX_REASON = 500
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_REASON_LENGTH = 500
 
 
-class Item(NamedTuple):
+class ItemResult(NamedTuple):
     """What became of one document."""
 
     status: int
     reason: str
 
     @property
-    def taken(self) -> bool:
+    def is_indexed(self) -> bool:
         """409 says that it is there already."""
         return 200 <= self.status < 300 or self.status == 409
 
     @property
-    def passing(self) -> bool:
+    def is_retryable(self) -> bool:
         """Sent again later, it may be taken."""
         return self.status == 429 or self.status >= 500
 
 
-def lines(index: str, doc_type: str, identifier: str, document: bytes) -> bytes:
+def format_bulk_lines(index: str, doc_type: str, identifier: str, document: bytes) -> bytes:
     """The action line and the source line of a document."""
     action: dict[str, Any] = {"_index": index}
     if doc_type:
@@ -37,33 +37,35 @@ def lines(index: str, doc_type: str, identifier: str, document: bytes) -> bytes:
     return encode({"index": action}) + b"\n" + document + b"\n"
 
 
-class _Said(msgspec.Struct):
+class _ItemStatus(msgspec.Struct):
     status: int
     error: Any = None
 
 
-class _Answer(msgspec.Struct):
-    items: list[dict[str, _Said]]
+class _BulkResponse(msgspec.Struct):
+    items: list[dict[str, _ItemStatus]]
 
 
-_answer = msgspec.json.Decoder(_Answer).decode
+_decode_response = msgspec.json.Decoder(_BulkResponse).decode
 
 
-def items(body: bytes, sent: Sequence[Any]) -> list[Item]:
+def parse_item_results(body: bytes, documents: Sequence[Any]) -> list[ItemResult]:
     """What an answer says of each document that was sent, in their order.
 
     Raises `ValueError` for one that does not tell of all of them.
     """
     try:
-        said = [next(iter(item.values())) for item in _answer(body).items]
+        statuses = [next(iter(item.values())) for item in _decode_response(body).items]
     except (msgspec.MsgspecError, StopIteration):
         raise ValueError("The answer was no answer of Elasticsearch's bulk protocol.") from None
-    if len(said) != len(sent):
-        raise ValueError(f"The answer tells of {len(said)} documents; {len(sent)} were sent.")
-    return [Item(each.status, _reason(each.error)) for each in said]
+    if len(statuses) != len(documents):
+        raise ValueError(
+            f"The answer tells of {len(statuses)} documents; {len(documents)} were sent."
+        )
+    return [ItemResult(status.status, _format_reason(status.error)) for status in statuses]
 
 
-def _reason(error: Any) -> str:
+def _format_reason(error: Any) -> str:
     if isinstance(error, dict):
         error = ": ".join(str(error[key]) for key in ("type", "reason") if error.get(key))
-    return str(error or "")[:MAX_REASON]
+    return str(error or "")[:MAX_REASON_LENGTH]

@@ -23,25 +23,27 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
-LENGTH = 2000
+MAX_URL_LENGTH = 2000
 # where HTTP is spoken; mail, SSH, Redis and databases listen elsewhere and are not to be talked to
-PORTS = {80, 443, *range(8000, 10000)}
+ALLOWED_PORTS = {80, 443, *range(8000, 10000)}
 CONNECT_SECONDS = 5.0
-SECONDS = 15.0
-ANSWER_BYTES = 4096
+TIMEOUT_SECONDS = 15.0
+MAX_ANSWER_BYTES = 4096
 
-_FORM = re.compile(r"https?://[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+", re.IGNORECASE)
-_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_INNER = re.compile(r"[^.]+|.*\.(?:localhost|local|localdomain|internal|intranet|lan|home\.arpa)")
+_URL_PATTERN = re.compile(r"https?://[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+", re.IGNORECASE)
+_AUTHORITY_PATTERN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_LABEL_PATTERN = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMERIC_LABEL_PATTERN = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_INTERNAL_NAME_PATTERN = re.compile(
+    r"[^.]+|.*\.(?:localhost|local|localdomain|internal|intranet|lan|home\.arpa)"
+)
 _NOT_PUBLIC = (
     "Name a host that the internet reaches; this one is not public. An operator can allow its"
     " network."
 )
 
 
-class AddressRefused(Exception):
+class AddressNotAllowed(Exception):
     """This address is never to be reached; the message names the remedy."""
 
 
@@ -71,54 +73,56 @@ class Answer:
 # Which addresses ----------------------------------------------------------------------------------
 
 
-def parse(url: str) -> Target:
+def parse_url(url: str) -> Target:
     """The address in its parts. Raises `AddressRefused` for one whose form says enough.
 
     A name is not resolved here: that is decided when it is connected to.
     """
-    if len(url) > LENGTH:
-        raise AddressRefused(f"Write at most {LENGTH} characters.")
-    if not _FORM.fullmatch(url):
-        raise AddressRefused(
+    if len(url) > MAX_URL_LENGTH:
+        raise AddressNotAllowed(f"Write at most {MAX_URL_LENGTH} characters.")
+    if not _URL_PATTERN.fullmatch(url):
+        raise AddressNotAllowed(
             "Write an http:// or https:// address in plain ASCII, without blanks and '#'; a name"
             " in other letters as xn--…"
         )
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise AddressRefused("Write an IPv6 address in [ and ].") from None
+        raise AddressNotAllowed("Write an IPv6 address in [ and ].") from None
     if "@" in parts.netloc:
-        raise AddressRefused("Leave the user name and the password out of the address.")
-    authority = _AUTHORITY.fullmatch(parts.netloc)
+        raise AddressNotAllowed("Leave the user name and the password out of the address.")
+    authority = _AUTHORITY_PATTERN.fullmatch(parts.netloc)
     if authority is None:
-        raise AddressRefused("Write the host as a name or an IP address, and the port as a number.")
+        raise AddressNotAllowed(
+            "Write the host as a name or an IP address, and the port as a number."
+        )
     host = authority[1].lower()
     port = int(authority[2] or (443 if parts.scheme == "https" else 80))
-    if port not in PORTS:
-        raise AddressRefused("Use port 80, 443 or one from 8000 to 9999.")
+    if port not in ALLOWED_PORTS:
+        raise AddressNotAllowed("Use port 80, 443 or one from 8000 to 9999.")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Target(parts.scheme, _host(host), port, path)
+    return Target(parts.scheme, _normalize_host(host), port, path)
 
 
-def _host(written: str) -> str:
-    labels = written.split(".")
-    if written.startswith("[") or _NUMBER.fullmatch(labels[-1]):
+def _normalize_host(written_host: str) -> str:
+    labels = written_host.split(".")
+    if written_host.startswith("[") or _NUMERIC_LABEL_PATTERN.fullmatch(labels[-1]):
         address: IPv4Address | IPv6Address
         try:
-            inner = written.strip("[]")
-            address = IPv4Address(written) if inner == written else IPv6Address(inner)
+            inner = written_host.strip("[]")
+            address = IPv4Address(written_host) if inner == written_host else IPv6Address(inner)
         except ValueError:
-            raise AddressRefused(
+            raise AddressNotAllowed(
                 "Write an IPv4 address as four decimal numbers, an IPv6 address in [ and ]."
             ) from None
         if not is_allowed(address):
-            raise AddressRefused(_NOT_PUBLIC)
+            raise AddressNotAllowed(_NOT_PUBLIC)
         return str(address)
-    if len(written) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise AddressRefused("Write the host as a name or an IP address, no dot at its end.")
-    if _INNER.fullmatch(written) and not settings.PUSH_ALLOWED_NETWORKS:
-        raise AddressRefused(_NOT_PUBLIC)
-    return written
+    if len(written_host) > 253 or not all(_LABEL_PATTERN.fullmatch(label) for label in labels):
+        raise AddressNotAllowed("Write the host as a name or an IP address, no dot at its end.")
+    if _INTERNAL_NAME_PATTERN.fullmatch(written_host) and not settings.PUSH_ALLOWED_NETWORKS:
+        raise AddressNotAllowed(_NOT_PUBLIC)
+    return written_host
 
 
 def is_allowed(address: IPv4Address | IPv6Address) -> bool:
@@ -128,7 +132,7 @@ def is_allowed(address: IPv4Address | IPv6Address) -> bool:
 
 
 # what `is_global` calls public in one version of Python or another
-_SPECIAL = [
+_SPECIAL_NETWORKS = [
     ip_network(text)
     for text in (
         "192.0.0.0/24",  # protocol assignments: port control, NAT64 discovery
@@ -139,31 +143,31 @@ _SPECIAL = [
     )
 ]
 # IPv4 addresses written in IPv6 (mapped, compatible, NAT64), site-local ones: all outside
-_UNICAST = IPv6Network("2000::/3")
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
     return (
         address.is_global
         and not address.is_multicast
-        and not any(address in network for network in _SPECIAL)
-        and (address.version == 4 or address in _UNICAST)
+        and not any(address in network for network in _SPECIAL_NETWORKS)
+        and (address.version == 4 or address in _GLOBAL_UNICAST)
     )
 
 
 # The connection -----------------------------------------------------------------------------------
 
 
-class _Watch:
+class _DeadlineTimer:
     """Cuts a connection when its time is over: a timeout would start anew with every byte."""
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self._handle = sock.dup()  # TLS takes the socket itself over
-        self._timer = Timer(seconds, self._cut)
+        self._timer = Timer(seconds, self._shut_down)
         self._timer.daemon = True
         self._timer.start()
 
-    def _cut(self) -> None:
+    def _shut_down(self) -> None:
         with suppress(OSError):
             self._handle.shutdown(socket.SHUT_RDWR)
 
@@ -173,23 +177,25 @@ class _Watch:
         self._handle.close()
 
 
-class _Guarded(HTTPConnection):
+class _RestrictedConnection(HTTPConnection):
     """Connects to allowed addresses only, and is cut when its time is over."""
 
-    until: float
-    watch: _Watch | None = None
+    deadline: float
+    deadline_timer: _DeadlineTimer | None = None
 
     def _new_conn(self) -> socket.socket:
-        error: Exception = AddressRefused(_NOT_PUBLIC)
-        for family, kind, protocol, _, address in _resolve(self.host, self.port or 0, self.until):
+        error: Exception = AddressNotAllowed(_NOT_PUBLIC)
+        for family, kind, protocol, _, address in _resolve(
+            self.host, self.port or 0, self.deadline
+        ):
             if not is_allowed(ip_address(address[0])):
                 continue
             sock = socket.socket(family, kind, protocol)
             try:
-                sock.settimeout(min(CONNECT_SECONDS, _left(self.until)))
+                sock.settimeout(min(CONNECT_SECONDS, _seconds_left(self.deadline)))
                 sock.connect(address)
-                sock.settimeout(_left(self.until))
-                self.watch = _Watch(sock, _left(self.until))
+                sock.settimeout(_seconds_left(self.deadline))
+                self.deadline_timer = _DeadlineTimer(sock, _seconds_left(self.deadline))
             except OSError as failure:
                 sock.close()
                 error = failure
@@ -198,40 +204,42 @@ class _Guarded(HTTPConnection):
         raise error
 
 
-class _GuardedTLS(_Guarded, HTTPSConnection):
+class _RestrictedTLSConnection(_RestrictedConnection, HTTPSConnection):
     """The same with TLS: certificate and name are checked for the name that was asked for."""
 
 
-def _left(until: float) -> float:
+def _seconds_left(deadline: float) -> float:
     """The seconds that are left. Raises `TimeoutError` when none are."""
-    left = until - monotonic()
+    left = deadline - monotonic()
     if left <= 0:
         raise TimeoutError
     return left
 
 
-def _resolve(host: str, port: int, until: float) -> list[Any]:
+def _resolve(host: str, port: int, deadline: float) -> list[Any]:
     """What `getaddrinfo` says, if it says so in time: a slow name server can hold it for long."""
-    said: list[Any] = []
+    results: list[Any] = []
 
-    def ask() -> None:
+    def look_up() -> None:
         try:
-            said.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            results.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
-            said.append(error)
+            results.append(error)
 
-    thread = Thread(target=ask, name="resolve", daemon=True)
+    thread = Thread(target=look_up, name="resolve", daemon=True)
     thread.start()
-    thread.join(min(CONNECT_SECONDS, _left(until)))
-    if not said or isinstance(said[0], Exception):
+    thread.join(min(CONNECT_SECONDS, _seconds_left(deadline)))
+    if not results or isinstance(results[0], Exception):
         raise Unreachable("The host's name could not be resolved.")
-    return list(said[0])
+    return list(results[0])
 
 
 # The request --------------------------------------------------------------------------------------
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float = SECONDS) -> Answer:
+def post(
+    url: str, body: bytes, headers: Mapping[str, str], *, seconds: float = TIMEOUT_SECONDS
+) -> Answer:
     """`send` by POST."""
     return send("POST", url, body, headers, seconds=seconds)
 
@@ -242,23 +250,23 @@ def send(
     body: bytes,
     headers: Mapping[str, str],
     *,
-    seconds: float = SECONDS,
-    answer_bytes: int = ANSWER_BYTES,
+    seconds: float = TIMEOUT_SECONDS,
+    answer_bytes: int = MAX_ANSWER_BYTES,
 ) -> Answer:
     """Sends the bytes and gives the answer, whatever its status, in `seconds` at most.
 
     Of the answer's body at most `answer_bytes` are read; it may be cut. Raises `AddressRefused`
     and `Unreachable`.
     """
-    target = parse(url)
-    connection: _Guarded
+    target = parse_url(url)
+    connection: _RestrictedConnection
     if target.scheme == "https":
-        connection = _GuardedTLS(
+        connection = _RestrictedTLSConnection(
             target.host, target.port, timeout=seconds, ssl_context=ssl.create_default_context()
         )
     else:
-        connection = _Guarded(target.host, target.port, timeout=seconds)
-    connection.until = monotonic() + seconds
+        connection = _RestrictedConnection(target.host, target.port, timeout=seconds)
+    connection.deadline = monotonic() + seconds
     try:
         connection.request(
             method,
@@ -269,32 +277,32 @@ def send(
             decode_content=False,
         )
         with connection.getresponse() as response:
-            _left(connection.until)  # being cut ends the headers too
+            _seconds_left(connection.deadline)  # being cut ends the headers too
             wait = response.headers.get("Retry-After", "")
             return Answer(
                 response.status,
-                _beginning(response, answer_bytes),
+                _read_prefix(response, answer_bytes),
                 int(wait) if re.fullmatch("[0-9]{1,9}", wait) else 0,
             )
     except (HTTPError, HTTPException, OSError, ValueError) as error:
-        if monotonic() >= connection.until:
+        if monotonic() >= connection.deadline:
             raise Unreachable(f"No answer within {seconds:g} seconds.") from error
-        raise Unreachable(_told(error)) from error
+        raise Unreachable(_describe_error(error)) from error
     finally:
         connection.close()
-        if connection.watch:
-            connection.watch.stop()
+        if connection.deadline_timer:
+            connection.deadline_timer.stop()
 
 
-def _beginning(response: BaseHTTPResponse, limit: int) -> bytes:
-    kept = b""
+def _read_prefix(response: BaseHTTPResponse, limit: int) -> bytes:
+    prefix = b""
     with suppress(HTTPError, HTTPException, OSError, ValueError):
-        while len(kept) < limit and (more := response.read1(limit - len(kept))):
-            kept += more
-    return kept
+        while len(prefix) < limit and (more := response.read1(limit - len(prefix))):
+            prefix += more
+    return prefix
 
 
-def _told(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"The certificate does not hold: {error.verify_message}."
     if isinstance(error, ssl.SSLError):

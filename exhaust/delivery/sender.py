@@ -1,4 +1,4 @@
-"""Carries one batch to one sink: address, method, who we are, signature."""
+"""Carries one batch to one destination: address, method, who we are, signature."""
 
 import logging
 from base64 import b64encode
@@ -9,68 +9,76 @@ from django.utils import timezone
 
 from exhaust.delivery import elasticsearch, http_client, webhook
 from exhaust.delivery.batches import Document
-from exhaust.delivery.http_client import AddressRefused, Answer, Unreachable
-from exhaust.models import Sink
-from ingest.privacy.encryption import unseal
+from exhaust.delivery.http_client import AddressNotAllowed, Answer, Unreachable
+from exhaust.models import Destination
+from ingest.privacy.encryption import decrypt
 
 log = logging.getLogger(__name__)
-SECONDS = 30.0
-Outcome = Answer | AddressRefused | Unreachable
+TIMEOUT_SECONDS = 30.0
+Outcome = Answer | AddressNotAllowed | Unreachable
 
 
 @dataclass(frozen=True)
-class Message:
+class OutboundRequest:
     """A request, read from the database beforehand: the threads that send have no connection."""
 
-    sink_id: int
+    destination_id: int
     id: str
     method: str
     url: str
     body: bytes
     headers: dict[str, str]
     secret: str
-    answer_bytes: int
+    max_answer_bytes: int
 
 
-def message(sink: Sink, delivery: int | str, documents: Sequence[Document]) -> Message:
+def build_request(
+    destination: Destination, delivery: int | str, documents: Sequence[Document]
+) -> OutboundRequest:
     """The request of a delivery; its id is the same at every attempt.
 
     Raises `cryptography.fernet.InvalidToken` when no key of ours opens password or secret.
     """
-    headers = {"Content-Type": sink.content_type}
-    if sink.user:
-        password = unseal(sink.sealed_password).decode() if sink.sealed_password else ""
-        token = b64encode(f"{sink.user}:{password}".encode()).decode()
+    headers = {"Content-Type": destination.content_type}
+    if destination.user:
+        password = (
+            decrypt(destination.encrypted_password).decode()
+            if destination.encrypted_password
+            else ""
+        )
+        token = b64encode(f"{destination.user}:{password}".encode()).decode()
         headers["Authorization"] = f"Basic {token}"
-    elastic = sink.kind == Sink.Kind.ELASTICSEARCH
-    return Message(
-        sink.pk,
-        f"msg_sink{sink.pk}_{delivery}",
-        sink.method,
-        sink.url,
-        b"".join(document.sent for document in documents),
+    is_elasticsearch = destination.kind == Destination.Kind.ELASTICSEARCH
+    return OutboundRequest(
+        destination.pk,
+        f"msg_sink{destination.pk}_{delivery}",
+        destination.method,
+        destination.url,
+        b"".join(document.wire_bytes for document in documents),
         headers,
-        unseal(sink.sealed_secret).decode() if sink.sealed_secret else "",
-        elasticsearch.ANSWER_BYTES if elastic else http_client.ANSWER_BYTES,
+        decrypt(destination.encrypted_secret).decode() if destination.encrypted_secret else "",
+        elasticsearch.MAX_ANSWER_BYTES if is_elasticsearch else http_client.MAX_ANSWER_BYTES,
     )
 
 
-def send(message: Message, seconds: float | None = None) -> Outcome:
+def send(request: OutboundRequest, seconds: float | None = None) -> Outcome:
     """What came of the request, in `SECONDS` at most."""
-    headers = dict(message.headers)
-    if message.secret:
-        headers |= webhook.signed(message.id, message.body, [message.secret], timezone.now())
+    headers = dict(request.headers)
+    if request.secret:
+        headers |= webhook.build_signature_headers(
+            request.id, request.body, [request.secret], timezone.now()
+        )
     try:
         return http_client.send(
-            message.method,
-            message.url,
-            message.body,
+            request.method,
+            request.url,
+            request.body,
             headers,
-            seconds=SECONDS if seconds is None else seconds,
-            answer_bytes=message.answer_bytes,
+            seconds=TIMEOUT_SECONDS if seconds is None else seconds,
+            answer_bytes=request.max_answer_bytes,
         )
-    except (AddressRefused, Unreachable) as error:
+    except (AddressNotAllowed, Unreachable) as error:
         return error
     except Exception:  # of one receiver; the others' outcomes are to be recorded
-        log.exception("sink.delivery_broke sink=%s", message.sink_id)
+        log.exception("destination.delivery_crashed destination=%s", request.destination_id)
         return Unreachable("The delivery broke; the cause is in the service's log.")

@@ -13,31 +13,31 @@ import msgspec
 from django.db import connection, models
 from django.db.models.functions import Cast
 
-from exhaust.feed.documents import encode, milliseconds
+from exhaust.feed.documents import encode, to_epoch_ms
 from ingest.adapters.fields import MAX_URL, bounded_text
 from ingest.db import binary_arrays
 from ingest.feed import reader
 from ingest.models import Application, Session, StoredEvent
 
-MAX_EVENTS = 1_000  # told of one session; the counts tell of all
-ERRORS = {"ERROR", "_app_exception", "_clickstream_error", "error", "crash"}
-EVENTS = {  # what an app tells of itself; all else is somebody's action
+MAX_SESSION_EVENTS = 1_000  # told of one session; the counts tell of all
+ERROR_TYPES = {"ERROR", "_app_exception", "_clickstream_error", "error", "crash"}
+LIFECYCLE_TYPES = {  # what an app tells of itself; all else is somebody's action
     "START", "END", "LOG", "HEARTBEAT", "AUDIT", "METRICS", "SUMMARY", "EXDATA",
     "_first_open", "_session_start", "_app_start", "_app_end", "_app_update", "_os_update",
     "_user_engagement", "_profile_set", "_page_load", "_user_login", "identity",
 }  # fmt: skip
 
 
-class _Named(msgspec.Struct, rename="camel"):
+class _ClientSessionId(msgspec.Struct, rename="camel"):
     tenant_id: Any = ""
     user_session_id: Any = ""
     start_time: Any = 0
 
 
-_named = msgspec.json.Decoder(_Named).decode
+_decode_client_id = msgspec.json.Decoder(_ClientSessionId).decode
 
 
-class Told(NamedTuple):
+class SessionRow(NamedTuple):
     """A session's row as far as it is told."""
 
     xid: int
@@ -45,7 +45,7 @@ class Told(NamedTuple):
     key: str
     channel_id: int
     application_id: int | None
-    given: bool
+    is_client_session: bool
     device_id: str
     user_id: str
     landing_url: str
@@ -59,55 +59,59 @@ class Told(NamedTuple):
 
 _FIELDS = [
     "said_xid" if name == "xid" else f"said_{name}" if name in ("key", "types", "parent") else name
-    for name in Told._fields
+    for name in SessionRow._fields
 ]
 
 
-def told(rows: "models.QuerySet[Session]") -> list[Told]:
+def fetch_sessions(rows: "models.QuerySet[Session]") -> list[SessionRow]:
     """The sessions of a query made with `feed.after`, or in any other order."""
-    said = rows.annotate(
-        said_xid=reader.number("xid"),
+    annotated = rows.annotate(
+        said_xid=reader.cast_xid("xid"),
         said_key=Cast("key", models.TextField()),
-        said_types=reader.Bytes("types"),
+        said_types=reader.Utf8Bytes("types"),
         said_parent=Cast("parent__key", models.TextField()),
     )
-    return list(map(Told._make, reader.tuples(said.values_list(*_FIELDS))))
+    return list(map(SessionRow._make, reader.stream_tuples(annotated.values_list(*_FIELDS))))
 
 
-_types = msgspec.json.Decoder(dict[str, int]).decode
+_decode_type_counts = msgspec.json.Decoder(dict[str, int]).decode
 
 
-def documents(channel: str, sessions: Sequence[Told]) -> list[tuple[str, bytes]]:
+def build_documents(channel: str, sessions: Sequence[SessionRow]) -> list[tuple[str, bytes]]:
     """(id, document) of each session of a channel, in their order.
 
     The id tells a document from all others and stays when the session is told again:
     `<tenant>-<session>-<start>` as Dynatrace writes it; of a derived one, whose start a late event
     may move, `<channel>-<session>`.
     """
-    given = _given([session for session in sessions if session.given])
+    client_documents = _fetch_client_documents(
+        [session for session in sessions if session.is_client_session]
+    )
     names = dict(
         Application.objects.filter(
             pk__in={session.application_id for session in sessions}
         ).values_list("pk", "identifier")
     )
-    events = _events([session for session in sessions if not session.given])
-    found = []
+    events = _fetch_session_events(
+        [session for session in sessions if not session.is_client_session]
+    )
+    identified = []
     for session in sessions:
-        payload = given.get(session.key)
+        payload = client_documents.get(session.key)
         if payload is not None:
-            said = _named(payload)
-            name = f"{said.tenant_id}-{said.user_session_id}-{said.start_time}"
-            found.append((name, payload))
+            client_id = _decode_client_id(payload)
+            name = f"{client_id.tenant_id}-{client_id.user_session_id}-{client_id.start_time}"
+            identified.append((name, payload))
         else:
             application = names.get(session.application_id or 0, channel)
             key = str(UUID(session.key))
-            inside = events.get(session.id, _NOTHING)
-            document = _derived(channel, application, key, session, inside)
-            found.append((f"{channel}-{key}", document))
-    return found
+            contents = events.get(session.id, _NO_CONTENTS)
+            document = _build_derived_document(channel, application, key, session, contents)
+            identified.append((f"{channel}-{key}", document))
+    return identified
 
 
-def _given(sessions: Sequence[Told]) -> dict[str, bytes]:
+def _fetch_client_documents(sessions: Sequence[SessionRow]) -> dict[str, bytes]:
     """The senders' documents by their sessions' keys, each on one line."""
     if not sessions:
         return {}
@@ -121,12 +125,12 @@ def _given(sessions: Sequence[Told]) -> dict[str, bytes]:
     }
 
 
-_Inside = tuple[list[str], list[int], list[Any]]  # types, moments in milliseconds, pages
-_inside = msgspec.json.Decoder(_Inside).decode
-_NOTHING: _Inside = ([], [], [])
+_SessionContents = tuple[list[str], list[int], list[Any]]  # types, moments in milliseconds, pages
+_decode_contents = msgspec.json.Decoder(_SessionContents).decode
+_NO_CONTENTS: _SessionContents = ([], [], [])
 
 
-class _Inner(msgspec.Struct, rename="camel", omit_defaults=True):
+class _SessionItem(msgspec.Struct, rename="camel", omit_defaults=True):
     type: str
     name: str
     start_time: int
@@ -136,7 +140,7 @@ class _Inner(msgspec.Struct, rename="camel", omit_defaults=True):
     target_url: str | None = None
 
 
-class _Session(msgspec.Struct, rename="camel"):
+class _SessionDocument(msgspec.Struct, rename="camel"):
     tenant_id: str
     user_session_id: str
     start_time: int
@@ -154,27 +158,29 @@ class _Session(msgspec.Struct, rename="camel"):
     string_tags: dict[str, str]
     num_tags: dict[str, float]
     date_tags: dict[str, int]
-    user_actions: list[_Inner]
-    events: list[_Inner]
-    errors: list[_Inner]
+    user_actions: list[_SessionItem]
+    events: list[_SessionItem]
+    errors: list[_SessionItem]
 
 
-def _derived(channel: str, application: str, key: str, session: Told, inside: _Inside) -> bytes:
-    lists: dict[str, list[_Inner]] = {"userActions": [], "events": [], "errors": []}
-    for type_, at, url in zip(*inside, strict=True):
-        among = _list_of(type_)
-        if among != "userActions":
-            lists[among].append(_Inner(type_, type_, at, application))
-        elif url is not None and (said := bounded_text(url, MAX_URL)):
-            lists[among].append(_Inner(type_, type_, at, application, at, 0, said))
+def _build_derived_document(
+    channel: str, application: str, key: str, session: SessionRow, contents: _SessionContents
+) -> bytes:
+    lists: dict[str, list[_SessionItem]] = {"userActions": [], "events": [], "errors": []}
+    for type_, at, url in zip(*contents, strict=True):
+        list_name = _classify_type(type_)
+        if list_name != "userActions":
+            lists[list_name].append(_SessionItem(type_, type_, at, application))
+        elif url is not None and (page_url := bounded_text(url, MAX_URL)):
+            lists[list_name].append(_SessionItem(type_, type_, at, application, at, 0, page_url))
         else:
-            lists[among].append(_Inner(type_, type_, at, application, at, 0))
+            lists[list_name].append(_SessionItem(type_, type_, at, application, at, 0))
     counts = dict.fromkeys(lists, 0)
-    for type_, count in _types(session.types).items():
-        counts[_list_of(type_)] += count
-    start, end = milliseconds(session.started_at), milliseconds(session.ended_at)
+    for type_, count in _decode_type_counts(session.types).items():
+        counts[_classify_type(type_)] += count
+    start, end = to_epoch_ms(session.started_at), to_epoch_ms(session.ended_at)
     return encode(
-        _Session(
+        _SessionDocument(
             channel,
             key,
             start,
@@ -199,21 +205,21 @@ def _derived(channel: str, application: str, key: str, session: Told, inside: _I
     )
 
 
-def _list_of(type_: str) -> str:
-    if type_ in ERRORS:
+def _classify_type(type_: str) -> str:
+    if type_ in ERROR_TYPES:
         return "errors"
-    return "events" if type_ in EVENTS else "userActions"
+    return "events" if type_ in LIFECYCLE_TYPES else "userActions"
 
 
 # where a page stands in a payload
-PAGES = {
+PAGE_URL_PATHS = {
     "telemetry": ("edata", "uri"),
     "clickstream": ("attributes", "_page_url"),
     "skalin": ("url",),
 }
 # One look into the index for each session, and one row: what an event holds beside its page is not
 # read.
-_OF_SESSIONS = f"""
+_EVENTS_OF_SESSIONS_SQL = f"""
 SELECT s.id, e.told
 FROM unnest(%(ids)s::bigint[], %(applications)s::int[], %(devices)b, %(starts)b, %(ends)b)
      AS s(id, application, device, a, z)
@@ -222,28 +228,29 @@ CROSS JOIN LATERAL (
                     || json_agg(url)::text || ']') AS told
     FROM (
         SELECT type, CAST(floor(EXTRACT(EPOCH FROM occurred_at) * 1000) AS bigint) AS at,
-               CASE dialect {
+               CASE source {
     " ".join(
-        f"WHEN '{name}' THEN payload #> '{{{','.join(path)}}}'" for name, path in PAGES.items()
+        f"WHEN '{name}' THEN payload #> '{{{','.join(path)}}}'"
+        for name, path in PAGE_URL_PATHS.items()
     )
 } END AS url
         FROM ingest_storedevent
         WHERE channel_id = %(channel)s AND device_id = s.device AND occurred_at BETWEEN s.a AND s.z
           AND application_id IS NOT DISTINCT FROM s.application AND superseded_xid IS NULL
-          AND device_id <> '' AND dialect <> 'desk'
-        ORDER BY occurred_at, id LIMIT {MAX_EVENTS}
+          AND device_id <> '' AND source <> 'desk'
+        ORDER BY occurred_at, id LIMIT {MAX_SESSION_EVENTS}
     ) AS inside
 ) e
 WHERE e.told IS NOT NULL
 """  # noqa: S608
 
 
-def _events(sessions: Sequence[Told]) -> dict[int, _Inside]:
+def _fetch_session_events(sessions: Sequence[SessionRow]) -> dict[int, _SessionContents]:
     """By a session's row, what lies in it, in the order of time."""
     if not sessions:
         return {}
     if connection.vendor != "postgresql":
-        return {session.id: _portable(session) for session in sessions}
+        return {session.id: _fetch_session_events_portable(session) for session in sessions}
     columns = {
         "channel": sessions[0].channel_id,
         "ids": [session.id for session in sessions],
@@ -252,10 +259,13 @@ def _events(sessions: Sequence[Told]) -> dict[int, _Inside]:
         "starts": binary_arrays.moments([session.started_at for session in sessions]),
         "ends": binary_arrays.moments([session.ended_at for session in sessions]),
     }
-    return {of: _inside(told) for of, told in reader.streamed(_OF_SESSIONS, columns)}
+    return {
+        of: _decode_contents(told)
+        for of, told in reader.stream_query(_EVENTS_OF_SESSIONS_SQL, columns)
+    }
 
 
-def _portable(session: Told) -> _Inside:
+def _fetch_session_events_portable(session: SessionRow) -> _SessionContents:
     rows = StoredEvent.objects.filter(
         channel_id=session.channel_id,
         device_id=session.device_id,
@@ -264,61 +274,61 @@ def _portable(session: Told) -> _Inside:
         superseded_xid=None,
     )
     # as the index has it, which a bare device_id would leave unused
-    rows = rows.exclude(device_id="").exclude(dialect="desk").order_by("occurred_at", "id")
+    rows = rows.exclude(device_id="").exclude(source="desk").order_by("occurred_at", "id")
     types: list[str] = []
     moments: list[int] = []
     pages: list[Any] = []
-    for row in reader.told(rows[:MAX_EVENTS]):
+    for row in reader.fetch_events(rows[:MAX_SESSION_EVENTS]):
         page = msgspec.json.decode(row.payload)
-        for name in PAGES.get(row.dialect, ("",)):
+        for name in PAGE_URL_PATHS.get(row.source, ("",)):
             page = page.get(name) if isinstance(page, dict) else None
         types.append(row.type)
-        moments.append(row.occurred // 1000)
+        moments.append(row.occurred_us // 1000)
         pages.append(page)
     return types, moments, pages
 
 
 # What Elasticsearch should know of them --------------------------------------------------------
 
-_MOMENT = {"type": "date", "format": "epoch_millis"}
-_WORD = {"type": "keyword", "ignore_above": 1024}
-_COUNT = {"type": "long"}
-_INNER = {
-    "type": _WORD, "name": _WORD, "application": _WORD, "targetUrl": _WORD,
-    "startTime": _MOMENT, "endTime": _MOMENT, "duration": _COUNT,
+_DATE_FIELD = {"type": "date", "format": "epoch_millis"}
+_KEYWORD_FIELD = {"type": "keyword", "ignore_above": 1024}
+_LONG_FIELD = {"type": "long"}
+_ITEM_FIELDS = {
+    "type": _KEYWORD_FIELD, "name": _KEYWORD_FIELD, "application": _KEYWORD_FIELD, "targetUrl": _KEYWORD_FIELD,
+    "startTime": _DATE_FIELD, "endTime": _DATE_FIELD, "duration": _LONG_FIELD,
 }  # fmt: skip
-MAPPING: dict[str, Any] = {
+ELASTICSEARCH_MAPPING: dict[str, Any] = {
     "mappings": {
         "dynamic_templates": [
-            {"string_tags": {"path_match": "stringTags.*", "mapping": _WORD}},
+            {"string_tags": {"path_match": "stringTags.*", "mapping": _KEYWORD_FIELD}},
             {"num_tags": {"path_match": "numTags.*", "mapping": {"type": "double"}}},
-            {"date_tags": {"path_match": "dateTags.*", "mapping": _MOMENT}},
-            {"words": {"match_mapping_type": "string", "mapping": _WORD}},
+            {"date_tags": {"path_match": "dateTags.*", "mapping": _DATE_FIELD}},
+            {"words": {"match_mapping_type": "string", "mapping": _KEYWORD_FIELD}},
         ],
         "properties": {
-            "tenantId": _WORD,
-            "userSessionId": _WORD,
-            "startTime": _MOMENT,
-            "endTime": _MOMENT,
-            "duration": _COUNT,
-            "internalUserId": _WORD,
-            "userId": _WORD,
-            "userType": _WORD,
-            "applicationType": _WORD,
+            "tenantId": _KEYWORD_FIELD,
+            "userSessionId": _KEYWORD_FIELD,
+            "startTime": _DATE_FIELD,
+            "endTime": _DATE_FIELD,
+            "duration": _LONG_FIELD,
+            "internalUserId": _KEYWORD_FIELD,
+            "userId": _KEYWORD_FIELD,
+            "userType": _KEYWORD_FIELD,
+            "applicationType": _KEYWORD_FIELD,
             "bounce": {"type": "boolean"},
             "newUser": {"type": "boolean"},
             "hasCrash": {"type": "boolean"},
-            "userActionCount": _COUNT,
-            "totalErrorCount": _COUNT,
-            "landingPageUrl": _WORD,
-            "parentId": _WORD,
-            "version": _COUNT,
+            "userActionCount": _LONG_FIELD,
+            "totalErrorCount": _LONG_FIELD,
+            "landingPageUrl": _KEYWORD_FIELD,
+            "parentId": _KEYWORD_FIELD,
+            "version": _LONG_FIELD,
             "ip": {"type": "ip", "ignore_malformed": True},
-            "screenHeight": _COUNT,
-            "screenWidth": _COUNT,
-            "userActions": {"properties": _INNER},
-            "events": {"properties": _INNER},
-            "errors": {"properties": _INNER},
+            "screenHeight": _LONG_FIELD,
+            "screenWidth": _LONG_FIELD,
+            "userActions": {"properties": _ITEM_FIELDS},
+            "events": {"properties": _ITEM_FIELDS},
+            "errors": {"properties": _ITEM_FIELDS},
         },
     }
 }

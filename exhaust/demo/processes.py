@@ -11,7 +11,7 @@ from pathlib import Path
 
 GRACE_SECONDS = 15
 # what a caller can hold of the web server: docs/limits.md
-LIMITS = (
+GRANIAN_LIMITS = (
     "--http", "1", "--http1-header-read-timeout", "15000", "--http1-buffer-size", "65536",
     "--backlog", "2048", "--backpressure", "4096", "--blocking-threads", "64",
     "--workers-kill-timeout", "30",
@@ -24,16 +24,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def web(port: int) -> list[str]:
+def web_command(port: int) -> list[str]:
     """The command of the web server."""
     return [
         sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
         "--host", "127.0.0.1", "--port", str(port), "--workers", "2",
-        "--respawn-failed-workers", *LIMITS,
+        "--respawn-failed-workers", *GRANIAN_LIMITS,
     ]  # fmt: skip
 
 
-def worker() -> list[str]:
+def worker_command() -> list[str]:
     """The command of a worker that also keeps the schedule."""
     return [
         sys.executable, "-m", "celery", "-A", "config", "worker", "--pool=solo", "-B",
@@ -42,7 +42,7 @@ def worker() -> list[str]:
 
 
 @contextmanager
-def child(
+def run_child(
     command: list[str], log: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose output goes to `log`, stopped at the end whatever happens."""

@@ -8,18 +8,18 @@ from datetime import datetime
 
 import msgspec
 
-from ingest.derive.payloads import traits
-from ingest.feed.values import Arrived
+from ingest.derive.payloads import read_context
+from ingest.feed.values import EventRow
 from ingest.models import AppUser, Session
 
 encode = msgspec.json.Encoder().encode
 
 
-def milliseconds(moment: datetime) -> int:
+def to_epoch_ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-class _Page(msgspec.Struct):
+class _PageContext(msgspec.Struct):
     url: str
     type: str = "web"
     metadata: dict[str, str] = {}
@@ -35,53 +35,55 @@ class _Event(msgspec.Struct, rename="camel"):
     device_id: str
     received_time: int
     position: str
-    context: _Page | None
+    context: _PageContext | None
     payload: msgspec.Raw
 
 
-def event(row: Arrived) -> bytes:
+def encode_event(row: EventRow) -> bytes:
     """One event; `payload` is what its sender wrote, under its type.
 
     Who refuses consent: their answer is left out, as it is in a file.
     """
-    said = traits(row)
-    payload = _without_answer(row.payload) if row.refused else row.payload
+    context = read_context(row)
+    payload = _remove_answer(row.payload) if row.refused else row.payload
     if b"@type" in payload or b"\\u00" in payload:  # a sender's own would be read for ours
-        payload = encode({name: part for name, part in _parts(payload).items() if name != "@type"})
-    rest = payload[1:].lstrip()
-    comma = b"" if rest.startswith(b"}") else b","
+        payload = encode(
+            {name: part for name, part in _decode_fields(payload).items() if name != "@type"}
+        )
+    payload_rest = payload[1:].lstrip()
+    comma = b"" if payload_rest.startswith(b"}") else b","
     return encode(
         _Event(
             row.identity,
             row.session_id,
-            said.user_id or row.device_id,
-            row.occurred // 1000,
+            context.user_id or row.device_id,
+            row.occurred_us // 1000,
             row.type,
-            row.dialect,
+            row.source,
             row.device_id,
-            row.received // 1000,
+            row.received_us // 1000,
             f"{row.xid}.{row.id}",
-            _Page(said.url) if said.url else None,
-            msgspec.Raw(b'{"@type":%b%b%b' % (encode(row.type), comma, rest)),
+            _PageContext(context.url) if context.url else None,
+            msgspec.Raw(b'{"@type":%b%b%b' % (encode(row.type), comma, payload_rest)),
         )
     )
 
 
-_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def _without_answer(payload: bytes) -> bytes:
-    said = _parts(payload)
+def _remove_answer(payload: bytes) -> bytes:
+    fields = _decode_fields(payload)
     try:
-        said["edata"] = msgspec.Raw(
-            encode({**_parts(said["edata"]), "resvalues": msgspec.Raw(b"[]")})
+        fields["edata"] = msgspec.Raw(
+            encode({**_decode_fields(fields["edata"]), "resvalues": msgspec.Raw(b"[]")})
         )
     except (KeyError, msgspec.ValidationError):
         return payload  # no object there, so no answer either
-    return encode(said)
+    return encode(fields)
 
 
-def session(row: Session) -> bytes:
+def encode_session(row: Session) -> bytes:
     """One session. `parentId` names the one that it became a part of."""
     types: dict[str, int] = row.types
     return encode(
@@ -91,10 +93,10 @@ def session(row: Session) -> bytes:
             "externalUserId": row.user_id or None,
             "parentId": str(row.parent.key) if row.parent is not None else None,
             "window": {
-                "start": milliseconds(row.started_at),
-                "end": milliseconds(row.ended_at),
+                "start": to_epoch_ms(row.started_at),
+                "end": to_epoch_ms(row.ended_at),
             },
-            "closeTime": milliseconds(row.closes_at),
+            "closeTime": to_epoch_ms(row.closes_at),
             "closed": row.closed,
             "landingPageUrl": row.landing_url or None,
             "deviceId": row.device_id,
@@ -106,7 +108,7 @@ def session(row: Session) -> bytes:
             },
             "eventTypes": types,
             "version": row.version,
-            "lastModifiedTime": milliseconds(row.modified_at),
+            "lastModifiedTime": to_epoch_ms(row.modified_at),
             "position": f"{row.xid}.{row.id}",
         }
     )
@@ -116,27 +118,31 @@ def session(row: Session) -> bytes:
 PAGE_VIEWS = ("IMPRESSION", "_page_view", "_screen_view", "view", "userAction")
 
 
-def user(row: AppUser) -> bytes:
+def encode_user(row: AppUser) -> bytes:
     """One user, as far as the senders told."""
-    attributes = {name: held["value"] for name, held in row.attributes.items()}
+    attributes = {name: attribute["value"] for name, attribute in row.attributes.items()}
     return encode(
         {
             "userId": row.identifier,
             "externalUserId": row.user_id or None,
             "anonymous": row.anonymous,
             "deviceId": row.device_id or None,
-            **{field: attributes.get(name) for field, name in _KNOWN.items() if name in attributes},
+            **{
+                field: attributes.get(name)
+                for field, name in _STANDARD_ATTRIBUTES.items()
+                if name in attributes
+            },
             "customAttributes": attributes,
-            "firstSeenTime": milliseconds(row.first_seen_at),
-            "lastSeenTime": milliseconds(row.last_seen_at),
-            "lastModifiedTime": milliseconds(row.modified_at),
+            "firstSeenTime": to_epoch_ms(row.first_seen_at),
+            "lastSeenTime": to_epoch_ms(row.last_seen_at),
+            "lastModifiedTime": to_epoch_ms(row.modified_at),
             "version": row.version,
             "position": f"{row.xid}.{row.id}",
         }
     )
 
 
-_KNOWN = {
+_STANDARD_ATTRIBUTES = {
     "email": "email", "phone": "phone", "firstName": "firstName", "lastName": "lastName",
     "gender": "gender", "company": "company", "jobTitle": "jobTitle",
 }  # fmt: skip

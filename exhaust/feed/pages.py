@@ -9,15 +9,15 @@ from django.db.models import Q
 from exhaust.feed import documents
 from ingest.derive import deriver
 from ingest.feed import pruning, reader, values
-from ingest.feed.values import Place
-from ingest.feed.watermark import oldest_writer, watermark
+from ingest.feed.values import FeedPosition
+from ingest.feed.watermark import fetch_oldest_writer_age, fetch_watermark
 from ingest.models import AppUser, Session, StoredEvent
 
 LAST_ID = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Question:
+class FeedQuery:
     """What of a channel is read: the moments are [start, end), of the resource's own time."""
 
     channel_id: int
@@ -27,15 +27,15 @@ class Question:
     types: tuple[str, ...] = ()
 
 
-def bound(question: Question) -> list[Any]:
+def query_fingerprint(query: FeedQuery) -> list[Any]:
     """What a cursor belongs to."""
     return [
         "feed",
-        question.channel_id,
-        question.resource,
-        question.start.isoformat() if question.start else None,
-        question.end.isoformat() if question.end else None,
-        list(question.types),
+        query.channel_id,
+        query.resource,
+        query.start.isoformat() if query.start else None,
+        query.end.isoformat() if query.end else None,
+        list(query.types),
     ]
 
 
@@ -43,77 +43,85 @@ class Page(NamedTuple):
     """Documents in the feed's order."""
 
     items: list[bytes]
-    place: Place  # behind the last one, or as far as everything was read
-    ended: bool  # nothing more is there now
+    position: FeedPosition  # behind the last one, or as far as everything was read
+    is_at_end: bool  # nothing more is there now
 
 
-def read(question: Question, place: Place, limit: int) -> Page:
+def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
     """Up to `limit` documents behind a place. Raises `Refused` (410) where some were pruned."""
-    mark = watermark()
-    if question.resource == "events" and place == values.START:
-        place = pruning.place(pruning.of(question.channel_id))
-        found = _events(question, place, mark, limit)
+    up_to = fetch_watermark()
+    if query.resource == "events" and position == values.START:
+        position = pruning.get_pruned_position(pruning.fetch_prune_state(query.channel_id))
+        items = _read_events(query, position, up_to, limit)
     else:
-        found = _READERS[question.resource](question, place, mark, limit)
-        if question.resource == "events":
-            pruning.require(question.channel_id, place)
-    if len(found) == limit:
-        return Page([item for _, item in found], found[-1][0], ended=False)
+        items = _READERS[query.resource](query, position, up_to, limit)
+        if query.resource == "events":
+            pruning.require_unpruned(query.channel_id, position)
+    if len(items) == limit:
+        return Page([item for _, item in items], items[-1][0], is_at_end=False)
     # all below the watermark was looked at; nothing will ever be added there
-    return Page([item for _, item in found], max(place, Place(mark - 1, LAST_ID)), ended=True)
-
-
-def now() -> Place:
-    """Behind all that has arrived."""
-    return Place(watermark() - 1, LAST_ID)
-
-
-def lag(question: Question) -> timedelta:
-    """For how long what arrived may not have been readable: open writers, or the deriver."""
-    if question.resource == "events":
-        return oldest_writer()
-    return deriver.lag(question.channel_id).age
-
-
-Found = list[tuple[Place, bytes]]
-
-
-def _events(question: Question, place: Place, mark: int, limit: int) -> Found:
-    rows = StoredEvent.objects.filter(
-        Q(superseded_xid__isnull=True) | Q(superseded_xid__gte=mark),
-        channel_id=question.channel_id,
+    return Page(
+        [item for _, item in items], max(position, FeedPosition(up_to - 1, LAST_ID)), is_at_end=True
     )
-    rows = _within(rows, "occurred_at", question)
-    if question.types:
-        rows = rows.filter(type__in=question.types)
-    found = reader.arrived(reader.after(rows, place, mark)[:limit])
-    return [(row.place, documents.event(row)) for row in found]
 
 
-def _sessions(question: Question, place: Place, mark: int, limit: int) -> Found:
-    rows = Session.objects.filter(channel_id=question.channel_id).select_related("parent")
-    rows = _within(rows, "closes_at", question).defer("pieces")
+def current_position() -> FeedPosition:
+    """Behind all that has arrived."""
+    return FeedPosition(fetch_watermark() - 1, LAST_ID)
+
+
+def measure_lag(query: FeedQuery) -> timedelta:
+    """For how long what arrived may not have been readable: open writers, or the deriver."""
+    if query.resource == "events":
+        return fetch_oldest_writer_age()
+    return deriver.measure_lag(query.channel_id).age
+
+
+PositionedDocuments = list[tuple[FeedPosition, bytes]]
+
+
+def _read_events(
+    query: FeedQuery, position: FeedPosition, up_to: int, limit: int
+) -> PositionedDocuments:
+    rows = StoredEvent.objects.filter(
+        Q(superseded_xid__isnull=True) | Q(superseded_xid__gte=up_to),
+        channel_id=query.channel_id,
+    )
+    rows = _filter_by_time(rows, "occurred_at", query)
+    if query.types:
+        rows = rows.filter(type__in=query.types)
+    event_rows = reader.stream_events(reader.select_after(rows, position, up_to)[:limit])
+    return [(row.position, documents.encode_event(row)) for row in event_rows]
+
+
+def _read_sessions(
+    query: FeedQuery, position: FeedPosition, up_to: int, limit: int
+) -> PositionedDocuments:
+    rows = Session.objects.filter(channel_id=query.channel_id).select_related("parent")
+    rows = _filter_by_time(rows, "closes_at", query).defer("buckets")
     return [
-        (Place(row.xid, row.pk), documents.session(row))
-        for row in reader.in_order(reader.after(rows, place, mark)[:limit])
+        (FeedPosition(row.xid, row.pk), documents.encode_session(row))
+        for row in reader.fetch_ordered(reader.select_after(rows, position, up_to)[:limit])
     ]
 
 
-def _users(question: Question, place: Place, mark: int, limit: int) -> Found:
-    rows = AppUser.objects.filter(channel_id=question.channel_id)
-    rows = _within(rows, "modified_at", question)
+def _read_users(
+    query: FeedQuery, position: FeedPosition, up_to: int, limit: int
+) -> PositionedDocuments:
+    rows = AppUser.objects.filter(channel_id=query.channel_id)
+    rows = _filter_by_time(rows, "modified_at", query)
     return [
-        (Place(row.xid, row.pk), documents.user(row))
-        for row in reader.in_order(reader.after(rows, place, mark)[:limit])
+        (FeedPosition(row.xid, row.pk), documents.encode_user(row))
+        for row in reader.fetch_ordered(reader.select_after(rows, position, up_to)[:limit])
     ]
 
 
-def _within(rows: Any, field: str, question: Question) -> Any:
-    if question.start is not None:
-        rows = rows.filter(**{f"{field}__gte": question.start})
-    if question.end is not None:
-        rows = rows.filter(**{f"{field}__lt": question.end})
+def _filter_by_time(rows: Any, field: str, query: FeedQuery) -> Any:
+    if query.start is not None:
+        rows = rows.filter(**{f"{field}__gte": query.start})
+    if query.end is not None:
+        rows = rows.filter(**{f"{field}__lt": query.end})
     return rows
 
 
-_READERS = {"events": _events, "sessions": _sessions, "users": _users}
+_READERS = {"events": _read_events, "sessions": _read_sessions, "users": _read_users}

@@ -25,14 +25,16 @@ from django.core.exceptions import ValidationError
 from exhaust.datasets import is_private
 from exhaust.files.formats.lines import GZIP_LEVEL
 from exhaust.models import Job
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.models import Channel
-from ingest.privacy.encryption import unseal
+from ingest.privacy.encryption import decrypt
 
-Sealing = Channel.Sealing
-RULE = "12 to 128 letters, digits and signs of ASCII, not only digits, and no common password."
+EncryptionMethod = Channel.Encryption
+PASSWORD_RULE = (
+    "12 to 128 letters, digits and signs of ASCII, not only digits, and no common password."
+)
 _MODE = 0o100600
-_WEAK: list[Any] = [
+_PASSWORD_VALIDATORS: list[Any] = [
     MinimumLengthValidator(12),
     CommonPasswordValidator(),
     NumericPasswordValidator(),
@@ -40,7 +42,7 @@ _WEAK: list[Any] = [
 
 
 @dataclass(frozen=True)
-class Seal:
+class FileEncryption:
     """How a job's files are sealed: `suffix` comes behind their names; empty is not at all."""
 
     suffix: str = ""
@@ -50,16 +52,18 @@ class Seal:
     def content_type(self, plain: str) -> str:
         return {"zip": "application/zip", "age": "application/octet-stream"}.get(self.suffix, plain)
 
-    def name(self, plain: str) -> str:
+    def encrypted_name(self, plain: str) -> str:
         return f"{plain}.{self.suffix}" if self.suffix else plain
 
-    def blocks(self, plain: Iterator[bytes], suffix: str, at: datetime) -> Iterator[bytes]:
+    def encrypt_blocks(
+        self, plain: Iterator[bytes], suffix: str, modified_at: datetime
+    ) -> Iterator[bytes]:
         """The file's bytes. `suffix` and `at` are those of a zip's one member."""
         if self.suffix == "zip":
             from stream_zip import ZIP_64, stream_zip  # brings ciphers that few starts need
 
             # neither name nor moment of the member is secret, so neither tells anything
-            member = (f"exhaust.{suffix}", at, _MODE, ZIP_64, plain)
+            member = (f"exhaust.{suffix}", modified_at, _MODE, ZIP_64, plain)
             return iter(
                 stream_zip(
                     [member],
@@ -69,102 +73,111 @@ class Seal:
                 )
             )
         if self.suffix == "age":
-            return _age(plain, self.recipient)
+            return _encrypt_with_age(plain, self.recipient)
         return plain
 
 
-class Unsealable(Exception):
+class EncryptionUnavailable(Exception):
     """The file cannot be sealed as it must be; the message is for the requester."""
 
 
-def of(job: Job, channel: Channel) -> Seal:
+def resolve_for_job(job: Job, channel: Channel) -> FileEncryption:
     """How the job's files are to be sealed now. Raises `Unsealable`: never a plain file instead."""
-    demanded = channel.private_sealing if is_private(job.dataset) else Sealing.NONE
-    sealing = job.sealing or demanded
-    if demanded == Sealing.PUBLICKEY != sealing:
-        raise Unsealable(
+    required_method = (
+        channel.private_encryption if is_private(job.dataset) else EncryptionMethod.NONE
+    )
+    method = job.encryption or required_method
+    if required_method == EncryptionMethod.PUBLICKEY != method:
+        raise EncryptionUnavailable(
             "This channel has its private files sealed for its public key since; send the request"
             " again."
         )
-    if sealing == Sealing.PASSWORD:
-        if job.sealed_key is None:
-            raise Unsealable(
+    if method == EncryptionMethod.PASSWORD:
+        if job.encrypted_key is None:
+            raise EncryptionUnavailable(
                 "This file must be sealed and its encryptionKey is not known any more; send the"
                 " request again, with it."
             )
-        return Seal("zip", password=unseal(job.sealed_key).decode())
-    if sealing == Sealing.PUBLICKEY:
+        return FileEncryption("zip", password=decrypt(job.encrypted_key).decode())
+    if method == EncryptionMethod.PUBLICKEY:
         if not channel.recipient:
-            raise Unsealable("This channel has no public key any more; an admin registers one.")
-        return Seal("age", recipient=channel.recipient)
-    return Seal()
+            raise EncryptionUnavailable(
+                "This channel has no public key any more; an admin registers one."
+            )
+        return FileEncryption("age", recipient=channel.recipient)
+    return FileEncryption()
 
 
-def chosen(channel_id: int, dataset: str, sealing: str, key: str) -> str:
+def resolve_method(channel_id: int, dataset: str, method: str, password: str) -> str:
     """The sealing of a new request. Raises `Refused` (400) for one that cannot be."""
     channel = Channel.objects.get(pk=channel_id)
-    demanded = channel.private_sealing if is_private(dataset) else Sealing.NONE
-    sealing = sealing or (Sealing.PASSWORD if key else demanded)
-    if key and sealing != Sealing.PASSWORD:
-        raise _refused("encryptionKey", "The file is sealed for the channel's public key; leave it")
-    if demanded == Sealing.PUBLICKEY != sealing:
-        remedy = "This channel's private files are sealed for its public key; leave it"
-        raise _refused("encryptionKey" if key else "sealing", remedy)
-    if sealing == Sealing.PASSWORD:
-        if not key:
-            raise Refused(
-                "invalid", f"request.encryptionKey: The file must be sealed; give it. {RULE}"
-            )
-        require_strong(key)
-    if sealing == Sealing.PUBLICKEY and not channel.recipient:
-        raise Refused(
-            "invalid", "request.sealing: This channel has no public key; an admin registers one."
+    required_method = channel.private_encryption if is_private(dataset) else EncryptionMethod.NONE
+    method = method or (EncryptionMethod.PASSWORD if password else required_method)
+    if password and method != EncryptionMethod.PASSWORD:
+        raise _method_error(
+            "encryptionKey", "The file is sealed for the channel's public key; leave it"
         )
-    return sealing
+    if required_method == EncryptionMethod.PUBLICKEY != method:
+        remedy = "This channel's private files are sealed for its public key; leave it"
+        raise _method_error("encryptionKey" if password else "encryption", remedy)
+    if method == EncryptionMethod.PASSWORD:
+        if not password:
+            raise RequestError(
+                "invalid",
+                f"request.encryptionKey: The file must be sealed; give it. {PASSWORD_RULE}",
+            )
+        require_strong_password(password)
+    if method == EncryptionMethod.PUBLICKEY and not channel.recipient:
+        raise RequestError(
+            "invalid", "request.encryption: This channel has no public key; an admin registers one."
+        )
+    return method
 
 
-def _refused(field: str, remedy: str) -> Refused:
-    return Refused("invalid", f"request.{field}: {remedy} out.")
+def _method_error(field: str, remedy: str) -> RequestError:
+    return RequestError("invalid", f"request.{field}: {remedy} out.")
 
 
-def require_strong(key: str) -> None:
+def require_strong_password(password: str) -> None:
     """Raises `Refused` (400) with the rule."""
     # programs that open a zip disagree about passwords beyond ASCII
-    fits = len(key) <= 128 and key.isascii() and key.isprintable()
+    is_strong = len(password) <= 128 and password.isascii() and password.isprintable()
     try:
-        validate_password(key, password_validators=_WEAK)
+        validate_password(password, password_validators=_PASSWORD_VALIDATORS)
     except ValidationError:
-        fits = False
-    if not fits:
-        raise Refused("invalid", f"request.encryptionKey: Too weak to seal a file. {RULE}")
+        is_strong = False
+    if not is_strong:
+        raise RequestError(
+            "invalid", f"request.encryptionKey: Too weak to seal a file. {PASSWORD_RULE}"
+        )
 
 
 # age --------------------------------------------------------------------------------------------
 
 
-class _Source(io.RawIOBase):
+class _QueueReader(io.RawIOBase):
     """What age reads: the blocks that are handed over, then the end. None breaks it off."""
 
-    def __init__(self, handed: "queue.Queue[bytes | None]") -> None:
-        self._handed = handed
-        self._held = b""
+    def __init__(self, blocks: "queue.Queue[bytes | None]") -> None:
+        self._blocks = blocks
+        self._buffer = b""
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        if not self._held:
-            block = self._handed.get()
+        if not self._buffer:
+            block = self._blocks.get()
             if block is None:
                 raise BrokenPipeError
-            self._held = block
-        taken, self._held = self._held[:size], self._held[size:]
-        return taken
+            self._buffer = block
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
 
 
-class _Target(io.RawIOBase):
+class _BufferWriter(io.RawIOBase):
     def __init__(self) -> None:
-        self._held = bytearray()
+        self._buffer = bytearray()
         self._lock = threading.Lock()
 
     def writable(self) -> bool:
@@ -172,56 +185,58 @@ class _Target(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         with self._lock:
-            self._held += data
+            self._buffer += data
         return len(data)
 
-    def given(self) -> bytes:
+    def take(self) -> bytes:
         with self._lock:
-            given = bytes(self._held)
-            self._held.clear()
-        return given
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        return data
 
 
-def _age(plain: Iterator[bytes], recipient: str) -> Iterator[bytes]:
+def _encrypt_with_age(plain: Iterator[bytes], recipient: str) -> Iterator[bytes]:
     """age pulls and pushes by itself, in a thread; one block at a time is handed to it."""
-    handed: queue.Queue[bytes | None] = queue.Queue(1)
-    target = _Target()
+    blocks: queue.Queue[bytes | None] = queue.Queue(1)
+    target = _BufferWriter()
     errors: list[BaseException] = []
 
     def encrypt() -> None:
         try:
-            to = pyrage.x25519.Recipient.from_str(recipient)
-            pyrage.encrypt_io(_Source(handed), target, [to])
+            age_recipient = pyrage.x25519.Recipient.from_str(recipient)
+            pyrage.encrypt_io(_QueueReader(blocks), target, [age_recipient])
         except BaseException as error:  # whatever it is, the caller's thread raises it
             errors.append(error)
 
     thread = threading.Thread(target=encrypt, name="age", daemon=True)
     thread.start()
 
-    def hand(block: bytes | None) -> None:
+    def put_block(block: bytes | None) -> None:
         while thread.is_alive():
             try:
-                handed.put(block, timeout=0.1)
+                blocks.put(block, timeout=0.1)
             except queue.Full:
                 continue
             return
 
-    ended = False
+    is_finished = False
     try:
         for block in plain:
             if block:  # an empty one would be the end
-                hand(block)
+                put_block(block)
                 if errors:
                     break
-                if given := target.given():
-                    yield given
-        hand(b"")
+                if output := target.take():
+                    yield output
+        put_block(b"")
         thread.join()
-        ended = True
+        is_finished = True
         if errors:
-            raise Unsealable("The file could not be sealed for the channel's public key.")
-        yield target.given()
+            raise EncryptionUnavailable(
+                "The file could not be sealed for the channel's public key."
+            )
+        yield target.take()
     finally:
-        if not ended:
-            hand(None)
+        if not is_finished:
+            put_block(None)
             thread.join()

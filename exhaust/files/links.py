@@ -21,47 +21,47 @@ from exhaust.files import storage
 from exhaust.models import File, Job, Link
 from ingest import audit
 from ingest.models import Channel
-from ingest.privacy.encryption import seal, unseal
+from ingest.privacy.encryption import decrypt, encrypt
 
 REDIRECT_SECONDS = 120
 _OPEN = Q(expires_at__gt=Now(), revoked_at__isnull=True, use_count__lt=F("max_uses"))
 _USABLE = _OPEN & Q(file__deleted_at__isnull=True, file__withdrawn_at__isnull=True)
 
 
-class Unusable(Exception):
+class LinkUnusable(Exception):
     """A link that opens nothing: an HTTP status and a sentence."""
 
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
-def clock() -> datetime:
+def database_now() -> datetime:
     """The database's time, which all processes share."""
     now = Channel.objects.annotate(now=Now()).values_list("now", flat=True).first()
     return now or datetime.now(UTC)  # without a channel there is no file either
 
 
-def current(file: File, now: datetime | None = None) -> Link | None:
+def get_or_create(file: File, now: datetime | None = None) -> Link | None:
     """The file's link, or a new one when the last has ended; None once the file is gone.
 
     `now` is the database's time, where the caller has it.
     """
     if file.deleted_at is not None or file.withdrawn_at is not None:
         return None
-    now = now or clock()
-    link = standing(file, now)
+    now = now or database_now()
+    link = find_usable(file, now)
     if link is None:
         with transaction.atomic():  # two readers of one moment get one link
             locked = File.objects.select_for_update(of=("self",)).select_related("job__channel")
-            return _standing_or_new(locked.get(pk=file.pk), now)
+            return _find_or_create(locked.get(pk=file.pk), now)
     return link
 
 
-def _standing_or_new(file: File, now: datetime) -> Link | None:
+def _find_or_create(file: File, now: datetime) -> Link | None:
     if file.deleted_at is not None or file.withdrawn_at is not None:
         return None
-    return standing(file, now) or create(file, _expiry(file, now))
+    return find_usable(file, now) or create(file, _compute_expiry(file, now))
 
 
 def create(file: File, expires_at: datetime) -> Link:
@@ -70,7 +70,7 @@ def create(file: File, expires_at: datetime) -> Link:
     link = Link.objects.create(
         file=file,
         digest=_digest(token),
-        sealed_token=seal(token.encode()),
+        encrypted_token=encrypt(token.encode()),
         expires_at=expires_at,
     )
     _record("link.created", link, expires=expires_at.isoformat(timespec="seconds"))
@@ -81,98 +81,104 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()  # of 256 random bits: nothing to guess
 
 
-def standing(file: File, now: datetime) -> Link | None:
+def find_usable(file: File, now: datetime) -> Link | None:
     """The link that still opens the file, by the database's time; makes none."""
     for link in file.links.all():  # prefetched in lists
         if (
             link.expires_at > now
             and link.revoked_at is None
             and link.use_count < link.max_uses
-            and _token(link)
+            and _decrypt_token(link)
         ):
             return link
     return None
 
 
-def _token(link: Link) -> str:
+def _decrypt_token(link: Link) -> str:
     """Empty for one of before, or sealed under a key that is gone."""
     if "token" not in link.__dict__:  # asked twice for each answer
         try:
-            link.__dict__["token"] = unseal(link.sealed_token).decode() if link.sealed_token else ""
+            link.__dict__["token"] = (
+                decrypt(link.encrypted_token).decode() if link.encrypted_token else ""
+            )
         except InvalidToken:
             link.__dict__["token"] = ""
     return str(link.__dict__["token"])
 
 
-def _expiry(file: File, now: datetime) -> datetime:
+def _compute_expiry(file: File, now: datetime) -> datetime:
     """The least of the asked life, the signing credential's, and the file's own."""
-    ends = [
+    limits = [
         now + timedelta(seconds=settings.EXHAUST_LINK_SECONDS),
         file.created_at + timedelta(days=settings.EXHAUST_RETENTION_DAYS),
     ]
-    if credential_ends := storage.default().signs_until():
-        ends.append(credential_ends)
-    return min(ends).astimezone(UTC)
+    if credential_expiry := storage.get_storage().signing_expires_at():
+        limits.append(credential_expiry)
+    return min(limits).astimezone(UTC)
 
 
-def is_ours(file: File) -> bool:
+def has_own_url(file: File) -> bool:
     """Whether links to it are our own address, and so can be revoked."""
     return is_private(file.job.dataset) or not settings.S3_BUCKET
 
 
-def address(link: Link) -> str:
+def build_url(link: Link) -> str:
     """Where the file is to be had until the link's expiry."""
     file = link.file
     if not is_private(file.job.dataset):
-        signed = storage.default().sign(file.key, file.name, file.content_type, link.expires_at)
-        if signed:
-            return signed
-    return f"{settings.PUBLIC_URL}/dataset/v1/download/{_token(link)}"
+        signed_url = storage.get_storage().sign_url(
+            file.key, file.name, file.content_type, link.expires_at
+        )
+        if signed_url:
+            return signed_url
+    return f"{settings.PUBLIC_URL}/dataset/v1/download/{_decrypt_token(link)}"
 
 
-def revoke(found: QuerySet[Link]) -> int:
+def revoke(links: QuerySet[Link]) -> int:
     """Ends links at once, and forgets their tokens; how many stood."""
-    revoked = 0
+    count = 0
     with transaction.atomic():
-        standing = found.filter(revoked_at=None, expires_at__gt=Now())
-        for link in standing.select_related("file__job__channel"):
+        usable = links.filter(revoked_at=None, expires_at__gt=Now())
+        for link in usable.select_related("file__job__channel"):
             if Link.objects.filter(pk=link.pk, revoked_at=None).update(
-                revoked_at=Now(), sealed_token=None
+                revoked_at=Now(), encrypted_token=None
             ):
                 _record("link.revoked", link)
-                revoked += 1
-    return revoked
+                count += 1
+    return count
 
 
-def found(token: str) -> Link:
+def find_by_token(token: str) -> Link:
     """The link behind our own address, if it opens its file now. Raises `Unusable`."""
     usable = Case(When(_USABLE, then=Value(True)), default=Value(False))
-    known = Link.objects.filter(digest=_digest(token)).annotate(usable=usable)
-    link = known.select_related("file__job__channel").first()
+    matching = Link.objects.filter(digest=_digest(token)).annotate(usable=usable)
+    link = matching.select_related("file__job__channel").first()
     if link is None:
-        raise Unusable(
+        raise LinkUnusable(
             403, "This link is not known, or was altered; use it exactly as it was given."
         )
     if not link.usable:
-        raise Unusable(410, _why(link))
+        raise LinkUnusable(410, _explain_unusable(link))
     return link
 
 
-def use(link: Link) -> None:
+def record_download(link: Link) -> None:
     """Counts a download, and writes it down. Raises `Unusable`."""
     # no join: who waits for another's use or a revocation must look at the row as it is then
-    stands = Exists(File.objects.filter(pk=OuterRef("file"), deleted_at=None, withdrawn_at=None))
+    file_exists = Exists(
+        File.objects.filter(pk=OuterRef("file"), deleted_at=None, withdrawn_at=None)
+    )
     with transaction.atomic():
-        rows = Link.objects.filter(_OPEN, stands, pk=link.pk)
+        rows = Link.objects.filter(_OPEN, file_exists, pk=link.pk)
         if rows.update(use_count=F("use_count") + 1):
             link.refresh_from_db(fields=["use_count"])
             _record("file.downloaded", link, use=link.use_count)
             return
     link = Link.objects.select_related("file").get(pk=link.pk)
-    raise Unusable(410, _why(link))
+    raise LinkUnusable(410, _explain_unusable(link))
 
 
-def _why(link: Link) -> str:
+def _explain_unusable(link: Link) -> str:
     if link.file.withdrawn_at is not None:
         return (
             "Somebody in this file took back consent, or was erased; send the request again for a"
@@ -185,10 +191,10 @@ def _why(link: Link) -> str:
     return "This link has expired; read the request again for a new one."
 
 
-def redirect(file: File) -> str | None:
+def sign_redirect(file: File) -> str | None:
     """A short-lived address in the bucket; None where we give the bytes ourselves."""
-    until = clock() + timedelta(seconds=REDIRECT_SECONDS)
-    return storage.default().sign(file.key, file.name, file.content_type, until)
+    until = database_now() + timedelta(seconds=REDIRECT_SECONDS)
+    return storage.get_storage().sign_url(file.key, file.name, file.content_type, until)
 
 
 def _record(action: str, link: Link, **details: Any) -> None:

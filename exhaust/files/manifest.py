@@ -8,24 +8,26 @@ from typing import Any
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
 from exhaust.feed import cursor
-from exhaust.feed.pages import LAST_ID, Question, bound
+from exhaust.feed.pages import LAST_ID, FeedQuery, query_fingerprint
 from exhaust.models import File, Job
-from ingest.feed.values import START, Place
+from ingest.feed.values import START, FeedPosition
 from ingest.times import EPOCH
 
 SUFFIX = "json"
 CONTENT_TYPE = "application/json"
 
 
-def content(job: Job, dataset: Dataset, selection: Selection, files: Sequence[File]) -> bytes:
+def build_manifest(
+    job: Job, dataset: Dataset, selection: Selection, files: Sequence[File]
+) -> bytes:
     """The same in every attempt: no moment, no key. `files` are the parts, in order."""
-    said = {
+    document = {
         "dataset": dataset.name,
         "datasetConfig": job.config,
         "format": job.output_format,
         # everything in the parts stands below it in the feed
         "watermark": str(selection.watermark),
-        **_span(dataset, selection),
+        **_feed_span(dataset, selection),
         "rows": sum(file.row_count for file in files),
         "bytes": sum(file.byte_count for file in files),
         "columns": [
@@ -42,30 +44,32 @@ def content(job: Job, dataset: Dataset, selection: Selection, files: Sequence[Fi
             for file in files
         ],
     }
-    return json.dumps(said, ensure_ascii=False, indent=2).encode() + b"\n"
+    return json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
 
 
-def _span(dataset: Dataset, selection: Selection) -> dict[str, Any]:
+def _feed_span(dataset: Dataset, selection: Selection) -> dict[str, Any]:
     """The places of the feed that the parts lie between, `from` not included; and `pull`, what
     a page is asked with to go on behind them, null where no pull asks what the file was asked."""
-    ends = {
-        "from": Place(selection.since - 1, LAST_ID) if selection.since else START,
-        "to": Place(selection.watermark - 1, LAST_ID),
+    positions = {
+        "from": FeedPosition(selection.since_xid - 1, LAST_ID) if selection.since_xid else START,
+        "to": FeedPosition(selection.watermark - 1, LAST_ID),
     }
-    told = {name: {"position": f"{place.xid}.{place.id}"} for name, place in ends.items()}
-    resource = dataset.pulled
-    filtered = selection.conversation_id is not None or selection.application_id is not None
-    if not resource or filtered or selection.start < EPOCH:
-        return {**told, "pull": None}
+    span = {name: {"position": f"{place.xid}.{place.id}"} for name, place in positions.items()}
+    resource = dataset.pull_resource
+    is_filtered = selection.conversation_id is not None or selection.application_id is not None
+    if not resource or is_filtered or selection.start < EPOCH:
+        return {**span, "pull": None}
     start, end = selection.start.astimezone(UTC), selection.end.astimezone(UTC)
-    question = bound(Question(selection.channel_id, resource, start, end, selection.types))
-    for name, place in ends.items():
-        told[name]["cursor"] = cursor.seal(list(place), question)
+    fingerprint = query_fingerprint(
+        FeedQuery(selection.channel_id, resource, start, end, selection.types)
+    )
+    for name, place in positions.items():
+        span[name]["cursor"] = cursor.encode(list(place), fingerprint)
     pull = {
         "resource": resource,
         "start": int(start.timestamp()),
         "end": int(end.timestamp()),
         "events": list(selection.types),
-        "cursor": told["to"]["cursor"],
+        "cursor": span["to"]["cursor"],
     }
-    return {**told, "pull": pull}
+    return {**span, "pull": pull}

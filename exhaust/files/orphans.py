@@ -2,7 +2,7 @@
 
 A key names its job and attempt. It stands while that attempt has the job, or a row of `File` names
 it; nothing else does, and of what is only begun no row of `File` speaks. A bucket belongs to one
-installation: another's files would be leftovers.
+installation: another's files would be orphans.
 """
 
 import logging
@@ -14,7 +14,7 @@ from exhaust.files import storage
 from exhaust.models import File, Job
 
 log = logging.getLogger(__name__)
-_KEY = re.compile(r"(?:response|private)/([0-9]{1,18})/([0-9]{1,9})-[0-9a-f]{32}\.[a-z.]+")
+_KEY_PATTERN = re.compile(r"(?:response|private)/([0-9]{1,18})/([0-9]{1,9})-[0-9a-f]{32}\.[a-z.]+")
 
 
 def remove_all() -> Iterator[int]:
@@ -23,47 +23,55 @@ def remove_all() -> Iterator[int]:
     Raises `storage.StorageError`.
     """
     for area in storage.AREAS:
-        yield from _remove(f"{area}/")
+        yield from _remove_under(f"{area}/")
 
 
-def remove_of(*job_ids: int) -> int:
+def remove_for_jobs(*job_ids: int) -> int:
     """The same for single jobs; how many were cleared. Raises `storage.StorageError`."""
-    return sum(sum(_remove(f"{area}/{pk}/")) for pk in job_ids for area in storage.AREAS)
+    return sum(sum(_remove_under(f"{area}/{pk}/")) for pk in job_ids for area in storage.AREAS)
 
 
-def _remove(prefix: str) -> Iterator[int]:
-    store = storage.default()
-    for keys in _batches(store.keys(prefix)):
-        working = _working(keys)  # in this order: a publication between the two makes it a file's
-        named = set(
+def _remove_under(prefix: str) -> Iterator[int]:
+    store = storage.get_storage()
+    for keys in _batch_keys(store.list_keys(prefix)):
+        in_progress = _find_in_progress(
+            keys
+        )  # in this order: a publication between the two makes it a file's
+        referenced = set(
             File.objects.filter(key__in=keys, deleted_at=None).values_list("key", flat=True)
         )
-        yield _clear([key for key in keys if key not in working | named], store.delete)
-    for keys in _batches(store.begun(prefix)):
-        working = _working(keys)
+        yield _clear_keys(
+            [key for key in keys if key not in in_progress | referenced], store.delete
+        )
+    for keys in _batch_keys(store.list_unfinished(prefix)):
+        in_progress = _find_in_progress(keys)
         # a published file may lie beside an upload of its key whose beginning was never answered
-        yield _clear([key for key in keys if key not in working], store.discard)
+        yield _clear_keys([key for key in keys if key not in in_progress], store.abort_unfinished)
 
 
-def _batches(keys: Iterable[str]) -> Iterator[list[str]]:
-    ours = (key for key in keys if _KEY.fullmatch(key))
-    while batch := list(islice(ours, 500)):
+def _batch_keys(keys: Iterable[str]) -> Iterator[list[str]]:
+    own_keys = (key for key in keys if _KEY_PATTERN.fullmatch(key))
+    while batch := list(islice(own_keys, 500)):
         yield batch
 
 
-def _working(keys: list[str]) -> set[str]:
+def _find_in_progress(keys: list[str]) -> set[str]:
     """Those whose attempt has the job."""
-    at = {key: (int(found[1]), int(found[2])) for key in keys if (found := _KEY.fullmatch(key))}
-    working = set(
+    attempts = {
+        key: (int(match[1]), int(match[2]))
+        for key in keys
+        if (match := _KEY_PATTERN.fullmatch(key))
+    }
+    in_progress = set(
         Job.objects.filter(
-            pk__in={pk for pk, _ in at.values()}, status=Job.Status.PROCESSING
+            pk__in={pk for pk, _ in attempts.values()}, status=Job.Status.PROCESSING
         ).values_list("pk", "attempt")
     )
-    return {key for key in keys if at[key] in working}
+    return {key for key in keys if attempts[key] in in_progress}
 
 
-def _clear(keys: list[str], clear: Callable[[str], None]) -> int:
+def _clear_keys(keys: list[str], clear: Callable[[str], None]) -> int:
     for key in keys:
         clear(key)
-        log.warning("file.leftover_deleted key=%s", key)
+        log.warning("file.orphan_deleted key=%s", key)
     return len(keys)

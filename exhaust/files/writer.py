@@ -19,7 +19,7 @@ from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
 from exhaust.files import parallel_copy
 from exhaust.files.formats import CSV, Format
-from exhaust.files.formats.lines import Sheaf
+from exhaust.files.formats.lines import LineChunk
 
 
 @dataclass
@@ -27,31 +27,31 @@ class Progress:
     """Rows written so far; another thread reads it. And cells that a format left empty."""
 
     rows: int = 0
-    misfits: int = 0
+    unconvertible_cells: int = 0
 
 
-def blocks(
+def iter_blocks(
     dataset: Dataset,
     selection: Selection,
     progress: Progress,
-    form: Format = CSV,
+    file_format: Format = CSV,
     *,
     portable: bool = False,
 ) -> Generator[bytes]:
     """The whole answer as one file, in blocks of bounded size."""
-    for part in parts(dataset, selection, progress, form, limit=0, portable=portable):
+    for part in iter_parts(dataset, selection, progress, file_format, limit=0, portable=portable):
         yield from part
 
 
-def parts(
+def iter_parts(
     dataset: Dataset,
     selection: Selection,
     progress: Progress,
-    form: Format,
+    file_format: Format,
     *,
     limit: int,
     portable: bool = False,
-    statements: parallel_copy.Statements | None = None,
+    statements: parallel_copy.CancellableQueries | None = None,
 ) -> Generator[Iterator[bytes]]:
     """The files, each in blocks, each to be read to its end before the next is asked for.
 
@@ -61,74 +61,81 @@ def parts(
     limit = limit or sys.maxsize
     rows: Any
     by_line = False
-    if queries := [] if portable else _queries(dataset, selection, form):
-        by_line = form.copied
-        rows = parallel_copy.copied(
-            queries, by_line=by_line, statements=statements or parallel_copy.Statements()
+    if queries := [] if portable else _build_copy_queries(dataset, selection, file_format):
+        by_line = file_format.has_add_lines
+        rows = parallel_copy.copy_rows(
+            queries, by_line=by_line, statements=statements or parallel_copy.CancellableQueries()
         )
     else:
-        rows = dataset.rows(selection)
-    ahead: list[Any] = []
-    more = True
+        rows = dataset.iterate_rows(selection)
+    lookahead: list[Any] = []
+    has_more = True
 
-    def part() -> Iterator[bytes]:
-        nonlocal ahead, more
-        body: Any = form.begin(dataset.columns, limit)
-        add = _by_sheaf(body) if by_line else _by_row(body)
+    def iter_part_blocks() -> Iterator[bytes]:
+        nonlocal lookahead, has_more
+        body: Any = file_format.make_writer(dataset.columns, limit)
+        add = _make_chunk_adder(body) if by_line else _make_row_adder(body)
         yield (block := body.start())
         size = len(block)
-        more = False
-        for each in chain(ahead, rows):
-            for count, block in add(each):
+        has_more = False
+        for item in chain(lookahead, rows):
+            for count, block in add(item):
                 progress.rows += count
                 if block:
                     yield block
                     size += len(block)
                     if size >= limit:
-                        more = True
+                        has_more = True
                         break
-            if more:
-                ahead = [each] if by_line and each.left else list(islice(rows, 1))
-                more = bool(ahead)
+            if has_more:
+                lookahead = [item] if by_line and item.left else list(islice(rows, 1))
+                has_more = bool(lookahead)
                 break
         yield body.end()
-        progress.misfits += body.misfits
+        progress.unconvertible_cells += body.misfits
 
     with closing(rows):
-        while more:
-            yield part()
+        while has_more:
+            yield iter_part_blocks()
 
 
-Add = Callable[[Any], Iterable[tuple[int, bytes]]]  # rows that were added, bytes that are ready
+AddRows = Callable[[Any], Iterable[tuple[int, bytes]]]  # rows that were added, bytes that are ready
 
 
-def _by_row(body: Any) -> Add:
+def _make_row_adder(body: Any) -> AddRows:
     return lambda row: ((1, body.add(row)),)
 
 
-def _by_sheaf(body: Any) -> Add:
-    def add(sheaf: Sheaf) -> Iterator[tuple[int, bytes]]:
-        while left := sheaf.left:
-            block = body.add_lines(sheaf)
-            yield left - sheaf.left, block
+def _make_chunk_adder(body: Any) -> AddRows:
+    def add(chunk: LineChunk) -> Iterator[tuple[int, bytes]]:
+        while left := chunk.lines_left:
+            block = body.add_lines(chunk)
+            yield left - chunk.lines_left, block
 
     return add
 
 
-def _queries(dataset: Dataset, selection: Selection, form: Format) -> list[parallel_copy.Query]:
+def _build_copy_queries(
+    dataset: Dataset, selection: Selection, file_format: Format
+) -> list[parallel_copy.Query]:
     """What PostgreSQL is to make whole; nothing where Python must finish a cell."""
     if connection.vendor != "postgresql":
         return []
-    if dataset.copy(selection, guarded=form.copied) is None:
+    if dataset.copy_sql(selection, escape_formulas=file_format.has_add_lines) is None:
         return []
-    asked = (dataset.copy(each, guarded=form.copied) for each in _slices(dataset, selection))
-    return [query for query in asked if query is not None]
+    candidates = (
+        dataset.copy_sql(each, escape_formulas=file_format.has_add_lines)
+        for each in _split_by_time(dataset, selection)
+    )
+    return [query for query in candidates if query is not None]
 
 
-def _slices(dataset: Dataset, selection: Selection) -> list[Selection]:
+def _split_by_time(dataset: Dataset, selection: Selection) -> list[Selection]:
     """The selection in parts whose rows follow one another: by time, of about as many rows."""
-    count = min(dataset.estimate(selection) // parallel_copy.SLICE_ROWS, parallel_copy.MOST_SLICES)
-    span = dataset.span(selection) if count > parallel_copy.AT_ONCE else None
+    count = min(
+        dataset.estimate_rows(selection) // parallel_copy.SLICE_ROWS, parallel_copy.MAX_SLICES
+    )
+    span = dataset.time_span(selection) if count > parallel_copy.CONNECTIONS else None
     if span is None or span[0] == span[1]:
         return [selection]
     first, last = span
@@ -139,37 +146,37 @@ def _slices(dataset: Dataset, selection: Selection) -> list[Selection]:
     ]
 
 
-class Stream(io.RawIOBase):
+class BlockStream(io.RawIOBase):
     """What storage reads: exactly the bytes asked for until the end, counted and hashed."""
 
     def __init__(self, blocks: Iterator[bytes | bytearray]) -> None:
         self._blocks = blocks
-        self._rest: bytes | bytearray | memoryview = b""  # of the last block
+        self._remainder: bytes | bytearray | memoryview = b""  # of the last block
         self._sha256 = hashlib.sha256()
         self.byte_count = 0
-        self.ended = False
+        self.is_finished = False
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        pieces = [self._rest]
-        held = len(self._rest)
-        while size < 0 or held < size:
+        pieces = [self._remainder]
+        available = len(self._remainder)
+        while size < 0 or available < size:
             block = next(self._blocks, None)
             if block is None:
-                self.ended = True
-                size = held
+                self.is_finished = True
+                size = available
             else:
                 self._sha256.update(block)
                 pieces.append(block)
-                held += len(block)
+                available += len(block)
         last = memoryview(pieces[-1])
-        kept = len(last) - (held - size)
-        pieces[-1], self._rest = last[:kept], last[kept:]
-        taken = b"".join(pieces)
-        self.byte_count += len(taken)
-        return taken
+        kept_size = len(last) - (available - size)
+        pieces[-1], self._remainder = last[:kept_size], last[kept_size:]
+        data = b"".join(pieces)
+        self.byte_count += len(data)
+        return data
 
     @property
     def sha256(self) -> str:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from django.db import DatabaseError, connection, connections
 
-from exhaust.failpoints import failpoint
+from exhaust.failpoints import trigger_failpoint
 from exhaust.files import parallel_copy, writer
 from exhaust.jobs import transitions
 from exhaust.models import Job
@@ -17,10 +17,10 @@ from exhaust.models import Job
 log = logging.getLogger(__name__)
 
 
-TICK_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 
 
-class Fenced(Exception):
+class LeaseLost(Exception):
     """Another attempt has this job now; this one must leave no trace."""
 
 
@@ -30,11 +30,13 @@ class Heartbeat:
     def __init__(self, job: Job, progress: writer.Progress) -> None:
         self._job = job
         self._progress = progress
-        self._stop = threading.Event()
-        self._renewed = time.monotonic()
-        self._statements: parallel_copy.Statements | None = None
-        self.lost = False
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{job.pk}", daemon=True)
+        self._stopped = threading.Event()
+        self._last_renewed = time.monotonic()
+        self._queries: parallel_copy.CancellableQueries | None = None
+        self.is_lost = False
+        self._thread = threading.Thread(
+            target=self._renew_until_stopped, name=f"lease-{job.pk}", daemon=True
+        )
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
@@ -42,46 +44,49 @@ class Heartbeat:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop.set()
+        self._stopped.set()
         self._thread.join()
 
     @contextmanager
-    def watching(self, statements: parallel_copy.Statements) -> Iterator[None]:
+    def cancel_on_loss(self, queries: parallel_copy.CancellableQueries) -> Iterator[None]:
         """These statements end when the lease is lost."""
-        self._statements = statements
+        self._queries = queries
         try:
             yield
         finally:
-            self._statements = None
+            self._queries = None
 
-    def check(self) -> None:
+    def require_lease(self) -> None:
         """Raises `Fenced` when the lease is gone, or can no longer be known to stand."""
-        if self.lost or time.monotonic() - self._renewed > transitions.LEASE.total_seconds():
-            raise Fenced
+        if (
+            self.is_lost
+            or time.monotonic() - self._last_renewed > transitions.LEASE.total_seconds()
+        ):
+            raise LeaseLost
 
-    def _beat(self) -> None:
+    def _renew_until_stopped(self) -> None:
         try:
-            while not self._stop.wait(TICK_SECONDS):
-                begun = time.monotonic()
+            while not self._stopped.wait(HEARTBEAT_SECONDS):
+                started = time.monotonic()
                 try:
-                    failpoint("heartbeat", self._job.pk)
+                    trigger_failpoint("heartbeat", self._job.pk)
                     if not transitions.renew(self._job, self._progress.rows):
-                        self._lose()
+                        self._mark_lost()
                         return
-                    self._renewed = begun
+                    self._last_renewed = started
                 except DatabaseError:
-                    log.warning("lease.not_renewed job=%s", self._job.pk)
+                    log.warning("lease.renewal_failed job=%s", self._job.pk)
                     connection.close()
         finally:
             connections.close_all()
 
-    def _lose(self) -> None:
+    def _mark_lost(self) -> None:
         """The work is another's, or nobody's: not one more row is worth waiting for."""
-        self.lost = True
-        statements = self._statements
-        if statements is not None:
-            statements.cancel_safe(timeout=5)
+        self.is_lost = True
+        queries = self._queries
+        if queries is not None:
+            queries.cancel_all(timeout=5)

@@ -10,14 +10,14 @@ from django.db import OperationalError, connection, transaction
 from psycopg.errors import QueryCanceled
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.columns import Cell, Column, decode, json_text
-from exhaust.datasets.selection import selected
-from exhaust.files.formats.lines import csv_line
+from exhaust.datasets.columns import Cell, Column, decode_json, format_json
+from exhaust.datasets.selection import resolve_selection
+from exhaust.files.formats.lines import format_csv_line
 from exhaust.jobs.submit import Submission
-from ingest.feed.watermark import watermark
+from ingest.feed.watermark import fetch_watermark
 
-ROWS = 20
-SECONDS = 1.5  # for counting, and for the rows
+PREVIEW_ROWS = 20
+QUERY_SECONDS = 1.5  # for counting, and for the rows
 MASK = "***"
 
 
@@ -27,54 +27,58 @@ class Preview:
 
     row_count: int | None
     byte_count: int | None  # as CSV
-    counted: bool  # else the rows are the planner's guess
+    is_counted: bool  # else the rows are the planner's guess
     rows: list[list[Cell]]
     message: str
 
 
-def preview(submission: Submission) -> Preview:
+def build_preview(submission: Submission) -> Preview:
     """Reads what has arrived until now; about three seconds at most."""
     dataset = DATASETS[submission.dataset]
-    selection = selected(
-        submission.dataset, submission.channel_id, submission.config, watermark(), ROWS
+    selection = resolve_selection(
+        submission.dataset,
+        submission.channel_id,
+        submission.config,
+        fetch_watermark(),
+        PREVIEW_ROWS,
     )
-    missing = []
+    notes = []
     row_count: int | None = None
     try:
-        with within_seconds(SECONDS):
-            row_count = dataset.count(selection)
+        with limit_query_seconds(QUERY_SECONDS):
+            row_count = dataset.count_rows(selection)
     except TimeoutError:
-        missing.append("Counting took too long; rows and bytes are a guess.")
+        notes.append("Counting took too long; rows and bytes are a guess.")
         if connection.vendor == "postgresql":
-            row_count = dataset.estimate(selection)
-    counted = not missing
+            row_count = dataset.estimate_rows(selection)
+    is_counted = not notes
     rows: list[list[Cell]] | None = None
     try:
-        with within_seconds(SECONDS):
-            rows = list(dataset.rows(selection))
+        with limit_query_seconds(QUERY_SECONDS):
+            rows = list(dataset.iterate_rows(selection))
     except TimeoutError:
-        missing.append("Reading took too long; no row is shown.")
+        notes.append("Reading took too long; no row is shown.")
     byte_count = None
     if row_count is not None and (rows or row_count == 0):
-        header = len(csv_line([column.header for column in dataset.columns]))
-        lengths = [len(csv_line(row)) for row in rows or ()]
+        header = len(format_csv_line([column.header for column in dataset.columns]))
+        lengths = [len(format_csv_line(row)) for row in rows or ()]
         byte_count = header + (row_count * sum(lengths) // len(lengths) if lengths else 0)
     return Preview(
         row_count,
         byte_count,
-        counted,
+        is_counted,
         [
-            [masked(column, cell) for column, cell in zip(dataset.columns, row, strict=True)]
+            [mask_cell(column, cell) for column, cell in zip(dataset.columns, row, strict=True)]
             for row in rows or ()
         ],
-        " ".join(missing),
+        " ".join(notes),
     )
 
 
 @contextmanager
-def within_seconds(seconds: float) -> Iterator[None]:
+def limit_query_seconds(seconds: float) -> Iterator[None]:
     """Raises `TimeoutError` where a statement takes longer."""
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     try:
         with transaction.atomic():
             if connection.vendor == "postgresql":
@@ -82,7 +86,7 @@ def within_seconds(seconds: float) -> Iterator[None]:
                     cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
                 yield
                 return
-            connection.connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+            connection.connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             try:
                 yield
             finally:
@@ -93,21 +97,21 @@ def within_seconds(seconds: float) -> Iterator[None]:
         raise
 
 
-def masked(column: Column, cell: Cell) -> Cell:
+def mask_cell(column: Column, cell: Cell) -> Cell:
     """A personal text keeps its first character, personal JSON its names and shape."""
-    if cell is None or not column.personal:
+    if cell is None or not column.is_personal:
         return cell
     if column.kind == "json":
         try:
-            return json_text(_emptied(decode(cell)))
+            return format_json(_mask_json(decode_json(cell)))
         except RecursionError:
             return MASK
     return cell[0] + MASK if len(cell) > 1 else MASK
 
 
-def _emptied(value: Any) -> Any:
+def _mask_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _emptied(held) for name, held in value.items()}
+        return {name: _mask_json(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_emptied(held) for held in value]
+        return [_mask_json(item) for item in value]
     return MASK

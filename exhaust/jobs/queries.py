@@ -13,28 +13,30 @@ from exhaust.feed import cursor
 from exhaust.models import Job
 
 
-def _shown() -> QuerySet[Job]:
+def _jobs_for_display() -> QuerySet[Job]:
     """Jobs with what an answer shows of them; `queue_position` is 1 for the channel's next."""
-    before = Q(priority__lt=OuterRef("priority")) | Q(priority=OuterRef("priority")) & (
+    is_not_later = Q(priority__lt=OuterRef("priority")) | Q(priority=OuterRef("priority")) & (
         Q(submitted_at__lt=OuterRef("submitted_at"))
         | Q(submitted_at=OuterRef("submitted_at"), id__lte=OuterRef("id"))
     )
-    waiting = Job.objects.filter(before, channel=OuterRef("channel"), status=Job.Status.SUBMITTED)
-    counted = waiting.order_by().values("channel").annotate(count=Count("pk")).values("count")
+    jobs_ahead = Job.objects.filter(
+        is_not_later, channel=OuterRef("channel"), status=Job.Status.SUBMITTED
+    )
+    job_count = jobs_ahead.order_by().values("channel").annotate(count=Count("pk")).values("count")
     return (
         Job.objects.select_related("channel")
-        .prefetch_related("files__links", "notices")
+        .prefetch_related("files__links", "callbacks")
         .annotate(
-            queue_position=Case(When(status=Job.Status.SUBMITTED, then=Subquery(counted))),
-            shown_at=Now(),  # by the clock that decides what has expired
+            queue_position=Case(When(status=Job.Status.SUBMITTED, then=Subquery(job_count))),
+            database_now=Now(),  # by the clock that decides what has expired
         )
     )
 
 
-def find(channel_id: int, tag: str, request_id: str) -> Job | None:
+def find_job(channel_id: int, tag: str, request_id: str) -> Job | None:
     if "\0" in tag + request_id:  # PostgreSQL would not even look
         return None
-    return _shown().filter(channel_id=channel_id, tag=tag, request_id=request_id).first()
+    return _jobs_for_display().filter(channel_id=channel_id, tag=tag, request_id=request_id).first()
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class Page:
     cursor: str | None
 
 
-def matching(filters: Filters) -> QuerySet[Job]:
+def filter_jobs(filters: Filters) -> QuerySet[Job]:
     if "\0" in (filters.tag or ""):
         return Job.objects.none()
-    said = {
+    lookups = {
         "tag": filters.tag,
         "tag__startswith": filters.tag_prefix,
         "status__in": filters.statuses,
@@ -70,34 +72,37 @@ def matching(filters: Filters) -> QuerySet[Job]:
         "submitted_at__gte": filters.submitted_from,
         "submitted_at__lt": filters.submitted_before,
     }
-    return _shown().filter(
+    return _jobs_for_display().filter(
         channel_id=filters.channel_id,
         dataset__in=filters.datasets,
-        **{lookup: value for lookup, value in said.items() if value is not None},
+        **{lookup: value for lookup, value in lookups.items() if value is not None},
     )
 
 
-def page(filters: Filters, limit: int, after: str | None = None) -> Page:
+def search_jobs(filters: Filters, limit: int, after: str | None = None) -> Page:
     """Up to `limit` jobs behind a cursor. Raises `Refused` for a cursor of another question."""
-    found = matching(filters)
+    matching_jobs = filter_jobs(filters)
     if after is not None:
-        at, pk = cursor.unseal(after, question(filters))
-        moment = datetime.fromisoformat(at)
-        found = found.filter(
-            Q(submitted_at__lt=moment) | Q(submitted_at=moment, id__lt=pk), submitted_at__lte=moment
+        submitted_at, pk = cursor.decode(after, describe_query(filters))
+        last_submitted_at = datetime.fromisoformat(submitted_at)
+        matching_jobs = matching_jobs.filter(
+            Q(submitted_at__lt=last_submitted_at) | Q(submitted_at=last_submitted_at, id__lt=pk),
+            submitted_at__lte=last_submitted_at,
         )
-    return cut(list(found.order_by("-submitted_at", "-id")[: limit + 1]), filters, limit)
+    return paginate(
+        list(matching_jobs.order_by("-submitted_at", "-id")[: limit + 1]), filters, limit
+    )
 
 
-def question(filters: Filters) -> list[Any]:
+def describe_query(filters: Filters) -> list[Any]:
     """What a cursor of these filters is bound to."""
     return ["jobs", json.loads(json.dumps(asdict(filters), default=str))]
 
 
-def cut(rows: list[Job], filters: Filters, limit: int) -> Page:
+def paginate(rows: list[Job], filters: Filters, limit: int) -> Page:
     """The page of rows of which one more than its limit was asked for."""
     if len(rows) <= limit:
         return Page(rows, None)
     rows = rows[:limit]
     last = [rows[-1].submitted_at.isoformat(), rows[-1].pk]
-    return Page(rows, cursor.seal(last, question(filters)))
+    return Page(rows, cursor.encode(last, describe_query(filters)))

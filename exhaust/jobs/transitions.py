@@ -21,47 +21,47 @@ from django.utils import timezone
 from psycopg.errors import LockNotAvailable
 
 from exhaust import metrics
-from exhaust.failpoints import failpoint
+from exhaust.failpoints import trigger_failpoint
 from exhaust.jobs import wakeup
-from exhaust.models import File, Job, Notice, Transition
+from exhaust.models import Callback, File, Job, Transition
 from ingest.models import Channel
-from ingest.models.fields import Position
+from ingest.models.fields import CurrentPosition
 
 log = logging.getLogger(__name__)
 Status = Job.Status
 LEASE = timedelta(seconds=30)
-ATTEMPTS = 3
-_FIRST_DELAY = timedelta(seconds=10)
-_CLAIM_WAITS_MS = 2000
-_CLAIM_STALLS_MS = 5000
-ENDS = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
+MAX_ATTEMPTS = 3
+_FIRST_RETRY_DELAY = timedelta(seconds=10)
+_CLAIM_LOCK_TIMEOUT_MS = 2000
+_CLAIM_IDLE_TIMEOUT_MS = 5000
+TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
 
 
 # Whose turn it is ---------------------------------------------------------------------------------
 
 
-def due() -> QuerySet[Job]:
+def claimable_jobs() -> QuerySet[Job]:
     """Jobs that a worker may claim now: waiting ones, and those whose lease has lapsed.
 
     Not those of a channel that has as many running as `EXHAUST_RUNNING_PER_CHANNEL`.
     """
-    return _due().exclude(channel__in=_full())
+    return _due_jobs().exclude(channel__in=_channels_at_limit())
 
 
-def _due() -> QuerySet[Job]:
+def _due_jobs() -> QuerySet[Job]:
     return Job.objects.filter(
         Q(status=Status.SUBMITTED, due_at__lte=Now())
         | Q(status=Status.PROCESSING, lease_until__lt=Now(), attempt__lt=F("attempt_limit"))
     )
 
 
-def _running() -> QuerySet[Job]:
+def _running_jobs() -> QuerySet[Job]:
     return Job.objects.filter(status=Status.PROCESSING, lease_until__gte=Now())
 
 
-def _full() -> QuerySet[Any]:
+def _channels_at_limit() -> QuerySet[Any]:
     return (
-        _running()
+        _running_jobs()
         .values("channel")
         .annotate(running=Count("pk"))
         .filter(running__gte=settings.EXHAUST_RUNNING_PER_CHANNEL)
@@ -69,87 +69,95 @@ def _full() -> QuerySet[Any]:
     )
 
 
-def oldest_due(lowest: int = Job.Priority.NIGHTLY) -> timedelta:
+def queue_wait(lowest_priority: int = Job.Priority.NIGHTLY) -> timedelta:
     """How long the job that has waited longest for a worker has been waiting; zero for none.
 
     Of those down to that priority.
     """
-    waits = Case(
+    waiting_since = Case(
         When(status=Status.PROCESSING, then="lease_until"),
         default=Greatest("due_at", "submitted_at"),
     )
-    since = due().filter(priority__lte=lowest).aggregate(since=Min(waits))["since"]
-    return max(timezone.now() - since, timedelta()) if since else timedelta()
+    oldest = (
+        claimable_jobs()
+        .filter(priority__lte=lowest_priority)
+        .aggregate(since=Min(waiting_since))["since"]
+    )
+    return max(timezone.now() - oldest, timedelta()) if oldest else timedelta()
 
 
-def holder_named(pid: int) -> str:
+def format_worker_id(pid: int) -> str:
     """Who holds a job: a worker as a whole, by the process that its children belong to."""
     return f"{socket.gethostname()}:{pid}"
 
 
 def claim(
-    job_id: int | None = None, lowest: int = Job.Priority.NIGHTLY, holder: str = ""
+    job_id: int | None = None, lowest_priority: int = Job.Priority.NIGHTLY, worker_id: str = ""
 ) -> Job | None:
     """The next due job (or this one) with a fresh lease and attempt; None when there is none.
 
     Interactive ones first, down to the lowest priority asked for; then the channel that was served
     longest ago; of it the oldest. `holder` is who may `release` it, by default this process.
     """
-    holder = holder or holder_named(os.getpid())
-    seen: set[int] = set()
-    wanted = _due().filter(pk=job_id) if job_id is not None else due().filter(priority__lte=lowest)
-    while (channel_id := _turn(wanted, seen)) is not None:
+    worker_id = worker_id or format_worker_id(os.getpid())
+    tried_channels: set[int] = set()
+    candidates = (
+        _due_jobs().filter(pk=job_id)
+        if job_id is not None
+        else claimable_jobs().filter(priority__lte=lowest_priority)
+    )
+    while (channel_id := _next_channel(candidates, tried_channels)) is not None:
         try:
-            pk = _claim_of(channel_id, wanted, holder)
+            pk = _claim_in_channel(channel_id, candidates, worker_id)
         except OperationalError as error:
             if not isinstance(error.__cause__, LockNotAvailable):
                 raise
-            log.warning("channel.locked channel=%s", channel_id)
+            log.warning("channel.lock_timed_out channel=%s", channel_id)
             pk = None
         if pk is None:
-            seen.add(channel_id)
+            tried_channels.add(channel_id)
             continue
-        failpoint("claim.after", pk)
+        trigger_failpoint("claim.after", pk)
         job = Job.objects.select_related("channel").get(pk=pk)
         log.info("job.claimed job=%s attempt=%s", job.pk, job.attempt)
         return job
     return None
 
 
-def _claim_of(channel_id: int, candidates: QuerySet[Job], holder: str) -> int | None:
+def _claim_in_channel(channel_id: int, candidates: QuerySet[Job], worker_id: str) -> int | None:
     """Claims the channel's next of the candidates."""
     with transaction.atomic():
-        _be_brief()
+        _set_claim_timeouts()
         # claims of one channel go one by one, so that its running jobs are counted right
         Channel.objects.select_for_update(no_key=True).get(pk=channel_id)
-        found = (
+        row = (
             candidates.filter(channel_id=channel_id)
             .order_by("priority", "submitted_at", "id")
             .select_for_update(no_key=True, skip_locked=True)  # one is being published: let it
-            .values_list("pk", "status", "holder", "dataset")
+            .values_list("pk", "status", "worker_id", "dataset")
             .first()
         )
-        if found is None:
+        if row is None:
             return None
-        pk, status, before, dataset = found
-        if not _move(
+        pk, status, previous_worker, dataset = row
+        if not _transition(
             pk,
-            _due(),
+            _due_jobs(),
             status=Status.PROCESSING,
             attempt=F("attempt") + 1,
             lease_until=Now() + LEASE,
-            holder=holder,
+            worker_id=worker_id,
             started_at=Now(),
             rows_done=0,
         ):
             return None
-        failpoint("claim.before", pk)
+        trigger_failpoint("claim.before", pk)
     if status == Status.PROCESSING:
-        metrics.TAKEOVERS.labels(dataset, "silent" if before else "given back").inc()
+        metrics.LEASE_TAKEOVERS.labels(dataset, "silent" if previous_worker else "released").inc()
     return int(pk)
 
 
-def _be_brief() -> None:
+def _set_claim_timeouts() -> None:
     """A claim takes milliseconds. A process that is stopped in the middle of one must not keep its
     channel from everybody: the server ends its transaction, and the others wait no longer."""
     if connection.vendor == "postgresql":
@@ -157,19 +165,23 @@ def _be_brief() -> None:
             cursor.execute(
                 "SELECT set_config('lock_timeout', %s, true),"
                 " set_config('idle_in_transaction_session_timeout', %s, true)",
-                [str(_CLAIM_WAITS_MS), str(_CLAIM_STALLS_MS)],
+                [str(_CLAIM_LOCK_TIMEOUT_MS), str(_CLAIM_IDLE_TIMEOUT_MS)],
             )
 
 
-def _turn(wanted: QuerySet[Job], seen: set[int]) -> int | None:
+def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | None:
     """The channel whose turn it is."""
-    own = Job.objects.filter(channel=OuterRef("pk"))
-    served = own.filter(started_at__isnull=False).order_by("-started_at").values("started_at")
-    best = wanted.filter(channel=OuterRef("pk")).order_by("priority").values("priority")
+    jobs_of_channel = Job.objects.filter(channel=OuterRef("pk"))
+    last_started = (
+        jobs_of_channel.filter(started_at__isnull=False)
+        .order_by("-started_at")
+        .values("started_at")
+    )
+    priorities = candidates.filter(channel=OuterRef("pk")).order_by("priority").values("priority")
     return (
-        Channel.objects.filter(pk__in=wanted.values("channel"))
-        .exclude(pk__in=seen)
-        .annotate(best=Subquery(best[:1]), served=Subquery(served[:1]))
+        Channel.objects.filter(pk__in=candidates.values("channel"))
+        .exclude(pk__in=tried_channels)
+        .annotate(best=Subquery(priorities[:1]), served=Subquery(last_started[:1]))
         .order_by("best", F("served").asc(nulls_first=True), "pk")
         .values_list("pk", flat=True)
         .first()
@@ -179,45 +191,47 @@ def _turn(wanted: QuerySet[Job], seen: set[int]) -> int | None:
 # The moves ----------------------------------------------------------------------------------------
 
 
-def _move(pk: int, guard: QuerySet[Job], **values: Any) -> bool:
-    """The guarded UPDATE, its history, and at an end its notice; False when the guard held."""
-    if values["status"] in ENDS:
-        values["sealed_key"] = None
+def _transition(pk: int, eligible_jobs: QuerySet[Job], **values: Any) -> bool:
+    """The guarded UPDATE, its history, and at an end its callback; False when the guard held."""
+    if values["status"] in TERMINAL_STATUSES:
+        values["encrypted_key"] = None
     with transaction.atomic():
-        if not guard.filter(pk=pk).update(**values):
+        if not eligible_jobs.filter(pk=pk).update(**values):
             return False
         job = Job.objects.get(pk=pk)
         Transition.objects.create(
             job=job, status=job.status, attempt=job.attempt, message=job.status_message
         )
-        if job.callback_url and job.status in ENDS:
-            Notice.objects.create(job=job, status=job.status, url=job.callback_url)
-            transaction.on_commit(_tell)
+        if job.callback_url and job.status in TERMINAL_STATUSES:
+            Callback.objects.create(job=job, status=job.status, url=job.callback_url)
+            transaction.on_commit(_enqueue_callbacks)
     return True
 
 
-def _tell() -> None:
-    wakeup.wake("exhaust.notify")
+def _enqueue_callbacks() -> None:
+    wakeup.enqueue("exhaust.deliver_callbacks")
 
 
-def _held(job: Job) -> QuerySet[Job]:
-    return Job.objects.filter(status=Status.PROCESSING, attempt=job.attempt, holder=job.holder)
+def _owned_job(job: Job) -> QuerySet[Job]:
+    return Job.objects.filter(
+        status=Status.PROCESSING, attempt=job.attempt, worker_id=job.worker_id
+    )
 
 
 def renew(job: Job, rows_done: int) -> bool:
     """A longer lease; False when this attempt is no longer the job's."""
-    held = _held(job).filter(pk=job.pk)
-    return bool(held.update(lease_until=Now() + LEASE, rows_done=rows_done))
+    owned_job = _owned_job(job).filter(pk=job.pk)
+    return bool(owned_job.update(lease_until=Now() + LEASE, rows_done=rows_done))
 
 
-def mark(job: Job, watermark: int, rows_estimated: int) -> bool:
+def set_watermark(job: Job, watermark: int, rows_estimated: int) -> bool:
     """What every attempt at this job reads: the first attempt's watermark stays."""
-    held = _held(job).filter(pk=job.pk)
-    return bool(held.update(watermark=watermark, rows_estimated=rows_estimated))
+    owned_job = _owned_job(job).filter(pk=job.pk)
+    return bool(owned_job.update(watermark=watermark, rows_estimated=rows_estimated))
 
 
 def publish(
-    job: Job, files: Sequence[File], message: str, require: Callable[[], None] = lambda: None
+    job: Job, files: Sequence[File], message: str, precondition: Callable[[], None] = lambda: None
 ) -> bool:
     """PROCESSING to SUCCESS, with its files; False when another attempt took over.
 
@@ -226,24 +240,24 @@ def publish(
     now = timezone.now()
     rows = sum(file.row_count for file in files)
     with transaction.atomic():
-        require()
-        won = _move(
+        precondition()
+        won = _transition(
             job.pk,
-            _held(job),
+            _owned_job(job),
             status=Status.SUCCESS,
             status_message=message,
             lease_until=None,
             completed_at=now,
-            execution_ms=_milliseconds(job, now),
+            execution_ms=_execution_ms(job, now),
             rows_done=rows,
             rows_estimated=rows,
         )
         if won:
             File.objects.bulk_create(files)
-        failpoint("publish.before", job.pk)
-    failpoint("publish.after", job.pk)
+        trigger_failpoint("publish.before", job.pk)
+    trigger_failpoint("publish.after", job.pk)
     if won:
-        metrics.published(job, now, rows, sum(file.byte_count for file in files))
+        metrics.record_publication(job, now, rows, sum(file.byte_count for file in files))
     log.info("job.published job=%s attempt=%s won=%s", job.pk, job.attempt, won)
     return won
 
@@ -255,21 +269,21 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
     """
     now = timezone.now()
     if permanent or job.attempt >= job.attempt_limit:
-        won = _move(
+        won = _transition(
             job.pk,
-            _held(job),
+            _owned_job(job),
             status=Status.FAILED,
             status_message=message,
             lease_until=None,
             completed_at=now,
-            execution_ms=_milliseconds(job, now),
+            execution_ms=_execution_ms(job, now),
         )
     else:
-        tries = ATTEMPTS - (job.attempt_limit - job.attempt)
-        delay = _FIRST_DELAY * 4 ** (tries - 1) * random.uniform(0.75, 1.25)  # noqa: S311
-        won = _move(
+        failure_count = MAX_ATTEMPTS - (job.attempt_limit - job.attempt)
+        delay = _FIRST_RETRY_DELAY * 4 ** (failure_count - 1) * random.uniform(0.75, 1.25)  # noqa: S311
+        won = _transition(
             job.pk,
-            _held(job),
+            _owned_job(job),
             status=Status.SUBMITTED,
             status_message=message,
             lease_until=None,
@@ -278,11 +292,11 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
     log.warning("job.failed job=%s attempt=%s permanent=%s", job.pk, job.attempt, permanent)
     if won:
         outcome = "failed" if permanent or job.attempt >= job.attempt_limit else "retried"
-        metrics.JOBS.labels(job.dataset, outcome).inc()
+        metrics.ATTEMPTS_ENDED.labels(job.dataset, outcome).inc()
     return won
 
 
-def hasten(job: Job) -> bool:
+def run_now(job: Job) -> bool:
     """Makes a job that waits for its next attempt due now."""
     return bool(Job.objects.filter(pk=job.pk, status=Status.SUBMITTED).update(due_at=Now()))
 
@@ -293,7 +307,7 @@ def cancel(job: Job, message: str) -> bool:
     A worker at it learns so at its next renewal, stops, and takes away what it stored. The lease
     stays on the row: until it lapses a worker may still be busy with that.
     """
-    won = _move(
+    won = _transition(
         job.pk,
         Job.objects.filter(status__in=(Status.SUBMITTED, Status.PROCESSING)),
         status=Status.CANCELLED,
@@ -302,80 +316,84 @@ def cancel(job: Job, message: str) -> bool:
     )
     log.info("job.cancelled job=%s won=%s", job.pk, won)
     if won:
-        metrics.JOBS.labels(job.dataset, "cancelled").inc()
+        metrics.ATTEMPTS_ENDED.labels(job.dataset, "cancelled").inc()
     return won
 
 
-def reap() -> list[int]:
+def fail_expired() -> list[int]:
     """Fails jobs whose last attempt died without a word; which."""
-    dead = Job.objects.filter(
+    expired_jobs = Job.objects.filter(
         status=Status.PROCESSING, lease_until__lt=Now(), attempt__gte=F("attempt_limit")
     )
-    reaped = []
-    for pk in dead.values_list("pk", flat=True):
+    failed_ids = []
+    for pk in expired_jobs.values_list("pk", flat=True):
         with transaction.atomic():
             # one whose row is held may be in the middle of its publication
-            free = dead.filter(pk=pk).select_for_update(no_key=True, skip_locked=True)
-            if free.first() and _move(
+            unlocked_job = expired_jobs.filter(pk=pk).select_for_update(
+                no_key=True, skip_locked=True
+            )
+            if unlocked_job.first() and _transition(
                 pk,
-                dead,
+                expired_jobs,
                 status=Status.FAILED,
-                status_message=_DEAD,
+                status_message=_WORKERS_LOST_MESSAGE,
                 lease_until=None,
                 completed_at=Now(),
             ):
-                reaped.append(pk)
-    return reaped
+                failed_ids.append(pk)
+    return failed_ids
 
 
-_DEAD = "The work stopped without a result too often. Send the request again."
+_WORKERS_LOST_MESSAGE = "The work stopped without a result too often. Send the request again."
 
 
-def release(holder: str) -> list[int]:
+def release_all(worker_id: str) -> list[int]:
     """Gives back what a worker that was told to stop has not finished; their priorities.
 
     Another worker takes it over at once, and it counts as no failure; what still runs is fenced.
     """
-    held = Job.objects.filter(status=Status.PROCESSING, holder=holder)
-    released = []
-    for pk, priority in held.values_list("pk", "priority"):
-        freed = held.filter(pk=pk).update(
-            holder="", lease_until=Now(), attempt_limit=F("attempt_limit") + 1
+    owned_jobs = Job.objects.filter(status=Status.PROCESSING, worker_id=worker_id)
+    priorities = []
+    for pk, priority in owned_jobs.values_list("pk", "priority"):
+        is_released = owned_jobs.filter(pk=pk).update(
+            worker_id="", lease_until=Now(), attempt_limit=F("attempt_limit") + 1
         )
-        if freed:
+        if is_released:
             log.info("job.released job=%s", pk)
-            released.append(priority)
-    return released
+            priorities.append(priority)
+    return priorities
 
 
-def tell(job: Job, message: str) -> None:
+def set_message(job: Job, message: str) -> None:
     """What has become of a job's file, in its message and its history; its status stays."""
     Job.objects.filter(pk=job.pk).update(status_message=message)
     Transition.objects.create(job=job, status=job.status, attempt=job.attempt, message=message)
 
 
-def again() -> QuerySet[Job]:
+def rerunnable_jobs() -> QuerySet[Job]:
     """Jobs that may run again: without a file, or with none that anybody may have."""
     files = File.objects.filter(job=OuterRef("pk"))
-    withdrawn = Exists(files.exclude(withdrawn_at=None)) & ~Exists(files.filter(withdrawn_at=None))
+    is_withdrawn = Exists(files.exclude(withdrawn_at=None)) & ~Exists(
+        files.filter(withdrawn_at=None)
+    )
     return Job.objects.filter(
-        Q(withdrawn, status=Status.SUCCESS) | Q(status__in=(Status.FAILED, Status.CANCELLED))
+        Q(is_withdrawn, status=Status.SUCCESS) | Q(status__in=(Status.FAILED, Status.CANCELLED))
     )
 
 
-def resubmit(job: Job, sealed_key: bytes | None = None) -> bool:
+def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
     """One of `again` to SUBMITTED: three more attempts, over what has arrived until now."""
-    return _move(
+    return _transition(
         job.pk,
-        again(),
-        sealed_key=sealed_key,
+        rerunnable_jobs(),
+        encrypted_key=encrypted_key,
         status=Status.SUBMITTED,
         status_message="",
-        attempt_limit=F("attempt") + ATTEMPTS,
+        attempt_limit=F("attempt") + MAX_ATTEMPTS,
         due_at=Now(),
         lease_until=None,
         submitted_at=timezone.now(),
-        submitted_xid=Position(),
+        submitted_xid=CurrentPosition(),
         watermark=None,
         rows_estimated=None,
         rows_done=0,
@@ -385,13 +403,13 @@ def resubmit(job: Job, sealed_key: bytes | None = None) -> bool:
     )
 
 
-def failed_attempts(job: Job) -> int:
+def count_failed_attempts(job: Job) -> int:
     """How many attempts ended without a file. One that was cancelled did not fail."""
     if job.status == Status.CANCELLED:
         return job.attempt - (job.lease_until is not None)
-    over = {Status.SUBMITTED, Status.FAILED}
-    return job.attempt if job.status in over else job.attempt - 1
+    ended_statuses = {Status.SUBMITTED, Status.FAILED}
+    return job.attempt if job.status in ended_statuses else job.attempt - 1
 
 
-def _milliseconds(job: Job, now: datetime) -> int:
+def _execution_ms(job: Job, now: datetime) -> int:
     return int((now - (job.started_at or now)).total_seconds() * 1000)

@@ -15,24 +15,24 @@ from exhaust.models import Job
 log = logging.getLogger(__name__)
 
 
-def wake_work(priority: int = Job.Priority.INTERACTIVE) -> None:
+def enqueue_work(priority: int = Job.Priority.INTERACTIVE) -> None:
     """Tells a worker that a job of that priority is due."""
     queue = Job.Priority(priority).name.lower()
-    wake("exhaust.work", queue, queue=queue)
+    enqueue("exhaust.work", queue, queue=queue)
 
 
-def wake(task: str, *args: str, **options: Any) -> None:
+def enqueue(task: str, *args: str, **options: Any) -> None:
     """Sends a task by its name. A broker that is down costs a second at most, never a request:
     the sweep finds the job."""
     try:
-        with producers[_connection()].acquire(block=True, timeout=1) as producer:
+        with producers[_publisher_connection()].acquire(block=True, timeout=1) as producer:
             current_app.send_task(task, args=args, producer=producer, retry=False, **options)
     except (KombuError, OSError, TimeoutError) as error:
-        log.warning("broker.unreachable error=%s", type(error).__name__)
+        log.warning("broker.connection_failed error=%s", type(error).__name__)
 
 
 @cache
-def _connection() -> Connection:
+def _publisher_connection() -> Connection:
     """The publisher's: it would rather give up than wait."""
     options: dict[str, Any] = dict(settings.CELERY_BROKER_TRANSPORT_OPTIONS)
     if not settings.CELERY_BROKER_URL.startswith("filesystem"):

@@ -14,38 +14,40 @@ from django.db.models.functions import Now
 
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.base import Dataset
-from exhaust.datasets.selection import Selection, selected
+from exhaust.datasets.selection import Selection, resolve_selection
 from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.models import DeadLetter, File, Job, Link
 from ingest.privacy import consent
 
-MESSAGE = "Somebody in the file took back consent, or was erased; send the request again."
+WITHDRAWN_MESSAGE = "Somebody in the file took back consent, or was erased; send the request again."
 
 
-class Changed(Exception):
+class ConsentChanged(Exception):
     """Somebody in a file took back consent, or was erased, while it was made."""
 
 
-def on_withdrawn(
+def revoke_files_for(
     channel_id: int, device_ids: Sequence[str], *, erased: bool, **_: Any
 ) -> list[Job]:
     """Ends, in the withdrawal's transaction, the private files that hold one of these people; of
     somebody erased, all files. Their bytes the sweep removes."""
-    withdrawn = []
-    standing = File.objects.filter(job=OuterRef("pk"), withdrawn_at=None, deleted_at=None)
-    made = Job.objects.filter(Exists(standing), channel=channel_id, status=Job.Status.SUCCESS)
-    for job in made.order_by("pk"):
-        if (erased or is_private(job.dataset)) and holds(job, device_ids):
+    withdrawn_jobs = []
+    current_files = File.objects.filter(job=OuterRef("pk"), withdrawn_at=None, deleted_at=None)
+    successful_jobs = Job.objects.filter(
+        Exists(current_files), channel=channel_id, status=Job.Status.SUCCESS
+    )
+    for job in successful_jobs.order_by("pk"):
+        if (erased or is_private(job.dataset)) and may_contain(job, device_ids):
             files = File.objects.filter(job=job, withdrawn_at=None)
             links.revoke(Link.objects.filter(file__in=files))
             files.update(withdrawn_at=Now())
-            transitions.tell(job, MESSAGE)
-            withdrawn.append(job)
-    return withdrawn
+            transitions.set_message(job, WITHDRAWN_MESSAGE)
+            withdrawn_jobs.append(job)
+    return withdrawn_jobs
 
 
-def on_erasing(
+def redact_dead_letters(
     channel_id: int,
     events: QuerySet[Any] | None = None,
     sessions: QuerySet[Any] | None = None,
@@ -54,47 +56,49 @@ def on_erasing(
     """What receivers said of a document that they refused may repeat it."""
     for resource, rows in (("events", events), ("sessions", sessions)):
         if rows is not None:
-            letters = DeadLetter.objects.filter(
-                sink__channel=channel_id, sink__resource=resource, row__in=rows.values("pk")
+            dead_letters = DeadLetter.objects.filter(
+                destination__channel=channel_id,
+                destination__resource=resource,
+                row__in=rows.values("pk"),
             )
-            letters.update(reason="erased", document_id="erased")
+            dead_letters.update(reason="erased", document_id="erased")
 
 
-def holds(job: Job, device_ids: Sequence[str]) -> bool:
+def may_contain(job: Job, device_ids: Sequence[str]) -> bool:
     """Whether the job's file has a row of one of these devices, or may have."""
     dataset = DATASETS.get(job.dataset)
     if dataset is None or job.watermark is None:
         return True
     try:
-        selection = selected(job.dataset, job.channel_id, job.config, job.watermark)
+        selection = resolve_selection(job.dataset, job.channel_id, job.config, job.watermark)
     except LookupError:
         return True
-    return _is_pruned(dataset, selection) or dataset.holds(selection, device_ids)
+    return _is_pruned(dataset, selection) or dataset.may_contain(selection, device_ids)
 
 
 def _is_pruned(dataset: Dataset, selection: Selection) -> bool:
     """Whether events that the file may have been made of are kept no more."""
-    begins = dataset.begins(selection.channel_id)
+    prune_state = dataset.prune_state(selection.channel_id)
     return (
-        begins is not None
-        and begins.pruned_xid >= selection.watermark
+        prune_state is not None
+        and prune_state.pruned_xid >= selection.watermark
         # an event may say that it occurred up to a day after it arrived
-        and selection.start < begins.arrived_before + timedelta(days=1)
+        and selection.start < prune_state.pruned_before + timedelta(days=1)
     )
 
 
-def require_unchanged(job: Job, since: datetime) -> None:
+def require_consent_unchanged(job: Job, since: datetime) -> None:
     """Raises `Changed`; otherwise nobody withdraws until this transaction ends."""
-    consent.settle(job.channel_id)
+    consent.lock_shared(job.channel_id)
     if consent.is_erasing(job.channel_id, since):
-        raise Changed
+        raise ConsentChanged
     if is_private(job.dataset):
-        gone = consent.withdrawn_since(job.channel_id, since)
-        if gone and holds(job, gone):
-            raise Changed
+        withdrawn_devices = consent.fetch_withdrawn_since(job.channel_id, since)
+        if withdrawn_devices and may_contain(job, withdrawn_devices):
+            raise ConsentChanged
 
 
-def begin(job: Job) -> None:
+def wait_for_withdrawals(job: Job) -> None:
     """Waits for withdrawals that were under way when the job was claimed."""
     with transaction.atomic():
-        consent.settle(job.channel_id)
+        consent.lock_shared(job.channel_id)

@@ -16,49 +16,53 @@ from exhaust.models import DailyRun
 from ingest.audit import hash_chain
 
 log = logging.getLogger(__name__)
-HOUR = 2
+RUN_HOUR_UTC = 2
 # A run that says nothing for so long has died; what it did by then is done
-_SILENCE = timedelta(minutes=10)
+_STALE_AFTER = timedelta(minutes=10)
 
 
-def day_of(now: datetime) -> date:
+def run_day(now: datetime) -> date:
     """The day whose run is the last that should have begun."""
-    return (now.astimezone(UTC) - timedelta(hours=HOUR)).date()
+    return (now.astimezone(UTC) - timedelta(hours=RUN_HOUR_UTC)).date()
 
 
 def is_due(now: datetime | None = None) -> bool:
     """Whether the day's run has not begun, or died."""
-    run = DailyRun.objects.filter(day=day_of(now or timezone.now())).first()
-    return run is None or (run.finished_at is None and run.renewed_at < timezone.now() - _SILENCE)
+    run = DailyRun.objects.filter(day=run_day(now or timezone.now())).first()
+    return run is None or (
+        run.finished_at is None and run.renewed_at < timezone.now() - _STALE_AFTER
+    )
 
 
-def run(now: datetime | None = None) -> bool:
-    """What is past its life, and leftovers. False when another had or has the day."""
-    day = day_of(now or timezone.now())
-    if not _claim(day):
+def run_daily(now: datetime | None = None) -> bool:
+    """What is past its life, and orphans. False when another had or has the day."""
+    day = run_day(now or timezone.now())
+    if not _claim_day(day):
         return False
-    own = DailyRun.objects.filter(day=day)
-    for count in retention.delete_expired():
-        own.update(files_deleted=F("files_deleted") + count, renewed_at=Now())
+    daily_run = DailyRun.objects.filter(day=day)
+    for count in retention.delete_expired_files():
+        daily_run.update(files_deleted=F("files_deleted") + count, renewed_at=Now())
     for _, count in retention.prune_events():
-        own.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
-    pump.forget(timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS))
+        daily_run.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
+    pump.purge_history(timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS))
     try:
         for count in orphans.remove_all():
-            own.update(leftovers_deleted=F("leftovers_deleted") + count, renewed_at=Now())
+            daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())
     except storage.StorageError:
-        log.exception("daily.storage_failed day=%s", day)  # the next day's run looks again
-    hash_chain.seal_days(now)
-    own.update(finished_at=Now())
-    log.info("daily.finished day=%s", day)
+        log.exception("daily_run.storage_failed day=%s", day)  # the next day's run looks again
+    hash_chain.digest_days(now)
+    daily_run.update(finished_at=Now())
+    log.info("daily_run.finished day=%s", day)
     return True
 
 
-def _claim(day: date) -> bool:
+def _claim_day(day: date) -> bool:
     try:
         with transaction.atomic():
             DailyRun.objects.create(day=day)
     except IntegrityError:
-        dead = DailyRun.objects.filter(day=day, finished_at=None, renewed_at__lt=Now() - _SILENCE)
-        return bool(dead.update(renewed_at=Now()))
+        stale_run = DailyRun.objects.filter(
+            day=day, finished_at=None, renewed_at__lt=Now() - _STALE_AFTER
+        )
+        return bool(stale_run.update(renewed_at=Now()))
     return True

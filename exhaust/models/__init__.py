@@ -1,21 +1,21 @@
 """What jobs, files, schedules and deliveries are kept as."""
 
-from exhaust.models.deliveries import CallbackSecret, DeadLetter, Delivery, Notice, Sink
+from exhaust.models.deliveries import Callback, CallbackSecret, DeadLetter, Delivery, Destination
 from exhaust.models.files import File, Link
 from exhaust.models.jobs import Job, Transition
 from exhaust.models.maintenance import DailyRun
 from exhaust.models.schedules import Schedule
 
 __all__ = [
+    "Callback",
     "CallbackSecret",
     "DailyRun",
     "DeadLetter",
     "Delivery",
+    "Destination",
     "File",
     "Job",
     "Link",
-    "Notice",
     "Schedule",
-    "Sink",
     "Transition",
 ]

@@ -4,20 +4,20 @@ from django.db import models
 from django.utils import timezone
 
 from exhaust.models.jobs import Job
-from ingest.models import Channel, identifier
+from ingest.models import Channel, validate_identifier
 from ingest.models.fields import XidField
 
 
-class Notice(models.Model):
+class Callback(models.Model):
     """What the caller of a job's `callbackUrl` is told of its end, until it took it."""
 
-    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="notices")
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="callbacks")
     status = models.CharField(max_length=16, choices=Job.Status.choices)
     url = models.TextField()
     attempt = models.IntegerField(default=0)
     due_at = models.DateTimeField(default=timezone.now)
     delivered_at = models.DateTimeField(null=True)
-    given_up_at = models.DateTimeField(null=True)
+    abandoned_at = models.DateTimeField(null=True)
     answer = models.IntegerField(null=True, help_text="The receiver's last HTTP status.")
     error = models.TextField(blank=True, help_text="Why the last delivery failed.")
     created_at = models.DateTimeField(default=timezone.now)
@@ -26,8 +26,8 @@ class Notice(models.Model):
         indexes = [
             models.Index(
                 fields=["due_at"],
-                condition=models.Q(delivered_at=None, given_up_at=None),
-                name="notice_due",
+                condition=models.Q(delivered_at=None, abandoned_at=None),
+                name="callback_due",
             )
         ]
 
@@ -36,7 +36,7 @@ class Notice(models.Model):
 
 
 class CallbackSecret(models.Model):
-    """What notices of a channel are signed with; two live ones while a receiver changes over."""
+    """What callbacks of a channel are signed with; two live ones while a receiver changes over."""
 
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE)
     sealed = models.BinaryField(help_text="The secret, encrypted.")
@@ -44,10 +44,10 @@ class CallbackSecret(models.Model):
     retired_at = models.DateTimeField(null=True, blank=True)
 
 
-class Sink(models.Model):
+class Destination(models.Model):
     """A receiver that a channel's sessions or events are pushed to.
 
-    `xid` and `place_id` are its cursor: everything up to that place of the feed was taken.
+    `xid` and `cursor_id` are its cursor: everything up to that place of the feed was taken.
     """
 
     class Kind(models.TextChoices):
@@ -67,7 +67,7 @@ class Sink(models.Model):
         NDJSON = "application/x-ndjson"
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
-    name = models.CharField(max_length=128, validators=[identifier])
+    name = models.CharField(max_length=128, validators=[validate_identifier])
     kind = models.CharField(max_length=16, choices=Kind.choices, default=Kind.WEBHOOK)
     resource = models.CharField(max_length=16, choices=Resource.choices, default=Resource.SESSIONS)
     types = models.JSONField(
@@ -79,17 +79,19 @@ class Sink(models.Model):
         max_length=32, choices=ContentType.choices, default=ContentType.NDJSON
     )
     user = models.CharField(max_length=255, blank=True, help_text="For HTTP Basic.")
-    sealed_password = models.BinaryField(null=True, editable=False)
-    sealed_secret = models.BinaryField(null=True, editable=False, help_text="To sign with.")
+    encrypted_password = models.BinaryField(null=True, editable=False)
+    encrypted_secret = models.BinaryField(null=True, editable=False, help_text="To sign with.")
     index = models.CharField(max_length=255, blank=True, help_text="Elasticsearch's.")
     doc_type = models.CharField(
         max_length=64, blank=True, help_text="_type, for Elasticsearch before 8."
     )
     created_at = models.DateTimeField(default=timezone.now)
     paused_at = models.DateTimeField(null=True, blank=True)
-    switched_off = models.TextField(blank=True, help_text="Why nothing is sent until it resumes.")
+    disabled_reason = models.TextField(
+        blank=True, help_text="Why nothing is sent until it resumes."
+    )
     xid = XidField(default=0, editable=False)
-    place_id = models.BigIntegerField(default=0, editable=False)
+    cursor_id = models.BigIntegerField(default=0, editable=False)
     batch_limit = models.IntegerField(
         default=1000, editable=False, help_text="Documents at once; less behind a refusal."
     )
@@ -102,12 +104,14 @@ class Sink(models.Model):
     delivered_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["channel", "name"], name="sink_identity")]
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "name"], name="destination_identity")
+        ]
         indexes = [
             models.Index(
                 fields=["next_at"],
-                condition=models.Q(paused_at=None, switched_off=""),
-                name="sink_due",
+                condition=models.Q(paused_at=None, disabled_reason=""),
+                name="destination_due",
             )
         ]
 
@@ -116,7 +120,7 @@ class Sink(models.Model):
 
 
 class Delivery(models.Model):
-    """One batch for a sink, from behind one place of the feed up to another, until it is taken."""
+    """One batch for a destination, from behind one place of the feed up to another, until it is taken."""
 
     class Status(models.TextChoices):
         FAILING = "failing"  # also: being sent
@@ -125,10 +129,12 @@ class Delivery(models.Model):
 
     class Kind(models.TextChoices):
         FEED = "feed"
-        LETTERS = "letters"  # dead letters once more
+        DEAD_LETTERS = "letters"  # dead letters once more
         TEST = "test"
 
-    sink = models.ForeignKey(Sink, on_delete=models.CASCADE, related_name="deliveries")
+    destination = models.ForeignKey(
+        Destination, on_delete=models.CASCADE, related_name="deliveries"
+    )
     kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.FEED)
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.FAILING)
     from_xid = XidField(default=0)
@@ -144,14 +150,14 @@ class Delivery(models.Model):
     answer = models.IntegerField(null=True, help_text="The receiver's last HTTP status.")
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(default=timezone.now)
-    tried_at = models.DateTimeField(null=True)
+    attempted_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
 
     class Meta:
         verbose_name_plural = "deliveries"
         constraints = [
             models.UniqueConstraint(
-                fields=["sink"],
+                fields=["destination"],
                 condition=models.Q(status="failing"),
                 name="delivery_one_at_a_time",
             )
@@ -161,18 +167,22 @@ class Delivery(models.Model):
 class DeadLetter(models.Model):
     """A document that a receiver refused: which, and why. Sent again, it is made anew."""
 
-    sink = models.ForeignKey(Sink, on_delete=models.CASCADE, related_name="dead_letters")
+    destination = models.ForeignKey(
+        Destination, on_delete=models.CASCADE, related_name="dead_letters"
+    )
     row = models.BigIntegerField(help_text="The row's id, of an event or a session.")
     xid = XidField(help_text="Its place when it was refused.")
     document_id = models.TextField(help_text="As the receiver knows it.")
     answer = models.IntegerField(help_text="The receiver's status for it.")
     reason = models.TextField()
     created_at = models.DateTimeField(default=timezone.now)
-    again_at = models.DateTimeField(null=True, help_text="When it was asked to be sent again.")
-    taken_at = models.DateTimeField(null=True)
+    requeued_at = models.DateTimeField(null=True, help_text="When it was asked to be sent again.")
+    delivered_at = models.DateTimeField(null=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["sink", "row"], name="deadletter_once_each")]
+        constraints = [
+            models.UniqueConstraint(fields=["destination", "row"], name="deadletter_once_each")
+        ]
 
     def __str__(self) -> str:
         return self.document_id

@@ -57,13 +57,13 @@ class Link(models.Model):
     token encrypted, to be told again; a link that was revoked has it no more.
     """
 
-    USES = 100
+    MAX_USES = 100
 
     file = models.ForeignKey(File, on_delete=models.PROTECT, related_name="links")
     digest = models.CharField(max_length=64, unique=True, null=True, editable=False)  # noqa: DJ001
-    sealed_token = models.BinaryField(null=True, editable=False)
+    encrypted_token = models.BinaryField(null=True, editable=False)
     issued_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
     revoked_at = models.DateTimeField(null=True)
     use_count = models.IntegerField(default=0, help_text="Downloads through our own address.")
-    max_uses = models.IntegerField(db_default=100, default=USES)
+    max_uses = models.IntegerField(db_default=100, default=MAX_USES)

@@ -4,7 +4,7 @@ from django.db import models
 from django.utils import timezone
 
 from ingest.models import Channel
-from ingest.models.fields import Position, XidField
+from ingest.models.fields import CurrentPosition, XidField
 
 
 class Job(models.Model):
@@ -27,10 +27,10 @@ class Job(models.Model):
     dataset = models.CharField(max_length=64)
     config = models.JSONField(help_text="datasetConfig as it was sent.")
     output_format = models.CharField(max_length=16, default="csv")
-    sealing = models.CharField(
-        default="", db_default="", max_length=16, choices=Channel.Sealing.choices, blank=True
+    encryption = models.CharField(
+        default="", db_default="", max_length=16, choices=Channel.Encryption.choices, blank=True
     )
-    sealed_key = models.BinaryField(
+    encrypted_key = models.BinaryField(
         null=True, editable=False, help_text="encryptionKey, encrypted, until the job has ended."
     )
     fingerprint = models.CharField(max_length=64, help_text="Digest of dataset and configuration.")
@@ -46,14 +46,14 @@ class Job(models.Model):
     attempt_limit = models.IntegerField(default=3)
     due_at = models.DateTimeField(default=timezone.now)
     lease_until = models.DateTimeField(null=True)
-    holder = models.CharField(
+    worker_id = models.CharField(
         max_length=255,
         blank=True,
         default="",
         db_default="",
         help_text="The worker of this attempt.",
     )
-    submitted_xid = XidField(db_default=Position(), editable=False)
+    submitted_xid = XidField(db_default=CurrentPosition(), editable=False)
     watermark = XidField(null=True, editable=False)
     rows_estimated = models.BigIntegerField(null=True)
     rows_done = models.BigIntegerField(default=0)

@@ -12,5 +12,5 @@ class DailyRun(models.Model):
     renewed_at = models.DateTimeField(default=timezone.now)
     finished_at = models.DateTimeField(null=True)
     files_deleted = models.IntegerField(default=0)
-    leftovers_deleted = models.IntegerField(default=0)
+    orphans_deleted = models.IntegerField(default=0)
     events_deleted = models.BigIntegerField(db_default=0, default=0)

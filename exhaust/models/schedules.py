@@ -3,14 +3,14 @@
 from django.db import models
 from django.utils import timezone
 
-from ingest.models import Channel, identifier
+from ingest.models import Channel, validate_identifier
 
 
 class Schedule(models.Model):
     """A recurring request: when it is due it makes a job over a window that ends then."""
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
-    name = models.CharField(max_length=128, validators=[identifier])
+    name = models.CharField(max_length=128, validators=[validate_identifier])
     cron = models.CharField(max_length=128, help_text="Minute, hour, day, month, weekday.")
     zone = models.CharField(max_length=64, default="UTC", help_text="Whose clock and days.")
     dataset = models.CharField(max_length=64)
@@ -18,7 +18,7 @@ class Schedule(models.Model):
     window = models.CharField(max_length=32, help_text="yesterday, last 7 days, …")
     tag = models.CharField(max_length=128, help_text="May hold {name}, {start} and {end}.")
     output_format = models.CharField(max_length=16, default="csv")
-    sealing = models.CharField(
+    encryption = models.CharField(
         default="",
         db_default="",
         max_length=16,
@@ -31,7 +31,7 @@ class Schedule(models.Model):
     paused_at = models.DateTimeField(null=True, blank=True)
     next_at = models.DateTimeField(help_text="When it makes its next request.")
     last_error = models.TextField(blank=True, help_text="Why the last request was not made.")
-    refused_at = models.DateTimeField(
+    failing_since = models.DateTimeField(
         null=True, editable=False, help_text="Since when the due request is refused."
     )
 

@@ -2,7 +2,7 @@
 
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
-from exhaust.models import Delivery, Job, Sink
+from exhaust.models import Delivery, Destination, Job
 from exhaust.openapi.json_schema import (
     Schema,
     flag,
@@ -75,7 +75,7 @@ DATASET_API: dict[str, Schema] = {
     ),
     "Job": shape(
         "A request for a dataset, and what became of it.",
-        ("callback", "sealing"),
+        ("callback", "encryption"),
         requestId=text("Its id: of equal questions on one day (UTC) the same."),
         tag=text("Its tag, a colon, its channel."),
         dataset=text("Which dataset."),
@@ -95,7 +95,7 @@ DATASET_API: dict[str, Schema] = {
         files=listed("Its files, in order.", ref("JobFile")),
         progress=ref("JobProgress"),
         callback=ref("JobCallback"),
-        sealing=text("How its files are sealed.", enum=["password", "publickey"]),
+        encryption=text("How its files are sealed.", enum=["password", "publickey"]),
     ),
     "JobList": shape(
         "Jobs, the newest first.",
@@ -150,7 +150,7 @@ DATASET_API: dict[str, Schema] = {
         outputFormat=text("What the files are written in.", enum=list(FORMATS)),
         requestedBy=text("Who asks."),
         callbackUrl=text("Who is told of each end; empty for nobody."),
-        sealing=text("publickey: the files are sealed; empty: as the channel demands."),
+        encryption=text("publickey: the files are sealed; empty: as the channel demands."),
         paused=flag("Whether it makes no requests now."),
         nextRun=maybe(moment("When it asks next; null while it is paused")),
         nextWindow=maybe(ref("ScheduleWindow")),
@@ -174,40 +174,40 @@ DATASET_API: dict[str, Schema] = {
         attempts=whole("How often it was tried."),
         answer=maybe(whole("The last answer's HTTP status.")),
         error=text("What the last attempt failed with; empty for none."),
-        begun=moment("When it was made"),
-        ended=maybe(moment("When it was settled")),
+        startedAt=moment("When it was made"),
+        endedAt=maybe(moment("When it was settled")),
     ),
-    "SinkLag": shape(
+    "DestinationLag": shape(
         "How far it is behind.",
         documents=whole("Documents, counted up to 10,000."),
         seconds=number("Since the first of them could be read."),
     ),
-    "Sink": shape(
+    "Destination": shape(
         "A receiver that is pushed to.",
         name=text("Its name in its channel."),
         requestedChannel=text("Whose data."),
-        kind=text("How it is spoken to.", enum=list(Sink.Kind.values)),
-        resource=text("What is pushed.", enum=list(Sink.Resource.values)),
+        kind=text("How it is spoken to.", enum=list(Destination.Kind.values)),
+        resource=text("What is pushed.", enum=list(Destination.Resource.values)),
         types=listed("Events of these types only; none means all.", text("An event's type.")),
         url=text("Where to."),
-        method=text("By which method.", enum=list(Sink.Method.values)),
-        contentType=text("What the body is called.", enum=list(Sink.ContentType.values)),
+        method=text("By which method.", enum=list(Destination.Method.values)),
+        contentType=text("What the body is called.", enum=list(Destination.ContentType.values)),
         user=text("For HTTP Basic; empty for none."),
         index=text("Elasticsearch's index."),
         docType=text("_type, for versions before 8."),
         hasPassword=flag("Whether a password is kept."),
         signed=flag("Whether a signing secret is kept."),
-        state=text("How it is.", enum=["working", "paused", "failing", "open", "off"]),
+        state=text("How it is.", enum=["working", "paused", "failing", "circuit_open", "disabled"]),
         reason=text("Why it is off; empty else."),
         failures=whole("Failures in a row."),
         nextAttempt=maybe(moment("When a failing one is tried again")),
         cursor=_CURSOR,
-        lag=ref("SinkLag"),
+        lag=ref("DestinationLag"),
         deadLetters=whole("Documents set aside and not taken since."),
         deliveries=listed("The last five.", ref("Delivery")),
     ),
-    "SinkList": shape(
-        "A channel's sinks, by name.", count=_COUNT, sinks=listed("The sinks.", ref("Sink"))
+    "DestinationList": shape(
+        "A channel's destinations, by name.", count=_COUNT, destinations=listed("The destinations.", ref("Destination"))
     ),
     "DeadLetter": shape(
         "A document that the receiver refused.",
@@ -216,7 +216,7 @@ DATASET_API: dict[str, Schema] = {
         answer=maybe(whole("The receiver's HTTP status.")),
         reason=text("What it said."),
         time=moment("When it was set aside"),
-        again=flag("Whether it is being sent once more."),
+        requeued=flag("Whether it is being sent once more."),
     ),
     "DeadLetterList": shape(
         "What a receiver refused, the oldest first.",
@@ -230,7 +230,7 @@ DATASET_API: dict[str, Schema] = {
         tag=text("Its tag, a colon, its channel."),
         revoked=whole("How many links ended now."),
     ),
-    "LedgerEntry": shape(
+    "AuditEvent": shape(
         "Who did what.",
         id=whole("Its number; it only grows."),
         time=moment("When"),
@@ -243,14 +243,14 @@ DATASET_API: dict[str, Schema] = {
         address=text("The caller's network."),
         details=free("More, never a payload."),
     ),
-    "LedgerPage": shape(
+    "AuditPage": shape(
         "What was done in a channel, by time.",
         count=_COUNT,
-        entries=listed("The entries.", ref("LedgerEntry")),
+        entries=listed("The entries.", ref("AuditEvent")),
         nextCursor=_NEXT,
     ),
     "Deleted": shape("What was deleted.", name=text("Its name.")),
-    "SentAgain": shape("How many dead letters are sent once more.", count=_COUNT),
+    "Requeued": shape("How many dead letters are sent once more.", count=_COUNT),
 }  # fmt: skip
 
 
@@ -268,6 +268,6 @@ def envelope(name: str) -> Schema:
 
 
 ENVELOPED = (
-    "Job", "JobList", "Preview", "Schedule", "ScheduleList", "Sink", "SinkList", "Delivery",
-    "DeadLetterList", "Deleted", "SentAgain", "Revoked", "LedgerPage",
+    "Job", "JobList", "Preview", "Schedule", "ScheduleList", "Destination", "DestinationList", "Delivery",
+    "DeadLetterList", "Deleted", "Requeued", "Revoked", "AuditPage",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 from exhaust.api import destinations, schedules, validation
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
-from exhaust.models import Sink
+from exhaust.models import Destination
 from exhaust.openapi.examples import EXAMPLES, enveloped
 from exhaust.openapi.json_schema import Schema, ref, text, whole
 from exhaust.openapi.operations import JSON, PROBLEM, REFUSED, TAGS, Operation, operations
@@ -22,15 +22,15 @@ from exhaust.openapi.schemas import SCHEMAS
 
 # "Put" and "Words" say enough where they stand, not here
 NAMES: dict[type[Serializer[Any]], str] = {
-    validation.Submit: "Submit",
-    validation.Request: "SubmitWords",
-    validation.Search: "SearchJobs",
+    validation.SubmitBody: "Submit",
+    validation.SubmitRequest: "SubmitWords",
+    validation.SearchBody: "SearchJobs",
     validation.SearchRequest: "SearchWords",
-    schedules.Put: "SaveSchedule",
-    schedules.Words: "ScheduleWords",
-    destinations.Put: "SaveSink",
-    destinations.Words: "SinkWords",
-    destinations.Whither: "RewindWords",
+    schedules.ScheduleBody: "SaveSchedule",
+    schedules.ScheduleFields: "ScheduleWords",
+    destinations.DestinationBody: "SaveDestination",
+    destinations.DestinationFields: "DestinationFields",
+    destinations.RewindRequest: "RewindWords",
 }
 # what a request's word may be where a function, not its field, judges it
 _FORMAT = {"enum": list(FORMATS)}
@@ -44,25 +44,25 @@ JUDGED: dict[str, dict[str, Schema]] = {
         "encryptionKey": {"minLength": 12, "maxLength": 128},
     },
     "ScheduleWordsRequest": {"dataset": _DATASET, "outputFormat": _FORMAT},
-    "SinkWordsRequest": {
-        "kind": {"enum": Sink.Kind.values},
-        "resource": {"enum": Sink.Resource.values},
-        "method": {"enum": Sink.Method.values},
-        "contentType": {"enum": Sink.ContentType.values},
+    "DestinationFieldsRequest": {
+        "kind": {"enum": Destination.Kind.values},
+        "resource": {"enum": Destination.Resource.values},
+        "method": {"enum": Destination.Method.values},
+        "contentType": {"enum": Destination.ContentType.values},
         "url": {"format": "uri", "maxLength": 2000},
     },
 }
 
 
 class Day(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "exhaust.api.validation.Day"
+    target_class = "exhaust.api.validation.DayField"
 
     def map_serializer_field(self, auto_schema: Any, direction: str) -> Schema:
         return {"type": "string", "format": "date"}
 
 
 class Several(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "exhaust.api.validation.Several"
+    target_class = "exhaust.api.validation.OneOrMany"
 
     def map_serializer_field(self, auto_schema: Any, direction: str) -> Schema:
         one = auto_schema._map_serializer_field(self.target.child, direction)

@@ -121,8 +121,8 @@ _DELIVERY = {
     "attempts": 1,
     "answer": 200,
     "error": "",
-    "begun": _T,
-    "ended": _T + 120,
+    "startedAt": _T,
+    "endedAt": _T + 120,
 }
 _SINK_WORDS = {"url": "https://warehouse.example/sessions", "user": "exhaust", "password": "…"}
 _SINK = {
@@ -163,7 +163,7 @@ _SCHEDULE = {
     "outputFormat": "csv",
     "requestedBy": "asha",
     "callbackUrl": "",
-    "sealing": "",
+    "encryption": "",
     "paused": False,
     "nextRun": 1648773000000,
     "nextWindow": {"startDate": "2022-03-31", "endDate": "2022-03-31"},
@@ -244,8 +244,8 @@ EXAMPLES: dict[str, Any] = {
     "Schedule": _SCHEDULE,
     "ScheduleList": {"count": 1, "schedules": [_SCHEDULE], "nextCursor": None},
     "Delivery": {**_DELIVERY, "kind": "test", "documents": 1, "bytes": 240},
-    "Sink": _SINK,
-    "SinkList": {"count": 1, "sinks": [_SINK]},
+    "Destination": _SINK,
+    "DestinationList": {"count": 1, "destinations": [_SINK]},
     "DeadLetterList": {
         "count": 1,
         "deadLetters": [
@@ -255,14 +255,14 @@ EXAMPLES: dict[str, Any] = {
                 "answer": 400,
                 "reason": "mapper_parsing_exception",
                 "time": _T,
-                "again": False,
+                "requeued": False,
             }
         ],
         "nextCursor": None,
     },
     "Deleted": {"name": "every-morning"},
     "Revoked": {"requestId": _JOB["requestId"], "tag": "april:ORG_001", "revoked": 1},
-    "LedgerPage": {
+    "AuditPage": {
         "count": 1,
         "entries": [
             {
@@ -280,7 +280,7 @@ EXAMPLES: dict[str, Any] = {
         ],
         "nextCursor": None,
     },
-    "SentAgain": {"count": 3},
+    "Requeued": {"count": 3},
     "EventPage": {"items": [_EVENT], "metadata": _METADATA, "nextCursor": _CURSOR},
     "EventAnswer": {"metadata": _METADATA, "event": _EVENT},
     "SessionPage": {"items": [_SESSION], "nextCursor": _CURSOR},
@@ -325,7 +325,7 @@ EXAMPLES: dict[str, Any] = {
         "migrations": "ok",
         "broker": "ok",
         "storage": "ok",
-        "oldest_due_job_seconds": 0,
+        "queue_wait_seconds": 0,
     },
     "Metrics": '# TYPE exhaust_events_total counter\nexhaust_events_total{door="desk"} 1.0\n',
     "ErasureCertificate": {

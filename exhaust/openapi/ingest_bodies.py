@@ -191,12 +191,12 @@ DOORS: dict[str, Schema] = {
     "Alive": shape("The process answers.", status=text("ok.", enum=["ok"])),
     "Ready": shape(
         "Whether it can work.",
-        ("oldest_due_job_seconds", "broker", "storage"),
+        ("queue_wait_seconds", "broker", "storage"),
         status=text("Whether requests are served.", enum=["ok", "degraded", "failed"]),
         database=text("ok, or what is wrong with it."),
         migrations=text("ok, or what is to be run."),
         broker=text("ok or unreachable: jobs are made all the same, later."),
         storage=text("ok or unreachable: no file is made meanwhile."),
-        oldest_due_job_seconds=whole("How long a job has waited for a worker."),
+        queue_wait_seconds=whole("How long a job has waited for a worker."),
     ),
 }  # fmt: skip

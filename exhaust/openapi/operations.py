@@ -108,11 +108,11 @@ def schedule(verb: str, method: str, summary: str, end: str = "", **more: Any) -
     )  # fmt: skip
 
 
-def sink(verb: str, method: str, summary: str, end: str = "", **more: Any) -> Operation:
+def destination(verb: str, method: str, summary: str, end: str = "", **more: Any) -> Operation:
     return Operation(
-        more.pop("id", f"{verb}Sink"), summary, PUSH, method, f"/dataset/v1/sink/{{name}}{end}",
-        more.pop("answer", "Sink"), f"sink.{verb}",
-        **{"path_says": "The sink's name.", "refused": (404,), "says": "Needs `pull`.", **more},
+        more.pop("id", f"{verb}Destination"), summary, PUSH, method, f"/dataset/v1/destination/{{name}}{end}",
+        more.pop("answer", "Destination"), f"destination.{verb}",
+        **{"path_says": "The destination's name.", "refused": (404,), "says": "Needs `pull`.", **more},
     )  # fmt: skip
 
 
@@ -120,11 +120,11 @@ DATASET_API = [
     Operation(
         "submitJob", "Ask for a dataset", DATASETS, "post", "/dataset/v1/request/submit", "Job",
         "request.submit", "The same question on one day (UTC) is the same job. " + _SCOPE,
-        validation.Submit, links=_JOB_LINKS,
+        validation.SubmitBody, links=_JOB_LINKS,
     ),
     Operation(
         "previewJob", "What a submission would give", DATASETS, "post",
-        "/dataset/v1/request/preview", "Preview", "request.preview", _SCOPE, validation.Submit,
+        "/dataset/v1/request/preview", "Preview", "request.preview", _SCOPE, validation.SubmitBody,
     ),
     job("read", "get", "One job", envelope="request.info"),
     Operation(
@@ -135,7 +135,7 @@ DATASET_API = [
     Operation(
         "searchJobs", "A channel's jobs by filters", DATASETS, "post",
         "/dataset/v1/request/search", "JobList", "request.search",
-        "Those of datasets whose scope the key has.", validation.Search,
+        "Those of datasets whose scope the key has.", validation.SearchBody,
     ),
     job("cancel", "post", "Stop a request", envelope="request.cancel", refused=(404, 409)),
     job(
@@ -149,8 +149,8 @@ DATASET_API = [
         path_says=_TAG, refused=(404, 409),
     ),
     Operation(
-        "listLedger", "Who did what in the channel", DATASETS, "get", "/dataset/v1/ledger",
-        "LedgerPage", "ledger.list", "Needs `audit`. CSV for `Accept: text/csv` too.",
+        "listAuditEvents", "Who did what in the channel", DATASETS, "get", "/dataset/v1/audit",
+        "AuditPage", "audit.list", "Needs `audit`. CSV for `Accept: text/csv` too.",
         query=(
             parameter("from", text("The first day, UTC.", format="date"), example="2022-04-01"),
             parameter("to", text("The last day, UTC.", format="date"), example="2022-04-30"),
@@ -160,8 +160,8 @@ DATASET_API = [
             parameter("format", text("json or csv.", enum=["json", "csv"]), example="json"),
         ),
         also={200: {"description": "As asked.", "content": {
-            JSON: {"schema": ref("LedgerPageAnswer"),
-                   "example": enveloped("ledger.list", "LedgerPage")},
+            JSON: {"schema": ref("AuditPageAnswer"),
+                   "example": enveloped("audit.list", "AuditPage")},
             "text/csv": {"schema": text("A header, then an entry a line."),
                          "example": "ID,Time,Action,Outcome,Actor,Key,Channel,…"},
         }}},
@@ -171,7 +171,7 @@ DATASET_API = [
         "ScheduleList", "schedule.list", "Those of datasets whose scope the key has.",
         query=validation.Paging,
     ),
-    schedule("save", "put", "Create or replace a recurring request", sent=schedules.Put,
+    schedule("save", "put", "Create or replace a recurring request", sent=schedules.ScheduleBody,
              refused=()),
     schedule("read", "get", "One recurring request"),
     schedule("delete", "delete", "Delete a recurring request; its jobs stay", answer="Deleted"),
@@ -217,19 +217,19 @@ DATASET_API = [
         },
     ),
     Operation(
-        "listSinks", "The channel's sinks", PUSH, "get", "/dataset/v1/sink", "SinkList",
-        "sink.list", "Needs `pull`.",
+        "listDestinations", "The channel's destinations", PUSH, "get", "/dataset/v1/destination", "DestinationList",
+        "destination.list", "Needs `pull`.",
     ),
-    sink("save", "put", "Create or replace a sink", sent=destinations.Put, refused=()),
-    sink("read", "get", "One sink"),
-    sink("delete", "delete", "Delete a sink", answer="Deleted"),
-    sink("pause", "post", "Send nothing while it is paused", "/pause"),
-    sink("resume", "post", "Go on where it stood", "/resume"),
-    sink("rewind", "post", "Go on from elsewhere", "/rewind", sent=destinations.Rewind),
-    sink("test", "post", "Send one made-up document now", "/test", answer="Delivery"),
-    sink("again", "post", "Send all dead letters once more", "/again", answer="SentAgain",
-         id="sendAgain"),
-    sink("deadletters", "get", "What the receiver refused", "/deadletters",
+    destination("save", "put", "Create or replace a destination", sent=destinations.DestinationBody, refused=()),
+    destination("read", "get", "One destination"),
+    destination("delete", "delete", "Delete a destination", answer="Deleted"),
+    destination("pause", "post", "Send nothing while it is paused", "/pause"),
+    destination("resume", "post", "Go on where it stood", "/resume"),
+    destination("rewind", "post", "Go on from elsewhere", "/rewind", sent=destinations.RewindBody),
+    destination("test", "post", "Send one made-up document now", "/test", answer="Delivery"),
+    destination("requeue", "post", "Send all dead letters once more", "/requeue", answer="Requeued",
+         id="requeueDeadLetters"),
+    destination("deadletters", "get", "What the receiver refused", "/deadletters",
          answer="DeadLetterList", id="listDeadLetters", query=validation.Paging),
 ]  # fmt: skip
 
@@ -247,7 +247,7 @@ def pages(id: str, path: str, name: str, what: str, scope: str) -> list[Operatio
     return [
         Operation(
             f"{id}s", f"{what}, page by page", PULL, "get", path, f"{name}Page", says=scope,
-            query=feed.Query, error="Problem", refused=(410,), headers=_FEED_HEADERS,
+            query=feed.PageQuery, error="Problem", refused=(410,), headers=_FEED_HEADERS,
             links={
                 "next": {
                     "operationId": f"{id}s",
@@ -269,7 +269,7 @@ PULLING = [
     *pages("exportUser", "/export/user", "User", "Users", "Needs `pull` and `export:private`."),
     Operation(
         "exportSample", "The last sessions, as they are pushed", PUSH, "get", "/export/sample",
-        "SessionLines", says="Needs `pull`.", query=samples.Query, error="Problem", media=NDJSON,
+        "SessionLines", says="Needs `pull`.", query=samples.SampleQuery, error="Problem", media=NDJSON,
     ),
     Operation(
         "exportMapping", "Elasticsearch's mapping of sessions", PUSH, "get", "/export/mapping",
@@ -367,7 +367,7 @@ DOORS = [
     ),
     Operation(
         "nameConversation", "Name a bot", SENDING, "put", "/v1/conversations/{identifier}",
-        "Conversation", says="Needs `ingest`.", sent=conversations.ConversationName,
+        "Conversation", says="Needs `ingest`.", sent=conversations.ConversationNameSerializer,
         path_says="The bot's id.", error="Problem",
     ),
     Operation(

@@ -11,7 +11,7 @@ import msgspec
 
 from ingest.adapters import body as text
 from ingest.adapters.fields import identifier
-from ingest.events import Refused
+from ingest.events import RequestError
 
 _ITEM = {
     "question_type": "type",
@@ -23,7 +23,7 @@ _ROLLUP = {"x_path": "l3", "eof": "l4"}
 _encode = msgspec.json.encode
 
 
-def read(
+def read_answer(
     attributes: dict[str, Any], message_id: str, where: str = "attributes."
 ) -> tuple[str, dict[str, Any]]:
     """The conversation's id, "" for none, and the fields that make a payload an answer's, if any.
@@ -36,21 +36,21 @@ def read(
     question = identifier(attributes, "question_id", where)
     if not conversation or not question:
         return conversation, {}
-    item: dict[str, Any] = {"id": question, **_renamed(attributes, _ITEM)}
+    item: dict[str, Any] = {"id": question, **_pick_renamed(attributes, _ITEM)}
     edata: dict[str, Any] = {"item": item}
     if (options := attributes.get("question_options")) is not None:
-        item["params"] = _opened(options)
+        item["params"] = _parse_json_text(options)
     if (response := attributes.get("response")) is not None:
-        edata["resvalues"] = _chosen(_opened(response))
-    edata |= _renamed(attributes, {"score": "score", "duration": "duration"})
+        edata["resvalues"] = _response_list(_parse_json_text(response))
+    edata |= _pick_renamed(attributes, {"score": "score", "duration": "duration"})
     return conversation, {
         "mid": identifier(attributes, "message_id", where) or message_id,
         "edata": edata,
-        "context": {"rollup": _renamed(attributes, _ROLLUP)},
+        "context": {"rollup": _pick_renamed(attributes, _ROLLUP)},
     }
 
 
-def add(payload: bytes, event: dict[str, Any], fields: dict[str, Any]) -> bytes:
+def add_answer(payload: bytes, event: dict[str, Any], fields: dict[str, Any]) -> bytes:
     """The payload, which says `event`, with the answer's fields behind its own.
 
     Of two fields with one name the later counts, on both databases; what the event itself has
@@ -63,25 +63,25 @@ def add(payload: bytes, event: dict[str, Any], fields: dict[str, Any]) -> bytes:
     return payload[:-1] + b"," + _encode(fields)[1:]
 
 
-def _renamed(attributes: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _pick_renamed(attributes: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {
-        ours: attributes[theirs]
-        for theirs, ours in names.items()
-        if attributes.get(theirs) is not None
+        stored_name: attributes[sent_name]
+        for sent_name, stored_name in names.items()
+        if attributes.get(sent_name) is not None
     }
 
 
-def _opened(found: Any) -> Any:
+def _parse_json_text(value: Any) -> Any:
     """A list or an object, also where it comes as JSON text; SDKs carry nothing else."""
-    if isinstance(found, str) and found.lstrip()[:1] in {"[", "{"}:
+    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
         try:
-            return text.value(found.encode())[0]
-        except Refused:
-            return found
-    return found
+            return text.parse_value(value.encode())[0]
+        except RequestError:
+            return value
+    return value
 
 
-def _chosen(response: Any) -> list[Any]:
+def _response_list(response: Any) -> list[Any]:
     """Chosen options as sent; free text as telemetry writes it."""
     if isinstance(response, list):
         return response

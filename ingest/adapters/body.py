@@ -10,32 +10,32 @@ from typing import Annotated, Any
 import msgspec
 from django.http import HttpRequest
 
-from ingest.events import Refused
+from ingest.events import RequestError
 
 MAX_BYTES = 8 * 1024 * 1024  # of a body, as sent and as unfolded
 NDJSON = "application/x-ndjson"
 _STEP = 64 * 1024
 
 
-def read(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
+def read_body(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     """The body, unfolded when it says gzip, without a byte order mark.
 
     Raises `Refused` as `as_sent` does; 415 for an encoding we do not speak; 400 for gzip that is
     cut off or followed by something else, and for an empty body.
     """
-    sent = as_sent(request, max_bytes)
+    sent = read_raw(request, max_bytes)
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding == "gzip":
         sent = gunzip(sent, max_bytes)
     elif encoding != "identity":
-        raise Refused("encoding", "This Content-Encoding is not read; use gzip.", 415)
+        raise RequestError("encoding", "This Content-Encoding is not read; use gzip.", 415)
     sent = sent.removeprefix(b"\xef\xbb\xbf")
     if not sent.strip():
-        raise Refused("empty", "The body is empty.")
+        raise RequestError("empty", "The body is empty.")
     return sent
 
 
-def as_sent(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
+def read_raw(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     """The body's bytes, read in bounded steps.
 
     Raises `Refused`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.
@@ -46,7 +46,7 @@ def as_sent(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     except ValueError:
         length = -1
     if length < 0:
-        raise Refused("length_required", "Content-Length is no number of bytes.", 411)
+        raise RequestError("length_required", "Content-Length is no number of bytes.", 411)
     if length > max_bytes:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
@@ -55,7 +55,7 @@ def as_sent(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
         chunks.append(chunk)
         missing -= len(chunk)
     if missing:
-        raise Refused("cut_off", f"The body ended {missing} bytes before its Content-Length.")
+        raise RequestError("cut_off", f"The body ended {missing} bytes before its Content-Length.")
     return b"".join(chunks)
 
 
@@ -70,7 +70,7 @@ def require_length(request: HttpRequest) -> None:
         and not request.META.get("CONTENT_LENGTH")
         and request.method not in {"GET", "HEAD", "OPTIONS"}
     ):
-        raise Refused(
+        raise RequestError(
             "length_required", "Send Content-Length instead of Transfer-Encoding: chunked.", 411
         )
 
@@ -78,36 +78,36 @@ def require_length(request: HttpRequest) -> None:
 def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     """One layer of gzip, never more than `max_bytes` of it."""
     unfolded = bytearray()
-    at = 0
-    while at < len(sent):
+    offset = 0
+    while offset < len(sent):
         member = zlib.decompressobj(31)
         step = 512  # grows: what lies behind a member's end is copied, and there may be many
         while not member.eof:
             piece = member.unconsumed_tail
             if not piece:
-                piece = sent[at : at + step]
-                at += len(piece)
+                piece = sent[offset : offset + step]
+                offset += len(piece)
                 step = min(step * 2, _STEP)
             try:
                 more = member.decompress(piece, _STEP)
             except zlib.error:
-                raise Refused("gzip", "The body says gzip but cannot be unfolded.") from None
+                raise RequestError("gzip", "The body says gzip but cannot be unfolded.") from None
             if not piece and not more and not member.eof:
-                raise Refused("gzip", "The gzip body is cut off.")
+                raise RequestError("gzip", "The gzip body is cut off.")
             unfolded += more
             if len(unfolded) > max_bytes:
                 raise _too_large(max_bytes)
-        at -= len(member.unused_data)
+        offset -= len(member.unused_data)
     return bytes(unfolded)
 
 
-def _too_large(max_bytes: int) -> Refused:
-    return Refused(
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(
         "too_large", f"The body is larger than {max_bytes} bytes; send less at once.", 413
     )
 
 
-def not_json(error: Exception, raw: bytes) -> Refused:
+def json_error(error: Exception, raw: bytes) -> RequestError:
     """What to say of bytes that are no JSON."""
     if isinstance(error, RecursionError):
         return _too_deep()
@@ -115,54 +115,54 @@ def not_json(error: Exception, raw: bytes) -> Refused:
         try:
             raw.decode()
         except UnicodeDecodeError as whole:  # the decoder's own count starts at the string
-            return Refused("not_utf8", f"The text is not UTF-8 at byte {whole.start}.")
+            return RequestError("not_utf8", f"The text is not UTF-8 at byte {whole.start}.")
     if isinstance(error, msgspec.ValidationError):
         return _out_of_range()
-    return Refused("not_json", f"{error}.")
+    return RequestError("not_json", f"{error}.")
 
 
-def _too_deep() -> Refused:
-    return Refused("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+def _too_deep() -> RequestError:
+    return RequestError("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
 
 
-def _out_of_range() -> Refused:
-    return Refused("number_out_of_range", "A number lies beyond a 64-bit float.")
+def _out_of_range() -> RequestError:
+    return RequestError("number_out_of_range", "A number lies beyond a 64-bit float.")
 
 
 MAX_DEPTH = 100
 MAX_PARTS = 1_000_000  # commas and lines: each part that is taken out costs memory
 MAX_DIGITS = 309  # of a 64-bit float before the point
-_zeros = bytes.maketrans(b"123456789", b"000000000")
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _decode = msgspec.json.Decoder().decode
-MENDED = "characters that no database holds became U+FFFD"
-_escape = re.compile(
+REPAIRED_NOTE = "characters that no database holds became U+FFFD"
+_ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair: one character
     rb"|(?P<lone>\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2}))"
     rb"|\\."
 )
 
 
-def mend(raw: bytes) -> bytes:
+def repair(raw: bytes) -> bytes:
     """The JSON text with escaped NUL and lone surrogates turned into U+FFFD."""
-    return _escape.sub(lambda m: b"\\ufffd" if m["lone"] else m[0], raw)
+    return _ESCAPE.sub(lambda m: b"\\ufffd" if m["lone"] else m[0], raw)
 
 
-def _nested(levels: int) -> Any:
+def _nested_type(levels: int) -> Any:
     """The type of JSON with so many levels at most, its whole numbers of 64 bits."""
     whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
     single = None | bool | whole | float | str
-    found: Any = single
+    json_type: Any = single
     for _ in range(levels):  # each doubles what the decoder is made of
-        found = single | list[found] | dict[str, found]
-    return found
+        json_type = single | list[json_type] | dict[str, json_type]
+    return json_type
 
 
 # as nearly all events are: what it takes needs no look for depth or for digits
-_decode_usual = msgspec.json.Decoder(_nested(8)).decode
+_decode_usual = msgspec.json.Decoder(_nested_type(8)).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def value(raw: bytes) -> tuple[Any, bytes, str]:
+def parse_value(raw: bytes) -> tuple[Any, bytes, str]:
     """JSON text checked to its last value: what it says, its text, and a note if it was mended.
 
     Raises `Refused` for what is no JSON or nested too deep, and for numbers beyond a 64-bit float,
@@ -174,68 +174,70 @@ def value(raw: bytes) -> tuple[Any, bytes, str]:
             return _decode_usual(raw), raw, ""
         except _UNREADABLE:
             pass
-    return unusual(raw)
+    return parse_unusual(raw)
 
 
-def unusual(raw: bytes) -> tuple[Any, bytes, str]:
+def parse_unusual(raw: bytes) -> tuple[Any, bytes, str]:
     """What `value` says of a text, by looking at all that can be odd in it."""
-    text = mend(raw) if b"\\u0000" in raw else raw
+    text = repair(raw) if b"\\u0000" in raw else raw
     try:
         try:
-            seen = _decode(text)
+            value = _decode(text)
         except (msgspec.ValidationError, UnicodeDecodeError):
             raise
         except msgspec.DecodeError:
-            if (text := mend(raw)) == raw:
+            if (text := repair(raw)) == raw:
                 raise
-            seen = _decode(text)
+            value = _decode(text)
     except _UNREADABLE as error:
-        raise not_json(error, raw) from None
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and not _shallow(seen, MAX_DEPTH):
+        raise json_error(error, raw) from None
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and not _is_shallow(value, MAX_DEPTH):
         raise _too_deep()
-    if digits(text, MAX_DIGITS + 1) and not _small(seen):
+    if has_digit_run(text, MAX_DIGITS + 1) and not _is_in_range(value):
         raise _out_of_range()
-    return seen, text, "" if text is raw or text == raw else MENDED
+    return value, text, "" if text is raw or text == raw else REPAIRED_NOTE
 
 
-def digits(text: bytes, count: int) -> bool:
+def has_digit_run(text: bytes, count: int) -> bool:
     """Whether so many digits stand in a row."""
     step = count // 10  # looking at a tenth of the text first is enough for nearly all
-    if len(text) < count or b"0" * (count // step - 1) not in text[::step].translate(_zeros):
+    if len(text) < count or b"0" * (count // step - 1) not in text[::step].translate(
+        _DIGITS_TO_ZERO
+    ):
         return False
-    return b"0" * count in text.translate(_zeros)
+    return b"0" * count in text.translate(_DIGITS_TO_ZERO)
 
 
-def _shallow(seen: Any, levels: int) -> bool:
-    if not isinstance(seen, list | dict):
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, list | dict):
         return True
-    inner = seen.values() if isinstance(seen, dict) else seen
-    return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(each, levels - 1) for each in inner)
 
 
-def _small(seen: Any) -> bool:
-    if isinstance(seen, int):
-        return -_LARGEST <= seen <= _LARGEST
-    if isinstance(seen, list | dict):
-        return all(map(_small, seen.values() if isinstance(seen, dict) else seen))
+def _is_in_range(value: Any) -> bool:
+    if isinstance(value, int):
+        return -_LARGEST <= value <= _LARGEST
+    if isinstance(value, list | dict):
+        return all(map(_is_in_range, value.values() if isinstance(value, dict) else value))
     return True
 
 
 _LARGEST = int(sys.float_info.max)
 
 
-def _kept(number: str) -> Decimal:
-    kept = Decimal(number)
-    if kept.as_tuple().exponent < -16_383:  # type: ignore[operator]
+def _exact_decimal(number: str) -> Decimal:
+    decimal = Decimal(number)
+    if decimal.as_tuple().exponent < -16_383:  # type: ignore[operator]
         raise ValueError
-    return kept
+    return decimal
 
 
-_precise = msgspec.json.Decoder(float_hook=_kept).decode
+_decode_precise = msgspec.json.Decoder(float_hook=_exact_decimal).decode
 _encode = msgspec.json.Encoder(decimal_format="number", order="sorted").encode
 
 
-def canonical(text: bytes) -> bytes:
+def normalize_json(text: bytes) -> bytes:
     """Checked JSON written once more: one for equal values, whatever the order of their keys.
 
     Repeated keys are folded (the last wins), numbers stay as sent.
@@ -243,9 +245,9 @@ def canonical(text: bytes) -> bytes:
     Raises `Refused` for a number with more decimal places than PostgreSQL's numeric has.
     """
     try:
-        return _encode(_precise(text))
+        return _encode(_decode_precise(text))
     except (ValueError, ArithmeticError, msgspec.MsgspecError):
-        raise Refused(
+        raise RequestError(
             "number_out_of_range", "A number has more than 16,383 decimal places."
         ) from None
 
@@ -253,23 +255,23 @@ def canonical(text: bytes) -> bytes:
 _exact = Context(prec=20_000)  # the default would round after 28 digits
 
 
-def _equal(number: str) -> int | Decimal:
-    kept = _kept(number)
-    return int(kept) if kept == kept.to_integral_value() else kept.normalize(_exact)
+def _comparable_number(number: str) -> int | Decimal:
+    decimal = _exact_decimal(number)
+    return int(decimal) if decimal == decimal.to_integral_value() else decimal.normalize(_exact)
 
 
-_comparable = msgspec.json.Decoder(float_hook=_equal).decode
+_decode_comparable = msgspec.json.Decoder(float_hook=_comparable_number).decode
 
 
-def same(text: str, other: str) -> bool:
+def json_equal(text: str, other: str) -> bool:
     """Whether two canonical texts are equal as PostgreSQL compares jsonb: 1E2 is 100."""
-    return text == other or _encode(_comparable(text)) == _encode(_comparable(other))
+    return text == other or _encode(_decode_comparable(text)) == _encode(_decode_comparable(other))
 
 
-_any = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def documents(body: bytes, content_type: str) -> list[bytes]:
+def split_documents(body: bytes, content_type: str) -> list[bytes]:
     """The JSON texts of a body: one, or one a line.
 
     It is one a line when the content type says so, or when the first line is a whole JSON value
@@ -277,49 +279,53 @@ def documents(body: bytes, content_type: str) -> list[bytes]:
     by whoever reads them.
     """
     if len(body) > MAX_PARTS and body.count(b",") + body.count(b"\n") > MAX_PARTS:
-        raise Refused("too_many", "The body has too many parts; send fewer events at once.", 413)
+        raise RequestError(
+            "too_many", "The body has too many parts; send fewer events at once.", 413
+        )
     if content_type == NDJSON:
-        return lines(body)
+        return split_lines(body)
     try:
-        _any(body)
+        _decode_raw(body)
     except _UNREADABLE as error:
-        several = lines(body)
+        several = split_lines(body)
         if len(several) > 1 and _is_json(several[0]):
             return several
         if not _is_json(body):
-            raise not_json(error, body) from None
+            raise json_error(error, body) from None
     return [body.strip()]
 
 
-def lines(body: bytes) -> list[bytes]:
+def split_lines(body: bytes) -> list[bytes]:
     return [line for line in (line.strip() for line in body.split(b"\n")) if line]
 
 
 def _is_json(text: bytes) -> bool:
     try:
-        _any(mend(text))
+        _decode_raw(repair(text))
     except _UNREADABLE:
         return False
     return True
 
 
-def mending(read: Callable[[bytes], list[bytes]], document: bytes) -> tuple[list[bytes], bool]:
+def split_repaired(
+    read: Callable[[bytes], list[bytes]], document: bytes
+) -> tuple[list[bytes], bool]:
     """What `read` finds in a text, or in the mended text where it cannot read it as it is.
 
     A lone surrogate anywhere keeps JSON from being taken apart. The flag tells that it was mended.
     """
     try:
         return read(document), False
-    except Refused:
-        if (mended := mend(document)) == document:
+    except RequestError:
+        if (repaired := repair(document)) == document:
             raise
-        return read(mended), True
+        return read(repaired), True
 
 
 def require_json(content_type: str) -> None:
     """Raises `Refused` (415) unless the content type is one that carries JSON."""
     if content_type not in {"", "application/json", NDJSON, "text/plain"}:
-        raise Refused(
+        raise RequestError(
             "content_type",
             "This Content-Type is not read; use application/json or application/x-ndjson.",
             415,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ingest.events import Refused
+from ingest.events import RequestError
 
 MAX_TEXT = 255  # characters of an id or a name
 
@@ -10,10 +10,10 @@ MAX_TEXT = 255  # characters of an id or a name
 MAX_URL = 2048
 
 
-def bounded_text(found: Any, limit: int = MAX_TEXT) -> str:
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)
-    return found if isinstance(found, str) and len(found) <= limit else ""
+def bounded_text(value: Any, limit: int = MAX_TEXT) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return value if isinstance(value, str) and len(value) <= limit else ""
 
 
 MAX_TEXT = 255  # characters of an id or a name
@@ -28,15 +28,15 @@ def identifier(
     longest: int = MAX_TEXT,
 ) -> str:
     """An id or a name as text; "" where it is missing. Raises `Refused`, naming the field."""
-    found = source.get(field)
-    if isinstance(found, str) and 0 < len(found) <= longest:  # nearly always
-        return found
-    if found is None:
-        found = ""
-    elif isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)  # some senders write numeric ids
-    if not isinstance(found, str) or len(found) > longest or (required and not found):
-        raise Refused(
+    value = source.get(field)
+    if isinstance(value, str) and 0 < len(value) <= longest:  # nearly always
+        return value
+    if value is None:
+        value = ""
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # some senders write numeric ids
+    if not isinstance(value, str) or len(value) > longest or (required and not value):
+        raise RequestError(
             where + field, f"{where}{field} must be a text of up to {longest} characters."
         )
-    return found
+    return value

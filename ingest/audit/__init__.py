@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from ingest.models import LedgerEntry
+from ingest.models import AuditEvent
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class Actor:
     address: str = ""  # shortened
 
 
-SERVICE = Actor("service")
-acting: ContextVar[Actor] = ContextVar("acting", default=SERVICE)
+SERVICE_ACTOR = Actor("service")
+current_actor: ContextVar[Actor] = ContextVar("acting", default=SERVICE_ACTOR)
 
 
 def record(
     action: str, *, channel: str = "", subject: str = "", outcome: str = "done", **details: Any
 ) -> None:
     """Writes down what the acting one did; called inside the transaction of the act."""
-    actor = acting.get()
-    LedgerEntry.objects.create(
+    actor = current_actor.get()
+    AuditEvent.objects.create(
         action=action,
         outcome=outcome,
         actor=actor.name[:255],
@@ -42,7 +42,7 @@ def record(
     )
 
 
-def shortened(address: str) -> str:
+def truncate_address(address: str) -> str:
     """The network an address lies in: /24, or /48 for IPv6; empty for what is no address."""
     try:
         ip = ip_address(address)

@@ -10,19 +10,19 @@ from django.http import HttpRequest, HttpResponse
 from ingest import audit
 
 
-class Personal(admin.ModelAdmin):
+class AuditedAdmin(admin.ModelAdmin):
     """Each view is recorded before it is shown, in the channel of whom it shows.
 
-    `lists_people` where already the list names them.
+    `is_list_audited` where already the list names them.
     """
 
-    lists_people = False
+    is_list_audited = False
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
         row = super().get_object(request, object_id, from_field)
         if row is not None and self.has_view_or_change_permission(request, row):
             audit.record(
-                "personal.viewed",
+                "personal_data.viewed",
                 channel=row.channel.identifier,
                 subject=f"{self.opts.model_name} {row.pk}",
             )
@@ -31,16 +31,16 @@ class Personal(admin.ModelAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        answer = super().changelist_view(request, extra_context)
-        shown = getattr(answer, "context_data", {}).get("cl")
-        if self.lists_people and shown is not None:
-            found = Counter(row.channel.identifier for row in shown.result_list)
+        response = super().changelist_view(request, extra_context)
+        changelist = getattr(response, "context_data", {}).get("cl")
+        if self.is_list_audited and changelist is not None:
+            rows_by_channel = Counter(row.channel.identifier for row in changelist.result_list)
             with transaction.atomic():
-                for channel, rows in sorted(found.items()):
+                for channel, rows in sorted(rows_by_channel.items()):
                     audit.record(
-                        "personal.viewed",
+                        "personal_data.viewed",
                         channel=channel,
                         subject=f"{self.opts.model_name} list",
                         rows=rows,
                     )
-        return answer
+        return response

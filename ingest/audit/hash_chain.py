@@ -13,24 +13,24 @@ from datetime import UTC, date, datetime, time, timedelta
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from ingest.models import LedgerEntry, LedgerSeal
+from ingest.models import AuditDigest, AuditEvent
 
 log = logging.getLogger(__name__)
 _DAY = timedelta(days=1)
-FIELDS = ("id", "at", "action", "outcome", "actor", "key", "channel", "subject", "address")
+DIGESTED_FIELDS = ("id", "at", "action", "outcome", "actor", "key", "channel", "subject", "address")
 
 
-def seal_days(now: datetime | None = None) -> int:
+def digest_days(now: datetime | None = None) -> int:
     """Seals the days before today that are not sealed; how many. Two at once make one seal."""
     today = (now or timezone.now()).astimezone(UTC).date()
-    last = LedgerSeal.objects.order_by("-day").first()
-    day = last.day + _DAY if last else _first_day()
+    last = AuditDigest.objects.order_by("-day").first()
+    day = last.day + _DAY if last else _fetch_first_day()
     count = 0
     while day is not None and day < today:
-        entries, digest = _digest(day, last.digest if last else "")
+        entries, digest = _digest_day(day, last.digest if last else "")
         try:
             with transaction.atomic():
-                last = LedgerSeal.objects.create(
+                last = AuditDigest.objects.create(
                     day=day,
                     entries=entries,
                     previous=last.digest if last else "",
@@ -38,48 +38,48 @@ def seal_days(now: datetime | None = None) -> int:
                 )
         except IntegrityError:  # another was first
             return count
-        log.info("ledger.sealed day=%s entries=%s digest=%s", day, entries, digest)
+        log.info("audit.day_digested day=%s entries=%s digest=%s", day, entries, digest)
         day += _DAY
         count += 1
     return count
 
 
-def faults() -> Iterator[str]:
+def find_mismatches() -> Iterator[str]:
     """What does not agree with the seals, in sentences; nothing where all does.
 
     The first seal that there is begins the chain: older ones may have been exported and dropped.
     """
-    previous: LedgerSeal | None = None
-    first = _first_day()
-    for seal in LedgerSeal.objects.order_by("day").iterator():
-        if previous is None and first is not None and first < seal.day:
+    previous: AuditDigest | None = None
+    first = _fetch_first_day()
+    for stored in AuditDigest.objects.order_by("day").iterator():
+        if previous is None and first is not None and first < stored.day:
             yield f"{first}: there are entries from before the first seal."
-        if previous is not None and seal.day != previous.day + _DAY:
-            yield f"{seal.day}: the seals of the days before it are missing."
-        elif previous is not None and seal.previous != previous.digest:
-            yield f"{seal.day}: does not follow the seal of the day before."
-        entries, digest = _digest(seal.day, seal.previous)
-        if entries != seal.entries:
-            yield f"{seal.day}: sealed with {seal.entries} entries, there are {entries}."
-        elif digest != seal.digest:
-            yield f"{seal.day}: an entry is not as it was sealed."
-        previous = seal
+        if previous is not None and stored.day != previous.day + _DAY:
+            yield f"{stored.day}: the seals of the days before it are missing."
+        elif previous is not None and stored.previous != previous.digest:
+            yield f"{stored.day}: does not follow the seal of the day before."
+        entries, digest = _digest_day(stored.day, stored.previous)
+        if entries != stored.entries:
+            yield f"{stored.day}: sealed with {stored.entries} entries, there are {entries}."
+        elif digest != stored.digest:
+            yield f"{stored.day}: an entry is not as it was sealed."
+        previous = stored
 
 
-def _first_day() -> date | None:
-    first = LedgerEntry.objects.order_by("at", "id").first()
+def _fetch_first_day() -> date | None:
+    first = AuditEvent.objects.order_by("at", "id").first()
     return first.at.astimezone(UTC).date() if first else None
 
 
-def _digest(day: date, previous: str) -> tuple[int, str]:
+def _digest_day(day: date, previous: str) -> tuple[int, str]:
     """(entries, SHA-256 over the seal before and each entry in JSON, by id)."""
-    begin = datetime.combine(day, time.min, UTC)
-    found = LedgerEntry.objects.filter(at__gte=begin, at__lt=begin + _DAY).order_by("id")
+    begins_at = datetime.combine(day, time.min, UTC)
+    rows = AuditEvent.objects.filter(at__gte=begins_at, at__lt=begins_at + _DAY).order_by("id")
     digest = hashlib.sha256(f"{previous}\n{day}\n".encode())
     count = 0
-    for row in found.values_list(*FIELDS, "details").iterator():
-        pk, at, *rest = row
-        told = [pk, at.astimezone(UTC).isoformat(timespec="microseconds"), *rest]
-        digest.update(json.dumps(told, sort_keys=True).encode() + b"\n")
+    for row in rows.values_list(*DIGESTED_FIELDS, "details").iterator():
+        pk, recorded_at, *rest = row
+        values = [pk, recorded_at.astimezone(UTC).isoformat(timespec="microseconds"), *rest]
+        digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
         count += 1
     return count, digest.hexdigest()

@@ -19,75 +19,88 @@ from django.utils import timezone
 from ingest import audit
 from ingest.audit import Actor
 from ingest.limits import token_bucket
-from ingest.models import Refusal
+from ingest.models import AuthFailureCount
 
 log = logging.getLogger(__name__)
-EVERY_SECONDS = 10.0
+FLUSH_SECONDS = 10.0
 MAX_NETWORKS = 1000  # told apart between two writes; the rest is counted without address
-_LATE = timedelta(minutes=2)  # for what is still on its way from a process
+_ROLL_UP_DELAY = timedelta(minutes=2)  # for what is still on its way from a process
 _lock = threading.Lock()
-_counted: Counter[tuple[datetime, str, str]] = Counter()
-_written = 0.0
-_ADD = """
-INSERT INTO ingest_refusal (hour, action, address, count) VALUES (%s, %s, %s, %s)
-ON CONFLICT (hour, action, address) DO UPDATE SET count = ingest_refusal.count + excluded.count
+_pending: Counter[tuple[datetime, str, str]] = Counter()
+_flushed_at = 0.0
+_ADD_SQL = """
+INSERT INTO ingest_authfailurecount (hour, action, address, count) VALUES (%s, %s, %s, %s)
+ON CONFLICT (hour, action, address) DO UPDATE SET count = ingest_authfailurecount.count + excluded.count
 """
 
 
-def count(action: str, request: HttpRequest | None) -> None:
+def count_failure(action: str, request: HttpRequest | None) -> None:
     """One more; what was tried is not kept, it may be a secret with one letter wrong."""
-    address = audit.shortened(token_bucket.address(request)) if request is not None else ""
+    address = (
+        audit.truncate_address(token_bucket.get_client_address(request))
+        if request is not None
+        else ""
+    )
     hour = timezone.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     with _lock:
-        if len(_counted) >= MAX_NETWORKS and (hour, action, address) not in _counted:
+        if len(_pending) >= MAX_NETWORKS and (hour, action, address) not in _pending:
             address = ""
-        _counted[hour, action, address] += 1
+        _pending[hour, action, address] += 1
 
 
 def flush_when_due(**_: Any) -> None:
     """At the end of any request, so also of a probe's."""
-    if _counted and time.monotonic() - _written >= EVERY_SECONDS:
-        flush()
+    if _pending and time.monotonic() - _flushed_at >= FLUSH_SECONDS:
+        flush_counts()
         if not connection.in_atomic_block:
             close_old_connections()  # Django has closed those of this request before
 
 
-def flush() -> None:
+def flush_counts() -> None:
     """Adds what this process counted to the hour's rows; what the database does not take, later."""
-    global _written
+    global _flushed_at
     with _lock:
-        _written = time.monotonic()
-        taken = dict(_counted)
-        _counted.clear()
-    when = connection.ops.adapt_datetimefield_value
+        _flushed_at = time.monotonic()
+        pending = dict(_pending)
+        _pending.clear()
+    adapt_datetime = connection.ops.adapt_datetimefield_value
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.executemany(
-                _ADD, [[when(hour), action, address, n] for (hour, action, address), n
-                       in sorted(taken.items())]
+                _ADD_SQL, [[adapt_datetime(hour), action, address, n] for (hour, action, address), n
+                       in sorted(pending.items())]
             )  # fmt: skip
     except DatabaseError:
-        log.warning("refusals.not_written networks=%s", len(taken))
+        log.warning("auth_failures.flush_failed networks=%s", len(pending))
         with _lock:
-            _counted.update(taken)
+            _pending.update(pending)
 
 
-def settle(now: datetime | None = None) -> int:
+def roll_up(now: datetime | None = None) -> int:
     """Moves the hours that are over into the ledger; how many entries that made."""
-    over = (now or timezone.now()) - timedelta(hours=1) - _LATE
-    settled = 0
-    for row in Refusal.objects.filter(hour__lte=over).order_by("hour", "id")[:MAX_NETWORKS]:
+    rolled_before = (now or timezone.now()) - timedelta(hours=1) - _ROLL_UP_DELAY
+    recorded = 0
+    for row in AuthFailureCount.objects.filter(hour__lte=rolled_before).order_by("hour", "id")[
+        :MAX_NETWORKS
+    ]:
         with transaction.atomic():
-            held = Refusal.objects.select_for_update(skip_locked=True).filter(pk=row.pk).first()
-            if held is None:
+            counted = (
+                AuthFailureCount.objects.select_for_update(skip_locked=True)
+                .filter(pk=row.pk)
+                .first()
+            )
+            if counted is None:
                 continue
-            token = audit.acting.set(Actor("unknown", address=held.address))
+            token = audit.current_actor.set(Actor("unknown", address=counted.address))
             try:
                 audit.record(
-                    held.action, outcome="refused", hour=held.hour.isoformat(), count=held.count
+                    counted.action,
+                    outcome="refused",
+                    hour=counted.hour.isoformat(),
+                    count=counted.count,
                 )
             finally:
-                audit.acting.reset(token)
-            held.delete()
-        settled += 1
-    return settled
+                audit.current_actor.reset(token)
+            counted.delete()
+        recorded += 1
+    return recorded

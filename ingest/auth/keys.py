@@ -23,8 +23,8 @@ from rest_framework.request import Request
 from ingest import audit, logs
 from ingest.audit import Actor
 from ingest.auth import failures
-from ingest.db.prepared import asked
-from ingest.events import Refused
+from ingest.db.prepared import fetch_all
+from ingest.events import RequestError
 from ingest.limits import rate_limits, token_bucket
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
 from ingest.tenancy import session
@@ -34,7 +34,7 @@ _PREFIX = "exh_"
 _PUBLIC, _SECRET, _CHECK = 8, 43, 6
 
 
-class Denied(Refused):
+class AccessDenied(RequestError):
     """401 or 403, with the reason in words."""
 
 
@@ -50,19 +50,21 @@ class Caller:
 
     def require(self, scope: str) -> None:
         if scope not in self.scopes:
-            raise Denied("forbidden", f"This key lacks the scope '{scope}'.", 403)
+            raise AccessDenied("forbidden", f"This key lacks the scope '{scope}'.", 403)
 
-    def channel(self, asked: str | None) -> tuple[int, str]:
+    def resolve_channel(self, requested: str | None) -> tuple[int, str]:
         """(id, identifier) of the channel that `X-Channel-ID` names, or of the only one."""
-        if asked is None:
+        if requested is None:
             if len(self.channels) != 1:
-                raise Denied("forbidden", "X-Channel-ID is missing in request header.", 403)
-            asked = next(iter(self.channels))
-        if asked not in self.channels:
-            raise Denied("forbidden", "This key is not authorized for the given X-Channel-ID.", 403)
-        session.narrow(self.channels[asked])
-        logs.tell(channel=asked)
-        return self.channels[asked], asked
+                raise AccessDenied("forbidden", "X-Channel-ID is missing in request header.", 403)
+            requested = next(iter(self.channels))
+        if requested not in self.channels:
+            raise AccessDenied(
+                "forbidden", "This key is not authorized for the given X-Channel-ID.", 403
+            )
+        session.narrow_to_channel(self.channels[requested])
+        logs.bind(channel=requested)
+        return self.channels[requested], requested
 
 
 @transaction.atomic
@@ -78,16 +80,18 @@ def create_key(
     Raises `ValueError` for an unknown scope, no channel, `ingest` beside one that reads people, or
     what is no network.
     """
-    asked = sorted(set(scopes))
+    requested_scopes = sorted(set(scopes))
     channels = list(channels)
-    if unknown := set(asked) - set(ApiKey.SCOPES):
+    if unknown := set(requested_scopes) - set(ApiKey.SCOPES):
         raise ValueError(f"Unknown scope {', '.join(sorted(unknown))}: {', '.join(ApiKey.SCOPES)}.")
-    if not asked or not channels:
+    if not requested_scopes or not channels:
         raise ValueError("A key needs a scope and a channel.")
     for stronger in ("export:private", "pull", "erase", "audit"):
-        if {"ingest", stronger} <= set(asked):
+        if {"ingest", stronger} <= set(requested_scopes):
             raise ValueError(f"ingest and {stronger} never go on one key; make two.")
-    row, text = _made(name, " ".join(asked), channels, expires_at, network_list(networks))
+    row, text = _insert_key(
+        name, " ".join(requested_scopes), channels, expires_at, normalize_networks(networks)
+    )
     for channel in channels:
         audit.record(
             "key.created", channel=channel.identifier, subject=row.public_id, scopes=row.scopes
@@ -95,15 +99,15 @@ def create_key(
     return row, text
 
 
-def _made(
+def _insert_key(
     name: str, scopes: str, channels: list[Channel], expires_at: datetime | None, networks: str
 ) -> tuple[ApiKey, str]:
-    text = _random(_PUBLIC) + "_" + _random(_SECRET)
-    text = _PREFIX + text + _checksum(text)
+    text = _random_text(_PUBLIC) + "_" + _random_text(_SECRET)
+    text = _PREFIX + text + _compute_checksum(text)
     row = ApiKey.objects.create(
         name=name,
-        public_id=_public_id(text),
-        digest=_digest(text),
+        public_id=_extract_public_id(text),
+        digest=_digest_secret(text),
         scopes=scopes,
         expires_at=expires_at,
         networks=networks,
@@ -112,11 +116,11 @@ def _made(
     return row, text
 
 
-GRACE = timedelta(hours=24)  # how long a key goes on beside its successor
+ROTATION_GRACE = timedelta(hours=24)  # how long a key goes on beside its successor
 
 
 @transaction.atomic
-def rotate_key(key: ApiKey, grace: timedelta = GRACE) -> tuple[ApiKey, str]:
+def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, str]:
     """A successor that may do the same, and its text; the old key ends after `grace`.
 
     A key that was made for some days has a successor for as many. Raises `ValueError` for a key
@@ -128,7 +132,7 @@ def rotate_key(key: ApiKey, grace: timedelta = GRACE) -> tuple[ApiKey, str]:
         raise ValueError(f"{old} is revoked or expired; make a new key.")
     expires_at = None if old.expires_at is None else now + (old.expires_at - old.created_at)
     channels = list(old.channels.all())
-    row, text = _made(old.name, old.scopes, channels, expires_at, old.networks)
+    row, text = _insert_key(old.name, old.scopes, channels, expires_at, old.networks)
     old.expires_at = min(old.expires_at or now + grace, now + grace)
     old.save(update_fields=["expires_at"])
     for channel in channels:
@@ -153,20 +157,20 @@ def revoke_key(key: ApiKey) -> bool:
     return True
 
 
-def network_list(said: str) -> str:
+def normalize_networks(networks: str) -> str:
     """Networks as they are kept. Raises `ValueError` with the remedy for what is none."""
-    found = []
-    for word in said.replace(",", " ").split():
+    normalized = []
+    for network in networks.replace(",", " ").split():
         try:
-            found.append(str(ip_network(word)))
+            normalized.append(str(ip_network(network)))
         except ValueError:
             raise ValueError(
-                f"'{word}' is no network; write 203.0.113.0/24 or 2001:db8::/32."
+                f"'{network}' is no network; write 203.0.113.0/24 or 2001:db8::/32."
             ) from None
-    return " ".join(found)
+    return " ".join(normalized)
 
 
-def _lies_in(address: str, networks: str) -> bool:
+def _is_in_networks(address: str, networks: str) -> bool:
     try:
         ip = ip_address(address)
     except ValueError:
@@ -175,8 +179,8 @@ def _lies_in(address: str, networks: str) -> bool:
     return any(ip in ip_network(network) for network in networks.split())
 
 
-USED_EVERY = timedelta(minutes=1)  # how exactly the last use is known
-_KEY = """
+LAST_USED_RESOLUTION = timedelta(minutes=1)  # how exactly the last use is known
+_KEY_SQL = """
 SELECT k.id, k.name, k.digest, k.scopes, k.last_used_at IS NULL OR k.last_used_at < %s,
        c.identifier, c.id, k.networks
 FROM ingest_apikey k
@@ -186,7 +190,7 @@ WHERE k.public_id = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.e
 """
 
 
-def identify(request: HttpRequest | Request) -> Caller:
+def authenticate(request: HttpRequest | Request) -> Caller:
     """The caller behind `Authorization: Bearer` or `X-API-Key`, who acts from here on.
 
     Raises `Denied` (401, or 403 from where the key may not be used), and `Limited` (429) where the
@@ -197,30 +201,35 @@ def identify(request: HttpRequest | Request) -> Caller:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         text = token.strip()
-    with rate_limits.guessing(plain, text):
-        found = _caller(plain, text)
-    rate_limits.count(plain, f"key:{found.key_id}")
-    return found
+    with rate_limits.throttle_auth_failures(plain, text):
+        caller = _verify_key(plain, text)
+    rate_limits.count_call(plain, f"key:{caller.key_id}")
+    return caller
 
 
-def _caller(request: HttpRequest, text: str) -> Caller:
+def _verify_key(request: HttpRequest, text: str) -> Caller:
     if not text or not text.isascii():
-        raise Denied("unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401)
+        raise AccessDenied(
+            "unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401
+        )
     now = timezone.now()
-    when = connection.ops.adapt_datetimefield_value
-    rows = asked(_KEY, [when(now - USED_EVERY), _public_id(text), when(now)])
+    adapt_datetime = connection.ops.adapt_datetimefield_value
+    rows = fetch_all(
+        _KEY_SQL,
+        [adapt_datetime(now - LAST_USED_RESOLUTION), _extract_public_id(text), adapt_datetime(now)],
+    )
     digest = rows[0][2] if rows else ""
     # always compared, so that an unknown id takes no less time
-    if not is_secret(digest, text) or not rows:
-        failures.count("key.refused", request)
-        raise Denied("unauthorized", "The key is unknown, expired or revoked.", 401)
-    key_id, name, _, scopes, is_long_ago, _, _, networks = rows[0]
-    if networks and not _lies_in(token_bucket.address(request), networks):
-        failures.count("key.refused", request)
-        raise Denied("forbidden", "This key may not be used from this address.", 403)
-    if is_long_ago:  # its digest too: an older pepper is needed no more
-        ApiKey.objects.filter(pk=key_id).update(last_used_at=now, digest=_digest(text))
-    acts(request, name, _public_id(text))
+    if not verify_secret(digest, text) or not rows:
+        failures.count_failure("key.rejected", request)
+        raise AccessDenied("unauthorized", "The key is unknown, expired or revoked.", 401)
+    key_id, name, _, scopes, is_last_use_old, _, _, networks = rows[0]
+    if networks and not _is_in_networks(token_bucket.get_client_address(request), networks):
+        failures.count_failure("key.rejected", request)
+        raise AccessDenied("forbidden", "This key may not be used from this address.", 403)
+    if is_last_use_old:  # its digest too: an older pepper is needed no more
+        ApiKey.objects.filter(pk=key_id).update(last_used_at=now, digest=_digest_secret(text))
+    set_actor(request, name, _extract_public_id(text))
     return Caller(
         key_id=key_id,
         name=name,
@@ -229,19 +238,19 @@ def _caller(request: HttpRequest, text: str) -> Caller:
     )
 
 
-def acts(request: HttpRequest | Request, name: str, key: str = "") -> None:
+def set_actor(request: HttpRequest | Request, name: str, key: str = "") -> None:
     """Names who was let in, for the ledger; put into words only where something is recorded."""
     http = request._request if isinstance(request, Request) else request
     if key:
-        logs.tell(caller=key)
+        logs.bind(caller=key)
 
     def actor() -> Actor:
-        return Actor(name, key, audit.shortened(token_bucket.address(http)))
+        return Actor(name, key, audit.truncate_address(token_bucket.get_client_address(http)))
 
-    audit.acting.set(cast(Actor, SimpleLazyObject(actor)))
+    audit.current_actor.set(cast(Actor, SimpleLazyObject(actor)))
 
 
-def caller(request: Request) -> Caller:
+def get_caller(request: Request) -> Caller:
     """Who `KeyAuthentication` let in."""
     return cast(Caller, request.user)
 
@@ -250,10 +259,12 @@ class KeyAuthentication(BaseAuthentication):
     """DRF's door to `identify`; behind it stands the second wall."""
 
     def authenticate(self, request: HttpRequest | Request) -> tuple[Caller, None]:
-        found = identify(request)
-        asked = found.channels.get(request.headers.get("X-Channel-ID", ""))
-        session.enter(found.channels.values() if asked is None else [asked])
-        return found, None
+        caller = authenticate(request)
+        channel_id = caller.channels.get(request.headers.get("X-Channel-ID", ""))
+        session.restrict_to_channels(
+            caller.channels.values() if channel_id is None else [channel_id]
+        )
+        return caller, None
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
@@ -263,22 +274,22 @@ class HasScope(BasePermission):
     """The view's `scope` must be among the key's."""
 
     def has_permission(self, request: Request, view: object) -> bool:
-        caller(request).require(view.scope)  # type: ignore[attr-defined]
+        get_caller(request).require(view.scope)  # type: ignore[attr-defined]
         return True
 
 
-def channel(identifier: str) -> Channel:
+def get_or_create_channel(identifier: str) -> Channel:
     """The channel of that id, made where it is new. Raises Django's `ValidationError`."""
-    found = Channel.objects.filter(identifier=identifier).first()
-    if found is None:
-        found = Channel(identifier=identifier)
-        found.full_clean()
-        found.save()
-    return found
+    channel = Channel.objects.filter(identifier=identifier).first()
+    if channel is None:
+        channel = Channel(identifier=identifier)
+        channel.full_clean()
+        channel.save()
+    return channel
 
 
 @dataclass(frozen=True)
-class Sender:
+class RegisteredApplication:
     """An application that was accepted by its id."""
 
     id: int
@@ -291,7 +302,7 @@ class Sender:
     channel: str
 
 
-_SENDER = """
+_APPLICATION_SQL = """
 SELECT a.id, a.identifier, a.secret_digest, a.cookie_digest, a.strict_hash, a.allowed_origins,
        c.id, c.identifier
 FROM ingest_application a JOIN ingest_channel c ON c.id = a.channel_id
@@ -299,12 +310,12 @@ WHERE a.identifier = %s AND a.disabled_at IS NULL
 """
 
 
-def application(identifier: str) -> Sender:
+def fetch_application(identifier: str) -> RegisteredApplication:
     """The sender of that id. Raises `Denied` (403) for an unknown or disabled one."""
-    rows = asked(_SENDER, [identifier]) if re.match(IDENTIFIER, identifier) else []
+    rows = fetch_all(_APPLICATION_SQL, [identifier]) if re.match(IDENTIFIER, identifier) else []
     if not rows:
-        raise Denied("forbidden", "This application is not known here; register its id.", 403)
-    return Sender(*rows[0])
+        raise AccessDenied("forbidden", "This application is not known here; register its id.", 403)
+    return RegisteredApplication(*rows[0])
 
 
 def create_application(
@@ -314,30 +325,32 @@ def create_application(
 
     Raises `django.core.exceptions.ValidationError`.
     """
-    secret = _random(_SECRET)
-    made = Application(
+    secret = _random_text(_SECRET)
+    application = Application(
         identifier=identifier,
         channel=channel,
-        secret_digest=_digest(secret),
-        cookie_digest=_digest(cookie) if cookie else "",
+        secret_digest=_digest_secret(secret),
+        cookie_digest=_digest_secret(cookie) if cookie else "",
         **fields,
     )
-    made.full_clean()
-    made.save()
-    return made, secret
+    application.full_clean()
+    application.save()
+    return application, secret
 
 
-def is_secret(digest: str, secret: str) -> bool:
+def verify_secret(digest: str, secret: str) -> bool:
     """Whether a kept digest is that of the secret, under any of our peppers."""
-    kept = digest or "0" * 64
-    return any(hmac.compare_digest(kept, _digest(secret, pepper)) for pepper in _peppers())
+    expected = digest or "0" * 64
+    return any(
+        hmac.compare_digest(expected, _digest_secret(secret, pepper)) for pepper in _peppers()
+    )
 
 
-def _random(length: int) -> str:
+def _random_text(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-def _checksum(text: str) -> str:
+def _compute_checksum(text: str) -> str:
     """What lets a scanner of leaked secrets tell a real key from a look-alike."""
     number = binascii.crc32(text.encode())
     digits = ""
@@ -347,7 +360,7 @@ def _checksum(text: str) -> str:
     return digits
 
 
-def _public_id(text: str) -> str:
+def _extract_public_id(text: str) -> str:
     return text[len(_PREFIX) : len(_PREFIX) + _PUBLIC]
 
 
@@ -356,7 +369,7 @@ def _peppers() -> list[str]:
     return settings.KEY_PEPPER.split(",")
 
 
-def _digest(text: str, pepper: str | None = None) -> str:
+def _digest_secret(text: str, pepper: str | None = None) -> str:
     if pepper is None:
         pepper = _peppers()[0]
     return hmac.new(pepper.encode(), text.encode(), "sha256").hexdigest()

@@ -11,11 +11,11 @@ from django.http import HttpRequest
 from ingest import audit
 from ingest.models import ApiKey, Channel, Role
 
-Right = Literal["submit_response", "submit_private", "administer", "audit"]
-RIGHTS: tuple[Right, ...] = ("submit_response", "submit_private", "administer", "audit")
+Permission = Literal["submit_response", "submit_private", "administer", "audit"]
+PERMISSIONS: tuple[Permission, ...] = ("submit_response", "submit_private", "administer", "audit")
 # what a key's scope takes of who is given its text, so that no key may do more than they; what
 # is not here takes a superuser
-TAKES: dict[str, Right] = {
+SCOPE_REQUIRES: dict[str, Permission] = {
     "ingest": "administer",
     "export:response": "submit_response",
     "export:private": "submit_private",
@@ -24,24 +24,30 @@ TAKES: dict[str, Right] = {
 }
 
 
-def channels(user: AbstractBaseUser | AnonymousUser, right: Right | None = None) -> dict[str, int]:
+def permitted_channels(
+    user: AbstractBaseUser | AnonymousUser, permission: Permission | None = None
+) -> dict[str, int]:
     """The channels, id by identifier, where a person has that right, or any right at all."""
     if not user.is_authenticated or not user.is_active:
         return {}
-    found = Channel.objects.order_by("identifier")
+    rows = Channel.objects.order_by("identifier")
     if not getattr(user, "is_superuser", False):
-        asked: dict[str, object] = {"roles__group__user": user.pk}
-        if right:
-            asked[f"roles__{right}"] = True
-        found = found.filter(**asked).distinct()
-    return dict(found.values_list("identifier", "id"))
+        conditions: dict[str, object] = {"roles__group__user": user.pk}
+        if permission:
+            conditions[f"roles__{permission}"] = True
+        rows = rows.filter(**conditions).distinct()
+    return dict(rows.values_list("identifier", "id"))
 
 
-def may(user: AbstractBaseUser | AnonymousUser, right: Right, channel: str) -> bool:
-    return channel in channels(user, right)
+def has_permission(
+    user: AbstractBaseUser | AnonymousUser, permission: Permission, channel: str
+) -> bool:
+    return channel in permitted_channels(user, permission)
 
 
-def login_locked(credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
+def record_lockout(
+    credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any
+) -> None:
     """Writes down that no more passwords are taken for a name or from an address, once; that
     they were wrong is counted in `signals.py`.
 
@@ -52,37 +58,43 @@ def login_locked(credentials: dict[str, Any], request: HttpRequest | None = None
     if getattr(request, "axes_failures_since_start", None) is None:
         return  # was locked before it came
     name = str(credentials.get("username") or "")
-    people = get_user_model().objects.filter(username=name) if "\0" not in name else ()
-    audit.record("login.locked", subject=name if people else "", outcome="refused")
+    is_known_name = get_user_model().objects.filter(username=name) if "\0" not in name else ()
+    audit.record("login.locked", subject=name if is_known_name else "", outcome="refused")
 
 
-def rights(user: AbstractBaseUser | AnonymousUser, channel: str) -> tuple[int, frozenset[Right]]:
+def fetch_permissions(
+    user: AbstractBaseUser | AnonymousUser, channel: str
+) -> tuple[int, frozenset[Permission]]:
     """The channel's id and what a person may do there; (0, nothing) where there is no channel, or
     no right in it. One query."""
     if not user.is_authenticated or not user.is_active:
         return 0, frozenset()
     if getattr(user, "is_superuser", False):
-        found = Channel.objects.filter(identifier=channel).values_list("id", flat=True).first()
-        return (found, frozenset(RIGHTS)) if found else (0, frozenset())
+        channel_id = Channel.objects.filter(identifier=channel).values_list("id", flat=True).first()
+        return (channel_id, frozenset(PERMISSIONS)) if channel_id else (0, frozenset())
     roles = Role.objects.filter(group__user=user.pk, channel__identifier=channel)
-    rows = list(roles.values_list("channel_id", *RIGHTS))
+    rows = list(roles.values_list("channel_id", *PERMISSIONS))
     if not rows:
         return 0, frozenset()
-    held = [right for place, right in enumerate(RIGHTS, 1) if any(row[place] for row in rows)]
-    return rows[0][0], frozenset(held)
+    granted = [
+        permission
+        for column, permission in enumerate(PERMISSIONS, 1)
+        if any(row[column] for row in rows)
+    ]
+    return rows[0][0], frozenset(granted)
 
 
-def keys(rows: QuerySet[ApiKey], channel_ids: Collection[int]) -> QuerySet[ApiKey]:
+def filter_keys(rows: QuerySet[ApiKey], channel_ids: Collection[int]) -> QuerySet[ApiKey]:
     """Those that stand in none but these channels: what a key is told holds for all of its own."""
-    stands = ApiKey.channels.through.objects  # of this table PostgreSQL hides no row
-    mine = stands.filter(channel_id__in=channel_ids)
-    of_others = stands.exclude(channel_id__in=channel_ids)
-    return rows.filter(pk__in=mine.values("apikey_id")).exclude(
+    memberships = ApiKey.channels.through.objects  # of this table PostgreSQL hides no row
+    of_these = memberships.filter(channel_id__in=channel_ids)
+    of_others = memberships.exclude(channel_id__in=channel_ids)
+    return rows.filter(pk__in=of_these.values("apikey_id")).exclude(
         pk__in=of_others.values("apikey_id")
     )
 
 
-def beyond(user: AbstractBaseUser | AnonymousUser, key: ApiKey) -> str:
+def excess_scopes(user: AbstractBaseUser | AnonymousUser, key: ApiKey) -> str:
     """What a key may do that the person may not, in words; empty where there is nothing.
 
     Who sees the key has a right in each of its channels, so no wall hides one here.
@@ -90,9 +102,9 @@ def beyond(user: AbstractBaseUser | AnonymousUser, key: ApiKey) -> str:
     if getattr(user, "is_superuser", False):
         return ""
     for channel in key.channels.order_by("identifier"):
-        _, held = rights(user, channel.identifier)
+        _, granted = fetch_permissions(user, channel.identifier)
         for scope in key.scopes.split():
-            taken = TAKES.get(scope)
-            if taken not in held:
-                return f"in {channel}, {scope} takes {taken or 'a superuser'}"
+            required = SCOPE_REQUIRES.get(scope)
+            if required not in granted:
+                return f"in {channel}, {scope} takes {required or 'a superuser'}"
     return ""

@@ -24,7 +24,9 @@ class Column:
 
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_head = struct.Struct("!iiIii").pack  # dimensions, has NULL, element's type, length, first index
+_pack_header = struct.Struct(
+    "!iiIii"
+).pack  # dimensions, has NULL, element's type, length, first index
 
 
 def booleans(values: Iterable[bool]) -> Column:
@@ -58,7 +60,7 @@ def uuids(values: Iterable[bytes]) -> Column:
 def _column(oid: int, element: int, items: list[bytes]) -> Column:
     if not items:
         return Column(oid, struct.pack("!iiI", 0, 0, element))
-    return Column(oid, _head(1, 0, element, len(items), 1) + b"".join(items))
+    return Column(oid, _pack_header(1, 0, element, len(items), 1) + b"".join(items))
 
 
 class _ColumnDumper(Dumper):
@@ -68,14 +70,14 @@ class _ColumnDumper(Dumper):
         return (self.cls, obj.oid)
 
     def upgrade(self, obj: Column, format: PyFormat) -> "_ColumnDumper":
-        made = _ColumnDumper(self.cls)
-        made.oid = obj.oid
-        return made
+        dumper = _ColumnDumper(self.cls)
+        dumper.oid = obj.oid
+        return dumper
 
     def dump(self, obj: Column) -> bytes:
         return obj.data
 
 
-def register() -> None:
+def register_dumper() -> None:
     """Lets psycopg take columns. Comes before the first connection, which copies what is known."""
     psycopg.adapters.register_dumper(Column, _ColumnDumper)

@@ -12,27 +12,35 @@ import psycopg
 from django.db import connection
 
 
-def asked(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+def fetch_all(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
     """The rows, on either database."""
     if connection.vendor == "postgresql":
-        with connection.wrap_database_errors, _held() as held, psycopg.Cursor(held) as cursor:
+        with (
+            connection.wrap_database_errors,
+            _borrow_connection() as database,
+            psycopg.Cursor(database) as cursor,
+        ):
             return cursor.execute(sql, parameters).fetchall()
-    with connection.cursor() as lite:
-        lite.execute(sql, parameters)
-        return list(lite.fetchall())
+    with connection.cursor() as sqlite_cursor:
+        sqlite_cursor.execute(sql, parameters)
+        return list(sqlite_cursor.fetchall())
 
 
 @contextmanager
-def _held() -> Iterator[Any]:
+def _borrow_connection() -> Iterator[Any]:
     """The request's connection, or, before it has one and the wall, the pool's for a moment: while
     a body is slow to come, none is held."""
     from ingest.tenancy import session  # models are made of positions, which are asked for here
 
-    pool = None if connection.connection or session.inside() else getattr(connection, "pool", None)
+    pool = (
+        None
+        if connection.connection or session.is_restricted()
+        else getattr(connection, "pool", None)
+    )
     if pool:
         pool.open()
-        with pool.connection() as held:
-            yield session.cleared(held)
+        with pool.connection() as pooled:
+            yield session.reset_connection(pooled)
     else:
         connection.ensure_connection()
         yield connection.connection

@@ -12,7 +12,7 @@ import psycopg
 from django.db import connection
 
 
-def upsert(
+def bulk_upsert(
     table: str,
     columns: Mapping[str, str],
     unique: Sequence[str],
@@ -29,28 +29,30 @@ def upsert(
     changes = ", ".join(f"{name} = excluded.{name}" for name in ("xid", *columns))
     on_conflict = f"ON CONFLICT ({', '.join(unique)}) DO UPDATE SET {changes}"
     if connection.vendor == "postgresql":
-        given = {name: "text" if type_ == "jsonb" else type_ for name, type_ in columns.items()}
-        taken = ", ".join(f"{name}::{type_}" for name, type_ in columns.items())
-        arrays = ", ".join(f"%({name})b::{type_}[]" for name, type_ in given.items())
+        array_types = {
+            name: "text" if type_ == "jsonb" else type_ for name, type_ in columns.items()
+        }
+        casts = ", ".join(f"{name}::{type_}" for name, type_ in columns.items())
+        arrays = ", ".join(f"%({name})b::{type_}[]" for name, type_ in array_types.items())
         connection.ensure_connection()
         with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
             cursor.execute(
-                f"INSERT INTO {table} (xid, {names}) SELECT exhaust_position(), {taken}"  # noqa: S608
+                f"INSERT INTO {table} (xid, {names}) SELECT exhaust_position(), {casts}"  # noqa: S608
                 f" FROM unnest({arrays}) AS u({names}) {on_conflict}",
                 dict(
                     zip(columns, (list(column) for column in zip(*rows, strict=True)), strict=True)
                 ),
             )
         return
-    marks = ", ".join(["%s"] * len(columns))
-    with connection.cursor() as lite:
-        lite.executemany(
-            f"INSERT INTO {table} (xid, {names}) VALUES (%s, {marks}) {on_conflict}",  # noqa: S608
-            [(position, *map(_adapted, row)) for row in rows],
+    placeholders = ", ".join(["%s"] * len(columns))
+    with connection.cursor() as sqlite_cursor:
+        sqlite_cursor.executemany(
+            f"INSERT INTO {table} (xid, {names}) VALUES (%s, {placeholders}) {on_conflict}",  # noqa: S608
+            [(position, *map(_adapt_value, row)) for row in rows],
         )
 
 
-def _adapted(value: Any) -> Any:
+def _adapt_value(value: Any) -> Any:
     if isinstance(value, datetime):
         return connection.ops.adapt_datetimefield_value(value)
     return value.hex if isinstance(value, UUID) else value

@@ -15,138 +15,166 @@ from django.db.models import Exists, F, OuterRef, QuerySet, Value
 from django.utils import timezone
 
 from ingest.derive import sessions, users
-from ingest.derive.payloads import traits
+from ingest.derive.payloads import read_context
 from ingest.feed import reader, values
-from ingest.feed.reader import After
-from ingest.feed.values import Place
-from ingest.feed.watermark import ahead, taken, watermark, writing
-from ingest.models import Channel, Deriver, Session, StoredEvent
-from ingest.models.fields import Position
-from ingest.times import moment
+from ingest.feed.reader import IsAfterPosition
+from ingest.feed.values import FeedPosition
+from ingest.feed.watermark import (
+    allocate_position,
+    fetch_upper_bound,
+    fetch_watermark,
+    lock_positioned_tables,
+)
+from ingest.models import Channel, DerivationState, Session, StoredEvent
+from ingest.models.fields import CurrentPosition
+from ingest.times import from_microseconds
 
 log = logging.getLogger(__name__)
 
-STEP = 5_000
+STEP_EVENTS = 5_000
 
 
 def derive_all(seconds: float) -> int:
     """Derives whatever is behind, for about so long; how many events were read."""
-    until = monotonic() + seconds
-    total = closed = 0
-    _know_every_channel()
-    for channel_id in _behind():
-        while monotonic() < until and (count := step(channel_id)):
+    deadline = monotonic() + seconds
+    total = closed_count = 0
+    _create_missing_states()
+    for channel_id in _channels_behind():
+        while monotonic() < deadline and (count := derive_step(channel_id)):
             total += count
-    for channel_id in _closing():
-        while count := close(channel_id):  # once even where deriving took all the time
-            closed += count
-            if monotonic() >= until:
+    for channel_id in _channels_with_ended_sessions():
+        while count := close_sessions(channel_id):  # once even where deriving took all the time
+            closed_count += count
+            if monotonic() >= deadline:
                 break
-    if total or closed:
-        log.info("derived events=%d closed=%d", total, closed)
+    if total or closed_count:
+        log.info("sessions.derived events=%d closed=%d", total, closed_count)
     return total
 
 
-def step(channel_id: int, limit: int = STEP) -> int:
+def derive_step(channel_id: int, limit: int = STEP_EVENTS) -> int:
     """One step of a channel; 0 when there was nothing to read or another deriver is at it."""
-    mark = watermark()
+    watermark_xid = fetch_watermark()
     with transaction.atomic():
-        writing()
-        at = Deriver.objects.select_for_update(skip_locked=True).filter(pk=channel_id).first()
-        if at is None:
+        lock_positioned_tables()
+        state = (
+            DerivationState.objects.select_for_update(skip_locked=True)
+            .filter(pk=channel_id)
+            .first()
+        )
+        if state is None:
             return 0
-        rows = reader.read(channel_id, Place(at.xid, at.event_id), mark, limit)
+        rows = reader.fetch_page(
+            channel_id, FeedPosition(state.xid, state.event_id), watermark_xid, limit
+        )
         if not rows:
             return 0
-        position = taken()
-        until = moment(max(row.received for row in rows))
-        told = [(row, traits(row)) for row in rows if reader.lived(row)]
-        sessions.derive(channel_id, told, reader.superseded_by(channel_id, rows), position, until)
-        users.derive(channel_id, told, position)
-        moved = Deriver.objects.filter(pk=channel_id, xid=at.xid, event_id=at.event_id).update(
-            xid=rows[-1].xid, event_id=rows[-1].id, derived_at=timezone.now()
+        position = allocate_position()
+        last_received_at = from_microseconds(max(row.received_us for row in rows))
+        events = [(row, read_context(row)) for row in rows if reader.was_visible(row)]
+        sessions.derive(
+            channel_id,
+            events,
+            reader.fetch_superseded(channel_id, rows),
+            position,
+            last_received_at,
         )
-        if moved != 1:
+        users.derive(channel_id, events, position)
+        updated_count = DerivationState.objects.filter(
+            pk=channel_id, xid=state.xid, event_id=state.event_id
+        ).update(xid=rows[-1].xid, event_id=rows[-1].id, derived_at=timezone.now())
+        if updated_count != 1:
             raise RuntimeError(f"channel {channel_id} was derived by another at the same time")
     return len(rows)
 
 
-def catch_up(channel_id: int, mark: int, patience: float) -> int | None:
+def catch_up(channel_id: int, watermark_xid: int, patience_seconds: float) -> int | None:
     """Derives all of a channel's events below a watermark.
 
     Gives the watermark below which all that was made of them stands once it is committed; what is
     made of later events, or changed by them, gets a position at or above it. None when there was
     no step for `patience` seconds.
     """
-    _know_every_channel()
-    until = monotonic() + patience
-    while _waits(channel_id, mark):
-        if step(channel_id):
-            until = monotonic() + patience
-        elif monotonic() > until:
+    _create_missing_states()
+    deadline = monotonic() + patience_seconds
+    while _has_unread_events(channel_id, watermark_xid):
+        if derive_step(channel_id):
+            deadline = monotonic() + patience_seconds
+        elif monotonic() > deadline:
             return None
         else:  # another deriver is at it
             sleep(0.05)
-    return ahead()  # what is derived takes a number of its own
+    return fetch_upper_bound()  # what is derived takes a number of its own
 
 
-def _waits(channel_id: int, mark: int) -> bool:
-    at = Deriver.objects.get(pk=channel_id)
+def _has_unread_events(channel_id: int, watermark_xid: int) -> bool:
+    state = DerivationState.objects.get(pk=channel_id)
     events = StoredEvent.objects.filter(channel_id=channel_id)
-    return reader.after(events, Place(at.xid, at.event_id), mark).exists()
+    return reader.select_after(
+        events, FeedPosition(state.xid, state.event_id), watermark_xid
+    ).exists()
 
 
-def close(channel_id: int, limit: int = STEP, now: datetime | None = None) -> int:
+def close_sessions(channel_id: int, limit: int = STEP_EVENTS, now: datetime | None = None) -> int:
     """Closes sessions of a channel whose time is over; how many.
 
     Each gets a new position, so that a reader of the feed meets it once more. While an event that
     arrived before a session's close is still to be read, the session stays open.
     """
     with transaction.atomic():
-        writing()
-        at = Deriver.objects.select_for_update(skip_locked=True).filter(pk=channel_id).first()
-        if at is None:
+        lock_positioned_tables()
+        state = (
+            DerivationState.objects.select_for_update(skip_locked=True)
+            .filter(pk=channel_id)
+            .first()
+        )
+        if state is None:
             return 0
         now = now or timezone.now()
-        unread = _unread(channel_id, at).values_list("received_at", flat=True).first()
-        over = Session.objects.filter(
+        unread = _unread_events(channel_id, state).values_list("received_at", flat=True).first()
+        ended = Session.objects.filter(
             channel_id=channel_id, closed=False, closes_at__lte=min(unread or now, now)
         )
-        found = list(over.order_by("closes_at").values_list("pk", flat=True)[:limit])
-        if not found:
+        session_ids = list(ended.order_by("closes_at").values_list("pk", flat=True)[:limit])
+        if not session_ids:
             return 0
-        position = Position() if connection.vendor == "postgresql" else Value(taken())
-        Session.objects.filter(pk__in=found).update(
+        position = (
+            CurrentPosition() if connection.vendor == "postgresql" else Value(allocate_position())
+        )
+        Session.objects.filter(pk__in=session_ids).update(
             closed=True, xid=position, version=F("version") + 1, modified_at=timezone.now()
         )
-    return len(found)
+    return len(session_ids)
 
 
-def _closing() -> list[int]:
-    over = Session.objects.filter(closed=False, closes_at__lte=timezone.now())
-    return list(over.order_by().values_list("channel_id", flat=True).distinct())
+def _channels_with_ended_sessions() -> list[int]:
+    ended = Session.objects.filter(closed=False, closes_at__lte=timezone.now())
+    return list(ended.order_by().values_list("channel_id", flat=True).distinct())
 
 
-def _unread(channel_id: int, at: Deriver | None) -> "QuerySet[StoredEvent]":
-    place = Place(at.xid, at.event_id) if at else values.START
-    return reader.after(StoredEvent.objects.filter(channel_id=channel_id), place)
+def _unread_events(channel_id: int, state: DerivationState | None) -> "QuerySet[StoredEvent]":
+    place = FeedPosition(state.xid, state.event_id) if state else values.START
+    return reader.select_after(StoredEvent.objects.filter(channel_id=channel_id), place)
 
 
-def _know_every_channel() -> None:
-    unknown = Channel.objects.filter(deriver=None).values_list("id", flat=True)
-    Deriver.objects.bulk_create(
-        [Deriver(channel_id=channel_id) for channel_id in unknown], ignore_conflicts=True
+def _create_missing_states() -> None:
+    channel_ids = Channel.objects.filter(derivationstate=None).values_list("id", flat=True)
+    DerivationState.objects.bulk_create(
+        [DerivationState(channel_id=channel_id) for channel_id in channel_ids],
+        ignore_conflicts=True,
     )
 
 
-def _behind() -> list[int]:
-    waiting = StoredEvent.objects.filter(
-        After("xid", "id", OuterRef("xid"), OuterRef("event_id")),
+def _channels_behind() -> list[int]:
+    unread = StoredEvent.objects.filter(
+        IsAfterPosition("xid", "id", OuterRef("xid"), OuterRef("event_id")),
         channel_id=OuterRef("pk"),
-        xid__lt=watermark(),
+        xid__lt=fetch_watermark(),
     )
     return list(
-        Deriver.objects.filter(Exists(waiting)).order_by("derived_at").values_list("pk", flat=True)
+        DerivationState.objects.filter(Exists(unread))
+        .order_by("derived_at")
+        .values_list("pk", flat=True)
     )
 
 
@@ -158,13 +186,13 @@ class Lag:
     age: timedelta  # since the next one to read arrived
 
 
-COUNTED = 100_000
+MAX_COUNTED_EVENTS = 100_000
 
 
-def lag(channel_id: int) -> Lag:
-    at = Deriver.objects.filter(pk=channel_id).first()
-    waiting = _unread(channel_id, at)
-    oldest = waiting.values_list("received_at", flat=True).first()
+def measure_lag(channel_id: int) -> Lag:
+    state = DerivationState.objects.filter(pk=channel_id).first()
+    unread = _unread_events(channel_id, state)
+    oldest = unread.values_list("received_at", flat=True).first()
     if oldest is None:
         return Lag(0, timedelta())
-    return Lag(waiting[:COUNTED].count(), max(timezone.now() - oldest, timedelta()))
+    return Lag(unread[:MAX_COUNTED_EVENTS].count(), max(timezone.now() - oldest, timedelta()))

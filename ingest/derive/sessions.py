@@ -8,7 +8,7 @@ The rule, which knows nothing of the order of arrival:
    up to `CAP` comes out, and which events arrived first does not matter.
 
 So that a late event needs no other event read again, a session keeps its sums by quarter of the
-day (`Piece`): sessions are joined and cut by dealing pieces out anew. A session that its sender
+day (`Piece`): sessions are joined and cut by dealing buckets out anew. A session that its sender
 made (DESK) is taken as it is.
 """
 
@@ -25,81 +25,81 @@ from django.db.models.functions import Cast
 from django.utils import timezone
 
 from ingest.adapters.fields import MAX_TEXT, bounded_text
-from ingest.db.upsert import upsert
-from ingest.events import Traits
-from ingest.feed.values import Arrived
+from ingest.db.upsert import bulk_upsert
+from ingest.events import EventContext
+from ingest.feed.values import EventRow
 from ingest.models import Session
-from ingest.times import EPOCH, moment
+from ingest.times import EPOCH, from_microseconds
 
-HOUR = 3_600_000_000  # all times here are microseconds since 1970
-GAP = HOUR // 2
-CAP = 6 * HOUR
-REACH = CAP + GAP  # no event further away can be of the same session
+HOUR_MICROSECONDS = 3_600_000_000  # all times here are microseconds since 1970
+MAX_GAP = HOUR_MICROSECONDS // 2
+MAX_SPAN = 6 * HOUR_MICROSECONDS
+SEARCH_MARGIN = MAX_SPAN + MAX_GAP  # no event further away can be of the same session
 MAX_TYPES = 100  # told apart in a session; the rest is counted together
-OTHER = ""
+OTHER_TYPES = ""
 
-Said = tuple[int, str]  # when, what
+TimedText = tuple[int, str]  # when, what
 Device = tuple[int | None, str]  # the application, the device's id
 
 
-class Piece(msgspec.Struct, array_like=True, eq=False):
+class Bucket(msgspec.Struct, array_like=True, eq=False):
     """Sums over a session's events within one quarter of a day."""
 
-    first: int
-    last: int
-    events: int
-    answers: int
+    first_occurred: int
+    last_occurred: int
+    event_count: int
+    answer_count: int
     types: dict[str, int]
-    sender: Said | None  # the first session id said
-    url: Said | None  # the first page
-    user: Said | None  # the last user
+    sender_session: TimedText | None  # the first session id said
+    landing_url: TimedText | None  # the first page
+    last_user: TimedText | None  # the last user
 
     @property
     def quarter(self) -> int:
-        return self.first // CAP
+        return self.first_occurred // MAX_SPAN
 
-    def add(self, other: "Piece") -> None:
-        self.first = min(self.first, other.first)
-        self.last = max(self.last, other.last)
-        self.events += other.events
-        self.answers += other.answers
+    def add(self, other: "Bucket") -> None:
+        self.first_occurred = min(self.first_occurred, other.first_occurred)
+        self.last_occurred = max(self.last_occurred, other.last_occurred)
+        self.event_count += other.event_count
+        self.answer_count += other.answer_count
         for type_, count in other.types.items():
             self._count(type_, count)
-        self.sender = _earlier(self.sender, other.sender)
-        self.url = _earlier(self.url, other.url)
-        self.user = _later(self.user, other.user)
+        self.sender_session = _pick_earlier(self.sender_session, other.sender_session)
+        self.landing_url = _pick_earlier(self.landing_url, other.landing_url)
+        self.last_user = _pick_later(self.last_user, other.last_user)
 
-    def take_away(self, row: Arrived) -> None:
+    def remove_event(self, row: EventRow) -> None:
         """One event less. The span stays: what an earlier version told did happen."""
-        self.events -= 1
-        self.answers -= row.is_answer
-        self._count(row.type if row.type in self.types else OTHER, -1)
+        self.event_count -= 1
+        self.answer_count -= row.is_answer
+        self._count(row.type if row.type in self.types else OTHER_TYPES, -1)
 
     def _count(self, type_: str, count: int) -> None:
         if type_ not in self.types and len(self.types) >= MAX_TYPES:
-            type_ = OTHER
+            type_ = OTHER_TYPES
         self.types[type_] = self.types.get(type_, 0) + count
         if self.types[type_] <= 0:
             del self.types[type_]
 
 
-def _earlier(one: Said | None, other: Said | None) -> Said | None:
+def _pick_earlier(one: TimedText | None, other: TimedText | None) -> TimedText | None:
     return min(one, other) if one and other else one or other
 
 
-def _later(one: Said | None, other: Said | None) -> Said | None:
+def _pick_later(one: TimedText | None, other: TimedText | None) -> TimedText | None:
     return max(one, other) if one and other else one or other
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class SessionRecord:
     """A session's row while it is worked on."""
 
     key: UUID
     version: int
     application_id: int | None
     device_id: str
-    given: bool = False
+    is_client_session: bool = False
     user_id: str = ""
     sender_session_id: str = ""
     landing_url: str = ""
@@ -109,67 +109,69 @@ class Record:
     event_count: int = 0
     answer_count: int = 0
     types: dict[str, int] = field(default_factory=dict)
-    pieces: list[Piece] = field(default_factory=list)
+    buckets: list[Bucket] = field(default_factory=list)
     parent_id: int | None = None
     id: int | None = None
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """A piece and the session that has it, None for what has just arrived."""
+class BucketRef:
+    """A bucket and the session that has it, None for what has just arrived."""
 
-    piece: Piece
-    session: Record | None
+    bucket: Bucket
+    session: SessionRecord | None
 
 
 def derive(
     channel_id: int,
-    rows: Sequence[tuple[Arrived, Traits]],
-    superseded: Iterable[Arrived],
+    rows: Sequence[tuple[EventRow, EventContext]],
+    superseded: Iterable[EventRow],
     position: int,
-    until: datetime,
+    closes_by: datetime,
 ) -> int:
     """Brings a channel's sessions up to these events; how many were made or changed.
 
     What closes at `until`, the arrival of the last of them, or before is closed.
     """
-    arrived: dict[Device, list[tuple[int, Arrived, Traits]]] = defaultdict(list)
-    withdrawn: dict[Device, list[tuple[int, Arrived]]] = defaultdict(list)
-    given: dict[UUID, Record] = {}
+    arrived: dict[Device, list[tuple[int, EventRow, EventContext]]] = defaultdict(list)
+    superseded_events: dict[Device, list[tuple[int, EventRow]]] = defaultdict(list)
+    client_sessions: dict[UUID, SessionRecord] = {}
     for row, traits in rows:
-        if row.dialect == "desk":
+        if row.source == "desk":
             if row.type == "session":
-                given[UUID(row.identity)] = _given(row, traits)
+                client_sessions[UUID(row.identity)] = _read_client_session(row, traits)
         elif 0 < len(row.device_id) <= MAX_TEXT:
-            of = (row.application_id, row.device_id)
-            arrived[of].append((row.occurred, row, traits))
+            owner = (row.application_id, row.device_id)
+            arrived[owner].append((row.occurred_us, row, traits))
     for row in superseded:
-        if row.dialect != "desk" and row.device_id:
-            withdrawn[row.application_id, row.device_id].append((row.occurred, row))
+        if row.source != "desk" and row.device_id:
+            superseded_events[row.application_id, row.device_id].append((row.occurred_us, row))
 
-    known = _known(channel_id, arrived, withdrawn)
-    changed: dict[UUID, Record] = {}
-    for device in arrived.keys() | withdrawn.keys():
-        holds = [
-            Held(piece, session) for session in known.get(device, ()) for piece in session.pieces
+    sessions_by_device = _load_sessions(channel_id, arrived, superseded_events)
+    changed: dict[UUID, SessionRecord] = {}
+    for device in arrived.keys() | superseded_events.keys():
+        refs = [
+            BucketRef(bucket, session)
+            for session in sessions_by_device.get(device, ())
+            for bucket in session.buckets
         ]
-        holds += [Held(piece, None) for piece in _pieces(arrived.get(device, ()))]
-        touched = _deal(device, holds)
-        for at, row in withdrawn.get(device, ()):
-            _withdraw(holds, at, row, touched)
+        refs += [BucketRef(bucket, None) for bucket in _build_buckets(arrived.get(device, ()))]
+        touched = _assign_buckets(device, refs)
+        for at, row in superseded_events.get(device, ()):
+            _remove_superseded(refs, at, row, touched)
         for session, parent in touched.values():
-            _sum(session, [held.piece for held in holds if held.session is session], parent)
+            _update_session(session, [ref.bucket for ref in refs if ref.session is session], parent)
             changed[session.key] = session
-    _replace(channel_id, given, changed)
-    _write(channel_id, changed.values(), position, until)
+    _merge_client_sessions(channel_id, client_sessions, changed)
+    _upsert_sessions(channel_id, changed.values(), position, closes_by)
     return len(changed)
 
 
-def _pieces(events: Iterable[tuple[int, Arrived, Traits]]) -> list[Piece]:
+def _build_buckets(events: Iterable[tuple[int, EventRow, EventContext]]) -> list[Bucket]:
     """What has arrived of a device, summed."""
-    pieces: list[Piece] = []
+    buckets: list[Bucket] = []
     for at, row, traits in sorted(events, key=lambda event: event[0]):
-        one = Piece(
+        one = Bucket(
             at,
             at,
             1,
@@ -179,108 +181,124 @@ def _pieces(events: Iterable[tuple[int, Arrived, Traits]]) -> list[Piece]:
             (at, traits.url) if traits.url else None,
             (at, traits.user_id) if traits.user_id else None,
         )
-        if pieces and at - pieces[-1].last <= GAP and pieces[-1].quarter == one.quarter:
-            pieces[-1].add(one)
+        if (
+            buckets
+            and at - buckets[-1].last_occurred <= MAX_GAP
+            and buckets[-1].quarter == one.quarter
+        ):
+            buckets[-1].add(one)
         else:
-            pieces.append(one)
-    return pieces
+            buckets.append(one)
+    return buckets
 
 
-Touched = dict[int, tuple[Record, Record | None]]  # by id(): a session and its parent
+ChangedSessions = dict[
+    int, tuple[SessionRecord, SessionRecord | None]
+]  # by id(): a session and its parent
 
 
-def _deal(device: Device, holds: list[Held]) -> Touched:
-    """Joins and cuts where something arrived: gives every piece its session.
+def _assign_buckets(device: Device, refs: list[BucketRef]) -> ChangedSessions:
+    """Joins and cuts where something arrived: gives every bucket its session.
 
-    `holds` keeps the pieces that remain of it.
+    `refs` keeps the buckets that remain of it.
     """
-    touched: Touched = {}
-    remaining: list[Held] = []
-    for chain in _chains(holds):
-        if all(held.session for held in chain):
+    touched: ChangedSessions = {}
+    remaining: list[BucketRef] = []
+    for chain in _split_chains(refs):
+        if all(ref.session for ref in chain):
             remaining += chain  # nothing new, and the chain may go on where nobody looked
             continue
-        long = max(held.piece.last for held in chain) - chain[0].piece.first > CAP
-        groups: dict[int, list[Held]] = defaultdict(list)
-        for held in chain:
-            groups[held.piece.quarter if long else 0].append(held)
-        before: dict[int, tuple[Record, int]] = {}  # who was there, and its first group
-        taken: dict[int, Record] = {}  # by group
+        long = (
+            max(ref.bucket.last_occurred for ref in chain) - chain[0].bucket.first_occurred
+            > MAX_SPAN
+        )
+        groups: dict[int, list[BucketRef]] = defaultdict(list)
+        for ref in chain:
+            groups[ref.bucket.quarter if long else 0].append(ref)
+        before: dict[int, tuple[SessionRecord, int]] = {}  # who was there, and its first group
+        taken: dict[int, SessionRecord] = {}  # by group
         for key, group in sorted(groups.items()):
-            there = {id(held.session): held.session for held in group if held.session}
+            there = {id(ref.session): ref.session for ref in group if ref.session}
             old = sorted(there.values(), key=lambda session: (session.started_at, session.id or 0))
             for each in old:
                 before.setdefault(id(each), (each, key))
                 if before[id(each)][1] != key:
                     touched[id(each)] = (each, None)  # it loses a part
             free = (each for each in old if each not in taken.values())
-            session = taken[key] = next(free, None) or _made(device)
-            if any(held.session is not session for held in group):
+            session = taken[key] = next(free, None) or _new_session(device)
+            if any(ref.session is not session for ref in group):
                 touched[id(session)] = (session, None)
-            pieces: dict[int, Held] = {}
-            for held in group:
-                if kept := pieces.get(held.piece.quarter):
-                    kept.piece.add(held.piece)
+            buckets: dict[int, BucketRef] = {}
+            for ref in group:
+                if kept := buckets.get(ref.bucket.quarter):
+                    kept.bucket.add(ref.bucket)
                 else:
-                    pieces[held.piece.quarter] = held
-            remaining += [Held(held.piece, session) for held in pieces.values()]
+                    buckets[ref.bucket.quarter] = ref
+            remaining += [BucketRef(ref.bucket, session) for ref in buckets.values()]
         owners = {id(session) for session in taken.values()}
         for identity, (each, key) in before.items():
             if identity not in owners:
                 touched[identity] = (each, taken[key])
-    holds[:] = remaining
+    refs[:] = remaining
     return touched
 
 
-def _made(device: Device) -> Record:
-    return Record(uuid4(), 0, *device)
+def _new_session(device: Device) -> SessionRecord:
+    return SessionRecord(uuid4(), 0, *device)
 
 
-def _chains(holds: list[Held]) -> list[list[Held]]:
-    chains: list[list[Held]] = []
+def _split_chains(refs: list[BucketRef]) -> list[list[BucketRef]]:
+    chains: list[list[BucketRef]] = []
     last = 0
-    for held in sorted(holds, key=lambda h: (h.piece.first, h.piece.last)):
-        if chains and held.piece.first - last <= GAP:
-            chains[-1].append(held)
+    for ref in sorted(refs, key=lambda h: (h.bucket.first_occurred, h.bucket.last_occurred)):
+        if chains and ref.bucket.first_occurred - last <= MAX_GAP:
+            chains[-1].append(ref)
         else:
-            chains.append([held])
-            last = held.piece.last
-        last = max(last, held.piece.last)
+            chains.append([ref])
+            last = ref.bucket.last_occurred
+        last = max(last, ref.bucket.last_occurred)
     return chains
 
 
-def _withdraw(holds: list[Held], at: int, row: Arrived, touched: Touched) -> None:
+def _remove_superseded(
+    refs: list[BucketRef], occurred: int, row: EventRow, touched: ChangedSessions
+) -> None:
     """Takes a superseded version out of the session that counts it."""
-    for held in holds:
-        if held.piece.first <= at <= held.piece.last and held.session is not None:
-            held.piece.take_away(row)
-            touched.setdefault(id(held.session), (held.session, None))
-            if held.piece.events <= 0:
-                holds.remove(held)
+    for ref in refs:
+        if (
+            ref.bucket.first_occurred <= occurred <= ref.bucket.last_occurred
+            and ref.session is not None
+        ):
+            ref.bucket.remove_event(row)
+            touched.setdefault(id(ref.session), (ref.session, None))
+            if ref.bucket.event_count <= 0:
+                refs.remove(ref)
             return
 
 
-def _sum(session: Record, pieces: list[Piece], parent: Record | None) -> None:
+def _update_session(
+    session: SessionRecord, buckets: list[Bucket], parent: SessionRecord | None
+) -> None:
     """Sets a session's columns; one that became a part of another keeps what it last said."""
-    session.pieces = pieces
+    session.buckets = buckets
     if parent is not None:
         session.parent_id = parent.id
         return
-    total = Piece(0, 0, 0, 0, {}, None, None, None)
-    for piece in pieces:
-        total.add(piece)
-    session.event_count = total.events
-    session.answer_count = total.answers
+    total = Bucket(0, 0, 0, 0, {}, None, None, None)
+    for bucket in buckets:
+        total.add(bucket)
+    session.event_count = total.event_count
+    session.answer_count = total.answer_count
     session.types = total.types
-    if not pieces:
+    if not buckets:
         return  # its events were all sent again with another time
-    first, last = min(p.first for p in pieces), max(p.last for p in pieces)
-    session.started_at = moment(first)
-    session.ended_at = moment(last)
-    session.closes_at = moment(last + GAP)
-    session.sender_session_id = total.sender[1] if total.sender else ""
-    session.landing_url = total.url[1] if total.url else ""
-    session.user_id = total.user[1] if total.user else ""
+    first, last = min(p.first_occurred for p in buckets), max(p.last_occurred for p in buckets)
+    session.started_at = from_microseconds(first)
+    session.ended_at = from_microseconds(last)
+    session.closes_at = from_microseconds(last + MAX_GAP)
+    session.sender_session_id = total.sender_session[1] if total.sender_session else ""
+    session.landing_url = total.landing_url[1] if total.landing_url else ""
+    session.user_id = total.last_user[1] if total.last_user else ""
 
 
 # sessions made by their sender ------------------------------------------------------------------
@@ -297,29 +315,33 @@ class _Document(msgspec.Struct, rename="camel"):
     errors: Any = None
 
 
-_document = msgspec.json.Decoder(_Document).decode
+_decode_document = msgspec.json.Decoder(_Document).decode
 
 
-def _given(row: Arrived, traits: Traits) -> Record:
+def _read_client_session(row: EventRow, traits: EventContext) -> SessionRecord:
     try:
-        said = _document(row.payload)
+        document = _decode_document(row.payload)
     except (msgspec.MsgspecError, RecursionError):
-        said = _Document()
-    start = _milliseconds(said.start_time) or moment(row.occurred)
-    end = max(start, _milliseconds(said.end_time) or start)
-    nested = {"userAction": said.user_actions, "event": said.events, "error": said.errors}
+        document = _Document()
+    start = _from_milliseconds(document.start_time) or from_microseconds(row.occurred_us)
+    end = max(start, _from_milliseconds(document.end_time) or start)
+    nested = {
+        "userAction": document.user_actions,
+        "event": document.events,
+        "error": document.errors,
+    }
     types = {name: len(found) for name, found in nested.items() if isinstance(found, list)}
-    if "userAction" not in types and isinstance(said.user_action_count, int):
-        types["userAction"] = min(max(said.user_action_count, 0), 1_000_000)
+    if "userAction" not in types and isinstance(document.user_action_count, int):
+        types["userAction"] = min(max(document.user_action_count, 0), 1_000_000)
     types = {name: count for name, count in types.items() if count}
-    return Record(
+    return SessionRecord(
         key=UUID(row.identity),
         version=0,
         application_id=row.application_id,
-        device_id=row.device_id or bounded_text(said.internal_user_id),
+        device_id=row.device_id or bounded_text(document.internal_user_id),
         user_id=traits.user_id,
-        given=True,
-        sender_session_id=row.session_id or bounded_text(said.user_session_id),
+        is_client_session=True,
+        sender_session_id=row.session_id or bounded_text(document.user_session_id),
         landing_url=traits.url,
         started_at=start,
         ended_at=end,
@@ -329,10 +351,10 @@ def _given(row: Arrived, traits: Traits) -> Record:
     )
 
 
-def _milliseconds(found: Any) -> datetime | None:
-    if isinstance(found, bool) or not isinstance(found, int | float):
+def _from_milliseconds(value: Any) -> datetime | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return moment(int(found) * 1000) if 0 < found < 253_402_300_800_000 else None
+    return from_microseconds(int(value) * 1000) if 0 < value < 253_402_300_800_000 else None
 
 
 # rows -------------------------------------------------------------------------------------------
@@ -342,7 +364,7 @@ _COLUMNS = {
     "version": "int4",
     "application_id": "int4",
     "device_id": "text",
-    "given": "bool",
+    "is_client_session": "bool",
     "user_id": "text",
     "sender_session_id": "text",
     "landing_url": "text",
@@ -353,23 +375,23 @@ _COLUMNS = {
     "event_count": "int4",
     "answer_count": "int4",
     "types": "jsonb",
-    "pieces": "jsonb",
+    "buckets": "jsonb",
     "parent_id": "int8",
     "channel_id": "int4",
     "modified_at": "timestamptz",
 }
 _READ = [
-    *list(_COLUMNS)[:11], "event_count", "answer_count", "types_text", "pieces_text", "parent_id",
+    *list(_COLUMNS)[:11], "event_count", "answer_count", "types_text", "buckets_text", "parent_id",
     "id",
 ]  # fmt: skip
-_DAY = 24 * HOUR
+_DAY = 24 * HOUR_MICROSECONDS
 
-_types = msgspec.json.Decoder(dict[str, int]).decode
-_pieces_of = msgspec.json.Decoder(list[Piece]).decode
+_decode_types = msgspec.json.Decoder(dict[str, int]).decode
+_decode_buckets = msgspec.json.Decoder(list[Bucket]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _known(channel_id: int, *times: dict[Device, Any]) -> dict[Device, list[Record]]:
+def _load_sessions(channel_id: int, *times: dict[Device, Any]) -> dict[Device, list[SessionRecord]]:
     """The sessions that could have something to do with events of these times."""
     spans: dict[Device, tuple[int, int]] = {}
     for of in times:
@@ -378,50 +400,58 @@ def _known(channel_id: int, *times: dict[Device, Any]) -> dict[Device, list[Reco
             if device in spans:
                 first, last = min(first, spans[device][0]), max(last, spans[device][1])
             spans[device] = first, last
-    # by day, so that what one device held back for weeks widens the search for few others
+    # by day, so that what one device ref back for weeks widens the search for few others
     days: dict[tuple[int, int], list[Device]] = defaultdict(list)
     for device, (first, last) in spans.items():
         days[first // _DAY, last // _DAY].append(device)
-    known: dict[Device, list[Record]] = defaultdict(list)
+    known: dict[Device, list[SessionRecord]] = defaultdict(list)
     for devices in days.values():
         found = Session.objects.filter(
             channel_id=channel_id,
             parent=None,
-            given=False,
+            is_client_session=False,
             device_id__in={device_id for _, device_id in devices},
-            ended_at__gte=moment(min(spans[device][0] for device in devices) - REACH),
-            started_at__lte=moment(max(spans[device][1] for device in devices) + REACH),
+            ended_at__gte=from_microseconds(
+                min(spans[device][0] for device in devices) - SEARCH_MARGIN
+            ),
+            started_at__lte=from_microseconds(
+                max(spans[device][1] for device in devices) + SEARCH_MARGIN
+            ),
         ).annotate(
             types_text=Cast("types", models.TextField()),
-            pieces_text=Cast("pieces", models.TextField()),
+            buckets_text=Cast("buckets", models.TextField()),
         )
         for row in found.values_list(*_READ):
-            record = Record(*row)
-            record.types = _types(row[13])
-            record.pieces = _pieces_of(row[14])
+            record = SessionRecord(*row)
+            record.types = _decode_types(row[13])
+            record.buckets = _decode_buckets(row[14])
             known[record.application_id, record.device_id].append(record)
     return known
 
 
-def _replace(channel_id: int, given: dict[UUID, Record], changed: dict[UUID, Record]) -> None:
+def _merge_client_sessions(
+    channel_id: int, client_sessions: dict[UUID, SessionRecord], changed: dict[UUID, SessionRecord]
+) -> None:
     """A session sent again takes the place of its former version."""
-    if not given:
+    if not client_sessions:
         return
-    former = Session.objects.filter(channel_id=channel_id, key__in=given)
-    for key, version in former.values_list("key", "version"):
-        given[key].version = version
-    changed |= given
+    current = Session.objects.filter(channel_id=channel_id, key__in=client_sessions)
+    for key, version in current.values_list("key", "version"):
+        client_sessions[key].version = version
+    changed |= client_sessions
 
 
-def _write(channel_id: int, records: Collection[Record], position: int, until: datetime) -> None:
+def _upsert_sessions(
+    channel_id: int, records: Collection[SessionRecord], position: int, closes_by: datetime
+) -> None:
     now = timezone.now()
     rows = [
         (
-            r.key, r.version + 1, r.application_id, r.device_id, r.given, r.user_id,
+            r.key, r.version + 1, r.application_id, r.device_id, r.is_client_session, r.user_id,
             r.sender_session_id, r.landing_url, r.started_at, r.ended_at, r.closes_at,
-            r.closes_at <= until, r.event_count, r.answer_count, _encode(r.types).decode(),
-            _encode(r.pieces).decode(), r.parent_id, channel_id, now,
+            r.closes_at <= closes_by, r.event_count, r.answer_count, _encode(r.types).decode(),
+            _encode(r.buckets).decode(), r.parent_id, channel_id, now,
         )
         for r in records
     ]  # fmt: skip
-    upsert("ingest_session", _COLUMNS, ("channel_id", "key"), rows, position)
+    bulk_upsert("ingest_session", _COLUMNS, ("channel_id", "key"), rows, position)

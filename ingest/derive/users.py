@@ -15,11 +15,11 @@ from django.db.models.functions import Cast
 from django.utils import timezone
 
 from ingest.adapters.fields import MAX_TEXT
-from ingest.db.upsert import upsert
-from ingest.events import Traits
-from ingest.feed.values import Arrived
+from ingest.db.upsert import bulk_upsert
+from ingest.events import EventContext
+from ingest.feed.values import EventRow
 from ingest.models import AppUser
-from ingest.times import moment
+from ingest.times import from_microseconds
 
 MAX_ATTRIBUTES = 500  # of a user; further names are not kept
 
@@ -31,12 +31,12 @@ class Attribute(msgspec.Struct):
     set_at: int  # microseconds since 1970
 
 
-_attributes = msgspec.json.Decoder(dict[str, Attribute]).decode
+_decode_attributes = msgspec.json.Decoder(dict[str, Attribute]).decode
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
-class Seen:
+class Observation:
     """What a step of the feed tells of a user."""
 
     first: int
@@ -46,7 +46,7 @@ class Seen:
 
 
 @dataclass(slots=True)
-class Record:
+class UserRecord:
     """A user's row while it is worked on."""
 
     identifier: str
@@ -76,23 +76,23 @@ _COLUMNS = {
 _READ = [*list(_COLUMNS)[:8], "attributes_text"]
 
 
-def derive(channel_id: int, rows: Sequence[tuple[Arrived, Traits]], position: int) -> int:
+def derive(channel_id: int, rows: Sequence[tuple[EventRow, EventContext]], position: int) -> int:
     """Brings a channel's users up to these events; how many were made or changed."""
-    seen = _seen(rows)
-    if not seen:
+    observations = _observe_users(rows)
+    if not observations:
         return 0
-    known = _known(channel_id, seen)
-    changed: list[Record] = []
-    for identity, what in seen.items():
-        user = known.get(identity)
+    users = _load_users(channel_id, observations)
+    changed: list[UserRecord] = []
+    for identity, observation in observations.items():
+        user = users.get(identity)
         if user is None:
-            user = _made(identity, what)
-            _changes(user, what)
+            user = _new_user(identity, observation)
+            _apply_observation(user, observation)
             changed.append(user)
-        elif _changes(user, what):
+        elif _apply_observation(user, observation):
             changed.append(user)
     now = timezone.now()
-    written = [
+    rows_written = [
         (
             u.identifier, u.anonymous, u.version + 1, u.user_id, u.device_id, u.device_seen_at,
             u.first_seen_at, u.last_seen_at, _encode(u.attributes).decode(), channel_id, now,
@@ -100,88 +100,90 @@ def derive(channel_id: int, rows: Sequence[tuple[Arrived, Traits]], position: in
         for u in changed
     ]  # fmt: skip
     unique = ("channel_id", "identifier", "anonymous")
-    upsert("ingest_appuser", _COLUMNS, unique, written, position)
+    bulk_upsert("ingest_appuser", _COLUMNS, unique, rows_written, position)
     return len(changed)
 
 
-def _known(channel_id: int, seen: Iterable[Identity]) -> dict[Identity, Record]:
-    found = AppUser.objects.filter(
-        channel_id=channel_id, identifier__in={identifier for identifier, _ in seen}
+def _load_users(channel_id: int, identities: Iterable[Identity]) -> dict[Identity, UserRecord]:
+    rows = AppUser.objects.filter(
+        channel_id=channel_id, identifier__in={identifier for identifier, _ in identities}
     ).annotate(attributes_text=Cast("attributes", models.TextField()))
-    known: dict[Identity, Record] = {}
-    for row in found.values_list(*_READ):
-        user = known[row[0], row[1]] = Record(*row)
-        user.attributes = _attributes(row[8])
-    return known
+    users: dict[Identity, UserRecord] = {}
+    for row in rows.values_list(*_READ):
+        user = users[row[0], row[1]] = UserRecord(*row)
+        user.attributes = _decode_attributes(row[8])
+    return users
 
 
-def _seen(rows: Sequence[tuple[Arrived, Traits]]) -> dict[Identity, Seen]:
-    seen: dict[Identity, Seen] = {}
+def _observe_users(rows: Sequence[tuple[EventRow, EventContext]]) -> dict[Identity, Observation]:
+    observations: dict[Identity, Observation] = {}
     for row, traits in rows:
-        if row.dialect == "desk" and row.type != "session":
+        if row.source == "desk" and row.type != "session":
             continue  # its session tells of the user
         device = row.device_id if len(row.device_id) <= MAX_TEXT else ""
         identity = (traits.user_id, False) if traits.user_id else (device, True)
         if not identity[0]:
             continue
-        at = row.occurred
-        what = seen.get(identity)
-        if what is None:
-            what = seen[identity] = Seen(at, at)
-        elif at < what.first:
-            what.first = at
-        elif at > what.last:
-            what.last = at
-        if device and (what.device is None or (at, device) < what.device):
-            what.device = (at, device)
-        for name, told in traits.attributes.items():
-            if name not in what.attributes or _wins(told, what.attributes[name]):
-                what.attributes[name] = told
-    return seen
+        occurred = row.occurred_us
+        observation = observations.get(identity)
+        if observation is None:
+            observation = observations[identity] = Observation(occurred, occurred)
+        elif occurred < observation.first:
+            observation.first = occurred
+        elif occurred > observation.last:
+            observation.last = occurred
+        if device and (observation.device is None or (occurred, device) < observation.device):
+            observation.device = (occurred, device)
+        for name, attribute in traits.attributes.items():
+            if name not in observation.attributes or _is_newer(
+                attribute, observation.attributes[name]
+            ):
+                observation.attributes[name] = attribute
+    return observations
 
 
-_sorted = msgspec.json.Encoder(order="sorted").encode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
-def _wins(told: tuple[Any, int], known: tuple[Any, int]) -> bool:
-    if told[1] != known[1]:
-        return told[1] > known[1]
-    return _sorted(told[0]) > _sorted(known[0])
+def _is_newer(attribute: tuple[Any, int], known: tuple[Any, int]) -> bool:
+    if attribute[1] != known[1]:
+        return attribute[1] > known[1]
+    return _encode_sorted(attribute[0]) > _encode_sorted(known[0])
 
 
-def _made(identity: Identity, what: Seen) -> Record:
+def _new_user(identity: Identity, observation: Observation) -> UserRecord:
     identifier, anonymous = identity
-    return Record(
+    return UserRecord(
         identifier=identifier,
         anonymous=anonymous,
         version=0,
         user_id="" if anonymous else identifier,
         device_id="",
         device_seen_at=None,
-        first_seen_at=moment(what.first),
-        last_seen_at=moment(what.last),
+        first_seen_at=from_microseconds(observation.first),
+        last_seen_at=from_microseconds(observation.last),
         attributes={},
     )
 
 
-def _changes(user: Record, what: Seen) -> bool:
+def _apply_observation(user: UserRecord, observation: Observation) -> bool:
     changed = False
-    if (first := moment(what.first)) < user.first_seen_at:
+    if (first := from_microseconds(observation.first)) < user.first_seen_at:
         user.first_seen_at, changed = first, True
-    if (last := moment(what.last)) > user.last_seen_at:
+    if (last := from_microseconds(observation.last)) > user.last_seen_at:
         user.last_seen_at, changed = last, True
-    if what.device is not None:
-        seen_at, device = moment(what.device[0]), what.device[1]
+    if observation.device is not None:
+        seen_at, device = from_microseconds(observation.device[0]), observation.device[1]
         known_at = user.device_seen_at
         if known_at is None or (seen_at, device) < (known_at, user.device_id):
             user.device_seen_at, user.device_id, changed = seen_at, device, True
-    for name, (value, at) in what.attributes.items():
+    for name, (value, set_at) in observation.attributes.items():
         known = user.attributes.get(name)
         if known is None:
             if len(user.attributes) >= MAX_ATTRIBUTES or len(name) > MAX_TEXT:
                 continue
-        elif not _wins((value, at), (known.value, known.set_at)):
+        elif not _is_newer((value, set_at), (known.value, known.set_at)):
             continue
-        user.attributes[name] = Attribute(value, at)
+        user.attributes[name] = Attribute(value, set_at)
         changed = True
     return changed

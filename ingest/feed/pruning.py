@@ -9,77 +9,85 @@ from datetime import datetime
 from django.db import connection, transaction
 from django.db.models import Value
 
-from ingest.db.prepared import asked
-from ingest.events import Refused
+from ingest.db.prepared import fetch_all
+from ingest.events import RequestError
 from ingest.feed import reader
-from ingest.feed.values import START, Place
-from ingest.feed.watermark import taken, watermark, writing
-from ingest.models import Deriver, Horizon, StoredEvent
-from ingest.models.fields import Position
+from ingest.feed.values import START, FeedPosition
+from ingest.feed.watermark import allocate_position, fetch_watermark, lock_positioned_tables
+from ingest.models import DerivationState, PruneState, StoredEvent
+from ingest.models.fields import CurrentPosition
 
-STEP = 10_000
+PRUNE_ROWS = 10_000
 
 
-def of(channel_id: int) -> Horizon | None:
+def fetch_prune_state(channel_id: int) -> PruneState | None:
     """None where nothing was pruned."""
-    return Horizon.objects.filter(pk=channel_id).first()
+    return PruneState.objects.filter(pk=channel_id).first()
 
 
-def place(horizon: Horizon | None) -> Place:
+def get_pruned_position(prune_state: PruneState | None) -> FeedPosition:
     """The last position that was pruned: who has read so far has missed nothing."""
-    return Place(horizon.xid, horizon.event_id) if horizon else START
+    return FeedPosition(prune_state.xid, prune_state.event_id) if prune_state else START
 
 
-def told(horizon: Horizon) -> str:
-    return f"Events that arrived before {horizon.arrived_before:%Y-%m-%d %H:%M} UTC are not kept."
+def describe_pruning(prune_state: PruneState) -> str:
+    return (
+        f"Events that arrived before {prune_state.pruned_before:%Y-%m-%d %H:%M} UTC are not kept."
+    )
 
 
-_BEGINS = """
-SELECT CAST(CAST(xid AS text) AS bigint), event_id FROM ingest_horizon WHERE channel_id = %s
+_PRUNED_SQL = """
+SELECT CAST(CAST(xid AS text) AS bigint), event_id FROM ingest_prunestate WHERE channel_id = %s
 """
 
 
-def require(channel_id: int, read: Place) -> None:
+def require_unpruned(channel_id: int, position: FeedPosition) -> None:
     """Raises `Refused` (410) where events behind this position were pruned.
 
     Comes after the reading: what a pruning took meanwhile it tells in the same commit.
     """
-    if all(read >= Place(*begins) for begins in asked(_BEGINS, [channel_id])):
+    if all(position >= FeedPosition(*begins) for begins in fetch_all(_PRUNED_SQL, [channel_id])):
         return
-    if horizon := of(channel_id):
-        raise Refused(
+    if prune_state := fetch_prune_state(channel_id):
+        raise RequestError(
             "gone",
-            f"cursor: {told(horizon)} Some behind this one are gone; begin again with what is"
-            " kept: pull without a cursor, rewind a sink to time 0.",
+            f"cursor: {describe_pruning(prune_state)} Some behind this one are gone; begin again with what is"
+            " kept: pull without a cursor, rewind a destination to time 0.",
             410,
         )
 
 
 @transaction.atomic
-def prune(channel_id: int, before: datetime, limit: int = STEP) -> int:
+def prune_events(channel_id: int, before: datetime, limit: int = PRUNE_ROWS) -> int:
     """Deletes the feed's first events while they arrived before; how many, `limit` at most.
 
     Not what the deriver has still to read, and never past one that arrived later.
     """
-    mark = watermark()  # an open transaction may still bring an earlier position
-    writing()
-    Horizon.objects.get_or_create(pk=channel_id, defaults={"arrived_before": before})
-    horizon = Horizon.objects.select_for_update().get(pk=channel_id)
-    derived = Deriver.objects.filter(pk=channel_id).first()
-    until = Place(derived.xid, derived.event_id) if derived else START
-    rows = reader.after(StoredEvent.objects.filter(channel_id=channel_id), place(horizon), mark)
-    found: list[Place] = []
-    for row in reader.in_order(rows.only("xid", "received_at")[:limit]):
-        if row.received_at >= before or Place(row.xid, row.pk) > until:
-            break
-        found.append(Place(row.xid, row.pk))
-    if not found:
-        return 0
-    StoredEvent.objects.filter(pk__in=[row.id for row in found]).delete()
-    Horizon.objects.filter(pk=channel_id).update(
-        xid=found[-1].xid,
-        event_id=found[-1].id,
-        arrived_before=before,
-        pruned_xid=Position() if connection.vendor == "postgresql" else Value(taken()),
+    watermark = fetch_watermark()  # an open transaction may still bring an earlier position
+    lock_positioned_tables()
+    PruneState.objects.get_or_create(pk=channel_id, defaults={"pruned_before": before})
+    prune_state = PruneState.objects.select_for_update().get(pk=channel_id)
+    derivation = DerivationState.objects.filter(pk=channel_id).first()
+    derived_position = FeedPosition(derivation.xid, derivation.event_id) if derivation else START
+    rows = reader.select_after(
+        StoredEvent.objects.filter(channel_id=channel_id),
+        get_pruned_position(prune_state),
+        watermark,
     )
-    return len(found)
+    pruned: list[FeedPosition] = []
+    for row in reader.fetch_ordered(rows.only("xid", "received_at")[:limit]):
+        if row.received_at >= before or FeedPosition(row.xid, row.pk) > derived_position:
+            break
+        pruned.append(FeedPosition(row.xid, row.pk))
+    if not pruned:
+        return 0
+    StoredEvent.objects.filter(pk__in=[row.id for row in pruned]).delete()
+    PruneState.objects.filter(pk=channel_id).update(
+        xid=pruned[-1].xid,
+        event_id=pruned[-1].id,
+        pruned_before=before,
+        pruned_xid=CurrentPosition()
+        if connection.vendor == "postgresql"
+        else Value(allocate_position()),
+    )
+    return len(pruned)

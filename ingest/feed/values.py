@@ -3,28 +3,28 @@
 from typing import NamedTuple
 
 
-class Place(NamedTuple):
+class FeedPosition(NamedTuple):
     """A position: everything up to and including it has been read."""
 
     xid: int = 0
     id: int = 0
 
 
-START = Place()
+START = FeedPosition()
 
 
-class Arrived(NamedTuple):
+class EventRow(NamedTuple):
     """A stored event as its readers need it; the payload is its JSON text."""
 
     xid: int
     id: int
     superseded_xid: int | None
-    occurred: int  # microseconds since 1970
-    received: int
+    occurred_us: int  # microseconds since 1970
+    received_us: int
     application_id: int | None
     is_answer: bool
     identity: str
-    dialect: str
+    source: str
     type: str
     device_id: str
     session_id: str
@@ -32,5 +32,5 @@ class Arrived(NamedTuple):
     payload: bytes
 
     @property
-    def place(self) -> Place:
-        return Place(self.xid, self.id)
+    def position(self) -> FeedPosition:
+        return FeedPosition(self.xid, self.id)

@@ -17,14 +17,14 @@ from typing import Any
 from django.apps import apps
 from django.db import connection, transaction
 
-from ingest.db.prepared import asked
+from ingest.db.prepared import fetch_all
 from ingest.models.fields import XidField
 
 # Who writes rows with a position holds a lock on their table before it has a number (`writing`). So
 # of the numbers given out until now only those of the lock's holders can still commit such rows;
 # other transactions of the cluster, however long, hold nothing back, as pg_snapshot_xmin would let
 # them. A holder that is missing in the second look has ended, and a new reader sees what it wrote.
-_WATERMARK = """
+_WATERMARK_SQL = """
 SELECT exhaust_shift(), pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (
     SELECT array_agg(number.transactionid::text::bigint)
     FROM pg_locks held JOIN pg_locks number USING (virtualtransaction)
@@ -36,14 +36,14 @@ SELECT exhaust_shift(), pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (
       AND number.locktype = 'transactionid' AND number.mode = 'ExclusiveLock' AND number.granted
 )
 """
-POSITIONED = ("ingest_storedevent", "ingest_session", "ingest_appuser")
+POSITIONED_TABLES = ("ingest_storedevent", "ingest_session", "ingest_appuser")
 
 
-def watermark() -> int:
+def fetch_watermark() -> int:
     """The xid below which every row with a position that there will ever be is committed."""
     if connection.vendor == "postgresql":
-        ((shift, ahead, writers),) = asked(_WATERMARK, [list(POSITIONED)])
-        oldest = min([ahead, *(_whole(ahead, writer) for writer in writers or ())])
+        ((shift, next_xid, writer_xids),) = fetch_all(_WATERMARK_SQL, [list(POSITIONED_TABLES)])
+        oldest = min([next_xid, *(_widen_xid(next_xid, writer) for writer in writer_xids or ())])
         return int(shift + oldest)
     with connection.cursor() as cursor:
         cursor.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
@@ -51,10 +51,10 @@ def watermark() -> int:
     return int(row[0]) if row else 1
 
 
-def ahead() -> int:
+def fetch_upper_bound() -> int:
     """Above every position given out until now, whether it is committed or not."""
     if connection.vendor != "postgresql":
-        return watermark()
+        return fetch_watermark()
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT exhaust_shift() + pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
@@ -62,7 +62,7 @@ def ahead() -> int:
         return int(cursor.fetchone()[0])
 
 
-_OLDEST_WRITER = """
+_OLDEST_WRITER_SQL = """
 SELECT max(clock_timestamp() - activity.xact_start)
 FROM pg_locks held JOIN pg_stat_activity activity USING (pid)
 WHERE held.locktype = 'relation' AND held.granted
@@ -74,19 +74,19 @@ WHERE held.locktype = 'relation' AND held.granted
 """
 
 
-def oldest_writer() -> timedelta:
+def fetch_oldest_writer_age() -> timedelta:
     """For how long the oldest open writer has held back what others committed after it began."""
     if connection.vendor != "postgresql":
         return timedelta()
     from ingest.tenancy import session  # models are made of positions
 
     # of other roles' transactions PostgreSQL tells no age
-    with session.outside():
-        ((age,),) = asked(_OLDEST_WRITER, [list(POSITIONED)])
+    with session.unrestricted_connection():
+        ((age,),) = fetch_all(_OLDEST_WRITER_SQL, [list(POSITIONED_TABLES)])
     return age or timedelta()
 
 
-def taken() -> int:
+def allocate_position() -> int:
     """A position behind every place that was read, for what this transaction writes.
 
     For SQLite alone: PostgreSQL's rows take the transaction's own number.
@@ -101,27 +101,27 @@ def taken() -> int:
         return int(cursor.fetchone()[0])
 
 
-def _whole(near: int, number: int) -> int:
+def _widen_xid(reference: int, low_bits: int) -> int:
     """A lock's 32-bit transaction number as the one of 64 bits that lies near another."""
-    return near + (number - near + (1 << 31)) % (1 << 32) - (1 << 31)
+    return reference + (low_bits - reference + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def writing() -> None:
+def lock_positioned_tables() -> None:
     """Comes before whatever gives the transaction a number, where it writes rows with a position.
 
     A statement that itself writes such rows locks their table before it takes a number.
     """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute(f"LOCK TABLE {', '.join(POSITIONED)} IN ROW EXCLUSIVE MODE")
+            cursor.execute(f"LOCK TABLE {', '.join(POSITIONED_TABLES)} IN ROW EXCLUSIVE MODE")
 
 
 # A restored database -----------------------------------------------------------------------------
 
-_LEAP = 1 << 40  # more than a reader of the old cluster can be ahead of its last dump
+_REBASE_STEP = 1 << 40  # more than a reader of the old cluster can be ahead of its last dump
 
 
-def shift_sql(shift: int) -> str:
+def build_shift_sql(shift: int) -> str:
     """Makes the two functions; a shift of nothing costs an insert nothing."""
     number = "pg_current_xact_id()"
     if shift:
@@ -134,7 +134,7 @@ def shift_sql(shift: int) -> str:
     """
 
 
-def last() -> int:
+def fetch_last_position() -> int:
     """The position of the event that was stored last; 0 for none."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT xid FROM ingest_storedevent ORDER BY id DESC LIMIT 1")
@@ -142,7 +142,7 @@ def last() -> int:
     return int(str(row[0])) if row else 0
 
 
-def restored() -> int:
+def rebase_positions() -> int:
     """Puts new positions behind all that rows hold or readers were told; by how much.
 
     For PostgreSQL alone. Run once after a dump was restored, before anything writes.
@@ -150,21 +150,23 @@ def restored() -> int:
     if connection.vendor != "postgresql":
         return 0
     with transaction.atomic(), connection.cursor() as cursor:
-        highest = max(_highest(cursor, *place) for place in _columns())
-        leap = max(0, highest - ahead()) + _LEAP
+        highest_position = max(
+            _fetch_highest(cursor, *column) for column in _list_position_columns()
+        )
+        raised_by = max(0, highest_position - fetch_upper_bound()) + _REBASE_STEP
         cursor.execute("SELECT exhaust_shift()")
-        cursor.execute(shift_sql(int(cursor.fetchone()[0]) + leap))
-    return leap
+        cursor.execute(build_shift_sql(int(cursor.fetchone()[0]) + raised_by))
+    return raised_by
 
 
-def _columns() -> Iterator[tuple[str, str]]:
+def _list_position_columns() -> Iterator[tuple[str, str]]:
     for model in apps.get_models():
         for field in model._meta.local_fields:
             if isinstance(field, XidField):
                 yield model._meta.db_table, str(field.column)
 
 
-def _highest(cursor: Any, table: str, column: str) -> int:
+def _fetch_highest(cursor: Any, table: str, column: str) -> int:
     cursor.execute(f'SELECT "{column}" FROM "{table}" ORDER BY 1 DESC NULLS LAST LIMIT 1')  # noqa: S608
     row = cursor.fetchone()
     return int(str(row[0])) if row and row[0] is not None else 0

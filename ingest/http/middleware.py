@@ -13,7 +13,7 @@ from ingest.limits import token_bucket
 from ingest.tenancy import session
 
 
-class Acting:
+class ActorMiddleware:
     """Stands around all others: whom a request names in `ledger.acting`, the thread's next one
     never meets. A door that lets a key or an application in names it there; until then it is the
     person who signed in, looked up only where something is recorded."""
@@ -22,22 +22,24 @@ class Acting:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        token = audit.acting.set(cast(Actor, SimpleLazyObject(lambda: _person(request))))
+        token = audit.current_actor.set(
+            cast(Actor, SimpleLazyObject(lambda: _get_session_actor(request)))
+        )
         try:
             return self.get_response(request)
         finally:
-            session.leave()
-            audit.acting.reset(token)
+            session.lift_restriction()
+            audit.current_actor.reset(token)
 
     def process_view(self, request: HttpRequest, *_: object) -> None:
         """On a page of staff only the channels of who signed in are seen."""
         if request.path_info.startswith(("/admin/", "/console/")):
             user = request.user
             if not getattr(user, "is_superuser", False):
-                session.enter(roles.channels(user).values())
+                session.restrict_to_channels(roles.permitted_channels(user).values())
 
 
-def _person(request: HttpRequest) -> Actor:
+def _get_session_actor(request: HttpRequest) -> Actor:
     user = getattr(request, "user", None)
     name = user.get_username() if user is not None and user.is_authenticated else "anonymous"
-    return Actor(name, address=audit.shortened(token_bucket.address(request)))
+    return Actor(name, address=audit.truncate_address(token_bucket.get_client_address(request)))

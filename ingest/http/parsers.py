@@ -20,5 +20,5 @@ class JSONParser(BaseParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         request = (parser_context or {})["request"]
-        said, _, _ = body.value(body.read(request._request))
-        return said
+        value, _, _ = body.parse_value(body.read_body(request._request))
+        return value

@@ -9,21 +9,21 @@ from django.http import Http404, JsonResponse
 from rest_framework import exceptions, status
 from rest_framework.response import Response
 
-from ingest.events import Refused, Rejection
+from ingest.events import Rejection, RequestError
 
 log = logging.getLogger(__name__)
 
 
-def reading(error: Exception) -> tuple[int, str, str] | None:
+def classify(error: Exception) -> tuple[int, str, str] | None:
     """(HTTP status, code, sentence) of an error that is the caller's; None for one of ours."""
-    if isinstance(error, Refused):
+    if isinstance(error, RequestError):
         return error.status, error.reason, error.detail
     if isinstance(error, Http404):
         return 404, "not_found", "There is nothing here by that name."
     if isinstance(error, PermissionDenied):
         return 403, "forbidden", "This is not allowed."
     if isinstance(error, exceptions.ValidationError):
-        field, sentence = first_fault(error.detail)
+        field, sentence = first_error(error.detail)
         return error.status_code, "invalid", f"{field}: {sentence}" if field else sentence
     if isinstance(error, exceptions.APIException):
         code = error.get_codes()
@@ -31,50 +31,52 @@ def reading(error: Exception) -> tuple[int, str, str] | None:
     return None
 
 
-def first_fault(detail: Any, path: str = "") -> tuple[str, str]:
+def first_error(detail: Any, path: str = "") -> tuple[str, str]:
     """The first field a serializer refused, dotted, and what it said."""
     if isinstance(detail, dict):
         field, inner = next(iter(detail.items()))
         name = "" if field == "non_field_errors" else str(field)
-        return first_fault(inner, f"{path}.{name}".strip("."))
+        return first_error(inner, f"{path}.{name}".strip("."))
     if isinstance(detail, list):
-        return first_fault(detail[0], path)
+        return first_error(detail[0], path)
     return path, str(detail)
 
 
-def handler(error: Exception, context: dict[str, Any]) -> Response | None:
+def handle_exception(error: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler."""
-    read = reading(error)
-    if read is None:
+    problem = classify(error)
+    if problem is None:
         log.error("request.failed", exc_info=error)
-        read = (500, "server_error", "We failed; the cause is in our log. Try again later.")
-    code, reason, detail = read
-    response = Response(body(code, reason, detail), code, content_type="application/problem+json")
+        problem = (500, "server_error", "We failed; the cause is in our log. Try again later.")
+    code, reason, detail = problem
+    response = Response(
+        build_body(code, reason, detail), code, content_type="application/problem+json"
+    )
     if code == status.HTTP_401_UNAUTHORIZED:
         response["WWW-Authenticate"] = "Bearer"
     return response
 
 
-SHOWN = 100
+MAX_REJECTIONS = 100
 
 
-def told(rejections: Sequence[Rejection]) -> list[dict[str, Any]]:
+def list_rejections(rejections: Sequence[Rejection]) -> list[dict[str, Any]]:
     """Rejections as an answer tells them: the first hundred."""
     return [
-        {"position": each.position, "reason": each.reason, "detail": each.detail}
-        for each in rejections[:SHOWN]
+        {"position": rejection.position, "reason": rejection.reason, "detail": rejection.detail}
+        for rejection in rejections[:MAX_REJECTIONS]
     ]
 
 
-def body(code: int, reason: str, detail: str) -> dict[str, Any]:
+def build_body(code: int, reason: str, detail: str) -> dict[str, Any]:
     return {"type": "about:blank", "title": reason, "status": code, "detail": detail}
 
 
-def response(code: int, reason: str, detail: str) -> JsonResponse:
+def build_response(code: int, reason: str, detail: str) -> JsonResponse:
     """The same for a plain view."""
-    answer = JsonResponse(
-        body(code, reason, detail), status=code, content_type="application/problem+json"
+    response = JsonResponse(
+        build_body(code, reason, detail), status=code, content_type="application/problem+json"
     )
     if code == status.HTTP_401_UNAUTHORIZED:
-        answer["WWW-Authenticate"] = "Bearer"
-    return answer
+        response["WWW-Authenticate"] = "Bearer"
+    return response

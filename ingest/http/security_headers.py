@@ -8,67 +8,67 @@ from django.contrib.auth.signals import user_logged_in
 from django.http import HttpRequest, HttpResponse
 
 # an answer of the API is no page: nothing in it is to run, and nothing is to show it in a frame
-_DATA = "default-src 'none'; frame-ancestors 'none'"
+_API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 # our pages and Django's admin have their scripts and styles in files of our own
-_PAGE = (
+_PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
     " frame-ancestors 'none'"
 )
-_NOTHING = ("camera", "display-capture", "geolocation", "microphone", "payment", "usb")
-_PERMISSIONS = ", ".join(f"{name}=()" for name in _NOTHING)
+_DISABLED_FEATURES = ("camera", "display-capture", "geolocation", "microphone", "payment", "usb")
+_PERMISSIONS_POLICY = ", ".join(f"{name}=()" for name in _DISABLED_FEATURES)
 
 
-class Headers:
+class SecurityHeadersMiddleware:
     """Around all that answers. A view that needs another policy sets it by itself."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        answer = self.get_response(request)
-        is_page = answer.get("Content-Type", "").startswith("text/html")
-        answer.setdefault("Content-Security-Policy", _PAGE if is_page else _DATA)
-        answer.setdefault("Permissions-Policy", _PERMISSIONS)
+        response = self.get_response(request)
+        is_page = response.get("Content-Type", "").startswith("text/html")
+        response.setdefault("Content-Security-Policy", _PAGE_POLICY if is_page else _API_POLICY)
+        response.setdefault("Permissions-Policy", _PERMISSIONS_POLICY)
         # these three Django sets where a request comes as far as its own middleware
-        answer.setdefault("X-Content-Type-Options", "nosniff")
-        answer.setdefault("Referrer-Policy", "same-origin")
-        answer.setdefault("Cross-Origin-Opener-Policy", "same-origin")
-        answer.setdefault("X-Frame-Options", "DENY")
-        return answer
+        response.setdefault("X-Content-Type-Options", "nosniff")
+        response.setdefault("Referrer-Policy", "same-origin")
+        response.setdefault("Cross-Origin-Opener-Policy", "same-origin")
+        response.setdefault("X-Frame-Options", "DENY")
+        return response
 
 
-IDLE_SECONDS = 30 * 60
-LONGEST_SECONDS = 12 * 60 * 60
-_EVERY_SECONDS = 60  # how exactly the end of an idle session is known
+SESSION_IDLE_SECONDS = 30 * 60
+MAX_SESSION_SECONDS = 12 * 60 * 60
+_REFRESH_SECONDS = 60  # how exactly the end of an idle session is known
 
 
-class SignedIn:
+class SessionLifetimeMiddleware:
     """A session ends half an hour after its last use, and twelve hours after it began. A request
     that does not look at its session, as the API's do not, leaves it alone; one that a page makes
     by itself, with `X-Poll`, is no use of it."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
-        user_logged_in.connect(_begun, dispatch_uid="signed_in")
+        user_logged_in.connect(_start_session, dispatch_uid="session_lifetime")
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        answer = self.get_response(request)
+        response = self.get_response(request)
         session: Any = request.session
         if session.accessed and "begun" in session:
-            left = session["begun"] + LONGEST_SECONDS - int(time())
-            if left <= 0:
+            remaining_seconds = session["begun"] + MAX_SESSION_SECONDS - int(time())
+            if remaining_seconds <= 0:
                 session.flush()
             elif (
                 "X-Poll" not in request.headers
-                and session.get("used", 0) <= time() - _EVERY_SECONDS
+                and session.get("used", 0) <= time() - _REFRESH_SECONDS
             ):
                 session["used"] = int(time())
-                session.set_expiry(min(IDLE_SECONDS, left))
-        return answer
+                session.set_expiry(min(SESSION_IDLE_SECONDS, remaining_seconds))
+        return response
 
 
-def _begun(request: HttpRequest | None = None, **_: Any) -> None:
+def _start_session(request: HttpRequest | None = None, **_: Any) -> None:
     if request is not None and hasattr(request, "session"):
         request.session["begun"] = int(time())
-        request.session.set_expiry(IDLE_SECONDS)
+        request.session.set_expiry(SESSION_IDLE_SECONDS)

@@ -25,274 +25,321 @@ from ingest.limits import rate_limits
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-WAIT_SECONDS = 0.15  # in the line
-LONGEST_LINE = 16
-SLOW_SECONDS = 0.25  # a body that takes longer works for nobody meanwhile
-SLOW_BODIES = 32  # at once; whoever brings one more comes again later
-STREAMS = 16  # answers under way in pieces
-STEP = 8 * 1024 * 1024
-UNREAD = 16 * 1024  # bytes of a body that may be left unread on a connection that stays
-DOWNLOAD = "/dataset/v1/download/"
-PROBES = {"/healthz", "/metrics", "/readyz"}
-SENTENCE = "More comes than we can serve; send it again after Retry-After seconds."
-_ELASTIC = {"type": "es_rejected_execution_exception", "reason": SENTENCE}
-_ENVELOPE = {
+QUEUE_WAIT_SECONDS = 0.15  # in the line
+MAX_QUEUE_LENGTH = 16
+SLOW_BODY_SECONDS = 0.25  # a body that takes longer works for nobody meanwhile
+MAX_SLOW_BODIES = 32  # at once; whoever brings one more comes again later
+MAX_STREAMS = 16  # answers under way in pieces
+READ_BYTES = 8 * 1024 * 1024
+MAX_UNREAD_BYTES = 16 * 1024  # bytes of a body that may be left unread on a connection that stays
+DOWNLOAD_PATH = "/dataset/v1/download/"
+PROBE_PATHS = {"/healthz", "/metrics", "/readyz"}
+OVERLOADED_DETAIL = "More comes than we can serve; send it again after Retry-After seconds."
+_ELASTICSEARCH_ERROR = {"type": "es_rejected_execution_exception", "reason": OVERLOADED_DETAIL}
+_DATASET_ENVELOPE = {
     "ver": "1.0",
-    "params": {"status": "failed", "err": "SERVER_ERROR", "errmsg": SENTENCE},
+    "params": {"status": "failed", "err": "SERVER_ERROR", "errmsg": OVERLOADED_DETAIL},
     "responseCode": "SERVER_ERROR",
     "result": {},
 }
 # by what an address ends with, or has in it: the words that its callers read
-_WORDS: list[tuple[str, Any]] = [
-    ("/v1/telemetry", {"id": "api.telemetry", **_ENVELOPE}),
-    ("/v3/telemetry", {"id": "api.telemetry", **_ENVELOPE}),
-    ("/hit", {"status": "error", "message": SENTENCE, "code": 503, "reason": "overloaded"}),
-    ("/hit/bulk", {"status": "error", "message": SENTENCE, "code": 503, "reason": "overloaded"}),
-    ("/_bulk", {"error": {"root_cause": [_ELASTIC], **_ELASTIC}, "status": 503}),
-    ("/dataset/", {"id": "ekstep.analytics.dataset.request", **_ENVELOPE}),
-    ("", {"type": "about:blank", "title": "overloaded", "status": 503, "detail": SENTENCE}),
+_OVERLOAD_BODIES: list[tuple[str, Any]] = [
+    ("/v1/telemetry", {"id": "api.telemetry", **_DATASET_ENVELOPE}),
+    ("/v3/telemetry", {"id": "api.telemetry", **_DATASET_ENVELOPE}),
+    (
+        "/hit",
+        {"status": "error", "message": OVERLOADED_DETAIL, "code": 503, "reason": "overloaded"},
+    ),
+    (
+        "/hit/bulk",
+        {"status": "error", "message": OVERLOADED_DETAIL, "code": 503, "reason": "overloaded"},
+    ),
+    (
+        "/_bulk",
+        {"error": {"root_cause": [_ELASTICSEARCH_ERROR], **_ELASTICSEARCH_ERROR}, "status": 503},
+    ),
+    ("/dataset/", {"id": "ekstep.analytics.dataset.request", **_DATASET_ENVELOPE}),
+    (
+        "",
+        {"type": "about:blank", "title": "overloaded", "status": 503, "detail": OVERLOADED_DETAIL},
+    ),
 ]
-_SEVERAL = range(1, 6)  # seconds to come again after, in turn, so that not all come at once
-_turn = cycle(range(len(_SEVERAL))).__next__
+_RETRY_AFTER_SECONDS = range(
+    1, 6
+)  # seconds to come again after, in turn, so that not all come at once
+_next_retry_index = cycle(range(len(_RETRY_AFTER_SECONDS))).__next__
 
 
-class Refusal:
+class PrebuiltResponse:
     """An answer made before anybody is sent away, by when to come again."""
 
-    def __init__(self, at: str, said: dict[str, Any]) -> None:
-        self.at = at
-        self.body = msgspec.json.encode(said)
-        self.stays = [
+    def __init__(self, path_suffix: str, document: dict[str, Any]) -> None:
+        self.path_suffix = path_suffix
+        self.body = msgspec.json.encode(document)
+        self.keep_alive_headers = [
             [
-                ("Content-Type", "application/" + ("problem+" if "type" in said else "") + "json"),
+                (
+                    "Content-Type",
+                    "application/" + ("problem+" if "type" in document else "") + "json",
+                ),
                 ("Content-Length", str(len(self.body))),
                 ("Retry-After", str(seconds)),
-                *([("X-Elastic-Product", "Elasticsearch")] if at == "/_bulk" else ()),
+                *([("X-Elastic-Product", "Elasticsearch")] if path_suffix == "/_bulk" else ()),
             ]
-            for seconds in _SEVERAL
+            for seconds in _RETRY_AFTER_SECONDS
         ]
-        self.closes = [[*headers, ("Connection", "close")] for headers in self.stays]
+        self.close_headers = [
+            [*headers, ("Connection", "close")] for headers in self.keep_alive_headers
+        ]
 
-    def fits(self, path: str) -> bool:
-        return path.endswith(self.at) or (self.at == "/dataset/" and self.at in path)
+    def matches(self, path: str) -> bool:
+        return path.endswith(self.path_suffix) or (
+            self.path_suffix == "/dataset/" and self.path_suffix in path
+        )
 
 
-_REFUSALS = [Refusal(at, said) for at, said in _WORDS]
+_OVERLOAD_RESPONSES = [PrebuiltResponse(at, said) for at, said in _OVERLOAD_BODIES]
 
 
 @lru_cache(maxsize=64)
-def _refusal(path: str) -> Refusal:
-    return next(each for each in _REFUSALS if each.fits(path))
+def _select_overload_response(path: str) -> PrebuiltResponse:
+    return next(response for response in _OVERLOAD_RESPONSES if response.matches(path))
 
 
-class Line:
+class ConcurrencyLimiter:
     """Places at work, and who waits for one."""
 
-    def __init__(self, places: int) -> None:
-        self._places = self._free = places
-        self._waiting: deque[threading.Lock] = deque()
+    def __init__(self, slots: int) -> None:
+        self._slots = self._free_slots = slots
+        self._queue: deque[threading.Lock] = deque()
         self._lock = threading.Lock()
-        self._seconds = 0.0  # that a request took of late
+        self._mean_seconds = 0.0  # that a request took of late
 
-    def enter(self) -> bool:
+    def acquire(self) -> bool:
         """Whether there was a place within reach; it is the caller's now."""
         if self._is_full():  # without the lock: who is sent away must not keep anybody waiting
             return False
         with self._lock:
-            if self._free:
-                self._free -= 1
+            if self._free_slots:
+                self._free_slots -= 1
                 return True
             if self._is_full():
                 return False
-            self._waiting.append(turn := threading.Lock())
-            turn.acquire()
-        turn.acquire()
+            self._queue.append(ticket := threading.Lock())
+            ticket.acquire()
+        ticket.acquire()
         return True
 
     def _is_full(self) -> bool:
-        length = len(self._waiting) + 1
-        turns = length / self._places  # until the last of them is served
-        return not self._free and (
-            length > LONGEST_LINE or (turns > 2 and turns * self._seconds > WAIT_SECONDS)
+        queue_length = len(self._queue) + 1
+        rounds = queue_length / self._slots  # until the last of them is served
+        return not self._free_slots and (
+            queue_length > MAX_QUEUE_LENGTH
+            or (rounds > 2 and rounds * self._mean_seconds > QUEUE_WAIT_SECONDS)
         )
 
-    def enter_again(self) -> None:
+    def reacquire(self) -> None:
         """A place for one that was let in before: the next one."""
         with self._lock:
-            if self._free:
-                self._free -= 1
+            if self._free_slots:
+                self._free_slots -= 1
                 return
-            self._waiting.appendleft(turn := threading.Lock())
-            turn.acquire()
-        turn.acquire()
+            self._queue.appendleft(ticket := threading.Lock())
+            ticket.acquire()
+        ticket.acquire()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
+            if self._queue:
+                self._queue.popleft().release()
             else:
-                self._free += 1
+                self._free_slots += 1
 
-    def took(self, seconds: float) -> None:
-        self._seconds += (seconds - self._seconds) / 16
+    def record_latency(self, seconds: float) -> None:
+        self._mean_seconds += (seconds - self._mean_seconds) / 16
 
 
-class Gate:
+class AdmissionControl:
     """A WSGI application around another.
 
     The doors have half of the places, so that neither questions nor events keep the others out;
     the smaller half, for their work is Python's, of which a process does one thing at a time.
     """
 
-    def __init__(self, app: App, places: int) -> None:
+    def __init__(self, app: App, slots: int) -> None:
         self._app = app
-        self._doors = Line(max(1, places // 2))
-        self._others = Line(max(1, places - places // 2))
+        self._ingest_slots = ConcurrencyLimiter(max(1, slots // 2))
+        self._other_slots = ConcurrencyLimiter(max(1, slots - slots // 2))
         self._lock = threading.Lock()
-        self._streams = 0
-        self._bodies: dict[Body, None] = {}  # that are being read
-        self._slow = 0
-        self._watch: threading.Thread | None = None
+        self._stream_count = 0
+        self._awaited_bodies: dict[RequestBody, None] = {}  # that are being read
+        self._slow_count = 0
+        self._slow_body_thread: threading.Thread | None = None
 
     def __call__(self, environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path in PROBES:
+        if path in PROBE_PATHS:
             return self._app(environ, start)
-        line = self._doors if rate_limits.is_door(environ["REQUEST_METHOD"], path) else self._others
+        limiter = (
+            self._ingest_slots
+            if rate_limits.is_ingest_request(environ["REQUEST_METHOD"], path)
+            else self._other_slots
+        )
         has_body = environ.get("CONTENT_LENGTH") not in {None, "", "0"}
-        is_late = DOWNLOAD in path and self._streams >= STREAMS  # before it is counted as a use
-        if is_late or (has_body and self._slow >= SLOW_BODIES) or not line.enter():
-            return shed(environ, start)
-        begun = time.monotonic()
-        environ["wsgi.input"] = body = Body(self, line, environ)
+        is_over_stream_limit = (
+            DOWNLOAD_PATH in path and self._stream_count >= MAX_STREAMS
+        )  # before it is counted as a use
+        if (
+            is_over_stream_limit
+            or (has_body and self._slow_count >= MAX_SLOW_BODIES)
+            or not limiter.acquire()
+        ):
+            return reject_overloaded(environ, start)
+        started_at = time.monotonic()
+        environ["wsgi.input"] = body = RequestBody(self, limiter, environ)
         try:
-            answer = self._app(environ, start)
-            if not getattr(answer, "streaming", True):
+            response = self._app(environ, start)
+            if not getattr(response, "streaming", True):
                 try:
-                    return list(answer)
+                    return list(response)
                 finally:
-                    answer.close()  # type: ignore[attr-defined]
+                    response.close()  # type: ignore[attr-defined]
             connections.close_all()  # a download needs none, and may last
         finally:
-            line.took(time.monotonic() - begun - body.waited)
-            line.leave()
-            body.forget()
-        stream = Stream(self, answer)
-        if self.streams(1) > STREAMS:
+            limiter.record_latency(time.monotonic() - started_at - body.waited_seconds)
+            limiter.release()
+            body.discard()
+        stream = CountedStream(self, response)
+        if self.add_streams(1) > MAX_STREAMS:
             stream.close()
-            return shed(environ, start)
+            return reject_overloaded(environ, start)
         return stream
 
-    def streams(self, more: int) -> int:
+    def add_streams(self, change: int) -> int:
         with self._lock:
-            self._streams += more
-            return self._streams
+            self._stream_count += change
+            return self._stream_count
 
-    def waits(self, body: "Body") -> None:
-        self._bodies[body] = None
-        if not self._watch:
+    def body_waiting(self, body: "RequestBody") -> None:
+        self._awaited_bodies[body] = None
+        if not self._slow_body_thread:
             with self._lock:
-                if not self._watch:
-                    self._watch = threading.Thread(target=self._lend, name="gate", daemon=True)
-                    self._watch.start()
+                if not self._slow_body_thread:
+                    self._slow_body_thread = threading.Thread(
+                        target=self._release_slow_slots, name="slow-body-slots", daemon=True
+                    )
+                    self._slow_body_thread.start()
 
-    def came(self, body: "Body") -> None:
+    def body_received(self, body: "RequestBody") -> None:
         with self._lock:
-            del self._bodies[body]
+            del self._awaited_bodies[body]
             was_slow, body.is_slow = body.is_slow, False
-            self._slow -= was_slow
+            self._slow_count -= was_slow
         if was_slow:
-            body.line.enter_again()
+            body.limiter.reacquire()
 
-    def _lend(self) -> None:
+    def _release_slow_slots(self) -> None:
         """The places of those whose bodies are slow work for others."""
         while True:
-            time.sleep(SLOW_SECONDS / 2)
-            late = time.monotonic() - SLOW_SECONDS
+            time.sleep(SLOW_BODY_SECONDS / 2)
+            slow_since = time.monotonic() - SLOW_BODY_SECONDS
             with self._lock:
-                slow = [each for each in list(self._bodies) if each.since < late]
+                slow = [
+                    pending
+                    for pending in list(self._awaited_bodies)
+                    if pending.waiting_since < slow_since
+                ]
                 for body in slow:
                     if not body.is_slow:
                         body.is_slow = True
-                        self._slow += 1
-                        body.line.leave()
+                        self._slow_count += 1
+                        body.limiter.release()
 
-    def is_crowded(self) -> bool:
+    def is_overloaded(self) -> bool:
         """Whether so many bodies do not come that nobody should be waited for."""
-        return self._slow > SLOW_BODIES / 2
+        return self._slow_count > MAX_SLOW_BODIES / 2
 
 
-class Body:
+class RequestBody:
     """`wsgi.input`. The server waits for it as long as it takes; `idle_connections` ends that."""
 
-    def __init__(self, gate: Gate, line: Line, environ: Environ) -> None:
+    def __init__(
+        self, admission: AdmissionControl, limiter: ConcurrencyLimiter, environ: Environ
+    ) -> None:
         length = environ.get("CONTENT_LENGTH") or ""
-        self._left = int(length) if length.isdecimal() else 0
-        self._gate = gate
+        self._remaining_bytes = int(length) if length.isdecimal() else 0
+        self._admission = admission
         self._input = environ["wsgi.input"]
-        self._kept = BytesIO()
-        self.line = line
-        self.since = 0.0
+        self._buffer = BytesIO()
+        self.limiter = limiter
+        self.waiting_since = 0.0
         self.is_slow = False
-        self.waited = 0.0
+        self.waited_seconds = 0.0
 
     def read(self, size: int = -1) -> bytes:
-        got = self._kept.read(size)
-        if len(got) == size or not self._left:
-            return got
-        self._kept = BytesIO(self._fetched(min(self._left, STEP)))
+        buffered = self._buffer.read(size)
+        if len(buffered) == size or not self._remaining_bytes:
+            return buffered
+        self._buffer = BytesIO(self._fetch(min(self._remaining_bytes, READ_BYTES)))
         if size < 0:
-            return got + self._kept.read() + self.read()
-        return got + self._kept.read(size - len(got))
+            return buffered + self._buffer.read() + self.read()
+        return buffered + self._buffer.read(size - len(buffered))
 
     def readline(self, size: int = -1) -> bytes:
-        self._kept = BytesIO(self.read())
-        return self._kept.readline(size)
+        self._buffer = BytesIO(self.read())
+        return self._buffer.readline(size)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Django's request is part of a cycle: until that is collected it would hold the bytes."""
-        self._left = 0
-        self._kept = BytesIO()
+        self._remaining_bytes = 0
+        self._buffer = BytesIO()
 
-    def _fetched(self, size: int) -> bytes:
-        for each in connections.all(initialized_only=True):
-            if getattr(each, "pool", None) and not each.in_atomic_block:
-                each.close()  # who waits for a caller keeps no other waiting for a connection
-        self.since = time.monotonic()
-        self._gate.waits(self)
+    def _fetch(self, size: int) -> bytes:
+        for connection in connections.all(initialized_only=True):
+            if getattr(connection, "pool", None) and not connection.in_atomic_block:
+                connection.close()  # who waits for a caller keeps no other waiting for a connection
+        self.waiting_since = time.monotonic()
+        self._admission.body_waiting(self)
         try:
-            piece: bytes = self._input.read(size)
+            chunk: bytes = self._input.read(size)
         finally:
-            self._gate.came(self)
-        self.waited += time.monotonic() - self.since
-        self._left = self._left - len(piece) if piece else 0
-        return piece
+            self._admission.body_received(self)
+        self.waited_seconds += time.monotonic() - self.waiting_since
+        self._remaining_bytes = self._remaining_bytes - len(chunk) if chunk else 0
+        return chunk
 
 
-class Stream:
+class CountedStream:
     """An answer in pieces; counted until it is closed."""
 
-    def __init__(self, gate: Gate, answer: Iterable[bytes]) -> None:
-        self._gate = gate
-        self._answer = answer
+    def __init__(self, admission: AdmissionControl, response: Iterable[bytes]) -> None:
+        self._admission = admission
+        self._response = response
         self._is_open = True
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._answer)
+        return iter(self._response)
 
     def close(self) -> None:
         if self._is_open:
             self._is_open = False
-            self._gate.streams(-1)
-            if hasattr(self._answer, "close"):
-                self._answer.close()
+            self._admission.add_streams(-1)
+            if hasattr(self._response, "close"):
+                self._response.close()
 
 
-def shed(environ: Environ, start: Callable[..., Any]) -> list[bytes]:
+def reject_overloaded(environ: Environ, start: Callable[..., Any]) -> list[bytes]:
     """503 in the words of the address, and when to come again."""
-    metrics.SHED.inc()
-    refusal = _refusal(environ["PATH_INFO"])
+    metrics.OVERLOAD_REJECTIONS.inc()
+    response = _select_overload_response(environ["PATH_INFO"])
     length = environ.get("CONTENT_LENGTH") or "0"
-    is_read = length.isdecimal() and int(length) <= UNREAD  # else the server closes in front of it
-    start("503 Service Unavailable", (refusal.stays if is_read else refusal.closes)[_turn()])
-    return [refusal.body]
+    is_body_readable = (
+        length.isdecimal() and int(length) <= MAX_UNREAD_BYTES
+    )  # else the server closes in front of it
+    start(
+        "503 Service Unavailable",
+        (response.keep_alive_headers if is_body_readable else response.close_headers)[
+            _next_retry_index()
+        ],
+    )
+    return [response.body]

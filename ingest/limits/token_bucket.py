@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PREFIX = "exhaust:limit:"
-TIMEOUT_SECONDS = 0.2
-REST_SECONDS = 1.0  # after a failure nobody waits for Redis
-WARN_SECONDS = 60.0
+REDIS_PREFIX = "exhaust:rate_limit:"
+REDIS_TIMEOUT_SECONDS = 0.2
+REDIS_RETRY_SECONDS = 1.0  # after a failure nobody waits for Redis
+WARNING_SECONDS = 60.0
 MAX_BUCKETS = 10_000  # in process
 
 
@@ -37,10 +37,10 @@ def take(key: str, rate: float, burst: int) -> float:
 def spend(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
     """`count` calls at once: the seconds to wait, 0.0 when let through, and those until the bucket
     is full again. What is refused costs nothing."""
-    return _limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
+    return _get_limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
 
 
-def address(request: HttpRequest) -> str:
+def get_client_address(request: HttpRequest) -> str:
     """Whose call it is. Of X-Forwarded-For only our proxy's entry, the last one, can be trusted."""
     if settings.BEHIND_PROXY:
         last: str = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
@@ -49,7 +49,7 @@ def address(request: HttpRequest) -> str:
     return str(request.META.get("REMOTE_ADDR", ""))
 
 
-class InProcess:
+class ProcessLimiter:
     """Buckets of this process; the one longest unused makes room."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -65,13 +65,13 @@ class InProcess:
         step = round(1_000_000_000 / rate)
         with self._lock:
             now = self._clock()
-            before = max(self._full_at.pop(key, now), now)
-            full_at = before + step * count
-            wait = full_at - burst * step - now
-            self._full_at[key] = full_at = before if wait > 0 else full_at
+            previous = max(self._full_at.pop(key, now), now)
+            full_at = previous + step * count
+            wait_ns = full_at - burst * step - now
+            self._full_at[key] = full_at = previous if wait_ns > 0 else full_at
             if len(self._full_at) > MAX_BUCKETS:
                 self._full_at.popitem(last=False)
-        return max(wait, 0) / 1_000_000_000, (full_at - now) / 1_000_000_000
+        return max(wait_ns, 0) / 1_000_000_000, (full_at - now) / 1_000_000_000
 
 
 # One script, so that reading and moving on are one step for every process; the time is Redis's,
@@ -95,51 +95,53 @@ return {0, full_at - now}
 """
 
 
-class InRedis:
+class RedisLimiter:
     """Buckets that every process shares."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._clock = clock
         self._script: Callable[..., object] | None = None
-        self._rests_until = self._quiet_until = -math.inf
-        self._here = InProcess(lambda: round(clock() * 1_000_000_000))  # while Redis fails
+        self._retry_redis_at = self._next_warning_at = -math.inf
+        self._fallback = ProcessLimiter(lambda: round(clock() * 1_000_000_000))  # while Redis fails
 
     def take(self, key: str, rate: float, burst: int) -> float:
         return self.spend(key, rate, burst)[0]
 
     def spend(self, key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
-        if self._clock() < self._rests_until:
-            return self._here.spend(key, rate, burst, count)
+        if self._clock() < self._retry_redis_at:
+            return self._fallback.spend(key, rate, burst, count)
         try:
             if self._script is None:
-                self._script = self._connected().register_script(_GCRA)
-            said = self._script(keys=[PREFIX + key], args=[round(1_000_000 / rate), burst, count])
-            match said:
+                self._script = self._connect().register_script(_GCRA)
+            reply = self._script(
+                keys=[REDIS_PREFIX + key], args=[round(1_000_000 / rate), burst, count]
+            )
+            match reply:
                 case [int(wait), int(behind)] if wait >= 0 and behind >= 0:
                     return wait / 1_000_000, behind / 1_000_000
             raise ValueError("no waiting time")
         except Exception as error:  # whatever it is, a call outweighs it
             now = self._clock()
-            self._rests_until = now + REST_SECONDS
-            if now >= self._quiet_until:
-                self._quiet_until = now + WARN_SECONDS
-                log.warning("limiter.failed error=%s", type(error).__name__)
-            return self._here.spend(key, rate, burst, count)
+            self._retry_redis_at = now + REDIS_RETRY_SECONDS
+            if now >= self._next_warning_at:
+                self._next_warning_at = now + WARNING_SECONDS
+                log.warning("rate_limiter.redis_failed error=%s", type(error).__name__)
+            return self._fallback.spend(key, rate, burst, count)
 
-    def _connected(self) -> "redis.Redis":
+    def _connect(self) -> "redis.Redis":
         import redis  # who has none need not wait for it at every start
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
         return redis.Redis.from_url(
             self._url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),  # its default tries three times
         )
 
 
 @cache
-def _limiter(url: str) -> InProcess | InRedis:
-    return InRedis(url) if url.startswith("redis") else InProcess()
+def _get_limiter(url: str) -> ProcessLimiter | RedisLimiter:
+    return RedisLimiter(url) if url.startswith("redis") else ProcessLimiter()

@@ -6,32 +6,32 @@ from ingest.models.accounts import (
     Application,
     Channel,
     Role,
-    age_recipient,
-    identifier,
+    validate_age_recipient,
+    validate_identifier,
 )
-from ingest.models.audit import LedgerEntry, LedgerSeal, Refusal
-from ingest.models.events import Conversation, Horizon, Rejected, StoredEvent
+from ingest.models.audit import AuditDigest, AuditEvent, AuthFailureCount
+from ingest.models.events import Conversation, PruneState, RejectedEvent, StoredEvent
 from ingest.models.participants import Erasure, Participant
-from ingest.models.sessions import AppUser, Deriver, Session
+from ingest.models.sessions import AppUser, DerivationState, Session
 
 __all__ = [
     "IDENTIFIER",
     "ApiKey",
     "AppUser",
     "Application",
+    "AuditDigest",
+    "AuditEvent",
+    "AuthFailureCount",
     "Channel",
     "Conversation",
-    "Deriver",
+    "DerivationState",
     "Erasure",
-    "Horizon",
-    "LedgerEntry",
-    "LedgerSeal",
     "Participant",
-    "Refusal",
-    "Rejected",
+    "PruneState",
+    "RejectedEvent",
     "Role",
     "Session",
     "StoredEvent",
-    "age_recipient",
-    "identifier",
+    "validate_age_recipient",
+    "validate_identifier",
 ]

@@ -6,10 +6,10 @@ from django.core.validators import RegexValidator
 from django.db import models
 
 IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}\Z"
-identifier = RegexValidator(IDENTIFIER, "Letters, digits, '.', '_' and '-', up to 128.")
+validate_identifier = RegexValidator(IDENTIFIER, "Letters, digits, '.', '_' and '-', up to 128.")
 
 
-def age_recipient(value: str) -> None:
+def validate_age_recipient(value: str) -> None:
     """Raises `ValidationError` for what is no public key of age."""
     import pyrage  # needed by few processes
 
@@ -22,19 +22,19 @@ def age_recipient(value: str) -> None:
 class Channel(models.Model):
     """An owning organisation; the scope of every permission."""
 
-    class Sealing(models.TextChoices):
+    class Encryption(models.TextChoices):
         NONE = "", "as asked for"
         PASSWORD = "password", "AES-256 zip under the request's encryptionKey"
         PUBLICKEY = "publickey", "age, for the recipient below"
 
     id = models.AutoField(primary_key=True)
-    identifier = models.CharField(max_length=128, unique=True, validators=[identifier])
+    identifier = models.CharField(max_length=128, unique=True, validators=[validate_identifier])
     name = models.CharField(max_length=255, blank=True)
-    private_sealing = models.CharField(
+    private_encryption = models.CharField(
         default="",
         db_default="",
         max_length=16,
-        choices=Sealing.choices,
+        choices=Encryption.choices,
         blank=True,
         help_text="How files that hold personal data must be sealed.",
     )
@@ -43,7 +43,7 @@ class Channel(models.Model):
         db_default="",
         max_length=128,
         blank=True,
-        validators=[age_recipient],
+        validators=[validate_age_recipient],
         help_text="age1…, a public key.",
     )
     hash_device_ids = models.BooleanField(
@@ -51,7 +51,7 @@ class Channel(models.Model):
         db_default=False,
         help_text="In response and private files, a keyed hash in place of each device id.",
     )
-    sealed_secret = models.BinaryField(
+    encrypted_secret = models.BinaryField(
         null=True, editable=False, help_text="What devices are hashed with, encrypted."
     )
     created_at = models.DateTimeField(auto_now_add=True)
@@ -60,7 +60,7 @@ class Channel(models.Model):
         return self.identifier
 
     def clean(self) -> None:
-        if self.private_sealing == self.Sealing.PUBLICKEY and not self.recipient:
+        if self.private_encryption == self.Encryption.PUBLICKEY and not self.recipient:
             raise ValidationError({"recipient": "Needed where private files are sealed for it."})
 
 
@@ -90,7 +90,7 @@ class ApiKey(models.Model):
         constraints = [
             # whoever can write events must not read phones
             models.CheckConstraint(
-                name="apikey_private_never_ingests",
+                name="apikey_ingest_stands_alone",
                 condition=~models.Q(scopes__contains="ingest")
                 | ~models.Q(scopes__contains="export:private")
                 & ~models.Q(scopes__contains="pull")
@@ -115,20 +115,20 @@ class Role(models.Model):
         default=False, help_text="Ask for files of people, and download them."
     )
     administer = models.BooleanField(
-        default=False, help_text="Keys, sinks, recurring requests, rejected events."
+        default=False, help_text="Keys, destinations, recurring requests, rejected events."
     )
     audit = models.BooleanField(default=False, help_text="Read the ledger.")
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["group", "channel"], name="role_once_each")]
+        constraints = [models.UniqueConstraint(fields=["group", "channel"], name="role_unique")]
 
 
 class Application(models.Model):
-    """A registered sender of a dialect that has no keys of ours: its id is in every call."""
+    """A registered sender of a source that has no keys of ours: its id is in every call."""
 
     id = models.AutoField(primary_key=True)
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT)
-    identifier = models.CharField(max_length=128, unique=True, validators=[identifier])
+    identifier = models.CharField(max_length=128, unique=True, validators=[validate_identifier])
     name = models.CharField(max_length=255, blank=True)
     secret_digest = models.CharField(
         max_length=64, blank=True, editable=False, help_text="Of the password in HTTP Basic."

@@ -4,7 +4,7 @@ from django.db import models
 from django.utils import timezone
 
 
-class LedgerEntry(models.Model):
+class AuditEvent(models.Model):
     """Who did what, when, from where. Only ever added to; see `ingest/audit/__init__.py`.
 
     It names no row by a foreign key: it outlives what it speaks of.
@@ -24,22 +24,22 @@ class LedgerEntry(models.Model):
     class Meta:
         verbose_name_plural = "ledger"
         indexes = [
-            models.Index(fields=["channel", "at", "id"], name="ledger_in_time"),
-            models.Index(fields=["at", "id"], name="ledger_of_day"),
+            models.Index(fields=["channel", "at", "id"], name="auditevent_channel_time"),
+            models.Index(fields=["at", "id"], name="auditevent_time"),
         ]
 
 
-class LedgerSeal(models.Model):
+class AuditDigest(models.Model):
     """A day (UTC) of the ledger, digested with the day before; see `ingest/audit/hash_chain.py`."""
 
     day = models.DateField(unique=True)
     entries = models.IntegerField()
     previous = models.CharField(max_length=64, blank=True)
     digest = models.CharField(max_length=64, help_text="SHA-256, in hex.")
-    sealed_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=timezone.now)
 
 
-class Refusal(models.Model):
+class AuthFailureCount(models.Model):
     """Failed tries to get in, counted until their hour is over; see `ingest/auth/failures.py`."""
 
     hour = models.DateTimeField()
@@ -49,5 +49,7 @@ class Refusal(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["hour", "action", "address"], name="refusal_once_each")
+            models.UniqueConstraint(
+                fields=["hour", "action", "address"], name="authfailurecount_unique"
+            )
         ]

@@ -3,7 +3,7 @@
 from django.db import models
 
 from ingest.models.accounts import Application, Channel
-from ingest.models.fields import Position, XidField
+from ingest.models.fields import CurrentPosition, XidField
 
 
 class Conversation(models.Model):
@@ -28,7 +28,7 @@ class StoredEvent(models.Model):
     """An event's row. Never rewritten, but for learning which position superseded it."""
 
     id = models.BigAutoField(primary_key=True)
-    xid = XidField(db_default=Position(), editable=False)
+    xid = XidField(db_default=CurrentPosition(), editable=False)
     superseded_xid = XidField(null=True, editable=False)
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField()
@@ -44,7 +44,7 @@ class StoredEvent(models.Model):
     )
     is_answer = models.BooleanField()
     identity = models.UUIDField()
-    dialect = models.TextField()
+    source = models.TextField()
     type = models.TextField()
     device_id = models.TextField()
     session_id = models.TextField()
@@ -56,7 +56,7 @@ class StoredEvent(models.Model):
             models.UniqueConstraint(
                 fields=["identity"],
                 condition=models.Q(superseded_xid__isnull=True),
-                name="storedevent_one_living",
+                name="storedevent_one_current",
             )
         ]
         indexes = [
@@ -73,23 +73,23 @@ class StoredEvent(models.Model):
             ),
             models.Index(  # what lies in a session
                 fields=["channel", "device_id", "occurred_at"],
-                condition=~models.Q(device_id="") & ~models.Q(dialect="desk"),
-                name="storedevent_of_device",
+                condition=~models.Q(device_id="") & ~models.Q(source="desk"),
+                name="storedevent_device",
             ),
             models.Index(
                 fields=["channel", "device_id"],
-                condition=models.Q(dialect="desk"),
-                name="storedevent_of_desk_device",
+                condition=models.Q(source="desk"),
+                name="storedevent_desk_device",
             ),
         ]
 
 
-class Rejected(models.Model):
+class RejectedEvent(models.Model):
     """What of a batch was no event, kept with the reason; its bytes are sealed."""
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     application = models.ForeignKey(Application, null=True, on_delete=models.PROTECT)
-    dialect = models.CharField(max_length=32)
+    source = models.CharField(max_length=32)
     received_at = models.DateTimeField()
     position = models.IntegerField(help_text="Place in its batch, from 0.")
     reason = models.CharField(max_length=64)
@@ -104,19 +104,21 @@ class Rejected(models.Model):
         constraints = [
             # a sender that resends for ever fills one row
             models.UniqueConstraint(
-                fields=["channel", "dialect", "digest"], name="rejected_once_each"
+                fields=["channel", "source", "digest"], name="rejectedevent_unique"
             )
         ]
-        indexes = [models.Index(fields=["channel", "reason", "received_at"], name="rejected_why")]
+        indexes = [
+            models.Index(fields=["channel", "reason", "received_at"], name="rejectedevent_reason")
+        ]
 
 
-class Horizon(models.Model):
+class PruneState(models.Model):
     """Where a channel's feed begins: its events up to this position were pruned."""
 
     channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True)
     xid = XidField(default=0)
     event_id = models.BigIntegerField(default=0)
-    arrived_before = models.DateTimeField(help_text="So did all that was pruned.")
+    pruned_before = models.DateTimeField(help_text="So did all that was pruned.")
     pruned_xid = XidField(
         default=0, help_text="The last pruning's own position: readers below it saw what it took."
     )

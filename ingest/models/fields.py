@@ -27,7 +27,7 @@ class XidField(models.BigIntegerField):  # type: ignore[type-arg]
         return "%s::xid8" if connection.vendor == "postgresql" else "%s"
 
 
-class Position(models.Func):
+class CurrentPosition(models.Func):
     """The writing transaction's number, as a column's default."""
 
     output_field = XidField()

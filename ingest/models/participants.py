@@ -11,7 +11,7 @@ class Participant(models.Model):
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     device_id = models.CharField(max_length=255)
     user_name = models.CharField(max_length=255, blank=True)
-    sealed_phone = models.BinaryField(null=True)
+    encrypted_phone = models.BinaryField(null=True)
     consent = models.BooleanField(null=True, help_text="Unknown means no.")
     consent_at = models.DateTimeField(null=True)
     withdrawn_at = models.DateTimeField(
@@ -32,12 +32,12 @@ class Participant(models.Model):
             models.Index(  # asked of every answer that is read
                 fields=["channel", "device_id"],
                 condition=models.Q(consent=False),
-                name="participant_refused",
+                name="participant_consent_refused",
             ),
             models.Index(
                 fields=["channel", "updated_at"],
                 condition=models.Q(consent=False),
-                name="participant_refused_when",
+                name="participant_refused_at",
             ),
         ]
 
@@ -53,10 +53,10 @@ class Erasure(models.Model):
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     subject = models.CharField(max_length=64, help_text="Keyed hash of the device id.")
-    asked_at = models.DateTimeField(help_text="When it was asked for last.")
+    requested_at = models.DateTimeField(help_text="When it was asked for last.")
     finished_at = models.DateTimeField(null=True, help_text="When nothing was left.")
     counts = models.JSONField(default=dict, help_text="What was erased, in all.")
-    sealed_device = models.BinaryField(
+    encrypted_device_id = models.BinaryField(
         null=True, editable=False, help_text="The device id, encrypted, until it is finished."
     )
     last_event = models.BigIntegerField(
@@ -72,7 +72,7 @@ class Erasure(models.Model):
         ]
         indexes = [
             models.Index(
-                fields=["asked_at"],
+                fields=["requested_at"],
                 condition=models.Q(finished_at=None),
                 name="erasure_unfinished",
             )

@@ -3,10 +3,10 @@
 from django.db import models
 
 from ingest.models.accounts import Application, Channel
-from ingest.models.fields import Position, XidField
+from ingest.models.fields import CurrentPosition, XidField
 
 
-class Deriver(models.Model):
+class DerivationState(models.Model):
     """How far sessions and users of a channel are derived: the position of its last event read."""
 
     channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True)
@@ -22,7 +22,7 @@ class Session(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    xid = XidField(db_default=Position(), editable=False)
+    xid = XidField(db_default=CurrentPosition(), editable=False)
     version = models.IntegerField(default=1, help_text="Grows with every change.")
     modified_at = models.DateTimeField()
     key = models.UUIDField()
@@ -37,7 +37,7 @@ class Session(models.Model):
         db_index=False,
         help_text="The session that this one became a part of.",
     )
-    given = models.BooleanField(help_text="Made by its sender and taken as it is.")
+    is_client_session = models.BooleanField(help_text="Made by its sender and taken as it is.")
     device_id = models.TextField(blank=True)
     user_id = models.TextField(blank=True)
     sender_session_id = models.TextField(blank=True, help_text="The first one seen.")
@@ -51,7 +51,7 @@ class Session(models.Model):
     event_count = models.IntegerField()
     answer_count = models.IntegerField()
     types = models.JSONField(help_text="Events by type.")
-    pieces = models.JSONField(editable=False, help_text="What it is summed from.")
+    buckets = models.JSONField(editable=False, help_text="What it is summed from.")
 
     class Meta:
         constraints = [
@@ -59,9 +59,9 @@ class Session(models.Model):
         ]
         indexes = [
             models.Index(fields=["channel", "xid", "id"], name="session_arrival"),
-            models.Index(fields=["channel", "device_id", "ended_at"], name="session_of_device"),
+            models.Index(fields=["channel", "device_id", "ended_at"], name="session_device"),
             models.Index(
-                fields=["closes_at"], condition=models.Q(closed=False), name="session_to_close"
+                fields=["closes_at"], condition=models.Q(closed=False), name="session_unclosed"
             ),
         ]
 
@@ -73,7 +73,7 @@ class AppUser(models.Model):
     """Who used an application: a user id its sender gave, or a device nobody signed in on."""
 
     id = models.BigAutoField(primary_key=True)
-    xid = XidField(db_default=Position(), editable=False)
+    xid = XidField(db_default=CurrentPosition(), editable=False)
     version = models.IntegerField(default=1, help_text="Grows with every change.")
     modified_at = models.DateTimeField()
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
@@ -94,7 +94,7 @@ class AppUser(models.Model):
         ]
         indexes = [
             models.Index(fields=["channel", "xid", "id"], name="appuser_arrival"),
-            models.Index(fields=["channel", "device_id"], name="appuser_of_device"),
+            models.Index(fields=["channel", "device_id"], name="appuser_device"),
         ]
 
     def __str__(self) -> str:

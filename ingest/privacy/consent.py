@@ -19,99 +19,104 @@ from ingest import audit
 from ingest.models import Channel, Erasure, Participant
 
 # keyword arguments: channel_id, device_ids, and erased: whether nothing at all may stay
-withdrawn = Signal()
+consent_withdrawn = Signal()
 _TURN, _PROFILES = 7382, 7383  # of PostgreSQL's advisory locks
-_BATCH = 500
+_BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
-class Known:
+class ConsentState:
     """What a participant's row says that a file may show."""
 
     consent: bool | None
     has_phone: bool
 
     @property
-    def shows(self) -> bool:
+    def is_exportable(self) -> bool:
         return self.consent is True and self.has_phone
 
 
-def known(channel_id: int, device_ids: Sequence[str]) -> dict[str, Known]:
+def lock_participants(channel_id: int, device_ids: Sequence[str]) -> dict[str, ConsentState]:
     """The participants among these; their rows are ours until the transaction ends."""
-    found: dict[str, Known] = {}
-    for batch in _batches(device_ids):
+    states: dict[str, ConsentState] = {}
+    for batch in _split_batches(device_ids):
         rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
-        bytewise = Collate("device_id", "C") if connection.vendor == "postgresql" else "device_id"
+        byte_order = Collate("device_id", "C") if connection.vendor == "postgresql" else "device_id"
         for device_id, consent, phone in (
-            rows.order_by(bytewise)  # as Python sorts: one order of locking
+            rows.order_by(byte_order)  # as Python sorts: one order of locking
             .select_for_update()
-            .values_list("device_id", "consent", "sealed_phone")
+            .values_list("device_id", "consent", "encrypted_phone")
         ):
-            found[device_id] = Known(consent, phone is not None)
-    return found
+            states[device_id] = ConsentState(consent, phone is not None)
+    return states
 
 
-def changed(channel_id: int, before: dict[str, Known], after: dict[str, Known]) -> None:
+def apply_changes(
+    channel_id: int, before: dict[str, ConsentState], after: dict[str, ConsentState]
+) -> None:
     """Records what changed, and ends what was made with a consent that is no more."""
-    granted = sum(
-        now.consent is True and (device_id not in before or before[device_id].consent is not True)
-        for device_id, now in after.items()
+    granted_count = sum(
+        new.consent is True and (device_id not in before or before[device_id].consent is not True)
+        for device_id, new in after.items()
     )
-    over = [
+    revoked = [
         device_id
-        for device_id, was in before.items()
-        if was.consent is True
-        and (after[device_id].consent is not True or (was.shows and not after[device_id].shows))
+        for device_id, old in before.items()
+        if old.consent is True
+        and (
+            after[device_id].consent is not True
+            or (old.is_exportable and not after[device_id].is_exportable)
+        )
     ]
-    if over:
-        withdraw(channel_id, over)
-    if granted or over:
+    if revoked:
+        withdraw(channel_id, revoked)
+    if granted_count or revoked:
         audit.record(
             "consent.changed",
             channel=Channel.objects.values_list("identifier", flat=True).get(pk=channel_id),
-            granted=granted,
-            withdrawn=len(over),
+            granted=granted_count,
+            withdrawn=len(revoked),
         )
 
 
 def withdraw(channel_id: int, device_ids: Sequence[str], *, erased: bool = False) -> None:
     """Within the transaction that changes the rows of these people."""
-    take_turn(channel_id)
-    for batch in _batches(device_ids):
+    lock_exclusive(channel_id)
+    for batch in _split_batches(device_ids):
         rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
         rows.update(withdrawn_at=Now())
-    withdrawn.send(
+    consent_withdrawn.send(
         sender=Participant, channel_id=channel_id, device_ids=list(device_ids), erased=erased
     )
 
 
-def _batches(device_ids: Sequence[str]) -> Iterator[list[str]]:
+def _split_batches(device_ids: Sequence[str]) -> Iterator[list[str]]:
     rest = iter(sorted(set(device_ids)))
-    while batch := list(islice(rest, _BATCH)):
+    while batch := list(islice(rest, _BATCH_SIZE)):
         yield batch
 
 
 # Turns ------------------------------------------------------------------------------------------
 
 
-def take_turn(channel_id: int) -> None:
+def lock_exclusive(channel_id: int) -> None:
     """No file of the channel is published until this transaction ends. SQLite has one writer."""
     _lock("pg_advisory_xact_lock", channel_id)
 
 
-def settle(channel_id: int) -> None:
+def lock_shared(channel_id: int) -> None:
     """Waits for withdrawals that are under way, and holds up others until the transaction ends."""
     _lock("pg_advisory_xact_lock_shared", channel_id)
 
 
-def profiles(channel_id: int) -> None:
+def lock_profiles_shared(channel_id: int) -> None:
     """Nobody is begun to be erased until this transaction, which takes profiles in, ends. Comes
     before the turn and the rows of people, as `no_profiles` does: or each would wait for the other.
     """
     _lock("pg_advisory_xact_lock_shared", channel_id, _PROFILES)
 
 
-def no_profiles(channel_id: int) -> None:
+def lock_profiles_exclusive(channel_id: int) -> None:
     """Waits for profiles that are on their way, and holds up others until the transaction ends."""
     _lock("pg_advisory_xact_lock", channel_id, _PROFILES)
 
@@ -122,7 +127,7 @@ def _lock(function: str, channel_id: int, kind: int = _TURN) -> None:
             cursor.execute(f"SELECT {function}(%s, %s)", [kind, channel_id])
 
 
-def withdrawn_since(channel_id: int, moment: datetime) -> list[str]:
+def fetch_withdrawn_since(channel_id: int, moment: datetime) -> list[str]:
     """Devices of those who withdrew then or later, for who has `settled`."""
     rows = Participant.objects.filter(channel_id=channel_id, withdrawn_at__gte=moment)
     return list(rows.values_list("device_id", flat=True))
@@ -134,12 +139,12 @@ def is_erasing(channel_id: int, since: datetime) -> bool:
     return Erasure.objects.filter(recent, channel_id=channel_id).exists()
 
 
-def ended(channel_id: int, since: datetime) -> bool:
+def has_revocations_since(channel_id: int, since: datetime) -> bool:
     """Whether somebody refused, took back consent or was erased since then."""
-    people = Participant.objects.filter(channel_id=channel_id)
-    withdrew = people.filter(withdrawn_at__gte=since)
-    refused = people.filter(consent=False, updated_at__gte=since)
-    return is_erasing(channel_id, since) or withdrew.exists() or refused.exists()
+    participants = Participant.objects.filter(channel_id=channel_id)
+    withdrawn_rows = participants.filter(withdrawn_at__gte=since)
+    refused_rows = participants.filter(consent=False, updated_at__gte=since)
+    return is_erasing(channel_id, since) or withdrawn_rows.exists() or refused_rows.exists()
 
 
 # Hashes under a channel's secret ------------------------------------------------------------------

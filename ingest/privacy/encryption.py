@@ -4,20 +4,20 @@ from cryptography.fernet import Fernet, MultiFernet
 from django.conf import settings
 
 
-def _keys() -> MultiFernet:
+def _load_keys() -> MultiFernet:
     return MultiFernet([Fernet(key) for key in settings.ENCRYPTION_KEYS])
 
 
-def seal(plain: bytes) -> bytes:
+def encrypt(plain: bytes) -> bytes:
     """Encrypted under the first of `ENCRYPTION_KEYS`."""
-    return _keys().encrypt(plain)
+    return _load_keys().encrypt(plain)
 
 
-def unseal(sealed: bytes | memoryview) -> bytes:
+def decrypt(ciphertext: bytes | memoryview) -> bytes:
     """The plain bytes. Raises `cryptography.fernet.InvalidToken` when no key fits."""
-    return _keys().decrypt(bytes(sealed))
+    return _load_keys().decrypt(bytes(ciphertext))
 
 
-def reseal(sealed: bytes | memoryview) -> bytes:
+def reencrypt(ciphertext: bytes | memoryview) -> bytes:
     """The same under the first key, so that an older one can be dropped."""
-    return _keys().rotate(bytes(sealed))
+    return _load_keys().rotate(bytes(ciphertext))

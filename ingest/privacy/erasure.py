@@ -26,26 +26,26 @@ from django.utils import timezone
 from ingest import audit
 from ingest.adapters import body
 from ingest.adapters.participants import Profile
-from ingest.feed.watermark import taken, writing
+from ingest.feed.watermark import allocate_position, lock_positioned_tables
 from ingest.models import (
     AppUser,
     Channel,
-    Deriver,
+    DerivationState,
     Erasure,
     Participant,
-    Rejected,
+    RejectedEvent,
     Session,
     StoredEvent,
 )
-from ingest.models.fields import Position
+from ingest.models.fields import CurrentPosition
 from ingest.privacy import consent, device_hash
-from ingest.privacy.encryption import seal, unseal
+from ingest.privacy.encryption import decrypt, encrypt
 
 # keyword arguments: channel_id, and querysets `events` and `sessions` that are about to be erased
-erasing = Signal()
-STEP = 1000
-_REJECTED_STEP = 100  # up to 256 KiB each
-_GZIP, _GZIP_IN_BASE64, _PIECE = b"\x1f\x8b", b"H4s", 1024
+rows_erasing = Signal()
+STEP_ROWS = 1000
+_REJECTED_STEP_ROWS = 100  # up to 256 KiB each
+_GZIP, _GZIP_IN_BASE64, _DECOMPRESS_BYTES = b"\x1f\x8b", b"H4s", 1024
 
 
 def erase(channel_id: int, device_id: str, seconds: float) -> Erasure:
@@ -53,68 +53,70 @@ def erase(channel_id: int, device_id: str, seconds: float) -> Erasure:
 
     Once more for the same person erases what has come since.
     """
-    erasure = _begin(channel_id, device_id)
-    return _work(erasure, monotonic() + seconds)
+    erasure = _start(channel_id, device_id)
+    return _run_steps(erasure, monotonic() + seconds)
 
 
-def unfinished() -> QuerySet[Erasure]:
+def unfinished_erasures() -> QuerySet[Erasure]:
     return Erasure.objects.filter(finished_at=None)
 
 
-def go_on(seconds: float) -> bool:
+def resume(seconds: float) -> bool:
     """Works at unfinished erasures for about so long; whether some are left."""
     until = monotonic() + seconds
-    for erasure in unfinished().order_by("asked_at"):
-        _work(erasure, until)
+    for erasure in unfinished_erasures().order_by("requested_at"):
+        _run_steps(erasure, until)
         if monotonic() > until:
             break
-    return unfinished().exists()
+    return unfinished_erasures().exists()
 
 
-def refused(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
+def find_erased(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
     """Those that must not be kept: of somebody erased, without a consent given afterwards."""
     if not profiles or not Erasure.objects.filter(channel_id=channel_id).exists():
         return []
-    key = device_hash.key_for(channel_id, "erasure")
-    subjects = [device_hash.subject_under(key, profile.device_id) for profile in profiles]
-    erased: dict[str, Any] = {}
-    for start in range(0, len(subjects), STEP):
-        found = Erasure.objects.filter(
-            channel_id=channel_id, subject__in=subjects[start : start + STEP]
+    key = device_hash.derive_key(channel_id, "erasure")
+    subjects = [device_hash.hash_subject_with(key, profile.device_id) for profile in profiles]
+    erased_at_by_subject: dict[str, Any] = {}
+    for start in range(0, len(subjects), STEP_ROWS):
+        rows = Erasure.objects.filter(
+            channel_id=channel_id, subject__in=subjects[start : start + STEP_ROWS]
         )
-        erased |= dict(found.values_list("subject", "asked_at"))
+        erased_at_by_subject |= dict(rows.values_list("subject", "requested_at"))
     return [
         profile
         for profile, subject in zip(profiles, subjects, strict=True)
-        if subject in erased
-        and not (profile.consent is True and profile.consent_at > erased[subject])
+        if subject in erased_at_by_subject
+        and not (profile.consent is True and profile.consent_at > erased_at_by_subject[subject])
     ]
 
 
-def _begin(channel_id: int, device_id: str) -> Erasure:
+def _start(channel_id: int, device_id: str) -> Erasure:
     """What takes effect at once, in one transaction."""
     with transaction.atomic():
-        consent.no_profiles(channel_id)
-        consent.take_turn(channel_id)
-        subject = device_hash.subject(channel_id, device_id)
-        last = StoredEvent.objects.order_by("-id").values_list("id", flat=True).first()
+        consent.lock_profiles_exclusive(channel_id)
+        consent.lock_exclusive(channel_id)
+        subject = device_hash.hash_subject(channel_id, device_id)
+        last_event_id = StoredEvent.objects.order_by("-id").values_list("id", flat=True).first()
         erasure, _ = Erasure.objects.select_for_update().get_or_create(
-            channel_id=channel_id, subject=subject, defaults={"asked_at": timezone.now()}
+            channel_id=channel_id, subject=subject, defaults={"requested_at": timezone.now()}
         )
         consent.withdraw(channel_id, [device_id], erased=True)
-        gone, _ = Participant.objects.filter(channel_id=channel_id, device_id=device_id).delete()
-        erasure.counts = _summed(erasure.counts, participants=gone)
+        deleted_count, _ = Participant.objects.filter(
+            channel_id=channel_id, device_id=device_id
+        ).delete()
+        erasure.counts = _add_counts(erasure.counts, participants=deleted_count)
         erasure.finished_at = None
-        erasure.last_event, erasure.last_rejected = last or 0, 0
-        erasure.sealed_device = seal(device_id.encode())
+        erasure.last_event, erasure.last_rejected = last_event_id or 0, 0
+        erasure.encrypted_device_id = encrypt(device_id.encode())
         erasure.save()
-        Erasure.objects.filter(pk=erasure.pk).update(asked_at=Now())
+        Erasure.objects.filter(pk=erasure.pk).update(requested_at=Now())
     return erasure
 
 
-def _work(erasure: Erasure, until: float) -> Erasure:
+def _run_steps(erasure: Erasure, until: float) -> Erasure:
     step = _Step(erasure)
-    while step.do() and monotonic() < until:
+    while step.run() and monotonic() < until:
         pass
     erasure.refresh_from_db()
     return erasure
@@ -127,22 +129,24 @@ class _Step:
         self._pk = erasure.pk
         self._channel_id = erasure.channel_id
 
-    def do(self) -> bool:
+    def run(self) -> bool:
         """False when nothing is left, or another process is at it."""
         with transaction.atomic():
-            writing()
+            lock_positioned_tables()
             rows = Erasure.objects.select_for_update(skip_locked=True, of=("self",))
             erasure = rows.filter(pk=self._pk, finished_at=None).first()
-            if erasure is None or erasure.sealed_device is None:
+            if erasure is None or erasure.encrypted_device_id is None:
                 return False
-            device_id = unseal(erasure.sealed_device).decode()
+            device_id = decrypt(erasure.encrypted_device_id).decode()
             for act in (self._events, self._sessions, self._users, self._rejected):
                 if count := act(device_id, erasure):
-                    erasure.counts = _summed(erasure.counts, **{act.__name__[1:]: max(count, 0)})
+                    erasure.counts = _add_counts(
+                        erasure.counts, **{act.__name__[1:]: max(count, 0)}
+                    )
                     erasure.save(update_fields=["counts", "last_rejected"])
                     return True
-            erasure.sealed_device = None
-            erasure.save(update_fields=["sealed_device"])
+            erasure.encrypted_device_id = None
+            erasure.save(update_fields=["encrypted_device_id"])
             Erasure.objects.filter(pk=erasure.pk).update(finished_at=Now())
             audit.record(
                 "participant.erased",
@@ -158,111 +162,119 @@ class _Step:
         of_device = StoredEvent.objects.filter(
             channel_id=self._channel_id, device_id=device_id, id__lte=erasure.last_event
         )
-        for rows in (of_device.exclude(dialect="desk"), of_device.filter(dialect="desk")):
-            if found := list(rows.values_list("pk", flat=True)[:STEP]):
-                events = StoredEvent.objects.filter(pk__in=found)
-                erasing.send(sender=StoredEvent, channel_id=self._channel_id, events=events)
+        for rows in (of_device.exclude(source="desk"), of_device.filter(source="desk")):
+            if event_ids := list(rows.values_list("pk", flat=True)[:STEP_ROWS]):
+                events = StoredEvent.objects.filter(pk__in=event_ids)
+                rows_erasing.send(sender=StoredEvent, channel_id=self._channel_id, events=events)
                 return events.update(
                     device_id="", session_id="", note="", is_answer=False, payload={}
                 )
         return 0
 
     def _sessions(self, device_id: str, erasure: Erasure) -> int:
-        self._hold_deriver()
+        self._lock_derivation()
         rows = Session.objects.filter(channel_id=self._channel_id, device_id=device_id)
-        found = list(rows.values_list("pk", flat=True)[:STEP])
-        if not found:
+        session_ids = list(rows.values_list("pk", flat=True)[:STEP_ROWS])
+        if not session_ids:
             return 0
-        sessions = Session.objects.filter(pk__in=found)
-        erasing.send(sender=Session, channel_id=self._channel_id, sessions=sessions)
+        sessions = Session.objects.filter(pk__in=session_ids)
+        rows_erasing.send(sender=Session, channel_id=self._channel_id, sessions=sessions)
         return sessions.update(
             device_id="",
             user_id="",
             sender_session_id="",
             landing_url="",
-            pieces=[],
-            **_changed(),
+            buckets=[],
+            **_change_fields(),
         )
 
     def _users(self, device_id: str, erasure: Erasure) -> int:
-        self._hold_deriver()
-        known = Q(device_id=device_id) | Q(identifier=device_id, anonymous=True)
-        rows = AppUser.objects.filter(known, channel_id=self._channel_id)
-        found = list(rows.values_list("pk", flat=True)[:STEP])
-        if not found:
+        self._lock_derivation()
+        is_of_device = Q(device_id=device_id) | Q(identifier=device_id, anonymous=True)
+        rows = AppUser.objects.filter(is_of_device, channel_id=self._channel_id)
+        user_ids = list(rows.values_list("pk", flat=True)[:STEP_ROWS])
+        if not user_ids:
             return 0
-        changed = _changed()
-        for pk in found:
+        change_fields = _change_fields()
+        for pk in user_ids:
             AppUser.objects.filter(pk=pk).update(
                 identifier=f"erased-{uuid4().hex}",
                 user_id="",
                 device_id="",
                 device_seen_at=None,
                 attributes={},
-                **changed,
+                **change_fields,
             )
-        return len(found)
+        return len(user_ids)
 
-    def _hold_deriver(self) -> None:
+    def _lock_derivation(self) -> None:
         """What it has read of this person it must not write back behind us."""
-        list(Deriver.objects.select_for_update().filter(pk=self._channel_id))
+        list(DerivationState.objects.select_for_update().filter(pk=self._channel_id))
 
     def _rejected(self, device_id: str, erasure: Erasure) -> int:
         """Also -1, for a step in which nobody was found."""
-        rows = Rejected.objects.filter(channel_id=self._channel_id, id__gt=erasure.last_rejected)
-        found = list(rows.order_by("id").only("sealed", "detail")[:_REJECTED_STEP])
-        if not found:
+        rows = RejectedEvent.objects.filter(
+            channel_id=self._channel_id, id__gt=erasure.last_rejected
+        )
+        rejected_rows = list(rows.order_by("id").only("sealed", "detail")[:_REJECTED_STEP_ROWS])
+        if not rejected_rows:
             return 0
-        names = _naming(device_id)
-        hits = [row.pk for row in found if names(row)]
-        Rejected.objects.filter(pk__in=hits).delete()
-        erasure.last_rejected = found[-1].pk
-        return len(hits) or -1
+        is_naming_device = _build_device_matcher(device_id)
+        matching_ids = [row.pk for row in rejected_rows if is_naming_device(row)]
+        RejectedEvent.objects.filter(pk__in=matching_ids).delete()
+        erasure.last_rejected = rejected_rows[-1].pk
+        return len(matching_ids) or -1
 
 
-def _changed() -> dict[str, Any]:
+def _change_fields() -> dict[str, Any]:
     """What makes the feed's readers meet a record again."""
-    position = Position() if connection.vendor == "postgresql" else Value(taken())
+    position = (
+        CurrentPosition() if connection.vendor == "postgresql" else Value(allocate_position())
+    )
     return {"xid": position, "version": F("version") + 1, "modified_at": timezone.now()}
 
 
-def _naming(device_id: str) -> Any:
+def _build_device_matcher(device_id: str) -> Any:
     """Whether a rejected row names the device: as a text of JSON, or as a word of its own."""
-    plain = re.escape(device_id.encode())
-    escaped = re.escape(json.dumps(device_id)[1:-1].encode())
-    word = rb"(?<![\w.-])(?:" + plain + rb")(?![\w.-])" if len(device_id) >= 6 else rb"(?!)"
-    pattern = re.compile(rb'"(?:' + plain + rb"|" + escaped + rb')"|' + word)
+    raw_pattern = re.escape(device_id.encode())
+    json_pattern = re.escape(json.dumps(device_id)[1:-1].encode())
+    word_pattern = (
+        rb"(?<![\w.-])(?:" + raw_pattern + rb")(?![\w.-])" if len(device_id) >= 6 else rb"(?!)"
+    )
+    pattern = re.compile(rb'"(?:' + raw_pattern + rb"|" + json_pattern + rb')"|' + word_pattern)
 
-    def names(row: Rejected) -> bool:
+    def is_naming_device(row: RejectedEvent) -> bool:
         try:
-            raw = unseal(row.sealed)
+            raw = decrypt(row.sealed)
         except InvalidToken:  # its key is gone: nobody reads it
             return False
-        raw = _unfolded(raw)
+        raw = _decompress(raw)
         return bool(pattern.search(raw) or pattern.search(row.detail.encode()))
 
-    return names
+    return is_naming_device
 
 
-def _unfolded(raw: bytes) -> bytes:
+def _decompress(raw: bytes) -> bytes:
     """What gzip, or a Clickstream SDK's base64 of it, yields as far as it goes: of a large body
     only the beginning is kept, and a broken one is kept because it is broken."""
-    folded = raw
+    compressed = raw
     if raw.lstrip().startswith(_GZIP_IN_BASE64):
         text = raw.translate(None, b" \t\r\n")
         with suppress(binascii.Error):
-            folded = binascii.a2b_base64(text[: len(text) // 4 * 4])
-    if not folded.startswith(_GZIP):
+            compressed = binascii.a2b_base64(text[: len(text) // 4 * 4])
+    if not compressed.startswith(_GZIP):
         return raw
     gzip = zlib.decompressobj(31)
-    found = bytearray()
+    plain = bytearray()
     with suppress(zlib.error):
-        for at in range(0, len(folded), _PIECE):
-            found += gzip.decompress(folded[at : at + _PIECE], body.MAX_BYTES - len(found) + 1)
-            if len(found) > body.MAX_BYTES:
+        for offset in range(0, len(compressed), _DECOMPRESS_BYTES):
+            plain += gzip.decompress(
+                compressed[offset : offset + _DECOMPRESS_BYTES], body.MAX_BYTES - len(plain) + 1
+            )
+            if len(plain) > body.MAX_BYTES:
                 break
-    return bytes(found)
+    return bytes(plain)
 
 
-def _summed(counts: dict[str, int], **more: int) -> dict[str, int]:
-    return counts | {name: counts.get(name, 0) + count for name, count in more.items()}
+def _add_counts(counts: dict[str, int], **added: int) -> dict[str, int]:
+    return counts | {name: counts.get(name, 0) + count for name, count in added.items()}

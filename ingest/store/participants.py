@@ -6,20 +6,20 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from ingest.adapters.participants import DIALECT, Profile
+from ingest.adapters.participants import SOURCE, Profile
 from ingest.events import Rejection
 from ingest.privacy import consent, erasure
-from ingest.privacy.encryption import seal
+from ingest.privacy.encryption import encrypt
 from ingest.store import rejections
 
 # A consent is replaced only by one given later; what is not said (NULL) changes nothing.
-_UPSERT = """
+_UPSERT_PARTICIPANT = """
 INSERT INTO ingest_participant AS known
-    (channel_id, device_id, user_name, sealed_phone, consent, consent_at, updated_at)
+    (channel_id, device_id, user_name, encrypted_phone, consent, consent_at, updated_at)
 VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (channel_id, device_id) DO UPDATE SET
     user_name = CASE WHEN %s THEN excluded.user_name ELSE known.user_name END,
-    sealed_phone = CASE WHEN %s THEN excluded.sealed_phone ELSE known.sealed_phone END,
+    encrypted_phone = CASE WHEN %s THEN excluded.encrypted_phone ELSE known.encrypted_phone END,
     consent = CASE WHEN excluded.consent IS NOT NULL
         AND (known.consent_at IS NULL OR excluded.consent_at >= known.consent_at)
         THEN excluded.consent ELSE known.consent END,
@@ -30,7 +30,7 @@ ON CONFLICT (channel_id, device_id) DO UPDATE SET
 """
 
 
-def keep_participants(
+def store_participants(
     channel_id: int,
     received_at: datetime,
     profiles: Sequence[Profile],
@@ -41,19 +41,22 @@ def keep_participants(
     Gives the profiles that were not kept, because the person was erased and has not consented anew.
     """
     when = connection.ops.adapt_datetimefield_value
-    sealed = {id(p): seal(p.phone.encode()) for p in profiles if p.phone}
+    encrypted_phones = {id(p): encrypt(p.phone.encode()) for p in profiles if p.phone}
     with transaction.atomic():
-        consent.profiles(channel_id)
-        refused = erasure.refused(channel_id, profiles)
-        out = set(map(id, refused))
-        kept = [p for p in profiles if id(p) not in out] if out else profiles
-        _upsert(channel_id, when(received_at), kept, sealed)
-        rejections.keep(channel_id, DIALECT, received_at, rejected)
-    return refused
+        consent.lock_profiles_shared(channel_id)
+        erased = erasure.find_erased(channel_id, profiles)
+        erased_ids = set(map(id, erased))
+        accepted = [p for p in profiles if id(p) not in erased_ids] if erased_ids else profiles
+        _upsert(channel_id, when(received_at), accepted, encrypted_phones)
+        rejections.store_rejections(channel_id, SOURCE, received_at, rejected)
+    return erased
 
 
 def _upsert(
-    channel_id: int, received_at: Any, kept: Sequence[Profile], sealed: dict[int, bytes]
+    channel_id: int,
+    received_at: Any,
+    profiles: Sequence[Profile],
+    encrypted_phones: dict[int, bytes],
 ) -> None:
     when = connection.ops.adapt_datetimefield_value
     rows = [
@@ -61,20 +64,20 @@ def _upsert(
             channel_id,
             p.device_id,
             p.user_name or "",
-            sealed.get(id(p)),
+            encrypted_phones.get(id(p)),
             p.consent,
             when(p.consent_at) if p.consent is not None else None,
             received_at,
             p.user_name is not None,
             p.phone is not None,
         )
-        for p in sorted(kept, key=lambda p: p.device_id)  # stable: the last said stays last
+        for p in sorted(profiles, key=lambda p: p.device_id)  # stable: the last said stays last
     ]
     # only what says something of consent or takes a phone away can change who is shown
-    is_telling = any(p.consent is not None or p.phone == "" for p in kept)
-    devices = [row[1] for row in rows] if is_telling else []
-    before = consent.known(channel_id, devices)  # locked in the order of the upsert
+    changes_consent = any(p.consent is not None or p.phone == "" for p in profiles)
+    devices = [row[1] for row in rows] if changes_consent else []
+    before = consent.lock_participants(channel_id, devices)  # locked in the order of the upsert
     with connection.cursor() as cursor:
-        cursor.executemany(_UPSERT, rows)
-    if is_telling:
-        consent.changed(channel_id, before, consent.known(channel_id, devices))
+        cursor.executemany(_UPSERT_PARTICIPANT, rows)
+    if changes_consent:
+        consent.apply_changes(channel_id, before, consent.lock_participants(channel_id, devices))

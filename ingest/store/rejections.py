@@ -5,36 +5,36 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ingest.events import Rejection
-from ingest.models import Rejected
-from ingest.privacy.encryption import seal
+from ingest.models import RejectedEvent
+from ingest.privacy.encryption import encrypt
 
-RAW_KEPT = 256 * 1024
+MAX_STORED_BYTES = 256 * 1024
 
 
-def keep(
+def store_rejections(
     channel_id: int,
-    dialect: str,
+    source: str,
     received_at: datetime,
-    rejected: Sequence[Rejection],
+    rejections: Sequence[Rejection],
     application_id: int | None = None,
 ) -> None:
     """In the transaction that stores the good ones; what was kept before is not kept twice."""
-    if not rejected:
+    if not rejections:
         return
     rows = [
-        Rejected(
+        RejectedEvent(
             channel_id=channel_id,
             application_id=application_id,
-            dialect=dialect,
+            source=source,
             received_at=received_at,
             position=rejection.position,
             reason=rejection.reason[:64],
             detail=rejection.detail,
             digest=hashlib.sha256(rejection.raw).hexdigest(),
             size=len(rejection.raw),
-            sealed=seal(rejection.raw[:RAW_KEPT]),
+            sealed=encrypt(rejection.raw[:MAX_STORED_BYTES]),
         )
-        for rejection in rejected
+        for rejection in rejections
     ]
     rows.sort(key=lambda row: row.digest)  # one order of locking
-    Rejected.objects.bulk_create(rows, ignore_conflicts=True)
+    RejectedEvent.objects.bulk_create(rows, ignore_conflicts=True)

@@ -11,15 +11,15 @@ from msgspec import structs
 
 from ingest import audit
 from ingest.adapters import ADAPTERS, participants, skalin
-from ingest.events import Batch, Call, Event, Refused, Rejection
-from ingest.models import Rejected, StoredEvent
-from ingest.privacy.encryption import unseal
+from ingest.events import Batch, Call, Event, Rejection, RequestError
+from ingest.models import RejectedEvent, StoredEvent
+from ingest.privacy.encryption import decrypt
 from ingest.store import batches
-from ingest.store.participants import keep_participants
+from ingest.store.participants import store_participants
 
 
 @dataclass
-class Replayed:
+class ReplayCounts:
     """What became of them, in counts."""
 
     accepted: int = 0
@@ -27,12 +27,12 @@ class Replayed:
     unreadable: int = 0  # cut off when they were kept, or sealed under a key that is gone
 
 
-def replay(found: Iterable[Rejected]) -> Replayed:
+def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
     """Puts each through its adapter as it came: same channel, application and time of arrival."""
-    counts = Replayed()
-    for rejected in found:
+    counts = ReplayCounts()
+    for rejected in rejected_events:
         try:
-            raw = unseal(rejected.sealed)
+            raw = decrypt(rejected.sealed)
         except InvalidToken:
             counts.unreadable += 1
             continue
@@ -40,7 +40,7 @@ def replay(found: Iterable[Rejected]) -> Replayed:
             counts.unreadable += 1
             continue
         with transaction.atomic():
-            rejections = _again(rejected, raw)
+            rejections = _replay_one(rejected, raw)
             if rejections:
                 counts.still_rejected += 1
                 rejected.reason, rejected.detail = rejections[0].reason[:64], rejections[0].detail
@@ -49,16 +49,16 @@ def replay(found: Iterable[Rejected]) -> Replayed:
                 rejected.replayed_at = timezone.now()
             rejected.save(update_fields=["reason", "detail", "replayed_at"])
             audit.record(
-                "rejected.replayed",
+                "rejected_event.replayed",
                 channel=rejected.channel.identifier,
                 subject=str(rejected.pk),
                 outcome="refused" if rejections else "done",
-                dialect=rejected.dialect,
+                source=rejected.source,
             )
     return counts
 
 
-def _again(rejected: Rejected, raw: bytes) -> list[Rejection]:
+def _replay_one(rejected: RejectedEvent, raw: bytes) -> list[Rejection]:
     """What is wrong with it still; empty when it went in."""
     call = Call(
         channel=rejected.channel.identifier,
@@ -67,26 +67,26 @@ def _again(rejected: Rejected, raw: bytes) -> list[Rejection]:
         application_id=rejected.application_id,
     )
     try:
-        if rejected.dialect == participants.DIALECT:
+        if rejected.source == participants.SOURCE:
             profiles, rejections = participants.parse(raw, "", rejected.received_at)
-            keep_participants(rejected.channel_id, rejected.received_at, profiles, [])
+            store_participants(rejected.channel_id, rejected.received_at, profiles, [])
             return rejections
-        batch = ADAPTERS[rejected.dialect].parse(raw, call)
-    except Refused as refused:
+        batch = ADAPTERS[rejected.source].parse(raw, call)
+    except RequestError as refused:
         return [Rejection(0, refused.reason, refused.detail, raw)]
-    if rejected.dialect == skalin.DIALECT:
-        keep_participants(rejected.channel_id, batch.received_at, skalin.people(batch), [])
+    if rejected.source == skalin.SOURCE:
+        store_participants(rejected.channel_id, batch.received_at, skalin.read_profiles(batch), [])
     if batch.last_wins:
-        batch = structs.replace(batch, events=_not_outdated(batch))
-    return list(batches.append(rejected.channel_id, batch).rejections)
+        batch = structs.replace(batch, events=_drop_outdated(batch))
+    return list(batches.append_batch(rejected.channel_id, batch).rejections)
 
 
-def _not_outdated(batch: Batch) -> list[Event]:
+def _drop_outdated(batch: Batch) -> list[Event]:
     """Without the events of which a later version came in meanwhile: that one is the last."""
-    later = StoredEvent.objects.filter(
+    newer = StoredEvent.objects.filter(
         identity__in=[UUID(bytes=event.identity) for event in batch.events],
         superseded_xid__isnull=True,
         received_at__gt=batch.received_at,
     )
-    outdated = {identity.bytes for identity in later.values_list("identity", flat=True)}
+    outdated = {identity.bytes for identity in newer.values_list("identity", flat=True)}
     return [event for event in batch.events if event.identity not in outdated]

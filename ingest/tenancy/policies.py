@@ -19,14 +19,12 @@ from django.db import ProgrammingError, connection, connections, models, transac
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ingest.models import Channel
-from ingest.tenancy.session import _POLICY, ROLE, _stands
+from ingest.tenancy.session import _POLICY, TENANT_ROLE, _has_policies
 
 log = logging.getLogger(__name__)
-REMEDY = (
-    f"CREATE ROLE {ROLE} NOLOGIN; GRANT {ROLE} TO <the login role>; then run manage.py migrate."
-)
+ROLE_REMEDY = f"CREATE ROLE {TENANT_ROLE} NOLOGIN; GRANT {TENANT_ROLE} TO <the login role>; then run manage.py migrate."
 # asked once a statement, so that an index on the channel serves it
-_OURS = (
+_CHANNELS_SQL = (
     "ANY ((SELECT string_to_array(current_setting('exhaust.channels', true), ',')::int[])::int[])"
 )
 
@@ -36,99 +34,117 @@ _OURS = (
 # With the tables -----------------------------------------------------------------------------
 
 
-def rules() -> dict[str, str]:
+def build_conditions() -> dict[str, str]:
     """By table, the condition under which a row belongs to the channels let in.
 
     A table has a policy by having a channel, or an owner that has one; nothing is listed.
     """
-    found = {Channel._meta.db_table: f"id = {_OURS}"}
-    waiting = [model for model in apps.get_models() if model is not Channel]
+    conditions = {Channel._meta.db_table: f"id = {_CHANNELS_SQL}"}
+    remaining = [model for model in apps.get_models() if model is not Channel]
     while True:
-        ruled = {model: rule for model in waiting if (rule := _rule(model, found))}
-        if not ruled:
-            return found
-        found |= {model._meta.db_table: rule for model, rule in ruled.items()}
-        waiting = [model for model in waiting if model not in ruled]
+        added = {
+            model: condition
+            for model in remaining
+            if (condition := _build_condition(model, conditions))
+        }
+        if not added:
+            return conditions
+        conditions |= {model._meta.db_table: rule for model, rule in added.items()}
+        remaining = [model for model in remaining if model not in added]
 
 
-def _rule(model: type[models.Model], walled: dict[str, str]) -> str | None:
+def _build_condition(model: type[models.Model], conditions: dict[str, str]) -> str | None:
     table = model._meta.db_table
-    owners = [field for field in model._meta.local_fields if isinstance(field, models.ForeignKey)]
-    for field in owners:
+    foreign_keys = [
+        field for field in model._meta.local_fields if isinstance(field, models.ForeignKey)
+    ]
+    for field in foreign_keys:
         if field.related_model is Channel and not field.null:
-            return f"{field.column} = {_OURS}"
-    for field in owners:
-        owner = field.related_model._meta
-        if owner.db_table in walled and not field.null:  # which its own policy guards
+            return f"{field.column} = {_CHANNELS_SQL}"
+    for field in foreign_keys:
+        parent = field.related_model._meta
+        if parent.db_table in conditions and not field.null:  # which its own policy guards
             return (
-                f'EXISTS (SELECT FROM "{owner.db_table}" o'
+                f'EXISTS (SELECT FROM "{parent.db_table}" o'
                 f' WHERE o.{field.target_field.column} = "{table}".{field.column})'
             )
     return None
 
 
-def build(using: str = "default", **_: Any) -> None:
+def create_policies(using: str = "default", **_: Any) -> None:
     """After every `migrate`: the role, its rights and the policies, where one is missing."""
     database = connections[using]
     if database.vendor != "postgresql":
         return
-    _stands.cache_clear()
+    _has_policies.cache_clear()
     with database.cursor() as cursor:
-        if not _has_role(database):
-            log.warning("walls.absent role=%s", ROLE)  # `check` tells the remedy
+        if not _ensure_role(database):
+            log.warning("tenancy.rls_missing role=%s", TENANT_ROLE)  # `check` tells the remedy
             return
         cursor.execute(
             "SELECT relname, has_table_privilege(%s, oid, 'INSERT') FROM pg_class"
             " WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')",
-            [ROLE],
+            [TENANT_ROLE],
         )
         tables = dict(cursor.fetchall())
         if not all(tables.values()):
             cursor.execute(
                 "DO $$ BEGIN"
-                f" EXECUTE format('GRANT USAGE ON SCHEMA %I TO {ROLE}', current_schema());"
+                f" EXECUTE format('GRANT USAGE ON SCHEMA %I TO {TENANT_ROLE}', current_schema());"
                 " EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I"
-                f" TO {ROLE}', current_schema());"
+                f" TO {TENANT_ROLE}', current_schema());"
                 " EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA %I"
-                f" TO {ROLE}', current_schema()); END $$"
+                f" TO {TENANT_ROLE}', current_schema()); END $$"
             )
         cursor.execute(
             "SELECT tablename FROM pg_policies WHERE policyname = %s"
             " AND schemaname = current_schema()",
             [_POLICY],
         )
-        guarded = {table for (table,) in cursor.fetchall()}
-        for table, rule in rules().items():
-            if table in tables and table not in guarded:
-                cursor.execute(f'CREATE POLICY {_POLICY} ON "{table}" TO {ROLE} USING ({rule})')
+        tables_with_policy = {table for (table,) in cursor.fetchall()}
+        for table, condition in build_conditions().items():
+            if table in tables and table not in tables_with_policy:
+                cursor.execute(
+                    f'CREATE POLICY {_POLICY} ON "{table}" TO {TENANT_ROLE} USING ({condition})'
+                )
                 cursor.execute(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY')
 
 
-def _has_role(database: BaseDatabaseWrapper) -> bool:
+def _ensure_role(database: BaseDatabaseWrapper) -> bool:
     """Whether the login role may act as ours, made here where that is allowed."""
-    is_there = "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = %s"
+    membership_sql = (
+        "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = %s"
+    )
     with database.cursor() as cursor:
-        for wish in (f"CREATE ROLE {ROLE} NOLOGIN", f"GRANT {ROLE} TO CURRENT_USER", ""):
-            cursor.execute(is_there, [ROLE])
+        for statement in (
+            f"CREATE ROLE {TENANT_ROLE} NOLOGIN",
+            f"GRANT {TENANT_ROLE} TO CURRENT_USER",
+            "",
+        ):
+            cursor.execute(membership_sql, [TENANT_ROLE])
             row = cursor.fetchone()
             if row and row[0]:
                 return True
-            if wish and (row is None) == wish.startswith("CREATE"):
+            if statement and (row is None) == statement.startswith("CREATE"):
                 try:
                     with transaction.atomic(database.alias):
-                        cursor.execute(wish)
+                        cursor.execute(statement)
                 except ProgrammingError:  # not ours to make, or another made it first
                     continue
     return False
 
 
 @checks.register(checks.Tags.database)
-def standing(*, databases: Sequence[str] | None = None, **_: Any) -> list[checks.CheckMessage]:
+def check_policies(
+    *, databases: Sequence[str] | None = None, **_: Any
+) -> list[checks.CheckMessage]:
     """`manage.py check --database default`: whether there is, or can be, a second wall."""
     if connection.vendor != "postgresql" or "default" not in (databases or ()):
         return []
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('ingest_channel') IS NULL")
-        if cursor.fetchone()[0] or _stands(str(connection.settings_dict["NAME"])):
+        if cursor.fetchone()[0] or _has_policies(str(connection.settings_dict["NAME"])):
             return []  # the migrate that follows makes it, or it is there
-    return [checks.Warning("PostgreSQL guards no channel's rows.", hint=REMEDY, id="ingest.W001")]
+    return [
+        checks.Warning("PostgreSQL guards no channel's rows.", hint=ROLE_REMEDY, id="ingest.W001")
+    ]

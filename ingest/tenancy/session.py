@@ -14,108 +14,112 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 log = logging.getLogger(__name__)
 
 
-ROLE = "exhaust_walled"
+TENANT_ROLE = "exhaust_tenant"
 
 
 _POLICY = "channels"
 
 
-_inside: ContextVar[str | None] = ContextVar("inside", default=None)
+_visible_channels: ContextVar[str | None] = ContextVar("inside", default=None)
 
 
-_ENTER = f"SELECT set_config('exhaust.channels', %s, false), set_config('role', '{ROLE}', false)"
+_RESTRICT_SQL = (
+    f"SELECT set_config('exhaust.channels', %s, false), set_config('role', '{TENANT_ROLE}', false)"
+)
 
 
-_LEAVE = "SELECT set_config('role', 'none', false), set_config('exhaust.channels', '', false)"
+_RESET_SQL = "SELECT set_config('role', 'none', false), set_config('exhaust.channels', '', false)"
 
 
-def enter(channels: Iterable[int]) -> None:
+def restrict_to_channels(channels: Iterable[int]) -> None:
     """From here to `leave` this thread's connection sees the rows of these channels only."""
-    if connection.vendor == "postgresql" and _stands(str(connection.settings_dict["NAME"])):
+    if connection.vendor == "postgresql" and _has_policies(str(connection.settings_dict["NAME"])):
         connection.ensure_connection()
-        _inside.set(",".join(map(str, sorted(channels))))
-        _apply()
+        _visible_channels.set(",".join(map(str, sorted(channels))))
+        _apply_restriction()
 
 
-def narrow(channel_id: int) -> None:
+def narrow_to_channel(channel_id: int) -> None:
     """Of the channels that were let in, the one that the call is about."""
-    if _inside.get() not in (None, str(channel_id)):
-        enter([channel_id])
+    if _visible_channels.get() not in (None, str(channel_id)):
+        restrict_to_channels([channel_id])
 
 
-def inside() -> bool:
+def is_restricted() -> bool:
     """Whether this thread's connection, or the one it gets next, is to see some channels only."""
-    return _inside.get() is not None
+    return _visible_channels.get() is not None
 
 
-def leave() -> None:
+def lift_restriction() -> None:
     """The connection sees what its login role does."""
-    if _inside.get() is None:
+    if _visible_channels.get() is None:
         return
-    _inside.set(None)
+    _visible_channels.set(None)
     if connection.connection is None:
         return
     try:
-        _forget()
+        _reset_connection()
     except psycopg.Error:  # nobody gets it from the pool as it is
         connection.connection.close()
         connection.close()
 
 
 @contextmanager
-def outside() -> Iterator[None]:
+def unrestricted_connection() -> Iterator[None]:
     """For what concerns the server and no channel."""
-    channels = _inside.get()
-    leave()
+    channels = _visible_channels.get()
+    lift_restriction()
     try:
         yield
     finally:
         if channels is not None:
-            _inside.set(channels)
-            _apply()
+            _visible_channels.set(channels)
+            _apply_restriction()
 
 
-def connected(connection: BaseDatabaseWrapper, **_: Any) -> None:
+def restore_restriction(connection: BaseDatabaseWrapper, **_: Any) -> None:
     """A connection that was made anew in the middle of a request."""
     if connection.vendor != "postgresql" or connection.alias != "default":
         return
-    if _inside.get() is not None:
-        _apply()
-    elif getattr(connection.connection, _WALLED, False):  # closed in a request, back from the pool
-        _forget()
+    if _visible_channels.get() is not None:
+        _apply_restriction()
+    elif getattr(
+        connection.connection, _RESTRICTED_ATTRIBUTE, False
+    ):  # closed in a request, back from the pool
+        _reset_connection()
 
 
-_WALLED = "walled"  # marks psycopg's connection
+_RESTRICTED_ATTRIBUTE = "walled"  # marks psycopg's connection
 
 
-def _apply() -> None:
-    setattr(connection.connection, _WALLED, True)
+def _apply_restriction() -> None:
+    setattr(connection.connection, _RESTRICTED_ATTRIBUTE, True)
     with connection.wrap_database_errors:
-        psycopg.Cursor(connection.connection).execute(_ENTER, [_inside.get()])
+        psycopg.Cursor(connection.connection).execute(_RESTRICT_SQL, [_visible_channels.get()])
 
 
-def _forget() -> None:
-    cleared(connection.connection)
+def _reset_connection() -> None:
+    reset_connection(connection.connection)
 
 
-def cleared(raw: Any) -> Any:
+def reset_connection(psycopg_connection: Any) -> Any:
     """A connection of the pool, as its login role, whatever request had it before."""
-    if getattr(raw, _WALLED, False):
-        psycopg.Cursor(raw).execute(_LEAVE)
-        setattr(raw, _WALLED, False)
-    return raw
+    if getattr(psycopg_connection, _RESTRICTED_ATTRIBUTE, False):
+        psycopg.Cursor(psycopg_connection).execute(_RESET_SQL)
+        setattr(psycopg_connection, _RESTRICTED_ATTRIBUTE, False)
+    return psycopg_connection
 
 
 @cache
-def _stands(database: str) -> bool:
+def _has_policies(database: str) -> bool:
     """Whether the wall is there; said once a process where it is not."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT EXISTS (SELECT FROM pg_policies WHERE policyname = %s) AND EXISTS (SELECT FROM"
             " pg_roles WHERE rolname = %s AND pg_has_role(current_user, oid, 'MEMBER'))",
-            [_POLICY, ROLE],
+            [_POLICY, TENANT_ROLE],
         )
-        there = bool(cursor.fetchone()[0])
-    if not there:
-        log.warning("walls.absent role=%s", ROLE)  # `check` tells the remedy
-    return there
+        is_present = bool(cursor.fetchone()[0])
+    if not is_present:
+        log.warning("tenancy.rls_missing role=%s", TENANT_ROLE)  # `check` tells the remedy
+    return is_present

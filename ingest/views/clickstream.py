@@ -8,8 +8,8 @@ from django.views.decorators.csrf import csrf_exempt
 from ingest.adapters import body
 from ingest.adapters import clickstream as adapter
 from ingest.auth import failures, keys
-from ingest.auth.keys import Sender
-from ingest.events import Call, Refused
+from ingest.auth.keys import RegisteredApplication
+from ingest.events import Call, RequestError
 from ingest.http import problems
 from ingest.limits import rate_limits
 from ingest.store import batches
@@ -23,60 +23,60 @@ ALLOWED_HEADERS = (
 @csrf_exempt
 def collect(request: HttpRequest) -> HttpResponse:
     """`POST /collect?appId=…`: a batch or an event; 200 without a body says it is kept."""
-    return _answered(request, "POST")
+    return _respond(request, "POST")
 
 
 @csrf_exempt
 def ping(request: HttpRequest) -> HttpResponse:
     """`GET /ping?appId=…`: our clock."""
-    return _answered(request, "GET")
+    return _respond(request, "GET")
 
 
-def _answered(request: HttpRequest, method: str) -> HttpResponse:
+def _respond(request: HttpRequest, method: str) -> HttpResponse:
     """The answer to a known application, readable to the pages it is registered for."""
-    application: Sender | None = None
+    application: RegisteredApplication | None = None
     try:
-        named = request.GET.get("appId", "")
-        with rate_limits.guessing(request, named):
-            application = keys.application(named)
-        keys.acts(request, application.identifier)
+        application_id = request.GET.get("appId", "")
+        with rate_limits.throttle_auth_failures(request, application_id):
+            application = keys.fetch_application(application_id)
+        keys.set_actor(request, application.identifier)
         if request.method == "OPTIONS":
-            answer = HttpResponse(status=204)
+            response = HttpResponse(status=204)
         elif request.method != method:
-            raise Refused("method_not_allowed", f"This address takes {method}.", 405)
+            raise RequestError("method_not_allowed", f"This address takes {method}.", 405)
         else:
-            rate_limits.count(request, f"application:{application.id}")
-            _has_cookie(request, application)
-            answer = _collect(request, application) if method == "POST" else _ping()
-    except Refused as refused:
-        answer = problems.response(refused.status, refused.reason, refused.detail)
+            rate_limits.count_call(request, f"application:{application.id}")
+            _require_cookie(request, application)
+            response = _store_body(request, application) if method == "POST" else _clock_response()
+    except RequestError as refused:
+        response = problems.build_response(refused.status, refused.reason, refused.detail)
         if refused.status == 405:
-            answer["Allow"] = f"{method}, OPTIONS"
-    patch_vary_headers(answer, ["Origin"])
+            response["Allow"] = f"{method}, OPTIONS"
+    patch_vary_headers(response, ["Origin"])
     origin = request.headers.get("Origin", "")
     # on errors too: without it a page is told of a broken network, not of the error
     if application is not None and origin in application.allowed_origins.split():
-        answer["Access-Control-Allow-Origin"] = origin
-        answer["Access-Control-Allow-Credentials"] = "true"
+        response["Access-Control-Allow-Origin"] = origin
+        response["Access-Control-Allow-Credentials"] = "true"
         if request.method == "OPTIONS":
-            answer["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
-            answer["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
-    return answer
+            response["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+            response["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+    return response
 
 
-def _has_cookie(request: HttpRequest, application: Sender) -> None:
+def _require_cookie(request: HttpRequest, application: RegisteredApplication) -> None:
     """Raises `Denied` (403) without the application's cookie, where it has one, and `Limited`."""
     if not application.cookie_digest:
         return
     cookie = request.headers.get("Cookie", "")
     # with the id, which alone has passed already: knowing it lets no guess through
-    with rate_limits.guessing(request, f"{application.identifier} {cookie}"):
-        if not keys.is_secret(application.cookie_digest, cookie):
-            failures.count("application.refused", request)
-            raise keys.Denied("forbidden", "The cookie is not this application's.", 403)
+    with rate_limits.throttle_auth_failures(request, f"{application.identifier} {cookie}"):
+        if not keys.verify_secret(application.cookie_digest, cookie):
+            failures.count_failure("application.rejected", request)
+            raise keys.AccessDenied("forbidden", "The cookie is not this application's.", 403)
 
 
-def _collect(request: HttpRequest, application: Sender) -> HttpResponse:
+def _store_body(request: HttpRequest, application: RegisteredApplication) -> HttpResponse:
     call = Call(
         channel=application.channel,
         received_at=timezone.now(),
@@ -85,14 +85,14 @@ def _collect(request: HttpRequest, application: Sender) -> HttpResponse:
         application_id=application.id,
         parameters=request.GET.dict(),
     )
-    sent = body.as_sent(request, adapter.MAX_BYTES)
-    if application.strict_hash and not adapter.is_hashed(sent, call):
-        raise Refused("hash", "hashCode is not the first 8 hex digits of the body's SHA-256.")
-    batches.append(application.channel_id, adapter.parse(sent, call))
+    sent = body.read_raw(request, adapter.MAX_BYTES)
+    if application.strict_hash and not adapter.has_valid_hash(sent, call):
+        raise RequestError("hash", "hashCode is not the first 8 hex digits of the body's SHA-256.")
+    batches.append_batch(application.channel_id, adapter.parse(sent, call))
     return HttpResponse(content_type="text/plain")
 
 
-def _ping() -> HttpResponse:
+def _clock_response() -> HttpResponse:
     answer = JsonResponse({"timestamp": round(timezone.now().timestamp(), 3)})
     answer["Cache-Control"] = "no-store"
     return answer

@@ -11,11 +11,11 @@ from rest_framework.views import APIView
 
 from ingest.adapters import body
 from ingest.auth import keys
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.models import Conversation
 
 
-class ConversationName(serializers.Serializer[Conversation]):
+class ConversationNameSerializer(serializers.Serializer[Conversation]):
     """What may be said of a conversation."""
 
     name = serializers.CharField(
@@ -34,19 +34,23 @@ class ConversationView(APIView):
         body.require_length(request._request)
 
     def get(self, request: Request, identifier: str) -> Response:
-        channel_id, _ = keys.caller(request).channel(request.headers.get("X-Channel-ID"))
+        channel_id, _ = keys.get_caller(request).resolve_channel(
+            request.headers.get("X-Channel-ID")
+        )
         if "\0" in identifier:
             raise Http404
-        found = get_object_or_404(Conversation, channel_id=channel_id, identifier=identifier)
-        return Response({"id": found.identifier, "name": found.name})
+        conversation = get_object_or_404(Conversation, channel_id=channel_id, identifier=identifier)
+        return Response({"id": conversation.identifier, "name": conversation.name})
 
     def put(self, request: Request, identifier: str) -> Response:
-        channel_id, _ = keys.caller(request).channel(request.headers.get("X-Channel-ID"))
-        if len(identifier) > 255 or "\0" in identifier:
-            raise Refused("id", "A conversation's id has up to 255 characters.")
-        asked = ConversationName(data=request.data)
-        asked.is_valid(raise_exception=True)
-        found, _ = Conversation.objects.update_or_create(
-            channel_id=channel_id, identifier=identifier, defaults=asked.validated_data
+        channel_id, _ = keys.get_caller(request).resolve_channel(
+            request.headers.get("X-Channel-ID")
         )
-        return Response({"id": found.identifier, "name": found.name})
+        if len(identifier) > 255 or "\0" in identifier:
+            raise RequestError("id", "A conversation's id has up to 255 characters.")
+        serializer = ConversationNameSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        conversation, _ = Conversation.objects.update_or_create(
+            channel_id=channel_id, identifier=identifier, defaults=serializer.validated_data
+        )
+        return Response({"id": conversation.identifier, "name": conversation.name})

@@ -15,19 +15,19 @@ from ingest.adapters import desk as adapter
 from ingest.adapters.fields import MAX_TEXT
 from ingest.auth import failures as refusals
 from ingest.auth import keys
-from ingest.auth.keys import Denied, Sender
-from ingest.events import Call, Refused, Rejection
+from ingest.auth.keys import AccessDenied, RegisteredApplication
+from ingest.events import Call, Rejection, RequestError
 from ingest.http import problems
 from ingest.limits import rate_limits
 from ingest.store import batches
-from ingest.store.batches import Outcome
+from ingest.store.batches import StoreResult
 
-CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
+BASIC_CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
 # what Elasticsearch's own clients name JSON and lines of it
 BULK_TYPES = {"application/vnd.elasticsearch+json", "application/vnd.elasticsearch+x-ndjson"}
 
 
-def by_method(**views: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+def dispatch_by_method(**views: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
     """One address for views of different methods and callers."""
 
     @csrf_exempt
@@ -36,7 +36,9 @@ def by_method(**views: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
         if view is not None:
             return view(request)
         allowed = ", ".join(views)
-        answer = problems.response(405, "method_not_allowed", f"This address takes {allowed}.")
+        answer = problems.build_response(
+            405, "method_not_allowed", f"This address takes {allowed}."
+        )
         answer["Allow"] = allowed
         return answer
 
@@ -44,21 +46,21 @@ def by_method(**views: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
 
 @csrf_exempt
-def sessions(request: HttpRequest) -> HttpResponse:
+def receive_sessions(request: HttpRequest) -> HttpResponse:
     """`PUT|POST /export/events`: a document per ended session, one a line."""
     received_at = timezone.now()
     try:
-        application = _application(request)
+        application = _admit_application(request)
         content_type = request.content_type or ""
         body.require_json(content_type)
-        sent = body.read(request)
-        call = _call(application, received_at, content_type)
+        sent = body.read_body(request)
+        call = _build_call(application, received_at, content_type)
         batch = adapter.parse(sent, call)
-        outcome = batches.append(application.channel_id, batch)
-    except Refused as refused:
-        answer = problems.response(refused.status, refused.reason, refused.detail)
+        outcome = batches.append_batch(application.channel_id, batch)
+    except RequestError as refused:
+        answer = problems.build_response(refused.status, refused.reason, refused.detail)
         if refused.status == 401:
-            answer["WWW-Authenticate"] = CHALLENGE
+            answer["WWW-Authenticate"] = BASIC_CHALLENGE
         return answer
     return JsonResponse(
         {
@@ -66,32 +68,32 @@ def sessions(request: HttpRequest) -> HttpResponse:
             "stored": outcome.stored,
             "duplicate": outcome.duplicate,
             "rejected": len(outcome.rejections),
-            "rejections": problems.told(outcome.rejections),
+            "rejections": problems.list_rejections(outcome.rejections),
         }
     )
 
 
 @csrf_exempt
-def bulk(request: HttpRequest, index: str = "") -> HttpResponse:
+def receive_bulk(request: HttpRequest, index: str = "") -> HttpResponse:
     """`POST|PUT /_bulk` and `/{index}/_bulk`: action and source lines in turn."""
     received_at, started = timezone.now(), monotonic()
     try:
         if request.method not in {"POST", "PUT"}:
-            raise Refused("method_not_allowed", "Bulks come by POST or PUT.", 405)
-        application = _application(request)
+            raise RequestError("method_not_allowed", "Bulks come by POST or PUT.", 405)
+        application = _admit_application(request)
         content_type = request.content_type or ""
         if content_type not in BULK_TYPES:
             body.require_json(content_type)
         if len(index) > MAX_TEXT:
-            raise Refused("index", f"An index's name has up to {MAX_TEXT} characters.")
-        sent = body.read(request)
-        batch, items = adapter.parse_bulk(sent, _call(application, received_at), index)
-        outcome = batches.append(application.channel_id, batch)
-    except Refused as refused:
-        return _refusal(refused)
-    failures = {each.position: _failure(each) for each in outcome.rejections}
-    accepted = _accepted(outcome)
-    return _elastic(
+            raise RequestError("index", f"An index's name has up to {MAX_TEXT} characters.")
+        sent = body.read_body(request)
+        batch, items = adapter.parse_bulk(sent, _build_call(application, received_at), index)
+        outcome = batches.append_batch(application.channel_id, batch)
+    except RequestError as refused:
+        return _error_response(refused)
+    failures = {each.position: _failed_result(each) for each in outcome.rejections}
+    accepted = _accepted_result(outcome)
+    return _elasticsearch_response(
         {
             "took": int((monotonic() - started) * 1000),
             "errors": len(failures) > 0,
@@ -109,36 +111,47 @@ def bulk(request: HttpRequest, index: str = "") -> HttpResponse:
     )
 
 
-def _application(request: HttpRequest) -> Sender:
+def _admit_application(request: HttpRequest) -> RegisteredApplication:
     """Who HTTP Basic names, if the password is right. Raises `Denied` (401) and `Limited`."""
-    with rate_limits.guessing(request, request.headers.get("Authorization", "")):
-        found = _named(request)
-    rate_limits.count(request, f"application:{found.id}")
-    return found
+    with rate_limits.throttle_auth_failures(request, request.headers.get("Authorization", "")):
+        application = _authenticate(request)
+    rate_limits.count_call(request, f"application:{application.id}")
+    return application
 
 
-def _named(request: HttpRequest) -> Sender:
+def _authenticate(request: HttpRequest) -> RegisteredApplication:
     scheme, _, coded = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "basic":
-        raise Denied("unauthorized", "Send the application's id and password by HTTP Basic.", 401)
+        raise AccessDenied(
+            "unauthorized", "Send the application's id and password by HTTP Basic.", 401
+        )
     try:
         identifier, _, password = b64decode(coded.strip(), validate=True).decode().partition(":")
     except ValueError:
-        raise Denied("unauthorized", "The HTTP Basic credentials cannot be read.", 401) from None
+        raise AccessDenied(
+            "unauthorized", "The HTTP Basic credentials cannot be read.", 401
+        ) from None
     try:
         # PostgreSQL takes no NUL, and no id has one
-        found = keys.application(identifier.replace("\0", "\ufffd"))
-    except Denied:
-        found = None
+        application = keys.fetch_application(identifier.replace("\0", "\ufffd"))
+    except AccessDenied:
+        application = None
     # always one comparison, so that an unknown id takes no less time
-    if not keys.is_secret(found.secret_digest if found else "", password) or not found:
-        refusals.count("application.refused", request)
-        raise Denied("unauthorized", "The application or its password is not known here.", 401)
-    keys.acts(request, found.identifier)
-    return found
+    if (
+        not keys.verify_secret(application.secret_digest if application else "", password)
+        or not application
+    ):
+        refusals.count_failure("application.rejected", request)
+        raise AccessDenied(
+            "unauthorized", "The application or its password is not known here.", 401
+        )
+    keys.set_actor(request, application.identifier)
+    return application
 
 
-def _call(application: Sender, received_at: datetime, content_type: str = "") -> Call:
+def _build_call(
+    application: RegisteredApplication, received_at: datetime, content_type: str = ""
+) -> Call:
     return Call(
         channel=application.channel,
         received_at=received_at,
@@ -148,7 +161,7 @@ def _call(application: Sender, received_at: datetime, content_type: str = "") ->
     )
 
 
-def _accepted(outcome: Outcome) -> dict[str, Any]:
+def _accepted_result(outcome: StoreResult) -> dict[str, Any]:
     """What is known of each session that was taken. The store counts a batch as a whole: created
     says that all of it became rows, noop that all of it was there, updated that some of it was."""
     if outcome.stored == 0:
@@ -158,7 +171,7 @@ def _accepted(outcome: Outcome) -> dict[str, Any]:
     return {"status": 200, "result": "updated"}
 
 
-def _failure(rejection: Rejection) -> dict[str, Any]:
+def _failed_result(rejection: Rejection) -> dict[str, Any]:
     kind = (
         "illegal_argument_exception"
         if rejection.reason == "action"
@@ -168,22 +181,22 @@ def _failure(rejection: Rejection) -> dict[str, Any]:
     return {"status": 400, "error": {"type": kind, "reason": reason}}
 
 
-_KINDS = {401: "security_exception", 429: "es_rejected_execution_exception"}
+_ERROR_TYPES = {401: "security_exception", 429: "es_rejected_execution_exception"}
 
 
-def _refusal(refused: Refused) -> HttpResponse:
-    kind = _KINDS.get(refused.status, "illegal_argument_exception")
+def _error_response(refused: RequestError) -> HttpResponse:
+    kind = _ERROR_TYPES.get(refused.status, "illegal_argument_exception")
     cause = {"type": kind, "reason": f"{refused.reason}: {refused.detail}"}
-    answer = _elastic(
+    answer = _elasticsearch_response(
         {"error": {"root_cause": [cause], **cause}, "status": refused.status}, refused.status
     )
     if refused.status == 401:
-        answer["WWW-Authenticate"] = CHALLENGE
+        answer["WWW-Authenticate"] = BASIC_CHALLENGE
     if refused.status == 405:
         answer["Allow"] = "POST, PUT"
     return answer
 
 
-def _elastic(said: dict[str, Any], status: int = 200) -> HttpResponse:
+def _elasticsearch_response(content: dict[str, Any], status: int = 200) -> HttpResponse:
     # Elasticsearch's clients refuse an answer without the header
-    return JsonResponse(said, status=status, headers={"X-Elastic-Product": "Elasticsearch"})
+    return JsonResponse(content, status=status, headers={"X-Elastic-Product": "Elasticsearch"})

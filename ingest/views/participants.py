@@ -15,42 +15,42 @@ from ingest.adapters import participants as adapter
 from ingest.adapters.fields import MAX_TEXT
 from ingest.adapters.participants import Profile
 from ingest.auth import keys
-from ingest.events import Refused, Rejection
+from ingest.events import Rejection, RequestError
 from ingest.http import problems
 from ingest.models import Erasure
 from ingest.privacy import erasure
-from ingest.store.participants import keep_participants
+from ingest.store.participants import store_participants
 
-SECONDS = 5.0  # of an erasure, within a request
+ERASURE_SECONDS = 5.0  # of an erasure, within a request
 
 
 @csrf_exempt
-def participants(request: HttpRequest) -> HttpResponse:
+def receive_participants(request: HttpRequest) -> HttpResponse:
     """`POST /v1/participants`: profiles and consents, as an array or one a line."""
     received_at = timezone.now()
     try:
         if request.method != "POST":
-            raise Refused("method_not_allowed", "Participants come by POST.", 405)
-        caller = keys.identify(request)
+            raise RequestError("method_not_allowed", "Participants come by POST.", 405)
+        caller = keys.authenticate(request)
         caller.require("ingest")
-        channel_id, _ = caller.channel(request.headers.get("X-Channel-ID"))
+        channel_id, _ = caller.resolve_channel(request.headers.get("X-Channel-ID"))
         body.require_json(request.content_type or "")
-        sent = body.read(request)
+        sent = body.read_body(request)
         profiles, rejections = adapter.parse(sent, request.content_type or "", received_at)
-        erased = keep_participants(channel_id, received_at, profiles, rejections)
-        metrics.count(adapter.DIALECT, len(profiles), 0, len(rejections))
-    except Refused as refused:
-        return problems.response(refused.status, refused.reason, refused.detail)
+        erased = store_participants(channel_id, received_at, profiles, rejections)
+        metrics.count_batch(adapter.SOURCE, len(profiles), 0, len(rejections))
+    except RequestError as refused:
+        return problems.build_response(refused.status, refused.reason, refused.detail)
     return JsonResponse(
         {
             "accepted": len(profiles) - len(erased),
             "rejected": len(rejections) + len(erased),
-            "rejections": problems.told([*rejections, *map(_erased, erased)]),
+            "rejections": problems.list_rejections([*rejections, *map(_erased_rejection, erased)]),
         }
     )
 
 
-def _erased(profile: Profile) -> Rejection:
+def _erased_rejection(profile: Profile) -> Rejection:
     """Told, but kept nowhere: it is what was to be erased."""
     return Rejection(
         profile.position,
@@ -67,18 +67,22 @@ class ParticipantView(APIView):
     scope = "erase"
 
     def delete(self, request: Request, identifier: str) -> Response:
-        channel_id, _ = keys.caller(request).channel(request.headers.get("X-Channel-ID"))
+        channel_id, _ = keys.get_caller(request).resolve_channel(
+            request.headers.get("X-Channel-ID")
+        )
         if len(identifier) > MAX_TEXT or "\0" in identifier:
-            raise Refused("deviceId", f"A device's id has up to {MAX_TEXT} characters.")
-        found = erasure.erase(channel_id, identifier, SECONDS)
-        return Response(certificate(found), 202 if found.finished_at is None else 200)
+            raise RequestError("deviceId", f"A device's id has up to {MAX_TEXT} characters.")
+        erasure_row = erasure.erase(channel_id, identifier, ERASURE_SECONDS)
+        return Response(
+            erasure_certificate(erasure_row), 202 if erasure_row.finished_at is None else 200
+        )
 
 
-def certificate(row: Erasure) -> dict[str, Any]:
+def erasure_certificate(row: Erasure) -> dict[str, Any]:
     """What was done, without a word of whom: `subject` is a hash under the channel's secret."""
     return {
         "subject": row.subject,
-        "askedAt": int(row.asked_at.timestamp() * 1000),
+        "askedAt": int(row.requested_at.timestamp() * 1000),
         "finishedAt": row.finished_at and int(row.finished_at.timestamp() * 1000),
         "erased": row.counts,
     }

@@ -11,28 +11,28 @@ from django.views.decorators.csrf import csrf_exempt
 from ingest.adapters import body
 from ingest.adapters import telemetry as adapter
 from ingest.auth import keys
-from ingest.events import Call, Refused
+from ingest.events import Call, RequestError
 from ingest.http import problems
 from ingest.store import batches
 
 
 @csrf_exempt
-def telemetry(request: HttpRequest) -> HttpResponse:
+def receive_telemetry(request: HttpRequest) -> HttpResponse:
     """`POST /v1/telemetry`: a batch, an event, or an event a line."""
     received_at = timezone.now()
     try:
         if request.method != "POST":
-            raise Refused("method_not_allowed", "Telemetry comes by POST.", 405)
-        caller = keys.identify(request)
+            raise RequestError("method_not_allowed", "Telemetry comes by POST.", 405)
+        caller = keys.authenticate(request)
         caller.require("ingest")
-        channel_id, channel = caller.channel(request.headers.get("X-Channel-ID"))
+        channel_id, channel = caller.resolve_channel(request.headers.get("X-Channel-ID"))
         body.require_json(request.content_type or "")
-        sent = body.read(request)
+        sent = body.read_body(request)
         batch = adapter.parse(sent, Call(channel, received_at, request.content_type or ""))
-        outcome = batches.append(channel_id, batch)
-    except Refused as refused:
+        outcome = batches.append_batch(channel_id, batch)
+    except RequestError as refused:
         answer = JsonResponse(
-            _telemetry_answer(
+            _envelope(
                 received_at,
                 {403: "FORBIDDEN", 429: "TOO_MANY_REQUESTS"}.get(refused.status, "CLIENT_ERROR"),
                 {"status": "failed", "err": refused.reason, "errmsg": refused.detail},
@@ -46,7 +46,7 @@ def telemetry(request: HttpRequest) -> HttpResponse:
             answer["Allow"] = "POST"
         return answer
     return JsonResponse(
-        _telemetry_answer(
+        _envelope(
             received_at,
             "SUCCESS",
             {"status": "successful"},
@@ -54,19 +54,19 @@ def telemetry(request: HttpRequest) -> HttpResponse:
                 "stored": outcome.stored,
                 "duplicate": outcome.duplicate,
                 "rejected": len(outcome.rejections),
-                "rejections": problems.told(outcome.rejections),
+                "rejections": problems.list_rejections(outcome.rejections),
             },
         )
     )
 
 
-def _telemetry_answer(
-    at: datetime, code: str, params: dict[str, Any], result: dict[str, Any]
+def _envelope(
+    received_at: datetime, code: str, params: dict[str, Any], result: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "id": "api.telemetry",
         "ver": "1.0",
-        "ets": int(at.timestamp() * 1000),
+        "ets": int(received_at.timestamp() * 1000),
         "params": {"resmsgid": str(uuid4()), **params},
         "responseCode": code,
         "result": result,

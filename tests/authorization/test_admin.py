@@ -10,25 +10,25 @@ from django.db.models import Model
 from django.test import Client
 from django.utils import timezone
 
-from exhaust.models import Job, Schedule, Sink
+from exhaust.models import Destination, Job, Schedule
 from ingest.auth import keys as access
-from ingest.auth.roles import RIGHTS
+from ingest.auth.roles import PERMISSIONS
 from ingest.models import (
     ApiKey,
+    AuditEvent,
     Channel,
     Conversation,
-    LedgerEntry,
     Participant,
-    Rejected,
+    RejectedEvent,
     Role,
 )
-from tests.authorization.world import OTHER, OWN, Names, Place, rows_of, stand
+from tests.authorization.world import OTHER, OWN, Names, Tenant, make_tenant, rows_of
 
 pytestmark = pytest.mark.django_db
 
 # which of the rights opens a page; none: a superuser only
 OPENED_BY: dict[str, set[str]] = {
-    "ingest.channel": set(RIGHTS),
+    "ingest.channel": set(PERMISSIONS),
     "ingest.conversation": {"administer"},
     "ingest.application": {"administer"},
     "ingest.apikey": {"administer"},
@@ -43,9 +43,9 @@ OPENED_BY: dict[str, set[str]] = {
     "exhaust.job": {"submit_response", "submit_private"},
     "exhaust.file": {"submit_response", "submit_private"},
     "exhaust.link": {"submit_response", "submit_private"},
-    "exhaust.notice": {"submit_response", "submit_private"},
+    "exhaust.callback": {"submit_response", "submit_private"},
     "exhaust.schedule": {"administer"},
-    "exhaust.sink": {"administer"},
+    "exhaust.destination": {"administer"},
     "exhaust.delivery": {"administer"},
     "exhaust.deadletter": {"administer"},
     "exhaust.dailyrun": set(),
@@ -57,7 +57,7 @@ def page(model: Any) -> str:
     return f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
 
 
-def person(place: Place, *rights: str) -> Client:
+def sign_in_person(place: Tenant, *rights: str) -> Client:
     group = Group.objects.create(name=" ".join(rights) or "none")
     Role.objects.create(group=group, channel=place.channel, **dict.fromkeys(rights, True))
     user = get_user_model().objects.create_user(group.name, is_staff=True)
@@ -68,19 +68,19 @@ def person(place: Place, *rights: str) -> Client:
 
 
 @pytest.fixture
-def own() -> Place:
+def own() -> Tenant:
     return furnished(OWN)
 
 
 @pytest.fixture
-def others(own: Place) -> list[Place]:
+def others(own: Tenant) -> list[Tenant]:
     places = [furnished(OTHER)]
     access.create_key("SECRET-shared", ["pull"], [own.channel, places[0].channel])
     return places
 
 
-def furnished(names: Names) -> Place:
-    place = stand(names)
+def furnished(names: Names) -> Tenant:
+    place = make_tenant(names)
     access.create_key(f"{names.secret} key", ["pull"], [place.channel])
     return place
 
@@ -93,9 +93,9 @@ def test_every_page_says_which_right_opens_it():
     assert set(OPENED_BY) == {model._meta.label_lower for model in OURS}
 
 
-@pytest.mark.parametrize("right", [None, *RIGHTS])
-def test_a_right_opens_its_pages_and_no_other(own: Place, right: str | None):
-    client = person(own, *([right] if right else []))
+@pytest.mark.parametrize("right", [None, *PERMISSIONS])
+def test_a_right_opens_its_pages_and_no_other(own: Tenant, right: str | None):
+    client = sign_in_person(own, *([right] if right else []))
 
     for model in OURS:
         opened = right in OPENED_BY[model._meta.label_lower]
@@ -108,8 +108,8 @@ def test_a_right_opens_its_pages_and_no_other(own: Place, right: str | None):
 
 
 @pytest.mark.parametrize("model", OURS, ids=lambda model: model._meta.label_lower)
-def test_no_page_shows_another_channel(own: Place, others: list[Place], model: Any):
-    client = person(own, *RIGHTS)
+def test_no_page_shows_another_channel(own: Tenant, others: list[Tenant], model: Any):
+    client = sign_in_person(own, *PERMISSIONS)
     rows = admin.site._registry[model].model._default_manager.all()
     before = rows_of(OTHER)
 
@@ -138,23 +138,23 @@ def test_no_page_shows_another_channel(own: Place, others: list[Place], model: A
 
 
 @pytest.mark.parametrize("rights", [["administer"], ["administer", "submit_private"]])
-def test_who_sends_events_on_may_have_them(own: Place, rights: list[str]):
-    client = person(own, *rights)
-    sink = Sink.objects.get(channel=own.channel)
+def test_who_sends_events_on_may_have_them(own: Tenant, rights: list[str]):
+    client = sign_in_person(own, *rights)
+    destination = Destination.objects.get(channel=own.channel)
     words = {
         "channel": own.channel.pk, "name": "new", "kind": "webhook", "resource": "events",
         "url": "https://mine.example/hook", "method": "POST", "types": "[]", "user": "",
         "content_type": "application/x-ndjson", "index": "", "doc_type": "",
     }  # fmt: skip
 
-    added = client.post("/admin/exhaust/sink/add/", words)
-    seen = client.get(f"/admin/exhaust/sink/{sink.pk}/change/")
-    changed = client.post(f"/admin/exhaust/sink/{sink.pk}/change/", words)
+    added = client.post("/admin/exhaust/destination/add/", words)
+    seen = client.get(f"/admin/exhaust/destination/{destination.pk}/change/")
+    changed = client.post(f"/admin/exhaust/destination/{destination.pk}/change/", words)
 
     may = "submit_private" in rights
-    assert Sink.objects.filter(name="new").exists() == may, added.content.decode()
+    assert Destination.objects.filter(name="new").exists() == may, added.content.decode()
     assert seen.status_code == 200
-    assert (Sink.objects.get(pk=sink.pk).url == "https://mine.example/hook") == may
+    assert (Destination.objects.get(pk=destination.pk).url == "https://mine.example/hook") == may
     assert [answer.status_code for answer in (added, changed)] == ([302] * 2 if may else [403] * 2)
 
 
@@ -162,100 +162,104 @@ def _actions(model: Any) -> list[str]:
     return [name for name in admin.site._registry[model].actions or () if isinstance(name, str)]
 
 
-def _is_own(row: Any, own: Place) -> bool:
+def _is_own(row: Any, own: Tenant) -> bool:
     if isinstance(row, ApiKey):
         return list(row.channels.all()) == [own.channel]
-    if isinstance(row, LedgerEntry):
+    if isinstance(row, AuditEvent):
         return row.channel == own.names.channel
-    for path in ("channel", "job", "file", "sink"):
+    for path in ("channel", "job", "file", "destination"):
         if isinstance(getattr(row, path, None), Model):
             return _is_own(getattr(row, path), own)
     return row == own.channel
 
 
-def test_what_holds_people_is_seen_only_with_the_right_for_it(own: Place):
+def test_what_holds_people_is_seen_only_with_the_right_for_it(own: Tenant):
     for right, expected in (
         ("submit_response", {"uci-response-exhaust"}),
         ("submit_private", {"uci-private-exhaust"}),
     ):
-        client = person(own, right)
+        client = sign_in_person(own, right)
         shown = client.get("/admin/exhaust/job/").context["cl"].result_list
         assert {job.dataset for job in shown} == expected
         files = client.get("/admin/exhaust/file/").context["cl"].result_list
         assert {file.job.dataset for file in files} == expected
 
 
-def form(dataset: str, place: Place) -> dict[str, str]:
+def request_form(dataset: str, place: Tenant) -> dict[str, str]:
     return {
         "dataset": dataset, "channel": str(place.channel.pk), "first_day": "2022-04-01",
         "last_day": "2022-04-02", "zone": "UTC", "output_format": "csv", "tag": "asked",
     }  # fmt: skip
 
 
-def test_a_person_asks_only_for_what_the_right_is_for(own: Place, others: list[Place]):
-    client = person(own, "submit_response", "administer")
+def test_a_person_asks_only_for_what_the_right_is_for(own: Tenant, others: list[Tenant]):
+    client = sign_in_person(own, "submit_response", "administer")
 
     for dataset, place in (("events-exhaust", own), ("events-exhaust", others[0])):
-        answer = client.post("/admin/exhaust/job/add/", form(dataset, place))
+        answer = client.post("/admin/exhaust/job/add/", request_form(dataset, place))
         assert answer.status_code == 200, dataset
     assert not Job.objects.filter(tag="asked").exists()
-    person(own, "submit_private").post("/admin/exhaust/job/add/", form("events-exhaust", own))
+    sign_in_person(own, "submit_private").post(
+        "/admin/exhaust/job/add/", request_form("events-exhaust", own)
+    )
 
     assert Job.objects.get(tag="asked").channel_id == own.channel.pk
 
 
 def test_no_schedule_and_no_sink_is_made_elsewhere_or_beyond_the_right(
-    own: Place, others: list[Place]
+    own: Tenant, others: list[Tenant]
 ):
-    client = person(own, "administer", "submit_response")
-    sender = person(own, "administer", "submit_private")
+    client = sign_in_person(own, "administer", "submit_response")
+    sender = sign_in_person(own, "administer", "submit_private")
     schedule = {
         "name": "new", "cron": "0 6 * * *", "zone": "UTC", "window": "yesterday", "tag": "new",
         "output_format": "csv", "dataset": "uci-response-exhaust", "conversation": "c",
     }  # fmt: skip
-    sink = {
+    destination = {
         "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
-        "url": "https://sink.example/hook", "content_type": "application/json",
+        "url": "https://destination.example/hook", "content_type": "application/json",
     }  # fmt: skip
 
     for place in (others[0], own):
         said = {"channel": str(place.channel.pk)}
         client.post("/admin/exhaust/schedule/add/", {**schedule, **said})
-        sender.post("/admin/exhaust/sink/add/", {**sink, **said})
+        sender.post("/admin/exhaust/destination/add/", {**destination, **said})
     private = {**schedule, "name": "private", "dataset": "uci-private-exhaust"}
     client.post("/admin/exhaust/schedule/add/", {**private, "channel": str(own.channel.pk)})
 
-    made = {*Schedule.objects.filter(name="new"), *Sink.objects.filter(name="new")}
+    made = {*Schedule.objects.filter(name="new"), *Destination.objects.filter(name="new")}
     assert {row.channel_id for row in made} == {own.channel.pk}
     assert len(made) == 2
     assert not Schedule.objects.filter(name="private").exists()
 
 
 def test_no_sink_is_made_where_the_person_may_not_have_what_it_sends(
-    own: Place, others: list[Place]
+    own: Tenant, others: list[Tenant]
 ):
     # given somebody who administers two channels and may have people's data of one
-    sender = person(own, "administer", "submit_private")
+    sender = sign_in_person(own, "administer", "submit_private")
     group = Group.objects.get(name="administer submit_private")
     Role.objects.create(group=group, channel=others[0].channel, administer=True)
     words = {
         "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
-        "url": "https://sink.example/hook", "content_type": "application/json",
+        "url": "https://destination.example/hook", "content_type": "application/json",
     }  # fmt: skip
 
     # when
     for place in (others[0], own):
-        sender.post("/admin/exhaust/sink/add/", {**words, "channel": str(place.channel.pk)})
+        sender.post("/admin/exhaust/destination/add/", {**words, "channel": str(place.channel.pk)})
 
     # then
-    assert [sink.channel for sink in Sink.objects.filter(name="new")] == [own.channel]
+    assert [destination.channel for destination in Destination.objects.filter(name="new")] == [
+        own.channel
+    ]
 
 
 def test_no_conversation_is_named_in_a_channel_that_is_only_audited(
-    own: Place, others: list[Place]
+    own: Tenant, others: list[Tenant]
 ):
     # given somebody who administers one channel and audits another
-    client = person(own, "administer")
+    client = sign_in_person(own, "administer")
     group = Group.objects.get(name="administer")
     Role.objects.create(group=group, channel=others[0].channel, audit=True)
 
@@ -269,8 +273,8 @@ def test_no_conversation_is_named_in_a_channel_that_is_only_audited(
     assert [conversation.channel for conversation in made] == [own.channel]
 
 
-def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Place):
-    client = person(own, "administer", "submit_private")
+def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Tenant):
+    client = sign_in_person(own, "administer", "submit_private")
     key = ApiKey.objects.get(channels=own.channel)
 
     answer = client.post(page(ApiKey), {"action": "rotate", "_selected_action": [key.pk]})
@@ -280,14 +284,14 @@ def test_keys_are_revoked_and_rotated_from_their_page_and_that_is_told(own: Plac
     pull = Client(headers={"X-API-Key": text}).get("/export/events")
     assert pull.status_code == 200
     assert "no-store" in answer["Cache-Control"]
-    told = LedgerEntry.objects.filter(actor="administer submit_private").order_by("pk")
+    told = AuditEvent.objects.filter(actor="administer submit_private").order_by("pk")
     assert list(told.values_list("action", "channel", "subject")) == [
         ("key.rotated", OWN.channel, key.public_id),
         ("key.revoked", OWN.channel, key.public_id),
     ]
 
 
-def rotated(client: Client, *keys: ApiKey) -> str:
+def rotate_keys(client: Client, *keys: ApiKey) -> str:
     chosen = {"action": "rotate", "_selected_action": [key.pk for key in keys]}
     return client.post(page(ApiKey), chosen).content.decode()
 
@@ -303,13 +307,13 @@ def rotated(client: Client, *keys: ApiKey) -> str:
     ],
 )
 def test_no_key_is_rotated_that_may_do_more_than_who_rotates_it(
-    own: Place, scope: str, lacks: set[str], takes: str
+    own: Tenant, scope: str, lacks: set[str], takes: str
 ):
-    client = person(own, *(right for right in RIGHTS if right not in lacks))
+    client = sign_in_person(own, *(right for right in PERMISSIONS if right not in lacks))
     key, _ = access.create_key("stronger", [scope], [own.channel])
     senders, _ = access.create_key("a sender's", ["ingest"], [own.channel])
 
-    said = rotated(client, key, senders).splitlines()
+    said = rotate_keys(client, key, senders).splitlines()
 
     assert [line for line in said if line.startswith(str(key))] == [
         f"{key} is not rotated: in {OWN.channel}, {scope} takes {takes}."
@@ -320,21 +324,23 @@ def test_no_key_is_rotated_that_may_do_more_than_who_rotates_it(
     assert key.expires_at is None
     boss = Client()
     boss.force_login(get_user_model().objects.create_superuser("boss"))
-    assert "exh_" in rotated(boss, key)
+    assert "exh_" in rotate_keys(boss, key)
 
 
-def test_who_rotates_a_key_has_its_rights_in_each_of_its_channels(own: Place, others: list[Place]):
+def test_who_rotates_a_key_has_its_rights_in_each_of_its_channels(
+    own: Tenant, others: list[Tenant]
+):
     # given somebody who administers two channels and may have people's data of one
-    client = person(own, "administer", "submit_private")
+    client = sign_in_person(own, "administer", "submit_private")
     group = Group.objects.get(name="administer submit_private")
     role = Role.objects.create(group=group, channel=others[0].channel, administer=True)
     key = ApiKey.objects.get(name="SECRET-shared")
 
     # when
-    refused = rotated(client, key)
+    refused = rotate_keys(client, key)
     role.submit_private = True
     role.save()
-    let = rotated(client, key)
+    let = rotate_keys(client, key)
 
     # then
     assert refused == f"{key} is not rotated: in {OTHER.channel}, pull takes submit_private.\n"
@@ -345,8 +351,8 @@ SCHEDULES = page(Schedule)
 
 
 @pytest.mark.parametrize("dataset", ["uci-private-exhaust", "one-of-old"])
-def test_a_schedule_of_people_is_touched_only_with_the_right_for_it(own: Place, dataset: str):
-    client = person(own, "administer", "submit_response")
+def test_a_schedule_of_people_is_touched_only_with_the_right_for_it(own: Tenant, dataset: str):
+    client = sign_in_person(own, "administer", "submit_response")
     schedule = Schedule.objects.get(channel=own.channel)
     Schedule.objects.update(dataset=dataset)
     before = rows_of(OWN)
@@ -369,17 +375,17 @@ def test_a_schedule_of_people_is_touched_only_with_the_right_for_it(own: Place, 
     client.post(SCHEDULES, {"action": "resume", "_selected_action": [schedule.pk]})
 
     assert Schedule.objects.get().paused_at == paused
-    may = person(own, "administer", "submit_private", "submit_response")
+    may = sign_in_person(own, "administer", "submit_private", "submit_response")
     assert may.post(change, words).status_code == 302
     assert Schedule.objects.get().dataset == "uci-response-exhaust"
 
 
-def test_what_was_encrypted_under_a_key_that_is_gone_says_so(own: Place):
-    client = person(own, *RIGHTS)
-    Participant.objects.update(sealed_phone=b"of an old key")
-    Rejected.objects.update(sealed=b"of an old key")
-    rejected = Rejected.objects.get()
+def test_what_was_encrypted_under_a_key_that_is_gone_says_so(own: Tenant):
+    client = sign_in_person(own, *PERMISSIONS)
+    Participant.objects.update(encrypted_phone=b"of an old key")
+    RejectedEvent.objects.update(sealed=b"of an old key")
+    rejected = RejectedEvent.objects.get()
 
     assert "not readable" in client.get(page(Participant)).content.decode()
-    one = client.get(f"{page(Rejected)}{rejected.pk}/change/")
+    one = client.get(f"{page(RejectedEvent)}{rejected.pk}/change/")
     assert "not readable" in one.content.decode()

@@ -14,19 +14,21 @@ from exhaust.feed import cursor
 from exhaust.models import Job
 from ingest import audit
 from ingest.auth import keys
-from ingest.auth.roles import RIGHTS
-from ingest.models import ApiKey, Conversation, Rejected, Role, StoredEvent
-from ingest.store.replay import Replayed
-from tests.authorization.world import OTHER, OWN, TWIN, Names, Place, rows_of, stand
+from ingest.auth.roles import PERMISSIONS
+from ingest.models import ApiKey, Conversation, RejectedEvent, Role, StoredEvent
+from ingest.store.replay import ReplayCounts
+from tests.authorization.world import OTHER, OWN, TWIN, Names, Tenant, make_tenant, rows_of
 
 pytestmark = pytest.mark.django_db
 _CHANGING = re.compile(r'value="\w{64}"|\d+ (seconds?|minutes?|hours?)|[\w-]+:[\w-]{20,}|\d\d:\d\d')
 
 
-def person(place: Place, *rights: str) -> Client:
+def sign_in_person(place: Tenant, *rights: str) -> Client:
     """Somebody with these rights in the channel; else with all of them."""
     group = Group.objects.create(name="of one channel")
-    Role.objects.create(group=group, channel=place.channel, **dict.fromkeys(rights or RIGHTS, True))
+    Role.objects.create(
+        group=group, channel=place.channel, **dict.fromkeys(rights or PERMISSIONS, True)
+    )
     user = get_user_model().objects.create_user("asha")
     user.groups.add(group)
     client = Client()
@@ -34,9 +36,9 @@ def person(place: Place, *rights: str) -> Client:
     return client
 
 
-def furnished(names: Names) -> Place:
+def furnished(names: Names) -> Tenant:
     """With things of today, which the pictures count."""
-    place = stand(names)
+    place = make_tenant(names)
     if names is OWN:  # shown by its id
         Conversation.objects.filter(channel=place.channel).update(name="")
     keys.create_key(f"{names.secret} key", ["pull"], [place.channel])
@@ -47,12 +49,12 @@ def furnished(names: Names) -> Place:
         )
     today = timezone.now() - timedelta(minutes=1)
     StoredEvent.objects.filter(channel=place.channel).update(received_at=today, occurred_at=today)
-    Rejected.objects.filter(channel=place.channel).update(received_at=today)
+    RejectedEvent.objects.filter(channel=place.channel).update(received_at=today)
     Job.objects.filter(channel=place.channel).update(submitted_at=today)
     return place
 
 
-def at(path: str) -> str:
+def page_path(path: str) -> str:
     return f"/console/{OWN.channel}/{path}"
 
 
@@ -61,42 +63,44 @@ PAGES = [
     f"ask?conversationId={OWN.conversation}", f"ask?conversationId={OTHER.conversation}",
     "recurring", "pictures", "conversations", f"jobs?tag={OTHER.tag}",
     f"conversations/one?id={OWN.conversation}", "participants", f"participants?device={OWN.device}",
-    "rejected", "sinks", f"sinks/one/{OWN.sink}", f"sinks/one/{OWN.sink}/change", "keys", "ledger",
+    "rejected", "destinations", f"destinations/one/{OWN.destination}", f"destinations/one/{OWN.destination}/change", "keys", "ledger",
 ]  # fmt: skip
 
 
-def said(client: Client, path: str) -> tuple[int, str]:
-    answer = client.get(at(path))
+def fetch_text(client: Client, path: str) -> tuple[int, str]:
+    answer = client.get(page_path(path))
     return answer.status_code, _CHANGING.sub("<>", answer.content.decode())
 
 
 @pytest.mark.parametrize("path", PAGES)
 def test_with_others_beside_it_a_page_says_the_same(path: str) -> None:
-    client = person(furnished(OWN))
+    client = sign_in_person(furnished(OWN))
     if path == "ledger":
-        client.get(at("participants"))
-    alone = said(client, path)
+        client.get(page_path("participants"))
+    alone = fetch_text(client, path)
     furnished(OTHER), furnished(TWIN)
 
-    beside = said(client, path)
+    beside = fetch_text(client, path)
 
     assert alone[0] == 200
     assert beside == alone
     assert not {OTHER.secret, TWIN.secret, OTHER.channel} & set(re.findall(r"[\w.-]+", beside[1]))
 
 
-@pytest.mark.parametrize("path", ["jobs", "recurring", "conversations", "sinks", "keys", "ledger"])
+@pytest.mark.parametrize(
+    "path", ["jobs", "recurring", "conversations", "destinations", "keys", "ledger"]
+)
 def test_a_page_shows_what_is_its_own(path: str) -> None:
     """Else nothing was compared."""
-    client = person(furnished(OWN))
+    client = sign_in_person(furnished(OWN))
 
-    assert re.search(f"{OWN.secret}|{OWN.tag}|{OWN.conversation}", said(client, path)[1])
+    assert re.search(f"{OWN.secret}|{OWN.tag}|{OWN.conversation}", fetch_text(client, path)[1])
 
 
-def things(names: Names, place: Place | None) -> dict[str, tuple[str, dict[str, Any]]]:
+def list_things(names: Names, place: Tenant | None) -> dict[str, tuple[str, dict[str, Any]]]:
     """By what is tried: its address, and what is sent there."""
     job = f"jobs/{names.tag}/{names.request_id}"
-    rejected = Rejected.objects.filter(channel=place.channel).first() if place else None
+    rejected = RejectedEvent.objects.filter(channel=place.channel).first() if place else None
     key = ApiKey.objects.filter(channels=place.channel).first() if place else None
     pk = rejected.pk if rejected else 999_999
     return {
@@ -111,9 +115,9 @@ def things(names: Names, place: Place | None) -> dict[str, tuple[str, dict[str, 
         "delete": (f"recurring/one/{names.schedule}/delete", {"post": "yes"}),
         "conversation": (f"conversations/one?id={names.conversation}", {}),
         "rejected": (f"rejected/{pk}", {}),
-        "sink": (f"sinks/one/{names.sink}", {}),
-        "sink paused": (f"sinks/one/{names.sink}/pause", {"post": "yes"}),
-        "sink changed": (f"sinks/one/{names.sink}/change", {}),
+        "destination": (f"destinations/one/{names.destination}", {}),
+        "destination paused": (f"destinations/one/{names.destination}/pause", {"post": "yes"}),
+        "destination changed": (f"destinations/one/{names.destination}/change", {}),
         "key": (f"keys/{key.public_id if key else 'nobodys0'}/revoke", {"post": "yes"}),
     }
 
@@ -121,18 +125,18 @@ def things(names: Names, place: Place | None) -> dict[str, tuple[str, dict[str, 
 NONE = Names("ee")
 
 
-@pytest.mark.parametrize("what", things(NONE, None))
+@pytest.mark.parametrize("what", list_things(NONE, None))
 def test_what_is_anothers_is_as_unknown_as_what_nobody_has(what: str) -> None:
     own, other = furnished(OWN), furnished(OTHER)
-    client = person(own)
+    client = sign_in_person(own)
     before = rows_of(OTHER)
 
     answers = []
-    for path, form in (things(OTHER, other)[what], things(NONE, None)[what]):
-        answer = client.post(at(path), form) if form else client.get(at(path))
+    for path, form in (list_things(OTHER, other)[what], list_things(NONE, None)[what]):
+        answer = client.post(page_path(path), form) if form else client.get(page_path(path))
         answers.append((answer.status_code, _CHANGING.sub("<>", answer.content.decode())))
-    path, form = things(OWN, own)[what]
-    mine = client.post(at(path), form) if form else client.get(at(path))
+    path, form = list_things(OWN, own)[what]
+    mine = client.post(page_path(path), form) if form else client.get(page_path(path))
 
     assert answers[0] == answers[1]
     assert answers[0][0] == 404
@@ -145,51 +149,51 @@ def test_anothers_rejected_events_are_not_sent_again(monkeypatch: pytest.MonkeyP
     own, other = furnished(OWN), furnished(OTHER)
     sent: list[str] = []
 
-    def replayed(rows: Any) -> Replayed:
+    def replayed(rows: Any) -> ReplayCounts:
         sent.extend(row.channel.identifier for row in rows)
-        return Replayed()
+        return ReplayCounts()
 
     monkeypatch.setattr("exhaust.console.rejected.replay", replayed)
-    client = person(own)
-    row = Rejected.objects.get(channel=other.channel)
+    client = sign_in_person(own)
+    row = RejectedEvent.objects.get(channel=other.channel)
 
-    client.post(at("rejected/again"), {"pk": str(row.pk)})
-    client.post(at("rejected/again"), {"reason": row.reason})
+    client.post(page_path("rejected/again"), {"pk": str(row.pk)})
+    client.post(page_path("rejected/again"), {"reason": row.reason})
 
     assert sent == [OWN.channel]  # by the reason, which both have
 
 
 def test_pictures_count_the_jobs_that_the_person_may_see() -> None:
-    client = person(furnished(OWN), "submit_response")
-    before = said(client, "pictures")
+    client = sign_in_person(furnished(OWN), "submit_response")
+    before = fetch_text(client, "pictures")
 
     long_ago = timezone.now() - timedelta(days=90)
     Job.objects.filter(dataset="uci-private-exhaust").update(submitted_at=long_ago)
-    assert said(client, "pictures") == before
+    assert fetch_text(client, "pictures") == before
     Job.objects.update(submitted_at=long_ago)
-    assert said(client, "pictures") != before
+    assert fetch_text(client, "pictures") != before
 
 
 @pytest.mark.parametrize("page", ["participants", "ledger", "rejected"])
 def test_anothers_cursor_goes_on_nowhere(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own, other = furnished(OWN), furnished(OTHER)
 
-    def of(place: Place) -> list[Any]:
+    def of(place: Tenant) -> list[Any]:
         names_it = place.names.channel if page == "ledger" else place.channel.pk
         return [page, names_it, {} if page == "ledger" else ""]
 
     seen: list[Any] = []
-    unseal = cursor.unseal
+    unseal = cursor.decode
 
     def told(text: str, asked: list[Any]) -> list[Any]:
         place = unseal(text, asked)
         seen.append(place)
         return place
 
-    monkeypatch.setattr(cursor, "unseal", told)
-    client = person(own)
+    monkeypatch.setattr(cursor, "decode", told)
+    client = sign_in_person(own)
     for place in (other, own):
-        text = cursor.seal([1], of(place))
-        assert client.get(at(f"{page}?cursor={text}")).status_code == 200
+        text = cursor.encode([1], of(place))
+        assert client.get(page_path(f"{page}?cursor={text}")).status_code == 200
 
     assert seen == [[1]]

@@ -11,34 +11,34 @@ from django.utils import timezone
 from exhaust.delivery import batches, callbacks, destinations, session_documents
 from exhaust.jobs import submit, transitions
 from exhaust.maintenance import retention
-from exhaust.models import CallbackSecret, Job, Sink
+from exhaust.models import CallbackSecret, Destination, Job
 from ingest.auth import keys
 from ingest.derive import deriver
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.feed import pruning
-from ingest.feed.values import Place
-from ingest.feed.watermark import watermark
+from ingest.feed.values import FeedPosition
+from ingest.feed.watermark import fetch_watermark
 from ingest.models import AppUser, Erasure, Participant, Session, StoredEvent
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
     PRIVATE,
     RESPONSE,
-    answer,
+    make_answer,
     make_claimed,
     make_job,
     make_submission,
-    send,
+    send_events,
 )
 from tests.exhaust.jobs.test_withdrawal import (
     EVENTS,
     SESSIONS,
     USERS,
     config,
-    looked,
-    make,
-    person,
-    rows,
-    say,
+    link_status,
+    make_file,
+    make_participant,
+    post_participants,
+    read_rows,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,64 +46,68 @@ OURS, THEIRS = "ORG_001", "ORG_002"
 
 
 @pytest.fixture
-def wakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exhaust.jobs.wakeup.wake", lambda *_, **__: None)
+def enqueued_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exhaust.jobs.wakeup.enqueue", lambda *_, **__: None)
 
 
-def fill(channel: str, *numbers: int, **said: Any) -> None:
-    send(*(answer(number, f"said in {channel}") for number in numbers), channel=channel)
-    people = [{**person(number, **said), "userName": f"of {channel}"} for number in numbers]
-    say(*people, channel=channel)
+def store_answers(channel: str, *numbers: int, **said: Any) -> None:
+    send_events(*(make_answer(number, f"said in {channel}") for number in numbers), channel=channel)
+    participants = [
+        {**make_participant(number, **said), "userName": f"of {channel}"} for number in numbers
+    ]
+    post_participants(*participants, channel=channel)
 
 
 @pytest.fixture
 def both() -> None:
     """Theirs first: what takes the first that it finds would take theirs."""
-    fill(THEIRS, 1, 2, 3, 4, consent=False)
-    fill(OURS, 1, 2)
+    store_answers(THEIRS, 1, 2, 3, 4, consent=False)
+    store_answers(OURS, 1, 2)
     deriver.derive_all(5)
 
 
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE, EVENTS, SESSIONS, USERS])
 def test_a_file_holds_the_rows_of_its_channel(both: None, dataset: str) -> None:
-    _, path = make(dataset, channel=OURS)
+    _, path = make_file(dataset, channel=OURS)
 
-    found = rows(path)
+    found = read_rows(path)
 
     assert len(found) == 2
     assert THEIRS not in str(found)
     if dataset in (RESPONSE, EVENTS):  # who refused there, refused nothing here
         assert str(found).count(f"said in {OURS}") == 2
     if dataset == PRIVATE:
-        assert sorted(row["Phone Number"] for row in found) == [person(n)["phone"] for n in (1, 2)]
+        assert sorted(row["Phone Number"] for row in found) == [
+            make_participant(n)["phone"] for n in (1, 2)
+        ]
 
 
 def test_a_supplement_goes_on_from_its_own_channels_file(both: None) -> None:
-    make(RESPONSE, channel=THEIRS)
+    make_file(RESPONSE, channel=THEIRS)
     theirs = Job.objects.get()
-    ours, _ = make(RESPONSE, channel=OURS)
+    ours, _ = make_file(RESPONSE, channel=OURS)
     for job in (theirs, ours):  # one question, asked in two channels
         Job.objects.filter(pk=job.pk).update(request_id="F" * 32)
-    send(answer(5), channel=OURS)
+    send_events(make_answer(5), channel=OURS)
     since = {**config(RESPONSE), "since": "F" * 32}
 
     job = submit.submit(make_submission(config=since, tag="since", channel=OURS))
 
     assert job.channel.identifier == OURS
     Job.objects.filter(pk=ours.pk).update(request_id="E" * 32)
-    with pytest.raises(Refused, match="since"):
-        submit.check(make_submission(config=since, tag="more", channel=OURS))
+    with pytest.raises(RequestError, match="since"):
+        submit.check_configuration(make_submission(config=since, tag="more", channel=OURS))
 
 
 def test_an_application_of_another_channel_is_none(both: None) -> None:
     keys.create_application("theirs", make_channel(THEIRS))
     asked = {**config(EVENTS), "application": "theirs"}
 
-    with pytest.raises(Refused, match="application"):
-        submit.check(make_submission(dataset=EVENTS, config=asked, channel=OURS))
+    with pytest.raises(RequestError, match="application"):
+        submit.check_configuration(make_submission(dataset=EVENTS, config=asked, channel=OURS))
 
 
-def test_the_same_request_in_two_channels_is_two_jobs(wakes: None) -> None:
+def test_the_same_request_in_two_channels_is_two_jobs(enqueued_tasks: None) -> None:
     theirs = submit.submit(make_submission(channel=THEIRS))
 
     ours = submit.submit(make_submission(channel=OURS))
@@ -124,9 +128,9 @@ def test_a_device_that_goes_on_in_another_channel_goes_on_there_alone(both: None
     theirs = Session.objects.filter(channel__identifier=THEIRS).order_by("pk")
     before = list(theirs.values())
 
-    late = answer(1, "later")
+    late = make_answer(1, "later")
     late["mid"], late["ets"] = "later", late["ets"] + 60_000
-    send(late, channel=OURS)
+    send_events(late, channel=OURS)
     deriver.derive_all(5)
 
     assert (
@@ -139,25 +143,25 @@ def test_a_device_that_goes_on_in_another_channel_goes_on_there_alone(both: None
 def test_sessions_of_one_channel_are_closed(both: None) -> None:
     Session.objects.update(closed=False, closes_at=timezone.now() - timedelta(hours=1))
 
-    assert deriver.close(make_channel(OURS).pk) == 2
+    assert deriver.close_sessions(make_channel(OURS).pk) == 2
 
     still = Session.objects.filter(closed=False)
     assert set(still.values_list("channel__identifier", flat=True)) == {THEIRS}
 
 
 def test_nobody_waits_for_what_another_channel_has_not_derived(both: None) -> None:
-    send(answer(9), channel=THEIRS)
+    send_events(make_answer(9), channel=THEIRS)
 
-    assert deriver.lag(make_channel(OURS).pk).events == 0
-    assert deriver.lag(make_channel(THEIRS).pk).events == 1
-    assert not deriver._waits(make_channel(OURS).pk, watermark())
-    assert deriver._waits(make_channel(THEIRS).pk, watermark())
+    assert deriver.measure_lag(make_channel(OURS).pk).events == 0
+    assert deriver.measure_lag(make_channel(THEIRS).pk).events == 1
+    assert not deriver._has_unread_events(make_channel(OURS).pk, fetch_watermark())
+    assert deriver._has_unread_events(make_channel(THEIRS).pk, fetch_watermark())
 
 
 def test_events_of_one_channel_are_pruned(both: None) -> None:
     soon = timezone.now() + timedelta(hours=1)
 
-    assert pruning.prune(make_channel(OURS).pk, soon) == 2
+    assert pruning.prune_events(make_channel(OURS).pk, soon) == 2
 
     left = StoredEvent.objects.values_list("channel__identifier", flat=True)
     assert set(left) == {THEIRS}
@@ -167,49 +171,49 @@ def test_a_request_of_another_channel_holds_no_pruning_up(both: None) -> None:
     job = make_claimed(channel=THEIRS)
     Job.objects.filter(pk=job.pk).update(watermark=1)
 
-    assert retention._is_read(make_channel(THEIRS).pk)
-    assert not retention._is_read(make_channel(OURS).pk)
+    assert retention._is_being_read(make_channel(THEIRS).pk)
+    assert not retention._is_being_read(make_channel(OURS).pk)
     Job.objects.filter(pk=job.pk).update(dataset=SESSIONS)  # of what is not pruned
-    assert not retention._is_read(make_channel(THEIRS).pk)
+    assert not retention._is_being_read(make_channel(THEIRS).pk)
 
 
-def sink(channel: str, **said: Any) -> Sink:
+def make_destination(channel: str, **said: Any) -> Destination:
     made = {"name": "s", "url": "https://x", "resource": "events", **said}
-    return Sink.objects.create(channel=make_channel(channel), **made)
+    return Destination.objects.create(channel=make_channel(channel), **made)
 
 
 def test_another_channels_sink_is_not_left_behind(both: None) -> None:
-    ours, theirs = sink(OURS), sink(THEIRS)
+    ours, theirs = make_destination(OURS), make_destination(THEIRS)
     soon = timezone.now() + timedelta(hours=1)
-    pruning.prune(make_channel(OURS).pk, soon)
+    pruning.prune_events(make_channel(OURS).pk, soon)
 
     with transaction.atomic():
-        assert retention._leave_behind(make_channel(OURS).pk) == 1
+        assert retention._disable_lagging_destinations(make_channel(OURS).pk) == 1
 
     ours.refresh_from_db(), theirs.refresh_from_db()
-    assert (bool(ours.switched_off), theirs.switched_off) == (True, "")
+    assert (bool(ours.disabled_reason), theirs.disabled_reason) == (True, "")
 
 
 def test_of_sinks_left_behind_those_of_the_channels_asked_about_are_told(
     both: None, settings: Any
 ) -> None:
-    sink(OURS), sink(THEIRS)
+    make_destination(OURS), make_destination(THEIRS)
     settings.EVENT_RETENTION_DAYS = 1
     StoredEvent.objects.update(received_at=timezone.now() - timedelta(days=9))
 
-    assert retention.behind([OURS]) == [f"{OURS}/s"]
+    assert retention.lagging_destinations([OURS]) == [f"{OURS}/s"]
 
 
 @pytest.mark.parametrize(("resource", "count"), [("events", 2), ("sessions", 2)])
 def test_a_sink_gets_what_its_channel_has(both: None, resource: str, count: int) -> None:
     Session.objects.update(closed=True)
-    made = sink(OURS, resource=resource)
+    made = make_destination(OURS, resource=resource)
 
-    found = batches.read(made, 100, Place(made.xid, made.place_id))
+    found = batches.read_batch(made, 100, FeedPosition(made.xid, made.cursor_id))
 
-    assert batches.behind(made)[0] == count
+    assert batches.count_waiting(made)[0] == count
     assert len(found.documents) == count
-    assert THEIRS.encode() not in b"".join(document.sent for document in found.documents)
+    assert THEIRS.encode() not in b"".join(document.wire_bytes for document in found.documents)
 
 
 def test_a_channel_that_is_full_keeps_no_other_waiting(settings: Any) -> None:
@@ -220,30 +224,34 @@ def test_a_channel_that_is_full_keeps_no_other_waiting(settings: Any) -> None:
     claimed = transitions.claim()
 
     assert claimed is not None
-    assert (claimed.pk, list(transitions.due())) == (ours.pk, [])
+    assert (claimed.pk, list(transitions.claimable_jobs())) == (ours.pk, [])
     assert transitions.claim() is None
     assert Job.objects.get(pk=theirs.pk).status == Job.Status.SUBMITTED
 
 
-def test_who_waits_in_another_channel_takes_no_room(settings: Any, wakes: None) -> None:
+def test_who_waits_in_another_channel_takes_no_room(settings: Any, enqueued_tasks: None) -> None:
     settings.EXHAUST_QUEUED_PER_CHANNEL = 1
     make_job(channel=THEIRS)
 
     assert submit.submit(make_submission(channel=OURS)).status == Job.Status.SUBMITTED
-    with pytest.raises(Refused, match="wait"):
+    with pytest.raises(RequestError, match="wait"):
         submit.submit(make_submission(channel=OURS, tag="more"))
 
 
 @pytest.mark.parametrize("first", [OURS, THEIRS])
-def test_a_refusal_in_another_channel_leaves_a_profile_as_it_is(wakes: None, first: str) -> None:
+def test_a_refusal_in_another_channel_leaves_a_profile_as_it_is(
+    enqueued_tasks: None, first: str
+) -> None:
     """In whichever order the two are found."""
     for channel in (first, THEIRS if first == OURS else OURS):
-        fill(channel, 1, consent=channel == OURS)
-    _, path = make(PRIVATE, channel=OURS)
+        store_answers(channel, 1, consent=channel == OURS)
+    _, path = make_file(PRIVATE, channel=OURS)
 
-    say(person(1, consent=False, consentAt="2022-06-01T00:00:00Z"), channel=OURS)
+    post_participants(
+        make_participant(1, consent=False, consentAt="2022-06-01T00:00:00Z"), channel=OURS
+    )
 
-    assert looked(path) == 410
+    assert link_status(path) == 410
     touched = Participant.objects.exclude(withdrawn_at=None)
     assert list(touched.values_list("channel__identifier", "device_id")) == [(OURS, "device-1")]
 
@@ -252,29 +260,31 @@ def test_what_is_taken_back_in_another_channel_holds_no_file_up(both: None) -> N
     later = timezone.now() + timedelta(hours=1)
     theirs = make_channel(THEIRS)
     Participant.objects.filter(channel=theirs).update(withdrawn_at=later)
-    Erasure.objects.create(channel=theirs, subject="0" * 64, asked_at=later)
+    Erasure.objects.create(channel=theirs, subject="0" * 64, requested_at=later)
 
-    _, path = make(PRIVATE, channel=OURS)
+    _, path = make_file(PRIVATE, channel=OURS)
 
-    assert looked(path) == 200
+    assert link_status(path) == 200
 
 
 @pytest.mark.parametrize("dataset", [USERS, SESSIONS])
 def test_a_file_does_not_count_as_holding_who_is_in_another_channels(
-    wakes: None, dataset: str
+    enqueued_tasks: None, dataset: str
 ) -> None:
     """Also where what is known there has changed since."""
-    fill(THEIRS, 1)
-    fill(OURS, 2)
+    store_answers(THEIRS, 1)
+    store_answers(OURS, 2)
     deriver.derive_all(5)
     for model in (AppUser, Session):
         model.objects.filter(channel__identifier=THEIRS).update(version=2)
-    _, path = make(dataset, channel=OURS)
-    say(person(1), channel=OURS)
+    _, path = make_file(dataset, channel=OURS)
+    post_participants(make_participant(1), channel=OURS)
 
-    say(person(1, consent=False, consentAt="2022-06-01T00:00:00Z"), channel=OURS)
+    post_participants(
+        make_participant(1, consent=False, consentAt="2022-06-01T00:00:00Z"), channel=OURS
+    )
 
-    assert looked(path) == 200
+    assert link_status(path) == 200
 
 
 def test_channels_take_turns_by_what_was_made_for_each() -> None:
@@ -307,18 +317,18 @@ def test_another_channels_newer_secret_retires_none_of_ours(db: None) -> None:
 
 
 def test_another_channels_sinks_take_no_room(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(destinations, "MAX_SINKS", 1)
-    sink(THEIRS, name="theirs")
+    monkeypatch.setattr(destinations, "MAX_DESTINATIONS", 1)
+    make_destination(THEIRS, name="theirs")
 
-    assert "name" not in destinations.faults(Sink(channel=make_channel(OURS), name="ours"))
-    assert "name" in destinations.faults(Sink(channel=make_channel(THEIRS), name="more"))
+    assert "name" not in destinations.validate(Destination(channel=make_channel(OURS), name="ours"))
+    assert "name" in destinations.validate(Destination(channel=make_channel(THEIRS), name="more"))
 
 
 def test_a_pushed_session_holds_its_own_channels_events(both: None) -> None:
     Session.objects.update(closed=True)
 
-    told = session_documents.told(Session.objects.filter(channel__identifier=OURS))
-    found = [json.loads(document) for _, document in session_documents.documents(OURS, told)]
+    told = session_documents.fetch_sessions(Session.objects.filter(channel__identifier=OURS))
+    found = [json.loads(document) for _, document in session_documents.build_documents(OURS, told)]
 
     lists = ("userActions", "events", "errors")
     assert [sum(len(each[name]) for name in lists) for each in found] == [1, 1]

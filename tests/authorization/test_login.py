@@ -8,7 +8,7 @@ from axes.models import AccessAttempt, AccessLog
 from django.contrib.auth import get_user_model
 from django.test import Client
 
-from ingest.models import LedgerEntry
+from ingest.models import AuditEvent
 
 pytestmark = pytest.mark.django_db
 LOGIN = "/admin/login/?next=/admin/"
@@ -26,13 +26,13 @@ def sign_in(password: str = WRONG, name: str = "asha", **headers: str) -> int:
     return client.post(LOGIN, {"username": name, "password": password}).status_code
 
 
-def told() -> list[tuple[str, str]]:
-    return list(LedgerEntry.objects.order_by("id").values_list("action", "subject"))
+def audited() -> list[tuple[str, str]]:
+    return list(AuditEvent.objects.order_by("id").values_list("action", "subject"))
 
 
 def test_who_knows_the_password_signs_in(asha: Any):
     assert sign_in("a long enough one") == 302
-    assert told() == []
+    assert audited() == []
     assert AccessLog.objects.count() == 0
 
 
@@ -41,7 +41,7 @@ def test_after_ten_wrong_passwords_a_name_is_locked_from_everywhere(asha: Any):
 
     assert statuses == [200] * 9 + [429]
     assert sign_in("a long enough one", address="198.51.100.1") == 429
-    assert told() == [("login.locked", "asha")]
+    assert audited() == [("login.locked", "asha")]
 
 
 def test_an_address_is_locked_for_all_names_and_writes_nothing_more(asha: Any, settings: Any):
@@ -52,8 +52,8 @@ def test_an_address_is_locked_for_all_names_and_writes_nothing_more(asha: Any, s
         sign_in(name=f"nobody-{number}", address="10.0.0.1", **spoofed)
 
     assert AccessAttempt.objects.count() == 10
-    assert told() == [("login.locked", "")]
-    assert {entry.address for entry in LedgerEntry.objects.all()} == {"203.0.113.0/24"}
+    assert audited() == [("login.locked", "")]
+    assert {entry.address for entry in AuditEvent.objects.all()} == {"203.0.113.0/24"}
     assert (
         sign_in("a long enough one", address="10.0.0.1", **{"X-Forwarded-For": "192.0.2.1"}) == 302
     )

@@ -17,7 +17,7 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from exhaust.datasets import DATASETS
-from ingest.events import Refused
+from ingest.events import RequestError
 from tests.authorization.world import (
     NONE,
     OTHER,
@@ -25,10 +25,10 @@ from tests.authorization.world import (
     SCOPES,
     TWIN,
     Names,
-    Place,
-    key,
+    Tenant,
+    make_key,
+    make_tenant,
     rows_of,
-    stand,
 )
 
 # What opens each address; a new one has to be written here. "dataset": the scope of the asked one.
@@ -58,14 +58,14 @@ SCOPE = {
     "dataset/v1/schedule/<name>": "dataset",
     "dataset/v1/schedule/<name>/pause": "dataset",
     "dataset/v1/schedule/<name>/resume": "dataset",
-    "dataset/v1/sink": "pull",
-    "dataset/v1/sink/<name>": "pull",
-    "dataset/v1/sink/<name>/pause": "pull",
-    "dataset/v1/sink/<name>/resume": "pull",
-    "dataset/v1/sink/<name>/rewind": "pull",
-    "dataset/v1/sink/<name>/test": "pull",
-    "dataset/v1/sink/<name>/again": "pull",
-    "dataset/v1/sink/<name>/deadletters": "pull",
+    "dataset/v1/destination": "pull",
+    "dataset/v1/destination/<name>": "pull",
+    "dataset/v1/destination/<name>/pause": "pull",
+    "dataset/v1/destination/<name>/resume": "pull",
+    "dataset/v1/destination/<name>/rewind": "pull",
+    "dataset/v1/destination/<name>/test": "pull",
+    "dataset/v1/destination/<name>/requeue": "pull",
+    "dataset/v1/destination/<name>/deadletters": "pull",
     "export/sample": "pull",
     "export/mapping": "pull",
     "dataset/v1/download/<token>": "link",
@@ -79,7 +79,7 @@ SCOPE = {
     "export/user/<identifier>": "export:private",
     "export/users": "export:private",
     "export/users/<identifier>": "export:private",
-    "dataset/v1/ledger": "audit",
+    "dataset/v1/audit": "audit",
     "docs/": "none",
     "docs/openapi.json": "none",
     "docs/openapi.yaml": "none",
@@ -137,9 +137,9 @@ class Caller:
     lets_in: bool  # to the channel OWN
 
 
-def callers(own: Place, other: Place, twin: Place) -> list[Caller]:
-    one, both = key(own.channel), key(own.channel, other.channel)
-    sender = key(own.channel, scopes=("ingest",))
+def callers(own: Tenant, other: Tenant, twin: Tenant) -> list[Caller]:
+    one, both = make_key(own.channel), make_key(own.channel, other.channel)
+    sender = make_key(own.channel, scopes=("ingest",))
     lookalike = OWN.channel.replace("O", "\u041e")  # Cyrillic
 
     def called(name: str, text: str, channel: str | None = None, lets_in: bool = False) -> Caller:
@@ -167,10 +167,10 @@ def callers(own: Place, other: Place, twin: Place) -> list[Caller]:
     ]
 
 
-def filled(template: str, names: Names, token: str) -> str:
+def fill_template(template: str, names: Names, token: str) -> str:
     values = {
         "tag": names.tag,
-        "name": names.sink if "/sink/" in template else names.schedule,
+        "name": names.destination if "/destination/" in template else names.schedule,
         "index": names.tag,
         "token": token,
         "identifier": names.session,
@@ -184,7 +184,7 @@ def filled(template: str, names: Names, token: str) -> str:
     return "/" + re.sub(r"<(\w+)>", lambda found: values[found[1]], template)
 
 
-def asked(template: str, names: Names) -> Any:
+def request_body(template: str, names: Names) -> Any:
     """A body that gets as far as the data."""
     if re.search(r"submit?$|preview$", template):
         config = {"conversationId": names.conversation, "startDate": "2022-04-01"}
@@ -196,8 +196,8 @@ def asked(template: str, names: Names) -> Any:
     if template.endswith("schedule/<name>"):
         said = {"cron": "0 6 * * *", "dataset": "uci-response-exhaust", "window": "yesterday"}
         return {"request": {**said, "tag": "t", "conversationId": names.conversation}}
-    if template.endswith("sink/<name>"):
-        return {"request": {"url": "https://sink.example/hook"}}
+    if template.endswith("destination/<name>"):
+        return {"request": {"url": "https://destination.example/hook"}}
     if template.endswith("rewind"):
         return {"request": {"time": 1_700_000_000}}
     return {"name": "named"} if "conversations" in template else {}
@@ -218,26 +218,26 @@ _CHANGING = re.compile(
 )
 
 
-def told(answer: Any, names: Names) -> tuple[int, str]:
+def normalized_answer(answer: Any, names: Names) -> tuple[int, str]:
     """What an answer says, but for names that the request gave, ids and times."""
     text = b"".join(answer.streaming_content) if answer.streaming else answer.content
     said = text.decode() + "".join(f"\n{name}: {value}" for name, value in answer.items())
-    for name in ("tag", "schedule", "sink", "conversation", "application", "device"):
+    for name in ("tag", "schedule", "destination", "conversation", "application", "device"):
         said = said.replace(getattr(names, name), f"<{name}>")
     return answer.status_code, _CHANGING.sub("<>", said)
 
 
 @pytest.fixture
-def places(db: None, monkeypatch: Any) -> list[Place]:
+def places(db: None, monkeypatch: Any) -> list[Tenant]:
     def unsent(*_: Any) -> Any:
-        raise Refused("unsent", "Nothing leaves the test.", 409)
+        raise RequestError("unsent", "Nothing leaves the test.", 409)
 
     monkeypatch.setattr("exhaust.delivery.sender.send", unsent)
     monkeypatch.setattr("ingest.limits.token_bucket.take", lambda *_: 0.0)
-    return [stand(OWN), stand(OTHER), stand(TWIN)]
+    return [make_tenant(OWN), make_tenant(OTHER), make_tenant(TWIN)]
 
 
-def called(caller: Caller, verb: str, address: str, body: Any) -> Any:
+def call_address(caller: Caller, verb: str, address: str, body: Any) -> Any:
     """The answer; what the call wrote is taken back."""
     client = Client(headers=caller.headers, **caller.environ)
     with transaction.atomic():
@@ -248,16 +248,16 @@ def called(caller: Caller, verb: str, address: str, body: Any) -> Any:
     return answer
 
 
-def leaks(said: str) -> list[str]:
-    return [names.secret for names in (OTHER, TWIN) if names.secret in said]
+def find_leaks(text: str) -> list[str]:
+    return [names.secret for names in (OTHER, TWIN) if names.secret in text]
 
 
 OPENED = [template for template, scope in SCOPE.items() if scope in {*SCOPES, "dataset"}]
 
 
-def opened(template: str) -> tuple[str, ...]:
+def openable_by(template: str) -> tuple[str, ...]:
     """The verbs that an address is for."""
-    if re.search(r"(submit?|preview|search|pause|resume|rewind|test|again)$", template):
+    if re.search(r"(submit?|preview|search|pause|resume|rewind|test|requeue)$", template):
         return ("POST",)
     if re.search(r"(cancel|retry|revoke)/<tag>$|telemetry$|participants$", template):
         return ("POST",)
@@ -267,27 +267,27 @@ def opened(template: str) -> tuple[str, ...]:
 def test_with_another_channel_beside_it_a_channel_is_told_the_same(db: None, monkeypatch: Any):
     """Neither its rows nor its counts."""
     monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("unsent"))
-    own = stand(OWN)
-    caller = Caller("own", {"X-API-Key": key(own.channel)}, {}, True)
+    own = make_tenant(OWN)
+    caller = Caller("own", {"X-API-Key": make_key(own.channel)}, {}, True)
 
     def all_told() -> dict[str, Any]:
         return {
-            f"{verb} {template}{query}": told(
-                called(
+            f"{verb} {template}{query}": normalized_answer(
+                call_address(
                     caller,
                     verb,
-                    filled(template, OWN, "") + query,
-                    _searched(template, asked(template, OWN)),
+                    fill_template(template, OWN, "") + query,
+                    _searched(template, request_body(template, OWN)),
                 ),
                 OWN,
             )
             for template in OPENED
-            for verb in opened(template)
+            for verb in openable_by(template)
             for query in queries(template, OWN)
         }
 
     alone = all_told()
-    stand(OTHER), stand(TWIN)
+    make_tenant(OTHER), make_tenant(TWIN)
 
     assert all_told() == alone
     shown = [case for case, (_, said) in alone.items() if OWN.secret in said]
@@ -302,22 +302,25 @@ def _searched(template: str, body: Any) -> Any:
 
 
 @pytest.mark.parametrize("template", OPENED)
-def test_a_key_without_the_scope_opens_nothing(places: list[Place], template: str):
+def test_a_key_without_the_scope_opens_nothing(places: list[Tenant], template: str):
     own = places[0]
     needed = {"dataset": {"export:response", "export:private", "pull"}}
     needs = needed.get(SCOPE[template], {SCOPE[template]})
     if SCOPE[template] == "export:private":
         needs.add("pull")
     for scope in SCOPES:
-        caller = Caller(scope, {"X-API-Key": key(own.channel, scopes=(scope,))}, {}, True)
+        caller = Caller(scope, {"X-API-Key": make_key(own.channel, scopes=(scope,))}, {}, True)
         for verb in ("GET", "POST", "PUT", "DELETE"):
             if template == "export/events" and verb in {"PUT", "POST"}:
                 continue  # a door
             for query in queries(template, OWN):
-                answer = called(
-                    caller, verb, filled(template, OWN, "") + query, asked(template, OWN)
+                answer = call_address(
+                    caller,
+                    verb,
+                    fill_template(template, OWN, "") + query,
+                    request_body(template, OWN),
                 )
-                status, said = told(answer, OWN)
+                status, said = normalized_answer(answer, OWN)
                 assert status < 500
                 if scope not in needs or SCOPE[template] == "export:private":
                     assert OWN.secret not in said
@@ -325,9 +328,9 @@ def test_a_key_without_the_scope_opens_nothing(places: list[Place], template: st
 
 
 @pytest.mark.parametrize("scope", ["export:response", "export:private", "pull"])
-def test_a_key_is_told_of_its_datasets_alone(places: list[Place], scope: str):
+def test_a_key_is_told_of_its_datasets_alone(places: list[Tenant], scope: str):
     own = places[0]
-    caller = Caller(scope, {"X-API-Key": key(own.channel, scopes=(scope,))}, {}, True)
+    caller = Caller(scope, {"X-API-Key": make_key(own.channel, scopes=(scope,))}, {}, True)
     mine = {name for name, dataset in DATASETS.items() if dataset.scope == scope}
 
     for dataset, request_id in (
@@ -337,25 +340,25 @@ def test_a_key_is_told_of_its_datasets_alone(places: list[Place], scope: str):
         status = 200 if dataset in mine else 403
         for step, verb in (("read", "GET"), ("cancel", "POST"), ("retry", "POST")):
             where = f"/dataset/v1/request/{step}/{OWN.tag}?requestId={request_id}"
-            answer = called(caller, verb, where, {})
+            answer = call_address(caller, verb, where, {})
             # what has its file can be neither stopped nor run again
             assert answer.status_code == (status if step == "read" or status == 403 else 409)
         for said in (
-            called(caller, "GET", f"/dataset/v1/request/list/{OWN.tag}", {}),
-            called(caller, "POST", "/dataset/v1/request/search", {"request": {}}),
+            call_address(caller, "GET", f"/dataset/v1/request/list/{OWN.tag}", {}),
+            call_address(caller, "POST", "/dataset/v1/request/search", {"request": {}}),
         ):
             assert (dataset in said.content.decode()) == (dataset in mine)
         for name in DATASETS:
             config = {"startDate": "2022-04-01", "endDate": "2022-04-02"}
-            if DATASETS[name].required:
+            if DATASETS[name].required_fields:
                 config["conversationId"] = OWN.conversation
             body = {"request": {"tag": "new", "dataset": name, "datasetConfig": config}}
             for step in ("submit", "preview"):
-                answer = called(caller, "POST", f"/dataset/v1/request/{step}", body)
+                answer = call_address(caller, "POST", f"/dataset/v1/request/{step}", body)
                 assert answer.status_code == (200 if name in mine else 403), (step, name)
-    schedule = called(caller, "GET", f"/dataset/v1/schedule/{OWN.schedule}", {})
+    schedule = call_address(caller, "GET", f"/dataset/v1/schedule/{OWN.schedule}", {})
     assert schedule.status_code == (200 if "uci-response-exhaust" in mine else 403)
-    listed = called(caller, "GET", "/dataset/v1/schedule", {}).json()["result"]["count"]
+    listed = call_address(caller, "GET", "/dataset/v1/schedule", {}).json()["result"]["count"]
     assert listed == ("uci-response-exhaust" in mine)
 
 
@@ -363,20 +366,22 @@ def test_a_key_is_told_of_its_datasets_alone(places: list[Place], scope: str):
 
 
 @pytest.mark.parametrize("resource", ["events", "sessions", "users"])
-def test_another_channels_cursor_opens_nothing(places: list[Place], resource: str):
+def test_another_channels_cursor_opens_nothing(places: list[Tenant], resource: str):
     own, other, _ = places
-    client = Client(headers={"X-API-Key": key(own.channel)})
+    client = Client(headers={"X-API-Key": make_key(own.channel)})
 
     answer = client.get(f"/export/{resource}", {"cursor": other.cursors[resource]})
     mine = client.get(f"/export/{resource}", {"cursor": own.cursors[resource]})
     said = {"request": {"cursor": other.cursors[resource]}}
-    sink = client.post(f"/dataset/v1/sink/{OWN.sink}/rewind", said, content_type="application/json")
+    destination = client.post(
+        f"/dataset/v1/destination/{OWN.destination}/rewind", said, content_type="application/json"
+    )
 
-    assert (answer.status_code, mine.status_code, sink.status_code) == (400, 200, 400)
-    assert leaks(answer.content.decode()) == []
+    assert (answer.status_code, mine.status_code, destination.status_code) == (400, 200, 400)
+    assert find_leaks(answer.content.decode()) == []
 
 
-def test_a_link_opens_its_own_file_alone(places: list[Place]):
+def test_a_link_opens_its_own_file_alone(places: list[Tenant]):
     own, other, _ = places
     token = own.token
     client = Client()
@@ -389,10 +394,10 @@ def test_a_link_opens_its_own_file_alone(places: list[Place]):
         assert answer.status_code in {403, 404}, altered
 
 
-def test_nothing_is_sent_into_another_channel(places: list[Place]):
+def test_nothing_is_sent_into_another_channel(places: list[Tenant]):
     own = places[0]
     before = rows_of(OTHER, TWIN)
-    sender = key(own.channel, scopes=("ingest",))
+    sender = make_key(own.channel, scopes=("ingest",))
     event = {
         "eid": "START", "ets": 1648785600123, "ver": "3.0", "mid": "m", "actor": {"id": "d"},
         "context": {"channel": OTHER.channel, "did": OTHER.device, "env": "e"}, "edata": {},
@@ -434,7 +439,7 @@ def cases(address: str, all_callers: list[Caller]) -> Iterator[tuple[str, Caller
                     yield verb, caller, query, NONE  # else refused before anything was looked for
 
 
-def test_the_matrix_is_large(places: list[Place]):
+def test_the_matrix_is_large(places: list[Tenant]):
     all_callers = callers(*places)
     count = sum(len(list(cases(address, all_callers))) for address in ADDRESSES)
     print(f"{count} cases")  # noqa: T201
@@ -443,23 +448,27 @@ def test_the_matrix_is_large(places: list[Place]):
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_no_address_tells_or_changes_anything_of_another_channel(places: list[Place], address: str):
+def test_no_address_tells_or_changes_anything_of_another_channel(
+    places: list[Tenant], address: str
+):
     before = rows_of(OTHER, TWIN)
     template = ADDRESSES[address][0]
     found: list[str] = []
     answers: dict[Any, set[Any]] = {}
     for verb, caller, query, names in cases(address, callers(*places)):
         token = "altered:token" if names is OTHER else "another:token"
-        where = filled(template, names, token).replace(template, address)
+        where = fill_template(template, names, token).replace(template, address)
         where = ("/api" if address.startswith("api/") else "") + where
         where += list(queries(template, names))[query]
-        answer = told(called(caller, verb, where, asked(template, names)), names)
+        answer = normalized_answer(
+            call_address(caller, verb, where, request_body(template, names)), names
+        )
         status, said = answer
         case = f"{caller.name}: {verb} {where}"
         if status >= 500:
             found.append(f"{case}: {status}")
-        if leaks(said):
-            found.append(f"{case}: tells {leaks(said)}")
+        if find_leaks(said):
+            found.append(f"{case}: tells {find_leaks(said)}")
         if OWN.secret in said and not caller.lets_in:
             found.append(f"{case}: lets in")
         alike = answers.setdefault((verb, caller.name, query), set())

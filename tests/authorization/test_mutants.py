@@ -4,20 +4,20 @@ import ast
 
 import pytest
 
-from benchmarks.switches import Switches, unlisted, walls
+from benchmarks.switches import MutantInserter, list_mutants, list_unlisted
 
 
-def found(source: str, place: str = "exhaust/x.py") -> tuple[list[str], list[str]]:
+def find_mutants(source: str, place: str = "exhaust/x.py") -> tuple[list[str], list[str]]:
     """What is found in a piece of code: walls, and what names a channel in another way."""
-    switches = Switches(place, 1)
+    switches = MutantInserter(place, 1)
     compile(ast.fix_missing_locations(switches.visit(ast.parse(source))), place, "exec")
-    return [wall.was for wall in switches.walls], [text for text, _ in switches.named]
+    return [wall.original for wall in switches.mutants], [text for text, _ in switches.unswitched]
 
 
 def test_wherever_the_code_names_a_channel_there_is_a_switch_or_a_reason():
     """Else say in benchmarks/switches.py how it is taken away, or why it is no wall."""
-    assert unlisted() == []
-    assert len(list(walls())) >= 160
+    assert list_unlisted() == []
+    assert len(list(list_mutants())) >= 160
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_wherever_the_code_names_a_channel_there_is_a_switch_or_a_reason():
     ],
 )  # fmt: skip
 def test_a_wall_is_found(source: str, was: str):
-    assert found(source) == ([was], [])
+    assert find_mutants(source) == ([was], [])
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_a_wall_is_found(source: str, was: str):
     ],
 )
 def test_what_names_a_channel_in_another_way_is_not_passed_over(source: str):
-    walls_there, named = found(source)
+    walls_there, named = find_mutants(source)
 
     assert walls_there == []
     assert len(named) == 1
 
 
 def test_a_wall_is_away_while_its_switch_says_so(monkeypatch: pytest.MonkeyPatch):
-    switches = Switches("exhaust/x.py", 7)
+    switches = MutantInserter("exhaust/x.py", 7)
     source = "said = ask.filter(channel_id=1, tag=2)\nsql = 'WHERE channel_id = %s'"
     code = compile(ast.fix_missing_locations(switches.visit(ast.parse(source))), "x", "exec")
 

@@ -12,46 +12,57 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from exhaust.models import DeadLetter, File, Link, Sink
+from exhaust.models import DeadLetter, Destination, File, Link
 from ingest.adapters import participants
 from ingest.derive import deriver
-from ingest.models import AppUser, Erasure, Participant, Rejected, Session, StoredEvent
+from ingest.models import AppUser, Erasure, Participant, RejectedEvent, Session, StoredEvent
 from ingest.privacy import erasure
-from ingest.store.participants import keep_participants
+from ingest.store.participants import store_participants
 from ingest.tenancy import session
 from tests.authorization.test_row_level_security import forgetful  # noqa: F401 - a fixture
 from tests.authorization.world import OWNED
 from tests.conftest import bearer, make_channel, make_key
-from tests.exhaust.factories import PRIVATE, RESPONSE, answer, send
+from tests.exhaust.factories import PRIVATE, RESPONSE, make_answer, send_events
 from tests.exhaust.files.test_links import assert_closed
-from tests.exhaust.jobs.test_withdrawal import looked, make, person, say, settled  # noqa: F401 - a fixture
+from tests.exhaust.jobs.test_withdrawal import (  # noqa: F401 - a fixture
+    link_status,
+    make_file,
+    make_participant,
+    post_participants,
+    settled,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OURS, THEIRS = "ORG_001", "ORG_002"
 
 
 @pytest.fixture
-def wakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exhaust.jobs.wakeup.wake", lambda *_, **__: None)
+def enqueued_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exhaust.jobs.wakeup.enqueue", lambda *_, **__: None)
 
 
 @pytest.fixture
-def files_of(wakes: None) -> dict[str, list[str]]:
+def files_of(enqueued_tasks: None) -> dict[str, list[str]]:
     """By channel, the paths of the links of a private and a response file that hold device-1."""
     found = {}
     for channel in (OURS, THEIRS):
-        send(answer(1, f"said in {channel}"), answer(2), channel=channel)
-        say(person(1), person(2), channel=channel)
-        say({"deviceId": "device-1", "phone": "none"}, channel=channel)  # rejected
+        send_events(make_answer(1, f"said in {channel}"), make_answer(2), channel=channel)
+        post_participants(make_participant(1), make_participant(2), channel=channel)
+        post_participants({"deviceId": "device-1", "phone": "none"}, channel=channel)  # rejected
         deriver.derive_all(5)
-        sink = Sink.objects.create(
+        destination = Destination.objects.create(
             channel=make_channel(channel), name="s", url="https://x", resource="events"
         )
         row = StoredEvent.objects.get(channel__identifier=channel, device_id="device-1")
         DeadLetter.objects.create(
-            sink=sink, row=row.pk, xid=1, document_id="x", answer=400, reason="bad: device-1"
+            destination=destination,
+            row=row.pk,
+            xid=1,
+            document_id="x",
+            answer=400,
+            reason="bad: device-1",
         )
-        found[channel] = [make(dataset, channel=channel)[1] for dataset in (PRIVATE, RESPONSE)]
+        found[channel] = [make_file(dataset, channel=channel)[1] for dataset in (PRIVATE, RESPONSE)]
     return found
 
 
@@ -63,7 +74,7 @@ def rows(channel: str) -> list[Any]:
     ]
 
 
-def left(channel: str) -> dict[str, int]:
+def count_left(channel: str) -> dict[str, int]:
     """Where the person still is."""
     of = {"channel__identifier": channel}
     job = {"job__channel__identifier": channel}
@@ -72,13 +83,13 @@ def left(channel: str) -> dict[str, int]:
         "events": StoredEvent.objects.filter(**of, device_id="device-1").count(),
         "sessions": Session.objects.filter(**of, device_id="device-1").count(),
         "users": AppUser.objects.filter(**of, identifier="device-1").count(),
-        "rejected": Rejected.objects.filter(**of).count(),
+        "rejected": RejectedEvent.objects.filter(**of).count(),
         "files": File.objects.filter(**job, withdrawn_at=None).count(),
         "links": Link.objects.filter(
             file__job__channel__identifier=channel, revoked_at=None
         ).count(),
         "letters": DeadLetter.objects.filter(
-            sink__channel__identifier=channel, reason__contains="device-1"
+            destination__channel__identifier=channel, reason__contains="device-1"
         ).count(),
     }
 
@@ -94,17 +105,17 @@ NONE = dict.fromkeys(ALL, 0)
 def acted_as(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The role of each erasure's first step."""
     seen: list[str] = []
-    begin = erasure._begin
+    begin = erasure._start
 
     def told(*said: Any) -> Any:
-        seen.append(session.ROLE)
+        seen.append(session.TENANT_ROLE)
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
                 cursor.execute("SELECT current_user")
                 seen[-1] = str(cursor.fetchone()[0])
         return begin(*said)
 
-    monkeypatch.setattr(erasure, "_begin", told)
+    monkeypatch.setattr(erasure, "_start", told)
     return seen
 
 
@@ -117,20 +128,20 @@ def erase(**headers: str) -> Any:
 def test_an_erasure_takes_all_of_its_channel_and_nothing_of_another(
     files_of: dict[str, list[str]], acted_as: list[str], headers: dict[str, str]
 ) -> None:
-    assert left(OURS) == left(THEIRS) == ALL
+    assert count_left(OURS) == count_left(THEIRS) == ALL
     before = rows(THEIRS)
 
     said = erase(**headers)
 
-    assert (said.status_code, acted_as) == (200, [session.ROLE])
+    assert (said.status_code, acted_as) == (200, [session.TENANT_ROLE])
     assert said.json()["erased"] == {
         "participants": 1, "events": 1, "sessions": 1, "users": 1, "rejected": 1,
     }  # fmt: skip
-    assert left(OURS) == NONE
+    assert count_left(OURS) == NONE
     for path in files_of[OURS]:
         assert_closed(Client().get(path), 410, "send the request again")
     assert rows(THEIRS) == before
-    assert [looked(path) for path in files_of[THEIRS]] == [200, 200]
+    assert [link_status(path) for path in files_of[THEIRS]] == [200, 200]
     assert list(Erasure.objects.values_list("channel__identifier", flat=True)) == [OURS]
 
 
@@ -143,9 +154,9 @@ def test_an_erasure_that_forgot_its_channel_takes_nothing_of_another(
 
     said = erase()
 
-    assert (said.status_code, acted_as) == (200, [session.ROLE])
+    assert (said.status_code, acted_as) == (200, [session.TENANT_ROLE])
     request.getfixturevalue("monkeypatch").undo()
-    assert left(OURS) == NONE
+    assert count_left(OURS) == NONE
     assert rows(THEIRS) == before
 
 
@@ -154,12 +165,12 @@ def test_without_the_wall_it_would(
     files_of: dict[str, list[str]], request: pytest.FixtureRequest, monkeypatch: Any
 ) -> None:
     request.getfixturevalue("forgetful")
-    monkeypatch.setattr(session, "_stands", lambda _: False)
+    monkeypatch.setattr(session, "_has_policies", lambda _: False)
 
     erase()
 
     monkeypatch.undo()
-    assert left(THEIRS)["events"] == left(THEIRS)["profiles"] == 0
+    assert count_left(THEIRS)["events"] == count_left(THEIRS)["profiles"] == 0
 
 
 @pytest.mark.parametrize(
@@ -171,20 +182,20 @@ def test_a_withdrawal_ends_its_channels_files_alone(
     """The door itself acts as the login role; whoever is narrowed must do no less, and no more."""
     before = rows(THEIRS)
     channel = make_channel(OURS)
-    word = person(1, consent=False, consentAt="2022-06-01T00:00:00Z")
+    word = make_participant(1, consent=False, consentAt="2022-06-01T00:00:00Z")
     received_at = timezone.now()
     profiles, _ = participants.parse(json.dumps(word).encode(), "application/json", received_at)
     if forgets:
         request.getfixturevalue("forgetful")
 
-    session.enter([channel.pk])
-    assert keep_participants(channel.pk, received_at, profiles, []) == []
-    session.leave()
+    session.restrict_to_channels([channel.pk])
+    assert store_participants(channel.pk, received_at, profiles, []) == []
+    session.lift_restriction()
 
     request.getfixturevalue("monkeypatch").undo()
     private, response = files_of[OURS]
     assert_closed(Client().get(private), 410, "send the request again")
-    assert looked(response) == 200
+    assert link_status(response) == 200
     assert rows(THEIRS) == before
 
 
@@ -196,7 +207,7 @@ def test_the_command_erases_in_the_channel_that_it_names(
     call_command("erase_participant", OURS, "device-1")
 
     assert '"participants": 1' in capsys.readouterr().out
-    assert left(OURS) == NONE
+    assert count_left(OURS) == NONE
     assert rows(THEIRS) == before
 
 
@@ -207,10 +218,10 @@ def test_nobody_narrowed_erases_in_a_channel_that_is_not_let_in(
     before = rows(THEIRS)
     theirs = make_channel(THEIRS).pk
 
-    session.enter([make_channel(OURS).pk])
+    session.restrict_to_channels([make_channel(OURS).pk])
     with pytest.raises(Exception, match=r"row-level security|does not exist|matching query"):
         erasure.erase(theirs, "device-1", 5)
-    session.leave()
+    session.lift_restriction()
 
     assert rows(THEIRS) == before
     assert not Erasure.objects.exists()

@@ -12,23 +12,23 @@ from django.db.models import QuerySet
 from django.db.utils import ProgrammingError
 from django.test import Client
 
-from ingest.db.prepared import asked
+from ingest.db.prepared import fetch_all
 from ingest.models import Channel, Conversation, Role
 from ingest.tenancy import policies, session
-from tests.authorization.world import OTHER, OWN, OWNED, Place, key, stand
+from tests.authorization.world import OTHER, OWN, OWNED, Tenant, make_key, make_tenant
 from tests.conftest import bearer, make_channel
 
 pytestmark = [pytest.mark.django_db, pytest.mark.postgresql]
 
 
 @pytest.fixture
-def own() -> Place:
-    return stand(OWN)
+def own() -> Tenant:
+    return make_tenant(OWN)
 
 
 @pytest.fixture
-def other(own: Place) -> Place:
-    return stand(OTHER)
+def other(own: Tenant) -> Tenant:
+    return make_tenant(OTHER)
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ READS = [
     "/dataset/v1/request/read/{tag}?requestId={request_id}",
     "/dataset/v1/schedule",
     "/dataset/v1/schedule/{schedule}",
-    "/dataset/v1/sink",
-    "/dataset/v1/sink/{sink}",
-    "/dataset/v1/sink/{sink}/deadletters",
+    "/dataset/v1/destination",
+    "/dataset/v1/destination/{destination}",
+    "/dataset/v1/destination/{destination}/deadletters",
     "/export/events",
     "/export/sessions",
     "/export/users",
@@ -64,12 +64,20 @@ READS = [
 ]
 
 
-def answers(client: Client, places: tuple[Place, ...]) -> Iterator[str]:
+def iterate_answers(client: Client, places: tuple[Tenant, ...]) -> Iterator[str]:
     for address in READS:
         for place in places:
             names = {
                 name: getattr(place.names, name)
-                for name in ("tag", "request_id", "schedule", "sink", "event", "session", "device")
+                for name in (
+                    "tag",
+                    "request_id",
+                    "schedule",
+                    "destination",
+                    "event",
+                    "session",
+                    "device",
+                )
             }
             yield client.get(address.format(**names)).content.decode()
     body = json.dumps({"request": {"filters": {}}})
@@ -79,34 +87,34 @@ def answers(client: Client, places: tuple[Place, ...]) -> Iterator[str]:
 
 
 def test_a_query_that_forgot_its_channel_gives_no_row_of_another(
-    own: Place, other: Place, forgetful: None
+    own: Tenant, other: Tenant, forgetful: None
 ):
-    client = Client(headers=bearer(key(own.channel)))
+    client = Client(headers=bearer(make_key(own.channel)))
 
-    said = list(answers(client, (own, other)))
+    said = list(iterate_answers(client, (own, other)))
 
     assert [text for text in said if OTHER.secret in text] == []
     assert sum(OWN.secret in text for text in said) >= len(READS)
 
 
 def test_without_the_wall_the_forgotten_channel_shows(
-    own: Place, other: Place, forgetful: None, monkeypatch: Any
+    own: Tenant, other: Tenant, forgetful: None, monkeypatch: Any
 ):
-    monkeypatch.setattr(session, "_stands", lambda _: False)
-    client = Client(headers=bearer(key(own.channel)))
+    monkeypatch.setattr(session, "_has_policies", lambda _: False)
+    client = Client(headers=bearer(make_key(own.channel)))
 
-    said = list(answers(client, (own, other)))
+    said = list(iterate_answers(client, (own, other)))
 
     assert sum(OTHER.secret in text for text in said) >= len(READS) // 2
 
 
 def test_a_key_of_two_channels_sees_the_one_that_it_names(
-    own: Place, other: Place, forgetful: None
+    own: Tenant, other: Tenant, forgetful: None
 ):
-    both = key(own.channel, other.channel)
+    both = make_key(own.channel, other.channel)
 
     by_header = Client(headers=bearer(both, **{"X-Channel-ID": OWN.channel}))
-    said = list(answers(by_header, (own, other)))
+    said = list(iterate_answers(by_header, (own, other)))
     body = {"request": {"filters": {"channel": OWN.channel}}}
     by_filter = Client(headers=bearer(both)).post(
         "/dataset/v1/request/search", json.dumps(body), content_type="application/json"
@@ -119,20 +127,20 @@ def test_a_key_of_two_channels_sees_the_one_that_it_names(
 
 @pytest.mark.parametrize(("model", "path"), OWNED, ids=lambda value: getattr(value, "__name__", ""))
 def test_every_table_of_a_channel_shows_its_rows_alone(
-    own: Place, other: Place, model: Any, path: str
+    own: Tenant, other: Tenant, model: Any, path: str
 ):
     table = model._meta.db_table
     assert model.objects.filter(**{path: OTHER.channel}).exists()
 
-    session.enter([own.channel.pk])
+    session.restrict_to_channels([own.channel.pk])
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM {table}")
         seen = cursor.fetchone()[0]
-    session.enter([])
+    session.restrict_to_channels([])
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM {table}")
         assert cursor.fetchone()[0] == 0
-    session.leave()
+    session.lift_restriction()
 
     assert seen == model.objects.filter(**{path: OWN.channel}).count() > 0
 
@@ -143,17 +151,17 @@ def test_every_table_that_has_a_channel_is_guarded():
             "SELECT DISTINCT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
             " WHERE c.relkind = 'r' AND a.attname = ANY(%s) AND NOT c.relrowsecurity"
             " AND c.relnamespace = current_schema()::regnamespace",
-            [["channel_id", "job_id", "file_id", "sink_id"]],
+            [["channel_id", "job_id", "file_id", "destination_id"]],
         )
         bare = {name for (name,) in cursor.fetchall()}
 
     # which channels a key has is asked before it is let in
     assert bare == {"ingest_apikey_channels"}
-    assert {model._meta.db_table for model, _ in OWNED} <= set(policies.rules())
+    assert {model._meta.db_table for model, _ in OWNED} <= set(policies.build_conditions())
 
 
-def test_nothing_is_written_into_another_channel(own: Place, other: Place):
-    session.enter([own.channel.pk])
+def test_nothing_is_written_into_another_channel(own: Tenant, other: Tenant):
+    session.restrict_to_channels([own.channel.pk])
 
     Conversation.objects.create(channel_id=own.channel.pk, identifier="new")
     with pytest.raises(ProgrammingError, match="row-level security"), transaction.atomic():
@@ -162,7 +170,7 @@ def test_nothing_is_written_into_another_channel(own: Place, other: Place):
 
 
 def test_staff_see_no_row_of_a_channel_that_is_not_theirs(
-    own: Place, other: Place, forgetful: None
+    own: Tenant, other: Tenant, forgetful: None
 ):
     group = Group.objects.create(name="staff of one")
     Role.objects.create(group=group, channel=own.channel, administer=True)
@@ -171,7 +179,7 @@ def test_staff_see_no_row_of_a_channel_that_is_not_theirs(
     client = Client()
     client.force_login(user)
 
-    page = client.get("/admin/exhaust/sink/").content.decode()
+    page = client.get("/admin/exhaust/destination/").content.decode()
 
     assert OWN.secret in page
     assert OTHER.secret not in page
@@ -187,9 +195,9 @@ def role() -> str:
         return str(cursor.fetchone()[0])
 
 
-def test_the_connection_is_handed_back_as_it_was(own: Place, monkeypatch: Any):
+def test_the_connection_is_handed_back_as_it_was(own: Tenant, monkeypatch: Any):
     before = role()
-    client = Client(headers=bearer(key(own.channel)), raise_request_exception=False)
+    client = Client(headers=bearer(make_key(own.channel)), raise_request_exception=False)
     seen: list[str] = []
 
     def fail(*_: Any) -> None:
@@ -198,10 +206,10 @@ def test_the_connection_is_handed_back_as_it_was(own: Place, monkeypatch: Any):
 
     assert client.get("/export/events").status_code == 200
     assert role() == before
-    monkeypatch.setattr("exhaust.feed.pages.read", fail)
+    monkeypatch.setattr("exhaust.feed.pages.read_page", fail)
     assert client.get("/export/events").status_code == 500
 
-    assert seen == [session.ROLE]
+    assert seen == [session.TENANT_ROLE]
     assert role() == before
 
 
@@ -210,24 +218,24 @@ def test_a_connection_made_anew_in_a_request_stands_behind_the_wall_too():
     channel = make_channel()
     before = role()
 
-    session.enter([channel.pk])
+    session.restrict_to_channels([channel.pk])
     connection.close()
-    assert role() == session.ROLE
-    session.leave()
+    assert role() == session.TENANT_ROLE
+    session.lift_restriction()
     assert role() == before
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_small_statement_without_a_connection_is_asked_behind_the_wall_too():
     # given a request that lost its connection
-    session.enter([make_channel().pk])
+    session.restrict_to_channels([make_channel().pk])
     connection.close()
 
     # when / then
     try:
-        assert asked("SELECT current_user", []) == [(session.ROLE,)]
+        assert fetch_all("SELECT current_user", []) == [(session.TENANT_ROLE,)]
     finally:
-        session.leave()
+        session.lift_restriction()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -235,31 +243,31 @@ def test_a_connection_that_went_back_to_the_pool_in_a_request_comes_out_as_it_wa
     channel = make_channel()
     before = role()
 
-    session.enter([channel.pk])
+    session.restrict_to_channels([channel.pk])
     connection.close()
-    session.leave()
+    session.lift_restriction()
 
     assert role() == before
 
 
 def test_where_the_role_cannot_be_had_the_service_works_and_says_so(
-    own: Place, monkeypatch: Any, caplog: Any
+    own: Tenant, monkeypatch: Any, caplog: Any
 ):
-    monkeypatch.setattr(session, "ROLE", "exhaust_nobody")
-    session._stands.cache_clear()
+    monkeypatch.setattr(session, "TENANT_ROLE", "exhaust_nobody")
+    session._has_policies.cache_clear()
 
-    answer = Client(headers=bearer(key(own.channel))).get("/export/events")
+    answer = Client(headers=bearer(make_key(own.channel))).get("/export/events")
 
     assert answer.status_code == 200
     assert OWN.secret in answer.content.decode()
-    assert "walls.absent role=exhaust_nobody" in caplog.text
-    (warning,) = policies.standing(databases=["default"])
+    assert "tenancy.rls_missing role=exhaust_nobody" in caplog.text
+    (warning,) = policies.check_policies(databases=["default"])
     assert "CREATE ROLE" in warning.hint
-    session._stands.cache_clear()
+    session._has_policies.cache_clear()
 
 
 def test_where_the_wall_stands_the_check_is_silent():
-    assert policies.standing(databases=["default"]) == []
+    assert policies.check_policies(databases=["default"]) == []
 
 
 # Speed ------------------------------------------------------------------------------------------
@@ -274,7 +282,7 @@ def test_where_the_wall_stands_the_check_is_silent():
             "storedevent_arrival",
         ),
         ("SELECT id FROM ingest_storedevent WHERE identity = '{uuid}' AND superseded_xid IS NULL",
-         "storedevent_one_living"),
+         "storedevent_one_current"),
         (
             "SELECT id FROM ingest_storedevent WHERE conversation_id = 5 AND occurred_at >="
             " '2022-01-01' AND occurred_at < '2022-02-01' AND channel_id = {channel}",
@@ -285,7 +293,7 @@ def test_where_the_wall_stands_the_check_is_silent():
 )  # fmt: skip
 def test_behind_the_wall_a_large_table_is_read_by_the_same_index(sql: str, index: str):
     channel = make_channel()
-    session.enter([channel.pk])
+    session.restrict_to_channels([channel.pk])
 
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
@@ -298,21 +306,21 @@ def test_behind_the_wall_a_large_table_is_read_by_the_same_index(sql: str, index
 
 
 def test_a_connection_of_the_pool_is_cleared_of_what_a_request_left() -> None:
-    own = stand(OWN)
-    stand(OTHER)
-    session.enter([own.channel.pk])
-    session._inside.set(None)  # as where a request closed it in the middle
+    own = make_tenant(OWN)
+    make_tenant(OTHER)
+    session.restrict_to_channels([own.channel.pk])
+    session._visible_channels.set(None)  # as where a request closed it in the middle
     assert Conversation.objects.exclude(channel=own.channel).count() == 0
 
-    session.cleared(connection.connection)
+    session.reset_connection(connection.connection)
 
     assert Conversation.objects.exclude(channel=own.channel).count() > 0
 
 
-def test_who_stepped_outside_is_inside_again_whatever_happened_there(own: Place) -> None:
-    session.enter([own.channel.pk])
+def test_who_stepped_outside_is_inside_again_whatever_happened_there(own: Tenant) -> None:
+    session.restrict_to_channels([own.channel.pk])
 
-    with pytest.raises(KeyError), session.outside():
+    with pytest.raises(KeyError), session.unrestricted_connection():
         raise KeyError
 
-    assert role() == session.ROLE
+    assert role() == session.TENANT_ROLE

@@ -16,15 +16,15 @@ from django.utils import timezone
 from exhaust.feed import cursor, pages
 from exhaust.files import links, storage
 from exhaust.models import (
+    Callback,
     CallbackSecret,
     DeadLetter,
     Delivery,
+    Destination,
     File,
     Job,
     Link,
-    Notice,
     Schedule,
-    Sink,
     Transition,
 )
 from ingest.auth import keys
@@ -33,14 +33,14 @@ from ingest.models import (
     AppUser,
     Channel,
     Conversation,
-    Deriver,
+    DerivationState,
     Erasure,
     Participant,
-    Rejected,
+    RejectedEvent,
     Session,
     StoredEvent,
 )
-from ingest.privacy.encryption import seal
+from ingest.privacy.encryption import encrypt
 
 MOMENT = datetime(2022, 4, 1, 4, tzinfo=UTC)
 SCOPES = ("ingest", "export:response", "export:private", "pull", "erase")
@@ -82,8 +82,8 @@ class Names:
         return f"schedule-{self.letters}"
 
     @property
-    def sink(self) -> str:
-        return f"sink-{self.letters}"
+    def destination(self) -> str:
+        return f"destination-{self.letters}"
 
     @property
     def device(self) -> str:
@@ -106,7 +106,7 @@ OWN, TWIN, OTHER, NONE = Names("bb"), Names("cc"), Names("dd"), Names("ee")
 
 
 @dataclass(frozen=True)
-class Place:
+class Tenant:
     """A channel that stands, and what opens it."""
 
     names: Names
@@ -115,7 +115,7 @@ class Place:
     cursors: dict[str, str]
 
 
-def stand(names: Names) -> Place:
+def make_tenant(names: Names) -> Tenant:
     """Makes the channel with one row of everything."""
     channel = Channel.objects.create(identifier=names.channel, name=f"{names.secret} organisation")
     conversation = Conversation.objects.create(
@@ -131,30 +131,32 @@ def stand(names: Names) -> Place:
         application=application,
         is_answer=True,
         identity=UUID(names.event),
-        dialect="telemetry",
+        source="telemetry",
         type="ASSESS",
         device_id=names.device,
         session_id=f"{names.secret}-session",
         payload={"eid": "ASSESS", "said": names.secret},
     )
-    Deriver.objects.create(channel=channel, xid=1, event_id=event.pk, derived_at=timezone.now())
-    Rejected.objects.create(
+    DerivationState.objects.create(
+        channel=channel, xid=1, event_id=event.pk, derived_at=timezone.now()
+    )
+    RejectedEvent.objects.create(
         channel=channel,
         application=application,
-        dialect="telemetry",
+        source="telemetry",
         received_at=MOMENT,
         position=0,
         reason="invalid",
         detail=f"{names.secret} rejected",
         digest=names.letters * 32,
         size=3,
-        sealed=seal(names.secret.encode()),
+        sealed=encrypt(names.secret.encode()),
     )
     Participant.objects.create(
         channel=channel,
         device_id=names.device,
         user_name=f"{names.secret} person",
-        sealed_phone=seal(b"+910000000001"),
+        encrypted_phone=encrypt(b"+910000000001"),
         consent=True,
         consent_at=MOMENT,
         updated_at=MOMENT,
@@ -164,7 +166,7 @@ def stand(names: Names) -> Place:
         modified_at=MOMENT,
         key=UUID(names.session),
         channel=channel,
-        given=False,
+        is_client_session=False,
         device_id=names.device,
         sender_session_id=f"{names.secret}-session",
         landing_url=f"https://{names.secret}.example/",
@@ -175,7 +177,7 @@ def stand(names: Names) -> Place:
         event_count=1,
         answer_count=1,
         types={"ASSESS": 1},
-        pieces=[],
+        buckets=[],
     )
     AppUser.objects.create(
         xid=1,
@@ -188,16 +190,18 @@ def stand(names: Names) -> Place:
         last_seen_at=MOMENT,
         attributes={"email": {"value": names.secret, "set_at": 1}},
     )
-    token = _asked(names, channel)
-    _pushed(names, channel)
+    token = _submit_job(names, channel)
+    _make_destination(names, channel)
     cursors = {
-        resource: cursor.seal([1, 1], pages.bound(pages.Question(channel.pk, resource)))
+        resource: cursor.encode(
+            [1, 1], pages.query_fingerprint(pages.FeedQuery(channel.pk, resource))
+        )
         for resource in ("events", "sessions", "users")
     }
-    return Place(names, channel, token, cursors)
+    return Tenant(names, channel, token, cursors)
 
 
-def _asked(names: Names, channel: Channel) -> str:
+def _submit_job(names: Names, channel: Channel) -> str:
     """Requests with their files; the token of a link to the private one."""
     schedule = Schedule.objects.create(
         channel=channel,
@@ -240,15 +244,15 @@ def _asked(names: Names, channel: Channel) -> str:
         Transition.objects.create(
             job=job, status=Job.Status.SUCCESS, attempt=1, message=f"{names.secret} moved"
         )
-        Notice.objects.create(
+        Callback.objects.create(
             job=job,
             status=Job.Status.SUCCESS,
             url=job.callback_url,
             due_at=timezone.now() + timedelta(days=9),
-            error=f"{names.secret} notice",
+            error=f"{names.secret} callback",
         )
         key = f"response/{job.pk}/1-{names.letters}.csv"
-        storage.default().put(key, io.BytesIO(names.secret.encode()), "text/csv")
+        storage.get_storage().put(key, io.BytesIO(names.secret.encode()), "text/csv")
         file = File.objects.create(
             job=job,
             key=key,
@@ -258,27 +262,29 @@ def _asked(names: Names, channel: Channel) -> str:
             byte_count=len(names.secret),
             sha256="0" * 64,
         )
-        link = links.current(file)
+        link = links.get_or_create(file)
         assert link is not None
-        token = links.address(link).rpartition("/")[2]
+        token = links.build_url(link).rpartition("/")[2]
     Erasure.objects.create(
-        channel=channel, subject=names.secret.ljust(64, "0"), asked_at=timezone.now()
+        channel=channel, subject=names.secret.ljust(64, "0"), requested_at=timezone.now()
     )
-    CallbackSecret.objects.create(channel=channel, sealed=seal(names.secret.encode()))
+    CallbackSecret.objects.create(channel=channel, sealed=encrypt(names.secret.encode()))
     return token
 
 
-def _pushed(names: Names, channel: Channel) -> None:
-    sink = Sink.objects.create(
+def _make_destination(names: Names, channel: Channel) -> None:
+    destination = Destination.objects.create(
         channel=channel,
-        name=names.sink,
+        name=names.destination,
         url=f"https://{names.secret}.example/hook",
         user=f"{names.secret} user",
-        switched_off=f"{names.secret} off",
+        disabled_reason=f"{names.secret} off",
     )
-    Delivery.objects.create(sink=sink, status="dead", error=f"{names.secret} delivery")
+    Delivery.objects.create(
+        destination=destination, status="dead", error=f"{names.secret} delivery"
+    )
     DeadLetter.objects.create(
-        sink=sink,
+        destination=destination,
         row=1,
         xid=1,
         document_id=f"{names.secret} document",
@@ -287,7 +293,7 @@ def _pushed(names: Names, channel: Channel) -> None:
     )
 
 
-def key(*channels: Channel, scopes: tuple[str, ...] = READING) -> str:
+def make_key(*channels: Channel, scopes: tuple[str, ...] = READING) -> str:
     return keys.create_key("caller", scopes, channels)[1]
 
 
@@ -296,21 +302,21 @@ OWNED: tuple[tuple[Any, str], ...] = (
     (Conversation, "channel__identifier"),
     (Application, "channel__identifier"),
     (StoredEvent, "channel__identifier"),
-    (Deriver, "channel__identifier"),
-    (Rejected, "channel__identifier"),
+    (DerivationState, "channel__identifier"),
+    (RejectedEvent, "channel__identifier"),
     (Participant, "channel__identifier"),
     (Session, "channel__identifier"),
     (AppUser, "channel__identifier"),
     (Job, "channel__identifier"),
     (Transition, "job__channel__identifier"),
-    (Notice, "job__channel__identifier"),
+    (Callback, "job__channel__identifier"),
     (File, "job__channel__identifier"),
     (Link, "file__job__channel__identifier"),
     (Schedule, "channel__identifier"),
     (CallbackSecret, "channel__identifier"),
-    (Sink, "channel__identifier"),
-    (Delivery, "sink__channel__identifier"),
-    (DeadLetter, "sink__channel__identifier"),
+    (Destination, "channel__identifier"),
+    (Delivery, "destination__channel__identifier"),
+    (DeadLetter, "destination__channel__identifier"),
 )
 
 

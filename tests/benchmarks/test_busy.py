@@ -35,10 +35,10 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     def under_load(reader: Generator, sender: Generator, *_: Any) -> Any:
         return {"files": 2, "share": 0.97}, {**reader.told, "accepted_p99": 0.03}, sender.told
 
-    monkeypatch.setattr(busy, "under_load", under_load)
-    monkeypatch.setattr(busy, "new_job", lambda months: 1)
-    monkeypatch.setattr(busy, "finish", lambda pk: None)
-    monkeypatch.setattr(busy.overload, "kept", lambda: stored)
+    monkeypatch.setattr(busy, "run_with_exports", under_load)
+    monkeypatch.setattr(busy, "submit_job", lambda months: 1)
+    monkeypatch.setattr(busy, "wait_for_job", lambda pk: None)
+    monkeypatch.setattr(busy.overload, "stored_counts", lambda: stored)
     return stored
 
 
@@ -80,5 +80,5 @@ def test_an_acknowledged_batch_that_is_not_stored_whole_ends_the_run(load: dict[
 def test_files_count_for_the_time_in_which_reads_were_due():
     made = [(at(-1), at(2)), (at(2.5), at(9)), (at(9), at(12))]
 
-    assert busy.meanwhile(made, at(0), at(10)) == (2, 0.95)
-    assert busy.meanwhile([(at(-3), at(-1))], at(0), at(10)) == (0, 0)
+    assert busy.overlap(made, at(0), at(10)) == (2, 0.95)
+    assert busy.overlap([(at(-3), at(-1))], at(0), at(10)) == (0, 0)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.overload import told_of
+from benchmarks.overload import build_results
 
 
 def run(served: int, refused: int = 0, work: float = 10.0) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def test_goodput_is_of_the_capacity_before_and_after():
     alone = [run(400), run(600), run(500)]
     floods = [run(450, 4550), run(495, 5005)]
 
-    found = {line.work: line for line in told_of(alone, floods, 200)}
+    found = {line.work: line for line in build_results(alone, floods, 200)}
 
     assert found["capacity"].ours == [40, 60, 50]
     line = found["goodput"]
@@ -27,7 +27,7 @@ def test_goodput_is_of_the_capacity_before_and_after():
 
 
 def test_what_sending_away_costs_is_what_serving_leaves():
-    found = {line.work: line for line in told_of([run(500), run(500)], [run(450, 4550)], 200)}
+    found = {line.work: line for line in build_results([run(500), run(500)], [run(450, 4550)], 200)}
 
     line = found["CPU of sending one away"]
     assert line.reference == [20]  # 10 s for 500
@@ -35,7 +35,7 @@ def test_what_sending_away_costs_is_what_serving_leaves():
 
 
 def test_each_bar_is_named():
-    lines = list(told_of([run(500), run(500)], [run(450, 4550)], 200))
+    lines = list(build_results([run(500), run(500)], [run(450, 4550)], 200))
 
     assert [(line.work, line.bar, line.holds) for line in lines if line.bar] == [
         ("goodput", ">= 0.9", True),

@@ -86,7 +86,7 @@ def test_the_table_says_what_was_missed_and_why():
         Result("parts", "rows/s", (), "file", (), ">= 1.5", "not built"),
     ]
 
-    lines = results.table(result.record() for result in found).splitlines()
+    lines = results.markdown_table(result.to_dict() for result in found).splitlines()
 
     assert lines[2] == (
         "| file (same bytes) | 2,000 rows/s | psql: 1,000 | 2.00 | >= 0.95: holds |"
@@ -96,7 +96,9 @@ def test_the_table_says_what_was_missed_and_why():
 
 def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     written = tmp_path / "one.json"
-    results.report("space", [Result("bytes", "B", [3.0], bar="<= 2")], {"machine": "m"}, written)
+    results.print_report(
+        "space", [Result("bytes", "B", [3.0], bar="<= 2")], {"machine": "m"}, written
+    )
     capsys.readouterr()
     one = json.loads(written.read_text()) | {"command": "space --rounds 1", "seconds": 4}
     told = {
@@ -117,14 +119,14 @@ def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def cells(**said: str) -> list[str]:
-    return [said.get(column.header.replace(" ", "_"), "") for column in peers.columns()]
+    return [said.get(column.header.replace(" ", "_"), "") for column in peers.export_columns()]
 
 
 def written(path: Path, *rows: list[str], header: bool = True) -> Path:
     with path.open("w", newline="") as file:
         out = csv.writer(file)
         if header:
-            out.writerow([column.header for column in peers.columns()])
+            out.writerow([column.header for column in peers.export_columns()])
         out.writerows(rows)
     return path
 
@@ -148,8 +150,8 @@ def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
         ),
     ]
 
-    assert peers.digest(theirs) == peers.digest([ours])
-    assert peers.digest([ours])[0] == 2
+    assert peers.digest_rows(theirs) == peers.digest_rows([ours])
+    assert peers.digest_rows([ours])[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
 def test_another_cell_has_another_digest(tmp_path: Path, other: list[str]):
     ours = written(tmp_path / "ours.csv", cells(Question_Title="good", Question_Score="1"))
 
-    assert peers.digest([written(tmp_path / "other.csv", other)]) != peers.digest([ours])
+    assert peers.digest_rows([written(tmp_path / "other.csv", other)]) != peers.digest_rows([ours])
 
 
 # What is left ------------------------------------------------------------------------------------

@@ -32,7 +32,9 @@ def signed_in(page: Any, live_server: Any, settings: Any) -> Any:
 
 
 def send(count: int) -> None:
-    events = list(conversations.answers(count, 5, start=date(2026, 1, 1), days=3, channel="x"))
+    events = list(
+        conversations.generate_answers(count, 5, start=date(2026, 1, 1), days=3, channel="x")
+    )
     sender = Client(headers=bearer(make_key("ingest")))
     answer = sender.post("/v1/telemetry", {"events": events}, content_type="application/json")
     assert answer.json()["result"]["stored"] == count
@@ -144,7 +146,7 @@ def test_a_full_queue_is_told_in_the_form(signed_in: Any, live_server: Any, sett
 @pytest.mark.parametrize(
     "model",
     ["ingest/channel", "ingest/conversation", "ingest/apikey", "ingest/storedevent",
-     "ingest/rejected", "ingest/participant", "exhaust/job", "exhaust/file", "exhaust/link"],
+     "ingest/rejectedevent", "ingest/participant", "exhaust/job", "exhaust/file", "exhaust/link"],
 )  # fmt: skip
 def test_every_model_is_listed_and_searched(signed_in: Any, live_server: Any, model: str) -> None:
     send(5)
@@ -159,14 +161,14 @@ def test_the_pages_keep_within_their_content_security_policy(
     # given a listener for what the browser refuses
     refused: list[str] = []
     page.on("console", lambda said: refused.append(said.text) if _POLICY in said.text else None)
-    page = request.getfixturevalue("signed_in")
+    page = request.getfixturevalue("session_lifetime")
     send(5)
     make_job()
 
     # when pages with scripts of the admin are used: a date's picker, a filter, a popup, an action
     for path in (
         "", "ingest/role/add/", "ingest/storedevent/", "exhaust/job/", "exhaust/schedule/add/",
-        "auth/user/add/", "auth/group/add/", "ingest/ledgerentry/", "exhaust/sink/add/",
+        "auth/user/add/", "auth/group/add/", "ingest/auditevent/", "exhaust/destination/add/",
         "password_change/",
     ):  # fmt: skip
         assert page.goto(f"{live_server.url}/admin/{path}").status == 200

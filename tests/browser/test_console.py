@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.exhaust.factories import BOT, answer
+from tests.exhaust.factories import BOT, make_answer
 from tests.service import CHANNEL, Child, Service, until
 
 pytestmark = [pytest.mark.browser]
@@ -27,9 +27,9 @@ group.user_set.add(asha)
 Role.objects.create(
     group=group, channel=Channel.objects.get(identifier="{CHANNEL}"), submit_response=True
 )
-from exhaust.models import Sink
-from exhaust.sinks import control
-control.pause(control.save(Sink(
+from exhaust.models import Destination
+from exhaust.destinations import control
+control.pause(control.save(Destination(
     channel=Channel.objects.get(identifier="{CHANNEL}"), name="warehouse",
     url="https://warehouse.example.org/in",
 )))
@@ -40,7 +40,7 @@ control.pause(control.save(Sink(
 def staffed(service: Service) -> Service:
     """The service, with people who may sign in, and some answers."""
     service.run("manage.py", "shell", "-v", "0", "-c", _STAFF)
-    body = json.dumps({"events": [answer(number) for number in range(40)] + ["no event"]})
+    body = json.dumps({"events": [make_answer(number) for number in range(40)] + ["no event"]})
     sent = service.call(
         "POST", "/v1/telemetry", body.encode(), "sender", Content_Type="application/json"
     )
@@ -169,7 +169,7 @@ def test_without_the_right_neither_button_nor_data(page: Any, staffed: Service) 
     assert names == ["Jobs", "New request", "Pictures", "Conversations", "Rejected events"]
     page.goto(f"{base}/console/{CHANNEL}/ask")
     assert "personal" not in page.inner_text("form#ask")
-    for name in ("participants", "keys", "sinks", "ledger", "recurring"):
+    for name in ("participants", "keys", "destinations", "ledger", "recurring"):
         answered = page.goto(f"{base}/console/{CHANNEL}/{name}")
         assert answered.status == 403
         assert "You may not see this page" in page.inner_text("main")
@@ -235,8 +235,8 @@ def test_a_page_left_open_signs_nobody_in_for_ever(page: Any, idle: Service) -> 
 def test_a_sink_is_made_by_form_and_its_password_is_never_shown(
     page: Any, staffed: Service
 ) -> None:
-    base = sign_in(page, staffed, path=f"/console/{CHANNEL}/sinks")
-    page.click("text=New sink")
+    base = sign_in(page, staffed, path=f"/console/{CHANNEL}/destinations")
+    page.click("text=New destination")
     page.fill("#f-name", "by-hand")
     page.fill("#f-url", "https://10.0.0.1/in")
     page.fill("#f-user", "exhaust")
@@ -250,7 +250,7 @@ def test_a_sink_is_made_by_form_and_its_password_is_never_shown(
     assert "Type it again" in page.inner_text("#e-password")
     page.fill("#f-password", "hush hush")
     page.click("text=Save")
-    page.wait_for_url(f"{base}/console/{CHANNEL}/sinks/one/by-hand")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/destinations/one/by-hand")
     page.click("button:has-text('Pause')")
     page.wait_for_selector(".pill:has-text('Paused')")
     page.click("text=Change it")
@@ -258,8 +258,8 @@ def test_a_sink_is_made_by_form_and_its_password_is_never_shown(
     assert "hush" not in page.content()
     page.go_back()
     page.on("dialog", lambda dialog: dialog.accept())
-    page.click("text=Delete this sink")
-    page.wait_for_url(f"{base}/console/{CHANNEL}/sinks")
+    page.click("text=Delete this destination")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/destinations")
     assert "by-hand” is deleted" in page.inner_text("main")
 
 
@@ -289,8 +289,8 @@ def test_what_a_dataset_does_not_take_is_neither_shown_nor_sent(
 PAGES = [
     "", "jobs", "ask", "pictures", "conversations",
     f"conversations/one?id={BOT}&startDate=2022-03-01&endDate=2022-04-01",
-    "participants", "rejected", "rejected/1", "sinks", "sinks/new", "sinks/one/warehouse",
-    "sinks/one/warehouse/change", "keys", "ledger", "recurring", "recurring/new", "nowhere",
+    "participants", "rejected", "rejected/1", "destinations", "destinations/new", "destinations/one/warehouse",
+    "destinations/one/warehouse/change", "keys", "ledger", "recurring", "recurring/new", "nowhere",
 ]  # fmt: skip
 
 

@@ -27,59 +27,59 @@ INSTALL = [
 @pytest.fixture(scope="session")
 def folder() -> Path:
     """Where the packages lie; fetched once and kept between runs."""
-    return fetch(Path(settings.VAR_DIR) / "clients")
+    return install_sdk(Path(settings.VAR_DIR) / "clients")
 
 
-def fetch(clients: Path) -> Path:
+def install_sdk(clients: Path) -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
         pytest.skip("needs Node.js and npm")
-    kept = clients / "clickstream_web"
-    done = kept / "installed"
-    if done.exists() and done.read_text() == " ".join(PACKAGES):
-        return kept
+    sdk_folder = clients / "clickstream_web"
+    marker = sdk_folder / "installed"
+    if marker.exists() and marker.read_text() == " ".join(PACKAGES):
+        return sdk_folder
     _require_registry()
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
+    shutil.rmtree(sdk_folder, ignore_errors=True)
+    sdk_folder.mkdir(parents=True)
     try:
         installed = subprocess.run(
-            [*INSTALL, "--prefix", str(kept), *PACKAGES],
-            cwd=kept, capture_output=True, text=True, timeout=150, check=False,
+            [*INSTALL, "--prefix", str(sdk_folder), *PACKAGES],
+            cwd=sdk_folder, capture_output=True, text=True, timeout=150, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         pytest.skip("needs the npm registry: no answer in 150 s")
     if installed.returncode:
         pytest.skip(f"needs the npm registry: {installed.stderr.strip()[-200:]}")
-    done.write_text(" ".join(PACKAGES))
-    return kept
+    marker.write_text(" ".join(PACKAGES))
+    return sdk_folder
 
 
 def _require_registry() -> None:
     """Skips where the registry does not answer soon: an install would try for minutes."""
-    ask = ["npm", "view", PACKAGES[0], "version", "--fetch-retries=0", "--fetch-timeout=10000"]
+    command = ["npm", "view", PACKAGES[0], "version", "--fetch-retries=0", "--fetch-timeout=10000"]
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
         pytest.skip("needs the npm registry: no answer in 20 s")
     if answer.returncode or "0.12.6" not in answer.stdout:
         pytest.skip(f"needs the npm registry: {answer.stderr.strip()[-200:]}")
 
 
-def drive(folder: Path, service: Service, app: str, **asked: Any) -> dict[str, Any]:
+def run_page(folder: Path, service: Service, app: str, **options: Any) -> dict[str, Any]:
     """What the SDK sent from the page, and what it could not."""
-    asked = {
+    options = {
         "endpoint": f"http://{HOST}:{service.port}/collect",
         "appId": app,
         "sendMode": "Immediate",
         "page": f"{PAGE}/start",
-        **asked,
+        **options,
     }
     run = subprocess.run(
-        ["node", str(DRIVER), str(folder), json.dumps(asked)],
+        ["node", str(DRIVER), str(folder), json.dumps(options)],
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    told: dict[str, Any] = json.loads(run.stdout)
-    return told
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
 
 
 def register(service: Service, app: str, *options: str) -> None:
@@ -88,7 +88,7 @@ def register(service: Service, app: str, *options: str) -> None:
     )
 
 
-def rows(service: Service, app: str) -> list[tuple[Any, ...]]:
+def stored_rows(service: Service, app: str) -> list[tuple[Any, ...]]:
     """(event id, type, note, whether it is an answer) of all that an application brought."""
     return service.query(
         "SELECT e.payload ->> 'event_id', e.type, e.note, e.is_answer FROM ingest_storedevent e"
@@ -96,15 +96,15 @@ def rows(service: Service, app: str) -> list[tuple[Any, ...]]:
     )
 
 
-def aside(service: Service) -> int:
-    count: int = service.query("SELECT count(*) FROM ingest_rejected")[0][0]
+def rejected_count(service: Service) -> int:
+    count: int = service.query("SELECT count(*) FROM ingest_rejectedevent")[0][0]
     return count
 
 
-def sent(told: dict[str, Any]) -> Counter[str]:
+def count_sent(result: dict[str, Any]) -> Counter[str]:
     """How often each event id went over the wire."""
     return Counter(
-        event["event_id"] for call in told["calls"] for event in json.loads(call["body"])
+        event["event_id"] for call in result["calls"] for event in json.loads(call["body"])
     )
 
 
@@ -113,51 +113,53 @@ def test_every_event_arrives_once_with_its_hash(folder: Path, service: Service, 
     app = f"web-{mode.lower()}"
     register(service, app, "--strict-hash")
 
-    told = drive(folder, service, app, sendMode=mode)
+    result = run_page(folder, service, app, sendMode=mode)
 
-    assert {(call["status"], call["answer"]) for call in told["calls"]} == {(200, "")}
-    assert (told["waiting"], told["failed"]) == (None, None)
-    assert all("hashCode" in parse_qs(urlsplit(call["url"]).query) for call in told["calls"])
+    assert {(call["status"], call["answer"]) for call in result["calls"]} == {(200, "")}
+    assert (result["waiting"], result["failed"]) == (None, None)
+    assert all("hashCode" in parse_qs(urlsplit(call["url"]).query) for call in result["calls"])
     if mode == "Batch":
-        assert len(told["calls"]) < len(sent(told))
-    stored = rows(service, app)
-    assert Counter(row[0] for row in stored) == sent(told)
+        assert len(result["calls"]) < len(count_sent(result))
+    stored = stored_rows(service, app)
+    assert Counter(row[0] for row in stored) == count_sent(result)
     assert {row[2] for row in stored} == {""}
     types = Counter(row[1] for row in stored)
     assert (types["question_answered"], types["add_to_cart"]) == (5, 1)
     assert {"_first_open", "_session_start", "_page_view", "_profile_set"} <= set(types)
     assert types["_clickstream_error"] == 1  # the name that is none, told by the SDK itself
     assert sum(bool(row[3]) for row in stored) == 5
-    assert aside(service) == 0
+    assert rejected_count(service) == 0
 
 
 def test_what_is_sent_again_adds_nothing(folder: Path, service: Service):
     register(service, "web-retry", "--strict-hash")
 
-    told = drive(folder, service, "web-retry", lose=True)
+    result = run_page(folder, service, "web-retry", lose=True)
 
-    again = [event for event, times in sent(told).items() if times == 2]
-    assert len(again) == 1
-    assert len({call["url"] for call in told["calls"]}) == len(told["calls"]) - 1
-    assert Counter(row[0] for row in rows(service, "web-retry")) == Counter(set(sent(told)))
+    resent = [event for event, times in count_sent(result).items() if times == 2]
+    assert len(resent) == 1
+    assert len({call["url"] for call in result["calls"]}) == len(result["calls"]) - 1
+    assert Counter(row[0] for row in stored_rows(service, "web-retry")) == Counter(
+        set(count_sent(result))
+    )
 
 
 def test_a_page_that_is_not_registered_can_send_nothing(folder: Path, service: Service):
     register(service, "web-foreign")
 
-    told = drive(folder, service, "web-foreign", page="https://evil.example/", refused=True)
+    result = run_page(folder, service, "web-foreign", page="https://evil.example/", refused=True)
 
-    assert {call["status"] for call in told["calls"]} == {0}
-    assert told["failed"]
-    assert rows(service, "web-foreign") == []
+    assert {call["status"] for call in result["calls"]} == {0}
+    assert result["failed"]
+    assert stored_rows(service, "web-foreign") == []
 
 
 def test_the_cookie_of_the_page_opens_the_door(folder: Path, service: Service):
     register(service, "web-cookie", "--cookie", "session=abcd")
 
-    refused = drive(folder, service, "web-cookie", refused=True)
-    told = drive(folder, service, "web-cookie", cookie="session=abcd")
+    refused = run_page(folder, service, "web-cookie", refused=True)
+    result = run_page(folder, service, "web-cookie", cookie="session=abcd")
 
     # on errors too the page may read the answer, so the SDK learns a status
     assert {call["status"] for call in refused["calls"]} == {403}
-    assert Counter(row[0] for row in rows(service, "web-cookie")) == sent(told)
+    assert Counter(row[0] for row in stored_rows(service, "web-cookie")) == count_sent(result)

@@ -63,7 +63,7 @@ def password(service: Service) -> str:
 
 def curl(service: Service, path: str, *options: str) -> tuple[int, str]:
     """(status, body) of a call as a person types it."""
-    said = subprocess.run(
+    output = subprocess.run(
         [
             *("curl", "--silent", "--show-error", "--max-time", "20"),
             *("--write-out", "\n%{http_code}", *options),
@@ -73,28 +73,28 @@ def curl(service: Service, path: str, *options: str) -> tuple[int, str]:
         text=True,
         check=True,
     ).stdout
-    body, _, status = said.rpartition("\n")
+    body, _, status = output.rpartition("\n")
     return int(status), body
 
 
-def count(service: Service, dialect: str) -> int:
+def current_event_count(service: Service, source: str) -> int:
     return int(
         service.query(
             "SELECT count(*) FROM ingest_storedevent"
-            f" WHERE dialect = '{dialect}' AND superseded_xid IS NULL"
+            f" WHERE source = '{source}' AND superseded_xid IS NULL"
         )[0][0]
     )
 
 
 def test_clickstream(service: Service, password: str) -> None:
-    before = count(service, "clickstream")
+    before = current_event_count(service, "clickstream")
     path = "/collect?platform=Web&appId=curl-app&event_bundle_sequence_id=1&hashCode=00000000"
     call = ("-X", "POST", "-H", "Content-Type: application/json; charset=utf-8")
 
     answers = [curl(service, path, *call, "-d", json.dumps(CLICKS, indent=2)) for _ in range(2)]
 
     assert answers == [(200, "")] * 2
-    assert count(service, "clickstream") == before + 2
+    assert current_event_count(service, "clickstream") == before + 2
     assert curl(service, "/collect?appId=nobody", *call, "-d", "[]")[0] == 403
 
 
@@ -118,12 +118,12 @@ def test_skalin_with_the_json_in_the_query(service: Service, password: str) -> N
         "--data-urlencode", f"={hits}",
     )  # fmt: skip
 
-    said = json.loads(body)
-    assert (status, said["status"]) in [(200, "success"), (400, "error")]
+    result = json.loads(body)
+    assert (status, result["status"]) in [(200, "success"), (400, "error")]
     if status == 200:
-        assert said["stored"] == 2
+        assert result["stored"] == 2
     else:
-        assert "-G" in said["message"]
+        assert "-G" in result["message"]
 
 
 def test_skalin_as_its_go_client_sends(service: Service, password: str) -> None:
@@ -146,16 +146,18 @@ def test_skalin_as_its_go_client_sends(service: Service, password: str) -> None:
 
 def test_desk_by_hand(service: Service, password: str, tmp_path: Path) -> None:
     # given one document without a line's end, and then a file of the same twice
-    before = count(service, "desk")
+    before = current_event_count(service, "desk")
     basic = ("-u", f"curl-app:{password}", "-H", "Content-Type: application/json")
     file = tmp_path / "sessions.ndjson"
     file.write_text(f"{json.dumps(SESSION)}\n{json.dumps(SESSION)}\n")
 
     status, body = curl(service, "/export/events", *basic, "-X", "PUT", "-d", json.dumps(SESSION))
-    again, _ = curl(service, "/export/events", *basic, "-X", "POST", "--data-binary", f"@{file}")
+    resent_status, _ = curl(
+        service, "/export/events", *basic, "-X", "POST", "--data-binary", f"@{file}"
+    )
 
-    assert (status, json.loads(body)["stored"], again) == (200, 2, 200)
-    assert count(service, "desk") == before + 2
+    assert (status, json.loads(body)["stored"], resent_status) == (200, 2, 200)
+    assert current_event_count(service, "desk") == before + 2
     wrong = curl(service, "/export/events", "-u", "curl-app:wrong", "-X", "PUT", "-d", "{}")
     assert wrong[0] == 401
 
@@ -171,9 +173,9 @@ def test_elasticsearch_bulk(service: Service, password: str, tmp_path: Path) -> 
         "-H", "Content-Type: application/x-ndjson", "--data-binary", f"@{file}",
     )  # fmt: skip
 
-    said = json.loads(body)
-    assert (status, said["errors"], len(said["items"])) == (200, False, 1)
-    assert said["items"][0]["index"]["status"] == 201
+    result = json.loads(body)
+    assert (status, result["errors"], len(result["items"])) == (200, False, 1)
+    assert result["items"][0]["index"]["status"] == 201
 
 
 def test_the_dataset_api_as_its_guide_prints_it(service: Service) -> None:
@@ -199,9 +201,9 @@ def test_the_dataset_api_as_its_guide_prints_it(service: Service) -> None:
     call = ("-H", f"Authorization: Bearer {service.keys['asker']}")
     body = ("-H", "Content-Type: application/json", "-d", json.dumps(request))
 
-    status, told = curl(service, "/dataset/v1/request/submi", *call, *body)
+    status, submitted = curl(service, "/dataset/v1/request/submi", *call, *body)
     tag = request["request"]["tag"]  # type: ignore[index]
     listed = curl(service, f"/dataset/v1/request/list/{tag}?limit=5", *call)
 
-    assert (status, json.loads(told)["responseCode"]) == (200, "OK")
+    assert (status, json.loads(submitted)["responseCode"]) == (200, "OK")
     assert json.loads(listed[1])["result"]["count"] == 1

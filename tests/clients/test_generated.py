@@ -23,10 +23,15 @@ def generated(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("generated")
     (folder / "openapi.json").write_bytes(service.call("GET", "/docs/openapi.json").body)
     (folder / "config.yml").write_text("post_hooks: []\n")
-    asked = ["generate", "--path", str(folder / "openapi.json"), "--meta", "none"]
-    asked += ["--output-path", str(folder / "exhaust_client"), "--config", f"{folder}/config.yml"]
-    done = CliRunner().invoke(app, asked)
-    assert done.exit_code == 0, done.output
+    arguments = ["generate", "--path", str(folder / "openapi.json"), "--meta", "none"]
+    arguments += [
+        "--output-path",
+        str(folder / "exhaust_client"),
+        "--config",
+        f"{folder}/config.yml",
+    ]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 0, outcome.output
     sys.path.insert(0, str(folder))
     yield "exhaust_client"
     sys.path.remove(str(folder))
@@ -36,8 +41,8 @@ def generated(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def client(service: Service, generated: str) -> Iterator[Any]:
     scopes = ("--scope", "pull", "--scope", "export:private")
     key = service.run("manage.py", "create_key", "walker", "--channel", CHANNEL, *scopes)
-    made = import_module(f"{generated}.client").AuthenticatedClient
-    with made(
+    client_class = import_module(f"{generated}.client").AuthenticatedClient
+    with client_class(
         base_url=f"http://{HOST}:{service.port}",
         token=key,
         prefix="",
@@ -53,7 +58,7 @@ def send(service: Service) -> Callable[[range], None]:
     scope = ("--channel", CHANNEL, "--scope", "ingest")
     service.keys["walked"] = service.run("manage.py", "create_key", "sender", *scope)
 
-    def sent(devices: range) -> None:
+    def send_events(devices: range) -> None:
         events = [
             {
                 "eid": "IMPRESSION",
@@ -71,7 +76,7 @@ def send(service: Service) -> Callable[[range], None]:
         assert answer.said["result"]["stored"] == len(events)
         service.run("manage.py", "derive")
 
-    return sent
+    return send_events
 
 
 RESOURCES = {  # the operation, the one by id, an item's id
@@ -86,43 +91,43 @@ def test_it_walks_to_the_end_and_goes_on_the_next_day(
 ) -> None:
     def walk(operation: str, cursor: str) -> tuple[list[Any], str]:
         call = import_module(f"{generated}.api.pull.{operation}").sync
-        found: list[Any] = []
+        items: list[Any] = []
         while True:
             page = call(client=client, page_size=PAGE, cursor=cursor)
             cursor = page.next_cursor
             if not page.items:
-                return found, cursor
+                return items, cursor
             assert len(page.items) <= PAGE
-            found += page.items
+            items += page.items
 
-    def walked() -> dict[str, list[Any]]:
-        told = {}
+    def read_all() -> dict[str, list[Any]]:
+        pages = {}
         for resource, (operation, _, _) in RESOURCES.items():
-            told[resource], cursors[resource] = walk(operation, cursors[resource])
-        return told
+            pages[resource], cursors[resource] = walk(operation, cursors[resource])
+        return pages
 
-    def ids(resource: str, items: list[Any]) -> list[str]:
+    def list_ids(resource: str, items: list[Any]) -> list[str]:
         return [str(getattr(item, RESOURCES[resource][2])) for item in items]
 
     # given what ten devices sent, and somebody who walked all of it
     cursors = dict.fromkeys(RESOURCES, "")
     send(range(10))
-    first = walked()
+    first = read_all()
     for resource, count in (("events", 30), ("sessions", 10), ("users", 10)):
-        found = ids(resource, first[resource])
-        assert (len(found), len(set(found))) == (count, count), resource
+        item_ids = list_ids(resource, first[resource])
+        assert (len(item_ids), len(set(item_ids))) == (count, count), resource
 
     # when more comes the next day
-    assert walked() == {"events": [], "sessions": [], "users": []}
+    assert read_all() == {"events": [], "sessions": [], "users": []}
     send(range(10, 14))
-    second = walked()
+    second = read_all()
 
     # then the kept cursors give what is new, once, and each can be asked for by its id
     for resource, count in (("events", 12), ("sessions", 4), ("users", 4)):
-        found = ids(resource, second[resource])
-        assert (len(found), len(set(found))) == (count, count), resource
-        assert not set(found) & set(ids(resource, first[resource])), resource
-        one = import_module(f"{generated}.api.pull.{RESOURCES[resource][1]}").sync
-        said = one(found[0], client=client)
-        item = said.event if resource == "events" else said
+        item_ids = list_ids(resource, second[resource])
+        assert (len(item_ids), len(set(item_ids))) == (count, count), resource
+        assert not set(item_ids) & set(list_ids(resource, first[resource])), resource
+        fetch_by_id = import_module(f"{generated}.api.pull.{RESOURCES[resource][1]}").sync
+        fetched = fetch_by_id(item_ids[0], client=client)
+        item = fetched.event if resource == "events" else fetched
         assert item.to_dict() == second[resource][0].to_dict()

@@ -17,18 +17,18 @@ INPUTS = 300
 @pytest.mark.django_db(transaction=True)
 def test_no_call_is_answered_as_it_should_not_be(settings: Any) -> None:
     settings.EXHAUST_QUEUED_PER_CHANNEL = 100_000
-    campaign = fuzz.in_process(REQUESTS, seed=1)
-    assert campaign.found == {}
+    campaign = fuzz.run_in_process(REQUESTS, seed=1)
+    assert campaign.findings == {}
     assert campaign.count >= REQUESTS
-    assert {200, 400, 404} <= set(campaign.said)
-    assert [status for status in campaign.said if status >= 500] == []
+    assert {200, 400, 404} <= set(campaign.statuses)
+    assert [status for status in campaign.statuses if status >= 500] == []
 
 
 @pytest.mark.parametrize("name", fuzz_adapters.ADAPTERS)
 def test_any_bytes_are_events_or_refused(name: str) -> None:
     """Without coverage to lead it, on the same inputs each time."""
-    target = fuzz_adapters.reader(name)
-    for data in fuzz_adapters.inputs(name, INPUTS, seed=1):
+    target = fuzz_adapters.build_reader(name)
+    for data in fuzz_adapters.mutated_inputs(name, INPUTS, seed=1):
         target(data)
 
 
@@ -38,8 +38,8 @@ def test_what_an_adapter_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -
     def careless(*_: Any, **__: Any) -> Any:
         raise KeyError("ets")
 
-    monkeypatch.setattr(telemetry, "_event", careless)
-    target = fuzz_adapters.reader("telemetry")
+    monkeypatch.setattr(telemetry, "_parse_event", careless)
+    target = fuzz_adapters.build_reader("telemetry")
     with pytest.raises(KeyError):
         target(fuzz_adapters.SEEDS["telemetry"][0])
 
@@ -54,12 +54,12 @@ def test_what_the_server_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -
     def careless() -> Any:
         raise KeyError("oldest")
 
-    monkeypatch.setattr(transitions, "oldest_due", careless)
+    monkeypatch.setattr(transitions, "queue_wait", careless)
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
-    campaign = fuzz.Campaign(schema.include(path="/readyz"), fuzz.rights(), requests=1)
+    campaign = fuzz.Campaign(schema.include(path="/readyz"), fuzz.create_credentials(), requests=1)
     campaign.run()
-    assert campaign.said[500] >= 1
-    assert any("/readyz" in kind and "500" in kind for kind in campaign.found)
+    assert campaign.statuses[500] >= 1
+    assert any("/readyz" in kind and "500" in kind for kind in campaign.findings)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -78,19 +78,19 @@ def test_an_answer_that_is_not_described_is_found(
 
     from config.wsgi import application
 
-    served = fuzz_wire.to_application(application)
+    served = fuzz_wire.send_to_application(application)
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
 
     campaign = fuzz.Campaign(
         schema.include(path="/dataset/v1/schedule"),
-        fuzz.rights(),
+        fuzz.create_credentials(),
         requests=1,
         send=lambda wire: spoil(served(wire)),
     )
     campaign.run()
 
-    assert any(told in kind and "GET /dataset/v1/schedule" in kind for kind in campaign.found)
-    assert any("curl -X GET" in detail for detail in campaign.found.values())
+    assert any(told in kind and "GET /dataset/v1/schedule" in kind for kind in campaign.findings)
+    assert any("curl -X GET" in detail for detail in campaign.findings.values())
 
 
 def test_variants_are_made_of_what_was_sent_and_of_what_no_schema_makes() -> None:
@@ -100,7 +100,7 @@ def test_variants_are_made_of_what_was_sent_and_of_what_no_schema_makes() -> Non
     variants.learn("POST /a", one)
     variants.learn("POST /a", other)
 
-    made = [variants.of("POST /a", one) for _ in range(500)]
+    made = [variants.mutate("POST /a", one) for _ in range(500)]
 
     assert {each.method for each in made} == {"POST"}
     assert {each.path for each in made} == {"/a/1", "/a/2"}

@@ -17,11 +17,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README_LINES = [block.text.strip() for block in blocks(ROOT / "README.md") if "venv" in block.text]
 
 
-def scripts(job: str) -> list[str]:
+def scripts_of(job: str) -> list[str]:
     return [step["run"] for step in JOBS[job]["steps"] if "run" in step]
 
 
-def printed(script: str) -> str:
+def printed_by(script: str) -> str:
     done = subprocess.run(
         ["bash", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -44,22 +44,24 @@ def test_the_two_lines_of_the_readme_run_on_every_python_that_is_promised() -> N
     assert PROJECT["requires-python"] == f">={pythons[0]}"
 
     # what each step types is the README's own line, and they are all of them
-    found = [printed(re.sub(r"eval .*", 'echo "$line"', script)) for script in scripts("readme")]
+    found = [
+        printed_by(re.sub(r"eval .*", 'echo "$line"', script)) for script in scripts_of("readme")
+    ]
     assert found == README_LINES[:2]
-    assert all(re.search(r'^eval "\$line\b', script, re.M) for script in scripts("readme"))
+    assert all(re.search(r'^eval "\$line\b', script, re.M) for script in scripts_of("readme"))
 
 
 def test_the_line_that_ci_run_takes_from_the_readme_is_there() -> None:
     run = (ROOT / ".ci" / "run").read_text()
     (setup,) = re.findall(r"^setup=\$\((grep .*)\)$", run, re.M)
-    assert printed(setup) == README_LINES[1]
-    assert scripts("services")[-1].endswith("bash .ci/run")
+    assert printed_by(setup) == README_LINES[1]
+    assert scripts_of("services")[-1].endswith("bash .ci/run")
 
 
 def test_the_image_is_brought_up_by_the_operators_first_block() -> None:
-    (script,) = [script for script in scripts("image") if "operations.md" in script]
+    (script,) = [script for script in scripts_of("image") if "operations.md" in script]
     taken, ran = script.strip().splitlines()
-    assert printed(taken.partition(" > ")[0]) == blocks(OPERATIONS)[0].text.strip()
+    assert printed_by(taken.partition(" > ")[0]) == blocks(OPERATIONS)[0].text.strip()
     assert ran.startswith("bash -e")
 
 
@@ -79,6 +81,6 @@ def test_a_release_says_where_it_was_built() -> None:
 @pytest.mark.parametrize("job", JOBS)
 def test_what_a_job_names_is_there(job: str) -> None:
     assert JOBS[job]["timeout-minutes"]
-    for script in scripts(job):
+    for script in scripts_of(job):
         for path in re.findall(r"(?<![\w/.])((?:\.ci|docs|tests)/[\w./]+)", script):
             assert (ROOT / Path(path)).exists()

@@ -9,14 +9,14 @@ from exhaust.models import DailyRun
 
 
 @pytest.fixture
-def wakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def enqueued_tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every message that would have gone to the broker, by its task's name."""
-    heard: list[str] = []
-    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task))
-    return heard
+    names: list[str] = []
+    monkeypatch.setattr(wakeup, "enqueue", lambda task, *_, **__: names.append(task))
+    return names
 
 
 @pytest.fixture
-def days_run_done(db: None) -> None:
+def daily_run_finished(db: None) -> None:
     """The day's run is over, and no sweep has a word to say about it."""
-    DailyRun.objects.create(day=daily.day_of(timezone.now()), finished_at=timezone.now())
+    DailyRun.objects.create(day=daily.run_day(timezone.now()), finished_at=timezone.now())

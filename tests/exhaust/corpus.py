@@ -6,7 +6,7 @@ from typing import Any
 
 from exhaust.datasets.selection import Selection
 from ingest.adapters import telemetry
-from ingest.events import Batch, Call, Event, identity
+from ingest.events import Batch, Call, Event, event_identity
 from ingest.models import Conversation
 from ingest.store import batches
 from tests.conftest import make_channel
@@ -121,18 +121,18 @@ SHAPES: dict[str, Any] = {
 }
 
 
-def raws() -> list[bytes]:
+def raw_events() -> list[bytes]:
     """The answers as a sender writes them."""
-    made: list[bytes] = []
+    encoded: list[bytes] = []
 
     def add(event: dict[str, Any], **literal: str) -> None:
         raw = json.dumps(event, ensure_ascii=False).encode()
         for name, text in literal.items():
             raw = raw.replace(f'"<{name}>"'.encode(), text.encode())
-        made.append(raw)
+        encoded.append(raw)
 
     for name, text in TEXTS.items():
-        number = len(made)
+        number = len(encoded)
         add(
             answer(
                 number,
@@ -143,7 +143,7 @@ def raws() -> list[bytes]:
             )
         )
     for spelling in NUMBERS:
-        number = len(made)
+        number = len(encoded)
         add(
             answer(
                 number,
@@ -154,7 +154,7 @@ def raws() -> list[bytes]:
             n=spelling,
         )
     for name, value in VALUES.items():
-        number = len(made)
+        number = len(encoded)
         add(
             answer(
                 number,
@@ -165,49 +165,51 @@ def raws() -> list[bytes]:
             ),
             v=value,
         )
-    made.append(json.dumps(answer(len(made), mid="=id", context={"did": "@device"})).encode())
-    return made
+    encoded.append(json.dumps(answer(len(encoded), mid="=id", context={"did": "@device"})).encode())
+    return encoded
 
 
-def fill() -> Selection:
+def store_corpus() -> Selection:
     """Stores the corpus, and selects it."""
     channel = make_channel()
     Conversation.objects.create(channel=channel, identifier=CONVERSATION, name=NAME)
-    read = telemetry.parse(b"[" + b",".join(raws()) + b"]", Call(CHANNEL, RECEIVED_AT))
-    assert read.rejections == []
-    last = max(event.occurred_at for event in read.events)
-    odd = [
+    parsed = telemetry.parse(b"[" + b",".join(raw_events()) + b"]", Call(CHANNEL, RECEIVED_AT))
+    assert parsed.rejections == []
+    last = max(event.occurred_at for event in parsed.events)
+    odd_events = [
         Event(
-            identity=identity(last, CHANNEL, name),
+            identity=event_identity(last, CHANNEL, name),
             type="ASSESS",
-            occurred_at=last + timedelta(milliseconds=1500 * place),
+            occurred_at=last + timedelta(milliseconds=1500 * index),
             device_id="",
             session_id="",
             conversation=CONVERSATION,
             is_answer=True,
             payload=json.dumps({"mid": f"shape: {name}", **shape}).encode(),
         )
-        for place, (name, shape) in enumerate(SHAPES.items(), 1)
+        for index, (name, shape) in enumerate(SHAPES.items(), 1)
     ]
-    outcome = batches.append(channel.id, Batch("telemetry", RECEIVED_AT, read.events + odd, []))
+    outcome = batches.append_batch(
+        channel.id, Batch("telemetry", RECEIVED_AT, parsed.events + odd_events, [])
+    )
     assert (outcome.stored, outcome.duplicate) == (row_count(), 0)
-    return select()
+    return select_corpus()
 
 
 def row_count() -> int:
     return len(TEXTS) + len(NUMBERS) + len(VALUES) + 1 + len(SHAPES)
 
 
-def select(**overrides: Any) -> Selection:
+def select_corpus(**overrides: Any) -> Selection:
     """Everything of the conversation, however late it arrived."""
     channel = make_channel()
-    found = Conversation.objects.filter(channel=channel, identifier=CONVERSATION).first()
+    conversation = Conversation.objects.filter(channel=channel, identifier=CONVERSATION).first()
     return Selection(
         **{
             "channel_id": channel.id,
-            "conversation_id": found.id if found else 0,
+            "conversation_id": conversation.id if conversation else 0,
             "conversation": CONVERSATION,
-            "conversation_name": found.name if found else "",
+            "conversation_name": conversation.name if conversation else "",
             "start": RECEIVED_AT - timedelta(days=30),
             "end": RECEIVED_AT + timedelta(days=30),
             "watermark": 2**62,

@@ -1,4 +1,4 @@
-"""What the tests of sinks are made of."""
+"""What the tests of destinations are made of."""
 
 import json
 import time
@@ -13,119 +13,130 @@ from msgspec import structs
 
 from exhaust.delivery import destinations, pump
 from exhaust.feed.pages import LAST_ID
-from exhaust.models import Sink
+from exhaust.models import Destination
 from ingest.adapters import desk
 from ingest.derive import deriver
-from ingest.feed.watermark import watermark
-from ingest.models import Channel, Deriver, Session, StoredEvent
+from ingest.feed.watermark import fetch_watermark
+from ingest.models import Channel, DerivationState, Session, StoredEvent
 from ingest.store import batches
 from tests.conftest import make_channel
-from tests.exhaust.receiver import Behaviour, Received, Receiver, answering
+from tests.exhaust.receiver import Behaviour, Received, Receiver, respond_with
 from tests.ingest.adapters.test_desk import CALL, lines, session
 
 LONG_AGO = timedelta(seconds=1)
 
 
-def make_sink(receiver: Receiver | None = None, **overrides: Any) -> Sink:
-    """A sink that has had nothing yet, and is due."""
+def make_destination(receiver: Receiver | None = None, **overrides: Any) -> Destination:
+    """A destination that has had nothing yet, and is due."""
     channel = make_channel(overrides.pop("channel", "ORG_001"))
     password, secret = overrides.pop("password", None), overrides.pop("secret", None)
     path = "/_bulk" if overrides.get("kind") == "elasticsearch" else "/hook"
-    url = f"http://127.0.0.1:{receiver.port}{path}" if receiver else "https://sink.example/hook"
+    url = (
+        f"http://127.0.0.1:{receiver.port}{path}"
+        if receiver
+        else "https://destination.example/hook"
+    )
     values: dict[str, Any] = {"name": "ours", "url": url, **overrides}
-    sink = destinations.save(Sink(channel=channel, **values), password, secret)
-    Sink.objects.filter(pk=sink.pk).update(xid=0, place_id=0)
-    return due_now(sink)
+    destination = destinations.save(Destination(channel=channel, **values), password, secret)
+    Destination.objects.filter(pk=destination.pk).update(xid=0, cursor_id=0)
+    return make_due(destination)
 
 
-def due_now(sink: Sink) -> Sink:
-    Sink.objects.filter(pk=sink.pk).update(next_at=timezone.now() - LONG_AGO)
-    sink.refresh_from_db()
-    return sink
+def make_due(destination: Destination) -> Destination:
+    Destination.objects.filter(pk=destination.pk).update(next_at=timezone.now() - LONG_AGO)
+    destination.refresh_from_db()
+    return destination
 
 
-def emit(*numbers: int, channel: str = "ORG_001", **overrides: Any) -> list[str]:
+def emit_sessions(*numbers: int, channel: str = "ORG_001", **overrides: Any) -> list[str]:
     """Sessions that a DESK sender gives; the ids that a receiver is to know."""
-    made = make_channel(channel)
-    sent = [session(number, **overrides) for number in numbers]
+    stored_channel = make_channel(channel)
+    sessions = [session(number, **overrides) for number in numbers]
     call = structs.replace(CALL, channel=channel, application_id=None, received_at=timezone.now())
-    batch = desk.parse(lines(*sent), call)
+    batch = desk.parse(lines(*sessions), call)
     assert not batch.rejections
-    batches.append(made.pk, batch)
-    derive(made)
-    return [f"xxx-{said['userSessionId']}-{said['startTime']}" for said in sent]
+    batches.append_batch(stored_channel.pk, batch)
+    derive_sessions(stored_channel)
+    return [
+        f"xxx-{sent_session['userSessionId']}-{sent_session['startTime']}"
+        for sent_session in sessions
+    ]
 
 
-def derive(channel: Channel) -> None:
-    Deriver.objects.get_or_create(channel=channel)
-    settle()
-    while deriver.step(channel.pk):
+def derive_sessions(channel: Channel) -> None:
+    DerivationState.objects.get_or_create(channel=channel)
+    wait_for_watermark()
+    while deriver.derive_step(channel.pk):
         pass
-    settle()
+    wait_for_watermark()
 
 
-def settle() -> None:
+def wait_for_watermark() -> None:
     """Until the watermark has passed all there is; other writers of the cluster may hold it."""
     last = max(
         model.objects.aggregate(last=Max("xid"))["last"] or 0 for model in (StoredEvent, Session)
     )
     until = time.monotonic() + 20
-    while watermark() <= last:
+    while fetch_watermark() <= last:
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def pumped(sink: Sink) -> Sink:
-    """The sink after everything that is due was sent."""
-    due_now(sink)
-    pump.run(20)
-    sink.refresh_from_db()
-    return sink
+def deliver_all(destination: Destination) -> Destination:
+    """The destination after everything that is due was sent."""
+    make_due(destination)
+    pump.deliver_due(20)
+    destination.refresh_from_db()
+    return destination
 
 
-def documents(receiver: Receiver) -> list[dict[str, Any]]:
+def received_documents(receiver: Receiver) -> list[dict[str, Any]]:
     """All lines that came, also those that came twice."""
-    return [json.loads(line) for got in receiver.received for line in got.body.splitlines()]
+    return [json.loads(line) for request in receiver.received for line in request.body.splitlines()]
 
 
-def ids(receiver: Receiver) -> list[str]:
+def received_ids(receiver: Receiver) -> list[str]:
     return [
-        f"{said['tenantId']}-{said['userSessionId']}-{said['startTime']}"
-        for said in documents(receiver)
+        f"{document['tenantId']}-{document['userSessionId']}-{document['startTime']}"
+        for document in received_documents(receiver)
     ]
 
 
-def at_end(sink: Sink) -> bool:
-    return sink.place_id == LAST_ID and destinations.lag(sink).documents == 0
+def is_at_end(destination: Destination) -> bool:
+    return destination.cursor_id == LAST_ID and destinations.measure_lag(destination).documents == 0
 
 
 @dataclass
-class Elastic:
+class FakeElasticsearch:
     """An index that takes what `judging` lets it: by id, the source; a status for each item."""
 
-    judging: Callable[[str], int] = lambda identifier: 201
-    held: dict[str, Any] = field(default_factory=dict)
-    asked: list[list[str]] = field(default_factory=list)
+    judge: Callable[[str], int] = lambda identifier: 201
+    indexed: dict[str, Any] = field(default_factory=dict)
+    requested_ids: list[list[str]] = field(default_factory=list)
     actions: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, request: Received) -> Behaviour:
         assert request.body.endswith(b"\n")
         rows = [json.loads(line) for line in request.body.splitlines()]
         items = []
-        self.asked.append([])
+        self.requested_ids.append([])
         for action, source in zip(rows[::2], rows[1::2], strict=True):
-            said = action["index"]
-            self.actions.append(said)
-            self.asked[-1].append(said["_id"])
-            status = self.judging(said["_id"])
-            item: dict[str, Any] = {"_index": said["_index"], "_id": said["_id"], "status": status}
+            index_action = action["index"]
+            self.actions.append(index_action)
+            self.requested_ids[-1].append(index_action["_id"])
+            status = self.judge(index_action["_id"])
+            item: dict[str, Any] = {
+                "_index": index_action["_index"],
+                "_id": index_action["_id"],
+                "status": status,
+            }
             if status < 300:
-                self.held[said["_id"]] = source
+                self.indexed[index_action["_id"]] = source
             else:
-                item["error"] = {"type": "because", "reason": f"of {said['_id']}"}
+                item["error"] = {"type": "because", "reason": f"of {index_action['_id']}"}
             items.append({"index": item})
         errors = any(next(iter(item.values()))["status"] >= 300 for item in items)
-        return answering(
+        return respond_with(
             200, json.dumps({"took": 1, "errors": errors, "items": items}).encode(),
             Content_Type="application/json",
         )  # fmt: skip

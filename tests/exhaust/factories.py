@@ -16,7 +16,7 @@ from exhaust.jobs import transitions
 from exhaust.jobs.submit import Submission
 from exhaust.models import File, Job
 from ingest.adapters import telemetry
-from ingest.events import Batch, Call, Event, identity
+from ingest.events import Batch, Call, Event, event_identity
 from ingest.store import batches
 from tests.conftest import make_channel
 
@@ -70,13 +70,13 @@ def make_finished(content: bytes = b"a,b\n1,2\n", **overrides: Any) -> Job:
     """A job that says SUCCESS, its one file in the storage."""
     job = make_claimed(**overrides)
     key = f"response/{job.pk}/{job.attempt}-{uuid4().hex}.csv"
-    storage.default().put(key, io.BytesIO(content), "text/csv; charset=utf-8")
+    storage.get_storage().put(key, io.BytesIO(content), "text/csv; charset=utf-8")
     assert transitions.publish(job, [make_file(job, key=key, content=content)], "")
     job.refresh_from_db()
     return job
 
 
-def draft_of(job: Job, attempt: int, area: str = "response") -> str:
+def unfinished_key(job: Job, attempt: int, area: str = "response") -> str:
     """What an attempt that was killed leaves in the folder: its path."""
     name = f"{area}/{job.pk}/.part-{attempt}-{uuid4().hex}.csv"
     path = Path(settings.FILES_DIR) / name
@@ -85,10 +85,10 @@ def draft_of(job: Job, attempt: int, area: str = "response") -> str:
     return name
 
 
-def left_of(job: Job, attempt: int, area: str = "response", suffix: str = "csv") -> str:
+def leave_orphan(job: Job, attempt: int, area: str = "response", suffix: str = "csv") -> str:
     """What an attempt that was overtaken leaves in the storage: its key."""
     key = f"{area}/{job.pk}/{attempt}-{uuid4().hex}.{suffix}"
-    storage.default().put(key, io.BytesIO(b"a whole file"), "text/csv; charset=utf-8")
+    storage.get_storage().put(key, io.BytesIO(b"a whole file"), "text/csv; charset=utf-8")
     return key
 
 
@@ -106,12 +106,12 @@ def make_file(job: Job, content: bytes = b"", **overrides: Any) -> File:
     return File(job=job, **values)
 
 
-def answer(number: int, text: str = "") -> dict[str, Any]:
+def make_answer(number: int, text: str = "") -> dict[str, Any]:
     """One ASSESS event; the number makes it another."""
-    moment = FIRST_ANSWER + timedelta(minutes=number)
+    answered_at = FIRST_ANSWER + timedelta(minutes=number)
     return {
         "eid": "ASSESS",
-        "ets": int(moment.timestamp() * 1000),
+        "ets": int(answered_at.timestamp() * 1000),
         "ver": "3.0",
         "mid": f"ASSESS:{number}",
         "actor": {"id": f"device-{number}", "type": "User"},
@@ -131,36 +131,36 @@ def answer(number: int, text: str = "") -> dict[str, Any]:
     }
 
 
-def send(*events: dict[str, Any], channel: str = "ORG_001") -> None:
+def send_events(*events: dict[str, Any], channel: str = "ORG_001") -> None:
     """Stores events as the door does."""
     batch = telemetry.parse(json.dumps(list(events)).encode(), Call(channel, timezone.now()))
     assert not batch.rejections
-    outcome = batches.append(make_channel(channel).pk, batch)
+    outcome = batches.append_batch(make_channel(channel).pk, batch)
     assert outcome.stored == len(events)
 
 
-def revise(number: int, text: str) -> None:
+def revise_answer(number: int, text: str) -> None:
     """Stores an answer by a door where the last one wins: one of this number is superseded."""
-    said = answer(number, text)
+    revised = make_answer(number, text)
     event = Event(
-        identity=identity(FIRST_ANSWER, "revised", str(number)),
+        identity=event_identity(FIRST_ANSWER, "revised", str(number)),
         type="ASSESS",
         occurred_at=FIRST_ANSWER + timedelta(minutes=number),
         device_id=f"device-{number}",
         session_id="session",
         conversation=BOT,
         is_answer=True,
-        payload=json.dumps(said).encode(),
+        payload=json.dumps(revised).encode(),
     )
     batch = Batch("skalin", timezone.now(), [event], [], last_wins=True)
-    assert batches.append(make_channel().pk, batch).stored == 1
+    assert batches.append_batch(make_channel().pk, batch).stored == 1
 
 
-def row_of(job: Job) -> dict[str, Any]:
+def fetch_job_row(job: Job) -> dict[str, Any]:
     """All that the database says of a job."""
     return Job.objects.filter(pk=job.pk).values().get()
 
 
-def stored(folder: Path) -> list[str]:
+def stored_paths(folder: Path) -> list[str]:
     """Every file under a folder, drafts too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -25,15 +25,15 @@ class Received:
 class Receiver:
     """Listens on a port that pushes may go to; acts out `script`, then its last entry for ever."""
 
-    script: list[Behaviour] = field(default_factory=lambda: [answering(200)])
-    deciding: "Callable[[Received], Behaviour] | None" = None  # in place of the script
+    script: list[Behaviour] = field(default_factory=lambda: [respond_with(200)])
+    choose_behaviour: "Callable[[Received], Behaviour] | None" = None  # in place of the script
     tls: ssl.SSLContext | None = None
     received: list[Received] = field(default_factory=list)
     connections: int = 0
 
     def __enter__(self) -> "Receiver":
-        self.over = threading.Event()
-        self._socket = _listening()
+        self.is_closed = threading.Event()
+        self._socket = _open_listener()
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/hook?job=1"
         self._threads = [threading.Thread(target=self._accept)]
@@ -41,13 +41,13 @@ class Receiver:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.over.set()
+        self.is_closed.set()
         for thread in self._threads:
             thread.join(5)
         self._socket.close()
 
     def _accept(self) -> None:
-        while not self.over.is_set():
+        while not self.is_closed.is_set():
             with suppress(TimeoutError):
                 peer = self._socket.accept()[0]
                 behaviour = self.script[min(self.connections, len(self.script) - 1)]
@@ -62,12 +62,12 @@ class Receiver:
             if self.tls and not isinstance(behaviour, Silent):
                 peer = self.tls.wrap_socket(peer, server_side=True)
             if isinstance(behaviour, Silent):
-                behaviour(peer, self.over)
+                behaviour(peer, self.is_closed)
                 return
-            request = _request(peer)
+            request = _read_request(peer)
             self.received.append(request)
-            if self.deciding:
-                behaviour = self.deciding(request)
+            if self.choose_behaviour:
+                behaviour = self.choose_behaviour(request)
             behaviour(peer)
         except OSError:
             pass  # whoever pushed has gone
@@ -88,7 +88,7 @@ class Silent:
             peer.sendall(self.drop)
 
 
-def answering(status: int, body: bytes = b"", **headers: str) -> Behaviour:
+def respond_with(status: int, body: bytes = b"", **headers: str) -> Behaviour:
     def act(peer: socket.socket) -> None:
         head = {"Content-Length": str(len(body)), "Connection": "close", **headers}
         lines = [f"{name.replace('_', '-')}: {value}" for name, value in head.items()]
@@ -97,11 +97,11 @@ def answering(status: int, body: bytes = b"", **headers: str) -> Behaviour:
     return act
 
 
-def resetting(peer: socket.socket) -> None:
+def reset_connection(peer: socket.socket) -> None:
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def dripping(start: bytes, drop: bytes) -> Behaviour:
+def drip(start: bytes, drop: bytes) -> Behaviour:
     """Says `start` at once, then a drop every 50 ms for as long as somebody listens."""
 
     def act(peer: socket.socket) -> None:
@@ -114,14 +114,14 @@ def dripping(start: bytes, drop: bytes) -> Behaviour:
     return act
 
 
-def flooding(peer: socket.socket) -> None:
+def flood(peer: socket.socket) -> None:
     """A body without an end."""
     peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
     while True:
         peer.sendall(b"x" * 65536)
 
 
-def _listening() -> socket.socket:
+def _open_listener() -> socket.socket:
     for port in random.sample(range(8100, 10000), 200):
         candidate = socket.socket()
         try:
@@ -135,19 +135,19 @@ def _listening() -> socket.socket:
     raise AssertionError("No port from 8100 to 9999 is free.")
 
 
-def _request(peer: socket.socket) -> Received:
+def _read_request(peer: socket.socket) -> Received:
     data = b""
     while b"\r\n\r\n" not in data:
-        data += _some(peer)
+        data += _receive(peer)
     head, _, body = data.partition(b"\r\n\r\n")
     line, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, value in (text.split(": ", 1) for text in lines)}
     while len(body) < int(headers.get("content-length", 0)):
-        body += _some(peer)
+        body += _receive(peer)
     return Received(line, headers, body)
 
 
-def _some(peer: socket.socket) -> bytes:
+def _receive(peer: socket.socket) -> bytes:
     data = peer.recv(65536)
     if not data:
         raise ConnectionResetError

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, connections
 
-from exhaust.failpoints import NAMES, failpoint
+from exhaust.failpoints import FAILPOINTS, trigger_failpoint
 from exhaust.files import storage
 from exhaust.jobs import attempt, transitions
 from exhaust.models import Job
-from tests.exhaust.factories import answer, make_job, send
+from tests.exhaust.factories import make_answer, make_job, send_events
 
 PASSING = """
 import django
@@ -35,7 +35,7 @@ def armed(tmp_path: Path, settings: Any) -> Path:
     return folder
 
 
-def passing(folder: Path | str) -> "subprocess.Popen[str]":
+def start_passing(folder: Path | str) -> "subprocess.Popen[str]":
     """Another process, on its way past a failpoint."""
     variables = {**os.environ, "EXHAUST_FAILPOINTS": str(folder)}
     return subprocess.Popen(
@@ -50,7 +50,7 @@ def test_nothing_is_armed_by_default(settings: Any, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
 
     # when / then
-    failpoint("part.first")
+    trigger_failpoint("part.first")
     assert (tmp_path / "part.first").exists()
 
 
@@ -58,19 +58,19 @@ def test_an_armed_one_strikes_once(armed: Path) -> None:
     (armed / "part.first").write_text("error the answer was lost\n")
 
     with pytest.raises(OperationalError, match="the answer was lost"):
-        failpoint("part.first", 1)
+        trigger_failpoint("part.first", 1)
 
-    failpoint("part.first", 1)
+    trigger_failpoint("part.first", 1)
     assert [path.name.rsplit(".", 2)[0] for path in armed.iterdir()] == [".done.part.first"]
 
 
 def test_one_of_a_single_job_strikes_only_that(armed: Path) -> None:
     (armed / "part.first@2").write_text("error")
 
-    failpoint("part.first", 1)
-    failpoint("part.last", 2)
+    trigger_failpoint("part.first", 1)
+    trigger_failpoint("part.last", 2)
     with pytest.raises(OperationalError):
-        failpoint("part.first", 2)
+        trigger_failpoint("part.first", 2)
 
 
 def test_of_several_processes_one_takes_it(armed: Path) -> None:
@@ -79,7 +79,8 @@ def test_of_several_processes_one_takes_it(armed: Path) -> None:
 
     # when three processes pass
     ended = [
-        (process.communicate()[0], process.returncode) for process in map(passing, [armed] * 3)
+        (process.communicate()[0], process.returncode)
+        for process in map(start_passing, [armed] * 3)
     ]
 
     # then one is no more, in the middle, and the others have noticed nothing
@@ -93,7 +94,7 @@ def test_of_several_processes_one_takes_it(armed: Path) -> None:
 def test_a_stopped_process_goes_on_when_it_is_told_to(armed: Path) -> None:
     (armed / "part.first").write_text("stop")
 
-    process = passing(armed)
+    process = start_passing(armed)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
     os.kill(process.pid, signal.SIGCONT)
@@ -105,22 +106,22 @@ def test_a_full_disk(armed: Path) -> None:
     (armed / "complete.before").write_text("full")
 
     with pytest.raises(OSError, match="No space left on device"):
-        failpoint("complete.before")
+        trigger_failpoint("complete.before")
 
 
 def test_a_pause(armed: Path) -> None:
     (armed / "heartbeat").write_text("sleep 0.2")
 
-    begun = time.monotonic()
-    failpoint("heartbeat")
-    assert time.monotonic() - begun >= 0.2
+    started = time.monotonic()
+    trigger_failpoint("heartbeat")
+    assert time.monotonic() - started >= 0.2
 
 
 def test_an_unknown_action_is_told(armed: Path) -> None:
     (armed / "heartbeat").write_text("explode")
 
     with pytest.raises(ValueError, match="no action 'explode'"):
-        failpoint("heartbeat")
+        trigger_failpoint("heartbeat")
 
 
 @pytest.mark.postgresql
@@ -129,7 +130,7 @@ def test_a_cut_ends_the_threads_connection(armed: Path) -> None:
     connection.ensure_connection()
     (armed / "publish.before").write_text("cut")
 
-    failpoint("publish.before")
+    trigger_failpoint("publish.before")
 
     with pytest.raises(OperationalError), connection.cursor() as cursor:
         cursor.execute("SELECT 1")
@@ -139,10 +140,10 @@ def test_a_cut_ends_the_threads_connection(armed: Path) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("name", set(NAMES) - {"part.middle", "heartbeat", "push.taken"})
+@pytest.mark.parametrize("name", set(FAILPOINTS) - {"part.middle", "heartbeat", "push.accepted"})
 def test_every_one_is_passed_with_its_job(name: str, armed: Path) -> None:
     # given one that is armed for the job only, and for the last an error before it
-    send(answer(1))
+    send_events(make_answer(1))
     job = make_job()
     (armed / f"{name}@{job.pk}").write_text("error")
     if name == "remove.before":
@@ -162,6 +163,6 @@ def test_every_one_is_passed_with_its_job(name: str, armed: Path) -> None:
 
 
 def test_a_key_names_its_job() -> None:
-    assert storage.job_of("response/17/1-ab.csv") == "17"
-    assert storage.job_of("http://127.0.0.1/bucket/private/8/2-ab.csv?uploadId=1") == "8"
-    assert storage.job_of("elsewhere/17") == ""
+    assert storage.parse_job_id("response/17/1-ab.csv") == "17"
+    assert storage.parse_job_id("http://127.0.0.1/bucket/private/8/2-ab.csv?uploadId=1") == "8"
+    assert storage.parse_job_id("elsewhere/17") == ""

@@ -19,14 +19,21 @@ from celery.concurrency.asynpool import AsynPool
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.utils import timezone
 
-from config.celery import app, survive_a_child_that_died_without_redis
+from config.celery import app, replace_children_lost_without_redis
 from exhaust import tasks
 from exhaust import worker as worker_
 from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import File, Job
 from ingest.models import Channel
-from tests.exhaust.factories import answer, make_claimed, make_job, row_of, send, stored
+from tests.exhaust.factories import (
+    fetch_job_row,
+    make_answer,
+    make_claimed,
+    make_job,
+    send_events,
+    stored_paths,
+)
 from tests.service import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -64,7 +71,7 @@ def lapsed() -> Any:
 @pytest.mark.postgresql
 def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: Any) -> None:
     # given a claim that was stopped in the channel whose turn it is
-    monkeypatch.setattr(transitions, "_CLAIM_WAITS_MS", 300)
+    monkeypatch.setattr(transitions, "_CLAIM_LOCK_TIMEOUT_MS", 300)
     make_job(channel="ORG_001")
     other = make_job(channel="ORG_002")
 
@@ -80,15 +87,15 @@ def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: An
 @pytest.mark.postgresql
 def test_a_claim_that_is_stopped_gives_its_channel_back(monkeypatch: Any) -> None:
     # given a claim that does not go on before its commit
-    monkeypatch.setattr(transitions, "_CLAIM_STALLS_MS", 100)
+    monkeypatch.setattr(transitions, "_CLAIM_IDLE_TIMEOUT_MS", 100)
     job = make_job()
-    monkeypatch.setattr(transitions, "failpoint", lambda *_: time.sleep(1))
+    monkeypatch.setattr(transitions, "trigger_failpoint", lambda *_: time.sleep(1))
 
     # when / then the server has ended it by then
     with pytest.raises(DatabaseError):
         transitions.claim(job.pk)
     connection.close()
-    assert (row_of(job)["status"], row_of(job)["attempt"]) == ("SUBMITTED", 0)
+    assert (fetch_job_row(job)["status"], fetch_job_row(job)["attempt"]) == ("SUBMITTED", 0)
 
 
 @pytest.mark.postgresql
@@ -115,9 +122,9 @@ def test_a_publication_that_was_stopped_keeps_no_reaping_waiting() -> None:
     # when / then
     begun = time.monotonic()
     with holding(Job.objects.filter(pk=stuck.pk)):
-        assert transitions.reap() == [dead.pk]
+        assert transitions.fail_expired() == [dead.pk]
     assert time.monotonic() - begun < 2
-    assert transitions.reap() == [stuck.pk]
+    assert transitions.fail_expired() == [stuck.pk]
 
 
 # A commit whose answer was lost -------------------------------------------------------------------
@@ -128,7 +135,7 @@ def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
     files: Path, monkeypatch: Any
 ) -> None:
     # given a publication that the server is still busy with when the connection is lost
-    send(answer(1))
+    send_events(make_answer(1))
     publish, threads = transitions.publish, []
 
     def cut_off(*args: Any, **kwargs: Any) -> bool:
@@ -154,8 +161,8 @@ def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
     threads[0].join()
 
     # then the job has its file
-    assert row_of(job)["status"] == "SUCCESS"
-    assert stored(files) == [File.objects.get().key]
+    assert fetch_job_row(job)["status"] == "SUCCESS"
+    assert stored_paths(files) == [File.objects.get().key]
 
 
 # An upload that was begun twice -------------------------------------------------------------------
@@ -163,22 +170,22 @@ def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
 
 def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
     # given a published file, and an upload of its key whose beginning was never answered
-    send(answer(1))
+    send_events(make_answer(1))
     job = make_claimed()
     assert attempt.run(job)
     key = File.objects.get().key
-    draft = storage.FolderStorage._draft(files / key)
+    draft = storage.FolderStorage._draft_path(files / key)
     draft.write_text("half")
 
     # when / then the file stays
     assert sum(orphans.remove_all()) == 1
-    assert stored(files) == [key]
+    assert stored_paths(files) == [key]
 
 
 def test_what_a_living_attempt_has_begun_stays(files: Path) -> None:
     job = make_claimed()
     key = f"response/{job.pk}/1-{'a' * 32}.csv"
-    draft = storage.FolderStorage._draft(files / key)
+    draft = storage.FolderStorage._draft_path(files / key)
     draft.parent.mkdir(parents=True)
     draft.write_text("half")
 
@@ -193,7 +200,7 @@ def test_a_storage_that_fails_in_the_middle_leads_back_to_submitted(
     files: Path, monkeypatch: Any
 ) -> None:
     # given more rows than the connection buffers, and a disk that is full after the first
-    send(*(answer(number, "x" * 10_000) for number in range(1500)))
+    send_events(*(make_answer(number, "x" * 10_000) for number in range(1500)))
 
     def full(self: Any, key: str, stream: Any, content_type: str) -> None:
         stream.read(1024 * 1024)
@@ -206,7 +213,7 @@ def test_a_storage_that_fails_in_the_middle_leads_back_to_submitted(
     begun = time.monotonic()
     assert not attempt.run(job)
     assert time.monotonic() - begun < 10
-    assert row_of(job)["status_message"] == "The file could not be stored."
+    assert fetch_job_row(job)["status_message"] == "The file could not be stored."
 
 
 # The lookout --------------------------------------------------------------------------------------
@@ -217,7 +224,7 @@ def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any)
     looks = iter([KeyError("default"), None, None])
     job = make_job(due_at=timezone.now() - timedelta(minutes=1))
     Job.objects.update(submitted_at=timezone.now() - timedelta(minutes=1))
-    oldest_due = transitions.oldest_due
+    oldest_due = transitions.queue_wait
 
     def unforeseen(lowest: int) -> timedelta:
         if error := next(looks):
@@ -231,11 +238,11 @@ def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any)
             self.turns += 1
             return self.turns > 2
 
-    monkeypatch.setattr(transitions, "oldest_due", unforeseen)
+    monkeypatch.setattr(transitions, "queue_wait", unforeseen)
 
     # when / then the next one makes it
-    worker_.look(Twice())
-    assert row_of(job)["status"] == "SUCCESS"
+    worker_.poll_loop(Twice())
+    assert fetch_job_row(job)["status"] == "SUCCESS"
 
 
 # A broker that goes while messages wait -----------------------------------------------------------
@@ -244,7 +251,7 @@ def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any)
 def test_a_child_that_died_unwatched_is_watched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a child of which the pool knows that it is watched no more, and its end that can be read
     monkeypatch.setattr(AsynPool, "_track_child_process", AsynPool._track_child_process)
-    survive_a_child_that_died_without_redis()
+    replace_children_lost_without_redis()
     end, other = os.pipe()
     child = SimpleNamespace(_sentinel_poll=None, _popen=SimpleNamespace(sentinel=end))
     watched: list[int] = []
@@ -286,7 +293,7 @@ def test_a_worker_survives_a_redis_that_goes_while_messages_wait(tmp_path: Path)
         # when Redis is gone, and there again
         redis.kill()
         redis.wait()
-        until(lambda: b"Cannot connect to" in log.read_bytes(), "the worker to notice")
+        until(lambda: b"Cannot connect to" in log.read_bytes(), "the worker to callback")
         started(stack, "redis-server", "--port", str(port), "--save", "")
 
         # then the worker finds it
@@ -300,7 +307,7 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> Non
     # given a worker in the middle of a job, which it will not have done in time
     job = make_job(priority=Job.Priority.NIGHTLY)
     (tmp_path / "failpoints").mkdir()
-    (tmp_path / "failpoints" / "attempt.begun").write_text("sleep 300")
+    (tmp_path / "failpoints" / "attempt.started").write_text("sleep 300")
     named = connection.settings_dict
     place = f"{named['HOST']}:{named['PORT']}/{named['NAME']}"
     variables = {
@@ -316,8 +323,8 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> Non
         command = [sys.executable, "-m", "celery", "-A", "config", "worker", "--concurrency", "1"]
         worker = started(stack, *command, "-l", "INFO", "-Q", "nightly", env=variables, log=log)
         until(lambda: b" ready." in log.read_bytes(), "the worker")
-        wakeup.wake_work(Job.Priority.NIGHTLY)
-        until(lambda: row_of(job)["status"] == "PROCESSING", "the claim")
+        wakeup.enqueue_work(Job.Priority.NIGHTLY)
+        until(lambda: fetch_job_row(job)["status"] == "PROCESSING", "the claim")
         zombie = Job.objects.get(pk=job.pk)
 
         # when

@@ -23,15 +23,15 @@ from exhaust.jobs import attempt, submit, transitions, wakeup
 from exhaust.models import DailyRun, File, Job
 from tests.exhaust.factories import (
     CONFIG,
-    draft_of,
+    fetch_job_row,
     make_claimed,
     make_job,
     make_submission,
-    row_of,
-    send,
-    stored,
+    send_events,
+    stored_paths,
+    unfinished_key,
 )
-from tests.exhaust.factories import answer as made_answer
+from tests.exhaust.factories import make_answer as made_answer
 from tests.service import until
 
 BODY = {"request": {"tag": "daily", "dataset": "uci-response-exhaust", "datasetConfig": CONFIG}}
@@ -47,15 +47,15 @@ def broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Any]:
         settings.CELERY_BROKER_URL = url
         settings.CELERY_BROKER_TRANSPORT_OPTIONS = {}
         monkeypatch.setattr(app, "connection_for_write", partial(opens, url))
-        wakeup._connection.cache_clear()
+        wakeup._publisher_connection.cache_clear()
 
     yield point
-    producers.pop(wakeup._connection(), None)
-    wakeup._connection.cache_clear()
+    producers.pop(wakeup._publisher_connection(), None)
+    wakeup._publisher_connection.cache_clear()
 
 
 @pytest.fixture
-def closed_port() -> int:
+def find_closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -101,20 +101,20 @@ def test_a_broker_that_is_down_never_fails_a_submit(
     # when two requests are submitted
     for tag in ("first", "second"):
         caplog.clear()
-        begun = time.monotonic()
+        started = time.monotonic()
         body = {"request": {**BODY["request"], "tag": tag}}
         answer = asker.post("/dataset/v1/request/submit", body, content_type="application/json")
-        took = time.monotonic() - begun
+        took = time.monotonic() - started
 
         # then each is answered soon, is a job that a sweep will find, and the log tells
         assert answer.status_code == 200
         assert took < 3
         job = Job.objects.get(tag=tag)
         assert job.status == Job.Status.SUBMITTED
-        assert "broker.unreachable" in caplog.text
+        assert "broker.connection_failed" in caplog.text
         assert "Traceback" not in caplog.text
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
-    assert transitions.due().count() == 2
+    assert transitions.claimable_jobs().count() == 2
 
 
 @pytest.mark.django_db(transaction=True)
@@ -123,21 +123,21 @@ def test_more_submits_than_producers_fail_no_submit(
 ) -> None:
     # given a silent broker, at which as many requests wait as there are producers
     broker(f"redis://127.0.0.1:{silent_port}/0")
-    pool = producers[wakeup._connection()]
-    held = [pool.acquire(block=False) for _ in range(pool.limit)]
+    pool = producers[wakeup._publisher_connection()]
+    producers_in_use = [pool.acquire(block=False) for _ in range(pool.limit)]
 
     # when one more is submitted
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
         job = submit.submit(make_submission())
     finally:
-        for producer in held:
+        for producer in producers_in_use:
             producer.release()
 
     # then it is not refused for that
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - started < 3
     assert Job.objects.get().pk == job.pk
-    assert "broker.unreachable" in caplog.text
+    assert "broker.connection_failed" in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)
@@ -148,7 +148,7 @@ def test_wake_reaches_the_broker_that_the_settings_name(caplog: pytest.LogCaptur
         queue.clear()
 
         # when
-        wakeup.wake_work(Job.Priority.NIGHTLY)
+        wakeup.enqueue_work(Job.Priority.NIGHTLY)
 
         # then one message lies there, which names the task and its queue, and holds nothing else
         message = queue.get(timeout=5)
@@ -158,42 +158,42 @@ def test_wake_reaches_the_broker_that_the_settings_name(caplog: pytest.LogCaptur
         with pytest.raises(queue.Empty):
             queue.get(block=False)
         queue.close()
-    assert "broker.unreachable" not in caplog.text
+    assert "broker.connection_failed" not in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_work_makes_one_file_and_looks_again(wakes: list[str]) -> None:
+def test_the_work_makes_one_file_and_looks_again(enqueued_tasks: list[str]) -> None:
     # given two due jobs
-    send(made_answer(1))
+    send_events(made_answer(1))
     older = make_job(submitted_at=timezone.now() - timedelta(hours=1))
     newer = make_job()
 
     # when a message arrives, and another, and one too many
     tasks.work()
-    assert [row_of(job)["status"] for job in (older, newer)] == ["SUCCESS", "SUBMITTED"]
-    assert len(wakes) == 1
+    assert [fetch_job_row(job)["status"] for job in (older, newer)] == ["SUCCESS", "SUBMITTED"]
+    assert len(enqueued_tasks) == 1
     tasks.work()
     tasks.work()
 
     # then each was made once, and nothing to do is no reason to look again
-    assert row_of(newer)["status"] == "SUCCESS"
+    assert fetch_job_row(newer)["status"] == "SUCCESS"
     assert File.objects.count() == 2
-    assert len(wakes) == 2
+    assert len(enqueued_tasks) == 2
 
 
 @pytest.mark.django_db(transaction=True)
 def test_the_work_looks_again_after_a_failure(
-    wakes: list[str], monkeypatch: pytest.MonkeyPatch
+    enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_job()
     monkeypatch.setattr(attempt, "run", lambda _job: False)
     tasks.work()
-    assert len(wakes) == 1
+    assert len(enqueued_tasks) == 1
 
 
-@pytest.mark.usefixtures("days_run_done")
+@pytest.mark.usefixtures("daily_run_finished")
 @pytest.mark.parametrize("waiting", ["nothing", "not due", "in work", "done", "failed", "last"])
-def test_the_sweep_lets_workers_sleep(waiting: str, wakes: list[str]) -> None:
+def test_the_sweep_lets_workers_sleep(waiting: str, enqueued_tasks: list[str]) -> None:
     # given nothing that a worker could do
     later = timezone.now() + timedelta(minutes=1)
     if waiting == "not due":
@@ -211,26 +211,26 @@ def test_the_sweep_lets_workers_sleep(waiting: str, wakes: list[str]) -> None:
     tasks.sweep()
 
     # then
-    assert wakes == []
+    assert enqueued_tasks == []
     assert Job.objects.filter(status="FAILED").count() == (waiting in {"failed", "last"})
 
 
-@pytest.mark.usefixtures("days_run_done")
-def test_the_sweep_wakes_for_a_lost_message(wakes: list[str]) -> None:
+@pytest.mark.usefixtures("daily_run_finished")
+def test_the_sweep_wakes_for_a_lost_message(enqueued_tasks: list[str]) -> None:
     # given a job whose message never arrived
     make_job()
     make_job()
-    assert wakes == []
+    assert enqueued_tasks == []
 
     # when
     tasks.sweep()
 
     # then one look is enough: the work looks again by itself
-    assert len(wakes) == 1
+    assert len(enqueued_tasks) == 1
 
 
-@pytest.mark.usefixtures("days_run_done")
-def test_the_sweep_wakes_for_a_dead_worker(wakes: list[str]) -> None:
+@pytest.mark.usefixtures("daily_run_finished")
+def test_the_sweep_wakes_for_a_dead_worker(enqueued_tasks: list[str]) -> None:
     # given an attempt that died without a word
     job = make_claimed()
     Job.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
@@ -239,45 +239,47 @@ def test_the_sweep_wakes_for_a_dead_worker(wakes: list[str]) -> None:
     tasks.sweep()
 
     # then
-    assert len(wakes) == 1
+    assert len(enqueued_tasks) == 1
     assert transitions.claim(job.pk) is not None
 
 
 @pytest.mark.django_db
-def test_the_sweep_wakes_for_a_day_without_its_run(wakes: list[str]) -> None:
+def test_the_sweep_wakes_for_a_day_without_its_run(enqueued_tasks: list[str]) -> None:
     # given nothing to do but the day's run
     tasks.sweep()
-    assert wakes == ["exhaust.maintenance.daily"]
+    assert enqueued_tasks == ["exhaust.maintenance.daily"]
 
     # when it has run
     tasks.daily_run()
-    wakes.clear()
+    enqueued_tasks.clear()
 
     # then the day is quiet
     tasks.sweep()
-    assert wakes == []
+    assert enqueued_tasks == []
 
 
-@pytest.mark.usefixtures("days_run_done")
-def test_the_sweep_removes_what_the_last_attempt_left(wakes: list[str], files: Path) -> None:
+@pytest.mark.usefixtures("daily_run_finished")
+def test_the_sweep_removes_what_the_last_attempt_left(
+    enqueued_tasks: list[str], files: Path
+) -> None:
     # given a job whose last attempt died in the middle of its file, and one at work
     dead = make_job(status="PROCESSING", attempt=3, lease_until=timezone.now() - timedelta(hours=1))
     working = make_claimed()
-    drafts = [draft_of(dead, 3), draft_of(working, 1)]
-    assert stored(files) == sorted(drafts)
+    drafts = [unfinished_key(dead, 3), unfinished_key(working, 1)]
+    assert stored_paths(files) == sorted(drafts)
 
     # when
     tasks.sweep()
 
     # then only the living one's is left
-    assert row_of(dead)["status"] == "FAILED"
-    assert stored(files) == [drafts[1]]
+    assert fetch_job_row(dead)["status"] == "FAILED"
+    assert stored_paths(files) == [drafts[1]]
 
 
 def test_the_schedule_names_tasks_that_exist() -> None:
     app.loader.import_default_modules()
     scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
-    assert scheduled == {"exhaust.sweep", "exhaust.derive"}
+    assert scheduled == {"exhaust.sweep", "exhaust.derive_sessions"}
     assert scheduled <= set(app.tasks)
     # with a lease of 30 s, a dead worker's job is another's within 45 s
     assert app.conf.beat_schedule["sweep"]["schedule"] <= 10
@@ -287,12 +289,12 @@ def test_the_schedule_names_tasks_that_exist() -> None:
 
 
 @pytest.fixture
-def lookout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poller(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The thread of a worker that no message reaches, impatient for a test."""
     stopped = threading.Event()
     wait = stopped.wait
     monkeypatch.setattr(stopped, "wait", lambda _seconds: wait(0.05))
-    thread = threading.Thread(target=worker.look, args=[stopped])
+    thread = threading.Thread(target=worker.poll_loop, args=[stopped])
     thread.start()
     yield
     stopped.set()
@@ -300,48 +302,48 @@ def lookout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not thread.is_alive()
 
 
-def done(*asked: Job) -> bool:
-    return all(row_of(job)["status"] == "SUCCESS" for job in asked)
+def is_done(*jobs_to_check: Job) -> bool:
+    return all(fetch_job_row(job)["status"] == "SUCCESS" for job in jobs_to_check)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_no_message_came_for_is_made(lookout: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_no_message_came_for_is_made(poller: None, caplog: pytest.LogCaptureFixture) -> None:
     # given jobs due for longer than any message takes
     long_ago = timezone.now() - timedelta(seconds=30)
     missed = [make_job(due_at=long_ago, submitted_at=long_ago) for _ in range(2)]
 
     # when / then they are made without a broker
-    until(lambda: done(*missed), "the lookout")
-    assert caplog.text.count("broker.missed") == 2
+    until(lambda: is_done(*missed), "the poller")
+    assert caplog.text.count("broker.stalled") == 2
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_is_only_just_due_is_left_to_its_message(lookout: None) -> None:
+def test_what_is_only_just_due_is_left_to_its_message(poller: None) -> None:
     job = make_job(due_at=timezone.now() - timedelta(seconds=5))
     time.sleep(0.5)
-    assert row_of(job)["status"] == "SUBMITTED"
+    assert fetch_job_row(job)["status"] == "SUBMITTED"
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_at_work_looks_for_nothing_more(lookout: None) -> None:
+def test_a_worker_at_work_looks_for_nothing_more(poller: None) -> None:
     # given a process that is busy
     long_ago = timezone.now() - timedelta(seconds=30)
-    with worker._working:
+    with worker._is_working:
         missed = make_job(due_at=long_ago, submitted_at=long_ago)
         time.sleep(0.3)
-        assert row_of(missed)["status"] == "SUBMITTED"
+        assert fetch_job_row(missed)["status"] == "SUBMITTED"
 
     # when / then it looks once it is done
-    until(lambda: done(missed), "the lookout")
+    until(lambda: is_done(missed), "the poller")
 
 
 # Without Celery -------------------------------------------------------------------------------
 
 
 def run_jobs(*arguments: str) -> list[str]:
-    said = io.StringIO()
-    call_command("run_jobs", *arguments, stdout=said)
-    return said.getvalue().splitlines()
+    output = io.StringIO()
+    call_command("run_jobs", *arguments, stdout=output)
+    return output.getvalue().splitlines()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -353,16 +355,16 @@ def test_run_jobs_makes_all_that_is_due() -> None:
     dead = make_job(status="PROCESSING", attempt=3, lease_until=timezone.now() - timedelta(hours=1))
 
     # when
-    said = run_jobs()
+    lines = run_jobs()
 
     # then
     nothing = "This channel has no conversation with this id; the file holds only its header."
-    assert said == [
+    assert lines == [
         f"{older.request_id} SUCCESS {nothing}",
         f"{newer.request_id} SUCCESS {nothing}",
     ]
-    assert row_of(later)["status"] == "SUBMITTED"
-    assert row_of(dead)["status"] == "FAILED"
+    assert fetch_job_row(later)["status"] == "SUBMITTED"
+    assert fetch_job_row(dead)["status"] == "FAILED"
     assert run_jobs() == []
 
 
@@ -371,31 +373,31 @@ def test_run_jobs_of_one_request_does_not_wait() -> None:
     # given one that waits for its next attempt, and one beside it that is due
     later = make_job(due_at=timezone.now() + timedelta(hours=1))
     other = make_job()
-    send(made_answer(1))
+    send_events(made_answer(1))
 
     # when it is asked for in small letters
-    said = run_jobs("--request-id", later.request_id.lower())
+    lines = run_jobs("--request-id", later.request_id.lower())
 
     # then it alone was made
-    assert said == [f"{later.request_id} SUCCESS"]
-    assert row_of(other)["status"] == "SUBMITTED"
+    assert lines == [f"{later.request_id} SUCCESS"]
+    assert fetch_job_row(other)["status"] == "SUBMITTED"
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("status", ["SUCCESS", "FAILED"])
 def test_run_jobs_of_a_request_that_is_over_only_tells(status: str) -> None:
     job = make_job(status=status, status_message="as it was")
-    before = row_of(job)
+    before = fetch_job_row(job)
     assert run_jobs("--request-id", job.request_id) == [f"{job.request_id} {status} as it was"]
-    assert row_of(job) == before
+    assert fetch_job_row(job) == before
 
 
 @pytest.mark.django_db(transaction=True)
 def test_run_jobs_does_not_take_a_job_from_its_worker() -> None:
     job = make_claimed()
-    before = row_of(job)
+    before = fetch_job_row(job)
     assert run_jobs("--request-id", job.request_id) == [f"{job.request_id} PROCESSING"]
-    assert row_of(job) == before
+    assert fetch_job_row(job) == before
 
 
 @pytest.mark.django_db
@@ -422,33 +424,33 @@ def test_run_jobs_goes_on_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -
         run_jobs("--loop")
 
     # then both are made, and the day has its run
-    assert [row_of(job)["status"] for job in (first, *later)] == ["SUCCESS", "SUCCESS"]
+    assert [fetch_job_row(job)["status"] for job in (first, *later)] == ["SUCCESS", "SUCCESS"]
     assert DailyRun.objects.count() == 1
 
 
 # One by hand ------------------------------------------------------------------------------------
 
 
-def by_hand(*arguments: str) -> str:
-    said = io.StringIO()
-    call_command("job", *arguments, stdout=said)
-    return said.getvalue()
+def run_job_command(*arguments: str) -> str:
+    output = io.StringIO()
+    call_command("job", *arguments, stdout=output)
+    return output.getvalue()
 
 
 @pytest.mark.django_db
-def test_a_job_is_shown_stopped_and_run_again_by_hand(wakes: list[str]) -> None:
+def test_a_job_is_shown_stopped_and_run_again_by_hand(enqueued_tasks: list[str]) -> None:
     # given a job at work
     job = make_claimed()
 
     # when / then
-    assert f"{job.request_id} PROCESSING" in by_hand("show", job.request_id.lower())
-    said = by_hand("cancel", job.request_id)
-    assert said.startswith(f"{job.request_id} CANCELLED Cancelled by an operator.\n")
-    assert "UTC PROCESSING, attempt 1" in said
-    assert "UTC CANCELLED, attempt 1" in said
+    assert f"{job.request_id} PROCESSING" in run_job_command("show", job.request_id.lower())
+    output = run_job_command("cancel", job.request_id)
+    assert output.startswith(f"{job.request_id} CANCELLED Cancelled by an operator.\n")
+    assert "UTC PROCESSING, attempt 1" in output
+    assert "UTC CANCELLED, attempt 1" in output
     with pytest.raises(CommandError, match="It is CANCELLED; there is nothing to cancel"):
-        by_hand("cancel", job.request_id)
-    assert by_hand("retry", job.request_id).startswith(f"{job.request_id} SUBMITTED\n")
+        run_job_command("cancel", job.request_id)
+    assert run_job_command("retry", job.request_id).startswith(f"{job.request_id} SUBMITTED\n")
 
 
 @pytest.mark.django_db
@@ -457,14 +459,14 @@ def test_by_hand_the_job_must_be_the_one(settings: Any) -> None:
     own = make_job(request_id="A" * 32)
     other = make_job(request_id="A" * 32, channel="ORG_002")
     with pytest.raises(CommandError, match="There is no request B"):
-        by_hand("show", "B")
+        run_job_command("show", "B")
     with pytest.raises(CommandError, match="--channel"):
-        by_hand("cancel", "A" * 32)
-    by_hand("cancel", "A" * 32, "--channel", "ORG_002")
-    assert [row_of(job)["status"] for job in (own, other)] == ["SUBMITTED", "CANCELLED"]
+        run_job_command("cancel", "A" * 32)
+    run_job_command("cancel", "A" * 32, "--channel", "ORG_002")
+    assert [fetch_job_row(job)["status"] for job in (own, other)] == ["SUBMITTED", "CANCELLED"]
 
     # and a full queue is told in words
     settings.EXHAUST_QUEUED_PER_CHANNEL = 1
     make_job(channel="ORG_002")
     with pytest.raises(CommandError, match="1 requests waiting"):
-        by_hand("retry", "A" * 32, "--channel", "ORG_002")
+        run_job_command("retry", "A" * 32, "--channel", "ORG_002")

@@ -14,13 +14,13 @@ from exhaust.models import File, Job
 from ingest.auth import keys
 from ingest.models import AppUser, Participant, Session
 from tests.conftest import bearer, make_channel, make_key
-from tests.ingest.telemetry_samples import CONVERSATION, STARTED_MS, answer, sent
+from tests.ingest.telemetry_samples import CONVERSATION, STARTED_MS, answer, encode_batch
 
 pytestmark = pytest.mark.django_db(transaction=True)  # a position is read when it is committed
 QUESTION = "65292cdc-0000-4000-8000-000000000002"
 
 
-def collected(number: int) -> dict[str, object]:
+def clickstream_answer(number: int) -> dict[str, object]:
     """An answer as the Clickstream SDK sends it."""
     return {
         "event_type": "answer",
@@ -39,13 +39,17 @@ def collected(number: int) -> dict[str, object]:
     }
 
 
-def test_the_same_answer_through_two_doors_stands_in_one_file(files: Path):
+def test_two_sources_share_one_file(files: Path):
     # given an answer by telemetry and one by attributes
     keys.create_application("my-app", make_channel())
     sender = Client(headers=bearer(make_key("ingest")))
-    assert sender.post("/v1/telemetry", sent(answer(1)), "application/json").status_code == 200
+    assert (
+        sender.post("/v1/telemetry", encode_batch(answer(1)), "application/json").status_code == 200
+    )
     page = Client()
-    answered = page.post("/collect?appId=my-app", json.dumps([collected(2)]), "application/json")
+    answered = page.post(
+        "/collect?appId=my-app", json.dumps([clickstream_answer(2)]), "application/json"
+    )
     assert (answered.status_code, answered.content) == (200, b"")
 
     # when the conversation is asked for
@@ -70,14 +74,14 @@ def test_the_same_answer_through_two_doors_stands_in_one_file(files: Path):
     ]
 
 
-def test_every_door_makes_sessions_and_users():
+def test_each_source_derives_sessions():
     # given one sender at each door
     channel = make_channel()
     secret = keys.create_application("my-app", channel)[1]
     sender = Client(headers=bearer(make_key("ingest")))
-    sender.post("/v1/telemetry", sent(answer(1), answer(2)), "application/json")
+    sender.post("/v1/telemetry", encode_batch(answer(1), answer(2)), "application/json")
     anyone = Client()
-    anyone.post("/collect?appId=my-app", json.dumps([collected(3)]), "application/json")
+    anyone.post("/collect?appId=my-app", json.dumps([clickstream_answer(3)]), "application/json")
     hits = {
         "identities": [{"identity": {"email": "dds@example.com"}, "ts": "2022-04-01T12:00:05"}],
         "features": [
@@ -102,7 +106,7 @@ def test_every_door_makes_sessions_and_users():
 
     # then each made one session, and one user
     made = Session.objects.filter(parent__isnull=True, event_count__gt=0)
-    told = made.order_by("device_id").values_list("device_id", "event_count", "given")
+    told = made.order_by("device_id").values_list("device_id", "event_count", "is_client_session")
     assert list(told) == [
         (answer()["context"]["did"], 2, False),
         ("1394", 1, True),

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.exhaust.factories import BOT, RESPONSE, answer
+from tests.exhaust.factories import BOT, RESPONSE, make_answer
 from tests.service import CHANNEL, HOST, Answer, Service, until
 
 TELEMETRY = "/v1/telemetry"
@@ -94,8 +94,8 @@ def assert_is(file: dict[str, Any], content: bytes) -> None:
 def test_events_become_a_file(service: Service) -> None:
     # given fifty answers, one of them awkward, and one of another conversation
     awkward = '=SUM(1,2), "in your words"\r\nनमस्ते'
-    events = [answer(number, awkward if number == 7 else "") for number in range(50)]
-    other = of_bot(answer(99), "another-bot")
+    events = [make_answer(number, awkward if number == 7 else "") for number in range(50)]
+    other = of_bot(make_answer(99), "another-bot")
     sent = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
     assert sent.status == 200, sent.body
     assert sent.said["result"] == {
@@ -134,7 +134,7 @@ def test_events_become_a_file(service: Service) -> None:
 
 def test_a_gzip_body_is_taken(service: Service) -> None:
     # given
-    events = [of_bot(answer(number), "gzip-bot") for number in range(20)]
+    events = [of_bot(make_answer(number), "gzip-bot") for number in range(20)]
 
     # when
     sent = service.call(
@@ -159,7 +159,7 @@ def test_a_gzip_body_is_taken(service: Service) -> None:
 def test_a_body_without_length_is_refused(service: Service, path: str, key: str) -> None:
     # given
     before = service.query("SELECT count(*) FROM ingest_storedevent")
-    body = lines(of_bot(answer(1), "chunked-bot"))
+    body = lines(of_bot(make_answer(1), "chunked-bot"))
 
     # when a body comes in chunks
     with socket.create_connection((HOST, service.port), timeout=10) as raw:
@@ -193,7 +193,9 @@ def test_a_killed_workers_job_is_finished_by_another(service: Service) -> None:
     # given a job that takes a while
     text = "x" * 500
     for first in range(0, 15_000, 5000):
-        events = (of_bot(answer(number, text), "long-bot") for number in range(first, first + 5000))
+        events = (
+            of_bot(make_answer(number, text), "long-bot") for number in range(first, first + 5000)
+        )
         sent = service.call("POST", TELEMETRY, lines(*events), "sender", Content_Type=NDJSON)
         assert sent.said["result"]["stored"] == 5000
     (worker,) = [child for child in service.children if child.name == "worker"]

@@ -22,8 +22,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import pytest
 import redis as redis_client
 
-from tests.exhaust.factories import BOT, RESPONSE, answer
-from tests.exhaust.receiver import Receiver, answering
+from tests.exhaust.factories import BOT, RESPONSE, make_answer
+from tests.exhaust.receiver import Receiver, respond_with
 from tests.flows.test_embedded import lines
 from tests.service import CHANNEL, Answer, Service, running, until
 
@@ -161,8 +161,8 @@ def test_what_is_private_stands_only_where_it_belongs(service: Service, canary: 
     failing_receivers(call)
     pages(call)
     in_the_broker += broker(service)
-    call("GET", "/dataset/v1/ledger?limit=1000", key="auditor")
-    call("GET", "/dataset/v1/ledger?limit=1000&format=csv", key="auditor")
+    call("GET", "/dataset/v1/audit?limit=1000", key="auditor")
+    call("GET", "/dataset/v1/audit?limit=1000&format=csv", key="auditor")
     for child in reversed(service.children):
         child.stop()
 
@@ -235,8 +235,8 @@ def good_and_bad_bodies(call: Driver) -> None:
     call("POST", "/v1/participants", canary("phone").encode(), "sender", status=(200, 400))
     call("POST", "/v1/participants", people[:1], "sender", status=415, Content_Type=canary("text"))
 
-    answers = [answer(n, canary("text")) for n in range(40)]
-    bad = answer(99, canary("text"))
+    answers = [make_answer(n, canary("text")) for n in range(40)]
+    bad = make_answer(99, canary("text"))
     for path, value in (("ets", canary("text")), ("eid", {canary("text"): 1}), ("edata", [])):
         answers.append({**bad, path: value})
     batch = {"id": "x", "events": answers}
@@ -301,7 +301,7 @@ def wrong_callers(call: Driver) -> None:
     call("GET", f"/export/users/{canary('name')}", key="puller", status=404)
     call("GET", f"/export/events?cursor={canary('text')}", key="puller", status=400)
     call("GET", f"/export/events?start={canary('text')}", key="puller", status=400)
-    call("GET", f"/dataset/v1/ledger?from={canary('text')}", key="auditor", status=400)
+    call("GET", f"/dataset/v1/audit?from={canary('text')}", key="auditor", status=400)
     call("GET", "/healthz", status=400, Host=canary("text"))
     config = {**DAYS, "type": RESPONSE, "startDate": canary("text")}
     for request in (
@@ -327,13 +327,17 @@ def wrong_callers(call: Driver) -> None:
         call("POST", "/dataset/v1/request/search", {"request": request}, "reader",
              status=(200, 400, 403))  # fmt: skip
     call("GET", f"/export/sample?format={canary('text')}", key="puller", status=400)
-    call("GET", f"/dataset/v1/ledger?format={canary('text')}", key="auditor", status=400)
+    call("GET", f"/dataset/v1/audit?format={canary('text')}", key="auditor", status=400)
     for word in ("limit", "cursor"):
         path = f"/dataset/v1/request/list/t?{word}={canary('text')}"
         call("GET", path, key="reader", status=400)
-    sink = {"url": "https://x.example", "signingSecret": canary("secret")}
-    for request in (sink, {**sink, "url": f"ftp://{canary('password')}"}, {"url": canary("text")}):
-        call("PUT", "/dataset/v1/sink/x", {"request": request}, "puller", status=400)
+    destination = {"url": "https://x.example", "signingSecret": canary("secret")}
+    for request in (
+        destination,
+        {**destination, "url": f"ftp://{canary('password')}"},
+        {"url": canary("text")},
+    ):
+        call("PUT", "/dataset/v1/destination/x", {"request": request}, "puller", status=400)
     form = {"username": canary("name"), "password": canary("password")}
     call("POST", "/admin/login/", urlencode(form).encode(), status=403,
          Content_Type="application/x-www-form-urlencoded")  # fmt: skip
@@ -343,10 +347,10 @@ def broken_doors(call: Driver) -> None:
     """The database fails in words that quote the row, as it does."""
     canary = call.canary
     tables = {
-        "ingest_storedevent": ("POST", "/v1/telemetry", [answer(77, canary("text"))], "sender"),
+        "ingest_storedevent": ("POST", "/v1/telemetry", [make_answer(77, canary("text"))], "sender"),
         "ingest_participant": ("POST", "/v1/participants",
                                [{"deviceId": "new", "phone": canary("phone")}], "sender"),
-        "exhaust_sink": ("PUT", "/dataset/v1/sink/broken",
+        "exhaust_destination": ("PUT", "/dataset/v1/destination/broken",
                          {"request": {"url": f"https://x.example/{canary('address')}"}}, "puller"),
     }  # fmt: skip
     for table, (method, path, body, key) in tables.items():
@@ -447,9 +451,9 @@ def failing_receivers(call: Driver) -> None:
 
     def echo(received: Any) -> Any:
         said = json.dumps(received.headers).encode() + received.body
-        return answering(500, said, X_Echo=received.headers.get("authorization", ""))
+        return respond_with(500, said, X_Echo=received.headers.get("authorization", ""))
 
-    with Receiver(deciding=echo) as receiver:
+    with Receiver(choose_behaviour=echo) as receiver:
         names = ("events", "sessions")
         for name in names:
             password = canary("password")
@@ -459,23 +463,27 @@ def failing_receivers(call: Driver) -> None:
                 "url": f"{receiver.url}&token={canary('address')}",
                 "signingSecret": "whsec_" + canary.keep("secret", token_hex(16)),
             }  # fmt: skip
-            path = f"/dataset/v1/sink/{name}"
+            path = f"/dataset/v1/destination/{name}"
             call("PUT", path, {"request": request}, "puller", shows={"address"})
             call("POST", f"{path}/test", {}, "puller")
             call("POST", f"{path}/rewind", {"request": {"time": 0}}, "puller", shows={"address"})
         url = f"{receiver.url}&token={canary('address')}"
         call.submit("told", RESPONSE, "reader", callbackUrl=url)
         until(
-            lambda: any(b"dataset.request.ended" in r.body for r in receiver.received), "a notice"
+            lambda: any(b"dataset.request.ended" in r.body for r in receiver.received), "a callback"
         )
-        until(lambda: b"notice.failed" in log_of(call.service, "worker"), "a failed notice")
-        failed = "SELECT 1 FROM exhaust_sink WHERE failures > 0"
-        until(lambda: len(call.service.query(failed)) == len(names), "two sinks that fail", 120)
+        until(lambda: b"callback.failed" in log_of(call.service, "worker"), "a failed callback")
+        failed = "SELECT 1 FROM exhaust_destination WHERE failures > 0"
+        until(
+            lambda: len(call.service.query(failed)) == len(names), "two destinations that fail", 120
+        )
         for name in names:
-            call("GET", f"/dataset/v1/sink/{name}", key="puller", shows={"address"})
-            call("GET", f"/dataset/v1/sink/{name}/deadletters", key="puller")
+            call("GET", f"/dataset/v1/destination/{name}", key="puller", shows={"address"})
+            call("GET", f"/dataset/v1/destination/{name}/deadletters", key="puller")
         dead = f"http://127.0.0.1:9/{canary('address')}"
-        call("PUT", "/dataset/v1/sink/dead", {"request": {"url": dead}}, "puller", status=400)
+        call(
+            "PUT", "/dataset/v1/destination/dead", {"request": {"url": dead}}, "puller", status=400
+        )
     call.submit("told-nobody", RESPONSE, "reader", callbackUrl=url)
 
 
@@ -517,7 +525,9 @@ def pages(call: Driver) -> None:
             call("GET", path, shows=shows)
         call("GET", f"/admin/{model}/?q={canary('name')}", shows={"name", "text", "address"})
     call("GET", f"/admin/ingest/participant/{canary('text')}/change/", status=302, shows={"text"})
-    assert call.service.query("SELECT 1 FROM ingest_ledgerentry WHERE action = 'personal.viewed'")
+    assert call.service.query(
+        "SELECT 1 FROM ingest_auditevent WHERE action = 'personal_data.viewed'"
+    )
 
 
 # Where to look ------------------------------------------------------------------------------------
@@ -533,7 +543,7 @@ def assert_lines(written: dict[str, bytes]) -> None:
             if line.startswith(b"{")]  # fmt: skip
     events = {line.get("event") for line in said}
     assert {"request.answered", "request.failed", "job.storage_failed", "job.attempt_failed",
-            "sink.failed", "notice.failed"} <= events  # fmt: skip
+            "destination.delivery_failed", "callback.failed"} <= events  # fmt: skip
     assert "DEBUG" in {line["level"] for line in said}
     assert not any(b"Traceback (most recent call last)" in text for text in written.values())
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.exhaust.factories import answer
+from tests.exhaust.factories import make_answer
 from tests.flows.test_embedded import lines, of_bot
 from tests.service import CHANNEL, ROOT, Service, until
 
@@ -35,7 +35,7 @@ def sent(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "manage.py", "create_key", name, "--channel", CHANNEL, "--scope", scopes
         )
     path = tmp_path_factory.mktemp("terminal") / "events.ndjson"
-    events = [of_bot(answer(number, f"answer {number}"), BOT) for number in range(EVENTS)]
+    events = [of_bot(make_answer(number, f"answer {number}"), BOT) for number in range(EVENTS)]
     path.write_bytes(lines(*events))
     return path
 
@@ -208,7 +208,7 @@ def test_tail_shows_what_arrives_and_ends_clean(service: Service, sent: Path):
     numbers = iter(range(10_000, 20_000))
 
     def shown() -> list[str]:
-        event = of_bot(answer(next(numbers) % 400, "private words"), f"tail-{time.time_ns()}")
+        event = of_bot(make_answer(next(numbers) % 400, "private words"), f"tail-{time.time_ns()}")
         service.call("POST", "/v1/telemetry", lines(event), "sender", Content_Type=NDJSON)
         time.sleep(0.3)
         return seen
@@ -227,7 +227,7 @@ def test_tail_shows_what_arrives_and_ends_clean(service: Service, sent: Path):
 
 def test_what_a_script_can_tell(service: Service, sent: Path, tmp_path: Path):
     bad = tmp_path / "bad.ndjson"
-    bad.write_bytes(lines(answer(1)) + b'{"eid": "ASSESS"}\n{broken\n')
+    bad.write_bytes(lines(make_answer(1)) + b'{"eid": "ASSESS"}\n{broken\n')
     rejected = exhaust(service, "sender", "send", str(bad), "--door", "telemetry")
     assert (rejected.returncode, "2 rejected" in rejected.stdout) == (1, True)
     assert "event 3" in rejected.stdout

@@ -63,7 +63,7 @@ def answer(number: int = 0, **overrides: Any) -> dict[str, Any]:
     }
 
 
-def without(event: dict[str, Any], *path: str) -> dict[str, Any]:
+def drop_fields(event: dict[str, Any], *path: str) -> dict[str, Any]:
     """The event with one field taken out."""
     inner = event
     for name in path[:-1]:
@@ -72,14 +72,14 @@ def without(event: dict[str, Any], *path: str) -> dict[str, Any]:
     return event
 
 
-def sent(*events: Any) -> bytes:
+def encode_batch(*events: Any) -> bytes:
     """The body of a batch."""
     return json.dumps({"id": "ekstep.telemetry", "ver": "3.0", "events": events}).encode()
 
 
-def parsed(body: bytes, content_type: str = "application/json") -> Batch:
+def parse_sample(body: bytes, content_type: str = "application/json") -> Batch:
     return telemetry.parse(body, Call(CHANNEL, RECEIVED_AT, content_type))
 
 
 def batch(*events: Any) -> Batch:
-    return parsed(sent(*events))
+    return parse_sample(encode_batch(*events))

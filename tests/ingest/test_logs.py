@@ -20,10 +20,10 @@ CANARY = "canary-4f1c"
 PHONE = "+919876501234"
 
 
-class Written(logging.StreamHandler[io.StringIO]):
+class CapturedLines(logging.StreamHandler[io.StringIO]):
     def __init__(self) -> None:
         super().__init__(io.StringIO())
-        self.setFormatter(logs.Lines())
+        self.setFormatter(logs.JsonFormatter())
 
     @property
     def text(self) -> str:
@@ -35,8 +35,8 @@ class Written(logging.StreamHandler[io.StringIO]):
 
 
 @pytest.fixture
-def written() -> Iterator[Written]:
-    handler, root = Written(), logging.getLogger()
+def written() -> Iterator[CapturedLines]:
+    handler, root = CapturedLines(), logging.getLogger()
     before = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
@@ -49,7 +49,7 @@ ours = logging.getLogger("exhaust.test")
 theirs = logging.getLogger("somebody.else")
 
 
-def test_an_event_and_its_ids_are_written(written: Written):
+def test_an_event_and_its_ids_are_written(written: CapturedLines):
     ours.info("job.claimed job=%s attempt=%s", 7, 1)
     (line,) = written.lines
     assert line.pop("time")
@@ -72,7 +72,9 @@ def test_an_event_and_its_ids_are_written(written: Written):
         ({CANARY: 1}, ()),
     ],
 )
-def test_what_is_not_on_the_list_is_left_out(written: Written, message: Any, args: tuple[Any, ...]):
+def test_what_is_not_on_the_list_is_left_out(
+    written: CapturedLines, message: Any, args: tuple[Any, ...]
+):
     ours.warning(message, *args, extra={"phone": PHONE})
     assert len(written.lines) == 1
     assert CANARY not in written.text
@@ -94,11 +96,11 @@ def test_every_call_of_ours_names_an_event_and_ids_of_the_list():
         assert re.fullmatch(r"[a-z_]+(\.([a-z_]+|%s))*", event), (name, message)
         for pair in pairs:
             key, _, place = pair.partition("=")
-            assert key in logs.IDS, (name, message, "add the id to ingest/logs.py")
+            assert key in logs.ALLOWED_FIELDS, (name, message, "add the id to ingest/logs.py")
             assert re.fullmatch("%[sd]", place), (name, message)
 
 
-def test_of_libraries_only_the_words_in_their_code_are_written(written: Written):
+def test_of_libraries_only_the_words_in_their_code_are_written(written: CapturedLines):
     theirs.debug("Sending %s to %s", CANARY, PHONE)
     theirs.debug(f"Sending {CANARY}")
     first, second = written.lines
@@ -109,7 +111,7 @@ def test_of_libraries_only_the_words_in_their_code_are_written(written: Written)
 
 
 @pytest.mark.parametrize("log", [ours, theirs])
-def test_an_error_is_told_by_kind_and_place(written: Written, log: logging.Logger):
+def test_an_error_is_told_by_kind_and_place(written: CapturedLines, log: logging.Logger):
     def fail(secret: str) -> None:
         try:
             raise ValueError(secret)
@@ -130,7 +132,9 @@ def test_an_error_is_told_by_kind_and_place(written: Written, log: logging.Logge
 
 
 @pytest.mark.django_db
-def test_statements_are_told_without_their_values(written: Written, sender: Client, caplog: Any):
+def test_statements_are_told_without_their_values(
+    written: CapturedLines, sender: Client, caplog: Any
+):
     caplog.set_level("DEBUG", "django.db.backends")
     connection.force_debug_cursor = True
     try:
@@ -154,7 +158,7 @@ def test_statements_are_told_without_their_values(written: Written, sender: Clie
     ],
 )
 def test_a_request_has_an_id_in_its_answer_and_in_each_line(
-    written: Written, asker: Client, asked: str, kept: bool
+    written: CapturedLines, asker: Client, asked: str, kept: bool
 ):
     answer = asker.get("/dataset/v1/request/list/t", headers={"X-Request-ID": asked})
     identifier = answer["X-Request-ID"]
@@ -167,7 +171,7 @@ def test_a_request_has_an_id_in_its_answer_and_in_each_line(
 
 
 @pytest.mark.django_db
-def test_the_next_request_has_nothing_of_the_one_before(written: Written, asker: Client):
+def test_the_next_request_has_nothing_of_the_one_before(written: CapturedLines, asker: Client):
     asker.get("/dataset/v1/request/list/t")
     Client().get("/nowhere")
     _, last = [line for line in written.lines if line.get("event") == "request.answered"]
@@ -176,7 +180,7 @@ def test_the_next_request_has_nothing_of_the_one_before(written: Written, asker:
 
 
 @pytest.mark.django_db
-def test_the_lines_of_a_job_name_its_channel(written: Written):
+def test_the_lines_of_a_job_name_its_channel(written: CapturedLines):
     from exhaust.jobs import attempt
     from tests.exhaust.factories import make_claimed
 
@@ -186,7 +190,7 @@ def test_the_lines_of_a_job_name_its_channel(written: Written):
     assert (line["job"], line["attempt"], line["channel"]) == (job.pk, 1, "ORG_001")
 
 
-def test_probes_are_not_told(written: Written):
+def test_probes_are_not_told(written: CapturedLines):
     Client().get("/healthz")
     assert not [line for line in written.lines if line.get("event") == "request.answered"]
 
@@ -221,11 +225,11 @@ def _var() -> dict[str, str]:
 
 
 @pytest.mark.django_db
-def test_a_failed_request_is_told_without_its_words(written: Written, monkeypatch: Any):
+def test_a_failed_request_is_told_without_its_words(written: CapturedLines, monkeypatch: Any):
     def fail(*_: Any) -> None:
         raise RuntimeError(CANARY)
 
-    monkeypatch.setattr("exhaust.jobs.polling.page", fail)
+    monkeypatch.setattr("exhaust.jobs.polling.fetch_tag_page", fail)
     key = make_key("export:response")
     client = Client(headers=bearer(key), raise_request_exception=False)
     answer = client.get("/dataset/v1/request/list/t")

@@ -7,9 +7,9 @@ from django.core.management import call_command
 from django.db import connection
 
 from ingest.derive import users
-from ingest.derive.payloads import traits
-from ingest.events import Batch, Event, identity
-from ingest.feed.reader import read
+from ingest.derive.payloads import read_context
+from ingest.events import Batch, Event, event_identity
+from ingest.feed.reader import fetch_page
 from ingest.feed.values import START
 from ingest.models import Application, StoredEvent
 from ingest.store import batches
@@ -50,22 +50,22 @@ CLICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-def view(name: str) -> str:
+def view_name(name: str) -> str:
     return ("clickstream." if connection.vendor == "postgresql" else "clickstream_") + name
 
 
 def select(name: str, columns: str, rest: str = "") -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {columns} FROM {view(name)} {rest}")
+        cursor.execute(f"SELECT {columns} FROM {view_name(name)} {rest}")
         return cursor.fetchall()
 
 
-def send(payload: dict[str, Any], dialect: str = "clickstream", **overrides: Any) -> None:
+def store_event(payload: dict[str, Any], dialect: str = "clickstream", **overrides: Any) -> None:
     channel = make_channel()
     application, _ = Application.objects.get_or_create(channel=channel, identifier="shop")
     event = Event(
         **{
-            "identity": identity(None, json.dumps(payload.get("event_id") or payload)),
+            "identity": event_identity(None, json.dumps(payload.get("event_id") or payload)),
             "type": payload.get("event_type", "x"),
             "occurred_at": AT,
             "device_id": "d-1",
@@ -76,13 +76,13 @@ def send(payload: dict[str, Any], dialect: str = "clickstream", **overrides: Any
             **overrides,
         }
     )
-    batches.append(
+    batches.append_batch(
         channel.id, Batch(dialect, RECEIVED_AT, [event], [], application.id, last_wins=True)
     )
 
 
-def test_an_event_is_seen_with_what_its_sender_said():
-    send(CLICK)
+def test_event_view_shows_sent_fields():
+    store_event(CLICK)
 
     assert select(
         "event",
@@ -98,8 +98,8 @@ def test_an_event_is_seen_with_what_its_sender_said():
     ]  # fmt: skip
 
 
-def test_its_parameters_are_seen_a_row_each():
-    send(CLICK)
+def test_parameter_view_has_a_row_each():
+    store_event(CLICK)
 
     rows = select(
         "event_parameter",
@@ -120,8 +120,8 @@ def test_its_parameters_are_seen_a_row_each():
     }
 
 
-def test_its_items_are_seen_a_row_each():
-    send(CLICK)
+def test_item_view_has_a_row_each():
+    store_event(CLICK)
 
     rows = select(
         "item",
@@ -136,11 +136,11 @@ def test_its_items_are_seen_a_row_each():
     assert [json.loads(row[-1]) for row in rows] == [{"colour": "green"}, {}]
 
 
-def test_events_of_every_door_are_seen():
-    batches.append(make_channel().id, batch(answer(1), answer(2, actor={"id": "asha"})))
-    send({"identity": {"email": "a@b.c"}, "eventId": "sk-1"}, "skalin", type="login")
-    send({"userId": "asha", "n": 1}, "desk", type="session")
-    send({"anything": 1}, "something new", type="x")
+def test_event_view_has_every_source():
+    batches.append_batch(make_channel().id, batch(answer(1), answer(2, actor={"id": "asha"})))
+    store_event({"identity": {"email": "a@b.c"}, "eventId": "sk-1"}, "skalin", type="login")
+    store_event({"userId": "asha", "n": 1}, "desk", type="session")
+    store_event({"anything": 1}, "something new", type="x")
 
     rows = select("event", "dialect, event_name, event_id, user_pseudo_id, user_id")
     living = StoredEvent.objects.get(dialect="something new").identity
@@ -155,9 +155,9 @@ def test_events_of_every_door_are_seen():
     assert {key for (key,) in keys} == {"item", "pass", "score", "resvalues", "duration"}
 
 
-def test_only_the_living_version_is_seen():
-    send(CLICK)
-    send({**CLICK, "attributes": {"_session_number": 4}})
+def test_view_shows_only_current_version():
+    store_event(CLICK)
+    store_event({**CLICK, "attributes": {"_session_number": 4}})
 
     assert StoredEvent.objects.count() == 2
     assert select("event", "event_id, session_number") == [("e-1", 4)]
@@ -177,20 +177,20 @@ def test_only_the_living_version_is_seen():
     ],
     ids=range(6),
 )
-def test_no_payload_breaks_a_view(payload: dict[str, Any]):
-    send(payload)
-    send(CLICK)
+def test_any_payload_keeps_views_working(payload: dict[str, Any]):
+    store_event(payload)
+    store_event(CLICK)
 
     assert len(select("event", "*")) == 2
     assert len(select("event_parameter", "*")) >= 8
     assert len(select("item", "*")) == 2
 
 
-def test_users_are_seen_with_their_properties():
-    send(CLICK)
+def test_user_view_shows_properties():
+    store_event(CLICK)
     channel = make_channel()
-    rows = read(channel.id, START, 2**62, 10)
-    users.derive(channel.id, [(row, traits(row)) for row in rows], 1)
+    rows = fetch_page(channel.id, START, 2**62, 10)
+    users.derive(channel.id, [(row, read_context(row)) for row in rows], 1)
 
     found = select(
         "app_user", "channel, user_pseudo_id, user_id, first_touch_time_msec, user_properties"
@@ -202,8 +202,8 @@ def test_users_are_seen_with_their_properties():
     }
 
 
-def test_did_my_data_arrive_is_one_query():
-    send(CLICK)
+def test_arrival_is_one_query():
+    store_event(CLICK)
 
     assert (
         len(
@@ -218,7 +218,7 @@ def test_did_my_data_arrive_is_one_query():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_views_go_and_come_back():
+def test_views_are_reversible():
     try:
         call_command("migrate", "ingest", "0003", verbosity=0)
         tables = connection.introspection.table_names(include_views=True)

@@ -11,7 +11,7 @@ from exhaust.datasets import DATASETS
 from exhaust.models import Job
 
 register = template.Library()
-_STATUS = {
+_STATUS_LABELS = {
     Job.Status.SUBMITTED: "Waiting",
     Job.Status.PROCESSING: "Being made",
     Job.Status.SUCCESS: "Ready",
@@ -21,15 +21,15 @@ _STATUS = {
 
 
 @register.filter
-def moment(at: datetime | None) -> SafeString | str:
+def timestamp(value: datetime | None) -> SafeString | str:
     """In UTC; `console.js` rewrites it in the viewer's zone, with UTC on hover."""
-    if at is None:
+    if value is None:
         return "never"
     return format_html(
         '<time datetime="{}" title="{} UTC">{} UTC</time>',
-        at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        at.strftime("%Y-%m-%d %H:%M:%S"),
-        f"{at.day} {at:%b %Y, %H:%M}",
+        value.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        value.strftime("%Y-%m-%d %H:%M:%S"),
+        f"{value.day} {value:%b %Y, %H:%M}",
     )
 
 
@@ -37,14 +37,14 @@ def moment(at: datetime | None) -> SafeString | str:
 def day(value: date | str) -> str:
     """`3 Mar 2026`; what is no day stays as it is."""
     try:
-        found = date.fromisoformat(value) if isinstance(value, str) else value
+        parsed = date.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
         return str(value)
-    return f"{found.day} {found:%b %Y}"
+    return f"{parsed.day} {parsed:%b %Y}"
 
 
 @register.filter
-def grouped(number: float | None) -> str:
+def thousands(number: float | None) -> str:
     return "–" if number is None else f"{number:,}"  # noqa: RUF001
 
 
@@ -63,22 +63,22 @@ def size(byte_count: int | None) -> str:
 
 
 @register.filter
-def lasting(value: timedelta | float | None) -> str:
+def duration(value: timedelta | float | None) -> str:
     """`2 min 5 s`, of a span or of seconds: its two largest units."""
     if value is None:
         return "–"  # noqa: RUF001
-    left = int(value.total_seconds() if isinstance(value, timedelta) else value)
-    words: list[str] = []
+    remaining = int(value.total_seconds() if isinstance(value, timedelta) else value)
+    parts: list[str] = []
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, length)
-        if count or (words and unit != "s"):
-            words.append(f"{count} {unit}")
-    return " ".join(words[:2]) or "less than a second"
+        count, remaining = divmod(remaining, length)
+        if count or (parts and unit != "s"):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "less than a second"
 
 
 @register.filter
 def status(name: str) -> str:
-    return _STATUS[Job.Status(name)]
+    return _STATUS_LABELS[Job.Status(name)]
 
 
 @register.filter
@@ -87,6 +87,6 @@ def dataset(name: str) -> str:
 
 
 @register.filter
-def at(mapping: dict[str, Any], key: str) -> Any:
+def lookup(mapping: dict[str, Any], key: str) -> Any:
     """What stands there under that name, or nothing."""
     return mapping.get(key, "") if mapping else ""

@@ -8,45 +8,45 @@ from collections.abc import Sequence
 from functools import partial
 
 from exhaust.datasets.columns import Column
-from exhaust.files.formats.base import Body, Format, Unfit
-from exhaust.files.formats.lines import CsvLines, JsonLines
+from exhaust.files.formats.base import Format, FormatLimitExceeded, FormatWriter
+from exhaust.files.formats.lines import CsvWriter, JsonLinesWriter
 
 # pyarrow is loaded by those who write Parquet only: it costs tens of MiB
 
 
-def _parquet(columns: Sequence[Column], limit: int) -> Body:
+def _make_parquet_writer(columns: Sequence[Column], limit: int) -> FormatWriter:
     # its own allocator keeps some 46 MiB more than it needs; read when pyarrow is loaded
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from exhaust.files.formats.parquet import Parquet
+    from exhaust.files.formats.parquet import ParquetFileWriter
 
-    return Parquet(columns, limit)
+    return ParquetFileWriter(columns, limit)
 
 
-def _xlsx(columns: Sequence[Column], limit: int) -> Body:
-    from exhaust.files.formats.xlsx import Xlsx
+def _make_xlsx_writer(columns: Sequence[Column], limit: int) -> FormatWriter:
+    from exhaust.files.formats.xlsx import XlsxFileWriter
 
-    return Xlsx(columns)
+    return XlsxFileWriter(columns)
 
 
 _GZIP = "application/gzip"
-_NOTHING = "the file is empty"
-CSV = Format("csv", "text/csv; charset=utf-8", CsvLines, copied=True)
+_EMPTY_FILE = "the file is empty"
+CSV = Format("csv", "text/csv; charset=utf-8", CsvWriter, has_add_lines=True)
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         CSV,
-        Format("csv.gz", _GZIP, partial(CsvLines, gzip=True), copied=True),
-        Format("jsonl", "application/x-ndjson", JsonLines, empty=_NOTHING),
-        Format("jsonl.gz", _GZIP, partial(JsonLines, gzip=True), empty=_NOTHING),
-        Format("parquet", "application/vnd.apache.parquet", _parquet),
+        Format("csv.gz", _GZIP, partial(CsvWriter, gzip=True), has_add_lines=True),
+        Format("jsonl", "application/x-ndjson", JsonLinesWriter, empty_message=_EMPTY_FILE),
+        Format("jsonl.gz", _GZIP, partial(JsonLinesWriter, gzip=True), empty_message=_EMPTY_FILE),
+        Format("parquet", "application/vnd.apache.parquet", _make_parquet_writer),
         Format(
             "xlsx",
             "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-            _xlsx,
+            _make_xlsx_writer,
             max_rows=1_048_575,  # and the header
-            splits=False,
+            is_splittable=False,
         ),
     )
 }
 
-__all__ = ["CSV", "FORMATS", "Body", "Format", "Unfit"]
+__all__ = ["CSV", "FORMATS", "Format", "FormatLimitExceeded", "FormatWriter"]

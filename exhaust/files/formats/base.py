@@ -7,14 +7,14 @@ from typing import Protocol
 from exhaust.datasets.columns import Cell, Column
 
 
-class Unfit(Exception):
+class FormatLimitExceeded(Exception):
     """What was asked for does not go into the format; the message is for the requester."""
 
 
-class Body(Protocol):
+class FormatWriter(Protocol):
     """One file on its way. Each call gives the bytes that are ready, often none."""
 
-    misfits: int  # cells left empty, because their column's type cannot hold them
+    unconvertible_cells: int  # cells left empty, because their column's type cannot hold them
 
     def start(self) -> bytes: ...
 
@@ -30,8 +30,8 @@ class Format:
 
     name: str  # also the suffix of a file
     content_type: str
-    begin: Callable[[Sequence[Column], int], Body]
+    make_writer: Callable[[Sequence[Column], int], FormatWriter]
     max_rows: int | None = None
-    splits: bool = True  # into parts of `EXHAUST_PART_BYTES`
-    copied: bool = False  # its body has `add_lines`, for what PostgreSQL's COPY writes
-    empty: str = "the file holds only its header"
+    is_splittable: bool = True  # into parts of `EXHAUST_PART_BYTES`
+    has_add_lines: bool = False  # its body has `add_lines`, for what PostgreSQL's COPY writes
+    empty_message: str = "the file holds only its header"

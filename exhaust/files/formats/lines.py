@@ -7,49 +7,56 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 
-from exhaust.datasets.columns import Cell, Column, Kind, guarded, guards, is_number
+from exhaust.datasets.columns import (
+    Cell,
+    Column,
+    Kind,
+    escape_formula,
+    is_number,
+    may_hold_formulas,
+)
 
 # of zlib's, the one that makes nearly the smallest files at nearly twice the speed of its default
 GZIP_LEVEL = 4
-_BLOCK = 256 * 1024
+_BLOCK_BYTES = 256 * 1024
 # csv.writer leaves a lone \r unquoted when lines end in \n
-_quoted = re.compile('[",\r\n]')
+_NEEDS_QUOTES = re.compile('[",\r\n]')
 
 
-def csv_line(cells: Sequence[Cell]) -> bytes:
+def format_csv_line(cells: Sequence[Cell]) -> bytes:
     """One line. Raises nothing; a None is an empty cell, as COPY writes it."""
-    return (",".join(map(_field, cells)) + "\n").encode()
+    return (",".join(map(_format_field, cells)) + "\n").encode()
 
 
-def _field(cell: Cell) -> str:
+def _format_field(cell: Cell) -> str:
     if cell is None:
         return ""
-    if _quoted.search(cell) or cell == "":
+    if _NEEDS_QUOTES.search(cell) or cell == "":
         return '"' + cell.replace('"', '""') + '"'
     return cell
 
 
 @dataclass
-class Sheaf:
+class LineChunk:
     """Lines as PostgreSQL wrote them: their bytes, where each ends, how many a file has taken."""
 
     data: bytes
     ends: list[int]
-    taken: int = 0
+    lines_taken: int = 0
 
     @property
-    def left(self) -> int:
-        return len(self.ends) - self.taken
+    def lines_left(self) -> int:
+        return len(self.ends) - self.lines_taken
 
 
-class Lines:
+class LinesWriter:
     """Lines, given away in blocks."""
 
-    misfits = 0
+    unconvertible_cells = 0
 
     def __init__(self, limit: int, *, gzip: bool) -> None:
-        self._block = min(_BLOCK, limit)
-        self._held: list[bytes | memoryview] = []
+        self._block_bytes = min(_BLOCK_BYTES, limit)
+        self._buffer: list[bytes | memoryview] = []
         self._size = 0  # of what is held
         # a gzip header by zlib holds no moment and no name
         self._gzip = zlib.compressobj(GZIP_LEVEL, wbits=31) if gzip else None
@@ -58,57 +65,57 @@ class Lines:
         return b""
 
     def add_line(self, line: bytes) -> bytes:
-        self._hold(line)
-        return self._given() if self._size >= self._block else b""
+        self._append(line)
+        return self._flush() if self._size >= self._block_bytes else b""
 
-    def add_lines(self, sheaf: Sheaf) -> bytes:
+    def add_lines(self, chunk: LineChunk) -> bytes:
         """As many lines as fill the block, or all that are left: as if each came by itself."""
-        ends = sheaf.ends
-        begin = ends[sheaf.taken - 1] if sheaf.taken else 0
-        last = bisect_left(ends, begin + self._block - self._size, sheaf.taken)
+        ends = chunk.ends
+        begin = ends[chunk.lines_taken - 1] if chunk.lines_taken else 0
+        last = bisect_left(ends, begin + self._block_bytes - self._size, chunk.lines_taken)
         is_full = last < len(ends)
-        self._hold(memoryview(sheaf.data)[begin : ends[last] if is_full else None])
-        sheaf.taken = last + 1 if is_full else len(ends)
-        return self._given() if is_full else b""
+        self._append(memoryview(chunk.data)[begin : ends[last] if is_full else None])
+        chunk.lines_taken = last + 1 if is_full else len(ends)
+        return self._flush() if is_full else b""
 
     def end(self) -> bytes:
-        return self._given() + (self._gzip.flush() if self._gzip else b"")
+        return self._flush() + (self._gzip.flush() if self._gzip else b"")
 
-    def _hold(self, lines: bytes | memoryview) -> None:
-        self._held.append(lines)
+    def _append(self, lines: bytes | memoryview) -> None:
+        self._buffer.append(lines)
         self._size += len(lines)
 
-    def _given(self) -> bytes:
-        given = b"".join(self._held)
-        self._held.clear()
+    def _flush(self) -> bytes:
+        data = b"".join(self._buffer)
+        self._buffer.clear()
         self._size = 0
-        return self._gzip.compress(given) if self._gzip else given
+        return self._gzip.compress(data) if self._gzip else data
 
 
-class CsvLines(Lines):
+class CsvWriter(LinesWriter):
     """RFC 4180 quoting, UTF-8, LF, a header always; free text that no spreadsheet runs."""
 
     def __init__(self, columns: Sequence[Column], limit: int, *, gzip: bool = False) -> None:
         super().__init__(limit, gzip=gzip)
         self._columns = columns
-        self._guards = guards(columns)
+        self._escaped_columns = may_hold_formulas(columns)
 
     def start(self) -> bytes:
-        self._hold(csv_line([column.header for column in self._columns]))
-        return self._given()
+        self._append(format_csv_line([column.header for column in self._columns]))
+        return self._flush()
 
     def add(self, row: Sequence[Cell]) -> bytes:
         return self.add_line(
-            csv_line(
+            format_csv_line(
                 [
-                    guarded(cell) if guard and cell is not None else cell
-                    for cell, guard in zip(row, self._guards, strict=True)
+                    escape_formula(cell) if guard and cell is not None else cell
+                    for cell, guard in zip(row, self._escaped_columns, strict=True)
                 ]
             )
         )
 
 
-class JsonLines(Lines):
+class JsonLinesWriter(LinesWriter):
     """An object a row, by the headers: numbers as numbers, JSON as it is, null for nothing.
 
     What is no number in a column of numbers is a text.
@@ -117,7 +124,7 @@ class JsonLines(Lines):
     def __init__(self, columns: Sequence[Column], limit: int, *, gzip: bool = False) -> None:
         super().__init__(limit, gzip=gzip)
         self._names = [f"{encode_basestring(column.header)}:" for column in columns]
-        self._encoders = [_JSON[column.kind] for column in columns]
+        self._encoders = [_JSON_ENCODERS[column.kind] for column in columns]
 
     def add(self, row: Sequence[Cell]) -> bytes:
         fields = [
@@ -127,15 +134,15 @@ class JsonLines(Lines):
         return self.add_line(f"{{{','.join(fields)}}}\n".encode())
 
 
-def _number(cell: str) -> str:
+def _encode_number(cell: str) -> str:
     return cell if is_number(cell) else encode_basestring(cell)
 
 
-_JSON: dict[Kind, Callable[[str], str]] = {
+_JSON_ENCODERS: dict[Kind, Callable[[str], str]] = {
     "text": encode_basestring,
     "time": encode_basestring,
     "uuid": encode_basestring,
-    "number": _number,
-    "whole": _number,
+    "number": _encode_number,
+    "whole": _encode_number,
     "json": str,
 }

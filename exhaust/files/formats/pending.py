@@ -3,29 +3,29 @@
 import io
 
 
-class Pending(io.RawIOBase):
+class PendingBytes(io.RawIOBase):
     """A file that can only be written on."""
 
     def __init__(self) -> None:
-        self._held = bytearray()
-        self._given = 0
+        self._buffer = bytearray()
+        self._taken_bytes = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: object) -> int:
-        size = len(self._held)
-        self._held += data  # type: ignore[arg-type] # any buffer
-        return len(self._held) - size
+        size = len(self._buffer)
+        self._buffer += data  # type: ignore[arg-type] # any buffer
+        return len(self._buffer) - size
 
     def tell(self) -> int:
-        return self._given + len(self._held)
+        return self._taken_bytes + len(self._buffer)
 
-    def given(self) -> bytes:
+    def take(self) -> bytes:
         """What was written since the last time."""
-        if not self._held:
+        if not self._buffer:
             return b""
-        given = bytes(self._held)
-        self._held.clear()
-        self._given += len(given)
-        return given
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        self._taken_bytes += len(data)
+        return data

@@ -11,11 +11,13 @@ from datetime import date
 from html import escape
 
 from exhaust.datasets.columns import Cell, Column, Kind, is_number
-from exhaust.files.formats.base import Unfit
-from exhaust.files.formats.pending import Pending
+from exhaust.files.formats.base import FormatLimitExceeded
+from exhaust.files.formats.pending import PendingBytes
 
-MAX_CHARACTERS = 32_767  # of a cell, in UTF-16
-MAX_BYTES = (1 << 31) - (1 << 20)  # of a sheet: what lies beyond needs a ZIP that Excel "repairs"
+MAX_CELL_CHARACTERS = 32_767  # of a cell, in UTF-16
+MAX_SHEET_BYTES = (1 << 31) - (
+    1 << 20
+)  # of a sheet: what lies beyond needs a ZIP that Excel "repairs"
 _BLOCK = 64 * 1024
 _DIGITS = 15
 _DAY_ZERO = date(1899, 12, 30).toordinal()
@@ -71,15 +73,15 @@ _AROUND = {
 }
 
 
-class Xlsx:
+class XlsxFileWriter:
     """One file."""
 
-    misfits = 0
+    unconvertible_cells = 0
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._columns = columns
         self._places = [(_letters(place), column.kind) for place, column in enumerate(columns)]
-        self._pending = Pending()
+        self._pending = PendingBytes()
         # ZIP moments are left at their zero, 1980: the same bytes whenever it is made
         self._zip = zipfile.ZipFile(self._pending, "w", zipfile.ZIP_DEFLATED, compresslevel=4)
         for name, content in _AROUND.items():
@@ -119,15 +121,17 @@ class Xlsx:
         last = self._flush()
         self._sheet.close()
         self._zip.close()
-        return last + self._pending.given()
+        return last + self._pending.take()
 
     def _flush(self) -> bytes:
         self._written += len(self._held)
-        if self._written > MAX_BYTES:
-            raise Unfit("This is more than one xlsx sheet holds; ask for fewer days or for csv.")
+        if self._written > MAX_SHEET_BYTES:
+            raise FormatLimitExceeded(
+                "This is more than one xlsx sheet holds; ask for fewer days or for csv."
+            )
         self._sheet.write(self._held)
         self._held.clear()
-        return self._pending.given()
+        return self._pending.take()
 
 
 def _letters(place: int) -> str:
@@ -141,9 +145,12 @@ def _letters(place: int) -> str:
 
 
 def _text(at: str, text: str, style: int = _PLAIN) -> str:
-    if len(text) > MAX_CHARACTERS // 2 and len(text.encode("utf-16-le")) > 2 * MAX_CHARACTERS:
-        raise Unfit(
-            f"Cell {at} is longer than the {MAX_CHARACTERS:,} characters that xlsx holds; ask for"
+    if (
+        len(text) > MAX_CELL_CHARACTERS // 2
+        and len(text.encode("utf-16-le")) > 2 * MAX_CELL_CHARACTERS
+    ):
+        raise FormatLimitExceeded(
+            f"Cell {at} is longer than the {MAX_CELL_CHARACTERS:,} characters that xlsx holds; ask for"
             " another format."
         )
     plain = escape(_unwritable.sub(_escaped, text), quote=False)

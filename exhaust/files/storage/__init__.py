@@ -10,18 +10,18 @@ from django.conf import settings
 
 from exhaust.files.storage.base import (
     AREAS,
-    PRIVATE,
+    PRIVATE_AREA,
     Storage,
     StorageError,
-    disposition,
-    job_of,
-    key,
+    content_disposition,
+    make_key,
+    parse_job_id,
 )
 from exhaust.files.storage.folder import FolderStorage
 
 
 @cache
-def default() -> Storage:
+def get_storage() -> Storage:
     """The storage that the settings name; clients are safe to share between threads."""
     if settings.S3_BUCKET:
         from exhaust.files.storage.s3 import S3Storage  # boto3 would be a tenth of every start
@@ -38,12 +38,12 @@ def default() -> Storage:
 
 __all__ = [
     "AREAS",
-    "PRIVATE",
+    "PRIVATE_AREA",
     "FolderStorage",
     "Storage",
     "StorageError",
-    "default",
-    "disposition",
-    "job_of",
-    "key",
+    "content_disposition",
+    "get_storage",
+    "make_key",
+    "parse_job_id",
 ]

@@ -15,22 +15,22 @@ class StorageError(Exception):
     """The storage did not do it; trying again can help."""
 
 
-PRIVATE = "private"
+PRIVATE_AREA = "private"
 
 
-AREAS = ("response", PRIVATE)
+AREAS = ("response", PRIVATE_AREA)
 
 
-def key(dataset: Dataset, job: Job, suffix: str) -> str:
+def make_key(dataset: Dataset, job: Job, suffix: str) -> str:
     """A fresh key for one file of an attempt. It holds no byte of the caller's."""
-    area = PRIVATE if dataset.private else "response"
+    area = PRIVATE_AREA if dataset.is_private else "response"
     return f"{area}/{job.pk}/{job.attempt}-{secrets.token_hex(16)}.{suffix}"
 
 
-def job_of(key: str) -> str:
+def parse_job_id(key: str) -> str:
     """The job that a key, or an address that holds one, names; "" for none."""
-    found = re.search(r"(?:response|private)/([0-9]+)/", key)
-    return found[1] if found else ""
+    match = re.search(r"(?:response|private)/([0-9]+)/", key)
+    return match[1] if match else ""
 
 
 class Storage(Protocol):
@@ -48,19 +48,19 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """The file, and what was begun of it. Also fine when nothing is there."""
 
-    def discard(self, key: str) -> None:
+    def abort_unfinished(self, key: str) -> None:
         """Only what was begun of it and not ended."""
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def list_keys(self, prefix: str) -> Iterator[str]:
         """Every file's key below a prefix that ends in "/"."""
 
-    def begun(self, prefix: str) -> Iterator[str]:
+    def list_unfinished(self, prefix: str) -> Iterator[str]:
         """The same of files begun and not ended. One that was begun twice may also be whole."""
 
-    def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
+    def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         """An address that gives the file under `name` until then; None where there is none."""
 
-    def signs_until(self) -> datetime | None:
+    def signing_expires_at(self) -> datetime | None:
         """When the credential that signs ends; None for never."""
 
     def probe(self) -> None:
@@ -70,8 +70,10 @@ class Storage(Protocol):
         """Makes the place itself; False where it was there. Raises `StorageError`."""
 
 
-def disposition(name: str) -> str:
+def content_disposition(name: str) -> str:
     """A Content-Disposition that survives any name."""
-    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name)
-    extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
-    return f'attachment; filename="{plain}"{extended}'
+    ascii_name = "".join(
+        c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name
+    )
+    encoded_name = "" if ascii_name == name else f"; filename*=UTF-8''{quote(name, safe='')}"
+    return f'attachment; filename="{ascii_name}"{encoded_name}'

@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from exhaust.failpoints import failpoint
+from exhaust.failpoints import trigger_failpoint
 from exhaust.files.storage.base import (
     StorageError,
-    job_of,
+    parse_job_id,
 )
 
-_DRAFT = ".part-"
+_DRAFT_PREFIX = ".part-"
 
 
 class FolderStorage:
@@ -25,29 +25,29 @@ class FolderStorage:
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         path = self._root / key
-        draft = self._draft(path)
+        draft = self._draft_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("wb") as target:
                 shutil.copyfileobj(stream, target, 1024 * 1024)
-                failpoint("complete.before", job_of(key))
+                trigger_failpoint("complete.before", parse_job_id(key))
                 target.flush()
                 os.fsync(target.fileno())
             draft.rename(path)  # appears whole or not at all
-            failpoint("complete.after", job_of(key))
+            trigger_failpoint("complete.after", parse_job_id(key))
         except OSError as error:
-            self._discard(draft)
+            self._remove_draft(draft)
             raise StorageError(f"folder: {error.strerror}") from error
         except BaseException:
-            self._discard(draft)
+            self._remove_draft(draft)
             raise
 
     @staticmethod
-    def _draft(path: Path) -> Path:
-        return path.with_name(f"{_DRAFT}{path.name}")
+    def _draft_path(path: Path) -> Path:
+        return path.with_name(f"{_DRAFT_PREFIX}{path.name}")
 
     @staticmethod
-    def _discard(draft: Path) -> None:
+    def _remove_draft(draft: Path) -> None:
         with suppress(OSError):  # what cannot go now, the sweep finds
             draft.unlink(missing_ok=True)
 
@@ -59,10 +59,10 @@ class FolderStorage:
 
     def delete(self, key: str) -> None:
         self._unlink(self._root / key)
-        self.discard(key)
+        self.abort_unfinished(key)
 
-    def discard(self, key: str) -> None:
-        self._unlink(self._draft(self._root / key))
+    def abort_unfinished(self, key: str) -> None:
+        self._unlink(self._draft_path(self._root / key))
 
     @staticmethod
     def _unlink(path: Path) -> None:
@@ -73,20 +73,20 @@ class FolderStorage:
         except OSError as error:
             raise StorageError(f"folder: {error.strerror}") from error
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def list_keys(self, prefix: str) -> Iterator[str]:
         for path in (self._root / prefix).rglob("*"):
-            if path.is_file() and not path.name.startswith(_DRAFT):
+            if path.is_file() and not path.name.startswith(_DRAFT_PREFIX):
                 yield path.relative_to(self._root).as_posix()
 
-    def begun(self, prefix: str) -> Iterator[str]:
-        for path in (self._root / prefix).rglob(f"{_DRAFT}*"):
-            whole = path.with_name(path.name.removeprefix(_DRAFT))
+    def list_unfinished(self, prefix: str) -> Iterator[str]:
+        for path in (self._root / prefix).rglob(f"{_DRAFT_PREFIX}*"):
+            whole = path.with_name(path.name.removeprefix(_DRAFT_PREFIX))
             yield whole.relative_to(self._root).as_posix()
 
-    def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
+    def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         return None
 
-    def signs_until(self) -> datetime | None:
+    def signing_expires_at(self) -> datetime | None:
         return None
 
     def probe(self) -> None:
@@ -98,6 +98,6 @@ class FolderStorage:
             raise StorageError("folder: not ours to write")
 
     def prepare(self) -> bool:
-        there = self._root.is_dir()
+        is_present = self._root.is_dir()
         self.probe()
-        return not there
+        return not is_present

@@ -11,8 +11,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from django.conf import settings
 
-from exhaust.failpoints import failpoint
-from exhaust.files.storage.base import PRIVATE, StorageError, disposition, job_of
+from exhaust.failpoints import trigger_failpoint
+from exhaust.files.storage.base import PRIVATE_AREA, StorageError, content_disposition, parse_job_id
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -39,8 +39,8 @@ class S3Storage:
 
         if settings.FAILPOINTS:
             for operation in ("PutObject", "CompleteMultipartUpload"):
-                for event, act in (("before-call", _fail_before), ("after-call", _fail_after)):
-                    self._client.meta.events.register(f"{event}.s3.{operation}", act)
+                for event, handler in (("before-call", _fail_before), ("after-call", _fail_after)):
+                    self._client.meta.events.register(f"{event}.s3.{operation}", handler)
 
     def _make_client(
         self, endpoint: str, region: str, connect: int = 5, read: int = 60, attempts: int = 4
@@ -66,13 +66,16 @@ class S3Storage:
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         try:
-            sealed = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
-            is_sealed = self._kms_key and key.startswith(f"{PRIVATE}/")
+            kms_arguments = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
+            is_kms_encrypted = self._kms_key and key.startswith(f"{PRIVATE_AREA}/")
             self._client.upload_fileobj(
                 stream,
                 self._bucket,
                 key,
-                ExtraArgs={"ContentType": content_type, **(sealed if is_sealed else {})},
+                ExtraArgs={
+                    "ContentType": content_type,
+                    **(kms_arguments if is_kms_encrypted else {}),
+                },
                 Config=self._transfer,
             )
         except (ClientError, BotoCoreError, Boto3Error) as error:
@@ -82,53 +85,53 @@ class S3Storage:
         try:
             body: Any = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
         except (ClientError, BotoCoreError) as error:
-            raise self._translated(error, key) from error
+            raise self._translate_error(error, key) from error
         return body  # type: ignore[no-any-return]
 
     def size(self, key: str) -> int:
         try:
             return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
         except (ClientError, BotoCoreError) as error:
-            raise self._translated(error, key) from error
+            raise self._translate_error(error, key) from error
 
     def delete(self, key: str) -> None:
         try:
             self._client.delete_object(Bucket=self._bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
-        self.discard(key)
+        self.abort_unfinished(key)
 
-    def discard(self, key: str) -> None:
+    def abort_unfinished(self, key: str) -> None:
         try:
-            for begun, upload in self._uploads(key):
-                if begun == key:
-                    self._abort(key, upload)
+            for upload_key, upload_id in self._list_uploads(key):
+                if upload_key == key:
+                    self._abort_upload(key, upload_id)
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
 
-    def _abort(self, key: str, upload: str) -> None:
+    def _abort_upload(self, key: str, upload: str) -> None:
         try:
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
         except ClientError as error:
-            if _code(error) != "NoSuchUpload":  # its own process was faster
+            if _error_code(error) != "NoSuchUpload":  # its own process was faster
                 raise
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def list_keys(self, prefix: str) -> Iterator[str]:
         try:
             for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix
             ):
-                yield from (found["Key"] for found in page.get("Contents", ()))
+                yield from (entry["Key"] for entry in page.get("Contents", ()))
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
 
-    def begun(self, prefix: str) -> Iterator[str]:
+    def list_unfinished(self, prefix: str) -> Iterator[str]:
         try:
-            yield from (key for key, _ in self._uploads(prefix))
+            yield from (key for key, _ in self._list_uploads(prefix))
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
 
-    def _uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+    def _list_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Keys and ids of uploads that were begun and neither completed nor aborted."""
         for page in self._client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self._bucket, Prefix=prefix
@@ -136,7 +139,7 @@ class S3Storage:
             for upload in page.get("Uploads", ()):
                 yield upload["Key"], upload["UploadId"]
 
-    def sign(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
+    def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         seconds = int((until - datetime.now(UTC)).total_seconds())
         if seconds < 1:
             return None
@@ -146,7 +149,7 @@ class S3Storage:
                 Params={
                     "Bucket": self._bucket,
                     "Key": key,
-                    "ResponseContentDisposition": disposition(name),
+                    "ResponseContentDisposition": content_disposition(name),
                     "ResponseContentType": content_type,
                 },
                 ExpiresIn=seconds,
@@ -154,15 +157,15 @@ class S3Storage:
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
 
-    def signs_until(self) -> datetime | None:
+    def signing_expires_at(self) -> datetime | None:
         credentials = self._session.get_credentials()
         if credentials is not None:
             try:
                 credentials.get_frozen_credentials()  # has ended ones renewed, as signing does
             except (ClientError, BotoCoreError) as error:
                 raise StorageError(f"s3: {error}") from error
-        ends = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
-        return ends - timedelta(seconds=60) if isinstance(ends, datetime) else None
+        expires_at = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
+        return expires_at - timedelta(seconds=60) if isinstance(expires_at, datetime) else None
 
     def probe(self) -> None:
         try:
@@ -174,37 +177,37 @@ class S3Storage:
         try:
             self._client.head_bucket(Bucket=self._bucket)
         except ClientError as error:
-            if _code(error) not in {"404", "NoSuchBucket"}:
+            if _error_code(error) not in {"404", "NoSuchBucket"}:
                 raise StorageError(f"s3: {error}") from error
         except BotoCoreError as error:
             raise StorageError(f"s3: {error}") from error
         else:
             return False
         region: Any = self._client.meta.region_name
-        place: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        location: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         try:
             # the oldest region is the one that must not be named
             self._client.create_bucket(
-                Bucket=self._bucket, **(place if region != "us-east-1" else {})
+                Bucket=self._bucket, **(location if region != "us-east-1" else {})
             )
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
         return True
 
     @staticmethod
-    def _translated(error: Exception, key: str) -> Exception:
-        if _code(error) in {"404", "NoSuchKey", "NotFound"}:
+    def _translate_error(error: Exception, key: str) -> Exception:
+        if _error_code(error) in {"404", "NoSuchKey", "NotFound"}:
             return FileNotFoundError(key)
         return StorageError(f"s3: {error}")
 
 
-def _code(error: Exception) -> str:
+def _error_code(error: Exception) -> str:
     return error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
 
 
 def _fail_before(params: dict[str, Any], **_: Any) -> None:
-    failpoint("complete.before", job_of(params["url_path"]))
+    trigger_failpoint("complete.before", parse_job_id(params["url_path"]))
 
 
 def _fail_after(http_response: Any, **_: Any) -> None:
-    failpoint("complete.after", job_of(http_response.url))
+    trigger_failpoint("complete.after", parse_job_id(http_response.url))

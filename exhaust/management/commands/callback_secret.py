@@ -1,4 +1,4 @@
-"""Shows and changes what a channel's notices are signed with."""
+"""Shows and changes what a channel's callbacks are signed with."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -29,5 +29,5 @@ class Command(BaseCommand):
             callbacks.rotate_secret(channel)
         if options["retire_old"]:
             callbacks.retire_old_secrets(channel)
-        for secret in callbacks.live_secrets(channel):
+        for secret in callbacks.fetch_active_secrets(channel):
             self.stdout.write(secret)

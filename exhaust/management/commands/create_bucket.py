@@ -24,10 +24,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            made = storage.default().prepare()
+            is_new = storage.get_storage().prepare()
         except storage.StorageError as error:
             raise CommandError(f"S3_BUCKET {settings.S3_BUCKET}: {error}") from None
-        self.stdout.write("made" if made else "there already")
+        self.stdout.write("made" if is_new else "there already")
         if options["folder"] is not None:
             self._copy(options["folder"])
 
@@ -37,27 +37,27 @@ class Command(BaseCommand):
             raise CommandError("S3_BUCKET: must be set, or there is nothing to copy to.")
         if not folder.is_dir():
             raise CommandError(f"--from: there is no folder {folder}.")
-        here, there = storage.FolderStorage(folder), storage.default()
-        copied = kept = 0
+        source, target = storage.FolderStorage(folder), storage.get_storage()
+        copied = unchanged = 0
         try:
             for area in storage.AREAS:
-                for key in here.keys(f"{area}/"):
-                    if _is_there(there, key, here.size(key)):
-                        kept += 1
+                for key in source.list_keys(f"{area}/"):
+                    if _is_stored(target, key, source.size(key)):
+                        unchanged += 1
                         continue
-                    with here.open(key) as stream:
-                        there.put(key, stream, _content_type(key))
+                    with source.open(key) as stream:
+                        target.put(key, stream, _content_type(key))
                     copied += 1
         except storage.StorageError as error:
             raise CommandError(
                 f"{error}; {copied} were copied: call it again, it goes on from there."
             ) from None
-        self.stdout.write(f"{copied} files copied, {kept} were there")
+        self.stdout.write(f"{copied} files copied, {unchanged} were there")
 
 
-def _is_there(there: storage.Storage, key: str, size: int) -> bool:
+def _is_stored(target: storage.Storage, key: str, size: int) -> bool:
     try:
-        return there.size(key) == size
+        return target.size(key) == size
     except FileNotFoundError:
         return False
 

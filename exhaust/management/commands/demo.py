@@ -21,15 +21,15 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from exhaust.demo import conversations, processes
-from exhaust.demo.client import Client, Failed, batches, fetch
+from exhaust.demo.client import CallFailed, Client, chunks, open_link
 from exhaust.files import links, storage
 from exhaust.models import File, Job, Link
 from ingest.auth import keys
-from ingest.models import ApiKey, Channel, Conversation, Participant, Rejected, StoredEvent
+from ingest.models import ApiKey, Channel, Conversation, Participant, RejectedEvent, StoredEvent
 
 CHANNEL = "DEMO"
-DEVICES, ANSWERS, DAYS = 600, 20_000, 30
-JOB_SECONDS = 120
+DEVICE_COUNT, ANSWER_COUNT, DAYS = 600, 20_000, 30
+JOB_TIMEOUT_SECONDS = 120
 
 
 class Command(BaseCommand):
@@ -40,38 +40,42 @@ class Command(BaseCommand):
         parser.add_argument("--serve", action="store_true", help="Stay up until Ctrl-C.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
-        begun = time.monotonic()
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+        start_time = time.monotonic()
         try:
             with ExitStack() as stack:
-                self._tour(stack, options["port"] or processes.free_port(), serve=options["serve"])
-        except Failed as error:
+                self._run_tour(
+                    stack, options["port"] or processes.free_port(), serve=options["serve"]
+                )
+        except CallFailed as error:
             raise CommandError(str(error)) from None
         except KeyboardInterrupt:
             raise CommandError("Interrupted; everything that was started is stopped.") from None
-        self.stdout.write(f"\nDone in {time.monotonic() - begun:.0f} s; all processes stopped.")
+        self.stdout.write(
+            f"\nDone in {time.monotonic() - start_time:.0f} s; all processes stopped."
+        )
 
-    def _tour(self, stack: ExitStack, port: int, *, serve: bool) -> None:
+    def _run_tour(self, stack: ExitStack, port: int, *, serve: bool) -> None:
         out = Path(settings.VAR_DIR) / "demo"
         out.mkdir(parents=True, exist_ok=True)
-        self._step("Making the tables, and a clean demo channel")
+        self._print_heading("Making the tables, and a clean demo channel")
         call_command("migrate", verbosity=0)
-        sender, asker = self._clean()
+        sender_key, requester_key = self._reset_channel()
 
         base = f"http://127.0.0.1:{port}"
-        self._step(f"Starting the web server at {base} and a worker")
+        self._print_heading(f"Starting the web server at {base} and a worker")
         settings.PUBLIC_URL = base
         environment = {"PUBLIC_URL": base}
         logs = {"web": out / "web.log", "worker": out / "worker.log"}
-        commands = {"web": processes.web(port), "worker": processes.worker()}
+        commands = {"web": processes.web_command(port), "worker": processes.worker_command()}
         children = {
-            name: stack.enter_context(processes.child(command, logs[name], environment))
+            name: stack.enter_context(processes.run_child(command, logs[name], environment))
             for name, command in commands.items()
         }
-        self._await_ready(base, children, logs)
+        self._wait_until_ready(base, children, logs)
 
         start = (datetime.now(UTC) - timedelta(days=DAYS)).date()
-        self._send(Client(base, sender), start)
+        self._send_events(Client(base, sender_key), start)
 
         dates = {
             "conversationId": conversations.CONVERSATION_ID,
@@ -80,105 +84,117 @@ class Command(BaseCommand):
         }
         tag = f"demo-{secrets.token_hex(4)}"
         for dataset in ("uci-response-exhaust", "uci-private-exhaust"):
-            self._exhaust(Client(base, asker), dataset, tag, dates, out)
-        self._refusals()
+            self._export(Client(base, requester_key), dataset, tag, dates, out)
+        self._check_dead_links()
         if serve:
-            self._serve(base, sender, asker, children, logs)
+            self._serve(base, sender_key, requester_key, children, logs)
 
-    def _clean(self) -> tuple[str, str]:
+    def _reset_channel(self) -> tuple[str, str]:
         """An empty channel; the texts of its sender's and its requester's key."""
         channel, _ = Channel.objects.get_or_create(
             identifier=CHANNEL, defaults={"name": "Demonstration"}
         )
         for file in File.objects.filter(job__channel=channel, deleted_at__isnull=True):
-            storage.default().delete(file.key)
+            storage.get_storage().delete(file.key)
         Link.objects.filter(file__job__channel=channel).delete()
         File.objects.filter(job__channel=channel).delete()
-        for model in (Job, StoredEvent, Rejected, Participant, Conversation):
+        for model in (Job, StoredEvent, RejectedEvent, Participant, Conversation):
             model.objects.filter(channel=channel).delete()
         ApiKey.objects.filter(channels=channel, name__startswith="demo ").delete()
-        sender = keys.create_key("demo sender", ["ingest"], [channel])[1]
-        asker = keys.create_key("demo requester", ["export:response", "export:private"], [channel])[
-            1
-        ]
-        return sender, asker
+        sender_key = keys.create_key("demo sender", ["ingest"], [channel])[1]
+        requester_key = keys.create_key(
+            "demo requester", ["export:response", "export:private"], [channel]
+        )[1]
+        return sender_key, requester_key
 
-    def _await_ready(
+    def _wait_until_ready(
         self, base: str, children: dict[str, Popen[bytes]], logs: dict[str, Path]
     ) -> None:
-        until = time.monotonic() + 30
+        deadline = time.monotonic() + 30
         while True:
             for name, process in children.items():
                 if process.poll() is not None:
-                    said = logs[name].read_text(errors="replace")[-2000:]
-                    raise Failed(f"The {name} process ended at once ({logs[name]}):\n{said}")
+                    log_tail = logs[name].read_text(errors="replace")[-2000:]
+                    raise CallFailed(
+                        f"The {name} process ended at once ({logs[name]}):\n{log_tail}"
+                    )
             try:
-                if fetch(f"{base}/readyz")[0] == 200:
+                if open_link(f"{base}/readyz")[0] == 200:
                     return
-            except Failed:
+            except CallFailed:
                 pass
-            if time.monotonic() > until:
-                raise Failed(f"The web server was not ready in 30 s; see {logs['web']}.")
+            if time.monotonic() > deadline:
+                raise CallFailed(f"The web server was not ready in 30 s; see {logs['web']}.")
             time.sleep(0.1)
 
-    def _send(self, client: Client, start: Any) -> None:
-        self._step(f"Sending {ANSWERS:,} answers of {DEVICES} devices as telemetry over HTTP")
-        begun = time.monotonic()
-        events = conversations.answers(ANSWERS, DEVICES, start=start, days=DAYS, channel=CHANNEL)
-        counts = client.send(events)
-        seconds = time.monotonic() - begun
-        self._say(
-            f"stored {counts['stored']:,}, duplicate {counts['duplicate']:,}, rejected"
-            f" {counts['rejected']:,} in {seconds:.1f} s ({ANSWERS / seconds:,.0f} a second)"
+    def _send_events(self, client: Client, start: Any) -> None:
+        self._print_heading(
+            f"Sending {ANSWER_COUNT:,} answers of {DEVICE_COUNT} devices as telemetry over HTTP"
         )
-        if counts["stored"] != ANSWERS:
-            raise Failed(f"{ANSWERS - counts['stored']} answers were not stored.")
-        again = next(
-            batches(
-                conversations.answers(ANSWERS, DEVICES, start=start, days=DAYS, channel=CHANNEL),
+        start_time = time.monotonic()
+        events = conversations.generate_answers(
+            ANSWER_COUNT, DEVICE_COUNT, start=start, days=DAYS, channel=CHANNEL
+        )
+        counts = client.send(events)
+        seconds = time.monotonic() - start_time
+        self._print_line(
+            f"stored {counts['stored']:,}, duplicate {counts['duplicate']:,}, rejected"
+            f" {counts['rejected']:,} in {seconds:.1f} s ({ANSWER_COUNT / seconds:,.0f} a second)"
+        )
+        if counts["stored"] != ANSWER_COUNT:
+            raise CallFailed(f"{ANSWER_COUNT - counts['stored']} answers were not stored.")
+        first_events = next(
+            chunks(
+                conversations.generate_answers(
+                    ANSWER_COUNT, DEVICE_COUNT, start=start, days=DAYS, channel=CHANNEL
+                ),
                 500,
             )
         )
-        counts = client.send(again)
-        self._say(f"the first 500 sent again: {counts['duplicate']} known, {counts['stored']} new")
-        profiles = list(conversations.participants(DEVICES, start=start))
+        counts = client.send(first_events)
+        self._print_line(
+            f"the first 500 sent again: {counts['duplicate']} known, {counts['stored']} new"
+        )
+        profiles = list(conversations.generate_participants(DEVICE_COUNT, start=start))
         answer = client.call("POST", "/v1/participants", profiles)
-        self._say(f"participants: {answer['accepted']} accepted, {answer['rejected']} rejected")
+        self._print_line(
+            f"participants: {answer['accepted']} accepted, {answer['rejected']} rejected"
+        )
         client.call(
             "PUT",
             f"/v1/conversations/{conversations.CONVERSATION_ID}",
             {"name": conversations.CONVERSATION_NAME},
         )
 
-    def _exhaust(
+    def _export(
         self, client: Client, dataset: str, tag: str, dates: dict[str, str], out: Path
     ) -> None:
-        self._step(f"Asking for {dataset}")
+        self._print_heading(f"Asking for {dataset}")
         job = client.submit(dataset, tag, dates)
-        begun = time.monotonic()
-        job = client.wait(tag, job["requestId"], self._bar, JOB_SECONDS)
+        start_time = time.monotonic()
+        job = client.wait(tag, job["requestId"], self._show_progress, JOB_TIMEOUT_SECONDS)
         self.stdout.write("")
         file = job["files"][0]
-        status, body = fetch(job["downloadUrls"][0])
+        status, body = open_link(job["downloadUrls"][0])
         if status != 200 or hashlib.sha256(body).hexdigest() != file["sha256"]:
-            raise Failed(
+            raise CallFailed(
                 f"The download of {file['name']} is not the file that was made ({status})."
             )
         path = out / Path(file["name"]).name
         path.write_bytes(body)
-        ends = datetime.fromtimestamp(job["expiresAt"] / 1000, UTC)
-        self._say(
+        expires_at = datetime.fromtimestamp(job["expiresAt"] / 1000, UTC)
+        self._print_line(
             f"{file['rows']:,} rows, {file['bytes']:,} bytes, SHA-256 {file['sha256'][:16]}… as"
-            f" promised, {time.monotonic() - begun:.1f} s from asking to having"
+            f" promised, {time.monotonic() - start_time:.1f} s from asking to having"
         )
-        self._say(
-            f"link until {ends:%Y-%m-%d %H:%M:%S} UTC on {urlsplit(job['downloadUrls'][0]).netloc}"
+        self._print_line(
+            f"link until {expires_at:%Y-%m-%d %H:%M:%S} UTC on {urlsplit(job['downloadUrls'][0]).netloc}"
         )
-        self._say(f"saved as {path}")
+        self._print_line(f"saved as {path}")
         for row in list(csv.reader(io.StringIO(body.decode(), newline="")))[:4]:
-            self._say("  " + " | ".join(cell.replace("\n", "⏎")[:24] for cell in row))
+            self._print_line("  " + " | ".join(cell.replace("\n", "⏎")[:24] for cell in row))
 
-    def _bar(self, job: dict[str, Any]) -> None:
+    def _show_progress(self, job: dict[str, Any]) -> None:
         percent = job["progress"]["percent"]
         filled = "█" * (percent // 4)
         line = (
@@ -190,30 +206,30 @@ class Command(BaseCommand):
         elif job["status"] == "SUCCESS":
             self.stdout.write(line, ending="")
 
-    def _refusals(self) -> None:
-        self._step("Trying links that must not work")
+    def _check_dead_links(self) -> None:
+        self._print_heading("Trying links that must not work")
         file = File.objects.filter(job__channel__identifier=CHANNEL).latest("id")
         for file in File.objects.filter(job__channel__identifier=CHANNEL).order_by("id"):
-            short = links.create(file, timezone.now() + timedelta(seconds=3))
-            url = links.address(short)
+            link = links.create(file, timezone.now() + timedelta(seconds=3))
+            url = links.build_url(link)
             altered = url[:-1] + ("A" if url[-1] != "A" else "B")
-            if fetch(url)[0] != 200:
-                raise Failed(f"A good link to {file.name} did not open.")
-            self._refused("altered", altered, file)
-            time.sleep(max(0.0, (short.expires_at - timezone.now()).total_seconds()) + 0.2)
-            self._refused("expired", url, file)
+            if open_link(url)[0] != 200:
+                raise CallFailed(f"A good link to {file.name} did not open.")
+            self._check_refused("altered", altered, file)
+            time.sleep(max(0.0, (link.expires_at - timezone.now()).total_seconds()) + 0.2)
+            self._check_refused("expired", url, file)
 
-    def _refused(self, what: str, url: str, file: File) -> None:
-        status, _ = fetch(url)
+    def _check_refused(self, kind: str, url: str, file: File) -> None:
+        status, _ = open_link(url)
         if status not in (403, 410):
-            raise Failed(f"The {what} link to {file.name} was answered {status}.")
-        self._say(f"{what} link to {file.name}: refused with {status}")
+            raise CallFailed(f"The {kind} link to {file.name} was answered {status}.")
+        self._print_line(f"{kind} link to {file.name}: refused with {status}")
 
     def _serve(
         self,
         base: str,
-        sender: str,
-        asker: str,
+        sender_key: str,
+        requester_key: str,
         children: dict[str, Popen[bytes]],
         logs: dict[str, Path],
     ) -> None:
@@ -223,30 +239,30 @@ class Command(BaseCommand):
         )
         user.set_password(password)
         user.save()
-        self._step("Serving until Ctrl-C")
-        self._say(f"API           {base}/dataset/v1/request/list/{{tag}}")
-        self._say(f"console       {base}/console/ as demo, password {password}")
-        self._say(f"admin         {base}/admin/, the same")
-        self._say(f"sender's key  {sender}")
-        self._say(f"asker's key   {asker}")
-        self._say(f"logs          {logs['web']}, {logs['worker']}")
+        self._print_heading("Serving until Ctrl-C")
+        self._print_line(f"API           {base}/dataset/v1/request/list/{{tag}}")
+        self._print_line(f"console       {base}/console/ as demo, password {password}")
+        self._print_line(f"admin         {base}/admin/, the same")
+        self._print_line(f"sender's key  {sender_key}")
+        self._print_line(f"asker's key   {requester_key}")
+        self._print_line(f"logs          {logs['web']}, {logs['worker']}")
         try:
             while True:
                 for name, process in children.items():
                     if process.poll() is not None:
-                        raise Failed(f"The {name} process ended; see {logs[name]}.")
+                        raise CallFailed(f"The {name} process ended; see {logs[name]}.")
                 time.sleep(0.5)
         except KeyboardInterrupt:
             self.stdout.write("")
 
-    def _step(self, text: str) -> None:
+    def _print_heading(self, text: str) -> None:
         self.stdout.write(self.style.MIGRATE_HEADING(f"\n{text}"))
         self.stdout.flush()
 
-    def _say(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         self.stdout.write(f"  {text}")
         self.stdout.flush()
 
 
-def _interrupt(*_: Any) -> None:
+def _raise_interrupt(*_: Any) -> None:
     raise KeyboardInterrupt

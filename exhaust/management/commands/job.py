@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from exhaust.jobs import submit
 from exhaust.models import Job
-from ingest.events import Refused
+from ingest.events import RequestError
 
 
 class Command(BaseCommand):
@@ -19,10 +19,10 @@ class Command(BaseCommand):
         parser.add_argument("--channel", help="Where several channels have this id.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        found = Job.objects.filter(request_id=options["request_id"].upper())
+        matches = Job.objects.filter(request_id=options["request_id"].upper())
         if options["channel"]:
-            found = found.filter(channel__identifier=options["channel"])
-        jobs = list(found.select_related("channel")[:2])
+            matches = matches.filter(channel__identifier=options["channel"])
+        jobs = list(matches.select_related("channel")[:2])
         if not jobs:
             raise CommandError(f"There is no request {options['request_id']}.")
         if len(jobs) > 1:
@@ -33,7 +33,7 @@ class Command(BaseCommand):
                 raise CommandError(f"It is {job.status}; there is nothing to cancel.")
             if options["action"] == "retry" and not submit.retry(job):
                 raise CommandError(f"It is {job.status}; there is nothing to run again.")
-        except Refused as error:
+        except RequestError as error:
             raise CommandError(str(error)) from None
         self._show(job)
 

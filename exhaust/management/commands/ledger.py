@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from exhaust.api import audit
 from ingest.audit import hash_chain
-from ingest.models import LedgerSeal
+from ingest.models import AuditDigest
 
 
 class Command(BaseCommand):
@@ -18,26 +18,28 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("action", choices=["export", "verify"])
         parser.add_argument("--channel", help="Of this one alone.")
-        parser.add_argument("--from", dest="first", type=_day, help="A day (UTC), included.")
-        parser.add_argument("--to", dest="last", type=_day, help="A day (UTC), included.")
+        parser.add_argument("--from", dest="first", type=_parse_day, help="A day (UTC), included.")
+        parser.add_argument("--to", dest="last", type=_parse_day, help="A day (UTC), included.")
         parser.add_argument("--format", choices=["csv", "jsonl"], default="csv")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["action"] == "verify":
             return self._verify()
-        found = audit.entries(options["channel"], options["first"], options["last"]).iterator()
+        events = audit.filter_events(
+            options["channel"], options["first"], options["last"]
+        ).iterator()
         if options["format"] == "csv":
-            for line in audit.csv(found):
+            for line in audit.render_csv(events):
                 self.stdout.write(line.decode(), ending="")
         else:
-            for entry in found:
-                self.stdout.write(json.dumps(audit.presented(entry), ensure_ascii=False))
+            for entry in events:
+                self.stdout.write(json.dumps(audit.present_event(entry), ensure_ascii=False))
         return None
 
     def _verify(self) -> None:
-        if faults := list(hash_chain.faults()):
-            raise CommandError("\n".join(faults))
-        chain = LedgerSeal.objects.order_by("day")
+        if mismatches := list(hash_chain.find_mismatches()):
+            raise CommandError("\n".join(mismatches))
+        chain = AuditDigest.objects.order_by("day")
         first, last = chain.first(), chain.last()
         if first is None or last is None:
             self.stdout.write("No day is sealed yet; the daily run seals each day that is over.")
@@ -48,5 +50,5 @@ class Command(BaseCommand):
         )
 
 
-def _day(said: str) -> date:
-    return date.fromisoformat(said)
+def _parse_day(text: str) -> date:
+    return date.fromisoformat(text)

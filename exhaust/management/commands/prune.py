@@ -23,26 +23,28 @@ class Command(BaseCommand):
             if options["dry_run"]:
                 count = retention.expired_files().count()
             else:
-                count = sum(retention.delete_expired())
+                count = sum(retention.delete_expired_files())
             self.stdout.write(f"files: {count:,}")
-        if retention.before() is None:
+        if retention.event_cutoff() is None:
             self.stdout.write("events: kept for ever; EVENT_RETENTION_DAYS is not set")
             return
-        expired = retention.expired_events()
+        expired = retention.count_expired_events()
         days = settings.EVENT_RETENTION_DAYS
         self.stdout.write(f"events older than {days} days: {sum(expired.values()):,}")
         if options["dry_run"]:
             for channel, count in expired.items():
                 self.stdout.write(f"  {channel}: {count:,}")
-            for sink in retention.behind(expired):
-                self.stdout.write(f"  its sink may have some of them still to send: {sink}")
+            for destination in retention.lagging_destinations(expired):
+                self.stdout.write(
+                    f"  its destination may have some of them still to send: {destination}"
+                )
             return
-        began, pruned = monotonic(), Counter[str]()
+        start_time, pruned = monotonic(), Counter[str]()
         for channel, count in retention.prune_events():
             pruned[channel] += count
-            rate = pruned.total() / max(monotonic() - began, 0.001)
-            said = f"{pruned[channel]:,} of {expired.get(channel, 0):,}"
-            self.stdout.write(f"  {channel}: {said}, {rate:,.0f} a second")
+            rate = pruned.total() / max(monotonic() - start_time, 0.001)
+            progress = f"{pruned[channel]:,} of {expired.get(channel, 0):,}"
+            self.stdout.write(f"  {channel}: {progress}, {rate:,.0f} a second")
         for channel, count in expired.items():
             if pruned[channel] < count:
                 self.stdout.write(

@@ -22,48 +22,48 @@ class Command(BaseCommand):
     help = "Runs due jobs, or the one of --request-id even if it waits for its next attempt."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        which = parser.add_mutually_exclusive_group()
-        which.add_argument("--request-id", help="Only the job of this request.")
-        which.add_argument(
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument("--request-id", help="Only the job of this request.")
+        group.add_argument(
             "--loop", action="store_true", help="Go on until Ctrl-C: a worker without a broker."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        self._holder = f"{transitions.holder_named(os.getpid())} run_jobs"
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        self._worker_id = f"{transitions.format_worker_id(os.getpid())} run_jobs"
+        previous_handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
-            self._handle(options["request_id"], options["loop"])
+            self._run_loop(options["request_id"], options["loop"])
         finally:
-            signal.signal(signal.SIGTERM, before)
-            transitions.release(self._holder)  # what a Ctrl-C left in the middle
+            signal.signal(signal.SIGTERM, previous_handler)
+            transitions.release_all(self._worker_id)  # what a Ctrl-C left in the middle
 
-    def _handle(self, request_id: str, loop: bool) -> None:
+    def _run_loop(self, request_id: str, loop: bool) -> None:
         if request_id:
-            transitions.reap()
-            found = list(Job.objects.filter(request_id=request_id.upper()))
-            if not found:
+            transitions.fail_expired()
+            matches = list(Job.objects.filter(request_id=request_id.upper()))
+            if not matches:
                 raise CommandError(f"There is no request {request_id}.")
-            for job in found:
-                transitions.hasten(job)
-                self._run(transitions.claim(job.pk, holder=self._holder), job)
+            for job in matches:
+                transitions.run_now(job)
+                self._run_claimed(transitions.claim(job.pk, worker_id=self._worker_id), job)
             return
         self._run_due()
         while loop:
             if daily.is_due():
-                daily.run()
+                daily.run_daily()
             sleep(PAUSE_SECONDS)
-            schedules.make_due()
+            schedules.submit_due()
             deriver.derive_all(PAUSE_SECONDS)
-            pump.run(PAUSE_SECONDS)
+            pump.deliver_due(PAUSE_SECONDS)
             self._run_due()
             callbacks.deliver_due(seconds=PAUSE_SECONDS)
 
     def _run_due(self) -> None:
-        transitions.reap()
-        while claimed := transitions.claim(holder=self._holder):
-            self._run(claimed, claimed)
+        transitions.fail_expired()
+        while claimed := transitions.claim(worker_id=self._worker_id):
+            self._run_claimed(claimed, claimed)
 
-    def _run(self, claimed: Job | None, job: Job) -> None:
+    def _run_claimed(self, claimed: Job | None, job: Job) -> None:
         if claimed is not None:
             attempt.run(claimed)
         job.refresh_from_db()

@@ -1,4 +1,4 @@
-"""Registers a sender whose dialect carries an application id, and its channel where it is new."""
+"""Registers a sender whose source carries an application id, and its channel where it is new."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -30,7 +30,7 @@ class Command(BaseCommand):
             with transaction.atomic():
                 _, secret = keys.create_application(
                     options["identifier"],
-                    keys.channel(options["channel"]),
+                    keys.get_or_create_channel(options["channel"]),
                     cookie=options["cookie"],
                     name=options["name"],
                     strict_hash=options["strict_hash"],

@@ -41,7 +41,9 @@ class Command(BaseCommand):
         expires_at = None if days is None else timezone.now() + timedelta(days=days)
         try:
             with transaction.atomic():
-                channels = [keys.channel(identifier) for identifier in options["channel"]]
+                channels = [
+                    keys.get_or_create_channel(identifier) for identifier in options["channel"]
+                ]
                 _, text = keys.create_key(
                     options["name"],
                     options["scope"],

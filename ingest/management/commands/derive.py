@@ -19,12 +19,12 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        began = monotonic()
+        start_time = monotonic()
         total = deriver.derive_all(options["seconds"])
-        took = max(monotonic() - began, 0.001)
-        self.stdout.write(f"{total} events in {took:.1f} s, {total / took:.0f} a second")
+        seconds = max(monotonic() - start_time, 0.001)
+        self.stdout.write(f"{total} events in {seconds:.1f} s, {total / seconds:.0f} a second")
         for channel in Channel.objects.order_by("identifier"):
-            lag = deriver.lag(channel.id)
+            lag = deriver.measure_lag(channel.id)
             if lag.events:
                 age = lag.age.total_seconds()
                 self.stdout.write(f"{channel.identifier}: {lag.events} behind, {age:.0f} s")

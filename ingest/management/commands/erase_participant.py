@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from ingest.models import Channel
 from ingest.privacy import erasure
-from ingest.views.participants import certificate
+from ingest.views.participants import erasure_certificate
 
 
 class Command(BaseCommand):
@@ -22,7 +22,7 @@ class Command(BaseCommand):
         channel = Channel.objects.filter(identifier=options["channel"]).first()
         if channel is None:
             raise CommandError(f"There is no channel '{options['channel']}'.")
-        found = erasure.erase(channel.pk, options["device_id"], float("inf"))
-        self.stdout.write(json.dumps(certificate(found), indent=2))
-        if found.finished_at is None:
+        record = erasure.erase(channel.pk, options["device_id"], float("inf"))
+        self.stdout.write(json.dumps(erasure_certificate(record), indent=2))
+        if record.finished_at is None:
             raise CommandError("Another process is at it and goes on; ask again.")

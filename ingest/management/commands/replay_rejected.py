@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from ingest.adapters import ADAPTERS, participants
-from ingest.models import Rejected
+from ingest.models import RejectedEvent
 from ingest.store.replay import replay
 
 
@@ -16,22 +16,22 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--reason", help="Only these, as the admin shows it.")
-        parser.add_argument("--door", choices=[*ADAPTERS, participants.DIALECT])
+        parser.add_argument("--door", choices=[*ADAPTERS, participants.SOURCE])
         parser.add_argument("--since", help="Arrived on this day or later, as 2026-01-31.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        found = Rejected.objects.filter(replayed_at__isnull=True)
+        rows = RejectedEvent.objects.filter(replayed_at__isnull=True)
         if options["reason"]:
-            found = found.filter(reason=options["reason"])
+            rows = rows.filter(reason=options["reason"])
         if options["door"]:
-            found = found.filter(dialect=options["door"])
+            rows = rows.filter(source=options["door"])
         if options["since"]:
             try:
                 since = datetime.fromisoformat(options["since"])
             except ValueError:
                 raise CommandError("--since: write a day as 2026-01-31.") from None
-            found = found.filter(received_at__gte=since.replace(tzinfo=since.tzinfo or UTC))
-        counts = replay(found.select_related("channel", "application").order_by("id").iterator())
+            rows = rows.filter(received_at__gte=since.replace(tzinfo=since.tzinfo or UTC))
+        counts = replay(rows.select_related("channel", "application").order_by("id").iterator())
         self.stdout.write(
             f"accepted {counts.accepted}, still rejected {counts.still_rejected},"
             f" unreadable {counts.unreadable}"

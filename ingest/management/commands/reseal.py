@@ -9,9 +9,9 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
 from django.db import models
 
-from ingest.privacy.encryption import reseal
+from ingest.privacy.encryption import reencrypt
 
-STEP = 500
+CHUNK_ROWS = 500
 
 
 class Command(BaseCommand):
@@ -21,35 +21,35 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="Only whether all can be read.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        unread = 0
-        for model, column in sealed():
-            done, failed = self._reseal(model, column, dry=options["dry_run"])
-            unread += failed
+        unreadable = 0
+        for model, column in encrypted_columns():
+            done, failed = self._reencrypt(model, column, dry=options["dry_run"])
+            unreadable += failed
             if done or failed:
                 self.stdout.write(f"{model._meta.db_table}.{column}: {done:,}, unreadable {failed}")
-        if unread:
-            raise CommandError(f"ENCRYPTION_KEYS opens {unread} not: an older one is missing.")
+        if unreadable:
+            raise CommandError(f"ENCRYPTION_KEYS opens {unreadable} not: an older one is missing.")
         self.stdout.write("All can be read." if options["dry_run"] else "The other keys can go.")
 
-    def _reseal(self, model: type[models.Model], column: str, *, dry: bool) -> tuple[int, int]:
+    def _reencrypt(self, model: type[models.Model], column: str, *, dry: bool) -> tuple[int, int]:
         """(how many were, how many no key opens)."""
-        done = failed = after = 0
+        done = failed = last_pk = 0
         rows = model._base_manager.exclude(**{column: None}).order_by("pk")
-        while step := list(rows.filter(pk__gt=after).values_list("pk", column)[:STEP]):
-            for pk, kept in step:
+        while chunk := list(rows.filter(pk__gt=last_pk).values_list("pk", column)[:CHUNK_ROWS]):
+            for pk, ciphertext in chunk:
                 try:
-                    anew = reseal(kept)
+                    reencrypted = reencrypt(ciphertext)
                 except InvalidToken:
                     failed += 1
                     continue
                 # one that changed meanwhile was sealed with the first key anyway
-                row = model._base_manager.filter(pk=pk, **{column: bytes(kept)})
-                done += 1 if dry else row.update(**{column: anew})
-            after = step[-1][0]
+                row = model._base_manager.filter(pk=pk, **{column: bytes(ciphertext)})
+                done += 1 if dry else row.update(**{column: reencrypted})
+            last_pk = chunk[-1][0]
         return done, failed
 
 
-def sealed() -> Iterator[tuple[type[models.Model], str]]:
+def encrypted_columns() -> Iterator[tuple[type[models.Model], str]]:
     """Every column that holds what `sealing.seal` made."""
     for model in apps.get_models():
         for field in model._meta.local_fields:

@@ -17,11 +17,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.stdout.write(
-            "Revoked." if keys.revoke_key(named(options["public_id"])) else "Was revoked already."
+            "Revoked."
+            if keys.revoke_key(find_key(options["public_id"]))
+            else "Was revoked already."
         )
 
 
-def named(public_id: str) -> ApiKey:
+def find_key(public_id: str) -> ApiKey:
     """The key of that public id. Raises `CommandError`."""
     key = ApiKey.objects.filter(public_id=public_id).first()
     if key is None:

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from ingest.auth import keys
-from ingest.management.commands.revoke_key import named
+from ingest.management.commands.revoke_key import find_key
 
 
 class Command(BaseCommand):
@@ -24,7 +24,7 @@ class Command(BaseCommand):
             raise CommandError("--hours: from 0 to 8760.")
         try:
             _, text = keys.rotate_key(
-                named(options["public_id"]), timedelta(hours=options["hours"])
+                find_key(options["public_id"]), timedelta(hours=options["hours"])
             )
         except ValueError as error:
             raise CommandError(str(error)) from None

@@ -20,10 +20,10 @@ from tests.exhaust.factories import (
     CONFIG,
     PRIVATE,
     RESPONSE,
+    fetch_job_row,
     make_claimed,
     make_finished,
     make_job,
-    row_of,
 )
 
 pytestmark = pytest.mark.django_db
@@ -33,7 +33,7 @@ GONE = object()
 LISTED = "One of csv, csv.gz, jsonl, jsonl.gz, parquet, xlsx."
 
 
-def body(**changes: Any) -> dict[str, Any]:
+def submit_body(**changes: Any) -> dict[str, Any]:
     """The guide's request; a change replaces a field of `request`, or of its datasetConfig when
     it is written `datasetConfig.field`."""
     request: dict[str, Any] = {
@@ -60,16 +60,16 @@ def body(**changes: Any) -> dict[str, Any]:
     }
 
 
-def post(client: Client, said: Any, path: str = SUBMIT, **headers: str) -> Any:
-    text = said if isinstance(said, str | bytes) else json.dumps(said)
+def post(client: Client, payload: Any, path: str = SUBMIT, **headers: str) -> Any:
+    text = payload if isinstance(payload, str | bytes) else json.dumps(payload)
     return client.post(path, text, content_type="application/json", headers=headers)
 
 
-def read(client: Client, tag: str, request_id: str, **headers: str) -> Any:
+def read_job(client: Client, tag: str, request_id: str, **headers: str) -> Any:
     return client.get(f"/dataset/v1/request/read/{tag}", {"requestId": request_id}, headers=headers)
 
 
-def listed(client: Client, tag: str, **query: Any) -> Any:
+def list_jobs(client: Client, tag: str, **query: Any) -> Any:
     return client.get(f"/dataset/v1/request/list/{tag}", query)
 
 
@@ -77,13 +77,13 @@ def assert_envelope(answer: Any, operation: str, status: int, code: str) -> dict
     """The exact names and types around every answer; its `result`."""
     assert answer.status_code == status, answer.content
     assert answer["Content-Type"] == "application/json"
-    said = answer.json()
-    assert list(said) == ["id", "ver", "ts", "params", "responseCode", "result"]
-    assert said["id"] == f"ekstep.analytics.dataset.{operation}"
-    assert said["ver"] == "1.0"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", said["ts"])
-    assert said["responseCode"] == code
-    params = said["params"]
+    envelope = answer.json()
+    assert list(envelope) == ["id", "ver", "ts", "params", "responseCode", "result"]
+    assert envelope["id"] == f"ekstep.analytics.dataset.{operation}"
+    assert envelope["ver"] == "1.0"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", envelope["ts"])
+    assert envelope["responseCode"] == code
+    params = envelope["params"]
     assert UUID(params["resmsgid"]).version == 4
     assert params["client_key"] is None
     if status == 200:
@@ -92,8 +92,8 @@ def assert_envelope(answer: Any, operation: str, status: int, code: str) -> dict
     else:
         assert set(params) == {"resmsgid", "status", "err", "errmsg", "client_key"}
         assert (params["status"], params["err"]) == ("failed", code)
-        assert said["result"] == {}
-    result: dict[str, Any] = said["result"]
+        assert envelope["result"] == {}
+    result: dict[str, Any] = envelope["result"]
     return result
 
 
@@ -162,7 +162,7 @@ def assert_shape(value: dict[str, Any], shape: dict[str, Any]) -> None:
 @pytest.mark.parametrize("word", ["submit", "submi"])
 def test_the_guides_request_is_accepted(asker: Client, prefix: str, word: str) -> None:
     # when the guide's request is sent to either address
-    answer = post(asker, body(), f"{prefix}/dataset/v1/request/{word}")
+    answer = post(asker, submit_body(), f"{prefix}/dataset/v1/request/{word}")
 
     # then it is a job, and the header's channel (the key's only one) wins over the body's
     job = Job.objects.get()
@@ -198,15 +198,15 @@ def test_the_guides_request_is_accepted(asker: Client, prefix: str, word: str) -
         "priority": "interactive",
     }
     day = job.submitted_at.date()
-    assert result["requestId"] == submit.request_id(
+    assert result["requestId"] == submit.make_request_id(
         RESPONSE, TAG, "user_id", "ORG_001", day, RESPONSE
     )
 
 
 def test_sent_again_it_is_the_same_job(asker: Client) -> None:
     # when
-    first = post(asker, body()).json()["result"]
-    second = post(asker, body()).json()["result"]
+    first = post(asker, submit_body()).json()["result"]
+    second = post(asker, submit_body()).json()["result"]
 
     # then
     assert first == second
@@ -236,29 +236,29 @@ def test_sent_again_it_is_the_same_job(asker: Client) -> None:
 def test_what_may_vary(asker: Client, changes: dict[str, Any]) -> None:
     # given a request near an edge of what is allowed
     changes = {k: v for k, v in changes.items() if not (k == "encryptionKey" and v is GONE)}
-    said = body(**changes)
+    request = submit_body(**changes)
 
     # when
-    answer = post(asker, said)
+    answer = post(asker, request)
 
     # then it is accepted, and its configuration is echoed as it was sent
     result = assert_envelope(answer, "request.submit", 200, "OK")
-    assert result["datasetConfig"] == said["request"]["datasetConfig"]
-    assert result["tag"] == said["request"]["tag"] + ":ORG_001"
+    assert result["datasetConfig"] == request["request"]["datasetConfig"]
+    assert result["tag"] == request["request"]["tag"] + ":ORG_001"
     assert Job.objects.count() == 1
-    again = assert_envelope(
-        read(asker, said["request"]["tag"], result["requestId"]), "request.info", 200, "OK"
+    reread = assert_envelope(
+        read_job(asker, request["request"]["tag"], result["requestId"]), "request.info", 200, "OK"
     )
-    assert again == result
+    assert reread == result
 
 
 def test_requester_left_out_is_the_keys_name(asker: Client) -> None:
-    result = post(asker, body(requestedBy=GONE)).json()["result"]
+    result = post(asker, submit_body(requestedBy=GONE)).json()["result"]
     assert result["requestedBy"] == "test"
 
 
 def test_the_encryption_key_is_never_shown(asker: Client) -> None:
-    answer = post(asker, body(encryptionKey=None))
+    answer = post(asker, submit_body(encryptionKey=None))
     assert b"encryptionKey" not in answer.content
 
 
@@ -267,15 +267,15 @@ def test_a_key_of_two_channels_chooses_by_header() -> None:
     client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
 
     # when the same request is sent for each
-    made = [
-        post(client, body(), **{"X-Channel-ID": channel}).json()["result"]
+    job = [
+        post(client, submit_body(), **{"X-Channel-ID": channel}).json()["result"]
         for channel in ("ORG_001", "ORG_002")
     ]
 
     # then each channel has its own
-    assert [result["requestedChannel"] for result in made] == ["ORG_001", "ORG_002"]
-    assert [result["tag"] for result in made] == [f"{TAG}:ORG_001", f"{TAG}:ORG_002"]
-    assert made[0]["requestId"] != made[1]["requestId"]
+    assert [result["requestedChannel"] for result in job] == ["ORG_001", "ORG_002"]
+    assert [result["tag"] for result in job] == [f"{TAG}:ORG_001", f"{TAG}:ORG_002"]
+    assert job[0]["requestId"] != job[1]["requestId"]
     assert Job.objects.count() == 2
 
 
@@ -287,7 +287,7 @@ def test_read_of_a_finished_job(asker: Client) -> None:
     job = make_finished(b"a,b\n1,2\n3,4\n")
 
     # when
-    answer = read(asker, "daily", job.request_id)
+    answer = read_job(asker, "daily", job.request_id)
 
     # then
     result = assert_envelope(answer, "request.info", 200, "OK")
@@ -327,7 +327,7 @@ def test_read_of_a_failed_job(asker: Client) -> None:
     transitions.fail(job, "There is no dataset x any more.", permanent=True)
 
     # when
-    result = assert_envelope(read(asker, "daily", job.request_id), "request.info", 200, "OK")
+    result = assert_envelope(read_job(asker, "daily", job.request_id), "request.info", 200, "OK")
 
     # then
     assert_shape(result, SHAPE)
@@ -348,14 +348,18 @@ def test_progress_of_a_working_job(
     Job.objects.filter(pk=job.pk).update(rows_done=done, rows_estimated=estimated)
 
     # when
-    result = read(asker, "daily", job.request_id).json()["result"]
+    result = read_job(asker, "daily", job.request_id).json()["result"]
 
     # then an estimate that falls short never says that all is done
     assert result["status"] == "PROCESSING"
-    said = result["progress"]
-    assert (said["rows"], said["estimatedRows"], said["percent"]) == (done, estimated, percent)
-    assert said["phase"] == ("writing" if done else "preparing")
-    assert said["queuePosition"] is None
+    progress = result["progress"]
+    assert (progress["rows"], progress["estimatedRows"], progress["percent"]) == (
+        done,
+        estimated,
+        percent,
+    )
+    assert progress["phase"] == ("writing" if done else "preparing")
+    assert progress["queuePosition"] is None
 
 
 def test_list_shows_the_newest_first(asker: Client) -> None:
@@ -368,7 +372,7 @@ def test_list_shows_the_newest_first(asker: Client) -> None:
     make_job(channel="ORG_002")
 
     # when
-    result = assert_envelope(listed(asker, "daily"), "request.list", 200, "OK")
+    result = assert_envelope(list_jobs(asker, "daily"), "request.list", 200, "OK")
 
     # then
     assert set(result) == {"count", "jobs", "nextCursor"}
@@ -378,12 +382,12 @@ def test_list_shows_the_newest_first(asker: Client) -> None:
     assert ids == [newest.request_id, middle.request_id, oldest.request_id]
     for job in result["jobs"]:
         assert_shape(job, SHAPE)
-    assert result["jobs"][2] == read(asker, "daily", oldest.request_id).json()["result"]
+    assert result["jobs"][2] == read_job(asker, "daily", oldest.request_id).json()["result"]
 
 
 def test_list_of_an_unknown_tag_is_empty(asker: Client) -> None:
     make_job()
-    result = assert_envelope(listed(asker, "unknown"), "request.list", 200, "OK")
+    result = assert_envelope(list_jobs(asker, "unknown"), "request.list", 200, "OK")
     assert result == {"count": 0, "jobs": [], "nextCursor": None}
 
 
@@ -399,13 +403,13 @@ def test_list_limits(asker: Client) -> None:
         ({"limit": 1}, 1),
         ({"limit": 1000}, 103),
     ):
-        result = listed(asker, "daily", **query).json()["result"]
+        result = list_jobs(asker, "daily", **query).json()["result"]
         assert result["count"] == len(result["jobs"]) == count
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "x", "1e400", "9" * 2000, "1.5"])
 def test_list_refuses_other_limits(asker: Client, limit: str) -> None:
-    sentence = assert_refused(listed(asker, "daily", limit=limit), operation="request.list")
+    sentence = assert_refused(list_jobs(asker, "daily", limit=limit), operation="request.list")
     assert sentence.startswith("limit: ")
 
 
@@ -416,10 +420,10 @@ def test_list_shows_only_what_the_key_may_ask_for() -> None:
     client = Client(headers=bearer(make_key("export:response")))
 
     # when
-    result = listed(client, "daily").json()["result"]
+    result = list_jobs(client, "daily").json()["result"]
 
     # then
-    assert [shown["requestId"] for shown in result["jobs"]] == [job.request_id]
+    assert [listed_job["requestId"] for listed_job in result["jobs"]] == [job.request_id]
 
 
 # Links ----------------------------------------------------------------------------------------
@@ -428,14 +432,14 @@ def test_list_shows_only_what_the_key_may_ask_for() -> None:
 def test_the_link_stays_the_same_until_it_expires(asker: Client) -> None:
     # given a finished job, read once
     job = make_finished()
-    first = read(asker, "daily", job.request_id).json()["result"]
+    first = read_job(asker, "daily", job.request_id).json()["result"]
 
     # when it is read, listed and submitted again
-    again = read(asker, "daily", job.request_id).json()["result"]
-    shown = listed(asker, "daily").json()["result"]["jobs"][0]
+    reread = read_job(asker, "daily", job.request_id).json()["result"]
+    listed_job = list_jobs(asker, "daily").json()["result"]["jobs"][0]
 
     # then it is one link
-    for other in (again, shown):
+    for other in (reread, listed_job):
         assert other["downloadUrls"] == first["downloadUrls"]
         assert other["expiresAt"] == first["expiresAt"]
     assert Link.objects.count() == 1
@@ -445,12 +449,12 @@ def test_the_link_stays_the_same_until_it_expires(asker: Client) -> None:
 def test_a_new_link_after_the_old_one_ended(asker: Client, ending: str) -> None:
     # given a job whose link has ended
     job = make_finished()
-    first = read(asker, "daily", job.request_id).json()["result"]
+    first = read_job(asker, "daily", job.request_id).json()["result"]
     Link.objects.update(**{ending: timezone.now() - timedelta(seconds=1)})
 
     # when it is read again, twice
-    second = read(asker, "daily", job.request_id).json()["result"]
-    third = read(asker, "daily", job.request_id).json()["result"]
+    second = read_job(asker, "daily", job.request_id).json()["result"]
+    third = read_job(asker, "daily", job.request_id).json()["result"]
 
     # then there is one new link, and the old one opens nothing
     assert second["downloadUrls"] != first["downloadUrls"]
@@ -526,7 +530,7 @@ def test_refusals_name_the_field_and_the_remedy(
     asker: Client, changes: dict[str, Any], field: str, remedy: str
 ) -> None:
     # when
-    sentence = assert_refused(post(asker, body(**changes)))
+    sentence = assert_refused(post(asker, submit_body(**changes)))
 
     # then
     assert sentence.partition(": ")[0] == field
@@ -573,30 +577,32 @@ NASTY = ['"a\\u0000b"', '"\\ud800"', '"\\udfff tail"', '"\\ud83d"', '{"\\u0000":
 @pytest.mark.parametrize("place", ["requestedBy", "datasetConfig.extra"])
 def test_what_no_database_holds_is_mended(asker: Client, place: str, text: str) -> None:
     # given a text that jsonb or text refuses
-    said = json.dumps(body(**{place: "HERE"})).replace('"HERE"', text)
+    request_text = json.dumps(submit_body(**{place: "HERE"})).replace('"HERE"', text)
 
     # when it is sent, and read back
-    answer = post(asker, said)
+    answer = post(asker, request_text)
     if place == "requestedBy" and not text.startswith('"'):
         assert "request.requestedBy" in assert_refused(answer)
         assert Job.objects.count() == 0
         return
     result = assert_envelope(answer, "request.submit", 200, "OK")
-    again = assert_envelope(read(asker, TAG, result["requestId"]), "request.info", 200, "OK")
+    reread = assert_envelope(read_job(asker, TAG, result["requestId"]), "request.info", 200, "OK")
 
     # then it was kept, with U+FFFD for what could not be
     job = Job.objects.get()
-    kept = job.requested_by if place == "requestedBy" else json.dumps(job.config["extra"])
-    assert again["requestedBy"] == result["requestedBy"]
-    assert again["datasetConfig"] == result["datasetConfig"] == job.config
-    assert "\ufffd" in kept or "\\ufffd" in kept
+    stored = job.requested_by if place == "requestedBy" else json.dumps(job.config["extra"])
+    assert reread["requestedBy"] == result["requestedBy"]
+    assert reread["datasetConfig"] == result["datasetConfig"] == job.config
+    assert "\ufffd" in stored or "\\ufffd" in stored
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "[[1e999]]"])
 def test_numbers_beyond_a_float_are_refused(asker: Client, number: str) -> None:
     # when
-    said = json.dumps(body(**{"datasetConfig.extra": "HERE"})).replace('"HERE"', number)
-    sentence = assert_refused(post(asker, said))
+    request_text = json.dumps(submit_body(**{"datasetConfig.extra": "HERE"})).replace(
+        '"HERE"', number
+    )
+    sentence = assert_refused(post(asker, request_text))
 
     # then
     assert "64-bit" in sentence
@@ -609,17 +615,21 @@ def test_numbers_beyond_a_float_are_refused(asker: Client, number: str) -> None:
 )
 def test_odd_numbers_are_never_our_failure(asker: Client, number: str) -> None:
     # when
-    said = json.dumps(body(**{"datasetConfig.extra": "HERE"})).replace('"HERE"', number)
-    answer = post(asker, said)
+    request_text = json.dumps(submit_body(**{"datasetConfig.extra": "HERE"})).replace(
+        '"HERE"', number
+    )
+    answer = post(asker, request_text)
 
     # then it is accepted and can be read, or it is refused and no job was made
     if answer.status_code == 200:
         result = answer.json()["result"]
-        again = assert_envelope(read(asker, TAG, result["requestId"]), "request.info", 200, "OK")
+        reread = assert_envelope(
+            read_job(asker, TAG, result["requestId"]), "request.info", 200, "OK"
+        )
         # jsonb writes 1e308 without its exponent: another text of the same number
-        numbers = [float(shown["datasetConfig"].pop("extra")) for shown in (result, again)]
+        numbers = [float(job["datasetConfig"].pop("extra")) for job in (result, reread)]
         assert numbers[0] == numbers[1]
-        assert again == result
+        assert reread == result
         assert Job.objects.count() == 1
     else:
         assert_refused(answer)
@@ -630,21 +640,23 @@ def test_odd_numbers_are_never_our_failure(asker: Client, number: str) -> None:
 def test_deep_nesting_is_never_our_failure(asker: Client, depth: int) -> None:
     # when
     nested = "[" * depth + "]" * depth
-    said = json.dumps(body(**{"datasetConfig.extra": "HERE"})).replace('"HERE"', nested)
-    answer = post(asker, said)
+    request_text = json.dumps(submit_body(**{"datasetConfig.extra": "HERE"})).replace(
+        '"HERE"', nested
+    )
+    answer = post(asker, request_text)
 
     # then it is accepted and can be read, or it is refused and no job was made
     if answer.status_code == 200:
         result = answer.json()["result"]
-        again = read(asker, TAG, result["requestId"])
-        assert assert_envelope(again, "request.info", 200, "OK") == result
+        reread = read_job(asker, TAG, result["requestId"])
+        assert assert_envelope(reread, "request.info", 200, "OK") == result
     else:
         assert "deep" in assert_refused(answer)
         assert Job.objects.count() == 0
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("wakes")
+@pytest.mark.usefixtures("enqueued_tasks")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -656,7 +668,7 @@ def test_deep_nesting_is_never_our_failure(asker: Client, depth: int) -> None:
 )
 def test_what_was_accepted_can_be_worked_on(asker: Client, changes: dict[str, str]) -> None:
     # given blanks around a value
-    answer = post(asker, body(**changes))
+    answer = post(asker, submit_body(**changes))
 
     # when it is refused, no job was made
     if answer.status_code == 400:
@@ -668,7 +680,7 @@ def test_what_was_accepted_can_be_worked_on(asker: Client, changes: dict[str, st
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
     claimed = transitions.claim()
     assert claimed is not None
-    assert attempt.run(claimed), row_of(claimed)["status_message"]
+    assert attempt.run(claimed), fetch_job_row(claimed)["status_message"]
 
 
 # Who may --------------------------------------------------------------------------------------
@@ -689,7 +701,7 @@ def test_401_without_a_good_key(key: str, method: str, path: str, operation: str
     client = Client(headers=bearer(key) if key else {})
 
     # when
-    answer = post(client, body(), path) if method == "post" else client.get(path)
+    answer = post(client, submit_body(), path) if method == "post" else client.get(path)
 
     # then
     sentence = assert_refused(answer, 401, "UNAUTHORIZED", operation)
@@ -701,7 +713,7 @@ def test_401_without_a_good_key(key: str, method: str, path: str, operation: str
 @pytest.mark.parametrize("ending", ["revoked_at", "expires_at"])
 def test_401_with_a_key_that_ended(asker: Client, ending: str) -> None:
     ApiKey.objects.update(**{ending: timezone.now() - timedelta(seconds=1)})
-    assert_refused(post(asker, body()), 401, "UNAUTHORIZED")
+    assert_refused(post(asker, submit_body()), 401, "UNAUTHORIZED")
     assert Job.objects.count() == 0
 
 
@@ -721,12 +733,12 @@ def test_403_without_the_scope(scopes: tuple[str, ...], dataset: str, lacking: s
 
     # when it submits, or reads
     config = {**CONFIG, "type": dataset}
-    submitted = post(client, body(dataset=dataset, datasetConfig=config))
-    shown = read(client, "daily", job.request_id)
+    submitted = post(client, submit_body(dataset=dataset, datasetConfig=config))
+    response = read_job(client, "daily", job.request_id)
 
     # then
     assert lacking in assert_refused(submitted, 403, "FORBIDDEN")
-    assert lacking in assert_refused(shown, 403, "FORBIDDEN", "request.info")
+    assert lacking in assert_refused(response, 403, "FORBIDDEN", "request.info")
     assert Job.objects.count() == 1
     assert Link.objects.count() == 0
 
@@ -739,8 +751,8 @@ def test_403_for_a_channel_that_is_not_the_keys(asker: Client, header: str) -> N
     # when
     headers = {"X-Channel-ID": header}
     answers = [
-        (post(asker, body(), **headers), "request.submit"),
-        (read(asker, "daily", "x", **headers), "request.info"),
+        (post(asker, submit_body(), **headers), "request.submit"),
+        (read_job(asker, "daily", "x", **headers), "request.info"),
         (asker.get("/dataset/v1/request/list/daily", headers=headers), "request.list"),
     ]
 
@@ -755,7 +767,7 @@ def test_403_when_the_header_is_missing_and_the_key_has_two_channels() -> None:
     client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
 
     # when
-    sentence = assert_refused(post(client, body()), 403, "FORBIDDEN")
+    sentence = assert_refused(post(client, submit_body()), 403, "FORBIDDEN")
 
     # then
     assert sentence == "X-Channel-ID is missing in request header."
@@ -769,13 +781,13 @@ def test_404_tells_nothing_of_other_channels(asker: Client) -> None:
 
     # when
     answers = [
-        read(asker, "daily", "0" * 32),
-        read(asker, "daily", other.request_id),
-        read(asker, "daily:ORG_002", other.request_id),
-        read(asker, "daily", own.request_id),
-        read(asker, "daily", ""),
+        read_job(asker, "daily", "0" * 32),
+        read_job(asker, "daily", other.request_id),
+        read_job(asker, "daily:ORG_002", other.request_id),
+        read_job(asker, "daily", own.request_id),
+        read_job(asker, "daily", ""),
         asker.get("/dataset/v1/request/read/daily"),
-        read(asker, "nothing", other.request_id),
+        read_job(asker, "nothing", other.request_id),
     ]
 
     # then they differ in nothing but the answer's own id and time
@@ -783,28 +795,28 @@ def test_404_tells_nothing_of_other_channels(asker: Client) -> None:
         sentence = assert_refused(answer, 404, "RESOURCE_NOT_FOUND", "request.info")
         assert sentence == "no job available with the given request_id and tag"
 
-    def bare(answer: Any) -> bytes:
-        said = answer.json()
+    def strip_volatile(answer: Any) -> bytes:
+        envelope = answer.json()
         content: bytes = answer.content
-        for part in (said["ts"], said["params"]["resmsgid"]):
+        for part in (envelope["ts"], envelope["params"]["resmsgid"]):
             content = content.replace(part.encode(), b"")
         return content
 
-    assert len({bare(answer) for answer in answers}) == 1
+    assert len({strip_volatile(answer) for answer in answers}) == 1
     assert Link.objects.count() == 0
 
 
 @pytest.mark.parametrize("tag", ["a%00b", "%ED%A0%80", "%FF", "a%0Ab"])
 def test_odd_tags_and_ids_in_an_address_are_unknown(asker: Client, tag: str) -> None:
     # when
-    shown = asker.get(f"/dataset/v1/request/read/{tag}?requestId=x")
-    asked = asker.get(f"/dataset/v1/request/read/daily?requestId={tag}")
-    found = asker.get(f"/dataset/v1/request/list/{tag}")
+    unknown_tag = asker.get(f"/dataset/v1/request/read/{tag}?requestId=x")
+    unknown_id = asker.get(f"/dataset/v1/request/read/daily?requestId={tag}")
+    job_list = asker.get(f"/dataset/v1/request/list/{tag}")
 
     # then
-    assert_refused(shown, 404, "RESOURCE_NOT_FOUND", "request.info")
-    assert_refused(asked, 404, "RESOURCE_NOT_FOUND", "request.info")
-    assert assert_envelope(found, "request.list", 200, "OK") == {
+    assert_refused(unknown_tag, 404, "RESOURCE_NOT_FOUND", "request.info")
+    assert_refused(unknown_id, 404, "RESOURCE_NOT_FOUND", "request.info")
+    assert assert_envelope(job_list, "request.list", 200, "OK") == {
         "count": 0,
         "jobs": [],
         "nextCursor": None,
@@ -838,7 +850,9 @@ def test_405(asker: Client, method: str, path: str, operation: str, allowed: str
     ],
 )
 def test_415(asker: Client, content_type: str, headers: dict[str, str]) -> None:
-    answer = asker.post(SUBMIT, json.dumps(body()), content_type=content_type, headers=headers)
+    answer = asker.post(
+        SUBMIT, json.dumps(submit_body()), content_type=content_type, headers=headers
+    )
     assert_refused(answer, 415)
     assert Job.objects.count() == 0
 
@@ -860,15 +874,15 @@ def test_our_failure_is_in_the_envelope_and_tells_nothing(
         raise RuntimeError("password=hunter2 at /srv/secret")
 
     monkeypatch.setattr(submit, "submit", broken)
-    monkeypatch.setattr(queries, "find", broken)
-    monkeypatch.setattr(queries, "page", broken)
-    monkeypatch.setattr(polling, "_jobs", broken)
+    monkeypatch.setattr(queries, "find_job", broken)
+    monkeypatch.setattr(queries, "search_jobs", broken)
+    monkeypatch.setattr(polling, "_fetch_jobs", broken)
 
     # when
     answers = [
-        (post(asker, body()), "request.submit"),
-        (read(asker, "daily", "x"), "request.info"),
-        (listed(asker, "daily"), "request.list"),
+        (post(asker, submit_body()), "request.submit"),
+        (read_job(asker, "daily", "x"), "request.info"),
+        (list_jobs(asker, "daily"), "request.list"),
     ]
 
     # then the caller learns that it was us, and the log has the cause
@@ -884,11 +898,11 @@ def test_a_job_of_a_dataset_that_is_gone_can_be_read(asker: Client) -> None:
     # given a job of a dataset that an update took away
     job = make_claimed(dataset="no-more")
     transitions.fail(job, "There is no dataset no-more any more.", permanent=True)
-    before = row_of(job)
+    before = fetch_job_row(job)
 
     # when its requester polls
-    answer = read(asker, "daily", job.request_id)
+    answer = read_job(asker, "daily", job.request_id)
 
     # then the answer is told in words, and is no failure of ours
     assert answer.status_code in {200, 403, 404}
-    assert row_of(job) == before
+    assert fetch_job_row(job) == before

@@ -1,4 +1,4 @@
-"""What requests, schedules and sinks write into the ledger, and how auditors read it."""
+"""What requests, schedules and destinations write into the ledger, and how auditors read it."""
 
 import csv
 import io
@@ -12,30 +12,30 @@ from django.test import Client
 
 from exhaust.jobs import schedules
 from exhaust.models import Job, Schedule
-from ingest.models import LedgerEntry
+from ingest.models import AuditEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import BOT, RESPONSE, make_job
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("wakes")]
-LEDGER = "/dataset/v1/ledger"
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("enqueued_tasks")]
+AUDIT = "/dataset/v1/audit"
 REQUEST = {
     "tag": "t",
     "dataset": RESPONSE,
     "datasetConfig": {"conversationId": BOT, "startDate": "2022-04-01", "endDate": "2022-04-30"},
 }
-WORDS = {
+SCHEDULE = {
     "cron": "0 6 * * *", "dataset": RESPONSE, "conversationId": BOT, "window": "yesterday",
     "tag": "daily-{start}",
 }  # fmt: skip
-SINK = {"url": "https://receiver.example/a-secret-path", "signingSecret": "", "password": ""}
+DESTINATION = {"url": "https://receiver.example/a-secret-path", "signingSecret": "", "password": ""}
 
 
-def told(*actions: str) -> list[tuple[str, str, str, str]]:
-    found = LedgerEntry.objects.exclude(action__startswith="key.").order_by("id")
-    return list(found.values_list("action", "actor", "channel", "subject"))
+def audited_actions(*actions: str) -> list[tuple[str, str, str, str]]:
+    events = AuditEvent.objects.exclude(action__startswith="key.").order_by("id")
+    return list(events.values_list("action", "actor", "channel", "subject"))
 
 
-def call(client: Client, method: str, path: str, **request: Any) -> Any:
+def call_api(client: Client, method: str, path: str, **request: Any) -> Any:
     answer = client.generic(
         method, f"/dataset/v1/{path}", json.dumps({"request": request}), "application/json"
     )
@@ -44,17 +44,17 @@ def call(client: Client, method: str, path: str, **request: Any) -> Any:
 
 
 def test_a_request_that_is_submitted_cancelled_and_retried_is_told(asker: Client):
-    one = call(asker, "POST", "request/submit", **REQUEST)["requestId"]
-    call(asker, "POST", "request/submit", **REQUEST)  # the same question makes no other
-    call(asker, "POST", f"request/cancel/t?requestId={one}")
-    call(asker, "POST", f"request/cancel/t?requestId={one}")
-    call(asker, "POST", f"request/retry/t?requestId={one}")
+    request_id = call_api(asker, "POST", "request/submit", **REQUEST)["requestId"]
+    call_api(asker, "POST", "request/submit", **REQUEST)  # the same question makes no other
+    call_api(asker, "POST", f"request/cancel/t?requestId={request_id}")
+    call_api(asker, "POST", f"request/cancel/t?requestId={request_id}")
+    call_api(asker, "POST", f"request/retry/t?requestId={request_id}")
 
-    assert told() == [
-        (action, "test", "ORG_001", one)
+    assert audited_actions() == [
+        (action, "test", "ORG_001", request_id)
         for action in ("job.submitted", "job.cancelled", "job.retried")
     ]
-    entry = LedgerEntry.objects.get(action="job.submitted")
+    entry = AuditEvent.objects.get(action="job.submitted")
     assert entry.details == {"dataset": RESPONSE, "job": Job.objects.get().pk}
     assert len(entry.key) == 8
 
@@ -64,48 +64,48 @@ def test_a_request_that_is_refused_is_not_told(asker: Client, settings: Any):
     make_job()
     body = json.dumps({"request": REQUEST})
     assert asker.post("/dataset/v1/request/submit", body, "application/json").status_code == 429
-    assert told() == []
+    assert audited_actions() == []
 
 
 def test_what_becomes_of_a_schedule_is_told(asker: Client):
-    call(asker, "PUT", "schedule/s", **WORDS)
-    call(asker, "PUT", "schedule/s", **WORDS)
-    call(asker, "PUT", "schedule/s", **{**WORDS, "window": "today"})
+    call_api(asker, "PUT", "schedule/s", **SCHEDULE)
+    call_api(asker, "PUT", "schedule/s", **SCHEDULE)
+    call_api(asker, "PUT", "schedule/s", **{**SCHEDULE, "window": "today"})
     for act in ("pause", "pause", "resume", "resume"):
-        call(asker, "POST", f"schedule/s/{act}")
+        call_api(asker, "POST", f"schedule/s/{act}")
     schedule = Schedule.objects.get()
-    assert schedules.make_due(schedule.next_at + timedelta(minutes=1)) == 1
-    call(asker, "DELETE", "schedule/s")
+    assert schedules.submit_due(schedule.next_at + timedelta(minutes=1)) == 1
+    call_api(asker, "DELETE", "schedule/s")
 
-    found = told()
-    assert [entry[0] for entry in found] == [
+    actions = audited_actions()
+    assert [entry[0] for entry in actions] == [
         "schedule.created", "schedule.changed", "schedule.paused", "schedule.resumed",
         "job.submitted", "schedule.deleted",
     ]  # fmt: skip
-    assert {entry[1] for entry in found if entry[0] != "job.submitted"} == {"test"}
-    made = LedgerEntry.objects.get(action="job.submitted")
-    assert (made.actor, made.details["schedule"]) == ("service", "s")
-    assert LedgerEntry.objects.get(action="schedule.changed").details == {"fields": ["window"]}
+    assert {entry[1] for entry in actions if entry[0] != "job.submitted"} == {"test"}
+    submitted = AuditEvent.objects.get(action="job.submitted")
+    assert (submitted.actor, submitted.details["schedule"]) == ("service", "s")
+    assert AuditEvent.objects.get(action="schedule.changed").details == {"fields": ["window"]}
 
 
 def test_what_becomes_of_a_sink_is_told():
     puller = Client(headers=bearer(make_key("pull")))
-    call(puller, "PUT", "sink/s", **SINK)
-    call(puller, "PUT", "sink/s", **SINK)
-    call(puller, "PUT", "sink/s", **{**SINK, "user": "u", "password": "a canary"})
+    call_api(puller, "PUT", "destination/s", **DESTINATION)
+    call_api(puller, "PUT", "destination/s", **DESTINATION)
+    call_api(puller, "PUT", "destination/s", **{**DESTINATION, "user": "u", "password": "a canary"})
     for act in ("pause", "pause", "resume"):
-        call(puller, "POST", f"sink/s/{act}")
-    call(puller, "POST", "sink/s/rewind", time=1648785600)
-    call(puller, "DELETE", "sink/s")
+        call_api(puller, "POST", f"destination/s/{act}")
+    call_api(puller, "POST", "destination/s/rewind", time=1648785600)
+    call_api(puller, "DELETE", "destination/s")
 
-    assert [entry[0] for entry in told()] == [
-        "sink.created", "sink.changed", "sink.paused", "sink.resumed", "sink.rewound",
-        "sink.deleted",
+    assert [entry[0] for entry in audited_actions()] == [
+        "destination.created", "destination.changed", "destination.paused", "destination.resumed", "destination.rewound",
+        "destination.deleted",
     ]  # fmt: skip
-    said = str(list(LedgerEntry.objects.values()))
-    assert "receiver.example" in said
-    assert "a-secret-path" not in said
-    assert "a canary" not in said
+    recorded = str(list(AuditEvent.objects.values()))
+    assert "receiver.example" in recorded
+    assert "a-secret-path" not in recorded
+    assert "a canary" not in recorded
 
 
 # Reading it ---------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ def auditor() -> Client:
     return Client(headers=bearer(make_key("audit")))
 
 
-def write(count: int, channel: str = "ORG_001", day: int = 1, action: str = "seen") -> None:
+def write_events(count: int, channel: str = "ORG_001", day: int = 1, action: str = "seen") -> None:
     for number in range(count):
-        LedgerEntry.objects.create(
+        AuditEvent.objects.create(
             action=action,
             at=datetime(2026, 11, day, 12, tzinfo=UTC) + timedelta(seconds=number // 2),
             actor="=asha",
@@ -128,15 +128,15 @@ def write(count: int, channel: str = "ORG_001", day: int = 1, action: str = "see
 
 
 def test_an_auditor_reads_page_by_page_what_happened_in_the_own_channel(auditor: Client):
-    write(5)
-    write(3, "ORG_002")
+    write_events(5)
+    write_events(3, "ORG_002")
 
     subjects: list[str] = []
     cursor: str | None = ""
     pages = 0
     while cursor is not None:
         query = {"to": "2026-11-01", "limit": 2} | ({"cursor": cursor} if cursor else {})
-        result = auditor.get(LEDGER, query).json()["result"]
+        result = auditor.get(AUDIT, query).json()["result"]
         subjects += [entry["subject"] for entry in result["entries"]]
         cursor = result["nextCursor"]
         pages += 1
@@ -147,11 +147,11 @@ def test_an_auditor_reads_page_by_page_what_happened_in_the_own_channel(auditor:
 
 def test_days_and_action_choose(auditor: Client):
     for day in (1, 2, 3):
-        write(1, day=day)
-    write(1, day=2, action="other")
+        write_events(1, day=day)
+    write_events(1, day=2, action="other")
 
     def subjects(**query: str) -> list[str]:
-        answer = auditor.get(LEDGER, {**query, "to": query.get("to", "2026-11-10")})
+        answer = auditor.get(AUDIT, {**query, "to": query.get("to", "2026-11-10")})
         assert answer.status_code == 200, answer.content
         return [entry["subject"] for entry in answer.json()["result"]["entries"]]
 
@@ -162,10 +162,10 @@ def test_days_and_action_choose(auditor: Client):
 
 @pytest.mark.parametrize("by_header", [True, False])
 def test_csv_has_the_same_entries_and_runs_in_no_spreadsheet(auditor: Client, by_header: bool):
-    write(3)
-    asked = {"from": "2026-11-01", "to": "2026-11-01", "limit": "2"}
+    write_events(3)
+    query = {"from": "2026-11-01", "to": "2026-11-01", "limit": "2"}
     headers = {"Accept": "text/csv"} if by_header else {}
-    first = auditor.get(LEDGER, asked if by_header else {**asked, "format": "csv"}, headers=headers)
+    first = auditor.get(AUDIT, query if by_header else {**query, "format": "csv"}, headers=headers)
     assert first["Content-Type"] == "text/csv; charset=utf-8"
     following = first["Link"].removeprefix("<").partition(">")[0]
     last = auditor.get(following, headers=headers)
@@ -189,28 +189,28 @@ def test_csv_has_the_same_entries_and_runs_in_no_spreadsheet(auditor: Client, by
     ],
 )
 def test_a_wrong_question_is_told(auditor: Client, query: dict[str, str], word: str):
-    answer = auditor.get(LEDGER, query, headers={"Accept": "text/csv"})
+    answer = auditor.get(AUDIT, query, headers={"Accept": "text/csv"})
     assert answer.status_code == 400
     assert word in answer.json()["params"]["errmsg"]
 
 
 def test_a_cursor_is_good_for_its_question_only(auditor: Client):
-    write(3)
-    cursor = auditor.get(LEDGER, {"limit": 1}).json()["result"]["nextCursor"]
-    assert auditor.get(LEDGER, {"cursor": cursor, "action": "seen"}).status_code == 400
+    write_events(3)
+    cursor = auditor.get(AUDIT, {"limit": 1}).json()["result"]["nextCursor"]
+    assert auditor.get(AUDIT, {"cursor": cursor, "action": "seen"}).status_code == 400
     other = Client(headers=bearer(make_key("audit", channels=("ORG_002",))))
-    assert other.get(LEDGER, {"cursor": cursor}).status_code == 400
-    assert auditor.get(LEDGER, {"cursor": cursor}).status_code == 200
+    assert other.get(AUDIT, {"cursor": cursor}).status_code == 400
+    assert auditor.get(AUDIT, {"cursor": cursor}).status_code == 200
 
 
 @pytest.mark.parametrize("scope", ["ingest", "pull", "export:response", "export:private"])
 def test_no_other_scope_reads_it(scope: str):
-    assert Client(headers=bearer(make_key(scope))).get(LEDGER).status_code == 403
+    assert Client(headers=bearer(make_key(scope))).get(AUDIT).status_code == 403
 
 
 def test_another_channel_is_a_wall(auditor: Client):
     make_channel("ORG_002")
-    assert auditor.get(LEDGER, headers={"X-Channel-ID": "ORG_002"}).status_code == 403
+    assert auditor.get(AUDIT, headers={"X-Channel-ID": "ORG_002"}).status_code == 403
 
 
 def test_a_key_that_sends_does_not_audit():
@@ -219,8 +219,8 @@ def test_a_key_that_sends_does_not_audit():
 
 
 def test_the_command_exports_what_is_asked(capsys: Any):
-    write(2)
-    write(1, "ORG_002", day=2)
+    write_events(2)
+    write_events(1, "ORG_002", day=2)
 
     call_command("ledger", "export", "--channel", "ORG_001")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

@@ -15,10 +15,10 @@ from django.utils import timezone
 
 from ingest.auth import keys
 from ingest.derive import deriver
-from ingest.feed.watermark import writing
+from ingest.feed.watermark import lock_positioned_tables
 from ingest.models import AppUser, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
-from tests.exhaust.factories import FIRST_ANSWER, answer, send
+from tests.exhaust.factories import FIRST_ANSWER, make_answer, send_events
 
 # a watermark passes only what is committed
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -34,28 +34,28 @@ def pull(client: Client, resource: str = "events", **query: Any) -> Any:
     return client.get(f"/export/{resource}", query)
 
 
-def ok(answered: Any) -> dict[str, Any]:
+def read_page(answered: Any) -> dict[str, Any]:
     assert answered.status_code == 200, answered.content
     assert answered["Content-Type"] == "application/json"
-    said: dict[str, Any] = json.loads(answered.content)
-    assert isinstance(said["nextCursor"], str)
-    return said
+    page: dict[str, Any] = json.loads(answered.content)
+    assert isinstance(page["nextCursor"], str)
+    return page
 
 
-def walk(client: Client, resource: str, size: int, cursor: str = "", **query: Any) -> Any:
+def walk_pages(client: Client, resource: str, size: int, cursor: str = "", **query: Any) -> Any:
     """As the generated clients do: until a page is empty. All items, and the last cursor."""
     items: list[dict[str, Any]] = []
     while True:
-        asked = {"pageSize": size, **query, **({"cursor": cursor} if cursor else {})}
-        said = ok(pull(client, resource, **asked))
-        cursor = said["nextCursor"]
-        assert len(said["items"]) <= size
-        if not said["items"]:
+        params = {"pageSize": size, **query, **({"cursor": cursor} if cursor else {})}
+        page = read_page(pull(client, resource, **params))
+        cursor = page["nextCursor"]
+        assert len(page["items"]) <= size
+        if not page["items"]:
             return items, cursor
-        items += said["items"]
+        items += page["items"]
 
 
-def mids(items: list[dict[str, Any]]) -> list[str]:
+def message_ids(items: list[dict[str, Any]]) -> list[str]:
     return [item["payload"]["mid"] for item in items]
 
 
@@ -64,31 +64,31 @@ def test_events_come_in_their_order_whatever_the_page(size: int, puller: Client)
     # given seven events, not in the order of their times, and another channel's
     numbers = [5, 1, 7, 2, 6, 3, 4]
     for number in numbers:
-        send(answer(number))
-    send(answer(99), channel="ORG_002")
+        send_events(make_answer(number))
+    send_events(make_answer(99), channel="ORG_002")
 
     # when / then they come as they arrived
-    items, cursor = walk(puller, "events", size)
-    assert mids(items) == [f"ASSESS:{number}" for number in numbers]
+    items, cursor = walk_pages(puller, "events", size)
+    assert message_ids(items) == [f"ASSESS:{number}" for number in numbers]
 
     # and the cursor of the empty page goes on later
-    nothing, cursor = walk(puller, "events", size, cursor)
+    nothing, cursor = walk_pages(puller, "events", size, cursor)
     assert nothing == []
-    send(answer(8), answer(9))
-    later, _ = walk(puller, "events", size, cursor)
-    assert mids(later) == ["ASSESS:8", "ASSESS:9"]
+    send_events(make_answer(8), make_answer(9))
+    later, _ = walk_pages(puller, "events", size, cursor)
+    assert message_ids(later) == ["ASSESS:8", "ASSESS:9"]
 
 
 def test_an_event_as_croct_shows_it(puller: Client) -> None:
-    send(answer(1))
-    said = ok(pull(puller))
-    assert set(said) == {"items", "metadata", "nextCursor"}
-    assert said["metadata"] == {
+    send_events(make_answer(1))
+    page = read_page(pull(puller))
+    assert set(page) == {"items", "metadata", "nextCursor"}
+    assert page["metadata"] == {
         f"{level}{what}": "ORG_001"
         for level in ("organization", "workspace", "application")
         for what in ("Name", "Slug")
     }
-    (event,) = said["items"]
+    (event,) = page["items"]
     row = StoredEvent.objects.get()
     assert event == {
         "id": str(row.identity),
@@ -101,22 +101,22 @@ def test_an_event_as_croct_shows_it(puller: Client) -> None:
         "receivedTime": int(row.received_at.timestamp() * 1000),
         "position": f"{row.xid}.{row.pk}",
         "context": None,
-        "payload": {"@type": "ASSESS", **answer(1)},
+        "payload": {"@type": "ASSESS", **make_answer(1)},
     }
 
     # and by its id
-    one = puller.get(f"/export/events/{event['id']}")
-    assert json.loads(one.content) == {"metadata": said["metadata"], "event": event}
+    response = puller.get(f"/export/events/{event['id']}")
+    assert json.loads(response.content) == {"metadata": page["metadata"], "event": event}
 
 
 def test_every_door_is_read_here(puller: Client) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     keys.create_application("my-app", make_channel())
     sent = {"event_type": "_page_view", "event_id": "e-1", "timestamp": 1648785600123,
             "device_id": "d-2", "attributes": {"_page_url": "https://shop.example/"}}  # fmt: skip
-    taken = Client().post("/collect?appId=my-app", json.dumps([sent]), "application/json")
-    assert taken.status_code == 200
-    items, _ = walk(puller, "events", 10)
+    response = Client().post("/collect?appId=my-app", json.dumps([sent]), "application/json")
+    assert response.status_code == 200
+    items, _ = walk_pages(puller, "events", 10)
     assert [item["dialect"] for item in items] == ["telemetry", "clickstream"]
     assert all(item["payload"]["@type"] == item["type"] for item in items)
     assert items[1]["context"] == {"type": "web", "metadata": {}, "url": "https://shop.example/"}
@@ -125,11 +125,11 @@ def test_every_door_is_read_here(puller: Client) -> None:
 @pytest.mark.parametrize("name", ["@type", "\\u0040type", "@\\u0074ype"])
 def test_a_senders_own_type_does_not_stand_for_ours(puller: Client, name: str) -> None:
     # given
-    body = json.dumps(answer(1)).replace('{"eid"', f'{{"{name}": {{}}, "eid"', 1)
+    body = json.dumps(make_answer(1)).replace('{"eid"', f'{{"{name}": {{}}, "eid"', 1)
     assert name in body
     key = {"Authorization": f"Bearer {make_key('ingest')}"}
-    taken = Client(headers=key).post("/v1/telemetry", body, "application/json")
-    assert taken.json()["result"]["stored"] == 1
+    response = Client(headers=key).post("/v1/telemetry", body, "application/json")
+    assert response.json()["result"]["stored"] == 1
 
     # when
     page = puller.get("/export/events").content
@@ -138,12 +138,12 @@ def test_a_senders_own_type_does_not_stand_for_ours(puller: Client, name: str) -
     pairs = json.loads(page, object_pairs_hook=list)
     (item,) = dict(pairs)["items"]
     payload = dict(item)["payload"]
-    assert [said for field, said in payload if field == "@type"] == ["ASSESS"]
+    assert [value for field, value in payload if field == "@type"] == ["ASSESS"]
     assert dict(payload)["mid"] == "ASSESS:1"
 
 
 def test_an_answer_of_somebody_who_refused_is_left_out(puller: Client) -> None:
-    send(answer(1), answer(2), answer(3))
+    send_events(make_answer(1), make_answer(2), make_answer(3))
     for number, consent in ((1, False), (2, True)):
         Participant.objects.create(
             channel=make_channel(), device_id=f"device-{number}", consent=consent,
@@ -153,24 +153,24 @@ def test_an_answer_of_somebody_who_refused_is_left_out(puller: Client) -> None:
         channel=make_channel("ORG_002"), device_id="device-3", consent=False,
         updated_at=timezone.now(),
     )  # fmt: skip
-    items, _ = walk(puller, "events", 2)
-    shown = {item["deviceId"]: item["payload"]["edata"]["resvalues"] for item in items}
-    assert shown == {
+    items, _ = walk_pages(puller, "events", 2)
+    answers = {item["deviceId"]: item["payload"]["edata"]["resvalues"] for item in items}
+    assert answers == {
         "device-1": [],
         "device-2": [{"ans1": "because 2"}],
         "device-3": [{"ans1": "because 3"}],
     }
-    one = puller.get(f"/export/events/{items[0]['id']}")
-    assert b"because 1" not in one.content
+    response = puller.get(f"/export/events/{items[0]['id']}")
+    assert b"because 1" not in response.content
 
 
 def test_both_databases_tell_the_same(puller: Client) -> None:
     # given what a way past the ORM could tell otherwise: other scripts, numbers, a refused answer
-    event = answer(1)
+    event = make_answer(1)
     event["edata"] |= {"uri": "https://bot.example/\u0928", "n": 1.50, "deep": [{"é": None}, []]}
-    refused = answer(2)
-    plain = {**answer(3), "edata": {}, "eid": 'odd "\u2028" type'}
-    send(event, refused, plain)
+    refused = make_answer(2)
+    plain = {**make_answer(3), "edata": {}, "eid": 'odd "\u2028" type'}
+    send_events(event, refused, plain)
     Participant.objects.create(
         channel=make_channel(), device_id="device-2", consent=False, updated_at=timezone.now()
     )
@@ -179,7 +179,7 @@ def test_both_databases_tell_the_same(puller: Client) -> None:
 
     # when / then every field is what was sent, on either
     refused["edata"]["resvalues"] = []
-    items, _ = walk(puller, "events", 3)
+    items, _ = walk_pages(puller, "events", 3)
     assert items == [
         {
             "id": str(rows[sent["mid"]].identity),
@@ -203,88 +203,93 @@ def test_both_databases_tell_the_same(puller: Client) -> None:
 
 @pytest.mark.parametrize("unit", [1, 1000], ids=["seconds", "milliseconds"])
 def test_a_window_has_its_start_and_not_its_end(unit: int, puller: Client) -> None:
-    send(*(answer(number) for number in range(5)))
+    send_events(*(make_answer(number) for number in range(5)))
     first = int(FIRST_ANSWER.timestamp())
 
-    def found(**query: int) -> list[str]:
-        return mids(walk(puller, "events", 2, **{k: v * unit for k, v in query.items()})[0])
+    def ids_between(**query: int) -> list[str]:
+        return message_ids(
+            walk_pages(puller, "events", 2, **{k: v * unit for k, v in query.items()})[0]
+        )
 
-    assert found(start=first + 60, end=first + 180) == ["ASSESS:1", "ASSESS:2"]
-    assert found(start=first + 180) == ["ASSESS:3", "ASSESS:4"]
-    assert found(end=first + 60) == ["ASSESS:0"]
+    assert ids_between(start=first + 60, end=first + 180) == ["ASSESS:1", "ASSESS:2"]
+    assert ids_between(start=first + 180) == ["ASSESS:3", "ASSESS:4"]
+    assert ids_between(end=first + 60) == ["ASSESS:0"]
 
 
 def test_types_are_repeated(puller: Client) -> None:
     for number, kind in enumerate(["ASSESS", "START", "END", "START"]):
-        send({**answer(number), "eid": kind, "mid": f"{kind}:{number}"})
-    assert mids(walk(puller, "events", 1, events=["START"])[0]) == ["START:1", "START:3"]
-    both = walk(puller, "events", 1, events=["END", "ASSESS"])[0]
-    assert mids(both) == ["ASSESS:0", "END:2"]
-    assert walk(puller, "events", 5, events="NONE")[0] == []
+        send_events({**make_answer(number), "eid": kind, "mid": f"{kind}:{number}"})
+    assert message_ids(walk_pages(puller, "events", 1, events=["START"])[0]) == [
+        "START:1",
+        "START:3",
+    ]
+    both = walk_pages(puller, "events", 1, events=["END", "ASSESS"])[0]
+    assert message_ids(both) == ["ASSESS:0", "END:2"]
+    assert walk_pages(puller, "events", 5, events="NONE")[0] == []
 
 
 def test_a_filter_that_finds_nothing_does_not_look_twice(puller: Client) -> None:
     # given a cursor behind events of which none was asked for
-    send(*(answer(number) for number in range(5)))
-    said = ok(pull(puller, events="START"))
-    assert said["items"] == []
+    send_events(*(make_answer(number) for number in range(5)))
+    page = read_page(pull(puller, events="START"))
+    assert page["items"] == []
 
     # when one comes
-    send({**answer(9), "eid": "START", "mid": "START:9"})
+    send_events({**make_answer(9), "eid": "START", "mid": "START:9"})
 
     # then the next look begins behind what was seen
-    later = ok(pull(puller, events="START", cursor=said["nextCursor"]))
-    assert mids(later["items"]) == ["START:9"]
+    later = read_page(pull(puller, events="START", cursor=page["nextCursor"]))
+    assert message_ids(later["items"]) == ["START:9"]
 
 
 # Sessions and users -------------------------------------------------------------------------------
 
 
-def derive() -> None:
+def derive_all() -> None:
     deriver.derive_all(seconds=30)
 
 
 def test_sessions_come_again_when_they_change(puller: Client) -> None:
     # given two sessions
-    send(answer(0), answer(100))
-    derive()
-    items, cursor = walk(puller, "sessions", 1)
+    send_events(make_answer(0), make_answer(100))
+    derive_all()
+    items, cursor = walk_pages(puller, "sessions", 1)
     assert {item["deviceId"] for item in items} == {"device-0", "device-100"}
     (first,) = (item for item in items if item["deviceId"] == "device-0")
-    moment = int(FIRST_ANSWER.timestamp() * 1000)
-    assert first["window"] == {"start": moment, "end": moment}
-    assert first["closeTime"] == moment + 30 * 60_000
+    started_ms = int(FIRST_ANSWER.timestamp() * 1000)
+    assert first["window"] == {"start": started_ms, "end": started_ms}
+    assert first["closeTime"] == started_ms + 30 * 60_000
     assert first["statistics"] == {"pageViews": 0, "events": 1, "answers": 1}
     assert (first["parentId"], first["externalUserId"]) == (None, None)
     assert puller.get(f"/export/session/{first['sessionId']}").json() == first
 
     # when one of them goes on
-    event = answer(1)
+    event = make_answer(1)
     event["context"]["did"] = "device-0"
-    send(event)
-    derive()
+    send_events(event)
+    derive_all()
 
     # then it comes again, under its id, and nothing else does
-    (again,), cursor = walk(puller, "sessions", 5, cursor)
-    assert again["sessionId"] == first["sessionId"]
-    assert (again["version"], again["statistics"]["events"]) == (2, 2)
-    assert walk(puller, "sessions", 5, cursor)[0] == []
+    (changed,), cursor = walk_pages(puller, "sessions", 5, cursor)
+    assert changed["sessionId"] == first["sessionId"]
+    assert (changed["version"], changed["statistics"]["events"]) == (2, 2)
+    assert walk_pages(puller, "sessions", 5, cursor)[0] == []
 
 
 def test_a_session_that_became_a_part_of_another_names_it(puller: Client) -> None:
     # given two sessions of a device, and the event between them that joins them
-    def at(minute: int) -> dict[str, Any]:
-        event = answer(minute)
+    def answer_at(minute: int) -> dict[str, Any]:
+        event = make_answer(minute)
         event["context"]["did"] = "device"
         return event
 
-    send(at(0), at(50))
-    derive()
-    send(at(25))
-    derive()
+    send_events(answer_at(0), answer_at(50))
+    derive_all()
+    send_events(answer_at(25))
+    derive_all()
 
     # when / then
-    items = {item["sessionId"]: item for item in walk(puller, "sessions", 9)[0]}
+    items = {item["sessionId"]: item for item in walk_pages(puller, "sessions", 9)[0]}
     joined = [item for item in items.values() if item["parentId"]]
     assert len(items) == 2
     assert len(joined) == 1
@@ -293,87 +298,96 @@ def test_a_session_that_became_a_part_of_another_names_it(puller: Client) -> Non
 
 
 def test_sessions_are_windowed_by_their_close(puller: Client) -> None:
-    send(answer(0), answer(100))
-    derive()
+    send_events(make_answer(0), make_answer(100))
+    derive_all()
     closes = int((FIRST_ANSWER + timedelta(minutes=30)).timestamp())
-    (item,), _ = walk(puller, "sessions", 9, start=closes, end=closes + 1)
+    (item,), _ = walk_pages(puller, "sessions", 9, start=closes, end=closes + 1)
     assert item["deviceId"] == "device-0"
-    assert walk(puller, "sessions", 9, end=closes)[0] == []
+    assert walk_pages(puller, "sessions", 9, end=closes)[0] == []
 
 
 def test_users_come_again_when_they_change(puller: Client) -> None:
-    send(answer(0), answer(1))
-    derive()
-    items, cursor = walk(puller, "users", 1)
-    found = {item["userId"]: item for item in items}
-    assert set(found) == {"device-0", "device-1"}
+    send_events(make_answer(0), make_answer(1))
+    derive_all()
+    items, cursor = walk_pages(puller, "users", 1)
+    users = {item["userId"]: item for item in items}
+    assert set(users) == {"device-0", "device-1"}
     assert all(item["anonymous"] for item in items)
-    assert puller.get("/export/user/device-0").json() == found["device-0"]
+    assert puller.get("/export/user/device-0").json() == users["device-0"]
 
-    event = answer(7)
+    event = make_answer(7)
     event["context"]["did"] = event["actor"]["id"] = "device-1"
-    send(event)
-    derive()
-    (again,), _ = walk(puller, "users", 5, cursor)
-    assert again["userId"] == "device-1"
-    assert again["lastSeenTime"] > found["device-1"]["lastSeenTime"]
+    send_events(event)
+    derive_all()
+    (changed_user,), _ = walk_pages(puller, "users", 5, cursor)
+    assert changed_user["userId"] == "device-1"
+    assert changed_user["lastSeenTime"] > users["device-1"]["lastSeenTime"]
 
     # and the window is their last change's
     changed = AppUser.objects.get(identifier="device-1").modified_at
     since = int(changed.timestamp() * 1000)
-    assert [user["userId"] for user in walk(puller, "users", 5, start=since)[0]] == ["device-1"]
+    assert [user["userId"] for user in walk_pages(puller, "users", 5, start=since)[0]] == [
+        "device-1"
+    ]
 
 
 @pytest.mark.parametrize("resource", ["sessions", "users"])
 def test_what_was_not_derived_yet_comes_with_the_next_page(resource: str, puller: Client) -> None:
     # given a reader that was there before the deriver, twice
-    send(answer(1))
-    items, cursor = walk(puller, resource, 5)
+    send_events(make_answer(1))
+    items, cursor = walk_pages(puller, resource, 5)
     assert items == []
-    derive()
-    first, cursor = walk(puller, resource, 5, cursor)
-    send(answer(200))
-    items, cursor = walk(puller, resource, 5, cursor)
+    derive_all()
+    first, cursor = walk_pages(puller, resource, 5, cursor)
+    send_events(make_answer(200))
+    items, cursor = walk_pages(puller, resource, 5, cursor)
     assert items == []
-    derive()
+    derive_all()
 
     # then nothing went past it
-    second, _ = walk(puller, resource, 5, cursor)
+    second, _ = walk_pages(puller, resource, 5, cursor)
     assert [item["deviceId"] for item in first + second] == ["device-1", "device-200"]
 
 
 def test_attributes_of_a_user_are_told(puller: Client) -> None:
     keys.create_application("my-app", make_channel())
-    told = {"email": "a@example.org", "plan": {"value": "gold", "set_timestamp": 1648785600000}}
-    sent = {"event_type": "view", "event_id": "e-1", "timestamp": 1648785600123,
-            "device_id": "d-1", "user_id": "u-1", "user": told}  # fmt: skip
-    Client().post("/collect?appId=my-app", json.dumps([sent]), "application/json")
-    derive()
-    (user,) = [user for user in walk(puller, "users", 9)[0] if user["userId"] == "u-1"]
+    attributes = {
+        "email": "a@example.org",
+        "plan": {"value": "gold", "set_timestamp": 1648785600000},
+    }
+    event = {"event_type": "view", "event_id": "e-1", "timestamp": 1648785600123,
+            "device_id": "d-1", "user_id": "u-1", "user": attributes}  # fmt: skip
+    Client().post("/collect?appId=my-app", json.dumps([event]), "application/json")
+    derive_all()
+    (user,) = [user for user in walk_pages(puller, "users", 9)[0] if user["userId"] == "u-1"]
     assert (user["externalUserId"], user["email"]) == ("u-1", "a@example.org")
     assert user["customAttributes"] == {"email": "a@example.org", "plan": "gold"}
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_singular_and_plural_are_the_same(resource: str, puller: Client) -> None:
-    send(answer(0))
-    derive()
+    send_events(make_answer(0))
+    derive_all()
     if resource != "events":
         single = resource.removesuffix("s")
-        assert ok(pull(puller, single))["items"] == ok(pull(puller, resource))["items"] != []
-    assert "metadata" in ok(pull(puller, resource)) or resource != "events"
+        assert (
+            read_page(pull(puller, single))["items"]
+            == read_page(pull(puller, resource))["items"]
+            != []
+        )
+    assert "metadata" in read_page(pull(puller, resource)) or resource != "events"
 
 
 # Refusals -----------------------------------------------------------------------------------------
 
 
-def refused(answered: Any, status: int) -> str:
+def assert_problem(answered: Any, status: int) -> str:
     assert answered.status_code == status, answered.content
     assert answered["Content-Type"] == "application/problem+json"
-    said = json.loads(answered.content)
-    assert said["status"] == status
-    assert said["detail"] == said["details"]
-    sentence: str = said["detail"]
+    problem = json.loads(answered.content)
+    assert problem["status"] == status
+    assert problem["detail"] == problem["details"]
+    sentence: str = problem["detail"]
     return sentence
 
 
@@ -395,42 +409,44 @@ def refused(answered: Any, status: int) -> str:
 def test_what_cannot_be_asked_is_told(
     resource: str, query: dict[str, Any], field: str, puller: Client
 ) -> None:
-    assert field in refused(pull(puller, resource, **query), 400)
+    assert field in assert_problem(pull(puller, resource, **query), 400)
 
 
-def cursors(client: Client) -> Iterator[tuple[str, dict[str, Any], str]]:
+def list_cursors(client: Client) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Every cursor there is, and the question it belongs to."""
     for resource in RESOURCES:
         for query in ({}, {"start": 5}, {"end": 5_000_000_000}):
-            yield resource, query, ok(pull(client, resource, **query))["nextCursor"]
-    yield "events", {"events": "A"}, ok(pull(client, events="A"))["nextCursor"]
+            yield resource, query, read_page(pull(client, resource, **query))["nextCursor"]
+    yield "events", {"events": "A"}, read_page(pull(client, events="A"))["nextCursor"]
 
 
 def test_a_cursor_is_good_for_its_question_and_channel_only(puller: Client) -> None:
     # given cursors of all kinds, and another channel's
-    send(answer(0))
-    derive()
+    send_events(make_answer(0))
+    derive_all()
     make_channel("ORG_002")
     other = Client(headers=bearer(make_key("pull", "export:private", channels=("ORG_002",))))
-    found = list(cursors(puller))
-    found_there = list(cursors(other))
+    own_cursors = list(list_cursors(puller))
+    other_cursors = list(list_cursors(other))
 
     # when / then each opens its own question, and is refused by every other
-    for resource, query, cursor in found:
-        for asked, filters, own in found:
-            answered = pull(puller, asked, **filters, cursor=cursor)
-            if own == cursor and (asked, filters) == (resource, query):
-                assert ok(answered)["items"] == []
+    for resource, query, cursor in own_cursors:
+        for other_resource, filters, own in own_cursors:
+            answered = pull(puller, other_resource, **filters, cursor=cursor)
+            if own == cursor and (other_resource, filters) == (resource, query):
+                assert read_page(answered)["items"] == []
             else:
-                assert "another question" in refused(answered, 400)
-    for resource, query, cursor in found_there:
-        assert "another question" in refused(pull(puller, resource, **query, cursor=cursor), 400)
+                assert "another question" in assert_problem(answered, 400)
+    for resource, query, cursor in other_cursors:
+        assert "another question" in assert_problem(
+            pull(puller, resource, **query, cursor=cursor), 400
+        )
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_only_who_may_reads(resource: str) -> None:
-    send(answer(0))
-    derive()
+    send_events(make_answer(0))
+    derive_all()
     address = f"/export/{resource}"
     ids = {
         "events": str(StoredEvent.objects.get().identity),
@@ -442,16 +458,16 @@ def test_only_who_may_reads(resource: str) -> None:
     sender = Client(headers=bearer(make_key("ingest")))
     plain = Client(headers=bearer(make_key("pull")))
 
-    assert len(ok(own.get(address))["items"]) == 1
+    assert len(read_page(own.get(address))["items"]) == 1
     assert own.get(f"{address}/{ids[resource]}").status_code == 200
-    assert ok(other.get(address))["items"] == []
-    missing = refused(other.get(f"{address}/{ids[resource]}"), 404)
-    assert missing == refused(own.get(f"{address}/{uuid4()}"), 404)
+    assert read_page(other.get(address))["items"] == []
+    missing = assert_problem(other.get(f"{address}/{ids[resource]}"), 404)
+    assert missing == assert_problem(own.get(f"{address}/{uuid4()}"), 404)
     for address_ in (address, f"{address}/{ids[resource]}"):
-        assert refused(Client().get(address_), 401)
-        assert "pull" in refused(sender.get(address_), 403)
+        assert assert_problem(Client().get(address_), 401)
+        assert "pull" in assert_problem(sender.get(address_), 403)
         if resource == "users":
-            assert "export:private" in refused(plain.get(address_), 403)
+            assert "export:private" in assert_problem(plain.get(address_), 403)
         else:
             assert plain.get(address_).status_code == 200
 
@@ -459,11 +475,11 @@ def test_only_who_may_reads(resource: str) -> None:
 @pytest.mark.parametrize("identifier", ["nothing", "a%00b", "0", "%ED%A0%80", "x" * 300])
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_odd_ids_are_nobodys(resource: str, identifier: str, puller: Client) -> None:
-    refused(puller.get(f"/export/{resource}/{identifier}"), 404)
+    assert_problem(puller.get(f"/export/{resource}/{identifier}"), 404)
 
 
 def test_a_page_tells_where_it_stands(puller: Client) -> None:
-    send(answer(0), answer(1))
+    send_events(make_answer(0), make_answer(1))
     first = pull(puller, pageSize=1)
     assert first["X-Feed-End"] == "false"
     last = pull(puller, pageSize=1000)
@@ -472,9 +488,9 @@ def test_a_page_tells_where_it_stands(puller: Client) -> None:
 
     # and sessions tell how far their making is behind
     StoredEvent.objects.update(received_at=datetime.now(UTC) - timedelta(seconds=90))
-    behind = pull(puller, "sessions")
-    assert 89 < float(behind["X-Feed-Lag"]) < 120
-    derive()
+    lagging = pull(puller, "sessions")
+    assert 89 < float(lagging["X-Feed-Lag"]) < 120
+    derive_all()
     assert pull(puller, "sessions")["X-Feed-Lag"] == "0.0"
 
 
@@ -485,7 +501,7 @@ def test_an_open_writer_is_told_and_holds_back_what_came_after_it(puller: Client
 
     def slow() -> None:
         with transaction.atomic():
-            writing()
+            lock_positioned_tables()
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_current_xact_id()")
             began.set()
@@ -496,7 +512,7 @@ def test_an_open_writer_is_told_and_holds_back_what_came_after_it(puller: Client
     thread.start()
     try:
         began.wait(10)
-        send(answer(1))
+        send_events(make_answer(1))
         time.sleep(0.3)
         waiting = pull(puller)
     finally:
@@ -504,27 +520,27 @@ def test_an_open_writer_is_told_and_holds_back_what_came_after_it(puller: Client
         thread.join()
 
     # then the event waits for it, and the page says so
-    assert ok(waiting)["items"] == []
+    assert read_page(waiting)["items"] == []
     assert 0.2 < float(waiting["X-Feed-Lag"]) < 30
-    later = pull(puller, cursor=ok(waiting)["nextCursor"])
-    assert mids(ok(later)["items"]) == ["ASSESS:1"]
+    later = pull(puller, cursor=read_page(waiting)["nextCursor"])
+    assert message_ids(read_page(later)["items"]) == ["ASSESS:1"]
     assert later["X-Feed-Lag"] == "0.0"
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_a_reader_may_begin_now(puller: Client, resource: str):
     # given what arrived before
-    send(*[answer(number) for number in range(3)])
+    send_events(*[make_answer(number) for number in range(3)])
     deriver.derive_all(seconds=30)
-    first = ok(pull(puller, resource, cursor="now"))
+    first = read_page(pull(puller, resource, cursor="now"))
     assert first["items"] == []
 
     # when more arrives, older by its own time
-    send(answer(-5))
+    send_events(make_answer(-5))
     deriver.derive_all(seconds=30)
 
     # then it is that alone
-    later = ok(pull(puller, resource, cursor=first["nextCursor"]))
+    later = read_page(pull(puller, resource, cursor=first["nextCursor"]))
     assert len(later["items"]) >= 1
     if resource == "events":
-        assert mids(later["items"]) == ["ASSESS:-5"]
+        assert message_ids(later["items"]) == ["ASSESS:-5"]

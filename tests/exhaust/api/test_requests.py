@@ -13,23 +13,30 @@ from django.utils import timezone
 from exhaust.feed import cursor
 from exhaust.jobs import attempt, transitions
 from exhaust.models import Job
-from ingest.events import Refused
+from ingest.events import RequestError
 from tests.conftest import bearer, make_key
-from tests.exhaust.api.test_api import assert_envelope, assert_refused, body, listed, post, read
+from tests.exhaust.api.test_api import (
+    assert_envelope,
+    assert_refused,
+    list_jobs,
+    post,
+    read_job,
+    submit_body,
+)
 from tests.exhaust.factories import (
     PRIVATE,
     RESPONSE,
+    fetch_job_row,
     make_claimed,
     make_finished,
     make_job,
-    row_of,
 )
 
 pytestmark = pytest.mark.django_db
 SEARCH = "/dataset/v1/request/search"
 
 
-def act(client: Client, verb: str, job: Job, **headers: str) -> Any:
+def post_action(client: Client, verb: str, job: Job, **headers: str) -> Any:
     address = f"/dataset/v1/request/{verb}/{job.tag}?requestId={job.request_id}"
     return client.post(address, headers=headers)
 
@@ -40,7 +47,7 @@ def act(client: Client, verb: str, job: Job, **headers: str) -> Any:
 @pytest.mark.parametrize("make", [make_job, make_claimed], ids=["waiting", "working"])
 def test_cancel(make: Any, asker: Client) -> None:
     job = make()
-    result = assert_envelope(act(asker, "cancel", job), "request.cancel", 200, "OK")
+    result = assert_envelope(post_action(asker, "cancel", job), "request.cancel", 200, "OK")
     assert (result["status"], result["statusMessage"]) == ("CANCELLED", "Cancelled by test.")
     assert result["downloadUrls"] == []
     assert result["attempts"] == 0
@@ -49,27 +56,27 @@ def test_cancel(make: Any, asker: Client) -> None:
 
     # and nobody takes it up, and cancelling it again is no fault
     assert transitions.claim(job.pk) is None
-    before = row_of(job)
-    assert_envelope(act(asker, "cancel", job), "request.cancel", 200, "OK")
-    assert row_of(job) == before
+    before = fetch_job_row(job)
+    assert_envelope(post_action(asker, "cancel", job), "request.cancel", 200, "OK")
+    assert fetch_job_row(job) == before
 
 
 @pytest.mark.parametrize("status", ["SUCCESS", "FAILED"])
 def test_cancel_comes_too_late(status: str, asker: Client) -> None:
     job = make_job(status=status)
-    before = row_of(job)
-    sentence = assert_refused(act(asker, "cancel", job), 409, "CONFLICT", "request.cancel")
+    before = fetch_job_row(job)
+    sentence = assert_refused(post_action(asker, "cancel", job), 409, "CONFLICT", "request.cancel")
     assert status in sentence
-    assert row_of(job) == before
+    assert fetch_job_row(job) == before
 
 
 def test_a_cancelled_request_sent_again_runs_again(asker: Client, files: Path) -> None:
-    first = post(asker, body()).json()["result"]
+    first = post(asker, submit_body()).json()["result"]
     job = Job.objects.get()
-    act(asker, "cancel", job)
-    again = post(asker, body()).json()["result"]
-    assert (again["requestId"], again["status"]) == (first["requestId"], "SUBMITTED")
-    assert again["statusMessage"] == ""
+    post_action(asker, "cancel", job)
+    resubmitted = post(asker, submit_body()).json()["result"]
+    assert (resubmitted["requestId"], resubmitted["status"]) == (first["requestId"], "SUBMITTED")
+    assert resubmitted["statusMessage"] == ""
     claimed = transitions.claim(job.pk)
     assert claimed is not None
     assert attempt.run(claimed)
@@ -81,7 +88,7 @@ def test_a_cancelled_request_sent_again_runs_again(asker: Client, files: Path) -
 @pytest.mark.parametrize("status", ["FAILED", "CANCELLED"])
 def test_retry(status: str, asker: Client) -> None:
     job = make_job(status=status, attempt=3, status_message="as it was")
-    result = assert_envelope(act(asker, "retry", job), "request.retry", 200, "OK")
+    result = assert_envelope(post_action(asker, "retry", job), "request.retry", 200, "OK")
     assert (result["status"], result["statusMessage"]) == ("SUBMITTED", "")
     assert result["progress"]["queuePosition"] == 1
     claimed = transitions.claim(job.pk)
@@ -91,10 +98,10 @@ def test_retry(status: str, asker: Client) -> None:
 
 def test_retry_of_what_waits_for_its_next_attempt_is_a_try_now(asker: Client) -> None:
     job = make_job(due_at=timezone.now() + timedelta(hours=1), attempt=1)
-    said = read(asker, job.tag, job.request_id).json()["result"]
-    assert said["progress"]["phase"] == "waiting for the next attempt"
+    before = read_job(asker, job.tag, job.request_id).json()["result"]
+    assert before["progress"]["phase"] == "waiting for the next attempt"
     assert transitions.claim() is None
-    assert_envelope(act(asker, "retry", job), "request.retry", 200, "OK")
+    assert_envelope(post_action(asker, "retry", job), "request.retry", 200, "OK")
     claimed = transitions.claim()
     assert claimed is not None
     assert claimed.attempt == 2
@@ -103,9 +110,9 @@ def test_retry_of_what_waits_for_its_next_attempt_is_a_try_now(asker: Client) ->
 @pytest.mark.parametrize("make", [make_claimed, make_finished], ids=["working", "done"])
 def test_retry_of_what_needs_none(make: Any, asker: Client) -> None:
     job = make()
-    before = row_of(job)
-    assert_refused(act(asker, "retry", job), 409, "CONFLICT", "request.retry")
-    assert row_of(job) == before
+    before = fetch_job_row(job)
+    assert_refused(post_action(asker, "retry", job), 409, "CONFLICT", "request.retry")
+    assert fetch_job_row(job) == before
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry"])
@@ -114,19 +121,24 @@ def test_what_is_not_theirs_is_not_there(verb: str, asker: Client) -> None:
     foreign = make_job(channel="ORG_002")
     private = make_job(dataset=PRIVATE)
     plain = Client(headers=bearer(make_key("export:response")))
-    before = [row_of(foreign), row_of(private)]
+    before = [fetch_job_row(foreign), fetch_job_row(private)]
 
     # when / then
     operation = f"request.{verb}"
     unknown = assert_refused(
-        act(asker, verb, Job(tag="daily", request_id="X")), 404, "RESOURCE_NOT_FOUND", operation
+        post_action(asker, verb, Job(tag="daily", request_id="X")),
+        404,
+        "RESOURCE_NOT_FOUND",
+        operation,
     )
-    told = assert_refused(act(asker, verb, foreign), 404, "RESOURCE_NOT_FOUND", operation)
-    assert told == unknown
-    assert_refused(act(plain, verb, private), 403, "FORBIDDEN", operation)
-    assert act(Client(), verb, private).status_code == 401
+    sentence = assert_refused(
+        post_action(asker, verb, foreign), 404, "RESOURCE_NOT_FOUND", operation
+    )
+    assert sentence == unknown
+    assert_refused(post_action(plain, verb, private), 403, "FORBIDDEN", operation)
+    assert post_action(Client(), verb, private).status_code == 401
     assert asker.get(f"/dataset/v1/request/{verb}/daily").status_code == 405
-    assert [row_of(foreign), row_of(private)] == before
+    assert [fetch_job_row(foreign), fetch_job_row(private)] == before
 
 
 # Bounds -----------------------------------------------------------------------------------------
@@ -138,31 +150,31 @@ def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None
     make_claimed(tag="working")
     failed = make_job(tag="failed", status="FAILED")
     for tag in ("first", "second"):
-        assert post(asker, body(tag=tag)).status_code == 200
+        assert post(asker, submit_body(tag=tag)).status_code == 200
     other = Client(headers=bearer(make_key("export:response", channels=("ORG_002",))))
 
     # when / then one more, and one again, are refused with the reason and a time
-    answer = post(asker, body(tag="third"))
+    answer = post(asker, submit_body(tag="third"))
     sentence = assert_refused(answer, 429, "TOO_MANY_REQUESTS")
     assert "2 requests waiting" in sentence
     assert int(answer["Retry-After"]) > 0
     assert not Job.objects.filter(tag="third").exists()
-    assert_refused(act(asker, "retry", failed), 429, "TOO_MANY_REQUESTS", "request.retry")
-    assert row_of(failed)["status"] == "FAILED"
+    assert_refused(post_action(asker, "retry", failed), 429, "TOO_MANY_REQUESTS", "request.retry")
+    assert fetch_job_row(failed)["status"] == "FAILED"
 
     # and the same question is still answered, as is another channel's
-    assert post(asker, body(tag="first")).status_code == 200
-    assert post(other, body(tag="third")).status_code == 200
+    assert post(asker, submit_body(tag="first")).status_code == 200
+    assert post(other, submit_body(tag="third")).status_code == 200
 
     # and there is room again when one has begun
     assert transitions.claim(Job.objects.get(tag="first").pk) is not None
-    assert post(asker, body(tag="third")).status_code == 200
+    assert post(asker, submit_body(tag="third")).status_code == 200
 
 
 def test_the_place_in_the_queue(asker: Client) -> None:
     # given three of one channel, one of which is nobody's hurry, and another channel's
     now = timezone.now()
-    late = make_job(tag="late", submitted_at=now - timedelta(minutes=1))
+    later = make_job(tag="late", submitted_at=now - timedelta(minutes=1))
     early = make_job(tag="early", submitted_at=now - timedelta(minutes=2))
     night = make_job(tag="night", submitted_at=now - timedelta(hours=9), priority=1)
     make_job(channel="ORG_002", submitted_at=now - timedelta(hours=9))
@@ -171,41 +183,41 @@ def test_the_place_in_the_queue(asker: Client) -> None:
     stranger = Client(headers=bearer(make_key("export:response", channels=("ORG_003",))))
 
     # when / then
-    beside = read(stranger, "alone", alone.request_id).json()["result"]
+    beside = read_job(stranger, "alone", alone.request_id).json()["result"]
     assert beside["progress"]["queuePosition"] == 1
-    said = {
-        job.tag: read(asker, job.tag, job.request_id).json()["result"]
-        for job in (early, late, night, working)
+    results = {
+        job.tag: read_job(asker, job.tag, job.request_id).json()["result"]
+        for job in (early, later, night, working)
     }
-    places = {tag: result["progress"]["queuePosition"] for tag, result in said.items()}
+    places = {tag: result["progress"]["queuePosition"] for tag, result in results.items()}
     assert places == {"early": 1, "late": 2, "night": 3, "working": None}
-    assert said["night"]["priority"] == "nightly"
-    assert said["working"]["progress"]["startedAt"] is not None
+    assert results["night"]["priority"] == "nightly"
+    assert results["working"]["progress"]["startedAt"] is not None
 
 
 @pytest.mark.parametrize("priority", ["interactive", "nightly"])
 def test_a_request_says_its_hurry(priority: str, asker: Client) -> None:
-    result = post(asker, body(priority=priority)).json()["result"]
+    result = post(asker, submit_body(priority=priority)).json()["result"]
     assert result["priority"] == priority
 
 
 def test_an_unknown_hurry_is_refused(asker: Client) -> None:
-    assert "priority" in assert_refused(post(asker, body(priority="urgent")))
+    assert "priority" in assert_refused(post(asker, submit_body(priority="urgent")))
 
 
 # Page by page -----------------------------------------------------------------------------------
 
 
-def pages(client: Client, tag: str, limit: int) -> list[list[str]]:
-    found: list[list[str]] = []
+def list_pages(client: Client, tag: str, limit: int) -> list[list[str]]:
+    ids_by_page: list[list[str]] = []
     after = None
     while True:
         query = {"limit": limit} | ({"cursor": after} if after else {})
-        result = assert_envelope(listed(client, tag, **query), "request.list", 200, "OK")
-        found.append([job["requestId"] for job in result["jobs"]])
+        result = assert_envelope(list_jobs(client, tag, **query), "request.list", 200, "OK")
+        ids_by_page.append([job["requestId"] for job in result["jobs"]])
         after = result["nextCursor"]
         if after is None:
-            return found
+            return ids_by_page
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(3, [3, 3, 1]), (7, [7]), (1, [1] * 7), (100, [7])])
@@ -217,11 +229,13 @@ def test_a_list_goes_on_behind_its_cursor(limit: int, sizes: list[int], asker: C
     expected = sorted(made, key=lambda job: (job.submitted_at, job.pk), reverse=True)
 
     # when
-    found = pages(asker, "daily", limit)
+    ids_by_page = list_pages(asker, "daily", limit)
 
     # then
-    assert [len(page) for page in found] == sizes
-    assert [each for page in found for each in page] == [job.request_id for job in expected]
+    assert [len(page) for page in ids_by_page] == sizes
+    assert [request_id for page in ids_by_page for request_id in page] == [
+        job.request_id for job in expected
+    ]
 
 
 def test_a_cursor_is_good_for_its_question_only(asker: Client) -> None:
@@ -229,61 +243,61 @@ def test_a_cursor_is_good_for_its_question_only(asker: Client) -> None:
     for _ in range(3):
         make_job()
         make_job(tag="other")
-    own = listed(asker, "daily", limit=1).json()["result"]["nextCursor"]
+    own = list_jobs(asker, "daily", limit=1).json()["result"]["nextCursor"]
     reader = Client(headers=bearer(make_key("export:response")))
 
     # when it is altered, another tag's, or that of a key that sees less
     altered = own[:-1] + ("A" if own[-1] != "A" else "B")
     wrong = [
-        listed(asker, "daily", limit=1, cursor=altered),
-        listed(asker, "daily", limit=1, cursor="x"),
-        listed(asker, "other", limit=1, cursor=own),
-        listed(reader, "daily", limit=1, cursor=own),
+        list_jobs(asker, "daily", limit=1, cursor=altered),
+        list_jobs(asker, "daily", limit=1, cursor="x"),
+        list_jobs(asker, "other", limit=1, cursor=own),
+        list_jobs(reader, "daily", limit=1, cursor=own),
     ]
 
     # then it is refused in words
     for answer in wrong:
         assert "cursor" in assert_refused(answer, operation="request.list")
-    assert listed(asker, "daily", limit=5, cursor=own).status_code == 200
+    assert list_jobs(asker, "daily", limit=5, cursor=own).status_code == 200
 
 
 def test_every_altered_byte_of_a_cursor_is_noticed() -> None:
-    text = cursor.seal(["2026-01-01", 5], ["jobs", 1])
-    assert cursor.unseal(text, ["jobs", 1]) == ["2026-01-01", 5]
+    text = cursor.encode(["2026-01-01", 5], ["jobs", 1])
+    assert cursor.decode(text, ["jobs", 1]) == ["2026-01-01", 5]
     for at in range(len(text)):
         for other in "Ax:":
             if text[at] != other:
-                with pytest.raises(Refused):
-                    cursor.unseal(text[:at] + other + text[at + 1 :], ["jobs", 1])
+                with pytest.raises(RequestError):
+                    cursor.decode(text[:at] + other + text[at + 1 :], ["jobs", 1])
 
 
 # Search -----------------------------------------------------------------------------------------
 
 
-def search(client: Client, filters: dict[str, Any], **more: Any) -> Any:
+def search_jobs(client: Client, filters: dict[str, Any], **more: Any) -> Any:
     return post(client, {"request": {"filters": filters, **more}}, SEARCH)
 
 
-def found_tags(client: Client, filters: dict[str, Any]) -> set[str]:
-    result = assert_envelope(search(client, filters), "request.search", 200, "OK")
+def search_tags(client: Client, filters: dict[str, Any]) -> set[str]:
+    result = assert_envelope(search_jobs(client, filters), "request.search", 200, "OK")
     tags = {job["tag"].rpartition(":")[0] for job in result["jobs"]}
     assert result["count"] == len(result["jobs"])
     return tags
 
 
 @pytest.fixture
-def many() -> None:
-    def at(day: int, hour: int = 12) -> datetime:
+def make_many_jobs() -> None:
+    def make_job_at(day: int, hour: int = 12) -> datetime:
         return datetime(2026, 3, day, hour, tzinfo=UTC)
 
-    make_job(tag="a-1", submitted_at=at(1), requested_by="asha")
-    make_job(tag="a-2", submitted_at=at(2, 0), status="FAILED")
-    make_job(tag="b-1", submitted_at=at(2, 23), status="SUCCESS", dataset=PRIVATE)
-    make_job(tag="b%1", submitted_at=at(3), status="CANCELLED", requested_by="Asha")
-    make_job(tag="a-3", submitted_at=at(1), channel="ORG_002", requested_by="asha")
+    make_job(tag="a-1", submitted_at=make_job_at(1), requested_by="asha")
+    make_job(tag="a-2", submitted_at=make_job_at(2, 0), status="FAILED")
+    make_job(tag="b-1", submitted_at=make_job_at(2, 23), status="SUCCESS", dataset=PRIVATE)
+    make_job(tag="b%1", submitted_at=make_job_at(3), status="CANCELLED", requested_by="Asha")
+    make_job(tag="a-3", submitted_at=make_job_at(1), channel="ORG_002", requested_by="asha")
 
 
-@pytest.mark.usefixtures("many")
+@pytest.mark.usefixtures("make_many_jobs")
 @pytest.mark.parametrize(
     ("filters", "tags"),
     [
@@ -306,30 +320,30 @@ def many() -> None:
     ],
 )
 def test_search(filters: dict[str, Any], tags: set[str], asker: Client) -> None:
-    assert found_tags(asker, filters) == tags
+    assert search_tags(asker, filters) == tags
 
 
-@pytest.mark.usefixtures("many")
+@pytest.mark.usefixtures("make_many_jobs")
 def test_search_keeps_to_what_the_key_may_see() -> None:
     plain = Client(headers=bearer(make_key("export:response")))
     both = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
-    assert found_tags(plain, {}) == {"a-1", "a-2", "b%1"}
-    assert found_tags(plain, {"dataset": PRIVATE}) == set()
-    assert found_tags(both, {"channel": "ORG_002"}) == {"a-3"}
-    assert_refused(search(plain, {"channel": "ORG_002"}), 403, "FORBIDDEN", "request.search")
-    assert_refused(search(both, {}), 403, "FORBIDDEN", "request.search")
-    assert search(Client(), {}).status_code == 401
+    assert search_tags(plain, {}) == {"a-1", "a-2", "b%1"}
+    assert search_tags(plain, {"dataset": PRIVATE}) == set()
+    assert search_tags(both, {"channel": "ORG_002"}) == {"a-3"}
+    assert_refused(search_jobs(plain, {"channel": "ORG_002"}), 403, "FORBIDDEN", "request.search")
+    assert_refused(search_jobs(both, {}), 403, "FORBIDDEN", "request.search")
+    assert search_jobs(Client(), {}).status_code == 401
 
 
-@pytest.mark.usefixtures("many")
+@pytest.mark.usefixtures("make_many_jobs")
 def test_search_goes_on_behind_its_cursor(asker: Client) -> None:
     filters = {"tagPrefix": "a"}
-    first = search(asker, filters, limit=1).json()["result"]
+    first = search_jobs(asker, filters, limit=1).json()["result"]
     assert (first["count"], len(first["jobs"])) == (2, 1)
-    second = search(asker, filters, limit=1, cursor=first["nextCursor"]).json()["result"]
+    second = search_jobs(asker, filters, limit=1, cursor=first["nextCursor"]).json()["result"]
     assert (second["count"], len(second["jobs"]), second["nextCursor"]) == (2, 1, None)
     assert first["jobs"][0]["tag"] != second["jobs"][0]["tag"]
-    foreign = search(asker, {}, limit=1, cursor=first["nextCursor"])
+    foreign = search_jobs(asker, {}, limit=1, cursor=first["nextCursor"])
     assert "cursor" in assert_refused(foreign, operation="request.search")
 
 
@@ -364,8 +378,10 @@ def test_a_page_asks_the_database_as_often_for_one_job_as_for_fifty(asker: Clien
         for _ in range(more):
             make_finished()
             make_job()
-        listed(asker, "daily")  # makes the links
+        list_jobs(asker, "daily")  # makes the links
         with CaptureQueriesContext(connection) as seen:
-            assert len(listed(asker, "daily").json()["result"]["jobs"]) == 2 * (more // 49 * 49 + 1)
+            assert len(list_jobs(asker, "daily").json()["result"]["jobs"]) == 2 * (
+                more // 49 * 49 + 1
+            )
         counts.append(len(seen))
     assert counts[0] == counts[1] < 12

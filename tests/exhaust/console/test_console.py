@@ -29,12 +29,12 @@ from tests.exhaust.factories import (
     BOT,
     PRIVATE,
     RESPONSE,
-    answer,
+    make_answer,
     make_claimed,
     make_file,
     make_finished,
     make_job,
-    send,
+    send_events,
 )
 
 pytestmark = pytest.mark.django_db
@@ -182,8 +182,8 @@ def test_a_file_of_people_takes_its_own_right(asha: Client) -> None:
 
 
 @pytest.mark.django_db(transaction=True)  # what is read was committed
-def test_a_request_is_sent_made_and_downloaded(asha: Client, wakes: list[str]) -> None:
-    send(*(answer(number) for number in range(3)))
+def test_a_request_is_sent_made_and_downloaded(asha: Client, enqueued_tasks: list[str]) -> None:
+    send_events(*(make_answer(number) for number in range(3)))
     sent = asha.post(f"{C}/ask", form())
     job = Job.objects.get()
     assert sent["Location"] == at(job)
@@ -195,7 +195,7 @@ def test_a_request_is_sent_made_and_downloaded(asha: Client, wakes: list[str]) -
         "endDate": "2022-04-01",
         "timezone": "UTC",
     }
-    assert wakes == ["exhaust.work"]
+    assert enqueued_tasks == ["exhaust.work"]
     waiting = text(asha.get(at(job)))
     assert "Your request is in." in waiting
     assert "next in the queue" in waiting
@@ -232,7 +232,7 @@ def test_a_request_is_sent_made_and_downloaded(asha: Client, wakes: list[str]) -
 def test_what_is_wrong_stands_beside_its_field_and_nothing_typed_is_lost(
     asha: Client, wrong: dict[str, str], field: str, sentence: str
 ) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     said = text(asha.post(f"{C}/ask", form(**{"tag": "kept-as-typed", **wrong})), 400)
     assert f'<a href="#f-{field}">{sentence}' in said
     assert f'id="e-{field}">{sentence}' in said
@@ -245,7 +245,7 @@ def test_what_is_wrong_stands_beside_its_field_and_nothing_typed_is_lost(
 @pytest.mark.django_db(transaction=True)  # what is read was committed
 def test_events_are_narrowed_by_type_and_application_and_the_caller_is_told() -> None:
     bela = person("bela", submit_private=True)
-    send(answer(1), answer(2) | {"eid": "END"}, answer(3) | {"eid": "LOG"})
+    send_events(make_answer(1), make_answer(2) | {"eid": "END"}, make_answer(3) | {"eid": "LOG"})
     Application.objects.create(channel=make_channel(), identifier="our-app", name="Our app")
     Application.objects.create(channel=make_channel("ORG_002"), identifier="theirs")
     blank = text(bela.get(f"{C}/ask"))
@@ -268,7 +268,9 @@ def test_events_are_narrowed_by_type_and_application_and_the_caller_is_told() ->
     assert job.config["types"] == ["ASSESS", "END"]
     assert job.config["application"] == "our-app"
     assert job.callback_url == "https://example.org/told?x=1"
-    call = json.loads(shlex.split(console_jobs.call(job).replace("\\\n", ""))[-1])["request"]
+    call = json.loads(shlex.split(console_jobs.curl_command(job).replace("\\\n", ""))[-1])[
+        "request"
+    ]
     assert call["datasetConfig"] == job.config
     assert call["callbackUrl"] == job.callback_url
     # and it can be asked again as it was
@@ -281,7 +283,7 @@ def test_events_are_narrowed_by_type_and_application_and_the_caller_is_told() ->
 
 
 def test_an_answers_request_offers_no_types_and_refuses_them(asha: Client) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     assert "Event types" not in text(asha.get(f"{C}/ask"))
     said = text(asha.post(f"{C}/ask", form(types="ASSESS")), 400)
     assert "uci-response-exhaust takes none; leave it out." in said
@@ -300,7 +302,7 @@ def test_what_a_schedule_cannot_say_offers_none() -> None:
 
 def test_a_full_queue_is_told_and_the_form_stays(asha: Client, settings: Any) -> None:
     settings.EXHAUST_QUEUED_PER_CHANNEL = 1
-    send(answer(1))
+    send_events(make_answer(1))
     make_job()
     said = text(asha.post(f"{C}/ask", form(tag="one-more")), 429)
     assert "1 requests waiting" in said
@@ -309,7 +311,7 @@ def test_a_full_queue_is_told_and_the_form_stays(asha: Client, settings: Any) ->
 
 @pytest.mark.django_db(transaction=True)  # what is read was committed
 def test_the_preview_is_shown_before_anything_is_sent(asha: Client) -> None:
-    send(*(answer(number) for number in range(5)))
+    send_events(*(make_answer(number) for number in range(5)))
     part = text(asha.post(f"{C}/ask/preview", form()))
     assert "<strong>5 rows</strong>" in part
     assert "because" not in part  # masked
@@ -323,7 +325,7 @@ def test_the_preview_is_shown_before_anything_is_sent(asha: Client) -> None:
 
 
 def test_days_are_filled_in_and_conversations_found_without_a_script(asha: Client) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     said = text(asha.post(f"{C}/ask", form(preset="yesterday", startDate="", tag="kept")))
     yesterday = (timezone.now() - timedelta(days=1)).date().isoformat()
     assert said.count(f'value="{yesterday}"') == 2
@@ -412,14 +414,14 @@ def test_a_link_is_made_lasts_ends_and_is_made_anew(asha: Client) -> None:
     assert asha.post(at(job, "/files/1/link"))["Location"] == at(job) + "#link-1"
     first = Link.objects.get()
     said = text(asha.get(at(job)))
-    assert links.address(first) in said
+    assert links.build_url(first) in said
     assert 'data-until="' in said
     Link.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    ended = Client().get("/" + links.address(first).split("/", 3)[3])
+    ended = Client().get("/" + links.build_url(first).split("/", 3)[3])
     assert "This link has expired" in text(ended, 410)
     said = text(asha.get(at(job)))
     assert "The last link has ended" in said
-    assert links.address(first) not in said
+    assert links.build_url(first) not in said
     asha.post(at(job, "/files/1/link"))
     assert Link.objects.count() == 2
     assert "The last link has ended" not in text(asha.get(at(job)))
@@ -474,7 +476,7 @@ def test_a_failed_job_says_why(asha: Client) -> None:
 
 
 def test_what_can_be_done_next_is_prepared(asha: Client, files: Path) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     asha.post(f"{C}/ask", form())
     call_command("run_jobs")
     job = Job.objects.get()
@@ -493,9 +495,9 @@ def test_what_can_be_done_next_is_prepared(asha: Client, files: Path) -> None:
 
 
 def test_nothing_of_a_sender_is_run_in_a_page(asha: Client) -> None:
-    evil = answer(1, "<script>alert(1)</script>")
+    evil = make_answer(1, "<script>alert(1)</script>")
     evil["edata"]["item"]["title"] = "<script>alert(1)</script>"
-    send(evil)
+    send_events(evil)
     make_job(tag="t", requested_by="<script>alert(1)</script>")
     for address in (f"{C}/jobs", at(Job.objects.get())):
         assert "<script>alert" not in text(asha.get(address))

@@ -16,23 +16,31 @@ from exhaust.console.templatetags import console as words
 from exhaust.console.urls import urlpatterns
 from exhaust.delivery import destinations
 from exhaust.jobs import schedules, transitions
-from exhaust.models import Job, Schedule, Sink
+from exhaust.models import Destination, Job, Schedule
 from ingest.adapters.participants import Profile
 from ingest.auth import keys
 from ingest.models import (
     ApiKey,
+    AuditEvent,
     Channel,
     Conversation,
-    LedgerEntry,
     Participant,
-    Rejected,
+    RejectedEvent,
     StoredEvent,
 )
-from ingest.privacy.encryption import unseal
-from ingest.store.participants import keep_participants
+from ingest.privacy.encryption import decrypt
+from ingest.store.participants import store_participants
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.console.test_console import C, form, person, text
-from tests.exhaust.factories import BOT, PRIVATE, RESPONSE, answer, make_finished, make_job, send
+from tests.exhaust.factories import (
+    BOT,
+    PRIVATE,
+    RESPONSE,
+    make_answer,
+    make_finished,
+    make_job,
+    send_events,
+)
 
 pytestmark = pytest.mark.django_db
 ASK = {"submit_response", "submit_private"}
@@ -64,11 +72,11 @@ WHO: dict[str, tuple[set[str], dict[str, Any]]] = {
     "rejected": (VIEW, {}),
     "rejected-one": (VIEW, {"pk": 1}),
     "replay": (ADMINISTER, {}),
-    "sinks": (ADMINISTER, {}),
-    "sink-new": (set(), {}),  # takes two rights: see below
-    "sink-one": (ADMINISTER, {"name": "warehouse"}),
-    "sink-change": (set(), {"name": "warehouse"}),
-    "sink-act": (ADMINISTER, {"name": "warehouse", "what": "pause"}),
+    "destinations": (ADMINISTER, {}),
+    "destination-new": (set(), {}),  # takes two rights: see below
+    "destination-one": (ADMINISTER, {"name": "warehouse"}),
+    "destination-change": (set(), {"name": "warehouse"}),
+    "destination-act": (ADMINISTER, {"name": "warehouse", "what": "pause"}),
     "keys": (ADMINISTER, {}),
     "revoke": (ADMINISTER, {"public_id": "abcdefgh"}),
     "ledger": ({"audit"}, {}),
@@ -146,7 +154,7 @@ def test_a_key_is_made_shown_once_and_revoked() -> None:
     assert "is revoked" in text(admin.post(f"{C}/keys/{row.public_id}/revoke", follow=True))
     assert "revoked already" in text(admin.post(f"{C}/keys/{row.public_id}/revoke", follow=True))
     assert Client(headers=bearer(key[0])).get("/dataset/v1/request/list/x").status_code == 401
-    told = list(LedgerEntry.objects.order_by("pk").values_list("action", "actor"))
+    told = list(AuditEvent.objects.order_by("pk").values_list("action", "actor"))
     assert told == [("key.created", "asha"), ("key.revoked", "asha")]
 
 
@@ -196,10 +204,10 @@ def test_a_key_of_two_channels_is_not_one_administrators_to_revoke() -> None:
 # Rejected events ----------------------------------------------------------------------------------
 
 
-def reject() -> Rejected:
+def reject() -> RejectedEvent:
     sender = Client(headers=bearer(make_key("ingest")))
     sender.post("/v1/telemetry", json.dumps({"events": ["Asha"]}), content_type="application/json")
-    return Rejected.objects.get()
+    return RejectedEvent.objects.get()
 
 
 def test_bytes_are_seen_by_administrators_and_that_is_kept() -> None:
@@ -209,10 +217,10 @@ def test_bytes_are_seen_by_administrators_and_that_is_kept() -> None:
     said = text(asker.get(f"{C}/rejected/{row.pk}"))
     assert "Masked" in said
     assert "Asha" not in said
-    assert not LedgerEntry.objects.filter(action="rejected.viewed").exists()
+    assert not AuditEvent.objects.filter(action="rejected.viewed").exists()
     said = text(person(administer=True).get(f"{C}/rejected/{row.pk}"))
     assert "&quot;Asha&quot;" in said
-    entry = LedgerEntry.objects.get(action="rejected.viewed")
+    entry = AuditEvent.objects.get(action="rejected.viewed")
     assert (entry.actor, entry.channel, entry.subject) == ("asha", "ORG_001", str(row.pk))
     elsewhere = person("uma", "ORG_002", administer=True)
     assert elsewhere.get(f"/console/ORG_002/rejected/{row.pk}").status_code == 404
@@ -223,7 +231,7 @@ def test_rejected_events_go_through_their_door_again(monkeypatch: pytest.MonkeyP
     admin = person(administer=True)
     said = text(admin.post(f"{C}/rejected/again", {"reason": "not_an_object"}, follow=True))
     assert "0 went in, 1 are still rejected" in said
-    monkeypatch.setattr("ingest.store.replay._again", lambda *_: [])
+    monkeypatch.setattr("ingest.store.replay._replay_one", lambda *_: [])
     assert "1 went in" in text(admin.post(f"{C}/rejected/again", {"pk": row.pk}, follow=True))
     assert "Nothing is rejected" in text(admin.get(f"{C}/rejected"))
     assert admin.post(f"{C}/rejected/again").status_code == 404
@@ -234,9 +242,9 @@ def test_rejected_events_go_through_their_door_again(monkeypatch: pytest.MonkeyP
 
 def test_participants_are_masked_and_who_looked_is_kept() -> None:
     asha = Profile("device-1", "Asha Rao", "+919000000001", True, timezone.now())
-    keep_participants(make_channel().pk, timezone.now(), [asha], [])
+    store_participants(make_channel().pk, timezone.now(), [asha], [])
     other = Profile("device-2", "Uma", None, None, None)
-    keep_participants(make_channel("ORG_002").pk, timezone.now(), [other], [])
+    store_participants(make_channel("ORG_002").pk, timezone.now(), [other], [])
     browser = person("usha", submit_private=True)
     said = text(browser.get(f"{C}/participants"))
     assert "A***" in said
@@ -246,7 +254,7 @@ def test_participants_are_masked_and_who_looked_is_kept() -> None:
     assert "A***" in text(browser.get(f"{C}/participants?device=device-1"))
     assert "Nobody has that device id" in text(browser.get(f"{C}/participants?device=device-2"))
     assert text(browser.get(f"{C}/participants?device=%00&cursor=x"))
-    entries = LedgerEntry.objects.filter(action="participants.viewed").order_by("pk")
+    entries = AuditEvent.objects.filter(action="participants.viewed").order_by("pk")
     found = Participant.objects.get(device_id="device-1")
     assert [(each.actor, each.subject) for each in entries] == [
         ("usha", ""),
@@ -260,11 +268,11 @@ def test_participants_are_masked_and_who_looked_is_kept() -> None:
 def test_the_ledger_is_filtered_and_paged() -> None:
     make_channel("ORG_002")
     for number in range(60):
-        LedgerEntry.objects.create(
+        AuditEvent.objects.create(
             action="key.created", actor=f"a{number}", channel="ORG_001", subject="s"
         )
-    LedgerEntry.objects.create(action="link.used", actor="b", channel="ORG_001")
-    LedgerEntry.objects.create(action="secret", actor="c", channel="ORG_002")
+    AuditEvent.objects.create(action="link.used", actor="b", channel="ORG_001")
+    AuditEvent.objects.create(action="secret", actor="c", channel="ORG_002")
     browser = person(audit=True)
     said = text(browser.get(f"{C}/ledger?action=key."))
     assert "a59" in said
@@ -275,7 +283,7 @@ def test_the_ledger_is_filtered_and_paged() -> None:
     assert "No entry is like that" in text(browser.get(f"{C}/ledger?actor=nobody&cursor=x"))
 
 
-# Recurring requests and sinks ---------------------------------------------------------------------
+# Recurring requests and destinations ---------------------------------------------------------------------
 
 
 def recurring(**said: str) -> dict[str, str]:
@@ -295,7 +303,7 @@ def recurring(**said: str) -> dict[str, str]:
 
 def test_a_recurring_request_is_made_changed_paused_resumed_and_deleted() -> None:
     admin = person(administer=True, submit_response=True)
-    send(answer(1))
+    send_events(make_answer(1))
     assert "Nothing is asked for by itself" in text(admin.get(f"{C}/recurring"))
     assert admin.post(f"{C}/recurring/new", recurring()).status_code == 302
     schedule = Schedule.objects.get()
@@ -308,7 +316,7 @@ def test_a_recurring_request_is_made_changed_paused_resumed_and_deleted() -> Non
     assert admin.post(f"{C}/recurring/new", changed).status_code == 302
     assert Schedule.objects.get().cron == "0 7 * * *"
     Channel.objects.update(recipient="age1x")
-    Schedule.objects.update(sealing="publickey", callback_url="https://example.org/x")
+    Schedule.objects.update(encryption="publickey", callback_url="https://example.org/x")
     kept = text(admin.get(f"{C}/recurring/one/every-day"))
     assert '<option value="publickey" selected>' in kept
     assert 'value="https://example.org/x"' in kept
@@ -362,27 +370,29 @@ def test_a_schedule_of_people_takes_its_own_right() -> None:
 
 def test_a_sink_is_paused_resumed_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     admin = person(administer=True)
-    assert "Nothing is pushed anywhere" in text(admin.get(f"{C}/sinks"))
-    sink = destinations.save(
-        Sink(channel=make_channel(), name="warehouse", url="https://user.example.org/in?key=secret")
+    assert "Nothing is pushed anywhere" in text(admin.get(f"{C}/destinations"))
+    destination = destinations.save(
+        Destination(
+            channel=make_channel(), name="warehouse", url="https://user.example.org/in?key=secret"
+        )
     )
-    said = text(admin.get(f"{C}/sinks"))
+    said = text(admin.get(f"{C}/destinations"))
     assert "user.example.org" in said
     assert "secret" not in said
     for what, state, told in (("pause", "paused", "is paused"), ("resume", "working", "goes on")):
-        assert told in text(admin.post(f"{C}/sinks/one/warehouse/{what}", follow=True))
-        sink.refresh_from_db()
-        assert destinations.state(sink) == state
+        assert told in text(admin.post(f"{C}/destinations/one/warehouse/{what}", follow=True))
+        destination.refresh_from_db()
+        assert destinations.determine_state(destination) == state
     monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("nobody there"))
     assert "did not take it: nobody there" in text(
-        admin.post(f"{C}/sinks/one/warehouse/test", follow=True)
+        admin.post(f"{C}/destinations/one/warehouse/test", follow=True)
     )
-    assert "0 documents" in text(admin.post(f"{C}/sinks/one/warehouse/again", follow=True))
-    assert admin.post(f"{C}/sinks/one/warehouse/explode").status_code == 404
-    assert admin.post(f"{C}/sinks/one/nobody/pause").status_code == 404
+    assert "0 documents" in text(admin.post(f"{C}/destinations/one/warehouse/again", follow=True))
+    assert admin.post(f"{C}/destinations/one/warehouse/explode").status_code == 404
+    assert admin.post(f"{C}/destinations/one/nobody/pause").status_code == 404
 
 
-def sink(**said: str) -> dict[str, str]:
+def destination(**said: str) -> dict[str, str]:
     return {
         "name": "warehouse",
         "kind": "webhook",
@@ -402,45 +412,52 @@ SECRET = "whsec_" + "c2VjcmV0" * 4
 
 
 def keeper() -> Client:
-    """May have what a sink sends, and administers."""
+    """May have what a destination sends, and administers."""
     return person("bela", administer=True, submit_private=True)
 
 
 def test_a_sink_is_made_and_changed_and_its_secrets_are_never_shown() -> None:
     bela = keeper()
-    assert "Make the first sink" in text(bela.get(f"{C}/sinks"))
-    said = sink(user="exhaust", password=" hush hush ", signingSecret=SECRET)
-    made = text(bela.post(f"{C}/sinks/new", said, follow=True))
-    row = Sink.objects.get()
+    assert "Make the first destination" in text(bela.get(f"{C}/destinations"))
+    said = destination(user="exhaust", password=" hush hush ", signingSecret=SECRET)
+    made = text(bela.post(f"{C}/destinations/new", said, follow=True))
+    row = Destination.objects.get()
     assert (row.method, row.content_type, row.user) == ("PUT", "application/x-ndjson", "exhaust")
-    assert unseal(row.sealed_password) == b" hush hush "
-    assert unseal(row.sealed_secret) == SECRET.encode()
-    form = text(bela.get(f"{C}/sinks/one/warehouse/change"))
+    assert decrypt(row.encrypted_password) == b" hush hush "
+    assert decrypt(row.encrypted_secret) == SECRET.encode()
+    form = text(bela.get(f"{C}/destinations/one/warehouse/change"))
     assert 'value="https://warehouse.example.org/in"' in form
     assert form.count("One is kept") == 2
-    for page in (made, form, text(bela.get(f"{C}/sinks")), text(bela.get(f"{C}/ledger"), 403)):
+    for page in (
+        made,
+        form,
+        text(bela.get(f"{C}/destinations")),
+        text(bela.get(f"{C}/ledger"), 403),
+    ):
         assert "hush" not in page
         assert SECRET not in page
 
     # when it is changed, then what is left empty stays
-    change = sink(changes="warehouse", user="exhaust", resource="events", types="END\r\nASSESS")
-    assert bela.post(f"{C}/sinks/new", change).status_code == 302
+    change = destination(
+        changes="warehouse", user="exhaust", resource="events", types="END\r\nASSESS"
+    )
+    assert bela.post(f"{C}/destinations/new", change).status_code == 302
     row.refresh_from_db()
     assert (row.resource, row.types) == ("events", ["ASSESS", "END"])
-    assert unseal(row.sealed_password) == b" hush hush "
+    assert decrypt(row.encrypted_password) == b" hush hush "
     assert ">ASSESS\nEND</textarea>" in (
-        bela.get(f"{C}/sinks/one/warehouse/change").content.decode()
+        bela.get(f"{C}/destinations/one/warehouse/change").content.decode()
     )
     # and one can be forgotten
-    bela.post(f"{C}/sinks/new", change | {"forget-signingSecret": "1"})
+    bela.post(f"{C}/destinations/new", change | {"forget-signingSecret": "1"})
     row.refresh_from_db()
-    assert row.sealed_secret is None
-    assert row.sealed_password is not None
+    assert row.encrypted_secret is None
+    assert row.encrypted_password is not None
     # and another host is told neither
     moved = change | {"url": "https://other.example.org/in"}
-    assert "are forgotten" in text(bela.post(f"{C}/sinks/new", moved, follow=True))
+    assert "are forgotten" in text(bela.post(f"{C}/destinations/new", moved, follow=True))
     row.refresh_from_db()
-    assert row.sealed_password is None
+    assert row.encrypted_password is None
 
 
 @pytest.mark.parametrize(
@@ -468,15 +485,17 @@ def test_a_sink_is_made_and_changed_and_its_secrets_are_never_shown() -> None:
     ],
 )
 def test_what_is_wrong_with_a_sink(wrong: dict[str, str], field: str) -> None:
-    said = text(keeper().post(f"{C}/sinks/new", sink(**wrong)), 400)
+    said = text(keeper().post(f"{C}/destinations/new", destination(**wrong)), 400)
     assert f'id="e-{field}"' in said
     assert f'id="f-{field}"' in said
-    assert not Sink.objects.exists()
+    assert not Destination.objects.exists()
 
 
 def test_a_password_that_cannot_be_kept_is_asked_for_again() -> None:
     bela = keeper()
-    said = text(bela.post(f"{C}/sinks/new", sink(name="a b", user="u", password="hush")), 400)
+    said = text(
+        bela.post(f"{C}/destinations/new", destination(name="a b", user="u", password="hush")), 400
+    )
     assert 'id="e-password">Type it again' in said
     assert 'name="with-password" value="1" checked' in said
     assert "hush" not in said
@@ -484,49 +503,57 @@ def test_a_password_that_cannot_be_kept_is_asked_for_again() -> None:
 
 def test_a_sink_of_that_name_is_not_written_over() -> None:
     bela = keeper()
-    bela.post(f"{C}/sinks/new", sink())
-    said = text(bela.post(f"{C}/sinks/new", sink(url="https://other.example.org/")), 400)
+    bela.post(f"{C}/destinations/new", destination())
+    said = text(
+        bela.post(f"{C}/destinations/new", destination(url="https://other.example.org/")), 400
+    )
     assert "There is one of that name" in said
-    assert Sink.objects.get().url == "https://warehouse.example.org/in"
+    assert Destination.objects.get().url == "https://warehouse.example.org/in"
 
 
 def test_who_may_not_have_what_a_sink_sends_makes_none() -> None:
-    keeper().post(f"{C}/sinks/new", sink())
+    keeper().post(f"{C}/destinations/new", destination())
     for browser in (
         person(administer=True, submit_response=True),
         person("chi", submit_private=True),
     ):
         for answered in (
-            browser.get(f"{C}/sinks/new"),
-            browser.post(f"{C}/sinks/new", sink(changes="warehouse", url="https://a.example.org/")),
-            browser.get(f"{C}/sinks/one/warehouse/change"),
+            browser.get(f"{C}/destinations/new"),
+            browser.post(
+                f"{C}/destinations/new",
+                destination(changes="warehouse", url="https://a.example.org/"),
+            ),
+            browser.get(f"{C}/destinations/one/warehouse/change"),
         ):
             assert answered.status_code == 403
-    assert Sink.objects.get().url == "https://warehouse.example.org/in"
-    assert "/sinks/new" not in text(person().get(f"{C}/sinks"))
+    assert Destination.objects.get().url == "https://warehouse.example.org/in"
+    assert "/destinations/new" not in text(person().get(f"{C}/destinations"))
 
 
 def test_another_channels_sink_is_unknown() -> None:
-    make = Sink(channel=make_channel("ORG_002"), name="theirs", url="https://a.example.org/")
+    make = Destination(channel=make_channel("ORG_002"), name="theirs", url="https://a.example.org/")
     destinations.save(make)
     bela = keeper()
-    assert "theirs" not in text(bela.get(f"{C}/sinks"))
-    for page in ("sinks/one/theirs", "sinks/one/theirs/change"):
+    assert "theirs" not in text(bela.get(f"{C}/destinations"))
+    for page in ("destinations/one/theirs", "destinations/one/theirs/change"):
         assert bela.get(f"{C}/{page}").status_code == 404
     for what in ("delete", "rewind", "pause"):
-        assert bela.post(f"{C}/sinks/one/theirs/{what}").status_code == 404
-    # the same name in this channel is another sink
-    assert bela.post(f"{C}/sinks/new", sink(name="theirs", changes="theirs")).status_code == 302
-    assert Sink.objects.count() == 2
+        assert bela.post(f"{C}/destinations/one/theirs/{what}").status_code == 404
+    # the same name in this channel is another destination
+    assert (
+        bela.post(f"{C}/destinations/new", destination(name="theirs", changes="theirs")).status_code
+        == 302
+    )
+    assert Destination.objects.count() == 2
 
 
 def test_a_sink_is_rewound_and_deleted() -> None:
     admin = person(administer=True)
-    send(answer(1))
+    send_events(make_answer(1))
     row = destinations.save(
-        Sink(channel=make_channel(), name="warehouse", url="https://a.example.org/")
+        Destination(channel=make_channel(), name="warehouse", url="https://a.example.org/")
     )
-    at = f"{C}/sinks/one/warehouse"
+    at = f"{C}/destinations/one/warehouse"
     began = row.xid
     assert "Write the day" in text(admin.post(f"{at}/rewind", {"since": "soon"}, follow=True))
     row.refresh_from_db()
@@ -534,18 +561,18 @@ def test_a_sink_is_rewound_and_deleted() -> None:
     told = text(admin.post(f"{at}/rewind", {"from": "start"}, follow=True))
     assert "is sent all there is" in told
     row.refresh_from_db()
-    assert (row.xid, row.place_id) == (0, 0)
+    assert (row.xid, row.cursor_id) == (0, 0)
     told = text(admin.post(f"{at}/rewind", {"since": "2022-03-01"}, follow=True))
     assert "goes on with what came since 1 Mar 2022" in told
     assert "is deleted" in text(admin.post(f"{at}/delete", follow=True))
-    assert not Sink.objects.exists()
+    assert not Destination.objects.exists()
 
 
 # Pictures -----------------------------------------------------------------------------------------
 
 
 def test_pictures_have_their_numbers_as_tables() -> None:
-    send(*(answer(number) for number in range(4)))
+    send_events(*(make_answer(number) for number in range(4)))
     now = datetime(2022, 3, 5, 12, tzinfo=UTC)
     StoredEvent.objects.update(received_at=now)
     Conversation.objects.update(name="Lunch bot")
@@ -553,7 +580,7 @@ def test_pictures_have_their_numbers_as_tables() -> None:
     Job.objects.filter(pk=done.pk).update(
         submitted_at=now, completed_at=now + timedelta(seconds=90)
     )
-    Rejected.objects.filter(pk=reject().pk).update(received_at=now)
+    RejectedEvent.objects.filter(pk=reject().pk).update(received_at=now)
     secret = make_job(dataset=PRIVATE, submitted_at=now)
     transitions.cancel(secret, "x")
     said = text(
@@ -566,7 +593,7 @@ def test_pictures_have_their_numbers_as_tables() -> None:
     assert '<th scope="row">Half within</th><td class="number">1 min 30 s</td>' in said
     assert '<th scope="row">not_an_object</th><td class="number">1</td>' in said
     assert "Cancelled" not in said  # a job of people is not counted for who may not see it
-    assert "Sink" not in said
+    assert "Destination" not in said
 
 
 def test_days_of_pictures_that_cannot_be_are_told() -> None:
@@ -589,11 +616,11 @@ def test_pictures_lead_to_another_channel_of_the_person_and_to_no_other() -> Non
 
 
 def test_a_picture_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(*_: Any) -> charts.Picture:
+    def slow(*_: Any) -> charts.Chart:
         raise TimeoutError
 
     slow.__name__ = "doors"
-    monkeypatch.setattr(charts, "doors", slow)
+    monkeypatch.setattr(charts, "events_by_source", slow)
     said = text(person(submit_response=True).get(f"{C}/pictures"))
     assert "Counting took too long; choose fewer days." in said
 
@@ -602,16 +629,16 @@ def test_a_funnel_tells_where_people_leave() -> None:
     events = []
     for device in range(4):
         for place in range(3 if device < 2 else 2 if device < 3 else 1):
-            event = answer(device * 10 + place)
+            event = make_answer(device * 10 + place)
             event["context"]["did"] = f"d-{device}"
             event["context"]["sid"] = f"s-{device}"
             event["context"]["rollup"] = {"l3": f"/q{place}", "l4": str(place == 2).lower()}
             event["edata"]["item"]["title"] = f"Question {place}"
             events.append(event)
-    send(*events)
+    send_events(*events)
     pk = Conversation.objects.get().pk
-    drawn = conversations.funnel(pk, charts.Span(date(2022, 3, 1), date(2022, 3, 31)))
-    assert drawn.told == "4 conversations of 4 people; 2 ended before the last question."
+    drawn = conversations.draw_funnel(pk, charts.DayRange(date(2022, 3, 1), date(2022, 3, 31)))
+    assert drawn.caption == "4 conversations of 4 people; 2 ended before the last question."
     assert drawn.rows == [
         ["Question 0", "/q0", "4", "100%", "1"],
         ["Question 1", "/q1", "3", "75%", "1"],
@@ -627,10 +654,10 @@ def test_a_funnel_tells_where_people_leave() -> None:
 
 
 def test_a_drawing_runs_nothing_and_is_named() -> None:
-    drawn = svg.bars("x", "A <title>", "told", [("<script>alert(1)</script>", 3, "three")])
+    drawn = svg.draw_bars("x", "A <title>", "told", [("<script>alert(1)</script>", 3, "three")])
     assert "<script" not in drawn
     assert 'role="img" aria-labelledby="x-t x-d"' in drawn
-    empty = svg.columns("y", "t", "d", [], [])
+    empty = svg.draw_columns("y", "t", "d", [], [])
     assert "<rect" not in empty
 
 
@@ -651,22 +678,22 @@ def test_sizes_in_words(number: int | None, told: str) -> None:
      (90_000, "1 d 1 h"), (None, "–")],
 )  # fmt: skip
 def test_spans_in_words(seconds: float | None, told: str) -> None:
-    assert words.lasting(seconds) == told
+    assert words.duration(seconds) == told
 
 
 # What must not be lost ----------------------------------------------------------------------------
 
 
 def test_a_password_is_never_ignored() -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     browser = person(submit_response=True)
     answered = browser.post(f"{C}/ask", form(encryptionKey="correct horse battery"))
     assert answered.status_code == 302
     job = Job.objects.get()
-    assert job.sealing == "password"
+    assert job.encryption == "password"
     said = text(browser.get(answered["Location"]))
     assert "under the password of the request" in said
-    assert "sealing=password" in said  # asked again, it is sealed again
+    assert "encryption=password" in said  # asked again, it is sealed again
     assert "correct horse" not in said
     weak = browser.post(f"{C}/ask", form(encryptionKey="abc", tag="weak"))
     assert 'id="e-encryptionKey">Too weak' in text(weak, 400)
@@ -674,12 +701,12 @@ def test_a_password_is_never_ignored() -> None:
 
 def test_a_password_typed_before_an_error_is_not_forgotten_in_silence() -> None:
     """It is not shown again; but what was to be sealed is not sent plain for that."""
-    send(answer(1))
+    send_events(make_answer(1))
     browser = person(submit_response=True)
     said = text(browser.post(f"{C}/ask", form(encryptionKey="correct horse", tag="a b")), 400)
     assert "correct horse" not in said
-    assert 'name="sealing" value="password" checked' in said
-    said = text(browser.post(f"{C}/ask", form(sealing="password")), 400)
+    assert 'name="encryption" value="password" checked' in said
+    said = text(browser.post(f"{C}/ask", form(encryption="password")), 400)
     assert 'id="e-encryptionKey">Type the password again' in said
     assert not Job.objects.exists()
     assert browser.post(f"{C}/ask", form()).status_code == 302

@@ -9,19 +9,19 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.columns import (
     Column,
     cells_sql,
-    guarded,
-    guards,
-    iso_time,
+    escape_formula,
+    format_json,
+    format_time,
     joins_sql,
-    json_text,
-    reader,
+    make_cell_reader,
+    may_hold_formulas,
 )
 
 
 def cell(kind: Any, raw: str, *, refused: bool = False, consented: bool = False) -> str | None:
     """The portable cell of a value written as JSON."""
     column = Column("Header", kind, ("payload", "edata", "v"), "", consented)
-    return reader([column])({}, f'{{"edata": {{"v": {raw}}}}}', refused)[0]
+    return make_cell_reader([column])({}, f'{{"edata": {{"v": {raw}}}}}', refused)[0]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def cell(kind: Any, raw: str, *, refused: bool = False, consented: bool = False)
     ],
 )  # fmt: skip
 def test_what_a_spreadsheet_would_run_gets_an_apostrophe(text: str):
-    assert guarded(text) == "'" + text
+    assert escape_formula(text) == "'" + text
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_a_spreadsheet_would_run_gets_an_apostrophe(text: str):
     ],
 )  # fmt: skip
 def test_all_else_stays_as_it_is(text: str):
-    assert guarded(text) == text
+    assert escape_formula(text) == text
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_json_is_printed_as_postgresql_prints_it(raw: str, printed: str | None):
 def test_printed_json_is_json():
     value = {"é": [1, Decimal("1.50"), {"x": '\x00\x1f"\\'}], "": None, "b": True}
 
-    assert json.loads(json_text(value), parse_float=Decimal) == value
+    assert json.loads(format_json(value), parse_float=Decimal) == value
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_printed_json_is_json():
     ],
 )
 def test_a_time_is_cut_to_the_millisecond(moment: datetime | str, printed: str):
-    assert iso_time(moment) == printed
+    assert format_time(moment) == printed
 
 
 @pytest.mark.parametrize("payload", ["{}", '{"edata": null}', '{"edata": [1]}', '{"edata": "v"}'])
@@ -177,7 +177,7 @@ def test_a_time_is_cut_to_the_millisecond(moment: datetime | str, printed: str):
 def test_what_is_not_there_is_nothing(kind: Any, payload: str):
     column = Column("Header", kind, ("payload", "edata", "v"), "")
 
-    assert reader([column])({}, payload, False) == [None]
+    assert make_cell_reader([column])({}, payload, False) == [None]
 
 
 def test_a_refused_consent_empties_only_what_asks_for_it():
@@ -187,7 +187,9 @@ def test_a_refused_consent_empties_only_what_asks_for_it():
 
 
 def test_an_envelope_cell_is_read_like_any_text():
-    read = reader([Column("A", "text", ("device_id",), ""), Column("B", "text", ("other",), "")])
+    read = make_cell_reader(
+        [Column("A", "text", ("device_id",), ""), Column("B", "text", ("other",), "")]
+    )
 
     assert read({"device_id": "=d"}, "{}", False) == ["=d", None]
 
@@ -205,6 +207,6 @@ def test_there_is_a_cell_for_every_column():
 
     assert len(sql) == len(columns) == 17
     assert not any("regexp_replace" in cell for cell in sql)
-    guarded_sql = cells_sql(columns, "(SELECT refused)", guarded=True)
-    assert ["regexp_replace" in cell for cell in guarded_sql] == guards(columns)
+    guarded_sql = cells_sql(columns, "(SELECT refused)", escape_formulas=True)
+    assert ["regexp_replace" in cell for cell in guarded_sql] == may_hold_formulas(columns)
     assert [i for i, cell in enumerate(sql) if "NOT (SELECT refused)" in cell] == [13]

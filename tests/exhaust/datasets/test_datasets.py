@@ -8,15 +8,15 @@ import pytest
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
-from exhaust.datasets.selection import days
+from exhaust.datasets.selection import day_range
 from exhaust.files import writer
 from ingest.adapters.participants import Profile
-from ingest.feed.watermark import watermark
+from ingest.feed.watermark import fetch_watermark
 from ingest.models import Channel, Conversation, StoredEvent
 from ingest.store import batches
-from ingest.store.participants import keep_participants
+from ingest.store.participants import store_participants
 from tests.conftest import make_channel
-from tests.exhaust.corpus import select
+from tests.exhaust.corpus import select_corpus
 from tests.ingest.telemetry_samples import (
     CONVERSATION,
     DEVICE,
@@ -54,36 +54,38 @@ def portable(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def rows(
+def read_rows(
     dataset: Dataset = RESPONSE, *, portable: bool = False, **overrides: Any
 ) -> list[dict[str, str]]:
     data = b"".join(
-        writer.blocks(dataset, select(**overrides), writer.Progress(), portable=portable)
+        writer.iter_blocks(
+            dataset, select_corpus(**overrides), writer.Progress(), portable=portable
+        )
     )
     return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
 
 
-def mids(**overrides: Any) -> list[str]:
-    return [row["Message ID"] for row in rows(**overrides)]
+def read_mids(**overrides: Any) -> list[str]:
+    return [row["Message ID"] for row in read_rows(**overrides)]
 
 
-def append(*events: Any, channel: str = "ORG_001") -> batches.Outcome:
-    outcome = batches.append(make_channel(channel).id, batch(*events))
+def store_events(*events: Any, channel: str = "ORG_001") -> batches.StoreResult:
+    outcome = batches.append_batch(make_channel(channel).id, batch(*events))
     assert outcome.rejections == []
     return outcome
 
 
-def keep(channel: str = "ORG_001", **said: Any) -> None:
+def store_participant(channel: str = "ORG_001", **fields: Any) -> None:
     profile = {"device_id": DEVICE, "user_name": None, "phone": None, "consent": None}
-    keep_participants(
+    store_participants(
         make_channel(channel).id,
         RECEIVED_AT,
-        [Profile(**{**profile, "consent_at": RECEIVED_AT, **said})],
+        [Profile(**{**profile, "consent_at": RECEIVED_AT, **fields})],
         [],
     )
 
 
-def at(mid: str, moment: str, **overrides: Any) -> dict[str, Any]:
+def answer_at(mid: str, moment: str, **overrides: Any) -> dict[str, Any]:
     ets = int(datetime.fromisoformat(moment).timestamp() * 1000)
     return answer(mid=mid, ets=ets, **overrides)
 
@@ -92,7 +94,7 @@ def at(mid: str, moment: str, **overrides: Any) -> dict[str, Any]:
 
 
 def test_what_can_be_asked_for_and_with_which_right():
-    assert {name: (dataset.private, dataset.scope) for name, dataset in DATASETS.items()} == {
+    assert {name: (dataset.is_private, dataset.scope) for name, dataset in DATASETS.items()} == {
         "uci-response-exhaust": (False, "export:response"),
         "uci-private-exhaust": (True, "export:private"),
         "events-exhaust": (True, "pull"),
@@ -128,10 +130,10 @@ def test_every_column_says_what_it_holds(dataset: Dataset):
 
 @pytest.mark.django_db
 def test_an_answer_is_a_row(portable: bool):
-    append(answer(3, edata={"duration": 21.0, "score": 0.0}))
+    store_events(answer(3, edata={"duration": 21.0, "score": 0.0}))
     Conversation.objects.update(name="Global Tara Bot")
 
-    assert rows(portable=portable) == [
+    assert read_rows(portable=portable) == [
         dict(
             zip(
                 HEADERS,
@@ -163,41 +165,43 @@ def test_an_answer_is_a_row(portable: bool):
 @pytest.mark.django_db
 def test_only_answers_of_the_asked_conversation_and_channel_are_in(portable: bool):
     elsewhere = {"cdata": [{"type": "Conversation", "id": "another"}]}
-    append(
+    store_events(
         answer(1, mid="in"),
         answer(2, mid="another conversation", context=elsewhere),
         answer(3, mid="no answer", eid="INTERACT"),
         answer(4, mid="no conversation", context={"cdata": []}),
     )
-    append(answer(5, mid="another channel"), channel="ORG_002")
+    store_events(answer(5, mid="another channel"), channel="ORG_002")
 
-    assert mids(portable=portable) == ["in"]
+    assert read_mids(portable=portable) == ["in"]
 
 
 @pytest.mark.django_db
 def test_another_channels_conversation_of_the_same_name_gives_nothing():
-    append(answer(1), channel="ORG_002")
+    store_events(answer(1), channel="ORG_002")
     theirs = Conversation.objects.get()
 
-    assert mids() == []
-    assert mids(conversation_id=theirs.id) == []
+    assert read_mids() == []
+    assert read_mids(conversation_id=theirs.id) == []
 
 
 @pytest.mark.django_db
 def test_answers_of_unknown_devices_are_kept(portable: bool):
-    append(answer(1, context={"did": "nobody knows"}), answer(2, context={"did": ""}, actor=None))
+    store_events(
+        answer(1, context={"did": "nobody knows"}), answer(2, context={"did": ""}, actor=None)
+    )
 
-    assert [row["Device ID"] for row in rows(portable=portable)] == ["nobody knows", ""]
+    assert [row["Device ID"] for row in read_rows(portable=portable)] == ["nobody knows", ""]
 
 
 @pytest.mark.django_db
 def test_rows_come_by_time_and_then_by_arrival(portable: bool):
-    append(answer(5, mid="c"), answer(1, mid="a"))
-    append(answer(3, mid="b2", ets=STARTED_MS + 3000))
-    append(answer(3, mid="b1", ets=STARTED_MS + 3000))
-    append(answer(3, mid="b0", ets=STARTED_MS + 2999))
+    store_events(answer(5, mid="c"), answer(1, mid="a"))
+    store_events(answer(3, mid="b2", ets=STARTED_MS + 3000))
+    store_events(answer(3, mid="b1", ets=STARTED_MS + 3000))
+    store_events(answer(3, mid="b0", ets=STARTED_MS + 2999))
 
-    assert mids(portable=portable) == ["a", "b0", "b2", "b1", "c"]
+    assert read_mids(portable=portable) == ["a", "b0", "b2", "b1", "c"]
 
 
 @pytest.mark.django_db
@@ -213,38 +217,38 @@ def test_rows_come_by_time_and_then_by_arrival(portable: bool):
 def test_a_refused_consent_blanks_the_response_and_nothing_else(
     consent: bool | None, answers: str, portable: bool
 ):
-    append(answer(1))
-    before = rows(portable=portable)[0]
+    store_events(answer(1))
+    before = read_rows(portable=portable)[0]
 
-    keep(consent=consent, user_name="Asha", phone="+919000000001")
+    store_participant(consent=consent, user_name="Asha", phone="+919000000001")
 
-    assert rows(portable=portable) == [{**before, "Question Response": answers}]
+    assert read_rows(portable=portable) == [{**before, "Question Response": answers}]
 
 
 @pytest.mark.django_db
 def test_a_refusal_counts_in_its_own_channel_and_for_its_own_device(portable: bool):
-    append(answer(1))
-    keep(channel="ORG_002", consent=False)
-    keep(device_id="another", consent=False)
+    store_events(answer(1))
+    store_participant(channel="ORG_002", consent=False)
+    store_participant(device_id="another", consent=False)
 
-    assert rows(portable=portable)[0]["Question Response"] != ""
+    assert read_rows(portable=portable)[0]["Question Response"] != ""
 
 
 @pytest.mark.django_db
 def test_a_refusal_is_read_when_the_file_is_made(portable: bool):
-    append(answer(1))
-    keep(consent=False)
-    assert rows(portable=portable)[0]["Question Response"] == ""
+    store_events(answer(1))
+    store_participant(consent=False)
+    assert read_rows(portable=portable)[0]["Question Response"] == ""
 
-    keep(consent=True, consent_at=RECEIVED_AT + timedelta(seconds=1))
-    assert rows(portable=portable)[0]["Question Response"] != ""
+    store_participant(consent=True, consent_at=RECEIVED_AT + timedelta(seconds=1))
+    assert read_rows(portable=portable)[0]["Question Response"] != ""
 
 
 # dates ------------------------------------------------------------------------------------------
 
 
 def test_days_are_whole_and_both_ends_are_in():
-    assert days(date(2022, 4, 1), date(2022, 4, 2), "UTC") == (
+    assert day_range(date(2022, 4, 1), date(2022, 4, 2), "UTC") == (
         datetime(2022, 4, 1, tzinfo=UTC),
         datetime(2022, 4, 3, tzinfo=UTC),
     )
@@ -262,9 +266,9 @@ def test_days_are_whole_and_both_ends_are_in():
     ],
 )
 def test_a_day_is_as_long_as_it_is_there(day: str, zone: str, start: str, hours: int):
-    asked = date.fromisoformat(day)
+    first_day = date.fromisoformat(day)
 
-    first, end = (moment.astimezone(UTC) for moment in days(asked, asked, zone))
+    first, end = (moment.astimezone(UTC) for moment in day_range(first_day, first_day, zone))
 
     assert first == datetime.fromisoformat(start)
     assert end - first == timedelta(hours=hours)
@@ -299,25 +303,25 @@ def test_the_edges_of_a_day_are_in_and_a_millisecond_beyond_is_out(
 ):
     before, after = (datetime.fromisoformat(edge) for edge in edges)
     millisecond = timedelta(milliseconds=1)
-    append(
-        at("too early", (before - millisecond).isoformat()),
-        at("first", edges[0]),
-        at("last", edges[1]),
-        at("too late", (after + millisecond).isoformat()),
+    store_events(
+        answer_at("too early", (before - millisecond).isoformat()),
+        answer_at("first", edges[0]),
+        answer_at("last", edges[1]),
+        answer_at("too late", (after + millisecond).isoformat()),
     )
-    start, end = days(date.fromisoformat(first), date.fromisoformat(last), zone)
+    start, end = day_range(date.fromisoformat(first), date.fromisoformat(last), zone)
 
-    assert mids(start=start, end=end, portable=portable) == ["first", "last"]
-    assert len(rows(PRIVATE, start=start, end=end)) == 1
+    assert read_mids(start=start, end=end, portable=portable) == ["first", "last"]
+    assert len(read_rows(PRIVATE, start=start, end=end)) == 1
 
 
 # watermark and superseded versions --------------------------------------------------------------
 
 
-def settled(xid: int) -> int:
+def set_xid(xid: int) -> int:
     """The watermark once it has passed xid; writers elsewhere in the cluster may hold it back."""
     until = time.monotonic() + 20
-    while (mark := watermark()) <= xid:
+    while (mark := fetch_watermark()) <= xid:
         assert time.monotonic() < until, f"{mark} never passed {xid}"
         time.sleep(0.02)
     return mark
@@ -325,20 +329,20 @@ def settled(xid: int) -> int:
 
 @pytest.mark.django_db(transaction=True)
 def test_rows_that_arrive_after_the_watermark_are_not_in(portable: bool):
-    append(answer(1, mid="before"))
-    mark = settled(StoredEvent.objects.get().xid)
+    store_events(answer(1, mid="before"))
+    mark = set_xid(StoredEvent.objects.get().xid)
 
-    append(answer(0, mid="after"), answer(2, mid="after too"))
+    store_events(answer(0, mid="after"), answer(2, mid="after too"))
 
-    assert mids(watermark=mark, portable=portable) == ["before"]
-    assert mids(portable=portable) == ["after", "before", "after too"]
-    first = rows(PRIVATE, watermark=mark)[0]
+    assert read_mids(watermark=mark, portable=portable) == ["before"]
+    assert read_mids(portable=portable) == ["after", "before", "after too"]
+    first = read_rows(PRIVATE, watermark=mark)[0]
     assert first["First Seen"] == first["Last Seen"] == "2022-04-01T04:00:01.000Z"
 
 
-def versions(channel: Channel) -> None:
+def store_versions(channel: Channel) -> None:
     """One event in two versions: written at 5, superseded at 9; and one of 7 beside them."""
-    append(answer(0, mid="seed"))
+    store_events(answer(0, mid="seed"))
     bot = Conversation.objects.get(channel=channel)
     for number, mid, xid, superseded in (
         (1, "old", 5, 9),
@@ -355,7 +359,7 @@ def versions(channel: Channel) -> None:
             received_at=RECEIVED_AT,
             is_answer=True,
             identity=read.identity.hex(),
-            dialect="telemetry",
+            source="telemetry",
             type="ASSESS",
             device_id=mid,
             session_id="",
@@ -378,10 +382,10 @@ def versions(channel: Channel) -> None:
     ],
 )
 def test_the_version_that_stood_at_the_watermark_is_in(mark: int, seen: list[str], portable: bool):
-    versions(make_channel())
+    store_versions(make_channel())
 
-    assert mids(watermark=mark, portable=portable) == seen
-    assert [row["Device ID"] for row in rows(PRIVATE, watermark=mark)] == seen
+    assert read_mids(watermark=mark, portable=portable) == seen
+    assert [row["Device ID"] for row in read_rows(PRIVATE, watermark=mark)] == seen
 
 
 # private ----------------------------------------------------------------------------------------
@@ -389,12 +393,12 @@ def test_the_version_that_stood_at_the_watermark_is_in(mark: int, seen: list[str
 
 @pytest.mark.django_db
 def test_a_person_is_one_row_with_first_and_last_seen():
-    append(*(answer(n) for n in (5, 1, 9)))
-    append(answer(20, eid="INTERACT"))
+    store_events(*(answer(n) for n in (5, 1, 9)))
+    store_events(answer(20, eid="INTERACT"))
     Conversation.objects.update(name="=Tara")
-    keep(user_name="Asha", phone="+919000000001", consent=True)
+    store_participant(user_name="Asha", phone="+919000000001", consent=True)
 
-    assert rows(PRIVATE) == [
+    assert read_rows(PRIVATE) == [
         {
             "Conversation ID": CONVERSATION,
             "Conversation Name": "'=Tara",
@@ -414,48 +418,50 @@ def test_a_person_is_one_row_with_first_and_last_seen():
     ids=["given", "refused", "unknown"],
 )
 def test_a_phone_is_shown_only_with_consent(consent: bool | None, phone: str):
-    append(answer(1))
-    keep(user_name="Asha", phone="+919000000001", consent=consent)
+    store_events(answer(1))
+    store_participant(user_name="Asha", phone="+919000000001", consent=consent)
 
-    assert [(row["User Name"], row["Phone Number"]) for row in rows(PRIVATE)] == [("Asha", phone)]
+    assert [(row["User Name"], row["Phone Number"]) for row in read_rows(PRIVATE)] == [
+        ("Asha", phone)
+    ]
 
 
 @pytest.mark.django_db
 def test_a_phone_without_consent_is_not_even_opened(monkeypatch: pytest.MonkeyPatch):
-    append(answer(1))
-    keep(phone="+919000000001", consent=False)
+    store_events(answer(1))
+    store_participant(phone="+919000000001", consent=False)
     opened: list[Any] = []
-    monkeypatch.setattr("exhaust.datasets.private.unseal", opened.append)
+    monkeypatch.setattr("exhaust.datasets.private.decrypt", opened.append)
 
-    assert len(rows(PRIVATE)) == 1
+    assert len(read_rows(PRIVATE)) == 1
     assert opened == []
 
 
 @pytest.mark.django_db
 def test_a_participant_of_another_channel_does_not_match():
-    append(answer(1))
-    keep(channel="ORG_002", user_name="Asha", phone="+919000000001", consent=True)
+    store_events(answer(1))
+    store_participant(channel="ORG_002", user_name="Asha", phone="+919000000001", consent=True)
 
-    assert [(row["User Name"], row["Phone Number"]) for row in rows(PRIVATE)] == [("", "")]
+    assert [(row["User Name"], row["Phone Number"]) for row in read_rows(PRIVATE)] == [("", "")]
 
 
 @pytest.mark.django_db
 def test_who_did_not_converse_in_the_range_is_not_in():
-    append(
-        at("in", "2022-04-01T10:00:00+00:00", context={"did": "in"}),
-        at("out", "2022-04-02T00:00:00+00:00", context={"did": "out"}),
-        at("nobody", "2022-04-01T11:00:00+00:00", context={"did": ""}, actor={"id": ""}),
+    store_events(
+        answer_at("in", "2022-04-01T10:00:00+00:00", context={"did": "in"}),
+        answer_at("out", "2022-04-02T00:00:00+00:00", context={"did": "out"}),
+        answer_at("nobody", "2022-04-01T11:00:00+00:00", context={"did": ""}, actor={"id": ""}),
     )
-    keep(device_id="registered only", user_name="Asha")
-    start, end = days(date(2022, 4, 1), date(2022, 4, 1), "UTC")
+    store_participant(device_id="registered only", user_name="Asha")
+    start, end = day_range(date(2022, 4, 1), date(2022, 4, 1), "UTC")
 
-    assert [row["Device ID"] for row in rows(PRIVATE, start=start, end=end)] == ["in"]
+    assert [row["Device ID"] for row in read_rows(PRIVATE, start=start, end=end)] == ["in"]
 
 
 @pytest.mark.django_db
 def test_people_come_by_first_seen_and_then_bytewise():
     same = {"ets": STARTED_MS + 1000}
-    append(
+    store_events(
         *(
             answer(n, context={"did": did}, **same)
             for n, did in enumerate(["b", "é", "B", "a", "_"])
@@ -463,15 +469,15 @@ def test_people_come_by_first_seen_and_then_bytewise():
         answer(9, context={"did": "z"}, ets=STARTED_MS),
     )
 
-    assert [row["Device ID"] for row in rows(PRIVATE)] == ["z", "B", "_", "a", "b", "é"]
+    assert [row["Device ID"] for row in read_rows(PRIVATE)] == ["z", "B", "_", "a", "b", "é"]
 
 
 @pytest.mark.django_db
 def test_names_and_devices_are_guarded():
-    append(answer(1, context={"did": "=device"}))
-    keep(device_id="=device", user_name="@name", phone="+919000000001", consent=True)
+    store_events(answer(1, context={"did": "=device"}))
+    store_participant(device_id="=device", user_name="@name", phone="+919000000001", consent=True)
 
-    row = rows(PRIVATE)[0]
+    row = read_rows(PRIVATE)[0]
     assert (row["Device ID"], row["User Name"]) == ("'=device", "'@name")
     assert row["Phone Number"] == "+919000000001"
 
@@ -483,9 +489,9 @@ def test_names_and_devices_are_guarded():
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE], ids=lambda dataset: dataset.name)
 @pytest.mark.parametrize(("mark", "count"), [(2**62, 2), (6, 1), (5, 0)])
 def test_a_count_is_the_number_of_rows(dataset: Dataset, mark: int, count: int):
-    versions(make_channel())
-    append(answer(3, eid="INTERACT", context={"did": ""}, actor=None, mid="nobody"))
+    store_versions(make_channel())
+    store_events(answer(3, eid="INTERACT", context={"did": ""}, actor=None, mid="nobody"))
 
-    counted = dataset.count(select(watermark=mark))
+    counted = dataset.count_rows(select_corpus(watermark=mark))
 
-    assert counted == len(rows(dataset, watermark=mark)) == count
+    assert counted == len(read_rows(dataset, watermark=mark)) == count

@@ -7,13 +7,13 @@ import pytest
 from django.test import Client
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.base import FILTERS, Dataset
+from exhaust.datasets.base import FILTER_FIELDS, Dataset
 from ingest.auth import keys
 from ingest.derive import deriver
 from ingest.models import Conversation
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
-from tests.exhaust.datasets.test_events_dataset import click, clicked
+from tests.exhaust.datasets.test_events_dataset import make_click, send_clicks
 from tests.exhaust.factories import BOT
 from tests.ingest.telemetry_samples import DEVICE, STARTED_MS, answer
 
@@ -39,7 +39,7 @@ def fill() -> None:
     keys.create_application("shop", channel)
     Conversation.objects.create(channel=channel, identifier=BOT, name="Lunch bot")
     sender = Client(headers=bearer(make_key("ingest")))
-    for path, sent in (
+    for path, body in (
         ("/v1/telemetry", {"events": [answer(item={"title": "How was lunch?"})]}),
         (
             "/v1/participants",
@@ -49,41 +49,47 @@ def fill() -> None:
             }],
         ),
     ):  # fmt: skip
-        assert sender.post(path, sent, content_type="application/json").status_code == 200
+        assert sender.post(path, body, content_type="application/json").status_code == 200
     user = {"email": "asha@shop.example", "firstName": "Asha", "company": "Shop"}
-    said = {name: {"value": value, "set_timestamp": STARTED_MS} for name, value in user.items()}
+    attribute_values = {
+        name: {"value": value, "set_timestamp": STARTED_MS} for name, value in user.items()
+    }
     attributes = {"_page_url": "https://shop.example/", "_session_id": "tab-1"}
-    click(Client(), clicked(1, user_id="asha", user=said, attributes=attributes), app="shop")
+    send_clicks(
+        Client(),
+        make_click(1, user_id="asha", user=attribute_values, attributes=attributes),
+        app="shop",
+    )
     deriver.derive_all(60)
 
 
 def examples(dataset: Dataset) -> list[str]:
     """The cells of the row that tells most."""
-    selection = corpus.select(
-        conversation_id=None if dataset.derived else corpus.select().conversation_id,
+    selection = corpus.select_corpus(
+        conversation_id=None if dataset.is_derived else corpus.select_corpus().conversation_id,
         start=corpus.RECEIVED_AT - timedelta(days=4000),
         end=corpus.RECEIVED_AT + timedelta(days=40000),
     )
-    rows = [[cell or "" for cell in row] for row in dataset.rows(selection)]
+    rows = [[cell or "" for cell in row] for row in dataset.iterate_rows(selection)]
     return max(rows, key=lambda row: sum(map(bool, row)))
 
 
 def table(dataset: Dataset) -> str:
     lines = ["| Column | Type | What | Example |", "|---|---|---|---|"]
     for column, cell in zip(dataset.columns, examples(dataset), strict=True):
-        shown = SHOWN.get((column.header, column.kind), cell) if cell else ""
-        if len(shown) > LONGEST:
-            shown = shown[:LONGEST] + "…"
-        shown = f"`{shown}`".replace("|", "\\|") if shown else ""
-        what = column.description + (" Personal." if column.personal else "")
-        lines.append(f"| {column.header} | {TYPES[column.kind]} | {what} | {shown} |")
+        example = SHOWN.get((column.header, column.kind), cell) if cell else ""
+        if len(example) > LONGEST:
+            example = example[:LONGEST] + "…"
+        example = f"`{example}`".replace("|", "\\|") if example else ""
+        description = column.description + (" Personal." if column.is_personal else "")
+        lines.append(f"| {column.header} | {TYPES[column.kind]} | {description} | {example} |")
     return "\n".join(lines)
 
 
 def section(dataset: Dataset) -> str:
-    takes = [f"`{name}` (required)" for name in dataset.required]
-    takes += [f"`{name}`" for name in FILTERS if name in dataset.optional]
-    private = "Its files are handed out as private ones." if dataset.private else ""
+    takes = [f"`{name}` (required)" for name in dataset.required_fields]
+    takes += [f"`{name}`" for name in FILTER_FIELDS if name in dataset.optional_fields]
+    private = "Its files are handed out as private ones." if dataset.is_private else ""
     return (
         f"\n## `{dataset.name}`\n\n"
         f"{dataset.title}. A key needs the scope `{dataset.scope}`. Beside the days it takes"

@@ -20,7 +20,7 @@ from ingest.derive import deriver
 from ingest.models import AppUser, Conversation, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
-from tests.exhaust.factories import BOT, answer, make_job, revise, send
+from tests.exhaust.factories import BOT, make_answer, make_job, revise_answer, send_events
 
 # a watermark passes only what is committed
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,13 +33,13 @@ THIS_YEAR = {
 }
 
 
-def config(dataset: str, **said: Any) -> dict[str, Any]:
+def config(dataset: str, **fields: Any) -> dict[str, Any]:
     """Users change when they are derived, which is now."""
-    return {"type": dataset, **(THIS_YEAR if dataset == USERS else DAYS), **said}
+    return {"type": dataset, **(THIS_YEAR if dataset == USERS else DAYS), **fields}
 
 
-def selection(**overrides: Any) -> Selection:
-    return corpus.select(
+def make_selection(**overrides: Any) -> Selection:
+    return corpus.select_corpus(
         **{
             "conversation_id": None,
             "start": corpus.RECEIVED_AT - timedelta(days=4000),
@@ -49,34 +49,34 @@ def selection(**overrides: Any) -> Selection:
     )
 
 
-def written(dataset: str, *, portable: bool = False, **overrides: Any) -> bytes:
-    blocks = writer.blocks(
-        DATASETS[dataset], selection(**overrides), writer.Progress(), portable=portable
+def write_file(dataset: str, *, portable: bool = False, **overrides: Any) -> bytes:
+    blocks = writer.iter_blocks(
+        DATASETS[dataset], make_selection(**overrides), writer.Progress(), portable=portable
     )
     return b"".join(blocks)
 
 
-def table(data: bytes) -> list[dict[str, str]]:
+def parse_table(data: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
 
 
-def made(dataset: str, **said: Any) -> list[dict[str, str]]:
+def make_table(dataset: str, **fields: Any) -> list[dict[str, str]]:
     """The rows of a job's file."""
-    job = make_job(dataset=dataset, config=config(dataset, **said))
+    job = make_job(dataset=dataset, config=config(dataset, **fields))
     claimed = transitions.claim(job.pk)
     assert claimed is not None
     assert attempt.run(claimed), Job.objects.get(pk=job.pk).status_message
     file = File.objects.get(job=job)
-    with storage.default().open(file.key) as stream:
-        return table(stream.read())
+    with storage.get_storage().open(file.key) as stream:
+        return parse_table(stream.read())
 
 
-def click(client: Client, *events: dict[str, Any], app: str = "my-app") -> None:
-    answered = client.post(f"/collect?appId={app}", json.dumps(events), "application/json")
-    assert answered.status_code == 200, answered.content
+def send_clicks(client: Client, *events: dict[str, Any], app: str = "my-app") -> None:
+    response = client.post(f"/collect?appId={app}", json.dumps(events), "application/json")
+    assert response.status_code == 200, response.content
 
 
-def clicked(number: int, **overrides: Any) -> dict[str, Any]:
+def make_click(number: int, **overrides: Any) -> dict[str, Any]:
     return {
         "event_type": "_page_view", "event_id": f"e-{number}", "device_id": f"web-{number}",
         "timestamp": 1648785600123 + number,
@@ -85,15 +85,15 @@ def clicked(number: int, **overrides: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fill() -> None:
+def store_everything() -> None:
     """The corpus of answers, pages with users of every kind of attribute, and another channel."""
-    corpus.fill()
+    corpus.store_corpus()
     keys.create_application("my-app", make_channel())
     values: list[Any] = [*corpus.TEXTS.values(), 1.50, 1e21, True, False, None, [1], {"b": 1}, -0.0]
-    click(
+    send_clicks(
         Client(),
         *(
-            clicked(
+            make_click(
                 number,
                 user_id=f"user-{number % 50}" if number % 3 else None,
                 user={
@@ -107,7 +107,7 @@ def fill() -> None:
             for number, value in enumerate(values)
         ),
     )
-    send(answer(7), channel="ORG_002")
+    send_events(make_answer(7), channel="ORG_002")
     for device, consent in (("=device", False), ("@device", False), (None, True)):
         devices = StoredEvent.objects.filter(is_answer=True).order_by("id")
         Participant.objects.get_or_create(
@@ -124,28 +124,28 @@ def fill() -> None:
 @pytest.mark.postgresql
 @pytest.mark.parametrize("dataset", NEW)
 def test_both_ways_make_the_same_bytes(dataset: str) -> None:
-    fill()
-    copied = written(dataset)
-    assert written(dataset, portable=True).split(b"\n") == copied.split(b"\n")
-    assert len(table(copied)) > 20
+    store_everything()
+    copied = write_file(dataset)
+    assert write_file(dataset, portable=True).split(b"\n") == copied.split(b"\n")
+    assert len(parse_table(copied)) > 20
 
 
 @pytest.mark.parametrize("dataset", NEW)
 def test_a_file_is_rfc_4180_with_a_cell_for_every_column(dataset: str) -> None:
-    fill()
-    data = written(dataset)
+    store_everything()
+    data = write_file(dataset)
     rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
     headers = [column.header for column in DATASETS[dataset].columns]
     assert rows[0] == headers
     assert {len(row) for row in rows} == {len(headers)}
-    assert DATASETS[dataset].count(selection()) == len(rows) - 1
+    assert DATASETS[dataset].count_rows(make_selection()) == len(rows) - 1
 
 
 def test_an_event_is_a_row() -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     event = StoredEvent.objects.get()
-    (row,) = made(EVENTS)
-    assert json.loads(row.pop("Payload")) == answer(1)
+    (row,) = make_table(EVENTS)
+    assert json.loads(row.pop("Payload")) == make_answer(1)
     assert row == {
         "Event ID": str(event.identity),
         "Position": f"{event.xid}.{event.pk}",
@@ -161,8 +161,8 @@ def test_an_event_is_a_row() -> None:
 
 
 def test_the_bytes_of_a_payload_are_fixed(portable: bool) -> None:
-    send(answer(1))
-    payload = next(iter(table(written(EVENTS, portable=portable))))["Payload"]
+    send_events(make_answer(1))
+    payload = next(iter(parse_table(write_file(EVENTS, portable=portable))))["Payload"]
     assert payload == (
         '{"eid": "ASSESS", "ets": 1646474460000, "mid": "ASSESS:1", "ver": "3.0",'
         ' "actor": {"id": "device-1", "type": "User"},'
@@ -179,51 +179,51 @@ def portable(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def pulled(resource: str) -> list[dict[str, Any]]:
+def pull_all(resource: str) -> list[dict[str, Any]]:
     puller = Client(headers=bearer(make_key("pull", "export:private")))
-    said = json.loads(puller.get(f"/export/{resource}", {"pageSize": 1000}).content)
-    return list(said["items"])
+    page = json.loads(puller.get(f"/export/{resource}", {"pageSize": 1000}).content)
+    return list(page["items"])
 
 
 def test_events_are_the_events_of_a_pull(portable: bool) -> None:
-    fill()
-    rows = table(written(EVENTS, portable=portable))
-    items = pulled("events")
+    store_everything()
+    rows = parse_table(write_file(EVENTS, portable=portable))
+    items = pull_all("events")
     assert [row["Position"] for row in rows] == [item["position"] for item in items]
     assert [row["Event ID"] for row in rows] == [item["id"] for item in items]
     for row, item in zip(rows, items, strict=True):
         kind = item["payload"].pop("@type")
-        assert same(row["Payload"], json.dumps(item["payload"]))
+        assert is_same_moment(row["Payload"], json.dumps(item["payload"]))
         assert row["Type"] == kind
     emptied = [row for row in rows if row["Device ID"] == "'@device"]
     assert [json.loads(row["Payload"])["edata"]["resvalues"] for row in emptied] == [[]]
 
 
-def same(one: str, other: str) -> bool:
+def is_same_moment(one: str, other: str) -> bool:
     """Two texts of the same JSON; a long number is a float in one of them."""
     return bool(json.loads(one, parse_int=float) == json.loads(other, parse_int=float))
 
 
-def iso(milliseconds: int) -> str:
+def format_iso(milliseconds: int) -> str:
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03}Z"
 
 
-def unguarded(cell: str) -> str | None:
+def strip_apostrophe(cell: str) -> str | None:
     return cell.removeprefix("'") or None
 
 
 def test_sessions_are_the_sessions_of_a_pull(portable: bool) -> None:
-    fill()
-    rows = table(written(SESSIONS, portable=portable))
-    items = pulled("sessions")
+    store_everything()
+    rows = parse_table(write_file(SESSIONS, portable=portable))
+    items = pull_all("sessions")
     assert len(items) == Session.objects.filter(channel=make_channel()).count() > 20
     for row, item in zip(rows, items, strict=True):
         assert (row["Session ID"], row["Position"]) == (item["sessionId"], item["position"])
-        assert unguarded(row["User ID"]) == (item["userId"].removeprefix("'") or None)
-        assert unguarded(row["External User ID"]) == item["externalUserId"]
+        assert strip_apostrophe(row["User ID"]) == (item["userId"].removeprefix("'") or None)
+        assert strip_apostrophe(row["External User ID"]) == item["externalUserId"]
         assert (row["Parent Session ID"] or None) == item["parentId"]
-        assert unguarded(row["Device ID"]) == (item["deviceId"].removeprefix("'") or None)
+        assert strip_apostrophe(row["Device ID"]) == (item["deviceId"].removeprefix("'") or None)
         assert (row["Landing Page URL"] or None) == item["landingPageUrl"]
         assert json.loads(row["Event Types"]) == item["eventTypes"]
         assert {
@@ -233,34 +233,34 @@ def test_sessions_are_the_sessions_of_a_pull(portable: bool) -> None:
         } == item["statistics"]
         assert int(row["Version"]) == item["version"]
         assert [row["Start"], row["End"], row["Close Time"], row["Last Modified"]] == [
-            iso(item["window"]["start"]),
-            iso(item["window"]["end"]),
-            iso(item["closeTime"]),
-            iso(item["lastModifiedTime"]),
+            format_iso(item["window"]["start"]),
+            format_iso(item["window"]["end"]),
+            format_iso(item["closeTime"]),
+            format_iso(item["lastModifiedTime"]),
         ]
     assert {row["Page Views"] for row in rows} >= {"0", "1"}
     assert {row["Application"] for row in rows} == {"", "my-app"}
 
 
 def test_users_are_the_users_of_a_pull(portable: bool) -> None:
-    fill()
-    rows = table(written(USERS, portable=portable))
-    items = pulled("users")
+    store_everything()
+    rows = parse_table(write_file(USERS, portable=portable))
+    items = pull_all("users")
     assert len(items) == AppUser.objects.filter(channel=make_channel()).count() > 20
     for row, item in zip(rows, items, strict=True):
         assert row["Position"] == item["position"]
-        assert unguarded(row["User ID"]) == (item["userId"].removeprefix("'") or None)
+        assert strip_apostrophe(row["User ID"]) == (item["userId"].removeprefix("'") or None)
         assert row["Anonymous"] == ("true" if item["anonymous"] else "false")
-        assert same(row["Attributes"], json.dumps(item["customAttributes"]))
+        assert is_same_moment(row["Attributes"], json.dumps(item["customAttributes"]))
         if isinstance(email := item.get("email"), str):
             assert row["Email"] in {email, f"'{email}"}
         if "lastName" in item:
             assert row["Last Name"] == "'=cmd()"
         assert int(row["Version"]) == item["version"]
         assert [row["First Seen"], row["Last Seen"], row["Last Modified"]] == [
-            iso(item["firstSeenTime"]),
-            iso(item["lastSeenTime"]),
-            iso(item["lastModifiedTime"]),
+            format_iso(item["firstSeenTime"]),
+            format_iso(item["lastSeenTime"]),
+            format_iso(item["lastModifiedTime"]),
         ]
 
 
@@ -270,12 +270,12 @@ def test_users_are_the_users_of_a_pull(portable: bool) -> None:
 def test_events_can_be_chosen_by_type_application_and_conversation() -> None:
     keys.create_application("my-app", make_channel())
     keys.create_application("other-app", make_channel())
-    send(answer(1))
-    click(Client(), clicked(1), clicked(2, event_type="purchase"))
-    click(Client(), clicked(3), app="other-app")
+    send_events(make_answer(1))
+    send_clicks(Client(), make_click(1), make_click(2, event_type="purchase"))
+    send_clicks(Client(), make_click(3), app="other-app")
 
-    def ids(**said: Any) -> list[str]:
-        return [f"{row['Application']}:{row['Type']}" for row in made(EVENTS, **said)]
+    def ids(**fields: Any) -> list[str]:
+        return [f"{row['Application']}:{row['Type']}" for row in make_table(EVENTS, **fields)]
 
     assert len(ids()) == 4
     assert ids(types=["_page_view"]) == ["my-app:_page_view", "other-app:_page_view"]
@@ -284,7 +284,9 @@ def test_events_can_be_chosen_by_type_application_and_conversation() -> None:
     assert ids(application="other-app", types=["purchase"]) == []
     assert ids(conversationId=BOT) == [":ASSESS"]
     assert ids(conversationId="nobody's") == []
-    assert [row["Application"] for row in made(SESSIONS, application="other-app")] == ["other-app"]
+    assert [row["Application"] for row in make_table(SESSIONS, application="other-app")] == [
+        "other-app"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -292,84 +294,84 @@ def test_events_can_be_chosen_by_type_application_and_conversation() -> None:
     [(EVENTS, "Timestamp"), (SESSIONS, "Close Time")],
 )
 def test_days_are_of_the_records_own_time(dataset: str, field: str) -> None:
-    send(answer(1), answer(24 * 60), answer(2 * 24 * 60))  # 5, 6 and 7 March
-    rows = made(dataset, startDate="2022-03-06", endDate="2022-03-06")
+    send_events(make_answer(1), make_answer(24 * 60), make_answer(2 * 24 * 60))  # 5, 6 and 7 March
+    rows = make_table(dataset, startDate="2022-03-06", endDate="2022-03-06")
     assert [row[field][:10] for row in rows] == ["2022-03-06"]
 
 
 def test_users_are_chosen_by_their_last_change() -> None:
-    send(answer(1))
-    assert len(made(USERS)) == 1
-    assert made(USERS, **DAYS) == []
+    send_events(make_answer(1))
+    assert len(make_table(USERS)) == 1
+    assert make_table(USERS, **DAYS) == []
 
 
 @pytest.mark.parametrize("dataset", [SESSIONS, USERS])
 def test_a_file_holds_what_was_made_of_every_event_before_it(dataset: str) -> None:
     # given events that no deriver has seen
-    send(answer(1), answer(2))
+    send_events(make_answer(1), make_answer(2))
     assert not Session.objects.exists()
     # when / then
-    assert sorted(row["Device ID"] for row in made(dataset)) == ["device-1", "device-2"]
+    assert sorted(row["Device ID"] for row in make_table(dataset)) == ["device-1", "device-2"]
 
 
 def test_only_the_channels_own() -> None:
-    send(answer(1))
-    send(answer(2), channel="ORG_002")
+    send_events(make_answer(1))
+    send_events(make_answer(2), channel="ORG_002")
     for dataset in NEW:
-        assert [row["Device ID"] for row in made(dataset)] == ["device-1"]
+        assert [row["Device ID"] for row in make_table(dataset)] == ["device-1"]
 
 
 def test_of_an_event_in_two_versions_the_last_is_in() -> None:
-    revise(1, "first")
-    revise(1, "second")
-    (row,) = made(EVENTS)
+    revise_answer(1, "first")
+    revise_answer(1, "second")
+    (row,) = make_table(EVENTS)
     assert json.loads(row["Payload"])["edata"]["resvalues"] == [{"ans1": "second"}]
 
 
 # attempts ---------------------------------------------------------------------------------------
 
 
-def attempted(job: Job) -> bytes:
+def run_attempt(job: Job) -> bytes:
     """The file of the next attempt, not published."""
     job.refresh_from_db()
     dataset = DATASETS[job.dataset]
-    chosen = attempt._selection(job, dataset)
-    transitions.mark(job, chosen.watermark, 0)
-    return b"".join(writer.blocks(dataset, chosen, writer.Progress()))
+    chosen = attempt._resolve_selection(job, dataset)
+    transitions.set_watermark(job, chosen.watermark, 0)
+    return b"".join(writer.iter_blocks(dataset, chosen, writer.Progress()))
 
 
 def test_every_attempt_at_events_makes_the_same_bytes() -> None:
-    revise(1, "first")
-    send(answer(1))
+    revise_answer(1, "first")
+    send_events(make_answer(1))
     job = transitions.claim(make_job(dataset=EVENTS, config=config(EVENTS)).pk)
     assert job is not None
-    first = attempted(job)
-    revise(1, "second")
-    send(answer(2))
-    assert attempted(job) == first
-    assert len(table(first)) == 2
+    first = run_attempt(job)
+    revise_answer(1, "second")
+    send_events(make_answer(2))
+    assert run_attempt(job) == first
+    assert len(parse_table(first)) == 2
 
 
 @pytest.mark.parametrize("dataset", [SESSIONS, USERS])
 def test_a_record_that_changed_is_missing_from_a_later_attempt_and_stands_behind_it(
     dataset: str,
 ) -> None:
-    send(answer(1), answer(200))
+    send_events(make_answer(1), make_answer(200))
     job = transitions.claim(make_job(dataset=dataset, config=config(dataset)).pk)
     assert job is not None
-    first = table(attempted(job))
+    first = parse_table(run_attempt(job))
     # when one of the two changes
-    later = answer(2)
+    later = make_answer(2)
     later["context"]["did"] = later["actor"]["id"] = "device-1"
-    send(later)
+    send_events(later)
     deriver.derive_all(10)
     # then the other's row is what it was
-    second = table(attempted(job))
+    second = parse_table(run_attempt(job))
     assert sorted(row["Device ID"] for row in first) == ["device-1", "device-200"]
     assert second == [row for row in first if row["Device ID"] == "device-200"]
     # and the changed one stands above the file's watermark
     job.refresh_from_db()
-    behind = table(written(dataset, since=job.watermark))
+    behind = parse_table(write_file(dataset, since=job.watermark))
     assert [(row["Device ID"], row["Version"]) for row in behind] == [("device-1", "2")]
 
 
@@ -378,7 +380,7 @@ def test_a_record_that_changed_is_missing_from_a_later_attempt_and_stands_behind
 
 @pytest.mark.parametrize("dataset", NEW)
 @pytest.mark.parametrize("scope", ["export:response", "export:private", "pull"])
-def test_the_right_that_a_key_needs(dataset: str, scope: str, wakes: list[str]) -> None:
+def test_the_right_that_a_key_needs(dataset: str, scope: str, enqueued_tasks: list[str]) -> None:
     caller = Client(headers=bearer(make_key(scope)))
     body = {"request": {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset)}}
     for path in ("submit", "preview"):
@@ -388,11 +390,11 @@ def test_the_right_that_a_key_needs(dataset: str, scope: str, wakes: list[str]) 
 
 @pytest.mark.parametrize("dataset", NEW)
 def test_a_file_lies_with_the_private_ones(dataset: str) -> None:
-    send(answer(1))
-    made(dataset)
+    send_events(make_answer(1))
+    make_table(dataset)
     file = File.objects.get()
     assert file.key.startswith("private/")
-    assert file.name == f"{DATASETS[dataset].suffix}_{timezone.now():%Y%m%d}.csv"
+    assert file.name == f"{DATASETS[dataset].name_suffix}_{timezone.now():%Y%m%d}.csv"
 
 
 @pytest.mark.parametrize(
@@ -419,8 +421,8 @@ def test_refusals_name_the_field_and_the_remedy(
     body = {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset, **said)}
     answered = caller.post("/dataset/v1/request/submit", {"request": body}, "application/json")
     assert answered.status_code == 400
-    told = answered.json()["params"]["errmsg"].replace("types[0]", "types.0")
-    assert told.startswith(f"request.datasetConfig.{sentence}")
+    detail = answered.json()["params"]["errmsg"].replace("types[0]", "types.0")
+    assert detail.startswith(f"request.datasetConfig.{sentence}")
     assert not Job.objects.exists()
 
 
@@ -439,9 +441,14 @@ def test_refusals_name_the_field_and_the_remedy(
     ],
 )
 def test_the_admins_form_asks_for_them(
-    admin_client: Client, wakes: list[str], dataset: str, named: str, field: str | None, words: str
+    admin_client: Client,
+    enqueued_tasks: list[str],
+    dataset: str,
+    named: str,
+    field: str | None,
+    words: str,
 ) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     chosen = {"channel": make_channel().pk, "conversation": Conversation.objects.get().pk}
     form = {
         "dataset": dataset, "tag": "t", "first_day": "2022-03-01", "last_day": "2022-03-31",
@@ -461,7 +468,7 @@ def test_the_admins_form_asks_for_them(
 
 
 @pytest.mark.parametrize("dataset", NEW)
-def test_a_schedule_asks_for_them(wakes: list[str], dataset: str) -> None:
+def test_a_schedule_asks_for_them(enqueued_tasks: list[str], dataset: str) -> None:
     caller = Client(headers=bearer(make_key(DATASETS[dataset].scope)))
     words = {"cron": "0 6 * * *", "dataset": dataset, "window": "yesterday", "tag": "d-{start}"}
     path = "/dataset/v1/schedule/daily"
@@ -469,15 +476,15 @@ def test_a_schedule_asks_for_them(wakes: list[str], dataset: str) -> None:
     assert answered.status_code == 200, answered.content
     assert answered.json()["result"]["conversationId"] == ""
     Schedule.objects.update(next_at=timezone.now() - timedelta(minutes=1))
-    assert schedules.make_due() == 1
+    assert schedules.submit_due() == 1
     job = transitions.claim(Job.objects.get().pk)
     assert job is not None
     assert "conversationId" not in job.config
     assert attempt.run(job)
 
 
-def content(file: File) -> bytes:
-    with storage.default().open(file.key) as opened:
+def read_content(file: File) -> bytes:
+    with storage.get_storage().open(file.key) as opened:
         return opened.read()
 
 
@@ -485,14 +492,14 @@ def content(file: File) -> bytes:
 def test_a_file_and_the_pull_from_its_cursor_are_the_whole(dataset: str, settings: Any) -> None:
     # given a file in parts, and its manifest
     settings.EXHAUST_PART_BYTES = 1
-    send(*(answer(number) for number in range(3)))
+    send_events(*(make_answer(number) for number in range(3)))
     deriver.derive_all(30)
     job = transitions.claim(make_job(dataset=dataset, config=config(dataset)).pk)
     assert job is not None
     assert attempt.run(job)
     *parts, last = File.objects.filter(job=job).order_by("part")
-    manifest = json.loads(content(last))
-    rows = [row for part in parts for row in table(content(part))]
+    manifest = json.loads(read_content(last))
+    rows = [row for part in parts for row in parse_table(read_content(part))]
     assert len(rows) == manifest["rows"] == 3
 
     def pulled(cursor: str) -> list[str]:
@@ -507,7 +514,7 @@ def test_a_file_and_the_pull_from_its_cursor_are_the_whole(dataset: str, setting
     assert pulled(manifest["pull"]["cursor"]) == []
     places = [row["Position"] for row in rows]
     assert pulled(manifest["from"]["cursor"]) == places
-    send(answer(200))
+    send_events(make_answer(200))
     deriver.derive_all(30)
     (later,) = pulled(manifest["to"]["cursor"])
     assert later not in places
@@ -518,4 +525,4 @@ def test_a_file_and_the_pull_from_its_cursor_are_the_whole(dataset: str, setting
     assert more is not None
     assert attempt.run(more)
     files = list(File.objects.filter(job=more).order_by("part"))
-    assert [row["Position"] for row in table(content(files[0]))] == [later]
+    assert [row["Position"] for row in parse_table(read_content(files[0]))] == [later]

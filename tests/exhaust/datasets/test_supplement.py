@@ -26,11 +26,11 @@ from tests.exhaust.factories import (
     BOT,
     PRIVATE,
     RESPONSE,
-    answer,
+    make_answer,
     make_finished,
     make_job,
-    revise,
-    send,
+    revise_answer,
+    send_events,
 )
 
 # a watermark passes only what is committed
@@ -39,7 +39,7 @@ EVENTS, SESSIONS, USERS = "events-exhaust", "sessions-exhaust", "users-exhaust"
 Row = dict[str, str]
 
 
-def config(dataset: str, **said: Any) -> dict[str, Any]:
+def config(dataset: str, **fields: Any) -> dict[str, Any]:
     days = {"startDate": "2022-03-01", "endDate": "2022-12-31"}
     if dataset == USERS:  # they change when they are derived
         now = timezone.now()
@@ -48,34 +48,34 @@ def config(dataset: str, **said: Any) -> dict[str, Any]:
             "endDate": f"{now + timedelta(days=1):%Y-%m-%d}",
         }
     bot = {"conversationId": BOT} if dataset == RESPONSE else {}
-    return {"type": dataset, **days, **bot, **said}
+    return {"type": dataset, **days, **bot, **fields}
 
 
 @pytest.fixture
-def caller(wakes: list[str]) -> Client:
+def caller(enqueued_tasks: list[str]) -> Client:
     return Client(headers=bearer(make_key("pull", "export:private", "export:response")))
 
 
-def submit(caller: Client, dataset: str, **said: Any) -> Any:
+def submit_request(caller: Client, dataset: str, **fields: Any) -> Any:
     tag = f"tag-{Job.objects.count()}"
-    body = {"tag": tag, "dataset": dataset, "datasetConfig": config(dataset, **said)}
+    body = {"tag": tag, "dataset": dataset, "datasetConfig": config(dataset, **fields)}
     return caller.post("/dataset/v1/request/submit", {"request": body}, "application/json")
 
 
-def made(caller: Client, dataset: str, **said: Any) -> tuple[str, list[Row]]:
+def make_file_rows(caller: Client, dataset: str, **fields: Any) -> tuple[str, list[Row]]:
     """Asks, and makes the file: its request id and rows."""
-    answered = submit(caller, dataset, **said)
-    assert answered.status_code == 200, answered.content
-    request_id: str = answered.json()["result"]["requestId"]
+    response = submit_request(caller, dataset, **fields)
+    assert response.status_code == 200, response.content
+    request_id: str = response.json()["result"]["requestId"]
     job = transitions.claim(Job.objects.get(request_id=request_id).pk)
     assert job is not None
     assert attempt.run(job), Job.objects.get(pk=job.pk).status_message
-    with storage.default().open(File.objects.get(job=job).key) as stream:
+    with storage.get_storage().open(File.objects.get(job=job).key) as stream:
         text = io.StringIO(stream.read().decode(), newline="")
     return request_id, list(csv.DictReader(text))
 
 
-def frozen(rows: list[Row]) -> Counter[tuple[str, ...]]:
+def count_rows(rows: list[Row]) -> Counter[tuple[str, ...]]:
     return Counter(tuple(row.values()) for row in rows)
 
 
@@ -85,33 +85,33 @@ def frozen(rows: list[Row]) -> Counter[tuple[str, ...]]:
 @pytest.mark.parametrize("dataset", [RESPONSE, EVENTS, SESSIONS, USERS])
 def test_a_supplement_gives_only_what_arrived_since(caller: Client, dataset: str) -> None:
     # given a file
-    send(answer(1), answer(300))
-    base, first = made(caller, dataset)
+    send_events(make_answer(1), make_answer(300))
+    base, first = make_file_rows(caller, dataset)
     # when more arrives, and more again
-    send(answer(2 * 60 * 24), answer(0))
-    second_id, second = made(caller, dataset, since=base)
-    send(answer(600))
-    _, third = made(caller, dataset, since=second_id)
+    send_events(make_answer(2 * 60 * 24), make_answer(0))
+    second_id, second = make_file_rows(caller, dataset, since=base)
+    send_events(make_answer(600))
+    _, third = make_file_rows(caller, dataset, since=second_id)
     # then
     devices = [sorted(row["Device ID"] for row in rows) for rows in (first, second, third)]
     assert devices == [["device-1", "device-300"], ["device-0", "device-2880"], ["device-600"]]
-    _, whole = made(caller, dataset)
-    assert frozen(first) + frozen(second) + frozen(third) == frozen(whole)
+    _, whole = make_file_rows(caller, dataset)
+    assert count_rows(first) + count_rows(second) + count_rows(third) == count_rows(whole)
 
 
 def test_a_supplement_of_nothing_is_a_header(caller: Client) -> None:
-    send(answer(1))
-    base, _ = made(caller, RESPONSE)
-    _, rows = made(caller, RESPONSE, since=base)
+    send_events(make_answer(1))
+    base, _ = make_file_rows(caller, RESPONSE)
+    _, rows = make_file_rows(caller, RESPONSE, since=base)
     assert rows == []
     assert Job.objects.latest("pk").status_message.startswith("Nothing has arrived since that")
 
 
 def test_the_same_filters_count(caller: Client) -> None:
-    send(answer(1))
-    base, _ = made(caller, EVENTS, types=["START", "ASSESS"])
-    send(answer(2), {**answer(3), "eid": "INTERACT"})
-    _, rows = made(caller, EVENTS, types=["ASSESS", "START"], since=base, timezone="UTC")
+    send_events(make_answer(1))
+    base, _ = make_file_rows(caller, EVENTS, types=["START", "ASSESS"])
+    send_events(make_answer(2), {**make_answer(3), "eid": "INTERACT"})
+    _, rows = make_file_rows(caller, EVENTS, types=["ASSESS", "START"], since=base, timezone="UTC")
     assert [row["Device ID"] for row in rows] == ["device-2"]
 
 
@@ -120,30 +120,32 @@ def test_a_version_that_took_an_events_place_comes_in_the_supplement(
     caller: Client, dataset: str
 ) -> None:
     # given a file with the first version of an event
-    revise(1, "first")
-    revise(2, "other")
-    base, first = made(caller, dataset)
+    revise_answer(1, "first")
+    revise_answer(2, "other")
+    base, first = make_file_rows(caller, dataset)
     # when it is sent again with another answer, twice
-    revise(1, "second")
-    revise(1, "third")
-    _, supplement = made(caller, dataset, since=base)
-    _, whole = made(caller, dataset)
+    revise_answer(1, "second")
+    revise_answer(1, "third")
+    _, supplement = make_file_rows(caller, dataset, since=base)
+    _, whole = make_file_rows(caller, dataset)
     # then the supplement has the version that stands, and nothing of the others
     assert len(first) == len(whole) == 2
     (row,) = supplement
     assert "third" in str(row)
-    assert frozen(whole) == frozen([row, *(kept for kept in first if "first" not in str(kept))])
+    assert count_rows(whole) == count_rows(
+        [row, *(kept for kept in first if "first" not in str(kept))]
+    )
     if dataset == EVENTS:  # and names what it takes the place of
         assert [kept["Event ID"] for kept in first].count(row["Event ID"]) == 1
 
 
 def test_a_session_that_changed_comes_again(caller: Client) -> None:
-    send(answer(1), answer(300))
-    base, first = made(caller, SESSIONS)
-    more = answer(2)
+    send_events(make_answer(1), make_answer(300))
+    base, first = make_file_rows(caller, SESSIONS)
+    more = make_answer(2)
     more["context"]["did"] = more["actor"]["id"] = "device-1"
-    send(more)
-    _, supplement = made(caller, SESSIONS, since=base)
+    send_events(more)
+    _, supplement = make_file_rows(caller, SESSIONS, since=base)
     (row,) = supplement
     (former,) = (kept for kept in first if kept["Session ID"] == row["Session ID"])
     assert (former["Version"], row["Version"], row["Events"]) == ("1", "2", "2")
@@ -153,41 +155,41 @@ def test_a_session_that_changed_comes_again(caller: Client) -> None:
 def test_what_arrives_as_a_file_is_begun_is_in_it_or_in_its_supplement(
     caller: Client, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     catch_up = deriver.catch_up
 
     def then_one_more(*args: Any) -> int | None:
         mark = catch_up(*args)
-        send(answer(300))
+        send_events(make_answer(300))
         return mark
 
     with monkeypatch.context() as patch:
         patch.setattr(deriver, "catch_up", then_one_more)
-        base, first = made(caller, dataset)
-    _, second = made(caller, dataset, since=base)
+        base, first = make_file_rows(caller, dataset)
+    _, second = make_file_rows(caller, dataset, since=base)
     assert [row["Device ID"] for row in first + second] == ["device-1", "device-300"]
 
 
 def test_every_attempt_at_a_supplement_has_the_same_rows(caller: Client) -> None:
-    send(answer(1))
-    base, _ = made(caller, RESPONSE)
-    send(answer(2))
+    send_events(make_answer(1))
+    base, _ = make_file_rows(caller, RESPONSE)
+    send_events(make_answer(2))
     job = transitions.claim(
         make_job(dataset=RESPONSE, config=config(RESPONSE, since=base), tag="again").pk
     )
     assert job is not None
-    first = attempt._selection(job, DATASETS[RESPONSE])
-    transitions.mark(job, first.watermark, 0)
-    send(answer(3))
+    first = attempt._resolve_selection(job, DATASETS[RESPONSE])
+    transitions.set_watermark(job, first.watermark, 0)
+    send_events(make_answer(3))
     job.refresh_from_db()
-    assert attempt._selection(job, DATASETS[RESPONSE]) == first
+    assert attempt._resolve_selection(job, DATASETS[RESPONSE]) == first
 
 
 # while others write -----------------------------------------------------------------------------
 
 
 @contextmanager
-def at_work(*works: Callable[[], None]) -> Iterator[None]:
+def running_writers(*works: Callable[[], None]) -> Iterator[None]:
     """Each work, again and again, in a thread of its own."""
     over = threading.Event()
     failed: list[BaseException] = []
@@ -214,7 +216,7 @@ def at_work(*works: Callable[[], None]) -> Iterator[None]:
     assert failed == []
 
 
-def writer(seed: int, write: Callable[[int], None]) -> Callable[[], None]:
+def make_writer(seed: int, write: Callable[[int], None]) -> Callable[[], None]:
     """Transactions that take their number early, and commit late or not at all."""
     draw = random.Random(seed)
     numbers = iter(range(seed * 10_000, (seed + 1) * 10_000))
@@ -231,19 +233,19 @@ def writer(seed: int, write: Callable[[int], None]) -> Callable[[], None]:
     return work
 
 
-def in_steps(caller: Client, dataset: str) -> tuple[list[list[Row]], Any]:
+def read_in_steps(caller: Client, dataset: str) -> tuple[list[list[Row]], Any]:
     """A file and three supplements, each of the one before, made while the works are at it."""
-    request_id, rows = made(caller, dataset)
+    request_id, rows = make_file_rows(caller, dataset)
     files = [rows]
     for _ in range(2):
         time.sleep(0.3)
-        request_id, rows = made(caller, dataset, since=request_id)
+        request_id, rows = make_file_rows(caller, dataset, since=request_id)
         files.append(rows)
     return files, request_id
 
 
 def send_one(number: int) -> None:
-    send(answer(number))
+    send_events(make_answer(number))
 
 
 @pytest.mark.parametrize("dataset", [RESPONSE, EVENTS])
@@ -251,16 +253,16 @@ def test_under_concurrent_writers_file_and_supplements_are_the_whole(
     caller: Client, dataset: str
 ) -> None:
     make_channel()
-    with at_work(*(writer(seed, send_one) for seed in range(4))):
+    with running_writers(*(make_writer(seed, send_one) for seed in range(4))):
         time.sleep(0.3)
-        files, last = in_steps(caller, dataset)
-    files.append(made(caller, dataset, since=last)[1])
-    _, whole = made(caller, dataset)
+        files, last = read_in_steps(caller, dataset)
+    files.append(make_file_rows(caller, dataset, since=last)[1])
+    _, whole = make_file_rows(caller, dataset)
 
     assert min(map(len, files[:-1])) > 0
-    added: Counter[tuple[str, ...]] = sum(map(frozen, files), Counter())
+    added: Counter[tuple[str, ...]] = sum(map(count_rows, files), Counter())
     assert max(added.values()) == 1
-    assert added == frozen(whole)
+    assert added == count_rows(whole)
 
 
 @pytest.mark.parametrize("kind", ["revised events", SESSIONS, USERS])
@@ -274,23 +276,23 @@ def test_what_changes_under_concurrent_writers_ends_as_the_whole_has_it(
         USERS: (USERS, "User ID"),
     }[kind]
 
-    def again(number: int) -> None:
+    def send_again(number: int) -> None:
         if kind == "revised events":
-            revise(number % 7, f"version {number}")
+            revise_answer(number % 7, f"version {number}")
             return
-        said = answer(number)
-        said["context"]["did"] = said["actor"]["id"] = f"device-{number % 7}"
-        send(said)
+        event = make_answer(number)
+        event["context"]["did"] = event["actor"]["id"] = f"device-{number % 7}"
+        send_events(event)
 
     def derive() -> None:
         deriver.derive_all(0.2)
         time.sleep(0.02)
 
-    with at_work(*(writer(seed, again) for seed in range(3)), derive):
+    with running_writers(*(make_writer(seed, send_again) for seed in range(3)), derive):
         time.sleep(0.3)
-        files, last = in_steps(caller, dataset)
-    files.append(made(caller, dataset, since=last)[1])
-    _, whole = made(caller, dataset)
+        files, last = read_in_steps(caller, dataset)
+    files.append(make_file_rows(caller, dataset, since=last)[1])
+    _, whole = make_file_rows(caller, dataset)
 
     positions = [row["Position"] for rows in files for row in rows]
     assert len(set(positions)) == len(positions) > len(whole)  # something did change
@@ -306,7 +308,7 @@ def test_a_since_that_is_no_file_of_this_dataset_and_channel_is_refused(caller: 
     other = make_finished(dataset=RESPONSE, config=config(RESPONSE))
     waiting = make_job(dataset=EVENTS, config=config(EVENTS))
     for named in (theirs.request_id, other.request_id, waiting.request_id, "0" * 32, "x"):
-        answered = submit(caller, EVENTS, since=named)
+        answered = submit_request(caller, EVENTS, since=named)
         assert answered.status_code == 400
         sentence = answered.json()["params"]["errmsg"]
         assert sentence.startswith("request.datasetConfig.since: Names no request of this channel")
@@ -326,7 +328,7 @@ def test_a_since_that_is_no_file_of_this_dataset_and_channel_is_refused(caller: 
 )
 def test_another_question_than_the_files_is_refused(caller: Client, field: str, said: Any) -> None:
     base = make_finished(dataset=EVENTS, config=config(EVENTS))
-    answered = submit(caller, EVENTS, since=base.request_id, **{field: said})
+    answered = submit_request(caller, EVENTS, since=base.request_id, **{field: said})
     assert answered.status_code == 400
     sentence = answered.json()["params"]["errmsg"]
     assert sentence.startswith(f"request.datasetConfig.{field}: Differs from what the request")
@@ -334,7 +336,7 @@ def test_another_question_than_the_files_is_refused(caller: Client, field: str, 
 
 def test_people_are_given_whole(caller: Client) -> None:
     base = make_finished(dataset=PRIVATE, config=config(PRIVATE, conversationId=BOT))
-    answered = submit(caller, PRIVATE, conversationId=BOT, since=base.request_id)
+    answered = submit_request(caller, PRIVATE, conversationId=BOT, since=base.request_id)
     assert answered.status_code == 400
     assert answered.json()["params"]["errmsg"] == (
         "request.datasetConfig.since: Names and consent may have changed since: leave it out, and"

@@ -22,7 +22,7 @@ from exhaust import tasks
 from exhaust.delivery import callbacks, http_client, webhook
 from exhaust.jobs import queries as queries_
 from exhaust.jobs import submit, transitions, wakeup
-from exhaust.models import CallbackSecret, Job, Notice
+from exhaust.models import Callback, CallbackSecret, Job
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
     CONFIG,
@@ -32,7 +32,7 @@ from tests.exhaust.factories import (
     make_job,
     make_submission,
 )
-from tests.exhaust.receiver import Receiver, Silent, answering, dripping, resetting
+from tests.exhaust.receiver import Receiver, Silent, drip, reset_connection, respond_with
 
 URL = "https://receiver.example/hook?of=me"
 SUBMIT = "/dataset/v1/request/submit"
@@ -42,34 +42,34 @@ SUBMIT = "/dataset/v1/request/submit"
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers on this machine, and no patience with them."""
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(http_client, "SECONDS", 0.5)
+    monkeypatch.setattr(http_client, "TIMEOUT_SECONDS", 0.5)
 
 
 @pytest.fixture
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks that were woken."""
     heard: list[str] = []
-    monkeypatch.setattr(wakeup, "wake", lambda task, *_, **__: heard.append(task))
+    monkeypatch.setattr(wakeup, "enqueue", lambda task, *_, **__: heard.append(task))
     return heard
 
 
-def make_notice(url: str = URL, **overrides: Any) -> Notice:
+def make_callback(url: str = URL, **overrides: Any) -> Callback:
     job = make_finished(callback_url=url, **overrides)
-    return due_now(Notice.objects.get(job=job))
+    return make_due(Callback.objects.get(job=job))
 
 
-def due_now(notice: Notice) -> Notice:
-    Notice.objects.filter(pk=notice.pk).update(due_at=timezone.now() - timedelta(seconds=1))
-    notice.refresh_from_db()
-    return notice
+def make_due(callback: Callback) -> Callback:
+    Callback.objects.filter(pk=callback.pk).update(due_at=timezone.now() - timedelta(seconds=1))
+    callback.refresh_from_db()
+    return callback
 
 
-def delivered(notice: Notice) -> Notice:
-    """The notice after one more delivery was tried."""
-    due_now(notice)
+def deliver_once(callback: Callback) -> Callback:
+    """The callback after one more delivery was tried."""
+    make_due(callback)
     callbacks.deliver_due(seconds=0)
-    notice.refresh_from_db()
-    return notice
+    callback.refresh_from_db()
+    return callback
 
 
 # Written with the end -----------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def reaped(job: Job) -> None:
     Job.objects.filter(pk=job.pk).update(
         lease_until=timezone.now() - timedelta(seconds=1), attempt_limit=1
     )
-    assert transitions.reap() == [job.pk]
+    assert transitions.fail_expired() == [job.pk]
 
 
 ENDINGS = {
@@ -102,11 +102,11 @@ def test_an_end_is_noted_once(ending: str) -> None:
         transitions.publish(one, [], "")
         transitions.fail(one, "no", permanent=True)
         transitions.cancel(one, "no")
-        transitions.reap()
+        transitions.fail_expired()
 
-    notice = Notice.objects.get()  # of the one with an address alone
+    callback = Callback.objects.get()  # of the one with an address alone
     job.refresh_from_db()
-    assert (notice.job, notice.status, notice.url) == (job, job.status, URL)
+    assert (callback.job, callback.status, callback.url) == (job, job.status, URL)
     assert job.status in (ending, "FAILED")
 
 
@@ -116,7 +116,7 @@ def test_what_is_no_end_is_not_noted() -> None:
     assert transitions.fail(job, "try again")
     job.refresh_from_db()
     assert job.status == Job.Status.SUBMITTED
-    assert not Notice.objects.exists()
+    assert not Callback.objects.exists()
 
 
 @pytest.mark.django_db
@@ -128,10 +128,10 @@ def test_an_end_that_is_rolled_back_is_not_noted(
     def broken(*_: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(transitions, "failpoint", broken)
+    monkeypatch.setattr(transitions, "trigger_failpoint", broken)
     with django_capture_on_commit_callbacks(execute=True), pytest.raises(RuntimeError):
         transitions.publish(job, [], "")
-    assert (Notice.objects.count(), woken) == (0, [])
+    assert (Callback.objects.count(), woken) == (0, [])
 
 
 @pytest.mark.django_db
@@ -144,7 +144,7 @@ def test_a_noted_end_wakes_a_deliverer(
     assert woken == []
     with django_capture_on_commit_callbacks(execute=True):
         transitions.publish(job, [], "")
-    assert woken == ["exhaust.notify"]
+    assert woken == ["exhaust.deliver_callbacks"]
 
 
 @pytest.mark.django_db
@@ -155,24 +155,24 @@ def test_a_broker_that_is_down_loses_no_notice(
         raise ConnectionRefusedError
 
     job = make_claimed(callback_url=URL)
-    monkeypatch.setattr(tasks.notify, "apply_async", down)
+    monkeypatch.setattr(tasks.deliver_callbacks, "apply_async", down)
     with django_capture_on_commit_callbacks(execute=True):
         assert transitions.publish(job, [], "")
 
-    assert "broker.unreachable" in caplog.text
-    due_now(Notice.objects.get())
-    assert callbacks.due().count() == 1
+    assert "broker.connection_failed" in caplog.text
+    make_due(Callback.objects.get())
+    assert callbacks.find_due().count() == 1
 
 
 @pytest.mark.django_db
 def test_the_sweep_wakes_for_a_notice_that_is_due(woken: list[str]) -> None:
-    notice = make_notice()
-    Notice.objects.update(due_at=timezone.now() + timedelta(hours=1))
+    callback = make_callback()
+    Callback.objects.update(due_at=timezone.now() + timedelta(hours=1))
     tasks.sweep()
-    assert "exhaust.notify" not in woken
-    due_now(notice)
+    assert "exhaust.deliver_callbacks" not in woken
+    make_due(callback)
     tasks.sweep()
-    assert "exhaust.notify" in woken
+    assert "exhaust.deliver_callbacks" in woken
 
 
 @pytest.mark.django_db
@@ -181,15 +181,15 @@ def test_the_task_says_that_there_may_be_more(
     more: bool, woken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "deliver_due", lambda seconds: more)
-    tasks.notify()
-    assert woken == ["exhaust.notify"] * more
+    tasks.deliver_callbacks()
+    assert woken == ["exhaust.deliver_callbacks"] * more
 
 
 # What is sent -------------------------------------------------------------------------------------
 
 
 def test_signing_gives_the_reference_libraries_vector() -> None:
-    said = webhook.signature(
+    said = webhook.compute_signature(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
         1614265330,
@@ -199,29 +199,29 @@ def test_signing_gives_the_reference_libraries_vector() -> None:
 
 
 def test_a_secret_is_32_bytes_in_the_standards_spelling() -> None:
-    secrets = {webhook.new_secret() for _ in range(10)}
+    secrets = {webhook.generate_secret() for _ in range(10)}
     assert len(secrets) == 10
     assert all(re.fullmatch(r"whsec_[A-Za-z0-9+/]{43}=", secret) for secret in secrets)
 
 
 @pytest.mark.django_db
 def test_the_receiver_is_told_and_can_verify_it() -> None:
-    with Receiver([answering(204)]) as receiver:
-        notice = delivered(make_notice(receiver.url, tag="april"))
+    with Receiver([respond_with(204)]) as receiver:
+        callback = deliver_once(make_callback(receiver.url, tag="april"))
 
-    assert (notice.answer, notice.error, notice.attempt) == (204, "", 1)
-    assert notice.delivered_at is not None
+    assert (callback.answer, callback.error, callback.attempt) == (204, "", 1)
+    assert callback.delivered_at is not None
     (said,) = receiver.received
     assert said.line == "POST /hook?job=1 HTTP/1.1"
     assert said.headers["content-type"] == "application/json"
-    (secret,) = callbacks.live_secrets(notice.job.channel)
+    (secret,) = callbacks.fetch_active_secrets(callback.job.channel)
     told = Webhook(secret).verify(said.body, said.headers)
-    file = notice.job.files.get()
+    file = callback.job.files.get()
     assert told == {
         "type": "dataset.request.ended",
         "timestamp": told["timestamp"],
         "data": {
-            "requestId": notice.job.request_id,
+            "requestId": callback.job.request_id,
             "tag": "april",
             "dataset": RESPONSE,
             "requestedChannel": "ORG_001",
@@ -233,7 +233,7 @@ def test_the_receiver_is_told_and_can_verify_it() -> None:
         },
     }
     assert told["timestamp"].endswith("Z")
-    assert datetime.fromisoformat(told["timestamp"]) == notice.created_at
+    assert datetime.fromisoformat(told["timestamp"]) == callback.created_at
 
     # and a changed byte, id or moment, or another's secret, does not hold
     earlier = str(int(said.headers["webhook-timestamp"]) - 1)
@@ -241,7 +241,7 @@ def test_the_receiver_is_told_and_can_verify_it() -> None:
         (said.body.replace(b"april", b"APRIL"), said.headers, secret),
         (said.body, {**said.headers, "webhook-id": "msg_1"}, secret),
         (said.body, {**said.headers, "webhook-timestamp": earlier}, secret),
-        (said.body, said.headers, webhook.new_secret()),
+        (said.body, said.headers, webhook.generate_secret()),
     ):
         with pytest.raises(WebhookVerificationError):
             Webhook(key).verify(body, headers)
@@ -252,8 +252,8 @@ def test_a_notice_holds_no_name_and_no_link() -> None:
     with Receiver() as receiver:
         job = make_claimed(callback_url=receiver.url, requested_by="Asha Rao")
         transitions.cancel(job, "Cancelled by Asha Rao.")
-        delivered(Notice.objects.get())
-        delivered(make_notice(receiver.url, requested_by="Asha Rao"))
+        deliver_once(Callback.objects.get())
+        deliver_once(make_callback(receiver.url, requested_by="Asha Rao"))
 
     assert [json.loads(said.body)["data"]["status"] for said in receiver.received] == [
         "CANCELLED",
@@ -278,9 +278,9 @@ def test_a_late_notice_tells_the_end_as_it_was() -> None:
         transitions.publish(again, [], "No data.")
 
         # when both ends are told, the one after the other
-        Notice.objects.update(due_at=timezone.now() + timedelta(hours=1))
-        for notice in Notice.objects.order_by("id"):
-            delivered(notice)
+        Callback.objects.update(due_at=timezone.now() + timedelta(hours=1))
+        for callback in Callback.objects.order_by("id"):
+            deliver_once(callback)
 
     # then each says what was then
     told = [json.loads(said.body)["data"] for said in receiver.received]
@@ -309,15 +309,15 @@ def test_secrets_rotate_without_a_gap(capsys: pytest.CaptureFixture[str]) -> Non
         return capsys.readouterr().out.split()
 
     with Receiver() as receiver:
-        notice = make_notice(receiver.url)
+        callback = make_callback(receiver.url)
         (first,) = secrets()
         assert secrets() == [first]
         second, also_first = secrets("--rotate")
         assert also_first == first
-        delivered(notice)
+        deliver_once(callback)
         assert secrets("--retire-old") == [second]
-        callbacks.again(Notice.objects.all())
-        delivered(notice)
+        callbacks.requeue(Callback.objects.all())
+        deliver_once(callback)
         (third, also_second), _ = secrets("--rotate"), secrets("--rotate")
         assert also_second == second
         alone = secrets("--rotate", "--retire-old")
@@ -335,7 +335,9 @@ def test_secrets_rotate_without_a_gap(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.django_db
 def test_a_secret_lies_sealed_and_is_the_channels_own() -> None:
-    ours, theirs = (callbacks.live_secrets(make_channel(name)) for name in ("ORG_001", "ORG_002"))
+    ours, theirs = (
+        callbacks.fetch_active_secrets(make_channel(name)) for name in ("ORG_001", "ORG_002")
+    )
     assert ours != theirs
     rows = [bytes(row.sealed) for row in CallbackSecret.objects.all()]
     assert len(rows) == 2
@@ -352,10 +354,10 @@ def test_a_channel_that_is_not_there_has_no_secret() -> None:
 @pytest.mark.django_db
 def test_a_secret_that_cannot_be_opened_delays_its_channel_alone(settings: Any) -> None:
     with Receiver() as receiver:
-        closed = make_notice(receiver.url)
-        callbacks.live_secrets(closed.job.channel)
+        closed = make_callback(receiver.url)
+        callbacks.fetch_active_secrets(closed.job.channel)
         settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
-        other = make_notice(receiver.url, channel="ORG_002")
+        other = make_callback(receiver.url, channel="ORG_002")
         callbacks.deliver_due(seconds=0)
     closed.refresh_from_db()
     other.refresh_from_db()
@@ -370,11 +372,13 @@ def test_a_secret_that_cannot_be_opened_delays_its_channel_alone(settings: Any) 
 
 @pytest.mark.django_db
 def test_a_failed_delivery_is_tried_again_under_the_same_id() -> None:
-    with Receiver([answering(500), resetting, answering(302), answering(200)]) as receiver:
-        notice = make_notice(receiver.url)
+    with Receiver(
+        [respond_with(500), reset_connection, respond_with(302), respond_with(200)]
+    ) as receiver:
+        callback = make_callback(receiver.url)
         told = [
             (seen.answer, seen.error, seen.delivered_at is not None)
-            for seen in (delivered(notice) for _ in range(4))
+            for seen in (deliver_once(callback) for _ in range(4))
         ]
         callbacks.deliver_due(seconds=0)  # and then never again
 
@@ -392,110 +396,111 @@ def test_a_failed_delivery_is_tried_again_under_the_same_id() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("behaviour", "seconds"),
-    [(Silent(), 1.0), (dripping(b"HTTP/1.1 ", b"2"), 1.0), (resetting, 0.5)],
+    [(Silent(), 1.0), (drip(b"HTTP/1.1 ", b"2"), 1.0), (reset_connection, 0.5)],
 )
 def test_a_bad_receiver_holds_nobody_for_long(behaviour: Any, seconds: float) -> None:
     with Receiver([behaviour]) as receiver:
-        notice = make_notice(receiver.url)
+        callback = make_callback(receiver.url)
         begun = time.monotonic()
-        delivered(notice)
+        deliver_once(callback)
         assert time.monotonic() - begun < seconds
-    assert notice.delivered_at is None
-    assert notice.error
-    assert notice.due_at <= timezone.now() + timedelta(seconds=callbacks.DELAYS[0])
+    assert callback.delivered_at is None
+    assert callback.error
+    assert callback.due_at <= timezone.now() + timedelta(seconds=callbacks.RETRY_DELAYS_SECONDS[0])
 
 
 @pytest.mark.django_db
 def test_a_receiver_that_hangs_does_not_hold_up_another() -> None:
     with Receiver([Silent()]) as hanging, Receiver() as good:
-        for _ in range(callbacks.AT_ONCE - 1):
-            make_notice(hanging.url)
-        notice = make_notice(good.url)
+        for _ in range(callbacks.CONCURRENCY - 1):
+            make_callback(hanging.url)
+        callback = make_callback(good.url)
         begun = time.monotonic()
         assert not callbacks.deliver_due(seconds=0)
         # all of them at once
-        assert time.monotonic() - begun < (callbacks.AT_ONCE - 1) * http_client.SECONDS
-    notice.refresh_from_db()
-    assert notice.delivered_at is not None
-    assert Notice.objects.filter(delivered_at=None).count() == callbacks.AT_ONCE - 1
+        assert time.monotonic() - begun < (callbacks.CONCURRENCY - 1) * http_client.TIMEOUT_SECONDS
+    callback.refresh_from_db()
+    assert callback.delivered_at is not None
+    assert Callback.objects.filter(delivered_at=None).count() == callbacks.CONCURRENCY - 1
 
 
 @pytest.mark.django_db
 def test_what_was_never_tried_goes_before_what_failed() -> None:
-    tried, fresh = make_notice(), make_notice()
-    Notice.objects.filter(pk=tried.pk).update(attempt=3)
-    assert [notice.pk for notice in callbacks._claim()] == [fresh.pk, tried.pk]
+    tried, fresh = make_callback(), make_callback()
+    Callback.objects.filter(pk=tried.pk).update(attempt=3)
+    assert [callback.pk for callback in callbacks._claim_batch()] == [fresh.pk, tried.pk]
 
 
 @pytest.mark.django_db
 def test_a_run_ends_in_time_and_says_that_more_is_due() -> None:
     with Receiver() as receiver:
-        for _ in range(callbacks.AT_ONCE + 1):
-            make_notice(receiver.url)
+        for _ in range(callbacks.CONCURRENCY + 1):
+            make_callback(receiver.url)
         assert callbacks.deliver_due(seconds=0)
-        assert len(receiver.received) == callbacks.AT_ONCE
+        assert len(receiver.received) == callbacks.CONCURRENCY
         assert not callbacks.deliver_due(seconds=0)
-        assert len(receiver.received) == callbacks.AT_ONCE + 1
+        assert len(receiver.received) == callbacks.CONCURRENCY + 1
 
 
 @pytest.mark.django_db
 def test_it_is_given_up_after_the_last_attempt() -> None:
-    with Receiver([answering(503)]) as receiver:
-        notice = make_notice(receiver.url)
-        for attempt in range(1, callbacks.ATTEMPTS + 1):
-            assert delivered(notice).attempt == attempt
-            assert (notice.given_up_at is None) is (attempt < callbacks.ATTEMPTS)
-        delivered(notice)
+    with Receiver([respond_with(503)]) as receiver:
+        callback = make_callback(receiver.url)
+        for attempt in range(1, callbacks.MAX_ATTEMPTS + 1):
+            assert deliver_once(callback).attempt == attempt
+            assert (callback.abandoned_at is None) is (attempt < callbacks.MAX_ATTEMPTS)
+        deliver_once(callback)
 
-    assert len(receiver.received) == callbacks.ATTEMPTS
-    assert (notice.attempt, notice.answer) == (callbacks.ATTEMPTS, 503)
-    assert notice.delivered_at is None
+    assert len(receiver.received) == callbacks.MAX_ATTEMPTS
+    assert (callback.attempt, callback.answer) == (callbacks.MAX_ATTEMPTS, 503)
+    assert callback.delivered_at is None
 
 
 @pytest.mark.django_db
 def test_gone_is_given_up_at_once() -> None:
-    with Receiver([answering(410)]) as receiver:
-        notice = delivered(make_notice(receiver.url))
-        delivered(notice)
+    with Receiver([respond_with(410)]) as receiver:
+        callback = deliver_once(make_callback(receiver.url))
+        deliver_once(callback)
     assert len(receiver.received) == 1
-    assert (notice.answer, notice.attempt) == (410, 1)
-    assert notice.given_up_at is not None
+    assert (callback.answer, callback.attempt) == (410, 1)
+    assert callback.abandoned_at is not None
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("url", ["http://169.254.169.254/", "http://[::1]:8000/", "ftp://x.org/"])
 def test_a_refused_address_is_given_up_at_once(url: str) -> None:
-    notice = delivered(make_notice(url))
-    assert notice.given_up_at is not None
-    assert notice.answer is None
-    assert notice.error
+    callback = deliver_once(make_callback(url))
+    assert callback.abandoned_at is not None
+    assert callback.answer is None
+    assert callback.error
 
 
 @pytest.mark.django_db
 def test_a_deliverer_that_always_dies_does_not_try_for_ever() -> None:
-    notice = make_notice()
-    Notice.objects.update(attempt=callbacks.ATTEMPTS)
-    delivered(notice)
-    assert notice.given_up_at is not None
-    assert notice.error == "The last delivery ended without a word."
+    callback = make_callback()
+    Callback.objects.update(attempt=callbacks.MAX_ATTEMPTS)
+    deliver_once(callback)
+    assert callback.abandoned_at is not None
+    assert callback.error == "The last delivery ended without a word."
 
 
-@pytest.mark.parametrize("attempt", range(1, callbacks.ATTEMPTS))
+@pytest.mark.parametrize("attempt", range(1, callbacks.MAX_ATTEMPTS))
 def test_delays_grow_and_are_bounded(attempt: int) -> None:
     drawn = [
-        callbacks._delay(attempt, http_client.Unreachable()).total_seconds() for _ in range(300)
+        callbacks._retry_delay(attempt, http_client.Unreachable()).total_seconds()
+        for _ in range(300)
     ]
-    most = callbacks.DELAYS[attempt - 1]
+    most = callbacks.RETRY_DELAYS_SECONDS[attempt - 1]
     assert all(0 <= seconds <= most for seconds in drawn)
     assert max(drawn) > 0.8 * most
     assert min(drawn) < 0.2 * most
-    assert list(callbacks.DELAYS) == sorted(callbacks.DELAYS)
-    assert len(callbacks.DELAYS) == callbacks.ATTEMPTS - 1
+    assert list(callbacks.RETRY_DELAYS_SECONDS) == sorted(callbacks.RETRY_DELAYS_SECONDS)
+    assert len(callbacks.RETRY_DELAYS_SECONDS) == callbacks.MAX_ATTEMPTS - 1
 
 
 def test_a_receiver_may_ask_for_more_time_but_not_for_ever() -> None:
-    assert callbacks._delay(1, http_client.Answer(503, b"", 900)) == timedelta(minutes=15)
-    assert callbacks._delay(1, http_client.Answer(429, b"", 10**9)) == timedelta(hours=6)
+    assert callbacks._retry_delay(1, http_client.Answer(503, b"", 900)) == timedelta(minutes=15)
+    assert callbacks._retry_delay(1, http_client.Answer(429, b"", 10**9)) == timedelta(hours=6)
 
 
 # Two at once, and one that dies -------------------------------------------------------------------
@@ -514,11 +519,11 @@ def deliver() -> bool:
 def test_two_deliverers_at_once_send_once() -> None:
     def slowly(peer: Any) -> None:
         time.sleep(0.2)
-        answering(200)(peer)
+        respond_with(200)(peer)
 
     with Receiver([slowly]) as receiver:
         for _ in range(5):
-            make_notice(receiver.url)
+            make_callback(receiver.url)
         start = threading.Barrier(4)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: (start.wait(), deliver()), range(4)))
@@ -526,7 +531,7 @@ def test_two_deliverers_at_once_send_once() -> None:
 
     ids = [said.headers["webhook-id"] for said in receiver.received]
     assert len(ids) == len(set(ids)) == 5
-    assert set(Notice.objects.values_list("attempt", flat=True)) == {1}
+    assert set(Callback.objects.values_list("attempt", flat=True)) == {1}
 
 
 @pytest.mark.postgresql
@@ -539,7 +544,7 @@ def test_a_channels_first_secret_is_made_once() -> None:
     def first() -> list[str]:
         try:
             start.wait()
-            return callbacks.live_secrets(channel)
+            return callbacks.fetch_active_secrets(channel)
         finally:
             connections.close_all()
 
@@ -551,25 +556,25 @@ def test_a_channels_first_secret_is_made_once() -> None:
 
 @pytest.mark.django_db
 def test_a_claimed_notice_is_nobody_elses_until_the_lease_is_over() -> None:
-    make_notice()
-    (claimed,) = callbacks._claim()
-    assert callbacks._claim() == []
-    due_now(claimed)  # the deliverer has died
-    (again,) = callbacks._claim()
+    make_callback()
+    (claimed,) = callbacks._claim_batch()
+    assert callbacks._claim_batch() == []
+    make_due(claimed)  # the deliverer has died
+    (again,) = callbacks._claim_batch()
     assert (again.pk, again.attempt) == (claimed.pk, 2)
 
 
 @pytest.mark.django_db
 def test_a_late_outcome_of_a_lost_lease_is_not_recorded() -> None:
-    notice = make_notice()
-    (slow,) = callbacks._claim()
-    due_now(notice)
-    (fast,) = callbacks._claim()
-    callbacks._record(fast, http_client.Answer(200, b"", 0))
-    callbacks._record(slow, http_client.Unreachable("late"))
-    notice.refresh_from_db()
-    assert (notice.answer, notice.error) == (200, "")
-    assert notice.delivered_at is not None
+    callback = make_callback()
+    (slow,) = callbacks._claim_batch()
+    make_due(callback)
+    (fast,) = callbacks._claim_batch()
+    callbacks._record_outcome(fast, http_client.Answer(200, b"", 0))
+    callbacks._record_outcome(slow, http_client.Unreachable("late"))
+    callback.refresh_from_db()
+    assert (callback.answer, callback.error) == (200, "")
+    assert callback.delivered_at is not None
 
 
 @pytest.mark.django_db
@@ -577,7 +582,7 @@ def test_a_delivery_that_breaks_does_not_lose_the_others_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Receiver() as receiver:
-        broken, good = make_notice("http://broken.example/"), make_notice(receiver.url)
+        broken, good = make_callback("http://broken.example/"), make_callback(receiver.url)
         real = http_client.post
 
         def post(url: str, *args: Any, **options: Any) -> Any:
@@ -591,19 +596,20 @@ def test_a_delivery_that_breaks_does_not_lose_the_others_outcome(
     good.refresh_from_db()
     assert good.delivered_at is not None
     assert broken.error == "The delivery broke; the cause is in the service's log."
-    assert broken.given_up_at is None
+    assert broken.abandoned_at is None
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db
 def test_looking_for_due_notices_is_an_index_scan() -> None:
     job = make_finished(callback_url=URL)
-    Notice.objects.bulk_create(
-        Notice(job=job, status="SUCCESS", url=URL, delivered_at=timezone.now()) for _ in range(3000)
+    Callback.objects.bulk_create(
+        Callback(job=job, status="SUCCESS", url=URL, delivered_at=timezone.now())
+        for _ in range(3000)
     )
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE exhaust_notice")
-    assert "notice_due" in callbacks.due().explain()
+        cursor.execute("ANALYZE exhaust_callback")
+    assert "callback_due" in callbacks.find_due().explain()
 
 
 # The API and the admin ----------------------------------------------------------------------------
@@ -666,12 +672,12 @@ def test_an_address_that_will_not_do_is_refused_with_the_remedy(
 @pytest.mark.django_db
 @pytest.mark.usefixtures("woken")
 def test_a_job_shows_how_its_receiver_was_told(asker: Client) -> None:
-    with Receiver([answering(500), answering(200)]) as receiver:
-        notice = make_notice(receiver.url)
+    with Receiver([respond_with(500), respond_with(200)]) as receiver:
+        callback = make_callback(receiver.url)
         shown = []
         for _ in range(2):
-            delivered(notice)
-            job = queries_.find(notice.job.channel_id, "daily", notice.job.request_id)
+            deliver_once(callback)
+            job = queries_.find_job(callback.job.channel_id, "daily", callback.job.request_id)
             assert job is not None
             answer = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id})
             shown.append(answer.json()["result"]["callback"])
@@ -689,7 +695,7 @@ def test_a_job_shows_how_its_receiver_was_told(asker: Client) -> None:
 def test_a_job_that_runs_again_shows_nothing_of_its_earlier_end(asker: Client) -> None:
     job = make_claimed(callback_url=URL)
     transitions.fail(job, "no", permanent=True)
-    Notice.objects.update(attempt=5, answer=500, error="no")
+    Callback.objects.update(attempt=5, answer=500, error="no")
     job.refresh_from_db()
     transitions.resubmit(job)
     said = asker.get("/dataset/v1/request/list/daily").json()["result"]["jobs"][0]["callback"]
@@ -738,29 +744,29 @@ def operator(db: None, client: Client) -> Client:
 
 
 def test_an_operator_sees_notices_and_delivers_one_again(operator: Client) -> None:
-    with Receiver([answering(410), answering(200)]) as receiver:
-        notice = delivered(make_notice(receiver.url))
-        waiting = make_notice(receiver.url)
-        page = operator.get("/admin/exhaust/notice/?given_up_at__isempty=0")
+    with Receiver([respond_with(410), respond_with(200)]) as receiver:
+        callback = deliver_once(make_callback(receiver.url))
+        waiting = make_callback(receiver.url)
+        page = operator.get("/admin/exhaust/callback/?given_up_at__isempty=0")
         assert page.status_code == 200
-        assert f"/admin/exhaust/notice/{notice.pk}/" in page.content.decode()
-        assert f"/admin/exhaust/notice/{waiting.pk}/" not in page.content.decode()
+        assert f"/admin/exhaust/callback/{callback.pk}/" in page.content.decode()
+        assert f"/admin/exhaust/callback/{waiting.pk}/" not in page.content.decode()
         assert (
             "The answer was 410."
-            in operator.get(f"/admin/exhaust/job/{notice.job_id}/change/").content.decode()
+            in operator.get(f"/admin/exhaust/job/{callback.job_id}/change/").content.decode()
         )
         assert operator.get("/admin/exhaust/job/add/").status_code == 200
 
         answer = operator.post(
-            "/admin/exhaust/notice/",
-            {"action": "deliver_again", "_selected_action": [notice.pk, waiting.pk]},
+            "/admin/exhaust/callback/",
+            {"action": "redeliver", "_selected_action": [callback.pk, waiting.pk]},
             follow=True,
         )
         assert "1 will be delivered again" in answer.content.decode()
         assert "1 are still being delivered" in answer.content.decode()
-        delivered(notice)
+        deliver_once(callback)
 
-    assert (notice.answer, notice.attempt, notice.given_up_at) == (200, 1, None)
+    assert (callback.answer, callback.attempt, callback.abandoned_at) == (200, 1, None)
     ids = [said.headers["webhook-id"] for said in receiver.received]
     assert sorted(map(ids.count, set(ids))) == [1, 2]  # the same id as before
 
@@ -771,13 +777,13 @@ def test_who_has_no_role_in_the_channel_may_not_deliver_again(
     from django.contrib.auth.models import Permission
 
     reader = django_user_model.objects.create_user("reader", is_staff=True)
-    reader.user_permissions.add(Permission.objects.get(codename="change_notice"))
+    reader.user_permissions.add(Permission.objects.get(codename="change_callback"))
     operator.force_login(reader)
-    notice = make_notice("http://10.0.0.1/")
-    delivered(notice)
-    assert operator.get("/admin/exhaust/notice/").status_code == 403
+    callback = make_callback("http://10.0.0.1/")
+    deliver_once(callback)
+    assert operator.get("/admin/exhaust/callback/").status_code == 403
     operator.post(
-        "/admin/exhaust/notice/", {"action": "deliver_again", "_selected_action": [notice.pk]}
+        "/admin/exhaust/callback/", {"action": "redeliver", "_selected_action": [callback.pk]}
     )
-    notice.refresh_from_db()
-    assert notice.given_up_at is not None
+    callback.refresh_from_db()
+    assert callback.abandoned_at is not None

@@ -14,10 +14,16 @@ from django.utils import timezone
 from elasticsearch import Elasticsearch, helpers
 
 from exhaust.delivery import destinations, elasticsearch, pump, sender
-from exhaust.models import Delivery, Sink
+from exhaust.models import Delivery, Destination
 from tests.conftest import bearer, make_channel, make_key
-from tests.exhaust.destinations import Elastic, at_end, emit, make_sink, pumped
-from tests.exhaust.receiver import Receiver, answering
+from tests.exhaust.destinations import (
+    FakeElasticsearch,
+    deliver_all,
+    emit_sessions,
+    is_at_end,
+    make_destination,
+)
+from tests.exhaust.receiver import Receiver, respond_with
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -25,40 +31,40 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(sender, "SECONDS", 0.5)
-    monkeypatch.setattr(pump, "QUIET", timedelta(seconds=-1))
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 
 
-def make_index(receiver: Receiver, **overrides: Any) -> Sink:
+def make_index(receiver: Receiver, **overrides: Any) -> Destination:
     values = {"kind": "elasticsearch", "index": "sessions", "method": "POST", **overrides}
-    return make_sink(receiver, **values)
+    return make_destination(receiver, **values)
 
 
 def test_each_document_has_an_id_that_stays() -> None:
-    emitted = emit(1, 2)
-    elastic = Elastic()
-    with Receiver(deciding=elastic) as receiver:
-        sink = pumped(make_index(receiver))
-        assert sorted(elastic.held) == sorted(emitted)
+    emitted = emit_sessions(1, 2)
+    elastic = FakeElasticsearch()
+    with Receiver(choose_behaviour=elastic) as receiver:
+        destination = deliver_all(make_index(receiver))
+        assert sorted(elastic.indexed) == sorted(emitted)
         assert receiver.received[0].line == "POST /_bulk HTTP/1.1"
         assert elastic.actions[0] == {"_index": "sessions", "_id": elastic.actions[0]["_id"]}
 
         # sent again, changed: the same document
-        emit(1, bounce=True)
-        pumped(sink)
-        assert sorted(elastic.held) == sorted(emitted)
-        assert elastic.held[emitted[0]]["bounce"]
+        emit_sessions(1, bounce=True)
+        deliver_all(destination)
+        assert sorted(elastic.indexed) == sorted(emitted)
+        assert elastic.indexed[emitted[0]]["bounce"]
 
-        pumped(make_index(receiver, name="old", doc_type="_doc"))
+        deliver_all(make_index(receiver, name="old", doc_type="_doc"))
         assert elastic.actions[-1]["_type"] == "_doc"
 
 
 def test_the_official_client_sends_the_same() -> None:
     """Actions and sources, read by one index, whoever sent them."""
-    emit(*range(5))
-    ours, theirs = Elastic(), Elastic()
-    with Receiver(deciding=ours) as receiver:
-        pumped(make_index(receiver))
+    emit_sessions(*range(5))
+    ours, theirs = FakeElasticsearch(), FakeElasticsearch()
+    with Receiver(choose_behaviour=ours) as receiver:
+        deliver_all(make_index(receiver))
         body = receiver.received[0].body
 
     def deciding(request: Any) -> Any:
@@ -80,34 +86,34 @@ def test_the_official_client_sends_the_same() -> None:
         for action, source in zip(rows[::2], rows[1::2], strict=True)
     ]
     with (
-        Receiver(deciding=deciding) as receiver,
+        Receiver(choose_behaviour=deciding) as receiver,
         Elasticsearch(f"http://127.0.0.1:{receiver.port}") as client,
     ):
         assert helpers.bulk(client, actions) == (5, [])
         (got,) = receiver.received
     assert got.line.startswith(("PUT /_bulk", "POST /_bulk"))
     assert [json.loads(line) for line in got.body.splitlines()] == rows
-    assert theirs.held == ours.held
+    assert theirs.indexed == ours.indexed
 
 
 def test_the_official_client_reads_what_our_sample_gives(client: Client) -> None:
     """`/export/sample?format=bulk`, sent as it is, by the client's own bulk call."""
     now = int(timezone.now().timestamp() * 1000)
-    emitted = emit(1, 2, startTime=now - 5000, endTime=now - 1000)
-    emit(3)  # years ago
+    emitted = emit_sessions(1, 2, startTime=now - 5000, endTime=now - 1000)
+    emit_sessions(3)  # years ago
     headers = bearer(make_key("pull"))
     body = client.get("/export/sample?format=bulk&index=mine", headers=headers).content
-    elastic = Elastic()
-    with Receiver(deciding=elastic) as receiver:
+    elastic = FakeElasticsearch()
+    with Receiver(choose_behaviour=elastic) as receiver:
         sender.http.send(
             "POST", f"http://127.0.0.1:{receiver.port}/_bulk", body,
             {"Content-Type": "application/x-ndjson"},
         )  # fmt: skip
-    assert sorted(elastic.held) == sorted(emitted)
+    assert sorted(elastic.indexed) == sorted(emitted)
     lines = client.get("/export/sample", headers=headers).content.splitlines()
-    assert sorted(map(str, map(json.loads, lines))) == sorted(map(str, elastic.held.values()))
+    assert sorted(map(str, map(json.loads, lines))) == sorted(map(str, elastic.indexed.values()))
     mapping = client.get("/export/mapping", headers=headers).json()
-    told = {name for source in elastic.held.values() for name in source}
+    told = {name for source in elastic.indexed.values() for name in source}
     assert mapping["mappings"]["properties"]["startTime"]["type"] == "date"
     assert told - set(mapping["mappings"]["properties"]) <= {"stringTags", "numTags"}
     for address in ("sample", "mapping"):
@@ -117,67 +123,67 @@ def test_the_official_client_reads_what_our_sample_gives(client: Client) -> None
 
 
 def test_items_are_judged_alone() -> None:
-    emitted = emit(*range(6))
+    emitted = emit_sessions(*range(6))
     first, there, busy, broken, bad, last = sorted(emitted)
     said = {there: 409, busy: 429, broken: 503, bad: 400}
-    elastic = Elastic(lambda identifier: said.get(identifier, 201))
-    with Receiver(deciding=elastic) as receiver:
-        sink = pumped(make_index(receiver))
-        assert sink.xid == 0  # not yet
-        assert sink.failures == 1
-        letter = sink.dead_letters.get()
+    elastic = FakeElasticsearch(lambda identifier: said.get(identifier, 201))
+    with Receiver(choose_behaviour=elastic) as receiver:
+        destination = deliver_all(make_index(receiver))
+        assert destination.xid == 0  # not yet
+        assert destination.failures == 1
+        letter = destination.dead_letters.get()
         assert (letter.document_id, letter.answer) == (bad, 400)
         assert letter.reason == f"because: of {bad}"
 
         said.clear()
-        pumped(sink)
-        assert sorted(elastic.asked[1]) == [busy, broken]
-        assert at_end(sink)
-        assert sink.failures == 0
-        assert sorted(elastic.held) == sorted({first, busy, broken, last})
+        deliver_all(destination)
+        assert sorted(elastic.requested_ids[1]) == [busy, broken]
+        assert is_at_end(destination)
+        assert destination.failures == 0
+        assert sorted(elastic.indexed) == sorted({first, busy, broken, last})
 
-        assert destinations.send_again(sink.dead_letters.all()) == 1
-        pumped(sink)
-        assert elastic.asked[2] == [bad]
-        assert not sink.dead_letters.filter(taken_at=None).exists()
+        assert destinations.requeue_dead_letters(destination.dead_letters.all()) == 1
+        deliver_all(destination)
+        assert elastic.requested_ids[2] == [bad]
+        assert not destination.dead_letters.filter(delivered_at=None).exists()
 
 
 def test_one_that_is_never_taken_does_not_hold_the_rest_for_days() -> None:
-    emitted = emit(*range(3))
+    emitted = emit_sessions(*range(3))
     never = emitted[1]
-    elastic = Elastic(lambda identifier: 503 if identifier == never else 201)
-    with Receiver(deciding=elastic) as receiver:
-        sink = make_index(receiver)
-        for _ in range(pump.ITEM_ATTEMPTS):
-            assert not at_end(sink)
-            pumped(sink)
-    assert at_end(sink)
-    assert sink.failures == 0
-    assert sink.dead_letters.get().document_id == never
-    assert Counter(name for asked in elastic.asked for name in asked)[emitted[0]] == 1
+    elastic = FakeElasticsearch(lambda identifier: 503 if identifier == never else 201)
+    with Receiver(choose_behaviour=elastic) as receiver:
+        destination = make_index(receiver)
+        for _ in range(pump.MAX_ITEM_ATTEMPTS):
+            assert not is_at_end(destination)
+            deliver_all(destination)
+    assert is_at_end(destination)
+    assert destination.failures == 0
+    assert destination.dead_letters.get().document_id == never
+    assert Counter(name for asked in elastic.requested_ids for name in asked)[emitted[0]] == 1
 
 
 def test_a_pending_document_that_changes_is_sent_as_it_is_now() -> None:
-    emitted = emit(1, 2)
-    elastic = Elastic(lambda identifier: 503 if identifier == emitted[0] else 201)
-    with Receiver(deciding=elastic) as receiver:
-        sink = pumped(make_index(receiver))
-        emit(1, bounce=True)
-        elastic.judging = lambda _: 200
-        pumped(sink)
-        assert at_end(sink)
-    assert elastic.held[emitted[0]]["bounce"]
+    emitted = emit_sessions(1, 2)
+    elastic = FakeElasticsearch(lambda identifier: 503 if identifier == emitted[0] else 201)
+    with Receiver(choose_behaviour=elastic) as receiver:
+        destination = deliver_all(make_index(receiver))
+        emit_sessions(1, bounce=True)
+        elastic.judge = lambda _: 200
+        deliver_all(destination)
+        assert is_at_end(destination)
+    assert elastic.indexed[emitted[0]]["bounce"]
 
 
 def test_an_index_that_refuses_everything_gets_no_graveyard() -> None:
-    emit(*range(20))
-    elastic = Elastic(lambda _: 403)
-    with Receiver(deciding=elastic) as receiver:
-        sink = make_index(receiver)
-        Sink.objects.update(batch_limit=2)
-        pumped(sink)
-    assert sink.dead_letters.count() == 2 * (pump.BREAKER - 1)
-    assert destinations.state(sink) == "open"
+    emit_sessions(*range(20))
+    elastic = FakeElasticsearch(lambda _: 403)
+    with Receiver(choose_behaviour=elastic) as receiver:
+        destination = make_index(receiver)
+        Destination.objects.update(batch_limit=2)
+        deliver_all(destination)
+    assert destination.dead_letters.count() == 2 * (pump.CIRCUIT_BREAKER_FAILURES - 1)
+    assert destinations.determine_state(destination) == "open"
     # what was said of a document stands in letters alone, where an erasure looks for it
     assert Delivery.objects.get(error__contains="All").error == "All were refused: 403."
 
@@ -186,43 +192,43 @@ def test_an_index_that_refuses_everything_gets_no_graveyard() -> None:
 def test_nothing_is_kept_of_a_document_that_is_refused_while_somebody_is_erased(
     monkeypatch: pytest.MonkeyPatch, is_erasing: bool
 ) -> None:
-    (emitted,) = emit(1)
+    (emitted,) = emit_sessions(1)
     monkeypatch.setattr(pump.consent, "is_erasing", lambda *_: is_erasing)
-    with Receiver(deciding=Elastic(lambda _: 400)) as receiver:
-        sink = pumped(make_index(receiver))
-    letter = sink.dead_letters.get()
+    with Receiver(choose_behaviour=FakeElasticsearch(lambda _: 400)) as receiver:
+        destination = deliver_all(make_index(receiver))
+    letter = destination.dead_letters.get()
     told = (letter.document_id, letter.reason)
     assert told == (("erased",) * 2 if is_erasing else (emitted, f"because: of {emitted}"))
 
 
 def test_an_answer_that_tells_nothing_is_no_yes() -> None:
-    emit(1, 2)
+    emit_sessions(1, 2)
     bodies = [
         b"", b"null", b'{"items": []}', b'{"items": [{"index": {"status": 201}}]}', b'{"ok": true}',
         b'{"items": [{}, {}]}', b'{"items": [{"index": {"status": 201}}, {"index"',
     ]  # fmt: skip
-    with Receiver([answering(200, body) for body in bodies]) as receiver:
-        sink = make_index(receiver)
+    with Receiver([respond_with(200, body) for body in bodies]) as receiver:
+        destination = make_index(receiver)
         for _ in bodies:
-            Sink.objects.update(failures=0)
-            pumped(sink)
-            assert (sink.xid, sink.failures) == (0, 1)
+            Destination.objects.update(failures=0)
+            deliver_all(destination)
+            assert (destination.xid, destination.failures) == (0, 1)
     assert len(receiver.received) == len(bodies)
 
 
 def test_whatever_it_says_everything_is_there_or_set_aside() -> None:
     """A random index: 200, 201, 409, 429, 500, 400 for each, and a word that comes too late."""
     dice = random.Random(11)
-    emitted = emit(*range(40))
-    elastic = Elastic()
+    emitted = emit_sessions(*range(40))
+    elastic = FakeElasticsearch()
 
     def judging(identifier: str) -> int:
         if identifier.endswith(("7-1511441593539", "3-1511441593539")):
             return 400  # some are bad for ever
-        there = identifier in elastic.held
+        there = identifier in elastic.indexed
         return dice.choice([200, 201, 409 if there else 201, 429, 500])
 
-    elastic.judging = judging
+    elastic.judge = judging
 
     def deciding(request: Any) -> Any:
         told = elastic(request)  # it has its effect
@@ -230,32 +236,36 @@ def test_whatever_it_says_everything_is_there_or_set_aside() -> None:
             return lambda _: time.sleep(0.6)  # and the yes comes too late
         return told
 
-    with Receiver(deciding=deciding) as receiver:
-        sink = make_index(receiver)
-        Sink.objects.update(batch_limit=8)
+    with Receiver(choose_behaviour=deciding) as receiver:
+        destination = make_index(receiver)
+        Destination.objects.update(batch_limit=8)
         for _ in range(60):
-            if at_end(sink):
+            if is_at_end(destination):
                 break
-            Sink.objects.update(failures=0)
-            pumped(sink)
-    aside = set(sink.dead_letters.filter(taken_at=None).values_list("document_id", flat=True))
-    assert at_end(sink)
-    assert set(elastic.held) | aside == set(emitted)
+            Destination.objects.update(failures=0)
+            deliver_all(destination)
+    aside = set(
+        destination.dead_letters.filter(delivered_at=None).values_list("document_id", flat=True)
+    )
+    assert is_at_end(destination)
+    assert set(elastic.indexed) | aside == set(emitted)
     assert {name for name in emitted if name.endswith(("7-1511441593539",))} <= aside
 
 
 def test_the_address_and_the_index_are_judged_when_it_is_made() -> None:
     channel = make_channel()
-    sink = Sink(channel=channel, name="a", kind="elasticsearch", url="https://es.example/x")
-    assert set(destinations.faults(sink)) == {"url", "index"}
-    sink.url, sink.index = "https://es.example/_bulk?pipeline=x", "sessions-2026"
-    assert destinations.faults(sink) == {}
+    destination = Destination(
+        channel=channel, name="a", kind="elasticsearch", url="https://es.example/x"
+    )
+    assert set(destinations.validate(destination)) == {"url", "index"}
+    destination.url, destination.index = "https://es.example/_bulk?pipeline=x", "sessions-2026"
+    assert destinations.validate(destination) == {}
     for index in ("Big", "_a", "a b", "a/b", "", "-a", "a*"):
-        sink.index = index
-        assert set(destinations.faults(sink)) == {"index"}
+        destination.index = index
+        assert set(destinations.validate(destination)) == {"index"}
 
 
 def test_lines_are_what_elasticsearch_wants() -> None:
-    assert elasticsearch.lines("i", "", 'a"b', b"{}") == (
+    assert elasticsearch.format_bulk_lines("i", "", 'a"b', b"{}") == (
         b'{"index":{"_index":"i","_id":"a\\"b"}}\n{}\n'
     )

@@ -17,14 +17,14 @@ from cryptography.x509.oid import NameOID
 from django.core.exceptions import ImproperlyConfigured
 
 from exhaust.delivery import http_client
-from exhaust.delivery.http_client import AddressRefused, Unreachable
+from exhaust.delivery.http_client import AddressNotAllowed, Unreachable
 from tests.exhaust.receiver import (
     Receiver,
     Silent,
-    answering,
-    dripping,
-    flooding,
-    resetting,
+    drip,
+    flood,
+    reset_connection,
+    respond_with,
 )
 
 METADATA = "169.254.169.254"
@@ -162,7 +162,7 @@ def test_there_are_many_hostile_addresses() -> None:
 def refused(url: str) -> bool:
     try:
         post(url)
-    except AddressRefused as error:
+    except AddressNotAllowed as error:
         return bool(str(error))
     except Unreachable:
         return False
@@ -188,7 +188,7 @@ def test_hostile_addresses_are_refused_and_nothing_is_connected_to(world: list[A
     ],
 )
 def test_a_public_address_is_taken_apart(url: str, target: tuple[Any, ...]) -> None:
-    assert http_client.parse(url) == http_client.Target(*target)
+    assert http_client.parse_url(url) == http_client.Target(*target)
 
 
 SPECIAL = [
@@ -228,7 +228,7 @@ def test_a_name_that_resolves_anew_never_reaches_the_private_address(
     with pytest.raises(Unreachable):
         post("http://rebind.example/")
     assert (asked, reached) == (["rebind.example"], [PUBLIC])  # asked once, and that was reached
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressNotAllowed):
         post("http://rebind.example/")
 
     # then the private address was never connected to
@@ -251,15 +251,15 @@ def test_of_several_addresses_only_the_public_ones_are_tried(
 
 def test_an_operator_can_allow_an_internal_network(settings: Any) -> None:
     with Receiver() as receiver:
-        with pytest.raises(AddressRefused, match="operator"):
+        with pytest.raises(AddressNotAllowed, match="operator"):
             post(receiver.url)
         settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.1/32")]
 
         assert post(receiver.url).status == 200
         assert post(receiver.url.replace("127.0.0.1", "localhost")).status == 200
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressNotAllowed):
             post(receiver.url.replace("127.0.0.1", "127.0.0.2"))
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressNotAllowed):
             post(receiver.url.replace("127.0.0.1", "[::ffff:127.0.0.1]"))
     assert receiver.connections == 2
 
@@ -278,7 +278,7 @@ def test_a_name_that_does_not_resolve_is_tried_again(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("inside")
 def test_bytes_are_posted_as_they_are() -> None:
-    with Receiver([answering(201, b"thanks", Retry_After="7")]) as receiver:
+    with Receiver([respond_with(201, b"thanks", Retry_After="7")]) as receiver:
         answer = http_client.post(receiver.url, b'{"a": 1}', {"Content-Type": "application/json"})
 
     assert answer == http_client.Answer(201, b"thanks", 7)
@@ -294,7 +294,7 @@ def test_bytes_are_posted_as_they_are() -> None:
 def test_a_redirect_is_not_followed(status: int) -> None:
     with Receiver() as elsewhere:
         for location in (f"http://{METADATA}/latest/meta-data/", elsewhere.url):
-            with Receiver([answering(status, Location=location)]) as receiver:
+            with Receiver([respond_with(status, Location=location)]) as receiver:
                 assert post(receiver.url).status == status
                 assert receiver.connections == 1
     assert elsewhere.connections == 0
@@ -319,9 +319,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
     ("scheme", "behaviour"),
     [
         pytest.param("http", Silent(), id="says nothing"),
-        pytest.param("http", dripping(b"", b"H"), id="drips a status line"),
-        pytest.param("http", dripping(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), id="drips headers"),
-        pytest.param("http", dripping(CONTINUE, CONTINUE), id="continues for ever"),
+        pytest.param("http", drip(b"", b"H"), id="drips a status line"),
+        pytest.param("http", drip(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), id="drips headers"),
+        pytest.param("http", drip(CONTINUE, CONTINUE), id="continues for ever"),
         pytest.param("https", Silent(), id="shakes no hand"),
         pytest.param("https", Silent(b"\x16\x03\x03\x40\x00", b"\x02"), id="drips a handshake"),
     ],
@@ -347,7 +347,7 @@ def test_a_receiver_that_does_not_read_holds_us_no_longer() -> None:
 @pytest.mark.usefixtures("inside")
 def test_a_body_that_drips_does_not_undo_the_answer() -> None:
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
-    with Receiver([dripping(start, b"x")]) as receiver:
+    with Receiver([drip(start, b"x")]) as receiver:
         begun = time.monotonic()
         assert post(receiver.url, seconds=0.4).status == 200
         assert time.monotonic() - begun < 1
@@ -355,8 +355,8 @@ def test_a_body_that_drips_does_not_undo_the_answer() -> None:
 
 @pytest.mark.usefixtures("inside")
 def test_of_a_body_without_end_the_beginning_is_read() -> None:
-    with Receiver([flooding]) as receiver:
-        assert post(receiver.url).body == b"x" * http_client.ANSWER_BYTES
+    with Receiver([flood]) as receiver:
+        assert post(receiver.url).body == b"x" * http_client.MAX_ANSWER_BYTES
 
 
 @pytest.mark.usefixtures("inside")
@@ -372,7 +372,7 @@ def test_a_slow_name_server_holds_us_no_longer(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("behaviour", "told"),
     [
-        (resetting, "The connection broke."),
+        (reset_connection, "The connection broke."),
         (lambda peer: None, "The connection broke."),
         (lambda peer: peer.sendall(b"SSH-2.0-OpenSSH\r\n"), "The answer was no HTTP."),
         (lambda peer: peer.sendall(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000), "no HTTP"),

@@ -1,4 +1,4 @@
-"""A sink gets everything, its cursor moves only after a yes, and nothing gets it stuck."""
+"""A destination gets everything, its cursor moves only after a yes, and nothing gets it stuck."""
 
 import json
 import os
@@ -24,27 +24,27 @@ from standardwebhooks import Webhook
 from exhaust import tasks
 from exhaust.delivery import batches, destinations, pump, sender
 from exhaust.maintenance import daily
-from exhaust.models import DeadLetter, Delivery, Sink
+from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
-from ingest.feed.watermark import watermark
+from ingest.feed.watermark import fetch_watermark
 from ingest.models import Application, Participant, Session
 from ingest.privacy import consent, erasure
 from ingest.store import batches as store
 from tests.conftest import make_channel
 from tests.exhaust.destinations import (
-    at_end,
-    derive,
-    documents,
-    due_now,
-    emit,
-    ids,
-    make_sink,
-    pumped,
-    settle,
+    deliver_all,
+    derive_sessions,
+    emit_sessions,
+    is_at_end,
+    make_destination,
+    make_due,
+    received_documents,
+    received_ids,
+    wait_for_watermark,
 )
-from tests.exhaust.receiver import Receiver, Silent, answering, dripping, resetting
+from tests.exhaust.receiver import Receiver, Silent, drip, reset_connection, respond_with
 from tests.ingest.derive.test_sessions import MINUTE, event
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -55,41 +55,41 @@ SECRET = "whsec_" + b64encode(b"x" * 32).decode()
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers on this machine, and no patience."""
     settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(sender, "SECONDS", 0.5)
-    monkeypatch.setattr(pump, "QUIET", timedelta(seconds=-1))
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 
 
 # What is sent -------------------------------------------------------------------------------------
 
 
 def test_closed_sessions_come_as_lines_once_each() -> None:
-    emitted = emit(1, 2, 3)
+    emitted = emit_sessions(1, 2, 3)
     with Receiver() as receiver:
-        sink = pumped(make_sink(receiver))
-        assert sorted(ids(receiver)) == sorted(emitted)
-        assert at_end(sink)
+        destination = deliver_all(make_destination(receiver))
+        assert sorted(received_ids(receiver)) == sorted(emitted)
+        assert is_at_end(destination)
 
-        pumped(sink)
+        deliver_all(destination)
         assert len(receiver.received) == 1
 
-        emitted += emit(4)
-        pumped(sink)
-        assert sorted(ids(receiver)) == sorted(emitted)
+        emitted += emit_sessions(4)
+        deliver_all(destination)
+        assert sorted(received_ids(receiver)) == sorted(emitted)
     (got, _) = receiver.received
     assert got.line == "PUT /hook HTTP/1.1"
     assert got.headers["content-type"] == "application/x-ndjson"
     assert got.body.endswith(b"\n")
     assert "authorization" not in got.headers
     assert "webhook-id" not in got.headers
-    assert [each.status for each in sink.deliveries.all()] == ["delivered"] * 2
-    assert [each.documents for each in sink.deliveries.order_by("id")] == [3, 1]
+    assert [each.status for each in destination.deliveries.all()] == ["delivered"] * 2
+    assert [each.documents for each in destination.deliveries.order_by("id")] == [3, 1]
 
 
 def test_a_senders_own_document_goes_out_unchanged() -> None:
-    emit(7, stringTags={"ä": "\n"}, big=12345678901234567890, half=0.1)
+    emit_sessions(7, stringTags={"ä": "\n"}, big=12345678901234567890, half=0.1)
     with Receiver() as receiver:
-        pumped(make_sink(receiver, method="POST", content_type="application/json"))
-    (said,) = documents(receiver)
+        deliver_all(make_destination(receiver, method="POST", content_type="application/json"))
+    (said,) = received_documents(receiver)
     assert said["userSessionId"] == "1394_1015"
     assert (said["stringTags"], said["big"], said["half"]) == (
         {"ä": "\n"}, 12345678901234567890, 0.1,
@@ -107,13 +107,15 @@ def test_a_derived_session_is_told_in_the_same_field_names() -> None:
         event(occurred_at=start + number * MINUTE, type=type_) for number, type_ in enumerate(types)
     ]
     other = event(occurred_at=start, device_id="somebody else")
-    store.append(channel.pk, Batch("clickstream", timezone.now(), [*events, other], []))
-    derive(channel)
+    store.append_batch(channel.pk, Batch("clickstream", timezone.now(), [*events, other], []))
+    derive_sessions(channel)
     key = Session.objects.get(device_id="device-1").key
 
     with Receiver() as receiver:
-        pumped(make_sink(receiver))
-    said = next(each for each in documents(receiver) if each["internalUserId"] == "device-1")
+        deliver_all(make_destination(receiver))
+    said = next(
+        each for each in received_documents(receiver) if each["internalUserId"] == "device-1"
+    )
     begun = int(start.timestamp() * 1000)
     assert (said["tenantId"], said["userSessionId"]) == ("ORG_001", str(key))
     assert (said["startTime"], said["endTime"]) == (begun, begun + 180_000)
@@ -128,36 +130,36 @@ def test_a_derived_session_is_told_in_the_same_field_names() -> None:
 def test_an_open_session_waits_for_its_close() -> None:
     channel = make_channel()
     now = timezone.now()
-    store.append(channel.pk, Batch("test", now, [event(occurred_at=now - MINUTE)], []))
-    derive(channel)
+    store.append_batch(channel.pk, Batch("test", now, [event(occurred_at=now - MINUTE)], []))
+    derive_sessions(channel)
     with Receiver() as receiver:
-        sink = pumped(make_sink(receiver))
+        destination = deliver_all(make_destination(receiver))
         assert receiver.received == []
-        assert at_end(sink)
-        deriver.close(channel.pk, now=now + 31 * MINUTE)
-        settle()
-        pumped(sink)
-    assert len(documents(receiver)) == 1
+        assert is_at_end(destination)
+        deriver.close_sessions(channel.pk, now=now + 31 * MINUTE)
+        wait_for_watermark()
+        deliver_all(destination)
+    assert len(received_documents(receiver)) == 1
 
 
 def test_events_come_as_pull_gives_them(client: Client) -> None:
     from tests.conftest import bearer, make_key
 
-    emit(1)
+    emit_sessions(1)
     with Receiver() as receiver:
-        sink = make_sink(receiver, resource="events", types=["userAction", "error"])
-        pumped(sink)
+        destination = make_destination(receiver, resource="events", types=["userAction", "error"])
+        deliver_all(destination)
     query = {"events": ["userAction", "error"]}
     page = client.get("/export/events", query, headers=bearer(make_key("pull"))).json()
-    assert documents(receiver) == page["items"]
+    assert received_documents(receiver) == page["items"]
     assert len(page["items"]) == 2
 
 
 def test_basic_and_a_signature_that_others_verify() -> None:
-    emit(1)
-    with Receiver([answering(500), answering(204)]) as receiver:
-        sink = make_sink(receiver, user="us", password="pass:word", secret=SECRET)
-        pumped(pumped(sink))
+    emit_sessions(1)
+    with Receiver([respond_with(500), respond_with(204)]) as receiver:
+        destination = make_destination(receiver, user="us", password="pass:word", secret=SECRET)
+        deliver_all(deliver_all(destination))
     first, second = receiver.received
     assert first.headers["authorization"] == "Basic " + b64encode(b"us:pass:word").decode()
     for got in (first, second):
@@ -169,53 +171,53 @@ def test_basic_and_a_signature_that_others_verify() -> None:
 def test_batches_end_at_a_thousand_at_896000_bytes_or_when_it_is_quiet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batches, "DOCUMENTS", 3)
-    monkeypatch.setattr(batches, "SLICE", 2)
-    monkeypatch.setattr(batches, "BYTES", 4_000)
-    emit(*range(7))
-    Sink._meta.get_field("batch_limit").default = 3
+    monkeypatch.setattr(batches, "MAX_DOCUMENTS", 3)
+    monkeypatch.setattr(batches, "FIRST_READ_ROWS", 2)
+    monkeypatch.setattr(batches, "MAX_BYTES", 4_000)
+    emit_sessions(*range(7))
+    Destination._meta.get_field("batch_limit").default = 3
     try:
         with Receiver() as receiver:
-            sink = pumped(make_sink(receiver))
+            destination = deliver_all(make_destination(receiver))
             assert [len(got.body.splitlines()) for got in receiver.received] == [3, 3, 1]
 
-            emit(8, note="x" * 3_000)
-            emit(9, note="x" * 3_000)
-            emit(10, note="x" * 9_000)  # longer than any batch: alone
-            pumped(sink)
+            emit_sessions(8, note="x" * 3_000)
+            emit_sessions(9, note="x" * 3_000)
+            emit_sessions(10, note="x" * 9_000)  # longer than any batch: alone
+            deliver_all(destination)
             assert [len(got.body.splitlines()) for got in receiver.received[3:]] == [1, 1, 1]
 
             # one that is not full waits until its first has waited long enough
-            monkeypatch.setattr(pump, "QUIET", timedelta(seconds=30))
-            emit(11)
-            assert not pumped(sink).deliveries.filter(status="failing").exists()
+            monkeypatch.setattr(pump, "LINGER", timedelta(seconds=30))
+            emit_sessions(11)
+            assert not deliver_all(destination).deliveries.filter(status="failing").exists()
             assert len(receiver.received) == 6
             Session.objects.update(modified_at=timezone.now() - timedelta(seconds=31))
-            pumped(sink)
+            deliver_all(destination)
             assert len(receiver.received) == 7
     finally:
-        Sink._meta.get_field("batch_limit").default = 1000
+        Destination._meta.get_field("batch_limit").default = 1000
 
 
 def test_our_own_door_takes_what_a_sink_pushes(client: Client) -> None:
     """The round trip: another channel here receives what this one pushes."""
     from ingest.auth import keys
 
-    emitted = emit(1, 2)
+    emitted = emit_sessions(1, 2)
     channel = make_channel()
     now = timezone.now()
     stale = event(occurred_at=now - timedelta(hours=3), type="_click")
-    store.append(channel.pk, Batch("clickstream", now, [stale], []))
-    derive(channel)
+    store.append_batch(channel.pk, Batch("clickstream", now, [stale], []))
+    derive_sessions(channel)
     other = make_channel("ORG_002")
     application, password = keys.create_application("peer", other)
     for kind in ("webhook", "elasticsearch"):
         with Receiver() as receiver:
-            sink = make_sink(
+            destination = make_destination(
                 receiver, name=kind, kind=kind, index="sessions" * (kind != "webhook"),
                 user="peer", password=password,
             )  # fmt: skip
-            pumped(sink)
+            deliver_all(destination)
         (got, *_) = receiver.received
         answer = client.generic(
             "PUT" if kind == "webhook" else "POST",
@@ -230,7 +232,7 @@ def test_our_own_door_takes_what_a_sink_pushes(client: Client) -> None:
             assert (said["sessions"], said["rejected"]) == (3, 0)
         else:
             assert not said["errors"]
-    derive(other)
+    derive_sessions(other)
     there = Session.objects.filter(channel=other)
     assert Application.objects.get(pk=application.pk).channel == other
     assert there.count() == 3
@@ -245,29 +247,29 @@ def test_our_own_door_takes_what_a_sink_pushes(client: Client) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "answer"),
     [
-        (answering(500), 500), (answering(503), 503), (answering(401), 401), (answering(404), 404),
-        (answering(429), 429), (answering(301, Location="http://169.254.169.254/"), 301),
-        (answering(307, Location="http://127.0.0.1:8000/"), 307), (resetting, None),
-        (Silent(), None), (dripping(b"HTTP/1.1 200", b"x"), None),
-        (dripping(b"", b"H"), None),
+        (respond_with(500), 500), (respond_with(503), 503), (respond_with(401), 401), (respond_with(404), 404),
+        (respond_with(429), 429), (respond_with(301, Location="http://169.254.169.254/"), 301),
+        (respond_with(307, Location="http://127.0.0.1:8000/"), 307), (reset_connection, None),
+        (Silent(), None), (drip(b"HTTP/1.1 200", b"x"), None),
+        (drip(b"", b"H"), None),
     ],
 )  # fmt: skip
 def test_any_other_word_leaves_the_cursor(behaviour: Any, answer: int | None) -> None:
-    emitted = emit(1, 2)
-    with Receiver([behaviour, answering(200)]) as receiver:
-        sink = make_sink(receiver)
+    emitted = emit_sessions(1, 2)
+    with Receiver([behaviour, respond_with(200)]) as receiver:
+        destination = make_destination(receiver)
         began = time.monotonic()
-        pumped(sink)
+        deliver_all(destination)
         assert time.monotonic() - began < 3
-        assert (sink.xid, sink.failures) == (0, 1)
-        assert 3.9 < (sink.next_at - timezone.now()).total_seconds() <= 6
-        delivery = sink.deliveries.get()
+        assert (destination.xid, destination.failures) == (0, 1)
+        assert 3.9 < (destination.next_at - timezone.now()).total_seconds() <= 6
+        delivery = destination.deliveries.get()
         assert (delivery.status, delivery.answer) == ("failing", answer)
         assert delivery.error
 
-        pumped(sink)
-        assert sorted(ids(receiver)[-2:]) == sorted(emitted)
-        assert (sink.failures, at_end(sink)) == (0, True)
+        deliver_all(destination)
+        assert sorted(received_ids(receiver)[-2:]) == sorted(emitted)
+        assert (destination.failures, is_at_end(destination)) == (0, True)
         delivery.refresh_from_db()
         assert (delivery.status, delivery.attempt) == ("delivered", 2)
 
@@ -275,88 +277,90 @@ def test_any_other_word_leaves_the_cursor(behaviour: Any, answer: int | None) ->
 def test_the_schedule_grows_then_the_sink_is_switched_off(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    emit(1)
-    with Receiver([answering(500)]) as receiver:
-        sink = make_sink(receiver)
+    emit_sessions(1)
+    with Receiver([respond_with(500)]) as receiver:
+        destination = make_destination(receiver)
         waits = []
-        for _ in pump.DELAYS:
-            pumped(sink)
-            waits.append((sink.next_at - timezone.now()).total_seconds())
-            assert destinations.state(sink) == (
-                "open" if sink.failures >= pump.BREAKER else "failing"
+        for _ in pump.RETRY_DELAYS_SECONDS:
+            deliver_all(destination)
+            waits.append((destination.next_at - timezone.now()).total_seconds())
+            assert destinations.determine_state(destination) == (
+                "open" if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES else "failing"
             )
-        for seconds, delay in zip(waits, pump.DELAYS, strict=True):
+        for seconds, delay in zip(waits, pump.RETRY_DELAYS_SECONDS, strict=True):
             assert delay * 0.75 <= seconds <= delay * 1.25
-        assert caplog.text.count("sink.opened") == 1
+        assert caplog.text.count("destination.circuit_opened") == 1
 
-        pumped(sink)
+        deliver_all(destination)
         assert len(receiver.received) == 10  # one at each attempt, also while it is open
-        assert (sink.xid, destinations.state(sink)) == (0, "off")
-        assert "10 failures" in sink.switched_off
-        pumped(sink)
+        assert (destination.xid, destinations.determine_state(destination)) == (0, "off")
+        assert "10 failures" in destination.disabled_reason
+        deliver_all(destination)
         assert len(receiver.received) == 10
 
-        receiver.script = [answering(200)]
-        assert destinations.resume(sink)
-        pumped(sink)
-        assert destinations.state(sink) == "working"
-        assert at_end(sink)
+        receiver.script = [respond_with(200)]
+        assert destinations.resume(destination)
+        deliver_all(destination)
+        assert destinations.determine_state(destination) == "working"
+        assert is_at_end(destination)
 
 
 def test_the_breaker_closes_after_one_good_probe() -> None:
-    emitted = emit(1, 2, 3)
+    emitted = emit_sessions(1, 2, 3)
     with Receiver() as receiver:
-        sink = make_sink(receiver)
-        Sink.objects.update(failures=pump.BREAKER + 1)
-        pumped(sink)
-    assert sorted(ids(receiver)) == sorted(emitted)
-    assert destinations.state(sink) == "working"
+        destination = make_destination(receiver)
+        Destination.objects.update(failures=pump.CIRCUIT_BREAKER_FAILURES + 1)
+        deliver_all(destination)
+    assert sorted(received_ids(receiver)) == sorted(emitted)
+    assert destinations.determine_state(destination) == "working"
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [("60", 60), ("1", 1), ("999999", 86_400)])
 def test_retry_after_is_obeyed(asked: str, seconds: int) -> None:
-    emit(1)
-    with Receiver([answering(503, Retry_After=asked)]) as receiver:
-        sink = pumped(make_sink(receiver))
-    assert abs((sink.next_at - timezone.now()).total_seconds() - seconds) < 2
+    emit_sessions(1)
+    with Receiver([respond_with(503, Retry_After=asked)]) as receiver:
+        destination = deliver_all(make_destination(receiver))
+    assert abs((destination.next_at - timezone.now()).total_seconds() - seconds) < 2
 
 
 def test_410_switches_off() -> None:
-    emit(1)
-    with Receiver([answering(410)]) as receiver:
-        sink = pumped(make_sink(receiver))
-    assert "410" in sink.switched_off
-    assert sink.xid == 0
-    assert sink.deliveries.get().status == "dead"
+    emit_sessions(1)
+    with Receiver([respond_with(410)]) as receiver:
+        destination = deliver_all(make_destination(receiver))
+    assert "410" in destination.disabled_reason
+    assert destination.xid == 0
+    assert destination.deliveries.get().status == "dead"
 
 
 def test_an_address_inside_is_never_reached(settings: Any) -> None:
-    emit(1)
+    emit_sessions(1)
     with Receiver() as receiver:
-        sink = make_sink(receiver)
+        destination = make_destination(receiver)
         settings.PUSH_ALLOWED_NETWORKS = []
-        pumped(sink)
-        assert destinations.state(sink) == "off"
-        Sink.objects.update(
-            switched_off="", url=f"http://127.0.0.1.nip.io:{receiver.port}/", next_at=timezone.now()
+        deliver_all(destination)
+        assert destinations.determine_state(destination) == "off"
+        Destination.objects.update(
+            disabled_reason="",
+            url=f"http://127.0.0.1.nip.io:{receiver.port}/",
+            next_at=timezone.now(),
         )
-        pumped(sink)
+        deliver_all(destination)
     assert receiver.connections == 0
 
 
 def test_a_document_that_is_refused_is_found_and_set_aside() -> None:
     """One bad among many: it alone becomes a dead letter, everything else arrives."""
-    emitted = emit(*range(20))
+    emitted = emit_sessions(*range(20))
     bad = emitted[13]
 
     def deciding(request: Any) -> Any:
-        return answering(400 if bad.split("-")[1].encode() in request.body else 200)
+        return respond_with(400 if bad.split("-")[1].encode() in request.body else 200)
 
-    with Receiver(deciding=deciding) as receiver:
-        sink = pumped(make_sink(receiver))
-        letter = sink.dead_letters.get()
+    with Receiver(choose_behaviour=deciding) as receiver:
+        destination = deliver_all(make_destination(receiver))
+        letter = destination.dead_letters.get()
         assert (letter.document_id, letter.answer) == (bad, 400)
-        assert at_end(sink)
+        assert is_at_end(destination)
         taken = [
             name
             for got in receiver.received
@@ -366,22 +370,24 @@ def test_a_document_that_is_refused_is_found_and_set_aside() -> None:
         assert sorted(taken) == sorted(name.split("-")[1] for name in emitted if name != bad)
 
         # mended, and sent again
-        receiver.deciding = None
-        assert destinations.send_again(sink.dead_letters.all()) == 1
-        pumped(sink)
-        assert ids(receiver)[-1] == bad
+        receiver.choose_behaviour = None
+        assert destinations.requeue_dead_letters(destination.dead_letters.all()) == 1
+        deliver_all(destination)
+        assert received_ids(receiver)[-1] == bad
         letter.refresh_from_db()
         assert letter.taken_at is not None
-        assert destinations.send_again(sink.dead_letters.all()) == 0
+        assert destinations.requeue_dead_letters(destination.dead_letters.all()) == 0
 
 
 def test_a_receiver_that_refuses_everything_gets_no_graveyard() -> None:
-    emit(*range(30))
-    with Receiver([answering(400)]) as receiver:
-        sink = pumped(make_sink(receiver))
-    assert sink.dead_letters.count() == pump.BREAKER - 1
-    assert destinations.state(sink) == "open"
-    assert destinations.lag(sink).documents == 30 - (pump.BREAKER - 1)
+    emit_sessions(*range(30))
+    with Receiver([respond_with(400)]) as receiver:
+        destination = deliver_all(make_destination(receiver))
+    assert destination.dead_letters.count() == pump.CIRCUIT_BREAKER_FAILURES - 1
+    assert destinations.determine_state(destination) == "open"
+    assert destinations.measure_lag(destination).documents == 30 - (
+        pump.CIRCUIT_BREAKER_FAILURES - 1
+    )
 
 
 # When we fail -------------------------------------------------------------------------------------
@@ -390,28 +396,28 @@ def test_a_receiver_that_refuses_everything_gets_no_graveyard() -> None:
 def test_a_pump_that_dies_behind_the_yes_repeats_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    emitted = emit(1, 2)
+    emitted = emit_sessions(1, 2)
     with Receiver() as receiver:
-        sink = make_sink(receiver)
+        destination = make_destination(receiver)
         with monkeypatch.context() as dying:
-            dying.setattr(pump, "_record", lambda *_: 1 / 0)
-            pumped(sink)
-        assert sorted(ids(receiver)) == sorted(emitted)
-        assert sink.xid == 0
-        pumped(sink)
+            dying.setattr(pump, "_record_outcome", lambda *_: 1 / 0)
+            deliver_all(destination)
+        assert sorted(received_ids(receiver)) == sorted(emitted)
+        assert destination.xid == 0
+        deliver_all(destination)
         assert len(receiver.received) == 1  # leased
 
-        emitted_since = emit(3)
-        Sink.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
-        pumped(sink)
-    assert sorted(ids(receiver)) == sorted([*emitted, *emitted, *emitted_since])
+        emitted_since = emit_sessions(3)
+        Destination.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+        deliver_all(destination)
+    assert sorted(received_ids(receiver)) == sorted([*emitted, *emitted, *emitted_since])
 
 
 PUMPING = """
 import django
 django.setup()
 from datetime import timedelta
-from exhaust.sinks import pump
+from exhaust.destinations import pump
 pump.QUIET = timedelta(seconds=-1)
 pump.run(20)
 """
@@ -419,8 +425,8 @@ pump.run(20)
 
 def test_a_killed_process_repeats_and_loses_nothing(settings: Any, tmp_path: Path) -> None:
     """SIGKILL to a real one, behind the receiver's yes and before the cursor's move."""
-    emitted = emit(1, 2)
-    (tmp_path / "push.taken").write_text("kill")
+    emitted = emit_sessions(1, 2)
+    (tmp_path / "push.accepted").write_text("kill")
     database = connection.settings_dict
     url = f"sqlite:///{database['NAME']}"
     if connection.vendor == "postgresql":
@@ -439,62 +445,62 @@ def test_a_killed_process_repeats_and_loses_nothing(settings: Any, tmp_path: Pat
         "PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
     }
     with Receiver() as receiver:
-        sink = make_sink(receiver)
+        destination = make_destination(receiver)
         dead = subprocess.run([sys.executable, "-c", PUMPING], env=variables, check=False)
         assert dead.returncode == -signal.SIGKILL
-        assert sorted(ids(receiver)) == sorted(emitted)
-        sink.refresh_from_db()
-        assert sink.xid == 0
+        assert sorted(received_ids(receiver)) == sorted(emitted)
+        destination.refresh_from_db()
+        assert destination.xid == 0
 
-        Sink.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+        Destination.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
         dead = subprocess.run([sys.executable, "-c", PUMPING], env=variables, check=False)
         assert dead.returncode == 0
     first, second = receiver.received
     assert first.body == second.body
-    assert at_end(Sink.objects.get())
+    assert is_at_end(Destination.objects.get())
 
 
 def test_a_pump_that_was_overtaken_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    emitted = emit(1)
+    emitted = emit_sessions(1)
     with Receiver() as receiver:
-        sink = make_sink(receiver)
-        first = pump._claim()
+        destination = make_destination(receiver)
+        first = pump._claim_destination()
         assert first is not None
-        work = pump._prepared(first)
+        work = pump._prepare_work(first)
         assert work is not None
-        Sink.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
-        second = pump._claim()
+        Destination.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+        second = pump._claim_destination()
         assert second is not None
-        pump._record(work, sender.http.Answer(200, b"", 0))
-        sink.refresh_from_db()
-        assert sink.xid == 0
+        pump._record_outcome(work, sender.http.Answer(200, b"", 0))
+        destination.refresh_from_db()
+        assert destination.xid == 0
 
-        work = pump._prepared(second)
+        work = pump._prepare_work(second)
         assert work is not None
-        destinations.rewind(sink, destinations.place_of_cursor(sink, ""))
-        pump._record(work, sender.http.Answer(200, b"", 0))
-        pumped(sink)
-    assert sorted(ids(receiver)) == sorted(emitted)
+        destinations.rewind(destination, destinations.decode_cursor(destination, ""))
+        pump._record_outcome(work, sender.http.Answer(200, b"", 0))
+        deliver_all(destination)
+    assert sorted(received_ids(receiver)) == sorted(emitted)
 
 
-def sent_with_the_next_read_ahead() -> tuple[pump.Work, pump.Ahead]:
+def sent_with_the_next_read_ahead() -> tuple[pump.Work, pump.Prefetched]:
     """A batch of two out of six, which were taken, and what was read meanwhile."""
-    emit(*range(6))
+    emit_sessions(*range(6))
     with Receiver() as receiver:
-        make_sink(receiver)
-    Sink.objects.update(batch_limit=2)
+        make_destination(receiver)
+    Destination.objects.update(batch_limit=2)
     work = prepared()
-    ahead: dict[int, pump.Ahead] = {}
-    assert pump._read_ahead([work], ahead)
-    assert not pump._read_ahead([work], ahead)  # once is enough
-    pump._record(work, sender.http.Answer(200, b"", 0))
-    return work, ahead[work.sink.pk]
+    ahead: dict[int, pump.Prefetched] = {}
+    assert pump._prefetch_batch([work], ahead)
+    assert not pump._prefetch_batch([work], ahead)  # once is enough
+    pump._record_outcome(work, sender.http.Answer(200, b"", 0))
+    return work, ahead[work.destination.pk]
 
 
-def prepared(ahead: pump.Ahead | None = None) -> pump.Work:
-    claimed = pump._claim()
+def prepared(ahead: pump.Prefetched | None = None) -> pump.Work:
+    claimed = pump._claim_destination()
     assert claimed is not None
-    work = pump._prepared(claimed, ahead)
+    work = pump._prepare_work(claimed, ahead)
     assert work is not None
     return work
 
@@ -505,7 +511,7 @@ def test_what_was_read_ahead_is_sent_unless_the_sink_was_told_otherwise(
 ) -> None:
     work, ahead = sent_with_the_next_read_ahead()
     if told_otherwise:
-        destinations.rewind(work.sink, destinations.place_of_cursor(work.sink, ""))
+        destinations.rewind(work.destination, destinations.decode_cursor(work.destination, ""))
 
     next_work = prepared(ahead)
 
@@ -519,7 +525,7 @@ def test_what_was_read_ahead_is_sent_unless_the_sink_was_told_otherwise(
 
 def test_what_was_read_ahead_long_ago_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _, ahead = sent_with_the_next_read_ahead()
-    monkeypatch.setattr(pump, "AHEAD", 0.0)
+    monkeypatch.setattr(pump, "PREFETCH_MAX_AGE_SECONDS", 0.0)
 
     assert prepared(ahead).documents is not ahead.batch.documents
 
@@ -527,7 +533,7 @@ def test_what_was_read_ahead_long_ago_is_read_again(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("how", ["refused", "withdrawn", "erased"])
 def test_what_was_read_ahead_of_a_word_against_it_is_read_again(how: str) -> None:
     work, ahead = sent_with_the_next_read_ahead()
-    channel = work.sink.channel
+    channel = work.destination.channel
     if how == "erased":
         erasure.erase(channel.pk, "somebody", seconds=5)
     else:
@@ -548,43 +554,45 @@ def test_a_batch_is_read_in_two_steps_where_documents_are_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given
-    emit(*range(12))
+    emit_sessions(*range(12))
     with Receiver() as receiver:
-        sink = make_sink(receiver)
+        destination = make_destination(receiver)
     steps: list[int] = []
-    read = batches._documents
+    read = batches._build_documents
 
-    def counted(sink: Sink, rows: Any) -> Any:
-        found = read(sink, rows)
+    def counted(destination: Destination, rows: Any) -> Any:
+        found = read(destination, rows)
         steps.append(len(found))
         return found
 
-    monkeypatch.setattr(batches, "_documents", counted)
-    monkeypatch.setattr(batches, "SLICE", 2)
-    every = batches.read(sink, 100, values.START)
+    monkeypatch.setattr(batches, "_build_documents", counted)
+    monkeypatch.setattr(batches, "FIRST_READ_ROWS", 2)
+    every = batches.read_batch(destination, 100, values.START)
 
     # when
     steps.clear()
-    batch = batches.read(sink, 10, values.START)
+    batch = batches.read_batch(destination, 10, values.START)
 
     # then
     assert batch.documents == every.documents[:10]
-    assert (batch.place, batch.full) == (every.documents[9].place, True)
+    assert (batch.end_position, batch.is_full) == (every.documents[9].position, True)
     assert steps == [2, 8]
 
 
 def test_two_pumps_at_once_send_each_batch_once() -> None:
-    emitted = emit(*range(12))
+    emitted = emit_sessions(*range(12))
     with Receiver() as receiver:
-        sinks = [make_sink(receiver, name=f"sink-{number}") for number in range(3)]
-        Sink.objects.update(batch_limit=2)
+        destinations = [
+            make_destination(receiver, name=f"destination-{number}") for number in range(3)
+        ]
+        Destination.objects.update(batch_limit=2)
         connection.close()
         barrier = threading.Barrier(2)
 
         def pumping() -> None:
             try:
                 barrier.wait(5)
-                pump.run(20)
+                pump.deliver_due(20)
             finally:
                 connections.close_all()
 
@@ -593,22 +601,22 @@ def test_two_pumps_at_once_send_each_batch_once() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        for sink in sinks:
-            pumped(sink)
-    assert sorted(ids(receiver)) == sorted(emitted * 3)
+        for destination in destinations:
+            deliver_all(destination)
+    assert sorted(received_ids(receiver)) == sorted(emitted * 3)
 
 
 def test_a_sink_that_hangs_holds_up_no_other() -> None:
-    emitted = emit(1, 2)
+    emitted = emit_sessions(1, 2)
     with Receiver([Silent()]) as hanging, Receiver() as receiver:
-        make_sink(hanging, name="a")
-        sink = make_sink(receiver, name="b")
-        Sink.objects.filter(name="b").update(batch_limit=1)
+        make_destination(hanging, name="a")
+        destination = make_destination(receiver, name="b")
+        Destination.objects.filter(name="b").update(batch_limit=1)
         arrived: list[float] = []
-        receiver.deciding = lambda _: arrived.append(time.monotonic()) or answering(200)  # type: ignore[func-returns-value]
+        receiver.choose_behaviour = lambda _: arrived.append(time.monotonic()) or respond_with(200)  # type: ignore[func-returns-value]
         began = time.monotonic()
-        pumped(sink)
-    assert sorted(ids(receiver)) == sorted(emitted)
+        deliver_all(destination)
+    assert sorted(received_ids(receiver)) == sorted(emitted)
     assert all(at - began < 0.45 for at in arrived)
 
 
@@ -623,7 +631,7 @@ def test_what_arrives_meanwhile_arrives_there() -> None:
     def writing() -> None:
         try:
             for number in range(30):
-                emitted.extend(emit(number, number + 1000))
+                emitted.extend(emit_sessions(number, number + 1000))
         except BaseException as error:
             wrong.append(error)
         finally:
@@ -631,26 +639,28 @@ def test_what_arrives_meanwhile_arrives_there() -> None:
             connections.close_all()
 
     def deciding(_: Any) -> Any:
-        return dice.choice([answering(200), answering(200), answering(500), resetting])
+        return dice.choice(
+            [respond_with(200), respond_with(200), respond_with(500), reset_connection]
+        )
 
-    derive(channel)
-    with Receiver(deciding=deciding) as receiver:
-        sink = make_sink(receiver)
+    derive_sessions(channel)
+    with Receiver(choose_behaviour=deciding) as receiver:
+        destination = make_destination(receiver)
         thread = threading.Thread(target=writing)
         connection.close()
         thread.start()
         while not done.is_set():
-            Sink.objects.update(failures=0)
-            pumped(sink)
+            Destination.objects.update(failures=0)
+            deliver_all(destination)
         thread.join()
-        settle()
-        receiver.deciding = None
-        receiver.script = [answering(200)]
-        pumped(sink)
+        wait_for_watermark()
+        receiver.choose_behaviour = None
+        receiver.script = [respond_with(200)]
+        deliver_all(destination)
     assert wrong == []
     assert len(emitted) == 60
-    assert set(ids(receiver)) == set(emitted)
-    assert at_end(sink)
+    assert set(received_ids(receiver)) == set(emitted)
+    assert is_at_end(destination)
     assert not DeadLetter.objects.exists()
 
 
@@ -658,99 +668,103 @@ def test_what_arrives_meanwhile_arrives_there() -> None:
 
 
 def test_a_new_sink_begins_now_and_goes_back_when_told() -> None:
-    old = emit(1, 2)
+    old = emit_sessions(1, 2)
     with Receiver() as receiver:
-        sink = make_sink(receiver)
-        destinations.delete(sink)
-        sink = destinations.save(Sink(channel=make_channel(), name="new", url=receiver.url))
-        pumped(sink)
+        destination = make_destination(receiver)
+        destinations.delete(destination)
+        destination = destinations.save(
+            Destination(channel=make_channel(), name="new", url=receiver.url)
+        )
+        deliver_all(destination)
         assert receiver.received == []
-        here = destinations.cursor_of(sink)
+        here = destinations.encode_cursor(destination)
 
-        new = emit(3)
-        pumped(sink)
-        assert ids(receiver) == new
-        destinations.rewind(sink, destinations.place_of_cursor(sink, here))
-        pumped(sink)
-        assert ids(receiver) == new * 2
+        new = emit_sessions(3)
+        deliver_all(destination)
+        assert received_ids(receiver) == new
+        destinations.rewind(destination, destinations.decode_cursor(destination, here))
+        deliver_all(destination)
+        assert received_ids(receiver) == new * 2
         destinations.rewind(
-            sink, destinations.place_of_time(sink, timezone.now() - timedelta(hours=1))
+            destination,
+            destinations.find_position_at(destination, timezone.now() - timedelta(hours=1)),
         )
-        pumped(sink)
-        assert sorted(ids(receiver)) == sorted([*new, *new, *old, *new])
+        deliver_all(destination)
+        assert sorted(received_ids(receiver)) == sorted([*new, *new, *old, *new])
         destinations.rewind(
-            sink, destinations.place_of_time(sink, timezone.now() + timedelta(hours=1))
+            destination,
+            destinations.find_position_at(destination, timezone.now() + timedelta(hours=1)),
         )
-        pumped(sink)
+        deliver_all(destination)
         assert len(receiver.received) == 3
-        assert sink.xid < watermark()
+        assert destination.xid < fetch_watermark()
 
 
 def test_a_secret_that_no_key_opens_is_told(settings: Any) -> None:
-    emitted = emit(1)
+    emitted = emit_sessions(1)
     with Receiver() as receiver:
-        sink = make_sink(receiver, user="us", password="secret word")
-        other = make_sink(receiver, name="other")
+        destination = make_destination(receiver, user="us", password="secret word")
+        other = make_destination(receiver, name="other")
         kept, settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS, [Fernet.generate_key().decode()]
-        pumped(sink)
-        assert "decrypted" in sink.switched_off
-        assert ids(receiver) == emitted  # of the other
+        deliver_all(destination)
+        assert "decrypted" in destination.disabled_reason
+        assert received_ids(receiver) == emitted  # of the other
         settings.ENCRYPTION_KEYS = kept
-        assert destinations.resume(sink)
-        pumped(sink)
-        assert ids(receiver) == emitted * 2
-    assert at_end(sink)
-    assert at_end(Sink.objects.get(pk=other.pk))
+        assert destinations.resume(destination)
+        deliver_all(destination)
+        assert received_ids(receiver) == emitted * 2
+    assert is_at_end(destination)
+    assert is_at_end(Destination.objects.get(pk=other.pk))
 
 
 def test_the_daily_run_forgets_old_deliveries_and_no_dead_letter() -> None:
-    emit(1)
-    with Receiver([answering(400)]) as receiver:
-        sink = pumped(make_sink(receiver))
-        destinations.test(sink)
+    emit_sessions(1)
+    with Receiver([respond_with(400)]) as receiver:
+        destination = deliver_all(make_destination(receiver))
+        destinations.send_test(destination)
     Delivery.objects.filter(kind="feed").update(ended_at=timezone.now() - timedelta(days=31))
-    daily.run()
-    assert [each.kind for each in sink.deliveries.all()] == ["test"]
-    assert sink.dead_letters.count() == 1
+    daily.run_daily()
+    assert [each.kind for each in destination.deliveries.all()] == ["test"]
+    assert destination.dead_letters.count() == 1
 
 
 def test_a_paused_sink_is_left_alone() -> None:
-    emitted = emit(1)
+    emitted = emit_sessions(1)
     with Receiver() as receiver:
-        sink = make_sink(receiver)
-        assert destinations.pause(sink)
-        assert not destinations.pause(sink)
-        pumped(sink)
+        destination = make_destination(receiver)
+        assert destinations.pause(destination)
+        assert not destinations.pause(destination)
+        deliver_all(destination)
         assert receiver.received == []
-        assert destinations.lag(sink).documents == 1
-        assert destinations.resume(sink)
-        assert not destinations.resume(sink)
-        pumped(sink)
-    assert sorted(ids(receiver)) == sorted(emitted)
+        assert destinations.measure_lag(destination).documents == 1
+        assert destinations.resume(destination)
+        assert not destinations.resume(destination)
+        deliver_all(destination)
+    assert sorted(received_ids(receiver)) == sorted(emitted)
 
 
-@pytest.mark.usefixtures("days_run_done")
-def test_the_sweep_wakes_the_pump(wakes: list[str]) -> None:
-    emit(1)
+@pytest.mark.usefixtures("daily_run_finished")
+def test_the_sweep_wakes_the_pump(enqueued_tasks: list[str]) -> None:
+    emit_sessions(1)
     with Receiver() as receiver:
-        sink = make_sink(receiver)
+        destination = make_destination(receiver)
         tasks.sweep()
-        assert wakes == ["exhaust.push"]
-        tasks.push()
+        assert enqueued_tasks == ["exhaust.push_documents"]
+        tasks.push_documents()
         assert len(receiver.received) == 1
-        destinations.pause(sink)
-        due_now(sink)
+        destinations.pause(destination)
+        make_due(destination)
         tasks.sweep()
-    assert wakes == ["exhaust.push"]
+    assert enqueued_tasks == ["exhaust.push_documents"]
 
 
 def test_a_test_is_recorded_and_moves_nothing() -> None:
-    with Receiver([answering(200), answering(403)]) as receiver:
-        sink = make_sink(receiver)
-        good, bad = destinations.test(sink), destinations.test(sink)
+    with Receiver([respond_with(200), respond_with(403)]) as receiver:
+        destination = make_destination(receiver)
+        good, bad = destinations.send_test(destination), destinations.send_test(destination)
     assert (good.kind, good.status, good.answer) == ("test", "delivered", 200)
     assert (bad.status, bad.answer, bad.error) == ("dead", 403, "The answer was 403.")
-    assert documents(receiver)[0]["userSessionId"].startswith("test-")
-    sink.refresh_from_db()
-    assert (sink.xid, sink.failures) == (0, 0)
+    assert received_documents(receiver)[0]["userSessionId"].startswith("test-")
+    destination.refresh_from_db()
+    assert (destination.xid, destination.failures) == (0, 0)
     assert Delivery.objects.count() == 2

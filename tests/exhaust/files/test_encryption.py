@@ -20,21 +20,21 @@ from django.core.exceptions import ValidationError
 from django.test import Client
 
 from exhaust.files import encryption, storage
-from exhaust.files.encryption import Seal
+from exhaust.files.encryption import FileEncryption
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.jobs import submit as submissions
 from exhaust.models import File, Job, Schedule, Transition
-from ingest.events import Refused
-from ingest.models import Channel, LedgerEntry
+from ingest.events import RequestError
+from ingest.models import AuditEvent, Channel
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import (
     CONFIG,
     PRIVATE,
     RESPONSE,
-    answer,
+    make_answer,
     make_submission,
-    send,
+    send_events,
 )  # fmt: skip
 
 KEY = "canary Tr0ub4dor&3"
@@ -44,7 +44,7 @@ AT = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
-def quiet(wakes: list[str]) -> None:
+def quiet(enqueued_tasks: list[str]) -> None:
     """No broker."""
 
 
@@ -63,7 +63,7 @@ def run(job: Job) -> Job:
 
 
 def stored(file: File) -> bytes:
-    with storage.default().open(file.key) as opened:
+    with storage.get_storage().open(file.key) as opened:
         return opened.read()
 
 
@@ -88,15 +88,15 @@ def policy(**fields: Any) -> Channel:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("sealing", ["password", "publickey"])
+@pytest.mark.parametrize("encryption", ["password", "publickey"])
 def test_a_sealed_file_opens_elsewhere_and_holds_the_plain_one(form: str, sealing: str) -> None:
     # given the plain file
-    send(answer(1, "plain words"), answer(2))
+    send_events(make_answer(1, "plain words"), make_answer(2))
     policy(recipient=RECIPIENT)
     plain = stored(run(make(output_format=form, tag="plain")).files.get())
 
     # when the same is asked for sealed
-    asked = {"encryption_key": KEY} if sealing == "password" else {"sealing": sealing}
+    asked = {"encryption_key": KEY} if sealing == "password" else {"encryption": sealing}
     job = run(make(output_format=form, tag="sealed", **asked))
 
     # then it is told as what it is
@@ -130,12 +130,14 @@ def test_a_sealed_file_opens_elsewhere_and_holds_the_plain_one(form: str, sealin
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("sealing", ["password", "publickey"])
+@pytest.mark.parametrize("encryption", ["password", "publickey"])
 def test_every_part_and_the_manifest_are_sealed(sealing: str, settings: Any) -> None:
     settings.EXHAUST_PART_BYTES = 1
-    send(*map(answer, range(3)))
+    send_events(*map(make_answer, range(3)))
     policy(recipient=RECIPIENT)
-    job = run(make(**({"encryption_key": KEY} if sealing == "password" else {"sealing": sealing})))
+    job = run(
+        make(**({"encryption_key": KEY} if sealing == "password" else {"encryption": sealing}))
+    )
     files = list(job.files.order_by("part"))
     assert len(files) == 4
     for file in files:
@@ -160,7 +162,7 @@ def test_the_key_is_nowhere_plain_and_wiped_at_the_end(
 ) -> None:
     # given a request that carries a key
     caplog.set_level(logging.DEBUG)
-    send(answer(1))
+    send_events(make_answer(1))
     client = Client(headers=bearer(make_key("export:response")))
     body = {
         "request": {
@@ -169,9 +171,9 @@ def test_the_key_is_nowhere_plain_and_wiped_at_the_end(
     }  # fmt: skip
     submit = "/dataset/v1/request/submit"
     told = [client.post(submit, body, content_type="application/json").content.decode()]
-    assert json.loads(told[0])["result"]["sealing"] == "password"
+    assert json.loads(told[0])["result"]["encryption"] == "password"
     job = Job.objects.get()
-    assert job.sealed_key is not None
+    assert job.encrypted_key is not None
     assert KEY not in repr(make_submission(encryption_key=KEY))
 
     # when it is made and read
@@ -186,14 +188,14 @@ def test_the_key_is_nowhere_plain_and_wiped_at_the_end(
 
     # then nobody has seen it, and nothing keeps it
     assert job.status == "SUCCESS"
-    assert job.sealed_key is None
+    assert job.encrypted_key is None
     for text in (*told, waiting, everything(), caplog.text, *capfd.readouterr()):
         assert "canary" not in text
 
 
 def everything() -> str:
     said: list[str] = []
-    for model in (Job, Transition, File, LedgerEntry, Schedule):
+    for model in (Job, Transition, File, AuditEvent, Schedule):
         said += [str(row) for row in model.objects.values()]
     return "\n".join(said)
 
@@ -202,7 +204,7 @@ def everything() -> str:
 @pytest.mark.parametrize("ending", ["failed", "cancelled"])
 def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
     # given a job that ended without a file
-    send(answer(1))
+    send_events(make_answer(1))
     job = make(encryption_key=KEY)
     if ending == "cancelled":
         submissions.cancel(job, "somebody")
@@ -211,10 +213,10 @@ def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
         assert claimed is not None
         assert transitions.fail(claimed, "no", permanent=True)
     job.refresh_from_db()
-    assert job.sealed_key is None
+    assert job.encrypted_key is None
 
     # when it is to run again without the key, then it says so
-    with pytest.raises(Refused, match="encryptionKey was forgotten") as refused:
+    with pytest.raises(RequestError, match="encryptionKey was forgotten") as refused:
         submissions.retry(job)
     assert refused.value.status == 409
 
@@ -229,7 +231,7 @@ def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_key_outlives_an_attempt_that_failed() -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     job = make(encryption_key=KEY)
     claimed = transitions.claim(job.pk)
     assert claimed is not None
@@ -241,14 +243,14 @@ def test_a_key_outlives_an_attempt_that_failed() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_lost_key_fails_the_job_and_never_gives_a_plain_file() -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     job = make(encryption_key=KEY)
-    Job.objects.update(sealed_key=None)
+    Job.objects.update(encrypted_key=None)
     job = run(job)
     assert job.status == "FAILED"
     assert "send the request again, with it" in job.status_message
     assert not File.objects.exists()
-    assert list(storage.default().keys("response/")) == []
+    assert list(storage.get_storage().list_keys("response/")) == []
 
 
 @pytest.mark.django_db
@@ -266,7 +268,9 @@ def test_a_lost_key_fails_the_job_and_never_gives_a_plain_file() -> None:
 )
 def test_a_weak_key_is_refused_with_the_rule(key: str) -> None:
     make_channel()
-    with pytest.raises(Refused, match=r"request.encryptionKey: Too weak.*12 to 128") as refused:
+    with pytest.raises(
+        RequestError, match=r"request.encryptionKey: Too weak.*12 to 128"
+    ) as refused:
         make(encryption_key=key)
     assert refused.value.status == 400
     assert not Job.objects.exists()
@@ -289,22 +293,22 @@ def test_a_key_in_the_wrong_place_is_not_kept(name: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_channel_may_demand_a_key_for_private_files() -> None:
-    send(answer(1))
-    policy(private_sealing="password")
+    send_events(make_answer(1))
+    policy(private_encryption="password")
     assert run(make(dataset=RESPONSE)).files.get().name.endswith(".csv")
-    with pytest.raises(Refused, match=r"request.encryptionKey: The file must be sealed"):
+    with pytest.raises(RequestError, match=r"request.encryptionKey: The file must be sealed"):
         make(dataset=PRIVATE)
     assert unzipped(stored(run(make(dataset=PRIVATE, encryption_key=KEY)).files.get()))
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_channel_may_demand_its_public_key_for_private_files() -> None:
-    send(answer(1))
-    policy(private_sealing="publickey", recipient=RECIPIENT)
+    send_events(make_answer(1))
+    policy(private_encryption="publickey", recipient=RECIPIENT)
     job = run(make(dataset=PRIVATE))
-    assert (job.status, job.sealing) == ("SUCCESS", "publickey")
+    assert (job.status, job.encryption) == ("SUCCESS", "publickey")
     assert pyrage.decrypt(stored(job.files.get()), [IDENTITY]).startswith(b"Conversation ID,")
-    with pytest.raises(Refused, match=r"request.encryptionKey"):
+    with pytest.raises(RequestError, match=r"request.encryptionKey"):
         make(dataset=PRIVATE, encryption_key=KEY)
 
 
@@ -312,15 +316,15 @@ def test_a_channel_may_demand_its_public_key_for_private_files() -> None:
 @pytest.mark.parametrize(
     ("asked", "later", "words"),
     [
-        ({}, {"private_sealing": "password"}, "encryptionKey is not known"),
-        ({"encryption_key": KEY}, {"private_sealing": "publickey"}, "for its public key since"),
-        ({"sealing": "publickey"}, {"recipient": ""}, "no public key any more"),
+        ({}, {"private_encryption": "password"}, "encryptionKey is not known"),
+        ({"encryption_key": KEY}, {"private_encryption": "publickey"}, "for its public key since"),
+        ({"encryption": "publickey"}, {"recipient": ""}, "no public key any more"),
     ],
 )
 def test_a_policy_that_became_stricter_fails_the_job(
     asked: dict[str, Any], later: dict[str, Any], words: str
 ) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
     policy(recipient=RECIPIENT)
     job = make(dataset=PRIVATE, **asked)
     Channel.objects.update(**later)
@@ -335,9 +339,9 @@ def test_a_public_key_is_one() -> None:
     with pytest.raises(ValidationError, match="No public key of age"):
         policy(recipient="age1qqqq")
     with pytest.raises(ValidationError, match="Needed where"):
-        policy(private_sealing="publickey", recipient="")
-    with pytest.raises(Refused, match=r"request.sealing: This channel has no public key"):
-        make(sealing="publickey")
+        policy(private_encryption="publickey", recipient="")
+    with pytest.raises(RequestError, match=r"request.encryption: This channel has no public key"):
+        make(encryption="publickey")
 
 
 @pytest.mark.django_db
@@ -353,15 +357,15 @@ def test_a_schedule_has_no_password() -> None:
         return client.put("/dataset/v1/schedule/s", body, content_type="application/json").json()
 
     assert "No password is kept" in put(encryptionKey=KEY)["params"]["errmsg"]
-    assert "seal by publickey" in put(sealing="password")["params"]["errmsg"]
-    assert "no public key" in put(sealing="publickey")["params"]["errmsg"]
-    policy(private_sealing="password")
-    assert put()["params"]["errmsg"].startswith("request.sealing: ")
-    policy(private_sealing="publickey", recipient=RECIPIENT)
-    assert put(sealing="publickey")["result"]["sealing"] == "publickey"
+    assert "seal by publickey" in put(encryption="password")["params"]["errmsg"]
+    assert "no public key" in put(encryption="publickey")["params"]["errmsg"]
+    policy(private_encryption="password")
+    assert put()["params"]["errmsg"].startswith("request.encryption: ")
+    policy(private_encryption="publickey", recipient=RECIPIENT)
+    assert put(encryption="publickey")["result"]["encryption"] == "publickey"
     schedule = Schedule.objects.get()
-    assert schedules.make_due(schedule.next_at) == 1
-    assert Job.objects.get().sealing == "publickey"
+    assert schedules.submit_due(schedule.next_at) == 1
+    assert Job.objects.get().encryption == "publickey"
 
 
 # Streams ----------------------------------------------------------------------------------------
@@ -372,8 +376,10 @@ def blocks(count: int, size: int = 65536) -> Iterator[bytes]:
         yield bytes([number % 251]) * size
 
 
-@pytest.mark.parametrize("seal", [Seal("zip", password=KEY), Seal("age", recipient=RECIPIENT)])
-def test_a_seal_passes_on_as_it_takes(seal: Seal) -> None:
+@pytest.mark.parametrize(
+    "seal", [FileEncryption("zip", password=KEY), FileEncryption("age", recipient=RECIPIENT)]
+)
+def test_a_seal_passes_on_as_it_takes(seal: FileEncryption) -> None:
     # given a long stream, of which we see how far it was read
     read = 0
 
@@ -385,24 +391,26 @@ def test_a_seal_passes_on_as_it_takes(seal: Seal) -> None:
 
     # when / then what came out is never far behind what went in
     out = 0
-    for block in seal.blocks(plain(), "csv", AT):
+    for block in seal.encrypt_blocks(plain(), "csv", AT):
         out += len(block)
         assert read * 65536 - out < 2 * 1024 * 1024
     assert out > 64 * 65536
 
 
-@pytest.mark.parametrize("seal", [Seal("zip", password=KEY), Seal("age", recipient=RECIPIENT)])
-def test_an_error_of_the_stream_comes_through(seal: Seal) -> None:
+@pytest.mark.parametrize(
+    "seal", [FileEncryption("zip", password=KEY), FileEncryption("age", recipient=RECIPIENT)]
+)
+def test_an_error_of_the_stream_comes_through(seal: FileEncryption) -> None:
     def broken() -> Iterator[bytes]:
         yield from blocks(3)
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        list(seal.blocks(broken(), "csv", AT))
+        list(seal.encrypt_blocks(broken(), "csv", AT))
 
 
 def test_a_sealing_left_in_the_middle_leaves_no_thread() -> None:
-    stream = encryption._age(blocks(100), RECIPIENT)
+    stream = encryption._encrypt_with_age(blocks(100), RECIPIENT)
     next(stream)
     assert any(thread.name == "age" for thread in threading.enumerate())
     stream.close()  # type: ignore[attr-defined]
@@ -410,8 +418,8 @@ def test_a_sealing_left_in_the_middle_leaves_no_thread() -> None:
 
 
 def test_a_key_of_age_that_is_none_seals_nothing() -> None:
-    with pytest.raises(encryption.Unsealable):
-        list(encryption._age(blocks(3), "age1nonsense"))
+    with pytest.raises(encryption.EncryptionUnavailable):
+        list(encryption._encrypt_with_age(blocks(3), "age1nonsense"))
 
 
 _PROGRAM = """

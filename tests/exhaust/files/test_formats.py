@@ -25,7 +25,7 @@ from django.utils import timezone
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
-from exhaust.datasets.columns import Column, Kind, guarded, is_number
+from exhaust.datasets.columns import Column, Kind, escape_formula, is_number
 from exhaust.datasets.selection import Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.files import orphans, storage, writer
@@ -34,23 +34,23 @@ from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
 from ingest.adapters.participants import Profile
 from ingest.derive import deriver
-from ingest.store.participants import keep_participants
+from ingest.store.participants import store_participants
 from tests.conftest import make_channel
 from tests.exhaust import corpus
 from tests.exhaust.factories import (
     BOT,
     CONFIG,
     RESPONSE,
-    answer,
-    left_of,
+    leave_orphan,
+    make_answer,
     make_job,
-    send,
-    stored,
+    send_events,
+    stored_paths,
 )
 from tests.ingest.telemetry_samples import RECEIVED_AT
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "response.jsonl"
-SPLITTING = [form for form in FORMATS.values() if form.splits]
+SPLITTING = [form for form in FORMATS.values() if form.is_splittable]
 Rows = list[list[Any]]
 each_form = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 each_dataset = pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
@@ -61,24 +61,26 @@ each_way = pytest.mark.parametrize(
 
 def fill() -> Selection:
     """The corpus, and people on whose names tables like to break."""
-    selection = corpus.fill()
+    selection = corpus.store_corpus()
     names = iter(corpus.TEXTS.values())
     profiles = [
         Profile(device, next(names) or None, "+919000000001", True, RECEIVED_AT)
         for device in ["@device", *(row[2] or "" for row in people(selection))]
     ]
-    keep_participants(make_channel().pk, RECEIVED_AT, profiles, [])
+    store_participants(make_channel().pk, RECEIVED_AT, profiles, [])
     deriver.derive_all(seconds=30)
     # users changed just now, sessions end long before
     return replace(selection, end=timezone.now() + timedelta(days=1))
 
 
 def people(selection: Selection) -> Rows:
-    return [list(row) for row in DATASETS["uci-private-exhaust"].rows(selection)]
+    return [list(row) for row in DATASETS["uci-private-exhaust"].iterate_rows(selection)]
 
 
 def made(form: Format, dataset: Dataset, selection: Selection, *, portable: bool = False) -> bytes:
-    return b"".join(writer.blocks(dataset, selection, writer.Progress(), form, portable=portable))
+    return b"".join(
+        writer.iter_blocks(dataset, selection, writer.Progress(), form, portable=portable)
+    )
 
 
 # reading back: every reader gives the header and rows of plain values -----------------------------
@@ -96,7 +98,7 @@ def read_csv(data: bytes, columns: Any) -> tuple[list[str], Rows]:
 
 
 def unguarded(cell: str) -> str:
-    return cell[1:] if guarded(cell[1:]) == cell else cell
+    return cell[1:] if escape_formula(cell[1:]) == cell else cell
 
 
 def read_jsonl(data: bytes, columns: Any) -> tuple[list[str], Rows]:
@@ -195,7 +197,7 @@ def test_the_same_bytes_whenever_and_whichever_way_they_are_made(
 @pytest.mark.django_db
 @each_way
 def test_json_lines_are_those_of_the_golden_file(portable: bool):
-    data = made(FORMATS["jsonl"], DATASETS[RESPONSE], corpus.fill(), portable=portable)
+    data = made(FORMATS["jsonl"], DATASETS[RESPONSE], corpus.store_corpus(), portable=portable)
 
     assert data.split(b"\n") == GOLDEN.read_bytes().split(b"\n")  # a readable difference
 
@@ -204,14 +206,14 @@ def test_json_lines_are_those_of_the_golden_file(portable: bool):
 @each_form
 @each_dataset
 def test_a_file_of_nothing_can_be_read(form: Format, dataset: Dataset):
-    data = made(form, dataset, corpus.select())
+    data = made(form, dataset, corpus.select_corpus())
 
     assert read(form.name, data, dataset) == ([column.header for column in dataset.columns], [])
 
 
 @pytest.mark.django_db
 def test_no_archive_tells_when_it_was_made():
-    selection = corpus.select()
+    selection = corpus.select_corpus()
 
     assert made(FORMATS["csv.gz"], DATASETS[RESPONSE], selection)[4:8] == bytes(4)
     with zipfile.ZipFile(io.BytesIO(made(FORMATS["xlsx"], DATASETS[RESPONSE], selection))) as file:
@@ -234,7 +236,7 @@ def test_parquet_tells_of_its_columns():
     import pyarrow.parquet as pq
 
     dataset = DATASETS[RESPONSE]
-    file = pq.ParquetFile(io.BytesIO(made(FORMATS["parquet"], dataset, corpus.fill())))
+    file = pq.ParquetFile(io.BytesIO(made(FORMATS["parquet"], dataset, corpus.store_corpus())))
 
     types = {field.name: str(field.type) for field in file.schema_arrow}
     assert types["Message ID"] == types["Question Response"] == "string"
@@ -252,7 +254,7 @@ def columns(*kinds: Kind) -> list[Column]:
 
 
 def body_of(form: str, *rows: list[str | None], kinds: tuple[Kind, ...] = ("text",)) -> Any:
-    body = FORMATS[form].begin(columns(*kinds), sys.maxsize)
+    body = FORMATS[form].make_writer(columns(*kinds), sys.maxsize)
     data = body.start() + b"".join(body.add(row) for row in rows) + body.end()
     return body, data
 
@@ -327,7 +329,7 @@ def run(**overrides: Any) -> Job:
 def send_long(count: int) -> None:
     """Answers of 8 kB each, of which hardly anything can be compressed away."""
     random = Random(1)
-    send(*(answer(number, random.randbytes(4000).hex()) for number in range(count)))
+    send_events(*(make_answer(number, random.randbytes(4000).hex()) for number in range(count)))
 
 
 def content(files: Path, file: File) -> bytes:
@@ -337,7 +339,7 @@ def content(files: Path, file: File) -> bytes:
 @pytest.mark.django_db(transaction=True)
 @each_form
 def test_a_job_makes_the_file_that_was_asked_for(form: Format, files: Path, asker: Client):
-    send(answer(1), answer(2))
+    send_events(make_answer(1), make_answer(2))
 
     job = run(output_format=form.name)
 
@@ -355,14 +357,14 @@ def test_a_job_makes_the_file_that_was_asked_for(form: Format, files: Path, aske
     address = said["result"]["downloadUrls"][0].removeprefix("http://127.0.0.1:8000")
     download = Client().get(address)
     assert download["Content-Type"] == form.content_type
-    assert download["Content-Disposition"] == storage.disposition(file.name)
+    assert download["Content-Disposition"] == storage.content_disposition(file.name)
     assert hashlib.sha256(b"".join(download)).hexdigest() == file.sha256
 
 
 @pytest.mark.django_db(transaction=True)
 @each_form
 def test_nothing_found_is_told_as_the_format_shows_it(form: Format, files: Path):
-    send(answer(60 * 24 * 60))
+    send_events(make_answer(60 * 24 * 60))
 
     job = run(output_format=form.name)
 
@@ -457,7 +459,7 @@ def test_every_attempt_makes_the_same_parts(form: Format, files: Path, settings:
     Job.objects.filter(pk=job.pk).update(**again)
 
     # when another makes them, after more has arrived
-    send(answer(1000))
+    send_events(make_answer(1000))
     heir = transitions.claim(job.pk)
     assert heir is not None
     assert attempt.run(heir)
@@ -475,13 +477,13 @@ def test_what_is_smaller_than_a_part_is_one_file(limit: int, files: Path, settin
     send_long(3)
 
     assert run().status == "SUCCESS"
-    assert len(stored(files)) == File.objects.count() == 1
+    assert len(stored_paths(files)) == File.objects.count() == 1
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_part_may_be_a_single_row(files: Path, settings: Any):
     settings.EXHAUST_PART_BYTES = 1
-    send(answer(1), answer(2), answer(3))
+    send_events(make_answer(1), make_answer(2), make_answer(3))
 
     job = run()
 
@@ -506,11 +508,11 @@ def test_an_attempt_that_fails_between_parts_leaves_nothing(
 ):
     # given a storage that takes some parts (the fourth file is the manifest) and then no more
     settings.EXHAUST_PART_BYTES = 1
-    send(answer(1), answer(2), answer(3))
+    send_events(make_answer(1), make_answer(2), make_answer(3))
     put = storage.FolderStorage.put
 
     def full(self: Any, key: str, stream: Any, content_type: str) -> None:
-        if len(stored(files)) == stored_before:
+        if len(stored_paths(files)) == stored_before:
             raise storage.StorageError("full")
         put(self, key, stream, content_type)
 
@@ -521,28 +523,28 @@ def test_an_attempt_that_fails_between_parts_leaves_nothing(
 
     # then
     assert (job.status, job.status_message) == ("SUBMITTED", "The file could not be stored.")
-    assert stored(files) == []
+    assert stored_paths(files) == []
     assert File.objects.count() == 0
 
     # and a later attempt makes them all
     monkeypatch.setattr(storage.FolderStorage, "put", put)
-    transitions.hasten(job)
+    transitions.run_now(job)
     again = transitions.claim(job.pk)
     assert again is not None
     assert attempt.run(again)
-    assert File.objects.count() == len(stored(files)) == 4
+    assert File.objects.count() == len(stored_paths(files)) == 4
 
 
 @pytest.mark.django_db(transaction=True)
 def test_an_attempt_that_was_killed_between_parts_is_cleaned_up_after(files: Path, settings: Any):
     # given the parts of an attempt whose process is gone
     settings.EXHAUST_PART_BYTES = 1
-    send(answer(1), answer(2))
+    send_events(make_answer(1), make_answer(2))
     job = make_job(attempt=1, output_format="csv.gz")
     over = make_job(status="FAILED", attempt=3)
     for suffix in (*FORMATS, "json"):
-        left_of(job, 1, suffix=suffix)
-        left_of(over, 3, suffix=suffix)
+        leave_orphan(job, 1, suffix=suffix)
+        leave_orphan(over, 3, suffix=suffix)
 
     # when the next attempt is done, and somebody looks through the storage
     claimed = transitions.claim(job.pk)
@@ -551,7 +553,7 @@ def test_an_attempt_that_was_killed_between_parts_is_cleaned_up_after(files: Pat
     assert sum(orphans.remove_all()) == len(FORMATS) + 1
 
     # then only what rows name is left
-    assert stored(files) == sorted(File.objects.values_list("key", flat=True))
+    assert stored_paths(files) == sorted(File.objects.values_list("key", flat=True))
 
 
 # what a format cannot hold ------------------------------------------------------------------------
@@ -573,7 +575,7 @@ def test_a_sheet_is_as_long_as_excel_takes_it():
 def test_more_rows_than_a_sheet_holds_are_told_before_any_is_written(
     dataset: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    send(answer(1), answer(2), answer(3))
+    send_events(make_answer(1), make_answer(2), make_answer(3))
     begun: list[str] = []
     monkeypatch.setattr(storage.FolderStorage, "put", lambda self, key, *_: begun.append(key))
 
@@ -589,7 +591,7 @@ def test_more_rows_than_a_sheet_holds_are_told_before_any_is_written(
 @pytest.mark.usefixtures("small_sheet")
 def test_as_many_rows_as_a_sheet_holds_are_fine(files: Path, settings: Any):
     settings.EXHAUST_PART_BYTES = 1
-    send(answer(1), answer(2))
+    send_events(make_answer(1), make_answer(2))
 
     assert run(output_format="xlsx").status == "SUCCESS"
     assert File.objects.get().row_count == 2
@@ -600,11 +602,11 @@ def test_as_many_rows_as_a_sheet_holds_are_fine(files: Path, settings: Any):
 def test_a_count_that_was_too_small_does_not_make_a_sheet_too_long(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    send(answer(1), answer(2), answer(3))
+    send_events(make_answer(1), make_answer(2), make_answer(3))
     monkeypatch.setattr(attempt, "_require_fit", lambda *_: None)
 
     assert run(output_format="xlsx").status == "FAILED"
-    assert stored(files) == []
+    assert stored_paths(files) == []
 
 
 @pytest.mark.django_db(transaction=True)
@@ -613,10 +615,10 @@ def test_a_count_that_was_too_small_does_not_make_a_sheet_too_long(
     [("x" * 32_756, "SUCCESS"), ("x" * 32_800, "FAILED"), ("🙂" * 16_390, "FAILED")],
 )
 def test_a_cell_longer_than_xlsx_holds_fails_with_a_sentence(text: str, status: str, files: Path):
-    event = answer(1)
+    event = make_answer(1)
     event["edata"]["item"]["title"] = text
     event["edata"]["resvalues"] = []
-    send(event)
+    send_events(event)
 
     job = run(output_format="xlsx")
 
@@ -625,15 +627,15 @@ def test_a_cell_longer_than_xlsx_holds_fails_with_a_sentence(text: str, status: 
         assert job.status_message == (
             "Cell H2 is longer than the 32,767 characters that xlsx holds; ask for another format."
         )
-        assert stored(files) == []
+        assert stored_paths(files) == []
 
 
 @pytest.mark.django_db(transaction=True)
 def test_numbers_that_are_none_are_told(files: Path):
     # given a score that is a word
-    events = [answer(1), answer(2)]
+    events = [make_answer(1), make_answer(2)]
     events[1]["edata"]["score"] = "good"
-    send(*events)
+    send_events(*events)
 
     # when / then
     assert run(output_format="parquet").status_message == (
@@ -653,7 +655,7 @@ def test_a_format_that_is_no_more_fails_with_a_sentence(files: Path):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("field", ["output_format", "outputFormat"])
-def test_each_format_is_a_request_of_its_own(field: str, asker: Client, wakes: list[str]):
+def test_each_format_is_a_request_of_its_own(field: str, asker: Client, enqueued_tasks: list[str]):
     def submitted(**said: str) -> str:
         request = {"tag": "t", "dataset": RESPONSE, "datasetConfig": CONFIG, **said}
         answered = asker.post(

@@ -19,9 +19,9 @@ from exhaust.api.views import download
 from exhaust.files import links, storage
 from exhaust.maintenance import retention
 from exhaust.models import File, Job, Link
-from ingest.models import LedgerEntry
+from ingest.models import AuditEvent
 from tests.conftest import bearer, make_key
-from tests.exhaust.factories import PRIVATE, RESPONSE, make_finished, stored
+from tests.exhaust.factories import PRIVATE, RESPONSE, make_finished, stored_paths
 
 pytestmark = pytest.mark.django_db
 OURS = "http://127.0.0.1:8000"
@@ -31,9 +31,9 @@ CONTENT = b"a,b\n1,2\n"
 def made(**overrides: Any) -> tuple[File, Link, str]:
     """A finished job's file, its link, and the path that a caller would ask for."""
     file = make_finished(CONTENT, **overrides).files.get()
-    link = links.current(file)
+    link = links.get_or_create(file)
     assert link is not None
-    address = links.address(link)
+    address = links.build_url(link)
     assert address.startswith(f"{OURS}/dataset/v1/download/")
     return file, link, address.removeprefix(OURS)
 
@@ -115,7 +115,7 @@ def test_head_tells_of_the_file_without_it() -> None:
 def test_head_is_told_no_way_into_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a file in a bucket
     _, link, path = made()
-    monkeypatch.setattr(links, "redirect", lambda file: "https://bucket.example/signed")
+    monkeypatch.setattr(links, "sign_redirect", lambda file: "https://bucket.example/signed")
 
     # when
     answer = Client().head(path)
@@ -132,11 +132,11 @@ def test_what_gives_nothing_is_no_use() -> None:
     file, link, path = made()
 
     assert Client().get(path, headers={"Range": f"bytes={len(CONTENT)}-"}).status_code == 416
-    storage.default().delete(file.key)
+    storage.get_storage().delete(file.key)
     assert Client().get(path).status_code == 410
 
     assert uses(link) == 0
-    assert not LedgerEntry.objects.filter(action="file.downloaded").exists()
+    assert not AuditEvent.objects.filter(action="file.downloaded").exists()
 
 
 def test_a_use_that_was_the_last_one_meanwhile_is_refused() -> None:
@@ -147,9 +147,9 @@ def test_a_use_that_was_the_last_one_meanwhile_is_refused() -> None:
     first, second = (both.get(pk=link.pk) for _ in range(2))
 
     # when
-    links.use(first)
-    with pytest.raises(links.Unusable):
-        links.use(second)
+    links.record_download(first)
+    with pytest.raises(links.LinkUnusable):
+        links.record_download(second)
 
     # then
     assert uses(link) == link.max_uses
@@ -159,7 +159,7 @@ def test_who_counts_a_use_looks_at_the_link_alone() -> None:
     """A join makes PostgreSQL look for the row as it was before it had to wait."""
     _, link, _ = made()
     with CaptureQueriesContext(connection) as asked:
-        links.use(link)
+        links.record_download(link)
     update = next(each["sql"] for each in asked if each["sql"].startswith("UPDATE"))
     assert "JOIN" not in update
     assert '"use_count" <' in update.partition("EXISTS")[0]
@@ -188,7 +188,7 @@ def test_other_methods_are_refused(method: str) -> None:
     assert answer.status_code == 405
     assert set(answer["Allow"].split(", ")) == {"GET", "HEAD"}
     assert uses(link) == 0
-    assert storage.default().size(file.key) == len(CONTENT)
+    assert storage.get_storage().size(file.key) == len(CONTENT)
 
 
 def test_every_altered_character_closes_a_link() -> None:
@@ -260,7 +260,7 @@ def test_an_ended_link_says_410(ending: Any, method: str) -> None:
 def test_a_file_that_is_not_there_says_410() -> None:
     # given a file that somebody took away without telling us
     file, _, path = made()
-    storage.default().delete(file.key)
+    storage.get_storage().delete(file.key)
 
     # when / then
     assert_closed(Client().get(path), 410, "deleted")
@@ -287,7 +287,7 @@ def test_a_link_does_not_outlive_its_file(settings: Any) -> None:
     file = File.objects.get(pk=file.pk)
 
     # when
-    link = links.current(file)  # type: ignore[assignment]
+    link = links.get_or_create(file)  # type: ignore[assignment]
 
     # then
     assert abs((link.expires_at - timezone.now()).total_seconds() - 3600) < 5
@@ -296,7 +296,7 @@ def test_a_link_does_not_outlive_its_file(settings: Any) -> None:
 def test_temporary_credentials_shorten_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     # given credentials that sign for ten minutes more
     ends = datetime.now(UTC) + timedelta(minutes=10)
-    monkeypatch.setattr(storage.FolderStorage, "signs_until", lambda _: ends)
+    monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
 
     # when
     _, link, _ = made()
@@ -307,7 +307,7 @@ def test_temporary_credentials_shorten_a_link(monkeypatch: pytest.MonkeyPatch) -
 
 def test_lasting_credentials_do_not_lengthen_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = datetime.now(UTC) + timedelta(days=300)
-    monkeypatch.setattr(storage.FolderStorage, "signs_until", lambda _: ends)
+    monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
     _, link, _ = made()
     assert link.expires_at <= timezone.now() + timedelta(days=1)
 
@@ -323,13 +323,13 @@ def test_a_public_link_is_the_buckets_and_a_private_one_ours(
         return f"https://bucket.example/{key}?signed"
 
     public, private = make_finished().files.get(), make_finished(dataset=PRIVATE).files.get()
-    monkeypatch.setattr(storage.FolderStorage, "sign", sign)
-    opened = [links.current(public), links.current(private)]
+    monkeypatch.setattr(storage.FolderStorage, "sign_url", sign)
+    opened = [links.get_or_create(public), links.get_or_create(private)]
     assert opened[0] is not None
     assert opened[1] is not None
 
     # when
-    addresses = [links.address(link) for link in opened if link]
+    addresses = [links.build_url(link) for link in opened if link]
 
     # then only the response file's address is the bucket's, for the life of the link
     assert addresses[0] == f"https://bucket.example/{public.key}?signed"
@@ -352,24 +352,26 @@ def test_a_dump_of_the_database_opens_nothing() -> None:
     file, link, path = made()
     token = path.rpartition("/")[2]
     kept = [str(value) for row in Link.objects.values() for value in row.values()]
-    kept += [bytes(value).decode() for value in Link.objects.values_list("sealed_token", flat=True)]
+    kept += [
+        bytes(value).decode() for value in Link.objects.values_list("encrypted_token", flat=True)
+    ]
 
     # when / then it is not the token, and none of it opens anything
     assert len(token) >= 43
-    for model in (Job, File, Link, LedgerEntry):
+    for model in (Job, File, Link, AuditEvent):
         for row in model.objects.values():
             assert token not in str(row)
     for word in kept:
         answer = Client().get("/dataset/v1/download/" + quote(word, safe=""))
         assert answer.status_code in (403, 404)
-    assert links.address(Link.objects.get(pk=link.pk)).endswith(path)  # and it is told again
-    assert links.current(File.objects.get(pk=file.pk)) == link
+    assert links.build_url(Link.objects.get(pk=link.pk)).endswith(path)  # and it is told again
+    assert links.get_or_create(File.objects.get(pk=file.pk)) == link
 
 
 def test_a_token_sealed_under_a_lost_key_has_a_successor(settings: Any) -> None:
     file, link, path = made()
     settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
-    again = links.current(File.objects.get(pk=file.pk))
+    again = links.get_or_create(File.objects.get(pk=file.pk))
     assert again is not None
     assert again != link
     assert taken(Client().get(path)) == CONTENT  # the former one goes on
@@ -386,7 +388,7 @@ def test_a_link_opens_so_often() -> None:
     assert_closed(Client().get(path), 410, "expired")
     assert Client().head(path).status_code == 410
     assert uses(link) == 2
-    assert links.current(File.objects.get(pk=file.pk)) != link
+    assert links.get_or_create(File.objects.get(pk=file.pk)) != link
 
 
 def test_a_revoked_request_has_no_link_until_it_is_read_again(asker: Client) -> None:
@@ -406,7 +408,7 @@ def test_a_revoked_request_has_no_link_until_it_is_read_again(asker: Client) -> 
     # then they open nothing and their tokens are forgotten; the other's works
     assert_closed(Client().get(path), 410, "revoked")
     link.refresh_from_db()
-    assert link.sealed_token is None
+    assert link.encrypted_token is None
     assert taken(Client().get(other)) == CONTENT
     assert asker.post(address).json()["result"]["revoked"] == 0
 
@@ -449,13 +451,13 @@ def test_who_downloaded_stands_in_the_ledger() -> None:
     Client().get(path)
 
     # then only the use is a download
-    told = LedgerEntry.objects.order_by("id").values_list("action", "actor", "address", "subject")
+    told = AuditEvent.objects.order_by("id").values_list("action", "actor", "address", "subject")
     assert list(told) == [
         ("link.created", "service", "", file.job.request_id),
         ("file.downloaded", "link", "192.0.2.0/24", file.job.request_id),
         ("link.revoked", "service", "", file.job.request_id),
     ]
-    assert LedgerEntry.objects.get(action="file.downloaded").details == {
+    assert AuditEvent.objects.get(action="file.downloaded").details == {
         "link": link.pk, "file": file.pk, "use": 1,
     }  # fmt: skip
 
@@ -469,9 +471,9 @@ def test_thousands_of_replays_after_expiry_open_nothing(
     real = timezone.now
     file = make_finished(CONTENT).files.get()
     monkeypatch.setattr(timezone, "now", lambda: real() + timedelta(minutes=minutes))
-    made_link = links.current(file)
+    made_link = links.get_or_create(file)
     assert made_link is not None
-    link, path = made_link, links.address(made_link).removeprefix(OURS)
+    link, path = made_link, links.build_url(made_link).removeprefix(OURS)
     assert abs((link.expires_at - real()).total_seconds() - 86_400) < 60
     assert taken(Client().get(path)) == CONTENT
     Link.objects.update(expires_at=real() - timedelta(milliseconds=10))
@@ -491,7 +493,7 @@ def test_thousands_of_replays_after_expiry_open_nothing(
     assert time.monotonic() - begun < 60
 
     # and a link that stands is told as the database sees it, not the process
-    again = links.current(File.objects.get(pk=file.pk))
+    again = links.get_or_create(File.objects.get(pk=file.pk))
     assert again is not None
     assert again != link
     assert abs((again.expires_at - real()).total_seconds() - 86_400) < 60
@@ -513,9 +515,9 @@ def test_retention_deletes_what_is_past_it(files: Path, settings: Any, asker: Cl
     age(young, days=30, minutes=-1)
 
     # when / then it is one, and only once
-    assert sum(retention.delete_expired()) == 1
-    assert sum(retention.delete_expired()) == 0
-    assert stored(files) == [young.key]
+    assert sum(retention.delete_expired_files()) == 1
+    assert sum(retention.delete_expired_files()) == 0
+    assert stored_paths(files) == [young.key]
     assert_closed(Client().get(old_path), 410, "expired")
     answer = Client().get(young_path)
     assert taken(answer) == CONTENT
@@ -550,16 +552,16 @@ def test_retention_goes_on_after_a_storage_failure(
     monkeypatch.setattr(storage.FolderStorage, "delete", refuses)
 
     # when
-    assert sum(retention.delete_expired()) == 1
+    assert sum(retention.delete_expired_files()) == 1
 
     # then the other is gone, this one is not said to be, and the next night tries again
     first.refresh_from_db()
     second.refresh_from_db()
     assert (first.deleted_at is None, second.deleted_at is None) == (True, False)
-    assert "file.not_deleted" in caplog.text
+    assert "file.deletion_failed" in caplog.text
     monkeypatch.setattr(storage.FolderStorage, "delete", delete)
-    assert sum(retention.delete_expired()) == 1
-    assert stored(files) == []
+    assert sum(retention.delete_expired_files()) == 1
+    assert stored_paths(files) == []
 
 
 def test_a_broken_download_goes_on() -> None:

@@ -10,12 +10,12 @@ from exhaust.files import orphans, storage
 from exhaust.jobs import transitions
 from exhaust.models import File, Job
 from tests.exhaust.factories import (
-    draft_of,
-    left_of,
+    leave_orphan,
     make_claimed,
     make_finished,
     make_job,
-    stored,
+    stored_paths,
+    unfinished_key,
 )
 
 pytestmark = pytest.mark.django_db
@@ -31,35 +31,35 @@ def test_only_what_is_nobodys_is_removed(files: Path) -> None:
     over = make_job(status="FAILED", attempt=3)
     kept = {
         File.objects.get(job=done).key,
-        left_of(heir, 2),
-        draft_of(heir, 2),
+        leave_orphan(heir, 2),
+        unfinished_key(heir, 2),
     }
 
     # and beside them what other attempts left, whole and half, in both areas
     for job, attempt in ((done, 1), (heir, 1), (over, 3), (over, 1)):
-        left_of(job, attempt)
-        draft_of(job, attempt)
-        left_of(job, attempt, area="private")
-    left_of(Job(pk=heir.pk + 1000), 1)
+        leave_orphan(job, attempt)
+        unfinished_key(job, attempt)
+        leave_orphan(job, attempt, area="private")
+    leave_orphan(Job(pk=heir.pk + 1000), 1)
 
     # when
     removed = sum(orphans.remove_all())
 
     # then
-    assert set(stored(files)) == kept
+    assert set(stored_paths(files)) == kept
     assert removed == 13
     assert sum(orphans.remove_all()) == 0
 
 
 def test_one_job_at_a_time(files: Path) -> None:
     first, second = make_job(status="FAILED"), make_job(status="FAILED")
-    left_of(first, 1)
-    other = left_of(second, 1)
+    leave_orphan(first, 1)
+    other = leave_orphan(second, 1)
     # the number of one is the beginning of the other's
-    longer = left_of(Job(pk=int(f"{first.pk}0")), 1)
+    longer = leave_orphan(Job(pk=int(f"{first.pk}0")), 1)
 
-    assert orphans.remove_of(first.pk) == 1
-    assert set(stored(files)) == {other, longer}
+    assert orphans.remove_for_jobs(first.pk) == 1
+    assert set(stored_paths(files)) == {other, longer}
 
 
 def test_what_is_not_ours_stays(files: Path) -> None:
@@ -71,16 +71,16 @@ def test_what_is_not_ours_stays(files: Path) -> None:
         path.write_text("somebody's")
 
     assert sum(orphans.remove_all()) == 0
-    assert stored(files) == sorted(foreign)
+    assert stored_paths(files) == sorted(foreign)
 
 
 def test_a_file_past_its_life_that_the_storage_kept_goes(files: Path) -> None:
     job = make_finished()
     File.objects.filter(job=job).update(deleted_at=timezone.now())
     assert sum(orphans.remove_all()) == 1
-    assert stored(files) == []
+    assert stored_paths(files) == []
 
 
 def test_nothing_at_all_is_nothing_to_do() -> None:
-    assert list(storage.default().keys("response/")) == []
+    assert list(storage.get_storage().list_keys("response/")) == []
     assert sum(orphans.remove_all()) == 0

@@ -14,11 +14,11 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
 from exhaust.files import parallel_copy, writer
 from exhaust.files.formats import FORMATS
-from exhaust.files.parallel_copy import Statements, copied
+from exhaust.files.parallel_copy import CancellableQueries, copy_rows
 from exhaust.jobs import attempt
 from exhaust.models import File
 from tests.exhaust import corpus
-from tests.exhaust.factories import answer, make_claimed, send
+from tests.exhaust.factories import make_answer, make_claimed, send_events
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]
 
@@ -45,7 +45,7 @@ def busy() -> int:
 
 
 def made(selection: Selection, name: str, limit: int = 0) -> list[bytes]:
-    parts = writer.parts(RESPONSE, selection, writer.Progress(), FORMATS[name], limit=limit)
+    parts = writer.iter_parts(RESPONSE, selection, writer.Progress(), FORMATS[name], limit=limit)
     return [b"".join(part) for part in parts]
 
 
@@ -53,13 +53,13 @@ def made(selection: Selection, name: str, limit: int = 0) -> list[bytes]:
 @pytest.mark.parametrize("limit", [0, 2000])
 def test_slices_make_the_same_bytes(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
-    selection = corpus.fill()
+    selection = corpus.store_corpus()
     whole = made(selection, name, limit)
 
     # when
-    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 7, raising=False)
+    monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 7, raising=False)
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
-    slices = writer._slices(RESPONSE, selection)
+    slices = writer._split_by_time(RESPONSE, selection)
 
     # then
     assert len(slices) == 7
@@ -71,13 +71,13 @@ def test_slices_make_the_same_bytes(name: str, limit: int, monkeypatch: pytest.M
 def test_rows_of_one_moment_stay_in_one_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     # given more rows than slices, several at each moment
     for number in range(40):
-        event = answer(number)
+        event = make_answer(number)
         event["ets"] += number // 4 * 1000 - number * 1000
-        send(event)
+        send_events(event)
     job = make_claimed()
-    selection = attempt._selection(job, RESPONSE)
+    selection = attempt._resolve_selection(job, RESPONSE)
     whole = made(selection, "csv")
-    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 9, raising=False)
+    monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 9, raising=False)
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
 
     # then
@@ -86,21 +86,21 @@ def test_rows_of_one_moment_stay_in_one_slice(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_few_rows_and_a_preview_are_one_statement(monkeypatch: pytest.MonkeyPatch) -> None:
-    selection = corpus.fill()
-    assert writer._slices(RESPONSE, selection) == [selection]
+    selection = corpus.store_corpus()
+    assert writer._split_by_time(RESPONSE, selection) == [selection]
 
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
-    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 100, raising=False)
+    monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 100, raising=False)
     preview = replace(selection, limit=3)
     nothing = replace(selection, start=selection.end, end=selection.end + timedelta(days=1))
     for one in (preview, nothing):
-        assert writer._slices(RESPONSE, one) == [one]
+        assert writer._split_by_time(RESPONSE, one) == [one]
 
 
 def test_a_job_of_many_slices_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
-    send(*[answer(number) for number in range(60)])
-    monkeypatch.setattr(RESPONSE, "estimate", lambda _: 60, raising=False)
+    send_events(*[make_answer(number) for number in range(60)])
+    monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 60, raising=False)
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 5)
     job = make_claimed()
 
@@ -116,7 +116,9 @@ def test_a_job_of_many_slices_is_published(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_a_slice_fails_with_is_raised_behind_what_came_before_it() -> None:
     # given
-    rows = copied([five(0), ("SELECT 1 / 0", {}), five(10)], by_line=True, statements=Statements())
+    rows = copy_rows(
+        [five(0), ("SELECT 1 / 0", {}), five(10)], by_line=True, statements=CancellableQueries()
+    )
 
     # when
     came = []
@@ -132,7 +134,7 @@ def test_what_a_slice_fails_with_is_raised_behind_what_came_before_it() -> None:
 def test_who_wants_no_more_waits_for_nobody() -> None:
     # given
     slow = ("SELECT pg_sleep(300)", {})
-    rows = copied([five(0), slow, slow], by_line=False, statements=Statements())
+    rows = copy_rows([five(0), slow, slow], by_line=False, statements=CancellableQueries())
     assert next(rows) == ("0",)
 
     # when
@@ -146,14 +148,14 @@ def test_who_wants_no_more_waits_for_nobody() -> None:
 
 def test_whoever_lost_the_lease_ends_the_statements() -> None:
     # given
-    statements = Statements()
+    statements = CancellableQueries()
     slow = ("SELECT pg_sleep(300)", {})
-    rows = copied([slow, slow], by_line=True, statements=statements)
+    rows = copy_rows([slow, slow], by_line=True, statements=statements)
 
     def cancel() -> None:
         until = time.monotonic() + 60
         while len(lanes()) > 0 and time.monotonic() < until:
-            statements.cancel_safe(timeout=5)
+            statements.cancel_all(timeout=5)
             time.sleep(0.2)
 
     threading.Timer(0.5, cancel).start()
@@ -170,16 +172,16 @@ def test_whoever_lost_the_lease_ends_the_statements() -> None:
 def test_a_slice_is_not_further_ahead_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     monkeypatch.setattr(parallel_copy, "_BATCH_ROWS", 1)
-    monkeypatch.setattr(parallel_copy, "_BATCHES", 2)
+    monkeypatch.setattr(parallel_copy, "_MAX_QUEUED_BATCHES", 2)
     taken: list[int] = []
-    real = parallel_copy._Lane._put
+    real = parallel_copy.SliceWorker._put_item
 
     def put(lane: Any, said: Any) -> None:
         real(lane, said)
         taken.append(1)
 
-    monkeypatch.setattr(parallel_copy._Lane, "_put", put)
-    rows = copied([five(0), five(10)], by_line=True, statements=Statements())
+    monkeypatch.setattr(parallel_copy.SliceWorker, "_put_item", put)
+    rows = copy_rows([five(0), five(10)], by_line=True, statements=CancellableQueries())
 
     # when
     next(rows)

@@ -23,13 +23,20 @@ from moto import mock_aws
 from exhaust.files import storage
 from exhaust.files.storage import FolderStorage, Storage, StorageError
 from exhaust.files.storage.s3 import S3Storage
-from exhaust.files.writer import Stream
+from exhaust.files.writer import BlockStream
 from exhaust.jobs import attempt, transitions
 from exhaust.maintenance import retention
 from exhaust.models import File, Link
 from ingest.privacy import erasure
 from tests import s3server
-from tests.exhaust.factories import PRIVATE, RESPONSE, answer, make_job, send, stored
+from tests.exhaust.factories import (
+    PRIVATE,
+    RESPONSE,
+    make_answer,
+    make_job,
+    send_events,
+    stored_paths,
+)
 
 CSV = "text/csv; charset=utf-8"
 MIB = 1024 * 1024
@@ -37,11 +44,11 @@ BUCKET = "exhaust-test"
 
 
 @dataclass
-class Place:
+class StorageCase:
     """A storage, and what really lies in it."""
 
     storage: Storage
-    left: Callable[[], list[str]]  # every object, draft and unfinished upload
+    list_keys: Callable[[], list[str]]  # every object, draft and unfinished upload
     client: Any = None
 
 
@@ -62,7 +69,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def served(s3_endpoint: str) -> Iterator[Place]:
+def served(s3_endpoint: str) -> Iterator[StorageCase]:
     """The real server behind one client: making a client takes longer than most tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", s3server.ACCESS_KEY)
@@ -75,56 +82,56 @@ def served(s3_endpoint: str) -> Iterator[Place]:
         )
         made = S3Storage(BUCKET, s3_endpoint, s3_endpoint, s3server.REGION)
         client.create_bucket(Bucket=BUCKET)
-    yield Place(made, bucket(client), client)
+    yield StorageCase(made, bucket(client), client)
     client.close()
 
 
 @pytest.fixture
-def s3(served: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def s3(served: StorageCase, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageCase]:
     """The real server with an empty bucket, its keys in the environment."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3server.ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3server.SECRET_KEY)
-    assert served.left() == []
+    assert served.list_keys() == []
     yield served
-    for name in served.left():
+    for name in served.list_keys():
         served.client.delete_object(Bucket=BUCKET, Key=name)
 
 
 @pytest.fixture(scope="session")
-def mocked() -> Place:
+def mocked() -> StorageCase:
     """boto3 with moto behind it, where signatures count for nothing."""
     with pytest.MonkeyPatch.context() as patch, mock_aws():
         patch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
         client = boto3.client("s3", region_name="us-east-1")
-        return Place(S3Storage(BUCKET, "", "", "us-east-1"), bucket(client), client)
+        return StorageCase(S3Storage(BUCKET, "", "", "us-east-1"), bucket(client), client)
 
 
 @pytest.fixture
-def moto(mocked: Place) -> Iterator[Place]:
+def moto(mocked: StorageCase) -> Iterator[StorageCase]:
     with mock_aws():
         mocked.client.create_bucket(Bucket=BUCKET)
         yield mocked
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Place:
+def folder(tmp_path: Path) -> StorageCase:
     root = tmp_path / "place"
-    return Place(FolderStorage(root), lambda: stored(root) if root.exists() else [])
+    return StorageCase(FolderStorage(root), lambda: stored_paths(root) if root.exists() else [])
 
 
 @pytest.fixture(params=["folder", "moto", pytest.param("s3", marks=pytest.mark.s3)])
-def place(request: pytest.FixtureRequest) -> Place:
-    found: Place = request.getfixturevalue(request.param)
+def storage_case(request: pytest.FixtureRequest) -> StorageCase:
+    found: StorageCase = request.getfixturevalue(request.param)
     return found
 
 
 def stream(*blocks: bytes) -> Any:
     """What the runner hands over: it cannot be rewound."""
-    return Stream(iter(blocks))
+    return BlockStream(iter(blocks))
 
 
-def content(place: Place, key: str) -> bytes:
+def content(place: StorageCase, key: str) -> bytes:
     opened = place.storage.open(key)
     try:
         return opened.read()
@@ -135,75 +142,75 @@ def content(place: Place, key: str) -> bytes:
 # Every storage --------------------------------------------------------------------------------
 
 
-def test_put_open_size_delete(place: Place) -> None:
+def test_put_open_size_delete(storage_case: StorageCase) -> None:
     # given a stored file
-    place.storage.put("response/1/1-ab.csv", stream(b"a,b\n", "नमस्ते,2\n".encode()), CSV)
+    storage_case.storage.put("response/1/1-ab.csv", stream(b"a,b\n", "नमस्ते,2\n".encode()), CSV)
 
     # when / then it is what was put
     expected = "a,b\nनमस्ते,2\n".encode()
-    assert content(place, "response/1/1-ab.csv") == expected
-    assert place.storage.size("response/1/1-ab.csv") == len(expected)
-    assert place.left() == ["response/1/1-ab.csv"]
+    assert content(storage_case, "response/1/1-ab.csv") == expected
+    assert storage_case.storage.size("response/1/1-ab.csv") == len(expected)
+    assert storage_case.list_keys() == ["response/1/1-ab.csv"]
 
     # and once deleted it is not there
-    place.storage.delete("response/1/1-ab.csv")
-    assert place.left() == []
+    storage_case.storage.delete("response/1/1-ab.csv")
+    assert storage_case.list_keys() == []
     with pytest.raises(FileNotFoundError):
-        place.storage.open("response/1/1-ab.csv")
+        storage_case.storage.open("response/1/1-ab.csv")
 
 
-def test_what_is_missing(place: Place) -> None:
+def test_what_is_missing(storage_case: StorageCase) -> None:
     # given a neighbour that must stay
-    place.storage.put("a/1.csv", stream(b"x"), CSV)
+    storage_case.storage.put("a/1.csv", stream(b"x"), CSV)
 
     # when / then
     with pytest.raises(FileNotFoundError):
-        place.storage.open("a/2.csv")
+        storage_case.storage.open("a/2.csv")
     with pytest.raises(FileNotFoundError):
-        place.storage.size("a/2.csv")
-    place.storage.delete("a/2.csv")
-    place.storage.delete("never/there.csv")
-    assert place.left() == ["a/1.csv"]
+        storage_case.storage.size("a/2.csv")
+    storage_case.storage.delete("a/2.csv")
+    storage_case.storage.delete("never/there.csv")
+    assert storage_case.list_keys() == ["a/1.csv"]
 
 
-def test_an_empty_stream_is_an_empty_file(place: Place) -> None:
-    place.storage.put("a.csv", stream(), CSV)
+def test_an_empty_stream_is_an_empty_file(storage_case: StorageCase) -> None:
+    storage_case.storage.put("a.csv", stream(), CSV)
 
-    assert place.storage.size("a.csv") == 0
-    assert content(place, "a.csv") == b""
-    assert place.left() == ["a.csv"]
-
-
-def test_a_second_put_replaces(place: Place) -> None:
-    place.storage.put("a.csv", stream(b"first and longer"), CSV)
-    place.storage.put("a.csv", stream(b"second"), CSV)
-
-    assert content(place, "a.csv") == b"second"
-    assert place.left() == ["a.csv"]
+    assert storage_case.storage.size("a.csv") == 0
+    assert content(storage_case, "a.csv") == b""
+    assert storage_case.list_keys() == ["a.csv"]
 
 
-def test_a_long_file_goes_in_parts(place: Place) -> None:
+def test_a_second_put_replaces(storage_case: StorageCase) -> None:
+    storage_case.storage.put("a.csv", stream(b"first and longer"), CSV)
+    storage_case.storage.put("a.csv", stream(b"second"), CSV)
+
+    assert content(storage_case, "a.csv") == b"second"
+    assert storage_case.list_keys() == ["a.csv"]
+
+
+def test_a_long_file_goes_in_parts(storage_case: StorageCase) -> None:
     # given 20 MiB and a bit, no block of which is like another
     blocks = [bytes([number]) * MIB for number in range(20)] + [b"the end"]
 
     # when
     sent = stream(*blocks)
-    place.storage.put("long.csv", sent, CSV)
+    storage_case.storage.put("long.csv", sent, CSV)
 
     # then all of it is there, in its order
-    assert place.storage.size("long.csv") == sent.byte_count == 20 * MIB + 7
-    assert content(place, "long.csv") == b"".join(blocks)
-    assert place.left() == ["long.csv"]
-    if place.client is not None:
-        tag = place.client.head_object(Bucket=BUCKET, Key="long.csv")["ETag"]
+    assert storage_case.storage.size("long.csv") == sent.byte_count == 20 * MIB + 7
+    assert content(storage_case, "long.csv") == b"".join(blocks)
+    assert storage_case.list_keys() == ["long.csv"]
+    if storage_case.client is not None:
+        tag = storage_case.client.head_object(Bucket=BUCKET, Key="long.csv")["ETag"]
         assert tag.strip('"').endswith("-3")  # three parts
 
 
-def begun(place: Place, key: str) -> None:
+def start_upload(place: StorageCase, key: str) -> None:
     """What a process that was killed in the middle of a file leaves."""
     if place.client is None:
-        with pytest.raises(_Killed):
-            place.storage.put(key, _dies(place), CSV)
+        with pytest.raises(_ProcessKilled):
+            place.storage.put(key, _upload_until_killed(place), CSV)
     else:
         upload = place.client.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
         place.client.upload_part(
@@ -211,67 +218,71 @@ def begun(place: Place, key: str) -> None:
         )
 
 
-class _Killed(BaseException):
+class _ProcessKilled(BaseException):
     pass
 
 
-def _dies(place: Place) -> Any:
+def _upload_until_killed(place: StorageCase) -> Any:
     """A stream whose reader dies without a chance to clean up."""
 
     def blocks() -> Iterator[bytes]:
         yield b"x" * 2 * MIB
         place.storage._discard = lambda _draft: None  # type: ignore[attr-defined]
-        raise _Killed
+        raise _ProcessKilled
 
-    return Stream(blocks())
+    return BlockStream(blocks())
 
 
-def test_keys_are_those_of_whole_files_and_what_was_begun_is_told_apart(place: Place) -> None:
+def test_keys_are_those_of_whole_files_and_what_was_begun_is_told_apart(
+    storage_case: StorageCase,
+) -> None:
     # given whole files and one half, in folders of which one's name begins another's
     for key in ("response/1/1-ab.csv", "response/1/2-ab.csv", "response/10/1-ab.csv"):
-        place.storage.put(key, stream(b"x"), CSV)
-    begun(place, "response/1/3-ab.csv")
+        storage_case.storage.put(key, stream(b"x"), CSV)
+    start_upload(storage_case, "response/1/3-ab.csv")
 
     # when / then
-    assert sorted(place.storage.keys("response/1/")) == [
+    assert sorted(storage_case.storage.list_keys("response/1/")) == [
         "response/1/1-ab.csv",
         "response/1/2-ab.csv",
     ]
-    assert list(place.storage.begun("response/1/")) == ["response/1/3-ab.csv"]
-    assert len(list(place.storage.keys("response/"))) == 3
-    assert list(place.storage.begun("response/10/")) == []
-    assert list(place.storage.keys("private/")) == []
+    assert list(storage_case.storage.list_unfinished("response/1/")) == ["response/1/3-ab.csv"]
+    assert len(list(storage_case.storage.list_keys("response/"))) == 3
+    assert list(storage_case.storage.list_unfinished("response/10/")) == []
+    assert list(storage_case.storage.list_keys("private/")) == []
     with pytest.raises(FileNotFoundError):
-        place.storage.size("response/1/3-ab.csv")
-    place.storage.delete("response/1/3-ab.csv")
+        storage_case.storage.size("response/1/3-ab.csv")
+    storage_case.storage.delete("response/1/3-ab.csv")
 
 
-def test_what_was_begun_beside_a_whole_file_goes_alone(place: Place) -> None:
+def test_what_was_begun_beside_a_whole_file_goes_alone(storage_case: StorageCase) -> None:
     # given a file whose upload was begun twice: the first beginning was never answered
     key = "response/1/1-ab.csv"
-    begun(place, key)
-    place.storage.put(key, stream(b"whole"), CSV)
+    start_upload(storage_case, key)
+    storage_case.storage.put(key, stream(b"whole"), CSV)
 
     # when
-    place.storage.discard(key)
+    storage_case.storage.abort_unfinished(key)
 
     # then
-    assert list(place.storage.begun("response/1/")) == []
-    assert content(place, key) == b"whole"
+    assert list(storage_case.storage.list_unfinished("response/1/")) == []
+    assert content(storage_case, key) == b"whole"
 
 
-def test_what_was_only_begun_is_deleted_too(place: Place) -> None:
+def test_what_was_only_begun_is_deleted_too(storage_case: StorageCase) -> None:
     # given two half files, of which one's name begins the other's
-    begun(place, "response/1/1-ab.csv")
-    begun(place, "response/1/1-ab.csv.other")
+    start_upload(storage_case, "response/1/1-ab.csv")
+    start_upload(storage_case, "response/1/1-ab.csv.other")
 
     # when
-    place.storage.delete("response/1/1-ab.csv")
+    storage_case.storage.delete("response/1/1-ab.csv")
 
     # then only that one is gone
-    assert list(place.storage.begun("response/1/")) == ["response/1/1-ab.csv.other"]
-    place.storage.delete("response/1/1-ab.csv.other")
-    assert place.left() == []
+    assert list(storage_case.storage.list_unfinished("response/1/")) == [
+        "response/1/1-ab.csv.other"
+    ]
+    storage_case.storage.delete("response/1/1-ab.csv.other")
+    assert storage_case.list_keys() == []
 
 
 class OurError(Exception):
@@ -279,7 +290,7 @@ class OurError(Exception):
 
 
 @pytest.mark.parametrize("before", [0, 1, 9 * MIB])
-def test_an_error_of_the_stream_leaves_nothing(place: Place, before: int) -> None:
+def test_an_error_of_the_stream_leaves_nothing(storage_case: StorageCase, before: int) -> None:
     # given a stream that breaks off, before or after a part was sent
     def breaks() -> Iterator[bytes]:
         yield b"x" * before
@@ -287,23 +298,23 @@ def test_an_error_of_the_stream_leaves_nothing(place: Place, before: int) -> Non
 
     # when / then the error passes through, and nothing is left
     with pytest.raises(OurError, match="row 7"):
-        place.storage.put("a/broken.csv", Stream(breaks()), CSV)
-    assert place.left() == []
+        storage_case.storage.put("a/broken.csv", BlockStream(breaks()), CSV)
+    assert storage_case.list_keys() == []
     with pytest.raises(FileNotFoundError):
-        place.storage.size("a/broken.csv")
+        storage_case.storage.size("a/broken.csv")
 
 
-def test_a_broken_second_put_leaves_the_first(place: Place) -> None:
+def test_a_broken_second_put_leaves_the_first(storage_case: StorageCase) -> None:
     def breaks() -> Iterator[bytes]:
         yield b"y" * 9 * MIB
         raise OurError
 
-    place.storage.put("a.csv", stream(b"first"), CSV)
+    storage_case.storage.put("a.csv", stream(b"first"), CSV)
     with pytest.raises(OurError):
-        place.storage.put("a.csv", Stream(breaks()), CSV)
+        storage_case.storage.put("a.csv", BlockStream(breaks()), CSV)
 
-    assert content(place, "a.csv") == b"first"
-    assert place.left() == ["a.csv"]
+    assert content(storage_case, "a.csv") == b"first"
+    assert storage_case.list_keys() == ["a.csv"]
 
 
 # Names ----------------------------------------------------------------------------------------
@@ -327,7 +338,7 @@ def test_a_broken_second_put_leaves_the_first(place: Place) -> None:
 )
 def test_names_in_content_disposition(name: str, plain: str) -> None:
     # when
-    said = storage.disposition(name)
+    said = storage.content_disposition(name)
 
     # then it is one line of plain ASCII that says the name twice where it must
     assert said.isascii()
@@ -349,10 +360,10 @@ def test_names_in_content_disposition(name: str, plain: str) -> None:
 # A folder -------------------------------------------------------------------------------------
 
 
-def test_a_folder_signs_nothing(folder: Place) -> None:
+def test_a_folder_signs_nothing(folder: StorageCase) -> None:
     until = datetime.now(UTC) + timedelta(days=1)
-    assert folder.storage.sign("a.csv", "a.csv", CSV, until) is None
-    assert folder.storage.signs_until() is None
+    assert folder.storage.sign_url("a.csv", "a.csv", CSV, until) is None
+    assert folder.storage.signing_expires_at() is None
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
@@ -362,13 +373,13 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
     # when / then
     with pytest.raises(StorageError, match="folder: "):
         FolderStorage(tmp_path / "place").put("a/b.csv", stream(b"x"), CSV)
-    assert stored(tmp_path) == ["place"]
+    assert stored_paths(tmp_path) == ["place"]
 
 
 # A bucket -------------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_is_not_there_is_a_storage_error(moto: Place) -> None:
+def test_a_bucket_that_is_not_there_is_a_storage_error(moto: StorageCase) -> None:
     # given
     gone = S3Storage("no-such-bucket", "", "", "us-east-1")
 
@@ -381,44 +392,44 @@ def test_a_bucket_that_is_not_there_is_a_storage_error(moto: Place) -> None:
         gone.open("a.csv")
     with pytest.raises(StorageError, match="NoSuchBucket"):
         gone.delete("a.csv")
-    assert moto.left() == []
+    assert moto.list_keys() == []
 
 
-def test_a_signed_address_is_version_four_and_ends_in_time(moto: Place) -> None:
+def test_a_signed_address_is_version_four_and_ends_in_time(moto: StorageCase) -> None:
     # when
     until = datetime.now(UTC) + timedelta(seconds=600)
-    address = moto.storage.sign("response/1/a.csv", "नाम.csv", CSV, until)
+    address = moto.storage.sign_url("response/1/a.csv", "नाम.csv", CSV, until)
 
     # then
     assert address is not None
     query = parse_qs(urlsplit(address).query)
     assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
     assert 598 <= int(query["X-Amz-Expires"][0]) <= 600
-    assert query["response-content-disposition"] == [storage.disposition("नाम.csv")]
+    assert query["response-content-disposition"] == [storage.content_disposition("नाम.csv")]
     assert query["response-content-type"] == [CSV]
 
 
 @pytest.mark.parametrize("seconds", [-86_400, -1, 0])
-def test_nothing_is_signed_for_the_past(moto: Place, seconds: int) -> None:
+def test_nothing_is_signed_for_the_past(moto: StorageCase, seconds: int) -> None:
     until = datetime.now(UTC) + timedelta(seconds=seconds)
-    assert moto.storage.sign("a.csv", "a.csv", CSV, until) is None
+    assert moto.storage.sign_url("a.csv", "a.csv", CSV, until) is None
 
 
-def test_links_carry_the_public_host(moto: Place) -> None:
+def test_links_carry_the_public_host(moto: StorageCase) -> None:
     # given a bucket that callers reach under another name
     inner, outer = "http://127.0.0.1:9", "https://files.example.org"
     place = S3Storage(BUCKET, inner, outer, "us-east-1")
 
     # when
-    address = place.sign("a/b.csv", "b.csv", CSV, datetime.now(UTC) + timedelta(hours=1))
+    address = place.sign_url("a/b.csv", "b.csv", CSV, datetime.now(UTC) + timedelta(hours=1))
 
     # then
     assert address is not None
     assert address.startswith(f"https://files.example.org/{BUCKET}/a/b.csv?")
 
 
-def test_lasting_credentials_sign_for_ever(moto: Place) -> None:
-    assert moto.storage.signs_until() is None
+def test_lasting_credentials_sign_for_ever(moto: StorageCase) -> None:
+    assert moto.storage.signing_expires_at() is None
 
 
 def temporary(ends: datetime, later: datetime) -> tuple[S3Storage, list[datetime]]:
@@ -447,7 +458,7 @@ def test_temporary_credentials_end_a_minute_early() -> None:
     place, asked = temporary(ends, ends + timedelta(hours=6))
 
     # when / then
-    assert place.signs_until() == ends - timedelta(seconds=60)
+    assert place.signing_expires_at() == ends - timedelta(seconds=60)
     assert asked == []
 
 
@@ -457,7 +468,7 @@ def test_temporary_credentials_that_ended_are_had_again() -> None:
     place, asked = temporary(now - timedelta(minutes=1), now + timedelta(hours=6))
 
     # when it is asked how long it can sign
-    ends = place.signs_until()
+    ends = place.signing_expires_at()
 
     # then it speaks of the credentials that it would sign with
     assert ends is not None
@@ -478,7 +489,7 @@ def test_signing_without_credentials_is_a_storage_error(
 
     # when / then no foreign error comes out
     with pytest.raises(StorageError):
-        place.sign("a.csv", "a.csv", CSV, datetime.now(UTC) + timedelta(hours=1))
+        place.sign_url("a.csv", "a.csv", CSV, datetime.now(UTC) + timedelta(hours=1))
 
 
 # A real server: signatures count --------------------------------------------------------------
@@ -495,10 +506,10 @@ def get(address: str, method: str = "GET") -> tuple[int, http.client.HTTPMessage
         connection.close()
 
 
-def signed(place: Place, seconds: float = 600, name: str = "bot_response.csv") -> str:
+def signed(place: StorageCase, seconds: float = 600, name: str = "bot_response.csv") -> str:
     place.storage.put("response/1/a.csv", stream(b"a,b\n1,2\n"), CSV)
     until = datetime.now(UTC) + timedelta(seconds=seconds)
-    address = place.storage.sign("response/1/a.csv", name, CSV, until)
+    address = place.storage.sign_url("response/1/a.csv", name, CSV, until)
     assert address is not None
     return address
 
@@ -512,18 +523,18 @@ def altered(address: str, **changes: str) -> str:
 
 @pytest.mark.s3
 @pytest.mark.parametrize("name", ["bot_response.csv", "नाम.csv", 'a"b\n.csv', "a\u202eb.csv"])
-def test_s3_gives_the_file_under_its_name(s3: Place, name: str) -> None:
+def test_s3_gives_the_file_under_its_name(s3: StorageCase, name: str) -> None:
     # when
     status, headers, sent = get(signed(s3, name=name))
 
     # then
     assert (status, sent) == (200, b"a,b\n1,2\n")
-    assert headers["Content-Disposition"] == storage.disposition(name)
+    assert headers["Content-Disposition"] == storage.content_disposition(name)
     assert headers["Content-Type"] == CSV
 
 
 @pytest.mark.s3
-def test_s3_refuses_what_was_altered(s3: Place) -> None:
+def test_s3_refuses_what_was_altered(s3: StorageCase) -> None:
     # given a link that works
     address = signed(s3)
     assert get(altered(address))[0] == 200
@@ -544,7 +555,7 @@ def test_s3_refuses_what_was_altered(s3: Place) -> None:
 
 
 @pytest.mark.s3
-def test_s3_refuses_an_expired_link(s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_refuses_an_expired_link(s3: StorageCase, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a link of two seconds
     address = signed(s3, seconds=2.5)
     assert get(address)[0] == 200
@@ -559,25 +570,25 @@ def test_s3_refuses_an_expired_link(s3: Place, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.s3
-def test_s3_gives_nothing_without_a_signature(s3: Place) -> None:
+def test_s3_gives_nothing_without_a_signature(s3: StorageCase) -> None:
     assert get(signed(s3).partition("?")[0])[0] in {400, 401, 403}
 
 
 @pytest.fixture
-def in_s3(s3: Place, s3_endpoint: str, settings: Any, files: Path) -> Place:
+def in_s3(s3: StorageCase, s3_endpoint: str, settings: Any, files: Path) -> StorageCase:
     """The installation's own storage is the real server."""
     settings.S3_BUCKET = BUCKET
     settings.S3_ENDPOINT_URL = settings.S3_PUBLIC_ENDPOINT_URL = s3_endpoint
     settings.S3_REGION = s3server.REGION
-    storage.default.cache_clear()
+    storage.get_storage.cache_clear()
     return s3
 
 
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
-def test_a_whole_job_in_s3(in_s3: Place, asker: Client, files: Path) -> None:
+def test_a_whole_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> None:
     # given a job over three answers
-    send(answer(1), answer(2), answer(3))
+    send_events(make_answer(1), make_answer(2), make_answer(3))
     job = transitions.claim(make_job().pk)
     assert job is not None
 
@@ -588,7 +599,7 @@ def test_a_whole_job_in_s3(in_s3: Place, asker: Client, files: Path) -> None:
 
     # then the link goes straight to the bucket, and gives the file
     file = File.objects.get()
-    assert in_s3.left() == [file.key]
+    assert in_s3.list_keys() == [file.key]
     assert not files.exists()
     (address,) = shown["downloadUrls"]
     assert address.startswith(f"{in_s3.client.meta.endpoint_url}/{BUCKET}/{file.key}?")
@@ -600,7 +611,7 @@ def test_a_whole_job_in_s3(in_s3: Place, asker: Client, files: Path) -> None:
     assert status == 200
     assert len(sent) == shown["files"][0]["bytes"] == file.byte_count
     assert sent.count(b"\n") == 4
-    assert headers["Content-Disposition"] == storage.disposition(file.name)
+    assert headers["Content-Disposition"] == storage.content_disposition(file.name)
 
     # and it is the same link at every poll, though signed anew
     again = asker.get(path, {"requestId": job.request_id}).json()["result"]
@@ -610,9 +621,9 @@ def test_a_whole_job_in_s3(in_s3: Place, asker: Client, files: Path) -> None:
 
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
-def test_a_private_job_in_s3(in_s3: Place, asker: Client) -> None:
+def test_a_private_job_in_s3(in_s3: StorageCase, asker: Client) -> None:
     # given a finished private job
-    send(answer(1))
+    send_events(make_answer(1))
     job = transitions.claim(make_job(dataset=PRIVATE).pk)
     assert job is not None
     assert attempt.run(job)
@@ -642,29 +653,29 @@ def test_a_private_job_in_s3(in_s3: Place, asker: Client) -> None:
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
 def test_an_overtaken_attempt_leaves_no_trace_in_s3(
-    in_s3: Place, monkeypatch: pytest.MonkeyPatch
+    in_s3: StorageCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt that is overtaken once its object stands
-    send(answer(1))
+    send_events(make_answer(1))
     job = transitions.claim(make_job().pk)
     assert job is not None
     put = S3Storage.put
 
     def overtaken(self: Any, key: str, sent: Any, content_type: str) -> None:
         put(self, key, sent, content_type)
-        assert in_s3.left() == [key]
+        assert in_s3.list_keys() == [key]
         type(job).objects.filter(pk=job.pk).update(attempt=2)
 
     monkeypatch.setattr(S3Storage, "put", overtaken)
 
     # when / then
     assert not attempt.run(job)
-    assert in_s3.left() == []
+    assert in_s3.list_keys() == []
     assert File.objects.count() == 0
 
 
 @pytest.mark.s3
-def test_a_body_of_s3_is_read_in_steps(s3: Place) -> None:
+def test_a_body_of_s3_is_read_in_steps(s3: StorageCase) -> None:
     s3.storage.put("a.csv", io.BytesIO(b"0123456789"), CSV)
     opened = s3.storage.open("a.csv")
     try:
@@ -674,7 +685,7 @@ def test_a_body_of_s3_is_read_in_steps(s3: Place) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 9 * MIB], ids=["whole", "in parts"])
-def test_private_files_are_encrypted_under_a_key_of_their_own(moto: Place, size: int) -> None:
+def test_private_files_are_encrypted_under_a_key_of_their_own(moto: StorageCase, size: int) -> None:
     # given a storage with a key of AWS KMS
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     made = S3Storage(BUCKET, "", "", "us-east-1", key)
@@ -695,10 +706,10 @@ def test_private_files_are_encrypted_under_a_key_of_their_own(moto: Place, size:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
 def test_an_erasure_ends_the_buckets_own_links_too(
-    in_s3: Place, asker: Client, dataset: str
+    in_s3: StorageCase, asker: Client, dataset: str
 ) -> None:
     # given an address of the bucket that works
-    send(answer(1), answer(2))
+    send_events(make_answer(1), make_answer(2))
     job = transitions.claim(make_job(dataset=dataset).pk)
     assert job is not None
     assert attempt.run(job)
@@ -711,17 +722,17 @@ def test_an_erasure_ends_the_buckets_own_links_too(
 
     # when somebody in the file is erased, and the sweep comes by
     erasure.erase(job.channel_id, "device-1", 5)
-    assert retention.delete_withdrawn() == 1
+    assert retention.delete_withdrawn_files() == 1
 
     # then the signature is good and there is nothing behind it
     assert get(address)[0] == 404
-    assert in_s3.left() == []
+    assert in_s3.list_keys() == []
 
 
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
-def test_links_of_the_bucket_are_not_said_to_be_revoked(in_s3: Place, asker: Client) -> None:
-    send(answer(1))
+def test_links_of_the_bucket_are_not_said_to_be_revoked(in_s3: StorageCase, asker: Client) -> None:
+    send_events(make_answer(1))
     for dataset, status in ((RESPONSE, 409), (PRIVATE, 200)):
         job = transitions.claim(make_job(dataset=dataset).pk)
         assert job is not None
@@ -731,7 +742,7 @@ def test_links_of_the_bucket_are_not_said_to_be_revoked(in_s3: Place, asker: Cli
 
 
 @pytest.mark.s3
-def test_a_bucket_is_filled_from_a_folder(in_s3: Place, tmp_path: Path, capsys: Any) -> None:
+def test_a_bucket_is_filled_from_a_folder(in_s3: StorageCase, tmp_path: Path, capsys: Any) -> None:
     # given an installation's folder, with a draft of somebody who still writes
     old = FolderStorage(tmp_path / "old")
     for key in ("response/1/1-a.csv", "private/2/1-b.csv.gz", "private/2/1-c.json"):
@@ -749,7 +760,7 @@ def test_a_bucket_is_filled_from_a_folder(in_s3: Place, tmp_path: Path, capsys: 
     assert in_s3.storage.open("private/2/1-b.csv.gz").read() == b"private/2/1-b.csv.gz"
     assert {
         key: in_s3.client.head_object(Bucket=BUCKET, Key=key)["ContentType"]
-        for key in in_s3.left()
+        for key in in_s3.list_keys()
     } == {
         "response/1/1-a.csv": CSV,
         "private/2/1-b.csv.gz": "application/gzip",

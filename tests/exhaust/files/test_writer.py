@@ -12,11 +12,11 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
 from exhaust.files import writer
-from exhaust.files.formats.lines import Lines, Sheaf, csv_line
+from exhaust.files.formats.lines import LineChunk, LinesWriter, format_csv_line
 from ingest.store import batches
 from tests.conftest import make_channel
 from tests.exhaust import corpus
-from tests.ingest.telemetry_samples import answer, parsed
+from tests.ingest.telemetry_samples import answer, parse_sample
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "response.csv"
 RESPONSE = DATASETS["uci-response-exhaust"]
@@ -27,7 +27,7 @@ def written(
     selection: Selection, dataset: Dataset = RESPONSE, *, portable: bool = False
 ) -> tuple[bytes, int]:
     progress = writer.Progress()
-    data = b"".join(writer.blocks(dataset, selection, progress, portable=portable))
+    data = b"".join(writer.iter_blocks(dataset, selection, progress, portable=portable))
     return data, progress.rows
 
 
@@ -54,7 +54,7 @@ def rows(data: bytes) -> list[dict[str, str]]:
     ],
 )
 def test_a_line_is_quoted_where_rfc_4180_asks_for_it(cells: list[str | None], line: bytes):
-    assert csv_line(cells) == line
+    assert format_csv_line(cells) == line
 
 
 # the corpus -------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_a_line_is_quoted_where_rfc_4180_asks_for_it(cells: list[str | None], li
 @pytest.mark.django_db
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
 def test_the_corpus_is_written_as_the_golden_file_says(portable: bool):
-    data, count = written(corpus.fill(), portable=portable)
+    data, count = written(corpus.store_corpus(), portable=portable)
 
     assert count == corpus.row_count()
     assert data.split(b"\n") == GOLDEN.read_bytes().split(b"\n")  # a readable difference
@@ -74,7 +74,7 @@ def test_the_corpus_is_written_as_the_golden_file_says(portable: bool):
 @pytest.mark.django_db
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE], ids=lambda dataset: dataset.name)
 def test_both_ways_make_the_same_bytes(dataset: Dataset):
-    selection = corpus.fill()
+    selection = corpus.store_corpus()
 
     copied, count = written(selection, dataset)
 
@@ -121,7 +121,7 @@ def test_the_numbers_of_the_golden_file_are_the_numbers_that_were_sent():
 
 @pytest.mark.django_db
 def test_a_file_of_nothing_is_a_header():
-    data, count = written(corpus.select())
+    data, count = written(corpus.select_corpus())
 
     assert (data.count(b"\n"), count) == (1, 0)
     assert data == (
@@ -135,10 +135,10 @@ def test_a_file_of_nothing_is_a_header():
 def test_a_file_is_made_in_blocks_of_bounded_size():
     channel = make_channel()
     raws = [json.dumps(answer(n, item={"desc": "x" * 2000})).encode() for n in range(400)]
-    batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    batches.append_batch(channel.id, parse_sample(b"[" + b",".join(raws) + b"]"))
 
     progress = writer.Progress()
-    sizes = [len(block) for block in writer.blocks(RESPONSE, corpus.select(), progress)]
+    sizes = [len(block) for block in writer.iter_blocks(RESPONSE, corpus.select_corpus(), progress)]
 
     assert progress.rows == 400
     assert sum(sizes) > 800_000
@@ -148,10 +148,12 @@ def test_a_file_is_made_in_blocks_of_bounded_size():
 
 @pytest.mark.django_db
 def test_rows_are_counted_as_they_are_written():
-    batches.append(make_channel().id, parsed(json.dumps([answer(n) for n in range(3)]).encode()))
+    batches.append_batch(
+        make_channel().id, parse_sample(json.dumps([answer(n) for n in range(3)]).encode())
+    )
     progress = writer.Progress()
 
-    made = writer.blocks(RESPONSE, corpus.select(), progress)
+    made = writer.iter_blocks(RESPONSE, corpus.select_corpus(), progress)
 
     next(made)
     assert progress.rows == 0
@@ -166,10 +168,10 @@ def test_an_answer_as_deep_as_the_door_takes_can_be_written(depth: int, portable
     # given an answer nested so deep, which the door took or set aside
     deep = '{"a":' * depth + "1" + "}" * depth
     raw = json.dumps(answer(edata={"resvalues": "<deep>"})).replace('"<deep>"', deep).encode()
-    outcome = batches.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    outcome = batches.append_batch(make_channel().id, parse_sample(b"[" + raw + b"]"))
     assert outcome.stored + len(outcome.rejections) == 1
 
-    _, count = written(corpus.select(), portable=portable)
+    _, count = written(corpus.select_corpus(), portable=portable)
 
     assert count == outcome.stored
 
@@ -179,10 +181,10 @@ def test_an_answer_as_deep_as_the_door_takes_can_be_written(depth: int, portable
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
 def test_a_number_as_long_as_the_door_takes_can_be_written(digits: int, portable: bool):
     raw = json.dumps(answer(edata={"duration": "<n>"})).replace('"<n>"', "9" * digits).encode()
-    outcome = batches.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    outcome = batches.append_batch(make_channel().id, parse_sample(b"[" + raw + b"]"))
     assert outcome.stored + len(outcome.rejections) == 1
 
-    _, count = written(corpus.select(), portable=portable)
+    _, count = written(corpus.select_corpus(), portable=portable)
 
     assert count == outcome.stored
 
@@ -198,7 +200,7 @@ def blocks() -> Iterator[bytes]:
 
 
 def test_a_stream_gives_exactly_what_is_asked_for_until_the_end():
-    stream = writer.Stream(blocks())
+    stream = writer.BlockStream(blocks())
 
     assert stream.readable()
     assert [stream.read(4), stream.read(2), stream.read(4), stream.read(4)] == [
@@ -211,7 +213,7 @@ def test_a_stream_gives_exactly_what_is_asked_for_until_the_end():
 
 @pytest.mark.parametrize("size", [1, 3, 100, -1])
 def test_a_stream_counts_and_hashes_what_it_gave(size: int):
-    stream = writer.Stream(blocks())
+    stream = writer.BlockStream(blocks())
 
     while stream.read(size):
         pass
@@ -225,7 +227,7 @@ def test_a_stream_asks_for_no_more_blocks_than_it_needs():
         yield b"abc"
         raise AssertionError("asked too early")
 
-    assert writer.Stream(guarded_blocks()).read(3) == b"abc"
+    assert writer.BlockStream(guarded_blocks()).read(3) == b"abc"
 
 
 def test_an_error_of_the_rows_is_the_streams_error():
@@ -234,22 +236,22 @@ def test_an_error_of_the_rows_is_the_streams_error():
         raise RuntimeError("row 2")
 
     with pytest.raises(RuntimeError, match=r"^row 2$"):
-        writer.Stream(failing()).read(10)
+        writer.BlockStream(failing()).read(10)
 
 
 @pytest.mark.parametrize("limit", range(1, 26))
 def test_a_sheaf_fills_the_blocks_that_its_lines_would(limit: int) -> None:
     # given
     lines = [b"x" * (number % 5) + b"\n" for number in range(12)]
-    one_by_one = Lines(limit, gzip=False)
+    one_by_one = LinesWriter(limit, gzip=False)
     singly = [one_by_one.add_line(line) for line in lines]
-    together = Lines(limit, gzip=False)
+    together = LinesWriter(limit, gzip=False)
 
     # when
     blocks = []
     for some in (lines[:7], lines[7:]):
-        sheaf = Sheaf(b"".join(some), list(accumulate(map(len, some))))
-        while sheaf.left:
+        sheaf = LineChunk(b"".join(some), list(accumulate(map(len, some))))
+        while sheaf.lines_left:
             blocks.append(together.add_lines(sheaf))
 
     # then

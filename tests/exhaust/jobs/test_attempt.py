@@ -26,13 +26,13 @@ from tests.exhaust.factories import (
     CONFIG,
     PRIVATE,
     RESPONSE,
-    answer,
-    draft_of,
-    left_of,
+    fetch_job_row,
+    leave_orphan,
+    make_answer,
     make_job,
-    row_of,
-    send,
-    stored,
+    send_events,
+    stored_paths,
+    unfinished_key,
 )
 
 # a watermark passes only what is committed
@@ -45,64 +45,64 @@ HEADER = (
 Blocks = Callable[..., Generator[bytes]]
 
 
-def claim(job: Job) -> Job:
-    transitions.hasten(job)
+def claim_job(job: Job) -> Job:
+    transitions.run_now(job)
     claimed = transitions.claim(job.pk)
     assert claimed is not None
     return claimed
 
 
-def lapse(job: Job) -> None:
+def expire_lease(job: Job) -> None:
     Job.objects.filter(pk=job.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
 
 
-def take_over(job: Job) -> Job:
+def claim_expired(job: Job) -> Job:
     """Another worker's claim, as seen when this one's lease has lapsed."""
     for _ in range(20):  # a renewal may come between the two
-        lapse(job)
+        expire_lease(job)
         if heir := transitions.claim(job.pk):
             return heir
     raise AssertionError("The job could not be claimed.")
 
 
-def during_rows(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+def run_during_rows(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Something happens after the rows were read and before the stream ends."""
-    made = writer.parts
+    original = writer.iter_parts
 
     def interrupted(*args: Any, **kwargs: Any) -> Generator[bytes]:
-        for part in made(*args, **kwargs):
+        for part in original(*args, **kwargs):
             yield from part
         act()
         yield b"one more block\n"
 
-    write_by(monkeypatch, interrupted)
+    replace_writer(monkeypatch, interrupted)
 
 
-def write_by(monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
+def replace_writer(monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
     """The one part of every file is made by this generator."""
 
     def parts(*args: Any, **kwargs: Any) -> Iterator[Iterator[bytes]]:
         with closing(blocks(*args, **kwargs)) as part:
             yield part
 
-    monkeypatch.setattr(writer, "parts", parts)
+    monkeypatch.setattr(writer, "iter_parts", parts)
 
 
 def test_success_publishes_what_was_stored(files: Path) -> None:
     # given three answers in the range, one outside of it, and one of another channel
-    send(answer(1), answer(2), answer(3), answer(60 * 24 * 60))
-    send(answer(4), channel="ORG_002")
-    job = claim(make_job())
+    send_events(make_answer(1), make_answer(2), make_answer(3), make_answer(60 * 24 * 60))
+    send_events(make_answer(4), channel="ORG_002")
+    job = claim_job(make_job())
 
     # when
     assert attempt.run(job)
 
     # then the row says what the stored file is
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["status_message"]) == ("SUCCESS", "")
     assert (after["rows_done"], after["rows_estimated"], after["attempt"]) == (3, 3, 1)
     file = File.objects.get()
-    assert stored(files) == [file.key]
+    assert stored_paths(files) == [file.key]
     content = (files / file.key).read_bytes()
     assert (file.row_count, file.byte_count) == (3, len(content))
     assert file.sha256 == hashlib.sha256(content).hexdigest()
@@ -115,7 +115,7 @@ def test_success_publishes_what_was_stored(files: Path) -> None:
 def test_the_key_holds_no_byte_of_the_callers(files: Path) -> None:
     # given a job whose every word is the caller's
     config = {**CONFIG, "conversationId": "../../etc/cron.d/x"}
-    job = claim(make_job(tag="tag-of-caller", requested_by="../root", config=config))
+    job = claim_job(make_job(tag="tag-of-caller", requested_by="../root", config=config))
 
     # when
     assert attempt.run(job)
@@ -127,12 +127,12 @@ def test_the_key_holds_no_byte_of_the_callers(files: Path) -> None:
     assert name.startswith("1-")
     assert len(name) == len("1-") + 32 + len(".csv")
     assert file.name == f"../../etc/cron.d/x_response_{timezone.now():%Y%m%d}.csv"
-    assert stored(files) == [file.key]
+    assert stored_paths(files) == [file.key]
 
 
 def test_private_files_lie_apart(files: Path) -> None:
-    send(answer(1))
-    job = claim(make_job(dataset=PRIVATE))
+    send_events(make_answer(1))
+    job = claim_job(make_job(dataset=PRIVATE))
 
     assert attempt.run(job)
 
@@ -144,14 +144,14 @@ def test_private_files_lie_apart(files: Path) -> None:
 
 def test_an_empty_answer_is_a_file_with_a_header(files: Path) -> None:
     # given a conversation with no answer in the range
-    send(answer(60 * 24 * 60))
-    job = claim(make_job())
+    send_events(make_answer(60 * 24 * 60))
+    job = claim_job(make_job())
 
     # when
     assert attempt.run(job)
 
     # then
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["rows_done"]) == ("SUCCESS", 0)
     assert after["status_message"] == (
         "Nothing was found in these dates; the file holds only its header."
@@ -163,14 +163,14 @@ def test_an_empty_answer_is_a_file_with_a_header(files: Path) -> None:
 
 def test_an_unknown_conversation_is_told(files: Path) -> None:
     # given a conversation that only another channel has
-    send(answer(1), channel="ORG_002")
-    job = claim(make_job())
+    send_events(make_answer(1), channel="ORG_002")
+    job = claim_job(make_job())
 
     # when
     assert attempt.run(job)
 
     # then nothing of it is seen
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["rows_done"]) == ("SUCCESS", 0)
     assert after["status_message"] == (
         "This channel has no conversation with this id; the file holds only its header."
@@ -182,8 +182,8 @@ def test_a_storage_failure_leads_back_to_submitted(
     files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a storage that cannot take anything: a file lies where its folder should
-    send(answer(1))
-    job = claim(make_job())
+    send_events(make_answer(1))
+    job = claim_job(make_job())
     files.parent.mkdir(exist_ok=True)
     files.write_text("in the way")
 
@@ -191,7 +191,7 @@ def test_a_storage_failure_leads_back_to_submitted(
     assert not attempt.run(job)
 
     # then the job waits for its next attempt, with the reason
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["attempt"]) == ("SUBMITTED", 1)
     assert after["status_message"] == "The file could not be stored."
     assert after["due_at"] > timezone.now()
@@ -200,7 +200,7 @@ def test_a_storage_failure_leads_back_to_submitted(
 
     # and the next one succeeds
     files.unlink()
-    assert attempt.run(claim(job))
+    assert attempt.run(claim_job(job))
     assert File.objects.count() == 1
 
 
@@ -216,15 +216,15 @@ def test_a_file_shorter_than_what_was_sent_is_not_published(
         path.write_bytes(path.read_bytes()[:-1])
 
     monkeypatch.setattr(storage.FolderStorage, "put", loses)
-    job = claim(make_job())
+    job = claim_job(make_job())
 
     # when
     assert not attempt.run(job)
 
     # then nothing of it is left
-    assert row_of(job)["status_message"] == "The file could not be stored."
+    assert fetch_job_row(job)["status_message"] == "The file could not be stored."
     assert File.objects.count() == 0
-    assert stored(files) == []
+    assert stored_paths(files) == []
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a row is broken"), ValueError("no number")])
@@ -236,20 +236,20 @@ def test_an_error_among_the_rows_leaves_nothing(
 ) -> None:
     # given an error after some bytes were already taken
     def broken() -> None:
-        assert [name for name in stored(files) if ".part-" in name]
+        assert [name for name in stored_paths(files) if ".part-" in name]
         raise error
 
-    send(answer(1))
-    job = claim(make_job())
-    during_rows(monkeypatch, broken)
+    send_events(make_answer(1))
+    job = claim_job(make_job())
+    run_during_rows(monkeypatch, broken)
 
     # when
     assert not attempt.run(job)
 
     # then no file and no draft of it is left, and the message is not the cause
-    assert stored(files) == []
+    assert stored_paths(files) == []
     assert File.objects.count() == 0
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["attempt"]) == ("SUBMITTED", 1)
     assert after["status_message"] == (
         "The file could not be made; the cause is in the service's log."
@@ -261,9 +261,9 @@ def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given rows of several blocks, and an error while the database still has some to give
-    send(*(answer(number, "x" * 1000) for number in range(600)))
-    job = claim(make_job())
-    made = writer.parts
+    send_events(*(make_answer(number, "x" * 1000) for number in range(600)))
+    job = claim_job(make_job())
+    made = writer.iter_parts
     seen: list[int] = []
 
     def broken(*args: Any, **kwargs: Any) -> Generator[bytes]:
@@ -273,17 +273,17 @@ def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
                 raise RuntimeError
             yield block
 
-    write_by(monkeypatch, broken)
+    replace_writer(monkeypatch, broken)
 
     # when
     assert not attempt.run(job)
 
     # then nothing is left, and the same worker's next attempt makes the whole file
     assert len(seen) == 3
-    assert row_of(job)["status"] == "SUBMITTED"
-    assert stored(files) == []
-    monkeypatch.setattr(writer, "parts", made)
-    assert attempt.run(claim(job))
+    assert fetch_job_row(job)["status"] == "SUBMITTED"
+    assert stored_paths(files) == []
+    monkeypatch.setattr(writer, "iter_parts", made)
+    assert attempt.run(claim_job(job))
     file = File.objects.get()
     assert file.row_count == 600
     assert (files / file.key).read_bytes().count(b"\n") == 601
@@ -293,14 +293,14 @@ def test_three_errors_and_the_job_has_failed(files: Path, monkeypatch: pytest.Mo
     def broken(*_: Any, **__: Any) -> Iterator[bytes]:
         raise RuntimeError
 
-    write_by(monkeypatch, broken)
+    replace_writer(monkeypatch, broken)
     job = make_job()
 
     for _ in range(3):
-        assert not attempt.run(claim(job))
+        assert not attempt.run(claim_job(job))
 
-    assert (row_of(job)["status"], row_of(job)["attempt"]) == ("FAILED", 3)
-    assert stored(files) == []
+    assert (fetch_job_row(job)["status"], fetch_job_row(job)["attempt"]) == ("FAILED", 3)
+    assert stored_paths(files) == []
 
 
 def test_a_broken_connection_among_the_rows_is_survived(
@@ -311,14 +311,14 @@ def test_a_broken_connection_among_the_rows_is_survived(
         connection.close()
         raise RuntimeError
 
-    send(answer(1))
-    job = claim(make_job())
-    during_rows(monkeypatch, breaks)
+    send_events(make_answer(1))
+    job = claim_job(make_job())
+    run_during_rows(monkeypatch, breaks)
 
     # when / then the failure is still written down
     assert not attempt.run(job)
-    assert row_of(job)["status"] == "SUBMITTED"
-    assert stored(files) == []
+    assert fetch_job_row(job)["status"] == "SUBMITTED"
+    assert stored_paths(files) == []
 
 
 @pytest.mark.parametrize("moment", ["before the rows", "among the rows", "after the last byte"])
@@ -326,19 +326,19 @@ def test_an_overtaken_attempt_leaves_no_trace(
     moment: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt that another worker overtakes
-    send(answer(1), answer(2))
-    job = claim(make_job())
+    send_events(make_answer(1), make_answer(2))
+    job = claim_job(make_job())
     heirs: list[Job] = []
     if moment == "before the rows":
-        heirs.append(take_over(job))
+        heirs.append(claim_expired(job))
     elif moment == "among the rows":
-        during_rows(monkeypatch, lambda: heirs.append(take_over(job)))
+        run_during_rows(monkeypatch, lambda: heirs.append(claim_expired(job)))
     else:
         put = storage.FolderStorage.put
 
         def overtaken(self: Any, key: str, stream: Any, content_type: str) -> None:
             put(self, key, stream, content_type)
-            heirs.append(take_over(job))
+            heirs.append(claim_expired(job))
 
         monkeypatch.setattr(storage.FolderStorage, "put", overtaken)
 
@@ -348,14 +348,14 @@ def test_an_overtaken_attempt_leaves_no_trace(
     # then it published nothing, its object is gone, and the heir's claim stands
     (heir,) = heirs
     assert File.objects.count() == 0
-    assert stored(files) == []
-    after = row_of(job)
+    assert stored_paths(files) == []
+    after = fetch_job_row(job)
     assert (after["status"], after["attempt"]) == ("PROCESSING", 2)
     assert after["status_message"] == ""
 
     # and the heir makes the file
     monkeypatch.undo()
-    storage.default.cache_clear()
+    storage.get_storage.cache_clear()
     assert attempt.run(heir)
     assert File.objects.count() == 1
 
@@ -365,15 +365,15 @@ def test_a_cancelled_attempt_leaves_nothing(
     moment: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt, and somebody who cancels
-    send(answer(1), answer(2))
-    job = claim(make_job())
+    send_events(make_answer(1), make_answer(2))
+    job = claim_job(make_job())
     if moment == "among the rows":
-        # a renewal notices; the stream ends when it has
+        # a renewal sees it; the stream ends when it has
         def cancelled() -> None:
             assert transitions.cancel(job, "Cancelled by asha.")
-            time.sleep(heartbeat.TICK_SECONDS * 1.5)
+            time.sleep(heartbeat.HEARTBEAT_SECONDS * 1.5)
 
-        during_rows(monkeypatch, cancelled)
+        run_during_rows(monkeypatch, cancelled)
     else:
         put = storage.FolderStorage.put
 
@@ -387,9 +387,9 @@ def test_a_cancelled_attempt_leaves_nothing(
     assert not attempt.run(job)
 
     # then
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["status_message"]) == ("CANCELLED", "Cancelled by asha.")
-    assert stored(files) == []
+    assert stored_paths(files) == []
     assert File.objects.count() == 0
     assert transitions.claim(job.pk) is None
 
@@ -399,45 +399,45 @@ def test_a_statement_that_gives_no_row_ends_with_the_lease(
     files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a query that would say nothing for a minute
-    job = claim(make_job())
+    job = claim_job(make_job())
 
     def silent(*_: Any, **__: Any) -> Iterator[bytes]:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_sleep(60)")
         yield b""
 
-    write_by(monkeypatch, silent)
+    replace_writer(monkeypatch, silent)
     threading.Timer(
         0.5, lambda: (transitions.cancel(job, "Cancelled."), connections.close_all())
     ).start()
 
     # when
-    begun = time.monotonic()
+    started = time.monotonic()
     assert not attempt.run(job)
 
     # then it does not outlast a renewal, and is no failure
-    assert time.monotonic() - begun < 10
-    assert row_of(job)["status"] == "CANCELLED"
-    assert "job.fenced" in caplog.text
+    assert time.monotonic() - started < 10
+    assert fetch_job_row(job)["status"] == "CANCELLED"
+    assert "job.lease_lost" in caplog.text
     assert "Traceback" not in caplog.text
-    assert stored(files) == []
+    assert stored_paths(files) == []
 
 
 def test_more_rows_than_may_be_fail_with_a_sentence(files: Path, settings: Any) -> None:
-    send(*(answer(number) for number in range(6)))
+    send_events(*(make_answer(number) for number in range(6)))
     settings.EXHAUST_MAX_ROWS = 5
-    job = claim(make_job())
+    job = claim_job(make_job())
 
     assert not attempt.run(job)
 
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["attempt"]) == ("FAILED", 1)
     assert after["status_message"] == "There are more than 5 rows; ask for fewer days."
-    assert stored(files) == []
+    assert stored_paths(files) == []
 
     # and as many as may be are made
     settings.EXHAUST_MAX_ROWS = 6
-    assert attempt.run(claim(make_job()))
+    assert attempt.run(claim_job(make_job()))
 
 
 TOO_LONG = "It took longer than 1 s; ask for fewer days."
@@ -451,21 +451,21 @@ def test_what_takes_too_long_fails_with_a_sentence(
 ) -> None:
     # given a second for all, of which a row takes two
     settings.EXHAUST_MAX_SECONDS = 1
-    send(answer(1))
+    send_events(make_answer(1))
     if where == "between rows":
-        during_rows(monkeypatch, lambda: time.sleep(1.2))
+        run_during_rows(monkeypatch, lambda: time.sleep(1.2))
     else:
         slow = ("SELECT pg_sleep(2)", dict[str, Any]())
         monkeypatch.setattr(DATASETS[RESPONSE], "copy", lambda *_, **__: slow, raising=False)
-    job = claim(make_job())
+    job = claim_job(make_job())
 
     # when
     assert not attempt.run(job)
 
     # then
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["status_message"]) == ("FAILED", TOO_LONG)
-    assert stored(files) == []
+    assert stored_paths(files) == []
 
 
 @pytest.mark.parametrize("kept", ["all of it", "less of it", "nothing"])
@@ -485,17 +485,17 @@ def test_what_the_store_has_decides_where_its_answer_was_lost(
         raise storage.StorageError("timeout")
 
     monkeypatch.setattr(storage.FolderStorage, "put", unheard)
-    send(answer(1))
-    job = claim(make_job())
+    send_events(make_answer(1))
+    job = claim_job(make_job())
 
     # when / then
     assert attempt.run(job) == (kept == "all of it")
     if kept == "all of it":
-        assert stored(files) == [File.objects.get().key]
-        assert "file.answer_lost" in caplog.text
+        assert stored_paths(files) == [File.objects.get().key]
+        assert "storage.write_response_lost" in caplog.text
     else:
-        assert stored(files) == []
-        assert row_of(job)["status_message"] == "The file could not be stored."
+        assert stored_paths(files) == []
+        assert fetch_job_row(job)["status_message"] == "The file could not be stored."
 
 
 def test_an_answer_lost_before_the_end_is_a_failure(
@@ -503,39 +503,39 @@ def test_an_answer_lost_before_the_end_is_a_failure(
 ) -> None:
     # given a storage that says no after an object of that length stands, the stream not at its end
     def early(self: Any, key: str, stream: Any, content_type: str) -> None:
-        taken = stream.read(3)
+        first_bytes = stream.read(3)
         path = files / key
         path.parent.mkdir(parents=True)
-        path.write_bytes(taken)
+        path.write_bytes(first_bytes)
         raise storage.StorageError("timeout")
 
     monkeypatch.setattr(storage.FolderStorage, "put", early)
-    send(answer(1))
-    assert not attempt.run(claim(make_job()))
-    assert stored(files) == []
+    send_events(make_answer(1))
+    assert not attempt.run(claim_job(make_job()))
+    assert stored_paths(files) == []
 
 
 def test_an_attempt_begins_by_removing_what_earlier_ones_left(files: Path) -> None:
     # given a job whose first attempt was killed in the middle, and another job at work
-    send(answer(1))
-    job = claim(make_job())
-    draft_of(job, 1)
-    left_of(job, 1)
-    other = draft_of(claim(make_job()), 1)
+    send_events(make_answer(1))
+    job = claim_job(make_job())
+    unfinished_key(job, 1)
+    leave_orphan(job, 1)
+    other = unfinished_key(claim_job(make_job()), 1)
 
     # when the second one runs
-    assert attempt.run(take_over(job))
+    assert attempt.run(claim_expired(job))
 
     # then
-    assert stored(files) == sorted([other, File.objects.get().key])
+    assert stored_paths(files) == sorted([other, File.objects.get().key])
 
 
 def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given an attempt that is overtaken, and the heir is done before it wakes up
-    send(answer(1))
-    job = claim(make_job())
+    # given an attempt that is overtaken, and the heir is done before it enqueued_tasks up
+    send_events(make_answer(1))
+    job = claim_job(make_job())
     put = storage.FolderStorage.put
     slept: list[str] = []
 
@@ -543,7 +543,7 @@ def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
         put(self, key, stream, content_type)
         if not slept:
             slept.append(key)
-            assert attempt.run(take_over(job))
+            assert attempt.run(claim_expired(job))
 
     monkeypatch.setattr(storage.FolderStorage, "put", asleep)
 
@@ -553,16 +553,16 @@ def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
     # then the heir's file stands alone
     file = File.objects.get()
     assert file.key.startswith(f"response/{job.pk}/2-")
-    assert stored(files) == [file.key]
-    assert row_of(job)["status"] == "SUCCESS"
+    assert stored_paths(files) == [file.key]
+    assert fetch_job_row(job)["status"] == "SUCCESS"
 
 
 def test_two_attempts_make_the_same_bytes_though_events_arrived(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt that made all its rows and failed at the last moment
-    send(answer(1), answer(2))
-    job = claim(make_job())
+    send_events(make_answer(1), make_answer(2))
+    job = claim_job(make_job())
     made: list[bytes] = []
     put = storage.FolderStorage.put
 
@@ -575,28 +575,28 @@ def test_two_attempts_make_the_same_bytes_though_events_arrived(
 
     monkeypatch.setattr(storage.FolderStorage, "put", fails)
     assert not attempt.run(job)
-    watermark = row_of(job)["watermark"]
+    watermark = fetch_job_row(job)["watermark"]
     assert watermark is not None
 
     # when events arrive, in the range and between the others, and it runs again
-    send(answer(0), answer(3))
-    assert attempt.run(claim(job))
+    send_events(make_answer(0), make_answer(3))
+    assert attempt.run(claim_job(job))
 
     # then they are not in the file
     assert made[0] == made[1]
     assert made[0].count(b"\n") == 3
-    assert row_of(job)["watermark"] == watermark
+    assert fetch_job_row(job)["watermark"] == watermark
     assert File.objects.get().row_count == 2
 
 
 def test_another_request_sees_what_arrived_since(files: Path) -> None:
     # given a file of one answer
-    send(answer(1))
-    assert attempt.run(claim(make_job()))
+    send_events(make_answer(1))
+    assert attempt.run(claim_job(make_job()))
 
     # when one more arrives and it is asked again
-    send(answer(2))
-    assert attempt.run(claim(make_job()))
+    send_events(make_answer(2))
+    assert attempt.run(claim_job(make_job()))
 
     # then
     assert list(File.objects.order_by("id").values_list("row_count", flat=True)) == [1, 2]
@@ -604,15 +604,15 @@ def test_another_request_sees_what_arrived_since(files: Path) -> None:
 
 def test_a_failed_job_sent_again_sees_what_arrived_since(files: Path) -> None:
     # given a job that failed for ever before an event came
-    send(answer(1))
-    job = claim(make_job())
-    assert transitions.mark(job, 1, 0)
+    send_events(make_answer(1))
+    job = claim_job(make_job())
+    assert transitions.set_watermark(job, 1, 0)
     assert transitions.fail(job, "cause", permanent=True)
-    send(answer(2))
+    send_events(make_answer(2))
 
     # when it is sent again and runs
     assert transitions.resubmit(job)
-    assert attempt.run(claim(job))
+    assert attempt.run(claim_job(job))
 
     # then its file has both
     assert File.objects.get().row_count == 2
@@ -623,14 +623,14 @@ def test_a_slow_writer_costs_no_committed_event(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a batch that somebody is still writing, and one after it that was answered with 200
-    monkeypatch.setattr(attempt, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(attempt, "WATERMARK_WAIT_SECONDS", 0.2)
     slow = connection.copy()
     try:
         slow.set_autocommit(False)
         with slow.cursor() as cursor:
             cursor.execute("SELECT pg_current_xact_id()")
-        send(answer(1))
-        job = claim(make_job())
+        send_events(make_answer(1))
+        job = claim_job(make_job())
 
         # when it is asked for, and the writer does not end in time
         published = attempt.run(job)
@@ -641,52 +641,52 @@ def test_a_slow_writer_costs_no_committed_event(
     # then no file without the committed event is handed out, now or later
     if not published:
         assert File.objects.count() == 0
-        assert attempt.run(claim(job))
+        assert attempt.run(claim_job(job))
     assert File.objects.get().row_count == 1
 
 
 def test_a_dataset_that_is_gone_fails_for_ever(files: Path) -> None:
     # given
-    job = claim(make_job(dataset="no-more"))
+    job = claim_job(make_job(dataset="no-more"))
 
     # when
     assert not attempt.run(job)
 
     # then it is not tried again
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["attempt"]) == ("FAILED", 1)
     assert after["status_message"] == "There is no dataset no-more any more."
-    assert stored(files) == []
+    assert stored_paths(files) == []
 
 
 def test_the_heartbeat_renews_from_its_own_connection(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given rows that are slow, and a lease that would lapse before they are done
-    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
     beats: list[tuple[str, int]] = []
     renew = transitions.renew
 
-    def heard(job: Job, rows: int) -> bool:
+    def record_renewal(job: Job, rows: int) -> bool:
         beats.append((threading.current_thread().name, rows))
         return renew(job, rows)
 
-    monkeypatch.setattr(transitions, "renew", heard)
-    send(answer(1), answer(2))
-    job = claim(make_job())
+    monkeypatch.setattr(transitions, "renew", record_renewal)
+    send_events(make_answer(1), make_answer(2))
+    job = claim_job(make_job())
 
     def wait_for_a_beat() -> None:
-        lapse(job)  # by hand: no test waits for thirty seconds
-        seen = len(beats)
+        expire_lease(job)  # by hand: no test waits for thirty seconds
+        beat_count = len(beats)
         until = time.monotonic() + 5
-        while len(beats) < seen + 2 and time.monotonic() < until:
+        while len(beats) < beat_count + 2 and time.monotonic() < until:
             time.sleep(0.01)
-        after = row_of(job)
+        after = fetch_job_row(job)
         assert after["lease_until"] > timezone.now() + timedelta(seconds=20)
         assert after["rows_done"] == 2
         assert transitions.claim(job.pk) is None
 
-    during_rows(monkeypatch, wait_for_a_beat)
+    run_during_rows(monkeypatch, wait_for_a_beat)
 
     # when / then the lease was renewed while the rows were on their way
     assert attempt.run(job)
@@ -698,28 +698,28 @@ def test_the_heartbeat_renews_from_its_own_connection(
 
 def test_the_heartbeat_tells_of_a_lost_lease(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given slow rows, during which another worker takes over
-    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.05)
-    send(answer(1))
-    job = claim(make_job())
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
+    send_events(make_answer(1))
+    job = claim_job(make_job())
     further: list[str] = []
 
     def blocks(*_: Any, **__: Any) -> Iterator[bytes]:
         yield b"header\n"
-        take_over(job)
+        claim_expired(job)
         time.sleep(0.5)
         yield b"row\n"
         further.append("asked for more although the lease was gone")
         yield b"row\n"
 
-    write_by(monkeypatch, blocks)
+    replace_writer(monkeypatch, blocks)
 
     # when
     assert not attempt.run(job)
 
     # then the work stopped at the next block, and left nothing
     assert further == []
-    assert stored(files) == []
-    assert (row_of(job)["status"], row_of(job)["attempt"]) == ("PROCESSING", 2)
+    assert stored_paths(files) == []
+    assert (fetch_job_row(job)["status"], fetch_job_row(job)["attempt"]) == ("PROCESSING", 2)
 
 
 def test_a_heartbeat_that_cannot_reach_the_database_ends_the_work(
@@ -729,26 +729,26 @@ def test_a_heartbeat_that_cannot_reach_the_database_ends_the_work(
     def down(*_: Any) -> bool:
         raise OperationalError("the server is gone")
 
-    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(transitions, "LEASE", timedelta(seconds=0.3))
     monkeypatch.setattr(transitions, "renew", down)
-    send(answer(1))
-    job = claim(make_job())
-    during_rows(monkeypatch, lambda: time.sleep(0.5))
+    send_events(make_answer(1))
+    job = claim_job(make_job())
+    run_during_rows(monkeypatch, lambda: time.sleep(0.5))
 
     # when
     assert not attempt.run(job)
 
     # then nothing was published or left, and nothing claimed to be failed
     assert File.objects.count() == 0
-    assert stored(files) == []
-    assert row_of(job)["status"] == "PROCESSING"
+    assert stored_paths(files) == []
+    assert fetch_job_row(job)["status"] == "PROCESSING"
 
 
 def test_two_datasets_of_one_channel_at_once(files: Path) -> None:
     # given two claimed jobs
-    send(answer(1))
-    claimed = [claim(make_job()), claim(make_job(dataset=PRIVATE))]
+    send_events(make_answer(1))
+    claimed = [claim_job(make_job()), claim_job(make_job(dataset=PRIVATE))]
     done: list[bool] = []
 
     def work(job: Job) -> None:
@@ -766,5 +766,5 @@ def test_two_datasets_of_one_channel_at_once(files: Path) -> None:
 
     # then both are done
     assert done == [True, True]
-    assert sorted(key.partition("/")[0] for key in stored(files)) == ["private", "response"]
+    assert sorted(key.partition("/")[0] for key in stored_paths(files)) == ["private", "response"]
     assert make_channel().pk == claimed[0].channel_id

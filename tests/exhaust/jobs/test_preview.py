@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.base import streaming
+from exhaust.datasets.base import stream_rows
 from exhaust.datasets.columns import Column
 from exhaust.datasets.selection import Selection
 from exhaust.files import writer
@@ -22,10 +22,10 @@ from ingest.adapters.participants import Profile
 from ingest.auth import keys
 from ingest.derive import deriver
 from ingest.models import Conversation
-from ingest.store.participants import keep_participants
+from ingest.store.participants import store_participants
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
-from tests.exhaust.factories import BOT, FIRST_ANSWER, PRIVATE, RESPONSE, answer, send
+from tests.exhaust.factories import BOT, FIRST_ANSWER, PRIVATE, RESPONSE, make_answer, send_events
 
 # a watermark passes only what is committed
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -38,8 +38,8 @@ def caller() -> Client:
     return Client(headers=bearer(make_key("pull", "export:private", "export:response")))
 
 
-def post(caller: Client, dataset: str = RESPONSE, **said: Any) -> Any:
-    config = {"startDate": "2022-03-01", "endDate": "2022-12-31", **said}
+def post_preview(caller: Client, dataset: str = RESPONSE, **filters: Any) -> Any:
+    config = {"startDate": "2022-03-01", "endDate": "2022-12-31", **filters}
     if dataset in {RESPONSE, PRIVATE}:
         config.setdefault("conversationId", BOT)
     if dataset == USERS:
@@ -50,34 +50,38 @@ def post(caller: Client, dataset: str = RESPONSE, **said: Any) -> Any:
     return caller.post("/dataset/v1/request/preview", {"request": body}, "application/json")
 
 
-def preview(caller: Client, dataset: str = RESPONSE, **said: Any) -> dict[str, Any]:
-    answered = post(caller, dataset, **said)
-    assert answered.status_code == 200, answered.content
-    assert answered.json()["id"] == "ekstep.analytics.dataset.request.preview"
-    result: dict[str, Any] = answered.json()["result"]
+def fetch_preview(caller: Client, dataset: str = RESPONSE, **filters: Any) -> dict[str, Any]:
+    response = post_preview(caller, dataset, **filters)
+    assert response.status_code == 200, response.content
+    assert response.json()["id"] == "ekstep.analytics.dataset.request.preview"
+    result: dict[str, Any] = response.json()["result"]
     return result
 
 
-def test_what_a_preview_says(caller: Client, wakes: list[str]) -> None:
-    send(*(answer(number) for number in range(30)))
+def test_what_a_preview_says(caller: Client, enqueued_tasks: list[str]) -> None:
+    send_events(*(make_answer(number) for number in range(30)))
 
-    said = preview(caller)
+    shown = fetch_preview(caller)
 
-    assert set(said) == {
+    assert set(shown) == {
         "dataset", "requestedChannel", "datasetConfig", "estimate", "columns", "rows", "message",
     }  # fmt: skip
-    assert (said["dataset"], said["requestedChannel"], said["message"]) == (RESPONSE, "ORG_001", "")
-    assert (said["estimate"]["rows"], said["estimate"]["counted"]) == (30, True)
+    assert (shown["dataset"], shown["requestedChannel"], shown["message"]) == (
+        RESPONSE,
+        "ORG_001",
+        "",
+    )
+    assert (shown["estimate"]["rows"], shown["estimate"]["counted"]) == (30, True)
     columns = DATASETS[RESPONSE].columns
-    assert said["columns"][0] == {
+    assert shown["columns"][0] == {
         "header": "Message ID",
         "kind": "text",
         "description": "The sender's id; not unique.",
         "personal": False,
     }
-    assert [column["header"] for column in said["columns"]] == [each.header for each in columns]
-    assert len(said["rows"]) == 20
-    assert said["rows"][3] == {
+    assert [column["header"] for column in shown["columns"]] == [each.header for each in columns]
+    assert len(shown["rows"]) == 20
+    assert shown["rows"][3] == {
         "Message ID": "ASSESS:3",
         "Conversation ID": BOT,
         "Conversation Name": None,
@@ -98,51 +102,51 @@ def test_what_a_preview_says(caller: Client, wakes: list[str]) -> None:
     }
     # and nothing was asked for
     assert not Job.objects.exists()
-    assert wakes == []
+    assert enqueued_tasks == []
 
 
 @pytest.mark.parametrize("count", [0, 7, 200])
 def test_the_bytes_are_about_the_files(caller: Client, count: int) -> None:
-    send(*(answer(number, "x" * (number % 10)) for number in range(count)))
-    estimate = preview(caller)["estimate"]
-    whole = corpus.select(
+    send_events(*(make_answer(number, "x" * (number % 10)) for number in range(count)))
+    estimate = fetch_preview(caller)["estimate"]
+    whole = corpus.select_corpus(
         conversation=BOT,
-        conversation_id=bot_pk(),
+        conversation_id=conversation_pk(),
         start=FIRST_ANSWER - timedelta(days=1),
     )
-    size = sum(map(len, writer.blocks(DATASETS[RESPONSE], whole, writer.Progress())))
+    size = sum(map(len, writer.iter_blocks(DATASETS[RESPONSE], whole, writer.Progress())))
     assert estimate["rows"] == count
     assert abs(estimate["bytes"] - size) <= (0.02 * size if count > 20 else 7)
 
 
-def bot_pk() -> int:
-    found = Conversation.objects.filter(identifier=BOT).first()
-    return found.pk if found else 0
+def conversation_pk() -> int:
+    conversation = Conversation.objects.filter(identifier=BOT).first()
+    return conversation.pk if conversation else 0
 
 
 SECRETS = ["Asha", "+919000000001", "asha@example.org", "device-1", "because", "shop.example"]
 
 
-def fill() -> None:
+def store_secrets() -> None:
     """A person whose every word is a secret."""
     keys.create_application("my-app", make_channel())
-    send(answer(1))
+    send_events(make_answer(1))
     asha = {"email": "asha@example.org", "phone": "+919000000001", "firstName": "Asha"}
     click = {"event_type": "view", "event_id": "e-1", "timestamp": 1648785600123, "user": asha,
              "device_id": "device-11", "user_id": "Asha-1", "attributes": {
                  "_page_url": "https://shop.example/asha", "n": 919000000001}}  # fmt: skip
-    sent = Client().post("/collect?appId=my-app", json.dumps([click]), "application/json")
-    assert sent.status_code == 200
+    response = Client().post("/collect?appId=my-app", json.dumps([click]), "application/json")
+    assert response.status_code == 200
     profile = Profile("device-1", "Asha", "+919000000001", True, timezone.now())
-    keep_participants(make_channel().pk, timezone.now(), [profile], [])
+    store_participants(make_channel().pk, timezone.now(), [profile], [])
     deriver.derive_all(10)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_nobody_is_told_of(caller: Client, dataset: str) -> None:
-    fill()
-    answered = post(caller, dataset)
-    rows = answered.json()["result"]["rows"]
+    store_secrets()
+    response = post_preview(caller, dataset)
+    rows = response.json()["result"]["rows"]
     assert rows
     assert [secret for secret in [*SECRETS, "919000000001"] if secret in str(rows)] == []
     assert "***" in str(rows)
@@ -150,13 +154,15 @@ def test_nobody_is_told_of(caller: Client, dataset: str) -> None:
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_the_test_above_looks_where_the_secrets_are(dataset: str) -> None:
-    fill()
+    store_secrets()
     unmasked = str(
         list(
-            DATASETS[dataset].rows(
-                corpus.select(
+            DATASETS[dataset].iterate_rows(
+                corpus.select_corpus(
                     conversation=BOT,
-                    conversation_id=bot_pk() if DATASETS[dataset].required else None,
+                    conversation_id=conversation_pk()
+                    if DATASETS[dataset].required_fields
+                    else None,
                     start=FIRST_ANSWER - timedelta(days=1),
                     end=timezone.now() + timedelta(days=1),
                 )
@@ -180,14 +186,14 @@ def test_the_test_above_looks_where_the_secrets_are(dataset: str) -> None:
     ],
 )  # fmt: skip
 def test_a_mask_keeps_the_shape(kind: Any, cell: str | None, masked: str | None) -> None:
-    column = Column("Header", kind, ("x",), "", personal=True)
-    said = previews.masked(column, cell)
+    column = Column("Header", kind, ("x",), "", is_personal=True)
+    actual = previews.mask_cell(column, cell)
     if cell and len(cell) > 1000:
-        assert said is not None
-        assert "1" not in said
+        assert actual is not None
+        assert "1" not in actual
     else:
-        assert said == masked
-    assert previews.masked(Column("Header", kind, ("x",), ""), cell) == cell
+        assert actual == masked
+    assert previews.mask_cell(Column("Header", kind, ("x",), ""), cell) == cell
 
 
 # bounded ----------------------------------------------------------------------------------------
@@ -196,37 +202,37 @@ def test_a_mask_keeps_the_shape(kind: Any, cell: str | None, masked: str | None)
 def test_a_count_that_takes_too_long_becomes_a_guess(
     caller: Client, monkeypatch: pytest.MonkeyPatch, on_postgresql: bool
 ) -> None:
-    send(answer(1))
-    monkeypatch.setattr(previews, "SECONDS", 0.2)
+    send_events(make_answer(1))
+    monkeypatch.setattr(previews, "QUERY_SECONDS", 0.2)
     monkeypatch.setattr(
         DATASETS[RESPONSE], "count_sql", lambda _selection: (ENDLESS, {}), raising=False
     )
-    begun = time.monotonic()
-    said = preview(caller)
-    assert time.monotonic() - begun < 3
-    assert said["message"] == "Counting took too long; rows and bytes are a guess."
-    assert said["estimate"]["counted"] is False
-    assert isinstance(said["estimate"]["rows"], int) is on_postgresql
-    assert len(said["rows"]) == 1
+    started = time.monotonic()
+    shown = fetch_preview(caller)
+    assert time.monotonic() - started < 3
+    assert shown["message"] == "Counting took too long; rows and bytes are a guess."
+    assert shown["estimate"]["counted"] is False
+    assert isinstance(shown["estimate"]["rows"], int) is on_postgresql
+    assert len(shown["rows"]) == 1
 
 
 def test_rows_that_take_too_long_are_not_shown(
     caller: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send(answer(1))
+    send_events(make_answer(1))
 
     def slow(_selection: Selection) -> Iterator[Any]:
-        with streaming(f"SELECT COUNT(*) FROM ({ENDLESS}) x", {}) as rows:
+        with stream_rows(f"SELECT COUNT(*) FROM ({ENDLESS}) x", {}) as rows:
             yield from rows
 
-    monkeypatch.setattr(previews, "SECONDS", 0.2)
+    monkeypatch.setattr(previews, "QUERY_SECONDS", 0.2)
     monkeypatch.setattr(DATASETS[RESPONSE], "rows", slow, raising=False)
-    begun = time.monotonic()
-    said = preview(caller)
-    assert time.monotonic() - begun < 3
-    assert said["rows"] == []
-    assert said["estimate"] == {"rows": 1, "bytes": None, "counted": True}
-    assert said["message"] == "Reading took too long; no row is shown."
+    started = time.monotonic()
+    shown = fetch_preview(caller)
+    assert time.monotonic() - started < 3
+    assert shown["rows"] == []
+    assert shown["estimate"] == {"rows": 1, "bytes": None, "counted": True}
+    assert shown["message"] == "Reading took too long; no row is shown."
     # and the connection has no limit left over
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
@@ -236,7 +242,7 @@ def test_rows_that_take_too_long_are_not_shown(
 
 
 def test_another_error_of_the_database_is_no_slowness(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OperationalError, match="gone"), previews.within_seconds(5):
+    with pytest.raises(OperationalError, match="gone"), previews.limit_query_seconds(5):
         raise OperationalError("gone")
 
 
@@ -244,19 +250,19 @@ def test_another_error_of_the_database_is_no_slowness(monkeypatch: pytest.Monkey
 
 
 def test_a_preview_is_validated_as_a_submission_is(caller: Client) -> None:
-    for said, field in (
+    for changes, field in (
         ({"startDate": "x"}, "startDate"),
         ({"types": ["a"]}, "types"),
         ({"since": "0" * 32}, "since"),
         ({"conversationId": ""}, "conversationId"),
     ):
-        answered = post(caller, **said)
+        answered = post_preview(caller, **changes)
         assert answered.status_code == 400
         assert answered.json()["params"]["errmsg"].startswith(f"request.datasetConfig.{field}: ")
 
 
 def test_a_preview_needs_the_datasets_right() -> None:
     reader = Client(headers=bearer(make_key("export:response")))
-    assert post(reader, PRIVATE).status_code == 403
-    assert post(reader, RESPONSE).status_code == 200
-    assert post(Client(), RESPONSE).status_code == 401
+    assert post_preview(reader, PRIVATE).status_code == 403
+    assert post_preview(reader, RESPONSE).status_code == 200
+    assert post_preview(Client(), RESPONSE).status_code == 401

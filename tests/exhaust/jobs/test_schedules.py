@@ -22,7 +22,7 @@ from exhaust import tasks
 from exhaust.jobs import schedules
 from exhaust.jobs import submit as submissions
 from exhaust.models import Job, Schedule
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.models import ApiKey
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.api.test_api import assert_envelope, assert_refused
@@ -51,28 +51,28 @@ def make_schedule(**overrides: Any) -> Schedule:
     return Schedule.objects.create(channel=channel, **values)
 
 
-def seen(schedule: Schedule) -> dict[str, Any]:
+def schedule_values(schedule: Schedule) -> dict[str, Any]:
     """All that the database says of it."""
     return Schedule.objects.filter(pk=schedule.pk).values().get()
 
 
-def local(text: str, zone: str, fold: int = 0) -> datetime:
+def local_time(text: str, zone: str, fold: int = 0) -> datetime:
     """A wall clock's moment."""
-    moment = datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold)
-    return moment.astimezone(UTC)
+    local_time = datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold)
+    return local_time.astimezone(UTC)
 
 
-def slots(cron: str, zone: str, after: datetime, count: int) -> list[str]:
+def next_slots(cron: str, zone: str, after: datetime, count: int) -> list[str]:
     """The next slots as the clock on the wall shows them, with its offset."""
 
     def walk() -> Iterator[datetime]:
-        at = after
+        slot = after
         while True:
-            at = schedules.following(cron, zone, at)
-            yield at
+            slot = schedules.next_slot(cron, zone, slot)
+            yield slot
 
     tz = ZoneInfo(zone)
-    return [at.astimezone(tz).isoformat(timespec="minutes") for at in islice(walk(), count)]
+    return [slot.astimezone(tz).isoformat(timespec="minutes") for slot in islice(walk(), count)]
 
 
 # Which days ---------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_window_is_whole_days_before_the_slot(
     window: str, today: str, first: str, last: str
 ) -> None:
     day = date.fromisoformat
-    assert schedules.days(window, day(today)) == (day(first), day(last))
+    assert schedules.window_dates(window, day(today)) == (day(first), day(last))
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_days_are_those_of_the_schedules_zone(
     moment = datetime.fromisoformat(slot)
     ask = Schedule(name="n", zone=zone, tag="{start}")
     ask.window = "yesterday"
-    assert schedules.asked(ask, moment).tag == yesterday
+    assert schedules.requested_window(ask, moment).tag == yesterday
     ask.window = "this month"
-    assert schedules.asked(ask, moment).tag == this_month
+    assert schedules.requested_window(ask, moment).tag == this_month
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,15 @@ def test_days_are_those_of_the_schedules_zone(
 )  # fmt: skip
 def test_other_windows_are_refused_with_the_remedy(window: str) -> None:
     with pytest.raises(ValueError, match=r"last N days|At most 366 days"):
-        schedules.longest(window)
+        schedules.max_window_days(window)
 
 
 def test_a_window_that_may_grow_too_long_is_refused_in_any_month(settings: Any) -> None:
     settings.EXHAUST_MAX_DAYS = 30
     for window in ("last month", "this month", "last 31 days"):
         with pytest.raises(ValueError, match="At most 30 days"):
-            schedules.days(window, date(2026, 3, 1))  # February would have fitted
-    assert schedules.longest("last 30 days") == 30
+            schedules.window_dates(window, date(2026, 3, 1))  # February would have fitted
+    assert schedules.max_window_days("last 30 days") == 30
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_window_that_may_grow_too_long_is_refused_in_any_month(settings: Any) 
 )
 def test_a_tag_names_its_days(pattern: str, tag: str) -> None:
     ask = Schedule(name="daily", zone="UTC", window="last 7 days", tag=pattern)
-    assert schedules.asked(ask, SLOT).tag == tag
+    assert schedules.requested_window(ask, SLOT).tag == tag
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_tag_that_is_no_identifier_is_refused(pattern: str) -> None:
         window="yesterday",
         tag=pattern,
     )
-    assert list(schedules.faults(ask)) == ["tag"]
+    assert list(schedules.find_errors(ask)) == ["tag"]
 
 
 # When ---------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_a_tag_that_is_no_identifier_is_refused(pattern: str) -> None:
     ],
 )  # fmt: skip
 def test_slots_follow_the_wall_clock(cron: str, zone: str, after: str, expected: list[str]) -> None:
-    assert slots(cron, zone, local(after, zone), len(expected)) == expected
+    assert next_slots(cron, zone, local_time(after, zone), len(expected)) == expected
 
 
 @pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, LORD_HOWE])
@@ -240,16 +240,16 @@ def test_whatever_the_moment_the_next_slot_lies_behind_it(cron: str, zone: str) 
         "2026-10-25",
         "2026-11-01",
     ):
-        start = local(f"{text}T00:00", zone)
+        start = local_time(f"{text}T00:00", zone)
         known = [start]
         while known[-1] < start + 8 * HOUR:
-            known.append(schedules.following(cron, zone, known[-1]))
+            known.append(schedules.next_slot(cron, zone, known[-1]))
         for minutes in range(0, 8 * 60, 5):
             moment = start + minutes * MINUTE
 
             # when / then the next slot is the first one behind it of one fixed list
             expected = next(slot for slot in known[1:] if slot > moment)
-            assert schedules.following(cron, zone, moment) == expected
+            assert schedules.next_slot(cron, zone, moment) == expected
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_whatever_the_moment_the_next_slot_lies_behind_it(cron: str, zone: str) 
 )
 def test_other_crons_are_refused_with_the_remedy(cron: str, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy) as caught:
-        schedules.following(cron, "UTC", SLOT)
+        schedules.next_slot(cron, "UTC", SLOT)
     assert "like 0 6 * * *" in str(caught.value)
 
 
@@ -283,9 +283,9 @@ def test_other_crons_are_refused_with_the_remedy(cron: str, remedy: str) -> None
 def test_nothing_before_the_slot_and_one_request_at_it() -> None:
     schedule = make_schedule(callback_url="https://example.org/told")
 
-    assert schedules.make_due(SLOT - timedelta(seconds=1)) == 0
+    assert schedules.submit_due(SLOT - timedelta(seconds=1)) == 0
     assert not Job.objects.exists()
-    assert schedules.make_due(SLOT) == 1
+    assert schedules.submit_due(SLOT) == 1
 
     job = Job.objects.get()
     assert (job.tag, job.dataset, job.requested_by) == ("daily-2026-03-09", RESPONSE, "user_id")
@@ -298,16 +298,16 @@ def test_nothing_before_the_slot_and_one_request_at_it() -> None:
         "endDate": "2026-03-09",
         "timezone": "UTC",
     }
-    assert job.request_id == submissions.request_id(
+    assert job.request_id == submissions.make_request_id(
         RESPONSE, job.tag, "user_id", "ORG_001", SLOT.date(), RESPONSE
     )
-    assert seen(schedule)["next_at"] == SLOT + DAY
+    assert schedule_values(schedule)["next_at"] == SLOT + DAY
 
 
 @pytest.mark.django_db
 def test_looking_twice_makes_one_request() -> None:
     make_schedule()
-    made = [schedules.make_due(now) for now in (SLOT, SLOT, SLOT + MINUTE)]
+    made = [schedules.submit_due(now) for now in (SLOT, SLOT, SLOT + MINUTE)]
     assert made == [1, 0, 0]
     assert Job.objects.count() == 1
 
@@ -319,32 +319,34 @@ def test_who_read_a_schedule_before_another_moved_it_makes_nothing() -> None:
     first, second = (Schedule.objects.select_related("channel").get() for _ in range(2))
 
     # when both make it, the second in a cron's next minute, with another window
-    assert schedules._make(first, SLOT)
+    assert schedules._submit_slot(first, SLOT)
     second.window = "last 7 days"  # even an unlike question must not come twice
-    assert not schedules._make(second, SLOT + MINUTE)
+    assert not schedules._submit_slot(second, SLOT + MINUTE)
 
     # then one request stands, and the slot moved once
     assert Job.objects.count() == 1
-    assert seen(schedule)["next_at"] == SLOT + DAY
+    assert schedule_values(schedule)["next_at"] == SLOT + DAY
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_twenty_at_once_make_one_request(wakes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_at_once_make_one_request(
+    enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given twenty that have all read the due row
     make_schedule()
     read = Schedule.objects.select_related("channel")
     rows = [read.get() for _ in range(20)]
     for number, row in enumerate(rows):
         row.tag = f"{number}"  # so that the same question would not hide a second request
-    gate = threading.Barrier(20)
+    barrier = threading.Barrier(20)
     won: list[bool] = []
     errors: list[BaseException] = []
 
     def call(row: Schedule) -> None:
         try:
-            gate.wait(20)
-            won.append(schedules._make(row, SLOT))
+            barrier.wait(20)
+            won.append(schedules._submit_slot(row, SLOT))
         except BaseException as error:
             errors.append(error)
         finally:
@@ -367,18 +369,18 @@ def test_twenty_at_once_make_one_request(wakes: list[str], monkeypatch: pytest.M
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_sweep_makes_what_is_due_and_wakes_a_worker(wakes: list[str]) -> None:
+def test_a_sweep_makes_what_is_due_and_wakes_a_worker(enqueued_tasks: list[str]) -> None:
     make_schedule(next_at=timezone.now() - MINUTE)
-    tasks.daily.run()
-    wakes.clear()
+    tasks.daily.run_daily()
+    enqueued_tasks.clear()
     tasks.sweep()
     assert Job.objects.count() == 1
-    assert wakes == ["exhaust.work"]
+    assert enqueued_tasks == ["exhaust.work"]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_without_a_broker_makes_what_is_due(
-    wakes: list[str], monkeypatch: pytest.MonkeyPatch
+    enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_schedule(next_at=timezone.now() - MINUTE)
     pauses = iter([None])
@@ -401,7 +403,7 @@ def test_looking_when_nothing_is_due_is_one_query() -> None:
     with CaptureQueriesContext(
         connection,
     ) as queries:
-        assert schedules.make_due(SLOT) == 0
+        assert schedules.submit_due(SLOT) == 0
     assert len(queries) == 1
 
 
@@ -420,10 +422,10 @@ def test_looking_when_nothing_is_due_is_one_query() -> None:
         ("* 0-4 * * *", "UTC", SLOT - 2 * HOUR, SLOT + 90 * DAY, "2026-06-07",
          SLOT + 90 * DAY + 18 * HOUR),
         # across a change of the clock, and a slot that was never on it
-        ("0 0 * * *", BERLIN, local("2026-03-27T00:00", BERLIN), local("2026-03-30T00:30", BERLIN),
-         "2026-03-29", local("2026-03-31T00:00", BERLIN)),
-        ("30 2 * * *", BERLIN, local("2026-03-28T02:30", BERLIN),
-         local("2026-03-29T03:00", BERLIN), "2026-03-28", local("2026-03-30T02:30", BERLIN)),
+        ("0 0 * * *", BERLIN, local_time("2026-03-27T00:00", BERLIN), local_time("2026-03-30T00:30", BERLIN),
+         "2026-03-29", local_time("2026-03-31T00:00", BERLIN)),
+        ("30 2 * * *", BERLIN, local_time("2026-03-28T02:30", BERLIN),
+         local_time("2026-03-29T03:00", BERLIN), "2026-03-28", local_time("2026-03-30T02:30", BERLIN)),
     ],
 )  # fmt: skip
 @pytest.mark.django_db
@@ -431,10 +433,10 @@ def test_of_missed_slots_the_latest_is_made_once(
     cron: str, zone: str, next_at: datetime, now: datetime, tag: str, then: datetime
 ) -> None:
     schedule = make_schedule(cron=cron, zone=zone, next_at=next_at, tag="{start}")
-    assert schedules.make_due(now) == 1
-    assert schedules.make_due(now) == 0
+    assert schedules.submit_due(now) == 1
+    assert schedules.submit_due(now) == 0
     assert Job.objects.get().tag == tag
-    assert seen(schedule)["next_at"] == then
+    assert schedule_values(schedule)["next_at"] == then
 
 
 @pytest.mark.django_db
@@ -451,7 +453,7 @@ def test_the_latest_of_many_minutes_is_found_without_counting_them(
 
     monkeypatch.setattr(schedules.CronSim, "__next__", counting)
     make_schedule(cron="* * * * *")
-    assert schedules.make_due(SLOT + 3650 * DAY) == 1
+    assert schedules.submit_due(SLOT + 3650 * DAY) == 1
     assert counted < 200
 
 
@@ -460,14 +462,14 @@ def test_a_paused_schedule_makes_nothing_and_resumed_catches_nothing_up() -> Non
     schedule = make_schedule()
     assert schedules.pause(schedule)
     assert not schedules.pause(schedule)
-    assert schedules.make_due(SLOT + 3 * DAY) == 0
+    assert schedules.submit_due(SLOT + 3 * DAY) == 0
 
     assert schedules.resume(schedule, SLOT + 3 * DAY + HOUR)
     assert not schedules.resume(schedule, SLOT + 9 * DAY)  # one that runs loses no slot
 
-    assert schedules.make_due(SLOT + 3 * DAY + HOUR) == 0
+    assert schedules.submit_due(SLOT + 3 * DAY + HOUR) == 0
     assert not Job.objects.exists()
-    assert schedules.make_due(SLOT + 4 * DAY) == 1
+    assert schedules.submit_due(SLOT + 4 * DAY) == 1
     assert Job.objects.get().tag == "daily-2026-03-13"
 
 
@@ -476,7 +478,7 @@ def test_paused_between_reading_and_making_it_makes_nothing() -> None:
     schedule = make_schedule()
     read = Schedule.objects.select_related("channel").get()
     schedules.pause(schedule)
-    assert not schedules._make(read, SLOT)
+    assert not schedules._submit_slot(read, SLOT)
     assert not Job.objects.exists()
 
 
@@ -488,24 +490,24 @@ def test_a_refused_slot_stays_due_says_why_and_is_made(settings: Any) -> None:
     schedule = make_schedule()
 
     # when it is due, after an outage of hours, and looked at for almost an hour
-    late = SLOT + 5 * HOUR
-    assert schedules.make_due(late) == 0
-    assert schedules.make_due(late + 59 * MINUTE) == 0
+    later = SLOT + 5 * HOUR
+    assert schedules.submit_due(later) == 0
+    assert schedules.submit_due(later + 59 * MINUTE) == 0
 
     # then nothing was made, the slot is not lost, and the reason can be read
-    row = seen(schedule)
+    row = schedule_values(schedule)
     assert not Job.objects.exclude(pk=waiting.pk).exists()
-    assert (row["next_at"], row["refused_at"]) == (SLOT, late)
+    assert (row["next_at"], row["failing_since"]) == (SLOT, later)
     assert "1 requests waiting" in row["last_error"]
 
     # when there is room again
     waiting.delete()
-    assert schedules.make_due(late + 59 * MINUTE + timedelta(seconds=5)) == 1
+    assert schedules.submit_due(later + 59 * MINUTE + timedelta(seconds=5)) == 1
 
     # then the slot is made, and nothing is left of the refusal
-    row = seen(schedule)
+    row = schedule_values(schedule)
     assert Job.objects.get().tag == "daily-2026-03-09"
-    assert (row["next_at"], row["refused_at"], row["last_error"]) == (SLOT + DAY, None, "")
+    assert (row["next_at"], row["failing_since"], row["last_error"]) == (SLOT + DAY, None, "")
 
 
 @pytest.mark.django_db
@@ -515,18 +517,18 @@ def test_after_an_hour_of_refusals_the_slot_is_given_up_and_the_next_one_made(
     settings.EXHAUST_QUEUED_PER_CHANNEL = 1
     waiting = make_job(tag="waiting")
     schedule = make_schedule()
-    assert schedules.make_due(SLOT) == 0
-    assert schedules.make_due(SLOT + HOUR) == 0
+    assert schedules.submit_due(SLOT) == 0
+    assert schedules.submit_due(SLOT + HOUR) == 0
 
-    row = seen(schedule)
-    assert (row["next_at"], row["refused_at"], row["paused_at"]) == (SLOT + DAY, None, None)
+    row = schedule_values(schedule)
+    assert (row["next_at"], row["failing_since"], row["paused_at"]) == (SLOT + DAY, None, None)
     assert "1 requests waiting" in row["last_error"]
     assert row["last_error"].endswith("Given up after an hour; due since 2026-03-10 06:00 UTC.")
     waiting.delete()
-    assert schedules.make_due(SLOT + HOUR + MINUTE) == 0
-    assert schedules.make_due(SLOT + DAY) == 1
+    assert schedules.submit_due(SLOT + HOUR + MINUTE) == 0
+    assert schedules.submit_due(SLOT + DAY) == 1
     assert Job.objects.get().tag == "daily-2026-03-10"
-    assert seen(schedule)["last_error"] == ""
+    assert schedule_values(schedule)["last_error"] == ""
 
 
 @pytest.mark.parametrize(
@@ -543,20 +545,20 @@ def test_after_an_hour_of_refusals_the_slot_is_given_up_and_the_next_one_made(
 def test_a_broken_schedule_says_so_and_stops_no_other(broken: dict[str, str], said: str) -> None:
     bad = make_schedule(name="bad", next_at=SLOT - MINUTE, **broken)
     make_schedule(name="good")
-    assert schedules.make_due(SLOT) == 1
+    assert schedules.submit_due(SLOT) == 1
     assert Job.objects.get().tag == "good-2026-03-09"
-    assert seen(bad)["last_error"].startswith(said)
+    assert schedule_values(bad)["last_error"].startswith(said)
 
 
 @pytest.mark.parametrize("broken", [{"zone": "Mars/Base"}, {"cron": "never"}])
 @pytest.mark.django_db
 def test_one_whose_next_slot_cannot_be_told_is_paused_in_the_end(broken: dict[str, str]) -> None:
     schedule = make_schedule(**broken)
-    schedules.make_due(SLOT)
-    assert seen(schedule)["paused_at"] is None
-    schedules.make_due(SLOT + HOUR)
-    assert seen(schedule)["paused_at"] == SLOT + HOUR
-    with pytest.raises(Refused, match="Save the schedule anew"):
+    schedules.submit_due(SLOT)
+    assert schedule_values(schedule)["paused_at"] is None
+    schedules.submit_due(SLOT + HOUR)
+    assert schedule_values(schedule)["paused_at"] == SLOT + HOUR
+    with pytest.raises(RequestError, match="Save the schedule anew"):
         schedules.resume(schedule)
 
 
@@ -576,9 +578,9 @@ def test_our_own_failure_stops_no_other_and_is_undone_whole(
         return job
 
     monkeypatch.setattr(submissions, "submit", failing)
-    assert schedules.make_due(SLOT) == 1
+    assert schedules.submit_due(SLOT) == 1
     assert [job.tag for job in Job.objects.all()] == ["good-2026-03-09"]
-    row = seen(bad)
+    row = schedule_values(bad)
     assert row["next_at"] == SLOT - MINUTE
     assert row["last_error"] == "We failed; the cause is in our log."
 
@@ -586,22 +588,22 @@ def test_our_own_failure_stops_no_other_and_is_undone_whole(
 @pytest.mark.django_db
 def test_a_conversation_nobody_has_seen_is_asked_for_all_the_same() -> None:
     make_schedule(conversation="not yet")
-    assert schedules.make_due(SLOT) == 1
+    assert schedules.submit_due(SLOT) == 1
     assert Job.objects.get().config["conversationId"] == "not yet"
 
 
 @pytest.mark.django_db
 def test_the_same_question_twice_on_a_day_is_the_same_job() -> None:
     make_schedule(cron="0 6,18 * * *")
-    assert schedules.make_due(SLOT) == 1
-    assert schedules.make_due(SLOT + 12 * HOUR) == 1
+    assert schedules.submit_due(SLOT) == 1
+    assert schedules.submit_due(SLOT + 12 * HOUR) == 1
     assert Job.objects.count() == 1
 
 
 # Keeping ------------------------------------------------------------------------------------------
 
 
-def words(**changes: Any) -> Schedule:
+def make_unsaved(**changes: Any) -> Schedule:
     """A schedule that is not saved, with `make_schedule`'s words."""
     values: dict[str, Any] = {
         "name": "daily",
@@ -619,22 +621,22 @@ def words(**changes: Any) -> Schedule:
 
 @pytest.mark.django_db
 def test_saving_the_same_words_changes_nothing() -> None:
-    schedule = make_schedule(last_error="Too many.", refused_at=SLOT)
-    before = seen(schedule)
-    schedules.save(words(), SLOT + 2 * DAY)
-    assert seen(schedule) == before
+    schedule = make_schedule(last_error="Too many.", failing_since=SLOT)
+    before = schedule_values(schedule)
+    schedules.save(make_unsaved(), SLOT + 2 * DAY)
+    assert schedule_values(schedule) == before
 
 
 @pytest.mark.django_db
 def test_other_words_keep_the_slot_and_another_clock_looks_ahead() -> None:
-    schedule = make_schedule(last_error="Too many.", refused_at=SLOT)
-    schedules.save(words(window="last 7 days"), SLOT + HOUR)
-    row = seen(schedule)
-    assert (row["next_at"], row["last_error"], row["refused_at"]) == (SLOT, "", None)
+    schedule = make_schedule(last_error="Too many.", failing_since=SLOT)
+    schedules.save(make_unsaved(window="last 7 days"), SLOT + HOUR)
+    row = schedule_values(schedule)
+    assert (row["next_at"], row["last_error"], row["failing_since"]) == (SLOT, "", None)
 
     schedules.pause(schedule)
-    schedules.save(words(cron="30 6 * * *"), SLOT + HOUR)
-    row = seen(schedule)
+    schedules.save(make_unsaved(cron="30 6 * * *"), SLOT + HOUR)
+    row = schedule_values(schedule)
     assert row["next_at"] == SLOT + DAY + 30 * MINUTE
     assert row["window"] == "yesterday"
     assert row["paused_at"] is not None  # what is paused stays so
@@ -644,7 +646,7 @@ def test_other_words_keep_the_slot_and_another_clock_looks_ahead() -> None:
 @pytest.mark.django_db
 def test_deleting_leaves_the_jobs() -> None:
     schedule = make_schedule()
-    schedules.make_due(SLOT)
+    schedules.submit_due(SLOT)
     schedules.delete(schedule)
     schedules.delete(schedule)
     assert Job.objects.get().schedule_id is None
@@ -653,17 +655,17 @@ def test_deleting_leaves_the_jobs() -> None:
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 def test_deleting_waits_for_the_request_that_is_being_made(
-    wakes: list[str], monkeypatch: pytest.MonkeyPatch
+    enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a request whose job is written but not committed
     schedule = make_schedule()
-    written, go_on = threading.Event(), threading.Event()
+    submitted, go_on = threading.Event(), threading.Event()
     submit = submissions.submit
     errors: list[BaseException] = []
 
     def slow(submission: Any, now: datetime) -> Job:
         job = submit(submission, now)
-        written.set()
+        submitted.set()
         assert go_on.wait(20)
         return job
 
@@ -676,10 +678,10 @@ def test_deleting_waits_for_the_request_that_is_being_made(
             connections.close_all()
 
     monkeypatch.setattr(submissions, "submit", slow)
-    making = threading.Thread(target=call, args=[schedules.make_due, SLOT])
+    making = threading.Thread(target=call, args=[schedules.submit_due, SLOT])
     deleting = threading.Thread(target=call, args=[schedules.delete, schedule])
     making.start()
-    assert written.wait(20)
+    assert submitted.wait(20)
 
     # when the schedule is deleted meanwhile
     deleting.start()
@@ -702,7 +704,7 @@ ADDRESS = "/dataset/v1/schedule"
 GONE = object()
 
 
-def body(**changes: Any) -> dict[str, Any]:
+def schedule_body(**changes: Any) -> dict[str, Any]:
     request: dict[str, Any] = {
         "cron": "0 6 * * *",
         "timezone": "Asia/Kolkata",
@@ -718,54 +720,60 @@ def body(**changes: Any) -> dict[str, Any]:
     return {"request": {name: value for name, value in request.items() if value is not GONE}}
 
 
-def put(client: Client, name: str = "daily", said: Any = None, **headers: str) -> Any:
-    text = said if isinstance(said, str) else json.dumps(body() if said is None else said)
+def put_schedule(client: Client, name: str = "daily", payload: Any = None, **headers: str) -> Any:
+    text = (
+        payload
+        if isinstance(payload, str)
+        else json.dumps(schedule_body() if payload is None else payload)
+    )
     return client.put(f"{ADDRESS}/{name}", text, content_type="application/json", headers=headers)
 
 
 SHAPE = [
     "name", "requestedChannel", "cron", "timezone", "dataset", "conversationId", "window", "tag",
-    "outputFormat", "requestedBy", "callbackUrl", "sealing", "paused", "nextRun",
+    "outputFormat", "requestedBy", "callbackUrl", "encryption", "paused", "nextRun",
     "nextWindow", "nextTag", "lastError", "jobs",
 ]  # fmt: skip
 
 
 @pytest.mark.django_db
 def test_a_schedule_is_put_and_read(asker: Client) -> None:
-    made = assert_envelope(put(asker), "schedule.save", 200, "OK")
-    assert list(made) == SHAPE
-    assert {name: made[name] for name in body()["request"]} == body()["request"]
-    assert (made["name"], made["requestedChannel"]) == ("daily", "ORG_001")
-    assert (made["paused"], made["lastError"], made["jobs"]) == (False, "", [])
+    saved = assert_envelope(put_schedule(asker), "schedule.save", 200, "OK")
+    assert list(saved) == SHAPE
+    assert {name: saved[name] for name in schedule_body()["request"]} == schedule_body()["request"]
+    assert (saved["name"], saved["requestedChannel"]) == ("daily", "ORG_001")
+    assert (saved["paused"], saved["lastError"], saved["jobs"]) == (False, "", [])
 
     # the next run is the next 06:00 of Kolkata, for the day before it there
-    run = datetime.fromtimestamp(made["nextRun"] / 1000, ZoneInfo("Asia/Kolkata"))
+    run = datetime.fromtimestamp(saved["nextRun"] / 1000, ZoneInfo("Asia/Kolkata"))
     assert timedelta() < run - timezone.now() <= DAY
     assert (run.hour, run.minute, run.second) == (6, 0, 0)
     day = (run.date() - DAY).isoformat()
-    assert made["nextWindow"] == {"startDate": day, "endDate": day}
-    assert made["nextTag"] == f"daily-{day}"
+    assert saved["nextWindow"] == {"startDate": day, "endDate": day}
+    assert saved["nextTag"] == f"daily-{day}"
 
     # again it is the same, by the other address too
-    assert assert_envelope(put(asker), "schedule.save", 200, "OK") == made
+    assert assert_envelope(put_schedule(asker), "schedule.save", 200, "OK") == saved
     read = asker.get(f"/api{ADDRESS}/daily")
-    assert assert_envelope(read, "schedule.read", 200, "OK") == made
+    assert assert_envelope(read, "schedule.read", 200, "OK") == saved
     assert Schedule.objects.count() == 1
 
 
 @pytest.mark.django_db
 def test_what_is_left_out_has_its_default(asker: Client) -> None:
-    said = body(timezone=GONE, outputFormat=GONE, requestedBy=GONE, callbackUrl=GONE)
-    made = assert_envelope(put(asker, said=said), "schedule.save", 200, "OK")
+    payload = schedule_body(timezone=GONE, outputFormat=GONE, requestedBy=GONE, callbackUrl=GONE)
+    made = assert_envelope(put_schedule(asker, payload=payload), "schedule.save", 200, "OK")
     assert (made["timezone"], made["outputFormat"], made["requestedBy"]) == ("UTC", "csv", "test")
     assert made["callbackUrl"] == ""
 
 
 @pytest.mark.django_db
 def test_putting_replaces(asker: Client) -> None:
-    put(asker)
-    made = put(asker, said=body(window="last 7 days", dataset=PRIVATE)).json()["result"]
-    assert (made["window"], made["dataset"]) == ("last 7 days", PRIVATE)
+    put_schedule(asker)
+    replaced = put_schedule(
+        asker, payload=schedule_body(window="last 7 days", dataset=PRIVATE)
+    ).json()["result"]
+    assert (replaced["window"], replaced["dataset"]) == ("last 7 days", PRIVATE)
     assert Schedule.objects.count() == 1
 
 
@@ -773,9 +781,9 @@ def test_putting_replaces(asker: Client) -> None:
 def test_the_last_five_jobs_are_shown_the_newest_first(asker: Client) -> None:
     schedule = make_schedule()
     for number in range(7):
-        schedules.make_due(SLOT + number * DAY)
+        schedules.submit_due(SLOT + number * DAY)
     other = make_schedule(name="other", tag="other")
-    schedules.make_due(SLOT)
+    schedules.submit_due(SLOT)
     made = asker.get(f"{ADDRESS}/daily").json()["result"]["jobs"]
     assert [job["tag"] for job in made] == [f"daily-2026-03-{15 - back:02}" for back in range(5)]
     assert {job["status"] for job in made} == {"SUBMITTED"}
@@ -819,7 +827,7 @@ REFUSED = [
 def test_bad_fields_are_named_with_the_remedy(
     asker: Client, changes: dict[str, Any], sentence: str
 ) -> None:
-    answer = put(asker, said=body(**changes))
+    answer = put_schedule(asker, payload=schedule_body(**changes))
     assert assert_refused(answer, operation="schedule.save").startswith(sentence)
     assert not Schedule.objects.exists()
 
@@ -827,20 +835,20 @@ def test_bad_fields_are_named_with_the_remedy(
 @pytest.mark.parametrize("said", ["{}", "[]", '{"request": []}', '{"request": null}', "{", "7"])
 @pytest.mark.django_db
 def test_bodies_that_are_no_request_are_refused(asker: Client, said: str) -> None:
-    assert assert_refused(put(asker, said=said), operation="schedule.save")
+    assert assert_refused(put_schedule(asker, payload=said), operation="schedule.save")
     assert not Schedule.objects.exists()
 
 
 @pytest.mark.parametrize("name", ["a b", "a%00b", "x" * 129, "ä"])
 @pytest.mark.django_db
 def test_a_bad_name_is_refused_and_nowhere_found(asker: Client, name: str) -> None:
-    answer = put(asker, name, body(tag="plain"))
+    answer = put_schedule(asker, name, schedule_body(tag="plain"))
     assert assert_refused(answer, operation="schedule.save").startswith("name: Letters, digits")
-    gone = asker.get(f"{ADDRESS}/{name}")
-    assert_refused(gone, 404, "RESOURCE_NOT_FOUND", "schedule.read")
+    response = asker.get(f"{ADDRESS}/{name}")
+    assert_refused(response, 404, "RESOURCE_NOT_FOUND", "schedule.read")
 
 
-def calls(client: Client, name: str) -> dict[str, Any]:
+def call_each_operation(client: Client, name: str) -> dict[str, Any]:
     """Every call about one schedule, by its operation, the deadly one last."""
     return {
         "schedule.read": client.get(f"{ADDRESS}/{name}"),
@@ -853,28 +861,30 @@ def calls(client: Client, name: str) -> dict[str, Any]:
 @pytest.mark.django_db
 def test_another_channels_schedule_is_the_same_404_as_none(asker: Client) -> None:
     other = make_schedule(channel="ORG_002")
-    before = seen(other)
-    for operation, answer in calls(asker, "daily").items():
+    before = schedule_values(other)
+    for operation, answer in call_each_operation(asker, "daily").items():
         sentence = assert_refused(answer, 404, "RESOURCE_NOT_FOUND", operation)
-        missing = calls(asker, "missing")[operation]
+        missing = call_each_operation(asker, "missing")[operation]
         assert assert_refused(missing, 404, "RESOURCE_NOT_FOUND", operation) == sentence
     assert asker.get(ADDRESS).json()["result"]["schedules"] == []
 
     # and a schedule of that name in one's own channel is another
-    assert put(asker).status_code == 200
-    assert seen(other) == before
+    assert put_schedule(asker).status_code == 200
+    assert schedule_values(other) == before
     assert Schedule.objects.count() == 2
 
 
 @pytest.mark.django_db
 def test_the_header_picks_the_channel() -> None:
     client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
-    assert_refused(put(client), 403, "FORBIDDEN", "schedule.save")
-    made = put(client, **{"X-Channel-ID": "ORG_002"})
+    assert_refused(put_schedule(client), 403, "FORBIDDEN", "schedule.save")
+    made = put_schedule(client, **{"X-Channel-ID": "ORG_002"})
     assert made.json()["result"]["requestedChannel"] == "ORG_002"
     answer = client.get(f"{ADDRESS}/daily", headers={"X-Channel-ID": "ORG_001"})
     assert_refused(answer, 404, "RESOURCE_NOT_FOUND", "schedule.read")
-    assert_refused(put(client, **{"X-Channel-ID": "ORG_003"}), 403, "FORBIDDEN", "schedule.save")
+    assert_refused(
+        put_schedule(client, **{"X-Channel-ID": "ORG_003"}), 403, "FORBIDDEN", "schedule.save"
+    )
 
 
 @pytest.mark.parametrize(
@@ -890,14 +900,14 @@ def test_the_datasets_scope_is_needed_for_every_call(
     scopes: tuple[str, ...], dataset: str, missing: str
 ) -> None:
     schedule = make_schedule(dataset=dataset)
-    before = seen(schedule)
+    before = schedule_values(schedule)
     client = Client(headers=bearer(make_key(*scopes)))
-    answers = calls(client, "daily") | {
-        "schedule.save": put(client, "new", body(dataset=dataset)),
+    answers = call_each_operation(client, "daily") | {
+        "schedule.save": put_schedule(client, "new", schedule_body(dataset=dataset)),
     }
     for operation, answer in answers.items():
         assert missing in assert_refused(answer, 403, "FORBIDDEN", operation)
-    assert seen(schedule) == before
+    assert schedule_values(schedule) == before
     assert Schedule.objects.count() == 1
     assert client.get(ADDRESS).json()["result"]["schedules"] == []
 
@@ -906,30 +916,30 @@ def test_the_datasets_scope_is_needed_for_every_call(
 def test_one_scope_does_not_replace_the_others_schedule() -> None:
     schedule = make_schedule(dataset=PRIVATE)
     client = Client(headers=bearer(make_key("export:response")))
-    assert_refused(put(client), 403, "FORBIDDEN", "schedule.save")
-    assert seen(schedule)["dataset"] == PRIVATE
+    assert_refused(put_schedule(client), 403, "FORBIDDEN", "schedule.save")
+    assert schedule_values(schedule)["dataset"] == PRIVATE
 
 
 @pytest.mark.django_db
 def test_without_a_living_key_there_is_nothing(client: Client, asker: Client) -> None:
     for operation, answer in (
-        calls(client, "daily") | {"schedule.list": client.get(ADDRESS)}
+        call_each_operation(client, "daily") | {"schedule.list": client.get(ADDRESS)}
     ).items():
         assert_refused(answer, 401, "UNAUTHORIZED", operation)
     ApiKey.objects.update(revoked_at=timezone.now())
-    assert_refused(put(asker), 401, "UNAUTHORIZED", "schedule.save")
+    assert_refused(put_schedule(asker), 401, "UNAUTHORIZED", "schedule.save")
 
 
 @pytest.mark.django_db
 def test_pausing_and_resuming(asker: Client) -> None:
-    running = put(asker).json()["result"]
+    running = put_schedule(asker).json()["result"]
     for _ in range(2):  # again it is no error
         answer = asker.post(f"{ADDRESS}/daily/pause")
         paused = assert_envelope(answer, "schedule.pause", 200, "OK")
         assert paused == running | {
             "paused": True, "nextRun": None, "nextWindow": None, "nextTag": None,
         }  # fmt: skip
-    assert put(asker).json()["result"]["paused"] is True
+    assert put_schedule(asker).json()["result"]["paused"] is True
     for _ in range(2):
         answer = asker.post(f"{ADDRESS}/daily/resume")
         assert assert_envelope(answer, "schedule.resume", 200, "OK") == running
@@ -950,7 +960,7 @@ def test_a_refusal_can_be_read(asker: Client, settings: Any) -> None:
     settings.EXHAUST_QUEUED_PER_CHANNEL = 1
     make_job(tag="waiting")
     make_schedule()
-    schedules.make_due(SLOT)
+    schedules.submit_due(SLOT)
     read = asker.get(f"{ADDRESS}/daily").json()["result"]
     assert "1 requests waiting" in read["lastError"]
     assert read["nextRun"] == int(SLOT.timestamp() * 1000)  # still due
@@ -959,7 +969,7 @@ def test_a_refusal_can_be_read(asker: Client, settings: Any) -> None:
 
 @pytest.mark.django_db
 def test_a_schedule_a_setting_broke_can_still_be_read(asker: Client, settings: Any) -> None:
-    put(asker, said=body(window="last 60 days"))
+    put_schedule(asker, payload=schedule_body(window="last 60 days"))
     settings.EXHAUST_MAX_DAYS = 30
     read = assert_envelope(asker.get(f"{ADDRESS}/daily"), "schedule.read", 200, "OK")
     assert (read["nextWindow"], read["nextTag"]) == (None, None)
@@ -968,7 +978,7 @@ def test_a_schedule_a_setting_broke_can_still_be_read(asker: Client, settings: A
 
 @pytest.mark.django_db
 def test_deleting(asker: Client) -> None:
-    put(asker)
+    put_schedule(asker)
     answer = asker.delete(f"{ADDRESS}/daily")
     assert assert_envelope(answer, "schedule.delete", 200, "OK") == {"name": "daily"}
     assert not Schedule.objects.exists()
@@ -981,15 +991,15 @@ def test_a_list_goes_on_behind_its_cursor(asker: Client) -> None:
     for name in reversed(names):
         make_schedule(name=name)
     make_schedule(name="s-2", channel="ORG_002")
-    found: list[str] = []
+    names_read: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
         query = {"limit": 2, **({"cursor": cursor} if cursor else {})}
         page = assert_envelope(asker.get(ADDRESS, query), "schedule.list", 200, "OK")
         assert page["count"] == len(page["schedules"]) <= 2
-        found += [each["name"] for each in page["schedules"]]
+        names_read += [each["name"] for each in page["schedules"]]
         cursor = page["nextCursor"]
-    assert found == names
+    assert names_read == names
     assert list(page["schedules"][0]) == SHAPE
 
 
@@ -1052,7 +1062,7 @@ def operator(client: Client, db: None) -> Client:
     return client
 
 
-def form(**changes: Any) -> dict[str, Any]:
+def form_data(**changes: Any) -> dict[str, Any]:
     return {
         "channel": make_channel().pk,
         "name": "daily",
@@ -1069,13 +1079,13 @@ def form(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_form_saves_what_the_api_would(operator: Client, asker: Client) -> None:
-    answer = operator.post(f"{PAGES}/add/", form())
+    answer = operator.post(f"{PAGES}/add/", form_data())
     assert answer.status_code == 302, answer.context["errors"]
-    by_form = seen(Schedule.objects.get())
+    by_form = schedule_values(Schedule.objects.get())
     assert by_form["requested_by"] == "operator"
     Schedule.objects.all().delete()
-    put(asker, said=body(requestedBy="operator"))
-    by_api = seen(Schedule.objects.get())
+    put_schedule(asker, payload=schedule_body(requestedBy="operator"))
+    by_api = schedule_values(Schedule.objects.get())
     own = ("id", "created_at")
     assert {k: v for k, v in by_form.items() if k not in own} == {
         k: v for k, v in by_api.items() if k not in own
@@ -1099,7 +1109,7 @@ def test_the_form_saves_what_the_api_would(operator: Client, asker: Client) -> N
 def test_the_form_refuses_what_the_api_would(
     operator: Client, changes: dict[str, str], field: str, said: str
 ) -> None:
-    answer = operator.post(f"{PAGES}/add/", form(**changes))
+    answer = operator.post(f"{PAGES}/add/", form_data(**changes))
     assert answer.status_code == 200
     errors = answer.context["adminform"].form.errors
     assert list(errors) == [field]
@@ -1109,29 +1119,29 @@ def test_the_form_refuses_what_the_api_would(
 
 def test_the_form_does_not_make_a_second_of_a_name(operator: Client) -> None:
     schedule = make_schedule()
-    before = seen(schedule)
-    answer = operator.post(f"{PAGES}/add/", form(window="last 7 days"))
+    before = schedule_values(schedule)
+    answer = operator.post(f"{PAGES}/add/", form_data(window="last 7 days"))
     assert answer.status_code == 200
     assert "already exists" in answer.content.decode()
-    assert seen(schedule) == before
+    assert schedule_values(schedule) == before
 
 
 def test_a_schedule_is_changed_by_the_form(operator: Client) -> None:
     schedule = make_schedule(last_error="Too many.", paused_at=SLOT)
     address = f"{PAGES}/{schedule.pk}/change/"
-    answer = operator.post(address, form(name="other", zone="UTC", window="last 7 days"))
+    answer = operator.post(address, form_data(name="other", zone="UTC", window="last 7 days"))
     assert answer.status_code == 302
-    row = seen(schedule)
+    row = schedule_values(schedule)
     assert (row["name"], row["window"], row["last_error"]) == ("daily", "last 7 days", "")
     assert (row["requested_by"], row["next_at"], row["paused_at"]) == ("user_id", SLOT, SLOT)
-    bad = operator.post(address, form(cron="never"))
+    bad = operator.post(address, form_data(cron="never"))
     assert list(bad.context["adminform"].form.errors) == ["cron"]
-    assert seen(schedule) == row
+    assert schedule_values(schedule) == row
 
 
 def test_the_pages_show_the_next_run_and_the_last_jobs(operator: Client) -> None:
     schedule = make_schedule()
-    schedules.make_due(SLOT)
+    schedules.submit_due(SLOT)
     job = Job.objects.get()
     page = operator.get(f"{PAGES}/{schedule.pk}/change/").content.decode()
     assert "2026-03-10 to 2026-03-10 as daily-2026-03-10" in page
@@ -1161,26 +1171,26 @@ def test_the_list_is_searched_and_filtered(operator: Client, query: str, shown: 
     assert {row.name for row in answer.context["cl"].result_list} == shown
 
 
-def act(client: Client, action: str, *rows: Schedule) -> str:
-    said = {"action": action, "_selected_action": [row.pk for row in rows]}
-    answer = client.post(f"{PAGES}/", said, follow=True)
+def run_admin_action(client: Client, action: str, *rows: Schedule) -> str:
+    data = {"action": action, "_selected_action": [row.pk for row in rows]}
+    answer = client.post(f"{PAGES}/", data, follow=True)
     return " ".join(str(message) for message in answer.context["messages"])
 
 
 def test_pausing_resuming_and_deleting_several(operator: Client) -> None:
     good = make_schedule()
     bad = make_schedule(name="bad", window="last year")
-    assert act(operator, "pause", good, bad) == "2 schedules paused."
+    assert run_admin_action(operator, "pause", good, bad) == "2 schedules paused."
     assert Schedule.objects.filter(paused_at=None).count() == 0
-    said = act(operator, "resume", good, bad)
-    assert "bad: window: One of today" in said
-    assert "1 schedules resumed." in said
-    assert seen(good)["paused_at"] is None
-    assert seen(good)["next_at"] > timezone.now()
+    messages = run_admin_action(operator, "resume", good, bad)
+    assert "bad: window: One of today" in messages
+    assert "1 schedules resumed." in messages
+    assert schedule_values(good)["paused_at"] is None
+    assert schedule_values(good)["next_at"] > timezone.now()
 
-    schedules.make_due(seen(good)["next_at"])
-    gone = {"action": "delete_selected", "_selected_action": [good.pk], "post": "yes"}
-    operator.post(f"{PAGES}/", gone)
+    schedules.submit_due(schedule_values(good)["next_at"])
+    deletion = {"action": "delete_selected", "_selected_action": [good.pk], "post": "yes"}
+    operator.post(f"{PAGES}/", deletion)
     operator.post(f"{PAGES}/{bad.pk}/delete/", {"post": "yes"})
     assert not Schedule.objects.exists()
     assert Job.objects.get().schedule_id is None
@@ -1193,8 +1203,8 @@ def test_who_has_no_role_in_the_channel_may_not_pause(client: Client, db: None) 
     schedule = make_schedule()
     assert client.get(f"{PAGES}/").status_code == 403
     assert client.get(f"{PAGES}/{schedule.pk}/change/").status_code in {302, 403}
-    said = {"action": "pause", "_selected_action": [schedule.pk]}
-    assert client.post(f"{PAGES}/", said).status_code == 403
-    assert seen(schedule)["paused_at"] is None
+    data = {"action": "pause", "_selected_action": [schedule.pk]}
+    assert client.post(f"{PAGES}/", data).status_code == 403
+    assert schedule_values(schedule)["paused_at"] is None
     assert client.get(f"{PAGES}/add/").status_code == 403
-    assert client.post(f"{PAGES}/{schedule.pk}/change/", form()).status_code in {302, 403}
+    assert client.post(f"{PAGES}/{schedule.pk}/change/", form_data()).status_code in {302, 403}

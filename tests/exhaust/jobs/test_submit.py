@@ -14,9 +14,9 @@ from tests.exhaust.factories import (
     CONFIG,
     PRIVATE,
     RESPONSE,
+    fetch_job_row,
     make_channel,
     make_submission,
-    row_of,
 )
 
 NOON = datetime(2022, 2, 15, 12, tzinfo=UTC)
@@ -62,7 +62,7 @@ def test_published_request_ids_reproduce(
 
     # then it has the published id
     assert job.request_id == expected
-    assert submit.request_id(dataset, tag, "user_id", channel, day, dataset) == expected
+    assert submit.make_request_id(dataset, tag, "user_id", channel, day, dataset) == expected
 
 
 def test_request_id_without_type_leaves_the_last_part_out() -> None:
@@ -70,11 +70,11 @@ def test_request_id_without_type_leaves_the_last_part_out() -> None:
     words = (RESPONSE, "daily", "user_id", "ORG_001", date(2022, 2, 15))
 
     # when / then the id is the MD5 of the five parts alone
-    assert submit.request_id(*words, None) == "225FF65D30D0446E435FBBB7C6D2DD25"
+    assert submit.make_request_id(*words, None) == "225FF65D30D0446E435FBBB7C6D2DD25"
 
 
 @pytest.mark.django_db
-def test_a_new_job_says_what_was_asked(wakes: list[str]) -> None:
+def test_a_new_job_says_what_was_asked(enqueued_tasks: list[str]) -> None:
     # when a request is submitted
     job = submit.submit(make_submission(), NOON)
 
@@ -87,31 +87,33 @@ def test_a_new_job_says_what_was_asked(wakes: list[str]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_submitting_wakes_a_worker(wakes: list[str]) -> None:
+def test_submitting_wakes_a_worker(enqueued_tasks: list[str]) -> None:
     # when a request is submitted twice
     submit.submit(make_submission(), NOON)
     submit.submit(make_submission(), NOON)
 
     # then a worker is told each time: the first message may have been lost
-    assert len(wakes) == 2
+    assert len(enqueued_tasks) == 2
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("status", [Job.Status.PROCESSING, Job.Status.SUCCESS])
-def test_submitting_what_runs_or_is_done_wakes_nobody(status: str, wakes: list[str]) -> None:
+def test_submitting_what_runs_or_is_done_wakes_nobody(
+    status: str, enqueued_tasks: list[str]
+) -> None:
     # given a job past its waiting
     job = submit.submit(make_submission(), NOON)
     Job.objects.filter(pk=job.pk).update(status=status)
-    before = row_of(job)
-    wakes.clear()
+    before = fetch_job_row(job)
+    enqueued_tasks.clear()
 
     # when the same is asked again
-    again = submit.submit(make_submission(), NOON)
+    resubmitted = submit.submit(make_submission(), NOON)
 
     # then it is the same job, untouched
-    assert again.pk == job.pk
-    assert row_of(job) == before
-    assert wakes == []
+    assert resubmitted.pk == job.pk
+    assert fetch_job_row(job) == before
+    assert enqueued_tasks == []
 
 
 @pytest.mark.django_db
@@ -176,11 +178,13 @@ def test_another_question_is_another_job_with_its_own_id(change: dict[str, str])
 def test_three_questions_under_one_tag_are_three_jobs() -> None:
     # when three ranges are asked on one day
     ends = ["2022-04-01", "2022-04-02", "2022-04-03"]
-    made = [submit.submit(make_submission(config={**CONFIG, "endDate": end}), NOON) for end in ends]
+    submitted_jobs = [
+        submit.submit(make_submission(config={**CONFIG, "endDate": end}), NOON) for end in ends
+    ]
 
     # then none hides another
-    assert len({job.request_id for job in made}) == 3
-    assert [job.config["endDate"] for job in made] == ends
+    assert len({job.request_id for job in submitted_jobs}) == 3
+    assert [job.config["endDate"] for job in submitted_jobs] == ends
 
 
 @pytest.mark.django_db
@@ -212,31 +216,35 @@ def test_the_day_is_utc_wherever_the_clock_stands() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_failed_sent_again_runs_again_with_three_new_attempts(wakes: list[str]) -> None:
+def test_failed_sent_again_runs_again_with_three_new_attempts(enqueued_tasks: list[str]) -> None:
     # given a job that failed three times
     job = submit.submit(make_submission(), NOON)
     for _ in range(3):
-        transitions.hasten(job)
+        transitions.run_now(job)
         claimed = transitions.claim(job.pk)
         assert claimed is not None
-        assert transitions.mark(claimed, 7, 1)
+        assert transitions.set_watermark(claimed, 7, 1)
         assert transitions.fail(claimed, "The file could not be stored.")
     job.refresh_from_db()
     assert (job.status, job.attempt) == (Job.Status.FAILED, 3)
-    wakes.clear()
+    enqueued_tasks.clear()
 
     # when it is sent again
-    again = submit.submit(make_submission(), NOON)
+    resubmitted = submit.submit(make_submission(), NOON)
 
     # then it is the same job, due now, without what is left of the failure
-    assert again.pk == job.pk
-    assert again.status == Job.Status.SUBMITTED
-    assert (again.status_message, again.watermark, again.completed_at) == ("", None, None)
-    assert again.attempt_limit - again.attempt == 3
-    assert len(wakes) == 1
+    assert resubmitted.pk == job.pk
+    assert resubmitted.status == Job.Status.SUBMITTED
+    assert (resubmitted.status_message, resubmitted.watermark, resubmitted.completed_at) == (
+        "",
+        None,
+        None,
+    )
+    assert resubmitted.attempt_limit - resubmitted.attempt == 3
+    assert len(enqueued_tasks) == 1
     # and it has three attempts more, and not a fourth
     for _ in range(3):
-        transitions.hasten(job)
+        transitions.run_now(job)
         claimed = transitions.claim(job.pk)
         assert claimed is not None
         assert transitions.fail(claimed, "Again.")
@@ -262,8 +270,8 @@ def test_tags_channels_requesters_and_datasets_never_mix(change: dict[str, Any])
     assert Job.objects.count() == 2
 
 
-def listed(channel_id: int, datasets: list[str], **filters: Any) -> list[Job]:
-    return queries.page(queries.Filters(channel_id, datasets, **filters), 10).jobs
+def list_jobs(channel_id: int, datasets: list[str], **filters: Any) -> list[Job]:
+    return queries.search_jobs(queries.Filters(channel_id, datasets, **filters), 10).jobs
 
 
 @pytest.mark.django_db
@@ -271,7 +279,7 @@ def test_another_channels_job_is_none_of_ours_whatever_its_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given ids that do not tell channels apart
-    monkeypatch.setattr(submit, "request_id", lambda *_: "A" * 32)
+    monkeypatch.setattr(submit, "make_request_id", lambda *_: "A" * 32)
     theirs = submit.submit(make_submission(channel="ORG_002"))
 
     # when
@@ -284,35 +292,35 @@ def test_another_channels_job_is_none_of_ours_whatever_its_id(
 @pytest.mark.django_db
 def test_find_and_list_keep_to_their_tag_and_channel() -> None:
     # given jobs under two tags of two channels
-    kept = submit.submit(make_submission(), NOON)
+    submitted = submit.submit(make_submission(), NOON)
     submit.submit(make_submission(tag="other"), NOON)
     submit.submit(make_submission(channel="ORG_002"), NOON)
     own, other = make_channel("ORG_001"), make_channel("ORG_002")
 
     # when / then each is found under its own only
-    found = queries.find(own.pk, "daily", kept.request_id)
-    assert found is not None
-    assert found.pk == kept.pk
-    assert queries.find(own.pk, "other", kept.request_id) is None
-    assert queries.find(other.pk, "daily", kept.request_id) is None
-    assert listed(own.pk, [RESPONSE], tag="daily") == [kept]
-    assert listed(own.pk, [PRIVATE], tag="daily") == []
-    assert listed(own.pk, [RESPONSE], tag="unknown") == []
+    found_job = queries.find_job(own.pk, "daily", submitted.request_id)
+    assert found_job is not None
+    assert found_job.pk == submitted.pk
+    assert queries.find_job(own.pk, "other", submitted.request_id) is None
+    assert queries.find_job(other.pk, "daily", submitted.request_id) is None
+    assert list_jobs(own.pk, [RESPONSE], tag="daily") == [submitted]
+    assert list_jobs(own.pk, [PRIVATE], tag="daily") == []
+    assert list_jobs(own.pk, [RESPONSE], tag="unknown") == []
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_two_submits_at_once_are_one_job(wakes: list[str]) -> None:
+def test_two_submits_at_once_are_one_job(enqueued_tasks: list[str]) -> None:
     # given eight callers at one moment
     submission = make_submission()
-    gate = threading.Barrier(8)
-    made: list[int] = []
+    barrier = threading.Barrier(8)
+    submitted_jobs: list[int] = []
     errors: list[BaseException] = []
 
     def call() -> None:
         try:
-            gate.wait(10)
-            made.append(submit.submit(submission, NOON).pk)
+            barrier.wait(10)
+            submitted_jobs.append(submit.submit(submission, NOON).pk)
         except BaseException as error:
             errors.append(error)
         finally:
@@ -328,6 +336,6 @@ def test_two_submits_at_once_are_one_job(wakes: list[str]) -> None:
 
     # then there is one job, and nobody saw an error
     assert errors == []
-    assert len(made) == 8
-    assert len(set(made)) == 1
+    assert len(submitted_jobs) == 8
+    assert len(set(submitted_jobs)) == 1
     assert Job.objects.count() == 1

@@ -12,12 +12,12 @@ from django.utils import timezone
 
 from exhaust.jobs import transitions
 from exhaust.models import File, Job, Transition
-from tests.exhaust.factories import make_claimed, make_file, make_job, row_of
+from tests.exhaust.factories import fetch_job_row, make_claimed, make_file, make_job
 
 HOUR = timedelta(hours=1)
 
 
-def _state(job: Job, **values: Any) -> Job:
+def make_state(job: Job, **values: Any) -> Job:
     Job.objects.filter(pk=job.pk).update(**values)
     job.refresh_from_db()
     return job
@@ -26,24 +26,24 @@ def _state(job: Job, **values: Any) -> Job:
 # Each state a job can stand in, as a row, and who holds it.
 STATES: dict[str, Callable[[], Job]] = {
     "waiting": make_job,
-    "delayed": lambda: _state(make_job(), due_at=timezone.now() + HOUR, attempt=1),
+    "delayed": lambda: make_state(make_job(), due_at=timezone.now() + HOUR, attempt=1),
     "working": make_claimed,
-    "lapsed": lambda: _state(make_claimed(), lease_until=timezone.now() - HOUR),
-    "exhausted": lambda: _state(make_claimed(), lease_until=timezone.now() - HOUR, attempt=3),
-    "done": lambda: _state(make_claimed(), status="SUCCESS", lease_until=None),
-    "failed": lambda: _state(make_claimed(), status="FAILED", lease_until=None, attempt=3),
-    "cancelled": lambda: _state(make_claimed(), status="CANCELLED"),
+    "lapsed": lambda: make_state(make_claimed(), lease_until=timezone.now() - HOUR),
+    "exhausted": lambda: make_state(make_claimed(), lease_until=timezone.now() - HOUR, attempt=3),
+    "done": lambda: make_state(make_claimed(), status="SUCCESS", lease_until=None),
+    "failed": lambda: make_state(make_claimed(), status="FAILED", lease_until=None, attempt=3),
+    "cancelled": lambda: make_state(make_claimed(), status="CANCELLED"),
 }
 MOVES: dict[str, Callable[[Job], Any]] = {
     "claim": lambda job: transitions.claim(job.pk),
     "renew": lambda job: transitions.renew(job, 5),
-    "mark": lambda job: transitions.mark(job, 77, 9),
+    "mark": lambda job: transitions.set_watermark(job, 77, 9),
     "publish": lambda job: transitions.publish(job, [make_file(job)], "made"),
     "fail": lambda job: transitions.fail(job, "cause"),
     "fail for ever": lambda job: transitions.fail(job, "cause", permanent=True),
-    "reap": lambda _job: transitions.reap(),
+    "reap": lambda _job: transitions.fail_expired(),
     "resubmit": transitions.resubmit,
-    "hasten": transitions.hasten,
+    "hasten": transitions.run_now,
     "cancel": lambda job: transitions.cancel(job, "Cancelled by asha."),
 }
 # The legal moves and where they lead; every other pair changes nothing.
@@ -83,13 +83,13 @@ HISTORY = {state: state not in {"waiting", "delayed"} for state in STATES}
 def test_moves(move: str, state: str) -> None:
     # given a job in a state
     job = STATES[state]()
-    before = row_of(job)
+    before = fetch_job_row(job)
 
     # when
     answer = MOVES[move](job)
 
     # then a legal move leads where it should, and any other changes nothing
-    after = row_of(job)
+    after = fetch_job_row(job)
     if (move, state) in LEGAL:
         assert answer
         assert after["status"] == LEGAL[move, state]
@@ -98,10 +98,10 @@ def test_moves(move: str, state: str) -> None:
         assert not answer
         assert after == before
     # and a change of status is told in the job's history, nothing else is
-    moved = after["status"] != before["status"] or (move, state) == ("claim", "lapsed")
-    told = Transition.objects.filter(job=job).values_list("status", "attempt", "message")
+    is_changed = after["status"] != before["status"] or (move, state) == ("claim", "lapsed")
+    transitions = Transition.objects.filter(job=job).values_list("status", "attempt", "message")
     here = [(after["status"], after["attempt"], after["status_message"])]
-    assert list(told)[HISTORY[state] :] == (here if moved else [])
+    assert list(transitions)[HISTORY[state] :] == (here if is_changed else [])
     published = move == "publish" and (move, state) in LEGAL
     assert File.objects.count() == (1 if published else 0)
 
@@ -110,18 +110,18 @@ def test_moves(move: str, state: str) -> None:
 @pytest.mark.django_db
 def test_a_zombie_changes_nothing(move: str) -> None:
     # given an attempt whose lease lapsed and was taken over
-    zombie = _state(make_claimed(), lease_until=timezone.now() - HOUR)
+    zombie = make_state(make_claimed(), lease_until=timezone.now() - HOUR)
     heir = transitions.claim(zombie.pk)
     assert heir is not None
     assert (zombie.attempt, heir.attempt) == (1, 2)
-    before = row_of(heir)
+    before = fetch_job_row(heir)
 
-    # when the first one wakes up
+    # when the first one enqueued_tasks up
     answer = MOVES[move](zombie)
 
     # then it is refused, and the heir goes on
     assert answer is False
-    assert row_of(heir) == before
+    assert fetch_job_row(heir) == before
     assert File.objects.count() == 0
     assert transitions.publish(heir, [make_file(heir)], "")
     assert File.objects.count() == 1
@@ -133,21 +133,21 @@ def test_an_ending_happens_once(ending: str) -> None:
     # given an attempt that ended
     job = make_claimed()
     assert MOVES[ending](job)
-    before = row_of(job)
+    before = fetch_job_row(job)
 
     # when it ends again, in any way
     answers = [MOVES[move](job) for move in ("publish", "fail", "fail for ever", "renew")]
 
     # then nothing changes any more
     assert answers == [False] * 4
-    assert row_of(job) == before
+    assert fetch_job_row(job) == before
     assert File.objects.count() == (1 if ending == "publish" else 0)
 
 
 @pytest.mark.django_db
 def test_claim_stamps_attempt_and_lease() -> None:
     # given a job that got some way in an earlier attempt
-    job = _state(make_job(), rows_done=40)
+    job = make_state(make_job(), rows_done=40)
 
     # when
     claimed = transitions.claim()
@@ -183,15 +183,15 @@ def test_a_process_kept_for_those_who_wait_takes_nothing_else() -> None:
     # given a nightly job that is older than an interactive one
     nightly = make_job(priority=Job.Priority.NIGHTLY, due_at=timezone.now() - HOUR)
     Job.objects.update(submitted_at=timezone.now() - HOUR)
-    assert transitions.oldest_due(Job.Priority.INTERACTIVE) == timedelta()
+    assert transitions.queue_wait(Job.Priority.INTERACTIVE) == timedelta()
     waited_for = make_job()
 
     # when
-    claimed = [transitions.claim(lowest=Job.Priority.INTERACTIVE) for _ in range(2)]
+    claimed = [transitions.claim(lowest_priority=Job.Priority.INTERACTIVE) for _ in range(2)]
 
     # then
     assert [job and job.pk for job in claimed] == [waited_for.pk, None]
-    assert transitions.oldest_due() > timedelta(minutes=59)
+    assert transitions.queue_wait() > timedelta(minutes=59)
     heir = transitions.claim()
     assert heir is not None
     assert heir.pk == nightly.pk
@@ -202,22 +202,25 @@ def test_what_a_worker_gives_back_is_taken_over_at_once() -> None:
     # given a job at one worker, another at another
     make_job(priority=Job.Priority.NIGHTLY)
     make_job()
-    waited_for, nightly = transitions.claim(holder="a:1"), transitions.claim(holder="b:2")
+    waited_for, nightly = transitions.claim(worker_id="a:1"), transitions.claim(worker_id="b:2")
     assert waited_for is not None
     assert nightly is not None
 
     # when
-    assert transitions.release("b:2") == [Job.Priority.NIGHTLY]
+    assert transitions.release_all("b:2") == [Job.Priority.NIGHTLY]
 
     # then only that one is due, with as many attempts left as before
-    assert [job.pk for job in transitions.due()] == [nightly.pk]
+    assert [job.pk for job in transitions.claimable_jobs()] == [nightly.pk]
     assert transitions.renew(waited_for, 1)
     assert not transitions.renew(nightly, 1)
     assert not transitions.publish(nightly, [], "")
-    heir = transitions.claim(holder="a:1")
+    heir = transitions.claim(worker_id="a:1")
     assert heir is not None
-    assert (heir.pk, heir.attempt_limit - heir.attempt) == (nightly.pk, transitions.ATTEMPTS - 1)
-    assert transitions.release("b:2") == []
+    assert (heir.pk, heir.attempt_limit - heir.attempt) == (
+        nightly.pk,
+        transitions.MAX_ATTEMPTS - 1,
+    )
+    assert transitions.release_all("b:2") == []
 
 
 @pytest.mark.django_db
@@ -229,14 +232,14 @@ def test_claim_of_nothing_is_none() -> None:
 @pytest.mark.django_db
 def test_a_lease_not_lapsed_is_not_taken_over() -> None:
     # given a job in work, its lease running
-    job = _state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=3))
+    job = make_state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=3))
 
     # when / then
     assert transitions.claim() is None
-    assert not transitions.due().exists()
+    assert not transitions.claimable_jobs().exists()
 
     # and once it lapsed it is
-    _state(job, lease_until=timezone.now() - timedelta(seconds=1))
+    make_state(job, lease_until=timezone.now() - timedelta(seconds=1))
     heir = transitions.claim()
     assert heir is not None
     assert (heir.pk, heir.attempt) == (job.pk, 2)
@@ -245,7 +248,7 @@ def test_a_lease_not_lapsed_is_not_taken_over() -> None:
 @pytest.mark.django_db
 def test_renew_lengthens_the_lease_and_tells_the_rows() -> None:
     # given a lease with a second left
-    job = _state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=1))
+    job = make_state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=1))
 
     # when
     assert transitions.renew(job, 1234)
@@ -265,17 +268,17 @@ def test_three_attempts_and_then_failed() -> None:
     # when every attempt fails
     statuses = []
     for _ in range(3):
-        transitions.hasten(job)
+        transitions.run_now(job)
         claimed = transitions.claim(job.pk)
         assert claimed is not None
         assert transitions.fail(claimed, "The file could not be stored.")
-        statuses.append(row_of(job)["status"])
+        statuses.append(fetch_job_row(job)["status"])
 
     # then the third is the last
     assert statuses == ["SUBMITTED", "SUBMITTED", "FAILED"]
-    transitions.hasten(job)
+    transitions.run_now(job)
     assert transitions.claim(job.pk) is None
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["attempt"], after["status_message"]) == (3, "The file could not be stored.")
     assert after["completed_at"] is not None
     assert after["lease_until"] is None
@@ -292,7 +295,7 @@ def test_delay_grows_within_its_bounds(
     # given an attempt, and luck at either end
     if chance != "any":
         monkeypatch.setattr(random, "uniform", lambda low, high: low if chance == "least" else high)
-    job = _state(make_claimed(), attempt=attempt, attempt_limit=limit)
+    job = make_state(make_claimed(), attempt=attempt, attempt_limit=limit)
 
     # when it fails
     assert transitions.fail(job, "cause")
@@ -314,24 +317,24 @@ def test_permanent_fails_at_the_first_attempt() -> None:
     assert transitions.fail(job, "There is no dataset x any more.", permanent=True)
 
     # then it is over
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["attempt"]) == ("FAILED", 1)
     assert after["status_message"] == "There is no dataset x any more."
-    assert not transitions.due().exists()
+    assert not transitions.claimable_jobs().exists()
 
 
 @pytest.mark.django_db
 def test_reap_fails_what_died_in_its_last_attempt_only() -> None:
     # given one of each state
     made = {name: make() for name, make in STATES.items()}
-    before = {name: row_of(job) for name, job in made.items()}
+    before = {name: fetch_job_row(job) for name, job in made.items()}
 
     # when / then it is one, and only once
-    assert transitions.reap() == [made["exhausted"].pk]
-    assert transitions.reap() == []
-    changed = {name for name, job in made.items() if row_of(job) != before[name]}
+    assert transitions.fail_expired() == [made["exhausted"].pk]
+    assert transitions.fail_expired() == []
+    changed = {name for name, job in made.items() if fetch_job_row(job) != before[name]}
     assert changed == {"exhausted"}
-    after = row_of(made["exhausted"])
+    after = fetch_job_row(made["exhausted"])
     assert after["status_message"] == (
         "The work stopped without a result too often. Send the request again."
     )
@@ -341,14 +344,14 @@ def test_reap_fails_what_died_in_its_last_attempt_only() -> None:
 @pytest.mark.django_db
 def test_publish_counts_rows_and_time() -> None:
     # given an attempt that began two seconds ago
-    job = _state(make_claimed(), started_at=timezone.now() - timedelta(seconds=2))
+    job = make_state(make_claimed(), started_at=timezone.now() - timedelta(seconds=2))
 
     # when it publishes two files
     parts = [make_file(job, row_count=3), make_file(job, row_count=4, part=2)]
     assert transitions.publish(job, parts, "")
 
     # then
-    after = row_of(job)
+    after = fetch_job_row(job)
     assert (after["status"], after["rows_done"], after["rows_estimated"]) == ("SUCCESS", 7, 7)
     assert 2000 <= after["execution_ms"] < 10_000
     assert after["lease_until"] is None
@@ -371,12 +374,14 @@ def test_publish_counts_rows_and_time() -> None:
     ],
 )
 def test_attempts_as_shown_are_those_without_a_file(state: str, attempt: int, shown: int) -> None:
-    assert transitions.failed_attempts(Job(status=state, attempt=attempt)) == shown
+    assert transitions.count_failed_attempts(Job(status=state, attempt=attempt)) == shown
 
 
 def test_an_attempt_that_was_cancelled_did_not_fail() -> None:
     assert (
-        transitions.failed_attempts(Job(status="CANCELLED", attempt=2, lease_until=timezone.now()))
+        transitions.count_failed_attempts(
+            Job(status="CANCELLED", attempt=2, lease_until=timezone.now())
+        )
         == 1
     )
 
@@ -395,19 +400,19 @@ def claimed_tags(count: int) -> list[str]:
     return tags
 
 
-def queue(*names: str, **values: Any) -> None:
+def make_queue(*names: str, **values: Any) -> None:
     """Jobs in this order of submission; a name is "channel/tag"."""
-    begun = timezone.now() - HOUR
+    started_at = timezone.now() - HOUR
     for number, name in enumerate(names):
         channel, _ = name.split("/")
-        at = begun + timedelta(seconds=number)
+        at = started_at + timedelta(seconds=number)
         make_job(channel=channel, tag=name.replace("/", "-"), submitted_at=at, **values)
 
 
 @pytest.mark.django_db
 def test_channels_take_turns() -> None:
     # given one channel that asked for much, and two that came later
-    queue("A/1", "A/2", "A/3", "A/4", "B/1", "B/2", "C/1")
+    make_queue("A/1", "A/2", "A/3", "A/4", "B/1", "B/2", "C/1")
 
     # when / then nobody waits for all of another's
     assert claimed_tags(7) == ["A-1", "B-1", "C-1", "A-2", "B-2", "A-3", "A-4"]
@@ -417,8 +422,8 @@ def test_channels_take_turns() -> None:
 @pytest.mark.django_db
 def test_interactive_goes_before_nightly() -> None:
     # given nightly ones that were first
-    queue("A/night1", "B/night1", "A/night2", priority=Job.Priority.NIGHTLY)
-    queue("A/day1", "A/day2")
+    make_queue("A/night1", "B/night1", "A/night2", priority=Job.Priority.NIGHTLY)
+    make_queue("A/day1", "A/day2")
 
     # when / then
     assert claimed_tags(5) == ["A-day1", "A-day2", "B-night1", "A-night1", "A-night2"]
@@ -428,14 +433,14 @@ def test_interactive_goes_before_nightly() -> None:
 def test_a_channel_runs_no_more_than_its_share(settings: Any) -> None:
     # given a channel with as many running as may, and more waiting
     settings.EXHAUST_RUNNING_PER_CHANNEL = 2
-    queue("A/1", "A/2", "A/3", "B/1")
+    make_queue("A/1", "A/2", "A/3", "B/1")
     running = [transitions.claim(), transitions.claim(), transitions.claim()]
     assert [job.tag for job in running if job] == ["A-1", "B-1", "A-2"]
 
     # when / then its third waits, is not counted as overdue, and goes once one has ended
     assert transitions.claim() is None
-    assert not transitions.due().exists()
-    assert transitions.oldest_due() == timedelta()
+    assert not transitions.claimable_jobs().exists()
+    assert transitions.queue_wait() == timedelta()
     assert running[0] is not None
     assert transitions.publish(running[0], [], "")
     third = transitions.claim()
@@ -449,7 +454,7 @@ def test_a_lapsed_lease_takes_no_share(settings: Any) -> None:
     settings.EXHAUST_RUNNING_PER_CHANNEL = 1
     dead = make_claimed()
     assert transitions.claim() is None
-    _state(dead, lease_until=timezone.now() - HOUR)
+    make_state(dead, lease_until=timezone.now() - HOUR)
 
     # when / then the same job goes on
     heir = transitions.claim()
@@ -468,35 +473,37 @@ def test_one_asked_for_by_hand_waits_for_no_share(settings: Any) -> None:
 
 @pytest.mark.django_db
 def test_the_oldest_due_is_told() -> None:
-    assert transitions.oldest_due() == timedelta()
+    assert transitions.queue_wait() == timedelta()
     make_job(due_at=timezone.now() + HOUR, submitted_at=timezone.now() - 9 * HOUR)
     make_claimed(submitted_at=timezone.now() - 8 * HOUR)
     make_job(due_at=timezone.now() - 2 * HOUR, submitted_at=timezone.now() - 3 * HOUR)
     make_job()
-    waited = transitions.oldest_due()
+    waited = transitions.queue_wait()
     assert timedelta(0) <= waited - 2 * HOUR < timedelta(minutes=1)
 
     # and one whose worker died waits since its lease has lapsed, however old it is
     Job.objects.all().delete()
-    _state(make_claimed(submitted_at=timezone.now() - 8 * HOUR), lease_until=timezone.now() - HOUR)
-    assert timedelta(0) <= transitions.oldest_due() - HOUR < timedelta(minutes=1)
+    make_state(
+        make_claimed(submitted_at=timezone.now() - 8 * HOUR), lease_until=timezone.now() - HOUR
+    )
+    assert timedelta(0) <= transitions.queue_wait() - HOUR < timedelta(minutes=1)
 
 
-def six_at_once(work: Callable[[], None]) -> None:
+def run_six_threads(work: Callable[[], None]) -> None:
     """Runs it in six workers that begin together; none may fail."""
     errors: list[BaseException] = []
-    gate = threading.Barrier(6)
+    barrier = threading.Barrier(6)
 
-    def guarded() -> None:
+    def run_and_close() -> None:
         try:
-            gate.wait()
+            barrier.wait()
             work()
         except BaseException as error:
             errors.append(error)
         finally:
             connections.close_all()
 
-    threads = [threading.Thread(target=guarded) for _ in range(6)]
+    threads = [threading.Thread(target=run_and_close) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -519,7 +526,7 @@ def test_no_share_is_exceeded_by_claims_of_one_moment(settings: Any) -> None:
                 claimed.append(job)
 
     # when six workers claim at once
-    six_at_once(work)
+    run_six_threads(work)
 
     # then each channel runs two
     assert sorted(job.channel.identifier for job in claimed) == ["A", "A", "B", "B"]
@@ -540,7 +547,7 @@ def test_six_workers_claim_two_hundred_jobs_once_each(settings: Any) -> None:
             claimed.append((job.pk, job.attempt))
 
     # when six workers claim until nothing is due
-    six_at_once(work)
+    run_six_threads(work)
 
     # then every job was claimed once
     assert len(claimed) == 200

@@ -12,12 +12,18 @@ from django.utils import timezone
 from exhaust.files import orphans, storage
 from exhaust.maintenance import daily
 from exhaust.models import DailyRun, File
-from tests.exhaust.factories import left_of, make_finished, make_job, row_of, stored
+from tests.exhaust.factories import (
+    fetch_job_row,
+    leave_orphan,
+    make_finished,
+    make_job,
+    stored_paths,
+)
 
 DAY = timedelta(days=1)
 
 
-def at(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
@@ -32,31 +38,33 @@ def at(text: str) -> datetime:
     ],
 )
 def test_a_day_begins_at_two(now: str, day: date) -> None:
-    assert daily.day_of(at(now)) == day
+    assert daily.run_day(parse_time(now)) == day
 
 
 def test_every_day_of_years_is_one_day_whatever_the_clock_shows() -> None:
     # given a look every twenty minutes through the changes of every clock
-    begun = at("2024-01-01T02:00:00")
-    seen = {daily.day_of(begun + timedelta(minutes=20 * number)) for number in range(2500 * 72)}
-    assert len(seen) == 2500
+    start = parse_time("2024-01-01T02:00:00")
+    run_days = {
+        daily.run_day(start + timedelta(minutes=20 * number)) for number in range(2500 * 72)
+    }
+    assert len(run_days) == 2500
 
 
 @pytest.mark.django_db
 def test_once_a_day_and_caught_up_later() -> None:
     # given a scheduler that was down from the 9th to 5:00 of the 12th
-    assert daily.run(at("2026-03-09T02:00:01"))
-    assert not daily.run(at("2026-03-09T14:00:00"))
-    assert not daily.is_due(at("2026-03-10T01:00:00"))
+    assert daily.run_daily(parse_time("2026-03-09T02:00:01"))
+    assert not daily.run_daily(parse_time("2026-03-09T14:00:00"))
+    assert not daily.is_due(parse_time("2026-03-10T01:00:00"))
 
     # when it is back
-    assert daily.is_due(at("2026-03-12T05:00:00"))
-    assert daily.run(at("2026-03-12T05:00:00"))
+    assert daily.is_due(parse_time("2026-03-12T05:00:00"))
+    assert daily.run_daily(parse_time("2026-03-12T05:00:00"))
 
     # then what was missed is made up for once, and the next is at the usual hour
-    assert not daily.run(at("2026-03-12T05:00:05"))
-    assert not daily.is_due(at("2026-03-13T01:59:59"))
-    assert daily.is_due(at("2026-03-13T02:00:00"))
+    assert not daily.run_daily(parse_time("2026-03-12T05:00:05"))
+    assert not daily.is_due(parse_time("2026-03-13T01:59:59"))
+    assert daily.is_due(parse_time("2026-03-13T02:00:00"))
     assert [str(run.day) for run in DailyRun.objects.order_by("day")] == [
         "2026-03-09",
         "2026-03-12",
@@ -65,20 +73,20 @@ def test_once_a_day_and_caught_up_later() -> None:
 
 @pytest.mark.django_db
 def test_it_deletes_what_is_past_its_life_and_what_is_nobodys(files: Path) -> None:
-    # given an old file, a young one, and a leftover
+    # given an old file, a young one, and a orphan
     old, young = make_finished(), make_finished()
     File.objects.filter(job=old).update(created_at=timezone.now() - 40 * DAY)
-    left_of(make_job(status="FAILED"), 1)
+    leave_orphan(make_job(status="FAILED"), 1)
 
     # when
-    assert daily.run()
+    assert daily.run_daily()
 
     # then
-    assert stored(files) == [File.objects.get(job=young).key]
+    assert stored_paths(files) == [File.objects.get(job=young).key]
     run = DailyRun.objects.get()
-    assert (run.files_deleted, run.leftovers_deleted) == (1, 1)
+    assert (run.files_deleted, run.orphans_deleted) == (1, 1)
     assert run.finished_at is not None
-    assert row_of(old)["status"] == "SUCCESS"
+    assert fetch_job_row(old)["status"] == "SUCCESS"
 
 
 @pytest.mark.django_db
@@ -90,18 +98,18 @@ def test_a_run_that_died_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr(orphans, "remove_all", dies)
         with pytest.raises(KeyboardInterrupt):
-            daily.run()
+            daily.run_daily()
     assert not daily.is_due()
-    assert not daily.run()
+    assert not daily.run_daily()
 
     # when it has been silent for long
     DailyRun.objects.update(renewed_at=timezone.now() - timedelta(minutes=11))
 
     # then the next look takes it up, and only that one
     assert daily.is_due()
-    assert daily.run()
+    assert daily.run_daily()
     assert not daily.is_due()
-    assert not daily.run()
+    assert not daily.run_daily()
     assert DailyRun.objects.count() == 1
 
 
@@ -112,9 +120,9 @@ def test_a_storage_that_is_down_fails_no_run(
     def down(*_: Any) -> Any:
         raise storage.StorageError("down")
 
-    monkeypatch.setattr(storage.FolderStorage, "keys", down)
-    assert daily.run()
-    assert "daily.storage_failed" in caplog.text
+    monkeypatch.setattr(storage.FolderStorage, "list_keys", down)
+    assert daily.run_daily()
+    assert "daily_run.storage_failed" in caplog.text
     assert DailyRun.objects.get().finished_at is not None
 
 
@@ -125,12 +133,12 @@ def test_twenty_schedulers_at_once_are_one_run(monkeypatch: pytest.MonkeyPatch) 
     ran: list[str] = []
     monkeypatch.setattr(orphans, "remove_all", lambda: ran.append("run") or iter(()))
     answers: list[bool] = []
-    gate = threading.Barrier(20)
+    barrier = threading.Barrier(20)
 
     def look() -> None:
         try:
-            gate.wait()
-            answers.append(daily.run())
+            barrier.wait()
+            answers.append(daily.run_daily())
         finally:
             connections.close_all()
 

@@ -23,7 +23,7 @@ TOKEN = {"Authorization": "Bearer t0ken"}
 MONITORING = settings.BASE_DIR / "docs" / "monitoring"
 
 
-def scraped(client: Client) -> dict[tuple[str, tuple[str, ...]], float]:
+def scrape(client: Client) -> dict[tuple[str, tuple[str, ...]], float]:
     answer = client.get("/metrics", headers=TOKEN)
     assert answer.status_code == 200
     return {
@@ -49,7 +49,7 @@ def test_metrics_ask_for_their_token(said: str, client: Client, settings: Any) -
 def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
     # given
     settings.METRICS_TOKEN = "t0ken"
-    before = scraped(client)
+    before = scrape(client)
 
     # when one is made, one failed, one stopped, one taken over, and one waits
     made = make_finished(b"a,b\n1,2\n")
@@ -61,7 +61,7 @@ def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
     make_job(priority=Job.Priority.NIGHTLY)
 
     # then
-    after = scraped(client)
+    after = scrape(client)
 
     def grown(name: str, *labels: str) -> float:
         return after.get((name, labels), 0.0) - before.get((name, labels), 0.0)
@@ -73,22 +73,22 @@ def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
     assert grown("exhaust_bytes_out_total", dataset) == 8
     assert grown("exhaust_job_seconds_count", dataset) == 1
     assert grown("exhaust_ready_seconds_count", dataset) == 1
-    assert after["exhaust_jobs_open", ("nightly", "SUBMITTED")] == 1
-    assert after["exhaust_jobs_open", ("interactive", "PROCESSING")] == 1
-    assert after["exhaust_oldest_due_job_seconds", ()] >= 0
+    assert after["exhaust_jobs_unfinished", ("nightly", "SUBMITTED")] == 1
+    assert after["exhaust_jobs_unfinished", ("interactive", "PROCESSING")] == 1
+    assert after["exhaust_queue_wait_seconds", ()] >= 0
 
 
 @pytest.mark.django_db
 def test_uses_of_our_links_are_counted(client: Client, settings: Any) -> None:
     settings.METRICS_TOKEN = "t0ken"
     (file,) = make_finished().files.all()
-    link = links.current(file)
+    link = links.get_or_create(file)
     assert link is not None
-    before = scraped(client)
-    given = client.get(links.address(link).partition(":8000")[2])
+    before = scrape(client)
+    given = client.get(links.build_url(link).partition(":8000")[2])
     assert (given.status_code, b"".join(given)) == (200, b"a,b\n1,2\n")
     assert client.get("/dataset/v1/download/altered").status_code in (403, 404)
-    after = scraped(client)
+    after = scrape(client)
     name = "exhaust_downloads_total"
     grown = {key[1][0]: after[key] - before.get(key, 0) for key in after if key[0] == name}
     assert grown["200"] == 1
@@ -100,9 +100,9 @@ def test_what_doors_got_is_counted(client: Client, settings: Any) -> None:
     settings.METRICS_TOKEN = "t0ken"
     key = bearer(make_key("ingest"))
     good, bad = {"deviceId": "d1"}, {"deviceId": 5}
-    before = scraped(client)
+    before = scrape(client)
     client.post("/v1/participants", [good, good, bad], content_type="application/json", headers=key)
-    after = scraped(client)
+    after = scrape(client)
     for outcome, count in (("stored", 2), ("rejected", 1)):
         name = ("exhaust_events_total", ("participants", outcome))
         assert after[name] - before.get(name, 0) == count
@@ -135,7 +135,7 @@ def test_dashboard_and_alerts_ask_for_what_is_there(
         assert len({panel["id"] for panel in json.loads(text)["panels"]}) > 10
         assert {name.removesuffix("_total") for name in families} <= {
             re.sub("_(total|bucket|count|sum)$", "", name) for name in asked
-        } | {"exhaust_sink_stopped"}
+        } | {"exhaust_destination_disabled"}
 
 
 # Probes -------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_dashboard_and_alerts_ask_for_what_is_there(
 
 @pytest.fixture(autouse=True)
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_migrated", False)
+    monkeypatch.setattr(health, "_is_migrated", False)
 
 
 @pytest.mark.django_db
@@ -152,7 +152,7 @@ def test_all_is_well(client: Client) -> None:
     assert answer.status_code == 200
     assert answer.json() == {
         "status": "ok", "database": "ok", "migrations": "ok", "broker": "ok", "storage": "ok",
-        "oldest_due_job_seconds": 0,
+        "queue_wait_seconds": 0,
     }  # fmt: skip
     assert not DailyRun.objects.exists()
 
@@ -185,7 +185,7 @@ def test_without_broker_and_storage_requests_are_still_taken(
     (tmp_path / "file").touch()
     settings.FILES_DIR = tmp_path / "file" / "below"
     settings.CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
-    storage.default.cache_clear()
+    storage.get_storage.cache_clear()
     answer = client.get("/readyz")
     assert answer.status_code == 200
     told = answer.json()

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from ingest.adapters import ADAPTERS, body, desk
 from ingest.auth import keys
-from ingest.events import Batch, Call, Refused
-from ingest.models import Application, Conversation, Rejected, StoredEvent
-from ingest.privacy.encryption import unseal
+from ingest.events import Batch, Call, RequestError
+from ingest.models import Application, Conversation, RejectedEvent, StoredEvent
+from ingest.privacy.encryption import decrypt
 from tests.conftest import make_channel
 
 NDJSON = "application/x-ndjson"
@@ -93,7 +93,7 @@ def monitor(db: None) -> Client:
     return Client(headers={"Authorization": basic(*make_application())})
 
 
-def put(
+def send_sessions(
     client: Client, raw: bytes, path: str = EVENTS, content_type: str = NDJSON, **meta: Any
 ) -> HttpResponse:
     return client.generic("PUT", path, raw, content_type, **meta)
@@ -111,20 +111,20 @@ def living(**fields: Any) -> list[StoredEvent]:
 
 
 def nothing_happened() -> bool:
-    return not any(model.objects.exists() for model in (StoredEvent, Rejected, Conversation))
+    return not any(model.objects.exists() for model in (StoredEvent, RejectedEvent, Conversation))
 
 
 # what a document becomes --------------------------------------------------------------------------
 
 
-def test_desk_stands_in_the_registry():
+def test_desk_is_registered():
     assert ADAPTERS["desk"] is desk
 
 
-def test_a_session_is_an_event_and_so_is_each_thing_in_it():
+def test_session_and_items_become_events():
     read = parsed(line(session()))
 
-    assert (read.dialect, read.received_at, read.rejections) == ("desk", RECEIVED_AT, [])
+    assert (read.source, read.received_at, read.rejections) == ("desk", RECEIVED_AT, [])
     assert (read.application_id, read.last_wins) == (7, True)
     assert [(event.type, event.occurred_at) for event in read.events] == [
         ("session", STARTED_AT),
@@ -138,7 +138,7 @@ def test_a_session_is_an_event_and_so_is_each_thing_in_it():
     assert len({event.identity for event in read.events}) == 4
 
 
-def test_a_sessions_payload_is_what_was_sent():
+def test_session_payload_is_unchanged():
     raw = (
         b'{ "userSessionId":"s", "startTime":1511441593539, "n":1.50, "n":1E2, "userActions":[ ] }'
     )
@@ -146,7 +146,7 @@ def test_a_sessions_payload_is_what_was_sent():
     assert parsed(raw).events[0].payload == raw
 
 
-def test_a_thing_in_a_session_is_as_sent_with_the_sessions_key():
+def test_item_payload_gains_session_key():
     raw = (
         b'{"tenantId":"t","userSessionId":"s","startTime":1511441593539,"errors":[{} ,{"n":1E2 } ]}'
     )
@@ -161,7 +161,7 @@ def test_a_thing_in_a_session_is_as_sent_with_the_sessions_key():
     assert json.loads(read.events[2].payload)["userSession"]["index"] == 1
 
 
-def test_synthetic_events_are_events_too():
+def test_synthetic_events_become_events():
     read = parsed(line(bare(syntheticEvents=[{"name": "probe", "startTime": START + 1}])))
 
     assert [event.type for event in read.events] == ["session", "syntheticEvent"]
@@ -177,7 +177,7 @@ def test_synthetic_events_are_events_too():
         ({"internalUserId": None, "userId": None}, ""),
     ],
 )
-def test_the_device_is_the_internal_user_else_the_user(fields: dict[str, Any], device_id: str):
+def test_device_is_internal_user_or_user(fields: dict[str, Any], device_id: str):
     assert {event.device_id for event in parsed(line(session(**fields))).events} == {device_id}
 
 
@@ -191,7 +191,7 @@ def test_the_device_is_the_internal_user_else_the_user(fields: dict[str, Any], d
         (None, ""),
     ],
 )
-def test_the_conversation_is_a_tag(tags: Any, conversation: str):
+def test_conversation_comes_from_a_tag(tags: Any, conversation: str):
     read = parsed(line(session(stringTags=tags)))
 
     assert {event.conversation for event in read.events} == {conversation}
@@ -200,7 +200,7 @@ def test_the_conversation_is_a_tag(tags: Any, conversation: str):
 @pytest.mark.parametrize(
     "value", [b"1511441593539", b"1511441593.539", b"1.511441593539E12", b"1511441593539000"]
 )
-def test_a_start_is_read_in_every_unit_and_is_the_same_session(value: bytes):
+def test_start_time_units_are_one_session(value: bytes):
     raw = line(session()).replace(
         b'"startTime": 1511441593539, "end', b'"startTime": %b, "end' % value
     )
@@ -212,7 +212,7 @@ def test_a_start_is_read_in_every_unit_and_is_the_same_session(value: bytes):
 
 
 @pytest.mark.parametrize("time", [None, "1511441593539", True, 0, 10**18, {}], ids=repr)
-def test_a_thing_without_a_time_has_the_sessions_and_says_so(time: Any):
+def test_item_time_defaults_to_start(time: Any):
     read = parsed(line(bare(errors=[{"name": "x", "startTime": time}])))
 
     assert len(read.events) == 2
@@ -221,7 +221,7 @@ def test_a_thing_without_a_time_has_the_sessions_and_says_so(time: Any):
     assert read.events[1].note.endswith(" The session's start stands in.")
 
 
-def test_what_cannot_be_taken_out_stays_in_the_session_which_says_so():
+def test_invalid_items_stay_in_session():
     read = parsed(line(session(userActions="many", events={"a": 1}, errors=[5, None, {}, []])))
 
     assert [event.type for event in read.events] == ["session", "error"]
@@ -231,7 +231,7 @@ def test_what_cannot_be_taken_out_stays_in_the_session_which_says_so():
     assert json.loads(read.events[1].payload)["userSession"]["index"] == 2
 
 
-def test_a_mended_thing_says_so_and_its_neighbours_do_not():
+def test_only_repaired_item_has_note():
     raw = (
         line(session()).replace(b"Checkout", rb"Check\u0000out").replace(b"ThrowAsync", rb"\ud800")
     )
@@ -239,10 +239,10 @@ def test_a_mended_thing_says_so_and_its_neighbours_do_not():
     read = parsed(raw)
 
     assert [(event.type, event.note) for event in read.events] == [
-        ("session", body.MENDED),
-        ("userAction", body.MENDED),
+        ("session", body.REPAIRED_NOTE),
+        ("userAction", body.REPAIRED_NOTE),
         ("event", ""),
-        ("error", body.MENDED),
+        ("error", body.REPAIRED_NOTE),
     ]
     assert json.loads(read.events[1].payload)["name"] == "Check\ufffdout"
 
@@ -255,13 +255,13 @@ def test_a_mended_thing_says_so_and_its_neighbours_do_not():
     [session(tenantId="yyy"), session(userSessionId="1394_1"), session(startTime=START + 1)],
     ids=["tenant", "session", "start"],
 )
-def test_another_tenant_session_or_start_is_another_session(other: dict[str, Any]):
+def test_identity_parts_of_a_session(other: dict[str, Any]):
     read = parsed(lines(session(), other))
 
     assert len({event.identity for event in read.events}) == 8
 
 
-def test_another_application_makes_another_session():
+def test_sessions_are_per_application():
     here, there = (
         desk.parse(line(session()), Call("ORG_001", RECEIVED_AT, NDJSON, name, 7))
         for name in ("a", "b")
@@ -270,13 +270,13 @@ def test_another_application_makes_another_session():
     assert {e.identity for e in here.events}.isdisjoint(e.identity for e in there.events)
 
 
-def test_identities_are_led_by_the_sessions_start():
+def test_identity_starts_with_session_start():
     read = parsed(line(session()))
 
     assert {event.identity[:6] for event in read.events} == {START.to_bytes(6)}
 
 
-def test_a_thing_is_told_by_kind_and_index_whatever_it_says():
+def test_item_identity_is_kind_and_index():
     first = parsed(line(bare(errors=[{"name": "a"}, {"name": "a"}], events=[{"name": "a"}])))
     again = parsed(line(bare(errors=[{"name": "b"}, {"name": "c"}], events=[{"name": "d"}])))
 
@@ -288,7 +288,7 @@ def test_a_thing_is_told_by_kind_and_index_whatever_it_says():
 
 
 @pytest.mark.parametrize("value", [5, None, "text", [], [[1], [2]], True, [session()]], ids=repr)
-def test_what_is_no_object_is_no_session(value: Any):
+def test_non_object_is_rejected(value: Any):
     assert rejected(line(value)) == ("not_an_object", "A session is a JSON object.")
 
 
@@ -309,7 +309,7 @@ def test_what_is_no_object_is_no_session(value: Any):
         ({"startTime": True}, "startTime"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(fields: dict[str, Any], reason: str):
+def test_invalid_field_is_named(fields: dict[str, Any], reason: str):
     code, detail = rejected(line(session(**fields)))
 
     assert code == reason
@@ -330,7 +330,7 @@ def test_a_field_that_is_wrong_is_named(fields: dict[str, Any], reason: str):
     ],
     ids=lambda start: repr(start)[:20],
 )
-def test_a_start_out_of_range_is_one_bad_document(start: float):
+def test_start_out_of_range_rejects_document(start: float):
     read = parsed(lines(bare(1), session(startTime=start), bare(2)))
 
     assert len(read.events) == 2
@@ -339,7 +339,7 @@ def test_a_start_out_of_range_is_one_bad_document(start: float):
 
 @pytest.mark.parametrize("content_type", [JSON, NDJSON])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_bad_line_costs_no_other_line(content_type: str, place: int):
+def test_invalid_line_rejects_only_itself(content_type: str, place: int):
     sent = [line(bare(1)), line(bare(2))]
     sent.insert(place, b'{"userSessionId": "13')
 
@@ -351,7 +351,7 @@ def test_a_bad_line_costs_no_other_line(content_type: str, place: int):
     ]
 
 
-def test_more_events_than_a_batch_holds_are_set_aside_by_the_session():
+def test_event_limit_rejects_whole_session():
     big = bare(1, events=[{}] * (desk.MAX_EVENTS - 2))
 
     read = parsed(lines(big, bare(2), bare(3)))
@@ -361,7 +361,7 @@ def test_more_events_than_a_batch_holds_are_set_aside_by_the_session():
 
 
 @pytest.mark.parametrize("number", [b"1e-20000", b"0." + b"0" * 16_383 + b"1", b"1E-0020000"])
-def test_a_number_no_database_holds_sets_the_session_aside_whole(number: bytes):
+def test_unstorable_number_rejects_session(number: bytes):
     raw = line(session()).replace(b'"speedIndex": null', b'"speedIndex": ' + number)
 
     assert rejected(raw)[0] == "number_out_of_range"
@@ -372,12 +372,12 @@ def test_a_number_no_database_holds_sets_the_session_aside_whole(number: bytes):
 
 @pytest.mark.parametrize("content_type", [JSON, NDJSON])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n \n"])
-def test_one_document_with_any_end(content_type: str, end: bytes):
+def test_one_document_with_any_line_end(content_type: str, end: bytes):
     assert len(parsed(line(session()) + end, content_type).events) == 4
 
 
 @pytest.mark.parametrize("content_type", [JSON, NDJSON])
-def test_blank_lines_are_nothing(content_type: str):
+def test_blank_lines_are_ignored(content_type: str):
     raw = b"\n\r\n" + line(bare(1)) + b"\n\n  \n" + line(bare(2))
 
     read = parsed(raw, content_type)
@@ -389,11 +389,11 @@ def test_pretty_printed_json_is_one_document():
     assert len(parsed(json.dumps(session(), indent=2).encode(), JSON).events) == 4
 
 
-def test_a_thousand_documents_are_a_batch_and_one_more_is_not():
+def test_document_limit_of_a_batch():
     read = parsed(lines(*(bare(n) for n in range(1000))))
     assert (len(read.events), read.rejections) == (1000, [])
 
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestError) as caught:
         parsed(lines(*(bare(n) for n in range(1001))))
 
     assert (caught.value.status, caught.value.reason) == (413, "too_many")
@@ -405,7 +405,7 @@ def test_a_thousand_documents_are_a_batch_and_one_more_is_not():
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 @pytest.mark.parametrize("content_type", [JSON, NDJSON, "application/json; charset=utf-8"])
-def test_a_batch_is_stored_and_counted(monitor: Client, method: str, content_type: str):
+def test_batch_is_stored_and_counted(monitor: Client, method: str, content_type: str):
     response = monitor.generic(method, EVENTS, lines(session(1), session(2)), content_type)
 
     assert response.status_code == 200
@@ -425,50 +425,52 @@ def test_a_batch_is_stored_and_counted(monitor: Client, method: str, content_typ
     application = Application.objects.get()
     for event in living():
         assert (event.channel_id, event.application_id) == (application.channel_id, application.id)
-        assert event.dialect == "desk"
+        assert event.source == "desk"
 
 
-def test_one_session_sent_three_times_in_one_body_is_one_session(monitor: Client):
-    response = put(monitor, lines(session(), session(), session()), content_type=JSON)
+def test_repeated_session_in_one_body_is_one(monitor: Client):
+    response = send_sessions(monitor, lines(session(), session(), session()), content_type=JSON)
 
     assert counts(response) == (3, 4, 8, 0)
     assert StoredEvent.objects.count() == 4
 
 
-def test_a_redelivery_adds_nothing(monitor: Client):
-    put(monitor, lines(session(1), session(2)))
+def test_resend_adds_nothing(monitor: Client):
+    send_sessions(monitor, lines(session(1), session(2)))
 
-    response = put(monitor, lines(session(1), session(2)))
+    response = send_sessions(monitor, lines(session(1), session(2)))
 
     assert counts(response) == (2, 0, 8, 0)
     assert StoredEvent.objects.count() == 8
 
 
-def test_of_versions_of_a_session_the_last_wins(monitor: Client):
-    put(monitor, line(session()))
+def test_last_version_of_a_session_wins(monitor: Client):
+    send_sessions(monitor, line(session()))
 
-    response = put(monitor, lines(session(bounce=None), session(bounce=True)))
+    response = send_sessions(monitor, lines(session(bounce=None), session(bounce=True)))
 
     assert counts(response) == (2, 1, 7, 0)
     assert StoredEvent.objects.count() == 5
     assert [event.payload["bounce"] for event in living(type="session")] == [True]
 
 
-def test_a_version_with_more_actions_supersedes_those_it_changes_and_adds_the_rest(
+def test_longer_version_adds_actions(
     monitor: Client,
 ):
-    put(monitor, line(bare(userActions=[{"name": "a"}, {"name": "b"}])))
+    send_sessions(monitor, line(bare(userActions=[{"name": "a"}, {"name": "b"}])))
 
-    response = put(monitor, line(bare(userActions=[{"name": "a"}, {"name": "c"}, {"name": "d"}])))
+    response = send_sessions(
+        monitor, line(bare(userActions=[{"name": "a"}, {"name": "c"}, {"name": "d"}]))
+    )
 
     assert counts(response) == (1, 3, 1, 0)
     assert sorted(e.payload["name"] for e in living(type="userAction")) == ["a", "c", "d"]
 
 
-def test_a_version_with_fewer_actions_leaves_those_beyond_its_end(monitor: Client):
-    put(monitor, line(bare(userActions=[{"name": "a"}, {"name": "b"}, {"name": "c"}])))
+def test_shorter_version_keeps_old_actions(monitor: Client):
+    send_sessions(monitor, line(bare(userActions=[{"name": "a"}, {"name": "b"}, {"name": "c"}])))
 
-    put(monitor, line(bare(userActions=[{"name": "b"}, {"name": "c"}])))
+    send_sessions(monitor, line(bare(userActions=[{"name": "b"}, {"name": "c"}])))
 
     actions = {
         e.payload["userSession"]["index"]: e.payload["name"] for e in living(type="userAction")
@@ -478,41 +480,41 @@ def test_a_version_with_fewer_actions_leaves_those_beyond_its_end(monitor: Clien
     assert [name for index, name in sorted(actions.items()) if index < end] == ["b", "c"]
 
 
-def test_good_and_bad_are_counted_and_the_bad_are_kept_by_the_line(monitor: Client):
+def test_rejected_lines_are_counted_and_kept(monitor: Client):
     bad = b'{"userSessionId": "13'
 
-    response = put(monitor, lines(session(1)) + bad + b"\n" + lines(5, session(2)))
+    response = send_sessions(monitor, lines(session(1)) + bad + b"\n" + lines(5, session(2)))
 
     assert counts(response) == (2, 8, 0, 2)
     assert [(r["position"], r["reason"]) for r in response.json()["rejections"]] == [
         (1, "not_json"),
         (2, "not_an_object"),
     ]
-    kept = list(Rejected.objects.order_by("position"))
-    assert [unseal(each.sealed) for each in kept] == [bad, b"5"]
-    assert {(each.dialect, each.application_id) for each in kept} == {
+    kept = list(RejectedEvent.objects.order_by("position"))
+    assert [decrypt(each.sealed) for each in kept] == [bad, b"5"]
+    assert {(each.source, each.application_id) for each in kept} == {
         ("desk", Application.objects.get().id)
     }
 
 
-def test_what_went_aside_can_be_sent_through_again(monitor: Client):
-    put(monitor, line(session(startTime="soon")))
-    raw = unseal(Rejected.objects.get().sealed)
+def test_rejected_session_can_be_replayed(monitor: Client):
+    send_sessions(monitor, line(session(startTime="soon")))
+    raw = decrypt(RejectedEvent.objects.get().sealed)
 
-    response = put(monitor, raw.replace(b'"soon"', str(START).encode()))
+    response = send_sessions(monitor, raw.replace(b'"soon"', str(START).encode()))
 
     assert counts(response) == (1, 4, 0, 0)
 
 
-def test_a_session_names_its_conversation(monitor: Client):
-    put(monitor, line(session(stringTags={"conversation_id": "bot-1"})))
+def test_session_creates_its_conversation(monitor: Client):
+    send_sessions(monitor, line(session(stringTags={"conversation_id": "bot-1"})))
 
     assert Conversation.objects.get().identifier == "bot-1"
     assert StoredEvent.objects.filter(conversation__identifier="bot-1").count() == 4
 
 
 @pytest.mark.parametrize("method", ["HEAD", "DELETE", "PATCH", "OPTIONS", "PROPFIND"])
-def test_other_methods_are_not_taken(monitor: Client, method: str):
+def test_other_methods_are_refused(monitor: Client, method: str):
     response = monitor.generic(method, EVENTS)
 
     assert response.status_code == 405
@@ -520,11 +522,11 @@ def test_other_methods_are_not_taken(monitor: Client, method: str):
     assert nothing_happened()
 
 
-def test_a_day_ahead_is_taken_and_no_more(monitor: Client):
+def test_start_up_to_one_day_ahead(monitor: Client):
     now = int(timezone.now().timestamp() * 1000)
     day = 86_400_000
 
-    response = put(
+    response = send_sessions(
         monitor, lines(bare(1, startTime=now + day - 9), bare(2, startTime=now + 2 * day))
     )
 
@@ -562,7 +564,7 @@ def test_a_day_ahead_is_taken_and_no_more(monitor: Client):
         "Digest PASSWORD",
     ],
 )
-def test_without_the_right_password_nothing_is_taken(path: str, authorization: str | None):
+def test_wrong_password_is_unauthorized(path: str, authorization: str | None):
     _, password = make_application()
     make_application("another")
     made = {"channel": make_channel(), "secret_digest": ""}
@@ -575,7 +577,7 @@ def test_without_the_right_password_nothing_is_taken(path: str, authorization: s
         scheme, _, coded = authorization.partition(" ")
         meta["HTTP_AUTHORIZATION"] = f"{scheme} {_filled(coded, password)}"
 
-    response = put(Client(), line(session()), path, **meta)
+    response = send_sessions(Client(), line(session()), path, **meta)
 
     assert response.status_code == 401
     assert response["WWW-Authenticate"] == 'Basic realm="exhaust", charset="UTF-8"'
@@ -596,18 +598,18 @@ def _filled(coded: str, password: str) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
-def test_the_password_lets_in(db: None, scheme: str):
+def test_right_password_is_accepted(db: None, scheme: str):
     coded = basic(*make_application()).partition(" ")[2]
 
-    response = put(Client(), line(session()), HTTP_AUTHORIZATION=f"{scheme} {coded}")
+    response = send_sessions(Client(), line(session()), HTTP_AUTHORIZATION=f"{scheme} {coded}")
 
     assert counts(response) == (1, 4, 0, 0)
 
 
-def test_the_same_session_of_two_applications_is_two(db: None):
+def test_same_session_of_two_applications(db: None):
     for identifier, channel in (("one", "ORG_001"), ("two", "ORG_002")):
         credentials = basic(*make_application(identifier, channel))
-        response = put(Client(), line(session()), HTTP_AUTHORIZATION=credentials)
+        response = send_sessions(Client(), line(session()), HTTP_AUTHORIZATION=credentials)
         assert counts(response) == (1, 4, 0, 0)
 
     assert StoredEvent.objects.filter(channel__identifier="ORG_001").count() == 4
@@ -622,7 +624,7 @@ def action(number: int = 0, operation: str = "index", **overrides: Any) -> dict[
     return {operation: {"_index": "sessions", "_type": "_doc", "_id": document_id, **overrides}}
 
 
-def told(response: HttpResponse) -> list[tuple[str, str, int]]:
+def bulk_items(response: HttpResponse) -> list[tuple[str, str, int]]:
     """Operation, id and status of each item, the form of the answer checked."""
     said = response.json()
     assert response.status_code == 200
@@ -646,14 +648,12 @@ def told(response: HttpResponse) -> list[tuple[str, str, int]]:
         "application/vnd.elasticsearch+json; compatible-with=8",
     ],
 )
-def test_a_bulk_is_stored_and_each_item_answered(
-    monitor: Client, method: str, path: str, content_type: str
-):
+def test_bulk_answers_each_item(monitor: Client, method: str, path: str, content_type: str):
     raw = lines(action(1), session(1), action(2, "create"), session(2))
 
     response = monitor.generic(method, path, raw, content_type)
 
-    assert told(response) == [
+    assert bulk_items(response) == [
         ("index", f"xxx-1394_1009-{START}", 201),
         ("create", f"xxx-1394_1010-{START}", 201),
     ]
@@ -663,46 +663,48 @@ def test_a_bulk_is_stored_and_each_item_answered(
     assert StoredEvent.objects.count() == 8
 
 
-def test_a_bulk_and_lines_bring_the_same_sessions(monitor: Client):
-    put(monitor, lines(session(1), session(2)))
+def test_bulk_and_lines_are_equivalent(monitor: Client):
+    send_sessions(monitor, lines(session(1), session(2)))
 
-    response = put(monitor, lines(action(1), session(1), action(2), session(2)), BULK)
+    response = send_sessions(monitor, lines(action(1), session(1), action(2), session(2)), BULK)
 
     assert [item["index"]["result"] for item in response.json()["items"]] == ["noop", "noop"]
-    assert told(response)[0][2] == 200
+    assert bulk_items(response)[0][2] == 200
     assert StoredEvent.objects.count() == 8
 
 
-def test_a_bulk_of_known_and_new_says_updated_of_all(monitor: Client):
-    put(monitor, line(session(1)))
+def test_partly_known_bulk_is_updated(monitor: Client):
+    send_sessions(monitor, line(session(1)))
 
-    response = put(monitor, lines(action(1), session(1), action(2), session(2)), BULK)
+    response = send_sessions(monitor, lines(action(1), session(1), action(2), session(2)), BULK)
 
     assert [item["index"]["result"] for item in response.json()["items"]] == ["updated", "updated"]
-    assert {status for _, _, status in told(response)} == {200}
+    assert {status for _, _, status in bulk_items(response)} == {200}
 
 
 @pytest.mark.parametrize("path", [BULK, "/given/_bulk"])
-def test_index_and_id_that_are_not_said_are_made(monitor: Client, path: str):
+def test_bulk_defaults_index_and_id(monitor: Client, path: str):
     raw = lines({"index": {}}, session(1), action(2, _index="own", _id=7), session(2))
 
-    response = put(monitor, raw, path)
+    response = send_sessions(monitor, raw, path)
 
     assert [item["index"]["_index"] for item in response.json()["items"]] == [
         "given" if path != BULK else "desk",
         "own",
     ]
-    assert told(response) == [("index", f"xxx-1394_1009-{START}", 201), ("index", "7", 201)]
+    assert bulk_items(response) == [("index", f"xxx-1394_1009-{START}", 201), ("index", "7", 201)]
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
-def test_a_bulk_is_understood_with_any_end(monitor: Client, end: bytes):
+def test_bulk_with_any_line_end(monitor: Client, end: bytes):
     raw = line(action()) + b"\r\n\n" + line(session()) + end
 
-    assert told(put(monitor, raw, BULK)) == [("index", f"xxx-1394_1008-{START}", 201)]
+    assert bulk_items(send_sessions(monitor, raw, BULK)) == [
+        ("index", f"xxx-1394_1008-{START}", 201)
+    ]
 
 
-def test_items_are_answered_in_the_order_sent(monitor: Client):
+def test_bulk_items_keep_their_order(monitor: Client):
     raw = b"\n".join(
         [
             line(action(1)), line(session(1)),
@@ -719,9 +721,9 @@ def test_items_are_answered_in_the_order_sent(monitor: Client):
         ]
     )  # fmt: skip
 
-    response = put(monitor, raw, BULK)
+    response = send_sessions(monitor, raw, BULK)
 
-    assert [(operation, status) for operation, _, status in told(response)] == [
+    assert [(operation, status) for operation, _, status in bulk_items(response)] == [
         ("index", 201),
         ("index", 400),
         ("delete", 400),
@@ -747,22 +749,31 @@ def test_items_are_answered_in_the_order_sent(monitor: Client):
         "type": "illegal_argument_exception",
         "reason": "action: Sessions are sent by index or create, not delete.",
     }
-    assert sorted(each.position for each in Rejected.objects.all()) == [1, 2, 3, 5, 6, 7, 9, 10]
+    assert sorted(each.position for each in RejectedEvent.objects.all()) == [
+        1,
+        2,
+        3,
+        5,
+        6,
+        7,
+        9,
+        10,
+    ]
     assert len(living(type="session")) == 3
 
 
-def test_the_source_of_a_bad_action_goes_aside_as_a_document_of_its_own(monitor: Client):
-    response = put(monitor, b"{bad\n" + lines(session(1), action(2), session(2)), BULK)
+def test_source_line_of_invalid_action(monitor: Client):
+    response = send_sessions(monitor, b"{bad\n" + lines(session(1), action(2), session(2)), BULK)
 
-    assert [status for _, _, status in told(response)] == [400, 400, 201]
-    raw = unseal(Rejected.objects.get(position=1).sealed)
-    assert counts(put(monitor, raw)) == (1, 4, 0, 0)
+    assert [status for _, _, status in bulk_items(response)] == [400, 400, 201]
+    raw = decrypt(RejectedEvent.objects.get(position=1).sealed)
+    assert counts(send_sessions(monitor, raw)) == (1, 4, 0, 0)
 
 
-def test_a_bulk_has_a_thousand_items_at_most(monitor: Client):
+def test_bulk_item_limit(monitor: Client):
     raw = b"".join(lines(action(n), bare(n)) for n in range(1001))
 
-    response = put(monitor, raw, BULK)
+    response = send_sessions(monitor, raw, BULK)
 
     assert response.status_code == 413
     assert response["X-Elastic-Product"] == "Elasticsearch"
@@ -777,14 +788,14 @@ def test_a_bulk_has_a_thousand_items_at_most(monitor: Client):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
-def test_a_bulk_comes_by_post_or_put(monitor: Client, method: str):
+def test_bulk_methods(monitor: Client, method: str):
     response = monitor.generic(method, BULK)
 
     assert (response.status_code, response["Allow"]) == (405, "POST, PUT")
 
 
-def test_an_index_with_too_long_a_name_is_refused(monitor: Client):
-    response = put(monitor, lines(action(), session()), f"/{'i' * 256}/_bulk")
+def test_too_long_index_name_is_refused(monitor: Client):
+    response = send_sessions(monitor, lines(action(), session()), f"/{'i' * 256}/_bulk")
 
     assert response.status_code == 400
     assert nothing_happened()
@@ -864,13 +875,13 @@ def test_hostile_bodies(
     reasons: list[str],
     sessions: int,
 ):
-    response = put(monitor, raw, **meta)
+    response = send_sessions(monitor, raw, **meta)
 
     assert response.status_code == status
     if status == 200:
         assert [each["reason"] for each in response.json()["rejections"]] == reasons
         assert response.json()["sessions"] == sessions == len(living(type="session"))
-        assert Rejected.objects.count() == len(reasons)
+        assert RejectedEvent.objects.count() == len(reasons)
     else:
         assert [response.json()["title"]] == reasons
         assert response.json()["detail"].endswith(".")
@@ -880,31 +891,33 @@ def test_hostile_bodies(
 @pytest.mark.parametrize(
     ("raw", "meta"), [pytest.param(*row.values[:2], id=row.id) for row in hostile()]
 )
-def test_hostile_bodies_in_bulk(monitor: Client, raw: bytes, meta: dict[str, Any]):
+def test_hostile_bulk_bodies(monitor: Client, raw: bytes, meta: dict[str, Any]):
     """The same bytes where an action line is due: an answer in the protocol's form, never a 5xx."""
-    response = put(monitor, raw, BULK, **meta)
+    response = send_sessions(monitor, raw, BULK, **meta)
 
     assert response.status_code < 500
     assert response["X-Elastic-Product"] == "Elasticsearch"
     if response.status_code == 200:
-        statuses = [status for _, _, status in told(response)]
+        statuses = [status for _, _, status in bulk_items(response)]
         assert len(living(type="session")) == statuses.count(201)
-        assert Rejected.objects.count() <= statuses.count(400)
+        assert RejectedEvent.objects.count() <= statuses.count(400)
     else:
         assert response.json()["status"] == response.status_code
         assert nothing_happened()
 
 
-def test_invalid_utf8_is_told_by_its_place_in_the_line(monitor: Client):
-    response = put(monitor, lines(bare(1)) + b'{"userSessionId": "abc", "isp": "de\xff"}')
+def test_invalid_utf8_names_the_byte_offset(monitor: Client):
+    response = send_sessions(monitor, lines(bare(1)) + b'{"userSessionId": "abc", "isp": "de\xff"}')
 
     assert response.json()["rejections"] == [
         {"position": 1, "reason": "not_utf8", "detail": "The text is not UTF-8 at byte 35."}
     ]
 
 
-def test_what_no_database_holds_is_stored_mended(monitor: Client):
-    put(monitor, line(session()).replace(b"1394_1008", rb"1394\u0000").replace(b"xxx", rb"\udfff"))
+def test_unstorable_characters_are_repaired(monitor: Client):
+    send_sessions(
+        monitor, line(session()).replace(b"1394_1008", rb"1394\u0000").replace(b"xxx", rb"\udfff")
+    )
 
     assert {event.session_id for event in living()} == {"1394\ufffd"}
     assert living(type="session")[0].payload["tenantId"] == "\ufffd"
@@ -939,9 +952,9 @@ _quick = settings(max_examples=150, deadline=None, database=None)
 @example(b"", NDJSON)
 @example(b"\xef\xbb\xbf", JSON)
 @example(b"\x1f\x8b", JSON)
-def test_any_bytes_are_events_or_reasons(raw: bytes, content_type: str):
+def test_any_bytes_parse_or_reject(raw: bytes, content_type: str):
     if raw.startswith(b"\x1f\x8b"):
-        with pytest.raises(Refused, match="gzip"):
+        with pytest.raises(RequestError, match="gzip"):
             parsed(raw, content_type)
         return
 
@@ -954,21 +967,21 @@ def test_any_bytes_are_events_or_reasons(raw: bytes, content_type: str):
 
 @_quick
 @given(st.binary() | st.text().map(str.encode))
-def test_any_bytes_in_bulk_are_items(raw: bytes):
+def test_any_bulk_bytes_parse_or_reject(raw: bytes):
     if raw.startswith(b"\x1f\x8b"):
-        with pytest.raises(Refused, match="gzip"):
+        with pytest.raises(RequestError, match="gzip"):
             desk.parse_bulk(raw, CALL)
         return
 
     read, items = desk.parse_bulk(raw, CALL)
 
     assert len(read.rejections) == len(items)
-    assert [item.raw for item in items] == body.lines(raw)
+    assert [item.raw for item in items] == body.split_lines(raw)
 
 
 @_quick
 @given(st.lists(_nearly | _json, max_size=6), st.booleans())
-def test_every_document_is_a_session_or_a_rejection(documents: list[Any], ascii_only: bool):
+def test_each_document_is_event_or_rejection(documents: list[Any], ascii_only: bool):
     sources = [json.dumps(each, ensure_ascii=ascii_only) for each in documents]
     raw = "\n".join(sources).encode("utf-8", "replace")
 
@@ -1002,13 +1015,13 @@ def test_every_document_is_a_session_or_a_rejection(documents: list[Any], ascii_
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # the rows go by hand
 )
 @given(documents=st.lists(_nearly | _json, min_size=1, max_size=4))
-def test_whatever_is_sent_is_counted_to_the_last(monitor: Client, documents: list[Any]):
+def test_counts_add_up_to_what_was_sent(monitor: Client, documents: list[Any]):
     StoredEvent.objects.all().delete()
     raw = "\n".join(json.dumps(each) for each in documents).encode()
     expected = desk.parse(raw, Call("ORG_001", timezone.now(), NDJSON, "easy-travel"))
 
-    said = put(monitor, raw).json()
-    again = put(monitor, raw).json()
+    said = send_sessions(monitor, raw).json()
+    again = send_sessions(monitor, raw).json()
 
     assert said["sessions"] + said["rejected"] == len(documents)
     assert said["stored"] + said["duplicate"] == len(expected.events)

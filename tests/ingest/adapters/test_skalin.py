@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from ingest.adapters import ADAPTERS, skalin
 from ingest.auth import keys
-from ingest.events import Batch, Call, Refused, identity
+from ingest.events import Batch, Call, RequestError, event_identity
 from ingest.limits import token_bucket
-from ingest.models import Application, Participant, Rejected, StoredEvent
-from ingest.privacy.encryption import unseal
+from ingest.models import Application, Participant, RejectedEvent, StoredEvent
+from ingest.privacy.encryption import decrypt
 from ingest.store import batches
 from tests.conftest import make_channel
 
@@ -105,7 +105,7 @@ def refused(response: HttpResponse, status: int, reason: str) -> str:
     assert said.keys() == {"status", "message", "code", "reason"}
     assert (said["status"], said["code"], said["reason"]) == ("error", status, reason)
     assert not StoredEvent.objects.exists()
-    assert not Rejected.objects.exists()
+    assert not RejectedEvent.objects.exists()
     assert not Participant.objects.exists()
     return str(said["message"])
 
@@ -113,11 +113,11 @@ def refused(response: HttpResponse, status: int, reason: str) -> str:
 # a bulk -----------------------------------------------------------------------------------------
 
 
-def test_skalin_stands_in_the_registry():
+def test_skalin_is_registered():
     assert ADAPTERS["skalin"] is skalin
 
 
-def test_a_bulk_is_stored_and_counted(hits: Client, application: Application):
+def test_bulk_is_stored_and_counted(hits: Client, application: Application):
     response = post(hits, a_bulk(a_feature(), identities=[an_identity()]))
 
     assert counted(response, 2) == []
@@ -126,7 +126,7 @@ def test_a_bulk_is_stored_and_counted(hits: Client, application: Application):
     assert first.payload == a_feature()
     assert second.payload == an_identity()
     for row in first, second:
-        assert row.dialect == "skalin"
+        assert row.source == "skalin"
         assert row.channel_id == application.channel_id
         assert row.application_id == application.id
         assert row.device_id == "person1@example.org"
@@ -139,28 +139,26 @@ def test_a_bulk_is_stored_and_counted(hits: Client, application: Application):
 @pytest.mark.parametrize(
     "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""]
 )
-def test_a_bulk_is_known_by_its_shape_not_by_its_headers(
-    hits: Client, name: str, content_type: str
-):
+def test_bulk_ignores_content_type(hits: Client, name: str, content_type: str):
     body = a_bulk(a_feature())
 
     counted(post(hits, body, f"/hit/bulk?{name}={CLIENT}", content_type), 1)
 
 
-def test_gzip_and_a_bom_are_taken(hits: Client):
+def test_gzip_and_bom_are_accepted(hits: Client):
     body = gzip.compress(b"\xef\xbb\xbf" + a_bulk(a_feature()))
 
     counted(post(hits, body, HTTP_CONTENT_ENCODING="gzip"), 1)
 
 
-def test_a_list_may_be_missing_or_null():
+def test_list_may_be_missing_or_null():
     assert len(parsed(json.dumps({"features": [a_feature()]}).encode()).events) == 1
     assert len(parsed(json.dumps({"identities": [an_identity()]}).encode()).events) == 1
     nothing = Batch("skalin", RECEIVED_AT, [], [], None, last_wins=True)
     assert parsed(b'{"identities": null, "features": []}') == nothing
 
 
-def test_a_hundred_of_each_is_a_bulk(hits: Client):
+def test_bulk_limit_is_one_hundred_each(hits: Client):
     body = a_bulk(*map(a_feature, range(100)), identities=map(an_identity, range(100)))
 
     counted(post(hits, body), 200)
@@ -168,7 +166,7 @@ def test_a_hundred_of_each_is_a_bulk(hits: Client):
 
 @pytest.mark.parametrize("kind", ["identities", "features"])
 @pytest.mark.parametrize("rows", [101, 1_001])
-def test_more_than_a_hundred_are_refused_with_their_count(hits: Client, kind: str, rows: int):
+def test_over_one_hundred_are_refused(hits: Client, kind: str, rows: int):
     body = json.dumps({kind: [a_feature(n) for n in range(rows)]}).encode()
 
     assert refused(post(hits, body), 400, "too_many") == (
@@ -176,7 +174,7 @@ def test_more_than_a_hundred_are_refused_with_their_count(hits: Client, kind: st
     )
 
 
-def test_a_bad_row_costs_no_other_row_and_is_kept(hits: Client, application: Application):
+def test_invalid_row_rejects_only_itself(hits: Client, application: Application):
     body = a_bulk(5, a_feature(1), without(a_feature(2), "name"), identities=[{"identity": {}}])
 
     rejections = counted(post(hits, body), 1, rejected=3)
@@ -187,8 +185,8 @@ def test_a_bad_row_costs_no_other_row_and_is_kept(hits: Client, application: App
         (3, "name"),
     ]
     assert rejections[1]["detail"] == "features[0]: Each feature is a JSON object."
-    kept = Rejected.objects.order_by("position")
-    assert [unseal(row.sealed) for row in kept] == [
+    kept = RejectedEvent.objects.order_by("position")
+    assert [decrypt(row.sealed) for row in kept] == [
         b'{"identities":[{"identity": {}}]}',
         b'{"features":[5]}',
         b'{"features":[%b]}' % json.dumps(without(a_feature(2), "name")).encode(),
@@ -196,7 +194,7 @@ def test_a_bad_row_costs_no_other_row_and_is_kept(hits: Client, application: App
     assert {row.application_id for row in kept} == {application.id}
 
 
-def test_what_was_rejected_is_read_by_the_same_door():
+def test_rejected_row_can_be_resent():
     rejections = parsed(
         a_bulk(5, without(a_feature(), "name"), a_feature(ts="soon"), identities=[{}])
     ).rejections
@@ -229,24 +227,24 @@ def test_what_was_rejected_is_read_by_the_same_door():
         (a_feature(ts=1.5), "ts"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(row: Any, reason: str):
+def test_invalid_field_is_named(row: Any, reason: str):
     read = parsed(a_bulk(row))
 
     assert len(read.events) == 0
     assert [rejection.reason for rejection in read.rejections] == [reason]
 
 
-def test_numbers_may_stand_for_ids():
+def test_numeric_ids_become_text():
     event = parsed(a_bulk(a_feature(eventId=7, visitId=8, identity={"id": 9}))).events[0]
 
     assert (event.device_id, event.session_id) == ("9", "8")
-    assert event.identity == identity(None, "skalin", CLIENT, "7")
+    assert event.identity == event_identity(None, "skalin", CLIENT, "7")
 
 
 # which is the same ------------------------------------------------------------------------------
 
 
-def test_the_same_event_id_again_supersedes_and_an_equal_resend_adds_nothing(hits: Client):
+def test_same_event_id_supersedes(hits: Client):
     counted(post(hits, a_bulk(a_feature(url="https://old.example.org"))), 1)
     counted(post(hits, a_bulk(a_feature(url="https://new.example.org"))), 1)
     counted(post(hits, a_bulk(a_feature(url="https://new.example.org"))), 0, duplicate=1)
@@ -258,13 +256,13 @@ def test_the_same_event_id_again_supersedes_and_an_equal_resend_adds_nothing(hit
     assert living.superseded_xid is None
 
 
-def test_of_two_in_one_bulk_the_last_stays(hits: Client):
+def test_last_row_of_an_id_wins(hits: Client):
     counted(post(hits, a_bulk(a_feature(name="first"), a_feature(name="last"))), 1, duplicate=1)
 
     assert StoredEvent.objects.get().payload["name"] == "last"
 
 
-def test_another_client_has_its_own_event_ids(hits: Client):
+def test_event_ids_are_per_application(hits: Client):
     keys.create_application("other", make_channel())
 
     counted(post(hits, a_bulk(a_feature())), 1)
@@ -273,7 +271,7 @@ def test_another_client_has_its_own_event_ids(hits: Client):
     assert StoredEvent.objects.filter(superseded_xid=None).count() == 2
 
 
-def test_without_an_event_id_the_content_tells_a_retry(hits: Client):
+def test_equal_content_is_one_event(hits: Client):
     row = without(a_feature(), "eventId", "visitId")
     turned = dict(reversed(row.items()))
 
@@ -282,7 +280,7 @@ def test_without_an_event_id_the_content_tells_a_retry(hits: Client):
     counted(post(hits, a_bulk({**row, "cip": "192.0.2.45"})), 1)
 
 
-def test_without_an_event_id_and_a_time_the_minute_of_arrival_counts():
+def test_equal_content_in_another_minute():
     body = a_bulk(without(a_feature(), "eventId", "ts"))
 
     def identified(seconds: int) -> bytes:
@@ -292,13 +290,13 @@ def test_without_an_event_id_and_a_time_the_minute_of_arrival_counts():
     assert identified(0) == identified(29) != identified(30)
 
 
-def test_an_identity_and_a_feature_alike_are_two():
+def test_identity_and_feature_are_two_events():
     row = without(a_feature(), "eventId")
 
     assert len({event.identity for event in parsed(a_bulk(row, identities=[row])).events}) == 2
 
 
-def test_a_missing_visit_is_one_for_all_of_a_call_and_another_in_the_next():
+def test_missing_visit_is_one_per_call():
     rows = [without(a_feature(n), "visitId") for n in range(2)]
     body = a_bulk(*rows, a_feature(3), identities=[without(an_identity(), "visitId")])
 
@@ -332,7 +330,7 @@ def test_a_missing_visit_is_one_for_all_of_a_call_and_another_in_the_next():
         ("2024-06-02T12:00:30", datetime(2024, 6, 2, 12, 0, 30, tzinfo=UTC)),
     ],
 )
-def test_a_time_is_utc_or_says_its_zone(ts: str | None, expected: datetime):
+def test_ts_is_utc_or_names_its_zone(ts: str | None, expected: datetime):
     got = parsed(a_bulk(a_feature(ts=ts))).events[0].occurred_at
 
     assert (got, got.utcoffset()) == (expected, timedelta(0))
@@ -361,7 +359,7 @@ def test_a_time_is_utc_or_says_its_zone(ts: str | None, expected: datetime):
         ("9999-12-31T23:59:59-23:59", "time_out_of_range"),
     ],
 )
-def test_a_time_that_is_none_puts_the_row_aside(ts: Any, reason: str):
+def test_invalid_ts_rejects_row(ts: Any, reason: str):
     read = parsed(a_bulk(a_feature(ts=ts), a_feature(2)))
 
     assert len(read.events) == 1
@@ -394,7 +392,7 @@ def go_hit(action: str = "ev", **overrides: str) -> str:
     return "/hit?" + urlencode(sorted(said.items()))
 
 
-def test_the_go_client_sends_a_feature(hits: Client):
+def test_go_client_sends_a_feature(hits: Client):
     response = post(
         hits, b"", go_hit(), "application/x-www-form-urlencoded", HTTP_ACCEPT_LANGUAGE="fr"
     )
@@ -417,7 +415,7 @@ def test_the_go_client_sends_a_feature(hits: Client):
     assert Participant.objects.count() == 0
 
 
-def test_the_go_client_sends_an_identity(hits: Client):
+def test_go_client_sends_an_identity(hits: Client):
     counted(post(hits, b"", go_hit("ui", identity='{"email":"a+b@example.org"}')), 1)
 
     row = StoredEvent.objects.get()
@@ -427,20 +425,20 @@ def test_the_go_client_sends_an_identity(hits: Client):
 
 
 @pytest.mark.parametrize("name", ["client_id", "clientId"])
-def test_a_hit_comes_by_get_with_one_of_both_ids(hits: Client, name: str):
+def test_hit_accepts_both_id_parameters(hits: Client, name: str):
     other = {"client_id": "clientId", "clientId": "client_id"}[name]
 
     counted(hits.get(go_hit().replace(f"{other}={CLIENT}&", "")), 1)
 
 
-def test_a_hit_and_a_bulk_that_say_the_same_are_one(hits: Client):
+def test_hit_equals_bulk_of_one(hits: Client):
     row = without(a_feature(identity={"id": "u-17"}), "cip")
 
     counted(hits.get(go_hit().replace("&visitor_id=a1b2c3d4e5f60718", "")), 1)
     counted(post(hits, a_bulk(row)), 0, duplicate=1)
 
 
-def test_what_a_hit_says_besides_stays_as_sent(hits: Client):
+def test_hit_keeps_extra_parameters(hits: Client):
     event = '{"name":"n","event_name":"other","more":[1]}'
 
     counted(hits.get(go_hit(event=event, cip="192.0.2.9", utm="a b", customer_id="")), 1)
@@ -467,24 +465,22 @@ def test_what_a_hit_says_besides_stays_as_sent(hits: Client):
     ],
     ids=lambda part: repr(part)[:40],
 )
-def test_a_bad_hit_is_put_aside_and_answered_200(
-    hits: Client, overrides: dict[str, str], reason: str
-):
+def test_invalid_hit_is_kept_and_answers_200(hits: Client, overrides: dict[str, str], reason: str):
     rejections = counted(hits.get(go_hit(**overrides)), 0, rejected=1)
 
     assert rejections[0]["reason"] == reason
-    raw = unseal(Rejected.objects.get().sealed)
+    raw = decrypt(RejectedEvent.objects.get().sealed)
     assert parsed(raw).rejections[0].reason == reason
 
 
-def test_bytes_that_are_no_text_are_kept_as_they_came(hits: Client):
+def test_non_utf8_hit_is_kept_as_sent(hits: Client):
     path = go_hit() + "&utm=%E9t%E9"
 
     assert counted(hits.get(path), 0, rejected=1)[0]["reason"] == "not_utf8"
-    assert b'"utm":"\xe9t\xe9"' in unseal(Rejected.objects.get().sealed)
+    assert b'"utm":"\xe9t\xe9"' in decrypt(RejectedEvent.objects.get().sealed)
 
 
-def test_characters_no_database_holds_are_mended(hits: Client):
+def test_unstorable_characters_are_repaired(hits: Client):
     event = r'{"name":"a\ud800b","event_name":"feature"}'
 
     counted(hits.get(go_hit(event=event) + "&utm=a%00b"), 1)
@@ -495,7 +491,7 @@ def test_characters_no_database_holds_are_mended(hits: Client):
 
 
 @pytest.mark.parametrize("action", ["", "UI", "identity"])
-def test_a_hit_without_its_action_is_refused(hits: Client, action: str):
+def test_hit_without_action_is_refused(hits: Client, action: str):
     assert refused(hits.get(go_hit(action=action)), 400, "action") == (
         "action must be 'ui' (an identity) or 'ev' (an event)."
     )
@@ -514,7 +510,7 @@ def as_printed() -> str:
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_the_json_in_the_query_is_understood(hits: Client, method: str):
+def test_json_in_the_query(hits: Client, method: str):
     response = hits.generic(
         method, "/hit/bulk", b"", "application/json", QUERY_STRING=f"rec=1&client_id={CLIENT}&"
         + as_printed(),
@@ -534,11 +530,11 @@ def test_the_json_in_the_query_is_understood(hits: Client, method: str):
         quote(minified(a_feature(name="été 100%")), safe=""),
     ],
 )
-def test_the_json_in_the_query_may_be_encoded(hits: Client, encoded: str):
+def test_encoded_json_in_the_query(hits: Client, encoded: str):
     counted(post(hits, b"", f"{BULK}&{encoded}"), 1)
 
 
-def test_what_is_encoded_inside_raw_json_stays_so(hits: Client):
+def test_percent_signs_inside_raw_json_stay(hits: Client):
     body = minified(a_feature(name="a%20b+c"))
 
     counted(post(hits, b"", "/hit/bulk", QUERY_STRING=f"client_id={CLIENT}&{body}"), 1)
@@ -556,21 +552,19 @@ def test_what_is_encoded_inside_raw_json_stays_so(hits: Client):
         "%7B%22identities",
     ],
 )
-def test_json_in_the_query_that_cannot_be_read_is_refused_with_the_cause(
-    hits: Client, residue: str
-):
+def test_ambiguous_json_in_the_query(hits: Client, residue: str):
     response = post(hits, b"", "/hit/bulk", QUERY_STRING=f"client_id={CLIENT}&{residue}")
 
     assert "drop -G" in refused(response, 400, "json_in_query")
 
 
-def test_a_client_id_inside_the_json_is_none(hits: Client):
+def test_client_id_inside_json_is_ignored(hits: Client):
     body = minified(a_feature(url="https://app.example.org/?a=1&client_id=other"))
 
     counted(post(hits, b"", "/hit/bulk", QUERY_STRING=f"client_id={CLIENT}&{body}"), 1)
 
 
-def test_a_body_outweighs_the_query(hits: Client):
+def test_body_wins_over_query(hits: Client):
     response = post(hits, a_bulk(a_feature(7)), "/hit/bulk", QUERY_STRING=BULK[10:] + "&{}")
 
     counted(response, 1)
@@ -593,11 +587,11 @@ def test_a_body_outweighs_the_query(hits: Client):
     ],
 )
 @pytest.mark.parametrize("path", ["/hit", "/hit/bulk"])
-def test_an_unknown_client_is_forbidden(hits: Client, path: str, query: str):
+def test_unknown_application_is_forbidden(hits: Client, path: str, query: str):
     refused(post(hits, a_bulk(a_feature()), f"{path}?{query}"), 403, "forbidden")
 
 
-def test_a_disabled_client_is_forbidden(hits: Client, application: Application):
+def test_disabled_application_is_forbidden(hits: Client, application: Application):
     Application.objects.update(disabled_at=RECEIVED_AT)
 
     refused(post(hits, a_bulk(a_feature())), 403, "forbidden")
@@ -612,7 +606,7 @@ def test_a_disabled_client_is_forbidden(hits: Client, application: Application):
         ("OPTIONS", f"/hit?client_id={CLIENT}", "GET, POST"),
     ],
 )
-def test_another_method_is_refused(hits: Client, method: str, path: str, allow: str):
+def test_other_methods_are_refused(hits: Client, method: str, path: str, allow: str):
     response = hits.generic(method, path)
 
     refused(response, 405, "method_not_allowed")
@@ -638,12 +632,10 @@ def test_identities_make_participants(hits: Client, application: Application):
         ("u-3", "three@example.org"),
     ]
     assert {p.channel_id for p in people} == {application.channel_id}
-    assert {(p.sealed_phone, p.consent, p.consent_at) for p in people} == {(None, None, None)}
+    assert {(p.encrypted_phone, p.consent, p.consent_at) for p in people} == {(None, None, None)}
 
 
-def test_a_known_name_and_consent_outlive_an_identity_that_says_neither(
-    hits: Client, application: Application
-):
+def test_identity_keeps_known_profile(hits: Client, application: Application):
     Participant.objects.create(
         channel_id=application.channel_id, device_id="u-17", user_name="Ada",
         consent=True, consent_at=RECEIVED_AT, updated_at=RECEIVED_AT,
@@ -657,13 +649,13 @@ def test_a_known_name_and_consent_outlive_an_identity_that_says_neither(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_events_and_participants_are_one_commit(
+def test_events_and_profiles_in_one_commit(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(batches, "keep_participants", fail)
+    monkeypatch.setattr(batches, "store_participants", fail)
 
     with pytest.raises(ConnectionError):
         post(Client(), a_bulk(identities=[an_identity()]))
@@ -674,10 +666,10 @@ def test_events_and_participants_are_one_commit(
 # how often --------------------------------------------------------------------------------------
 
 
-def test_the_limited_are_told_when_to_come_again(hits: Client, monkeypatch: pytest.MonkeyPatch):
+def test_rate_limited_hit_has_retry_after(hits: Client, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
     monkeypatch.setattr(token_bucket, "take", lambda *said: asked.append(said) or 1.01)
-    monkeypatch.delattr(keys, "application")  # nothing is looked up for them
+    monkeypatch.delattr(keys, "fetch_application")  # nothing is looked up for them
 
     response = post(hits, a_bulk(a_feature()), REMOTE_ADDR="192.0.2.7")
 
@@ -688,8 +680,8 @@ def test_the_limited_are_told_when_to_come_again(hits: Client, monkeypatch: pyte
     assert asked == [("skalin:192.0.2.7", 100, 500)]
 
 
-def test_limited_is_who_came_five_hundred_times(hits: Client, monkeypatch: pytest.MonkeyPatch):
-    buckets = token_bucket.InProcess(lambda: 0)
+def test_rate_limit_of_an_address(hits: Client, monkeypatch: pytest.MonkeyPatch):
+    buckets = token_bucket.ProcessLimiter(lambda: 0)
     monkeypatch.setattr(token_bucket, "take", buckets.take)
 
     statuses = [hits.put("/hit", REMOTE_ADDR="192.0.2.7").status_code for _ in range(501)]
@@ -699,8 +691,8 @@ def test_limited_is_who_came_five_hundred_times(hits: Client, monkeypatch: pytes
     counted(post(hits, a_bulk(a_feature()), REMOTE_ADDR="192.0.2.8"), 1)
 
 
-def test_a_dead_limiter_costs_no_hit(hits: Client, monkeypatch: pytest.MonkeyPatch):
-    dead = token_bucket.InRedis("redis://127.0.0.1:1/0")
+def test_redis_failure_lets_hits_pass(hits: Client, monkeypatch: pytest.MonkeyPatch):
+    dead = token_bucket.RedisLimiter("redis://127.0.0.1:1/0")
     monkeypatch.setattr(token_bucket, "take", dead.take)
 
     counted(post(hits, a_bulk(a_feature())), 1)
@@ -776,7 +768,7 @@ HOSTILE: list[tuple[str, bytes, tuple[Any, ...]]] = [
 @pytest.mark.parametrize(
     ("body", "expected"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE]
 )
-def test_hostile_bytes_get_their_answer(hits: Client, body: bytes, expected: tuple[Any, ...]):
+def test_hostile_bytes(hits: Client, body: bytes, expected: tuple[Any, ...]):
     response = post(hits, body)
 
     if expected[0] != 200:
@@ -786,7 +778,7 @@ def test_hostile_bytes_get_their_answer(hits: Client, body: bytes, expected: tup
         rejections = counted(response, stored, duplicate, len(reasons))
         assert [each["reason"] for each in rejections] == reasons
         assert StoredEvent.objects.count() == stored
-        kept = [unseal(row.sealed) for row in Rejected.objects.all()]
+        kept = [decrypt(row.sealed) for row in RejectedEvent.objects.all()]
         assert len(kept) == len(reasons)
         assert all(raw.startswith(b'{"features":[') for raw in kept)
 
@@ -802,7 +794,7 @@ def test_hostile_bytes_get_their_answer(hits: Client, body: bytes, expected: tup
     ],
     ids=["a gzip bomb", "cut gzip", "no gzip", "brotli", "chunked"],
 )
-def test_hostile_encodings_get_their_answer(
+def test_hostile_encodings(
     hits: Client, body: bytes, headers: dict[str, str], status: int, reason: str
 ):
     meta = {f"HTTP_{name}": value for name, value in headers.items()}
@@ -810,25 +802,25 @@ def test_hostile_encodings_get_their_answer(
     refused(post(hits, body, **meta), status, reason)
 
 
-def test_a_query_of_thousands_of_parameters_is_refused(hits: Client):
+def test_too_many_query_parameters(hits: Client):
     refused(hits.get(go_hit() + "&a=1" * 2_000), 400, "too_many")
 
 
-def read_or_refused(read: Callable[[], Batch]) -> Batch | Refused:
+def read_or_refused(read: Callable[[], Batch]) -> Batch | RequestError:
     try:
         return read()
-    except Refused as refusal:
+    except RequestError as refusal:
         return refusal
 
 
-def check_sums(read: Batch | Refused) -> None:
+def check_sums(read: Batch | RequestError) -> None:
     """A reason, or events and rejections that add up and read again."""
-    if isinstance(read, Refused):
+    if isinstance(read, RequestError):
         assert (read.status, bool(read.reason), bool(str(read))) == (400, True, True)
         return
     positions = [e.position for e in read.events] + [r.position for r in read.rejections]
     assert sorted(positions) == list(range(len(positions)))
-    skalin.people(read)
+    skalin.read_profiles(read)
     for event in read.events:
         assert (len(event.identity), bool(event.device_id), bool(event.session_id)) == (
             16, True, True,
@@ -861,12 +853,12 @@ bulks = st.fixed_dictionaries({}, optional={"identities": rows, "features": rows
 
 
 @given(st.binary() | bulks.map(lambda bulk: json.dumps(bulk).encode()))
-def test_any_bytes_give_events_or_reasons(body: bytes):
+def test_any_bytes_parse_or_reject(body: bytes):
     check_sums(read_or_refused(lambda: parsed(body)))
 
 
 @given(st.data())
-def test_any_damage_to_a_bulk_gives_events_or_reasons(data: st.DataObject):
+def test_damaged_bulk_parses_or_rejects(data: st.DataObject):
     body = bytearray(a_bulk(a_feature(), identities=[an_identity()]))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(body) - 1))
@@ -876,12 +868,12 @@ def test_any_damage_to_a_bulk_gives_events_or_reasons(data: st.DataObject):
 
 
 @given(st.binary() | st.text().map(lambda text: f"client_id=a&action=ev&{text}".encode()))
-def test_any_query_is_read_or_refused(raw: bytes):
-    head, residue = skalin.cut(raw)
+def test_any_query_parses_or_is_refused(raw: bytes):
+    head, residue = skalin.split_query(raw)
 
     assert head + residue == raw
-    check_sums(read_or_refused(lambda: parsed(skalin.from_hit(skalin.parameters(raw)))))
-    check_sums(read_or_refused(lambda: parsed(skalin.from_query(residue))))
+    check_sums(read_or_refused(lambda: parsed(skalin.bulk_from_hit(skalin.parse_query(raw)))))
+    check_sums(read_or_refused(lambda: parsed(skalin.bulk_from_query(residue))))
 
 
 @given(
@@ -895,7 +887,7 @@ def test_any_hit_is_one_row(said: dict[str, str], who: str, event: str, action: 
         {**said, "action": action, "identity": who, "event": event}, errors="replace"
     ).encode()
 
-    read = parsed(skalin.from_hit(skalin.parameters(raw)))
+    read = parsed(skalin.bulk_from_hit(skalin.parse_query(raw)))
 
     assert len(read.events) + len(read.rejections) == 1
 
@@ -922,7 +914,7 @@ def test_any_bulk_is_counted_row_by_row(bulk: dict[str, Any]):
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_eight_senders_of_newer_versions_leave_one_living_row_each():
+def test_eight_senders_leave_one_current_row():
     keys.create_application(CLIENT, make_channel())
     connection.close()  # the pool has eight
     wrong: list[BaseException] = []

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.adapters import ADAPTERS, body, telemetry
-from ingest.events import Batch, Call, Refused
+from ingest.events import Batch, Call, RequestError
 from tests.ingest.telemetry_samples import (
     CHANNEL,
     CONVERSATION,
@@ -17,9 +17,9 @@ from tests.ingest.telemetry_samples import (
     SESSION,
     answer,
     batch,
-    parsed,
-    sent,
-    without,
+    drop_fields,
+    encode_batch,
+    parse_sample,
 )
 
 NDJSON = "application/x-ndjson"
@@ -29,9 +29,9 @@ def line(event: Any) -> bytes:
     return json.dumps(event).encode()
 
 
-def refusal(raw: bytes, content_type: str = "application/json") -> Refused:
-    with pytest.raises(Refused) as caught:
-        parsed(raw, content_type)
+def refusal(raw: bytes, content_type: str = "application/json") -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        parse_sample(raw, content_type)
     return caught.value
 
 
@@ -47,16 +47,16 @@ def rejection(event: Any) -> tuple[str, str]:
 # shapes -----------------------------------------------------------------------------------------
 
 
-def test_telemetry_stands_in_the_registry():
+def test_telemetry_is_registered():
     assert ADAPTERS["telemetry"] is telemetry
 
 
-def test_an_answer_is_read():
+def test_parse_answer():
     event = answer(3)
 
     read = batch(event)
 
-    assert (read.dialect, read.received_at, read.rejections) == ("telemetry", RECEIVED_AT, [])
+    assert (read.source, read.received_at, read.rejections) == ("telemetry", RECEIVED_AT, [])
     assert len(read.events) == 1
     got = read.events[0]
     assert (got.type, got.is_answer, got.note) == ("ASSESS", True, "")
@@ -65,8 +65,8 @@ def test_an_answer_is_read():
     assert json.loads(got.payload) == event
 
 
-def test_ten_events_as_senders_write_them():
-    read = parsed(PUBLISHED)
+def test_parse_ten_events():
+    read = parse_sample(PUBLISHED)
 
     assert len(read.rejections) == 0
     assert [event.type for event in read.events] == [
@@ -78,44 +78,44 @@ def test_ten_events_as_senders_write_them():
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
-def test_a_bare_event_is_a_batch_of_one(content_type: str):
-    assert len(parsed(line(answer()), content_type).events) == 1
+def test_bare_event_is_a_batch_of_one(content_type: str):
+    assert len(parse_sample(line(answer()), content_type).events) == 1
 
 
-def test_an_array_is_a_batch():
-    assert len(parsed(line([answer(1), answer(2)])).events) == 2
+def test_array_is_a_batch():
+    assert len(parse_sample(line([answer(1), answer(2)])).events) == 2
 
 
-def test_a_batch_of_nothing_is_a_batch():
+def test_empty_batch_is_a_batch():
     assert batch() == Batch("telemetry", RECEIVED_AT, [], [])
-    assert parsed(b"[]") == Batch("telemetry", RECEIVED_AT, [], [])
+    assert parse_sample(b"[]") == Batch("telemetry", RECEIVED_AT, [], [])
 
 
 def test_pretty_printed_json_is_one_document():
     pretty = json.dumps({"events": [answer(1), answer(2)]}, indent=2).encode()
 
-    assert len(parsed(pretty).events) == 2
-    assert len(parsed(json.dumps(answer(1), indent=4).encode()).events) == 1
+    assert len(parse_sample(pretty).events) == 2
+    assert len(parse_sample(json.dumps(answer(1), indent=4).encode()).events) == 1
 
 
 @pytest.mark.parametrize("content_type", ["application/json", NDJSON])
-def test_an_event_a_line_is_a_batch(content_type: str):
+def test_lines_are_a_batch(content_type: str):
     raw = b"\r\n".join(line(answer(n)) for n in range(3)) + b"\n\n"
 
-    assert len(parsed(raw, content_type).events) == 3
+    assert len(parse_sample(raw, content_type).events) == 3
 
 
-def test_a_line_may_hold_a_batch():
-    raw = sent(answer(1), answer(2)) + b"\n" + line([answer(3)]) + b"\n" + line(answer(4))
+def test_line_may_hold_a_batch():
+    raw = encode_batch(answer(1), answer(2)) + b"\n" + line([answer(3)]) + b"\n" + line(answer(4))
 
-    assert len(parsed(raw, NDJSON).events) == 4
+    assert len(parse_sample(raw, NDJSON).events) == 4
 
 
 @pytest.mark.parametrize("content_type", ["application/json", NDJSON])
-def test_a_bad_line_costs_no_other_line(content_type: str):
+def test_invalid_line_rejects_only_itself(content_type: str):
     raw = line(answer(1)) + b'\n{"eid": "ASS\n' + line(answer(2))
 
-    read = parsed(raw, content_type)
+    read = parse_sample(raw, content_type)
 
     assert len(read.events) == 2
     assert [(r.position, r.reason, r.raw) for r in read.rejections] == [
@@ -124,26 +124,26 @@ def test_a_bad_line_costs_no_other_line(content_type: str):
 
 
 @pytest.mark.parametrize("wrap", [b'{"events": [%b, %b]}', b"[%b, %b]"])
-def test_a_lone_surrogate_in_a_line_of_several_costs_no_event(wrap: bytes):
+def test_lone_surrogate_rejects_no_event(wrap: bytes):
     odd = line(answer(1)).replace(b"Which class", rb"\ud800 class")
     body = wrap.replace(b"%b", odd, 1).replace(b"%b", line(answer(2)))
 
-    read = parsed(body + b"\n" + line(answer(3)), NDJSON)
+    read = parse_sample(body + b"\n" + line(answer(3)), NDJSON)
 
     assert (len(read.events), len(read.rejections)) == (3, 0)
 
 
-def test_a_bad_event_costs_no_other_event():
+def test_invalid_event_rejects_only_itself():
     read = batch(answer(1), 5, answer(2), {"eid": "ASSESS"}, answer(3))
 
     assert len(read.events) == 3
     assert [(r.position, r.reason) for r in read.rejections] == [(1, "not_an_object"), (3, "ets")]
 
 
-def test_a_lone_surrogate_in_the_first_line_costs_no_line():
+def test_lone_surrogate_in_the_first_line():
     first = line(answer(1)).replace(b"Which class", rb"\ud800 class")
 
-    read = parsed(first + b"\n" + line(answer(2)))
+    read = parse_sample(first + b"\n" + line(answer(2)))
 
     assert (len(read.events), len(read.rejections)) == (2, 0)
 
@@ -166,7 +166,7 @@ def test_a_lone_surrogate_in_the_first_line_costs_no_line():
     ],
     ids=lambda part: repr(part)[:28],
 )
-def test_what_is_no_batch_is_refused_whole(raw: bytes, reason: str):
+def test_non_batch_is_refused(raw: bytes, reason: str):
     refused = refusal(raw)
 
     assert (refused.status, refused.reason) == (400, reason)
@@ -176,14 +176,14 @@ def test_what_is_no_batch_is_refused_whole(raw: bytes, reason: str):
 
 
 @pytest.mark.parametrize("event", [5, None, "text", [], True], ids=repr)
-def test_what_is_no_object_is_no_event(event: Any):
+def test_non_object_is_rejected(event: Any):
     assert rejection(event) == ("not_an_object", "An event is a JSON object.")
 
 
 @pytest.mark.parametrize(
     ("event", "reason"),
     [
-        (without(answer(), "eid"), "eid"),
+        (drop_fields(answer(), "eid"), "eid"),
         (answer(eid=""), "eid"),
         (answer(eid=None), "eid"),
         (answer(eid=["ASSESS"]), "eid"),
@@ -191,11 +191,11 @@ def test_what_is_no_object_is_no_event(event: Any):
         (answer(ets=None), "ets"),
         (answer(ets=True), "ets"),
         (answer(ets="1648785600123"), "ets"),
-        (without(answer(), "ets"), "ets"),
-        (without(answer(), "context"), "context"),
+        (drop_fields(answer(), "ets"), "ets"),
+        (drop_fields(answer(), "context"), "context"),
         (answer() | {"context": "web"}, "context"),
         (answer() | {"context": None}, "context"),
-        (without(answer(), "edata"), "edata"),
+        (drop_fields(answer(), "edata"), "edata"),
         (answer() | {"edata": []}, "edata"),
         (answer(actor="me", context={"did": ""}), "actor"),
         (answer(mid=["m"]), "mid"),
@@ -214,7 +214,7 @@ def test_what_is_no_object_is_no_event(event: Any):
         ),
     ],
 )
-def test_a_field_that_is_wrong_is_named(event: dict[str, Any], reason: str):
+def test_invalid_field_is_named(event: dict[str, Any], reason: str):
     code, detail = rejection(event)
 
     assert code == reason
@@ -233,7 +233,7 @@ def test_a_field_that_is_wrong_is_named(event: dict[str, Any], reason: str):
     ],
     ids=lambda ets: repr(ets)[:20],
 )
-def test_a_time_out_of_range_is_one_bad_event(ets: int):
+def test_time_out_of_range_rejects_event(ets: int):
     read = batch(answer(1), answer(2, ets=ets), answer(3))
 
     assert len(read.events) == 2
@@ -242,7 +242,7 @@ def test_a_time_out_of_range_is_one_bad_event(ets: int):
     assert read.rejections[0].reason in {"time_out_of_range", "number_out_of_range"}
 
 
-def test_a_day_ahead_is_taken_and_no_more():
+def test_ets_up_to_one_day_ahead():
     latest = int((RECEIVED_AT + timedelta(days=1)).timestamp() * 1000)
 
     assert len(batch(answer(ets=latest)).events) == 1
@@ -261,10 +261,10 @@ def test_a_day_ahead_is_taken_and_no_more():
     ],
     ids=["utf8", "1e400", "4301 digits"],
 )
-def test_a_value_that_cannot_be_held_is_one_bad_event(inside: bytes, reason: str):
+def test_unstorable_value_rejects_event(inside: bytes, reason: str):
     bad = line(answer(2)).replace(b'"Yes"', inside)
 
-    read = parsed(b"[" + b",".join([line(answer(1)), bad, line(answer(3))]) + b"]")
+    read = parse_sample(b"[" + b",".join([line(answer(1)), bad, line(answer(3))]) + b"]")
 
     assert len(read.events) == 2
     assert [(r.position, r.reason, r.raw) for r in read.rejections] == [(1, reason, bad)]
@@ -283,22 +283,24 @@ def test_a_value_that_cannot_be_held_is_one_bad_event(inside: bytes, reason: str
         b"1648785600123000",
     ],
 )
-def test_ets_is_read_in_every_unit_senders_use(ets: bytes):
+def test_ets_units(ets: bytes):
     raw = line(answer(ets=1)).replace(b'"ets": 1,', b'"ets": ' + ets + b",")
 
-    assert parsed(raw).events[0].occurred_at == datetime(2022, 4, 1, 4, 0, 0, 123_000, tzinfo=UTC)
+    assert parse_sample(raw).events[0].occurred_at == datetime(
+        2022, 4, 1, 4, 0, 0, 123_000, tzinfo=UTC
+    )
 
 
 @pytest.mark.parametrize("channel", ["", " ", "ANOTHER", None])
-def test_the_channel_of_the_key_counts_not_the_one_in_the_event(channel: str | None):
+def test_channel_comes_from_the_key(channel: str | None):
     assert batch(answer(context={"channel": channel})).events[0].identity == (
         batch(answer()).events[0].identity
     )
 
 
-def test_another_channel_makes_another_event():
-    here = telemetry.parse(sent(answer()), Call(CHANNEL, RECEIVED_AT))
-    there = telemetry.parse(sent(answer()), Call("ORG_002", RECEIVED_AT))
+def test_events_are_per_channel():
+    here = telemetry.parse(encode_batch(answer()), Call(CHANNEL, RECEIVED_AT))
+    there = telemetry.parse(encode_batch(answer()), Call("ORG_002", RECEIVED_AT))
 
     assert here.events[0].identity != there.events[0].identity
 
@@ -314,21 +316,21 @@ def test_another_channel_makes_another_event():
     ],
     ids=["device", "session", "item", "time", "mid"],
 )
-def test_the_same_mid_of_something_else_is_another_event(other: dict[str, Any]):
+def test_mid_is_only_part_of_identity(other: dict[str, Any]):
     read = batch(answer(), other)
 
     assert len(read.events) == 2
     assert read.events[0].identity != read.events[1].identity
 
 
-def test_a_replay_is_the_same_event_whatever_the_pipeline_added():
+def test_pipeline_fields_keep_identity():
     replay = answer(syncts=1_648_785_603_456, flags={"dd_processed": True})
 
     assert batch(replay).events[0].identity == batch(answer()).events[0].identity
 
 
-def test_without_a_mid_the_bytes_tell_events_apart():
-    plain, other = without(answer(), "mid"), without(answer(edata={"score": 0}), "mid")
+def test_identity_without_mid_is_the_bytes():
+    plain, other = drop_fields(answer(), "mid"), drop_fields(answer(edata={"score": 0}), "mid")
 
     read = batch(plain, plain, other)
 
@@ -338,11 +340,11 @@ def test_without_a_mid_the_bytes_tell_events_apart():
 
 
 @pytest.mark.parametrize("context", [{"did": ""}, {"did": None}])
-def test_without_a_device_the_actor_is_the_device(context: dict[str, Any]):
+def test_actor_replaces_missing_device(context: dict[str, Any]):
     assert batch(answer(context=context, actor={"id": "actor-1"})).events[0].device_id == "actor-1"
 
 
-def test_a_feedback_without_device_conversation_or_session_is_an_event():
+def test_feedback_without_context():
     event = {
         "eid": "FEEDBACK",
         "ets": 1_648_785_690_000,
@@ -357,7 +359,7 @@ def test_a_feedback_without_device_conversation_or_session_is_an_event():
     assert got.is_answer is False
 
 
-def test_numeric_ids_are_read_as_text():
+def test_numeric_ids_become_text():
     got = batch(answer(context={"did": 42, "sid": 7, "cdata": [{"type": "Conversation", "id": 9}]}))
 
     assert (got.events[0].device_id, got.events[0].session_id) == ("42", "7")
@@ -379,7 +381,7 @@ def test_numeric_ids_are_read_as_text():
         ([{"type": "Conversation", "id": "c"}, {"type": "Conversation", "id": "d"}], "c"),
     ],
 )
-def test_the_conversation_is_the_first_of_cdata(cdata: Any, conversation: str):
+def test_conversation_is_the_first_of_cdata(cdata: Any, conversation: str):
     got = batch(answer(context={"cdata": cdata})).events[0]
 
     assert got.conversation == conversation
@@ -394,29 +396,29 @@ def test_the_conversation_is_the_first_of_cdata(cdata: Any, conversation: str):
         answer(edata={"item": None}),
         answer(edata={"item": "q1"}),
         answer(edata={"item": []}),
-        without(answer(), "edata", "item"),
+        drop_fields(answer(), "edata", "item"),
     ],
 )
-def test_only_an_assess_with_an_item_in_a_conversation_is_an_answer(event: dict[str, Any]):
+def test_only_assess_with_item_is_an_answer(event: dict[str, Any]):
     assert batch(event).events[0].is_answer is False
 
 
 @pytest.mark.parametrize("odd", [rb"\u0000", rb"\ud800", rb"\udfff x"])
 @pytest.mark.parametrize("wrap", [b"%b", b"[%b]", b'{"events": [%b]}'])
-def test_a_mended_event_is_kept_and_says_so(odd: bytes, wrap: bytes):
+def test_repaired_event_has_note(odd: bytes, wrap: bytes):
     raw = line(answer(edata={"resvalues": [{"ans1": "HERE"}]})).replace(b"HERE", odd)
 
-    read = parsed(wrap.replace(b"%b", raw))
+    read = parse_sample(wrap.replace(b"%b", raw))
 
     assert (len(read.events), len(read.rejections)) == (1, 0)
     assert json.loads(read.events[0].payload)["edata"]["resvalues"][0]["ans1"][0] == "\ufffd"
-    assert read.events[0].note == body.MENDED
+    assert read.events[0].note == body.REPAIRED_NOTE
 
 
-def test_the_payload_is_what_was_sent():
+def test_payload_is_unchanged():
     raw = b'{ "eid":"X", "ets":1648785600123, "context":{}, "edata":{"n":1.50,"n":1E2}, "mid":"m" }'
 
-    assert parsed(b"[ " + raw + b" ]").events[0].payload == raw
+    assert parse_sample(b"[ " + raw + b" ]").events[0].payload == raw
 
 
 # any bytes --------------------------------------------------------------------------------------
@@ -446,14 +448,14 @@ _quick = settings(max_examples=150, deadline=None, database=None)
 
 @_quick
 @given(st.binary() | st.text().map(str.encode), _content_types)
-def test_any_bytes_are_a_batch_or_refused(raw: bytes, content_type: str):
-    told: Batch | Refused
+def test_any_bytes_parse_or_are_refused(raw: bytes, content_type: str):
+    told: Batch | RequestError
     try:
-        told = parsed(raw, content_type)
-    except Refused as refused:
+        told = parse_sample(raw, content_type)
+    except RequestError as refused:
         told = refused
 
-    if isinstance(told, Refused):
+    if isinstance(told, RequestError):
         assert told.status == 400
         assert told.detail
     else:
@@ -462,10 +464,10 @@ def test_any_bytes_are_a_batch_or_refused(raw: bytes, content_type: str):
 
 @_quick
 @given(st.lists(_nearly | _json, max_size=6), st.booleans())
-def test_every_element_is_an_event_or_a_rejection(elements: list[Any], ascii_only: bool):
+def test_each_element_is_event_or_rejection(elements: list[Any], ascii_only: bool):
     raw = json.dumps(elements, ensure_ascii=ascii_only).encode("utf-8", "replace")
 
-    read = parsed(raw)
+    read = parse_sample(raw)
 
     assert len(read.events) + len(read.rejections) == len(elements)
     positions = [r.position for r in read.rejections]

@@ -16,17 +16,17 @@ from ingest.audit import hash_chain
 from ingest.auth import failures
 from ingest.derive import deriver
 from ingest.models import (
+    AuditDigest,
+    AuditEvent,
+    AuthFailureCount,
     Conversation,
-    LedgerEntry,
-    LedgerSeal,
     Participant,
-    Refusal,
-    Rejected,
+    RejectedEvent,
     Role,
 )
 from ingest.store.replay import replay
 from tests.conftest import bearer, make_channel, make_key
-from tests.exhaust.factories import answer, send
+from tests.exhaust.factories import make_answer, send_events
 
 pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
@@ -34,15 +34,15 @@ NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def nothing_counted() -> None:
-    failures._counted.clear()
+    failures._pending.clear()
 
 
-def write(action: str, at: datetime) -> LedgerEntry:
-    return LedgerEntry.objects.create(action=action, at=at, actor="a", channel="ORG_001")
+def write(action: str, recorded_at: datetime) -> AuditEvent:
+    return AuditEvent.objects.create(action=action, at=recorded_at, actor="a", channel="ORG_001")
 
 
-def told(action: str) -> list[tuple[str, str, str]]:
-    found = LedgerEntry.objects.filter(action=action).order_by("id")
+def audited(action: str) -> list[tuple[str, str, str]]:
+    found = AuditEvent.objects.filter(action=action).order_by("id")
     return list(found.values_list("channel", "subject", "outcome"))
 
 
@@ -66,16 +66,16 @@ OF_SQLITE = ["INSERT OR REPLACE INTO {table} SELECT * FROM {table}"]
 
 
 @pytest.mark.parametrize(
-    ("table", "column"), [("ingest_ledgerentry", "actor"), ("ingest_ledgerseal", "digest")]
+    ("table", "column"), [("ingest_auditevent", "actor"), ("ingest_auditdigest", "digest")]
 )
 def test_sql_changes_nothing(on_postgresql: bool, table: str, column: str):
     write("kept", NOW - timedelta(days=1))
-    hash_chain.seal_days(NOW)
+    hash_chain.digest_days(NOW)
     for sql in CHANGES + (OF_POSTGRESQL if on_postgresql else OF_SQLITE):
         with pytest.raises(DatabaseError, match="only added to"), transaction.atomic():
             connection.cursor().execute(sql.format(table=table, column=column))
-    assert LedgerEntry.objects.get(action="kept").actor == "a"
-    assert LedgerSeal.objects.get().digest
+    assert AuditEvent.objects.get(action="kept").actor == "a"
+    assert AuditDigest.objects.get().digest
 
 
 def test_the_orm_changes_nothing():
@@ -84,13 +84,13 @@ def test_the_orm_changes_nothing():
     for change in (
         entry.save,
         entry.delete,
-        LedgerEntry.objects.all().delete,
-        lambda: LedgerEntry.objects.update(actor="nobody"),
-        lambda: LedgerEntry.objects.bulk_update([entry], ["actor"]),
+        AuditEvent.objects.all().delete,
+        lambda: AuditEvent.objects.update(actor="nobody"),
+        lambda: AuditEvent.objects.bulk_update([entry], ["actor"]),
     ):
         with pytest.raises(DatabaseError, match="only added to"), transaction.atomic():
             change()
-    assert LedgerEntry.objects.get(pk=entry.pk).actor == "a"
+    assert AuditEvent.objects.get(pk=entry.pk).actor == "a"
 
 
 GRANTS = "docs/ledger.md"
@@ -108,23 +108,23 @@ def test_the_service_role_of_the_docs_can_add_and_read_and_nothing_else():
         cursor.execute("SET LOCAL ROLE exhaust_service")
         audit.record("added")
         for change in (
-            "UPDATE ingest_ledgerentry SET actor = ''",
-            "DELETE FROM ingest_ledgerentry",
-            "TRUNCATE ingest_ledgerentry",
-            "ALTER TABLE ingest_ledgerentry DISABLE TRIGGER USER",
-            "DROP TRIGGER ingest_ledgerentry_stays ON ingest_ledgerentry",
+            "UPDATE ingest_auditevent SET actor = ''",
+            "DELETE FROM ingest_auditevent",
+            "TRUNCATE ingest_auditevent",
+            "ALTER TABLE ingest_auditevent DISABLE TRIGGER USER",
+            "DROP TRIGGER ingest_auditevent_append_only ON ingest_auditevent",
             "SET session_replication_role = replica",
-            "DELETE FROM ingest_ledgerseal",
+            "DELETE FROM ingest_auditdigest",
         ):
             with (
                 pytest.raises(DatabaseError, match=r"permission denied|must be owner"),
                 transaction.atomic(),
             ):
                 cursor.execute(change)
-        assert LedgerEntry.objects.filter(action="added").exists()
-        failures.count("key.refused", None)
-        failures.flush()
-        assert failures.settle(timezone.now() + timedelta(hours=2)) == 1
+        assert AuditEvent.objects.filter(action="added").exists()
+        failures.count_failure("key.rejected", None)
+        failures.flush_counts()
+        assert failures.roll_up(timezone.now() + timedelta(hours=2)) == 1
 
 
 @pytest.mark.postgresql
@@ -134,26 +134,26 @@ def test_the_docs_way_to_drop_old_entries_drops_those_and_no_others():
     (sql,) = [block.text for block in blocks(DOCS / "ledger.md") if "BEGIN;" in block.text]
     write("old", datetime(2023, 12, 31, 23, tzinfo=UTC))
     write("kept", datetime(2024, 1, 1, tzinfo=UTC))
-    hash_chain.seal_days(datetime(2024, 1, 3, tzinfo=UTC))
+    hash_chain.digest_days(datetime(2024, 1, 3, tzinfo=UTC))
 
     with connection.cursor() as cursor:  # in the test's own transaction
         cursor.execute(sql.replace("BEGIN;", "").replace("COMMIT;", ""))
         cursor.execute("SET LOCAL session_replication_role = origin")
 
-    assert set(LedgerEntry.objects.values_list("action", flat=True)) == {"kept"}
-    assert LedgerSeal.objects.order_by("day").values_list("day", flat=True)[0].year == 2024
-    assert list(hash_chain.faults()) == []
+    assert set(AuditEvent.objects.values_list("action", flat=True)) == {"kept"}
+    assert AuditDigest.objects.order_by("day").values_list("day", flat=True)[0].year == 2024
+    assert list(hash_chain.find_mismatches()) == []
 
 
 # The seals ----------------------------------------------------------------------------------------
 
 
-def past_the_guard(sql: str) -> None:
+def without_trigger(sql: str) -> None:
     """What somebody does who may lift the guard."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute("ALTER TABLE ingest_ledgerentry DISABLE TRIGGER USER")
-            cursor.execute("ALTER TABLE ingest_ledgerseal DISABLE TRIGGER USER")
+            cursor.execute("ALTER TABLE ingest_auditevent DISABLE TRIGGER USER")
+            cursor.execute("ALTER TABLE ingest_auditdigest DISABLE TRIGGER USER")
             cursor.execute(sql)
             return
         cursor.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
@@ -167,32 +167,32 @@ def test_each_day_that_is_over_is_sealed_once():
     for days in (3, 1, 1, 0):
         write("seen", NOW - timedelta(days=days))
 
-    assert hash_chain.seal_days(NOW) == 3
-    assert hash_chain.seal_days(NOW) == 0
+    assert hash_chain.digest_days(NOW) == 3
+    assert hash_chain.digest_days(NOW) == 0
 
-    chain = list(LedgerSeal.objects.order_by("day"))
+    chain = list(AuditDigest.objects.order_by("day"))
     assert [seal.entries for seal in chain] == [1, 0, 2]
     assert [seal.previous for seal in chain] == ["", chain[0].digest, chain[1].digest]
-    assert list(hash_chain.faults()) == []
+    assert list(hash_chain.find_mismatches()) == []
 
 
 @pytest.mark.parametrize(
     ("sql", "fault"),
     [
-        ("UPDATE ingest_ledgerentry SET actor = 'b' WHERE id = {id}", "not as it was sealed"),
-        ("UPDATE ingest_ledgerentry SET details = '{{\"a\": 1}}' WHERE id = {id}", "not as it"),
-        ("DELETE FROM ingest_ledgerentry WHERE id = {id}", "sealed with 1 entries, there are 0"),
-        ("DELETE FROM ingest_ledgerseal WHERE day = '2026-11-19'", "days before it are missing"),
-        ("UPDATE ingest_ledgerseal SET digest = 'f' WHERE day = '2026-11-19'", "does not follow"),
+        ("UPDATE ingest_auditevent SET actor = 'b' WHERE id = {id}", "not as it was sealed"),
+        ("UPDATE ingest_auditevent SET details = '{{\"a\": 1}}' WHERE id = {id}", "not as it"),
+        ("DELETE FROM ingest_auditevent WHERE id = {id}", "sealed with 1 entries, there are 0"),
+        ("DELETE FROM ingest_auditdigest WHERE day = '2026-11-19'", "days before it are missing"),
+        ("UPDATE ingest_auditdigest SET digest = 'f' WHERE day = '2026-11-19'", "does not follow"),
     ],
 )
 def test_what_was_changed_all_the_same_is_found(sql: str, fault: str):
     for days in (3, 2, 1):
         entry = write("seen", NOW - timedelta(days=days))
-    hash_chain.seal_days(NOW)
+    hash_chain.digest_days(NOW)
     call_command("ledger", "verify")
 
-    past_the_guard(sql.format(id=entry.pk))
+    without_trigger(sql.format(id=entry.pk))
 
     with pytest.raises(CommandError, match=fault):
         call_command("ledger", "verify")
@@ -200,7 +200,7 @@ def test_what_was_changed_all_the_same_is_found(sql: str, fault: str):
 
 def test_an_entry_that_is_added_to_a_sealed_day_is_found():
     write("seen", NOW - timedelta(days=1))
-    hash_chain.seal_days(NOW)
+    hash_chain.digest_days(NOW)
     write("late", NOW - timedelta(days=1))
     with pytest.raises(CommandError, match="sealed with 1 entries, there are 2"):
         call_command("ledger", "verify")
@@ -209,17 +209,17 @@ def test_an_entry_that_is_added_to_a_sealed_day_is_found():
 def test_older_days_that_were_dropped_with_their_seals_break_nothing():
     for days in (3, 2, 1):
         write("seen", NOW - timedelta(days=days))
-    hash_chain.seal_days(NOW)
+    hash_chain.digest_days(NOW)
 
-    past_the_guard("DELETE FROM ingest_ledgerentry WHERE at < '2026-11-20'")
-    past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-20'")
-    assert list(hash_chain.faults()) == []
+    without_trigger("DELETE FROM ingest_auditevent WHERE at < '2026-11-20'")
+    without_trigger("DELETE FROM ingest_auditdigest WHERE day < '2026-11-20'")
+    assert list(hash_chain.find_mismatches()) == []
 
-    past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-21'")
+    without_trigger("DELETE FROM ingest_auditdigest WHERE day < '2026-11-21'")
     write("seen", NOW)
-    hash_chain.seal_days(NOW + timedelta(days=1))
-    past_the_guard("DELETE FROM ingest_ledgerseal WHERE day < '2026-11-21'")
-    assert any("before the first seal" in fault for fault in hash_chain.faults())
+    hash_chain.digest_days(NOW + timedelta(days=1))
+    without_trigger("DELETE FROM ingest_auditdigest WHERE day < '2026-11-21'")
+    assert any("before the first seal" in fault for fault in hash_chain.find_mismatches())
 
 
 # Failed tries -------------------------------------------------------------------------------------
@@ -235,24 +235,24 @@ def test_failed_keys_and_logins_are_counted_by_hour_and_network():
     for _ in range(3):
         assert authenticate(request, username="asha", password="wrong") is None
 
-    failures.flush()
+    failures.flush_counts()
 
-    counted = Refusal.objects.order_by("action").values_list("action", "address", "count")
+    counted = AuthFailureCount.objects.order_by("action").values_list("action", "address", "count")
     assert list(counted) == [
-        ("key.refused", "203.0.113.0/24", 5),
-        ("login.refused", "2001:db8::/48", 3),
+        ("key.rejected", "203.0.113.0/24", 5),
+        ("login.failed", "2001:db8::/48", 3),
     ]
-    assert failures.settle() == 0  # the hour is not over
-    assert failures.settle(timezone.now() + timedelta(hours=2)) == 2
-    found = LedgerEntry.objects.filter(action="key.refused").get()
+    assert failures.roll_up() == 0  # the hour is not over
+    assert failures.roll_up(timezone.now() + timedelta(hours=2)) == 2
+    found = AuditEvent.objects.filter(action="key.rejected").get()
     assert (found.actor, found.address, found.outcome) == ("unknown", "203.0.113.0/24", "refused")
     assert found.details["count"] == 5
-    assert not Refusal.objects.exists()
+    assert not AuthFailureCount.objects.exists()
 
 
 def test_a_failed_key_writes_nothing_by_itself(django_assert_num_queries: Any, monkeypatch: Any):
     client = Client(headers=bearer("exh_12345678_wrong"))
-    monkeypatch.setattr(failures, "_written", 1e12)
+    monkeypatch.setattr(failures, "_flushed_at", 1e12)
     with django_assert_num_queries(0 if connection.vendor == "postgresql" else 1):
         for _ in range(1 if connection.vendor == "sqlite" else 20):
             client.get("/dataset/v1/request/list/t")
@@ -260,33 +260,33 @@ def test_a_failed_key_writes_nothing_by_itself(django_assert_num_queries: Any, m
 
 def test_counts_are_written_at_the_end_of_any_later_request(monkeypatch: Any):
     Client(headers=bearer("exh_12345678_wrong")).get("/dataset/v1/request/list/t")
-    monkeypatch.setattr(failures, "_written", -1e12)
+    monkeypatch.setattr(failures, "_flushed_at", -1e12)
     Client().get("/healthz")
-    assert Refusal.objects.get().count == 1
+    assert AuthFailureCount.objects.get().count == 1
 
 
 def test_two_processes_add_to_one_row():
     for _ in range(2):
-        failures.count("key.refused", None)
-        failures.flush()
-    assert Refusal.objects.get().count == 2
+        failures.count_failure("key.rejected", None)
+        failures.flush_counts()
+    assert AuthFailureCount.objects.get().count == 2
 
 
 def test_more_networks_than_are_told_apart_are_counted_as_one(monkeypatch: Any):
     monkeypatch.setattr(failures, "MAX_NETWORKS", 3)
     for number in range(10):
-        failures.count("k", RequestFactory().get("/", REMOTE_ADDR=f"10.{number}.0.1"))
-    failures.flush()
-    assert Refusal.objects.get(address="").count == 7
+        failures.count_failure("k", RequestFactory().get("/", REMOTE_ADDR=f"10.{number}.0.1"))
+    failures.flush_counts()
+    assert AuthFailureCount.objects.get(address="").count == 7
 
 
 def test_what_the_database_does_not_take_is_counted_on(monkeypatch: Any):
-    failures.count("key.refused", None)
-    monkeypatch.setattr(failures, "_ADD", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
-    failures.flush()
+    failures.count_failure("key.rejected", None)
+    monkeypatch.setattr(failures, "_ADD_SQL", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
+    failures.flush_counts()
     monkeypatch.undo()
-    failures.flush()
-    assert Refusal.objects.get().count == 1
+    failures.flush_counts()
+    assert AuthFailureCount.objects.get().count == 1
 
 
 # The admin ----------------------------------------------------------------------------------------
@@ -308,13 +308,13 @@ def test_what_is_changed_in_the_admin_is_told(operator: Client):
     operator.post(f"/admin/ingest/role/{role.pk}/delete/", {"post": "yes"})
     operator.post("/admin/auth/group/add/", {"name": "doctors"})
 
-    assert told("channel.added") == [("ORG_002", "ORG_002", "done")]
-    assert told("conversation.changed") == [("ORG_001", "bot-1", "done")]
-    assert told("role.added") == told("role.deleted") == [("ORG_001", "nurses", "done")]
-    assert told("group.added") == [("", "doctors", "done")]
-    entry = LedgerEntry.objects.get(action="role.added")
+    assert audited("channel.added") == [("ORG_002", "ORG_002", "done")]
+    assert audited("conversation.changed") == [("ORG_001", "bot-1", "done")]
+    assert audited("role.added") == audited("role.deleted") == [("ORG_001", "nurses", "done")]
+    assert audited("group.added") == [("", "doctors", "done")]
+    entry = AuditEvent.objects.get(action="role.added")
     assert (entry.actor, entry.details["rights"]) == ("operator", ["audit"])
-    assert "nobody is to read" not in str(list(LedgerEntry.objects.values()))
+    assert "nobody is to read" not in str(list(AuditEvent.objects.values()))
 
 
 def test_several_that_are_deleted_at_once_are_each_told(operator: Client):
@@ -326,14 +326,14 @@ def test_several_that_are_deleted_at_once_are_each_told(operator: Client):
         "/admin/ingest/role/",
         {"action": "delete_selected", "_selected_action": [r.pk for r in roles], "post": "yes"},
     )
-    assert sorted(told("role.deleted")) == [("ORG_001", "a", "done"), ("ORG_001", "b", "done")]
+    assert sorted(audited("role.deleted")) == [("ORG_001", "a", "done"), ("ORG_001", "b", "done")]
 
 
 def test_a_change_that_fails_is_not_told(operator: Client, monkeypatch: Any):
     monkeypatch.setattr("ingest.admin.ChannelAdmin.save_model", _fails)
     operator.raise_request_exception = False
     operator.post("/admin/ingest/channel/add/", {"identifier": "ORG_002"})
-    assert told("channel.added") == []
+    assert audited("channel.added") == []
 
 
 def _fails(*_: Any) -> None:
@@ -349,44 +349,44 @@ def test_whoever_looks_at_people_is_told(operator: Client):
     assert b"Asha" in operator.get("/admin/ingest/participant/").content
     assert b"Asha" in operator.get(f"/admin/ingest/participant/{person.pk}/change/").content
 
-    assert told("personal.viewed") == [
+    assert audited("personal_data.viewed") == [
         ("ORG_001", "participant list", "done"),
         ("ORG_001", f"participant {person.pk}", "done"),
     ]
-    viewed = LedgerEntry.objects.filter(action="personal.viewed")
+    viewed = AuditEvent.objects.filter(action="personal_data.viewed")
     assert {entry.actor for entry in viewed} == {"operator"}
     assert "Asha" not in str(list(viewed.values()))
 
 
 def test_a_list_of_events_with_their_devices_is_told(operator: Client):
-    send(answer(1), answer(2))
+    send_events(make_answer(1), make_answer(2))
 
     assert b"device" in operator.get("/admin/ingest/storedevent/").content
 
-    assert told("personal.viewed") == [("ORG_001", "storedevent list", "done")]
+    assert audited("personal_data.viewed") == [("ORG_001", "storedevent list", "done")]
 
 
 @pytest.mark.parametrize("model", ["participant", "appuser", "session", "storedevent", "rejected"])
 def test_every_page_of_people_tells_who_looks(operator: Client, model: str):
     from django.contrib import admin
 
-    from ingest.audit.admin import Personal
+    from ingest.audit.admin import AuditedAdmin
 
     registered = {kind._meta.model_name: page for kind, page in admin.site._registry.items()}
-    assert isinstance(registered[model], Personal)
+    assert isinstance(registered[model], AuditedAdmin)
 
 
 def test_what_is_replayed_is_told(operator: Client, sender: Client):
     sender.post("/v1/telemetry", {"events": [{"eid": 1}]}, "application/json")
-    row = Rejected.objects.get()
-    replay(Rejected.objects.select_related("channel", "application"))
-    assert told("rejected.replayed") == [("ORG_001", str(row.pk), "refused")]
+    row = RejectedEvent.objects.get()
+    replay(RejectedEvent.objects.select_related("channel", "application"))
+    assert audited("rejected_event.replayed") == [("ORG_001", str(row.pk), "refused")]
 
 
 @pytest.mark.django_db(transaction=True)  # the feed shows what is committed
 def test_a_key_that_pulls_users_is_told(sender: Client):
-    send(answer(1))
+    send_events(make_answer(1))
     deriver.derive_all(seconds=5)
     puller = Client(headers=bearer(make_key("pull", "export:private")))
     assert len(puller.get("/export/users").json()["items"]) == 1
-    assert told("personal.pulled") == [("ORG_001", "users", "done")]
+    assert audited("personal_data.exported") == [("ORG_001", "users", "done")]

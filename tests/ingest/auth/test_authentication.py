@@ -11,18 +11,18 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from ingest.auth import keys as access
-from ingest.auth.keys import Caller, Denied
+from ingest.auth.keys import AccessDenied, Caller
 from ingest.models import ApiKey, Channel
 from tests.conftest import bearer, make_channel, make_key
 
 
-def identify(key: str, **headers: str) -> Caller:
-    return access.identify(RequestFactory().get("/", headers=bearer(key, **headers)))
+def authenticate_with(key: str, **headers: str) -> Caller:
+    return access.authenticate(RequestFactory().get("/", headers=bearer(key, **headers)))
 
 
-def denied(key: str, **headers: str) -> tuple[int, str]:
-    with pytest.raises(Denied) as caught:
-        identify(key, **headers)
+def denial_of(key: str, **headers: str) -> tuple[int, str]:
+    with pytest.raises(AccessDenied) as caught:
+        authenticate_with(key, **headers)
     return caught.value.status, caught.value.reason
 
 
@@ -95,7 +95,9 @@ def test_the_database_itself_keeps_phones_from_who_writes_events():
 
 @pytest.mark.django_db
 def test_a_caller_has_the_scopes_and_channels_of_its_key():
-    caller = identify(make_key("ingest", "export:response", channels=("ORG_001", "ORG_002")))
+    caller = authenticate_with(
+        make_key("ingest", "export:response", channels=("ORG_001", "ORG_002"))
+    )
 
     assert caller.name == "test"
     assert caller.key_id == ApiKey.objects.get().id
@@ -110,15 +112,15 @@ def test_another_pepper_knows_no_key(settings: Any):
 
     settings.KEY_PEPPER = "another"
 
-    assert denied(key) == (401, "unauthorized")
+    assert denial_of(key) == (401, "unauthorized")
 
 
 @pytest.mark.django_db
 def test_authorization_goes_before_x_api_key():
     good = make_key()
 
-    assert denied("exh_wrong", **{"X-API-Key": good}) == (401, "unauthorized")
-    assert identify(good, **{"X-API-Key": "exh_wrong"}).name == "test"
+    assert denial_of("exh_wrong", **{"X-API-Key": good}) == (401, "unauthorized")
+    assert authenticate_with(good, **{"X-API-Key": "exh_wrong"}).name == "test"
 
 
 @pytest.mark.django_db
@@ -128,7 +130,7 @@ def test_a_revoked_or_expired_key_is_not_marked_as_used():
     revoked = make_key()
     ApiKey.objects.filter(public_id=revoked[4:12]).update(revoked_at=now)
 
-    assert denied(lapsed) == denied(revoked) == (401, "unauthorized")
+    assert denial_of(lapsed) == denial_of(revoked) == (401, "unauthorized")
     assert ApiKey.objects.filter(last_used_at=None).count() == 2
 
 
@@ -137,29 +139,31 @@ def test_the_use_of_a_key_is_written_at_most_once_a_minute():
     key = make_key()
 
     with CaptureQueriesContext(connection) as written:
-        identify(key)
+        authenticate_with(key)
         first = ApiKey.objects.get().last_used_at
-        identify(key)
+        authenticate_with(key)
 
     assert sum(query["sql"].startswith("UPDATE") for query in written) == 1
     assert ApiKey.objects.get().last_used_at == first
     ApiKey.objects.update(last_used_at=first - timedelta(seconds=61))
-    identify(key)
+    authenticate_with(key)
     assert ApiKey.objects.get().last_used_at >= first
 
 
 def test_a_scope_that_is_there_is_granted_and_no_other():
     two().require("ingest")
 
-    with pytest.raises(Denied, match=r"^This key lacks the scope 'export:private'\.$") as caught:
+    with pytest.raises(
+        AccessDenied, match=r"^This key lacks the scope 'export:private'\.$"
+    ) as caught:
         two().require("export:private")
     assert caught.value.status == 403
 
 
 def test_a_caller_of_one_channel_need_not_name_it():
-    assert two(channels={"ORG_001": 1}).channel(None) == (1, "ORG_001")
-    assert two(channels={"ORG_001": 1}).channel("ORG_001") == (1, "ORG_001")
-    assert two().channel("ORG_002") == (2, "ORG_002")
+    assert two(channels={"ORG_001": 1}).resolve_channel(None) == (1, "ORG_001")
+    assert two(channels={"ORG_001": 1}).resolve_channel("ORG_001") == (1, "ORG_001")
+    assert two().resolve_channel("ORG_002") == (2, "ORG_002")
 
 
 @pytest.mark.parametrize(
@@ -175,8 +179,8 @@ def test_a_caller_of_one_channel_need_not_name_it():
     ],
 )
 def test_a_channel_that_is_not_there_is_denied(channels: dict[str, int], asked: str | None):
-    with pytest.raises(Denied) as caught:
-        two(channels=channels).channel(asked)
+    with pytest.raises(AccessDenied) as caught:
+        two(channels=channels).resolve_channel(asked)
 
     assert (caught.value.status, caught.value.reason) == (403, "forbidden")
 
@@ -197,7 +201,7 @@ def test_the_command_prints_a_key_that_works():
         "--scope", "export:response",
     )  # fmt: skip
 
-    caller = identify(out.strip())
+    caller = authenticate_with(out.strip())
     assert out == out.strip() + "\n"
     assert caller.name == "importer"
     assert caller.scopes == {"ingest", "export:response"}

@@ -11,8 +11,8 @@ from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from ingest.auth import keys
-from ingest.auth.keys import Denied
-from ingest.models import ApiKey, LedgerEntry
+from ingest.auth.keys import AccessDenied
+from ingest.models import ApiKey, AuditEvent
 from tests.conftest import bearer, make_channel, make_key
 
 pytestmark = pytest.mark.django_db
@@ -30,15 +30,15 @@ def command(name: str, *args: str) -> str:
     return out.getvalue().strip()
 
 
-def told(action: str) -> list[tuple[str, str]]:
-    entries = LedgerEntry.objects.filter(action=action).order_by("id")
+def audited(action: str) -> list[tuple[str, str]]:
+    entries = AuditEvent.objects.filter(action=action).order_by("id")
     return list(entries.values_list("channel", "subject"))
 
 
 def test_a_key_is_recorded_in_each_of_its_channels():
     row, _ = keys.create_key("k", ["pull"], [make_channel("A"), make_channel("B")])
 
-    assert told("key.created") == [("A", row.public_id), ("B", row.public_id)]
+    assert audited("key.created") == [("A", row.public_id), ("B", row.public_id)]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_successor_may_do_the_same_and_both_live_for_a_while():
     old.refresh_from_db()
     left = old.expires_at - timezone.now()
     assert timedelta(minutes=119) < left <= timedelta(hours=2)
-    assert told("key.rotated") == [("A", old.public_id), ("B", old.public_id)]
+    assert audited("key.rotated") == [("A", old.public_id), ("B", old.public_id)]
     ApiKey.objects.filter(pk=old.pk).update(expires_at=timezone.now())
     assert (status(text, **{"X-Channel-ID": "A"}), status(new, **{"X-Channel-ID": "A"})) == (
         401,
@@ -177,7 +177,7 @@ def test_a_revoked_key_is_refused_at_once_and_that_is_told_once():
 
     assert status(key) == 401
     assert command("revoke_key", key[4:12]) == "Was revoked already."
-    assert told("key.revoked") == [("ORG_001", key[4:12])]
+    assert audited("key.revoked") == [("ORG_001", key[4:12])]
 
 
 # peppers ----------------------------------------------------------------------------------------
@@ -201,9 +201,9 @@ def test_an_applications_password_is_verified_by_every_pepper(settings: Any):
 
     settings.KEY_PEPPER = f"new,{settings.KEY_PEPPER}"
 
-    assert keys.is_secret(made.secret_digest, secret)
-    assert not keys.is_secret(made.secret_digest, secret + "x")
-    assert not keys.is_secret("", "")
+    assert keys.verify_secret(made.secret_digest, secret)
+    assert not keys.verify_secret(made.secret_digest, secret + "x")
+    assert not keys.verify_secret("", "")
 
 
 # headers ----------------------------------------------------------------------------------------
@@ -223,6 +223,6 @@ def test_a_credential_that_comes_twice_is_refused(headers: dict[str, str]):
     key = make_key("export:response")
     sent = {name: value.format(key=key) for name, value in headers.items()}
 
-    with pytest.raises(Denied) as caught:
-        keys.identify(RequestFactory().get("/", headers=sent))
+    with pytest.raises(AccessDenied) as caught:
+        keys.authenticate(RequestFactory().get("/", headers=sent))
     assert caught.value.status == 401

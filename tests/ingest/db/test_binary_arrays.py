@@ -34,7 +34,7 @@ TEXTS = ["", "a", 'quo"ted', "back\\slash", "{1,2}", "NULL", "\u00e9\U0001f600",
     ],
     ids=["booleans", "moments", "texts", "utf8", "uuids", "no texts", "no uuids"],
 )
-def test_the_database_reads_what_was_meant(column: Column, type_: str, held: list[Any]):
+def test_postgresql_reads_binary_arrays(column: Column, type_: str, held: list[Any]):
     with psycopg.Cursor(connection.connection) as cursor:
         cursor.execute("SELECT pg_typeof(%(c)b)::text, %(c)b", {"c": column})
         assert cursor.fetchone() == (type_, held)

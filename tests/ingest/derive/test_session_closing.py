@@ -10,15 +10,15 @@ from django.utils import timezone
 from msgspec import structs
 
 from exhaust.feed import pages
-from exhaust.feed.pages import Question
+from exhaust.feed.pages import FeedQuery
 from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
-from ingest.models import Channel, Deriver, Session
+from ingest.models import Channel, DerivationState, Session
 from ingest.store import batches
 from tests.conftest import make_channel
 from tests.ingest.adapters.test_desk import CALL, desk, lines, session
-from tests.ingest.derive.test_sessions import GAP, MINUTE, event, settle
+from tests.ingest.derive.test_sessions import GAP, MINUTE, event, until_settled
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def channel(db: None) -> Channel:
     made = make_channel()
-    Deriver.objects.create(channel=made)
+    DerivationState.objects.create(channel=made)
     return made
 
 
@@ -35,12 +35,12 @@ def arrive(channel: Channel, *minutes: float, at: datetime, device: str = "devic
     for offset in minutes:
         occurred = at + offset * MINUTE
         events = [event(occurred_at=occurred, device_id=device)]
-        batches.append(channel.id, Batch("test", min(occurred, timezone.now()), events, []))
+        batches.append_batch(channel.id, Batch("test", min(occurred, timezone.now()), events, []))
 
 
 def derive(channel: Channel) -> None:
-    settle()
-    while deriver.step(channel.id):
+    until_settled()
+    while deriver.derive_step(channel.id):
         pass
 
 
@@ -48,112 +48,112 @@ class Reader:
     """Follows a channel's sessions, behind a cursor of its own."""
 
     def __init__(self, channel: Channel) -> None:
-        self.question = Question(channel.id, "sessions")
+        self.question = FeedQuery(channel.id, "sessions")
         self.place = values.START
 
-    def read(self, limit: int = 100) -> list[bytes]:
-        settle()
+    def read_documents(self, limit: int = 100) -> list[bytes]:
+        until_settled()
         found: list[bytes] = []
         while True:
-            page = pages.read(self.question, self.place, limit)
+            page = pages.read_page(self.question, self.place, limit)
             found += page.items
-            self.place = page.place
-            if page.ended:
+            self.place = page.position
+            if page.is_at_end:
                 return found
 
 
-def test_a_session_is_met_open_and_once_more_at_its_close(channel: Channel):
+def test_session_is_read_open_then_closed(channel: Channel):
     reader = Reader(channel)
     now = timezone.now()
     arrive(channel, -20, -10, at=now)
-    reader.read()  # this one has read all there is before anything is derived
+    reader.read_documents()  # this one has read all there is before anything is derived
     derive(channel)
-    (met,) = reader.read()
+    (met,) = reader.read_documents()
     assert b'"closed":false' in met
-    assert deriver.close(channel.id) == 0
-    assert reader.read() == []
+    assert deriver.close_sessions(channel.id) == 0
+    assert reader.read_documents() == []
 
-    assert deriver.close(channel.id, now=now + 21 * MINUTE) == 1
+    assert deriver.close_sessions(channel.id, now=now + 21 * MINUTE) == 1
 
-    (met,) = reader.read()
+    (met,) = reader.read_documents()
     assert b'"closed":true' in met
     assert b'"version":2' in met
-    assert deriver.close(channel.id, now=now + 21 * MINUTE) == 0
-    assert reader.read() == []
+    assert deriver.close_sessions(channel.id, now=now + 21 * MINUTE) == 0
+    assert reader.read_documents() == []
 
 
-def test_what_is_over_when_it_arrives_is_closed_at_once(channel: Channel):
+def test_ended_session_is_closed_on_arrival(channel: Channel):
     arrive(channel, -50, at=timezone.now())
     batch = Batch("test", timezone.now(), [event(occurred_at=timezone.now() - 2 * GAP)], [])
-    batches.append(channel.id, batch)
+    batches.append_batch(channel.id, batch)
     derive(channel)
     assert list(Session.objects.values_list("closed", flat=True)) == [True]
 
 
-def test_a_session_made_by_its_sender_is_closed_as_it_comes(channel: Channel):
+def test_client_session_is_closed_on_arrival(channel: Channel):
     batch = desk.parse(lines(session(0)), structs.replace(CALL, application_id=None))
-    batches.append(channel.id, batch)
+    batches.append_batch(channel.id, batch)
     derive(channel)
     assert Session.objects.get().closed
 
 
-def test_a_late_event_tells_of_a_closed_session_again(channel: Channel):
+def test_late_event_reopens_closed_session(channel: Channel):
     reader = Reader(channel)
     now = timezone.now()
     arrive(channel, -45, at=now)
     derive(channel)
-    deriver.close(channel.id)
-    assert len(reader.read()) == 1
+    deriver.close_sessions(channel.id)
+    assert len(reader.read_documents()) == 1
 
     # within what is over: changed, still closed
     late = Batch("test", now, [event(occurred_at=now - 46 * MINUTE)], [])
-    batches.append(channel.id, late)
+    batches.append_batch(channel.id, late)
     derive(channel)
-    (met,) = reader.read()
+    (met,) = reader.read_documents()
     assert b'"closed":true' in met
 
     # one that makes it go on: open again, and closed once more later
     arrive(channel, -20, at=now)
     derive(channel)
-    (met,) = reader.read()
+    (met,) = reader.read_documents()
     assert b'"closed":false' in met
-    deriver.close(channel.id, now=now + 11 * MINUTE)
-    (met,) = reader.read()
+    deriver.close_sessions(channel.id, now=now + 11 * MINUTE)
+    (met,) = reader.read_documents()
     assert b'"closed":true' in met
 
 
-def test_no_session_closes_before_what_arrived_in_time_is_read(channel: Channel):
+def test_unread_event_keeps_session_open(channel: Channel):
     now = timezone.now()
     arrive(channel, -45, at=now)
     derive(channel)
     Session.objects.update(closed=False)
     arrive(channel, -20, at=now)  # arrived before the close, not derived yet
 
-    assert deriver.close(channel.id) == 0
+    assert deriver.close_sessions(channel.id) == 0
 
     derive(channel)
     assert not Session.objects.get().closed
 
 
-def test_everything_that_is_over_closes_in_steps(channel: Channel):
+def test_ended_sessions_close_in_steps(channel: Channel):
     now = timezone.now()
     for number in range(5):
         arrive(channel, -1, at=now, device=f"device-{number}")
     derive(channel)
     later = now + 60 * MINUTE
-    assert [deriver.close(channel.id, 2, later) for _ in range(4)] == [2, 2, 1, 0]
+    assert [deriver.close_sessions(channel.id, 2, later) for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_derive_all_closes(channel: Channel):
+def test_derive_all_closes_sessions(channel: Channel):
     arrive(channel, -1, at=timezone.now())
     derive(channel)
-    settle()
+    until_settled()
     Session.objects.update(closes_at=timezone.now() - timedelta(seconds=1))
     deriver.derive_all(5)
     assert Session.objects.get().closed
 
 
-def test_every_reader_meets_every_session_closed_whatever_happens_beside_it(channel: Channel):
+def test_concurrent_readers_see_every_close(channel: Channel):
     """Readers with cursors of any age, one that writes, one that closes: the law."""
     now = timezone.now()
     wrong: list[BaseException] = []
@@ -164,8 +164,8 @@ def test_every_reader_meets_every_session_closed_whatever_happens_beside_it(chan
     def closing() -> None:
         try:
             while not done.is_set():
-                deriver.step(channel.id, 3)
-                deriver.close(channel.id, 2, now + timedelta(days=1))
+                deriver.derive_step(channel.id, 3)
+                deriver.close_sessions(channel.id, 2, now + timedelta(days=1))
                 time.sleep(0.002)
         except BaseException as error:
             wrong.append(error)
@@ -176,12 +176,12 @@ def test_every_reader_meets_every_session_closed_whatever_happens_beside_it(chan
         try:
             while True:
                 last = done.is_set()
-                page = pages.read(readers[number].question, readers[number].place, number + 1)
-                readers[number].place = page.place
+                page = pages.read_page(readers[number].question, readers[number].place, number + 1)
+                readers[number].place = page.position
                 for item in page.items:
                     if b'"closed":true' in item:
                         met[number].add(item.split(b'"sessionId":"')[1][:36].decode())
-                if last and page.ended:
+                if last and page.is_at_end:
                     return
         except BaseException as error:
             wrong.append(error)
@@ -198,7 +198,7 @@ def test_every_reader_meets_every_session_closed_whatever_happens_beside_it(chan
     until = time.monotonic() + 15
     while Session.objects.filter(closed=True).count() < 25 and time.monotonic() < until:
         time.sleep(0.05)
-    settle()
+    until_settled()
     done.set()
     for thread in threads:
         thread.join()

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.derive import deriver
-from ingest.events import Batch, Event, identity
+from ingest.events import Batch, Event, event_identity
 from ingest.feed import reader, values
-from ingest.feed.watermark import watermark
-from ingest.models import Application, AppUser, Channel, Deriver, Session, StoredEvent
+from ingest.feed.watermark import fetch_watermark
+from ingest.models import Application, AppUser, Channel, DerivationState, Session, StoredEvent
 from ingest.store import batches as store
 from tests.conftest import make_channel
 
@@ -35,7 +35,7 @@ def event(minutes: float = 0, **overrides: Any) -> Event:
     occurred_at = overrides.pop("occurred_at", NOON + minutes * MINUTE)
     return Event(
         **{
-            "identity": identity(occurred_at, str(next(_numbers))),
+            "identity": event_identity(occurred_at, str(next(_numbers))),
             "type": "_click",
             "occurred_at": occurred_at,
             "device_id": "device-1",
@@ -48,23 +48,23 @@ def event(minutes: float = 0, **overrides: Any) -> Event:
     )
 
 
-def arrive(channel: Channel, *events: Event, dialect: str = "test", **batch: Any) -> None:
-    store.append(channel.id, Batch(dialect, RECEIVED_AT, list(events), [], **batch))
+def arrive(channel: Channel, *events: Event, source: str = "test", **batch: Any) -> None:
+    store.append_batch(channel.id, Batch(source, RECEIVED_AT, list(events), [], **batch))
 
 
-def settle() -> None:
+def until_settled() -> None:
     """Until the watermark has passed all there is; other writers of the cluster may hold it."""
     last = StoredEvent.objects.aggregate(last=Max("xid"))["last"] or 0
     until = time.monotonic() + 20
-    while watermark() <= last:
+    while fetch_watermark() <= last:
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def derive(channel: Channel, limit: int = deriver.STEP) -> int:
-    settle()
+def derive(channel: Channel, limit: int = deriver.STEP_EVENTS) -> int:
+    until_settled()
     total = 0
-    while count := deriver.step(channel.id, limit):
+    while count := deriver.derive_step(channel.id, limit):
         total += count
     return total
 
@@ -72,11 +72,11 @@ def derive(channel: Channel, limit: int = deriver.STEP) -> int:
 @pytest.fixture
 def channel(db: None) -> Channel:
     made = make_channel()
-    Deriver.objects.create(channel=made)
+    DerivationState.objects.create(channel=made)
     return made
 
 
-def living() -> list[Session]:
+def current_sessions() -> list[Session]:
     return list(Session.objects.filter(parent=None, event_count__gt=0).order_by("started_at"))
 
 
@@ -84,11 +84,11 @@ def spans() -> list[tuple[float, float, int]]:
     """Minutes after noon of the first and last event, and how many there are."""
     return [
         ((s.started_at - NOON) / MINUTE, (s.ended_at - NOON) / MINUTE, s.event_count)
-        for s in living()
+        for s in current_sessions()
     ]
 
 
-def test_events_with_no_long_pause_are_one_session(channel: Channel):
+def test_events_within_gap_are_one_session(channel: Channel):
     arrive(channel, event(0), event(30), event(12, is_answer=True), event(59.5, type="_view"))
 
     assert derive(channel) == 4
@@ -98,11 +98,15 @@ def test_events_with_no_long_pause_are_one_session(channel: Channel):
     assert session.closes_at == session.ended_at + GAP
     assert (session.event_count, session.answer_count) == (4, 1)
     assert session.types == {"_click": 3, "_view": 1}
-    assert (session.device_id, session.given, session.parent) == ("device-1", False, None)
+    assert (session.device_id, session.is_client_session, session.parent) == (
+        "device-1",
+        False,
+        None,
+    )
     assert session.version == 1
 
 
-def test_a_pause_of_more_than_thirty_minutes_begins_another(channel: Channel):
+def test_gap_over_thirty_minutes_splits(channel: Channel):
     arrive(channel, event(0), event(30), event(60.001))
 
     derive(channel)
@@ -110,7 +114,7 @@ def test_a_pause_of_more_than_thirty_minutes_begins_another(channel: Channel):
     assert spans() == [(0, 30, 2), (pytest.approx(60.001), pytest.approx(60.001), 1)]
 
 
-def test_a_device_has_a_session_of_its_own_in_each_application(channel: Channel):
+def test_sessions_are_per_application(channel: Channel):
     one, other = (
         Application.objects.create(channel=channel, identifier=name) for name in ("a", "b")
     )
@@ -130,7 +134,7 @@ def test_a_device_has_a_session_of_its_own_in_each_application(channel: Channel)
     }
 
 
-def test_an_event_of_no_device_is_of_no_session(channel: Channel):
+def test_event_without_device_has_no_session(channel: Channel):
     arrive(channel, event(device_id=""), event(device_id="x" * 300))
 
     assert derive(channel) == 2
@@ -138,16 +142,16 @@ def test_an_event_of_no_device_is_of_no_session(channel: Channel):
     assert Session.objects.count() == AppUser.objects.count() == 0
 
 
-def test_the_first_session_id_and_page_are_kept_whatever_arrives_first(channel: Channel):
+def test_first_session_id_and_page_by_time(channel: Channel):
     def page(minutes: float, sender: str, url: str) -> Event:
         payload = f'{{"attributes": {{"_page_url": "{url}"}}}}'.encode()
         return event(minutes, session_id=sender, payload=payload)
 
-    arrive(channel, page(9, "third", "https://c"), dialect="clickstream")
+    arrive(channel, page(9, "third", "https://c"), source="clickstream")
     derive(channel)
-    arrive(channel, page(1, "first", "https://a"), event(0), dialect="clickstream")
+    arrive(channel, page(1, "first", "https://a"), event(0), source="clickstream")
     derive(channel)
-    arrive(channel, page(5, "second", "https://b"), dialect="clickstream")
+    arrive(channel, page(5, "second", "https://b"), source="clickstream")
     derive(channel)
 
     session = Session.objects.get()
@@ -157,7 +161,7 @@ def test_the_first_session_id_and_page_are_kept_whatever_arrives_first(channel: 
 # late ones --------------------------------------------------------------------------------------
 
 
-def test_a_late_event_extends_a_session_and_moves_it_on_in_the_feed(channel: Channel):
+def test_late_event_extends_session(channel: Channel):
     arrive(channel, event(40))
     derive(channel)
     before = Session.objects.get()
@@ -172,7 +176,7 @@ def test_a_late_event_extends_a_session_and_moves_it_on_in_the_feed(channel: Cha
     assert after.modified_at > before.modified_at
 
 
-def test_a_late_event_within_a_session_only_counts(channel: Channel):
+def test_late_event_inside_is_counted(channel: Channel):
     arrive(channel, event(0), event(20))
     derive(channel)
 
@@ -182,7 +186,7 @@ def test_a_late_event_within_a_session_only_counts(channel: Channel):
     assert spans() == [(0, 20, 3)]
 
 
-def test_a_late_event_joins_two_sessions_and_the_later_one_points_to_the_earlier(
+def test_late_event_merges_two_sessions(
     channel: Channel,
 ):
     arrive(channel, event(50, is_answer=True))
@@ -201,7 +205,7 @@ def test_a_late_event_joins_two_sessions_and_the_later_one_points_to_the_earlier
     assert gone.xid == kept.xid > later.xid
 
 
-def test_what_was_not_touched_is_not_written(channel: Channel):
+def test_unchanged_session_is_not_written(channel: Channel):
     arrive(channel, event(0), event(500), event(0, device_id="device-2"))
     derive(channel)
     before = {s.pk: (s.xid, s.version) for s in Session.objects.all()}
@@ -216,7 +220,7 @@ def test_what_was_not_touched_is_not_written(channel: Channel):
 # the cap ----------------------------------------------------------------------------------------
 
 
-def test_six_hours_from_first_to_last_are_one_session(channel: Channel):
+def test_six_hours_are_one_session(channel: Channel):
     arrive(channel, *(event(90 + 30 * n) for n in range(13)))
 
     derive(channel)
@@ -224,7 +228,7 @@ def test_six_hours_from_first_to_last_are_one_session(channel: Channel):
     assert spans() == [(90, 450, 13)]
 
 
-def test_what_goes_on_for_longer_is_cut_at_fixed_hours(channel: Channel):
+def test_longer_chain_splits_at_fixed_hours(channel: Channel):
     arrive(channel, *(event(90 + 30 * n) for n in range(14)))
 
     derive(channel)
@@ -232,7 +236,7 @@ def test_what_goes_on_for_longer_is_cut_at_fixed_hours(channel: Channel):
     assert spans() == [(90, 330, 9), (360, 480, 5)]
 
 
-def test_an_event_that_makes_a_session_too_long_cuts_it_and_the_record_stays_the_first_part(
+def test_split_keeps_record_of_first_part(
     channel: Channel,
 ):
     arrive(channel, *(event(90 + 30 * n) for n in range(13)))
@@ -243,23 +247,23 @@ def test_an_event_that_makes_a_session_too_long_cuts_it_and_the_record_stays_the
     derive(channel)
 
     assert spans() == [(90, 330, 9), (360, 480, 5)]
-    first, second = living()
+    first, second = current_sessions()
     assert (first.pk, first.version) == (before.pk, 2)
     assert second.version == 1
 
 
-def test_a_device_that_never_stops_costs_no_more_with_every_day(channel: Channel):
+def test_endless_device_query_count(channel: Channel):
     arrive(channel, *(event(20 * n) for n in range(72 * 5)))
     derive(channel)
-    assert len(living()) == 20
+    assert len(current_sessions()) == 20
 
     arrive(channel, event(20 * 72 * 5 - 1))
-    settle()
+    until_settled()
     with CaptureQueriesContext(connection) as queries:
-        assert deriver.step(channel.id) == 1
+        assert deriver.derive_step(channel.id) == 1
 
     assert len(queries) < 20
-    assert [s.version for s in living()] == [1] * 19 + [2]
+    assert [s.version for s in current_sessions()] == [1] * 19 + [2]
 
 
 # any order --------------------------------------------------------------------------------------
@@ -305,16 +309,14 @@ stories = st.lists(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(batches=stories, limit=st.sampled_from([1000, 7, 3]))
-def test_sessions_are_the_same_in_whatever_order_events_arrive(
-    channel: Channel, batches: list[Story], limit: int
-):
+def test_sessions_ignore_arrival_order(channel: Channel, batches: list[Story], limit: int):
     clear(channel)
 
     for batch in batches:
         arrive(channel, *(event(m, device_id=d, is_answer=a) for m, d, a in batch))
         derive(channel, limit)
 
-    assert told() == oracle([each for batch in batches for each in batch])
+    assert all_sessions() == oracle([each for batch in batches for each in batch])
     assert_whole()
 
 
@@ -322,9 +324,7 @@ def test_sessions_are_the_same_in_whatever_order_events_arrive(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_a_day_without_a_pause_is_the_same_in_whatever_order_it_arrives(
-    channel: Channel, data: st.DataObject
-):
+def test_day_without_gap_any_order(channel: Channel, data: st.DataObject):
     clear(channel)
     step = data.draw(st.sampled_from([13, 29, 30]))
     missing = data.draw(st.sets(st.integers(0, 45), max_size=4))
@@ -337,7 +337,7 @@ def test_a_day_without_a_pause_is_the_same_in_whatever_order_it_arrives(
         arrive(channel, *(event(m, device_id=d, is_answer=a) for m, d, a in batch))
         derive(channel)
 
-    assert told() == oracle(story)
+    assert all_sessions() == oracle(story)
     assert_whole()
 
 
@@ -347,15 +347,15 @@ def clear(channel: Channel) -> None:
         model.objects.all().delete()  # type: ignore[attr-defined]
 
 
-def told() -> dict[tuple[str, float, float], tuple[int, int]]:
+def all_sessions() -> dict[tuple[str, float, float], tuple[int, int]]:
     found = {
         (s.device_id, (s.started_at - NOON) / MINUTE, (s.ended_at - NOON) / MINUTE): (
             s.event_count,
             s.answer_count,
         )
-        for s in living()
+        for s in current_sessions()
     }
-    assert len(found) == len(living())
+    assert len(found) == len(current_sessions())
     return found
 
 
@@ -366,29 +366,29 @@ def assert_whole() -> None:
         root = session
         while root.parent_id:
             root = by_pk[root.parent_id]
-        assert root.pieces
+        assert root.buckets
         if root is session:
             assert session.ended_at - session.started_at <= CAP
         else:
-            assert session.pieces == []
+            assert session.buckets == []
 
 
 # sent again -------------------------------------------------------------------------------------
 
 
-def again(first: Event, **overrides: Any) -> Event:
+def resend(first: Event, **overrides: Any) -> Event:
     fields = {name: getattr(first, name) for name in first.__struct_fields__}
     return Event(**{**fields, **overrides})
 
 
-def test_an_event_sent_again_is_counted_once(channel: Channel):
+def test_resent_event_is_counted_once(channel: Channel):
     first = event(0, payload=b'{"v": 1}')
     arrive(channel, first, event(5), last_wins=True)
     derive(channel)
     for version in range(2, 5):
         arrive(
             channel,
-            again(first, payload=b'{"v": %d}' % version, type="_view", is_answer=True),
+            resend(first, payload=b'{"v": %d}' % version, type="_view", is_answer=True),
             last_wins=True,
         )
         derive(channel)
@@ -398,44 +398,44 @@ def test_an_event_sent_again_is_counted_once(channel: Channel):
     assert session.types == {"_click": 1, "_view": 1}
 
 
-def test_an_event_sent_again_before_anybody_read_it_is_counted_once(channel: Channel):
+def test_unread_resent_event_is_counted_once(channel: Channel):
     first = event(0, payload=b'{"v": 1}')
     for version in range(5):
-        arrive(channel, again(first, payload=b'{"v": %d}' % version), last_wins=True)
+        arrive(channel, resend(first, payload=b'{"v": %d}' % version), last_wins=True)
 
     assert derive(channel, limit=2) == 5
 
     assert Session.objects.get().event_count == 1
 
 
-def test_versions_of_one_transaction_count_once_however_it_is_read(channel: Channel):
+def test_versions_in_one_transaction(channel: Channel):
     first = event(0, payload=b'{"v": 0}')
     arrive(channel, first, event(3), last_wins=True)
     derive(channel)
     with transaction.atomic():
         for version in range(1, 4):
-            arrive(channel, again(first, payload=b'{"v": %d}' % version), last_wins=True)
+            arrive(channel, resend(first, payload=b'{"v": %d}' % version), last_wins=True)
 
     assert derive(channel, limit=1) == 3
 
     assert spans() == [(0, 3, 2)]
 
 
-def test_an_event_sent_again_with_another_time_moves_to_another_session(channel: Channel):
+def test_resent_event_may_change_session(channel: Channel):
     first = event(0)
     arrive(channel, first, last_wins=True)
     derive(channel)
 
     arrive(
         channel,
-        again(first, occurred_at=NOON + timedelta(days=1), payload=b'{"v": 2}'),
+        resend(first, occurred_at=NOON + timedelta(days=1), payload=b'{"v": 2}'),
         last_wins=True,
     )
     derive(channel)
 
     assert spans() == [(1440, 1440, 1)]
     emptied = Session.objects.get(event_count=0)
-    assert (emptied.version, emptied.types, emptied.pieces) == (2, {}, [])
+    assert (emptied.version, emptied.types, emptied.buckets) == (2, {}, [])
 
 
 # sessions of their sender's ---------------------------------------------------------------------
@@ -452,20 +452,20 @@ DOCUMENT = (
 )
 
 
-def test_a_session_of_its_senders_is_taken_as_it_is(channel: Channel):
+def test_client_session_is_stored_as_sent(channel: Channel):
     # given one of eight hours, with a pause of more than thirty minutes in it
     arrive(
         channel,
         desk(DOCUMENT),
         event(0, type="userAction", device_id="iu-1"),
         event(300, type="error", device_id="iu-1"),
-        dialect="desk",
+        source="desk",
     )
 
     derive(channel)
 
     session = Session.objects.get()
-    assert session.given is True
+    assert session.is_client_session is True
     assert session.key == StoredEvent.objects.get(type="session").identity
     assert (session.started_at, session.ended_at) == (NOON, NOON + timedelta(hours=8))
     assert session.closes_at == session.ended_at
@@ -473,17 +473,17 @@ def test_a_session_of_its_senders_is_taken_as_it_is(channel: Channel):
     assert (session.user_id, session.event_count) == ("asha", 7)
 
 
-def test_a_session_of_its_senders_sent_again_replaces_the_former(channel: Channel):
+def test_resent_client_session_replaces_it(channel: Channel):
     first = desk(DOCUMENT)
-    arrive(channel, first, dialect="desk", last_wins=True)
+    arrive(channel, first, source="desk", last_wins=True)
     derive(channel)
     before = Session.objects.get()
 
     for count in (8, 9):
         arrive(
             channel,
-            again(first, payload=DOCUMENT.replace(b": 7", b": %d" % count)),
-            dialect="desk",
+            resend(first, payload=DOCUMENT.replace(b": 7", b": %d" % count)),
+            source="desk",
             last_wins=True,
         )
     derive(channel)
@@ -497,8 +497,8 @@ def test_a_session_of_its_senders_sent_again_replaces_the_former(channel: Channe
     "payload",
     [b"{}", b"[]", b'{"startTime": "soon", "endTime": -5}', b'{"startTime": 1e300, "errors": 5}'],
 )
-def test_a_session_of_its_senders_that_says_nonsense_is_one_still(channel: Channel, payload: bytes):
-    arrive(channel, desk(payload), dialect="desk")
+def test_malformed_client_session_is_stored(channel: Channel, payload: bytes):
+    arrive(channel, desk(payload), source="desk")
 
     derive(channel)
 
@@ -509,20 +509,20 @@ def test_a_session_of_its_senders_that_says_nonsense_is_one_still(channel: Chann
 # the deriver ------------------------------------------------------------------------------------
 
 
-def test_every_event_is_read_once_in_steps_of_any_size(channel: Channel):
+def test_any_step_size_reads_each_event_once(channel: Channel):
     arrive(channel, *(event(n) for n in range(10)))
 
-    settle()
+    until_settled()
 
-    counts = [deriver.step(channel.id, 4) for _ in range(4)]
+    counts = [deriver.derive_step(channel.id, 4) for _ in range(4)]
 
     assert counts == [4, 4, 2, 0]
     assert spans() == [(0, 9, 10)]
 
 
-def test_a_step_that_fails_moves_nothing(channel: Channel, monkeypatch: pytest.MonkeyPatch):
+def test_failed_step_keeps_position(channel: Channel, monkeypatch: pytest.MonkeyPatch):
     arrive(channel, event(0))
-    settle()
+    until_settled()
 
     def fail(*_: Any) -> int:
         raise RuntimeError
@@ -530,30 +530,30 @@ def test_a_step_that_fails_moves_nothing(channel: Channel, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(deriver.users, "derive", fail)
         with pytest.raises(RuntimeError):
-            deriver.step(channel.id)
+            deriver.derive_step(channel.id)
     assert Session.objects.count() == 0
 
     assert derive(channel) == 1
     assert Session.objects.count() == 1
 
 
-def test_lag_says_how_many_wait_and_for_how_long(channel: Channel):
-    assert deriver.lag(channel.id) == deriver.Lag(0, timedelta())
+def test_measure_lag(channel: Channel):
+    assert deriver.measure_lag(channel.id) == deriver.Lag(0, timedelta())
     arrive(channel, event(0), event(1), event(2))
 
-    lag = deriver.lag(channel.id)
+    lag = deriver.measure_lag(channel.id)
 
     assert lag.events == 3
     assert lag.age > timedelta(days=1)
     derive(channel)
-    assert deriver.lag(channel.id) == deriver.Lag(0, timedelta())
+    assert deriver.measure_lag(channel.id) == deriver.Lag(0, timedelta())
 
 
-def test_all_channels_are_derived_and_only_those_that_are_behind_are_asked(db: None):
+def test_only_channels_behind_are_queried(db: None):
     channels = [make_channel(f"ORG_{n}") for n in range(5)]
     for each in channels[1:3]:
         arrive(each, event(0))
-    settle()
+    until_settled()
 
     assert deriver.derive_all(seconds=10) == 2
 
@@ -564,15 +564,15 @@ def test_all_channels_are_derived_and_only_those_that_are_behind_are_asked(db: N
 
 
 @pytest.mark.postgresql
-def test_what_waits_is_not_sorted_to_give_the_first_rows(channel: Channel):
+def test_unread_rows_come_from_the_index(channel: Channel):
     arrive(channel, *(event(n) for n in range(200)))
-    settle()
-    rows = reader.after(
-        StoredEvent.objects.filter(channel_id=channel.id), values.START, watermark()
+    until_settled()
+    rows = reader.select_after(
+        StoredEvent.objects.filter(channel_id=channel.id), values.START, fetch_watermark()
     )
 
     with CaptureQueriesContext(connection) as queries:
-        assert len(reader.read(channel.id, values.START, watermark(), 10)) == 10
+        assert len(reader.fetch_page(channel.id, values.START, fetch_watermark(), 10)) == 10
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(next(q["sql"] for q in queries if "SET LOCAL" in q["sql"]))
         plan = rows[:10].explain()
@@ -582,7 +582,7 @@ def test_what_waits_is_not_sorted_to_give_the_first_rows(channel: Channel):
 
 
 @pytest.mark.postgresql
-def test_two_derivers_do_every_event_once(channel: Channel):
+def test_two_derivers_read_each_event_once(channel: Channel):
     devices = 20
     for number in range(30):
         arrive(
@@ -594,8 +594,8 @@ def test_two_derivers_do_every_event_once(channel: Channel):
 
     def run() -> None:
         try:
-            while deriver.lag(channel.id).events:
-                counts.append(deriver.step(channel.id, 17))
+            while deriver.measure_lag(channel.id).events:
+                counts.append(deriver.derive_step(channel.id, 17))
         except BaseException as error:
             wrong.append(error)
         finally:
@@ -609,12 +609,12 @@ def test_two_derivers_do_every_event_once(channel: Channel):
 
     assert wrong == []
     assert sum(counts) == 600
-    assert [s.event_count for s in living()] == [30] * devices
+    assert [s.event_count for s in current_sessions()] == [30] * devices
     assert AppUser.objects.count() == devices
 
 
 @pytest.mark.postgresql
-def test_an_event_that_commits_late_is_not_passed_over(channel: Channel):
+def test_late_commit_is_not_skipped(channel: Channel):
     written, end = threading.Event(), threading.Event()
 
     def slowly() -> None:
@@ -628,7 +628,7 @@ def test_an_event_that_commits_late_is_not_passed_over(channel: Channel):
     writer.start()
     assert written.wait(20)
     arrive(channel, event(5))
-    assert deriver.step(channel.id) == 0
+    assert deriver.derive_step(channel.id) == 0
     end.set()
     writer.join()
 

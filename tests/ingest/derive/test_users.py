@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.derive import users
-from ingest.derive.payloads import traits
-from ingest.events import NOTHING, Traits
-from ingest.feed.values import Arrived
+from ingest.derive.payloads import read_context
+from ingest.events import NO_CONTEXT, EventContext
+from ingest.feed.values import EventRow
 from ingest.models import AppUser, Channel
-from ingest.times import micros
+from ingest.times import to_microseconds
 from tests.conftest import make_channel
 
 pytestmark = pytest.mark.django_db
@@ -23,21 +23,21 @@ MINUTE = timedelta(minutes=1)
 _positions = itertools.count(1)
 
 
-def arrived(payload: Any = None, minutes: float = 0, **overrides: Any) -> Arrived:
+def event_row(payload: Any = None, minutes: float = 0, **overrides: Any) -> EventRow:
     """An event as the feed gives it, so many minutes after noon; received an hour after."""
     at = NOON + minutes * MINUTE
     position = next(_positions)
-    return Arrived(
+    return EventRow(
         **{
             "xid": position,
             "id": position,
             "superseded_xid": None,
-            "occurred": micros(at),
-            "received": micros(NOON + timedelta(hours=1)),
+            "occurred": to_microseconds(at),
+            "received": to_microseconds(NOON + timedelta(hours=1)),
             "application_id": None,
             "is_answer": False,
             "identity": None,
-            "dialect": "clickstream",
+            "source": "clickstream",
             "type": "_click",
             "device_id": "device-1",
             "session_id": "",
@@ -48,8 +48,8 @@ def arrived(payload: Any = None, minutes: float = 0, **overrides: Any) -> Arrive
     )
 
 
-def derive(channel: Channel, *rows: Arrived) -> int:
-    return users.derive(channel.id, [(row, traits(row)) for row in rows], next(_positions))
+def derive(channel: Channel, *rows: EventRow) -> int:
+    return users.derive(channel.id, [(row, read_context(row)) for row in rows], next(_positions))
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def attributes(identifier: str = "device-1") -> dict[str, Any]:
     return {name: attribute["value"] for name, attribute in found.items()}
 
 
-def test_a_device_nobody_signed_in_on_is_a_user(channel: Channel):
-    assert derive(channel, arrived(minutes=5), arrived(minutes=1), arrived(minutes=9)) == 1
+def test_anonymous_device_is_a_user(channel: Channel):
+    assert derive(channel, event_row(minutes=5), event_row(minutes=1), event_row(minutes=9)) == 1
 
     user = AppUser.objects.get()
     assert (user.identifier, user.anonymous, user.user_id) == ("device-1", True, "")
@@ -72,11 +72,11 @@ def test_a_device_nobody_signed_in_on_is_a_user(channel: Channel):
     assert (user.version, user.attributes) == (1, {})
 
 
-def test_a_user_id_makes_one_user_of_several_devices(channel: Channel):
+def test_user_id_joins_devices(channel: Channel):
     signed_in = {"user": {"_user_id": {"value": "asha", "set_timestamp": NOON_MS}}}
 
-    derive(channel, arrived(signed_in, 7, device_id="phone"))
-    derive(channel, arrived(signed_in, 3, device_id="laptop"), arrived(device_id="phone"))
+    derive(channel, event_row(signed_in, 7, device_id="phone"))
+    derive(channel, event_row(signed_in, 3, device_id="laptop"), event_row(device_id="phone"))
 
     users = {(u.identifier, u.anonymous): u for u in AppUser.objects.all()}
     assert users.keys() == {("asha", False), ("phone", True)}
@@ -84,26 +84,26 @@ def test_a_user_id_makes_one_user_of_several_devices(channel: Channel):
     assert users["asha", False].version == 2
 
 
-def test_a_device_and_a_user_id_of_one_name_are_two(channel: Channel):
-    derive(channel, arrived(device_id="x"), arrived({"user": {"_user_id": "x"}}))
+def test_device_and_user_id_of_one_name(channel: Channel):
+    derive(channel, event_row(device_id="x"), event_row({"user": {"_user_id": "x"}}))
 
     assert AppUser.objects.count() == 2
 
 
-def test_an_event_of_nobody_makes_no_user(channel: Channel):
-    assert derive(channel, arrived(device_id=""), arrived(device_id="x" * 300)) == 0
+def test_event_without_device_makes_no_user(channel: Channel):
+    assert derive(channel, event_row(device_id=""), event_row(device_id="x" * 300)) == 0
     assert AppUser.objects.count() == 0
 
 
-def test_every_channel_has_its_own(channel: Channel):
-    derive(channel, arrived())
-    derive(make_channel("ORG_002"), arrived())
+def test_users_are_per_channel(channel: Channel):
+    derive(channel, event_row())
+    derive(make_channel("ORG_002"), event_row())
 
     assert AppUser.objects.count() == 2
 
 
-def test_nothing_new_changes_nothing(channel: Channel):
-    row = arrived({"user": {"city": {"value": "Pune", "set_timestamp": NOON_MS}}})
+def test_known_values_change_nothing(channel: Channel):
+    row = event_row({"user": {"city": {"value": "Pune", "set_timestamp": NOON_MS}}})
     derive(channel, row)
     before = AppUser.objects.values().get()
 
@@ -115,10 +115,10 @@ def test_nothing_new_changes_nothing(channel: Channel):
 # attributes -------------------------------------------------------------------------------------
 
 
-def test_an_attribute_keeps_the_value_that_was_set_last_by_its_own_time(channel: Channel):
-    def city(name: str, minutes: int) -> Arrived:
+def test_last_set_attribute_wins(channel: Channel):
+    def city(name: str, minutes: int) -> EventRow:
         set_at = NOON_MS + minutes * 60_000
-        return arrived({"user": {"city": {"value": name, "set_timestamp": set_at}}})
+        return event_row({"user": {"city": {"value": name, "set_timestamp": set_at}}})
 
     derive(channel, city("Pune", 5))
     derive(channel, city("Delhi", 2))
@@ -128,25 +128,25 @@ def test_an_attribute_keeps_the_value_that_was_set_last_by_its_own_time(channel:
     assert attributes() == {"city": "Mumbai"}
 
 
-def test_a_plain_attribute_was_set_when_its_event_occurred(channel: Channel):
-    derive(channel, arrived({"user": {"level": 2, "tags": ["a"]}}, 10))
-    derive(channel, arrived({"user": {"level": 1, "city": None}}, 5))
+def test_plain_attribute_uses_event_time(channel: Channel):
+    derive(channel, event_row({"user": {"level": 2, "tags": ["a"]}}, 10))
+    derive(channel, event_row({"user": {"level": 1, "city": None}}, 5))
 
     assert attributes() == {"level": 2, "tags": ["a"], "city": None}
 
 
-def test_a_time_after_arrival_counts_as_arrival_so_that_it_can_be_replaced(channel: Channel):
+def test_future_set_time_counts_as_arrival(channel: Channel):
     year_2100 = 4_102_444_800_000
-    derive(channel, arrived({"user": {"city": {"value": "Pune", "set_timestamp": year_2100}}}))
+    derive(channel, event_row({"user": {"city": {"value": "Pune", "set_timestamp": year_2100}}}))
 
     later = NOON + timedelta(hours=2)
-    derive(channel, arrived({"user": {"city": "Delhi"}}, 120, received=micros(later)))
+    derive(channel, event_row({"user": {"city": "Delhi"}}, 120, received=to_microseconds(later)))
 
     assert attributes() == {"city": "Delhi"}
 
 
-def test_a_user_has_so_many_attributes(channel: Channel):
-    derive(channel, arrived({"user": {f"a{n}": n for n in range(600)} | {"x" * 300: 1}}))
+def test_attribute_limit_of_a_user(channel: Channel):
+    derive(channel, event_row({"user": {f"a{n}": n for n in range(600)} | {"x" * 300: 1}}))
 
     assert len(attributes()) == users.MAX_ATTRIBUTES
 
@@ -166,11 +166,11 @@ def test_a_user_has_so_many_attributes(channel: Channel):
     ),
     data=st.data(),
 )
-def test_users_are_the_same_in_whatever_order_events_arrive(
+def test_users_ignore_arrival_order(
     channel: Channel, told: list[tuple[int, str, Any, str]], data: st.DataObject
 ):
     rows = [
-        arrived({"user": {"_user_id": "asha", name: value}}, minutes, device_id=device)
+        event_row({"user": {"_user_id": "asha", name: value}}, minutes, device_id=device)
         for minutes, name, value, device in told
     ]
     found = []
@@ -205,38 +205,38 @@ def test_users_are_the_same_in_whatever_order_events_arrive(
     ],
     ids=range(6),
 )
-def test_telemetry_names_its_actor(payload: dict[str, Any], user_id: str):
-    assert traits(arrived(payload, dialect="telemetry")) == Traits(user_id)
+def test_telemetry_user_is_the_actor(payload: dict[str, Any], user_id: str):
+    assert read_context(event_row(payload, source="telemetry")) == EventContext(user_id)
 
 
-def test_skalin_names_an_identity():
-    row = arrived(
-        {"identity": {"email": "a@b.c"}, "customerId": "acme", "url": "https://x"}, dialect="skalin"
+def test_skalin_user_is_the_identity():
+    row = event_row(
+        {"identity": {"email": "a@b.c"}, "customerId": "acme", "url": "https://x"}, source="skalin"
     )
 
-    found = traits(row)
+    found = read_context(row)
 
     assert (found.user_id, found.url) == ("a@b.c", "https://x")
     assert {name: value for name, (value, _) in found.attributes.items()} == {
         "email": "a@b.c",
         "customerId": "acme",
     }
-    as_text = arrived({"identity": '{"id": 5, "email": "a@b.c"}'}, dialect="skalin")
-    assert traits(as_text).user_id == "5"
+    as_text = event_row({"identity": '{"id": 5, "email": "a@b.c"}'}, source="skalin")
+    assert read_context(as_text).user_id == "5"
 
 
-def test_desk_names_the_user_of_a_session_and_nobody_elsewhere(channel: Channel):
-    session = arrived(
-        {"userId": "asha", "userType": "REAL_USER"}, dialect="desk", type="session", device_id="i"
+def test_desk_user_comes_from_the_session(channel: Channel):
+    session = event_row(
+        {"userId": "asha", "userType": "REAL_USER"}, source="desk", type="session", device_id="i"
     )
 
-    derive(channel, session, arrived(dialect="desk", type="userAction", device_id="i"))
+    derive(channel, session, event_row(source="desk", type="userAction", device_id="i"))
 
     assert AppUser.objects.get().identifier == "asha"
     assert attributes("asha") == {"userType": "REAL_USER"}
 
 
-@pytest.mark.parametrize("dialect", ["telemetry", "clickstream", "skalin", "desk", "new"])
+@pytest.mark.parametrize("source", ["telemetry", "clickstream", "skalin", "desk", "new"])
 @pytest.mark.parametrize(
     "payload",
     [
@@ -251,13 +251,11 @@ def test_desk_names_the_user_of_a_session_and_nobody_elsewhere(channel: Channel)
     ],
     ids=range(8),
 )
-def test_a_payload_of_another_shape_tells_nothing_and_stops_nothing(
-    channel: Channel, payload: Any, dialect: str
-):
-    row = arrived(payload, dialect=dialect, type="session")
+def test_malformed_payload_has_no_context(channel: Channel, payload: Any, source: str):
+    row = event_row(payload, source=source, type="session")
 
     derive(channel, row)
 
     assert AppUser.objects.get().identifier == "device-1"
-    assert traits(row).user_id == ""
-    assert traits(arrived(payload, dialect="new")) == NOTHING
+    assert read_context(row).user_id == ""
+    assert read_context(event_row(payload, source="new")) == NO_CONTEXT

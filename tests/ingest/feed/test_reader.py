@@ -13,17 +13,17 @@ from django.db import connection, connections, transaction
 
 from ingest.feed import reader as feed
 from ingest.feed.values import START
-from ingest.feed.watermark import watermark
+from ingest.feed.watermark import fetch_watermark
 from ingest.models import StoredEvent
 from ingest.store import batches
-from ingest.times import micros
+from ingest.times import to_microseconds
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, batch
 
 WRITERS, READERS, BATCHES = 16, 3, 12
 
 
-class Undone(Exception):
+class RolledBack(Exception):
     """A writer's change of mind."""
 
 
@@ -31,16 +31,16 @@ class Undone(Exception):
 def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytest.MonkeyPatch):
     # given writers whose transactions overlap, some slow, some undone, and which rest between
     # the first row they write, a conversation's, and their events
-    register = batches._conversations
+    register = batches._ensure_conversations
     rests = random.Random(7)
     monkeypatch.setattr(
         batches,
-        "_conversations",
+        "_ensure_conversations",
         lambda *args: (register(*args), time.sleep(rests.choice([0, 0, 0.02])))[0],
     )
     # a thread has a connection of its own, and a pool has eight: the others wait for one
     channel = make_channel()
-    batches.append(channel.id, batch(answer(0, mid="first")))
+    batches.append_batch(channel.id, batch(answer(0, mid="first")))
     committed: list[str] = ["first"]
     wrong: list[BaseException] = []
     done = threading.Event()
@@ -62,11 +62,11 @@ def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytes
                         events = [
                             answer(each, mid=mid, context=bot) for each, mid in enumerate(mids)
                         ]
-                        batches.append(channel.id, batch(*events))
+                        batches.append_batch(channel.id, batch(*events))
                         time.sleep(dice.choice(rest))
                         if nested and dice.random() < 0.1:
-                            raise Undone
-                except Undone:
+                            raise RolledBack
+                except RolledBack:
                     continue
                 committed.extend(mids)
         except BaseException as error:
@@ -80,9 +80,9 @@ def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytes
         try:
             while True:
                 last = done.is_set()
-                rows = feed.read(channel.id, place, watermark(), dice.randint(1, 20))
+                rows = feed.fetch_page(channel.id, place, fetch_watermark(), dice.randint(1, 20))
                 seen.extend(json.loads(row.payload)["mid"] for row in rows)
-                place = rows[-1].place if rows else place
+                place = rows[-1].position if rows else place
                 if last and not rows:
                     return
         except BaseException as error:
@@ -118,10 +118,10 @@ def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytes
 def test_moments_are_told_to_the_microsecond(moment: str):
     at = datetime.fromisoformat(moment).replace(tzinfo=UTC)
     channel = make_channel()
-    batches.append(channel.id, batch(answer(0)))
+    batches.append_batch(channel.id, batch(answer(0)))
     StoredEvent.objects.update(occurred_at=at, received_at=at)
-    (row,) = feed.read(channel.id, START, watermark(), 10)
-    assert (row.occurred, row.received) == (micros(at), micros(at))
+    (row,) = feed.fetch_page(channel.id, START, fetch_watermark(), 10)
+    assert (row.occurred_us, row.received_us) == (to_microseconds(at), to_microseconds(at))
 
 
 @pytest.mark.django_db
@@ -139,5 +139,8 @@ def test_a_moment_keeps_its_microsecond_until_2106():
         counted, different = cursor.fetchone()
 
     # then
-    assert feed.Micros.template == "CAST(date_part('epoch', %(expressions)s) * 1000000 AS bigint)"
+    assert (
+        feed.Microseconds.template
+        == "CAST(date_part('epoch', %(expressions)s) * 1000000 AS bigint)"
+    )
     assert (counted, different) == (200_000, 0)

@@ -12,7 +12,7 @@ from django.test import Client
 from exhaust.models import Job
 from exhaust.monitoring import health
 from ingest.feed import watermark as positions
-from ingest.feed.watermark import watermark
+from ingest.feed.watermark import fetch_watermark
 from ingest.models import Channel, StoredEvent
 from ingest.store import batches
 from tests.conftest import make_channel
@@ -21,19 +21,19 @@ from tests.ingest.telemetry_samples import answer, batch
 BEYOND_BIGINTS_COMFORT = 2**62
 
 
-def below(mark: int) -> list[str]:
+def ids_below(watermark: int) -> list[str]:
     """The mids a reader at this watermark sees, in the order of arrival."""
-    rows = StoredEvent.objects.filter(xid__lt=mark).order_by("xid", "id")
+    rows = StoredEvent.objects.filter(xid__lt=watermark).order_by("xid", "id")
     return [row.payload["mid"] for row in rows]
 
 
-def mark_above(xid: int) -> int:
+def wait_for_watermark(xid: int) -> int:
     """The watermark once it has passed xid; writers elsewhere in the cluster may hold it back."""
     until = time.monotonic() + 20
-    while (mark := watermark()) <= xid:
-        assert time.monotonic() < until, f"{mark} never passed {xid}"
+    while (watermark := fetch_watermark()) <= xid:
+        assert time.monotonic() < until, f"{watermark} never passed {xid}"
         time.sleep(0.02)
-    return mark
+    return watermark
 
 
 def last_xid() -> int:
@@ -42,33 +42,33 @@ def last_xid() -> int:
 
 @pytest.mark.django_db(transaction=True)
 def test_before_any_event_there_is_a_watermark_and_nothing_below_it():
-    assert isinstance(watermark(), int)
-    assert watermark() >= 1
-    assert below(watermark()) == []
+    assert isinstance(fetch_watermark(), int)
+    assert fetch_watermark() >= 1
+    assert ids_below(fetch_watermark()) == []
 
 
 @pytest.mark.django_db(transaction=True)
 def test_what_is_committed_is_below_the_watermark_and_what_comes_later_is_not():
     channel = make_channel()
-    batches.append(channel.id, batch(answer(1, mid="a"), answer(2, mid="b")))
-    mark = mark_above(last_xid())
+    batches.append_batch(channel.id, batch(answer(1, mid="a"), answer(2, mid="b")))
+    mark = wait_for_watermark(last_xid())
 
-    batches.append(channel.id, batch(answer(3, mid="c")))
-    batches.append(channel.id, batch(answer(0, mid="d")))
+    batches.append_batch(channel.id, batch(answer(3, mid="c")))
+    batches.append_batch(channel.id, batch(answer(0, mid="d")))
 
-    assert sorted(below(mark)) == ["a", "b"]
-    assert sorted(below(mark_above(last_xid()))) == ["a", "b", "c", "d"]
+    assert sorted(ids_below(mark)) == ["a", "b"]
+    assert sorted(ids_below(wait_for_watermark(last_xid()))) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_replay_moves_no_row():
     channel = make_channel()
-    batches.append(channel.id, batch(answer(1)))
+    batches.append_batch(channel.id, batch(answer(1)))
     before = StoredEvent.objects.get().xid
-    mark = mark_above(before)
+    mark = wait_for_watermark(before)
 
-    batches.append(channel.id, batch(answer(1)))
-    batches.append(channel.id, batch(answer(2)))
+    batches.append_batch(channel.id, batch(answer(1)))
+    batches.append_batch(channel.id, batch(answer(2)))
 
     rows = StoredEvent.objects.order_by("xid")
     assert rows[0].xid == before
@@ -102,7 +102,7 @@ def put(channel: Channel, number: int, **overrides: Any) -> StoredEvent:
             "received_at": read.occurred_at,
             "is_answer": True,
             "identity": read.identity.hex(),
-            "dialect": "telemetry",
+            "source": "telemetry",
             "type": "ASSESS",
             "payload": {},
             **overrides,
@@ -133,7 +133,7 @@ class Writer:
     def _run(self) -> None:
         try:
             with transaction.atomic():
-                batches.append(self._channel_id, batch(answer(1, mid=self._mid)))
+                batches.append_batch(self._channel_id, batch(answer(1, mid=self._mid)))
                 self.written.set()
                 assert self._end.wait(30)
                 if not self._commit:
@@ -151,24 +151,24 @@ class Writer:
 def test_an_open_writer_holds_the_watermark_back(commit: bool):
     # given a conversation all know, so that no writer waits for another
     channel = make_channel()
-    batches.append(channel.id, batch(answer(0, mid="first")))
+    batches.append_batch(channel.id, batch(answer(0, mid="first")))
     first = last_xid()
-    mark_above(first)
+    wait_for_watermark(first)
     slow = Writer(channel, "slow")
 
     # when a later writer has committed before it
-    batches.append(channel.id, batch(answer(2, mid="fast")))
+    batches.append_batch(channel.id, batch(answer(2, mid="fast")))
     fast = last_xid()
 
     # then a reader sees neither, since one of them may still come to stand before the other
-    held = watermark()
+    held = fetch_watermark()
     assert first < held <= fast - 1
-    assert below(held) == ["first"]
+    assert ids_below(held) == ["first"]
 
     # and both, or the one, when it has ended
     slow.finish(commit=commit)
     expected = ["first", "slow", "fast"] if commit else ["first", "fast"]
-    assert below(mark_above(fast)) == expected
+    assert ids_below(wait_for_watermark(fast)) == expected
 
 
 @pytest.mark.postgresql
@@ -183,10 +183,10 @@ def test_a_transaction_that_writes_no_events_holds_nothing_back():
             cursor.execute("UPDATE ingest_channel SET name = 'x'")
 
         # when an event is committed after it began
-        batches.append(channel.id, batch(answer(1, mid="mine")))
+        batches.append_batch(channel.id, batch(answer(1, mid="mine")))
 
         # then a reader sees it at once
-        assert below(watermark()) == ["mine"]
+        assert ids_below(fetch_watermark()) == ["mine"]
     finally:
         other.rollback()
         other.close()
@@ -203,14 +203,14 @@ def test_a_transaction_that_writes_no_events_holds_nothing_back():
     ],
 )
 def test_a_lock_tells_32_bits_of_a_number(near: int, number: int, whole: int):
-    assert positions._whole(near, number) == whole
+    assert positions._widen_xid(near, number) == whole
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 def test_a_reader_in_steps_meets_every_event_once():
     channel = make_channel()
-    batches.append(channel.id, batch(answer(0, mid="first")))
+    batches.append_batch(channel.id, batch(answer(0, mid="first")))
     writers = [Writer(channel, f"w{n}") for n in range(4)]
     ends = [(2, True), (0, False), (3, True), (1, True)]
     seen: list[str] = []
@@ -221,11 +221,11 @@ def test_a_reader_in_steps_meets_every_event_once():
         seen.extend(row.payload["mid"] for row in rows)
         return max(mark, since)
 
-    since = step(watermark())
+    since = step(fetch_watermark())
     for writer, commit in ends:
         writers[writer].finish(commit=commit)
-        since = step(watermark())
-    since = step(mark_above(last_xid()))
+        since = step(fetch_watermark())
+    since = step(wait_for_watermark(last_xid()))
 
     assert sorted(seen) == ["first", "w1", "w2", "w3"]
     assert seen[0] == "first"
@@ -252,7 +252,7 @@ def _shift_goes() -> Iterator[None]:
     """Functions are the database's: the next test begins without a shift."""
     yield
     with connection.cursor() as cursor:
-        cursor.execute(positions.shift_sql(0))
+        cursor.execute(positions.build_shift_sql(0))
 
 
 @pytest.mark.postgresql
@@ -263,19 +263,19 @@ def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
 ) -> None:
     # given rows of a cluster that had counted further than this one
     channel = make_channel()
-    batches.append(channel.pk, batch(answer(mid="old")))
+    batches.append_batch(channel.pk, batch(answer(mid="old")))
     StoredEvent.objects.update(xid=last_xid() + 5_000_000)
     told = last_xid()
-    monkeypatch.setattr(health, "_migrated", False)
+    monkeypatch.setattr(health, "_is_migrated", False)
     assert client.get("/readyz").status_code == 503
-    assert below(watermark()) == []
+    assert ids_below(fetch_watermark()) == []
 
     # when
     call_command("restored")
 
     # then old and new are there, in order, and beyond any place that a reader was told
-    batches.append(channel.pk, batch(answer(mid="new")))
-    assert below(mark_above(last_xid())) == ["old", "new"]
+    batches.append_batch(channel.pk, batch(answer(mid="new")))
+    assert ids_below(wait_for_watermark(last_xid())) == ["old", "new"]
     assert last_xid() > told + 1_000_000_000
     assert client.get("/readyz").status_code == 200
     job = Job.objects.create(channel=channel, tag="t", request_id="R", dataset="d", config={})
@@ -289,12 +289,12 @@ def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
 def test_a_restore_into_a_cluster_that_has_counted_further_leaps_as_well() -> None:
     # given readers that were told places behind the last dump
     channel = make_channel()
-    batches.append(channel.pk, batch(answer(mid="old")))
-    told = watermark() + 100_000
+    batches.append_batch(channel.pk, batch(answer(mid="old")))
+    told = fetch_watermark() + 100_000
 
     # when
-    assert positions.restored() > 0
+    assert positions.rebase_positions() > 0
 
     # then
-    batches.append(channel.pk, batch(answer(mid="new")))
+    batches.append_batch(channel.pk, batch(answer(mid="new")))
     assert last_xid() > told

@@ -12,8 +12,8 @@ from django.urls import path
 from config.urls import urlpatterns as served
 from ingest import audit
 from ingest.auth import keys
-from ingest.events import Refused
-from ingest.models import LedgerEntry
+from ingest.events import RequestError
+from ingest.models import AuditEvent
 from tests.conftest import bearer, make_channel, make_key
 
 
@@ -23,12 +23,12 @@ def act(request: HttpRequest) -> HttpResponse:
 
 
 def act_by_key(request: HttpRequest) -> HttpResponse:
-    keys.identify(request)
+    keys.authenticate(request)
     return act(request)
 
 
 def fail(request: HttpRequest) -> HttpResponse:
-    keys.identify(request)
+    keys.authenticate(request)
     raise RuntimeError
 
 
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
 
 def acted() -> tuple[str, str, str]:
-    entry = LedgerEntry.objects.latest("id")
+    entry = AuditEvent.objects.latest("id")
     return entry.actor, entry.key, entry.address
 
 
@@ -80,7 +80,7 @@ def test_nobody_acts_for_the_next_request_of_the_thread():
 
     for address in ("/act/key", "/fail"):
         client.get(address)
-        assert audit.acting.get() is audit.SERVICE
+        assert audit.current_actor.get() is audit.SERVICE_ACTOR
     Client().get("/act")
 
     assert acted()[:2] == ("anonymous", "")
@@ -112,10 +112,10 @@ def test_an_application_acts_under_its_id(monkeypatch: Any, method: str, address
     seen: list[str] = []
 
     def append(*_: Any) -> None:
-        seen.append(audit.acting.get().name)
-        raise Refused("seen", "Seen.")
+        seen.append(audit.current_actor.get().name)
+        raise RequestError("seen", "Seen.")
 
-    monkeypatch.setattr("ingest.store.batches.append", append)
+    monkeypatch.setattr("ingest.store.batches.append_batch", append)
     basic = b64encode(f"shop:{secret}".encode()).decode()
     client = Client(headers={"Authorization": f"Basic {basic}"})
     client.generic(method, address, body, "application/json")

@@ -17,18 +17,18 @@ from ingest.http import security_headers
 pytestmark = pytest.mark.django_db
 
 
-def addresses(found: Any = None, before: str = "") -> Iterator[str]:
+def list_addresses(found: Any = None, before: str = "") -> Iterator[str]:
     """One address of each of the URLconf's patterns."""
     for each in found or get_resolver().url_patterns:
         said = before + str(each.pattern).removeprefix("^").removesuffix("$").removesuffix("\\Z")
         if isinstance(each, URLResolver):
-            yield from addresses(each.url_patterns, said)
+            yield from list_addresses(each.url_patterns, said)
         elif isinstance(each, URLPattern):
             made = re.sub(r"<path:\w+>|<int:\w+>|<str:\w+>|<\w+>", "1", said)
             yield "/" + re.sub(r"\(\?P<\w+>[^)]*\)", "1", made).replace("\\", "")
 
 
-ALL = sorted(set(addresses()))
+ALL = sorted(set(list_addresses()))
 
 
 def test_there_are_addresses():
@@ -36,7 +36,7 @@ def test_there_are_addresses():
     assert {"/healthz", "/admin/login/", "/dataset/v1/download/1"} <= set(ALL)
 
 
-def assert_told(answer: Any, address: str) -> None:
+def assert_headers(answer: Any, address: str) -> None:
     policy = answer["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; "), address
     assert "frame-ancestors 'none'" in policy
@@ -59,7 +59,7 @@ def test_every_address_answers_with_them(method: str):
     operator.force_login(get_user_model().objects.create_superuser("op"))
     for client in (Client(raise_request_exception=False), operator):
         for address in ALL:
-            assert_told(client.generic(method, address), address)
+            assert_headers(client.generic(method, address), address)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_also_where_nothing_is(address: str, status: int, more: dict[str, str]):
     answer = Client().get(address, **more)
     answer.close()
     assert answer.status_code == status
-    assert_told(answer, address)
+    assert_headers(answer, address)
 
 
 def test_a_redirect_to_https_has_them(settings: Any):
     settings.SECURE_SSL_REDIRECT = True
     answer = Client().get("/admin/")
     assert answer.status_code == 301
-    assert_told(answer, "/admin/")
+    assert_headers(answer, "/admin/")
 
 
 # Sessions -----------------------------------------------------------------------------------------
@@ -102,14 +102,14 @@ def staff() -> Client:
     return client
 
 
-def life(client: Client) -> float:
+def session_seconds(client: Client) -> float:
     """Seconds that the session would live without another request."""
     session = Session.objects.get(pk=client.cookies["sessionid"].value)
     return session.expire_date.timestamp() - time()
 
 
 def test_an_idle_session_ends_after_half_an_hour(staff: Client):
-    assert 1790 < life(staff) <= 1800
+    assert 1790 < session_seconds(staff) <= 1800
     Session.objects.update(expire_date="2020-01-01T00:00:00Z")
     assert staff.get("/admin/").status_code == 302
 
@@ -118,12 +118,12 @@ def test_a_request_renews_it_once_a_minute(staff: Client, django_assert_num_quer
     staff.get("/admin/")
     Session.objects.update(expire_date="2999-01-01T00:00:00Z")
     staff.get("/admin/")
-    assert life(staff) > 10_000  # not touched
+    assert session_seconds(staff) > 10_000  # not touched
     session = staff.session
     session["used"] -= 61
     session.save()
     staff.get("/admin/")
-    assert 1790 < life(staff) <= 1800
+    assert 1790 < session_seconds(staff) <= 1800
 
 
 def test_a_page_that_looks_again_by_itself_does_not_renew_it(staff: Client):
@@ -134,15 +134,15 @@ def test_a_page_that_looks_again_by_itself_does_not_renew_it(staff: Client):
 
     assert staff.get("/admin/", headers={"X-Poll": "1"}).status_code == 200
 
-    assert life(staff) <= 60
+    assert session_seconds(staff) <= 60
     staff.get("/admin/")
-    assert 1790 < life(staff) <= 1800
+    assert 1790 < session_seconds(staff) <= 1800
 
 
 def test_it_ends_twelve_hours_after_it_began(staff: Client, clock: dict[str, float]):
     clock["ahead"] = 12 * 3600 - 300
     assert staff.get("/admin/").status_code == 200
-    assert 290 < life(staff) <= 300
+    assert 290 < session_seconds(staff) <= 300
     clock["ahead"] = 12 * 3600 + 1
     staff.get("/admin/")
     assert staff.get("/admin/").status_code == 302

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ingest.limits import admission
-from ingest.limits.admission import Gate, Line
+from ingest.limits.admission import AdmissionControl, ConcurrencyLimiter
 from tests.service import ROOT
 
 DOOR, OTHER = "/v1/telemetry", "/dataset/v1/request/read/x"
@@ -34,7 +34,9 @@ class Input:
 class Caller:
     """One request in a thread of its own, and what came of it."""
 
-    def __init__(self, app: Gate, path: str = DOOR, size: int = 0, *, is_slow: bool = False):
+    def __init__(
+        self, app: AdmissionControl, path: str = DOOR, size: int = 0, *, is_slow: bool = False
+    ):
         self.input = Input(size, is_slow=is_slow)
         self.status = ""
         self.headers: dict[str, str] = {}
@@ -49,7 +51,7 @@ class Caller:
         self._thread = threading.Thread(target=self._call, args=(app, environ))
         self._thread.start()
 
-    def _call(self, app: Gate, environ: dict[str, Any]) -> None:
+    def _call(self, app: AdmissionControl, environ: dict[str, Any]) -> None:
         try:
             self.body = app(environ, self._start)
         except OSError as error:
@@ -58,7 +60,7 @@ class Caller:
     def _start(self, status: str, headers: list[tuple[str, str]]) -> None:
         self.status, self.headers = status, dict(headers)
 
-    def ended(self, within: float = 10) -> "Caller":
+    def wait_ended(self, within: float = 10) -> "Caller":
         self._thread.join(within)
         assert not self._thread.is_alive()
         return self
@@ -99,9 +101,9 @@ def work() -> Iterator[Work]:
     made.goes.set()
 
 
-def until(told: Callable[[], bool]) -> None:
+def wait_until(is_met: Callable[[], bool]) -> None:
     end = time.monotonic() + 10
-    while not told():
+    while not is_met():
         assert time.monotonic() < end
         time.sleep(0.005)
 
@@ -109,14 +111,14 @@ def until(told: Callable[[], bool]) -> None:
 def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(admission, "LONGEST_LINE", 3)
-    app = Gate(work, places=5)  # two of them for the doors
+    monkeypatch.setattr(admission, "MAX_QUEUE_LENGTH", 3)
+    app = AdmissionControl(work, slots=5)  # two of them for the doors
     inside = [Caller(app, size=5) for _ in range(2)]
-    until(lambda: work.at_work == 2)
+    wait_until(lambda: work.at_work == 2)
     line = [Caller(app, size=5) for _ in range(3)]
-    until(lambda: len(app._doors._waiting) == 3)
+    wait_until(lambda: len(app._ingest_slots._queue) == 3)
 
-    shed = [Caller(app, size=5, is_slow=True).ended(1) for _ in range(20)]
+    shed = [Caller(app, size=5, is_slow=True).wait_ended(1) for _ in range(20)]
 
     assert {each.status for each in shed} == {"503 Service Unavailable"}
     assert {int(each.headers["Retry-After"]) for each in shed} <= {1, 2, 3, 4, 5}
@@ -124,9 +126,9 @@ def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
     assert work.read == [5, 5]
     work.goes.set()
     for each in inside + line:
-        assert each.ended().status == "200 OK"
+        assert each.wait_ended().status == "200 OK"
         assert each.body == [b"done"]
-    assert Caller(app, size=5).ended().status == "200 OK"
+    assert Caller(app, size=5).wait_ended().status == "200 OK"
 
 
 @pytest.mark.parametrize(
@@ -138,23 +140,23 @@ def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
     ],
 )
 def test_the_line_is_as_long_as_what_is_served_soon(seconds: float, length: int):
-    line = Line(2)
-    assert line.enter()
-    assert line.enter()
+    line = ConcurrencyLimiter(2)
+    assert line.acquire()
+    assert line.acquire()
     for _ in range(100):
-        line.took(seconds)
-    threads = [threading.Thread(target=line.enter, daemon=True) for _ in range(length)]
+        line.record_latency(seconds)
+    threads = [threading.Thread(target=line.acquire, daemon=True) for _ in range(length)]
     for place, thread in enumerate(threads, 1):
         thread.start()
-        until(lambda: len(line._waiting) == place)  # noqa: B023
+        wait_until(lambda: len(line._queue) == place)  # noqa: B023
 
-    assert not line.enter()
+    assert not line.acquire()
 
     for _ in range(length):
-        line.leave()
+        line.release()
     for thread in threads:
         thread.join(10)
-    assert not line._waiting
+    assert not line._queue
 
 
 def test_who_waits_for_a_body_holds_no_connection(work: Work, monkeypatch: pytest.MonkeyPatch):
@@ -172,19 +174,19 @@ def test_who_waits_for_a_body_holds_no_connection(work: Work, monkeypatch: pytes
             return held
 
     monkeypatch.setattr(admission, "connections", Connections())
-    slow = Caller(Gate(work, places=1), OTHER, size=9, is_slow=True)
+    slow = Caller(AdmissionControl(work, slots=1), OTHER, size=9, is_slow=True)
 
-    until(lambda: held[0].closed)
+    wait_until(lambda: held[0].closed)
 
     assert [each.closed for each in held] == [True, False, False]
     slow.input.goes.set()
     work.goes.set()
-    assert slow.ended().status == "200 OK"
+    assert slow.wait_ended().status == "200 OK"
 
 
 def test_a_download_that_finds_no_place_is_never_begun(work: Work, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(admission, "STREAMS", 1)
-    app = Gate(work, places=1)
+    monkeypatch.setattr(admission, "MAX_STREAMS", 1)
+    app = AdmissionControl(work, slots=1)
     work.goes.set()
 
     def streaming() -> Answer:
@@ -193,14 +195,14 @@ def test_a_download_that_finds_no_place_is_never_begun(work: Work, monkeypatch: 
         return answer
 
     work.answer = streaming
-    first, second = (Caller(app, "/dataset/v1/download/x").ended() for _ in range(2))
+    first, second = (Caller(app, "/dataset/v1/download/x").wait_ended() for _ in range(2))
 
     assert (first.status, second.status) == ("200 OK", "503 Service Unavailable")
     assert work.read == [0]
 
 
 def test_a_body_goes_with_its_request(work: Work):
-    kept: list[admission.Body] = []  # as Django's request does, until its cycle is collected
+    kept: list[admission.RequestBody] = []  # as Django's request does, until its cycle is collected
 
     def half(environ: dict[str, Any], start: Callable[..., Any]) -> Answer:
         kept.append(environ["wsgi.input"])
@@ -208,10 +210,10 @@ def test_a_body_goes_with_its_request(work: Work):
         start("200 OK", [])
         return Answer([b"done"])
 
-    assert Caller(Gate(half, places=1), size=9).ended().status == "200 OK"
+    assert Caller(AdmissionControl(half, slots=1), size=9).wait_ended().status == "200 OK"
 
     assert kept[0].read() == b""
-    assert kept[0]._kept.getbuffer().nbytes == 0
+    assert kept[0]._buffer.getbuffer().nbytes == 0
 
 
 def test_what_is_loaded_is_not_looked_through_for_garbage():
@@ -225,87 +227,87 @@ def test_what_is_loaded_is_not_looked_through_for_garbage():
 
 
 def test_questions_and_events_keep_each_other_out_of_nothing(work: Work):
-    app = Gate(work, places=2)
+    app = AdmissionControl(work, slots=2)
     busy = Caller(app, OTHER)
-    until(lambda: work.at_work == 1)
+    wait_until(lambda: work.at_work == 1)
 
     event = Caller(app, DOOR)
 
-    until(lambda: work.at_work == 2)
+    wait_until(lambda: work.at_work == 2)
     work.goes.set()
-    assert {busy.ended().status, event.ended().status} == {"200 OK"}
+    assert {busy.wait_ended().status, event.wait_ended().status} == {"200 OK"}
 
 
 def test_probes_find_the_way_in_at_any_time(work: Work):
-    app = Gate(work, places=1)
+    app = AdmissionControl(work, slots=1)
     callers = [Caller(app, path) for path in (OTHER, "/healthz", "/readyz", "/healthz")]
 
-    until(lambda: work.at_work == 4)
+    wait_until(lambda: work.at_work == 4)
 
     work.goes.set()
-    assert {each.ended().status for each in callers} == {"200 OK"}
+    assert {each.wait_ended().status for each in callers} == {"200 OK"}
 
 
 def test_who_waits_for_a_body_lends_its_place_and_gets_one_again(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(admission, "SLOW_SECONDS", 0.02)
-    app = Gate(work, places=1)
+    monkeypatch.setattr(admission, "SLOW_BODY_SECONDS", 0.02)
+    app = AdmissionControl(work, slots=1)
     slow = [Caller(app, size=9, is_slow=True) for _ in range(5)]
-    until(lambda: app._slow == 5)
+    wait_until(lambda: app._slow_count == 5)
 
     quick = Caller(app, size=5)
-    until(lambda: work.at_work == 1)
+    wait_until(lambda: work.at_work == 1)
     for each in slow:
         each.input.goes.set()
-    until(lambda: len(app._doors._waiting) == 5)
+    wait_until(lambda: len(app._ingest_slots._queue) == 5)
     assert work.at_work == 1  # let in before, but one at a time
     work.goes.set()
 
-    assert {each.ended().status for each in [quick, *slow]} == {"200 OK"}
+    assert {each.wait_ended().status for each in [quick, *slow]} == {"200 OK"}
     assert work.read == [5, 9, 9, 9, 9, 9]
-    assert app._doors._free == 1
-    assert not app._slow
-    assert not app._bodies
+    assert app._ingest_slots._free_slots == 1
+    assert not app._slow_count
+    assert not app._awaited_bodies
 
 
 def test_where_too_many_bodies_are_slow_no_more_are_taken(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(admission, "SLOW_SECONDS", 0.02)
-    monkeypatch.setattr(admission, "SLOW_BODIES", 2)
-    app = Gate(work, places=2)
+    monkeypatch.setattr(admission, "SLOW_BODY_SECONDS", 0.02)
+    monkeypatch.setattr(admission, "MAX_SLOW_BODIES", 2)
+    app = AdmissionControl(work, slots=2)
     work.goes.set()
     slow = [Caller(app, size=9, is_slow=True) for _ in range(2)]
-    until(lambda: app._slow == 2)
+    wait_until(lambda: app._slow_count == 2)
 
-    assert Caller(app, size=5).ended().status == "503 Service Unavailable"
-    assert Caller(app, OTHER).ended().status == "200 OK"  # has none
-    assert app.is_crowded()
+    assert Caller(app, size=5).wait_ended().status == "503 Service Unavailable"
+    assert Caller(app, OTHER).wait_ended().status == "200 OK"  # has none
+    assert app.is_overloaded()
 
     for each in slow:
         each.input.goes.set()
-        assert each.ended().status == "200 OK"
-    assert not app.is_crowded()
-    assert Caller(app, size=5).ended().status == "200 OK"
+        assert each.wait_ended().status == "200 OK"
+    assert not app.is_overloaded()
+    assert Caller(app, size=5).wait_ended().status == "200 OK"
 
 
 def test_a_body_is_read_as_it_was_sent():
     sizes = [3, 0, 7, -1, 5]
     environ = {"CONTENT_LENGTH": "20", "wsgi.input": Input(100)}
-    app = Gate(Work(), places=1)
-    body = admission.Body(app, Line(1), environ)
+    app = AdmissionControl(Work(), slots=1)
+    body = admission.RequestBody(app, ConcurrencyLimiter(1), environ)
 
     assert [len(body.read(size)) for size in sizes] == [3, 0, 7, 10, 0]
     environ = {"CONTENT_LENGTH": "9", "wsgi.input": Input(100)}
-    body = admission.Body(app, Line(1), environ)
+    body = admission.RequestBody(app, ConcurrencyLimiter(1), environ)
     assert [body.readline(), body.readline()] == [b"x" * 9, b""]
-    assert admission.Body(app, Line(1), {"wsgi.input": Input(9)}).read() == b""
+    assert admission.RequestBody(app, ConcurrencyLimiter(1), {"wsgi.input": Input(9)}).read() == b""
 
 
 def test_a_download_holds_no_place_and_is_counted(work: Work, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(admission, "STREAMS", 2)
-    app = Gate(work, places=1)
+    monkeypatch.setattr(admission, "MAX_STREAMS", 2)
+    app = AdmissionControl(work, slots=1)
     work.goes.set()
     answers: list[Answer] = []
 
@@ -315,8 +317,8 @@ def test_a_download_holds_no_place_and_is_counted(work: Work, monkeypatch: pytes
         return answers[-1]
 
     work.answer = streaming
-    open_ones = [Caller(app, OTHER).ended() for _ in range(2)]
-    third = Caller(app, OTHER).ended()
+    open_ones = [Caller(app, OTHER).wait_ended() for _ in range(2)]
+    third = Caller(app, OTHER).wait_ended()
 
     assert [list(each.body) for each in open_ones] == [[b"a", b"b"]] * 2
     assert third.status == "503 Service Unavailable"
@@ -324,12 +326,12 @@ def test_a_download_holds_no_place_and_is_counted(work: Work, monkeypatch: pytes
     open_ones[0].body.close()  # type: ignore[attr-defined]
     open_ones[0].body.close()  # type: ignore[attr-defined]
     assert answers[0].closed
-    assert Caller(app, OTHER).ended().status == "200 OK"
-    assert Caller(app, OTHER).ended().status == "503 Service Unavailable"
+    assert Caller(app, OTHER).wait_ended().status == "200 OK"
+    assert Caller(app, OTHER).wait_ended().status == "503 Service Unavailable"
 
 
 def test_an_answer_is_closed_and_a_place_given_back_when_it_fails(work: Work):
-    app = Gate(work, places=1)
+    app = AdmissionControl(work, slots=1)
     work.goes.set()
     given: list[Answer] = []
 
@@ -340,8 +342,8 @@ def test_an_answer_is_closed_and_a_place_given_back_when_it_fails(work: Work):
         return given[-1]
 
     work.answer = failing
-    assert isinstance(Caller(app).ended().error, OSError)
-    assert Caller(app).ended().status == "200 OK"
+    assert isinstance(Caller(app).wait_ended().error, OSError)
+    assert Caller(app).wait_ended().status == "200 OK"
     assert given[1].closed
 
 
@@ -365,10 +367,10 @@ def test_each_is_sent_away_in_its_own_words(path: str, read: Callable[[Any], boo
     def start(status: str, headers: list[tuple[str, str]]) -> None:
         told.update(headers, status=status)
 
-    (body,) = admission.shed({"PATH_INFO": path, "CONTENT_LENGTH": str(size)}, start)
+    (body,) = admission.reject_overloaded({"PATH_INFO": path, "CONTENT_LENGTH": str(size)}, start)
 
     assert read(json.loads(body))
     assert told["status"].startswith("503 ")
     assert told["Content-Length"] == str(len(body))
-    assert ("Connection" in told) is (size > admission.UNREAD)
+    assert ("Connection" in told) is (size > admission.MAX_UNREAD_BYTES)
     assert ("X-Elastic-Product" in told) is path.endswith("_bulk")

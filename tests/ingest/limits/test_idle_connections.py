@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from ingest.limits import idle_connections
-from ingest.limits.idle_connections import RATE, SECONDS, Watch
+from ingest.limits.idle_connections import IDLE_SECONDS, MIN_BYTES_PER_SECOND, IdleConnectionReaper
 from tests.ingest.limits.test_token_bucket import Clock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a socket took")
@@ -30,11 +30,11 @@ def pair() -> Iterator[Pair]:
         yield ours, theirs
 
 
-def look(watch: Watch, ours: socket.socket) -> int:
-    return watch.look(iter([ours.dup()]))
+def check_idle(watch: IdleConnectionReaper, ours: socket.socket) -> int:
+    return watch.close_idle(iter([ours.dup()]))
 
 
-def bring(pair: Pair, size: int) -> None:
+def send_bytes(pair: Pair, size: int) -> None:
     """Their bytes, read by us."""
     ours, theirs = pair
     theirs.sendall(b"x" * size)
@@ -43,62 +43,62 @@ def bring(pair: Pair, size: int) -> None:
 
 
 def test_who_says_nothing_is_cut_after_a_while(pair: Pair, clock: Clock):
-    watch = Watch(clock.seconds)
-    assert look(watch, pair[0]) == 0
-    clock.now += SECONDS
-    assert look(watch, pair[0]) == 0
+    watch = IdleConnectionReaper(clock.seconds)
+    assert check_idle(watch, pair[0]) == 0
+    clock.now += IDLE_SECONDS
+    assert check_idle(watch, pair[0]) == 0
 
     clock.now += 1
 
-    assert look(watch, pair[0]) == 1
+    assert check_idle(watch, pair[0]) == 1
     assert pair[1].recv(1) == b""
     assert pair[0].recv(1) == b""
 
 
 def test_a_drip_is_cut_and_an_honest_upload_is_not(pair: Pair, clock: Clock):
-    watch = Watch(clock.seconds)
-    look(watch, pair[0])
+    watch = IdleConnectionReaper(clock.seconds)
+    check_idle(watch, pair[0])
     for _ in range(60):
         clock.now += 1
-        bring(pair, RATE)
-        assert look(watch, pair[0]) == 0
+        send_bytes(pair, MIN_BYTES_PER_SECOND)
+        assert check_idle(watch, pair[0]) == 0
 
     cut = 0
     for _ in range(70):
         clock.now += 1
-        if cut := look(watch, pair[0]):
+        if cut := check_idle(watch, pair[0]):
             break
-        bring(pair, 1)
+        send_bytes(pair, 1)
     assert cut == 1
 
 
 def test_who_takes_what_we_send_may_stay(pair: Pair, clock: Clock):
-    watch = Watch(clock.seconds)
+    watch = IdleConnectionReaper(clock.seconds)
     for _ in range(10):
         pair[0].sendall(b"x")
         assert pair[1].recv(1) == b"x"
         time.sleep(0.05)  # for the other side's acknowledgement
-        assert look(watch, pair[0]) == 0
-        clock.now += SECONDS - 1
+        assert check_idle(watch, pair[0]) == 0
+        clock.now += IDLE_SECONDS - 1
 
 
 def test_who_does_not_take_what_we_send_is_cut(pair: Pair, clock: Clock):
-    watch = Watch(clock.seconds)
+    watch = IdleConnectionReaper(clock.seconds)
     pair[0].setblocking(False)
     with suppress(BlockingIOError):
         while True:
             pair[0].send(b"x" * 65536)
     time.sleep(0.05)
-    look(watch, pair[0])
+    check_idle(watch, pair[0])
 
-    clock.now += SECONDS + 1
+    clock.now += IDLE_SECONDS + 1
 
-    assert look(watch, pair[0]) == 1
+    assert check_idle(watch, pair[0]) == 1
 
 
 def test_only_what_was_accepted_is_looked_at(pair: Pair):
     names = set()
-    for each in idle_connections.accepted():
+    for each in idle_connections.list_accepted():
         with each:
             names.add(each.getpeername())
 
@@ -107,9 +107,9 @@ def test_only_what_was_accepted_is_looked_at(pair: Pair):
 
 
 def test_what_is_gone_is_forgotten(pair: Pair, clock: Clock):
-    watch = Watch(clock.seconds)
-    look(watch, pair[0])
+    watch = IdleConnectionReaper(clock.seconds)
+    check_idle(watch, pair[0])
 
-    watch.look(iter([]))
+    watch.close_idle(iter([]))
 
-    assert watch._seen == {}
+    assert watch._progress == {}

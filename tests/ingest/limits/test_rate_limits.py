@@ -7,9 +7,17 @@ from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
 from ingest.auth import keys
-from ingest.events import Refused
+from ingest.events import RequestError
 from ingest.limits import rate_limits, token_bucket
-from ingest.limits.rate_limits import EVENTS, FAILURES, QUESTIONS, READS, Leases, Limit, Limited
+from ingest.limits.rate_limits import (
+    AUTH_FAILURES,
+    EVENTS,
+    READS,
+    WRITES,
+    Limit,
+    LocalQuota,
+    RateLimited,
+)
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.limits.test_token_bucket import Clock
 
@@ -17,18 +25,18 @@ EVENT = {"eid": "LOG", "ets": 1648785600123, "mid": "m", "context": {}, "edata":
 
 
 @pytest.fixture(autouse=True)
-def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.InProcess:
+def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.ProcessLimiter:
     """Limits as they are shipped, on a clock that stands, with empty buckets."""
     settings.RATE_LIMITS = 1.0
-    buckets = token_bucket.InProcess(lambda: 10**12)
-    monkeypatch.setattr(token_bucket, "_limiter", lambda _: buckets)
+    buckets = token_bucket.ProcessLimiter(lambda: 10**12)
+    monkeypatch.setattr(token_bucket, "_get_limiter", lambda _: buckets)
     for name in ("_shut", "_good"):
-        monkeypatch.setattr(rate_limits, name, rate_limits.Memory())
-    monkeypatch.setattr(rate_limits, "_leases", Leases())
+        monkeypatch.setattr(rate_limits, name, rate_limits.RecentValues())
+    monkeypatch.setattr(rate_limits, "_local_quota", LocalQuota())
     return buckets
 
 
-def small(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
+def shrink_bursts(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
     """Bursts so small that a test meets them; nothing comes back for 50 seconds."""
     for name, burst in bursts.items():
         monkeypatch.setattr(rate_limits, name, Limit(name.lower(), 0.02, burst))
@@ -49,18 +57,18 @@ def small(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
         ("POST", "/_bulk", EVENTS),
         ("GET", "/export/events", READS),
         ("GET", "/export/users/1", READS),
-        ("GET", "/export/sample", QUESTIONS),
+        ("GET", "/export/sample", WRITES),
         ("GET", "/dataset/v1/request/read/tag", READS),
         ("GET", "/api/dataset/v1/request/list/tag", READS),
-        ("POST", "/api/dataset/v1/request/submit", QUESTIONS),
-        ("POST", "/dataset/v1/request/preview", QUESTIONS),
-        ("POST", "/dataset/v1/request/search", QUESTIONS),
-        ("DELETE", "/dataset/v1/sink/x", QUESTIONS),
-        ("POST", "/admin/login/", QUESTIONS),
+        ("POST", "/api/dataset/v1/request/submit", WRITES),
+        ("POST", "/dataset/v1/request/preview", WRITES),
+        ("POST", "/dataset/v1/request/search", WRITES),
+        ("DELETE", "/dataset/v1/destination/x", WRITES),
+        ("POST", "/admin/login/", WRITES),
     ],
 )
 def test_each_call_has_its_class(method: str, path: str, limit: Limit, rf: RequestFactory):
-    assert rate_limits.limit_of(rf.generic(method, path)) == limit
+    assert rate_limits.select_limit(rf.generic(method, path)) == limit
 
 
 # Known callers ----------------------------------------------------------------------------------
@@ -71,18 +79,18 @@ def test_a_question_tells_what_is_left_and_then_when_to_come_again(asker: Client
     body = {"request": {"filters": {}}}
 
     first = asker.post(path, body, content_type="application/json")
-    for _ in range(QUESTIONS.burst - 1):
+    for _ in range(WRITES.burst - 1):
         assert asker.post(path, body, content_type="application/json").status_code == 200
     refused = asker.post(path, body, content_type="application/json")
 
-    assert first["RateLimit-Policy"] == '"questions";q=100;w=10'
-    assert first["RateLimit"] == '"questions";r=99;t=1'
+    assert first["RateLimit-Policy"] == '"writes";q=100;w=10'
+    assert first["RateLimit"] == '"writes";r=99;t=1'
     assert refused.status_code == 429
-    assert refused["RateLimit"] == '"questions";r=0;t=10'
+    assert refused["RateLimit"] == '"writes";r=0;t=10'
     assert refused["Retry-After"] == "1"
     said = refused.json()
     assert said["responseCode"] == "TOO_MANY_REQUESTS"
-    assert said["params"]["errmsg"] == "Too many questions by this caller; wait."
+    assert said["params"]["errmsg"] == "Too many writes by this caller; wait."
     # reading is another class, and another key another caller
     assert asker.get("/dataset/v1/request/list/april").status_code == 200
     other = bearer(make_key("export:response"))
@@ -119,7 +127,7 @@ def test_every_door_refuses_in_its_own_words_before_the_body_is_read(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    small(monkeypatch, EVENTS=1)
+    shrink_bursts(monkeypatch, EVENTS=1)
     headers = bearer(make_key("ingest")) if path.startswith("/v1") else basic(db)
 
     def post() -> Any:
@@ -130,7 +138,7 @@ def test_every_door_refuses_in_its_own_words_before_the_body_is_read(
     def unread(*_: Any) -> bytes:
         raise AssertionError("the body was read")
 
-    monkeypatch.setattr("ingest.adapters.body.as_sent", unread)
+    monkeypatch.setattr("ingest.adapters.body.read_raw", unread)
     refused = post()
 
     assert first.status_code != 429
@@ -144,7 +152,7 @@ def test_every_door_refuses_in_its_own_words_before_the_body_is_read(
 def test_pull_and_conversations_refuse_as_problems(
     db: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ):
-    small(monkeypatch, READS=1)
+    shrink_bursts(monkeypatch, READS=1)
     headers = bearer(make_key("pull"))
     assert client.get("/export/sessions", headers=headers).status_code == 200
 
@@ -160,14 +168,14 @@ def test_pull_and_conversations_refuse_as_problems(
 def test_one_setting_scales_all_or_counts_nobody(
     factor: float, passes: int, settings: Any, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
 ):
-    small(monkeypatch, READS=4)
+    shrink_bursts(monkeypatch, READS=4)
     settings.RATE_LIMITS = factor
     count = 0
     for _ in range(9):
         try:
-            rate_limits.count(rf.get("/export/events"), "key:1")
+            rate_limits.count_call(rf.get("/export/events"), "key:1")
             count += 1
-        except Limited:
+        except RateLimited:
             pass
     assert count == passes
 
@@ -178,7 +186,7 @@ def test_one_setting_scales_all_or_counts_nobody(
 def test_an_address_that_guesses_is_not_listened_to(
     db: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ):
-    small(monkeypatch, FAILURES=3)
+    shrink_bursts(monkeypatch, FAILURES=3)
     good, newer = make_key("pull"), make_key("pull")
     assert client.get("/export/users", headers=bearer(good)).status_code == 403  # a scope: no guess
 
@@ -187,7 +195,7 @@ def test_an_address_that_guesses_is_not_listened_to(
 
     assert [get(f"exh_{n:08}_x").status_code for n in range(5)] == [401] * 3 + [429] * 2
     refused = get("exh_guess")
-    monkeypatch.setattr(keys, "_caller", lambda _: pytest.fail("the database was asked"))
+    monkeypatch.setattr(keys, "_verify_key", lambda _: pytest.fail("the database was asked"))
     assert get("exh_another").status_code == 429
     assert get(newer).status_code == 429  # it might be a guess
     monkeypatch.undo()
@@ -199,7 +207,7 @@ def test_an_address_that_guesses_is_not_listened_to(
 def test_who_was_let_in_before_is_still_let_in(
     db: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ):
-    small(monkeypatch, FAILURES=1)
+    shrink_bursts(monkeypatch, FAILURES=1)
     good = make_key("pull")
     assert client.get("/export/sessions", headers=bearer(good)).status_code == 200
     bad = [client.get("/export/sessions", headers=bearer(f"no{n}")).status_code for n in range(3)]
@@ -216,7 +224,7 @@ def test_who_was_let_in_before_is_still_let_in(
 def test_applications_and_links_are_not_guessed_either(
     path: str, db: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ):
-    small(monkeypatch, FAILURES=2)
+    shrink_bursts(monkeypatch, FAILURES=2)
     call = client.post if path.startswith("/collect") else client.get
 
     answers = [call(path.format(n)) for n in range(4)]
@@ -227,14 +235,14 @@ def test_applications_and_links_are_not_guessed_either(
 
 def test_an_error_of_ours_is_no_failure_of_the_address(rf: RequestFactory):
     request = rf.get("/")
-    for error in (RuntimeError(), Refused("x", "x", 400)):
-        for _ in range(FAILURES.burst + 1):
-            with pytest.raises(type(error)), rate_limits.guessing(request, "word"):
+    for error in (RuntimeError(), RequestError("x", "x", 400)):
+        for _ in range(AUTH_FAILURES.burst + 1):
+            with pytest.raises(type(error)), rate_limits.throttle_auth_failures(request, "word"):
                 raise error
 
 
 def test_headers_stand_on_nothing_that_was_not_counted(rf: RequestFactory):
-    answer = rate_limits.headers(lambda _: HttpResponse())(rf.get("/healthz"))
+    answer = rate_limits.add_rate_limit_headers(lambda _: HttpResponse())(rf.get("/healthz"))
 
     assert "RateLimit" not in answer
 
@@ -243,7 +251,7 @@ def test_headers_stand_on_nothing_that_was_not_counted(rf: RequestFactory):
 
 
 def test_leases_ask_seldom_and_let_through_exactly_the_burst(
-    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.InProcess
+    monkeypatch: pytest.MonkeyPatch, counted: token_bucket.ProcessLimiter
 ):
     asked: list[int] = []
     spend = counted.spend
@@ -253,7 +261,7 @@ def test_leases_ask_seldom_and_let_through_exactly_the_burst(
         return spend(key, rate, burst, count)
 
     monkeypatch.setattr(counted, "spend", noted)
-    leases, limit = Leases(Clock().seconds), Limit("x", 1000, 1777)
+    leases, limit = LocalQuota(Clock().seconds), Limit("x", 1000, 1777)
 
     passed = sum(leases.spend("a", limit)[0] == 0 for _ in range(3_000))
 
@@ -263,7 +271,7 @@ def test_leases_ask_seldom_and_let_through_exactly_the_burst(
 
 
 def test_two_processes_with_leases_share_one_bucket():
-    one, other = Leases(Clock().seconds), Leases(Clock().seconds)
+    one, other = LocalQuota(Clock().seconds), LocalQuota(Clock().seconds)
     limit = Limit("x", 1000, 500)
 
     passed = sum(each.spend("a", limit)[0] == 0 for _ in range(600) for each in (one, other))
@@ -271,9 +279,9 @@ def test_two_processes_with_leases_share_one_bucket():
     assert 450 <= passed <= 500
 
 
-def test_a_lease_ends(counted: token_bucket.InProcess):
+def test_a_lease_ends(counted: token_bucket.ProcessLimiter):
     clock = Clock()
-    leases, limit = Leases(clock.seconds), Limit("x", 1000, 100)
+    leases, limit = LocalQuota(clock.seconds), Limit("x", 1000, 100)
     for _ in range(4):  # takes 1, 2 and 4; three of these are left
         leases.spend("a", limit)
 
@@ -284,7 +292,7 @@ def test_a_lease_ends(counted: token_bucket.InProcess):
 
 
 def test_events_are_told_as_json(db: None, client: Client, monkeypatch: pytest.MonkeyPatch):
-    small(monkeypatch, EVENTS=1)
+    shrink_bursts(monkeypatch, EVENTS=1)
     headers = bearer(make_key("ingest"))
     for _ in range(2):
         answer = client.post(

@@ -11,7 +11,7 @@ import redis
 from django.test import RequestFactory
 
 from ingest.limits import token_bucket
-from ingest.limits.token_bucket import PREFIX, InProcess, InRedis
+from ingest.limits.token_bucket import REDIS_PREFIX, ProcessLimiter, RedisLimiter
 
 RATE, BURST = 100, 500
 
@@ -39,7 +39,7 @@ def server(settings: Any) -> Iterator[redis.Redis]:
     """The Redis of the installation; the test's buckets are gone afterwards."""
     client = redis.Redis.from_url(settings.CELERY_BROKER_URL)
     yield client
-    for key in client.scan_iter(PREFIX + "test:*"):
+    for key in client.scan_iter(REDIS_PREFIX + "test:*"):
         client.delete(key)
     client.close()
 
@@ -48,18 +48,18 @@ def key() -> str:
     return f"test:{uuid4()}"
 
 
-def passed(take: Callable[[], float], times: int) -> int:
+def count_passed(take: Callable[[], float], times: int) -> int:
     return sum(take() == 0.0 for _ in range(times))
 
 
-def by_eight_threads(take: Callable[[], float], times_each: int) -> int:
+def count_passed_by_threads(take: Callable[[], float], times_each: int) -> int:
     """How many of all their calls passed."""
-    gate = threading.Barrier(8)
+    barrier = threading.Barrier(8)
     counts: list[int] = []
 
     def call() -> None:
-        gate.wait()
-        counts.append(passed(take, times_each))
+        barrier.wait()
+        counts.append(count_passed(take, times_each))
 
     threads = [threading.Thread(target=call) for _ in range(8)]
     for thread in threads:
@@ -74,9 +74,9 @@ def by_eight_threads(take: Callable[[], float], times_each: int) -> int:
 
 
 def test_a_burst_passes_and_the_next_waits_one_step(clock: Clock):
-    buckets = InProcess(clock.nanoseconds)
+    buckets = ProcessLimiter(clock.nanoseconds)
 
-    assert passed(lambda: buckets.take("a", RATE, BURST), BURST) == BURST
+    assert count_passed(lambda: buckets.take("a", RATE, BURST), BURST) == BURST
     assert buckets.take("a", RATE, BURST) == 0.01
     assert buckets.take("a", RATE, BURST) == 0.01  # a refusal costs nothing
 
@@ -85,16 +85,16 @@ def test_a_burst_passes_and_the_next_waits_one_step(clock: Clock):
     ("seconds", "let_through"), [(0.009, 0), (0.01, 1), (0.5, 50), (1, 100), (5, 500), (900, 500)]
 )
 def test_a_bucket_fills_at_its_rate_up_to_the_burst(clock: Clock, seconds: float, let_through: int):
-    buckets = InProcess(clock.nanoseconds)
-    passed(lambda: buckets.take("a", RATE, BURST), BURST)
+    buckets = ProcessLimiter(clock.nanoseconds)
+    count_passed(lambda: buckets.take("a", RATE, BURST), BURST)
 
     clock.now += seconds
 
-    assert passed(lambda: buckets.take("a", RATE, BURST), 600) == let_through
+    assert count_passed(lambda: buckets.take("a", RATE, BURST), 600) == let_through
 
 
 def test_who_comes_at_the_rate_never_waits(clock: Clock):
-    buckets = InProcess(clock.nanoseconds)
+    buckets = ProcessLimiter(clock.nanoseconds)
 
     for _ in range(2_000):
         assert buckets.take("a", RATE, 1) == 0.0
@@ -102,8 +102,8 @@ def test_who_comes_at_the_rate_never_waits(clock: Clock):
 
 
 def test_waiting_as_told_is_enough(clock: Clock):
-    buckets = InProcess(clock.nanoseconds)
-    passed(lambda: buckets.take("a", 0.5, 1), 1)
+    buckets = ProcessLimiter(clock.nanoseconds)
+    count_passed(lambda: buckets.take("a", 0.5, 1), 1)
 
     wait = buckets.take("a", 0.5, 1)
     clock.now += wait
@@ -113,8 +113,8 @@ def test_waiting_as_told_is_enough(clock: Clock):
 
 
 def test_each_key_has_its_own_bucket(clock: Clock):
-    buckets = InProcess(clock.nanoseconds)
-    passed(lambda: buckets.take("a", RATE, BURST), BURST)
+    buckets = ProcessLimiter(clock.nanoseconds)
+    count_passed(lambda: buckets.take("a", RATE, BURST), BURST)
 
     assert buckets.take("b", RATE, BURST) == 0.0
 
@@ -123,7 +123,7 @@ def test_memory_is_bounded_and_who_was_just_here_is_remembered(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(token_bucket, "MAX_BUCKETS", 100)
-    buckets = InProcess(clock.nanoseconds)
+    buckets = ProcessLimiter(clock.nanoseconds)
 
     for number in range(1_000):
         buckets.take(str(number), RATE, BURST)
@@ -134,9 +134,9 @@ def test_memory_is_bounded_and_who_was_just_here_is_remembered(
 
 
 def test_eight_threads_share_one_bucket_exactly(clock: Clock):
-    buckets = InProcess(clock.nanoseconds)
+    buckets = ProcessLimiter(clock.nanoseconds)
 
-    assert by_eight_threads(lambda: buckets.take("a", RATE, BURST), 250) == BURST
+    assert count_passed_by_threads(lambda: buckets.take("a", RATE, BURST), 250) == BURST
 
 
 # Redis ------------------------------------------------------------------------------------------
@@ -151,15 +151,15 @@ def test_eight_threads_share_one_bucket_in_redis_exactly(server: redis.Redis, se
 
     def take() -> float:
         if not hasattr(shared, "buckets"):
-            shared.buckets = InRedis(settings.CELERY_BROKER_URL)
+            shared.buckets = RedisLimiter(settings.CELERY_BROKER_URL)
         return float(shared.buckets.take(name, 0.001, BURST))
 
-    assert by_eight_threads(take, 125) == BURST
+    assert count_passed_by_threads(take, 125) == BURST
 
 
 @pytest.mark.redis
 def test_redis_and_process_tell_the_same(server: redis.Redis, settings: Any, clock: Clock):
-    there, here = InRedis(settings.CELERY_BROKER_URL), InProcess(clock.nanoseconds)
+    there, here = RedisLimiter(settings.CELERY_BROKER_URL), ProcessLimiter(clock.nanoseconds)
     name = key()
 
     for _ in range(7):
@@ -172,19 +172,19 @@ def test_redis_and_process_tell_the_same(server: redis.Redis, settings: Any, clo
 def test_a_bucket_in_redis_fills_at_its_rate_and_is_forgotten_when_full(
     server: redis.Redis, settings: Any
 ):
-    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
-    assert passed(lambda: buckets.take(name, 2, 2), 3) == 2
-    assert 1_000 < server.pttl(PREFIX + name) <= 2_000
+    buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
+    assert count_passed(lambda: buckets.take(name, 2, 2), 3) == 2
+    assert 1_000 < server.pttl(REDIS_PREFIX + name) <= 2_000
 
     time.sleep(buckets.take(name, 2, 2))
 
-    assert passed(lambda: buckets.take(name, 2, 2), 3) == 1
+    assert count_passed(lambda: buckets.take(name, 2, 2), 3) == 1
 
 
 @pytest.mark.redis
 def test_a_clock_set_back_does_not_lock_anyone_out(server: redis.Redis, settings: Any):
-    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
-    server.set(PREFIX + name, str(int((time.time() + 86_400) * 1_000_000)))
+    buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
+    server.set(REDIS_PREFIX + name, str(int((time.time() + 86_400) * 1_000_000)))
 
     assert buckets.take(name, 100, 5) == pytest.approx(0.01, abs=0.005)
 
@@ -194,11 +194,11 @@ def test_a_clock_set_back_does_not_lock_anyone_out(server: redis.Redis, settings
 def test_a_bucket_that_holds_something_else_lets_pass(
     server: redis.Redis, settings: Any, kept: str, caplog: pytest.LogCaptureFixture
 ):
-    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
+    buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
     if kept == "list":
-        server.lpush(PREFIX + name, "x")
+        server.lpush(REDIS_PREFIX + name, "x")
     else:
-        server.set(PREFIX + name, kept)
+        server.set(REDIS_PREFIX + name, kept)
 
     assert buckets.take(name, RATE, BURST) == 0.0
     assert len(caplog.records) == 1
@@ -206,7 +206,7 @@ def test_a_bucket_that_holds_something_else_lets_pass(
 
 @pytest.mark.redis
 def test_a_redis_that_forgot_the_script_is_told_it_again(server: redis.Redis, settings: Any):
-    buckets, name = InRedis(settings.CELERY_BROKER_URL), key()
+    buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
     buckets.take(name, 0.001, 2)
 
     server.script_flush()
@@ -219,8 +219,8 @@ def test_a_redis_that_forgot_the_script_is_told_it_again(server: redis.Redis, se
 def test_the_limiter_of_a_served_installation_is_redis(server: redis.Redis):
     name = key()
 
-    assert passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3
-    assert server.exists(PREFIX + name) == 1
+    assert count_passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3
+    assert server.exists(REDIS_PREFIX + name) == 1
 
 
 # Redis out of order -----------------------------------------------------------------------------
@@ -240,37 +240,37 @@ def url(listening: socket.socket) -> str:
 def test_without_redis_the_process_counts_at_once(
     port: socket.socket, caplog: pytest.LogCaptureFixture
 ):
-    buckets = InRedis(url(port))
+    buckets = RedisLimiter(url(port))
     port.close()
 
     began = time.monotonic()
-    let_through = passed(lambda: buckets.take("a", 0.001, 700), 1_000)
+    let_through = count_passed(lambda: buckets.take("a", 0.001, 700), 1_000)
 
     assert let_through == 700  # counted here meanwhile
     assert time.monotonic() - began < 1
     assert [record.getMessage() for record in caplog.records] == [
-        "limiter.failed error=ConnectionError"
+        "rate_limiter.redis_failed error=ConnectionError"
     ]
 
 
 def test_a_silent_redis_costs_one_timeout_a_second(port: socket.socket, clock: Clock):
-    buckets = InRedis(url(port), clock.seconds)
+    buckets = RedisLimiter(url(port), clock.seconds)
 
     began = time.monotonic()
-    let_through = passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
+    let_through = count_passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
     once = time.monotonic() - began
-    clock.now += token_bucket.REST_SECONDS
-    let_through += passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
+    clock.now += token_bucket.REDIS_RETRY_SECONDS
+    let_through += count_passed(lambda: buckets.take("a", RATE, 2_000), 1_000)
 
     assert let_through == 2_000
     assert once < 1
-    assert token_bucket.TIMEOUT_SECONDS <= once < time.monotonic() - began < 2
+    assert token_bucket.REDIS_TIMEOUT_SECONDS <= once < time.monotonic() - began < 2
 
 
 def test_a_failure_is_told_once_a_minute(
     port: socket.socket, clock: Clock, caplog: pytest.LogCaptureFixture
 ):
-    buckets = InRedis(url(port), clock.seconds)
+    buckets = RedisLimiter(url(port), clock.seconds)
     port.close()
 
     for _ in range(121):
@@ -286,7 +286,7 @@ def test_a_failure_is_told_once_a_minute(
 def test_a_wrong_answer_lets_pass(
     said: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    buckets = InRedis("redis://127.0.0.1:1/0")
+    buckets = RedisLimiter("redis://127.0.0.1:1/0")
     monkeypatch.setattr(buckets, "_script", lambda **_: said)
 
     assert buckets.take("a", RATE, 1) == 0.0
@@ -294,23 +294,23 @@ def test_a_wrong_answer_lets_pass(
 
 
 def test_an_address_that_no_client_can_be_made_for_lets_pass(caplog: pytest.LogCaptureFixture):
-    assert InRedis("redis://host:port/0").take("a", RATE, 1) == 0.0
+    assert RedisLimiter("redis://host:port/0").take("a", RATE, 1) == 0.0
     assert len(caplog.records) == 1
 
 
 @pytest.mark.redis
 def test_redis_is_asked_again_once_it_is_back(server: redis.Redis, settings: Any, clock: Clock):
-    buckets, name = InRedis(settings.CELERY_BROKER_URL, clock.seconds), key()
-    works = buckets._connected().register_script("return redis.error_reply('no')")
+    buckets, name = RedisLimiter(settings.CELERY_BROKER_URL, clock.seconds), key()
+    works = buckets._connect().register_script("return redis.error_reply('no')")
     buckets._script = works
-    assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
-    assert not server.exists(PREFIX + name)
+    assert count_passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
+    assert not server.exists(REDIS_PREFIX + name)
 
     buckets._script = None
-    clock.now += token_bucket.REST_SECONDS
+    clock.now += token_bucket.REDIS_RETRY_SECONDS
 
-    assert passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
-    assert server.exists(PREFIX + name)
+    assert count_passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
+    assert server.exists(REDIS_PREFIX + name)
 
 
 # whose call it is -------------------------------------------------------------------------------
@@ -336,12 +336,12 @@ def test_the_address_is_the_peer_or_what_our_proxy_wrote(
 
     request = rf.get("/hit", headers=headers, REMOTE_ADDR="192.0.2.7")
 
-    assert token_bucket.address(request) == expected
+    assert token_bucket.get_client_address(request) == expected
 
 
 def test_the_limiter_of_an_embedded_installation_is_in_process(settings: Any):
     settings.CELERY_BROKER_URL = "filesystem://localhost//"
 
-    assert isinstance(token_bucket._limiter(settings.CELERY_BROKER_URL), InProcess)
+    assert isinstance(token_bucket._get_limiter(settings.CELERY_BROKER_URL), ProcessLimiter)
     name = key()
-    assert passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3
+    assert count_passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3

@@ -10,11 +10,11 @@ from django.db import IntegrityError, connection, connections, transaction
 
 from ingest.adapters import telemetry
 from ingest.adapters.participants import Profile
-from ingest.events import Batch, Call, Event, Rejection, identity
-from ingest.models import Conversation, Participant, Rejected, StoredEvent
-from ingest.privacy.encryption import unseal
+from ingest.events import Batch, Call, Event, Rejection, event_identity
+from ingest.models import Conversation, Participant, RejectedEvent, StoredEvent
+from ingest.privacy.encryption import decrypt
 from ingest.store import batches, rejections
-from ingest.store.participants import keep_participants
+from ingest.store.participants import store_participants
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import (
     CHANNEL,
@@ -25,8 +25,8 @@ from tests.ingest.telemetry_samples import (
     SESSION,
     answer,
     batch,
-    parsed,
-    sent,
+    encode_batch,
+    parse_sample,
 )
 
 pytestmark = pytest.mark.django_db
@@ -34,14 +34,14 @@ TABLE = StoredEvent._meta.db_table
 
 
 def counts() -> tuple[int, int, int]:
-    return StoredEvent.objects.count(), Rejected.objects.count(), Conversation.objects.count()
+    return StoredEvent.objects.count(), RejectedEvent.objects.count(), Conversation.objects.count()
 
 
-def told(outcome: batches.Outcome) -> tuple[int, int, int]:
+def outcome_counts(outcome: batches.StoreResult) -> tuple[int, int, int]:
     return outcome.stored, outcome.duplicate, len(outcome.rejections)
 
 
-def tiny(number: int = 2) -> bytes:
+def small_body(number: int = 2) -> bytes:
     """An event whose number only PostgreSQL refuses."""
     raw = json.dumps(answer(number, edata={"score": "HERE"})).encode()
     return raw.replace(b'"HERE"', b"1e-20000")
@@ -50,104 +50,104 @@ def tiny(number: int = 2) -> bytes:
 # events -----------------------------------------------------------------------------------------
 
 
-def test_an_event_becomes_a_row():
+def test_event_becomes_a_row():
     channel = make_channel()
     read = batch(answer(3))
 
-    outcome = batches.append(channel.id, read)
+    outcome = batches.append_batch(channel.id, read)
 
-    assert told(outcome) == (1, 0, 0)
+    assert outcome_counts(outcome) == (1, 0, 0)
     row = StoredEvent.objects.get()
     assert row.occurred_at == datetime(2022, 4, 1, 4, 0, 3, tzinfo=UTC)
     assert row.received_at == RECEIVED_AT
     assert row.channel_id == channel.id
     assert row.conversation_id == Conversation.objects.get().id
     assert row.identity.bytes == read.events[0].identity
-    assert (row.is_answer, row.dialect, row.type, row.note) == (True, "telemetry", "ASSESS", "")
+    assert (row.is_answer, row.source, row.type, row.note) == (True, "telemetry", "ASSESS", "")
     assert (row.device_id, row.session_id) == (DEVICE, SESSION)
     assert row.superseded_xid is None
     assert row.payload == answer(3)
 
 
 def test_ten_events_become_ten_rows():
-    outcome = batches.append(make_channel().id, parsed(PUBLISHED))
+    outcome = batches.append_batch(make_channel().id, parse_sample(PUBLISHED))
 
-    assert told(outcome) == (10, 0, 0)
+    assert outcome_counts(outcome) == (10, 0, 0)
     assert counts() == (10, 0, 1)
     assert StoredEvent.objects.filter(is_answer=True).count() == 6
     assert StoredEvent.objects.filter(conversation=None).count() == 3
 
 
-def test_a_replay_adds_nothing():
+def test_resend_adds_nothing():
     channel = make_channel()
-    batches.append(channel.id, parsed(PUBLISHED))
+    batches.append_batch(channel.id, parse_sample(PUBLISHED))
     before = list(StoredEvent.objects.order_by("id").values())
 
-    outcomes = [batches.append(channel.id, parsed(PUBLISHED)) for _ in range(3)]
+    outcomes = [batches.append_batch(channel.id, parse_sample(PUBLISHED)) for _ in range(3)]
 
-    assert [told(outcome) for outcome in outcomes] == [(0, 10, 0)] * 3
+    assert [outcome_counts(outcome) for outcome in outcomes] == [(0, 10, 0)] * 3
     assert list(StoredEvent.objects.order_by("id").values()) == before
 
 
-def test_the_new_ones_of_a_batch_are_stored_beside_known_ones():
+def test_new_events_beside_known_ones():
     channel = make_channel()
-    batches.append(channel.id, batch(answer(1), answer(2)))
+    batches.append_batch(channel.id, batch(answer(1), answer(2)))
 
-    outcome = batches.append(channel.id, batch(answer(2), answer(3), answer(1), answer(4)))
+    outcome = batches.append_batch(channel.id, batch(answer(2), answer(3), answer(1), answer(4)))
 
-    assert told(outcome) == (2, 2, 0)
+    assert outcome_counts(outcome) == (2, 2, 0)
     assert StoredEvent.objects.count() == 4
 
 
-def test_of_two_with_one_identity_in_a_batch_the_first_stays():
+def test_first_of_a_batch_wins():
     channel = make_channel()
 
-    outcome = batches.append(
+    outcome = batches.append_batch(
         channel.id,
         batch(answer(1), answer(1, edata={"score": 2}), answer(2), answer(1, edata={"score": 3})),
     )
 
-    assert told(outcome) == (2, 2, 0)
+    assert outcome_counts(outcome) == (2, 2, 0)
     assert StoredEvent.objects.order_by("occurred_at").first().payload["edata"]["score"] == 1
 
 
-def test_of_two_with_one_identity_in_two_batches_the_first_stays():
+def test_first_of_two_batches_wins():
     channel = make_channel()
-    batches.append(channel.id, batch(answer(1)))
+    batches.append_batch(channel.id, batch(answer(1)))
 
-    outcome = batches.append(channel.id, batch(answer(1, edata={"score": 0})))
+    outcome = batches.append_batch(channel.id, batch(answer(1, edata={"score": 0})))
 
-    assert told(outcome) == (0, 1, 0)
+    assert outcome_counts(outcome) == (0, 1, 0)
     assert StoredEvent.objects.get().payload["edata"]["score"] == 1
 
 
-def test_the_same_event_of_two_channels_is_two():
+def test_same_event_of_two_channels():
     here, there = make_channel(), make_channel("ORG_002")
 
-    batches.append(here.id, batch(answer(1)))
-    outcome = batches.append(
-        there.id, telemetry.parse(sent(answer(1)), Call(there.identifier, RECEIVED_AT))
+    batches.append_batch(here.id, batch(answer(1)))
+    outcome = batches.append_batch(
+        there.id, telemetry.parse(encode_batch(answer(1)), Call(there.identifier, RECEIVED_AT))
     )
 
-    assert told(outcome) == (1, 0, 0)
+    assert outcome_counts(outcome) == (1, 0, 0)
     assert counts() == (2, 0, 2)
 
 
-def test_a_batch_of_nothing_writes_nothing():
-    outcome = batches.append(make_channel().id, batch())
+def test_empty_batch_writes_nothing():
+    outcome = batches.append_batch(make_channel().id, batch())
 
-    assert told(outcome) == (0, 0, 0)
+    assert outcome_counts(outcome) == (0, 0, 0)
     assert counts() == (0, 0, 0)
 
 
-def test_rows_of_a_batch_share_a_position_and_a_later_batch_has_a_later_one(
+def test_position_is_shared_by_a_batch(
     on_postgresql: bool,
 ):
     channel = make_channel()
 
-    batches.append(channel.id, batch(answer(1), answer(2)))
-    batches.append(channel.id, batch(answer(1), answer(2)))
-    batches.append(channel.id, batch(answer(3)))
+    batches.append_batch(channel.id, batch(answer(1), answer(2)))
+    batches.append_batch(channel.id, batch(answer(1), answer(2)))
+    batches.append_batch(channel.id, batch(answer(3)))
 
     first, second, third = StoredEvent.objects.order_by("id")
     assert first.xid == second.xid
@@ -161,94 +161,100 @@ def test_rows_of_a_batch_share_a_position_and_a_later_batch_has_a_later_one(
 # good and bad -----------------------------------------------------------------------------------
 
 
-def test_good_and_bad_are_kept_beside_each_other():
+def test_events_and_rejections_are_stored():
     channel = make_channel()
 
-    outcome = batches.append(channel.id, batch(answer(1), 5, answer(2), {"eid": "X"}))
+    outcome = batches.append_batch(channel.id, batch(answer(1), 5, answer(2), {"eid": "X"}))
 
-    assert told(outcome) == (2, 0, 2)
+    assert outcome_counts(outcome) == (2, 0, 2)
     assert counts() == (2, 2, 1)
 
 
-def test_a_rejected_one_is_kept_with_its_reason_and_sealed():
+def test_rejected_event_is_encrypted():
     channel = make_channel()
     raw = json.dumps(answer(ets="late", actor={"id": "+919000000001"})).encode()
 
-    batches.append(channel.id, parsed(b"[" + raw + b"]"))
+    batches.append_batch(channel.id, parse_sample(b"[" + raw + b"]"))
 
-    row = Rejected.objects.get()
-    assert (row.channel_id, row.dialect, row.received_at) == (channel.id, "telemetry", RECEIVED_AT)
+    row = RejectedEvent.objects.get()
+    assert (row.channel_id, row.source, row.received_at) == (channel.id, "telemetry", RECEIVED_AT)
     assert (row.position, row.reason) == (0, "ets")
     assert row.detail == "ets must be the event's time, a number of milliseconds since 1970."
     assert (row.size, row.digest) == (len(raw), hashlib.sha256(raw).hexdigest())
     assert b"9000000001" not in bytes(row.sealed)
-    assert unseal(row.sealed) == raw
+    assert decrypt(row.sealed) == raw
 
 
-def test_a_rejected_one_is_kept_once_however_often_it_comes():
+def test_rejected_event_is_stored_once():
     channel = make_channel()
 
-    outcomes = [batches.append(channel.id, batch(5, answer(1), 5)) for _ in range(3)]
+    outcomes = [batches.append_batch(channel.id, batch(5, answer(1), 5)) for _ in range(3)]
 
     assert [len(outcome.rejections) for outcome in outcomes] == [2, 2, 2]
     assert counts() == (1, 1, 1)
 
 
-def test_a_rejected_one_is_kept_for_each_channel():
-    batches.append(make_channel().id, batch(5))
-    batches.append(make_channel("ORG_002").id, batch(5))
+def test_rejected_event_per_channel():
+    batches.append_batch(make_channel().id, batch(5))
+    batches.append_batch(make_channel("ORG_002").id, batch(5))
 
-    assert Rejected.objects.count() == 2
+    assert RejectedEvent.objects.count() == 2
 
 
-def test_of_a_large_rejected_one_the_first_256_kib_are_kept():
+def test_rejected_event_keeps_first_256_kib():
     raw = b'"' + b"x" * 300_000 + b'"'
 
-    batches.append(make_channel().id, parsed(b"[" + raw + b"]"))
+    batches.append_batch(make_channel().id, parse_sample(b"[" + raw + b"]"))
 
-    row = Rejected.objects.get()
+    row = RejectedEvent.objects.get()
     assert row.size == 300_002
     assert row.digest == hashlib.sha256(raw).hexdigest()
-    assert unseal(row.sealed) == raw[: 256 * 1024]
+    assert decrypt(row.sealed) == raw[: 256 * 1024]
 
 
-def test_a_batch_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_failed_batch_stores_nothing(monkeypatch: pytest.MonkeyPatch):
     channel = make_channel()
 
     def fail(*_: Any) -> None:
         raise IntegrityError("the disk is full")
 
-    monkeypatch.setattr(rejections, "keep", fail)
+    monkeypatch.setattr(rejections, "store_rejections", fail)
     with pytest.raises(IntegrityError):
-        batches.append(channel.id, batch(answer(1), 5, answer(2)))
+        batches.append_batch(channel.id, batch(answer(1), 5, answer(2)))
 
     assert counts() == (0, 0, 0)
 
 
-def test_what_only_postgresql_refuses_is_set_aside_on_both_databases():
+def test_unstorable_event_on_both_databases():
     channel = make_channel()
-    raws = [json.dumps(answer(1)).encode(), tiny(2), json.dumps(answer(3)).encode()]
+    raws = [json.dumps(answer(1)).encode(), small_body(2), json.dumps(answer(3)).encode()]
 
-    outcome = batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    outcome = batches.append_batch(channel.id, parse_sample(b"[" + b",".join(raws) + b"]"))
 
-    assert told(outcome) == (2, 0, 1)
+    assert outcome_counts(outcome) == (2, 0, 1)
     assert [(r.position, r.reason, r.detail, r.raw) for r in outcome.rejections] == [
-        (1, "number_out_of_range", "A number has more than 16,383 decimal places.", tiny(2))
+        (1, "number_out_of_range", "A number has more than 16,383 decimal places.", small_body(2))
     ]
     assert [row.payload["mid"] for row in StoredEvent.objects.order_by("occurred_at")] == [
         answer(1)["mid"],
         answer(3)["mid"],
     ]
-    assert unseal(Rejected.objects.get().sealed) == tiny(2)
+    assert decrypt(RejectedEvent.objects.get().sealed) == small_body(2)
 
 
-def test_what_is_set_aside_late_keeps_its_place_in_the_batch():
+def test_late_rejection_keeps_its_position():
     channel = make_channel()
-    raws = [b"5", json.dumps(answer(1)).encode(), b"6", tiny(2), json.dumps(answer(3)).encode()]
+    raws = [
+        b"5",
+        json.dumps(answer(1)).encode(),
+        b"6",
+        small_body(2),
+        json.dumps(answer(3)).encode(),
+    ]
 
-    outcome = batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    outcome = batches.append_batch(channel.id, parse_sample(b"[" + b",".join(raws) + b"]"))
 
-    assert told(outcome) == (2, 0, 3)
+    assert outcome_counts(outcome) == (2, 0, 3)
     assert sorted((r.position, r.reason) for r in outcome.rejections) == [
         (0, "not_an_object"),
         (2, "not_an_object"),
@@ -256,36 +262,36 @@ def test_what_is_set_aside_late_keeps_its_place_in_the_batch():
     ]
 
 
-def test_many_set_aside_late_cost_no_other():
+def test_many_late_rejections():
     channel = make_channel()
-    raws = [tiny(n) if n % 3 == 0 else json.dumps(answer(n)).encode() for n in range(20)]
+    raws = [small_body(n) if n % 3 == 0 else json.dumps(answer(n)).encode() for n in range(20)]
 
-    outcome = batches.append(channel.id, parsed(b"[" + b",".join(raws) + b"]"))
+    outcome = batches.append_batch(channel.id, parse_sample(b"[" + b",".join(raws) + b"]"))
 
-    assert told(outcome) == (13, 0, 7)
+    assert outcome_counts(outcome) == (13, 0, 7)
     assert counts() == (13, 7, 1)
 
 
-def test_all_set_aside_late_and_a_resend_of_them():
+def test_all_late_rejections_and_a_resend():
     channel = make_channel()
-    read = parsed(b"[" + tiny(1) + b"," + tiny(2) + b"," + tiny(2) + b"]")
+    read = parse_sample(b"[" + small_body(1) + b"," + small_body(2) + b"," + small_body(2) + b"]")
 
-    outcomes = [batches.append(channel.id, read) for _ in range(2)]
+    outcomes = [batches.append_batch(channel.id, read) for _ in range(2)]
 
-    assert [told(outcome) for outcome in outcomes] == [(0, 1, 2)] * 2
+    assert [outcome_counts(outcome) for outcome in outcomes] == [(0, 1, 2)] * 2
     assert counts()[:2] == (0, 2)
 
 
 @pytest.mark.parametrize("number", [b"1e-9999999999999999999", b"0e9999999999999999999"])
-def test_an_exponent_beyond_decimals_is_one_bad_event(number: bytes):
+def test_excess_decimals_reject_one_event(number: bytes):
     channel = make_channel()
-    raw = tiny(2).replace(b"1e-20000", number)
+    raw = small_body(2).replace(b"1e-20000", number)
 
-    outcome = batches.append(
-        channel.id, parsed(b"[" + json.dumps(answer(1)).encode() + b"," + raw + b"]")
+    outcome = batches.append_batch(
+        channel.id, parse_sample(b"[" + json.dumps(answer(1)).encode() + b"," + raw + b"]")
     )
 
-    assert told(outcome) == (1, 0, 1)
+    assert outcome_counts(outcome) == (1, 0, 1)
     assert outcome.rejections[0].reason == "number_out_of_range"
 
 
@@ -294,23 +300,25 @@ def test_an_exponent_beyond_decimals_is_one_bad_event(number: bytes):
     [b"1e-16383", b"0e5000", b"1e308", b"0." + b"1" * 16_383, b"9" * 309, b"5e-324", b"-0.0"],
     ids=lambda number: repr(number)[:16],
 )
-def test_numbers_at_the_edge_are_stored_on_both_databases(number: bytes):
-    outcome = batches.append(make_channel().id, parsed(tiny().replace(b"1e-20000", number)))
+def test_numbers_at_the_limit_are_stored(number: bytes):
+    outcome = batches.append_batch(
+        make_channel().id, parse_sample(small_body().replace(b"1e-20000", number))
+    )
 
-    assert told(outcome) == (1, 0, 0)
+    assert outcome_counts(outcome) == (1, 0, 0)
 
 
-def test_a_mended_event_is_stored_with_its_note():
+def test_repaired_event_has_its_note():
     raw = json.dumps(answer(edata={"resvalues": [{"ans1": "HERE"}]})).encode()
 
-    batches.append(make_channel().id, parsed(raw.replace(b"HERE", rb"a\u0000b")))
+    batches.append_batch(make_channel().id, parse_sample(raw.replace(b"HERE", rb"a\u0000b")))
 
     row = StoredEvent.objects.get()
     assert row.payload["edata"]["resvalues"] == [{"ans1": "a\ufffdb"}]
     assert row.note == "characters that no database holds became U+FFFD"
 
 
-def test_the_same_is_readable_back_on_both_databases():
+def test_payload_reads_back_the_same():
     # given an event with everything on which databases like to differ
     raw = (
         b'{"eid":"ASSESS","ets":1648785600999,"mid":"m","context":{"did":"d\xc3\xa9",'
@@ -319,7 +327,7 @@ def test_the_same_is_readable_back_on_both_databases():
         b'"t":"\\u00e9 \\ud83d\\ude00 \\\\u0000 \\u2028","n":null,"b":true,"":{}}}'
     )
 
-    batches.append(make_channel().id, parsed(raw))
+    batches.append_batch(make_channel().id, parse_sample(raw))
 
     row = StoredEvent.objects.get()
     assert row.occurred_at == datetime(2022, 4, 1, 4, 0, 0, 999_000, tzinfo=UTC)
@@ -339,41 +347,41 @@ def test_the_same_is_readable_back_on_both_databases():
 # conversations ----------------------------------------------------------------------------------
 
 
-def test_a_conversation_is_made_at_first_sight_and_once():
+def test_conversation_is_created_once():
     channel = make_channel()
 
-    batches.append(channel.id, batch(answer(1), answer(2)))
-    batches.append(channel.id, batch(answer(3)))
+    batches.append_batch(channel.id, batch(answer(1), answer(2)))
+    batches.append_batch(channel.id, batch(answer(3)))
 
     found = Conversation.objects.get()
     assert (found.channel_id, found.identifier, found.name) == (channel.id, CONVERSATION, "")
     assert StoredEvent.objects.filter(conversation=found).count() == 3
 
 
-def test_several_conversations_of_one_batch_are_told_apart():
+def test_several_conversations_in_one_batch():
     def of(conversation: str) -> dict[str, Any]:
         return answer(
             context={"cdata": [{"type": "Conversation", "id": conversation}]}, mid=conversation
         )
 
-    batches.append(make_channel().id, batch(of("b"), of("a"), of("B"), of("b ")))
+    batches.append_batch(make_channel().id, batch(of("b"), of("a"), of("B"), of("b ")))
 
     assert Conversation.objects.count() == 4
     for row in StoredEvent.objects.select_related("conversation"):
         assert row.conversation.identifier == row.payload["mid"]
 
 
-def test_a_known_conversation_keeps_its_name():
+def test_known_conversation_keeps_its_name():
     channel = make_channel()
     Conversation.objects.create(channel=channel, identifier=CONVERSATION, name="Tara")
 
-    batches.append(channel.id, batch(answer(1)))
+    batches.append_batch(channel.id, batch(answer(1)))
 
     assert Conversation.objects.get().name == "Tara"
 
 
-def test_rejected_events_make_no_conversation():
-    batches.append(make_channel().id, batch(answer(1, ets=None)))
+def test_rejection_creates_no_conversation():
+    batches.append_batch(make_channel().id, batch(answer(1, ets=None)))
 
     assert counts() == (0, 1, 0)
 
@@ -381,10 +389,10 @@ def test_rejected_events_make_no_conversation():
 # order and versions -----------------------------------------------------------------------------
 
 
-def test_rows_of_a_batch_stand_in_one_order_on_both_databases():
+def test_row_order_on_both_databases():
     events = [answer(0, mid=f"mid {n}") for n in range(20)]
 
-    batches.append(make_channel().id, batch(*events))
+    batches.append_batch(make_channel().id, batch(*events))
 
     identities = [row.identity.bytes for row in StoredEvent.objects.order_by("id")]
     assert len(identities) == 20
@@ -394,7 +402,7 @@ def test_rows_of_a_batch_stand_in_one_order_on_both_databases():
 def version(text: str, key: str = "a", **overrides: Any) -> Event:
     return Event(
         **{
-            "identity": identity(None, CHANNEL, key),
+            "identity": event_identity(None, CHANNEL, key),
             "type": "LOG",
             "occurred_at": RECEIVED_AT,
             "device_id": "",
@@ -407,47 +415,47 @@ def version(text: str, key: str = "a", **overrides: Any) -> Event:
     )
 
 
-def last(*events: Event) -> batches.Outcome:
-    return batches.append(
+def store_latest(*events: Event) -> batches.StoreResult:
+    return batches.append_batch(
         make_channel().id, Batch("test", RECEIVED_AT, list(events), [], last_wins=True)
     )
 
 
-def living() -> list[Any]:
+def current_events() -> list[Any]:
     rows = StoredEvent.objects.filter(superseded_xid=None).order_by("identity")
     return [row.payload for row in rows]
 
 
-def test_where_the_last_wins_a_new_version_is_a_new_row():
-    last(version('{"n": 1}', type="A"), version('{"n": 5}', "b"))
-    outcome = last(version('{"n": 2}', type="B"))
+def test_new_version_is_a_new_row():
+    store_latest(version('{"n": 1}', type="A"), version('{"n": 5}', "b"))
+    outcome = store_latest(version('{"n": 2}', type="B"))
 
-    assert told(outcome) == (1, 0, 0)
+    assert outcome_counts(outcome) == (1, 0, 0)
     old, new = StoredEvent.objects.filter(identity=version("{}").identity.hex()).order_by("id")
     assert (old.type, old.payload, old.superseded_xid) == ("A", {"n": 1}, new.xid)
     assert (new.type, new.payload, new.superseded_xid) == ("B", {"n": 2}, None)
-    assert sorted(payload["n"] for payload in living()) == [2, 5]
+    assert sorted(payload["n"] for payload in current_events()) == [2, 5]
 
 
 @pytest.mark.parametrize("beside", [(), (version('{"n": 9}', "b"),)])
-def test_where_the_last_wins_an_erased_one_stays_as_it_is(beside: tuple[Event, ...]):
+def test_erased_event_is_not_superseded(beside: tuple[Event, ...]):
     # given an event that was erased, and one that was not
-    last(version('{"n": 1}', device_id="d-1"), version('{"n": 5}', "b"))
+    store_latest(version('{"n": 1}', device_id="d-1"), version('{"n": 5}', "b"))
     StoredEvent.objects.filter(device_id="d-1").update(device_id="", payload={})
 
     # when its sender's copy comes late, alone or in a batch that must supersede another
-    outcome = last(version('{"n": 1}', device_id="d-1"), *beside)
+    outcome = store_latest(version('{"n": 1}', device_id="d-1"), *beside)
 
     # then it is known, and nothing of it came back
-    assert told(outcome) == (len(beside), 1, 0)
-    assert {} in living()
+    assert outcome_counts(outcome) == (len(beside), 1, 0)
+    assert {} in current_events()
     assert not StoredEvent.objects.filter(device_id="d-1").exists()
 
 
-def test_where_the_last_wins_the_last_of_a_batch_is_stored():
-    outcome = last(version('{"n": 1}'), version('{"n": 2}'), version('{"n": 3}'))
+def test_last_of_a_batch_wins():
+    outcome = store_latest(version('{"n": 1}'), version('{"n": 2}'), version('{"n": 3}'))
 
-    assert told(outcome) == (1, 2, 0)
+    assert outcome_counts(outcome) == (1, 2, 0)
     assert [row.payload for row in StoredEvent.objects.all()] == [{"n": 3}]
 
 
@@ -464,12 +472,12 @@ def test_where_the_last_wins_the_last_of_a_batch_is_stored():
         ('{"a": [1e21, 5e-324]}', '{"a": [1000000000000000000000, 50e-325]}'),
     ],
 )
-def test_an_equal_version_is_a_duplicate(first: str, second: str):
-    last(version(first))
+def test_equal_version_is_a_duplicate(first: str, second: str):
+    store_latest(version(first))
 
-    outcome = last(version(second))
+    outcome = store_latest(version(second))
 
-    assert told(outcome) == (0, 1, 0)
+    assert outcome_counts(outcome) == (0, 1, 0)
     assert StoredEvent.objects.count() == 1
 
 
@@ -486,31 +494,31 @@ def test_an_equal_version_is_a_duplicate(first: str, second: str):
         ('{"a": 1e-400}', '{"a": 0}'),
     ],
 )
-def test_a_version_that_differs_however_little_is_another(first: str, second: str):
-    last(version(first))
+def test_slightly_different_version_is_new(first: str, second: str):
+    store_latest(version(first))
 
-    outcome = last(version(second))
+    outcome = store_latest(version(second))
 
-    assert told(outcome) == (1, 0, 0)
-    assert (StoredEvent.objects.count(), len(living())) == (2, 1)
+    assert outcome_counts(outcome) == (1, 0, 0)
+    assert (StoredEvent.objects.count(), len(current_events())) == (2, 1)
 
 
-def test_a_version_that_cannot_be_held_supersedes_nothing():
-    last(version('{"n": 1}'))
+def test_unstorable_version_is_rejected():
+    store_latest(version('{"n": 1}'))
 
-    outcome = last(version('{"n": 1e-20000}'), version('{"n": 7}', "b"))
+    outcome = store_latest(version('{"n": 1e-20000}'), version('{"n": 7}', "b"))
 
-    assert told(outcome) == (1, 0, 1)
-    assert sorted(payload["n"] for payload in living()) == [1, 7]
+    assert outcome_counts(outcome) == (1, 0, 1)
+    assert sorted(payload["n"] for payload in current_events()) == [1, 7]
     assert StoredEvent.objects.exclude(superseded_xid=None).count() == 0
 
 
-def test_a_version_may_come_back():
+def test_version_may_return():
     for n in (1, 2, 1):
-        last(version(json.dumps({"n": n})))
+        store_latest(version(json.dumps({"n": n})))
 
     assert [row.payload["n"] for row in StoredEvent.objects.order_by("id")] == [1, 2, 1]
-    assert living() == [{"n": 1}]
+    assert current_events() == [{"n": 1}]
 
 
 # participants -----------------------------------------------------------------------------------
@@ -529,88 +537,90 @@ def profile(**overrides: Any) -> Profile:
     )
 
 
-def known() -> Participant:
+def fetch_participant() -> Participant:
     return Participant.objects.get(device_id=DEVICE)
 
 
-def keep(*profiles: Profile, rejections: tuple[Rejection, ...] = ()) -> None:
-    keep_participants(make_channel().id, RECEIVED_AT, profiles, rejections)
+def store_profiles(*profiles: Profile, rejections: tuple[Rejection, ...] = ()) -> None:
+    store_participants(make_channel().id, RECEIVED_AT, profiles, rejections)
 
 
-def test_a_participant_is_made():
-    keep(profile(user_name="Asha", phone="+919000000001", consent=True))
+def test_participant_is_created():
+    store_profiles(profile(user_name="Asha", phone="+919000000001", consent=True))
 
-    row = known()
+    row = fetch_participant()
     assert (row.user_name, row.consent, row.consent_at) == ("Asha", True, RECEIVED_AT)
-    assert unseal(row.sealed_phone) == b"+919000000001"
+    assert decrypt(row.encrypted_phone) == b"+919000000001"
     assert row.updated_at == RECEIVED_AT
 
 
-def test_what_is_not_said_changes_nothing():
-    keep(profile(user_name="Asha", phone="+919000000001", consent=True))
-    before = known()
+def test_missing_fields_change_nothing():
+    store_profiles(profile(user_name="Asha", phone="+919000000001", consent=True))
+    before = fetch_participant()
 
-    keep(profile())
+    store_profiles(profile())
 
-    after = known()
+    after = fetch_participant()
     assert (after.user_name, after.consent, after.consent_at) == ("Asha", True, RECEIVED_AT)
-    assert bytes(after.sealed_phone) == bytes(before.sealed_phone)
+    assert bytes(after.encrypted_phone) == bytes(before.encrypted_phone)
 
 
-def test_an_empty_phone_and_an_empty_name_take_the_known_ones_away():
-    keep(profile(user_name="Asha", phone="+919000000001"))
+def test_empty_phone_and_name_clear_them():
+    store_profiles(profile(user_name="Asha", phone="+919000000001"))
 
-    keep(profile(user_name="", phone=""))
+    store_profiles(profile(user_name="", phone=""))
 
-    assert (known().user_name, known().sealed_phone) == ("", None)
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_an_older_consent_that_comes_later_changes_nothing(first: bool):
-    keep(profile(consent=first))
-
-    keep(profile(consent=not first, consent_at=RECEIVED_AT - timedelta(seconds=1), user_name="B"))
-
-    assert (known().consent, known().consent_at) == (first, RECEIVED_AT)
-    assert known().user_name == "B"
+    assert (fetch_participant().user_name, fetch_participant().encrypted_phone) == ("", None)
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_newer_consent_wins(first: bool):
-    keep(profile(consent=first))
+def test_older_consent_changes_nothing(first: bool):
+    store_profiles(profile(consent=first))
+
+    store_profiles(
+        profile(consent=not first, consent_at=RECEIVED_AT - timedelta(seconds=1), user_name="B")
+    )
+
+    assert (fetch_participant().consent, fetch_participant().consent_at) == (first, RECEIVED_AT)
+    assert fetch_participant().user_name == "B"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_newer_consent_wins(first: bool):
+    store_profiles(profile(consent=first))
     later = RECEIVED_AT + timedelta(microseconds=1)
 
-    keep(profile(consent=not first, consent_at=later))
+    store_profiles(profile(consent=not first, consent_at=later))
 
-    assert (known().consent, known().consent_at) == (not first, later)
+    assert (fetch_participant().consent, fetch_participant().consent_at) == (not first, later)
 
 
-def test_of_two_words_of_one_moment_the_later_said_counts():
-    keep(profile(consent=True), profile(consent=False))
+def test_last_consent_of_one_moment_wins():
+    store_profiles(profile(consent=True), profile(consent=False))
 
     assert Participant.objects.count() == 1
-    assert known().consent is False
+    assert fetch_participant().consent is False
 
 
-def test_a_consent_after_none_is_taken_however_old():
-    keep(profile(user_name="Asha"))
+def test_first_consent_may_be_old():
+    store_profiles(profile(user_name="Asha"))
 
-    keep(profile(consent=False, consent_at=RECEIVED_AT - timedelta(days=365)))
+    store_profiles(profile(consent=False, consent_at=RECEIVED_AT - timedelta(days=365)))
 
-    assert known().consent is False
+    assert fetch_participant().consent is False
 
 
-def test_participants_and_what_was_none_are_kept_in_one_commit(monkeypatch: pytest.MonkeyPatch):
-    keep(profile(), rejections=(Rejection(1, "phone", "no phone", b"{}"),))
-    assert (Participant.objects.count(), Rejected.objects.count()) == (1, 1)
-    assert Rejected.objects.get().dialect == "participants"
+def test_profiles_share_one_commit(monkeypatch: pytest.MonkeyPatch):
+    store_profiles(profile(), rejections=(Rejection(1, "phone", "no phone", b"{}"),))
+    assert (Participant.objects.count(), RejectedEvent.objects.count()) == (1, 1)
+    assert RejectedEvent.objects.get().source == "participants"
 
     def fail(*_: Any) -> None:
         raise IntegrityError
 
-    monkeypatch.setattr(rejections, "keep", fail)
+    monkeypatch.setattr(rejections, "store_rejections", fail)
     with pytest.raises(IntegrityError):
-        keep(profile(device_id="other"))
+        store_profiles(profile(device_id="other"))
     assert Participant.objects.count() == 1
 
 
@@ -620,7 +630,7 @@ def test_participants_and_what_was_none_are_kept_in_one_commit(monkeypatch: pyte
 def plain(number: int) -> Event:
     occurred_at = RECEIVED_AT + timedelta(milliseconds=number)
     return Event(
-        identity=identity(occurred_at, CHANNEL, str(number)),
+        identity=event_identity(occurred_at, CHANNEL, str(number)),
         type="LOG",
         occurred_at=occurred_at,
         device_id="",
@@ -633,7 +643,7 @@ def plain(number: int) -> Event:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_eight_senders_of_the_same_events_never_block_each_other_for_ever():
+def test_eight_senders_do_not_deadlock():
     channel = make_channel()
     connection.close()  # the pool has eight
     wrong: list[BaseException] = []
@@ -648,7 +658,7 @@ def test_eight_senders_of_the_same_events_never_block_each_other_for_ever():
                 if sender % 2:
                     numbers.reverse()
                 sent_numbers.update(numbers)
-                outcome = batches.append(
+                outcome = batches.append_batch(
                     channel.id,
                     Batch(
                         "test",
@@ -674,12 +684,14 @@ def test_eight_senders_of_the_same_events_never_block_each_other_for_ever():
     assert StoredEvent.objects.count() == len(sent_numbers) == sum(stored)
     assert StoredEvent.objects.values("identity").distinct().count() == len(sent_numbers)
     assert Conversation.objects.count() == 7
-    assert Rejected.objects.count() == Rejected.objects.values("digest").distinct().count()
+    assert (
+        RejectedEvent.objects.count() == RejectedEvent.objects.values("digest").distinct().count()
+    )
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_eight_senders_of_versions_lose_none_and_leave_one_living_each():
+def test_eight_senders_lose_no_version():
     channel = make_channel()
     connection.close()  # the pool has eight
     wrong: list[BaseException] = []
@@ -690,7 +702,7 @@ def test_eight_senders_of_versions_lose_none_and_leave_one_living_each():
             for round_ in range(5):
                 keys = [(sender * 31 + round_ * 17 + step * 7) % 200 for step in range(60)]
                 events = [version(json.dumps([sender, round_]), str(key)) for key in keys]
-                outcome = batches.append(
+                outcome = batches.append_batch(
                     channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=True)
                 )
                 stored.append(outcome.stored)
@@ -720,21 +732,25 @@ def test_eight_senders_of_versions_lose_none_and_leave_one_living_each():
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("last_wins", [False, True])
-def test_one_that_cannot_be_held_costs_no_other_nor_the_next_batch(last_wins: bool):
+def test_unstorable_event_among_others(last_wins: bool):
     channel = make_channel()
     events = [version('{"n": 1, "filler": "%s"}' % ("x" * 2000), str(n)) for n in range(999)]
     bad = version('{"n": 1e-20000}', "bad")
 
     outcomes = [
-        batches.append(channel.id, Batch("test", RECEIVED_AT, sent, [], last_wins=last_wins))
+        batches.append_batch(channel.id, Batch("test", RECEIVED_AT, sent, [], last_wins=last_wins))
         for sent in ([*events, bad], [version("3", "next")], [*events, bad])
     ]
 
-    assert [told(outcome) for outcome in outcomes] == [(999, 0, 1), (1, 0, 0), (0, 999, 1)]
+    assert [outcome_counts(outcome) for outcome in outcomes] == [
+        (999, 0, 1),
+        (1, 0, 0),
+        (0, 999, 1),
+    ]
     assert counts()[:2] == (1000, 1)
 
 
-class Another:
+class ConcurrentBatch:
     """Somebody's transaction that has brought an event and stays open until it is told to end."""
 
     def __init__(self, channel_id: int, event: Event) -> None:
@@ -746,7 +762,7 @@ class Another:
             "received_at": RECEIVED_AT,
             "is_answer": False,
             "identity": event.identity.hex(),
-            "dialect": "test",
+            "source": "test",
             "type": "LOG",
             "payload": json.loads(event.payload),
         }
@@ -766,7 +782,7 @@ class Another:
         connections.close_all()
 
 
-def until_somebody_waits() -> None:
+def wait_until_blocked() -> None:
     for _ in range(1000):
         with connection.cursor() as cursor:
             cursor.execute(
@@ -797,39 +813,39 @@ def chain(event: Event) -> list[tuple[Any, bool]]:
         pytest.param([version("1", "known")], id="beside one to supersede"),
     ],
 )
-def test_a_version_that_meets_another_batch_on_its_way_is_not_lost(known: list[Event]):
+def test_version_survives_concurrent_batch(known: list[Event]):
     # given another batch that brings one of our events at this moment
     channel = make_channel()
-    last(*known)
-    another = Another(channel.id, version("1", "b"))
-    outcomes: list[batches.Outcome] = []
+    store_latest(*known)
+    another = ConcurrentBatch(channel.id, version("1", "b"))
+    outcomes: list[batches.StoreResult] = []
     ours = [version("2", key) for key in ("known", "a", "b", "c")]
 
     def send() -> None:
-        outcomes.append(last(*ours))
+        outcomes.append(store_latest(*ours))
         connections.close_all()
 
     sender = threading.Thread(target=send)
     sender.start()
-    until_somebody_waits()
+    wait_until_blocked()
 
     # when it commits first
     another.commit()
     sender.join()
 
     # then ours is the last, as a whole
-    assert [told(outcome) for outcome in outcomes] == [(4, 0, 0)]
+    assert [outcome_counts(outcome) for outcome in outcomes] == [(4, 0, 0)]
     assert chain(ours[2]) == [(1, True), (2, True)]
     assert chain(ours[0]) == [*((1, True) for _ in known), (2, True)]
-    assert living() == [2, 2, 2, 2]
+    assert current_events() == [2, 2, 2, 2]
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_who_supersedes_takes_turns_and_nobody_else_waits():
+def test_only_superseding_batches_wait():
     # given somebody who supersedes at this moment
     make_channel()
-    outcomes: list[batches.Outcome] = []
+    outcomes: list[batches.StoreResult] = []
     other = connection.copy()
     try:
         other.set_autocommit(False)
@@ -840,16 +856,16 @@ def test_who_supersedes_takes_turns_and_nobody_else_waits():
 
         # when events come for the first time, and once more, they are in
         for _ in range(2):
-            outcomes.append(last(version("1", "a"), version("1", "b")))
+            outcomes.append(store_latest(version("1", "a"), version("1", "b")))
 
         # and a newer version waits
         def send() -> None:
-            outcomes.append(last(version("2", "a")))
+            outcomes.append(store_latest(version("2", "a")))
             connections.close_all()
 
         sender = threading.Thread(target=send)
         sender.start()
-        until_somebody_waits()
+        wait_until_blocked()
         assert chain(version("2", "a")) == [(1, True)]
     finally:
         other.rollback()
@@ -857,20 +873,20 @@ def test_who_supersedes_takes_turns_and_nobody_else_waits():
 
     # until the first is done
     sender.join()
-    assert [told(outcome) for outcome in outcomes] == [(2, 0, 0), (0, 2, 0), (1, 0, 0)]
+    assert [outcome_counts(outcome) for outcome in outcomes] == [(2, 0, 0), (0, 2, 0), (1, 0, 0)]
     assert chain(version("2", "a")) == [(1, True), (2, True)]
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("last_wins", [False, True])
-def test_what_was_met_costs_one_look_into_the_index(last_wins: bool):
+def test_existing_event_is_one_lookup(last_wins: bool):
     # given a connection whose plan was made for an empty table, and a table that has grown
     channel = make_channel()
 
-    def send(*numbers: int) -> batches.Outcome:
+    def send(*numbers: int) -> batches.StoreResult:
         events = [plain(n) for n in numbers]
-        return batches.append(
+        return batches.append_batch(
             channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=last_wins)
         )
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ingest.adapters import participants
-from ingest.events import Refused
+from ingest.events import RequestError
 from tests.ingest.telemetry_samples import RECEIVED_AT
 
 
@@ -21,7 +21,7 @@ def refused(**said: Any) -> str:
     return rejections[0].reason
 
 
-def test_a_profile_is_read():
+def test_parse_profile():
     profiles, rejections = read(
         {
             "deviceId": "d",
@@ -41,7 +41,7 @@ def test_a_profile_is_read():
 
 
 @pytest.mark.parametrize("said", [{}, {"userName": None, "phone": None, "consent": None}])
-def test_what_is_not_said_is_none(said: dict[str, Any]):
+def test_missing_fields_are_none(said: dict[str, Any]):
     assert read({"deviceId": "d", **said})[0] == [
         participants.Profile("d", None, None, None, RECEIVED_AT)
     ]
@@ -51,7 +51,7 @@ def test_what_is_not_said_is_none(said: dict[str, Any]):
     "body",
     [b'[{"deviceId": "a"}, {"deviceId": "b"}]', b'{"deviceId": "a"}\n{"deviceId": "b"}'],
 )
-def test_an_array_and_one_a_line_are_the_same(body: bytes):
+def test_array_and_lines_are_equivalent(body: bytes):
     profiles, rejections = participants.parse(body, "", RECEIVED_AT)
 
     assert [p.device_id for p in profiles] == ["a", "b"]
@@ -63,7 +63,7 @@ def test_one_object_is_one_participant():
 
 
 @pytest.mark.parametrize("phone", ["+919000000001", "+1234567", "+123456789012345", ""])
-def test_phones_in_e164_are_taken(phone: str):
+def test_e164_phones_are_accepted(phone: str):
     assert read({"deviceId": "d", "phone": phone})[0][0].phone == phone
 
 
@@ -89,12 +89,12 @@ def test_phones_in_e164_are_taken(phone: str):
     ],
     ids=repr,
 )
-def test_any_other_phone_is_refused(phone: Any):
+def test_other_phones_are_rejected(phone: Any):
     assert refused(phone=phone) == "phone"
 
 
 @pytest.mark.parametrize("consent", ["true", 1, 0, "yes", [], {}], ids=repr)
-def test_consent_is_true_or_false_and_nothing_like_it(consent: Any):
+def test_consent_must_be_boolean(consent: Any):
     assert refused(consent=consent) == "consent"
 
 
@@ -112,21 +112,21 @@ def test_consent_is_true_or_false_and_nothing_like_it(consent: Any):
     ],
     ids=repr,
 )
-def test_a_consent_needs_a_moment_with_its_zone(moment: Any):
+def test_consent_time_needs_a_zone(moment: Any):
     assert refused(consent=True, consentAt=moment) == "consentAt"
 
 
 @pytest.mark.parametrize("device_id", [None, "", 5, ["d"], "d" * 256], ids=lambda d: repr(d)[:8])
-def test_a_participant_needs_a_device_id(device_id: Any):
+def test_device_id_is_required(device_id: Any):
     assert refused(deviceId=device_id) == "deviceId"
 
 
-def test_a_long_name_is_refused_and_one_of_255_is_not():
+def test_name_limit_is_255_characters():
     assert refused(userName="n" * 256) == "userName"
     assert len(read({"deviceId": "d", "userName": "n" * 255})[0]) == 1
 
 
-def test_one_bad_participant_costs_no_other():
+def test_invalid_participant_rejects_itself():
     profiles, rejections = read(
         {"deviceId": "a"}, 5, {"deviceId": "b", "phone": "x"}, {"deviceId": "c"}
     )
@@ -136,8 +136,8 @@ def test_one_bad_participant_costs_no_other():
 
 
 @pytest.mark.parametrize("body", [b"{", b"[{]", b"nonsense", b"[" * 100_000])
-def test_what_is_no_json_is_refused_whole(body: bytes):
-    with pytest.raises(Refused) as caught:
+def test_invalid_json_is_refused(body: bytes):
+    with pytest.raises(RequestError) as caught:
         participants.parse(body, "application/json", RECEIVED_AT)
 
     assert caught.value.status == 400

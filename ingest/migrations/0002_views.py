@@ -149,7 +149,7 @@ class SQLite:
 
 
 def statements(db):
-    user_id = f"""CASE e.dialect
+    user_id = f"""CASE e.source
             WHEN 'clickstream' THEN coalesce({db.text("user", "_user_id", "value")},
                 {db.plain("user", "_user_id")}, {db.plain("user_id")})
             WHEN 'telemetry' THEN nullif({db.plain("actor", "id")}, e.device_id)
@@ -160,7 +160,7 @@ def statements(db):
         f"coalesce({db.plain('event_id')}, {db.plain('eventId')}, {db.plain('mid')}, {db.identity})"
     )
     parameters = (
-        f"CASE e.dialect WHEN 'clickstream' THEN {db.json.format('attributes')}"
+        f"CASE e.source WHEN 'clickstream' THEN {db.json.format('attributes')}"
         f" WHEN 'telemetry' THEN {db.json.format('edata')} ELSE e.payload END"
     )
     # what the four have in common, of living versions only
@@ -179,7 +179,7 @@ def statements(db):
             {db.double("attributes", "_value")} AS event_value,
             {db.text("attributes", "_currency")} AS event_value_currency,
             e.received_at AS ingest_timestamp, {db.msec("e.received_at")} AS ingest_time_msec,
-            e.dialect, e.app_id, {db.text("platform")} AS platform,
+            e.source AS dialect, e.app_id, {db.text("platform")} AS platform,
             e.user_pseudo_id, e.user_id, e.device_id AS device_vendor_id,
             {db.text("make")} AS device_manufacturer,
             {db.text("brand")} AS device_mobile_brand_name,
@@ -260,5 +260,5 @@ def drop(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ingest", "0003_sessions")]
+    dependencies = [("ingest", "0001_initial")]
     operations = [migrations.RunPython(create, drop)]
