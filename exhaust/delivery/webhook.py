@@ -10,7 +10,7 @@ from datetime import datetime
 from exhaust.delivery import http_client
 from exhaust.delivery.http_client import Answer
 
-_SECRET_PREFIX = "whsec_"
+_SECRET_PREFIX = "whsec_"  # noqa: S105
 
 
 def generate_secret() -> str:

@@ -31,7 +31,7 @@ from ingest.privacy.encryption import decrypt
 
 EncryptionMethod = Channel.Encryption
 PASSWORD_RULE = (
-    "12 to 128 letters, digits and signs of ASCII, not only digits, and no common password."
+    "12 to 128 letters, digits and signs of ASCII, not only digits, and no common password."  # noqa: S105
 )
 _MODE = 0o100600
 _PASSWORD_VALIDATORS: list[Any] = [
