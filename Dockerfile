@@ -15,7 +15,7 @@ RUN useradd --system --uid 10001 --create-home exhaust && mkdir /var/exhaust && 
 COPY --from=build /venv /venv
 COPY manage.py /app/manage.py
 WORKDIR /app
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 EXHAUST_VAR=/var/exhaust
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 EXHAUST_DATA_DIR=/var/exhaust
 USER exhaust
 EXPOSE 8000
 CMD ["granian", "--interface", "wsgi", "config.wsgi:application", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", "--respawn-failed-workers", "--http", "1", "--http1-header-read-timeout", "15000", "--http1-buffer-size", "65536", "--backlog", "2048", "--backpressure", "4096", "--blocking-threads", "64", "--workers-kill-timeout", "30"]

@@ -135,7 +135,7 @@ def main() -> int:
     print(list_benchmarks(names), flush=True)
     if options.list:
         return 0
-    var = Path(os.environ.get("EXHAUST_VAR") or ground.ROOT / "var")
+    var = Path(os.environ.get("EXHAUST_DATA_DIR") or ground.ROOT / "var")
     return run_all(names, options.size, options.json or var / "benchmarks.json")
 
 

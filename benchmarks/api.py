@@ -58,9 +58,9 @@ def main() -> None:
     with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = {
             **ground.environment(url, var),
-            "LOG_LEVEL": "INFO",
-            "RATE_LIMITS": "0",
-            "EXHAUST_QUEUED_PER_CHANNEL": "1000000",
+            "EXHAUST_LOG_LEVEL": "INFO",
+            "EXHAUST_RATE_LIMIT_MULTIPLIER": "0",
+            "EXHAUST_MAX_QUEUED_PER_CHANNEL": "1000000",
         }
         if broker.startswith("redis"):
             variables["CELERY_BROKER_URL"] = broker

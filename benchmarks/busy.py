@@ -49,8 +49,8 @@ def main() -> None:
     with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = {
             **ground.environment(url, var),
-            "RATE_LIMITS": "0",
-            "EXHAUST_RUNNING_PER_CHANNEL": "1",
+            "EXHAUST_RATE_LIMIT_MULTIPLIER": "0",
+            "EXHAUST_MAX_RUNNING_PER_CHANNEL": "1",
         }
         if broker.startswith("redis"):
             variables["CELERY_BROKER_URL"] = broker

@@ -114,12 +114,12 @@ class Installation:
             variables = {
                 **ground.environment(self.database, self.var),
                 "TMPDIR": str(self.var),
-                "PUBLIC_URL": f"http://127.0.0.1:{self.web_port}",
+                "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{self.web_port}",
                 "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
-                "EXHAUST_RUNNING_PER_CHANNEL": "1000",
-                "EXHAUST_QUEUED_PER_CHANNEL": "5000",
+                "EXHAUST_MAX_RUNNING_PER_CHANNEL": "1000",
+                "EXHAUST_MAX_QUEUED_PER_CHANNEL": "5000",
                 # the work, its heartbeat, and the lookout
-                "DATABASE_POOL": "3",
+                "EXHAUST_DATABASE_POOL_SIZE": "3",
             }
             self.redis = self._group(stack, "redis", _redis(port, self.var), variables)
             _wait_for_port(port)

@@ -48,8 +48,8 @@ def main() -> None:
     ground.stop_on_term()
     with ground.temporary_folder() as var, ground.postgresql() as url:
         variables = ground.environment(url, var)
-        variables["PUSH_ALLOWED_NETWORKS"] = "127.0.0.0/8"
-        variables["DATABASE_POOL"] = str(options.writers + options.readers + 4)
+        variables["EXHAUST_PUSH_ALLOWED_NETWORKS"] = "127.0.0.0/8"
+        variables["EXHAUST_DATABASE_POOL_SIZE"] = str(options.writers + options.readers + 4)
         ground.setup_django(variables)
         ground.migrate()
         ground_facts = ground.print_environment(url)

@@ -34,7 +34,7 @@ APPLICATION = "fuzz-app"
 REPEATS = 6  # that a case is sent: as it was drawn, and varied
 MAX_SHOWN = 2000
 # else most calls would only meet these
-TEXT_WIDTH = {"EXHAUST_QUEUED_PER_CHANNEL": "100000", "RATE_LIMITS": "100"}
+TEXT_WIDTH = {"EXHAUST_MAX_QUEUED_PER_CHANNEL": "100000", "EXHAUST_RATE_LIMIT_MULTIPLIER": "100"}
 
 
 @dataclass
@@ -256,7 +256,7 @@ def run_campaign(requests: int, seed: int, count: int) -> None:
         url = stack.enter_context(ground.postgresql())
         port = ground.free_port()
         variables = ground.environment(url, var) | {
-            "PUBLIC_URL": f"http://127.0.0.1:{port}",
+            "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
             **TEXT_WIDTH,
         }
         ground.setup_django(variables)

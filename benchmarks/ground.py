@@ -77,11 +77,11 @@ def environment(database_url: str, var: Path) -> dict[str, str]:
         **inherited,
         "DJANGO_SETTINGS_MODULE": "config.settings",
         "DATABASE_URL": database_url,
-        "EXHAUST_VAR": str(var),
-        "LOG_LEVEL": "WARNING",
+        "EXHAUST_DATA_DIR": str(var),
+        "EXHAUST_LOG_LEVEL": "WARNING",
         "SECRET_KEY": secrets.token_urlsafe(50),
-        "KEY_PEPPER": secrets.token_urlsafe(50),
-        "ENCRYPTION_KEYS": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        "EXHAUST_KEY_PEPPER": secrets.token_urlsafe(50),
+        "EXHAUST_ENCRYPTION_KEYS": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
     }
 
 

@@ -279,7 +279,7 @@ def main() -> int:
             if name.startswith(("DATABASE_URL", "CELERY_BROKER_URL", "S3_", "AWS_")):
                 del os.environ[name]
     with tempfile.TemporaryDirectory() as var:
-        os.environ["EXHAUST_VAR"] = var
+        os.environ["EXHAUST_DATA_DIR"] = var
         os.chdir(ROOT)
         sys.path.insert(0, str(ROOT))
         return run_campaign(selected, options.tests, options.seconds, options.away)

@@ -52,7 +52,7 @@ def disable_message_restore(**_: Any) -> None:
 
 @setup_logging.connect
 def keep_own_logging(**_: Any) -> None:
-    """Celery has no handlers and no level of its own: `LOG_LEVEL` says, `ingest/logs.py` writes."""
+    """Celery has no handlers and no level of its own: `EXHAUST_LOG_LEVEL` says, `ingest/logs.py` writes."""
 
 
 @celeryd_init.connect

@@ -29,18 +29,18 @@ def setting_error(variable: str, remedy: str) -> ImproperlyConfigured:
 
 # Where this installation stands -----------------------------------------------------------------
 
-VAR_DIR = Path(env.str("EXHAUST_VAR", "") or BASE_DIR / "var")
+DATA_DIR = Path(env.str("EXHAUST_DATA_DIR", "") or BASE_DIR / "var")
 _database_url: str = env.str("DATABASE_URL", "")
 _broker_url: str = env.str("CELERY_BROKER_URL", "")
-PUBLIC_URL: str = env.str("PUBLIC_URL", "http://127.0.0.1:8000").rstrip("/")
+EXHAUST_PUBLIC_URL: str = env.str("EXHAUST_PUBLIC_URL", "http://127.0.0.1:8000").rstrip("/")
 DEBUG: bool = env.bool("DEBUG", False)
-BEHIND_PROXY: bool = env.bool("BEHIND_PROXY", False)
+EXHAUST_BEHIND_PROXY: bool = env.bool("EXHAUST_BEHIND_PROXY", False)
 _allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", [])
 
 # Secrets
 _secret_key: str = env.str("SECRET_KEY", "")
-_encryption_keys: list[str] = env.list("ENCRYPTION_KEYS", [])
-_key_pepper: str = env.str("KEY_PEPPER", "")
+_encryption_keys: list[str] = env.list("EXHAUST_ENCRYPTION_KEYS", [])
+_key_pepper: str = env.str("EXHAUST_KEY_PEPPER", "")
 
 # Files
 S3_BUCKET: str = env.str("S3_BUCKET", "")
@@ -61,24 +61,34 @@ EXHAUST_MAX_SECONDS: int = env.int(
     "EXHAUST_MAX_SECONDS", 14_400, validate=validate.Range(min=1, max=2_000_000)
 )
 EXHAUST_PART_BYTES: int = env.int("EXHAUST_PART_BYTES", 5 * 1024**3, validate=validate.Range(min=0))
-EXHAUST_RUNNING_PER_CHANNEL: int = env.int(
-    "EXHAUST_RUNNING_PER_CHANNEL", 2, validate=validate.Range(min=1)
+EXHAUST_MAX_RUNNING_PER_CHANNEL: int = env.int(
+    "EXHAUST_MAX_RUNNING_PER_CHANNEL", 2, validate=validate.Range(min=1)
 )
-EXHAUST_QUEUED_PER_CHANNEL: int = env.int(
-    "EXHAUST_QUEUED_PER_CHANNEL", 100, validate=validate.Range(min=1)
+EXHAUST_MAX_QUEUED_PER_CHANNEL: int = env.int(
+    "EXHAUST_MAX_QUEUED_PER_CHANNEL", 100, validate=validate.Range(min=1)
 )
-EXHAUST_RETENTION_DAYS: int = env.int("EXHAUST_RETENTION_DAYS", 30, validate=validate.Range(min=1))
-WORKER_STOP_SECONDS: int = env.int("WORKER_STOP_SECONDS", 30, validate=validate.Range(min=1))
-METRICS_TOKEN: str = env.str("METRICS_TOKEN", "")
-METRICS_PORT: int = env.int("METRICS_PORT", 0, validate=validate.Range(min=0, max=65_535))
-EVENT_RETENTION_DAYS: int = env.int(  # 0: for ever
-    "EVENT_RETENTION_DAYS", 0, validate=validate.Range(min=0, max=36_500)
+EXHAUST_FILE_RETENTION_DAYS: int = env.int(
+    "EXHAUST_FILE_RETENTION_DAYS", 30, validate=validate.Range(min=1)
 )
-_push_networks: list[str] = env.list("PUSH_ALLOWED_NETWORKS", [])
-RATE_LIMITS: float = env.float("RATE_LIMITS", 1.0, validate=validate.Range(min=0))
-DATABASE_POOL: int = env.int("DATABASE_POOL", 6, validate=validate.Range(min=1))
+EXHAUST_WORKER_SHUTDOWN_SECONDS: int = env.int(
+    "EXHAUST_WORKER_SHUTDOWN_SECONDS", 30, validate=validate.Range(min=1)
+)
+EXHAUST_METRICS_TOKEN: str = env.str("EXHAUST_METRICS_TOKEN", "")
+EXHAUST_METRICS_PORT: int = env.int(
+    "EXHAUST_METRICS_PORT", 0, validate=validate.Range(min=0, max=65_535)
+)
+EXHAUST_EVENT_RETENTION_DAYS: int = env.int(  # 0: for ever
+    "EXHAUST_EVENT_RETENTION_DAYS", 0, validate=validate.Range(min=0, max=36_500)
+)
+_push_networks: list[str] = env.list("EXHAUST_PUSH_ALLOWED_NETWORKS", [])
+EXHAUST_RATE_LIMIT_MULTIPLIER: float = env.float(
+    "EXHAUST_RATE_LIMIT_MULTIPLIER", 1.0, validate=validate.Range(min=0)
+)
+EXHAUST_DATABASE_POOL_SIZE: int = env.int(
+    "EXHAUST_DATABASE_POOL_SIZE", 6, validate=validate.Range(min=1)
+)
 _log_level: str = env.str(
-    "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+    "EXHAUST_LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
 )
 FAILPOINTS: str = env.str("EXHAUST_FAILPOINTS", "")  # a test's folder: see exhaust/failpoints.py
 
@@ -90,17 +100,19 @@ except EnvError as error:
 if bool(_aws_id) != bool(_aws_secret):
     missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
     raise setting_error(missing, "must be set, its other half is.")
-if FAILPOINTS and PUBLIC_URL.startswith("https://"):
+if FAILPOINTS and EXHAUST_PUBLIC_URL.startswith("https://"):
     raise setting_error("EXHAUST_FAILPOINTS", "makes processes fail on purpose; only tests set it.")
-if 0 < EVENT_RETENTION_DAYS <= EXHAUST_RETENTION_DAYS:
+if 0 < EXHAUST_EVENT_RETENTION_DAYS <= EXHAUST_FILE_RETENTION_DAYS:
     # who is in a file is found by its events: consent taken back must end it
-    raise setting_error("EVENT_RETENTION_DAYS", "must be more than EXHAUST_RETENTION_DAYS, or 0.")
+    raise setting_error(
+        "EXHAUST_EVENT_RETENTION_DAYS", "must be more than EXHAUST_FILE_RETENTION_DAYS, or 0."
+    )
 if S3_PUBLIC_ENDPOINT_URL and not S3_BUCKET:
     raise setting_error("S3_BUCKET", "must be set, since an S3 endpoint is.")
 if S3_PRIVATE_KMS_KEY_ID and not S3_BUCKET:
     raise setting_error("S3_BUCKET", "must be set, since a KMS key for its private files is.")
 for _name, _url in (
-    ("PUBLIC_URL", PUBLIC_URL),
+    ("EXHAUST_PUBLIC_URL", EXHAUST_PUBLIC_URL),
     ("S3_ENDPOINT_URL", S3_ENDPOINT_URL),
     ("S3_PUBLIC_ENDPOINT_URL", S3_PUBLIC_ENDPOINT_URL),
 ):
@@ -108,7 +120,7 @@ for _name, _url in (
         _parts = urlsplit(_url)
     except ValueError:
         _parts = urlsplit("")
-    if (_url or _name == "PUBLIC_URL") and (
+    if (_url or _name == "EXHAUST_PUBLIC_URL") and (
         _parts.scheme not in {"http", "https"} or not _parts.hostname
     ):
         raise setting_error(_name, f"'{_url}' is no http:// or https:// address.")
@@ -124,7 +136,7 @@ def load_secret(variable: str, given_value: str, make: Any) -> str:
         raise setting_error(
             variable, "must be set as soon as a database, broker or S3 server is named."
         )
-    path = VAR_DIR / f"{variable.lower()}.txt"
+    path = DATA_DIR / f"{variable.lower()}.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{secrets.token_hex(4)}")
@@ -140,19 +152,21 @@ def load_secret(variable: str, given_value: str, make: Any) -> str:
 
 
 SECRET_KEY = load_secret("SECRET_KEY", _secret_key, lambda: secrets.token_urlsafe(50))
-KEY_PEPPER = load_secret("KEY_PEPPER", _key_pepper, lambda: secrets.token_urlsafe(50))
-if not all(KEY_PEPPER.split(",")):
+EXHAUST_KEY_PEPPER = load_secret(
+    "EXHAUST_KEY_PEPPER", _key_pepper, lambda: secrets.token_urlsafe(50)
+)
+if not all(EXHAUST_KEY_PEPPER.split(",")):
     raise setting_error(
-        "KEY_PEPPER", "one of its peppers is empty; the first one makes, all verify."
+        "EXHAUST_KEY_PEPPER", "one of its peppers is empty; the first one makes, all verify."
     )
-ENCRYPTION_KEYS = load_secret(
-    "ENCRYPTION_KEYS",
+EXHAUST_ENCRYPTION_KEYS = load_secret(
+    "EXHAUST_ENCRYPTION_KEYS",
     ",".join(_encryption_keys),
     lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode(),
 ).split(",")
-if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", key) for key in ENCRYPTION_KEYS):
+if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", key) for key in EXHAUST_ENCRYPTION_KEYS):
     raise setting_error(
-        "ENCRYPTION_KEYS",
+        "EXHAUST_ENCRYPTION_KEYS",
         "each key is 32 bytes in urlsafe base64; the first one encrypts, all decrypt.",
     )
 
@@ -233,32 +247,32 @@ AXES_VERBOSE = False
 USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
-STATIC_ROOT = VAR_DIR / "static"
+STATIC_ROOT = DATA_DIR / "static"
 WHITENOISE_USE_FINDERS = True  # a fresh clone serves its pages without collectstatic
 APPEND_SLASH = False  # a redirect would drop the body of a POST
 
-_host = urlsplit(PUBLIC_URL).hostname or ""
+_host = urlsplit(EXHAUST_PUBLIC_URL).hostname or ""
 ALLOWED_HOSTS = [_host, "127.0.0.1", "localhost", "[::1]", *_allowed_hosts]
-CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+CSRF_TRUSTED_ORIGINS = [EXHAUST_PUBLIC_URL]
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" takes the Origin that forms need
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_AGE = 30 * 60  # and no longer than ingest/http/security_headers.py says
-if PUBLIC_URL.startswith("https://"):
+if EXHAUST_PUBLIC_URL.startswith("https://"):
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = True
     # a browser takes these from this host alone, and only over https
     SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-session", "__Host-csrf"
     SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]  # probes speak to the process itself
     SECURE_HSTS_SECONDS = 31_536_000
     SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
-if BEHIND_PROXY:
+if EXHAUST_BEHIND_PROXY:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 # Database ---------------------------------------------------------------------------------------
 
 
 def load_database() -> dict[str, Any]:
-    url = _database_url or f"sqlite:///{VAR_DIR / 'exhaust.sqlite3'}"
+    url = _database_url or f"sqlite:///{DATA_DIR / 'exhaust.sqlite3'}"
     try:
         config: dict[str, Any] = dict(dj_database_url.parse(url))
     except (ValueError, dj_database_url.UnknownSchemeError):
@@ -273,14 +287,14 @@ def load_database() -> dict[str, Any]:
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
         }
         # in-memory test databases cannot be shared with a live server's threads and processes
-        config["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
+        config["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
     elif config["ENGINE"] == "django.db.backends.postgresql":
         if not config["NAME"]:
             raise setting_error(
                 "DATABASE_URL", "names no database: postgresql://user@host:5432/name."
             )
         config["OPTIONS"] = {
-            "pool": {"min_size": 1, "max_size": DATABASE_POOL, "timeout": 10},
+            "pool": {"min_size": 1, "max_size": EXHAUST_DATABASE_POOL_SIZE, "timeout": 10},
             # a server that is silent, not gone, is given up: a lease is thirty seconds
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -301,9 +315,9 @@ DATABASES = {"default": load_database()}
 
 # Counting: every process writes into a file of its own; whoever is asked adds them up ------------
 
-if METRICS_TOKEN or METRICS_PORT:
-    (VAR_DIR / "metrics").mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(VAR_DIR / "metrics"))
+if EXHAUST_METRICS_TOKEN or EXHAUST_METRICS_PORT:
+    (DATA_DIR / "metrics").mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(DATA_DIR / "metrics"))
 
 # Celery: a message only says "look now"; the record of a job is its row -------------------------
 
@@ -311,7 +325,7 @@ CELERY_BROKER_URL = _broker_url or "filesystem://localhost//"
 if urlsplit(CELERY_BROKER_URL).scheme not in {"redis", "rediss", "filesystem"}:
     raise setting_error("CELERY_BROKER_URL", "write redis://host:6379/0, or leave it empty.")
 if CELERY_BROKER_URL.startswith("filesystem"):
-    _broker = VAR_DIR / "broker"
+    _broker = DATA_DIR / "broker"
     for _folder in ("messages", "control"):
         (_broker / _folder).mkdir(parents=True, exist_ok=True)
     CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {
@@ -328,27 +342,29 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = False
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = WORKER_STOP_SECONDS  # then its jobs are given back
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = (
+    EXHAUST_WORKER_SHUTDOWN_SECONDS  # then its jobs are given back
+)
 CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
 CELERY_WORKER_MAX_MEMORY_PER_CHILD = 512_000  # KiB; a child that grew is replaced between jobs
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TIMEZONE = TIME_ZONE
-CELERY_BEAT_SCHEDULE_FILENAME = str(VAR_DIR / "celerybeat-schedule")
+CELERY_BEAT_SCHEDULE_FILENAME = str(DATA_DIR / "celerybeat-schedule")
 STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # WhiteNoise warns of a missing one
 
 # Files ------------------------------------------------------------------------------------------
 
-FILES_DIR = VAR_DIR / "files"  # where exhausts lie when no bucket is named
+FILES_DIR = DATA_DIR / "files"  # where exhausts lie when no bucket is named
 
 # Pushing: private receivers that an operator vouches for ----------------------------------------
 
-PUSH_ALLOWED_NETWORKS: list[IPv4Network | IPv6Network] = []
+EXHAUST_PUSH_ALLOWED_NETWORKS: list[IPv4Network | IPv6Network] = []
 for _network in _push_networks:
     try:
-        PUSH_ALLOWED_NETWORKS.append(ip_network(_network.strip()))
+        EXHAUST_PUSH_ALLOWED_NETWORKS.append(ip_network(_network.strip()))
     except ValueError:
         raise setting_error(
-            "PUSH_ALLOWED_NETWORKS",
+            "EXHAUST_PUSH_ALLOWED_NETWORKS",
             f"'{_network.strip()}' is no network; write 10.1.2.0/24 or fd00:1::/64, and a comma"
             " between two.",
         ) from None

@@ -13,7 +13,7 @@ from ingest.limits import idle_connections  # noqa: E402
 from ingest.limits.admission import AdmissionControl  # noqa: E402
 
 application = AdmissionControl(
-    _django, slots=max(1, settings.DATABASE_POOL - 1)
+    _django, slots=max(1, settings.EXHAUST_DATABASE_POOL_SIZE - 1)
 )  # one is the probes'
 idle_connections.start_reaper(application.is_overloaded)
 sys.setswitchinterval(0.001)  # who is sent away waits for those at work no longer

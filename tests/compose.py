@@ -96,21 +96,21 @@ def environment(name: str) -> dict[str, str]:
     given = {key: str(value) for key, value in services()[name].get("environment", {}).items()}
     port = os.environ["COMPOSE_PORT"]
     ours = {
-        "EXHAUST_VAR": str(STATE / name),
-        "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "EXHAUST_DATA_DIR": str(STATE / name),
+        "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
         "DATABASE_URL": os.environ["COMPOSE_DATABASE"],
         "CELERY_BROKER_URL": os.environ["COMPOSE_BROKER"],
         "S3_ENDPOINT_URL": f"http://127.0.0.1:{storage_port()}",
         "S3_PUBLIC_ENDPOINT_URL": f"http://127.0.0.1:{storage_port()}",
         "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
-        "METRICS_PORT": "0",  # each container has one of its own
+        "EXHAUST_METRICS_PORT": "0",  # each container has one of its own
     }
     kept = ("PATH", "PYTHONPATH", "HOME", "LANG")
     return {
         **{key: os.environ[key] for key in kept if key in os.environ},
         **given,
-        **{key: value for key, value in ours.items() if key in given or key == "EXHAUST_VAR"},
+        **{key: value for key, value in ours.items() if key in given or key == "EXHAUST_DATA_DIR"},
     }
 
 

@@ -110,7 +110,7 @@ def nobody_acts() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def unlimited(settings: Any) -> None:
     """Buckets outlive a test, and keys come again with the same number."""
-    settings.RATE_LIMITS = 0.0
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 0.0
 
 
 @pytest.fixture(autouse=True)

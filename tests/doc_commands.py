@@ -39,7 +39,7 @@ _LEFT_OUT = {".git", ".venv", "venv", "var", ".env"}
 # what the place says itself
 _OURS = (
     *("EXHAUST_", "S3_", "AWS_", "DJANGO_", "PYTEST_", "DATABASE_", "CELERY_", "PUBLIC_"),
-    *("SECRET_KEY", "KEY_PEPPER", "ENCRYPTION_", "DEBUG"),
+    *("SECRET_KEY", "EXHAUST_KEY_PEPPER", "ENCRYPTION_", "DEBUG"),
 )
 
 
@@ -211,10 +211,10 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
     environment |= {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "EXHAUST_VAR": str(folder / "var"),
+        "EXHAUST_DATA_DIR": str(folder / "var"),
         "EXHAUST_URL": f"http://127.0.0.1:{port}",
-        "PUBLIC_URL": f"http://127.0.0.1:{port}",
-        "PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "EXHAUST_PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
         "GRANIAN_HOST": "127.0.0.1",
         "GRANIAN_PORT": str(port),
         **more,

@@ -31,7 +31,14 @@ ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 CHANNEL = "ORG_001"
 PATIENCE = 120.0
-_OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "PUBLIC_URL", "SECRET_KEY", "KEY_PEPPER", "DEBUG")
+_OURS = (
+    "DATABASE_URL",
+    "CELERY_BROKER_URL",
+    "EXHAUST_PUBLIC_URL",
+    "SECRET_KEY",
+    "EXHAUST_KEY_PEPPER",
+    "DEBUG",
+)
 _OUR_PREFIXES = ("EXHAUST_", "S3_", "AWS_", "ENCRYPTION_", "DJANGO_", "PYTEST_")
 
 
@@ -198,11 +205,11 @@ def running(var: Path, beside: int = 1, **more: str) -> Iterator[Service]:
             if name not in _OURS and not name.startswith(_OUR_PREFIXES)
         }
         environment |= {
-            "EXHAUST_VAR": str(var),
-            "PUBLIC_URL": f"http://{HOST}:{port}",
+            "EXHAUST_DATA_DIR": str(var),
+            "EXHAUST_PUBLIC_URL": f"http://{HOST}:{port}",
             "SECRET_KEY": token_hex(32),
-            "KEY_PEPPER": token_hex(32),
-            "ENCRYPTION_KEYS": urlsafe_b64encode(token_bytes(32)).decode(),
+            "EXHAUST_KEY_PEPPER": token_hex(32),
+            "EXHAUST_ENCRYPTION_KEYS": urlsafe_b64encode(token_bytes(32)).decode(),
         }
         if url:
             environment["DATABASE_URL"] = url

@@ -301,7 +301,7 @@ def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: st
             "private": is_private(job.dataset),
             "callback": presenters.present_callback(job) if job.callback_url else None,
             "history": job.transitions.order_by("pk"),
-            "retention": settings.EXHAUST_RETENTION_DAYS,
+            "retention": settings.EXHAUST_FILE_RETENTION_DAYS,
             "call": curl_command(job),
             "can_retry": moves.rerunnable_jobs().filter(pk=job.pk).exists()
             or (job.status == Job.Status.SUBMITTED and job.due_at > timezone.now()),
@@ -325,7 +325,7 @@ def curl_command(job: Job) -> str:
     if job.priority != Job.Priority.INTERACTIVE:
         request["priority"] = Job.Priority(job.priority).name.lower()
     body = json.dumps({"request": request}, ensure_ascii=False, indent=1)
-    url = shlex.quote(f"{settings.PUBLIC_URL}/dataset/v1/request/submit")
+    url = shlex.quote(f"{settings.EXHAUST_PUBLIC_URL}/dataset/v1/request/submit")
     channel = shlex.quote(f"X-Channel-ID: {job.channel.identifier}")
     return " \\\n  ".join(
         (

@@ -120,14 +120,17 @@ def _normalize_host(written_host: str) -> str:
         return str(address)
     if len(written_host) > 253 or not all(_LABEL_PATTERN.fullmatch(label) for label in labels):
         raise AddressNotAllowed("Write the host as a name or an IP address, no dot at its end.")
-    if _INTERNAL_NAME_PATTERN.fullmatch(written_host) and not settings.PUSH_ALLOWED_NETWORKS:
+    if (
+        _INTERNAL_NAME_PATTERN.fullmatch(written_host)
+        and not settings.EXHAUST_PUSH_ALLOWED_NETWORKS
+    ):
         raise AddressNotAllowed(_NOT_PUBLIC)
     return written_host
 
 
 def is_allowed(address: IPv4Address | IPv6Address) -> bool:
-    """Whether to connect to it: public, or in one of `PUSH_ALLOWED_NETWORKS`."""
-    allowed: list[IPv4Network | IPv6Network] = settings.PUSH_ALLOWED_NETWORKS
+    """Whether to connect to it: public, or in one of `EXHAUST_PUSH_ALLOWED_NETWORKS`."""
+    allowed: list[IPv4Network | IPv6Network] = settings.EXHAUST_PUSH_ALLOWED_NETWORKS
     return any(address in network for network in allowed) or _is_public(address)
 
 

@@ -110,7 +110,7 @@ def _compute_expiry(file: File, now: datetime) -> datetime:
     """The least of the asked life, the signing credential's, and the file's own."""
     limits = [
         now + timedelta(seconds=settings.EXHAUST_LINK_SECONDS),
-        file.created_at + timedelta(days=settings.EXHAUST_RETENTION_DAYS),
+        file.created_at + timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS),
     ]
     if credential_expiry := storage.get_storage().signing_expires_at():
         limits.append(credential_expiry)
@@ -131,7 +131,7 @@ def build_url(link: Link) -> str:
         )
         if signed_url:
             return signed_url
-    return f"{settings.PUBLIC_URL}/dataset/v1/download/{_decrypt_token(link)}"
+    return f"{settings.EXHAUST_PUBLIC_URL}/dataset/v1/download/{_decrypt_token(link)}"
 
 
 def revoke(links: QuerySet[Link]) -> int:

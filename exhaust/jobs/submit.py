@@ -190,7 +190,7 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
 def _enforce_queue_limit(channel_id: int) -> None:
     """Raises `Refused` (429) where as many of the channel's requests wait as may."""
     Channel.objects.select_for_update(no_key=True).get(pk=channel_id)  # counted one by one
-    limit = settings.EXHAUST_QUEUED_PER_CHANNEL
+    limit = settings.EXHAUST_MAX_QUEUED_PER_CHANNEL
     if Job.objects.filter(channel_id=channel_id, status=Job.Status.SUBMITTED).count() >= limit:
         raise RequestError(
             "too_many_requests",

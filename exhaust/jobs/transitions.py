@@ -43,7 +43,7 @@ TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
 def claimable_jobs() -> QuerySet[Job]:
     """Jobs that a worker may claim now: waiting ones, and those whose lease has lapsed.
 
-    Not those of a channel that has as many running as `EXHAUST_RUNNING_PER_CHANNEL`.
+    Not those of a channel that has as many running as `EXHAUST_MAX_RUNNING_PER_CHANNEL`.
     """
     return _due_jobs().exclude(channel__in=_channels_at_limit())
 
@@ -64,7 +64,7 @@ def _channels_at_limit() -> QuerySet[Any]:
         _running_jobs()
         .values("channel")
         .annotate(running=Count("pk"))
-        .filter(running__gte=settings.EXHAUST_RUNNING_PER_CHANNEL)
+        .filter(running__gte=settings.EXHAUST_MAX_RUNNING_PER_CHANNEL)
         .values("channel")
     )
 

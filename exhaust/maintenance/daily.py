@@ -44,7 +44,7 @@ def run_daily(now: datetime | None = None) -> bool:
         daily_run.update(files_deleted=F("files_deleted") + count, renewed_at=Now())
     for _, count in retention.prune_events():
         daily_run.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
-    pump.purge_history(timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS))
+    pump.purge_history(timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS))
     try:
         for count in orphans.remove_all():
             daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())

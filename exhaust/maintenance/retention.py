@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 def expired_files() -> "QuerySet[File]":
-    created_before = timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS)
+    created_before = timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS)
     return File.objects.filter(deleted_at__isnull=True, created_at__lt=created_before)
 
 
 def delete_expired_files() -> Iterator[int]:
-    """Deletes files older than `EXHAUST_RETENTION_DAYS`; their links answer 410.
+    """Deletes files older than `EXHAUST_FILE_RETENTION_DAYS`; their links answer 410.
 
     Gives 1 for each that is gone, 0 for each that the storage kept: the next run tries again.
     """
@@ -53,7 +53,7 @@ def _delete_files(files: QuerySet[File]) -> Iterator[int]:
 
 def event_cutoff() -> datetime | None:
     """Events that arrived before are past their life; None where they are kept for ever."""
-    days = settings.EVENT_RETENTION_DAYS
+    days = settings.EXHAUST_EVENT_RETENTION_DAYS
     return timezone.now() - timedelta(days=days) if days else None
 
 
@@ -79,7 +79,7 @@ def lagging_destinations(channels: Iterable[str]) -> list[str]:
 
 
 def prune_events() -> Iterator[tuple[str, int]]:
-    """Deletes events older than `EVENT_RETENTION_DAYS` in steps: the channel, and how many.
+    """Deletes events older than `EXHAUST_EVENT_RETENTION_DAYS` in steps: the channel, and how many.
 
     A channel whose events a request is being made of is left to the next run.
     """

@@ -27,24 +27,26 @@ from ingest.models import DerivationState
 
 
 def serve_metrics(request: HttpRequest) -> HttpResponse:
-    """`GET /metrics` with `Authorization: Bearer METRICS_TOKEN`; without such a setting 404."""
-    token = settings.METRICS_TOKEN
+    """`GET /metrics` with `Authorization: Bearer EXHAUST_METRICS_TOKEN`; without such a setting 404."""
+    token = settings.EXHAUST_METRICS_TOKEN
     if not token:
         return health.not_found(request, LookupError())
     scheme, _, given_token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not compare_digest(
         given_token.strip().encode(), token.encode()
     ):
-        response = HttpResponse("Send METRICS_TOKEN as Authorization: Bearer.\n", "text/plain", 401)
+        response = HttpResponse(
+            "Send EXHAUST_METRICS_TOKEN as Authorization: Bearer.\n", "text/plain", 401
+        )
         response["WWW-Authenticate"] = "Bearer"
         return response
     return HttpResponse(generate_latest(_build_registry(has_rows=True)), CONTENT_TYPE_LATEST)
 
 
 def start_metrics_server() -> None:
-    """A worker's counts on `METRICS_PORT`, if one is named. What rows say, the web tells."""
-    if settings.METRICS_PORT:
-        start_http_server(settings.METRICS_PORT, registry=_build_registry(has_rows=False))
+    """A worker's counts on `EXHAUST_METRICS_PORT`, if one is named. What rows say, the web tells."""
+    if settings.EXHAUST_METRICS_PORT:
+        start_http_server(settings.EXHAUST_METRICS_PORT, registry=_build_registry(has_rows=False))
 
 
 def _build_registry(*, has_rows: bool) -> CollectorRegistry:

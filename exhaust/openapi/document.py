@@ -124,7 +124,7 @@ def document() -> dict[str, Any]:
 _COMPONENTS = {
     "securitySchemes": {
         "bearer": {"type": "http", "scheme": "bearer", "description": "A key."},
-        "metrics": {"type": "http", "scheme": "bearer", "description": "METRICS_TOKEN."},
+        "metrics": {"type": "http", "scheme": "bearer", "description": "EXHAUST_METRICS_TOKEN."},
         "key": {
             "type": "apiKey",
             "in": "header",

@@ -427,10 +427,10 @@ SERVICE = [
     ),
     Operation(
         "metrics", "For Prometheus", PROBES, "get", "/metrics", "Metrics", auth=("metrics",),
-        channel=False, error="", media="text/plain", says="404 where no METRICS_TOKEN is set.",
-        also={401: {"description": "Not METRICS_TOKEN.",
+        channel=False, error="", media="text/plain", says="404 where no EXHAUST_METRICS_TOKEN is set.",
+        also={401: {"description": "Not EXHAUST_METRICS_TOKEN.",
                     "content": {"text/plain": {"schema": text("A sentence.")}}},
-              404: {"description": "No METRICS_TOKEN is set.",
+              404: {"description": "No EXHAUST_METRICS_TOKEN is set.",
                     "content": {PROBLEM: {"schema": ref("Problem")}}}},
     ),
 ]  # fmt: skip

@@ -366,7 +366,7 @@ def _extract_public_id(text: str) -> str:
 
 def _peppers() -> list[str]:
     """The first one makes digests, all verify."""
-    return settings.KEY_PEPPER.split(",")
+    return settings.EXHAUST_KEY_PEPPER.split(",")
 
 
 def _digest_secret(text: str, pepper: str | None = None) -> str:

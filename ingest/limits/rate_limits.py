@@ -31,7 +31,7 @@ class Limit:
     burst: int
 
     def scale(self) -> "Limit":
-        factor = settings.RATE_LIMITS
+        factor = settings.EXHAUST_RATE_LIMIT_MULTIPLIER
         return Limit(self.name, self.rate * factor, max(1, round(self.burst * factor)))
 
 
@@ -70,7 +70,7 @@ def is_ingest_request(method: str, path: str) -> bool:
 
 def count_call(request: HttpRequest, caller: str) -> None:
     """One more call by `caller`. Raises `Limited`; the middleware tells the headers."""
-    if not settings.RATE_LIMITS:
+    if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
         return
     limit = select_limit(request)
     wait_seconds, full_in_seconds = _spend(f"{limit.name}:{caller}", limit.scale(), limit is EVENTS)
@@ -157,7 +157,7 @@ def throttle_auth_failures(request: HttpRequest, credential: str) -> Iterator[No
     An address with too many failures is not listened to for a while, and raises `Limited`; what let
     somebody in before still does.
     """
-    if not settings.RATE_LIMITS:
+    if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
         yield
         return
     address = token_bucket.get_client_address(request)

@@ -42,7 +42,7 @@ def spend(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, flo
 
 def get_client_address(request: HttpRequest) -> str:
     """Whose call it is. Of X-Forwarded-For only our proxy's entry, the last one, can be trusted."""
-    if settings.BEHIND_PROXY:
+    if settings.EXHAUST_BEHIND_PROXY:
         last: str = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
         if last:
             return last[:64]

@@ -5,11 +5,11 @@ from django.conf import settings
 
 
 def _load_keys() -> MultiFernet:
-    return MultiFernet([Fernet(key) for key in settings.ENCRYPTION_KEYS])
+    return MultiFernet([Fernet(key) for key in settings.EXHAUST_ENCRYPTION_KEYS])
 
 
 def encrypt(plain: bytes) -> bytes:
-    """Encrypted under the first of `ENCRYPTION_KEYS`."""
+    """Encrypted under the first of `EXHAUST_ENCRYPTION_KEYS`."""
     return _load_keys().encrypt(plain)
 
 

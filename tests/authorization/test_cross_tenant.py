@@ -198,7 +198,7 @@ def test_of_sinks_left_behind_those_of_the_channels_asked_about_are_told(
     both: None, settings: Any
 ) -> None:
     make_destination(OURS), make_destination(THEIRS)
-    settings.EVENT_RETENTION_DAYS = 1
+    settings.EXHAUST_EVENT_RETENTION_DAYS = 1
     StoredEvent.objects.update(received_at=timezone.now() - timedelta(days=9))
 
     assert retention.lagging_destinations([OURS]) == [f"{OURS}/s"]
@@ -217,7 +217,7 @@ def test_a_sink_gets_what_its_channel_has(both: None, resource: str, count: int)
 
 
 def test_a_channel_that_is_full_keeps_no_other_waiting(settings: Any) -> None:
-    settings.EXHAUST_RUNNING_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 1
     make_claimed(channel=THEIRS)
     theirs, ours = make_job(channel=THEIRS), make_job(channel=OURS)
 
@@ -230,7 +230,7 @@ def test_a_channel_that_is_full_keeps_no_other_waiting(settings: Any) -> None:
 
 
 def test_who_waits_in_another_channel_takes_no_room(settings: Any, enqueued_tasks: None) -> None:
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job(channel=THEIRS)
 
     assert submit.submit(make_submission(channel=OURS)).status == Job.Status.SUBMITTED

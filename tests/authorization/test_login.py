@@ -45,7 +45,7 @@ def test_after_ten_wrong_passwords_a_name_is_locked_from_everywhere(asha: Any):
 
 
 def test_an_address_is_locked_for_all_names_and_writes_nothing_more(asha: Any, settings: Any):
-    settings.BEHIND_PROXY = True
+    settings.EXHAUST_BEHIND_PROXY = True
     forged = {"X-Forwarded-For": "198.51.100.{}, 203.0.113.9"}
     for number in range(30):
         spoofed = {"X-Forwarded-For": forged["X-Forwarded-For"].format(number)}

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 @pytest.fixture
 def signed_in(page: Any, live_server: Any, settings: Any) -> Any:
-    settings.PUBLIC_URL = live_server.url
+    settings.EXHAUST_PUBLIC_URL = live_server.url
     get_user_model().objects.create_superuser("operator", password="a long enough one")
     page.goto(f"{live_server.url}/admin/")
     page.fill("#id_username", "operator")
@@ -129,7 +129,7 @@ def test_a_job_is_cancelled_and_its_history_shown(signed_in: Any, live_server: A
 
 
 def test_a_full_queue_is_told_in_the_form(signed_in: Any, live_server: Any, settings: Any) -> None:
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     send(5)
     make_job(channel=Conversation.objects.get().channel.identifier)
     page = signed_in

@@ -27,7 +27,7 @@ INSTALL = [
 @pytest.fixture(scope="session")
 def folder() -> Path:
     """Where the packages lie; fetched once and kept between runs."""
-    return install_sdk(Path(settings.VAR_DIR) / "clients")
+    return install_sdk(Path(settings.DATA_DIR) / "clients")
 
 
 def install_sdk(clients: Path) -> Path:

@@ -22,7 +22,13 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"] == "exhaust"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SETTINGS = (ROOT / "config" / "settings.py").read_text()
-SECRETS = ("SECRET_KEY", "KEY_PEPPER", "ENCRYPTION_KEYS", "POSTGRES_PASSWORD", "S3_SECRET_KEY")
+SECRETS = (
+    "SECRET_KEY",
+    "EXHAUST_KEY_PEPPER",
+    "EXHAUST_ENCRYPTION_KEYS",
+    "POSTGRES_PASSWORD",
+    "S3_SECRET_KEY",
+)
 
 
 def command(name: str) -> list[str]:
@@ -49,7 +55,7 @@ def test_every_setting_of_the_readme_reaches_the_containers() -> None:
     told = set(re.findall(r'env\.\w+\(\s*"([A-Z0-9_]+)"', SETTINGS))
     given = {name for service in OURS.values() for name in service["environment"]}
     # where it lies, what a developer sets, and what a test does
-    assert told - given == {"EXHAUST_VAR", "DEBUG", "EXHAUST_FAILPOINTS"}
+    assert told - given == {"EXHAUST_DATA_DIR", "DEBUG", "EXHAUST_FAILPOINTS"}
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -89,7 +95,7 @@ def test_every_queue_has_its_workers() -> None:
 def test_a_stop_lasts_longer_than_the_work_that_it_waits_for() -> None:
     for name in ("worker", "nightly"):
         service = SERVICES[name]
-        waits = int(service["environment"]["WORKER_STOP_SECONDS"])
+        waits = int(service["environment"]["EXHAUST_WORKER_SHUTDOWN_SECONDS"])
         assert service["stop_signal"] == "SIGQUIT"
         assert int(service["stop_grace_period"].removesuffix("s")) >= waits + 15
 

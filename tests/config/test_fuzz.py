@@ -16,7 +16,7 @@ INPUTS = 300
 
 @pytest.mark.django_db(transaction=True)
 def test_no_call_is_answered_as_it_should_not_be(settings: Any) -> None:
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 100_000
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 100_000
     campaign = fuzz.run_in_process(REQUESTS, seed=1)
     assert campaign.findings == {}
     assert campaign.count >= REQUESTS

@@ -13,16 +13,16 @@ from django.core.exceptions import ImproperlyConfigured
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = ROOT / "config" / "settings.py"
 KNOWN = [
-    "EXHAUST_VAR",
+    "EXHAUST_DATA_DIR",
     "DATABASE_URL",
     "CELERY_BROKER_URL",
-    "PUBLIC_URL",
+    "EXHAUST_PUBLIC_URL",
     "DEBUG",
-    "BEHIND_PROXY",
+    "EXHAUST_BEHIND_PROXY",
     "ALLOWED_HOSTS",
     "SECRET_KEY",
-    "ENCRYPTION_KEYS",
-    "KEY_PEPPER",
+    "EXHAUST_ENCRYPTION_KEYS",
+    "EXHAUST_KEY_PEPPER",
     "S3_BUCKET",
     "S3_ENDPOINT_URL",
     "S3_PUBLIC_ENDPOINT_URL",
@@ -35,21 +35,21 @@ KNOWN = [
     "EXHAUST_MAX_ROWS",
     "EXHAUST_PART_BYTES",
     "EXHAUST_MAX_SECONDS",
-    "EXHAUST_RUNNING_PER_CHANNEL",
-    "EXHAUST_QUEUED_PER_CHANNEL",
-    "EVENT_RETENTION_DAYS",
-    "EXHAUST_RETENTION_DAYS",
-    "METRICS_PORT",
-    "METRICS_TOKEN",
-    "WORKER_STOP_SECONDS",
+    "EXHAUST_MAX_RUNNING_PER_CHANNEL",
+    "EXHAUST_MAX_QUEUED_PER_CHANNEL",
+    "EXHAUST_EVENT_RETENTION_DAYS",
+    "EXHAUST_FILE_RETENTION_DAYS",
+    "EXHAUST_METRICS_PORT",
+    "EXHAUST_METRICS_TOKEN",
+    "EXHAUST_WORKER_SHUTDOWN_SECONDS",
     "EXHAUST_FAILPOINTS",
-    "PUSH_ALLOWED_NETWORKS",
-    "DATABASE_POOL",
-    "RATE_LIMITS",
-    "LOG_LEVEL",
+    "EXHAUST_PUSH_ALLOWED_NETWORKS",
+    "EXHAUST_DATABASE_POOL_SIZE",
+    "EXHAUST_RATE_LIMIT_MULTIPLIER",
+    "EXHAUST_LOG_LEVEL",
 ]
 FERNET = Fernet.generate_key().decode()
-SECRETS = {"SECRET_KEY": "s", "KEY_PEPPER": "p", "ENCRYPTION_KEYS": FERNET}
+SECRETS = {"SECRET_KEY": "s", "EXHAUST_KEY_PEPPER": "p", "EXHAUST_ENCRYPTION_KEYS": FERNET}
 POSTGRESQL = "postgresql://me:pass@db.example:5433/exhaust"
 
 
@@ -58,7 +58,7 @@ def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of the test's own, and an environment that says nothing else."""
     for name in KNOWN:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("EXHAUST_VAR", str(tmp_path / "var"))
+    monkeypatch.setenv("EXHAUST_DATA_DIR", str(tmp_path / "var"))
     return tmp_path / "var"
 
 
@@ -95,10 +95,10 @@ def test_nothing_set_means_embedded(read: Any, var: Path):
     assert (var / "broker" / "control").is_dir()
     assert settings["FILES_DIR"] == var / "files"
     assert settings["S3_BUCKET"] == ""
-    assert settings["PUBLIC_URL"] == "http://127.0.0.1:8000"
+    assert settings["EXHAUST_PUBLIC_URL"] == "http://127.0.0.1:8000"
     assert settings["DEBUG"] is False
     assert (settings["EXHAUST_MAX_DAYS"], settings["EXHAUST_LINK_SECONDS"]) == (366, 86_400)
-    assert settings["EXHAUST_RETENTION_DAYS"] == 30
+    assert settings["EXHAUST_FILE_RETENTION_DAYS"] == 30
     assert "SECURE_SSL_REDIRECT" not in settings
     assert "SECURE_PROXY_SSL_HEADER" not in settings
 
@@ -109,9 +109,9 @@ def test_an_empty_variable_is_one_that_is_not_set(read: Any, var: Path):
         "EXHAUST_",
         "DEBUG",
         "BEHIND",
-        "DATABASE_POOL",
+        "EXHAUST_DATABASE_POOL_SIZE",
         "LOG",
-        "METRICS_PORT",
+        "EXHAUST_METRICS_PORT",
         "PUBLIC",
         "RATE",
         "WORKER",
@@ -129,10 +129,13 @@ def test_secrets_are_made_once_and_are_for_the_owner_alone(read: Any, var: Path)
         kept = var / f"{name.lower()}.txt"
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
         assert first[name] == second[name]
-        made = first[name][0] if name == "ENCRYPTION_KEYS" else first[name]
+        made = first[name][0] if name == "EXHAUST_ENCRYPTION_KEYS" else first[name]
         assert kept.read_text() == made
         assert len(made) >= 44
-    assert len({first["SECRET_KEY"], first["KEY_PEPPER"], *first["ENCRYPTION_KEYS"]}) == 3
+    assert (
+        len({first["SECRET_KEY"], first["EXHAUST_KEY_PEPPER"], *first["EXHAUST_ENCRYPTION_KEYS"]})
+        == 3
+    )
     assert sorted(path.name for path in var.glob("*.*")) == [
         "encryption_keys.txt",
         "key_pepper.txt",
@@ -143,8 +146,8 @@ def test_secrets_are_made_once_and_are_for_the_owner_alone(read: Any, var: Path)
 def test_a_given_secret_is_taken_and_nothing_is_written(read: Any, var: Path):
     settings = read(**SECRETS)
 
-    assert (settings["SECRET_KEY"], settings["KEY_PEPPER"]) == ("s", "p")
-    assert settings["ENCRYPTION_KEYS"] == [FERNET]
+    assert (settings["SECRET_KEY"], settings["EXHAUST_KEY_PEPPER"]) == ("s", "p")
+    assert settings["EXHAUST_ENCRYPTION_KEYS"] == [FERNET]
     assert list(var.glob("*.txt")) == []
 
 
@@ -153,11 +156,11 @@ def test_processes_that_start_together_agree_and_answer(var: Path):
     program = (
         "import django; django.setup(); from django.conf import settings;"
         "from django.core.management import call_command; call_command('check');"
-        "print(settings.SECRET_KEY, settings.KEY_PEPPER, settings.ENCRYPTION_KEYS)"
+        "print(settings.SECRET_KEY, settings.EXHAUST_KEY_PEPPER, settings.EXHAUST_ENCRYPTION_KEYS)"
     )
     environment = {
         **{name: value for name, value in os.environ.items() if name not in KNOWN},
-        "EXHAUST_VAR": str(var),
+        "EXHAUST_DATA_DIR": str(var),
         "DJANGO_SETTINGS_MODULE": "config.settings",
     }
     started = [
@@ -232,9 +235,11 @@ def test_a_server_wants_its_secrets_from_the_environment(
 
 
 def test_an_https_address_makes_cookies_and_redirects_secure(read: Any):
-    settings = read(PUBLIC_URL="https://exhaust.example/", ALLOWED_HOSTS="a.example,b.example")
+    settings = read(
+        EXHAUST_PUBLIC_URL="https://exhaust.example/", ALLOWED_HOSTS="a.example,b.example"
+    )
 
-    assert settings["PUBLIC_URL"] == "https://exhaust.example"
+    assert settings["EXHAUST_PUBLIC_URL"] == "https://exhaust.example"
     assert settings["SESSION_COOKIE_SECURE"] is settings["CSRF_COOKIE_SECURE"] is True
     assert settings["SECURE_SSL_REDIRECT"] is True
     assert settings["SECURE_HSTS_SECONDS"] == 31_536_000
@@ -247,17 +252,20 @@ def test_an_https_address_makes_cookies_and_redirects_secure(read: Any):
 
 
 def test_the_forwarded_scheme_is_believed_only_behind_a_proxy(read: Any):
-    assert read(BEHIND_PROXY="true")["SECURE_PROXY_SSL_HEADER"] == (
+    assert read(EXHAUST_BEHIND_PROXY="true")["SECURE_PROXY_SSL_HEADER"] == (
         "HTTP_X_FORWARDED_PROTO",
         "https",
     )
-    assert "SECURE_PROXY_SSL_HEADER" not in read(BEHIND_PROXY="false")
+    assert "SECURE_PROXY_SSL_HEADER" not in read(EXHAUST_BEHIND_PROXY="false")
 
 
 def test_several_encryption_keys_are_kept_in_their_order(read: Any):
     other = Fernet.generate_key().decode()
 
-    assert read(ENCRYPTION_KEYS=f"{other},{FERNET}")["ENCRYPTION_KEYS"] == [other, FERNET]
+    assert read(EXHAUST_ENCRYPTION_KEYS=f"{other},{FERNET}")["EXHAUST_ENCRYPTION_KEYS"] == [
+        other,
+        FERNET,
+    ]
 
 
 # wrong or half-set ------------------------------------------------------------------------------
@@ -306,7 +314,7 @@ def test_a_half_set_variable_stops_the_start(
     "url", ["exhaust.example", "ftp://exhaust.example", "https://", "//x", "", "http://[::1"]
 )
 def test_a_wrong_public_url_stops_the_start(read: Any, url: str):
-    assert failure(read, PUBLIC_URL=url).startswith("PUBLIC_URL: ")
+    assert failure(read, EXHAUST_PUBLIC_URL=url).startswith("EXHAUST_PUBLIC_URL: ")
 
 
 @pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL"])
@@ -348,23 +356,23 @@ def test_a_wrong_database_url_stops_the_start_and_shows_no_password(read: Any, u
         ("EXHAUST_MAX_DAYS", "1.5"),
         ("EXHAUST_LINK_SECONDS", "0"),
         ("EXHAUST_LINK_SECONDS", "604801"),
-        ("EXHAUST_RETENTION_DAYS", "0"),
-        ("EXHAUST_RETENTION_DAYS", ""),
+        ("EXHAUST_FILE_RETENTION_DAYS", "0"),
+        ("EXHAUST_FILE_RETENTION_DAYS", ""),
         ("EXHAUST_MAX_ROWS", "0"),
         ("EXHAUST_MAX_SECONDS", "0"),
         ("EXHAUST_MAX_SECONDS", "2000001"),
         ("EXHAUST_PART_BYTES", "-1"),
-        ("EXHAUST_RUNNING_PER_CHANNEL", "0"),
-        ("EXHAUST_QUEUED_PER_CHANNEL", "0"),
-        ("DATABASE_POOL", "0"),
-        ("EVENT_RETENTION_DAYS", "30"),
-        ("EVENT_RETENTION_DAYS", "-1"),
-        ("METRICS_PORT", "65536"),
-        ("WORKER_STOP_SECONDS", "0"),
-        ("RATE_LIMITS", "-1"),
-        ("LOG_LEVEL", "LOUD"),
+        ("EXHAUST_MAX_RUNNING_PER_CHANNEL", "0"),
+        ("EXHAUST_MAX_QUEUED_PER_CHANNEL", "0"),
+        ("EXHAUST_DATABASE_POOL_SIZE", "0"),
+        ("EXHAUST_EVENT_RETENTION_DAYS", "30"),
+        ("EXHAUST_EVENT_RETENTION_DAYS", "-1"),
+        ("EXHAUST_METRICS_PORT", "65536"),
+        ("EXHAUST_WORKER_SHUTDOWN_SECONDS", "0"),
+        ("EXHAUST_RATE_LIMIT_MULTIPLIER", "-1"),
+        ("EXHAUST_LOG_LEVEL", "LOUD"),
         ("DEBUG", "perhaps"),
-        ("BEHIND_PROXY", "perhaps"),
+        ("EXHAUST_BEHIND_PROXY", "perhaps"),
     ],
 )
 def test_a_value_out_of_range_stops_the_start(read: Any, variable: str, value: str):
@@ -373,15 +381,17 @@ def test_a_value_out_of_range_stops_the_start(read: Any, variable: str, value: s
 
 def test_what_makes_processes_fail_is_nothing_for_production(read: Any, tmp_path: Path):
     assert read(EXHAUST_FAILPOINTS=str(tmp_path))["FAILPOINTS"] == str(tmp_path)
-    told = failure(read, EXHAUST_FAILPOINTS=str(tmp_path), PUBLIC_URL="https://exhaust.example")
+    told = failure(
+        read, EXHAUST_FAILPOINTS=str(tmp_path), EXHAUST_PUBLIC_URL="https://exhaust.example"
+    )
     assert told.startswith("EXHAUST_FAILPOINTS: ")
 
 
 def test_all_wrong_values_are_told_at_once(read: Any):
-    sentence = failure(read, EXHAUST_MAX_DAYS="many", LOG_LEVEL="LOUD")
+    sentence = failure(read, EXHAUST_MAX_DAYS="many", EXHAUST_LOG_LEVEL="LOUD")
 
     assert "EXHAUST_MAX_DAYS" in sentence
-    assert "LOG_LEVEL" in sentence
+    assert "EXHAUST_LOG_LEVEL" in sentence
 
 
 @pytest.mark.parametrize(
@@ -390,10 +400,10 @@ def test_all_wrong_values_are_told_at_once(read: Any):
     ids=["short", "not ASCII", "unpadded", "cut", "comma behind", "comma before", "semicolon"],
 )
 def test_a_malformed_encryption_key_stops_the_start_and_is_not_shown(read: Any, keys: str):
-    sentence = failure(read, ENCRYPTION_KEYS=keys)
+    sentence = failure(read, EXHAUST_ENCRYPTION_KEYS=keys)
 
     assert sentence == (
-        "ENCRYPTION_KEYS: each key is 32 bytes in urlsafe base64;"
+        "EXHAUST_ENCRYPTION_KEYS: each key is 32 bytes in urlsafe base64;"
         " the first one encrypts, all decrypt."
     )
 

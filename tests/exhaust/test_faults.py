@@ -279,8 +279,8 @@ def test_a_worker_survives_a_redis_that_goes_while_messages_wait(tmp_path: Path)
     with ExitStack() as stack:
         redis = started(stack, "redis-server", "--port", str(port), "--save", "")
         command = [sys.executable, "-m", "celery", "-A", "config", "worker", "--concurrency", "2"]
-        variables = {**os.environ, "CELERY_BROKER_URL": url, "EXHAUST_VAR": str(tmp_path)}
-        variables["LOG_LEVEL"] = "INFO"
+        variables = {**os.environ, "CELERY_BROKER_URL": url, "EXHAUST_DATA_DIR": str(tmp_path)}
+        variables["EXHAUST_LOG_LEVEL"] = "INFO"
         worker = started(stack, *command, "-l", "INFO", env=variables, log=log)
         until(lambda: b" ready." in log.read_bytes(), "the worker")
         children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
@@ -312,11 +312,11 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> Non
     place = f"{named['HOST']}:{named['PORT']}/{named['NAME']}"
     variables = {
         **os.environ,
-        "EXHAUST_VAR": str(tmp_path),
+        "EXHAUST_DATA_DIR": str(tmp_path),
         "EXHAUST_FAILPOINTS": str(tmp_path / "failpoints"),
         "DATABASE_URL": f"postgresql://{named['USER']}@{place}",
-        "WORKER_STOP_SECONDS": "1",
-        "LOG_LEVEL": "INFO",
+        "EXHAUST_WORKER_SHUTDOWN_SECONDS": "1",
+        "EXHAUST_LOG_LEVEL": "INFO",
     }
     log = tmp_path / "worker.log"
     with ExitStack() as stack:

@@ -466,7 +466,7 @@ def test_by_hand_the_job_must_be_the_one(settings: Any) -> None:
     assert [fetch_job_row(job)["status"] for job in (own, other)] == ["SUBMITTED", "CANCELLED"]
 
     # and a full queue is told in words
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job(channel="ORG_002")
     with pytest.raises(CommandError, match="1 requests waiting"):
         run_job_command("retry", "A" * 32, "--channel", "ORG_002")

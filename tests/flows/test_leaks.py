@@ -1,6 +1,6 @@
 """Nothing leaks sideways: what is private is planted everywhere, and looked for everywhere else.
 
-Real processes at LOG_LEVEL=DEBUG, every door, every way to fail; then all they wrote, all that
+Real processes at EXHAUST_LOG_LEVEL=DEBUG, every door, every way to fail; then all they wrote, all that
 lies in the broker, in the ledger and in the answers is searched.
 """
 
@@ -135,7 +135,9 @@ def canary() -> Canaries:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     var = tmp_path_factory.mktemp("leaks")
-    with running(var, 2, LOG_LEVEL="DEBUG", PUSH_ALLOWED_NETWORKS="127.0.0.0/8") as service:
+    with running(
+        var, 2, EXHAUST_LOG_LEVEL="DEBUG", EXHAUST_PUSH_ALLOWED_NETWORKS="127.0.0.0/8"
+    ) as service:
         yield service
 
 

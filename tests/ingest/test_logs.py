@@ -220,7 +220,13 @@ def test_what_goes_past_the_loggers_is_told_by_kind_alone(how: str):
 def _var() -> dict[str, str]:
     import os
 
-    names = ("EXHAUST_VAR", "DATABASE_URL", "SECRET_KEY", "KEY_PEPPER", "ENCRYPTION_KEYS")
+    names = (
+        "EXHAUST_DATA_DIR",
+        "DATABASE_URL",
+        "SECRET_KEY",
+        "EXHAUST_KEY_PEPPER",
+        "EXHAUST_ENCRYPTION_KEYS",
+    )
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

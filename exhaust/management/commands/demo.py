@@ -56,7 +56,7 @@ class Command(BaseCommand):
         )
 
     def _run_tour(self, stack: ExitStack, port: int, *, serve: bool) -> None:
-        out = Path(settings.VAR_DIR) / "demo"
+        out = Path(settings.DATA_DIR) / "demo"
         out.mkdir(parents=True, exist_ok=True)
         self._print_heading("Making the tables, and a clean demo channel")
         call_command("migrate", verbosity=0)
@@ -64,8 +64,8 @@ class Command(BaseCommand):
 
         base = f"http://127.0.0.1:{port}"
         self._print_heading(f"Starting the web server at {base} and a worker")
-        settings.PUBLIC_URL = base
-        environment = {"PUBLIC_URL": base}
+        settings.EXHAUST_PUBLIC_URL = base
+        environment = {"EXHAUST_PUBLIC_URL": base}
         logs = {"web": out / "web.log", "worker": out / "worker.log"}
         commands = {"web": processes.web_command(port), "worker": processes.worker_command()}
         children = {

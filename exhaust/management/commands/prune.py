@@ -26,10 +26,10 @@ class Command(BaseCommand):
                 count = sum(retention.delete_expired_files())
             self.stdout.write(f"files: {count:,}")
         if retention.event_cutoff() is None:
-            self.stdout.write("events: kept for ever; EVENT_RETENTION_DAYS is not set")
+            self.stdout.write("events: kept for ever; EXHAUST_EVENT_RETENTION_DAYS is not set")
             return
         expired = retention.count_expired_events()
-        days = settings.EVENT_RETENTION_DAYS
+        days = settings.EXHAUST_EVENT_RETENTION_DAYS
         self.stdout.write(f"events older than {days} days: {sum(expired.values()):,}")
         if options["dry_run"]:
             for channel, count in expired.items():

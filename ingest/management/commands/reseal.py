@@ -1,4 +1,4 @@
-"""After a key was put first in ENCRYPTION_KEYS: what older keys sealed is sealed with it."""
+"""After a key was put first in EXHAUST_ENCRYPTION_KEYS: what older keys sealed is sealed with it."""
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ CHUNK_ROWS = 500
 
 
 class Command(BaseCommand):
-    help = "Seals everything under the first of ENCRYPTION_KEYS, so that the others can go."
+    help = "Seals everything under the first of EXHAUST_ENCRYPTION_KEYS, so that the others can go."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--dry-run", action="store_true", help="Only whether all can be read.")
@@ -28,7 +28,9 @@ class Command(BaseCommand):
             if done or failed:
                 self.stdout.write(f"{model._meta.db_table}.{column}: {done:,}, unreadable {failed}")
         if unreadable:
-            raise CommandError(f"ENCRYPTION_KEYS opens {unreadable} not: an older one is missing.")
+            raise CommandError(
+                f"EXHAUST_ENCRYPTION_KEYS opens {unreadable} not: an older one is missing."
+            )
         self.stdout.write("All can be read." if options["dry_run"] else "The other keys can go.")
 
     def _reencrypt(self, model: type[models.Model], column: str, *, dry: bool) -> tuple[int, int]:

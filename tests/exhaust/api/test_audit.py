@@ -60,7 +60,7 @@ def test_a_request_that_is_submitted_cancelled_and_retried_is_told(asker: Client
 
 
 def test_a_request_that_is_refused_is_not_told(asker: Client, settings: Any):
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job()
     body = json.dumps({"request": REQUEST})
     assert asker.post("/dataset/v1/request/submit", body, "application/json").status_code == 429

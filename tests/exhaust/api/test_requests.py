@@ -146,7 +146,7 @@ def test_what_is_not_theirs_is_not_there(verb: str, asker: Client) -> None:
 
 def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None:
     # given a channel with as many waiting as may, one at work, and another channel
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 2
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 2
     make_claimed(tag="working")
     failed = make_job(tag="failed", status="FAILED")
     for tag in ("first", "second"):

@@ -301,7 +301,7 @@ def test_what_a_schedule_cannot_say_offers_none() -> None:
 
 
 def test_a_full_queue_is_told_and_the_form_stays(asha: Client, settings: Any) -> None:
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     send_events(make_answer(1))
     make_job()
     said = text(asha.post(f"{C}/ask", form(tag="one-more")), 429)

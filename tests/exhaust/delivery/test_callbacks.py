@@ -41,7 +41,7 @@ SUBMIT = "/dataset/v1/request/submit"
 @pytest.fixture(autouse=True)
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers on this machine, and no patience with them."""
-    settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(http_client, "TIMEOUT_SECONDS", 0.5)
 
 
@@ -356,7 +356,7 @@ def test_a_secret_that_cannot_be_opened_delays_its_channel_alone(settings: Any) 
     with Receiver() as receiver:
         closed = make_callback(receiver.url)
         callbacks.fetch_active_secrets(closed.job.channel)
-        settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+        settings.EXHAUST_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
         other = make_callback(receiver.url, channel="ORG_002")
         callbacks.deliver_due(seconds=0)
     closed.refresh_from_db()
@@ -658,7 +658,7 @@ def test_a_request_may_name_who_is_told(asker: Client) -> None:
 def test_an_address_that_will_not_do_is_refused_with_the_remedy(
     url: Any, remedy: str, asker: Client, settings: Any
 ) -> None:
-    settings.PUSH_ALLOWED_NETWORKS = []
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
     answer = submitted(asker, url)
 
     assert answer.status_code == 400

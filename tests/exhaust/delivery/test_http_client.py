@@ -145,7 +145,7 @@ def infos(*addresses: str) -> list[Any]:
 
 @pytest.fixture
 def inside(settings: Any) -> None:
-    settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
 
 
 def post(url: str, seconds: float = 5.0) -> http_client.Answer:
@@ -253,7 +253,7 @@ def test_an_operator_can_allow_an_internal_network(settings: Any) -> None:
     with Receiver() as receiver:
         with pytest.raises(AddressNotAllowed, match="operator"):
             post(receiver.url)
-        settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.1/32")]
+        settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.1/32")]
 
         assert post(receiver.url).status == 200
         assert post(receiver.url.replace("127.0.0.1", "localhost")).status == 200
@@ -455,11 +455,11 @@ def test_the_certificate_is_checked_for_the_name_that_was_asked_for(
 
 
 def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str) -> Any:
-    monkeypatch.setenv("EXHAUST_VAR", str(tmp_path))
+    monkeypatch.setenv("EXHAUST_DATA_DIR", str(tmp_path))
     for name in ("DATABASE_URL", "CELERY_BROKER_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PUSH_ALLOWED_NETWORKS", said)
-    return runpy.run_path(str(SETTINGS))["PUSH_ALLOWED_NETWORKS"]
+    monkeypatch.setenv("EXHAUST_PUSH_ALLOWED_NETWORKS", said)
+    return runpy.run_path(str(SETTINGS))["EXHAUST_PUSH_ALLOWED_NETWORKS"]
 
 
 @pytest.mark.parametrize(
@@ -481,5 +481,7 @@ def test_allowed_networks_are_read(
 def test_a_wrong_network_stops_the_start(
     said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"^PUSH_ALLOWED_NETWORKS: .* 10\.1\.2\.0/24"):
+    with pytest.raises(
+        ImproperlyConfigured, match=r"^EXHAUST_PUSH_ALLOWED_NETWORKS: .* 10\.1\.2\.0/24"
+    ):
         read_settings(monkeypatch, tmp_path, said)

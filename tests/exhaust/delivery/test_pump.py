@@ -54,7 +54,7 @@ SECRET = "whsec_" + b64encode(b"x" * 32).decode()
 @pytest.fixture(autouse=True)
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers on this machine, and no patience."""
-    settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 
@@ -336,7 +336,7 @@ def test_an_address_inside_is_never_reached(settings: Any) -> None:
     emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver)
-        settings.PUSH_ALLOWED_NETWORKS = []
+        settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
         deliver_all(destination)
         assert destinations.determine_state(destination) == "off"
         Destination.objects.update(
@@ -438,11 +438,11 @@ def test_a_killed_process_repeats_and_loses_nothing(settings: Any, tmp_path: Pat
         **os.environ,
         "DATABASE_URL": url,
         "SECRET_KEY": settings.SECRET_KEY,
-        "KEY_PEPPER": settings.KEY_PEPPER,
-        "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
+        "EXHAUST_KEY_PEPPER": settings.EXHAUST_KEY_PEPPER,
+        "EXHAUST_ENCRYPTION_KEYS": ",".join(settings.EXHAUST_ENCRYPTION_KEYS),
         "DJANGO_SETTINGS_MODULE": "config.settings",
         "EXHAUST_FAILPOINTS": str(tmp_path),
-        "PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EXHAUST_PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
     }
     with Receiver() as receiver:
         destination = make_destination(receiver)
@@ -705,11 +705,14 @@ def test_a_secret_that_no_key_opens_is_told(settings: Any) -> None:
     with Receiver() as receiver:
         destination = make_destination(receiver, user="us", password="secret word")
         other = make_destination(receiver, name="other")
-        kept, settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS, [Fernet.generate_key().decode()]
+        kept, settings.EXHAUST_ENCRYPTION_KEYS = (
+            settings.EXHAUST_ENCRYPTION_KEYS,
+            [Fernet.generate_key().decode()],
+        )
         deliver_all(destination)
         assert "decrypted" in destination.disabled_reason
         assert received_ids(receiver) == emitted  # of the other
-        settings.ENCRYPTION_KEYS = kept
+        settings.EXHAUST_ENCRYPTION_KEYS = kept
         assert destinations.resume(destination)
         deliver_all(destination)
         assert received_ids(receiver) == emitted * 2

@@ -685,4 +685,4 @@ def test_only_who_writes_parquet_loads_pyarrow(tmp_path: Path):
 
 
 def _environment(tmp_path: Path) -> dict[str, str]:
-    return {"DJANGO_SETTINGS_MODULE": "config.settings", "EXHAUST_VAR": str(tmp_path)}
+    return {"DJANGO_SETTINGS_MODULE": "config.settings", "EXHAUST_DATA_DIR": str(tmp_path)}

@@ -281,7 +281,7 @@ def test_a_link_lives_as_long_as_the_setting_says(settings: Any) -> None:
 def test_a_link_does_not_outlive_its_file(settings: Any) -> None:
     # given a file an hour before its retention ends
     file, link, _ = made()
-    born = timezone.now() - timedelta(days=settings.EXHAUST_RETENTION_DAYS, hours=-1)
+    born = timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS, hours=-1)
     File.objects.update(created_at=born)
     Link.objects.all().delete()
     file = File.objects.get(pk=file.pk)
@@ -370,7 +370,7 @@ def test_a_dump_of_the_database_opens_nothing() -> None:
 
 def test_a_token_sealed_under_a_lost_key_has_a_successor(settings: Any) -> None:
     file, link, path = made()
-    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    settings.EXHAUST_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     again = links.get_or_create(File.objects.get(pk=file.pk))
     assert again is not None
     assert again != link
@@ -508,7 +508,7 @@ def age(file: File, **span: float) -> None:
 
 def test_retention_deletes_what_is_past_it(files: Path, settings: Any, asker: Client) -> None:
     # given a file past its thirty days, and one a minute before
-    settings.EXHAUST_RETENTION_DAYS = 30
+    settings.EXHAUST_FILE_RETENTION_DAYS = 30
     old, old_link, old_path = made()
     young, _, young_path = made()
     age(old, days=30, minutes=1)

@@ -485,7 +485,7 @@ def test_paused_between_reading_and_making_it_makes_nothing() -> None:
 @pytest.mark.django_db
 def test_a_refused_slot_stays_due_says_why_and_is_made(settings: Any) -> None:
     # given a channel that has as many waiting as may
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     waiting = make_job(tag="waiting")
     schedule = make_schedule()
 
@@ -514,7 +514,7 @@ def test_a_refused_slot_stays_due_says_why_and_is_made(settings: Any) -> None:
 def test_after_an_hour_of_refusals_the_slot_is_given_up_and_the_next_one_made(
     settings: Any,
 ) -> None:
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     waiting = make_job(tag="waiting")
     schedule = make_schedule()
     assert schedules.submit_due(SLOT) == 0
@@ -957,7 +957,7 @@ def test_what_cannot_be_made_cannot_be_resumed(asker: Client) -> None:
 
 @pytest.mark.django_db
 def test_a_refusal_can_be_read(asker: Client, settings: Any) -> None:
-    settings.EXHAUST_QUEUED_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job(tag="waiting")
     make_schedule()
     schedules.submit_due(SLOT)

@@ -432,7 +432,7 @@ def test_interactive_goes_before_nightly() -> None:
 @pytest.mark.django_db
 def test_a_channel_runs_no_more_than_its_share(settings: Any) -> None:
     # given a channel with as many running as may, and more waiting
-    settings.EXHAUST_RUNNING_PER_CHANNEL = 2
+    settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 2
     make_queue("A/1", "A/2", "A/3", "B/1")
     running = [transitions.claim(), transitions.claim(), transitions.claim()]
     assert [job.tag for job in running if job] == ["A-1", "B-1", "A-2"]
@@ -451,7 +451,7 @@ def test_a_channel_runs_no_more_than_its_share(settings: Any) -> None:
 @pytest.mark.django_db
 def test_a_lapsed_lease_takes_no_share(settings: Any) -> None:
     # given a channel whose only worker died
-    settings.EXHAUST_RUNNING_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 1
     dead = make_claimed()
     assert transitions.claim() is None
     make_state(dead, lease_until=timezone.now() - HOUR)
@@ -464,7 +464,7 @@ def test_a_lapsed_lease_takes_no_share(settings: Any) -> None:
 
 @pytest.mark.django_db
 def test_one_asked_for_by_hand_waits_for_no_share(settings: Any) -> None:
-    settings.EXHAUST_RUNNING_PER_CHANNEL = 1
+    settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 1
     make_claimed()
     job = make_job()
     assert transitions.claim() is None
@@ -515,7 +515,7 @@ def run_six_threads(work: Callable[[], None]) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_no_share_is_exceeded_by_claims_of_one_moment(settings: Any) -> None:
     # given two channels with plenty of work, and a share of two
-    settings.EXHAUST_RUNNING_PER_CHANNEL = 2
+    settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 2
     for number in range(20):
         make_job(channel="A" if number % 2 else "B", tag=str(number))
     claimed: list[Job] = []
@@ -536,7 +536,7 @@ def test_no_share_is_exceeded_by_claims_of_one_moment(settings: Any) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_six_workers_claim_two_hundred_jobs_once_each(settings: Any) -> None:
     # given two hundred jobs that may all run
-    settings.EXHAUST_RUNNING_PER_CHANNEL = 200
+    settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 200
     for _ in range(200):
         make_job()
     assert Job.objects.count() == 200

@@ -38,8 +38,8 @@ OLD = timedelta(days=DAYS + 1)
 
 @pytest.fixture(autouse=True)
 def kept_for_days(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings.EVENT_RETENTION_DAYS = DAYS
-    settings.PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_EVENT_RETENTION_DAYS = DAYS
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(pruning, "PRUNE_ROWS", 3)
 
 
@@ -86,9 +86,9 @@ def test_what_arrived_before_is_pruned_and_nothing_else(settings: Any) -> None:
     store_arrivals(9, 9)
 
     # when / then
-    settings.EVENT_RETENTION_DAYS = 0
+    settings.EXHAUST_EVENT_RETENTION_DAYS = 0
     assert run_pruning() == 0
-    settings.EVENT_RETENTION_DAYS = DAYS
+    settings.EXHAUST_EVENT_RETENTION_DAYS = DAYS
     assert run_pruning() == 7
     assert stored_mids() == mids_of(8, 9)
     assert run_pruning() == 0

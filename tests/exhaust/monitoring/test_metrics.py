@@ -39,7 +39,7 @@ def test_metrics_are_nobodys_business_by_default(client: Client) -> None:
 
 @pytest.mark.parametrize("said", ["", "Bearer", "Bearer other", "Basic t0ken", "t0ken"])
 def test_metrics_ask_for_their_token(said: str, client: Client, settings: Any) -> None:
-    settings.METRICS_TOKEN = "t0ken"
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
     answer = client.get("/metrics", headers={"Authorization": said})
     assert answer.status_code == 401
     assert b"exhaust_" not in answer.content
@@ -48,7 +48,7 @@ def test_metrics_ask_for_their_token(said: str, client: Client, settings: Any) -
 @pytest.mark.django_db
 def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
     # given
-    settings.METRICS_TOKEN = "t0ken"
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
     before = scrape(client)
 
     # when one is made, one failed, one stopped, one taken over, and one waits
@@ -80,7 +80,7 @@ def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
 
 @pytest.mark.django_db
 def test_uses_of_our_links_are_counted(client: Client, settings: Any) -> None:
-    settings.METRICS_TOKEN = "t0ken"
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
     (file,) = make_finished().files.all()
     link = links.get_or_create(file)
     assert link is not None
@@ -97,7 +97,7 @@ def test_uses_of_our_links_are_counted(client: Client, settings: Any) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_what_doors_got_is_counted(client: Client, settings: Any) -> None:
-    settings.METRICS_TOKEN = "t0ken"
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
     key = bearer(make_key("ingest"))
     good, bad = {"deviceId": "d1"}, {"deviceId": 5}
     before = scrape(client)
@@ -113,7 +113,7 @@ def test_what_doors_got_is_counted(client: Client, settings: Any) -> None:
 def test_dashboard_and_alerts_ask_for_what_is_there(
     page: str, client: Client, settings: Any
 ) -> None:
-    settings.METRICS_TOKEN = "t0ken"
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
     answer = client.get("/metrics", headers=TOKEN).content.decode()
     families = {
         family.name: family.type

@@ -947,7 +947,7 @@ def test_wrong_cookie_is_forbidden(db: None, cookie: str | None):
 
 
 def test_cookie_guesses_are_limited(db: None, settings: Any, monkeypatch: pytest.MonkeyPatch):
-    settings.RATE_LIMITS = 1.0
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
     buckets = token_bucket.ProcessLimiter(lambda: 10**12)
     monkeypatch.setattr(token_bucket, "_get_limiter", lambda _: buckets)
     for name in ("_shut", "_good"):

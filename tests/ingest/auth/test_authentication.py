@@ -110,7 +110,7 @@ def test_a_caller_has_the_scopes_and_channels_of_its_key():
 def test_another_pepper_knows_no_key(settings: Any):
     key = make_key()
 
-    settings.KEY_PEPPER = "another"
+    settings.EXHAUST_KEY_PEPPER = "another"
 
     assert denial_of(key) == (401, "unauthorized")
 

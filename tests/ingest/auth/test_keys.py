@@ -92,7 +92,7 @@ def test_a_refused_address_marks_no_use():
 def test_a_forwarded_address_counts_only_as_our_proxy_wrote_it(
     settings: Any, behind_proxy: bool, forwarded: str, answer: int
 ):
-    settings.BEHIND_PROXY = behind_proxy
+    settings.EXHAUST_BEHIND_PROXY = behind_proxy
     key = make_key("export:response", networks="203.0.113.0/24")
 
     assert status(key, "10.0.0.1", **{"X-Forwarded-For": forwarded}) == answer
@@ -187,9 +187,9 @@ def test_a_new_pepper_goes_first_and_the_old_one_goes_once_keys_were_used(settin
     used, unused = make_key("export:response"), make_key("export:response")
     before = set(ApiKey.objects.values_list("id", "public_id"))
 
-    settings.KEY_PEPPER = f"new,{settings.KEY_PEPPER}"
+    settings.EXHAUST_KEY_PEPPER = f"new,{settings.EXHAUST_KEY_PEPPER}"
     assert status(used) == 200
-    settings.KEY_PEPPER = "new"
+    settings.EXHAUST_KEY_PEPPER = "new"
 
     assert (status(used), status(unused)) == (200, 401)
     assert set(ApiKey.objects.values_list("id", "public_id")) == before
@@ -199,7 +199,7 @@ def test_a_new_pepper_goes_first_and_the_old_one_goes_once_keys_were_used(settin
 def test_an_applications_password_is_verified_by_every_pepper(settings: Any):
     made, secret = keys.create_application("shop", make_channel())
 
-    settings.KEY_PEPPER = f"new,{settings.KEY_PEPPER}"
+    settings.EXHAUST_KEY_PEPPER = f"new,{settings.EXHAUST_KEY_PEPPER}"
 
     assert keys.verify_secret(made.secret_digest, secret)
     assert not keys.verify_secret(made.secret_digest, secret + "x")

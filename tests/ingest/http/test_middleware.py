@@ -51,7 +51,7 @@ def test_a_key_acts_under_its_name_and_public_id_from_its_network():
 
 @pytest.mark.parametrize(("behind", "network"), [(True, "198.51.100.0/24"), (False, "10.0.0.0/24")])
 def test_the_address_is_the_one_that_the_limiter_takes(settings: Any, behind: bool, network: str):
-    settings.BEHIND_PROXY = behind
+    settings.EXHAUST_BEHIND_PROXY = behind
     headers = bearer(make_key(), **{"X-Forwarded-For": "192.0.2.1, 198.51.100.9"})
 
     Client(headers=headers, REMOTE_ADDR="10.0.0.1").get("/act/key")

@@ -27,7 +27,7 @@ EVENT = {"eid": "LOG", "ets": 1648785600123, "mid": "m", "context": {}, "edata":
 @pytest.fixture(autouse=True)
 def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.ProcessLimiter:
     """Limits as they are shipped, on a clock that stands, with empty buckets."""
-    settings.RATE_LIMITS = 1.0
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
     buckets = token_bucket.ProcessLimiter(lambda: 10**12)
     monkeypatch.setattr(token_bucket, "_get_limiter", lambda _: buckets)
     for name in ("_shut", "_good"):
@@ -169,7 +169,7 @@ def test_one_setting_scales_all_or_counts_nobody(
     factor: float, passes: int, settings: Any, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
 ):
     shrink_bursts(monkeypatch, READS=4)
-    settings.RATE_LIMITS = factor
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = factor
     count = 0
     for _ in range(9):
         try:

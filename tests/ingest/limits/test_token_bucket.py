@@ -331,7 +331,7 @@ def test_redis_is_asked_again_once_it_is_back(server: redis.Redis, settings: Any
 def test_the_address_is_the_peer_or_what_our_proxy_wrote(
     behind_proxy: bool, forwarded: str | None, expected: str, settings: Any, rf: RequestFactory
 ):
-    settings.BEHIND_PROXY = behind_proxy
+    settings.EXHAUST_BEHIND_PROXY = behind_proxy
     headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
 
     request = rf.get("/hit", headers=headers, REMOTE_ADDR="192.0.2.7")

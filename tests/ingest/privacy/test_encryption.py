@@ -27,14 +27,14 @@ def test_the_same_is_sealed_differently_each_time():
 
 def test_an_old_key_still_opens_and_a_dropped_one_does_not(settings: Any):
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-    settings.ENCRYPTION_KEYS = [old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [old]
     sealed = encrypt(PHONE)
 
-    settings.ENCRYPTION_KEYS = [new, old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [new, old]
     assert decrypt(sealed) == PHONE
     resealed = reencrypt(sealed)
 
-    settings.ENCRYPTION_KEYS = [new]
+    settings.EXHAUST_ENCRYPTION_KEYS = [new]
     assert decrypt(resealed) == PHONE
     with pytest.raises(InvalidToken):
         decrypt(sealed)
@@ -42,10 +42,10 @@ def test_an_old_key_still_opens_and_a_dropped_one_does_not(settings: Any):
 
 def test_the_first_key_seals(settings: Any):
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-    settings.ENCRYPTION_KEYS = [new, old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [new, old]
     sealed = encrypt(PHONE)
 
-    settings.ENCRYPTION_KEYS = [old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [old]
 
     with pytest.raises(InvalidToken):
         decrypt(sealed)
@@ -63,7 +63,7 @@ def test_a_byte_changed_is_noticed():
 def test_what_an_old_key_sealed_is_sealed_with_the_first(settings: Any):
     # given a phone and a refused event under an old key
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-    settings.ENCRYPTION_KEYS = [old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [old]
     channel = make_channel()
     for device, phone in (("d-1", encrypt(PHONE)), ("d-2", None)):
         Participant.objects.create(
@@ -71,7 +71,7 @@ def test_what_an_old_key_sealed_is_sealed_with_the_first(settings: Any):
         )
 
     # when a new one is put in front, and all is sealed anew
-    settings.ENCRYPTION_KEYS = [new, old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [new, old]
     call_command("reseal", "--dry-run")
     before = Participant.objects.get(device_id="d-1").encrypted_phone
     with pytest.raises(InvalidToken):
@@ -79,10 +79,10 @@ def test_what_an_old_key_sealed_is_sealed_with_the_first(settings: Any):
     call_command("reseal")
 
     # then the old one can go
-    settings.ENCRYPTION_KEYS = [new]
+    settings.EXHAUST_ENCRYPTION_KEYS = [new]
     assert decrypt(Participant.objects.get(device_id="d-1").encrypted_phone) == PHONE
     call_command("reseal", "--dry-run")
-    settings.ENCRYPTION_KEYS = [old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [old]
     with pytest.raises(CommandError, match="opens 1 not"):
         call_command("reseal")
 

@@ -68,7 +68,7 @@ def test_truncated_event_is_unreadable(rejected: RejectedEvent):
 
 
 def test_dropped_key_makes_it_unreadable(rejected: RejectedEvent, settings):
-    settings.ENCRYPTION_KEYS = ["A" * 43 + "="]
+    settings.EXHAUST_ENCRYPTION_KEYS = ["A" * 43 + "="]
 
     assert replay() == "accepted 0, still rejected 0, unreadable 1"
 

@@ -451,15 +451,15 @@ def test_phone_is_encrypted_in_the_database(sender: Client):
 
 def test_phone_survives_key_rotation(sender: Client, settings: Any):
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-    settings.ENCRYPTION_KEYS = [old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [old]
     post(sender, participants_body(asha_profile()), PEOPLE)
 
-    settings.ENCRYPTION_KEYS = [new, old]
+    settings.EXHAUST_ENCRYPTION_KEYS = [new, old]
     row = Participant.objects.get()
     assert decrypt(row.encrypted_phone) == b"+919000000001"
     Participant.objects.update(encrypted_phone=reencrypt(row.encrypted_phone))
 
-    settings.ENCRYPTION_KEYS = [new]
+    settings.EXHAUST_ENCRYPTION_KEYS = [new]
     assert decrypt(Participant.objects.get().encrypted_phone) == b"+919000000001"
 
 
