@@ -30,6 +30,7 @@ NAMES: dict[type[Serializer[Any]], str] = {
     schedules.ScheduleFields: "ScheduleWords",
     destinations.DestinationBody: "SaveDestination",
     destinations.DestinationFields: "DestinationFields",
+    destinations.RewindBody: "Rewind",
     destinations.RewindRequest: "RewindWords",
 }
 # what a request's word may be where a function, not its field, judges it

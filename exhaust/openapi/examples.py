@@ -124,8 +124,12 @@ _DELIVERY = {
     "startedAt": _T,
     "endedAt": _T + 120,
 }
-_SINK_WORDS = {"url": "https://warehouse.example/sessions", "user": "exhaust", "password": "…"}
-_SINK = {
+_DESTINATION_FIELDS = {
+    "url": "https://warehouse.example/sessions",
+    "user": "exhaust",
+    "password": "…",
+}
+_DESTINATION = {
     "name": "warehouse",
     "requestedChannel": "ORG_001",
     "kind": "webhook",
@@ -187,7 +191,7 @@ EXAMPLES: dict[str, Any] = {
         "request": {"filters": {"status": ["SUCCESS", "FAILED"], "tagPrefix": "april"}, "limit": 50}
     },
     "SaveScheduleRequest": {"request": _SCHEDULE_WORDS},
-    "SaveSinkRequest": {"request": _SINK_WORDS},
+    "SaveDestinationRequest": {"request": _DESTINATION_FIELDS},
     "RewindRequest": {"request": {"time": 0}},
     "ConversationNameRequest": {"name": "Lunch bot"},
     "TelemetryBatch": {"id": "ekstep.telemetry", "ver": "3.0", "events": [_ASSESS]},
@@ -244,8 +248,8 @@ EXAMPLES: dict[str, Any] = {
     "Schedule": _SCHEDULE,
     "ScheduleList": {"count": 1, "schedules": [_SCHEDULE], "nextCursor": None},
     "Delivery": {**_DELIVERY, "kind": "test", "documents": 1, "bytes": 240},
-    "Destination": _SINK,
-    "DestinationList": {"count": 1, "destinations": [_SINK]},
+    "Destination": _DESTINATION,
+    "DestinationList": {"count": 1, "destinations": [_DESTINATION]},
     "DeadLetterList": {
         "count": 1,
         "deadLetters": [
