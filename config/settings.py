@@ -2,7 +2,8 @@
 
 Nothing set means embedded: SQLite, Celery's filesystem broker and a folder for files, all under
 `var/`. `DATABASE_URL`, `CELERY_BROKER_URL` and `S3_BUCKET` each move one part to a server.
-A wrong or half-set variable stops the start with a sentence that names it.
+Each variable may come from a file instead: `SECRET_KEY_FILE` names one that holds `SECRET_KEY`.
+A wrong, half-set or misspelt variable stops the start with a sentence that names it.
 """
 
 import os
@@ -10,22 +11,28 @@ import re
 import secrets
 from base64 import urlsafe_b64encode
 from datetime import timedelta
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import dj_database_url
-from django.core.exceptions import ImproperlyConfigured
-from environs import Env, EnvError, validate
+from environs import EnvValidationError, FileAwareEnv, validate
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = Env(eager=False)
+env = FileAwareEnv(eager=False, strip_whitespace=True)
 
 
-def setting_error(variable: str, remedy: str) -> ImproperlyConfigured:
-    return ImproperlyConfigured(f"{variable}: {remedy}")
+def setting_error(variable: str, remedy: str) -> SystemExit:
+    """Ends the process with one sentence; the operator needs no traceback."""
+    return SystemExit(f"{variable}: {remedy}")
 
+
+for _name, _path in os.environ.items():
+    _is_ours = _name.startswith(("EXHAUST_", "S3_", "SECRET_KEY", "DATABASE_URL", "CELERY_BROKER"))
+    if _is_ours and _name.endswith("_FILE") and not os.access(_path, os.R_OK):
+        raise setting_error(_name, f"'{_path}' is no file that this process may read.")
 
 # Where this installation stands -----------------------------------------------------------------
 
@@ -94,8 +101,27 @@ FAILPOINTS: str = env.str("EXHAUST_FAILPOINTS", "")  # a test's folder: see exha
 
 try:
     env.seal()
-except EnvError as error:
-    raise ImproperlyConfigured(str(error)) from error
+except EnvValidationError as error:
+    raise SystemExit(
+        "\n".join(
+            f"{name}: {' '.join(reasons)}" for name, reasons in sorted(error.error_messages.items())
+        )
+    ) from error
+
+CLIENT_VARIABLES = {
+    f"EXHAUST_{name}" for name in ("URL", "KEY", "CHANNEL", "APPLICATION", "SECRET")
+}
+known_variables = CLIENT_VARIABLES | set(env.dump())
+for _name in sorted(os.environ):
+    _known = _name.removesuffix("_FILE") in known_variables
+    if _name.startswith(("EXHAUST_", "S3_")) and not _known:
+        _similar = get_close_matches(_name, known_variables, n=1, cutoff=0.75)
+        raise setting_error(
+            _name,
+            f"there is no such setting; did you mean {_similar[0]}?"
+            if _similar
+            else "there is no such setting; README.md lists them all.",
+        )
 
 if bool(_aws_id) != bool(_aws_secret):
     missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
@@ -136,7 +162,7 @@ def load_secret(variable: str, given_value: str, make: Any) -> str:
         raise setting_error(
             variable, "must be set as soon as a database, broker or S3 server is named."
         )
-    path = DATA_DIR / f"{variable.lower()}.txt"
+    path = DATA_DIR / f"{variable.lower().removeprefix('exhaust_')}.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{secrets.token_hex(4)}")

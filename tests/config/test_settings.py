@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
-from django.core.exceptions import ImproperlyConfigured
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = ROOT / "config" / "settings.py"
@@ -76,7 +75,7 @@ def read(var: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def failure(read: Any, **variables: str) -> str:
-    with pytest.raises(ImproperlyConfigured) as caught:
+    with pytest.raises(SystemExit) as caught:
         read(**variables)
     return str(caught.value)
 
@@ -431,3 +430,63 @@ def test_every_variable_is_tried_here():
 
     assert read_names <= set(KNOWN)
     assert named == set(KNOWN)
+
+
+# misspelt, and from files ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("EXHAUST_MAX_DAY", "EXHAUST_MAX_DAYS"),
+        ("EXHAUST_PUBLICURL", "EXHAUST_PUBLIC_URL"),
+        ("S3_BUKET", "S3_BUCKET"),
+        ("EXHAUST_KEY_PEPER_FILE", "EXHAUST_KEY_PEPPER"),
+    ],
+)
+def test_misspelt_variable_stops_the_start(read: Any, misspelt: str, meant: str, tmp_path: Path):
+    (tmp_path / "value").write_text("1")
+
+    assert failure(read, **{misspelt: str(tmp_path / "value")}) == (
+        f"{misspelt}: there is no such setting; did you mean {meant}?"
+    )
+
+
+def test_unknown_variable_stops_the_start(read: Any):
+    assert failure(read, EXHAUST_FAVOURITE_COLOUR="1") == (
+        "EXHAUST_FAVOURITE_COLOUR: there is no such setting; README.md lists them all."
+    )
+
+
+def test_client_variables_are_known(read: Any):
+    read(EXHAUST_URL="http://127.0.0.1:8000", EXHAUST_KEY="k", EXHAUST_CHANNEL="ORG_001")
+
+
+def test_secrets_come_from_files(read: Any, tmp_path: Path):
+    for name, value in SECRETS.items():
+        (tmp_path / name).write_text(f"{value}\n")
+
+    settings = read(
+        DATABASE_URL=POSTGRESQL, **{f"{name}_FILE": str(tmp_path / name) for name in SECRETS}
+    )
+
+    assert settings["SECRET_KEY"] == SECRETS["SECRET_KEY"]
+    assert settings["EXHAUST_KEY_PEPPER"] == SECRETS["EXHAUST_KEY_PEPPER"]
+    assert settings["EXHAUST_ENCRYPTION_KEYS"] == [FERNET]
+
+
+def test_missing_secret_file_stops_the_start(read: Any, tmp_path: Path):
+    path = str(tmp_path / "none")
+
+    assert failure(read, SECRET_KEY_FILE=path) == (
+        f"SECRET_KEY_FILE: '{path}' is no file that this process may read."
+    )
+
+
+def test_wrong_setting_is_one_sentence(var: Path):
+    ended = subprocess.run(
+        [sys.executable, "manage.py", "check"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "EXHAUST_MAX_DAYS": "many"},
+    )  # fmt: skip
+
+    assert (ended.returncode, ended.stderr) == (1, "EXHAUST_MAX_DAYS: Not a valid integer.\n")

@@ -14,7 +14,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from django.core.exceptions import ImproperlyConfigured
 
 from exhaust.delivery import http_client
 from exhaust.delivery.http_client import AddressNotAllowed, Unreachable
