@@ -104,7 +104,8 @@ try:
 except EnvValidationError as error:
     raise SystemExit(
         "\n".join(
-            f"{name}: {' '.join(reasons)}" for name, reasons in sorted(error.error_messages.items())
+            f"{name}: {' '.join(reasons)}"
+            for name, reasons in sorted(dict(error.error_messages).items())
         )
     ) from error
 
