@@ -14,7 +14,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import dj_database_url
@@ -102,11 +102,9 @@ FAILPOINTS: str = env.str("EXHAUST_FAILPOINTS", "")  # a test's folder: see exha
 try:
     env.seal()
 except EnvValidationError as error:
+    messages = cast(dict[str, list[str]], error.error_messages)
     raise SystemExit(
-        "\n".join(
-            f"{name}: {' '.join(reasons)}"
-            for name, reasons in sorted(dict(error.error_messages).items())
-        )
+        "\n".join(f"{name}: {' '.join(reasons)}" for name, reasons in sorted(messages.items()))
     ) from error
 
 CLIENT_VARIABLES = {
