@@ -4,13 +4,16 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from django.core.management import get_commands, load_command_class
 from prometheus_client import REGISTRY
 
 from exhaust.api import validation
-from exhaust.cli.arguments import DOORS, parser
+from exhaust.cli.commands import app
+from exhaust.cli.send import SOURCES
 from exhaust.datasets import DATASETS
 from exhaust.files.formats import FORMATS
 from exhaust.models import Destination, Job
@@ -77,7 +80,7 @@ def test_every_field_of_a_request_is_described(field: str):
 @pytest.mark.parametrize("dialect", [*ADAPTERS, "participants"])
 def test_every_door_is_described(dialect: str):
     assert re.search(rf"^\| {dialect} \| `", SENDING, re.M | re.I)
-    assert dialect in DOORS
+    assert dialect in SOURCES
 
 
 @pytest.mark.parametrize("word", [*Destination.Kind.values, *Destination.Resource.values])
@@ -125,31 +128,40 @@ def test_the_readme_is_read_in_ten_minutes():
     assert len(README.split()) < 3000  # at 250 words a minute, its tables looked up in
 
 
-SUBCOMMANDS: dict[str, argparse.ArgumentParser] = next(
-    dict(action.choices)
-    for action in parser()._actions
-    if isinstance(action, argparse._SubParsersAction)
-)
+def command_line_options() -> dict[str, set[str]]:
+    """The options of each `exhaust` command."""
+    group: Any = typer.main.get_command(app)
+    return {
+        name: {option for param in command.params for option in param.opts if option[0] == "-"}
+        for name, command in group.commands.items()
+    }
 
 
-@pytest.mark.parametrize("command", SUBCOMMANDS)
-def test_every_word_of_the_command_line_is_described(command: str):
-    assert f"`exhaust {command}" in CLI
+CLI_OPTIONS = command_line_options()
+
+
+@pytest.mark.parametrize("command", CLI_OPTIONS)
+def test_cli_command_is_described(command: str):
+    (row,) = re.findall(rf"^\| `exhaust {command}\b.*", CLI, re.M)
+    shared = re.findall(r"^Every command takes .*", CLI, re.M)[0]
+    described = set(re.findall(r"`(-[a-z-]+)`", row + shared))
+    assert CLI_OPTIONS[command] <= described
+    assert described - set(re.findall(r"`(-[a-z-]+)`", shared)) <= CLI_OPTIONS[command]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_that_is_named_exists_with_its_options(page: Path):
     for program, name, options in commands(page.read_text()):
-        if program == "manage.py":
+        if program == "exhaust":
+            known = CLI_OPTIONS[name] | {"--help"}
+        else:
             assert name in get_commands(), name
             taken = load_command_class(get_commands()[name], name).create_parser("", name)
-        else:
-            taken = SUBCOMMANDS[name]
-        known = {option for action in taken._actions for option in action.option_strings}
-        nested = [a for a in taken._actions if isinstance(a, argparse._SubParsersAction)]
-        for action in nested:
-            for inner in action.choices.values():
-                known |= {option for a in inner._actions for option in a.option_strings}
+            known = {option for action in taken._actions for option in action.option_strings}
+            nested = [a for a in taken._actions if isinstance(a, argparse._SubParsersAction)]
+            for action in nested:
+                for inner in action.choices.values():
+                    known |= {option for a in inner._actions for option in a.option_strings}
         assert [option for option in options if option not in known] == [], name
 
 
@@ -157,5 +169,5 @@ def commands(text: str) -> Iterator[tuple[str, str, list[str]]]:
     """(program, its command, the options named with it), wherever a page names one."""
     for found in re.finditer(r"(?:`|\b)(manage\.py|exhaust) ([a-z_]+)((?: [^`\n|;&#<]*)?)", text):
         program, name, rest = found.groups()
-        if program == "manage.py" or name in SUBCOMMANDS:
+        if program == "manage.py" or name in CLI_OPTIONS:
             yield program, name, re.findall(r"(?<![\w-])--[a-z-]+", rest)

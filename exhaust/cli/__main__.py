@@ -2,6 +2,6 @@
 
 import sys
 
-from exhaust.cli.arguments import main
+from exhaust.cli.commands import main
 
 sys.exit(main())

@@ -1,243 +1,280 @@
-"""One server, one key: calls that are tried again, and failures in sentences with exit codes."""
+"""Calls to one server with one key: retries, and failures as a sentence and an exit code."""
 
 import json
 import os
 import random
-import sys
+import re
+import ssl
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
-from typing import Any
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import urllib3
-from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
+import httpx
 
-LONGEST_WAIT = 60.0  # seconds between two tries of our own choice
-LONGEST_ASKED = 900.0  # of a Retry-After; a longer one is told instead of slept
-AGAIN = {408, 429, 502, 503, 504}
+from exhaust.cli import __version__
+from exhaust.cli.terminal import print_note, printable
+
+MAX_BACKOFF_SECONDS = 60.0
+MAX_RETRY_AFTER_SECONDS = 900.0  # a longer Retry-After ends the command
+RETRIABLE_STATUSES = {408, 429, 502, 503, 504}
+USER_AGENT = f"exhaust-cli/{__version__}"
+# the request did not leave, so that it may be sent again whatever it does
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
-class Exit(IntEnum):
-    """What a script can tell an end by; said in `exhaust --help`."""
+class ExitCode(IntEnum):
+    """How a command ended, for scripts; `exhaust --help` lists them."""
 
     OK = 0
     FAILED = 1
     USAGE = 2
     DENIED = 3
     NOT_FOUND = 4
-    UNREACHABLE = 5
+    UNAVAILABLE = 5
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
 
-class Failure(Exception):
-    """The end of a command: a sentence with its remedy, an exit code, the HTTP status if any."""
+class CommandFailed(Exception):
+    """A sentence with its remedy, an exit code, and the HTTP status (0 without one)."""
 
-    def __init__(self, code: Exit, sentence: str, status: int = 0) -> None:
-        super().__init__(sentence)
-        self.code = code
+    def __init__(self, exit_code: ExitCode, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
         self.status = status
 
 
-def plain(text: object) -> str:
-    """Text of others, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+def open_client(*, follow_redirects: bool = False) -> httpx.Client:
+    """Returns a client that verifies TLS and uses the proxy that the environment names.
+
+    Raises `CommandFailed` for a proxy that cannot be used.
+    """
+    try:
+        return httpx.Client(
+            # the system's authorities or SSL_CERT_FILE; httpx alone trusts certifi's
+            verify=ssl.create_default_context(),
+            timeout=httpx.Timeout(120, connect=10),
+            follow_redirects=follow_redirects,
+            max_redirects=5,
+            headers={"User-Agent": USER_AGENT},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # keeps none
+        )
+    except (ImportError, ValueError, httpx.InvalidURL):  # its text may hold a password
+        raise CommandFailed(
+            ExitCode.USAGE,
+            "The proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY must be like"
+            " http://proxy.example.org:3128.",
+        ) from None
 
 
-def note(sentence: str) -> None:
-    """A line for people; standard output is for results."""
-    sys.stderr.write(f"{sentence}\n")
-    sys.stderr.flush()
-
-
-def pool_for(url: str, connections: int = 2) -> urllib3.PoolManager:
-    """Connections with verified TLS, through the proxy that the environment names, if any."""
-    address = urlsplit(url)
-    timeout = urllib3.Timeout(connect=10, read=120)
-    proxy = getproxies().get(address.scheme)
-    if proxy and not proxy_bypass(address.hostname or ""):
-        return urllib3.ProxyManager(proxy, maxsize=connections, timeout=timeout)
-    return urllib3.PoolManager(maxsize=connections, timeout=timeout)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer below 300, read whole."""
-
-    body: bytes
-    headers: Mapping[str, str]
-
-    def said(self) -> Any:
-        """Its JSON. Raises `Failure`."""
-        try:
-            return json.loads(self.body)
-        except ValueError:
-            raise Failure(
-                Exit.UNREACHABLE, "The answer is no JSON. Does EXHAUST_URL name an Exhaust server?"
-            ) from None
+def read_json(response: httpx.Response) -> Any:
+    """Returns an answer's JSON. Raises `CommandFailed`."""
+    try:
+        return json.loads(response.content)
+    except ValueError:
+        raise CommandFailed(
+            ExitCode.UNAVAILABLE, "The answer is not JSON. Does EXHAUST_URL name an Exhaust server?"
+        ) from None
 
 
 class Server:
-    """What `EXHAUST_URL` and `EXHAUST_KEY` name."""
+    """The server at `EXHAUST_URL`, called with the key in `EXHAUST_KEY`."""
 
     def __init__(
-        self, url: str, key: str, channel: str = "", tries: int = 8, quiet: bool = False
+        self, url: str, key: str, channel: str = "", max_attempts: int = 8, quiet: bool = False
     ) -> None:
-        """Raises `Failure` for an address or a key that cannot be one."""
+        """Raises `CommandFailed` for an address or a key that cannot be one."""
         self.url = url.strip().rstrip("/")
-        address = urlsplit(self.url)
-        if address.scheme not in {"http", "https"} or not address.hostname or address.query:
-            raise Failure(Exit.USAGE, "EXHAUST_URL must be like https://exhaust.example.org.")
-        if address.username or address.password:
-            raise Failure(Exit.USAGE, "EXHAUST_URL holds a password; leave it out.")
-        self._key = _header("EXHAUST_KEY", key)
-        self._channel = _header("--channel", channel)
-        self.tries = tries
-        self._quiet = quiet
-        self._pool = pool_for(self.url)
+        _check_url(self.url)
+        self._key = _check_header("EXHAUST_KEY", key)
+        self._channel = _check_header("--channel", channel)
+        self.max_attempts = max_attempts
+        self.quiet = quiet
+        self._client = open_client()
 
-    def headers(self) -> dict[str, str]:
-        """Who is calling. Raises `Failure` without a key."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    def key_headers(self) -> dict[str, str]:
+        """Returns the headers that carry the key and the channel. Raises `CommandFailed`."""
         if not self._key:
-            raise Failure(
-                Exit.USAGE,
-                "EXHAUST_KEY is not set. An operator makes a key with `manage.py create_key`;"
-                " set it in the environment, never on the command line.",
+            raise CommandFailed(
+                ExitCode.USAGE,
+                "EXHAUST_KEY is not set. An operator creates a key with `manage.py create_key`."
+                " Set it in the environment, never on the command line.",
             )
-        named = {"X-Channel-ID": self._channel} if self._channel else {}
-        return {"Authorization": f"Bearer {self._key}", **named}
+        channel = {"X-Channel-ID": self._channel} if self._channel else {}
+        return {"Authorization": f"Bearer {self._key}", **channel}
 
     def call(
         self,
         method: str,
         path: str,
         *,
-        fields: Mapping[str, str] | list[tuple[str, str]] | None = None,
+        query: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        again: bool = True,
-    ) -> Answer:
-        """An answer below 300.
+        is_repeatable: bool = True,
+    ) -> httpx.Response:
+        """Returns an answer below 300, read whole. Raises `CommandFailed`.
 
-        Tried again on connections that break and on 408, 429, 502, 503 and 504, after what
-        Retry-After says or a doubling, random while. Without `again` only what was surely not
-        done is. Redirects are not followed: the key goes nowhere else. Raises `Failure`.
+        A broken connection and 408, 429, 502, 503 and 504 are retried, after Retry-After or a
+        random, doubling wait. A call that is not repeatable is retried only where the server
+        surely did nothing. No redirect is followed, so that the key goes to no other address.
         """
-        sent = {"User-Agent": "exhaust-cli", **(self.headers() if headers is None else headers)}
+        sent = self.key_headers() if headers is None else headers
         address = self.url + path
-        if fields:
-            address += "?" + urlencode(fields)
-        for attempt in range(1, self.tries + 1):
-            last = attempt == self.tries
+        if query:
+            address += "?" + urlencode(query)
+        for attempt in range(1, self.max_attempts + 1):
+            is_last = attempt == self.max_attempts
             try:
-                answer = self._pool.request(
-                    method, address, body=body, headers=sent, redirect=False, retries=False
-                )
-            except SSLError as error:
-                raise Failure(
-                    Exit.UNREACHABLE,
-                    f"The certificate of {self.url} cannot be trusted: {plain(error)}."
-                    " SSL_CERT_FILE may name a file with your own authority.",
-                ) from None
-            except HTTPError as error:
-                if last or not (again or isinstance(error, NewConnectionError)):
-                    raise Failure(
-                        Exit.UNREACHABLE,
-                        f"Nobody answers at {self.url} ({cause(error)}). Is it running, and is"
-                        " EXHAUST_URL right?",
+                response = self._client.request(method, address, content=body, headers=sent)
+            except httpx.HTTPError as error:
+                if any(isinstance(cause, ssl.SSLError) for cause in _causes(error)):
+                    raise CommandFailed(
+                        ExitCode.UNAVAILABLE,
+                        f"The certificate of {self.url} cannot be trusted: {describe(error)}."
+                        " Set SSL_CERT_FILE to a file with your own authority.",
                     ) from None
-                self._sleep(backoff(attempt), cause(error))
+                if is_last or not (is_repeatable or isinstance(error, _NOT_SENT)):
+                    raise CommandFailed(
+                        ExitCode.UNAVAILABLE,
+                        f"No answer from {self.url} ({describe(error)}). Is the server running,"
+                        " and is EXHAUST_URL right?",
+                    ) from None
+                self._wait(backoff_seconds(attempt), describe(error))
                 continue
-            if answer.status < 300:
-                return Answer(answer.data, answer.headers)
-            if answer.status not in AGAIN or last or not (again or answer.status == 429):
-                raise _refused(answer, self.url)
-            asked = retry_after(answer.headers.get("Retry-After", ""))
-            if asked is not None and asked > LONGEST_ASKED:
-                raise _refused(answer, self.url)
-            wait = backoff(attempt) if asked is None else asked
-            self._sleep(wait, f"{answer.status} {plain(answer.reason or '')}".strip())
+            if response.status_code < 300:
+                return response
+            if (
+                response.status_code not in RETRIABLE_STATUSES
+                or is_last
+                or not (is_repeatable or response.status_code == 429)
+            ):
+                raise _failure_of(response, self.url)
+            requested = retry_after_seconds(response.headers.get("Retry-After", ""))
+            if requested is not None and requested > MAX_RETRY_AFTER_SECONDS:
+                raise _failure_of(response, self.url)
+            wait = backoff_seconds(attempt) if requested is None else requested
+            self._wait(wait, _status_line(response))
         raise AssertionError("the last attempt returns or raises")
 
-    def _sleep(self, seconds: float, why: str) -> None:
-        if not self._quiet:
-            note(f"  {why}; trying again in {seconds:.0f} s")
+    def _wait(self, seconds: float, reason: str) -> None:
+        if not self.quiet:
+            print_note(f"  {reason}; trying again in {seconds:.0f} s")
         time.sleep(seconds)
 
 
-def _header(name: str, value: str) -> str:
+def _check_url(url: str) -> None:
+    """Raises `CommandFailed` unless calls can be sent to this address."""
+    try:
+        address = urlsplit(url)
+        is_address = address.scheme in {"http", "https"} and bool(httpx.URL(url).host)
+    except (ValueError, httpx.InvalidURL):
+        is_address = False
+    if not is_address or address.query:
+        raise CommandFailed(ExitCode.USAGE, "EXHAUST_URL must be like https://exhaust.example.org.")
+    if address.username or address.password:
+        raise CommandFailed(ExitCode.USAGE, "EXHAUST_URL holds a password; leave it out.")
+
+
+def _check_header(name: str, value: str) -> str:
+    """Returns a header's value without blanks around it. Raises `CommandFailed`."""
     value = value.strip()
-    if not (value.isascii() and value.isprintable()):  # never said what it is
-        raise Failure(Exit.USAGE, f"{name} holds characters that no header can carry.")
+    if not (value.isascii() and value.isprintable()):  # the message never shows the value
+        raise CommandFailed(ExitCode.USAGE, f"{name} holds characters that no header can carry.")
     return value
 
 
-def backoff(attempt: int) -> float:
-    """Seconds before the next try: doubling from a half, at random between half and whole."""
-    return float(min(LONGEST_WAIT, 0.5 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
+def backoff_seconds(attempt: int) -> float:
+    """Returns the wait after an attempt: it doubles from 1 s to 60 s, and half of it is random."""
+    return float(min(MAX_BACKOFF_SECONDS, 0.5 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
 
 
-def retry_after(said: str) -> float | None:
-    """Seconds that a Retry-After asks for; None where it says nothing."""
+def retry_after_seconds(value: str) -> float | None:
+    """Returns the wait in a Retry-After header, a number or a date; None for another text."""
     try:
-        return max(0.0, float(int(said)))
+        return max(0.0, float(int(value)))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
 
 
-def cause(error: Exception) -> str:
-    """A connection's failure in a few words."""
-    said = str(error.__cause__ or error)
-    return plain(said.rsplit(": ", 1)[-1].strip("()'\"") or type(error).__name__)
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def sentence(body: bytes) -> str:
-    """What an error's body says, in any of the server's protocols."""
+def describe(error: Exception) -> str:
+    """Returns why a connection failed, in a few words."""
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
+    return printable(text.strip().rstrip(".") or type(error).__name__)
+
+
+def error_detail(body: bytes) -> str:
+    """Returns the sentence in an error's body, in any of the server's protocols, or ""."""
     try:
-        said = json.loads(body)
+        content = json.loads(body)
     except ValueError:
-        said = body.decode(errors="replace")[:300].strip()
-        return "" if said.startswith("<") else plain(said)
-    found = ""
-    if isinstance(said, dict):
-        params = said.get("params")
-        found = params.get("errmsg", "") if isinstance(params, dict) else ""
-        found = found or said.get("detail") or said.get("message") or ""
-    return plain(found)
+        text = body.decode(errors="replace")[:300].strip()
+        return "" if text.startswith("<") else printable(text)
+    detail = ""
+    if isinstance(content, dict):
+        params = content.get("params")
+        detail = params.get("errmsg", "") if isinstance(params, dict) else ""
+        detail = detail or content.get("detail") or content.get("message") or ""
+    return printable(detail)
 
 
-def _refused(answer: Any, url: str) -> Failure:
-    status = answer.status
-    said = sentence(answer.data) or f"{status} {plain(answer.reason or '')}".strip()
+def _status_line(response: httpx.Response) -> str:
+    return f"{response.status_code} {printable(response.reason_phrase)}".strip()
+
+
+def _failure_of(response: httpx.Response, url: str) -> CommandFailed:
+    """Returns the failure that an answer of 300 and above ends a command with."""
+    status = response.status_code
+    detail = error_detail(response.content) or _status_line(response)
     if status < 400:
-        where = plain(answer.headers.get("Location", "another address"))
-        return Failure(
-            Exit.USAGE, f"{url} sends us to {where}; set EXHAUST_URL to where it really is.", status
-        )
-    if status == 401:
-        remedy = "Is EXHAUST_KEY (or the application) one that this server knows?"
-        return Failure(Exit.DENIED, f"Not authorised: {said} {remedy}", status)
-    if status == 403:
-        return Failure(Exit.DENIED, f"Not allowed: {said}", status)
-    if status in {404, 410}:
-        return Failure(Exit.NOT_FOUND, f"Not found: {said}", status)
-    if status == 409:
-        return Failure(Exit.FAILED, said, status)
-    if status == 429:
-        wait = plain(answer.headers.get("Retry-After", "a while"))
-        return Failure(Exit.UNREACHABLE, f"Too much at once: {said} (Retry-After: {wait})", status)
-    if status >= 500:
-        return Failure(Exit.UNREACHABLE, f"The server failed ({status}): {said}", status)
-    return Failure(Exit.USAGE, f"The server refuses this: {said}", status)
+        location = printable(response.headers.get("Location", "another address"))
+        code, message = ExitCode.USAGE, f"{url} redirects to {location}; set EXHAUST_URL to that."
+    elif status == 401:
+        code = ExitCode.DENIED
+        message = f"Not authorised: {detail} Is EXHAUST_KEY (or the application) right?"
+    elif status == 403:
+        code, message = ExitCode.DENIED, f"Not allowed: {detail}"
+    elif status in {404, 410}:
+        code, message = ExitCode.NOT_FOUND, f"Not found: {detail}"
+    elif status == 409:
+        code, message = ExitCode.FAILED, detail
+    elif status == 429:
+        wait = printable(response.headers.get("Retry-After", "a while"))
+        code = ExitCode.UNAVAILABLE
+        message = f"Too many requests: {detail} (Retry-After: {wait})"
+    elif status >= 500:
+        code, message = ExitCode.UNAVAILABLE, f"The server failed ({status}): {detail}"
+    else:
+        code, message = ExitCode.USAGE, f"The server rejects this: {detail}"
+    return CommandFailed(code, message, status)
 
 
-def environment(name: str) -> str:
+def read_environment(name: str) -> str:
+    """Returns an environment variable without blanks around it, or ""."""
     return os.environ.get(name, "").strip()

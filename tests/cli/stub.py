@@ -1,15 +1,16 @@
-"""A server that answers as a test says, and remembers what it was asked."""
+"""A server that answers as a test says, and records its requests."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ssl import SSLContext
 from typing import Any
 
 
 @dataclass
-class Asked:
+class Request:
     method: str
     path: str
     headers: dict[str, str]
@@ -17,8 +18,8 @@ class Asked:
 
 
 @dataclass
-class Said:
-    """An answer; `cut` sends only so many bytes of what Content-Length promises."""
+class Answer:
+    """An answer; `cut` is how many bytes of its Content-Length are sent."""
 
     status: int = 200
     body: bytes = b"{}"
@@ -26,47 +27,56 @@ class Said:
     cut: int | None = None
 
 
-Answering = Callable[[Asked], Said]
+Handler = Callable[[Request], Answer]
 
 
 @dataclass
 class Stub:
     url: str
-    asked: list[Asked]
+    requests: list[Request]
 
 
 @contextmanager
-def serving(answering: Answering) -> Iterator[Stub]:
-    """Until the end of the block."""
-    asked: list[Asked] = []
+def serving(handle: Handler, tls: SSLContext | None = None) -> Iterator[Stub]:
+    """Serves until the end of the block."""
+    requests: list[Request] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class StubHandler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def _any(self) -> None:
+        def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            request = Asked(self.command, self.path, dict(self.headers.items()), body)
-            asked.append(request)
-            said = answering(request)
-            self.send_response(said.status)
-            for name, value in said.headers.items():
+            request = Request(self.command, self.path, dict(self.headers.items()), body)
+            requests.append(request)
+            answer = handle(request)
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(said.body)))
+            self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(said.body if said.cut is None else said.body[: said.cut])
-            if said.cut is not None:
+            self.wfile.write(answer.body if answer.cut is None else answer.body[: answer.cut])
+            if answer.cut is not None:
                 self.close_connection = True
 
-        do_GET = do_POST = do_PUT = _any
+        do_GET = do_POST = do_PUT = _answer
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class StubServer(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            """Prints nothing for a client that does not trust the certificate."""
+
+    server = StubServer(("127.0.0.1", 0), StubHandler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield Stub(f"http://127.0.0.1:{server.server_port}", asked)
+        scheme = "http" if tls is None else "https"
+        yield Stub(f"{scheme}://127.0.0.1:{server.server_port}", requests)
     finally:
         server.shutdown()
         server.server_close()

@@ -29,7 +29,7 @@ NDJSON = "application/x-ndjson"
 
 @pytest.fixture(scope="module")
 def sent(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Many answers of a bot of this module's own, in a file; and the keys to ask for them."""
+    """A file with many answers of this module's own bot; and the keys to request them."""
     for name, scopes in (("terminal", "export:response"), ("puller", "pull")):
         service.keys[name] = service.run(
             "manage.py", "create_key", name, "--channel", CHANNEL, "--scope", scopes
@@ -41,20 +41,20 @@ def sent(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(service: Service, key: str, **more: str) -> dict[str, str]:
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("EXHAUST_") and not name.lower().endswith("_proxy")
     }
     url = f"http://127.0.0.1:{service.port}"
-    return kept | {"EXHAUST_URL": url, "EXHAUST_KEY": service.keys.get(key, key), **more}
+    return inherited | {"EXHAUST_URL": url, "EXHAUST_KEY": service.keys.get(key, key), **more}
 
 
 def exhaust(
     service: Service, key: str, *words: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command as a process of its own."""
-    done = subprocess.run(
+    """Runs the command in its own process."""
+    ended = subprocess.run(
         [sys.executable, "-m", "exhaust.cli", *words],
         cwd=ROOT,
         env=environment(service, key, **more),
@@ -64,60 +64,60 @@ def exhaust(
         timeout=60,
         check=False,
     )
-    assert "Traceback" not in done.stderr, done.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
     for secret in service.keys.values():
-        assert secret not in done.stdout + done.stderr
-    return done
+        assert secret not in ended.stdout + ended.stderr
+    return ended
 
 
-def ok(service: Service, key: str, *words: str) -> str:
-    done = exhaust(service, key, *words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def output(service: Service, key: str, *words: str) -> str:
+    ended = exhaust(service, key, *words)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
-def test_a_file_is_sent_twice_and_asked_for(service: Service, sent: Path, tmp_path: Path):
-    # given a file that was sent, and sent again
-    send = ("send", str(sent), "--door", "telemetry")
-    assert ok(service, "sender", *send).startswith(f"{EVENTS} sent: {EVENTS} accepted, 0 dup")
-    again = json.loads(ok(service, "sender", *send, "--json"))
-    assert (again["accepted"], again["duplicate"], again["rejected"]) == (0, EVENTS, 0)
+def test_send_request_download(service: Service, sent: Path, tmp_path: Path):
+    # given a file that is sent twice
+    send = ("send", str(sent), "--source", "telemetry")
+    assert output(service, "sender", *send).startswith(f"{EVENTS} sent: {EVENTS} accepted, 0 dup")
+    second = json.loads(output(service, "sender", *send, "--json"))
+    assert (second["accepted"], second["duplicate"], second["rejected"]) == (0, EVENTS, 0)
 
-    # when it is asked for, watched and downloaded
+    # when its dataset is requested, watched and downloaded
     days = ("--from", "2022-03-01", "--to", "2022-04-30", "--conversation", BOT)
-    told = ok(service, "terminal", "preview", "uci-response-exhaust", *days)
-    assert "rows" in told.splitlines()[0]
-    request_id = ok(
+    preview = output(service, "terminal", "preview", "uci-response-exhaust", *days)
+    assert "rows" in preview.splitlines()[0]
+    request_id = output(
         service, "terminal", "submit", "uci-response-exhaust", *days, "--tag", "terminal"
     ).strip()
     job = ("terminal", request_id)
     watched = exhaust(service, "terminal", "status", *job, "--watch")
     assert (watched.returncode, "SUCCESS" in watched.stderr) == (0, True), watched.stderr
-    told = ok(service, "terminal", "download", *job, "-o", str(tmp_path), "--json")
+    printed = output(service, "terminal", "download", *job, "-o", str(tmp_path), "--json")
 
-    # then the file is what the service said of it
-    (file,) = json.loads(told)
+    # then the file is as the service describes it
+    (file,) = json.loads(printed)
     content = Path(file["path"]).read_bytes()
     assert file["sha256"] == hashlib.sha256(content).hexdigest()
     assert len(list(csv.reader(content.decode().splitlines()))) == EVENTS + 1
-    assert request_id in ok(service, "terminal", "list", "terminal")
+    assert request_id in output(service, "terminal", "list", "terminal")
 
-    # and a request that has ended is neither stopped nor run again
+    # and a request that has ended is neither cancelled nor retried
     for word in ("cancel", "retry"):
-        done = exhaust(service, "terminal", word, *job)
-        assert (done.returncode, "SUCCESS" in done.stderr) == (1, True)
+        ended = exhaust(service, "terminal", word, *job)
+        assert (ended.returncode, "SUCCESS" in ended.stderr) == (1, True)
 
 
-def test_a_download_that_is_killed_goes_on(service: Service, sent: Path, tmp_path: Path):
-    # given a file behind a slow line
-    exhaust(service, "sender", "send", str(sent), "--door", "telemetry")
+def test_killed_download_continues(service: Service, sent: Path, tmp_path: Path):
+    # given a file behind a slow connection
+    exhaust(service, "sender", "send", str(sent), "--source", "telemetry")
     days = ("--from", "2022-03-01", "--to", "2022-04-30", "--conversation", BOT)
-    request_id = ok(
+    request_id = output(
         service,
         *("terminal", "submit", "uci-response-exhaust", *days, "--tag", "killed", "--wait"),
     ).strip()
     words = ("download", "killed", request_id, "-o", str(tmp_path))
-    job = json.loads(ok(service, "terminal", "status", "killed", request_id, "--json"))
+    job = json.loads(output(service, "terminal", "status", "killed", request_id, "--json"))
     (name, size) = (job["files"][0]["name"], job["files"][0]["bytes"])
     draft = tmp_path / f"{name}.part"
 
@@ -128,63 +128,61 @@ def test_a_download_that_is_killed_goes_on(service: Service, sent: Path, tmp_pat
             assert running.poll() is None
         finally:  # when it is killed
             kill(running)
-    there = draft.stat().st_size
-    assert 0 < there < size
+    start = draft.stat().st_size
+    assert 0 < start < size
     assert [path.name for path in tmp_path.iterdir()] == [draft.name]
 
-    # then the next run fetches the rest alone
+    # then the next run downloads only the rest
     with slowly(service, 0) as (proxy, passed):
-        done = exhaust(service, "terminal", *words, http_proxy=proxy)
-    assert done.returncode == 0, done.stderr
-    assert f"Range: bytes={there}-" in b"".join(passed).decode()
+        ended = exhaust(service, "terminal", *words, http_proxy=proxy)
+    assert ended.returncode == 0, ended.stderr
+    assert f"Range: bytes={start}-" in b"".join(passed).decode()
     content = (tmp_path / name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == job["files"][0]["sha256"]
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe"])
-def test_a_pull_that_is_killed_loses_nothing(
-    service: Service, sent: Path, tmp_path: Path, kind: str
-):
+def test_killed_pull_loses_nothing(service: Service, sent: Path, tmp_path: Path, kind: str):
     # given all events, as one undisturbed pull gives them
-    exhaust(service, "sender", "send", str(sent), "--door", "telemetry")
-    ask = ("pull", "events", "--page-size", "20", "--start", "2022-03-01", "--end", "2022-05-01")
-    whole = ids(ok(service, "puller", *ask))
+    exhaust(service, "sender", "send", str(sent), "--source", "telemetry")
+    pull = ("pull", "events", "--page-size", "20", "--start", "2022-03-01", "--end", "2022-05-01")
+    whole = ids(output(service, "puller", *pull))
     assert len(whole) == len(set(whole)) >= EVENTS
 
-    # when pulls are killed again and again, at any moment, and the next goes on
-    cursor, kept = tmp_path / "cursor", tmp_path / "events.ndjson"
-    words = (*ask, "--cursor-file", str(cursor))
+    # when pulls are killed repeatedly, at any moment, and the next continues
+    cursor, pulled = tmp_path / "cursor", tmp_path / "events.ndjson"
+    words = (*pull, "--cursor-file", str(cursor))
     kills = 0
-    for turn in range(14):
-        if _killed_after_a_page(service, words, kept, kind, 0.005 * (turn % 7)) == 0:
+    for attempt in range(14):
+        if _killed_after_a_page(service, words, pulled, kind, 0.005 * (attempt % 7)) == 0:
             break
         kills += 1
     assert kills >= 3
-    with kept.open("a") as target:  # and the last one is let be
-        target.write(ok(service, "puller", *words))
+    with pulled.open("a") as target:  # and the last one is left to end
+        target.write(output(service, "puller", *words))
 
-    # then nothing is lost, and no more came twice than a page for each kill
-    found = ids(kept.read_text())
+    # then nothing is lost, and at most a page for each kill came twice
+    found = ids(pulled.read_text())
     assert set(found) == set(whole)
     assert len(found) - len(whole) <= 20 * kills
 
-    # and tomorrow there is nothing more
-    assert ok(service, "puller", *words) == ""
+    # and the next pull gives nothing
+    assert output(service, "puller", *words) == ""
 
 
 def _killed_after_a_page(
-    service: Service, words: tuple[str, ...], kept: Path, kind: str, late: float
+    service: Service, words: tuple[str, ...], pulled: Path, kind: str, late: float
 ) -> int:
-    """Lets a pull write something more, kills it then; how it ended."""
-    with kept.open("ab") as target:
+    """Kills a pull after it has written more; returns its exit code."""
+    with pulled.open("ab") as target:
         stdout = target if kind == "file" else subprocess.PIPE
         running = started(service, "puller", *words, stdout=stdout)
         reader = threading.Thread(target=copied, args=(running, target))
         if kind == "pipe":
             reader.start()
-        before = kept.stat().st_size
-        until(lambda: running.poll() is not None or kept.stat().st_size > before, "a page")
+        before = pulled.stat().st_size
+        until(lambda: running.poll() is not None or pulled.stat().st_size > before, "a page")
         time.sleep(late)
         kill(running)
         if kind == "pipe":
@@ -192,43 +190,59 @@ def _killed_after_a_page(
     return running.returncode
 
 
-def test_tail_shows_what_arrives_and_ends_clean(service: Service, sent: Path):
-    running = started(service, "puller", "tail", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    seen: list[str] = []
+def test_tail_ends_on_interrupt(service: Service, sent: Path):
+    with interruptible():
+        running = started(service, "puller", "tail", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None
+    assert running.stderr is not None
+    shown: list[str] = []
+    has_shown = threading.Event()
 
-    def reading() -> None:
+    def read() -> None:
         assert running.stdout is not None
-        seen.extend(line.decode() for line in running.stdout)
+        for line in running.stdout:
+            shown.append(line.decode())
+            has_shown.set()
 
-    reader = threading.Thread(target=reading)
+    reader = threading.Thread(target=read)
     reader.start()
 
-    # when an event arrives, and another, until one was after the tail began
+    # when events arrive, until one is later than the tail's start
     numbers = iter(range(10_000, 20_000))
 
-    def shown() -> list[str]:
+    def send_event() -> bool:
         event = of_bot(make_answer(next(numbers) % 400, "private words"), f"tail-{time.time_ns()}")
         service.call("POST", "/v1/telemetry", lines(event), "sender", Content_Type=NDJSON)
-        time.sleep(0.3)
-        return seen
+        return has_shown.wait(0.3)
 
-    until(shown, "a line of the tail")
+    until(send_event, "a line of the tail")
     running.send_signal(signal.SIGINT)
+
+    # then it ends with the interrupt's exit code, and without a message
     assert running.wait(10) == 130
     reader.join(10)
-    assert running.stderr is not None
     assert running.stderr.read().strip() == b""
     running.stdout.close()
     running.stderr.close()
-    assert "ASSESS  telemetry  device-" in seen[0]
-    assert "private words" not in "".join(seen)
+    assert "ASSESS  telemetry  device-" in shown[0]
+    assert "private words" not in "".join(shown)
 
 
-def test_what_a_script_can_tell(service: Service, sent: Path, tmp_path: Path):
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Has SIGINT end the processes that are started meanwhile: a parent that ignores it (`&` in a
+    script, nohup) would have them ignore it too."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_exit_codes(service: Service, sent: Path, tmp_path: Path):
     bad = tmp_path / "bad.ndjson"
     bad.write_bytes(lines(make_answer(1)) + b'{"eid": "ASSESS"}\n{broken\n')
-    rejected = exhaust(service, "sender", "send", str(bad), "--door", "telemetry")
+    rejected = exhaust(service, "sender", "send", str(bad), "--source", "telemetry")
     assert (rejected.returncode, "2 rejected" in rejected.stdout) == (1, True)
     assert "event 3" in rejected.stdout
 
@@ -248,9 +262,9 @@ def test_what_a_script_can_tell(service: Service, sent: Path, tmp_path: Path):
     assert away.returncode == 5
 
 
-def test_every_door_takes_its_file(service: Service, sent: Path, tmp_path: Path):
-    made = service.run("manage.py", "create_application", "term-app", "--channel", CHANNEL)
-    secret = made.split()[-1]
+def test_every_source_accepts_file(service: Service, sent: Path, tmp_path: Path):
+    created = service.run("manage.py", "create_application", "term-app", "--channel", CHANNEL)
+    secret = created.split()[-1]
     files = {
         "participants": [{"deviceId": "t-1", "userName": "A", "consent": True}],
         "clickstream": [{"event_type": "a", "event_id": "t1", "timestamp": 1648785600123,
@@ -259,21 +273,21 @@ def test_every_door_takes_its_file(service: Service, sent: Path, tmp_path: Path)
         "desk": [{"tenantId": "t", "userSessionId": "S1", "startTime": 1648785600123,
                   "endTime": 1648785600999, "userActions": []}],
     }  # fmt: skip
-    for door, rows in files.items():
-        path = tmp_path / f"{door}.json"
+    for source, rows in files.items():
+        path = tmp_path / f"{source}.json"
         path.write_text(json.dumps(rows, indent=1))
-        done = exhaust(
-            service, "sender", "send", str(path), "--door", door, "--application", "term-app",
-            **({"EXHAUST_SECRET": secret} if door == "desk" else {}),
+        ended = exhaust(
+            service, "sender", "send", str(path), "--source", source, "--application", "term-app",
+            **({"EXHAUST_SECRET": secret} if source == "desk" else {}),
         )  # fmt: skip
-        assert done.returncode == 0, (door, done.stdout, done.stderr)
-        assert f"{len(rows)} sent" in done.stdout
-        assert "0 rejected" in done.stdout
-        assert secret not in done.stdout + done.stderr
+        assert ended.returncode == 0, (source, ended.stdout, ended.stderr)
+        assert f"{len(rows)} sent" in ended.stdout
+        assert "0 rejected" in ended.stdout
+        assert secret not in ended.stdout + ended.stderr
 
 
 def ids(text: str) -> list[str]:
-    """Of the lines that are whole: one that a kill cut comes again."""
+    """Ids of the whole lines: one that a kill cut off comes again."""
     found = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
@@ -300,7 +314,7 @@ def kill(running: subprocess.Popen[bytes]) -> None:
 
 
 def copied(running: subprocess.Popen[bytes], target: Any) -> None:
-    """What stands behind a pipe: a program that keeps what it reads."""
+    """Appends to a file all that the command writes to a pipe."""
     assert running.stdout is not None
     with running.stdout as pipe:
         while piece := os.read(pipe.fileno(), 65536):
@@ -309,7 +323,7 @@ def copied(running: subprocess.Popen[bytes], target: Any) -> None:
 
 @contextlib.contextmanager
 def slowly(service: Service, stop_after: int) -> Iterator[tuple[str, list[bytes]]]:
-    """A proxy that holds a download after so many bytes (0: never); and what it was asked."""
+    """A proxy that holds a download after that many bytes (0: never); and the heads of requests."""
     passed: list[bytes] = []
     ended = threading.Event()
     listening = socket.create_server(("127.0.0.1", 0))

@@ -1,0 +1,179 @@
+"""`exhaust submit`, `preview`, `status`, `list`, `cancel` and `retry`."""
+
+import json
+import subprocess
+
+import pytest
+
+from exhaust.cli import __version__
+from tests.cli.conftest import Command, on_terminal
+from tests.cli.stub import Answer, serving
+from tests.cli.test_client import STATUS, enveloped, in_turn, job
+
+PREVIEW = {
+    "estimate": {"rows": 12000, "bytes": None, "counted": False},
+    "message": "",
+    "columns": [
+        {"header": "Device", "kind": "text", "personal": True, "description": "The device."},
+        {"header": "Score", "kind": "number", "personal": False, "description": "Its score."},
+    ],
+    "rows": [{"Device": "d-***", "Score": 1}, {"Device": "[b]x[/b]\x1b[2J", "Score": None}],
+}
+DAYS = ("--from", "2022-04-01", "--to", "2022-04-30")
+
+
+def test_submit_prints_only_request_id(command: Command):
+    words = ("submit", "events-exhaust", *DAYS)
+    more = ("--tag", "april", "--format", "jsonl", "--since", "AAA", "--type", "A", "--type", "B")
+    with serving(lambda _: enveloped(job(status="SUBMITTED"))) as stub:
+        ended = command(stub.url, *words, *more, "--nightly")
+    assert (ended.code, ended.out) == (0, "ABC\n")
+    assert json.loads(stub.requests[0].body)["request"] == {
+        "tag": "april",
+        "dataset": "events-exhaust",
+        "datasetConfig": {
+            "startDate": "2022-04-01", "endDate": "2022-04-30", "types": ["A", "B"], "since": "AAA",
+        },
+        "outputFormat": "jsonl",
+        "priority": "nightly",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "code"), [("SUCCESS", 0), ("FAILED", 1)])
+def test_submit_wait(command: Command, status: str, code: int):
+    answers = in_turn(enveloped(job(status="SUBMITTED")), enveloped(job(status=status)))
+    with serving(answers) as stub:
+        ended = command(stub.url, "submit", "events-exhaust", *DAYS, "--wait")
+    assert (ended.code, ended.out) == (code, "ABC\n")
+    assert ("exhaust retry cli ABC" in ended.err) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("SUCCESS", 0), ("FAILED", 1), ("CANCELLED", 1)]
+)  # fmt: skip
+def test_watch_ends_with_the_job(command: Command, status: str, code: int):
+    writing = {"phase": "writing", "queuePosition": None, "rows": 1, "estimatedRows": 3}
+    running = job(status="PROCESSING", progress={**writing, "percent": 33})
+    answers = in_turn(enveloped(running), enveloped(running), enveloped(job(status=status)))
+    with serving(answers) as stub:
+        ended = command(stub.url, *STATUS, "--watch")
+        assert json.loads(command(stub.url, *STATUS, "--json").out)["status"] == status
+    assert ended.code == code
+    # no terminal: plain lines, one for each change
+    assert [line.split()[:2] for line in ended.err.splitlines()] == [
+        ["PROCESSING", "33"],
+        [status, "100"],
+    ]
+    assert "\x1b" not in ended.err
+
+
+def test_quiet_watch_prints_result_alone(command: Command):
+    with serving(in_turn(enveloped(job(status="PROCESSING")), enveloped(job()))) as stub:
+        ended = command(stub.url, *STATUS, "--watch", "--quiet")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == "ABC  SUCCESS     events-exhaust  2022-04-01T04:00:00Z  3 rows\n"
+
+
+def test_control_characters_are_replaced(command: Command):
+    hostile = enveloped(job(status="FAILED", statusMessage="\x1b]0;x\x07\r"))
+    with serving(lambda _: hostile) as stub:
+        ended = command(stub.url, *STATUS)
+    assert (ended.code, "\x1b" in ended.out, "\x07" in ended.out) == (1, False, False)
+
+
+def test_list_reads_all_pages(command: Command):
+    pages = in_turn(
+        enveloped({"jobs": [job()] * 2, "nextCursor": "c"}),
+        enveloped({"jobs": [job()], "nextCursor": None}),
+    )
+    with serving(pages) as stub:
+        ended = command(stub.url, "list", "a/b")
+    assert len(ended.out.splitlines()) == 3
+    assert [each.path for each in stub.requests] == [
+        "/dataset/v1/request/list/a%2Fb?limit=100",
+        "/dataset/v1/request/list/a%2Fb?limit=98&cursor=c",
+    ]
+
+
+def test_preview_for_scripts(command: Command):
+    with serving(lambda _: enveloped(PREVIEW)) as stub:
+        ended = command(stub.url, "preview", "events-exhaust", *DAYS)
+        as_json = command(stub.url, "preview", "events-exhaust", *DAYS, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.splitlines() == [
+        "about 12,000 rows, about unknown bytes as CSV",
+        "  Device (text, personal): The device.",
+        "  Score (number): Its score.",
+        "d-*** | 1",
+        "[b]x[/b]\N{REPLACEMENT CHARACTER}[2J | ",
+    ]
+    assert json.loads(as_json.out) == PREVIEW
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("send", "x"),
+        ("send", "x", "--source", "fax"),
+        ("pull", "devices"),
+        ("pull", "events", "--start", "May"),
+        ("pull", "events", "--page-size", "0"),
+        ("status", "a"),
+        ("list", "a", "--retries", "-1"),
+        ("submit", "events-exhaust", "--from", "2022-04-01"),
+        ("nothing",),
+    ],
+)
+def test_invalid_usage(command: Command, words: tuple[str, ...]):
+    ended = command("http://127.0.0.1:9", *words)
+    assert (ended.code, ended.out) == (2, "")
+
+
+def test_without_command_shows_help(command: Command):
+    ended = command("http://127.0.0.1:9")
+    assert (ended.code, "submit" in ended.out, "EXHAUST_KEY" in ended.out) == (2, True, True)
+    assert command("http://127.0.0.1:9", "--help").code == 0
+
+
+def test_version(command: Command):
+    ended = command("http://127.0.0.1:9", "--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"exhaust {__version__}\n", "")
+
+
+def test_completion(command: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("_EXHAUST_COMPLETE", "complete_bash")
+    cases = {"exhaust sub": "submit", "exhaust send x --source tele": "telemetry"}
+    for typed, expected in cases.items():
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+        assert command("http://127.0.0.1:9").out == f"{expected}\n"
+
+
+def test_terminal_shows_tables():
+    listed = enveloped({"jobs": [job(statusMessage="[red]x")], "nextCursor": None})
+    with serving(lambda _: listed) as stub:
+        shown, _ = on_terminal(stub.url, "list", "april")
+    assert b"Request ID" in shown
+    assert b"[red]x" in shown  # the text of others is no markup
+    with serving(lambda _: enveloped(PREVIEW)) as stub:
+        shown, _ = on_terminal(stub.url, "preview", "events-exhaust", *DAYS)
+    assert b"Description" in shown
+    assert b"[b]x[/b]" in shown
+    assert b"\x1b[2J" not in shown
+
+
+def test_terminal_shows_progress_bar():
+    writing = {"phase": "[b]x", "queuePosition": None, "rows": 1, "estimatedRows": 3, "percent": 33}
+    answers = in_turn(
+        enveloped(job(status="PROCESSING", progress=writing)),
+        Answer(503, b"{}", {"Retry-After": "0"}),
+        enveloped(job()),
+    )
+    with serving(answers) as stub:
+        shown, piped = on_terminal(stub.url, *STATUS, "--watch", stdout=subprocess.PIPE)
+    text = shown.decode()
+    assert "33 %" in text
+    assert "[b]x" in text
+    assert "503" in text  # a note above the bar
+    assert "100 %" in text
+    assert piped == "ABC  SUCCESS     events-exhaust  2022-04-01T04:00:00Z  3 rows\n"
