@@ -23,7 +23,7 @@ MAX_BACKOFF_SECONDS = 60.0
 MAX_RETRY_AFTER_SECONDS = 900.0  # a longer Retry-After ends the command
 RETRIABLE_STATUSES = {408, 429, 502, 503, 504}
 USER_AGENT = f"exhaust-cli/{__version__}"
-# the request did not leave, so that it may be sent again whatever it does
+# the request did not leave, so that any call may be sent again
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 

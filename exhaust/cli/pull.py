@@ -132,7 +132,7 @@ def parse_time(text: str) -> str:
 
 
 def write_all(output: int, content: bytes) -> None:
-    """Writes all bytes past `sys.stdout`, whose buffer would hide those not yet written."""
+    """Writes all bytes past `sys.stdout`: its buffer would hide those not yet written."""
     remaining = memoryview(content)
     while remaining:
         remaining = remaining[os.write(output, remaining) :]

@@ -324,7 +324,7 @@ def _post(
 ) -> None:
     if not batch:
         return
-    if source.encode is _encode_skalin:  # whose answer counts identities first
+    if source.encode is _encode_skalin:  # its answer counts identities first
         order = sorted(range(len(batch)), key=lambda index: "name" in _decode_object(batch[index]))
         batch = [batch[index] for index in order]
         positions = [positions[index] for index in order]

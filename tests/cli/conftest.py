@@ -54,7 +54,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         code = main(arguments)
         printed = capfd.readouterr()
         assert "Traceback" not in printed.err
-        assert KEY not in printed.out + printed.err  # whatever happens
+        assert KEY not in printed.out + printed.err  # on every path
         return Ended(code, printed.out, printed.err, list(waits))
 
     return run

@@ -188,7 +188,7 @@ def test_cookies_are_not_kept(command: Command):
     pages = in_turn(
         Answer(
             body=json.dumps({"result": {"jobs": [job()], "nextCursor": "c"}}).encode(),
-            headers={"Set-Cookie": "who=me"},
+            headers={"Set-Cookie": "name=value"},
         ),
         enveloped({"jobs": [], "nextCursor": None}),
     )

@@ -45,7 +45,7 @@ class Bucket:
 def fetch(
     command: Command, bucket: Stub, folder: Path, *files: dict[str, Any], more: tuple[str, ...] = ()
 ) -> Any:
-    """Runs the command against an API whose links lead to the bucket."""
+    """Runs the command against an API with links to the bucket."""
     reads: list[int] = []
 
     def api(_: Request) -> Answer:

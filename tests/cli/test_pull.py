@@ -101,7 +101,7 @@ def test_closed_pipe_ends_silently(command: Command, monkeypatch: pytest.MonkeyP
 
 
 def test_broken_line_spoils_no_other(tmp_path: Path):
-    # given a file whose last line a kill cut off
+    # given a file with a last line that a kill cut off
     path = tmp_path / "events.ndjson"
     path.write_bytes(b'{"id": 0}\n{"id"')
     output = os.open(path, os.O_WRONLY | os.O_APPEND)
