@@ -84,7 +84,8 @@ Since = Annotated[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. A failure is a sentence on standard error."""
     try:
-        app(arguments, prog_name="exhaust")
+        # to call `app` itself would replace `sys.excepthook`
+        typer.main.get_command(app)(arguments, prog_name="exhaust")
     except SystemExit as ended:
         return int(ended.code or 0)
     return ExitCode.OK
