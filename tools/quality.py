@@ -215,7 +215,7 @@ def list_doc_words() -> Iterator[str]:
         text = re.sub(r"```.*?```", " ", path.read_text(), flags=re.DOTALL)
         text = re.sub(r"<!--.*?-->", " ", text, flags=re.DOTALL)
         text = re.sub(r"`[^`\n]*`|\]\([^)]*\)|https?://\S+", " ", text)
-        yield from (word.lower() for word in re.findall(r"[A-Za-z][A-Za-z'’]*", text))
+        yield from (word.lower() for word in re.findall(r"[A-Za-z][A-Za-z']*", text))
 
 
 def measure_share(words: set[str]) -> float:
@@ -247,10 +247,9 @@ def find_private_touches() -> list[str]:
                     found.append(f"{locate(path, node)} {node.attr}")
             elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr":
                 for given in node.args[:2]:
-                    if isinstance(given, ast.Constant) and re.search(
-                        r"(^|\.)_[a-zA-Z]\w*$", str(given.value)
-                    ):
-                        found.append(f"{locate(path, node)} {given.value}")
+                    name = given.value if isinstance(given, ast.Constant) else ""
+                    if isinstance(name, str) and re.search(r"(^|\.)_[a-zA-Z]\w*$", name):
+                        found.append(f"{locate(path, node)} {name}")
     return found
 
 
