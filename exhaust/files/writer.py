@@ -92,7 +92,7 @@ def iter_parts(
                 has_more = bool(lookahead)
                 break
         yield body.end()
-        progress.unconvertible_cells += body.misfits
+        progress.unconvertible_cells += body.unconvertible_cells
 
     with closing(rows):
         while has_more:

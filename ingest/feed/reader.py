@@ -87,8 +87,8 @@ _CONSENT_REFUSED = Participant.objects.filter(
 _COMPUTED_COLUMNS: dict[str, Any] = {
     "xid": cast_xid("xid"),
     "superseded_xid": cast_xid("superseded_xid"),
-    "occurred": Microseconds("occurred_at"),
-    "received": Microseconds("received_at"),
+    "occurred_us": Microseconds("occurred_at"),
+    "received_us": Microseconds("received_at"),
     "identity": Cast("identity", models.TextField()),
     "refused": models.Case(models.When(is_answer=True, then=models.Subquery(_CONSENT_REFUSED))),
     "payload": Utf8Bytes("payload"),

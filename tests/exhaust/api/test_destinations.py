@@ -60,7 +60,7 @@ def read_result(answer: Any) -> dict[str, Any]:
     return dict(envelope["result"])
 
 
-def test_a_sink_is_made_shown_listed_changed_and_deleted(puller: Client) -> None:
+def test_destination_lifecycle(puller: Client) -> None:
     created = read_result(
         put_destination(puller, user="us", password="secret word", signingSecret=SECRET)
     )
@@ -95,7 +95,7 @@ def test_a_sink_is_made_shown_listed_changed_and_deleted(puller: Client) -> None
 @pytest.mark.parametrize(
     "words", [{"url": "https://elsewhere.example/hook"}, {"user": "other"}, {"url": URL + ":8443"}]
 )
-def test_a_password_is_told_to_nobody_else(puller: Client, words: dict[str, str]) -> None:
+def test_password_is_dropped_with_host(puller: Client, words: dict[str, str]) -> None:
     put_destination(puller, user="us", password="secret word", signingSecret=SECRET)
     changed = read_result(put_destination(puller, user="us", url=URL.replace("/hook", "/new")))
     assert changed["hasPassword"]
@@ -120,7 +120,7 @@ def test_a_password_is_told_to_nobody_else(puller: Client, words: dict[str, str]
         ({"color": "red"}, "color"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_with_its_field(
+def test_invalid_destination_names_field(
     puller: Client, words: dict[str, Any], field: str
 ) -> None:
     answer = put_destination(puller, **words)
@@ -129,14 +129,14 @@ def test_what_cannot_be_is_refused_with_its_field(
     assert not Destination.objects.exists()
 
 
-def test_a_channel_has_only_so_many(puller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channel_destination_limit(puller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(destinations, "MAX_DESTINATIONS", 1)
     read_result(put_destination(puller))
     assert put_destination(puller, "/dataset/v1/destination/another").status_code == 400
     read_result(put_destination(puller, method="POST"))  # the one that is there may change
 
 
-def test_channels_are_walls_and_the_scope_is_pull(puller: Client) -> None:
+def test_destinations_need_channel_and_scope(puller: Client) -> None:
     put_destination(puller)
     other = Client(headers=bearer(make_key("pull", channels=("ORG_002",))))
     asker = Client(headers=bearer(make_key("export:response")))
@@ -195,7 +195,7 @@ def test_push_and_pull_share_a_cursor(puller: Client) -> None:
         assert post_action(puller, "rewind", cursor=events).status_code == 400
 
 
-def test_a_test_and_dead_letters(puller: Client) -> None:
+def test_send_test_and_dead_letters(puller: Client) -> None:
     emitted = emit_sessions(*range(3))
     with Receiver([respond_with(200), respond_with(422)]) as receiver:
         destination = make_destination(receiver)
@@ -226,7 +226,7 @@ def test_a_test_and_dead_letters(puller: Client) -> None:
         assert is_at_end(destination)
 
 
-def test_no_address_of_a_sink_answers_other_methods(puller: Client) -> None:
+def test_other_methods_are_rejected(puller: Client) -> None:
     put_destination(puller)
     for action in ("pause", "resume", "rewind", "test", "requeue"):
         assert puller.get(f"{DESTINATION_URL}/{action}").status_code == 405
@@ -250,7 +250,7 @@ def run_admin_action(client: Client, action: str, *destinations: Destination, **
     return client.post(ADMIN, data, follow=True)
 
 
-def test_operators_do_the_same_in_the_admin(admin_client: Client) -> None:
+def test_admin_actions_on_destinations(admin_client: Client) -> None:
     emitted = emit_sessions(1)
     with Receiver() as receiver:
         fields = {
@@ -289,7 +289,7 @@ def test_operators_do_the_same_in_the_admin(admin_client: Client) -> None:
         assert admin_client.get("/admin/exhaust/delivery/").status_code == 200
 
 
-def test_dead_letters_are_sent_again_from_the_admin(admin_client: Client) -> None:
+def test_admin_requeues_dead_letters(admin_client: Client) -> None:
     emit_sessions(1)
     with Receiver([respond_with(400)]) as receiver:
         destination = deliver_all(make_destination(receiver))
@@ -306,13 +306,13 @@ def test_dead_letters_are_sent_again_from_the_admin(admin_client: Client) -> Non
     assert dead_letter.delivered_at is not None
 
 
-def test_who_may_only_look_changes_nothing(client: Client) -> None:
+def test_viewer_changes_nothing(client: Client) -> None:
     user = get_user_model().objects.create_user("looker", is_staff=True)
     client.force_login(user)
     assert client.get(ADMIN).status_code == 403
 
 
-def test_a_sink_deleted_while_it_is_told_something_is_not_found(
+def test_deleted_meanwhile_is_not_found(
     puller: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def delete_destination(*_: Any, **__: Any) -> Any:

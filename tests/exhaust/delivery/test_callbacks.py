@@ -93,7 +93,7 @@ ENDINGS = {
 @pytest.mark.django_db
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.usefixtures("woken")
-def test_an_end_is_noted_once(ending: str) -> None:
+def test_job_end_creates_one_callback(ending: str) -> None:
     job, other = make_claimed(callback_url=URL), make_claimed()
 
     for one in (job, other):
@@ -111,7 +111,7 @@ def test_an_end_is_noted_once(ending: str) -> None:
 
 
 @pytest.mark.django_db
-def test_what_is_no_end_is_not_noted() -> None:
+def test_unfinished_job_has_no_callback() -> None:
     job = make_claimed(callback_url=URL)
     assert transitions.fail(job, "try again")
     job.refresh_from_db()
@@ -120,7 +120,7 @@ def test_what_is_no_end_is_not_noted() -> None:
 
 
 @pytest.mark.django_db
-def test_an_end_that_is_rolled_back_is_not_noted(
+def test_rolled_back_end_has_no_callback(
     monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any, woken: list[str]
 ) -> None:
     job = make_claimed(callback_url=URL)
@@ -135,7 +135,7 @@ def test_an_end_that_is_rolled_back_is_not_noted(
 
 
 @pytest.mark.django_db
-def test_a_noted_end_wakes_a_deliverer(
+def test_job_end_enqueues_delivery(
     django_capture_on_commit_callbacks: Any, woken: list[str]
 ) -> None:
     job, other = make_claimed(callback_url=URL), make_claimed()
@@ -148,7 +148,7 @@ def test_a_noted_end_wakes_a_deliverer(
 
 
 @pytest.mark.django_db
-def test_a_broker_that_is_down_loses_no_notice(
+def test_broker_outage_loses_no_callback(
     django_capture_on_commit_callbacks: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     def down(**_: Any) -> None:
@@ -165,7 +165,7 @@ def test_a_broker_that_is_down_loses_no_notice(
 
 
 @pytest.mark.django_db
-def test_the_sweep_wakes_for_a_notice_that_is_due(woken: list[str]) -> None:
+def test_sweep_enqueues_due_callbacks(woken: list[str]) -> None:
     callback = make_callback()
     Callback.objects.update(due_at=timezone.now() + timedelta(hours=1))
     tasks.sweep()
@@ -177,7 +177,7 @@ def test_the_sweep_wakes_for_a_notice_that_is_due(woken: list[str]) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("more", [True, False])
-def test_the_task_says_that_there_may_be_more(
+def test_task_enqueues_itself_for_more(
     more: bool, woken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "deliver_due", lambda seconds: more)
@@ -188,7 +188,7 @@ def test_the_task_says_that_there_may_be_more(
 # What is sent -------------------------------------------------------------------------------------
 
 
-def test_signing_gives_the_reference_libraries_vector() -> None:
+def test_signature_equals_reference_vector() -> None:
     said = webhook.compute_signature(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -198,14 +198,14 @@ def test_signing_gives_the_reference_libraries_vector() -> None:
     assert said == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_secret_is_32_bytes_in_the_standards_spelling() -> None:
+def test_generated_secret_format() -> None:
     secrets = {webhook.generate_secret() for _ in range(10)}
     assert len(secrets) == 10
     assert all(re.fullmatch(r"whsec_[A-Za-z0-9+/]{43}=", secret) for secret in secrets)
 
 
 @pytest.mark.django_db
-def test_the_receiver_is_told_and_can_verify_it() -> None:
+def test_receiver_verifies_callback() -> None:
     with Receiver([respond_with(204)]) as receiver:
         callback = deliver_once(make_callback(receiver.url, tag="april"))
 
@@ -248,7 +248,7 @@ def test_the_receiver_is_told_and_can_verify_it() -> None:
 
 
 @pytest.mark.django_db
-def test_a_notice_holds_no_name_and_no_link() -> None:
+def test_callback_holds_no_name_or_link() -> None:
     with Receiver() as receiver:
         job = make_claimed(callback_url=receiver.url, requested_by="Asha Rao")
         transitions.cancel(job, "Cancelled by Asha Rao.")
@@ -266,7 +266,7 @@ def test_a_notice_holds_no_name_and_no_link() -> None:
 
 
 @pytest.mark.django_db
-def test_a_late_notice_tells_the_end_as_it_was() -> None:
+def test_late_callback_reports_original_end() -> None:
     # given a job that failed, was run again and has its file, before anybody was told
     with Receiver() as receiver:
         job = make_claimed(callback_url=receiver.url)
@@ -303,7 +303,7 @@ def verifies(secret: str, said: Any) -> bool:
 
 
 @pytest.mark.django_db
-def test_secrets_rotate_without_a_gap(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rotated_secrets_both_sign(capsys: pytest.CaptureFixture[str]) -> None:
     def secrets(*options: str) -> list[str]:
         call_command("callback_secret", "ORG_001", *options)
         return capsys.readouterr().out.split()
@@ -334,7 +334,7 @@ def test_secrets_rotate_without_a_gap(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.django_db
-def test_a_secret_lies_sealed_and_is_the_channels_own() -> None:
+def test_secret_is_encrypted_per_channel() -> None:
     ours, theirs = (
         callbacks.fetch_active_secrets(make_channel(name)) for name in ("ORG_001", "ORG_002")
     )
@@ -345,14 +345,14 @@ def test_a_secret_lies_sealed_and_is_the_channels_own() -> None:
 
 
 @pytest.mark.django_db
-def test_a_channel_that_is_not_there_has_no_secret() -> None:
+def test_unknown_channel_has_no_secret() -> None:
     with pytest.raises(CommandError, match="no channel nobody"):
         call_command("callback_secret", "nobody")
     assert not CallbackSecret.objects.exists()
 
 
 @pytest.mark.django_db
-def test_a_secret_that_cannot_be_opened_delays_its_channel_alone(settings: Any) -> None:
+def test_unreadable_secret_delays_channel(settings: Any) -> None:
     with Receiver() as receiver:
         closed = make_callback(receiver.url)
         callbacks.fetch_active_secrets(closed.job.channel)
@@ -371,7 +371,7 @@ def test_a_secret_that_cannot_be_opened_delays_its_channel_alone(settings: Any) 
 
 
 @pytest.mark.django_db
-def test_a_failed_delivery_is_tried_again_under_the_same_id() -> None:
+def test_retry_keeps_id_and_body() -> None:
     with Receiver(
         [respond_with(500), reset_connection, respond_with(302), respond_with(200)]
     ) as receiver:
@@ -398,7 +398,7 @@ def test_a_failed_delivery_is_tried_again_under_the_same_id() -> None:
     ("behaviour", "seconds"),
     [(Silent(), 1.0), (drip(b"HTTP/1.1 ", b"2"), 1.0), (reset_connection, 0.5)],
 )
-def test_a_bad_receiver_holds_nobody_for_long(behaviour: Any, seconds: float) -> None:
+def test_bad_receiver_times_out(behaviour: Any, seconds: float) -> None:
     with Receiver([behaviour]) as receiver:
         callback = make_callback(receiver.url)
         begun = time.monotonic()
@@ -410,7 +410,7 @@ def test_a_bad_receiver_holds_nobody_for_long(behaviour: Any, seconds: float) ->
 
 
 @pytest.mark.django_db
-def test_a_receiver_that_hangs_does_not_hold_up_another() -> None:
+def test_hanging_receiver_blocks_no_other() -> None:
     with Receiver([Silent()]) as hanging, Receiver() as good:
         for _ in range(callbacks.CONCURRENCY - 1):
             make_callback(hanging.url)
@@ -425,14 +425,14 @@ def test_a_receiver_that_hangs_does_not_hold_up_another() -> None:
 
 
 @pytest.mark.django_db
-def test_what_was_never_tried_goes_before_what_failed() -> None:
+def test_untried_callbacks_go_first() -> None:
     tried, fresh = make_callback(), make_callback()
     Callback.objects.filter(pk=tried.pk).update(attempt=3)
     assert [callback.pk for callback in callbacks._claim_batch()] == [fresh.pk, tried.pk]
 
 
 @pytest.mark.django_db
-def test_a_run_ends_in_time_and_says_that_more_is_due() -> None:
+def test_run_stops_and_reports_more_due() -> None:
     with Receiver() as receiver:
         for _ in range(callbacks.CONCURRENCY + 1):
             make_callback(receiver.url)
@@ -443,7 +443,7 @@ def test_a_run_ends_in_time_and_says_that_more_is_due() -> None:
 
 
 @pytest.mark.django_db
-def test_it_is_given_up_after_the_last_attempt() -> None:
+def test_callback_ends_after_last_attempt() -> None:
     with Receiver([respond_with(503)]) as receiver:
         callback = make_callback(receiver.url)
         for attempt in range(1, callbacks.MAX_ATTEMPTS + 1):
@@ -457,7 +457,7 @@ def test_it_is_given_up_after_the_last_attempt() -> None:
 
 
 @pytest.mark.django_db
-def test_gone_is_given_up_at_once() -> None:
+def test_410_ends_callback() -> None:
     with Receiver([respond_with(410)]) as receiver:
         callback = deliver_once(make_callback(receiver.url))
         deliver_once(callback)
@@ -468,7 +468,7 @@ def test_gone_is_given_up_at_once() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("url", ["http://169.254.169.254/", "http://[::1]:8000/", "ftp://x.org/"])
-def test_a_refused_address_is_given_up_at_once(url: str) -> None:
+def test_forbidden_address_ends_callback(url: str) -> None:
     callback = deliver_once(make_callback(url))
     assert callback.abandoned_at is not None
     assert callback.answer is None
@@ -476,7 +476,7 @@ def test_a_refused_address_is_given_up_at_once(url: str) -> None:
 
 
 @pytest.mark.django_db
-def test_a_deliverer_that_always_dies_does_not_try_for_ever() -> None:
+def test_crashing_worker_uses_up_attempts() -> None:
     callback = make_callback()
     Callback.objects.update(attempt=callbacks.MAX_ATTEMPTS)
     deliver_once(callback)
@@ -485,7 +485,7 @@ def test_a_deliverer_that_always_dies_does_not_try_for_ever() -> None:
 
 
 @pytest.mark.parametrize("attempt", range(1, callbacks.MAX_ATTEMPTS))
-def test_delays_grow_and_are_bounded(attempt: int) -> None:
+def test_retry_delays_grow_within_bounds(attempt: int) -> None:
     drawn = [
         callbacks._retry_delay(attempt, http_client.Unreachable()).total_seconds()
         for _ in range(300)
@@ -498,7 +498,7 @@ def test_delays_grow_and_are_bounded(attempt: int) -> None:
     assert len(callbacks.RETRY_DELAYS_SECONDS) == callbacks.MAX_ATTEMPTS - 1
 
 
-def test_a_receiver_may_ask_for_more_time_but_not_for_ever() -> None:
+def test_retry_after_is_capped() -> None:
     assert callbacks._retry_delay(1, http_client.Answer(503, b"", 900)) == timedelta(minutes=15)
     assert callbacks._retry_delay(1, http_client.Answer(429, b"", 10**9)) == timedelta(hours=6)
 
@@ -516,7 +516,7 @@ def deliver() -> bool:
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("woken")
-def test_two_deliverers_at_once_send_once() -> None:
+def test_parallel_workers_send_once() -> None:
     def slowly(peer: Any) -> None:
         time.sleep(0.2)
         respond_with(200)(peer)
@@ -537,7 +537,7 @@ def test_two_deliverers_at_once_send_once() -> None:
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("woken")
-def test_a_channels_first_secret_is_made_once() -> None:
+def test_first_secret_is_made_once() -> None:
     channel = make_channel()
     start = threading.Barrier(4)
 
@@ -555,7 +555,7 @@ def test_a_channels_first_secret_is_made_once() -> None:
 
 
 @pytest.mark.django_db
-def test_a_claimed_notice_is_nobody_elses_until_the_lease_is_over() -> None:
+def test_claimed_callback_is_leased() -> None:
     make_callback()
     (claimed,) = callbacks._claim_batch()
     assert callbacks._claim_batch() == []
@@ -565,7 +565,7 @@ def test_a_claimed_notice_is_nobody_elses_until_the_lease_is_over() -> None:
 
 
 @pytest.mark.django_db
-def test_a_late_outcome_of_a_lost_lease_is_not_recorded() -> None:
+def test_lost_lease_records_nothing() -> None:
     callback = make_callback()
     (slow,) = callbacks._claim_batch()
     make_due(callback)
@@ -578,7 +578,7 @@ def test_a_late_outcome_of_a_lost_lease_is_not_recorded() -> None:
 
 
 @pytest.mark.django_db
-def test_a_delivery_that_breaks_does_not_lose_the_others_outcome(
+def test_crash_keeps_other_outcomes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Receiver() as receiver:
@@ -601,7 +601,7 @@ def test_a_delivery_that_breaks_does_not_lose_the_others_outcome(
 
 @pytest.mark.postgresql
 @pytest.mark.django_db
-def test_looking_for_due_notices_is_an_index_scan() -> None:
+def test_due_callbacks_use_an_index() -> None:
     job = make_finished(callback_url=URL)
     Callback.objects.bulk_create(
         Callback(job=job, status="SUCCESS", url=URL, delivered_at=timezone.now())
@@ -626,7 +626,7 @@ def submitted(client: Client, url: Any) -> Any:
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("woken")
-def test_a_request_may_name_who_is_told(asker: Client) -> None:
+def test_submit_takes_callback_url(asker: Client) -> None:
     answer = submitted(asker, URL)
 
     assert answer.status_code == 200
@@ -655,7 +655,7 @@ def test_a_request_may_name_who_is_told(asker: Client) -> None:
         (["https://receiver.example/"], "string"),
     ],
 )
-def test_an_address_that_will_not_do_is_refused_with_the_remedy(
+def test_bad_callback_url_is_rejected(
     url: Any, remedy: str, asker: Client, settings: Any
 ) -> None:
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
@@ -671,7 +671,7 @@ def test_an_address_that_will_not_do_is_refused_with_the_remedy(
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("woken")
-def test_a_job_shows_how_its_receiver_was_told(asker: Client) -> None:
+def test_job_shows_callback_state(asker: Client) -> None:
     with Receiver([respond_with(500), respond_with(200)]) as receiver:
         callback = make_callback(receiver.url)
         shown = []
@@ -692,7 +692,7 @@ def test_a_job_shows_how_its_receiver_was_told(asker: Client) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("woken")
-def test_a_job_that_runs_again_shows_nothing_of_its_earlier_end(asker: Client) -> None:
+def test_rerun_job_hides_earlier_callback(asker: Client) -> None:
     job = make_claimed(callback_url=URL)
     transitions.fail(job, "no", permanent=True)
     Callback.objects.update(attempt=5, answer=500, error="no")
@@ -703,14 +703,14 @@ def test_a_job_that_runs_again_shows_nothing_of_its_earlier_end(asker: Client) -
 
 
 @pytest.mark.django_db
-def test_a_job_without_an_address_shows_no_callback(asker: Client) -> None:
+def test_job_without_url_has_no_callback(asker: Client) -> None:
     make_job()
     (job,) = asker.get("/dataset/v1/request/list/daily").json()["result"]["jobs"]
     assert "callback" not in job
 
 
 @pytest.mark.django_db
-def test_a_list_asks_no_more_for_more_notices(
+def test_list_query_count_is_constant(
     asker: Client, django_assert_max_num_queries: Any
 ) -> None:
     def queries() -> int:
@@ -731,7 +731,7 @@ def test_a_list_asks_no_more_for_more_notices(
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("woken")
-def test_another_address_is_another_request() -> None:
+def test_callback_url_is_part_of_identity() -> None:
     first = submit.submit(make_submission(callback_url=URL))
     second = submit.submit(make_submission(callback_url=URL + "2"))
     assert first.request_id != second.request_id
@@ -743,7 +743,7 @@ def operator(db: None, client: Client) -> Client:
     return client
 
 
-def test_an_operator_sees_notices_and_delivers_one_again(operator: Client) -> None:
+def test_admin_requeues_callbacks(operator: Client) -> None:
     with Receiver([respond_with(410), respond_with(200)]) as receiver:
         callback = deliver_once(make_callback(receiver.url))
         waiting = make_callback(receiver.url)
@@ -771,7 +771,7 @@ def test_an_operator_sees_notices_and_delivers_one_again(operator: Client) -> No
     assert sorted(map(ids.count, set(ids))) == [1, 2]  # the same id as before
 
 
-def test_who_has_no_role_in_the_channel_may_not_deliver_again(
+def test_requeue_needs_channel_role(
     operator: Client, django_user_model: Any
 ) -> None:
     from django.contrib.auth.models import Permission

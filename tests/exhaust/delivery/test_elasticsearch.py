@@ -40,7 +40,7 @@ def make_index(receiver: Receiver, **overrides: Any) -> Destination:
     return make_destination(receiver, **values)
 
 
-def test_each_document_has_an_id_that_stays() -> None:
+def test_document_ids_are_stable() -> None:
     emitted = emit_sessions(1, 2)
     elastic = FakeElasticsearch()
     with Receiver(choose_behaviour=elastic) as receiver:
@@ -59,7 +59,7 @@ def test_each_document_has_an_id_that_stays() -> None:
         assert elastic.actions[-1]["_type"] == "_doc"
 
 
-def test_the_official_client_sends_the_same() -> None:
+def test_official_client_sends_same_body() -> None:
     """Actions and sources, read by one index, whoever sent them."""
     emit_sessions(*range(5))
     ours, theirs = FakeElasticsearch(), FakeElasticsearch()
@@ -96,7 +96,7 @@ def test_the_official_client_sends_the_same() -> None:
     assert theirs.indexed == ours.indexed
 
 
-def test_the_official_client_reads_what_our_sample_gives(client: Client) -> None:
+def test_official_client_reads_sample(client: Client) -> None:
     """`/export/sample?format=bulk`, sent as it is, by the client's own bulk call."""
     now = int(timezone.now().timestamp() * 1000)
     emitted = emit_sessions(1, 2, startTime=now - 5000, endTime=now - 1000)
@@ -122,7 +122,7 @@ def test_the_official_client_reads_what_our_sample_gives(client: Client) -> None
     assert client.get("/export/sample?format=csv", headers=headers).status_code == 400
 
 
-def test_items_are_judged_alone() -> None:
+def test_bulk_items_are_judged_singly() -> None:
     emitted = emit_sessions(*range(6))
     first, there, busy, broken, bad, last = sorted(emitted)
     said = {there: 409, busy: 429, broken: 503, bad: 400}
@@ -148,7 +148,7 @@ def test_items_are_judged_alone() -> None:
         assert not destination.dead_letters.filter(delivered_at=None).exists()
 
 
-def test_one_that_is_never_taken_does_not_hold_the_rest_for_days() -> None:
+def test_failing_item_does_not_block_others() -> None:
     emitted = emit_sessions(*range(3))
     never = emitted[1]
     elastic = FakeElasticsearch(lambda identifier: 503 if identifier == never else 201)
@@ -163,7 +163,7 @@ def test_one_that_is_never_taken_does_not_hold_the_rest_for_days() -> None:
     assert Counter(name for asked in elastic.requested_ids for name in asked)[emitted[0]] == 1
 
 
-def test_a_pending_document_that_changes_is_sent_as_it_is_now() -> None:
+def test_pending_document_is_sent_updated() -> None:
     emitted = emit_sessions(1, 2)
     elastic = FakeElasticsearch(lambda identifier: 503 if identifier == emitted[0] else 201)
     with Receiver(choose_behaviour=elastic) as receiver:
@@ -175,7 +175,7 @@ def test_a_pending_document_that_changes_is_sent_as_it_is_now() -> None:
     assert elastic.indexed[emitted[0]]["bounce"]
 
 
-def test_an_index_that_refuses_everything_gets_no_graveyard() -> None:
+def test_rejecting_index_trips_breaker() -> None:
     emit_sessions(*range(20))
     elastic = FakeElasticsearch(lambda _: 403)
     with Receiver(choose_behaviour=elastic) as receiver:
@@ -189,7 +189,7 @@ def test_an_index_that_refuses_everything_gets_no_graveyard() -> None:
 
 
 @pytest.mark.parametrize("is_erasing", [False, True])
-def test_nothing_is_kept_of_a_document_that_is_refused_while_somebody_is_erased(
+def test_dead_letter_during_erasure_is_blank(
     monkeypatch: pytest.MonkeyPatch, is_erasing: bool
 ) -> None:
     (emitted,) = emit_sessions(1)
@@ -201,7 +201,7 @@ def test_nothing_is_kept_of_a_document_that_is_refused_while_somebody_is_erased(
     assert told == (("erased",) * 2 if is_erasing else (emitted, f"because: of {emitted}"))
 
 
-def test_an_answer_that_tells_nothing_is_no_yes() -> None:
+def test_unreadable_response_is_a_failure() -> None:
     emit_sessions(1, 2)
     bodies = [
         b"", b"null", b'{"items": []}', b'{"items": [{"index": {"status": 201}}]}', b'{"ok": true}',
@@ -216,7 +216,7 @@ def test_an_answer_that_tells_nothing_is_no_yes() -> None:
     assert len(receiver.received) == len(bodies)
 
 
-def test_whatever_it_says_everything_is_there_or_set_aside() -> None:
+def test_documents_are_indexed_or_dead() -> None:
     """A random index: 200, 201, 409, 429, 500, 400 for each, and a word that comes too late."""
     dice = random.Random(11)
     emitted = emit_sessions(*range(40))
@@ -252,7 +252,7 @@ def test_whatever_it_says_everything_is_there_or_set_aside() -> None:
     assert {name for name in emitted if name.endswith(("7-1511441593539",))} <= aside
 
 
-def test_the_address_and_the_index_are_judged_when_it_is_made() -> None:
+def test_elasticsearch_url_and_index_checks() -> None:
     channel = make_channel()
     destination = Destination(
         channel=channel, name="a", kind="elasticsearch", url="https://es.example/x"
@@ -265,7 +265,7 @@ def test_the_address_and_the_index_are_judged_when_it_is_made() -> None:
         assert set(destinations.validate(destination)) == {"index"}
 
 
-def test_lines_are_what_elasticsearch_wants() -> None:
+def test_format_bulk_lines() -> None:
     assert elasticsearch.format_bulk_lines("i", "", 'a"b', b"{}") == (
         b'{"index":{"_index":"i","_id":"a\\"b"}}\n{}\n'
     )

@@ -154,7 +154,7 @@ def post(url: str, seconds: float = 5.0) -> http_client.Answer:
 # Which addresses ----------------------------------------------------------------------------------
 
 
-def test_there_are_many_hostile_addresses() -> None:
+def test_hostile_address_list_is_long() -> None:
     assert len(set(HOSTILE)) == len(HOSTILE) >= 150
 
 
@@ -168,7 +168,7 @@ def refused(url: str) -> bool:
     return False
 
 
-def test_hostile_addresses_are_refused_and_nothing_is_connected_to(world: list[Any]) -> None:
+def test_hostile_address_is_never_connected(world: list[Any]) -> None:
     assert [url for url in HOSTILE if not refused(url)] == []
     assert world == []
 
@@ -186,7 +186,7 @@ def test_hostile_addresses_are_refused_and_nothing_is_connected_to(world: list[A
         ("https://my_hook.example.com/a@b", ("https", "my_hook.example.com", 443, "/a@b")),
     ],
 )
-def test_a_public_address_is_taken_apart(url: str, target: tuple[Any, ...]) -> None:
+def test_parse_url(url: str, target: tuple[Any, ...]) -> None:
     assert http_client.parse_url(url) == http_client.Target(*target)
 
 
@@ -202,16 +202,16 @@ SPECIAL = [
 ]  # fmt: skip
 
 
-def test_no_special_address_is_public() -> None:
+def test_special_addresses_are_not_allowed() -> None:
     assert [text for text in SPECIAL if http_client.is_allowed(ip_address(text))] == []
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", PUBLIC, "2606:4700::1111", "2a00:1450::1"])
-def test_a_public_address_is_public(address: str) -> None:
+def test_public_addresses_are_allowed(address: str) -> None:
     assert http_client.is_allowed(ip_address(address))
 
 
-def test_a_name_that_resolves_anew_never_reaches_the_private_address(
+def test_dns_rebinding_is_blocked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a name server that says a public address to the first question and a private to others
@@ -234,7 +234,7 @@ def test_a_name_that_resolves_anew_never_reaches_the_private_address(
     assert reached == [PUBLIC]
 
 
-def test_of_several_addresses_only_the_public_ones_are_tried(
+def test_only_public_addresses_are_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reached = _recorded(
@@ -248,7 +248,7 @@ def test_of_several_addresses_only_the_public_ones_are_tried(
     assert reached == [PUBLIC, "2606:4700::1111"]
 
 
-def test_an_operator_can_allow_an_internal_network(settings: Any) -> None:
+def test_allowed_network_is_reached(settings: Any) -> None:
     with Receiver() as receiver:
         with pytest.raises(AddressNotAllowed, match="operator"):
             post(receiver.url)
@@ -263,7 +263,7 @@ def test_an_operator_can_allow_an_internal_network(settings: Any) -> None:
     assert receiver.connections == 2
 
 
-def test_a_name_that_does_not_resolve_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresolved_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(*_: Any, **__: Any) -> Any:
         raise socket.gaierror
 
@@ -276,7 +276,7 @@ def test_a_name_that_does_not_resolve_is_tried_again(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("inside")
-def test_bytes_are_posted_as_they_are() -> None:
+def test_post_sends_bytes_unchanged() -> None:
     with Receiver([respond_with(201, b"thanks", Retry_After="7")]) as receiver:
         answer = http_client.post(receiver.url, b'{"a": 1}', {"Content-Type": "application/json"})
 
@@ -290,7 +290,7 @@ def test_bytes_are_posted_as_they_are() -> None:
 
 @pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(status: int) -> None:
+def test_redirect_is_not_followed(status: int) -> None:
     with Receiver() as elsewhere:
         for location in (f"http://{METADATA}/latest/meta-data/", elsewhere.url):
             with Receiver([respond_with(status, Location=location)]) as receiver:
@@ -300,7 +300,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
 
 
 @pytest.mark.usefixtures("inside")
-def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_proxy_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as receiver, Receiver() as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
@@ -325,7 +325,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
         pytest.param("https", Silent(b"\x16\x03\x03\x40\x00", b"\x02"), id="drips a handshake"),
     ],
 )
-def test_a_receiver_holds_us_no_longer_than_it_may(scheme: str, behaviour: Any) -> None:
+def test_total_timeout_cuts_receiver(scheme: str, behaviour: Any) -> None:
     with Receiver([behaviour]) as receiver:
         begun = time.monotonic()
         with pytest.raises(Unreachable, match=r"No answer within 0\.4 seconds"):
@@ -335,7 +335,7 @@ def test_a_receiver_holds_us_no_longer_than_it_may(scheme: str, behaviour: Any) 
 
 
 @pytest.mark.usefixtures("inside")
-def test_a_receiver_that_does_not_read_holds_us_no_longer() -> None:
+def test_timeout_while_sending_body() -> None:
     with Receiver([Silent()]) as receiver:
         begun = time.monotonic()
         with pytest.raises(Unreachable, match=r"No answer within 0\.4 seconds"):
@@ -344,7 +344,7 @@ def test_a_receiver_that_does_not_read_holds_us_no_longer() -> None:
 
 
 @pytest.mark.usefixtures("inside")
-def test_a_body_that_drips_does_not_undo_the_answer() -> None:
+def test_dripping_body_keeps_status() -> None:
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     with Receiver([drip(start, b"x")]) as receiver:
         begun = time.monotonic()
@@ -353,13 +353,13 @@ def test_a_body_that_drips_does_not_undo_the_answer() -> None:
 
 
 @pytest.mark.usefixtures("inside")
-def test_of_a_body_without_end_the_beginning_is_read() -> None:
+def test_endless_body_is_cut() -> None:
     with Receiver([flood]) as receiver:
         assert post(receiver.url).body == b"x" * http_client.MAX_ANSWER_BYTES
 
 
 @pytest.mark.usefixtures("inside")
-def test_a_slow_name_server_holds_us_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1.5))
     begun = time.monotonic()
     with pytest.raises(Unreachable, match="resolved"):
@@ -377,13 +377,13 @@ def test_a_slow_name_server_holds_us_no_longer(monkeypatch: pytest.MonkeyPatch) 
         (lambda peer: peer.sendall(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000), "no HTTP"),
     ],
 )
-def test_a_broken_answer_is_told_as_such(behaviour: Any, told: str) -> None:
+def test_broken_answer_message(behaviour: Any, told: str) -> None:
     with Receiver([behaviour]) as receiver, pytest.raises(Unreachable, match=told):
         post(receiver.url)
 
 
 @pytest.mark.usefixtures("inside")
-def test_nobody_listening_is_told_as_such() -> None:
+def test_connection_refused_message() -> None:
     with Receiver() as receiver:
         pass
     with pytest.raises(Unreachable, match="refused"):
@@ -428,7 +428,7 @@ def certified(tmp_path: Path) -> tuple[ssl.SSLContext, Path, list[str]]:
 
 
 @pytest.mark.usefixtures("inside")
-def test_the_certificate_is_checked_for_the_name_that_was_asked_for(
+def test_certificate_name_is_checked(
     certified: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, certificate, names = certified
@@ -469,7 +469,7 @@ def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str) ->
         ("10.1.2.0/24, fd00:1::/64,10.9.9.9", ["10.1.2.0/24", "fd00:1::/64", "10.9.9.9/32"]),
     ],
 )
-def test_allowed_networks_are_read(
+def test_allowed_networks_setting(
     said: str, networks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     read = read_settings(monkeypatch, tmp_path, said)
@@ -477,7 +477,7 @@ def test_allowed_networks_are_read(
 
 
 @pytest.mark.parametrize("said", ["10.0.0.1/8", "10.0.0.0/33", "internal", "10.0.0.0/8,,", "*"])
-def test_a_wrong_network_stops_the_start(
+def test_invalid_network_stops_start(
     said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit, match=r"^EXHAUST_PUSH_ALLOWED_NETWORKS: .* 10\.1\.2\.0/24"):

@@ -62,7 +62,7 @@ def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 # What is sent -------------------------------------------------------------------------------------
 
 
-def test_closed_sessions_come_as_lines_once_each() -> None:
+def test_closed_sessions_are_sent_once() -> None:
     emitted = emit_sessions(1, 2, 3)
     with Receiver() as receiver:
         destination = deliver_all(make_destination(receiver))
@@ -85,7 +85,7 @@ def test_closed_sessions_come_as_lines_once_each() -> None:
     assert [each.documents for each in destination.deliveries.order_by("id")] == [3, 1]
 
 
-def test_a_senders_own_document_goes_out_unchanged() -> None:
+def test_client_session_is_sent_unchanged() -> None:
     emit_sessions(7, stringTags={"ä": "\n"}, big=12345678901234567890, half=0.1)
     with Receiver() as receiver:
         deliver_all(make_destination(receiver, method="POST", content_type="application/json"))
@@ -99,7 +99,7 @@ def test_a_senders_own_document_goes_out_unchanged() -> None:
     assert receiver.received[0].headers["content-type"] == "application/json"
 
 
-def test_a_derived_session_is_told_in_the_same_field_names() -> None:
+def test_derived_session_document() -> None:
     channel = make_channel()
     start = timezone.now() - timedelta(hours=2)
     types = ["_session_start", "_page_view", "_click", "_app_exception"]
@@ -127,7 +127,7 @@ def test_a_derived_session_is_told_in_the_same_field_names() -> None:
     assert said["userActions"][0]["startTime"] == begun + 60_000
 
 
-def test_an_open_session_waits_for_its_close() -> None:
+def test_open_session_is_not_sent() -> None:
     channel = make_channel()
     now = timezone.now()
     store.append_batch(channel.pk, Batch("test", now, [event(occurred_at=now - MINUTE)], []))
@@ -142,7 +142,7 @@ def test_an_open_session_waits_for_its_close() -> None:
     assert len(received_documents(receiver)) == 1
 
 
-def test_events_come_as_pull_gives_them(client: Client) -> None:
+def test_events_equal_pull_items(client: Client) -> None:
     from tests.conftest import bearer, make_key
 
     emit_sessions(1)
@@ -155,7 +155,7 @@ def test_events_come_as_pull_gives_them(client: Client) -> None:
     assert len(page["items"]) == 2
 
 
-def test_basic_and_a_signature_that_others_verify() -> None:
+def test_basic_auth_and_signature() -> None:
     emit_sessions(1)
     with Receiver([respond_with(500), respond_with(204)]) as receiver:
         destination = make_destination(receiver, user="us", password="pass:word", secret=SECRET)
@@ -168,7 +168,7 @@ def test_basic_and_a_signature_that_others_verify() -> None:
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
-def test_batches_end_at_a_thousand_at_896000_bytes_or_when_it_is_quiet(
+def test_batch_ends_by_count_bytes_or_linger(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batches, "MAX_DOCUMENTS", 3)
@@ -199,7 +199,7 @@ def test_batches_end_at_a_thousand_at_896000_bytes_or_when_it_is_quiet(
         Destination._meta.get_field("batch_limit").default = 1000
 
 
-def test_our_own_door_takes_what_a_sink_pushes(client: Client) -> None:
+def test_own_ingest_accepts_push(client: Client) -> None:
     """The round trip: another channel here receives what this one pushes."""
     from ingest.auth import keys
 
@@ -254,7 +254,7 @@ def test_our_own_door_takes_what_a_sink_pushes(client: Client) -> None:
         (drip(b"", b"H"), None),
     ],
 )  # fmt: skip
-def test_any_other_word_leaves_the_cursor(behaviour: Any, answer: int | None) -> None:
+def test_failure_keeps_the_cursor(behaviour: Any, answer: int | None) -> None:
     emitted = emit_sessions(1, 2)
     with Receiver([behaviour, respond_with(200)]) as receiver:
         destination = make_destination(receiver)
@@ -274,7 +274,7 @@ def test_any_other_word_leaves_the_cursor(behaviour: Any, answer: int | None) ->
         assert (delivery.status, delivery.attempt) == ("delivered", 2)
 
 
-def test_the_schedule_grows_then_the_sink_is_switched_off(
+def test_retries_grow_then_disable(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     emit_sessions(1)
@@ -305,7 +305,7 @@ def test_the_schedule_grows_then_the_sink_is_switched_off(
         assert is_at_end(destination)
 
 
-def test_the_breaker_closes_after_one_good_probe() -> None:
+def test_circuit_closes_after_success() -> None:
     emitted = emit_sessions(1, 2, 3)
     with Receiver() as receiver:
         destination = make_destination(receiver)
@@ -323,7 +323,7 @@ def test_retry_after_is_obeyed(asked: str, seconds: int) -> None:
     assert abs((destination.next_at - timezone.now()).total_seconds() - seconds) < 2
 
 
-def test_410_switches_off() -> None:
+def test_410_disables_destination() -> None:
     emit_sessions(1)
     with Receiver([respond_with(410)]) as receiver:
         destination = deliver_all(make_destination(receiver))
@@ -332,7 +332,7 @@ def test_410_switches_off() -> None:
     assert destination.deliveries.get().status == "dead"
 
 
-def test_an_address_inside_is_never_reached(settings: Any) -> None:
+def test_internal_address_is_never_reached(settings: Any) -> None:
     emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver)
@@ -348,7 +348,7 @@ def test_an_address_inside_is_never_reached(settings: Any) -> None:
     assert receiver.connections == 0
 
 
-def test_a_document_that_is_refused_is_found_and_set_aside() -> None:
+def test_rejected_document_is_dead_lettered() -> None:
     """One bad among many: it alone becomes a dead letter, everything else arrives."""
     emitted = emit_sessions(*range(20))
     bad = emitted[13]
@@ -379,7 +379,7 @@ def test_a_document_that_is_refused_is_found_and_set_aside() -> None:
         assert destinations.requeue_dead_letters(destination.dead_letters.all()) == 0
 
 
-def test_a_receiver_that_refuses_everything_gets_no_graveyard() -> None:
+def test_rejecting_receiver_trips_breaker() -> None:
     emit_sessions(*range(30))
     with Receiver([respond_with(400)]) as receiver:
         destination = deliver_all(make_destination(receiver))
@@ -393,7 +393,7 @@ def test_a_receiver_that_refuses_everything_gets_no_graveyard() -> None:
 # When we fail -------------------------------------------------------------------------------------
 
 
-def test_a_pump_that_dies_behind_the_yes_repeats_and_loses_nothing(
+def test_crash_after_success_repeats_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     emitted = emit_sessions(1, 2)
@@ -423,7 +423,7 @@ pump.run(20)
 """
 
 
-def test_a_killed_process_repeats_and_loses_nothing(settings: Any, tmp_path: Path) -> None:
+def test_killed_process_repeats_batch(settings: Any, tmp_path: Path) -> None:
     """SIGKILL to a real one, behind the receiver's yes and before the cursor's move."""
     emitted = emit_sessions(1, 2)
     (tmp_path / "push.accepted").write_text("kill")
@@ -460,7 +460,7 @@ def test_a_killed_process_repeats_and_loses_nothing(settings: Any, tmp_path: Pat
     assert is_at_end(Destination.objects.get())
 
 
-def test_a_pump_that_was_overtaken_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_lease_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     emitted = emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver)
@@ -506,7 +506,7 @@ def prepared(ahead: pump.Prefetched | None = None) -> pump.Work:
 
 
 @pytest.mark.parametrize("told_otherwise", [False, True])
-def test_what_was_read_ahead_is_sent_unless_the_sink_was_told_otherwise(
+def test_prefetched_batch_validity(
     told_otherwise: bool,
 ) -> None:
     work, ahead = sent_with_the_next_read_ahead()
@@ -523,7 +523,7 @@ def test_what_was_read_ahead_is_sent_unless_the_sink_was_told_otherwise(
         assert len(before | now) == 4
 
 
-def test_what_was_read_ahead_long_ago_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_prefetch_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     _, ahead = sent_with_the_next_read_ahead()
     monkeypatch.setattr(pump, "PREFETCH_MAX_AGE_SECONDS", 0.0)
 
@@ -531,7 +531,7 @@ def test_what_was_read_ahead_long_ago_is_read_again(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("how", ["refused", "withdrawn", "erased"])
-def test_what_was_read_ahead_of_a_word_against_it_is_read_again(how: str) -> None:
+def test_prefetch_is_void_after_withdrawal(how: str) -> None:
     work, ahead = sent_with_the_next_read_ahead()
     channel = work.destination.channel
     if how == "erased":
@@ -550,7 +550,7 @@ def test_what_was_read_ahead_of_a_word_against_it_is_read_again(how: str) -> Non
     assert prepared(ahead).documents is not ahead.batch.documents
 
 
-def test_a_batch_is_read_in_two_steps_where_documents_are_alike(
+def test_batch_is_read_in_two_queries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given
@@ -579,7 +579,7 @@ def test_a_batch_is_read_in_two_steps_where_documents_are_alike(
     assert steps == [2, 8]
 
 
-def test_two_pumps_at_once_send_each_batch_once() -> None:
+def test_parallel_pumps_send_each_batch_once() -> None:
     emitted = emit_sessions(*range(12))
     with Receiver() as receiver:
         destinations = [
@@ -606,7 +606,7 @@ def test_two_pumps_at_once_send_each_batch_once() -> None:
     assert sorted(received_ids(receiver)) == sorted(emitted * 3)
 
 
-def test_a_sink_that_hangs_holds_up_no_other() -> None:
+def test_hanging_destination_blocks_no_other() -> None:
     emitted = emit_sessions(1, 2)
     with Receiver([Silent()]) as hanging, Receiver() as receiver:
         make_destination(hanging, name="a")
@@ -620,7 +620,7 @@ def test_a_sink_that_hangs_holds_up_no_other() -> None:
     assert all(at - began < 0.45 for at in arrived)
 
 
-def test_what_arrives_meanwhile_arrives_there() -> None:
+def test_events_arriving_meanwhile_are_sent() -> None:
     """Writers, a deriver, and a receiver that fails at random: in the end both sets are one."""
     dice = random.Random(5)
     channel = make_channel()
@@ -667,7 +667,7 @@ def test_what_arrives_meanwhile_arrives_there() -> None:
 # Told what to do ----------------------------------------------------------------------------------
 
 
-def test_a_new_sink_begins_now_and_goes_back_when_told() -> None:
+def test_new_destination_starts_now() -> None:
     old = emit_sessions(1, 2)
     with Receiver() as receiver:
         destination = make_destination(receiver)
@@ -700,7 +700,7 @@ def test_a_new_sink_begins_now_and_goes_back_when_told() -> None:
         assert destination.xid < fetch_watermark()
 
 
-def test_a_secret_that_no_key_opens_is_told(settings: Any) -> None:
+def test_unreadable_secret_disables(settings: Any) -> None:
     emitted = emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver, user="us", password="secret word")
@@ -720,7 +720,7 @@ def test_a_secret_that_no_key_opens_is_told(settings: Any) -> None:
     assert is_at_end(Destination.objects.get(pk=other.pk))
 
 
-def test_the_daily_run_forgets_old_deliveries_and_no_dead_letter() -> None:
+def test_daily_run_purges_deliveries() -> None:
     emit_sessions(1)
     with Receiver([respond_with(400)]) as receiver:
         destination = deliver_all(make_destination(receiver))
@@ -731,7 +731,7 @@ def test_the_daily_run_forgets_old_deliveries_and_no_dead_letter() -> None:
     assert destination.dead_letters.count() == 1
 
 
-def test_a_paused_sink_is_left_alone() -> None:
+def test_paused_destination_gets_nothing() -> None:
     emitted = emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver)
@@ -747,7 +747,7 @@ def test_a_paused_sink_is_left_alone() -> None:
 
 
 @pytest.mark.usefixtures("daily_run_finished")
-def test_the_sweep_wakes_the_pump(enqueued_tasks: list[str]) -> None:
+def test_sweep_enqueues_push(enqueued_tasks: list[str]) -> None:
     emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver)
@@ -761,7 +761,7 @@ def test_the_sweep_wakes_the_pump(enqueued_tasks: list[str]) -> None:
     assert enqueued_tasks == ["exhaust.push_documents"]
 
 
-def test_a_test_is_recorded_and_moves_nothing() -> None:
+def test_send_test_moves_no_cursor() -> None:
     with Receiver([respond_with(200), respond_with(403)]) as receiver:
         destination = make_destination(receiver)
         good, bad = destinations.send_test(destination), destinations.send_test(destination)

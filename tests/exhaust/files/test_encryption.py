@@ -1,4 +1,4 @@
-"""Sealed files: opened by other programs, and never plain where they should be sealed."""
+"""Encrypted files: other programs open them, and none is plain where it must not be."""
 
 import hashlib
 import io
@@ -89,21 +89,21 @@ def policy(**fields: Any) -> Channel:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("encryption", ["password", "publickey"])
-def test_a_sealed_file_opens_elsewhere_and_holds_the_plain_one(form: str, sealing: str) -> None:
+def test_other_tools_open_encrypted_file(form: str, encryption: str) -> None:
     # given the plain file
     send_events(make_answer(1, "plain words"), make_answer(2))
     policy(recipient=RECIPIENT)
     plain = stored(run(make(output_format=form, tag="plain")).files.get())
 
-    # when the same is asked for sealed
-    asked = {"encryption_key": KEY} if sealing == "password" else {"encryption": sealing}
-    job = run(make(output_format=form, tag="sealed", **asked))
+    # when the same is asked for encrypted
+    asked = {"encryption_key": KEY} if encryption == "password" else {"encryption": encryption}
+    job = run(make(output_format=form, tag="encrypted", **asked))
 
     # then it is told as what it is
     assert job.status == "SUCCESS"
     file = job.files.get()
     content = stored(file)
-    suffix = {"password": "zip", "publickey": "age"}[sealing]
+    suffix = {"password": "zip", "publickey": "age"}[encryption]
     assert file.name.endswith(f"_response_{job.submitted_at:%Y%m%d}.{form}.{suffix}")
     assert file.key.endswith(f".{form}.{suffix}")
     assert file.format == f"{form}.{suffix}"
@@ -131,18 +131,18 @@ def test_a_sealed_file_opens_elsewhere_and_holds_the_plain_one(form: str, sealin
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("encryption", ["password", "publickey"])
-def test_every_part_and_the_manifest_are_sealed(sealing: str, settings: Any) -> None:
+def test_parts_and_manifest_are_encrypted(encryption: str, settings: Any) -> None:
     settings.EXHAUST_PART_BYTES = 1
     send_events(*map(make_answer, range(3)))
     policy(recipient=RECIPIENT)
     job = run(
-        make(**({"encryption_key": KEY} if sealing == "password" else {"encryption": sealing}))
+        make(**({"encryption_key": KEY} if encryption == "password" else {"encryption": encryption}))
     )
     files = list(job.files.order_by("part"))
     assert len(files) == 4
     for file in files:
         content = stored(file)
-        if sealing == "password":
+        if encryption == "password":
             assert file.name.endswith(".zip")
             opened = unzipped(content)[1]
         else:
@@ -157,7 +157,7 @@ def test_every_part_and_the_manifest_are_sealed(sealing: str, settings: Any) -> 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_key_is_nowhere_plain_and_wiped_at_the_end(
+def test_password_is_never_stored_plain(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # given a request that carries a key
@@ -202,7 +202,7 @@ def everything() -> str:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("ending", ["failed", "cancelled"])
-def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
+def test_password_is_wiped_at_job_end(ending: str) -> None:
     # given a job that ended without a file
     send_events(make_answer(1))
     job = make(encryption_key=KEY)
@@ -220,7 +220,7 @@ def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
         submissions.retry(job)
     assert refused.value.status == 409
 
-    # when it is sent again with it, then it is the same job, and sealed
+    # when it is sent again with it, then it is the same job, and encrypted
     again = make(encryption_key=KEY)
     assert again.pk == job.pk
     assert unzipped(stored(run(again).files.get()))[0] == "exhaust.csv"
@@ -230,7 +230,7 @@ def test_a_key_is_wiped_at_every_end_and_asked_for_again(ending: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_key_outlives_an_attempt_that_failed() -> None:
+def test_password_survives_failed_attempt() -> None:
     send_events(make_answer(1))
     job = make(encryption_key=KEY)
     claimed = transitions.claim(job.pk)
@@ -242,7 +242,7 @@ def test_a_key_outlives_an_attempt_that_failed() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_lost_key_fails_the_job_and_never_gives_a_plain_file() -> None:
+def test_lost_password_makes_no_plain_file() -> None:
     send_events(make_answer(1))
     job = make(encryption_key=KEY)
     Job.objects.update(encrypted_key=None)
@@ -266,7 +266,7 @@ def test_a_lost_key_fails_the_job_and_never_gives_a_plain_file() -> None:
         "a\nbcdefghijklmn",
     ],
 )
-def test_a_weak_key_is_refused_with_the_rule(key: str) -> None:
+def test_weak_password_is_rejected(key: str) -> None:
     make_channel()
     with pytest.raises(
         RequestError, match=r"request.encryptionKey: Too weak.*12 to 128"
@@ -278,7 +278,7 @@ def test_a_weak_key_is_refused_with_the_rule(key: str) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("name", ["encryptionKey", "EncryptionKey"])
-def test_a_key_in_the_wrong_place_is_not_kept(name: str) -> None:
+def test_misplaced_password_is_not_stored(name: str) -> None:
     client = Client(headers=bearer(make_key("export:response")))
     body = {"request": {"tag": "t", "dataset": RESPONSE, "datasetConfig": {**CONFIG, name: KEY}}}
     answer = client.post("/dataset/v1/request/submit", body, content_type="application/json")
@@ -292,7 +292,7 @@ def test_a_key_in_the_wrong_place_is_not_kept(name: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_channel_may_demand_a_key_for_private_files() -> None:
+def test_channel_requires_password() -> None:
     send_events(make_answer(1))
     policy(private_encryption="password")
     assert run(make(dataset=RESPONSE)).files.get().name.endswith(".csv")
@@ -302,7 +302,7 @@ def test_a_channel_may_demand_a_key_for_private_files() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_channel_may_demand_its_public_key_for_private_files() -> None:
+def test_channel_requires_public_key() -> None:
     send_events(make_answer(1))
     policy(private_encryption="publickey", recipient=RECIPIENT)
     job = run(make(dataset=PRIVATE))
@@ -321,7 +321,7 @@ def test_a_channel_may_demand_its_public_key_for_private_files() -> None:
         ({"encryption": "publickey"}, {"recipient": ""}, "no public key any more"),
     ],
 )
-def test_a_policy_that_became_stricter_fails_the_job(
+def test_stricter_channel_rule_fails_job(
     asked: dict[str, Any], later: dict[str, Any], words: str
 ) -> None:
     send_events(make_answer(1))
@@ -335,7 +335,7 @@ def test_a_policy_that_became_stricter_fails_the_job(
 
 
 @pytest.mark.django_db
-def test_a_public_key_is_one() -> None:
+def test_channel_recipient_is_validated() -> None:
     with pytest.raises(ValidationError, match="No public key of age"):
         policy(recipient="age1qqqq")
     with pytest.raises(ValidationError, match="Needed where"):
@@ -345,7 +345,7 @@ def test_a_public_key_is_one() -> None:
 
 
 @pytest.mark.django_db
-def test_a_schedule_has_no_password() -> None:
+def test_schedule_takes_no_password() -> None:
     client = Client(headers=bearer(make_key("export:response", "export:private")))
     words = {
         "cron": "0 6 * * *", "dataset": PRIVATE, "conversationId": "b", "window": "yesterday",
@@ -377,9 +377,9 @@ def blocks(count: int, size: int = 65536) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    "seal", [FileEncryption("zip", password=KEY), FileEncryption("age", recipient=RECIPIENT)]
+    "encryption", [FileEncryption("zip", password=KEY), FileEncryption("age", recipient=RECIPIENT)]
 )
-def test_a_seal_passes_on_as_it_takes(seal: FileEncryption) -> None:
+def test_encryption_streams_blocks(encryption: FileEncryption) -> None:
     # given a long stream, of which we see how far it was read
     read = 0
 
@@ -391,25 +391,25 @@ def test_a_seal_passes_on_as_it_takes(seal: FileEncryption) -> None:
 
     # when / then what came out is never far behind what went in
     out = 0
-    for block in seal.encrypt_blocks(plain(), "csv", AT):
+    for block in encryption.encrypt_blocks(plain(), "csv", AT):
         out += len(block)
         assert read * 65536 - out < 2 * 1024 * 1024
     assert out > 64 * 65536
 
 
 @pytest.mark.parametrize(
-    "seal", [FileEncryption("zip", password=KEY), FileEncryption("age", recipient=RECIPIENT)]
+    "encryption", [FileEncryption("zip", password=KEY), FileEncryption("age", recipient=RECIPIENT)]
 )
-def test_an_error_of_the_stream_comes_through(seal: FileEncryption) -> None:
+def test_encryption_raises_stream_error(encryption: FileEncryption) -> None:
     def broken() -> Iterator[bytes]:
         yield from blocks(3)
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        list(seal.encrypt_blocks(broken(), "csv", AT))
+        list(encryption.encrypt_blocks(broken(), "csv", AT))
 
 
-def test_a_sealing_left_in_the_middle_leaves_no_thread() -> None:
+def test_closed_age_stream_leaves_no_thread() -> None:
     stream = encryption._encrypt_with_age(blocks(100), RECIPIENT)
     next(stream)
     assert any(thread.name == "age" for thread in threading.enumerate())
@@ -417,7 +417,7 @@ def test_a_sealing_left_in_the_middle_leaves_no_thread() -> None:
     assert not any(thread.name == "age" for thread in threading.enumerate())
 
 
-def test_a_key_of_age_that_is_none_seals_nothing() -> None:
+def test_invalid_age_recipient_is_an_error() -> None:
     with pytest.raises(encryption.EncryptionUnavailable):
         list(encryption._encrypt_with_age(blocks(3), "age1nonsense"))
 
@@ -426,18 +426,18 @@ _PROGRAM = """
 import sys, os, resource, django
 django.setup()
 from datetime import UTC, datetime
-from exhaust.files.encryption import Seal
+from exhaust.files.encryption import FileEncryption
 kind, recipient = sys.argv[1:3]
-seal = Seal("zip", password="x" * 12) if kind == "zip" else Seal("age", recipient=recipient)
+encryption = FileEncryption("zip", password="x" * 12) if kind == "zip" else FileEncryption("age", recipient=recipient)
 block = os.urandom(65536)
 plain = (block for _ in range(int(sys.argv[3]) * 16))
-out = sum(map(len, seal.blocks(plain, "parquet", datetime(2026, 1, 1, tzinfo=UTC))))
+out = sum(map(len, encryption.encrypt_blocks(plain, "parquet", datetime(2026, 1, 1, tzinfo=UTC))))
 print(out, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.parametrize("suffix", ["zip", "age"])
-def test_memory_stays_where_it_was(suffix: str) -> None:
+def test_encryption_memory_is_bounded(suffix: str) -> None:
     peaks = []
     for mebibytes in (16, 128):
         ran = subprocess.run(

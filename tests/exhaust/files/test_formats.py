@@ -166,7 +166,7 @@ def expected(form: str, kind: Kind, cell: str | None) -> Any:
 @each_form
 @each_dataset
 @each_way
-def test_every_format_holds_the_cells_of_the_csv(form: Format, dataset: Dataset, portable: bool):
+def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable: bool):
     selection = fill()
     headers, cells = read_csv(made(FORMATS["csv"], dataset, selection, portable=True), None)
     kinds = [column.kind for column in dataset.columns]
@@ -183,7 +183,7 @@ def test_every_format_holds_the_cells_of_the_csv(form: Format, dataset: Dataset,
 @pytest.mark.django_db
 @each_form
 @each_dataset
-def test_the_same_bytes_whenever_and_whichever_way_they_are_made(
+def test_attempts_make_same_bytes(
     form: Format, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     selection = fill()
@@ -196,7 +196,7 @@ def test_the_same_bytes_whenever_and_whichever_way_they_are_made(
 
 @pytest.mark.django_db
 @each_way
-def test_json_lines_are_those_of_the_golden_file(portable: bool):
+def test_jsonl_equals_golden_file(portable: bool):
     data = made(FORMATS["jsonl"], DATASETS[RESPONSE], corpus.store_corpus(), portable=portable)
 
     assert data.split(b"\n") == GOLDEN.read_bytes().split(b"\n")  # a readable difference
@@ -205,14 +205,14 @@ def test_json_lines_are_those_of_the_golden_file(portable: bool):
 @pytest.mark.django_db
 @each_form
 @each_dataset
-def test_a_file_of_nothing_can_be_read(form: Format, dataset: Dataset):
+def test_empty_file_can_be_read(form: Format, dataset: Dataset):
     data = made(form, dataset, corpus.select_corpus())
 
     assert read(form.name, data, dataset) == ([column.header for column in dataset.columns], [])
 
 
 @pytest.mark.django_db
-def test_no_archive_tells_when_it_was_made():
+def test_archives_hold_no_timestamp():
     selection = corpus.select_corpus()
 
     assert made(FORMATS["csv.gz"], DATASETS[RESPONSE], selection)[4:8] == bytes(4)
@@ -223,7 +223,7 @@ def test_no_archive_tells_when_it_was_made():
 
 @pytest.mark.django_db(transaction=True)  # what is derived is committed
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "xlsx"])
-def test_no_typed_format_guards_a_text(form: str):
+def test_typed_formats_escape_no_formulas(form: str):
     dataset = DATASETS["uci-private-exhaust"]
     _, rows = read(form, made(FORMATS[form], dataset, fill()), dataset)
 
@@ -232,7 +232,7 @@ def test_no_typed_format_guards_a_text(form: str):
 
 
 @pytest.mark.django_db
-def test_parquet_tells_of_its_columns():
+def test_parquet_column_metadata():
     import pyarrow.parquet as pq
 
     dataset = DATASETS[RESPONSE]
@@ -280,16 +280,16 @@ def body_of(form: str, *rows: list[str | None], kinds: tuple[Kind, ...] = ("text
         ("number", "-0", 0.0),
     ],
 )
-def test_a_number_that_parquet_cannot_hold_is_nothing_and_counted(kind: Kind, cell: str, held: Any):
+def test_parquet_counts_unconvertible_cells(kind: Kind, cell: str, held: Any):
     # given the cell between numbers and nothing
     body, data = body_of("parquet", ["1"], [cell], [None], ["-2"], kinds=(kind,))
 
     _, rows = read_parquet(data, None)
     assert [row[0] for row in rows] == [1, held, None, -2]
-    assert body.misfits == (held is None)
+    assert body.unconvertible_cells == (held is None)
 
 
-def test_a_text_that_looks_like_xml_or_an_escape_is_a_text_in_xlsx():
+def test_xlsx_keeps_markup_as_text():
     texts = [
         "<r><t>x</t></r>",
         "</t></is></c><c><f>1+1</f></c>",
@@ -307,7 +307,7 @@ def test_a_text_that_looks_like_xml_or_an_escape_is_a_text_in_xlsx():
     assert [row[0] for row in rows] == texts
 
 
-def test_a_sheet_may_have_many_columns():
+def test_xlsx_sheet_of_800_columns():
     cells = [str(number) for number in range(800)]
     _, data = body_of("xlsx", cells, kinds=("text",) * 800)
 
@@ -338,7 +338,7 @@ def content(files: Path, file: File) -> bytes:
 
 @pytest.mark.django_db(transaction=True)
 @each_form
-def test_a_job_makes_the_file_that_was_asked_for(form: Format, files: Path, asker: Client):
+def test_job_makes_requested_format(form: Format, files: Path, asker: Client):
     send_events(make_answer(1), make_answer(2))
 
     job = run(output_format=form.name)
@@ -363,7 +363,7 @@ def test_a_job_makes_the_file_that_was_asked_for(form: Format, files: Path, aske
 
 @pytest.mark.django_db(transaction=True)
 @each_form
-def test_nothing_found_is_told_as_the_format_shows_it(form: Format, files: Path):
+def test_empty_result_message_by_format(form: Format, files: Path):
     send_events(make_answer(60 * 24 * 60))
 
     job = run(output_format=form.name)
@@ -374,7 +374,7 @@ def test_nothing_found_is_told_as_the_format_shows_it(form: Format, files: Path)
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("form", SPLITTING, ids=lambda form: form.name)
-def test_a_large_answer_comes_in_parts(form: Format, files: Path, settings: Any, asker: Client):
+def test_large_result_comes_in_parts(form: Format, files: Path, settings: Any, asker: Client):
     send_long(90)
     whole = File.objects.get(job=run(output_format=form.name, tag="whole"))
     settings.EXHAUST_PART_BYTES = 60_000
@@ -448,7 +448,7 @@ def test_a_large_answer_comes_in_parts(form: Format, files: Path, settings: Any,
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("form", SPLITTING, ids=lambda form: form.name)
-def test_every_attempt_makes_the_same_parts(form: Format, files: Path, settings: Any):
+def test_attempts_make_same_parts(form: Format, files: Path, settings: Any):
     # given an attempt that made all parts and was then overtaken
     settings.EXHAUST_PART_BYTES = 60_000
     send_long(60)
@@ -472,7 +472,7 @@ def test_every_attempt_makes_the_same_parts(form: Format, files: Path, settings:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("limit", [0, 10**9])
-def test_what_is_smaller_than_a_part_is_one_file(limit: int, files: Path, settings: Any):
+def test_small_result_is_one_file(limit: int, files: Path, settings: Any):
     settings.EXHAUST_PART_BYTES = limit
     send_long(3)
 
@@ -481,7 +481,7 @@ def test_what_is_smaller_than_a_part_is_one_file(limit: int, files: Path, settin
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_part_may_be_a_single_row(files: Path, settings: Any):
+def test_part_of_a_single_row(files: Path, settings: Any):
     settings.EXHAUST_PART_BYTES = 1
     send_events(make_answer(1), make_answer(2), make_answer(3))
 
@@ -493,7 +493,7 @@ def test_a_part_may_be_a_single_row(files: Path, settings: Any):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_empty_answer_has_no_parts(files: Path, settings: Any):
+def test_empty_result_has_no_parts(files: Path, settings: Any):
     settings.EXHAUST_PART_BYTES = 1
 
     run()
@@ -503,7 +503,7 @@ def test_an_empty_answer_has_no_parts(files: Path, settings: Any):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("stored_before", [1, 2, 3])
-def test_an_attempt_that_fails_between_parts_leaves_nothing(
+def test_failure_between_parts_keeps_none(
     stored_before: int, files: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
 ):
     # given a storage that takes some parts (the fourth file is the manifest) and then no more
@@ -536,7 +536,7 @@ def test_an_attempt_that_fails_between_parts_leaves_nothing(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_attempt_that_was_killed_between_parts_is_cleaned_up_after(files: Path, settings: Any):
+def test_parts_of_killed_attempt_are_removed(files: Path, settings: Any):
     # given the parts of an attempt whose process is gone
     settings.EXHAUST_PART_BYTES = 1
     send_events(make_answer(1), make_answer(2))
@@ -565,14 +565,14 @@ def small_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "xlsx", replace(FORMATS["xlsx"], max_rows=2))
 
 
-def test_a_sheet_is_as_long_as_excel_takes_it():
+def test_xlsx_row_limit_is_excels():
     assert FORMATS["xlsx"].max_rows == 1_048_576 - 1
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("small_sheet")
 @pytest.mark.parametrize("dataset", sorted(set(DATASETS) - {"users-exhaust"}))  # changed today
-def test_more_rows_than_a_sheet_holds_are_told_before_any_is_written(
+def test_too_many_rows_fail_before_writing(
     dataset: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ):
     send_events(make_answer(1), make_answer(2), make_answer(3))
@@ -589,7 +589,7 @@ def test_more_rows_than_a_sheet_holds_are_told_before_any_is_written(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("small_sheet")
-def test_as_many_rows_as_a_sheet_holds_are_fine(files: Path, settings: Any):
+def test_xlsx_of_exactly_max_rows(files: Path, settings: Any):
     settings.EXHAUST_PART_BYTES = 1
     send_events(make_answer(1), make_answer(2))
 
@@ -599,7 +599,7 @@ def test_as_many_rows_as_a_sheet_holds_are_fine(files: Path, settings: Any):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("small_sheet")
-def test_a_count_that_was_too_small_does_not_make_a_sheet_too_long(
+def test_low_estimate_still_limits_xlsx_rows(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ):
     send_events(make_answer(1), make_answer(2), make_answer(3))
@@ -614,7 +614,7 @@ def test_a_count_that_was_too_small_does_not_make_a_sheet_too_long(
     ("text", "status"),
     [("x" * 32_756, "SUCCESS"), ("x" * 32_800, "FAILED"), ("🙂" * 16_390, "FAILED")],
 )
-def test_a_cell_longer_than_xlsx_holds_fails_with_a_sentence(text: str, status: str, files: Path):
+def test_too_long_xlsx_cell_fails_job(text: str, status: str, files: Path):
     event = make_answer(1)
     event["edata"]["item"]["title"] = text
     event["edata"]["resvalues"] = []
@@ -631,7 +631,7 @@ def test_a_cell_longer_than_xlsx_holds_fails_with_a_sentence(text: str, status: 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_numbers_that_are_none_are_told(files: Path):
+def test_unconvertible_cells_in_message(files: Path):
     # given a score that is a word
     events = [make_answer(1), make_answer(2)]
     events[1]["edata"]["score"] = "good"
@@ -646,7 +646,7 @@ def test_numbers_that_are_none_are_told(files: Path):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_format_that_is_no_more_fails_with_a_sentence(files: Path):
+def test_removed_format_fails_job(files: Path):
     assert run(output_format="orc").status_message == "There is no format orc any more."
 
 
@@ -655,7 +655,7 @@ def test_a_format_that_is_no_more_fails_with_a_sentence(files: Path):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("field", ["output_format", "outputFormat"])
-def test_each_format_is_a_request_of_its_own(field: str, asker: Client, enqueued_tasks: list[str]):
+def test_formats_are_separate_requests(field: str, asker: Client, enqueued_tasks: list[str]):
     def submitted(**said: str) -> str:
         request = {"tag": "t", "dataset": RESPONSE, "datasetConfig": CONFIG, **said}
         answered = asker.post(
@@ -675,7 +675,7 @@ def test_each_format_is_a_request_of_its_own(field: str, asker: Client, enqueued
     }
 
 
-def test_only_who_writes_parquet_loads_pyarrow(tmp_path: Path):
+def test_pyarrow_is_loaded_lazily(tmp_path: Path):
     code = (
         "import django, sys; django.setup()\n"
         "import config.urls, exhaust.tasks\n"

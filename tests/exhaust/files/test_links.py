@@ -69,7 +69,7 @@ def uses(link: Link) -> int:
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
-def test_a_link_gives_the_file(dataset: str, prefix: str) -> None:
+def test_link_returns_file(dataset: str, prefix: str) -> None:
     # given
     file, _, path = made(dataset=dataset)
 
@@ -85,7 +85,7 @@ def test_a_link_gives_the_file(dataset: str, prefix: str) -> None:
     assert_not_kept(answer)
 
 
-def test_uses_are_counted() -> None:
+def test_downloads_are_counted() -> None:
     # given
     _, link, path = made()
     _, other, _ = made()
@@ -98,7 +98,7 @@ def test_uses_are_counted() -> None:
     assert (uses(link), uses(other)) == (3, 0)
 
 
-def test_head_tells_of_the_file_without_it() -> None:
+def test_head_returns_headers_only() -> None:
     # given
     _, _, path = made()
 
@@ -112,7 +112,7 @@ def test_head_tells_of_the_file_without_it() -> None:
     assert_not_kept(answer)
 
 
-def test_head_is_told_no_way_into_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a file in a bucket
     _, link, path = made()
     monkeypatch.setattr(links, "sign_redirect", lambda file: "https://bucket.example/signed")
@@ -128,7 +128,7 @@ def test_head_is_told_no_way_into_the_bucket(monkeypatch: pytest.MonkeyPatch) ->
     assert uses(link) == 1
 
 
-def test_what_gives_nothing_is_no_use() -> None:
+def test_failed_download_is_not_counted() -> None:
     file, link, path = made()
 
     assert Client().get(path, headers={"Range": f"bytes={len(CONTENT)}-"}).status_code == 416
@@ -139,7 +139,7 @@ def test_what_gives_nothing_is_no_use() -> None:
     assert not AuditEvent.objects.filter(action="file.downloaded").exists()
 
 
-def test_a_use_that_was_the_last_one_meanwhile_is_refused() -> None:
+def test_concurrent_last_use_is_rejected() -> None:
     # given two who were let in by the same look
     _, link, _ = made()
     Link.objects.filter(pk=link.pk).update(use_count=link.max_uses - 1)
@@ -155,7 +155,7 @@ def test_a_use_that_was_the_last_one_meanwhile_is_refused() -> None:
     assert uses(link) == link.max_uses
 
 
-def test_who_counts_a_use_looks_at_the_link_alone() -> None:
+def test_record_download_locks_link_only() -> None:
     """A join makes PostgreSQL look for the row as it was before it had to wait."""
     _, link, _ = made()
     with CaptureQueriesContext(connection) as asked:
@@ -165,7 +165,7 @@ def test_who_counts_a_use_looks_at_the_link_alone() -> None:
     assert '"use_count" <' in update.partition("EXISTS")[0]
 
 
-def test_looking_is_no_use() -> None:
+def test_head_is_not_counted() -> None:
     # given a link that a chat previews
     _, link, path = made()
 
@@ -177,7 +177,7 @@ def test_looking_is_no_use() -> None:
 
 
 @pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
-def test_other_methods_are_refused(method: str) -> None:
+def test_other_methods_are_rejected(method: str) -> None:
     # given
     file, link, path = made()
 
@@ -191,7 +191,7 @@ def test_other_methods_are_refused(method: str) -> None:
     assert storage.get_storage().size(file.key) == len(CONTENT)
 
 
-def test_every_altered_character_closes_a_link() -> None:
+def test_altered_token_opens_nothing() -> None:
     # given
     _, link, path = made()
     start, _, token = path.rpartition("/")
@@ -209,7 +209,7 @@ def test_every_altered_character_closes_a_link() -> None:
 @pytest.mark.parametrize(
     "token", ["x", "1", "1:", ":", "1:abc", "%00", "../1", "1%0a:x", "९:x", "1" * 5000]
 )
-def test_made_up_tokens_open_nothing(token: str) -> None:
+def test_invented_token_opens_nothing(token: str) -> None:
     made()
     answer = Client().get(f"/dataset/v1/download/{token}")
     if answer.status_code == 404:  # an address that we do not have
@@ -218,7 +218,7 @@ def test_made_up_tokens_open_nothing(token: str) -> None:
         assert_closed(answer, 403, "altered")
 
 
-def test_an_unknown_link_opens_nothing() -> None:
+def test_unknown_link_is_403() -> None:
     # given a token that we gave, of a link that no row remembers
     _, link, path = made()
     link.delete()
@@ -237,7 +237,7 @@ def test_an_unknown_link_opens_nothing() -> None:
     ids=["expired", "revoked", "deleted"],
 )
 @pytest.mark.parametrize("method", ["get", "head"])
-def test_an_ended_link_says_410(ending: Any, method: str) -> None:
+def test_ended_link_is_410(ending: Any, method: str) -> None:
     # given a link that worked, and one beside it
     _, link, path = made()
     _, _, other = made()
@@ -257,7 +257,7 @@ def test_an_ended_link_says_410(ending: Any, method: str) -> None:
     assert taken(answer) == CONTENT
 
 
-def test_a_file_that_is_not_there_says_410() -> None:
+def test_missing_file_is_410() -> None:
     # given a file that somebody took away without telling us
     file, _, path = made()
     storage.get_storage().delete(file.key)
@@ -266,19 +266,19 @@ def test_a_file_that_is_not_there_says_410() -> None:
     assert_closed(Client().get(path), 410, "deleted")
 
 
-def test_a_link_lives_one_day() -> None:
+def test_link_expires_after_a_day() -> None:
     before = timezone.now()
     _, link, _ = made()
     assert before + timedelta(days=1) <= link.expires_at <= timezone.now() + timedelta(days=1)
 
 
-def test_a_link_lives_as_long_as_the_setting_says(settings: Any) -> None:
+def test_link_lifetime_setting(settings: Any) -> None:
     settings.EXHAUST_LINK_SECONDS = 90
     _, link, _ = made()
     assert 85 < (link.expires_at - timezone.now()).total_seconds() <= 90
 
 
-def test_a_link_does_not_outlive_its_file(settings: Any) -> None:
+def test_link_expires_with_its_file(settings: Any) -> None:
     # given a file an hour before its retention ends
     file, link, _ = made()
     born = timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS, hours=-1)
@@ -293,7 +293,7 @@ def test_a_link_does_not_outlive_its_file(settings: Any) -> None:
     assert abs((link.expires_at - timezone.now()).total_seconds() - 3600) < 5
 
 
-def test_temporary_credentials_shorten_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_credentials_shorten_link(monkeypatch: pytest.MonkeyPatch) -> None:
     # given credentials that sign for ten minutes more
     ends = datetime.now(UTC) + timedelta(minutes=10)
     monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
@@ -305,14 +305,14 @@ def test_temporary_credentials_shorten_a_link(monkeypatch: pytest.MonkeyPatch) -
     assert link.expires_at == ends
 
 
-def test_lasting_credentials_do_not_lengthen_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lasting_credentials_keep_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = datetime.now(UTC) + timedelta(days=300)
     monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
     _, link, _ = made()
     assert link.expires_at <= timezone.now() + timedelta(days=1)
 
 
-def test_a_public_link_is_the_buckets_and_a_private_one_ours(
+def test_private_file_gets_own_link(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a storage that signs
@@ -347,7 +347,7 @@ def test_a_public_link_is_the_buckets_and_a_private_one_ours(
     assert 115 < (asked[1][3] - timezone.now()).total_seconds() <= 120
 
 
-def test_a_dump_of_the_database_opens_nothing() -> None:
+def test_database_dump_opens_no_file() -> None:
     # given links, of which the database keeps something
     file, link, path = made()
     token = path.rpartition("/")[2]
@@ -368,7 +368,7 @@ def test_a_dump_of_the_database_opens_nothing() -> None:
     assert links.get_or_create(File.objects.get(pk=file.pk)) == link
 
 
-def test_a_token_sealed_under_a_lost_key_has_a_successor(settings: Any) -> None:
+def test_unreadable_token_gets_new_link(settings: Any) -> None:
     file, link, path = made()
     settings.EXHAUST_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     again = links.get_or_create(File.objects.get(pk=file.pk))
@@ -377,7 +377,7 @@ def test_a_token_sealed_under_a_lost_key_has_a_successor(settings: Any) -> None:
     assert taken(Client().get(path)) == CONTENT  # the former one goes on
 
 
-def test_a_link_opens_so_often() -> None:
+def test_link_has_a_download_limit() -> None:
     # given a link that may be used twice
     file, link, path = made()
     Link.objects.update(max_uses=2)
@@ -391,7 +391,7 @@ def test_a_link_opens_so_often() -> None:
     assert links.get_or_create(File.objects.get(pk=file.pk)) != link
 
 
-def test_a_revoked_request_has_no_link_until_it_is_read_again(asker: Client) -> None:
+def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
     # given two requests whose links work
     file, link, path = made(dataset=PRIVATE)
     _, _, other = made(dataset=PRIVATE)
@@ -422,7 +422,7 @@ def test_a_revoked_request_has_no_link_until_it_is_read_again(asker: Client) -> 
 @pytest.mark.parametrize(
     ("scopes", "channel"), [(("export:response",), "ORG_001"), (("export:private",), "ORG_002")]
 )
-def test_only_who_may_read_a_request_revokes_its_links(
+def test_revoking_needs_read_access(
     scopes: tuple[str, ...], channel: str
 ) -> None:
     file, _, path = made(dataset=PRIVATE)
@@ -433,7 +433,7 @@ def test_only_who_may_read_a_request_revokes_its_links(
     assert taken(Client().get(path)) == CONTENT
 
 
-def test_an_admin_revokes_links(admin_client: Client) -> None:
+def test_admin_revokes_links(admin_client: Client) -> None:
     _, link, path = made()
     answer = admin_client.post(
         "/admin/exhaust/link/", {"action": "revoke", "_selected_action": [link.pk]}
@@ -442,7 +442,7 @@ def test_an_admin_revokes_links(admin_client: Client) -> None:
     assert_closed(Client().get(path), 410, "revoked")
 
 
-def test_who_downloaded_stands_in_the_ledger() -> None:
+def test_download_is_in_audit_log() -> None:
     # given a link that is looked at, used, and tried when it has ended
     file, link, path = made(dataset=PRIVATE)
     taken(Client().head(path))
@@ -463,7 +463,7 @@ def test_who_downloaded_stands_in_the_ledger() -> None:
 
 
 @pytest.mark.parametrize("minutes", [-10, 0, 10])
-def test_thousands_of_replays_after_expiry_open_nothing(
+def test_replays_after_expiry_open_nothing(
     minutes: int, monkeypatch: pytest.MonkeyPatch, rf: RequestFactory
 ) -> None:
     """10,000 in all, by web processes whose clocks are wrong."""
@@ -506,7 +506,7 @@ def age(file: File, **span: float) -> None:
     File.objects.filter(pk=file.pk).update(created_at=timezone.now() - timedelta(**span))
 
 
-def test_retention_deletes_what_is_past_it(files: Path, settings: Any, asker: Client) -> None:
+def test_retention_deletes_old_files(files: Path, settings: Any, asker: Client) -> None:
     # given a file past its thirty days, and one a minute before
     settings.EXHAUST_FILE_RETENTION_DAYS = 30
     old, old_link, old_path = made()
@@ -534,7 +534,7 @@ def test_retention_deletes_what_is_past_it(files: Path, settings: Any, asker: Cl
     assert uses(old_link) == 0
 
 
-def test_retention_goes_on_after_a_storage_failure(
+def test_retention_survives_storage_failure(
     files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given two old files, of which the storage refuses to delete the first
@@ -564,7 +564,7 @@ def test_retention_goes_on_after_a_storage_failure(
     assert stored_paths(files) == []
 
 
-def test_a_broken_download_goes_on() -> None:
+def test_range_request_resumes_download() -> None:
     # given
     file, _, path = made()
 
@@ -581,14 +581,14 @@ def test_a_broken_download_goes_on() -> None:
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-3", "bytes=-3", "bytes=1-2,4-5", "bytes=x-", "rows=1-"])
-def test_other_ranges_give_the_whole(asked: str) -> None:
+def test_unsupported_range_returns_all(asked: str) -> None:
     _, _, path = made()
     answer = Client().get(path, headers={"Range": asked})
     assert (answer.status_code, taken(answer)) == (200, CONTENT)
     assert "Content-Range" not in answer
 
 
-def test_a_range_of_another_file_gives_the_whole() -> None:
+def test_if_range_of_other_file_returns_all() -> None:
     file, _, path = made()
     same = Client().get(path, headers={"Range": "bytes=3-", "If-Range": f'"{file.sha256}"'})
     other = Client().get(path, headers={"Range": "bytes=3-", "If-Range": '"another"'})
@@ -597,7 +597,7 @@ def test_a_range_of_another_file_gives_the_whole() -> None:
 
 
 @pytest.mark.parametrize("start", [len(CONTENT), 10**17])
-def test_a_range_behind_the_end_is_a_416(start: int) -> None:
+def test_range_past_end_is_416(start: int) -> None:
     _, _, path = made()
     answer = Client().get(path, headers={"Range": f"bytes={start}-"})
     assert (answer.status_code, answer.content) == (416, b"")

@@ -21,7 +21,7 @@ from tests.exhaust.factories import (
 pytestmark = pytest.mark.django_db
 
 
-def test_only_what_is_nobodys_is_removed(files: Path) -> None:
+def test_only_orphans_are_removed(files: Path) -> None:
     # given a finished job, one at work in its second attempt, and one that failed
     done = make_finished()
     working = make_claimed()
@@ -51,7 +51,7 @@ def test_only_what_is_nobodys_is_removed(files: Path) -> None:
     assert sum(orphans.remove_all()) == 0
 
 
-def test_one_job_at_a_time(files: Path) -> None:
+def test_remove_for_jobs_spares_others(files: Path) -> None:
     first, second = make_job(status="FAILED"), make_job(status="FAILED")
     leave_orphan(first, 1)
     other = leave_orphan(second, 1)
@@ -62,7 +62,7 @@ def test_one_job_at_a_time(files: Path) -> None:
     assert set(stored_paths(files)) == {other, longer}
 
 
-def test_what_is_not_ours_stays(files: Path) -> None:
+def test_foreign_objects_stay(files: Path) -> None:
     # given files that no attempt of ours could have made
     foreign = ["response/notes.txt", "response/12/readme.csv", "other/1/1-abc.csv", "response/1/x"]
     for name in foreign:
@@ -74,13 +74,13 @@ def test_what_is_not_ours_stays(files: Path) -> None:
     assert stored_paths(files) == sorted(foreign)
 
 
-def test_a_file_past_its_life_that_the_storage_kept_goes(files: Path) -> None:
+def test_expired_file_left_behind_is_removed(files: Path) -> None:
     job = make_finished()
     File.objects.filter(job=job).update(deleted_at=timezone.now())
     assert sum(orphans.remove_all()) == 1
     assert stored_paths(files) == []
 
 
-def test_nothing_at_all_is_nothing_to_do() -> None:
+def test_empty_storage_has_no_orphans() -> None:
     assert list(storage.get_storage().list_keys("response/")) == []
     assert sum(orphans.remove_all()) == 0

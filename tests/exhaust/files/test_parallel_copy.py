@@ -51,7 +51,7 @@ def made(selection: Selection, name: str, limit: int = 0) -> list[bytes]:
 
 @pytest.mark.parametrize("name", ["csv", "jsonl"])
 @pytest.mark.parametrize("limit", [0, 2000])
-def test_slices_make_the_same_bytes(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_make_same_bytes(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     selection = corpus.store_corpus()
     whole = made(selection, name, limit)
@@ -68,7 +68,7 @@ def test_slices_make_the_same_bytes(name: str, limit: int, monkeypatch: pytest.M
     assert lanes() == []
 
 
-def test_rows_of_one_moment_stay_in_one_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_time_rows_share_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     # given more rows than slices, several at each moment
     for number in range(40):
         event = make_answer(number)
@@ -85,7 +85,7 @@ def test_rows_of_one_moment_stay_in_one_slice(monkeypatch: pytest.MonkeyPatch) -
     assert whole[0].count(b"\n") == 41
 
 
-def test_a_few_rows_and_a_preview_are_one_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_selection_is_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
     selection = corpus.store_corpus()
     assert writer._split_by_time(RESPONSE, selection) == [selection]
 
@@ -97,7 +97,7 @@ def test_a_few_rows_and_a_preview_are_one_statement(monkeypatch: pytest.MonkeyPa
         assert writer._split_by_time(RESPONSE, one) == [one]
 
 
-def test_a_job_of_many_slices_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sliced_job_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     send_events(*[make_answer(number) for number in range(60)])
     monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 60, raising=False)
@@ -114,7 +114,7 @@ def test_a_job_of_many_slices_is_published(monkeypatch: pytest.MonkeyPatch) -> N
     assert (lanes(), busy()) == ([], 0)
 
 
-def test_what_a_slice_fails_with_is_raised_behind_what_came_before_it() -> None:
+def test_slice_error_follows_earlier_rows() -> None:
     # given
     rows = copy_rows(
         [five(0), ("SELECT 1 / 0", {}), five(10)], by_line=True, statements=CancellableQueries()
@@ -126,12 +126,12 @@ def test_what_a_slice_fails_with_is_raised_behind_what_came_before_it() -> None:
         came.extend(rows)
 
     # then
-    assert [sheaf.data for sheaf in came] == [b"0\n1\n2\n3\n4\n"]
+    assert [chunk.data for chunk in came] == [b"0\n1\n2\n3\n4\n"]
     assert came[0].ends == [2, 4, 6, 8, 10]
     assert (lanes(), busy()) == ([], 0)
 
 
-def test_who_wants_no_more_waits_for_nobody() -> None:
+def test_closing_reader_does_not_wait() -> None:
     # given
     slow = ("SELECT pg_sleep(300)", {})
     rows = copy_rows([five(0), slow, slow], by_line=False, statements=CancellableQueries())
@@ -146,7 +146,7 @@ def test_who_wants_no_more_waits_for_nobody() -> None:
     assert (lanes(), busy()) == ([], 0)
 
 
-def test_whoever_lost_the_lease_ends_the_statements() -> None:
+def test_cancel_all_ends_both_queries() -> None:
     # given
     statements = CancellableQueries()
     slow = ("SELECT pg_sleep(300)", {})
@@ -169,7 +169,7 @@ def test_whoever_lost_the_lease_ends_the_statements() -> None:
     assert lanes() == []
 
 
-def test_a_slice_is_not_further_ahead_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slice_buffers_bounded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     monkeypatch.setattr(parallel_copy, "_BATCH_ROWS", 1)
     monkeypatch.setattr(parallel_copy, "_MAX_QUEUED_BATCHES", 2)
@@ -189,4 +189,4 @@ def test_a_slice_is_not_further_ahead_than_it_may(monkeypatch: pytest.MonkeyPatc
 
     # then: of each two wait, and one was taken
     assert len(taken) <= 5
-    assert [int(sheaf.data) for sheaf in rows] == [1, 2, 3, 4, 10, 11, 12, 13, 14]
+    assert [int(chunk.data) for chunk in rows] == [1, 2, 3, 4, 10, 11, 12, 13, 14]

@@ -159,7 +159,7 @@ def test_put_open_size_delete(storage_case: StorageCase) -> None:
         storage_case.storage.open("response/1/1-ab.csv")
 
 
-def test_what_is_missing(storage_case: StorageCase) -> None:
+def test_missing_key_raises(storage_case: StorageCase) -> None:
     # given a neighbour that must stay
     storage_case.storage.put("a/1.csv", stream(b"x"), CSV)
 
@@ -173,7 +173,7 @@ def test_what_is_missing(storage_case: StorageCase) -> None:
     assert storage_case.list_keys() == ["a/1.csv"]
 
 
-def test_an_empty_stream_is_an_empty_file(storage_case: StorageCase) -> None:
+def test_empty_stream_is_an_empty_file(storage_case: StorageCase) -> None:
     storage_case.storage.put("a.csv", stream(), CSV)
 
     assert storage_case.storage.size("a.csv") == 0
@@ -181,7 +181,7 @@ def test_an_empty_stream_is_an_empty_file(storage_case: StorageCase) -> None:
     assert storage_case.list_keys() == ["a.csv"]
 
 
-def test_a_second_put_replaces(storage_case: StorageCase) -> None:
+def test_second_put_replaces(storage_case: StorageCase) -> None:
     storage_case.storage.put("a.csv", stream(b"first and longer"), CSV)
     storage_case.storage.put("a.csv", stream(b"second"), CSV)
 
@@ -189,7 +189,7 @@ def test_a_second_put_replaces(storage_case: StorageCase) -> None:
     assert storage_case.list_keys() == ["a.csv"]
 
 
-def test_a_long_file_goes_in_parts(storage_case: StorageCase) -> None:
+def test_large_file_uses_multipart(storage_case: StorageCase) -> None:
     # given 20 MiB and a bit, no block of which is like another
     blocks = [bytes([number]) * MIB for number in range(20)] + [b"the end"]
 
@@ -233,7 +233,7 @@ def _upload_until_killed(place: StorageCase) -> Any:
     return BlockStream(blocks())
 
 
-def test_keys_are_those_of_whole_files_and_what_was_begun_is_told_apart(
+def test_list_keys_and_list_unfinished(
     storage_case: StorageCase,
 ) -> None:
     # given whole files and one half, in folders of which one's name begins another's
@@ -255,7 +255,7 @@ def test_keys_are_those_of_whole_files_and_what_was_begun_is_told_apart(
     storage_case.storage.delete("response/1/3-ab.csv")
 
 
-def test_what_was_begun_beside_a_whole_file_goes_alone(storage_case: StorageCase) -> None:
+def test_abort_unfinished_keeps_whole_file(storage_case: StorageCase) -> None:
     # given a file whose upload was begun twice: the first beginning was never answered
     key = "response/1/1-ab.csv"
     start_upload(storage_case, key)
@@ -269,7 +269,7 @@ def test_what_was_begun_beside_a_whole_file_goes_alone(storage_case: StorageCase
     assert content(storage_case, key) == b"whole"
 
 
-def test_what_was_only_begun_is_deleted_too(storage_case: StorageCase) -> None:
+def test_delete_removes_unfinished_upload(storage_case: StorageCase) -> None:
     # given two half files, of which one's name begins the other's
     start_upload(storage_case, "response/1/1-ab.csv")
     start_upload(storage_case, "response/1/1-ab.csv.other")
@@ -290,7 +290,7 @@ class OurError(Exception):
 
 
 @pytest.mark.parametrize("before", [0, 1, 9 * MIB])
-def test_an_error_of_the_stream_leaves_nothing(storage_case: StorageCase, before: int) -> None:
+def test_stream_error_leaves_nothing(storage_case: StorageCase, before: int) -> None:
     # given a stream that breaks off, before or after a part was sent
     def breaks() -> Iterator[bytes]:
         yield b"x" * before
@@ -304,7 +304,7 @@ def test_an_error_of_the_stream_leaves_nothing(storage_case: StorageCase, before
         storage_case.storage.size("a/broken.csv")
 
 
-def test_a_broken_second_put_leaves_the_first(storage_case: StorageCase) -> None:
+def test_failed_second_put_keeps_first(storage_case: StorageCase) -> None:
     def breaks() -> Iterator[bytes]:
         yield b"y" * 9 * MIB
         raise OurError
@@ -336,7 +336,7 @@ def test_a_broken_second_put_leaves_the_first(storage_case: StorageCase) -> None
         ("../../etc/passwd", "../../etc/passwd"),
     ],
 )
-def test_names_in_content_disposition(name: str, plain: str) -> None:
+def test_content_disposition_names(name: str, plain: str) -> None:
     # when
     said = storage.content_disposition(name)
 
@@ -360,13 +360,13 @@ def test_names_in_content_disposition(name: str, plain: str) -> None:
 # A folder -------------------------------------------------------------------------------------
 
 
-def test_a_folder_signs_nothing(folder: StorageCase) -> None:
+def test_folder_signs_no_urls(folder: StorageCase) -> None:
     until = datetime.now(UTC) + timedelta(days=1)
     assert folder.storage.sign_url("a.csv", "a.csv", CSV, until) is None
     assert folder.storage.signing_expires_at() is None
 
 
-def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+def test_unwritable_folder_is_storage_error(tmp_path: Path) -> None:
     # given a file where the folder should be
     (tmp_path / "place").write_text("in the way")
 
@@ -379,7 +379,7 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
 # A bucket -------------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_is_not_there_is_a_storage_error(moto: StorageCase) -> None:
+def test_missing_bucket_is_storage_error(moto: StorageCase) -> None:
     # given
     gone = S3Storage("no-such-bucket", "", "", "us-east-1")
 
@@ -395,7 +395,7 @@ def test_a_bucket_that_is_not_there_is_a_storage_error(moto: StorageCase) -> Non
     assert moto.list_keys() == []
 
 
-def test_a_signed_address_is_version_four_and_ends_in_time(moto: StorageCase) -> None:
+def test_signed_url_is_v4_and_expires(moto: StorageCase) -> None:
     # when
     until = datetime.now(UTC) + timedelta(seconds=600)
     address = moto.storage.sign_url("response/1/a.csv", "नाम.csv", CSV, until)
@@ -410,12 +410,12 @@ def test_a_signed_address_is_version_four_and_ends_in_time(moto: StorageCase) ->
 
 
 @pytest.mark.parametrize("seconds", [-86_400, -1, 0])
-def test_nothing_is_signed_for_the_past(moto: StorageCase, seconds: int) -> None:
+def test_past_expiry_is_not_signed(moto: StorageCase, seconds: int) -> None:
     until = datetime.now(UTC) + timedelta(seconds=seconds)
     assert moto.storage.sign_url("a.csv", "a.csv", CSV, until) is None
 
 
-def test_links_carry_the_public_host(moto: StorageCase) -> None:
+def test_signed_url_has_public_host(moto: StorageCase) -> None:
     # given a bucket that callers reach under another name
     inner, outer = "http://127.0.0.1:9", "https://files.example.org"
     place = S3Storage(BUCKET, inner, outer, "us-east-1")
@@ -428,7 +428,7 @@ def test_links_carry_the_public_host(moto: StorageCase) -> None:
     assert address.startswith(f"https://files.example.org/{BUCKET}/a/b.csv?")
 
 
-def test_lasting_credentials_sign_for_ever(moto: StorageCase) -> None:
+def test_lasting_credentials_never_expire(moto: StorageCase) -> None:
     assert moto.storage.signing_expires_at() is None
 
 
@@ -452,7 +452,7 @@ def temporary(ends: datetime, later: datetime) -> tuple[S3Storage, list[datetime
     return place, asked
 
 
-def test_temporary_credentials_end_a_minute_early() -> None:
+def test_temporary_credentials_end_early() -> None:
     # given credentials that have hours to go
     ends = datetime.now(UTC) + timedelta(hours=5)
     place, asked = temporary(ends, ends + timedelta(hours=6))
@@ -462,7 +462,7 @@ def test_temporary_credentials_end_a_minute_early() -> None:
     assert asked == []
 
 
-def test_temporary_credentials_that_ended_are_had_again() -> None:
+def test_expired_credentials_are_renewed() -> None:
     # given a process that signed nothing for longer than its credentials lasted
     now = datetime.now(UTC)
     place, asked = temporary(now - timedelta(minutes=1), now + timedelta(hours=6))
@@ -476,7 +476,7 @@ def test_temporary_credentials_that_ended_are_had_again() -> None:
     assert len(asked) == 1
 
 
-def test_signing_without_credentials_is_a_storage_error(
+def test_no_credentials_is_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a process that was given no credentials
@@ -523,7 +523,7 @@ def altered(address: str, **changes: str) -> str:
 
 @pytest.mark.s3
 @pytest.mark.parametrize("name", ["bot_response.csv", "नाम.csv", 'a"b\n.csv', "a\u202eb.csv"])
-def test_s3_gives_the_file_under_its_name(s3: StorageCase, name: str) -> None:
+def test_s3_returns_file_under_its_name(s3: StorageCase, name: str) -> None:
     # when
     status, headers, sent = get(signed(s3, name=name))
 
@@ -534,7 +534,7 @@ def test_s3_gives_the_file_under_its_name(s3: StorageCase, name: str) -> None:
 
 
 @pytest.mark.s3
-def test_s3_refuses_what_was_altered(s3: StorageCase) -> None:
+def test_s3_rejects_altered_url(s3: StorageCase) -> None:
     # given a link that works
     address = signed(s3)
     assert get(altered(address))[0] == 200
@@ -555,7 +555,7 @@ def test_s3_refuses_what_was_altered(s3: StorageCase) -> None:
 
 
 @pytest.mark.s3
-def test_s3_refuses_an_expired_link(s3: StorageCase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_rejects_expired_url(s3: StorageCase, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a link of two seconds
     address = signed(s3, seconds=2.5)
     assert get(address)[0] == 200
@@ -570,7 +570,7 @@ def test_s3_refuses_an_expired_link(s3: StorageCase, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.s3
-def test_s3_gives_nothing_without_a_signature(s3: StorageCase) -> None:
+def test_s3_rejects_unsigned_url(s3: StorageCase) -> None:
     assert get(signed(s3).partition("?")[0])[0] in {400, 401, 403}
 
 
@@ -586,7 +586,7 @@ def in_s3(s3: StorageCase, s3_endpoint: str, settings: Any, files: Path) -> Stor
 
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
-def test_a_whole_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> None:
+def test_response_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> None:
     # given a job over three answers
     send_events(make_answer(1), make_answer(2), make_answer(3))
     job = transitions.claim(make_job().pk)
@@ -621,7 +621,7 @@ def test_a_whole_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> No
 
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
-def test_a_private_job_in_s3(in_s3: StorageCase, asker: Client) -> None:
+def test_private_job_in_s3(in_s3: StorageCase, asker: Client) -> None:
     # given a finished private job
     send_events(make_answer(1))
     job = transitions.claim(make_job(dataset=PRIVATE).pk)
@@ -652,7 +652,7 @@ def test_a_private_job_in_s3(in_s3: StorageCase, asker: Client) -> None:
 
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
-def test_an_overtaken_attempt_leaves_no_trace_in_s3(
+def test_lost_lease_leaves_no_s3_object(
     in_s3: StorageCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt that is overtaken once its object stands
@@ -675,7 +675,7 @@ def test_an_overtaken_attempt_leaves_no_trace_in_s3(
 
 
 @pytest.mark.s3
-def test_a_body_of_s3_is_read_in_steps(s3: StorageCase) -> None:
+def test_s3_body_is_read_in_steps(s3: StorageCase) -> None:
     s3.storage.put("a.csv", io.BytesIO(b"0123456789"), CSV)
     opened = s3.storage.open("a.csv")
     try:
@@ -685,7 +685,7 @@ def test_a_body_of_s3_is_read_in_steps(s3: StorageCase) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 9 * MIB], ids=["whole", "in parts"])
-def test_private_files_are_encrypted_under_a_key_of_their_own(moto: StorageCase, size: int) -> None:
+def test_private_files_use_own_kms_key(moto: StorageCase, size: int) -> None:
     # given a storage with a key of AWS KMS
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     made = S3Storage(BUCKET, "", "", "us-east-1", key)
@@ -705,7 +705,7 @@ def test_private_files_are_encrypted_under_a_key_of_their_own(moto: StorageCase,
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
-def test_an_erasure_ends_the_buckets_own_links_too(
+def test_erasure_ends_bucket_links(
     in_s3: StorageCase, asker: Client, dataset: str
 ) -> None:
     # given an address of the bucket that works
@@ -731,7 +731,7 @@ def test_an_erasure_ends_the_buckets_own_links_too(
 
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
-def test_links_of_the_bucket_are_not_said_to_be_revoked(in_s3: StorageCase, asker: Client) -> None:
+def test_bucket_links_are_not_revoked(in_s3: StorageCase, asker: Client) -> None:
     send_events(make_answer(1))
     for dataset, status in ((RESPONSE, 409), (PRIVATE, 200)):
         job = transitions.claim(make_job(dataset=dataset).pk)
@@ -742,7 +742,7 @@ def test_links_of_the_bucket_are_not_said_to_be_revoked(in_s3: StorageCase, aske
 
 
 @pytest.mark.s3
-def test_a_bucket_is_filled_from_a_folder(in_s3: StorageCase, tmp_path: Path, capsys: Any) -> None:
+def test_copy_folder_to_bucket(in_s3: StorageCase, tmp_path: Path, capsys: Any) -> None:
     # given an installation's folder, with a draft of somebody who still writes
     old = FolderStorage(tmp_path / "old")
     for key in ("response/1/1-a.csv", "private/2/1-b.csv.gz", "private/2/1-c.json"):

@@ -53,7 +53,7 @@ def rows(data: bytes) -> list[dict[str, str]]:
         (["'=1"], b"'=1\n"),
     ],
 )
-def test_a_line_is_quoted_where_rfc_4180_asks_for_it(cells: list[str | None], line: bytes):
+def test_format_csv_line_quotes_rfc_4180(cells: list[str | None], line: bytes):
     assert format_csv_line(cells) == line
 
 
@@ -62,7 +62,7 @@ def test_a_line_is_quoted_where_rfc_4180_asks_for_it(cells: list[str | None], li
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
-def test_the_corpus_is_written_as_the_golden_file_says(portable: bool):
+def test_csv_equals_golden_file(portable: bool):
     data, count = written(corpus.store_corpus(), portable=portable)
 
     assert count == corpus.row_count()
@@ -73,7 +73,7 @@ def test_the_corpus_is_written_as_the_golden_file_says(portable: bool):
 @pytest.mark.postgresql
 @pytest.mark.django_db
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE], ids=lambda dataset: dataset.name)
-def test_both_ways_make_the_same_bytes(dataset: Dataset):
+def test_copy_and_portable_bytes_are_equal(dataset: Dataset):
     selection = corpus.store_corpus()
 
     copied, count = written(selection, dataset)
@@ -82,7 +82,7 @@ def test_both_ways_make_the_same_bytes(dataset: Dataset):
     assert count > 0
 
 
-def test_the_golden_file_parses_into_17_fields_a_row():
+def test_golden_file_has_17_fields_a_row():
     text = GOLDEN.read_bytes().decode()
 
     lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
@@ -92,7 +92,7 @@ def test_the_golden_file_parses_into_17_fields_a_row():
     assert GOLDEN.read_bytes().endswith(b"Z\n")
 
 
-def test_the_texts_of_the_golden_file_are_the_texts_that_were_sent():
+def test_golden_file_keeps_sent_texts():
     found = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
 
     for name, text in corpus.TEXTS.items():
@@ -106,7 +106,7 @@ def test_the_texts_of_the_golden_file_are_the_texts_that_were_sent():
         assert (row["Question Title"] == "'" + text) is guarded
 
 
-def test_the_numbers_of_the_golden_file_are_the_numbers_that_were_sent():
+def test_golden_file_keeps_sent_numbers():
     found = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
 
     for spelling in corpus.NUMBERS:
@@ -120,7 +120,7 @@ def test_the_numbers_of_the_golden_file_are_the_numbers_that_were_sent():
 
 
 @pytest.mark.django_db
-def test_a_file_of_nothing_is_a_header():
+def test_empty_csv_is_a_header():
     data, count = written(corpus.select_corpus())
 
     assert (data.count(b"\n"), count) == (1, 0)
@@ -132,7 +132,7 @@ def test_a_file_of_nothing_is_a_header():
 
 
 @pytest.mark.django_db
-def test_a_file_is_made_in_blocks_of_bounded_size():
+def test_blocks_have_bounded_size():
     channel = make_channel()
     raws = [json.dumps(answer(n, item={"desc": "x" * 2000})).encode() for n in range(400)]
     batches.append_batch(channel.id, parse_sample(b"[" + b",".join(raws) + b"]"))
@@ -147,7 +147,7 @@ def test_a_file_is_made_in_blocks_of_bounded_size():
 
 
 @pytest.mark.django_db
-def test_rows_are_counted_as_they_are_written():
+def test_progress_counts_written_rows():
     batches.append_batch(
         make_channel().id, parse_sample(json.dumps([answer(n) for n in range(3)]).encode())
     )
@@ -164,7 +164,7 @@ def test_rows_are_counted_as_they_are_written():
 @pytest.mark.django_db
 @pytest.mark.parametrize("depth", [10, 100, 300, 900])
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
-def test_an_answer_as_deep_as_the_door_takes_can_be_written(depth: int, portable: bool):
+def test_deepest_accepted_answer_is_written(depth: int, portable: bool):
     # given an answer nested so deep, which the door took or set aside
     deep = '{"a":' * depth + "1" + "}" * depth
     raw = json.dumps(answer(edata={"resvalues": "<deep>"})).replace('"<deep>"', deep).encode()
@@ -179,7 +179,7 @@ def test_an_answer_as_deep_as_the_door_takes_can_be_written(depth: int, portable
 @pytest.mark.django_db
 @pytest.mark.parametrize("digits", [309, 400, 1500, 4300])
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
-def test_a_number_as_long_as_the_door_takes_can_be_written(digits: int, portable: bool):
+def test_longest_accepted_number_is_written(digits: int, portable: bool):
     raw = json.dumps(answer(edata={"duration": "<n>"})).replace('"<n>"', "9" * digits).encode()
     outcome = batches.append_batch(make_channel().id, parse_sample(b"[" + raw + b"]"))
     assert outcome.stored + len(outcome.rejections) == 1
@@ -199,7 +199,7 @@ def blocks() -> Iterator[bytes]:
     yield b"i"
 
 
-def test_a_stream_gives_exactly_what_is_asked_for_until_the_end():
+def test_stream_reads_requested_sizes():
     stream = writer.BlockStream(blocks())
 
     assert stream.readable()
@@ -212,7 +212,7 @@ def test_a_stream_gives_exactly_what_is_asked_for_until_the_end():
 
 
 @pytest.mark.parametrize("size", [1, 3, 100, -1])
-def test_a_stream_counts_and_hashes_what_it_gave(size: int):
+def test_stream_counts_and_hashes(size: int):
     stream = writer.BlockStream(blocks())
 
     while stream.read(size):
@@ -222,7 +222,7 @@ def test_a_stream_counts_and_hashes_what_it_gave(size: int):
     assert stream.sha256 == hashlib.sha256(b"abcdefghi").hexdigest()
 
 
-def test_a_stream_asks_for_no_more_blocks_than_it_needs():
+def test_stream_reads_blocks_lazily():
     def guarded_blocks() -> Iterator[bytes]:
         yield b"abc"
         raise AssertionError("asked too early")
@@ -230,7 +230,7 @@ def test_a_stream_asks_for_no_more_blocks_than_it_needs():
     assert writer.BlockStream(guarded_blocks()).read(3) == b"abc"
 
 
-def test_an_error_of_the_rows_is_the_streams_error():
+def test_stream_raises_block_error():
     def failing() -> Iterator[bytes]:
         yield b"abc"
         raise RuntimeError("row 2")
@@ -240,7 +240,7 @@ def test_an_error_of_the_rows_is_the_streams_error():
 
 
 @pytest.mark.parametrize("limit", range(1, 26))
-def test_a_sheaf_fills_the_blocks_that_its_lines_would(limit: int) -> None:
+def test_line_chunk_equals_single_lines(limit: int) -> None:
     # given
     lines = [b"x" * (number % 5) + b"\n" for number in range(12)]
     one_by_one = LinesWriter(limit, gzip=False)
@@ -250,9 +250,9 @@ def test_a_sheaf_fills_the_blocks_that_its_lines_would(limit: int) -> None:
     # when
     blocks = []
     for some in (lines[:7], lines[7:]):
-        sheaf = LineChunk(b"".join(some), list(accumulate(map(len, some))))
-        while sheaf.lines_left:
-            blocks.append(together.add_lines(sheaf))
+        chunk = LineChunk(b"".join(some), list(accumulate(map(len, some))))
+        while chunk.lines_left:
+            blocks.append(together.add_lines(chunk))
 
     # then
     assert [block for block in blocks if block] == [block for block in singly if block]
