@@ -135,7 +135,7 @@ def fetch_withdrawn_since(channel_id: int, moment: datetime) -> list[str]:
 
 def is_erasing(channel_id: int, since: datetime) -> bool:
     """Whether somebody is being erased, or was since then."""
-    recent = Q(finished_at=None) | Q(finished_at__gte=since) | Q(asked_at__gte=since)
+    recent = Q(finished_at=None) | Q(finished_at__gte=since) | Q(requested_at__gte=since)
     return Erasure.objects.filter(recent, channel_id=channel_id).exists()
 
 

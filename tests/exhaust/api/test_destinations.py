@@ -120,9 +120,7 @@ def test_password_is_dropped_with_host(puller: Client, words: dict[str, str]) ->
         ({"color": "red"}, "color"),
     ],
 )  # fmt: skip
-def test_invalid_destination_names_field(
-    puller: Client, words: dict[str, Any], field: str
-) -> None:
+def test_invalid_destination_names_field(puller: Client, words: dict[str, Any], field: str) -> None:
     answer = put_destination(puller, **words)
     assert answer.status_code == 400
     assert f"request.{field}" in answer.json()["params"]["errmsg"]
@@ -312,9 +310,7 @@ def test_viewer_changes_nothing(client: Client) -> None:
     assert client.get(ADMIN).status_code == 403
 
 
-def test_deleted_meanwhile_is_not_found(
-    puller: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deleted_meanwhile_is_not_found(puller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def delete_destination(*_: Any, **__: Any) -> Any:
         Destination.objects.all().delete()
         return OSError("no answer")

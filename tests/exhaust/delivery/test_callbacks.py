@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from celery import current_app
 from cryptography.fernet import Fernet
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
@@ -49,7 +50,8 @@ def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks that were woken."""
     heard: list[str] = []
-    monkeypatch.setattr(wakeup, "enqueue", lambda task, *_, **__: heard.append(task))
+    for module in (wakeup, tasks):
+        monkeypatch.setattr(module, "enqueue", lambda task, *_, **__: heard.append(task))
     return heard
 
 
@@ -151,11 +153,11 @@ def test_job_end_enqueues_delivery(
 def test_broker_outage_loses_no_callback(
     django_capture_on_commit_callbacks: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    def down(**_: Any) -> None:
+    def down(*_: Any, **__: Any) -> None:
         raise ConnectionRefusedError
 
     job = make_claimed(callback_url=URL)
-    monkeypatch.setattr(tasks.deliver_callbacks, "apply_async", down)
+    monkeypatch.setattr(current_app, "send_task", down)
     with django_capture_on_commit_callbacks(execute=True):
         assert transitions.publish(job, [], "")
 
@@ -655,9 +657,7 @@ def test_submit_takes_callback_url(asker: Client) -> None:
         (["https://receiver.example/"], "string"),
     ],
 )
-def test_bad_callback_url_is_rejected(
-    url: Any, remedy: str, asker: Client, settings: Any
-) -> None:
+def test_bad_callback_url_is_rejected(url: Any, remedy: str, asker: Client, settings: Any) -> None:
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
     answer = submitted(asker, url)
 
@@ -710,9 +710,7 @@ def test_job_without_url_has_no_callback(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_list_query_count_is_constant(
-    asker: Client, django_assert_max_num_queries: Any
-) -> None:
+def test_list_query_count_is_constant(asker: Client, django_assert_max_num_queries: Any) -> None:
     def queries() -> int:
         with django_assert_max_num_queries(100) as asked:
             asker.get("/dataset/v1/request/list/daily")
@@ -747,7 +745,7 @@ def test_admin_requeues_callbacks(operator: Client) -> None:
     with Receiver([respond_with(410), respond_with(200)]) as receiver:
         callback = deliver_once(make_callback(receiver.url))
         waiting = make_callback(receiver.url)
-        page = operator.get("/admin/exhaust/callback/?given_up_at__isempty=0")
+        page = operator.get("/admin/exhaust/callback/?abandoned_at__isempty=0")
         assert page.status_code == 200
         assert f"/admin/exhaust/callback/{callback.pk}/" in page.content.decode()
         assert f"/admin/exhaust/callback/{waiting.pk}/" not in page.content.decode()
@@ -771,9 +769,7 @@ def test_admin_requeues_callbacks(operator: Client) -> None:
     assert sorted(map(ids.count, set(ids))) == [1, 2]  # the same id as before
 
 
-def test_requeue_needs_channel_role(
-    operator: Client, django_user_model: Any
-) -> None:
+def test_requeue_needs_channel_role(operator: Client, django_user_model: Any) -> None:
     from django.contrib.auth.models import Permission
 
     reader = django_user_model.objects.create_user("reader", is_staff=True)

@@ -13,7 +13,7 @@ from django.test import Client
 from django.utils import timezone
 from elasticsearch import Elasticsearch, helpers
 
-from exhaust.delivery import destinations, elasticsearch, pump, sender
+from exhaust.delivery import destinations, elasticsearch, http_client, pump, sender
 from exhaust.models import Delivery, Destination
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.destinations import (
@@ -105,7 +105,7 @@ def test_official_client_reads_sample(client: Client) -> None:
     body = client.get("/export/sample?format=bulk&index=mine", headers=headers).content
     elastic = FakeElasticsearch()
     with Receiver(choose_behaviour=elastic) as receiver:
-        sender.http.send(
+        http_client.send(
             "POST", f"http://127.0.0.1:{receiver.port}/_bulk", body,
             {"Content-Type": "application/x-ndjson"},
         )  # fmt: skip

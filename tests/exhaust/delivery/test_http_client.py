@@ -428,9 +428,7 @@ def certified(tmp_path: Path) -> tuple[ssl.SSLContext, Path, list[str]]:
 
 
 @pytest.mark.usefixtures("inside")
-def test_certificate_name_is_checked(
-    certified: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_certificate_name_is_checked(certified: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     context, certificate, names = certified
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, **_: [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))

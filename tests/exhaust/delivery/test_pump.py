@@ -22,7 +22,7 @@ from django.utils import timezone
 from standardwebhooks import Webhook
 
 from exhaust import tasks
-from exhaust.delivery import batches, destinations, pump, sender
+from exhaust.delivery import batches, destinations, http_client, pump, sender
 from exhaust.maintenance import daily
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.derive import deriver
@@ -375,7 +375,7 @@ def test_rejected_document_is_dead_lettered() -> None:
         deliver_all(destination)
         assert received_ids(receiver)[-1] == bad
         letter.refresh_from_db()
-        assert letter.taken_at is not None
+        assert letter.delivered_at is not None
         assert destinations.requeue_dead_letters(destination.dead_letters.all()) == 0
 
 
@@ -417,9 +417,9 @@ PUMPING = """
 import django
 django.setup()
 from datetime import timedelta
-from exhaust.destinations import pump
-pump.QUIET = timedelta(seconds=-1)
-pump.run(20)
+from exhaust.delivery import pump
+pump.LINGER = timedelta(seconds=-1)
+pump.deliver_due(20)
 """
 
 
@@ -471,14 +471,14 @@ def test_lost_lease_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
         Destination.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
         second = pump._claim_destination()
         assert second is not None
-        pump._record_outcome(work, sender.http.Answer(200, b"", 0))
+        pump._record_outcome(work, http_client.Answer(200, b"", 0))
         destination.refresh_from_db()
         assert destination.xid == 0
 
         work = pump._prepare_work(second)
         assert work is not None
         destinations.rewind(destination, destinations.decode_cursor(destination, ""))
-        pump._record_outcome(work, sender.http.Answer(200, b"", 0))
+        pump._record_outcome(work, http_client.Answer(200, b"", 0))
         deliver_all(destination)
     assert sorted(received_ids(receiver)) == sorted(emitted)
 
@@ -493,7 +493,7 @@ def sent_with_the_next_read_ahead() -> tuple[pump.Work, pump.Prefetched]:
     ahead: dict[int, pump.Prefetched] = {}
     assert pump._prefetch_batch([work], ahead)
     assert not pump._prefetch_batch([work], ahead)  # once is enough
-    pump._record_outcome(work, sender.http.Answer(200, b"", 0))
+    pump._record_outcome(work, http_client.Answer(200, b"", 0))
     return work, ahead[work.destination.pk]
 
 

@@ -136,7 +136,9 @@ def test_parts_and_manifest_are_encrypted(encryption: str, settings: Any) -> Non
     send_events(*map(make_answer, range(3)))
     policy(recipient=RECIPIENT)
     job = run(
-        make(**({"encryption_key": KEY} if encryption == "password" else {"encryption": encryption}))
+        make(
+            **({"encryption_key": KEY} if encryption == "password" else {"encryption": encryption})
+        )
     )
     files = list(job.files.order_by("part"))
     assert len(files) == 4

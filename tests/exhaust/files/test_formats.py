@@ -183,9 +183,7 @@ def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable
 @pytest.mark.django_db
 @each_form
 @each_dataset
-def test_attempts_make_same_bytes(
-    form: Format, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-):
+def test_attempts_make_same_bytes(form: Format, dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
     selection = fill()
     first = made(form, dataset, selection)
     monkeypatch.setattr("time.time", lambda: 2e9)
@@ -599,9 +597,7 @@ def test_xlsx_of_exactly_max_rows(files: Path, settings: Any):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("small_sheet")
-def test_low_estimate_still_limits_xlsx_rows(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_low_estimate_still_limits_xlsx_rows(files: Path, monkeypatch: pytest.MonkeyPatch):
     send_events(make_answer(1), make_answer(2), make_answer(3))
     monkeypatch.setattr(attempt, "_require_fit", lambda *_: None)
 

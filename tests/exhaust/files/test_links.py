@@ -422,9 +422,7 @@ def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
 @pytest.mark.parametrize(
     ("scopes", "channel"), [(("export:response",), "ORG_001"), (("export:private",), "ORG_002")]
 )
-def test_revoking_needs_read_access(
-    scopes: tuple[str, ...], channel: str
-) -> None:
+def test_revoking_needs_read_access(scopes: tuple[str, ...], channel: str) -> None:
     file, _, path = made(dataset=PRIVATE)
     caller = Client(headers=bearer(make_key(*scopes, channels=(channel,))))
     job = file.job

@@ -227,7 +227,7 @@ def _upload_until_killed(place: StorageCase) -> Any:
 
     def blocks() -> Iterator[bytes]:
         yield b"x" * 2 * MIB
-        place.storage._discard = lambda _draft: None  # type: ignore[attr-defined]
+        place.storage._remove_draft = lambda _draft: None  # type: ignore[attr-defined]
         raise _ProcessKilled
 
     return BlockStream(blocks())
@@ -476,9 +476,7 @@ def test_expired_credentials_are_renewed() -> None:
     assert len(asked) == 1
 
 
-def test_no_credentials_is_storage_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_credentials_is_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a process that was given no credentials
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -705,9 +703,7 @@ def test_private_files_use_own_kms_key(moto: StorageCase, size: int) -> None:
 @pytest.mark.s3
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
-def test_erasure_ends_bucket_links(
-    in_s3: StorageCase, asker: Client, dataset: str
-) -> None:
+def test_erasure_ends_bucket_links(in_s3: StorageCase, asker: Client, dataset: str) -> None:
     # given an address of the bucket that works
     send_events(make_answer(1), make_answer(2))
     job = transitions.claim(make_job(dataset=dataset).pk)
