@@ -230,7 +230,7 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
     search_fields = ["reason", "detail"]
     actions = ["replay"]
     ordering = ["-id"]
-    exclude = ["sealed"]
+    exclude = ["encrypted_body"]
     readonly_fields = ["as_sent"]
 
     @admin.action(description="Send the selected through their door again", permissions=["view"])
@@ -246,7 +246,7 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
     @admin.display(description="As sent")
     def as_sent(self, rejected: RejectedEvent) -> str:
         try:
-            return decrypt(rejected.sealed).decode("utf-8", "backslashreplace")
+            return decrypt(rejected.encrypted_body).decode("utf-8", "backslashreplace")
         except InvalidToken:  # its encryption key is gone
             return "not readable"
 
@@ -317,7 +317,16 @@ class RoleAdmin(SuperuserOnlyAdmin):
 @admin.register(AuditEvent)
 class AuditEventAdmin(ReadOnlyAdmin):
     permission = "audit"
-    list_display = ["at", "action", "outcome", "actor", "key", "channel", "subject", "address"]
+    list_display = [
+        "recorded_at",
+        "action",
+        "outcome",
+        "actor",
+        "key",
+        "channel",
+        "subject",
+        "address",
+    ]
     list_filter = ["action", "outcome"]
     search_fields = ["=channel", "=subject", "=actor", "=key"]
 

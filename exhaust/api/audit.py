@@ -38,18 +38,18 @@ def filter_events(
     if channel is not None:
         conditions["channel"] = channel
     if first_day is not None:
-        conditions["at__gte"] = datetime.combine(first_day, time.min, UTC)
+        conditions["recorded_at__gte"] = datetime.combine(first_day, time.min, UTC)
     if last_day is not None:
-        conditions["at__lt"] = datetime.combine(last_day + ONE_DAY, time.min, UTC)
+        conditions["recorded_at__lt"] = datetime.combine(last_day + ONE_DAY, time.min, UTC)
     if action:
         conditions["action"] = action
-    return AuditEvent.objects.filter(**conditions).order_by("at", "id")
+    return AuditEvent.objects.filter(**conditions).order_by("recorded_at", "id")
 
 
 def present_event(event: AuditEvent) -> dict[str, Any]:
     return {
         "id": event.pk,
-        "time": to_epoch_ms(event.at),
+        "time": to_epoch_ms(event.recorded_at),
         "action": event.action,
         "outcome": event.outcome,
         "actor": event.actor,
@@ -65,7 +65,7 @@ def render_csv(events: Iterable[AuditEvent]) -> Iterable[bytes]:
     """Lines, a header first, as the exhausts' are."""
     yield format_csv_line(CSV_HEADERS)
     for event in events:
-        timestamp = event.at.astimezone(UTC).isoformat(timespec="milliseconds")
+        timestamp = event.recorded_at.astimezone(UTC).isoformat(timespec="milliseconds")
         cells = list(present_event(event).values())[2:-1]
         details = json.dumps(event.details, sort_keys=True, ensure_ascii=False)
         yield format_csv_line(
@@ -126,13 +126,14 @@ class AuditView(DatasetView):
             last_time, pk = cursor.decode(params["cursor"], query_fingerprint)
             last_moment = datetime.fromisoformat(last_time)
             events = events.filter(
-                Q(at__gt=last_moment) | Q(at=last_moment, id__gt=pk), at__gte=last_moment
+                Q(recorded_at__gt=last_moment) | Q(recorded_at=last_moment, id__gt=pk),
+                recorded_at__gte=last_moment,
             )
         rows = list(events[: params["limit"] + 1])
         has_more = len(rows) > params["limit"]
         rows = rows[: params["limit"]]
         next_cursor = (
-            cursor.encode([rows[-1].at.isoformat(), rows[-1].pk], query_fingerprint)
+            cursor.encode([rows[-1].recorded_at.isoformat(), rows[-1].pk], query_fingerprint)
             if has_more
             else None
         )

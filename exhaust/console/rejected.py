@@ -63,7 +63,7 @@ def show_rejected(request: HttpRequest, ctx: ChannelContext, pk: int) -> HttpRes
     raw = None
     if ctx.is_administrator:
         try:
-            raw = decrypt(row.sealed).decode("utf-8", "backslashreplace")
+            raw = decrypt(row.encrypted_body).decode("utf-8", "backslashreplace")
         except InvalidToken:
             raw = None
         audit.record("rejected.viewed", channel=ctx.channel, subject=str(row.pk))

@@ -209,7 +209,9 @@ def fetch_active_secrets(channel: Channel) -> list[str]:
             Channel.objects.select_for_update(no_key=True).get(pk=channel.pk)
             if not _active_secrets(channel).exists():
                 _create_secret(channel)
-    return [decrypt(row.sealed).decode() for row in _active_secrets(channel).order_by("-id")]
+    return [
+        decrypt(row.encrypted_secret).decode() for row in _active_secrets(channel).order_by("-id")
+    ]
 
 
 @transaction.atomic
@@ -232,6 +234,6 @@ def _active_secrets(channel: Channel) -> QuerySet[CallbackSecret]:
 
 def _create_secret(channel: Channel) -> None:
     CallbackSecret.objects.create(
-        channel=channel, sealed=encrypt(webhook.generate_secret().encode())
+        channel=channel, encrypted_secret=encrypt(webhook.generate_secret().encode())
     )
     log.info("callback_secret.created channel=%s", channel.pk)

@@ -45,7 +45,7 @@ def encode_event(row: EventRow) -> bytes:
     Who refuses consent: their answer is left out, as it is in a file.
     """
     context = read_context(row)
-    payload = _remove_answer(row.payload) if row.refused else row.payload
+    payload = _remove_answer(row.payload) if row.is_consent_refused else row.payload
     if b"@type" in payload or b"\\u00" in payload:  # a sender's own would be read for ours
         payload = encode(
             {name: part for name, part in _decode_fields(payload).items() if name != "@type"}

@@ -31,7 +31,7 @@ class Migration(migrations.Migration):
             name='CallbackSecret',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('sealed', models.BinaryField(help_text='The secret, encrypted.')),
+                ('encrypted_secret', models.BinaryField(help_text='The secret, encrypted.')),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('retired_at', models.DateTimeField(blank=True, null=True)),
             ],

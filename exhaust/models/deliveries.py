@@ -39,7 +39,7 @@ class CallbackSecret(models.Model):
     """What callbacks of a channel are signed with; two live ones while a receiver changes over."""
 
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE)
-    sealed = models.BinaryField(help_text="The secret, encrypted.")
+    encrypted_secret = models.BinaryField(help_text="The secret, encrypted.")
     created_at = models.DateTimeField(default=timezone.now)
     retired_at = models.DateTimeField(null=True, blank=True)
 

@@ -70,7 +70,7 @@ def _check_migrations() -> str:
         if (
             watermark.fetch_last_position() >= watermark.fetch_upper_bound()
         ):  # nobody would ever see what comes in
-            return "a restored dump: run manage.py restored"
+            return "a restored dump: run manage.py rebase_positions"
         _is_migrated = True
     return "ok"
 

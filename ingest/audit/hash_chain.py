@@ -17,7 +17,17 @@ from ingest.models import AuditDigest, AuditEvent
 
 log = logging.getLogger(__name__)
 _DAY = timedelta(days=1)
-DIGESTED_FIELDS = ("id", "at", "action", "outcome", "actor", "key", "channel", "subject", "address")
+DIGESTED_FIELDS = (
+    "id",
+    "recorded_at",
+    "action",
+    "outcome",
+    "actor",
+    "key",
+    "channel",
+    "subject",
+    "address",
+)
 
 
 def digest_days(now: datetime | None = None) -> int:
@@ -67,14 +77,16 @@ def find_mismatches() -> Iterator[str]:
 
 
 def _fetch_first_day() -> date | None:
-    first = AuditEvent.objects.order_by("at", "id").first()
-    return first.at.astimezone(UTC).date() if first else None
+    first = AuditEvent.objects.order_by("recorded_at", "id").first()
+    return first.recorded_at.astimezone(UTC).date() if first else None
 
 
 def _digest_day(day: date, previous: str) -> tuple[int, str]:
     """(entries, SHA-256 over the seal before and each entry in JSON, by id)."""
     begins_at = datetime.combine(day, time.min, UTC)
-    rows = AuditEvent.objects.filter(at__gte=begins_at, at__lt=begins_at + _DAY).order_by("id")
+    rows = AuditEvent.objects.filter(
+        recorded_at__gte=begins_at, recorded_at__lt=begins_at + _DAY
+    ).order_by("id")
     digest = hashlib.sha256(f"{previous}\n{day}\n".encode())
     count = 0
     for row in rows.values_list(*DIGESTED_FIELDS, "details").iterator():

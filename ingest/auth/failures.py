@@ -95,7 +95,7 @@ def roll_up(now: datetime | None = None) -> int:
             try:
                 audit.record(
                     counted.action,
-                    outcome="refused",
+                    outcome="rejected",
                     hour=counted.hour.isoformat(),
                     count=counted.count,
                 )

@@ -59,7 +59,7 @@ def record_lockout(
         return  # was locked before it came
     name = str(credentials.get("username") or "")
     is_known_name = get_user_model().objects.filter(username=name) if "\0" not in name else ()
-    audit.record("login.locked", subject=name if is_known_name else "", outcome="refused")
+    audit.record("login.locked", subject=name if is_known_name else "", outcome="rejected")
 
 
 def fetch_permissions(

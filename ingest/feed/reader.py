@@ -90,15 +90,21 @@ _COMPUTED_COLUMNS: dict[str, Any] = {
     "occurred_us": Microseconds("occurred_at"),
     "received_us": Microseconds("received_at"),
     "identity": Cast("identity", models.TextField()),
-    "refused": models.Case(models.When(is_answer=True, then=models.Subquery(_CONSENT_REFUSED))),
+    "is_consent_refused": models.Case(
+        models.When(is_answer=True, then=models.Subquery(_CONSENT_REFUSED))
+    ),
     "payload": Utf8Bytes("payload"),
 }
-_COLUMN_NAMES = [f"said_{name}" if name in _COMPUTED_COLUMNS else name for name in EventRow._fields]
+_COLUMN_NAMES = [
+    f"computed_{name}" if name in _COMPUTED_COLUMNS else name for name in EventRow._fields
+]
 CHUNK_ROWS = 100  # rows: while the server makes the next ones, these are worked on
 
 
 def _iterate_events(rows: "models.QuerySet[StoredEvent]") -> Iterator[EventRow]:
-    annotated = rows.annotate(**{f"said_{name}": sql for name, sql in _COMPUTED_COLUMNS.items()})
+    annotated = rows.annotate(
+        **{f"computed_{name}": sql for name, sql in _COMPUTED_COLUMNS.items()}
+    )
     event_rows = map(EventRow._make, _iterate_tuples(annotated.values_list(*_COLUMN_NAMES)))
     if connection.vendor == "postgresql":
         yield from event_rows

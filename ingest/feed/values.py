@@ -28,7 +28,7 @@ class EventRow(NamedTuple):
     type: str
     device_id: str
     session_id: str
-    refused: bool | None  # consent, by whoever answered, now
+    is_consent_refused: bool | None  # of the participant who answered, now
     payload: bytes
 
     @property

@@ -74,10 +74,9 @@ def count_call(request: HttpRequest, caller: str) -> None:
         return
     limit = select_limit(request)
     wait_seconds, full_in_seconds = _spend(f"{limit.name}:{caller}", limit.scale(), limit is EVENTS)
-    request.limited = limit.scale(), wait_seconds, full_in_seconds  # type: ignore[attr-defined]
-    metrics.RATE_LIMIT_DECISIONS.labels(
-        limit.name, "refused" if wait_seconds else "let through"
-    ).inc()
+    request.rate_limit_state = limit.scale(), wait_seconds, full_in_seconds  # type: ignore[attr-defined]
+    decision = "rejected" if wait_seconds else "allowed"
+    metrics.RATE_LIMIT_DECISIONS.labels(limit.name, decision).inc()
     if wait_seconds:
         raise RateLimited(f"Too many {limit.name} by this caller; wait.")
 
@@ -165,7 +164,7 @@ def throttle_auth_failures(request: HttpRequest, credential: str) -> Iterator[No
     blocked_seconds = _blocked.get(address) - time.monotonic()
     limit = AUTH_FAILURES.scale()
     if blocked_seconds > 0 and not _verified.get(digest):
-        request.limited = limit, blocked_seconds, blocked_seconds  # type: ignore[attr-defined]
+        request.rate_limit_state = limit, blocked_seconds, blocked_seconds  # type: ignore[attr-defined]
         raise RateLimited("Too many failures from this address; wait.")
     try:
         yield
@@ -176,7 +175,7 @@ def throttle_auth_failures(request: HttpRequest, credential: str) -> Iterator[No
         if not wait_seconds:
             raise
         _blocked.put(address, time.monotonic() + wait_seconds)
-        request.limited = limit, wait_seconds, wait_seconds  # type: ignore[attr-defined]
+        request.rate_limit_state = limit, wait_seconds, wait_seconds  # type: ignore[attr-defined]
         raise RateLimited("Too many failures from this address; wait.") from None
     if not _verified.get(digest):
         _verified.put(digest, 1.0)
@@ -191,7 +190,9 @@ def add_rate_limit_headers(get_response: Callable[[HttpRequest], HttpResponse]) 
 
     def respond(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
-        limit, wait_seconds, full_in_seconds = getattr(request, "limited", (EVENTS, 0.0, 0.0))
+        limit, wait_seconds, full_in_seconds = getattr(
+            request, "rate_limit_state", (EVENTS, 0.0, 0.0)
+        )
         if wait_seconds or limit.name != EVENTS.name:
             remaining = 0 if wait_seconds else round(limit.burst - full_in_seconds * limit.rate)
             window = math.ceil(limit.burst / limit.rate)

@@ -63,7 +63,7 @@ class Migration(migrations.Migration):
             name='AuditEvent',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
+                ('recorded_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('action', models.CharField(max_length=64)),
                 ('outcome', models.CharField(default='done', max_length=32)),
                 ('actor', models.CharField(help_text="A key's name, a user's, or 'service'.", max_length=255)),
@@ -75,7 +75,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'verbose_name_plural': 'ledger',
-                'indexes': [models.Index(fields=['channel', 'at', 'id'], name='auditevent_channel_time'), models.Index(fields=['at', 'id'], name='auditevent_time')],
+                'indexes': [models.Index(fields=['channel', 'recorded_at', 'id'], name='auditevent_channel_time'), models.Index(fields=['recorded_at', 'id'], name='auditevent_time')],
             },
         ),
         migrations.CreateModel(
@@ -174,7 +174,7 @@ class Migration(migrations.Migration):
                 ('detail', models.TextField()),
                 ('digest', models.CharField(help_text='SHA-256 of the bytes as sent.', max_length=64)),
                 ('size', models.IntegerField(help_text='Bytes as sent.')),
-                ('sealed', models.BinaryField(help_text='The first 256 KiB as sent, encrypted.')),
+                ('encrypted_body', models.BinaryField(help_text='The first 256 KiB as sent, encrypted.')),
                 ('replayed_at', models.DateTimeField(help_text='When it went in after all.', null=True)),
                 ('application', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, to='ingest.application')),
                 ('channel', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, to='ingest.channel')),

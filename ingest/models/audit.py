@@ -11,7 +11,7 @@ class AuditEvent(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    at = models.DateTimeField(default=timezone.now, editable=False)
+    recorded_at = models.DateTimeField(default=timezone.now, editable=False)
     action = models.CharField(max_length=64)
     outcome = models.CharField(max_length=32, default="done")
     actor = models.CharField(max_length=255, help_text="A key's name, a user's, or 'service'.")
@@ -24,8 +24,8 @@ class AuditEvent(models.Model):
     class Meta:
         verbose_name_plural = "ledger"
         indexes = [
-            models.Index(fields=["channel", "at", "id"], name="auditevent_channel_time"),
-            models.Index(fields=["at", "id"], name="auditevent_time"),
+            models.Index(fields=["channel", "recorded_at", "id"], name="auditevent_channel_time"),
+            models.Index(fields=["recorded_at", "id"], name="auditevent_time"),
         ]
 
 

@@ -96,7 +96,7 @@ class RejectedEvent(models.Model):
     detail = models.TextField()
     digest = models.CharField(max_length=64, help_text="SHA-256 of the bytes as sent.")
     size = models.IntegerField(help_text="Bytes as sent.")
-    sealed = models.BinaryField(help_text="The first 256 KiB as sent, encrypted.")
+    encrypted_body = models.BinaryField(help_text="The first 256 KiB as sent, encrypted.")
     replayed_at = models.DateTimeField(null=True, help_text="When it went in after all.")
 
     class Meta:

@@ -216,7 +216,9 @@ class _Step:
         rows = RejectedEvent.objects.filter(
             channel_id=self._channel_id, id__gt=erasure.last_rejected
         )
-        rejected_rows = list(rows.order_by("id").only("sealed", "detail")[:_REJECTED_STEP_ROWS])
+        rejected_rows = list(
+            rows.order_by("id").only("encrypted_body", "detail")[:_REJECTED_STEP_ROWS]
+        )
         if not rejected_rows:
             return 0
         is_naming_device = _build_device_matcher(device_id)
@@ -245,7 +247,7 @@ def _build_device_matcher(device_id: str) -> Any:
 
     def is_naming_device(row: RejectedEvent) -> bool:
         try:
-            raw = decrypt(row.sealed)
+            raw = decrypt(row.encrypted_body)
         except InvalidToken:  # its key is gone: nobody reads it
             return False
         raw = _decompress(raw)

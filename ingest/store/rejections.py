@@ -32,7 +32,7 @@ def store_rejections(
             detail=rejection.detail,
             digest=hashlib.sha256(rejection.raw).hexdigest(),
             size=len(rejection.raw),
-            sealed=encrypt(rejection.raw[:MAX_STORED_BYTES]),
+            encrypted_body=encrypt(rejection.raw[:MAX_STORED_BYTES]),
         )
         for rejection in rejections
     ]

@@ -32,7 +32,7 @@ def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
     counts = ReplayCounts()
     for rejected in rejected_events:
         try:
-            raw = decrypt(rejected.sealed)
+            raw = decrypt(rejected.encrypted_body)
         except InvalidToken:
             counts.unreadable += 1
             continue
@@ -52,7 +52,7 @@ def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
                 "rejected_event.replayed",
                 channel=rejected.channel.identifier,
                 subject=str(rejected.pk),
-                outcome="refused" if rejections else "done",
+                outcome="rejected" if rejections else "done",
                 source=rejected.source,
             )
     return counts

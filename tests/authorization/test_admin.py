@@ -383,7 +383,7 @@ def test_a_schedule_of_people_is_touched_only_with_the_right_for_it(own: Tenant,
 def test_what_was_encrypted_under_a_key_that_is_gone_says_so(own: Tenant):
     client = sign_in_person(own, *PERMISSIONS)
     Participant.objects.update(encrypted_phone=b"of an old key")
-    RejectedEvent.objects.update(sealed=b"of an old key")
+    RejectedEvent.objects.update(encrypted_body=b"of an old key")
     rejected = RejectedEvent.objects.get()
 
     assert "not readable" in client.get(page(Participant)).content.decode()

@@ -311,7 +311,7 @@ def test_a_night_job_of_another_channel_lets_ours_go_first() -> None:
 
 def test_another_channels_newer_secret_retires_none_of_ours(db: None) -> None:
     for channel in (OURS, THEIRS):
-        CallbackSecret.objects.create(channel=make_channel(channel), sealed=b"sealed")
+        CallbackSecret.objects.create(channel=make_channel(channel), encrypted_secret=b"sealed")
 
     assert callbacks.retire_old_secrets(make_channel(OURS)) == 0
 

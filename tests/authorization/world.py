@@ -150,7 +150,7 @@ def make_tenant(names: Names) -> Tenant:
         detail=f"{names.secret} rejected",
         digest=names.letters * 32,
         size=3,
-        sealed=encrypt(names.secret.encode()),
+        encrypted_body=encrypt(names.secret.encode()),
     )
     Participant.objects.create(
         channel=channel,
@@ -268,7 +268,7 @@ def _submit_job(names: Names, channel: Channel) -> str:
     Erasure.objects.create(
         channel=channel, subject=names.secret.ljust(64, "0"), requested_at=timezone.now()
     )
-    CallbackSecret.objects.create(channel=channel, sealed=encrypt(names.secret.encode()))
+    CallbackSecret.objects.create(channel=channel, encrypted_secret=encrypt(names.secret.encode()))
     return token
 
 

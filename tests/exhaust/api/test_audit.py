@@ -120,7 +120,7 @@ def write_events(count: int, channel: str = "ORG_001", day: int = 1, action: str
     for number in range(count):
         AuditEvent.objects.create(
             action=action,
-            at=datetime(2026, 11, day, 12, tzinfo=UTC) + timedelta(seconds=number // 2),
+            recorded_at=datetime(2026, 11, day, 12, tzinfo=UTC) + timedelta(seconds=number // 2),
             actor="=asha",
             channel=channel,
             subject=f"{day}-{number}",

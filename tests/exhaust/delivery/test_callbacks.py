@@ -341,7 +341,7 @@ def test_secret_is_encrypted_per_channel() -> None:
         callbacks.fetch_active_secrets(make_channel(name)) for name in ("ORG_001", "ORG_002")
     )
     assert ours != theirs
-    rows = [bytes(row.sealed) for row in CallbackSecret.objects.all()]
+    rows = [bytes(row.encrypted_secret) for row in CallbackSecret.objects.all()]
     assert len(rows) == 2
     assert not any(secret.encode() in row for row in rows for secret in ours + theirs)
 

@@ -538,7 +538,7 @@ def test_a_rejected_body_is_searched_however_it_was_folded(made_of: str) -> None
     for number, sent in enumerate((raw, b"of somebody else")):
         RejectedEvent.objects.create(
             channel=channel, source="clickstream", received_at=timezone.now(), position=0,
-            reason="too_many", detail="", digest=str(number), size=len(sent), sealed=encrypt(sent),
+            reason="too_many", detail="", digest=str(number), size=len(sent), encrypted_body=encrypt(sent),
         )  # fmt: skip
 
     # when

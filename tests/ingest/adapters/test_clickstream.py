@@ -809,14 +809,14 @@ def test_rejected_event_keeps_code_and_bytes(shop: Client):
     kept = RejectedEvent.objects.get()
     assert (kept.position, kept.reason, kept.source) == (1, "1001", "clickstream")
     assert (kept.channel.identifier, kept.application.identifier) == ("ORG_001", APP)
-    assert json.loads(decrypt(kept.sealed)) == event(2, event_type="9")
+    assert json.loads(decrypt(kept.encrypted_body)) == event(2, event_type="9")
 
 
 def test_unreadable_body_is_kept_whole(shop: Client):
     raw = mobile(GOOD)[:-8]
 
     assert post(shop, raw).status_code == 200
-    assert decrypt(RejectedEvent.objects.get().sealed) == raw
+    assert decrypt(RejectedEvent.objects.get().encrypted_body) == raw
 
 
 def test_replay_after_fix_stores_event(shop: Client, monkeypatch: pytest.MonkeyPatch):

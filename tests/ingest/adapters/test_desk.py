@@ -491,7 +491,7 @@ def test_rejected_lines_are_counted_and_kept(monitor: Client):
         (2, "not_an_object"),
     ]
     kept = list(RejectedEvent.objects.order_by("position"))
-    assert [decrypt(each.sealed) for each in kept] == [bad, b"5"]
+    assert [decrypt(each.encrypted_body) for each in kept] == [bad, b"5"]
     assert {(each.source, each.application_id) for each in kept} == {
         ("desk", Application.objects.get().id)
     }
@@ -499,7 +499,7 @@ def test_rejected_lines_are_counted_and_kept(monitor: Client):
 
 def test_rejected_session_can_be_replayed(monitor: Client):
     send_sessions(monitor, line(session(startTime="soon")))
-    raw = decrypt(RejectedEvent.objects.get().sealed)
+    raw = decrypt(RejectedEvent.objects.get().encrypted_body)
 
     response = send_sessions(monitor, raw.replace(b'"soon"', str(START).encode()))
 
@@ -766,7 +766,7 @@ def test_source_line_of_invalid_action(monitor: Client):
     response = send_sessions(monitor, b"{bad\n" + lines(session(1), action(2), session(2)), BULK)
 
     assert [status for _, _, status in bulk_items(response)] == [400, 400, 201]
-    raw = decrypt(RejectedEvent.objects.get(position=1).sealed)
+    raw = decrypt(RejectedEvent.objects.get(position=1).encrypted_body)
     assert counts(send_sessions(monitor, raw)) == (1, 4, 0, 0)
 
 

@@ -186,7 +186,7 @@ def test_invalid_row_rejects_only_itself(hits: Client, application: Application)
     ]
     assert rejections[1]["detail"] == "features[0]: Each feature is a JSON object."
     kept = RejectedEvent.objects.order_by("position")
-    assert [decrypt(row.sealed) for row in kept] == [
+    assert [decrypt(row.encrypted_body) for row in kept] == [
         b'{"identities":[{"identity": {}}]}',
         b'{"features":[5]}',
         b'{"features":[%b]}' % json.dumps(without(a_feature(2), "name")).encode(),
@@ -469,7 +469,7 @@ def test_invalid_hit_is_kept_and_answers_200(hits: Client, overrides: dict[str, 
     rejections = counted(hits.get(go_hit(**overrides)), 0, rejected=1)
 
     assert rejections[0]["reason"] == reason
-    raw = decrypt(RejectedEvent.objects.get().sealed)
+    raw = decrypt(RejectedEvent.objects.get().encrypted_body)
     assert parsed(raw).rejections[0].reason == reason
 
 
@@ -477,7 +477,7 @@ def test_non_utf8_hit_is_kept_as_sent(hits: Client):
     path = go_hit() + "&utm=%E9t%E9"
 
     assert counted(hits.get(path), 0, rejected=1)[0]["reason"] == "not_utf8"
-    assert b'"utm":"\xe9t\xe9"' in decrypt(RejectedEvent.objects.get().sealed)
+    assert b'"utm":"\xe9t\xe9"' in decrypt(RejectedEvent.objects.get().encrypted_body)
 
 
 def test_unstorable_characters_are_repaired(hits: Client):
@@ -778,7 +778,7 @@ def test_hostile_bytes(hits: Client, body: bytes, expected: tuple[Any, ...]):
         rejections = counted(response, stored, duplicate, len(reasons))
         assert [each["reason"] for each in rejections] == reasons
         assert StoredEvent.objects.count() == stored
-        kept = [decrypt(row.sealed) for row in RejectedEvent.objects.all()]
+        kept = [decrypt(row.encrypted_body) for row in RejectedEvent.objects.all()]
         assert len(kept) == len(reasons)
         assert all(raw.startswith(b'{"features":[') for raw in kept)
 

@@ -38,7 +38,9 @@ def nothing_counted() -> None:
 
 
 def write(action: str, recorded_at: datetime) -> AuditEvent:
-    return AuditEvent.objects.create(action=action, at=recorded_at, actor="a", channel="ORG_001")
+    return AuditEvent.objects.create(
+        action=action, recorded_at=recorded_at, actor="a", channel="ORG_001"
+    )
 
 
 def audited(action: str) -> list[tuple[str, str, str]]:
@@ -72,7 +74,7 @@ def test_sql_changes_nothing(on_postgresql: bool, table: str, column: str):
     write("kept", NOW - timedelta(days=1))
     hash_chain.digest_days(NOW)
     for sql in CHANGES + (OF_POSTGRESQL if on_postgresql else OF_SQLITE):
-        with pytest.raises(DatabaseError, match="only added to"), transaction.atomic():
+        with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
             connection.cursor().execute(sql.format(table=table, column=column))
     assert AuditEvent.objects.get(action="kept").actor == "a"
     assert AuditDigest.objects.get().digest
@@ -88,7 +90,7 @@ def test_the_orm_changes_nothing():
         lambda: AuditEvent.objects.update(actor="nobody"),
         lambda: AuditEvent.objects.bulk_update([entry], ["actor"]),
     ):
-        with pytest.raises(DatabaseError, match="only added to"), transaction.atomic():
+        with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
             change()
     assert AuditEvent.objects.get(pk=entry.pk).actor == "a"
 
@@ -211,7 +213,7 @@ def test_older_days_that_were_dropped_with_their_seals_break_nothing():
         write("seen", NOW - timedelta(days=days))
     hash_chain.digest_days(NOW)
 
-    without_trigger("DELETE FROM ingest_auditevent WHERE at < '2026-11-20'")
+    without_trigger("DELETE FROM ingest_auditevent WHERE recorded_at < '2026-11-20'")
     without_trigger("DELETE FROM ingest_auditdigest WHERE day < '2026-11-20'")
     assert list(hash_chain.find_mismatches()) == []
 
@@ -245,7 +247,7 @@ def test_failed_keys_and_logins_are_counted_by_hour_and_network():
     assert failures.roll_up() == 0  # the hour is not over
     assert failures.roll_up(timezone.now() + timedelta(hours=2)) == 2
     found = AuditEvent.objects.filter(action="key.rejected").get()
-    assert (found.actor, found.address, found.outcome) == ("unknown", "203.0.113.0/24", "refused")
+    assert (found.actor, found.address, found.outcome) == ("unknown", "203.0.113.0/24", "rejected")
     assert found.details["count"] == 5
     assert not AuthFailureCount.objects.exists()
 
@@ -366,7 +368,9 @@ def test_a_list_of_events_with_their_devices_is_told(operator: Client):
     assert audited("personal_data.viewed") == [("ORG_001", "storedevent list", "done")]
 
 
-@pytest.mark.parametrize("model", ["participant", "appuser", "session", "storedevent", "rejected"])
+@pytest.mark.parametrize(
+    "model", ["participant", "appuser", "session", "storedevent", "rejectedevent"]
+)
 def test_every_page_of_people_tells_who_looks(operator: Client, model: str):
     from django.contrib import admin
 
@@ -380,7 +384,7 @@ def test_what_is_replayed_is_told(operator: Client, sender: Client):
     sender.post("/v1/telemetry", {"events": [{"eid": 1}]}, "application/json")
     row = RejectedEvent.objects.get()
     replay(RejectedEvent.objects.select_related("channel", "application"))
-    assert audited("rejected_event.replayed") == [("ORG_001", str(row.pk), "refused")]
+    assert audited("rejected_event.replayed") == [("ORG_001", str(row.pk), "rejected")]
 
 
 @pytest.mark.django_db(transaction=True)  # the feed shows what is committed

@@ -271,7 +271,7 @@ def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
     assert ids_below(fetch_watermark()) == []
 
     # when
-    call_command("restored")
+    call_command("rebase_positions")
 
     # then old and new are there, in order, and beyond any place that a reader was told
     batches.append_batch(channel.pk, batch(answer(mid="new")))

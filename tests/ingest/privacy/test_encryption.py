@@ -4,7 +4,7 @@ import pytest
 from cryptography.fernet import Fernet, InvalidToken
 from django.core.management import CommandError, call_command
 
-from ingest.management.commands.reseal import encrypted_columns
+from ingest.management.commands.reencrypt import encrypted_columns
 from ingest.models import Participant
 from ingest.privacy.encryption import decrypt, encrypt, reencrypt
 from tests.conftest import make_channel
@@ -72,24 +72,24 @@ def test_what_an_old_key_sealed_is_sealed_with_the_first(settings: Any):
 
     # when a new one is put in front, and all is sealed anew
     settings.EXHAUST_ENCRYPTION_KEYS = [new, old]
-    call_command("reseal", "--dry-run")
+    call_command("reencrypt", "--dry-run")
     before = Participant.objects.get(device_id="d-1").encrypted_phone
     with pytest.raises(InvalidToken):
         Fernet(new).decrypt(bytes(before))
-    call_command("reseal")
+    call_command("reencrypt")
 
     # then the old one can go
     settings.EXHAUST_ENCRYPTION_KEYS = [new]
     assert decrypt(Participant.objects.get(device_id="d-1").encrypted_phone) == PHONE
-    call_command("reseal", "--dry-run")
+    call_command("reencrypt", "--dry-run")
     settings.EXHAUST_ENCRYPTION_KEYS = [old]
     with pytest.raises(CommandError, match="opens 1 not"):
-        call_command("reseal")
+        call_command("reencrypt")
 
 
 def test_every_column_that_is_sealed_is_sealed_anew():
     assert {f"{model.__name__}.{column}" for model, column in encrypted_columns()} == {
-        "CallbackSecret.sealed", "Channel.encrypted_secret", "Erasure.encrypted_device_id",
-        "Job.encrypted_key", "Link.encrypted_token", "Participant.encrypted_phone", "Rejected.sealed",
+        "CallbackSecret.encrypted_secret", "Channel.encrypted_secret", "Erasure.encrypted_device_id",
+        "Job.encrypted_key", "Link.encrypted_token", "Participant.encrypted_phone", "RejectedEvent.encrypted_body",
         "Destination.encrypted_password", "Destination.encrypted_secret",
     }  # fmt: skip

@@ -181,8 +181,8 @@ def test_rejected_event_is_encrypted():
     assert (row.position, row.reason) == (0, "ets")
     assert row.detail == "ets must be the event's time, a number of milliseconds since 1970."
     assert (row.size, row.digest) == (len(raw), hashlib.sha256(raw).hexdigest())
-    assert b"9000000001" not in bytes(row.sealed)
-    assert decrypt(row.sealed) == raw
+    assert b"9000000001" not in bytes(row.encrypted_body)
+    assert decrypt(row.encrypted_body) == raw
 
 
 def test_rejected_event_is_stored_once():
@@ -209,7 +209,7 @@ def test_rejected_event_keeps_first_256_kib():
     row = RejectedEvent.objects.get()
     assert row.size == 300_002
     assert row.digest == hashlib.sha256(raw).hexdigest()
-    assert decrypt(row.sealed) == raw[: 256 * 1024]
+    assert decrypt(row.encrypted_body) == raw[: 256 * 1024]
 
 
 def test_failed_batch_stores_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -239,7 +239,7 @@ def test_unstorable_event_on_both_databases():
         answer(1)["mid"],
         answer(3)["mid"],
     ]
-    assert decrypt(RejectedEvent.objects.get().sealed) == small_body(2)
+    assert decrypt(RejectedEvent.objects.get().encrypted_body) == small_body(2)
 
 
 def test_late_rejection_keeps_its_position():

@@ -55,7 +55,5 @@ def encrypted_columns() -> Iterator[tuple[type[models.Model], str]]:
     """Every column that holds what `sealing.seal` made."""
     for model in apps.get_models():
         for field in model._meta.local_fields:
-            if isinstance(field, models.BinaryField) and (
-                field.name == "sealed" or field.name.startswith("sealed_")
-            ):
+            if isinstance(field, models.BinaryField) and (field.name.startswith("encrypted_")):
                 yield model, field.name
