@@ -109,7 +109,7 @@ def _ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int
         return {}
     ids = _find_conversations(channel_id, identifiers)
     if missing := sorted(identifiers - ids.keys()):
-        lock_positioned_tables()  # the events' insert locks by itself; this one would come before it
+        lock_positioned_tables()  # the events' insert takes this lock later than the insert here
         Conversation.objects.bulk_create(
             (Conversation(channel_id=channel_id, identifier=i) for i in missing),
             ignore_conflicts=True,  # another batch may bring it at the same moment

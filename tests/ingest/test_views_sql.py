@@ -60,7 +60,7 @@ def select(name: str, columns: str, rest: str = "") -> list[tuple[Any, ...]]:
         return cursor.fetchall()
 
 
-def store_event(payload: dict[str, Any], dialect: str = "clickstream", **overrides: Any) -> None:
+def store_event(payload: dict[str, Any], source: str = "clickstream", **overrides: Any) -> None:
     channel = make_channel()
     application, _ = Application.objects.get_or_create(channel=channel, identifier="shop")
     event = Event(
@@ -77,7 +77,7 @@ def store_event(payload: dict[str, Any], dialect: str = "clickstream", **overrid
         }
     )
     batches.append_batch(
-        channel.id, Batch(dialect, RECEIVED_AT, [event], [], application.id, last_wins=True)
+        channel.id, Batch(source, RECEIVED_AT, [event], [], application.id, last_wins=True)
     )
 
 
@@ -143,7 +143,7 @@ def test_event_view_has_every_source():
     store_event({"anything": 1}, "something new", type="x")
 
     rows = select("event", "dialect, event_name, event_id, user_pseudo_id, user_id")
-    living = StoredEvent.objects.get(dialect="something new").identity
+    living = StoredEvent.objects.get(source="something new").identity
     assert sorted(row for row in rows if row[0] != "desk") == [
         ("skalin", "login", "sk-1", "d-1", "a@b.c"),
         ("something new", "x", str(living), "d-1", None),
@@ -220,7 +220,7 @@ def test_arrival_is_one_query():
 @pytest.mark.django_db(transaction=True)
 def test_views_are_reversible():
     try:
-        call_command("migrate", "ingest", "0003", verbosity=0)
+        call_command("migrate", "ingest", "0001", verbosity=0)
         tables = connection.introspection.table_names(include_views=True)
         assert not [name for name in tables if name.startswith("clickstream")]
     finally:

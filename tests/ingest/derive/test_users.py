@@ -140,7 +140,7 @@ def test_future_set_time_counts_as_arrival(channel: Channel):
     derive(channel, event_row({"user": {"city": {"value": "Pune", "set_timestamp": year_2100}}}))
 
     later = NOON + timedelta(hours=2)
-    derive(channel, event_row({"user": {"city": "Delhi"}}, 120, received=to_microseconds(later)))
+    derive(channel, event_row({"user": {"city": "Delhi"}}, 120, received_us=to_microseconds(later)))
 
     assert attributes() == {"city": "Delhi"}
 
