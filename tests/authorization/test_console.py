@@ -73,7 +73,7 @@ def fetch_text(client: Client, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_with_others_beside_it_a_page_says_the_same(path: str) -> None:
+def test_other_channels_change_no_page(path: str) -> None:
     client = sign_in_person(furnished(OWN))
     if path == "ledger":
         client.get(page_path("participants"))
@@ -90,7 +90,7 @@ def test_with_others_beside_it_a_page_says_the_same(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["jobs", "recurring", "conversations", "destinations", "keys", "ledger"]
 )
-def test_a_page_shows_what_is_its_own(path: str) -> None:
+def test_page_shows_its_own_rows(path: str) -> None:
     """Else nothing was compared."""
     client = sign_in_person(furnished(OWN))
 
@@ -126,7 +126,7 @@ NONE = Names("ee")
 
 
 @pytest.mark.parametrize("what", list_things(NONE, None))
-def test_what_is_anothers_is_as_unknown_as_what_nobody_has(what: str) -> None:
+def test_other_channels_row_is_not_found(what: str) -> None:
     own, other = furnished(OWN), furnished(OTHER)
     client = sign_in_person(own)
     before = rows_of(OTHER)
@@ -145,7 +145,7 @@ def test_what_is_anothers_is_as_unknown_as_what_nobody_has(what: str) -> None:
     assert not ApiKey.objects.filter(channels=other.channel).exclude(revoked_at=None).exists()
 
 
-def test_anothers_rejected_events_are_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_stays_in_its_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     own, other = furnished(OWN), furnished(OTHER)
     sent: list[str] = []
 
@@ -163,7 +163,7 @@ def test_anothers_rejected_events_are_not_sent_again(monkeypatch: pytest.MonkeyP
     assert sent == [OWN.channel]  # by the reason, which both have
 
 
-def test_pictures_count_the_jobs_that_the_person_may_see() -> None:
+def test_charts_count_only_visible_jobs() -> None:
     client = sign_in_person(furnished(OWN), "submit_response")
     before = fetch_text(client, "pictures")
 
@@ -175,7 +175,7 @@ def test_pictures_count_the_jobs_that_the_person_may_see() -> None:
 
 
 @pytest.mark.parametrize("page", ["participants", "ledger", "rejected"])
-def test_anothers_cursor_goes_on_nowhere(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_channels_cursor_is_rejected(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own, other = furnished(OWN), furnished(OTHER)
 
     def of(place: Tenant) -> list[Any]:

@@ -67,7 +67,7 @@ def both() -> None:
 
 
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE, EVENTS, SESSIONS, USERS])
-def test_a_file_holds_the_rows_of_its_channel(both: None, dataset: str) -> None:
+def test_file_holds_only_its_channel(both: None, dataset: str) -> None:
     _, path = make_file(dataset, channel=OURS)
 
     found = read_rows(path)
@@ -82,7 +82,7 @@ def test_a_file_holds_the_rows_of_its_channel(both: None, dataset: str) -> None:
         ]
 
 
-def test_a_supplement_goes_on_from_its_own_channels_file(both: None) -> None:
+def test_supplement_continues_own_file(both: None) -> None:
     make_file(RESPONSE, channel=THEIRS)
     theirs = Job.objects.get()
     ours, _ = make_file(RESPONSE, channel=OURS)
@@ -99,7 +99,7 @@ def test_a_supplement_goes_on_from_its_own_channels_file(both: None) -> None:
         submit.check_configuration(make_submission(config=since, tag="more", channel=OURS))
 
 
-def test_an_application_of_another_channel_is_none(both: None) -> None:
+def test_other_channels_application_unknown(both: None) -> None:
     keys.create_application("theirs", make_channel(THEIRS))
     asked = {**config(EVENTS), "application": "theirs"}
 
@@ -107,7 +107,7 @@ def test_an_application_of_another_channel_is_none(both: None) -> None:
         submit.check_configuration(make_submission(dataset=EVENTS, config=asked, channel=OURS))
 
 
-def test_the_same_request_in_two_channels_is_two_jobs(enqueued_tasks: None) -> None:
+def test_same_request_makes_job_per_channel(enqueued_tasks: None) -> None:
     theirs = submit.submit(make_submission(channel=THEIRS))
 
     ours = submit.submit(make_submission(channel=OURS))
@@ -115,7 +115,7 @@ def test_the_same_request_in_two_channels_is_two_jobs(enqueued_tasks: None) -> N
     assert (ours.pk != theirs.pk, ours.channel.identifier) == (True, OURS)
 
 
-def test_sessions_and_users_are_derived_of_one_channel(both: None) -> None:
+def test_derivation_stays_in_its_channel(both: None) -> None:
     """A device that another channel knows too is another person."""
     for channel, count in ((OURS, 2), (THEIRS, 4)):
         of = {"channel__identifier": channel}
@@ -124,7 +124,7 @@ def test_sessions_and_users_are_derived_of_one_channel(both: None) -> None:
         assert set(Session.objects.filter(**of).values_list("event_count", flat=True)) == {1}
 
 
-def test_a_device_that_goes_on_in_another_channel_goes_on_there_alone(both: None) -> None:
+def test_device_sessions_stay_in_channel(both: None) -> None:
     theirs = Session.objects.filter(channel__identifier=THEIRS).order_by("pk")
     before = list(theirs.values())
 
@@ -140,7 +140,7 @@ def test_a_device_that_goes_on_in_another_channel_goes_on_there_alone(both: None
     assert list(mine.values_list("event_count", flat=True)) == [2]
 
 
-def test_sessions_of_one_channel_are_closed(both: None) -> None:
+def test_closing_stays_in_its_channel(both: None) -> None:
     Session.objects.update(closed=False, closes_at=timezone.now() - timedelta(hours=1))
 
     assert deriver.close_sessions(make_channel(OURS).pk) == 2
@@ -149,7 +149,7 @@ def test_sessions_of_one_channel_are_closed(both: None) -> None:
     assert set(still.values_list("channel__identifier", flat=True)) == {THEIRS}
 
 
-def test_nobody_waits_for_what_another_channel_has_not_derived(both: None) -> None:
+def test_other_channels_lag_blocks_no_job(both: None) -> None:
     send_events(make_answer(9), channel=THEIRS)
 
     assert deriver.measure_lag(make_channel(OURS).pk).events == 0
@@ -158,7 +158,7 @@ def test_nobody_waits_for_what_another_channel_has_not_derived(both: None) -> No
     assert deriver._has_unread_events(make_channel(THEIRS).pk, fetch_watermark())
 
 
-def test_events_of_one_channel_are_pruned(both: None) -> None:
+def test_pruning_stays_in_its_channel(both: None) -> None:
     soon = timezone.now() + timedelta(hours=1)
 
     assert pruning.prune_events(make_channel(OURS).pk, soon) == 2
@@ -167,7 +167,7 @@ def test_events_of_one_channel_are_pruned(both: None) -> None:
     assert set(left) == {THEIRS}
 
 
-def test_a_request_of_another_channel_holds_no_pruning_up(both: None) -> None:
+def test_other_channel_blocks_no_pruning(both: None) -> None:
     job = make_claimed(channel=THEIRS)
     Job.objects.filter(pk=job.pk).update(watermark=1)
 
@@ -182,7 +182,7 @@ def make_destination(channel: str, **said: Any) -> Destination:
     return Destination.objects.create(channel=make_channel(channel), **made)
 
 
-def test_another_channels_sink_is_not_left_behind(both: None) -> None:
+def test_pruning_disables_no_other_channel(both: None) -> None:
     ours, theirs = make_destination(OURS), make_destination(THEIRS)
     soon = timezone.now() + timedelta(hours=1)
     pruning.prune_events(make_channel(OURS).pk, soon)
@@ -194,9 +194,7 @@ def test_another_channels_sink_is_not_left_behind(both: None) -> None:
     assert (bool(ours.disabled_reason), theirs.disabled_reason) == (True, "")
 
 
-def test_of_sinks_left_behind_those_of_the_channels_asked_about_are_told(
-    both: None, settings: Any
-) -> None:
+def test_pruning_lists_only_named_channels(both: None, settings: Any) -> None:
     make_destination(OURS), make_destination(THEIRS)
     settings.EXHAUST_EVENT_RETENTION_DAYS = 1
     StoredEvent.objects.update(received_at=timezone.now() - timedelta(days=9))
@@ -205,7 +203,7 @@ def test_of_sinks_left_behind_those_of_the_channels_asked_about_are_told(
 
 
 @pytest.mark.parametrize(("resource", "count"), [("events", 2), ("sessions", 2)])
-def test_a_sink_gets_what_its_channel_has(both: None, resource: str, count: int) -> None:
+def test_destination_gets_only_its_channel(both: None, resource: str, count: int) -> None:
     Session.objects.update(closed=True)
     made = make_destination(OURS, resource=resource)
 
@@ -216,7 +214,7 @@ def test_a_sink_gets_what_its_channel_has(both: None, resource: str, count: int)
     assert THEIRS.encode() not in b"".join(document.wire_bytes for document in found.documents)
 
 
-def test_a_channel_that_is_full_keeps_no_other_waiting(settings: Any) -> None:
+def test_full_channel_blocks_no_other(settings: Any) -> None:
     settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 1
     make_claimed(channel=THEIRS)
     theirs, ours = make_job(channel=THEIRS), make_job(channel=OURS)
@@ -229,7 +227,7 @@ def test_a_channel_that_is_full_keeps_no_other_waiting(settings: Any) -> None:
     assert Job.objects.get(pk=theirs.pk).status == Job.Status.SUBMITTED
 
 
-def test_who_waits_in_another_channel_takes_no_room(settings: Any, enqueued_tasks: None) -> None:
+def test_other_channels_queue_takes_no_room(settings: Any, enqueued_tasks: None) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job(channel=THEIRS)
 
@@ -239,9 +237,7 @@ def test_who_waits_in_another_channel_takes_no_room(settings: Any, enqueued_task
 
 
 @pytest.mark.parametrize("first", [OURS, THEIRS])
-def test_a_refusal_in_another_channel_leaves_a_profile_as_it_is(
-    enqueued_tasks: None, first: str
-) -> None:
+def test_consent_is_kept_per_channel(enqueued_tasks: None, first: str) -> None:
     """In whichever order the two are found."""
     for channel in (first, THEIRS if first == OURS else OURS):
         store_answers(channel, 1, consent=channel == OURS)
@@ -256,7 +252,7 @@ def test_a_refusal_in_another_channel_leaves_a_profile_as_it_is(
     assert list(touched.values_list("channel__identifier", "device_id")) == [(OURS, "device-1")]
 
 
-def test_what_is_taken_back_in_another_channel_holds_no_file_up(both: None) -> None:
+def test_other_channels_withdrawal_no_wait(both: None) -> None:
     later = timezone.now() + timedelta(hours=1)
     theirs = make_channel(THEIRS)
     Participant.objects.filter(channel=theirs).update(withdrawn_at=later)
@@ -268,9 +264,7 @@ def test_what_is_taken_back_in_another_channel_holds_no_file_up(both: None) -> N
 
 
 @pytest.mark.parametrize("dataset", [USERS, SESSIONS])
-def test_a_file_does_not_count_as_holding_who_is_in_another_channels(
-    enqueued_tasks: None, dataset: str
-) -> None:
+def test_file_holds_no_other_channels_person(enqueued_tasks: None, dataset: str) -> None:
     """Also where what is known there has changed since."""
     store_answers(THEIRS, 1)
     store_answers(OURS, 2)
@@ -287,7 +281,7 @@ def test_a_file_does_not_count_as_holding_who_is_in_another_channels(
     assert link_status(path) == 200
 
 
-def test_channels_take_turns_by_what_was_made_for_each() -> None:
+def test_channels_take_turns() -> None:
     make_claimed(channel=THEIRS)
     make_job(channel=THEIRS)
     ours = make_job(channel=OURS)
@@ -298,7 +292,7 @@ def test_channels_take_turns_by_what_was_made_for_each() -> None:
     assert claimed.pk == ours.pk
 
 
-def test_a_night_job_of_another_channel_lets_ours_go_first() -> None:
+def test_other_channels_nightly_job_waits() -> None:
     make_job(channel=THEIRS, priority=Job.Priority.NIGHTLY)
     make_claimed(channel=OURS)
     ours = make_job(channel=OURS)
@@ -309,14 +303,14 @@ def test_a_night_job_of_another_channel_lets_ours_go_first() -> None:
     assert claimed.pk == ours.pk
 
 
-def test_another_channels_newer_secret_retires_none_of_ours(db: None) -> None:
+def test_callback_secrets_are_per_channel(db: None) -> None:
     for channel in (OURS, THEIRS):
         CallbackSecret.objects.create(channel=make_channel(channel), encrypted_secret=b"sealed")
 
     assert callbacks.retire_old_secrets(make_channel(OURS)) == 0
 
 
-def test_another_channels_sinks_take_no_room(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_destinations_take_no_room(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(destinations, "MAX_DESTINATIONS", 1)
     make_destination(THEIRS, name="theirs")
 
@@ -324,7 +318,7 @@ def test_another_channels_sinks_take_no_room(db: None, monkeypatch: pytest.Monke
     assert "name" in destinations.validate(Destination(channel=make_channel(THEIRS), name="more"))
 
 
-def test_a_pushed_session_holds_its_own_channels_events(both: None) -> None:
+def test_pushed_session_holds_own_events(both: None) -> None:
     Session.objects.update(closed=True)
 
     told = session_documents.fetch_sessions(Session.objects.filter(channel__identifier=OURS))

@@ -116,11 +116,11 @@ def addresses() -> dict[str, tuple[str, Any]]:
 ADDRESSES = addresses()
 
 
-def test_every_address_says_what_opens_it():
+def test_every_address_states_its_scope():
     assert {template for template, _ in ADDRESSES.values()} == set(SCOPE)
 
 
-def test_every_scope_of_a_dataset_is_a_keys():
+def test_every_dataset_scope_exists():
     assert {dataset.scope for dataset in DATASETS.values()} <= set(SCOPES)
 
 
@@ -264,7 +264,7 @@ def openable_by(template: str) -> tuple[str, ...]:
     return ("GET",)
 
 
-def test_with_another_channel_beside_it_a_channel_is_told_the_same(db: None, monkeypatch: Any):
+def test_other_channel_changes_no_answer(db: None, monkeypatch: Any):
     """Neither its rows nor its counts."""
     monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("unsent"))
     own = make_tenant(OWN)
@@ -302,7 +302,7 @@ def _searched(template: str, body: Any) -> Any:
 
 
 @pytest.mark.parametrize("template", OPENED)
-def test_a_key_without_the_scope_opens_nothing(places: list[Tenant], template: str):
+def test_key_without_scope_is_denied(places: list[Tenant], template: str):
     own = places[0]
     needed = {"dataset": {"export:response", "export:private", "pull"}}
     needs = needed.get(SCOPE[template], {SCOPE[template]})
@@ -328,7 +328,7 @@ def test_a_key_without_the_scope_opens_nothing(places: list[Tenant], template: s
 
 
 @pytest.mark.parametrize("scope", ["export:response", "export:private", "pull"])
-def test_a_key_is_told_of_its_datasets_alone(places: list[Tenant], scope: str):
+def test_key_sees_only_its_datasets(places: list[Tenant], scope: str):
     own = places[0]
     caller = Caller(scope, {"X-API-Key": make_key(own.channel, scopes=(scope,))}, {}, True)
     mine = {name for name, dataset in DATASETS.items() if dataset.scope == scope}
@@ -366,7 +366,7 @@ def test_a_key_is_told_of_its_datasets_alone(places: list[Tenant], scope: str):
 
 
 @pytest.mark.parametrize("resource", ["events", "sessions", "users"])
-def test_another_channels_cursor_opens_nothing(places: list[Tenant], resource: str):
+def test_other_channels_cursor_is_denied(places: list[Tenant], resource: str):
     own, other, _ = places
     client = Client(headers={"X-API-Key": make_key(own.channel)})
 
@@ -381,7 +381,7 @@ def test_another_channels_cursor_opens_nothing(places: list[Tenant], resource: s
     assert find_leaks(answer.content.decode()) == []
 
 
-def test_a_link_opens_its_own_file_alone(places: list[Tenant]):
+def test_link_opens_only_its_file(places: list[Tenant]):
     own, other, _ = places
     token = own.token
     client = Client()
@@ -394,7 +394,7 @@ def test_a_link_opens_its_own_file_alone(places: list[Tenant]):
         assert answer.status_code in {403, 404}, altered
 
 
-def test_nothing_is_sent_into_another_channel(places: list[Tenant]):
+def test_no_event_enters_another_channel(places: list[Tenant]):
     own = places[0]
     before = rows_of(OTHER, TWIN)
     sender = make_key(own.channel, scopes=("ingest",))
@@ -439,7 +439,7 @@ def cases(address: str, all_callers: list[Caller]) -> Iterator[tuple[str, Caller
                     yield verb, caller, query, NONE  # else refused before anything was looked for
 
 
-def test_the_matrix_is_large(places: list[Tenant]):
+def test_matrix_is_large(places: list[Tenant]):
     all_callers = callers(*places)
     count = sum(len(list(cases(address, all_callers))) for address in ADDRESSES)
     print(f"{count} cases")  # noqa: T201
@@ -448,9 +448,7 @@ def test_the_matrix_is_large(places: list[Tenant]):
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_no_address_tells_or_changes_anything_of_another_channel(
-    places: list[Tenant], address: str
-):
+def test_no_address_crosses_channels(places: list[Tenant], address: str):
     before = rows_of(OTHER, TWIN)
     template = ADDRESSES[address][0]
     found: list[str] = []

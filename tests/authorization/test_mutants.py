@@ -14,7 +14,7 @@ def find_mutants(source: str, place: str = "exhaust/x.py") -> tuple[list[str], l
     return [wall.original for wall in switches.mutants], [text for text, _ in switches.unswitched]
 
 
-def test_wherever_the_code_names_a_channel_there_is_a_switch_or_a_reason():
+def test_each_channel_filter_has_a_mutant():
     """Else say in benchmarks/switches.py how it is taken away, or why it is no wall."""
     assert list_unlisted() == []
     assert len(list(list_mutants())) >= 160
@@ -40,7 +40,7 @@ def test_wherever_the_code_names_a_channel_there_is_a_switch_or_a_reason():
         ("sql = 'WHERE channel_id = %s'", "channel_id = %s"),
     ],
 )  # fmt: skip
-def test_a_wall_is_found(source: str, was: str):
+def test_channel_filter_is_found(source: str, was: str):
     assert find_mutants(source) == ([was], [])
 
 
@@ -53,14 +53,14 @@ def test_a_wall_is_found(source: str, was: str):
         "sql = 'JOIN a ON a.channel_id = b.channel_id'",
     ],
 )
-def test_what_names_a_channel_in_another_way_is_not_passed_over(source: str):
+def test_unusual_filter_is_not_overlooked(source: str):
     walls_there, named = find_mutants(source)
 
     assert walls_there == []
     assert len(named) == 1
 
 
-def test_a_wall_is_away_while_its_switch_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_mutant_removes_its_filter(monkeypatch: pytest.MonkeyPatch):
     switches = MutantInserter("exhaust/x.py", 7)
     source = "said = ask.filter(channel_id=1, tag=2)\nsql = 'WHERE channel_id = %s'"
     code = compile(ast.fix_missing_locations(switches.visit(ast.parse(source))), "x", "exec")

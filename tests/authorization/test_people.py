@@ -125,7 +125,7 @@ def erase(**headers: str) -> Any:
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Channel-ID": OURS}], ids=["one", "of both"])
-def test_an_erasure_takes_all_of_its_channel_and_nothing_of_another(
+def test_erasure_stays_in_its_channel(
     files_of: dict[str, list[str]], acted_as: list[str], headers: dict[str, str]
 ) -> None:
     assert count_left(OURS) == count_left(THEIRS) == ALL
@@ -146,7 +146,7 @@ def test_an_erasure_takes_all_of_its_channel_and_nothing_of_another(
 
 
 @pytest.mark.postgresql
-def test_an_erasure_that_forgot_its_channel_takes_nothing_of_another(
+def test_unfiltered_erasure_stays_in_channel(
     files_of: dict[str, list[str]], acted_as: list[str], request: pytest.FixtureRequest
 ) -> None:
     before = rows(THEIRS)
@@ -161,7 +161,7 @@ def test_an_erasure_that_forgot_its_channel_takes_nothing_of_another(
 
 
 @pytest.mark.postgresql
-def test_without_the_wall_it_would(
+def test_unfiltered_erasure_without_rls(
     files_of: dict[str, list[str]], request: pytest.FixtureRequest, monkeypatch: Any
 ) -> None:
     request.getfixturevalue("forgetful")
@@ -176,7 +176,7 @@ def test_without_the_wall_it_would(
 @pytest.mark.parametrize(
     "forgets", [False, pytest.param(True, marks=pytest.mark.postgresql)], ids=["", "forgets"]
 )
-def test_a_withdrawal_ends_its_channels_files_alone(
+def test_withdrawal_stays_in_its_channel(
     files_of: dict[str, list[str]], request: pytest.FixtureRequest, forgets: bool
 ) -> None:
     """The door itself acts as the login role; whoever is narrowed must do no less, and no more."""
@@ -199,7 +199,7 @@ def test_a_withdrawal_ends_its_channels_files_alone(
     assert rows(THEIRS) == before
 
 
-def test_the_command_erases_in_the_channel_that_it_names(
+def test_erase_command_stays_in_channel(
     files_of: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = rows(THEIRS)
@@ -212,7 +212,7 @@ def test_the_command_erases_in_the_channel_that_it_names(
 
 
 @pytest.mark.postgresql
-def test_nobody_narrowed_erases_in_a_channel_that_is_not_let_in(
+def test_erasure_needs_a_permitted_channel(
     files_of: dict[str, list[str]],
 ) -> None:
     before = rows(THEIRS)

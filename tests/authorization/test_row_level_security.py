@@ -86,9 +86,7 @@ def iterate_answers(client: Client, places: tuple[Tenant, ...]) -> Iterator[str]
     ).content.decode()
 
 
-def test_a_query_that_forgot_its_channel_gives_no_row_of_another(
-    own: Tenant, other: Tenant, forgetful: None
-):
+def test_unfiltered_query_stays_in_channel(own: Tenant, other: Tenant, forgetful: None):
     client = Client(headers=bearer(make_key(own.channel)))
 
     said = list(iterate_answers(client, (own, other)))
@@ -97,7 +95,7 @@ def test_a_query_that_forgot_its_channel_gives_no_row_of_another(
     assert sum(OWN.secret in text for text in said) >= len(READS)
 
 
-def test_without_the_wall_the_forgotten_channel_shows(
+def test_unfiltered_query_leaks_without_rls(
     own: Tenant, other: Tenant, forgetful: None, monkeypatch: Any
 ):
     monkeypatch.setattr(session, "_has_policies", lambda _: False)
@@ -108,9 +106,7 @@ def test_without_the_wall_the_forgotten_channel_shows(
     assert sum(OTHER.secret in text for text in said) >= len(READS) // 2
 
 
-def test_a_key_of_two_channels_sees_the_one_that_it_names(
-    own: Tenant, other: Tenant, forgetful: None
-):
+def test_key_of_two_channels_sees_named_one(own: Tenant, other: Tenant, forgetful: None):
     both = make_key(own.channel, other.channel)
 
     by_header = Client(headers=bearer(both, **{"X-Channel-ID": OWN.channel}))
@@ -126,9 +122,7 @@ def test_a_key_of_two_channels_sees_the_one_that_it_names(
 
 
 @pytest.mark.parametrize(("model", "path"), OWNED, ids=lambda value: getattr(value, "__name__", ""))
-def test_every_table_of_a_channel_shows_its_rows_alone(
-    own: Tenant, other: Tenant, model: Any, path: str
-):
+def test_every_table_shows_only_its_channel(own: Tenant, other: Tenant, model: Any, path: str):
     table = model._meta.db_table
     assert model.objects.filter(**{path: OTHER.channel}).exists()
 
@@ -145,7 +139,7 @@ def test_every_table_of_a_channel_shows_its_rows_alone(
     assert seen == model.objects.filter(**{path: OWN.channel}).count() > 0
 
 
-def test_every_table_that_has_a_channel_is_guarded():
+def test_every_channel_table_has_policy():
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT DISTINCT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
@@ -160,7 +154,7 @@ def test_every_table_that_has_a_channel_is_guarded():
     assert {model._meta.db_table for model, _ in OWNED} <= set(policies.build_conditions())
 
 
-def test_nothing_is_written_into_another_channel(own: Tenant, other: Tenant):
+def test_no_row_enters_another_channel(own: Tenant, other: Tenant):
     session.restrict_to_channels([own.channel.pk])
 
     Conversation.objects.create(channel_id=own.channel.pk, identifier="new")
@@ -169,9 +163,7 @@ def test_nothing_is_written_into_another_channel(own: Tenant, other: Tenant):
     assert Channel.objects.filter(pk=other.channel.pk).update(name="taken") == 0
 
 
-def test_staff_see_no_row_of_a_channel_that_is_not_theirs(
-    own: Tenant, other: Tenant, forgetful: None
-):
+def test_staff_see_only_their_channels(own: Tenant, other: Tenant, forgetful: None):
     group = Group.objects.create(name="staff of one")
     Role.objects.create(group=group, channel=own.channel, administer=True)
     user = get_user_model().objects.create_user("asha", is_staff=True)
@@ -195,7 +187,7 @@ def role() -> str:
         return str(cursor.fetchone()[0])
 
 
-def test_the_connection_is_handed_back_as_it_was(own: Tenant, monkeypatch: Any):
+def test_connection_is_reset_after_request(own: Tenant, monkeypatch: Any):
     before = role()
     client = Client(headers=bearer(make_key(own.channel)), raise_request_exception=False)
     seen: list[str] = []
@@ -214,7 +206,7 @@ def test_the_connection_is_handed_back_as_it_was(own: Tenant, monkeypatch: Any):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_connection_made_anew_in_a_request_stands_behind_the_wall_too():
+def test_reconnected_session_is_restricted():
     channel = make_channel()
     before = role()
 
@@ -226,7 +218,7 @@ def test_a_connection_made_anew_in_a_request_stands_behind_the_wall_too():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_small_statement_without_a_connection_is_asked_behind_the_wall_too():
+def test_first_prepared_query_is_restricted():
     # given a request that lost its connection
     session.restrict_to_channels([make_channel().pk])
     connection.close()
@@ -239,7 +231,7 @@ def test_a_small_statement_without_a_connection_is_asked_behind_the_wall_too():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_connection_that_went_back_to_the_pool_in_a_request_comes_out_as_it_was():
+def test_returned_connection_is_reset():
     channel = make_channel()
     before = role()
 
@@ -250,9 +242,7 @@ def test_a_connection_that_went_back_to_the_pool_in_a_request_comes_out_as_it_wa
     assert role() == before
 
 
-def test_where_the_role_cannot_be_had_the_service_works_and_says_so(
-    own: Tenant, monkeypatch: Any, caplog: Any
-):
+def test_missing_role_is_reported(own: Tenant, monkeypatch: Any, caplog: Any):
     monkeypatch.setattr(session, "TENANT_ROLE", "exhaust_nobody")
     session._has_policies.cache_clear()
 
@@ -266,7 +256,7 @@ def test_where_the_role_cannot_be_had_the_service_works_and_says_so(
     session._has_policies.cache_clear()
 
 
-def test_where_the_wall_stands_the_check_is_silent():
+def test_check_passes_with_policies():
     assert policies.check_policies(databases=["default"]) == []
 
 
@@ -291,7 +281,7 @@ def test_where_the_wall_stands_the_check_is_silent():
         ("SELECT id FROM exhaust_file WHERE job_id IN (1, 2, 3)", "file_by_job"),
     ],
 )  # fmt: skip
-def test_behind_the_wall_a_large_table_is_read_by_the_same_index(sql: str, index: str):
+def test_policy_keeps_index_scan(sql: str, index: str):
     channel = make_channel()
     session.restrict_to_channels([channel.pk])
 
@@ -305,7 +295,7 @@ def test_behind_the_wall_a_large_table_is_read_by_the_same_index(sql: str, index
     assert "Sort" not in plan
 
 
-def test_a_connection_of_the_pool_is_cleared_of_what_a_request_left() -> None:
+def test_pooled_connection_is_reset() -> None:
     own = make_tenant(OWN)
     make_tenant(OTHER)
     session.restrict_to_channels([own.channel.pk])
@@ -317,7 +307,7 @@ def test_a_connection_of_the_pool_is_cleared_of_what_a_request_left() -> None:
     assert Conversation.objects.exclude(channel=own.channel).count() > 0
 
 
-def test_who_stepped_outside_is_inside_again_whatever_happened_there(own: Tenant) -> None:
+def test_unrestricted_block_always_ends(own: Tenant) -> None:
     session.restrict_to_channels([own.channel.pk])
 
     with pytest.raises(KeyError), session.unrestricted_connection():

@@ -9,7 +9,7 @@ from typing import Any
 from kombu import Connection
 
 
-def test_a_message_is_never_taken_before_it_is_whole(tmp_path: Path) -> None:
+def test_partial_message_is_never_read(tmp_path: Path) -> None:
     # given a reader that looks all the time
     folders = dict.fromkeys(("data_folder_in", "data_folder_out", "control_folder"), str(tmp_path))
     read: list[Any] = []
@@ -41,7 +41,7 @@ def test_a_message_is_never_taken_before_it_is_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.msg"))
 
 
-def test_those_who_begin_together_find_each_others_queues(tmp_path: Path) -> None:
+def test_concurrent_starts_share_queues(tmp_path: Path) -> None:
     # given
     folders = dict.fromkeys(("data_folder_in", "data_folder_out", "control_folder"), str(tmp_path))
     failed: list[Exception] = []

@@ -41,7 +41,7 @@ def command(name: str) -> list[str]:
     return list(given)
 
 
-def test_there_is_all_that_the_service_is_made_of() -> None:
+def test_compose_has_every_service() -> None:
     assert set(OURS) == {"migrate", "bucket", "web", "worker", "nightly", "beat"}
     assert set(SERVICES) - set(OURS) == {"postgres", "redis", "s3"}
 
@@ -52,7 +52,7 @@ def test_every_variable_is_a_setting(name: str) -> None:
         assert f'"{variable}"' in SETTINGS, variable
 
 
-def test_every_setting_of_the_readme_reaches_the_containers() -> None:
+def test_readme_settings_reach_containers() -> None:
     told = set(re.findall(r'env\.\w+\(\s*"([A-Z0-9_]+)"', SETTINGS))
     given = {name for service in OURS.values() for name in service["environment"]}
     # where it lies, what a developer sets, and what a test does
@@ -85,7 +85,7 @@ def test_every_command_exists(name: str) -> None:
         assert rest[rest.index("--interface") + 2] == "config.wsgi:application"
 
 
-def test_every_queue_has_its_workers() -> None:
+def test_every_queue_has_workers() -> None:
     taken = set()
     for name in ("worker", "nightly"):
         words = command(name)
@@ -93,7 +93,7 @@ def test_every_queue_has_its_workers() -> None:
     assert taken == set(app.amqp.queues)
 
 
-def test_a_stop_lasts_longer_than_the_work_that_it_waits_for() -> None:
+def test_stop_grace_exceeds_shutdown_timeout() -> None:
     for name in ("worker", "nightly"):
         service = SERVICES[name]
         waits = int(service["environment"]["EXHAUST_WORKER_SHUTDOWN_SECONDS"])
@@ -102,7 +102,7 @@ def test_a_stop_lasts_longer_than_the_work_that_it_waits_for() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_nothing_runs_with_more_than_it_needs(name: str) -> None:
+def test_containers_run_with_least_privilege(name: str) -> None:
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -119,25 +119,25 @@ def test_nothing_runs_with_more_than_it_needs(name: str) -> None:
         assert service["volumes"]
 
 
-def test_what_waits_for_another_waits_for_its_health() -> None:
+def test_dependencies_wait_for_health() -> None:
     for name, service in SERVICES.items():
         for other, how in service.get("depends_on", {}).items():
             ended = how["condition"] == "service_completed_successfully"
             assert ended or "healthcheck" in SERVICES[other], (name, other)
 
 
-def test_redis_forgets_nothing_and_evicts_nothing() -> None:
+def test_redis_persists_and_never_evicts() -> None:
     words = " ".join(command("redis"))
     assert "--appendonly yes" in words
     assert "--maxmemory-policy noeviction" in words
 
 
-def test_the_development_file_changes_what_is_there() -> None:
+def test_dev_file_overrides_known_services() -> None:
     assert set(DEVELOPMENT["services"]) <= set(SERVICES)
     assert DEVELOPMENT["services"]["web"]["environment"] == {"DEBUG": "true"}
 
 
-def test_the_image_has_what_the_constraints_say() -> None:
+def test_image_installs_constraints() -> None:
     pinned = re.compile(r"^([\w.-]+)==([\w.]+)", re.M)
     locked = dict(pinned.findall((ROOT / "requirements.lock").read_text()))
     said = dict(pinned.findall((ROOT / "constraints.txt").read_text()))
@@ -148,7 +148,7 @@ def test_the_image_has_what_the_constraints_say() -> None:
     assert "--require-hashes -r requirements.lock" in DOCKERFILE
 
 
-def test_without_docker_the_same_commands_are_run() -> None:
+def test_commands_match_without_docker() -> None:
     (block,) = [found for found in blocks(OPERATIONS) if found.text.count("celery -A") == 3]
     typed = [shlex.split(line) for line in block.text.replace("\\\n", "").splitlines()]
     assert typed[1:] == [command(name) for name in ("web", "worker", "nightly", "beat")]

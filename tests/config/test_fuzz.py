@@ -15,7 +15,7 @@ INPUTS = 300
 
 
 @pytest.mark.django_db(transaction=True)
-def test_no_call_is_answered_as_it_should_not_be(settings: Any) -> None:
+def test_api_fuzz_finds_no_fault(settings: Any) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 100_000
     campaign = fuzz.run_in_process(REQUESTS, seed=1)
     assert campaign.findings == {}
@@ -25,14 +25,14 @@ def test_no_call_is_answered_as_it_should_not_be(settings: Any) -> None:
 
 
 @pytest.mark.parametrize("name", fuzz_adapters.ADAPTERS)
-def test_any_bytes_are_events_or_refused(name: str) -> None:
+def test_adapter_fuzz_finds_no_fault(name: str) -> None:
     """Without coverage to lead it, on the same inputs each time."""
     target = fuzz_adapters.build_reader(name)
     for data in fuzz_adapters.mutated_inputs(name, INPUTS, seed=1):
         target(data)
 
 
-def test_what_an_adapter_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_fuzz_detects_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     from ingest.adapters import telemetry
 
     def careless(*_: Any, **__: Any) -> Any:
@@ -45,7 +45,7 @@ def test_what_an_adapter_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_the_server_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_fuzz_detects_server_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import schemathesis
 
     from config.wsgi import application
@@ -71,9 +71,7 @@ def test_what_the_server_must_not_do_is_found(monkeypatch: pytest.MonkeyPatch) -
         (lambda answer: replace(answer, content=b'{"count": "many"}'), "JsonSchema"),
     ],
 )
-def test_an_answer_that_is_not_described_is_found(
-    spoil: Callable[[Answer], Answer], told: str
-) -> None:
+def test_api_fuzz_detects_undescribed_answer(spoil: Callable[[Answer], Answer], told: str) -> None:
     import schemathesis
 
     from config.wsgi import application
@@ -93,7 +91,7 @@ def test_an_answer_that_is_not_described_is_found(
     assert any("curl -X GET" in detail for detail in campaign.findings.values())
 
 
-def test_variants_are_made_of_what_was_sent_and_of_what_no_schema_makes() -> None:
+def test_fuzz_variants_extend_sent_bodies() -> None:
     one = Wire("POST", "/a/1", "q=1&r=2", (("Content-Type", "application/json"),), b'{"a": 12}')
     other = Wire("POST", "/a/2", "q=3", (), b'{"b": "text"}')
     variants = fuzz_wire.Variants(random.Random(1))

@@ -32,7 +32,7 @@ TAKES_AWAY = (
 @pytest.mark.parametrize(
     "migration", OURS.values(), ids=lambda each: f"{each.app_label}.{each.name}"
 )
-def test_a_migration_only_adds(migration: Migration) -> None:
+def test_migration_only_adds(migration: Migration) -> None:
     made = {
         step.name_lower for step in migration.operations if isinstance(step, operations.CreateModel)
     }
@@ -45,7 +45,7 @@ def test_a_migration_only_adds(migration: Migration) -> None:
 
 
 @pytest.mark.postgresql
-def test_a_database_of_the_first_version_is_brought_up_with_what_it_holds() -> None:
+def test_first_schema_upgrades_with_its_rows() -> None:
     # given one in which the default of positions was not yet a function, with an event in it
     server = urlsplit(os.environ["DATABASE_URL"])
     name = f"exhaust_first_{token_hex(6)}"

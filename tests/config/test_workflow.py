@@ -28,13 +28,13 @@ def printed_by(script: str) -> str:
     return done.stdout.strip()
 
 
-def test_there_is_a_job_for_each_promise() -> None:
+def test_workflow_has_a_job_per_promise() -> None:
     assert set(JOBS) == {"readme", "services", "browser", "image", "release"}
     assert JOBS["services"]["services"].keys() == {"postgres", "redis"}
     assert set(JOBS["release"]["needs"]) == set(JOBS) - {"release"}
 
 
-def test_the_two_lines_of_the_readme_run_on_every_python_that_is_promised() -> None:
+def test_readme_lines_run_on_each_python() -> None:
     pythons = JOBS["readme"]["strategy"]["matrix"]["python"]
     assert [
         named.removeprefix("Programming Language :: Python :: ")
@@ -51,21 +51,21 @@ def test_the_two_lines_of_the_readme_run_on_every_python_that_is_promised() -> N
     assert all(re.search(r'^eval "\$line\b', script, re.M) for script in scripts_of("readme"))
 
 
-def test_the_line_that_ci_run_takes_from_the_readme_is_there() -> None:
+def test_readme_has_ci_setup_line() -> None:
     run = (ROOT / ".ci" / "run").read_text()
     (setup,) = re.findall(r"^setup=\$\((grep .*)\)$", run, re.M)
     assert printed_by(setup) == README_LINES[1]
     assert scripts_of("services")[-1].endswith("bash .ci/run")
 
 
-def test_the_image_is_brought_up_by_the_operators_first_block() -> None:
+def test_image_starts_by_documented_block() -> None:
     (script,) = [script for script in scripts_of("image") if "operations.md" in script]
     taken, ran = script.strip().splitlines()
     assert printed_by(taken.partition(" > ")[0]) == blocks(OPERATIONS)[0].text.strip()
     assert ran.startswith("bash -e")
 
 
-def test_a_release_says_where_it_was_built() -> None:
+def test_release_states_its_build() -> None:
     job = JOBS["release"]
     assert job["permissions"] == {
         "contents": "read", "packages": "write", "id-token": "write", "attestations": "write",
@@ -79,7 +79,7 @@ def test_a_release_says_where_it_was_built() -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_what_a_job_names_is_there(job: str) -> None:
+def test_workflow_paths_exist(job: str) -> None:
     assert JOBS[job]["timeout-minutes"]
     for script in scripts_of(job):
         for path in re.findall(r"(?<![\w/.])((?:\.ci|docs|tests)/[\w./]+)", script):

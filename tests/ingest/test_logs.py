@@ -49,7 +49,7 @@ ours = logging.getLogger("exhaust.test")
 theirs = logging.getLogger("somebody.else")
 
 
-def test_an_event_and_its_ids_are_written(written: CapturedLines):
+def test_event_and_ids_are_written(written: CapturedLines):
     ours.info("job.claimed job=%s attempt=%s", 7, 1)
     (line,) = written.lines
     assert line.pop("time")
@@ -72,16 +72,14 @@ def test_an_event_and_its_ids_are_written(written: CapturedLines):
         ({CANARY: 1}, ()),
     ],
 )
-def test_what_is_not_on_the_list_is_left_out(
-    written: CapturedLines, message: Any, args: tuple[Any, ...]
-):
+def test_unlisted_fields_are_dropped(written: CapturedLines, message: Any, args: tuple[Any, ...]):
     ours.warning(message, *args, extra={"phone": PHONE})
     assert len(written.lines) == 1
     assert CANARY not in written.text
     assert PHONE not in written.text
 
 
-def test_every_call_of_ours_names_an_event_and_ids_of_the_list():
+def test_own_calls_use_allowed_fields():
     import re
 
     calls = re.compile(r'log\.(?:debug|info|warning|error|exception|critical)\(\s*(f?)"([^"]*)"')
@@ -100,7 +98,7 @@ def test_every_call_of_ours_names_an_event_and_ids_of_the_list():
             assert re.fullmatch("%[sd]", place), (name, message)
 
 
-def test_of_libraries_only_the_words_in_their_code_are_written(written: CapturedLines):
+def test_untrusted_arguments_are_hidden(written: CapturedLines):
     theirs.debug("Sending %s to %s", CANARY, PHONE)
     theirs.debug(f"Sending {CANARY}")
     first, second = written.lines
@@ -111,7 +109,7 @@ def test_of_libraries_only_the_words_in_their_code_are_written(written: Captured
 
 
 @pytest.mark.parametrize("log", [ours, theirs])
-def test_an_error_is_told_by_kind_and_place(written: CapturedLines, log: logging.Logger):
+def test_error_is_type_and_trace(written: CapturedLines, log: logging.Logger):
     def fail(secret: str) -> None:
         try:
             raise ValueError(secret)
@@ -132,9 +130,7 @@ def test_an_error_is_told_by_kind_and_place(written: CapturedLines, log: logging
 
 
 @pytest.mark.django_db
-def test_statements_are_told_without_their_values(
-    written: CapturedLines, sender: Client, caplog: Any
-):
+def test_sql_values_are_not_logged(written: CapturedLines, sender: Client, caplog: Any):
     caplog.set_level("DEBUG", "django.db.backends")
     connection.force_debug_cursor = True
     try:
@@ -157,9 +153,7 @@ def test_statements_are_told_without_their_values(
         ("a" * 400, False),
     ],
 )
-def test_a_request_has_an_id_in_its_answer_and_in_each_line(
-    written: CapturedLines, asker: Client, asked: str, kept: bool
-):
+def test_request_id_is_in_each_line(written: CapturedLines, asker: Client, asked: str, kept: bool):
     answer = asker.get("/dataset/v1/request/list/t", headers={"X-Request-ID": asked})
     identifier = answer["X-Request-ID"]
     assert (identifier == asked) is kept
@@ -171,7 +165,7 @@ def test_a_request_has_an_id_in_its_answer_and_in_each_line(
 
 
 @pytest.mark.django_db
-def test_the_next_request_has_nothing_of_the_one_before(written: CapturedLines, asker: Client):
+def test_context_ends_with_request(written: CapturedLines, asker: Client):
     asker.get("/dataset/v1/request/list/t")
     Client().get("/nowhere")
     _, last = [line for line in written.lines if line.get("event") == "request.answered"]
@@ -180,7 +174,7 @@ def test_the_next_request_has_nothing_of_the_one_before(written: CapturedLines, 
 
 
 @pytest.mark.django_db
-def test_the_lines_of_a_job_name_its_channel(written: CapturedLines):
+def test_job_lines_name_its_channel(written: CapturedLines):
     from exhaust.jobs import attempt
     from tests.exhaust.factories import make_claimed
 
@@ -190,13 +184,13 @@ def test_the_lines_of_a_job_name_its_channel(written: CapturedLines):
     assert (line["job"], line["attempt"], line["channel"]) == (job.pk, 1, "ORG_001")
 
 
-def test_probes_are_not_told(written: CapturedLines):
+def test_probes_are_not_logged(written: CapturedLines):
     Client().get("/healthz")
     assert not [line for line in written.lines if line.get("event") == "request.answered"]
 
 
 @pytest.mark.parametrize("how", ["thread", "process", "warning"])
-def test_what_goes_past_the_loggers_is_told_by_kind_alone(how: str):
+def test_uncaught_errors_hide_messages(how: str):
     code = {
         "thread": f"import threading; t = threading.Thread(target=lambda: int('{CANARY}'))\n"
         "t.start(); t.join()",
@@ -231,7 +225,7 @@ def _var() -> dict[str, str]:
 
 
 @pytest.mark.django_db
-def test_a_failed_request_is_told_without_its_words(written: CapturedLines, monkeypatch: Any):
+def test_failed_request_hides_its_message(written: CapturedLines, monkeypatch: Any):
     def fail(*_: Any) -> None:
         raise RuntimeError(CANARY)
 

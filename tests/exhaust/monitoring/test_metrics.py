@@ -33,12 +33,12 @@ def scrape(client: Client) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_metrics_are_nobodys_business_by_default(client: Client) -> None:
+def test_metrics_are_off_by_default(client: Client) -> None:
     assert client.get("/metrics").status_code == 404
 
 
 @pytest.mark.parametrize("said", ["", "Bearer", "Bearer other", "Basic t0ken", "t0ken"])
-def test_metrics_ask_for_their_token(said: str, client: Client, settings: Any) -> None:
+def test_metrics_require_token(said: str, client: Client, settings: Any) -> None:
     settings.EXHAUST_METRICS_TOKEN = "t0ken"
     answer = client.get("/metrics", headers={"Authorization": said})
     assert answer.status_code == 401
@@ -46,7 +46,7 @@ def test_metrics_ask_for_their_token(said: str, client: Client, settings: Any) -
 
 
 @pytest.mark.django_db
-def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
+def test_job_outcomes_are_counted(client: Client, settings: Any) -> None:
     # given
     settings.EXHAUST_METRICS_TOKEN = "t0ken"
     before = scrape(client)
@@ -79,7 +79,7 @@ def test_what_jobs_did_is_counted(client: Client, settings: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_uses_of_our_links_are_counted(client: Client, settings: Any) -> None:
+def test_link_uses_are_counted(client: Client, settings: Any) -> None:
     settings.EXHAUST_METRICS_TOKEN = "t0ken"
     (file,) = make_finished().files.all()
     link = links.get_or_create(file)
@@ -96,7 +96,7 @@ def test_uses_of_our_links_are_counted(client: Client, settings: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_doors_got_is_counted(client: Client, settings: Any) -> None:
+def test_ingested_events_are_counted(client: Client, settings: Any) -> None:
     settings.EXHAUST_METRICS_TOKEN = "t0ken"
     key = bearer(make_key("ingest"))
     good, bad = {"deviceId": "d1"}, {"deviceId": 5}
@@ -110,9 +110,7 @@ def test_what_doors_got_is_counted(client: Client, settings: Any) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("page", ["alerts.yml", "dashboard.json"])
-def test_dashboard_and_alerts_ask_for_what_is_there(
-    page: str, client: Client, settings: Any
-) -> None:
+def test_dashboard_and_alerts_metrics_exist(page: str, client: Client, settings: Any) -> None:
     settings.EXHAUST_METRICS_TOKEN = "t0ken"
     answer = client.get("/metrics", headers=TOKEN).content.decode()
     families = {
@@ -147,7 +145,7 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.django_db
-def test_all_is_well(client: Client) -> None:
+def test_ready_when_all_is_well(client: Client) -> None:
     answer = client.get("/readyz")
     assert answer.status_code == 200
     assert answer.json() == {
@@ -158,7 +156,7 @@ def test_all_is_well(client: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_tables_of_another_version_are_not_ready(client: Client) -> None:
+def test_pending_migration_is_not_ready(client: Client) -> None:
     MigrationRecorder.Migration.objects.filter(app="exhaust").last().delete()
     answer = client.get("/readyz")
     assert answer.status_code == 503
@@ -166,9 +164,7 @@ def test_tables_of_another_version_are_not_ready(client: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_a_database_that_only_reads_is_not_ready(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_database_is_not_ready(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise DatabaseError("read-only")
 
@@ -179,9 +175,7 @@ def test_a_database_that_only_reads_is_not_ready(
 
 
 @pytest.mark.django_db
-def test_without_broker_and_storage_requests_are_still_taken(
-    client: Client, settings: Any, tmp_path: Path
-) -> None:
+def test_degraded_without_broker_and_storage(client: Client, settings: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     settings.FILES_DIR = tmp_path / "file" / "below"
     settings.CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
@@ -196,7 +190,7 @@ def test_without_broker_and_storage_requests_are_still_taken(
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_a_standby_is_not_ready(client: Client) -> None:
+def test_standby_is_not_ready(client: Client) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
         try:

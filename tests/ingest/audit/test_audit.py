@@ -70,7 +70,7 @@ OF_SQLITE = ["INSERT OR REPLACE INTO {table} SELECT * FROM {table}"]
 @pytest.mark.parametrize(
     ("table", "column"), [("ingest_auditevent", "actor"), ("ingest_auditdigest", "digest")]
 )
-def test_sql_changes_nothing(on_postgresql: bool, table: str, column: str):
+def test_sql_cannot_change_audit_log(on_postgresql: bool, table: str, column: str):
     write("kept", NOW - timedelta(days=1))
     hash_chain.digest_days(NOW)
     for sql in CHANGES + (OF_POSTGRESQL if on_postgresql else OF_SQLITE):
@@ -80,7 +80,7 @@ def test_sql_changes_nothing(on_postgresql: bool, table: str, column: str):
     assert AuditDigest.objects.get().digest
 
 
-def test_the_orm_changes_nothing():
+def test_orm_cannot_change_audit_log():
     entry = write("kept", NOW)
     entry.actor = "nobody"
     for change in (
@@ -99,7 +99,7 @@ GRANTS = "docs/ledger.md"
 
 
 @pytest.mark.postgresql
-def test_the_service_role_of_the_docs_can_add_and_read_and_nothing_else():
+def test_documented_role_only_adds_and_reads():
     from tests.test_docs import ROOT
 
     text = (ROOT / GRANTS).read_text()
@@ -130,7 +130,7 @@ def test_the_service_role_of_the_docs_can_add_and_read_and_nothing_else():
 
 
 @pytest.mark.postgresql
-def test_the_docs_way_to_drop_old_entries_drops_those_and_no_others():
+def test_documented_deletion_of_old_events():
     from tests.doc_commands import DOCS, blocks
 
     (sql,) = [block.text for block in blocks(DOCS / "ledger.md") if "BEGIN;" in block.text]
@@ -165,7 +165,7 @@ def without_trigger(sql: str) -> None:
         cursor.execute(sql)
 
 
-def test_each_day_that_is_over_is_sealed_once():
+def test_each_past_day_is_digested_once():
     for days in (3, 1, 1, 0):
         write("seen", NOW - timedelta(days=days))
 
@@ -188,7 +188,7 @@ def test_each_day_that_is_over_is_sealed_once():
         ("UPDATE ingest_auditdigest SET digest = 'f' WHERE day = '2026-11-19'", "does not follow"),
     ],
 )
-def test_what_was_changed_all_the_same_is_found(sql: str, fault: str):
+def test_changed_event_is_found(sql: str, fault: str):
     for days in (3, 2, 1):
         entry = write("seen", NOW - timedelta(days=days))
     hash_chain.digest_days(NOW)
@@ -200,7 +200,7 @@ def test_what_was_changed_all_the_same_is_found(sql: str, fault: str):
         call_command("ledger", "verify")
 
 
-def test_an_entry_that_is_added_to_a_sealed_day_is_found():
+def test_event_added_to_past_day_is_found():
     write("seen", NOW - timedelta(days=1))
     hash_chain.digest_days(NOW)
     write("late", NOW - timedelta(days=1))
@@ -208,7 +208,7 @@ def test_an_entry_that_is_added_to_a_sealed_day_is_found():
         call_command("ledger", "verify")
 
 
-def test_older_days_that_were_dropped_with_their_seals_break_nothing():
+def test_chain_starts_at_oldest_digest():
     for days in (3, 2, 1):
         write("seen", NOW - timedelta(days=days))
     hash_chain.digest_days(NOW)
@@ -227,7 +227,7 @@ def test_older_days_that_were_dropped_with_their_seals_break_nothing():
 # Failed tries -------------------------------------------------------------------------------------
 
 
-def test_failed_keys_and_logins_are_counted_by_hour_and_network():
+def test_failures_count_by_hour_and_network():
     wrong = bearer("exh_12345678_wrong")
     for number in range(5):
         assert Client(headers=wrong, REMOTE_ADDR=f"203.0.113.{number}").get(
@@ -252,7 +252,7 @@ def test_failed_keys_and_logins_are_counted_by_hour_and_network():
     assert not AuthFailureCount.objects.exists()
 
 
-def test_a_failed_key_writes_nothing_by_itself(django_assert_num_queries: Any, monkeypatch: Any):
+def test_failed_key_writes_nothing_itself(django_assert_num_queries: Any, monkeypatch: Any):
     client = Client(headers=bearer("exh_12345678_wrong"))
     monkeypatch.setattr(failures, "_flushed_at", 1e12)
     with django_assert_num_queries(0 if connection.vendor == "postgresql" else 1):
@@ -260,21 +260,21 @@ def test_a_failed_key_writes_nothing_by_itself(django_assert_num_queries: Any, m
             client.get("/dataset/v1/request/list/t")
 
 
-def test_counts_are_written_at_the_end_of_any_later_request(monkeypatch: Any):
+def test_counts_flushed_after_later_request(monkeypatch: Any):
     Client(headers=bearer("exh_12345678_wrong")).get("/dataset/v1/request/list/t")
     monkeypatch.setattr(failures, "_flushed_at", -1e12)
     Client().get("/healthz")
     assert AuthFailureCount.objects.get().count == 1
 
 
-def test_two_processes_add_to_one_row():
+def test_two_processes_add_to_one_count():
     for _ in range(2):
         failures.count_failure("key.rejected", None)
         failures.flush_counts()
     assert AuthFailureCount.objects.get().count == 2
 
 
-def test_more_networks_than_are_told_apart_are_counted_as_one(monkeypatch: Any):
+def test_networks_over_limit_share_one_count(monkeypatch: Any):
     monkeypatch.setattr(failures, "MAX_NETWORKS", 3)
     for number in range(10):
         failures.count_failure("k", RequestFactory().get("/", REMOTE_ADDR=f"10.{number}.0.1"))
@@ -282,7 +282,7 @@ def test_more_networks_than_are_told_apart_are_counted_as_one(monkeypatch: Any):
     assert AuthFailureCount.objects.get(address="").count == 7
 
 
-def test_what_the_database_does_not_take_is_counted_on(monkeypatch: Any):
+def test_failed_flush_keeps_counts(monkeypatch: Any):
     failures.count_failure("key.rejected", None)
     monkeypatch.setattr(failures, "_ADD_SQL", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
     failures.flush_counts()
@@ -294,7 +294,7 @@ def test_what_the_database_does_not_take_is_counted_on(monkeypatch: Any):
 # The admin ----------------------------------------------------------------------------------------
 
 
-def test_what_is_changed_in_the_admin_is_told(operator: Client):
+def test_admin_change_is_audited(operator: Client):
     group = Group.objects.create(name="nurses")
     channel = make_channel()
     bot = Conversation.objects.create(channel=channel, identifier="bot-1", name="Old")
@@ -319,7 +319,7 @@ def test_what_is_changed_in_the_admin_is_told(operator: Client):
     assert "nobody is to read" not in str(list(AuditEvent.objects.values()))
 
 
-def test_several_that_are_deleted_at_once_are_each_told(operator: Client):
+def test_bulk_delete_audits_each_row(operator: Client):
     roles = [
         Role.objects.create(group=Group.objects.create(name=name), channel=make_channel())
         for name in ("a", "b")
@@ -331,7 +331,7 @@ def test_several_that_are_deleted_at_once_are_each_told(operator: Client):
     assert sorted(audited("role.deleted")) == [("ORG_001", "a", "done"), ("ORG_001", "b", "done")]
 
 
-def test_a_change_that_fails_is_not_told(operator: Client, monkeypatch: Any):
+def test_failed_change_is_not_audited(operator: Client, monkeypatch: Any):
     monkeypatch.setattr("ingest.admin.ChannelAdmin.save_model", _fails)
     operator.raise_request_exception = False
     operator.post("/admin/ingest/channel/add/", {"identifier": "ORG_002"})
@@ -342,7 +342,7 @@ def _fails(*_: Any) -> None:
     raise IntegrityError
 
 
-def test_whoever_looks_at_people_is_told(operator: Client):
+def test_viewing_person_is_audited(operator: Client):
     channel = make_channel()
     person = Participant.objects.create(
         channel=channel, device_id="d-1", user_name="Asha", updated_at=NOW
@@ -360,7 +360,7 @@ def test_whoever_looks_at_people_is_told(operator: Client):
     assert "Asha" not in str(list(viewed.values()))
 
 
-def test_a_list_of_events_with_their_devices_is_told(operator: Client):
+def test_event_list_view_is_audited(operator: Client):
     send_events(make_answer(1), make_answer(2))
 
     assert b"device" in operator.get("/admin/ingest/storedevent/").content
@@ -371,7 +371,7 @@ def test_a_list_of_events_with_their_devices_is_told(operator: Client):
 @pytest.mark.parametrize(
     "model", ["participant", "appuser", "session", "storedevent", "rejectedevent"]
 )
-def test_every_page_of_people_tells_who_looks(operator: Client, model: str):
+def test_every_person_page_is_audited(operator: Client, model: str):
     from django.contrib import admin
 
     from ingest.audit.admin import AuditedAdmin
@@ -380,7 +380,7 @@ def test_every_page_of_people_tells_who_looks(operator: Client, model: str):
     assert isinstance(registered[model], AuditedAdmin)
 
 
-def test_what_is_replayed_is_told(operator: Client, sender: Client):
+def test_replay_is_audited(operator: Client, sender: Client):
     sender.post("/v1/telemetry", {"events": [{"eid": 1}]}, "application/json")
     row = RejectedEvent.objects.get()
     replay(RejectedEvent.objects.select_related("channel", "application"))
@@ -388,7 +388,7 @@ def test_what_is_replayed_is_told(operator: Client, sender: Client):
 
 
 @pytest.mark.django_db(transaction=True)  # the feed shows what is committed
-def test_a_key_that_pulls_users_is_told(sender: Client):
+def test_user_export_is_audited(sender: Client):
     send_events(make_answer(1))
     deriver.derive_all(seconds=5)
     puller = Client(headers=bearer(make_key("pull", "export:private")))

@@ -42,7 +42,7 @@ def two(**overrides: Any) -> Caller:
 
 
 @pytest.mark.django_db
-def test_a_key_is_recognised_and_nowhere_kept():
+def test_key_authenticates_and_is_not_stored():
     row, text = access.create_key(
         "importer", ["ingest", "export:response", "ingest"], [make_channel()]
     )
@@ -56,7 +56,7 @@ def test_a_key_is_recognised_and_nowhere_kept():
 
 
 @pytest.mark.django_db
-def test_every_key_is_another():
+def test_keys_are_unique():
     keys = {make_key() for _ in range(20)}
 
     assert len(keys) == ApiKey.objects.values("digest").distinct().count() == 20
@@ -73,7 +73,7 @@ def test_every_key_is_another():
         (["pull", "ingest"], 1, "ingest and pull never go on one key"),
     ],
 )
-def test_a_key_that_should_not_be_is_not_made(scopes: list[str], channels: int, sentence: str):
+def test_create_key_rejects_bad_input(scopes: list[str], channels: int, sentence: str):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         access.create_key("k", scopes, [make_channel()][:channels])
 
@@ -81,7 +81,7 @@ def test_a_key_that_should_not_be_is_not_made(scopes: list[str], channels: int, 
 
 
 @pytest.mark.django_db
-def test_the_database_itself_keeps_phones_from_who_writes_events():
+def test_database_keeps_ingest_keys_apart():
     make_key("ingest")
 
     with pytest.raises(IntegrityError), transaction.atomic():
@@ -94,7 +94,7 @@ def test_the_database_itself_keeps_phones_from_who_writes_events():
 
 
 @pytest.mark.django_db
-def test_a_caller_has_the_scopes_and_channels_of_its_key():
+def test_caller_has_scopes_and_channels():
     caller = authenticate_with(
         make_key("ingest", "export:response", channels=("ORG_001", "ORG_002"))
     )
@@ -107,7 +107,7 @@ def test_a_caller_has_the_scopes_and_channels_of_its_key():
 
 
 @pytest.mark.django_db
-def test_another_pepper_knows_no_key(settings: Any):
+def test_other_pepper_matches_no_key(settings: Any):
     key = make_key()
 
     settings.EXHAUST_KEY_PEPPER = "another"
@@ -116,7 +116,7 @@ def test_another_pepper_knows_no_key(settings: Any):
 
 
 @pytest.mark.django_db
-def test_authorization_goes_before_x_api_key():
+def test_authorization_precedes_x_api_key():
     good = make_key()
 
     assert denial_of("exh_wrong", **{"X-API-Key": good}) == (401, "unauthorized")
@@ -124,7 +124,7 @@ def test_authorization_goes_before_x_api_key():
 
 
 @pytest.mark.django_db
-def test_a_revoked_or_expired_key_is_not_marked_as_used():
+def test_ended_key_records_no_use():
     now = timezone.now()
     lapsed = make_key(expires_at=now - timedelta(seconds=1))
     revoked = make_key()
@@ -135,7 +135,7 @@ def test_a_revoked_or_expired_key_is_not_marked_as_used():
 
 
 @pytest.mark.django_db
-def test_the_use_of_a_key_is_written_at_most_once_a_minute():
+def test_key_use_recorded_once_a_minute():
     key = make_key()
 
     with CaptureQueriesContext(connection) as written:
@@ -150,7 +150,7 @@ def test_the_use_of_a_key_is_written_at_most_once_a_minute():
     assert ApiKey.objects.get().last_used_at >= first
 
 
-def test_a_scope_that_is_there_is_granted_and_no_other():
+def test_require_accepts_only_own_scopes():
     two().require("ingest")
 
     with pytest.raises(
@@ -160,7 +160,7 @@ def test_a_scope_that_is_there_is_granted_and_no_other():
     assert caught.value.status == 403
 
 
-def test_a_caller_of_one_channel_need_not_name_it():
+def test_only_channel_is_the_default():
     assert two(channels={"ORG_001": 1}).resolve_channel(None) == (1, "ORG_001")
     assert two(channels={"ORG_001": 1}).resolve_channel("ORG_001") == (1, "ORG_001")
     assert two().resolve_channel("ORG_002") == (2, "ORG_002")
@@ -178,7 +178,7 @@ def test_a_caller_of_one_channel_need_not_name_it():
         ({"ORG_001": 1, "ORG_002": 2}, "ORG_001,ORG_002"),
     ],
 )
-def test_a_channel_that_is_not_there_is_denied(channels: dict[str, int], asked: str | None):
+def test_unknown_channel_is_denied(channels: dict[str, int], asked: str | None):
     with pytest.raises(AccessDenied) as caught:
         two(channels=channels).resolve_channel(asked)
 
@@ -195,7 +195,7 @@ def create_key(*args: str) -> tuple[str, str]:
 
 
 @pytest.mark.django_db
-def test_the_command_prints_a_key_that_works():
+def test_create_key_command_prints_key():
     out, err = create_key(
         "importer", "--channel", "ORG_001", "--channel", "ORG_002", "--scope", "ingest",
         "--scope", "export:response",
@@ -211,7 +211,7 @@ def test_the_command_prints_a_key_that_works():
 
 
 @pytest.mark.django_db
-def test_the_command_takes_a_known_channel_as_it_is():
+def test_create_key_command_reuses_channel():
     channel = make_channel()
 
     create_key("k", "--channel", "ORG_001", "--scope", "ingest")
@@ -220,7 +220,7 @@ def test_the_command_takes_a_known_channel_as_it_is():
 
 
 @pytest.mark.django_db
-def test_the_command_makes_a_key_that_expires():
+def test_create_key_command_sets_expiry():
     create_key("k", "--channel", "ORG_001", "--scope", "ingest", "--days", "30")
 
     left = ApiKey.objects.get().expires_at - timezone.now()
@@ -245,7 +245,7 @@ def test_the_command_makes_a_key_that_expires():
         (["--channel", "NEW", "--scope", "ingest", "--days", "9999999999"], "--days"),
     ],
 )
-def test_the_command_refuses_with_a_sentence_and_makes_nothing(args: list[str], sentence: str):
+def test_create_key_command_explains_errors(args: list[str], sentence: str):
     with pytest.raises(CommandError, match=re.escape(sentence)):
         create_key("k", *args)
 

@@ -35,7 +35,7 @@ def audited(action: str) -> list[tuple[str, str]]:
     return list(entries.values_list("channel", "subject"))
 
 
-def test_a_key_is_recorded_in_each_of_its_channels():
+def test_key_audited_in_each_channel():
     row, _ = keys.create_key("k", ["pull"], [make_channel("A"), make_channel("B")])
 
     assert audited("key.created") == [("A", row.public_id), ("B", row.public_id)]
@@ -44,7 +44,7 @@ def test_a_key_is_recorded_in_each_of_its_channels():
 @pytest.mark.parametrize(
     "scopes", ["ingest export:private", "pull ingest", "export:private ingest"]
 )
-def test_no_door_makes_a_key_that_writes_and_reads(scopes: str):
+def test_no_key_both_writes_and_reads(scopes: str):
     with pytest.raises(IntegrityError), transaction.atomic():
         ApiKey.objects.create(name="k", public_id="x", digest="x", scopes=scopes)
 
@@ -64,13 +64,13 @@ def test_no_door_makes_a_key_that_writes_and_reads(scopes: str):
         ("unix:", 403),
     ],
 )
-def test_a_key_opens_only_from_its_networks(address: str, answer: int):
+def test_key_works_only_from_its_networks(address: str, answer: int):
     key = make_key("pull", "export:response", networks="203.0.113.0/24,2001:db8::/32")
 
     assert status(key, address) == answer
 
 
-def test_a_refused_address_marks_no_use():
+def test_denied_address_records_no_use():
     key = make_key("export:response", networks="203.0.113.0/24")
 
     status(key, "198.51.100.1")
@@ -89,7 +89,7 @@ def test_a_refused_address_marks_no_use():
         (True, "203.0.113.7:4711", 403),
     ],
 )
-def test_a_forwarded_address_counts_only_as_our_proxy_wrote_it(
+def test_only_proxy_forwarded_address_counts(
     settings: Any, behind_proxy: bool, forwarded: str, answer: int
 ):
     settings.EXHAUST_BEHIND_PROXY = behind_proxy
@@ -99,14 +99,14 @@ def test_a_forwarded_address_counts_only_as_our_proxy_wrote_it(
 
 
 @pytest.mark.parametrize("network", ["203.0.113.7/24", "anywhere", "1.2.3.4/33", "::/129"])
-def test_what_is_no_network_makes_no_key(network: str):
+def test_bad_network_makes_no_key(network: str):
     with pytest.raises(CommandError, match=r"write 203\.0\.113\.0/24 or 2001:db8::/32"):
         command("create_key", "k", "--channel", "A", "--scope", "pull", "--network", network)
 
     assert ApiKey.objects.count() == 0
 
 
-def test_the_command_makes_a_key_of_networks():
+def test_create_key_command_sets_networks():
     key = command(
         "create_key", "k", "--channel", "A", "--scope", "export:response",
         "--network", "10.0.0.0/8", "--network", "192.0.2.1",
@@ -118,7 +118,7 @@ def test_the_command_makes_a_key_of_networks():
 # rotation and end -------------------------------------------------------------------------------
 
 
-def test_a_successor_may_do_the_same_and_both_live_for_a_while():
+def test_rotated_key_overlaps_successor():
     old, text = keys.create_key(
         "k", ["pull", "export:response"], [make_channel("A"), make_channel("B")],
         networks="127.0.0.0/8",
@@ -142,7 +142,7 @@ def test_a_successor_may_do_the_same_and_both_live_for_a_while():
     )
 
 
-def test_a_grace_never_lengthens_a_life_and_the_successor_lives_as_long():
+def test_rotation_never_extends_old_key():
     row, _ = keys.create_key(
         "k", ["pull"], [make_channel()], expires_at=timezone.now() + timedelta(hours=1)
     )
@@ -155,7 +155,7 @@ def test_a_grace_never_lengthens_a_life_and_the_successor_lives_as_long():
     assert abs(new.expires_at - end) < timedelta(minutes=1)
 
 
-def test_what_has_ended_has_no_successor():
+def test_rotate_rejects_ended_key():
     ended = keys.create_key("k", ["pull"], [make_channel()], expires_at=timezone.now())[0]
     revoked = keys.create_key("k", ["pull"], [make_channel()])[0]
     keys.revoke_key(revoked)
@@ -169,7 +169,7 @@ def test_what_has_ended_has_no_successor():
         command("rotate_key", ended.public_id, "--hours", "-1")
 
 
-def test_a_revoked_key_is_refused_at_once_and_that_is_told_once():
+def test_revoked_key_denied_and_audited_once():
     key = make_key("export:response")
     assert status(key) == 200
 
@@ -183,7 +183,7 @@ def test_a_revoked_key_is_refused_at_once_and_that_is_told_once():
 # peppers ----------------------------------------------------------------------------------------
 
 
-def test_a_new_pepper_goes_first_and_the_old_one_goes_once_keys_were_used(settings: Any):
+def test_pepper_rotation_rehashes_on_use(settings: Any):
     used, unused = make_key("export:response"), make_key("export:response")
     before = set(ApiKey.objects.values_list("id", "public_id"))
 
@@ -196,7 +196,7 @@ def test_a_new_pepper_goes_first_and_the_old_one_goes_once_keys_were_used(settin
     assert status(make_key("export:response")) == 200
 
 
-def test_an_applications_password_is_verified_by_every_pepper(settings: Any):
+def test_password_verified_by_each_pepper(settings: Any):
     made, secret = keys.create_application("shop", make_channel())
 
     settings.EXHAUST_KEY_PEPPER = f"new,{settings.EXHAUST_KEY_PEPPER}"
@@ -219,7 +219,7 @@ def test_an_applications_password_is_verified_by_every_pepper(settings: Any):
         {"Authorization": "Bearer {key} {key}"},
     ],
 )
-def test_a_credential_that_comes_twice_is_refused(headers: dict[str, str]):
+def test_duplicate_credential_is_rejected(headers: dict[str, str]):
     key = make_key("export:response")
     sent = {name: value.format(key=key) for name, value in headers.items()}
 

@@ -28,7 +28,7 @@ class RolledBack(Exception):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytest.MonkeyPatch):
+def test_no_event_lost_beside_slow_writers(monkeypatch: pytest.MonkeyPatch):
     # given writers whose transactions overlap, some slow, some undone, and which rest between
     # the first row they write, a conversation's, and their events
     register = batches._ensure_conversations
@@ -115,7 +115,7 @@ def test_slow_and_rolled_back_writers_cost_no_reader_an_event(monkeypatch: pytes
     "moment", ["2022-03-05T10:00:00", "2022-03-05T10:00:00.000001", "2022-03-05T10:00:00.999999",
                "1970-01-01T00:00:00", "2026-12-31T23:59:59.5", "1969-12-31T23:59:59.75"],
 )  # fmt: skip
-def test_moments_are_told_to_the_microsecond(moment: str):
+def test_times_keep_microseconds(moment: str):
     at = datetime.fromisoformat(moment).replace(tzinfo=UTC)
     channel = make_channel()
     batches.append_batch(channel.id, batch(answer(0)))
@@ -126,7 +126,7 @@ def test_moments_are_told_to_the_microsecond(moment: str):
 
 @pytest.mark.django_db
 @pytest.mark.postgresql
-def test_a_moment_keeps_its_microsecond_until_2106():
+def test_microseconds_are_exact_until_2106():
     # when
     with connection.cursor() as cursor:
         cursor.execute(

@@ -41,14 +41,14 @@ def last_xid() -> int:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_before_any_event_there_is_a_watermark_and_nothing_below_it():
+def test_watermark_of_empty_feed():
     assert isinstance(fetch_watermark(), int)
     assert fetch_watermark() >= 1
     assert ids_below(fetch_watermark()) == []
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_is_committed_is_below_the_watermark_and_what_comes_later_is_not():
+def test_committed_rows_are_below_watermark():
     channel = make_channel()
     batches.append_batch(channel.id, batch(answer(1, mid="a"), answer(2, mid="b")))
     mark = wait_for_watermark(last_xid())
@@ -61,7 +61,7 @@ def test_what_is_committed_is_below_the_watermark_and_what_comes_later_is_not():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_replay_moves_no_row():
+def test_replay_moves_no_row():
     channel = make_channel()
     batches.append_batch(channel.id, batch(answer(1)))
     before = StoredEvent.objects.get().xid
@@ -76,7 +76,7 @@ def test_a_replay_moves_no_row():
 
 
 @pytest.mark.django_db
-def test_positions_are_numbers_and_are_ordered_as_numbers():
+def test_positions_are_ordered_numbers():
     channel = make_channel()
     for number, xid in enumerate((9, 10, 100, BEYOND_BIGINTS_COMFORT)):
         put(channel, number, xid=xid)
@@ -148,7 +148,7 @@ class Writer:
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("commit", [True, False], ids=["committed", "rolled back"])
-def test_an_open_writer_holds_the_watermark_back(commit: bool):
+def test_open_writer_holds_watermark_back(commit: bool):
     # given a conversation all know, so that no writer waits for another
     channel = make_channel()
     batches.append_batch(channel.id, batch(answer(0, mid="first")))
@@ -173,7 +173,7 @@ def test_an_open_writer_holds_the_watermark_back(commit: bool):
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_a_transaction_that_writes_no_events_holds_nothing_back():
+def test_other_transactions_are_ignored():
     # given somebody's long transaction on another table of the same cluster
     channel = make_channel()
     other = connection.copy()
@@ -202,13 +202,13 @@ def test_a_transaction_that_writes_no_events_holds_nothing_back():
         ((3 << 32) - 1, 2, (3 << 32) + 2),
     ],
 )
-def test_a_lock_tells_32_bits_of_a_number(near: int, number: int, whole: int):
+def test_lock_shows_32_bits_of_xid(near: int, number: int, whole: int):
     assert positions._widen_xid(near, number) == whole
 
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_a_reader_in_steps_meets_every_event_once():
+def test_paged_reader_sees_each_event_once():
     channel = make_channel()
     batches.append_batch(channel.id, batch(answer(0, mid="first")))
     writers = [Writer(channel, f"w{n}") for n in range(4)]
@@ -232,7 +232,7 @@ def test_a_reader_in_steps_meets_every_event_once():
 
 
 @pytest.mark.django_db
-def test_the_database_gives_the_position_where_the_code_names_none(on_postgresql: bool):
+def test_database_assigns_default_position(on_postgresql: bool):
     row = put(make_channel(), 1)
 
     row.refresh_from_db()
@@ -258,9 +258,7 @@ def _shift_goes() -> Iterator[None]:
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("_shift_goes")
-def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rebased_positions_follow_restored(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     # given rows of a cluster that had counted further than this one
     channel = make_channel()
     batches.append_batch(channel.pk, batch(answer(mid="old")))
@@ -286,7 +284,7 @@ def test_after_a_restore_what_comes_in_lies_behind_all_that_is_there(
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("_shift_goes")
-def test_a_restore_into_a_cluster_that_has_counted_further_leaps_as_well() -> None:
+def test_rebase_in_cluster_that_is_ahead() -> None:
     # given readers that were told places behind the last dump
     channel = make_channel()
     batches.append_batch(channel.pk, batch(answer(mid="old")))

@@ -41,7 +41,7 @@ def acted() -> tuple[str, str, str]:
     return entry.actor, entry.key, entry.address
 
 
-def test_a_key_acts_under_its_name_and_public_id_from_its_network():
+def test_key_is_audited_by_name_and_network():
     key = make_key("ingest")
 
     Client(headers=bearer(key), REMOTE_ADDR="203.0.113.77").get("/act/key")
@@ -50,7 +50,7 @@ def test_a_key_acts_under_its_name_and_public_id_from_its_network():
 
 
 @pytest.mark.parametrize(("behind", "network"), [(True, "198.51.100.0/24"), (False, "10.0.0.0/24")])
-def test_the_address_is_the_one_that_the_limiter_takes(settings: Any, behind: bool, network: str):
+def test_actor_address_matches_limiter(settings: Any, behind: bool, network: str):
     settings.EXHAUST_BEHIND_PROXY = behind
     headers = bearer(make_key(), **{"X-Forwarded-For": "192.0.2.1, 198.51.100.9"})
 
@@ -59,7 +59,7 @@ def test_the_address_is_the_one_that_the_limiter_takes(settings: Any, behind: bo
     assert acted()[2] == network
 
 
-def test_a_person_who_signed_in_acts_under_the_users_name():
+def test_signed_in_user_is_the_actor():
     client = Client()
     client.force_login(get_user_model().objects.create_user("asha"))
 
@@ -68,13 +68,13 @@ def test_a_person_who_signed_in_acts_under_the_users_name():
     assert acted() == ("asha", "", "127.0.0.0/24")
 
 
-def test_who_is_not_known_acts_as_anonymous():
+def test_unknown_caller_is_anonymous():
     Client().get("/act")
 
     assert acted()[0] == "anonymous"
 
 
-def test_nobody_acts_for_the_next_request_of_the_thread():
+def test_actor_is_reset_after_request():
     key = make_key()
     client = Client(headers=bearer(key), raise_request_exception=False)
 
@@ -86,7 +86,7 @@ def test_nobody_acts_for_the_next_request_of_the_thread():
     assert acted()[:2] == ("anonymous", "")
 
 
-def test_a_call_of_the_api_opens_no_session():
+def test_api_call_opens_no_session():
     staff = Client()
     staff.force_login(get_user_model().objects.create_user("asha"))
     client = Client(headers=bearer(make_key()))
@@ -107,7 +107,7 @@ def test_a_call_of_the_api_opens_no_session():
         ("PUT", "/export/events", b"{}"),
     ],
 )
-def test_an_application_acts_under_its_id(monkeypatch: Any, method: str, address: str, body: bytes):
+def test_application_is_the_actor(monkeypatch: Any, method: str, address: str, body: bytes):
     secret = keys.create_application("shop", make_channel())[1]
     seen: list[str] = []
 

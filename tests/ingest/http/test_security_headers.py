@@ -31,7 +31,7 @@ def list_addresses(found: Any = None, before: str = "") -> Iterator[str]:
 ALL = sorted(set(list_addresses()))
 
 
-def test_there_are_addresses():
+def test_addresses_are_found():
     assert len(ALL) > 100
     assert {"/healthz", "/admin/login/", "/dataset/v1/download/1"} <= set(ALL)
 
@@ -54,7 +54,7 @@ def assert_headers(answer: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_every_address_answers_with_them(method: str):
+def test_every_address_has_headers(method: str):
     operator = Client(raise_request_exception=False)
     operator.force_login(get_user_model().objects.create_superuser("op"))
     for client in (Client(raise_request_exception=False), operator):
@@ -71,14 +71,14 @@ def test_every_address_answers_with_them(method: str):
         ("/static/admin/css/base.css", 200, {}),
     ],
 )
-def test_also_where_nothing_is(address: str, status: int, more: dict[str, str]):
+def test_unknown_address_has_headers(address: str, status: int, more: dict[str, str]):
     answer = Client().get(address, **more)
     answer.close()
     assert answer.status_code == status
     assert_headers(answer, address)
 
 
-def test_a_redirect_to_https_has_them(settings: Any):
+def test_https_redirect_has_headers(settings: Any):
     settings.SECURE_SSL_REDIRECT = True
     answer = Client().get("/admin/")
     assert answer.status_code == 301
@@ -108,13 +108,13 @@ def session_seconds(client: Client) -> float:
     return session.expire_date.timestamp() - time()
 
 
-def test_an_idle_session_ends_after_half_an_hour(staff: Client):
+def test_idle_session_ends_after_30_minutes(staff: Client):
     assert 1790 < session_seconds(staff) <= 1800
     Session.objects.update(expire_date="2020-01-01T00:00:00Z")
     assert staff.get("/admin/").status_code == 302
 
 
-def test_a_request_renews_it_once_a_minute(staff: Client, django_assert_num_queries: Any):
+def test_request_renews_session_each_minute(staff: Client, django_assert_num_queries: Any):
     staff.get("/admin/")
     Session.objects.update(expire_date="2999-01-01T00:00:00Z")
     staff.get("/admin/")
@@ -126,7 +126,7 @@ def test_a_request_renews_it_once_a_minute(staff: Client, django_assert_num_quer
     assert 1790 < session_seconds(staff) <= 1800
 
 
-def test_a_page_that_looks_again_by_itself_does_not_renew_it(staff: Client):
+def test_polling_does_not_renew_session(staff: Client):
     session = staff.session
     session["used"] = int(time()) - 29 * 60
     session.save()
@@ -139,7 +139,7 @@ def test_a_page_that_looks_again_by_itself_does_not_renew_it(staff: Client):
     assert 1790 < session_seconds(staff) <= 1800
 
 
-def test_it_ends_twelve_hours_after_it_began(staff: Client, clock: dict[str, float]):
+def test_session_ends_after_12_hours(staff: Client, clock: dict[str, float]):
     clock["ahead"] = 12 * 3600 - 300
     assert staff.get("/admin/").status_code == 200
     assert 290 < session_seconds(staff) <= 300
@@ -149,7 +149,7 @@ def test_it_ends_twelve_hours_after_it_began(staff: Client, clock: dict[str, flo
     assert not Session.objects.exists()
 
 
-def test_the_api_and_strangers_get_no_session(staff: Client):
+def test_api_and_anonymous_get_no_session(staff: Client):
     answer = Client().get("/dataset/v1/request/list/t")
     assert "sessionid" not in answer.cookies
     assert not staff.get("/healthz").cookies

@@ -108,9 +108,7 @@ def wait_until(is_met: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-):
+def test_requests_over_queue_are_rejected(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "MAX_QUEUE_LENGTH", 3)
     app = AdmissionControl(work, slots=5)  # two of them for the doors
     inside = [Caller(app, size=5) for _ in range(2)]
@@ -139,7 +137,7 @@ def test_beyond_its_places_and_its_line_the_rest_is_sent_away_unread(
         (0.04, 7),
     ],
 )
-def test_the_line_is_as_long_as_what_is_served_soon(seconds: float, length: int):
+def test_queue_length_follows_latency(seconds: float, length: int):
     line = ConcurrencyLimiter(2)
     assert line.acquire()
     assert line.acquire()
@@ -159,7 +157,7 @@ def test_the_line_is_as_long_as_what_is_served_soon(seconds: float, length: int)
     assert not line._queue
 
 
-def test_who_waits_for_a_body_holds_no_connection(work: Work, monkeypatch: pytest.MonkeyPatch):
+def test_waiting_for_body_frees_connection(work: Work, monkeypatch: pytest.MonkeyPatch):
     class Connection:
         def __init__(self, pool: object, in_atomic_block: bool = False) -> None:
             self.pool, self.in_atomic_block, self.closed = pool, in_atomic_block, False
@@ -184,7 +182,7 @@ def test_who_waits_for_a_body_holds_no_connection(work: Work, monkeypatch: pytes
     assert slow.wait_ended().status == "200 OK"
 
 
-def test_a_download_that_finds_no_place_is_never_begun(work: Work, monkeypatch: pytest.MonkeyPatch):
+def test_download_over_limit_never_starts(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "MAX_STREAMS", 1)
     app = AdmissionControl(work, slots=1)
     work.goes.set()
@@ -201,7 +199,7 @@ def test_a_download_that_finds_no_place_is_never_begun(work: Work, monkeypatch: 
     assert work.read == [0]
 
 
-def test_a_body_goes_with_its_request(work: Work):
+def test_body_is_freed_with_request(work: Work):
     kept: list[admission.RequestBody] = []  # as Django's request does, until its cycle is collected
 
     def half(environ: dict[str, Any], start: Callable[..., Any]) -> Answer:
@@ -216,7 +214,7 @@ def test_a_body_goes_with_its_request(work: Work):
     assert kept[0]._buffer.getbuffer().nbytes == 0
 
 
-def test_what_is_loaded_is_not_looked_through_for_garbage():
+def test_loaded_modules_are_frozen_for_gc():
     code = "import config.wsgi, gc; print(gc.get_freeze_count(), len(gc.get_objects()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -226,7 +224,7 @@ def test_what_is_loaded_is_not_looked_through_for_garbage():
     assert looked_at < frozen / 50
 
 
-def test_questions_and_events_keep_each_other_out_of_nothing(work: Work):
+def test_ingest_and_api_have_own_slots(work: Work):
     app = AdmissionControl(work, slots=2)
     busy = Caller(app, OTHER)
     wait_until(lambda: work.at_work == 1)
@@ -238,7 +236,7 @@ def test_questions_and_events_keep_each_other_out_of_nothing(work: Work):
     assert {busy.wait_ended().status, event.wait_ended().status} == {"200 OK"}
 
 
-def test_probes_find_the_way_in_at_any_time(work: Work):
+def test_probes_are_always_admitted(work: Work):
     app = AdmissionControl(work, slots=1)
     callers = [Caller(app, path) for path in (OTHER, "/healthz", "/readyz", "/healthz")]
 
@@ -248,9 +246,7 @@ def test_probes_find_the_way_in_at_any_time(work: Work):
     assert {each.wait_ended().status for each in callers} == {"200 OK"}
 
 
-def test_who_waits_for_a_body_lends_its_place_and_gets_one_again(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-):
+def test_slow_body_lends_its_slot(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "SLOW_BODY_SECONDS", 0.02)
     app = AdmissionControl(work, slots=1)
     slow = [Caller(app, size=9, is_slow=True) for _ in range(5)]
@@ -271,9 +267,7 @@ def test_who_waits_for_a_body_lends_its_place_and_gets_one_again(
     assert not app._awaited_bodies
 
 
-def test_where_too_many_bodies_are_slow_no_more_are_taken(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-):
+def test_too_many_slow_bodies_reject_more(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "SLOW_BODY_SECONDS", 0.02)
     monkeypatch.setattr(admission, "MAX_SLOW_BODIES", 2)
     app = AdmissionControl(work, slots=2)
@@ -292,7 +286,7 @@ def test_where_too_many_bodies_are_slow_no_more_are_taken(
     assert Caller(app, size=5).wait_ended().status == "200 OK"
 
 
-def test_a_body_is_read_as_it_was_sent():
+def test_body_is_read_as_sent():
     sizes = [3, 0, 7, -1, 5]
     environ = {"CONTENT_LENGTH": "20", "wsgi.input": Input(100)}
     app = AdmissionControl(Work(), slots=1)
@@ -305,7 +299,7 @@ def test_a_body_is_read_as_it_was_sent():
     assert admission.RequestBody(app, ConcurrencyLimiter(1), {"wsgi.input": Input(9)}).read() == b""
 
 
-def test_a_download_holds_no_place_and_is_counted(work: Work, monkeypatch: pytest.MonkeyPatch):
+def test_download_holds_no_slot(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "MAX_STREAMS", 2)
     app = AdmissionControl(work, slots=1)
     work.goes.set()
@@ -330,7 +324,7 @@ def test_a_download_holds_no_place_and_is_counted(work: Work, monkeypatch: pytes
     assert Caller(app, OTHER).wait_ended().status == "503 Service Unavailable"
 
 
-def test_an_answer_is_closed_and_a_place_given_back_when_it_fails(work: Work):
+def test_failed_answer_returns_its_slot(work: Work):
     app = AdmissionControl(work, slots=1)
     work.goes.set()
     given: list[Answer] = []
@@ -361,7 +355,7 @@ def test_an_answer_is_closed_and_a_place_given_back_when_it_fails(work: Work):
     ],
 )
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_each_is_sent_away_in_its_own_words(path: str, read: Callable[[Any], bool], size: int):
+def test_each_source_has_its_overload_body(path: str, read: Callable[[Any], bool], size: int):
     told: dict[str, str] = {}
 
     def start(status: str, headers: list[tuple[str, str]]) -> None:

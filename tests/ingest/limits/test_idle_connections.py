@@ -42,7 +42,7 @@ def send_bytes(pair: Pair, size: int) -> None:
         size -= len(ours.recv(size))
 
 
-def test_who_says_nothing_is_cut_after_a_while(pair: Pair, clock: Clock):
+def test_idle_connection_is_closed(pair: Pair, clock: Clock):
     watch = IdleConnectionReaper(clock.seconds)
     assert check_idle(watch, pair[0]) == 0
     clock.now += IDLE_SECONDS
@@ -55,7 +55,7 @@ def test_who_says_nothing_is_cut_after_a_while(pair: Pair, clock: Clock):
     assert pair[0].recv(1) == b""
 
 
-def test_a_drip_is_cut_and_an_honest_upload_is_not(pair: Pair, clock: Clock):
+def test_trickle_is_closed_upload_stays(pair: Pair, clock: Clock):
     watch = IdleConnectionReaper(clock.seconds)
     check_idle(watch, pair[0])
     for _ in range(60):
@@ -72,7 +72,7 @@ def test_a_drip_is_cut_and_an_honest_upload_is_not(pair: Pair, clock: Clock):
     assert cut == 1
 
 
-def test_who_takes_what_we_send_may_stay(pair: Pair, clock: Clock):
+def test_reading_client_stays(pair: Pair, clock: Clock):
     watch = IdleConnectionReaper(clock.seconds)
     for _ in range(10):
         pair[0].sendall(b"x")
@@ -82,7 +82,7 @@ def test_who_takes_what_we_send_may_stay(pair: Pair, clock: Clock):
         clock.now += IDLE_SECONDS - 1
 
 
-def test_who_does_not_take_what_we_send_is_cut(pair: Pair, clock: Clock):
+def test_client_that_stops_reading_is_closed(pair: Pair, clock: Clock):
     watch = IdleConnectionReaper(clock.seconds)
     pair[0].setblocking(False)
     with suppress(BlockingIOError):
@@ -96,7 +96,7 @@ def test_who_does_not_take_what_we_send_is_cut(pair: Pair, clock: Clock):
     assert check_idle(watch, pair[0]) == 1
 
 
-def test_only_what_was_accepted_is_looked_at(pair: Pair):
+def test_only_accepted_sockets_are_checked(pair: Pair):
     names = set()
     for each in idle_connections.list_accepted():
         with each:
@@ -106,7 +106,7 @@ def test_only_what_was_accepted_is_looked_at(pair: Pair):
     assert pair[0].getsockname() not in names  # a connection that we made: a database's
 
 
-def test_what_is_gone_is_forgotten(pair: Pair, clock: Clock):
+def test_closed_connections_are_forgotten(pair: Pair, clock: Clock):
     watch = IdleConnectionReaper(clock.seconds)
     check_idle(watch, pair[0])
 

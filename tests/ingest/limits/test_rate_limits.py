@@ -30,7 +30,7 @@ def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.Proc
     settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
     buckets = token_bucket.ProcessLimiter(lambda: 10**12)
     monkeypatch.setattr(token_bucket, "_get_limiter", lambda _: buckets)
-    for name in ("_shut", "_good"):
+    for name in ("_blocked", "_verified"):
         monkeypatch.setattr(rate_limits, name, rate_limits.RecentValues())
     monkeypatch.setattr(rate_limits, "_local_quota", LocalQuota())
     return buckets
@@ -39,7 +39,7 @@ def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.Proc
 def shrink_bursts(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
     """Bursts so small that a test meets them; nothing comes back for 50 seconds."""
     for name, burst in bursts.items():
-        monkeypatch.setattr(rate_limits, name, Limit(name.lower(), 0.02, burst))
+        monkeypatch.setattr(rate_limits, name, Limit(getattr(rate_limits, name).name, 0.02, burst))
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def shrink_bursts(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
         ("POST", "/admin/login/", WRITES),
     ],
 )
-def test_each_call_has_its_class(method: str, path: str, limit: Limit, rf: RequestFactory):
+def test_each_call_has_its_limit(method: str, path: str, limit: Limit, rf: RequestFactory):
     assert rate_limits.select_limit(rf.generic(method, path)) == limit
 
 
 # Known callers ----------------------------------------------------------------------------------
 
 
-def test_a_question_tells_what_is_left_and_then_when_to_come_again(asker: Client):
+def test_write_reports_remaining_then_retry(asker: Client):
     path = "/dataset/v1/request/search"
     body = {"request": {"filters": {}}}
 
@@ -119,7 +119,7 @@ def basic(db: None) -> dict[str, str]:
         ),
     ],
 )
-def test_every_door_refuses_in_its_own_words_before_the_body_is_read(
+def test_each_source_rejects_before_reading(
     path: str,
     sent: Any,
     read: Callable[[Any], bool],
@@ -149,9 +149,7 @@ def test_every_door_refuses_in_its_own_words_before_the_body_is_read(
     assert refused["RateLimit-Policy"] == '"events";q=1;w=50'
 
 
-def test_pull_and_conversations_refuse_as_problems(
-    db: None, client: Client, monkeypatch: pytest.MonkeyPatch
-):
+def test_pull_rejects_with_problem_json(db: None, client: Client, monkeypatch: pytest.MonkeyPatch):
     shrink_bursts(monkeypatch, READS=1)
     headers = bearer(make_key("pull"))
     assert client.get("/export/sessions", headers=headers).status_code == 200
@@ -165,7 +163,7 @@ def test_pull_and_conversations_refuse_as_problems(
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(0.0, 9), (0.5, 2), (2.0, 8)])
-def test_one_setting_scales_all_or_counts_nobody(
+def test_multiplier_scales_all_limits(
     factor: float, passes: int, settings: Any, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
 ):
     shrink_bursts(monkeypatch, READS=4)
@@ -183,10 +181,8 @@ def test_one_setting_scales_all_or_counts_nobody(
 # Guessing ---------------------------------------------------------------------------------------
 
 
-def test_an_address_that_guesses_is_not_listened_to(
-    db: None, client: Client, monkeypatch: pytest.MonkeyPatch
-):
-    shrink_bursts(monkeypatch, FAILURES=3)
+def test_guessing_address_is_blocked(db: None, client: Client, monkeypatch: pytest.MonkeyPatch):
+    shrink_bursts(monkeypatch, AUTH_FAILURES=3)
     good, newer = make_key("pull"), make_key("pull")
     assert client.get("/export/users", headers=bearer(good)).status_code == 403  # a scope: no guess
 
@@ -204,10 +200,10 @@ def test_an_address_that_guesses_is_not_listened_to(
     assert refused["RateLimit-Policy"] == '"failures";q=3;w=150'
 
 
-def test_who_was_let_in_before_is_still_let_in(
+def test_verified_credential_passes_block(
     db: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ):
-    shrink_bursts(monkeypatch, FAILURES=1)
+    shrink_bursts(monkeypatch, AUTH_FAILURES=1)
     good = make_key("pull")
     assert client.get("/export/sessions", headers=bearer(good)).status_code == 200
     bad = [client.get("/export/sessions", headers=bearer(f"no{n}")).status_code for n in range(3)]
@@ -221,10 +217,10 @@ def test_who_was_let_in_before_is_still_let_in(
 @pytest.mark.parametrize(
     "path", ["/collect?appId=no{}", "/hit?client_id=no{}", "/dataset/v1/download/no{}"]
 )
-def test_applications_and_links_are_not_guessed_either(
+def test_application_and_link_guessing(
     path: str, db: None, client: Client, monkeypatch: pytest.MonkeyPatch
 ):
-    shrink_bursts(monkeypatch, FAILURES=2)
+    shrink_bursts(monkeypatch, AUTH_FAILURES=2)
     call = client.post if path.startswith("/collect") else client.get
 
     answers = [call(path.format(n)) for n in range(4)]
@@ -233,7 +229,7 @@ def test_applications_and_links_are_not_guessed_either(
     assert all(answer.has_header("Retry-After") for answer in answers[2:])
 
 
-def test_an_error_of_ours_is_no_failure_of_the_address(rf: RequestFactory):
+def test_server_error_is_not_an_auth_failure(rf: RequestFactory):
     request = rf.get("/")
     for error in (RuntimeError(), RequestError("x", "x", 400)):
         for _ in range(AUTH_FAILURES.burst + 1):
@@ -241,7 +237,7 @@ def test_an_error_of_ours_is_no_failure_of_the_address(rf: RequestFactory):
                 raise error
 
 
-def test_headers_stand_on_nothing_that_was_not_counted(rf: RequestFactory):
+def test_uncounted_answers_have_no_headers(rf: RequestFactory):
     answer = rate_limits.add_rate_limit_headers(lambda _: HttpResponse())(rf.get("/healthz"))
 
     assert "RateLimit" not in answer
@@ -250,7 +246,7 @@ def test_headers_stand_on_nothing_that_was_not_counted(rf: RequestFactory):
 # Leases -----------------------------------------------------------------------------------------
 
 
-def test_leases_ask_seldom_and_let_through_exactly_the_burst(
+def test_local_quota_passes_exact_burst(
     monkeypatch: pytest.MonkeyPatch, counted: token_bucket.ProcessLimiter
 ):
     asked: list[int] = []
@@ -270,7 +266,7 @@ def test_leases_ask_seldom_and_let_through_exactly_the_burst(
     assert len([count for count in asked if count > 1]) < 50 + (3_000 - passed)
 
 
-def test_two_processes_with_leases_share_one_bucket():
+def test_process_quotas_share_one_bucket():
     one, other = LocalQuota(Clock().seconds), LocalQuota(Clock().seconds)
     limit = Limit("x", 1000, 500)
 
@@ -279,7 +275,7 @@ def test_two_processes_with_leases_share_one_bucket():
     assert 450 <= passed <= 500
 
 
-def test_a_lease_ends(counted: token_bucket.ProcessLimiter):
+def test_local_quota_expires(counted: token_bucket.ProcessLimiter):
     clock = Clock()
     leases, limit = LocalQuota(clock.seconds), Limit("x", 1000, 100)
     for _ in range(4):  # takes 1, 2 and 4; three of these are left
@@ -291,7 +287,7 @@ def test_a_lease_ends(counted: token_bucket.ProcessLimiter):
     assert passed == 100 - 7
 
 
-def test_events_are_told_as_json(db: None, client: Client, monkeypatch: pytest.MonkeyPatch):
+def test_event_limit_answers_json(db: None, client: Client, monkeypatch: pytest.MonkeyPatch):
     shrink_bursts(monkeypatch, EVENTS=1)
     headers = bearer(make_key("ingest"))
     for _ in range(2):

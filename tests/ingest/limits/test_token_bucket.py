@@ -73,7 +73,7 @@ def count_passed_by_threads(take: Callable[[], float], times_each: int) -> int:
 # in process -------------------------------------------------------------------------------------
 
 
-def test_a_burst_passes_and_the_next_waits_one_step(clock: Clock):
+def test_burst_passes_then_next_waits(clock: Clock):
     buckets = ProcessLimiter(clock.nanoseconds)
 
     assert count_passed(lambda: buckets.take("a", RATE, BURST), BURST) == BURST
@@ -84,7 +84,7 @@ def test_a_burst_passes_and_the_next_waits_one_step(clock: Clock):
 @pytest.mark.parametrize(
     ("seconds", "let_through"), [(0.009, 0), (0.01, 1), (0.5, 50), (1, 100), (5, 500), (900, 500)]
 )
-def test_a_bucket_fills_at_its_rate_up_to_the_burst(clock: Clock, seconds: float, let_through: int):
+def test_bucket_refills_up_to_burst(clock: Clock, seconds: float, let_through: int):
     buckets = ProcessLimiter(clock.nanoseconds)
     count_passed(lambda: buckets.take("a", RATE, BURST), BURST)
 
@@ -93,7 +93,7 @@ def test_a_bucket_fills_at_its_rate_up_to_the_burst(clock: Clock, seconds: float
     assert count_passed(lambda: buckets.take("a", RATE, BURST), 600) == let_through
 
 
-def test_who_comes_at_the_rate_never_waits(clock: Clock):
+def test_calls_at_rate_never_wait(clock: Clock):
     buckets = ProcessLimiter(clock.nanoseconds)
 
     for _ in range(2_000):
@@ -101,7 +101,7 @@ def test_who_comes_at_the_rate_never_waits(clock: Clock):
         clock.now += 0.01
 
 
-def test_waiting_as_told_is_enough(clock: Clock):
+def test_reported_wait_is_enough(clock: Clock):
     buckets = ProcessLimiter(clock.nanoseconds)
     count_passed(lambda: buckets.take("a", 0.5, 1), 1)
 
@@ -119,9 +119,7 @@ def test_each_key_has_its_own_bucket(clock: Clock):
     assert buckets.take("b", RATE, BURST) == 0.0
 
 
-def test_memory_is_bounded_and_who_was_just_here_is_remembered(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-):
+def test_memory_is_bounded_by_least_recent(clock: Clock, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(token_bucket, "MAX_BUCKETS", 100)
     buckets = ProcessLimiter(clock.nanoseconds)
 
@@ -133,7 +131,7 @@ def test_memory_is_bounded_and_who_was_just_here_is_remembered(
     assert buckets.take("busy", 0.001, 1) > 0
 
 
-def test_eight_threads_share_one_bucket_exactly(clock: Clock):
+def test_threads_share_one_bucket_exactly(clock: Clock):
     buckets = ProcessLimiter(clock.nanoseconds)
 
     assert count_passed_by_threads(lambda: buckets.take("a", RATE, BURST), 250) == BURST
@@ -143,7 +141,7 @@ def test_eight_threads_share_one_bucket_exactly(clock: Clock):
 
 
 @pytest.mark.redis
-def test_eight_threads_share_one_bucket_in_redis_exactly(server: redis.Redis, settings: Any):
+def test_threads_share_redis_bucket_exactly(server: redis.Redis, settings: Any):
     # a step so long that nothing refills while the test runs; each thread its own connection,
     # as separate processes have
     name = key()
@@ -158,7 +156,7 @@ def test_eight_threads_share_one_bucket_in_redis_exactly(server: redis.Redis, se
 
 
 @pytest.mark.redis
-def test_redis_and_process_tell_the_same(server: redis.Redis, settings: Any, clock: Clock):
+def test_redis_and_process_agree(server: redis.Redis, settings: Any, clock: Clock):
     there, here = RedisLimiter(settings.CELERY_BROKER_URL), ProcessLimiter(clock.nanoseconds)
     name = key()
 
@@ -169,9 +167,7 @@ def test_redis_and_process_tell_the_same(server: redis.Redis, settings: Any, clo
 
 
 @pytest.mark.redis
-def test_a_bucket_in_redis_fills_at_its_rate_and_is_forgotten_when_full(
-    server: redis.Redis, settings: Any
-):
+def test_redis_bucket_refills_and_expires(server: redis.Redis, settings: Any):
     buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
     assert count_passed(lambda: buckets.take(name, 2, 2), 3) == 2
     assert 1_000 < server.pttl(REDIS_PREFIX + name) <= 2_000
@@ -182,7 +178,7 @@ def test_a_bucket_in_redis_fills_at_its_rate_and_is_forgotten_when_full(
 
 
 @pytest.mark.redis
-def test_a_clock_set_back_does_not_lock_anyone_out(server: redis.Redis, settings: Any):
+def test_clock_set_back_locks_no_caller_out(server: redis.Redis, settings: Any):
     buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
     server.set(REDIS_PREFIX + name, str(int((time.time() + 86_400) * 1_000_000)))
 
@@ -191,7 +187,7 @@ def test_a_clock_set_back_does_not_lock_anyone_out(server: redis.Redis, settings
 
 @pytest.mark.redis
 @pytest.mark.parametrize("kept", ["no number", "list"])
-def test_a_bucket_that_holds_something_else_lets_pass(
+def test_corrupt_bucket_lets_pass(
     server: redis.Redis, settings: Any, kept: str, caplog: pytest.LogCaptureFixture
 ):
     buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
@@ -205,7 +201,7 @@ def test_a_bucket_that_holds_something_else_lets_pass(
 
 
 @pytest.mark.redis
-def test_a_redis_that_forgot_the_script_is_told_it_again(server: redis.Redis, settings: Any):
+def test_script_is_reloaded_after_flush(server: redis.Redis, settings: Any):
     buckets, name = RedisLimiter(settings.CELERY_BROKER_URL), key()
     buckets.take(name, 0.001, 2)
 
@@ -216,7 +212,7 @@ def test_a_redis_that_forgot_the_script_is_told_it_again(server: redis.Redis, se
 
 
 @pytest.mark.redis
-def test_the_limiter_of_a_served_installation_is_redis(server: redis.Redis):
+def test_redis_broker_selects_redis_limiter(server: redis.Redis):
     name = key()
 
     assert count_passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3
@@ -237,9 +233,7 @@ def url(listening: socket.socket) -> str:
     return f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
 
 
-def test_without_redis_the_process_counts_at_once(
-    port: socket.socket, caplog: pytest.LogCaptureFixture
-):
+def test_process_counts_while_redis_is_down(port: socket.socket, caplog: pytest.LogCaptureFixture):
     buckets = RedisLimiter(url(port))
     port.close()
 
@@ -253,7 +247,7 @@ def test_without_redis_the_process_counts_at_once(
     ]
 
 
-def test_a_silent_redis_costs_one_timeout_a_second(port: socket.socket, clock: Clock):
+def test_silent_redis_costs_one_timeout(port: socket.socket, clock: Clock):
     buckets = RedisLimiter(url(port), clock.seconds)
 
     began = time.monotonic()
@@ -267,7 +261,7 @@ def test_a_silent_redis_costs_one_timeout_a_second(port: socket.socket, clock: C
     assert token_bucket.REDIS_TIMEOUT_SECONDS <= once < time.monotonic() - began < 2
 
 
-def test_a_failure_is_told_once_a_minute(
+def test_redis_failure_logged_once_a_minute(
     port: socket.socket, clock: Clock, caplog: pytest.LogCaptureFixture
 ):
     buckets = RedisLimiter(url(port), clock.seconds)
@@ -283,7 +277,7 @@ def test_a_failure_is_told_once_a_minute(
 
 
 @pytest.mark.parametrize("said", ["soon", None, -1, [1], [-1, 0], [0, -1], [0.5, 1], [b"1", 2]])
-def test_a_wrong_answer_lets_pass(
+def test_unexpected_reply_lets_pass(
     said: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     buckets = RedisLimiter("redis://127.0.0.1:1/0")
@@ -293,13 +287,13 @@ def test_a_wrong_answer_lets_pass(
     assert len(caplog.records) == 1
 
 
-def test_an_address_that_no_client_can_be_made_for_lets_pass(caplog: pytest.LogCaptureFixture):
+def test_invalid_redis_url_lets_pass(caplog: pytest.LogCaptureFixture):
     assert RedisLimiter("redis://host:port/0").take("a", RATE, 1) == 0.0
     assert len(caplog.records) == 1
 
 
 @pytest.mark.redis
-def test_redis_is_asked_again_once_it_is_back(server: redis.Redis, settings: Any, clock: Clock):
+def test_redis_is_used_again_after_recovery(server: redis.Redis, settings: Any, clock: Clock):
     buckets, name = RedisLimiter(settings.CELERY_BROKER_URL, clock.seconds), key()
     works = buckets._connect().register_script("return redis.error_reply('no')")
     buckets._script = works
@@ -328,7 +322,7 @@ def test_redis_is_asked_again_once_it_is_back(server: redis.Redis, settings: Any
         (True, "x" * 5_000, "x" * 64),
     ],
 )
-def test_the_address_is_the_peer_or_what_our_proxy_wrote(
+def test_client_address_is_peer_or_forwarded(
     behind_proxy: bool, forwarded: str | None, expected: str, settings: Any, rf: RequestFactory
 ):
     settings.EXHAUST_BEHIND_PROXY = behind_proxy
@@ -339,7 +333,7 @@ def test_the_address_is_the_peer_or_what_our_proxy_wrote(
     assert token_bucket.get_client_address(request) == expected
 
 
-def test_the_limiter_of_an_embedded_installation_is_in_process(settings: Any):
+def test_embedded_uses_process_limiter(settings: Any):
     settings.CELERY_BROKER_URL = "filesystem://localhost//"
 
     assert isinstance(token_bucket._get_limiter(settings.CELERY_BROKER_URL), ProcessLimiter)

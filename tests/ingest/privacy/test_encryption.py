@@ -13,7 +13,7 @@ from tests.ingest.telemetry_samples import RECEIVED_AT
 PHONE = b"+919000000001"
 
 
-def test_what_is_sealed_is_not_readable_and_comes_back():
+def test_encrypt_hides_and_decrypt_restores():
     sealed = encrypt(PHONE)
 
     assert b"9000000001" not in sealed
@@ -21,11 +21,11 @@ def test_what_is_sealed_is_not_readable_and_comes_back():
     assert decrypt(memoryview(sealed)) == PHONE
 
 
-def test_the_same_is_sealed_differently_each_time():
+def test_ciphertexts_differ_each_time():
     assert encrypt(PHONE) != encrypt(PHONE)
 
 
-def test_an_old_key_still_opens_and_a_dropped_one_does_not(settings: Any):
+def test_old_key_decrypts_dropped_key_fails(settings: Any):
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     settings.EXHAUST_ENCRYPTION_KEYS = [old]
     sealed = encrypt(PHONE)
@@ -40,7 +40,7 @@ def test_an_old_key_still_opens_and_a_dropped_one_does_not(settings: Any):
         decrypt(sealed)
 
 
-def test_the_first_key_seals(settings: Any):
+def test_first_key_encrypts(settings: Any):
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     settings.EXHAUST_ENCRYPTION_KEYS = [new, old]
     sealed = encrypt(PHONE)
@@ -51,7 +51,7 @@ def test_the_first_key_seals(settings: Any):
         decrypt(sealed)
 
 
-def test_a_byte_changed_is_noticed():
+def test_changed_byte_is_detected():
     sealed = bytearray(encrypt(PHONE))
     sealed[40] ^= 1
 
@@ -60,7 +60,7 @@ def test_a_byte_changed_is_noticed():
 
 
 @pytest.mark.django_db
-def test_what_an_old_key_sealed_is_sealed_with_the_first(settings: Any):
+def test_reencrypt_uses_first_key(settings: Any):
     # given a phone and a refused event under an old key
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     settings.EXHAUST_ENCRYPTION_KEYS = [old]
@@ -87,7 +87,7 @@ def test_what_an_old_key_sealed_is_sealed_with_the_first(settings: Any):
         call_command("reencrypt")
 
 
-def test_every_column_that_is_sealed_is_sealed_anew():
+def test_reencrypt_covers_every_column():
     assert {f"{model.__name__}.{column}" for model, column in encrypted_columns()} == {
         "CallbackSecret.encrypted_secret", "Channel.encrypted_secret", "Erasure.encrypted_device_id",
         "Job.encrypted_key", "Link.encrypted_token", "Participant.encrypted_phone", "RejectedEvent.encrypted_body",
