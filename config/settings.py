@@ -403,14 +403,17 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["ingest.http.parsers.JSONParser"],
     "UNAUTHENTICATED_USER": None,
     "EXCEPTION_HANDLER": "ingest.http.problems.handle_exception",
+    "DEFAULT_SCHEMA_CLASS": "exhaust.openapi.document.ApiSchema",
     "URL_FORMAT_OVERRIDE": None,  # a sample has formats of its own
 }
-SPECTACULAR_SETTINGS = {  # read when the description is made: see config/openapi
+SPECTACULAR_SETTINGS = {  # read when the description is made: see exhaust/openapi
     "TITLE": "Exhaust",
     "VERSION": "1",
     "DESCRIPTION": "Takes in what people say to bots and what apps record, and gives it back.",
     "OAS_VERSION": "3.1.0",
-    "COMPONENT_SPLIT_REQUEST": True,
+    "POSTPROCESSING_HOOKS": [],
+    "SCHEMA_PATH_PREFIX": "",
+    "ENFORCE_NON_BLANK_FIELDS": True,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
 }
 

@@ -2,15 +2,15 @@ from django.contrib import admin
 from django.urls import include, path
 
 from exhaust import openapi
-from exhaust.api.pull import PageView
+from exhaust.api.pull import EventsView
 from exhaust.monitoring import health, metrics
 from ingest.views import desk
 
 urlpatterns = [
-    path(  # a door and an exit share it
+    path(  # ingest and pull share it
         "export/events",
         desk.dispatch_by_method(
-            GET=PageView.as_view(resource="events"),
+            GET=EventsView.as_view(),
             PUT=desk.receive_sessions,
             POST=desk.receive_sessions,
         ),

@@ -1,8 +1,7 @@
 from django.urls import path
 
-from exhaust.api import destinations, schedules, views
+from exhaust.api import destinations, pull, schedules, views
 from exhaust.api.audit import AuditView
-from exhaust.api.pull import PageView, RecordView
 from exhaust.api.samples import MappingView, SampleView
 
 urlpatterns = [
@@ -33,10 +32,15 @@ urlpatterns = [
     path("dataset/v1/download/<str:token>", views.download),
 ]
 
-for resource, names in (("sessions", ("session", "sessions")), ("users", ("user", "users"))):
-    for name in names:  # Croct's clients say the one, its pages the other
-        urlpatterns += [
-            path(f"export/{name}", PageView.as_view(resource=resource)),
-            path(f"export/{name}/<str:identifier>", RecordView.as_view(resource=resource)),
-        ]
-urlpatterns.append(path("export/events/<str:identifier>", RecordView.as_view(resource="events")))
+# Croct's clients use the singular, its pages the plural
+for name, list_view, view in (
+    ("session", pull.SessionsView, pull.SessionView),
+    ("sessions", pull.SessionsView, pull.SessionView),
+    ("user", pull.UsersView, pull.UserView),
+    ("users", pull.UsersView, pull.UserView),
+):
+    urlpatterns += [
+        path(f"export/{name}", list_view.as_view()),
+        path(f"export/{name}/<str:identifier>", view.as_view()),
+    ]
+urlpatterns.append(path("export/events/<str:identifier>", pull.EventView.as_view()))

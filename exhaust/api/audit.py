@@ -12,13 +12,14 @@ from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from exhaust.api import envelope, validation
+from exhaust.api import envelope, responses, validation
 from exhaust.api.views import DatasetView
 from exhaust.datasets.columns import escape_formula
 from exhaust.feed import cursor
 from exhaust.feed.documents import to_epoch_ms
 from exhaust.files.formats.lines import format_csv_line
 from ingest.auth import keys
+from ingest.http.schema import extend_schema
 from ingest.models import AuditEvent
 
 CSV_HEADERS = (
@@ -74,15 +75,17 @@ def render_csv(events: Iterable[AuditEvent]) -> Iterable[bytes]:
 
 
 class AuditQuery(validation.Paging):
-    """What a page is asked with."""
+    """The query of a page."""
 
-    action = serializers.CharField(max_length=64, default="")
-    format = validation.ChoiceField(["json", "csv"], required=False)
+    action = serializers.CharField(max_length=64, default="", help_text="One action.")
+    format = validation.ChoiceField(["json", "csv"], required=False, help_text="json or csv.")
 
     def get_fields(self) -> dict[str, Any]:
-        days = {  # the one is a word of Python's
-            name: serializers.DateField(default=None, input_formats=["%Y-%m-%d"])
-            for name in ("from", "to")
+        days = {  # `from` is a keyword of Python
+            name: serializers.DateField(
+                default=None, input_formats=["%Y-%m-%d"], help_text=f"The {which} day, UTC."
+            )
+            for name, which in (("from", "first"), ("to", "last"))
         }
         return {**super().get_fields(), **days}
 
@@ -108,7 +111,23 @@ class AuditView(DatasetView):
         renderer = self.get_renderers()[0]  # CSV is made here; an error is always JSON
         return renderer, renderer.media_type
 
+    @extend_schema(
+        operation_id="listAuditEvents",
+        parameters=[AuditQuery],
+        responses={
+            200: responses.AuditPage,
+            (200, "text/csv"): {
+                "type": "string",
+                "description": "A header, then an entry a line.",
+                "examples": ["ID,Time,Action,Outcome,Actor,Key,Channel,…"],
+            },
+        },
+    )
     def get(self, request: Request) -> HttpResponse:
+        """List who did what in the channel.
+
+        Needs `audit`. CSV for `Accept: text/csv` too.
+        """
         serializer = AuditQuery(data=request.query_params.dict())
         serializer.is_valid(raise_exception=True)
         params: dict[str, Any] = serializer.validated_data

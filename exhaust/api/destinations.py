@@ -7,14 +7,15 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, validation
+from exhaust.api import envelope, responses, validation
 from exhaust.api.pull import TimestampField
-from exhaust.api.views import ActionView, DatasetView, NamedView
+from exhaust.api.views import DatasetView, NamedView
 from exhaust.delivery import destinations
 from exhaust.feed import cursor
 from exhaust.feed.documents import to_epoch_ms
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.auth import keys
+from ingest.http.schema import Text, extend_schema
 
 # a destination's fields in the wire's names
 WIRE_NAMES = {
@@ -34,11 +35,15 @@ FAULT_WIRE_NAMES = {**WIRE_NAMES, "secret": "signingSecret"}
 class DestinationFields(validation.StrictSerializer):
     """The `request` of a destination; what its words mean, `control.faults` judges."""
 
-    kind = serializers.CharField(
-        default=Destination.Kind.WEBHOOK.value, help_text="How the receiver is spoken to."
+    kind = Text(
+        {"enum": Destination.Kind.values},
+        default=Destination.Kind.WEBHOOK.value,
+        help_text="How the receiver is spoken to.",
     )
-    resource = serializers.CharField(
-        default=Destination.Resource.SESSIONS.value, help_text="What is pushed."
+    resource = Text(
+        {"enum": Destination.Resource.values},
+        default=Destination.Resource.SESSIONS.value,
+        help_text="What is pushed.",
     )
     types = serializers.ListField(
         child=serializers.CharField(),
@@ -46,15 +51,20 @@ class DestinationFields(validation.StrictSerializer):
         max_length=100,
         help_text="Of events: these types only; none means all.",
     )
-    url = serializers.CharField(
+    url = Text(
+        validation.URL,
         trim_whitespace=False,
         help_text="A public http:// or https:// address; Elasticsearch's ends in _bulk.",
     )
-    method = serializers.CharField(
-        required=False, help_text="PUT for a webhook, POST for Elasticsearch, if left out."
+    method = Text(
+        {"enum": Destination.Method.values},
+        required=False,
+        help_text="PUT for a webhook, POST for Elasticsearch, if left out.",
     )
-    contentType = serializers.CharField(
-        default=Destination.ContentType.NDJSON.value, help_text="What the body is called."
+    contentType = Text(
+        {"enum": Destination.ContentType.values},
+        default=Destination.ContentType.NDJSON.value,
+        help_text="What the body is called.",
     )
     user = serializers.CharField(
         max_length=255, default="", allow_blank=True, help_text="For HTTP Basic; without ':'."
@@ -88,6 +98,9 @@ class DestinationFields(validation.StrictSerializer):
 class DestinationBody(serializers.Serializer[dict[str, Any]]):
     """The body of a destination; its own envelope is not checked."""
 
+    example = {
+        "request": {"url": "https://warehouse.example/sessions", "user": "exhaust", "password": "…"}
+    }
     request = DestinationFields(help_text="Where to, what, and how.")
 
 
@@ -111,6 +124,7 @@ class RewindRequest(serializers.Serializer[dict[str, Any]]):
 class RewindBody(serializers.Serializer[dict[str, Any]]):
     """The body of a rewind; its own envelope is not checked."""
 
+    example = {"request": {"time": 0}}
     request = RewindRequest(help_text="Either cursor or time.")
 
 
@@ -118,6 +132,7 @@ class DestinationView(NamedView):
     """What is about one destination: `/dataset/v1/destination/{name}`."""
 
     operation = "destination"
+    openapi_tag = "Push"
 
     def authorize(self, request: Request) -> tuple[int, str]:
         keys.get_caller(request).require("pull")
@@ -133,7 +148,14 @@ class DestinationView(NamedView):
     def present(self, instance: Destination) -> dict[str, Any]:
         return present_destination(instance)
 
+    @extend_schema(
+        operation_id="saveDestination", request=DestinationBody, responses=responses.Destination
+    )
     def put(self, request: Request, name: str) -> Response:
+        """Create or replace a destination.
+
+        Needs `pull`.
+        """
         serializer = DestinationBody(data=request.data)
         serializer.is_valid(raise_exception=True)
         params: dict[str, Any] = serializer.validated_data["request"]
@@ -148,19 +170,60 @@ class DestinationView(NamedView):
         destinations.save(destination, password, secret)
         return self.respond(request, name)
 
+    @extend_schema(
+        operation_id="readDestination", responses={200: responses.Destination, 404: None}
+    )
+    def get(self, request: Request, name: str) -> Response:
+        """Get a destination.
+
+        Needs `pull`.
+        """
+        return self.respond(request, name)
+
+    @extend_schema(operation_id="deleteDestination", responses={200: responses.Deleted, 404: None})
     def delete(self, request: Request, name: str) -> Response:
+        """Delete a destination.
+
+        Needs `pull`.
+        """
         destinations.delete(self.fetch_object(request, name))
         return envelope.build_success(self.operation, {"name": name})
 
 
-class PauseView(ActionView, DestinationView):
+class PauseView(DestinationView):
     operation = "destination.pause"
-    action = staticmethod(destinations.pause)
+    http_method_names = ["post"]
+
+    @extend_schema(
+        operation_id="pauseDestination",
+        request=None,
+        responses={200: responses.Destination, 404: None},
+    )
+    def post(self, request: Request, name: str) -> Response:
+        """Pause a destination.
+
+        Needs `pull`.
+        """
+        destinations.pause(self.fetch_object(request, name))
+        return self.respond(request, name)
 
 
-class ResumeView(ActionView, DestinationView):
+class ResumeView(DestinationView):
     operation = "destination.resume"
-    action = staticmethod(destinations.resume)
+    http_method_names = ["post"]
+
+    @extend_schema(
+        operation_id="resumeDestination",
+        request=None,
+        responses={200: responses.Destination, 404: None},
+    )
+    def post(self, request: Request, name: str) -> Response:
+        """Resume a destination.
+
+        Needs `pull`.
+        """
+        destinations.resume(self.fetch_object(request, name))
+        return self.respond(request, name)
 
 
 class RewindView(DestinationView):
@@ -169,7 +232,16 @@ class RewindView(DestinationView):
     operation = "destination.rewind"
     http_method_names = ["post"]
 
+    @extend_schema(
+        operation_id="rewindDestination",
+        request=RewindBody,
+        responses={200: responses.Destination, 404: None},
+    )
     def post(self, request: Request, name: str) -> Response:
+        """Reposition a destination.
+
+        To a cursor or a time. Needs `pull`.
+        """
         serializer = RewindBody(data=request.data)
         serializer.is_valid(raise_exception=True)
         params: dict[str, Any] = serializer.validated_data["request"]
@@ -188,7 +260,14 @@ class TestView(DestinationView):
     operation = "destination.test"
     http_method_names = ["post"]
 
+    @extend_schema(
+        operation_id="testDestination", request=None, responses={200: responses.Delivery, 404: None}
+    )
     def post(self, request: Request, name: str) -> Response:
+        """Send one made-up document now.
+
+        Needs `pull`.
+        """
         delivery = destinations.send_test(self.fetch_object(request, name))
         return envelope.build_success(self.operation, _present_delivery(delivery))
 
@@ -199,7 +278,16 @@ class RequeueView(DestinationView):
     operation = "destination.requeue"
     http_method_names = ["post"]
 
+    @extend_schema(
+        operation_id="requeueDeadLetters",
+        request=None,
+        responses={200: responses.Requeued, 404: None},
+    )
     def post(self, request: Request, name: str) -> Response:
+        """Send all dead letters again.
+
+        Needs `pull`.
+        """
         destination = self.fetch_object(request, name)
         count = destinations.requeue_dead_letters(destination.dead_letters.all())
         return envelope.build_success(self.operation, {"count": count})
@@ -211,7 +299,16 @@ class DeadLettersView(DestinationView):
     operation = "destination.deadletters"
     http_method_names = ["get"]
 
+    @extend_schema(
+        operation_id="listDeadLetters",
+        parameters=[validation.Paging],
+        responses={200: responses.DeadLetterList, 404: None},
+    )
     def get(self, request: Request, name: str) -> Response:
+        """List the documents that the receiver rejected.
+
+        Needs `pull`.
+        """
         serializer = validation.Paging(data=request.query_params)
         serializer.is_valid(raise_exception=True)
         params: dict[str, Any] = serializer.validated_data
@@ -239,8 +336,14 @@ class DestinationListView(DatasetView):
     """`GET /dataset/v1/destination`"""
 
     operation = "destination.list"
+    openapi_tag = "Push"
 
+    @extend_schema(operation_id="listDestinations", responses=responses.DestinationList)
     def get(self, request: Request) -> Response:
+        """List the channel's destinations.
+
+        Needs `pull`.
+        """
         keys.get_caller(request).require("pull")
         channel_id, _ = self.resolve_channel(request)
         destinations = Destination.objects.filter(channel_id=channel_id).select_related("channel")

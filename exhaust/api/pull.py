@@ -6,12 +6,25 @@ from typing import Any
 from uuid import UUID
 
 from django.http import HttpResponse
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from exhaust.api.pull_responses import (
+    EventAnswer,
+    EventPage,
+    SessionPage,
+    UserPage,
+)
+from exhaust.api.pull_responses import (
+    Session as SessionBody,
+)
+from exhaust.api.pull_responses import (
+    User as UserBody,
+)
 from exhaust.feed import cursor, documents, pages
 from exhaust.feed.pages import FeedQuery
 from ingest import audit
@@ -20,10 +33,18 @@ from ingest.db.prepared import fetch_all
 from ingest.feed import reader, values
 from ingest.feed.values import FeedPosition
 from ingest.http import problems
+from ingest.http.schema import extend_schema
 from ingest.models import AppUser, Session, StoredEvent
 from ingest.tenancy import session
 
 MAX_SECONDS = 100_000_000_000  # what is less counts seconds, the rest milliseconds
+FEED_HEADERS = [
+    OpenApiParameter(name, str, OpenApiParameter.HEADER, response=[200], description=meaning)
+    for name, meaning in (
+        ("X-Feed-End", "true if there is no more at present, else false."),
+        ("X-Feed-Lag", "By how many seconds new data may be late."),
+    )
+]
 SCOPES = {"events": "pull", "sessions": "pull", "users": "export:private"}
 
 
@@ -76,6 +97,7 @@ class PullView(APIView):
     """Answers as problem+json when it fails; Croct's clients look for `details` there."""
 
     resource = ""
+    openapi_tag = "Pull"
 
     def get_exception_handler(self) -> Callable[..., Any]:
         def build_error(error: Exception, context: dict[str, Any]) -> Response | None:
@@ -94,9 +116,9 @@ class PullView(APIView):
 
 
 class PageView(PullView):
-    """`GET /export/{events,sessions,users}?pageSize=&cursor=&start=&end=&events=`"""
+    """A page of the feed of a resource."""
 
-    def get(self, request: Request) -> HttpResponse:
+    def read_page(self, request: Request) -> HttpResponse:
         channel_id, channel = self.resolve_channel(request)
         serializer = PageQuery(data=_query_values(request))
         serializer.is_valid(raise_exception=True)
@@ -152,9 +174,9 @@ def _build_metadata(channel_id: int, identifier: str) -> dict[str, str]:
 
 
 class RecordView(PullView):
-    """`GET /export/{events,sessions,users}/{id}`"""
+    """One record of a resource."""
 
-    def get(self, request: Request, identifier: str) -> HttpResponse:
+    def read_record(self, request: Request, identifier: str) -> HttpResponse:
         channel_id, channel = self.resolve_channel(request)
         document = _FETCHERS[self.resource](channel_id, identifier)
         if document is None:
@@ -167,6 +189,90 @@ class RecordView(PullView):
         answer = HttpResponse(document, content_type="application/json")
         answer["Cache-Control"] = "no-store"
         return answer
+
+
+class EventsView(PageView):
+    resource = "events"
+
+    @extend_schema(
+        operation_id="exportEvents",
+        parameters=[PageQuery, *FEED_HEADERS],
+        responses={200: EventPage, 410: None},
+    )
+    def get(self, request: Request) -> HttpResponse:
+        """List events page by page.
+
+        Needs `pull`.
+        """
+        return self.read_page(request)
+
+
+class EventView(RecordView):
+    resource = "events"
+
+    @extend_schema(operation_id="exportEventById", responses={200: EventAnswer, 404: None})
+    def get(self, request: Request, identifier: str) -> HttpResponse:
+        """Get an event.
+
+        Needs `pull`.
+        """
+        return self.read_record(request, identifier)
+
+
+class SessionsView(PageView):
+    resource = "sessions"
+
+    @extend_schema(
+        operation_id="exportSessions",
+        parameters=[PageQuery, *FEED_HEADERS],
+        responses={200: SessionPage, 410: None},
+    )
+    def get(self, request: Request) -> HttpResponse:
+        """List sessions page by page.
+
+        Needs `pull`.
+        """
+        return self.read_page(request)
+
+
+class SessionView(RecordView):
+    resource = "sessions"
+
+    @extend_schema(operation_id="exportSessionById", responses={200: SessionBody, 404: None})
+    def get(self, request: Request, identifier: str) -> HttpResponse:
+        """Get a session.
+
+        Needs `pull`.
+        """
+        return self.read_record(request, identifier)
+
+
+class UsersView(PageView):
+    resource = "users"
+
+    @extend_schema(
+        operation_id="exportUsers",
+        parameters=[PageQuery, *FEED_HEADERS],
+        responses={200: UserPage, 410: None},
+    )
+    def get(self, request: Request) -> HttpResponse:
+        """List users page by page.
+
+        Needs `pull` and `export:private`.
+        """
+        return self.read_page(request)
+
+
+class UserView(RecordView):
+    resource = "users"
+
+    @extend_schema(operation_id="exportUserById", responses={200: UserBody, 404: None})
+    def get(self, request: Request, identifier: str) -> HttpResponse:
+        """Get a user.
+
+        Needs `pull` and `export:private`.
+        """
+        return self.read_record(request, identifier)
 
 
 def _fetch_event(channel_id: int, identifier: str) -> bytes | None:

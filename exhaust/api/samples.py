@@ -12,8 +12,15 @@ from exhaust.api.pull import PullView
 from exhaust.api.validation import ChoiceField
 from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
+from ingest.http.schema import LINES, NDJSON, extend_schema
 from ingest.models import Session
 
+MAPPING = {
+    "type": "object",
+    "description": "The mappings of an index.",
+    "additionalProperties": True,
+    "examples": [{"mappings": {"properties": {"startTime": {"type": "date"}}}}],
+}
 SAMPLE_SIZE = 50
 SAMPLE_WINDOW = timedelta(days=7)
 
@@ -36,8 +43,16 @@ class SampleView(PullView):
     """`GET /export/sample?format=&index=&type=`: up to 50 sessions that ended within a week."""
 
     resource = "sessions"
+    openapi_tag = "Push"
 
+    @extend_schema(
+        operation_id="exportSample", parameters=[SampleQuery], responses={(200, NDJSON): LINES}
+    )
     def get(self, request: Request) -> HttpResponse:
+        """Get up to 50 sessions of the last week as a destination receives them.
+
+        Needs `pull`.
+        """
         channel_id, channel = self.resolve_channel(request)
         serializer = SampleQuery(data=request.query_params)
         serializer.is_valid(raise_exception=True)
@@ -64,8 +79,14 @@ class MappingView(PullView):
     """`GET /export/mapping`: what an index of sessions is created with."""
 
     resource = "sessions"
+    openapi_tag = "Push"
 
+    @extend_schema(operation_id="exportMapping", responses={200: MAPPING})
     def get(self, request: Request) -> HttpResponse:
+        """Get the Elasticsearch mapping of sessions.
+
+        Create an index with it. Needs `pull`.
+        """
         self.resolve_channel(request)
         return _build_attachment(
             encode(session_documents.ELASTICSEARCH_MAPPING), "application/json", "mapping.json"

@@ -7,11 +7,12 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, validation
-from exhaust.api.views import ActionView, DatasetView, NamedView, readable_datasets, required_scope
+from exhaust.api import envelope, responses, validation
+from exhaust.api.views import DatasetView, NamedView, readable_datasets, required_scope
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
 from ingest.auth import keys
+from ingest.http.schema import Text, extend_schema
 
 # a schedule's fields in the wire's names
 WIRE_NAMES = {
@@ -37,7 +38,7 @@ class ScheduleFields(validation.StrictSerializer):
     timezone = serializers.CharField(
         max_length=64, default="UTC", trim_whitespace=False, help_text="An IANA name."
     )
-    dataset = serializers.CharField(max_length=64, help_text="Which dataset is asked for.")
+    dataset = Text(validation.DATASET, max_length=64, help_text="Which dataset is asked for.")
     conversationId = serializers.CharField(
         max_length=255,
         default="",
@@ -54,7 +55,7 @@ class ScheduleFields(validation.StrictSerializer):
         max_length=128,
         help_text="The requests' tag; may hold {name}, {start} and {end}.",
     )
-    outputFormat = serializers.CharField(default="csv", help_text="What the file is written in.")
+    outputFormat = validation.FormatField(default="csv", help_text="What the file is written in.")
     requestedBy = serializers.CharField(
         max_length=255, required=False, help_text="Who asks; the key's name where it is left out."
     )
@@ -77,13 +78,20 @@ class ScheduleFields(validation.StrictSerializer):
             )
         return super().to_internal_value(data)
 
-    def validate_outputFormat(self, value: str) -> str:
-        return validation.check_output_format(value)
-
 
 class ScheduleBody(serializers.Serializer[dict[str, Any]]):
     """The body of a schedule; its own envelope is not checked."""
 
+    example = {
+        "request": {
+            "cron": "0 6 * * *",
+            "timezone": "Asia/Kolkata",
+            "dataset": "uci-response-exhaust",
+            "conversationId": "bot-1",
+            "window": "yesterday",
+            "tag": "daily-{start}",
+        }
+    }
     request = ScheduleFields(help_text="What is asked for, and when.")
 
 
@@ -104,7 +112,12 @@ class ScheduleView(NamedView):
     def present(self, instance: Schedule) -> dict[str, Any]:
         return present_schedule(instance)
 
+    @extend_schema(operation_id="saveSchedule", request=ScheduleBody, responses=responses.Schedule)
     def put(self, request: Request, name: str) -> Response:
+        """Create or replace a schedule.
+
+        Needs the scope of the dataset.
+        """
         serializer = ScheduleBody(data=request.data)
         serializer.is_valid(raise_exception=True)
         params: dict[str, Any] = serializer.validated_data["request"]
@@ -121,19 +134,56 @@ class ScheduleView(NamedView):
         schedules.save(schedule)
         return self.respond(request, name)
 
+    @extend_schema(operation_id="readSchedule", responses={200: responses.Schedule, 404: None})
+    def get(self, request: Request, name: str) -> Response:
+        """Get a schedule.
+
+        Needs the scope of the dataset.
+        """
+        return self.respond(request, name)
+
+    @extend_schema(operation_id="deleteSchedule", responses={200: responses.Deleted, 404: None})
     def delete(self, request: Request, name: str) -> Response:
+        """Delete a schedule.
+
+        Its exports stay. Needs the scope of the dataset.
+        """
         schedules.delete(self.fetch_object(request, name))
         return envelope.build_success(self.operation, {"name": name})
 
 
-class PauseView(ActionView, ScheduleView):
+class PauseView(ScheduleView):
     operation = "schedule.pause"
-    action = staticmethod(schedules.pause)
+    http_method_names = ["post"]
+
+    @extend_schema(
+        operation_id="pauseSchedule", request=None, responses={200: responses.Schedule, 404: None}
+    )
+    def post(self, request: Request, name: str) -> Response:
+        """Pause a schedule.
+
+        Needs the scope of the dataset.
+        """
+        schedules.pause(self.fetch_object(request, name))
+        return self.respond(request, name)
 
 
-class ResumeView(ActionView, ScheduleView):
+class ResumeView(ScheduleView):
     operation = "schedule.resume"
-    action = staticmethod(schedules.resume)
+    http_method_names = ["post"]
+
+    @extend_schema(
+        operation_id="resumeSchedule",
+        request=None,
+        responses={200: responses.Schedule, 404: None, 409: None},
+    )
+    def post(self, request: Request, name: str) -> Response:
+        """Resume a schedule.
+
+        Needs the scope of the dataset.
+        """
+        schedules.resume(self.fetch_object(request, name))
+        return self.respond(request, name)
 
 
 class ScheduleListView(DatasetView):
@@ -141,7 +191,16 @@ class ScheduleListView(DatasetView):
 
     operation = "schedule.list"
 
+    @extend_schema(
+        operation_id="listSchedules",
+        parameters=[validation.Paging],
+        responses=responses.ScheduleList,
+    )
     def get(self, request: Request) -> Response:
+        """List the channel's schedules.
+
+        Those of datasets whose scope the key has.
+        """
         serializer = validation.Paging(data=request.query_params)
         serializer.is_valid(raise_exception=True)
         params: dict[str, Any] = serializer.validated_data

@@ -13,14 +13,23 @@ from exhaust.datasets.selection import load_zone
 from exhaust.delivery import http_client
 from exhaust.files.formats import FORMATS
 from exhaust.models import Job
+from ingest.http.schema import Text
 from ingest.models import IDENTIFIER
 
+DATASET = {"enum": list(DATASETS)}
+URL = {"format": "uri", "maxLength": 2000}
 
-def check_output_format(name: str) -> str:
-    """The format's name. Raises `ValidationError` with the list of them."""
-    if name.lower() not in FORMATS:
-        raise serializers.ValidationError(f"One of {', '.join(FORMATS)}.")
-    return name.lower()
+
+class FormatField(Text):
+    """The name of a file format, in any case."""
+
+    schema = {"enum": list(FORMATS)}
+
+    def to_internal_value(self, data: Any) -> str:
+        name = super().to_internal_value(data).lower()
+        if name not in FORMATS:
+            raise serializers.ValidationError(f"One of {', '.join(FORMATS)}.")
+        return name
 
 
 class ChoiceField(serializers.ChoiceField):
@@ -44,8 +53,10 @@ class StrictSerializer(serializers.Serializer[dict[str, Any]]):
         return super().to_internal_value(data)
 
 
-class DayField(serializers.CharField):
+class DayField(Text):
     """A day, written as YYYY-MM-DD."""
+
+    schema = {"format": "date"}
 
     def to_internal_value(self, data: Any) -> Any:
         value = super().to_internal_value(data)
@@ -140,17 +151,17 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         error_messages={"invalid": "Letters, digits, '.', '_' and '-', up to 128."},
         help_text="Your name for it: letters, digits, '.', '_' and '-', up to 128.",
     )
-    dataset = serializers.CharField(help_text="Which dataset.")
+    dataset = Text(DATASET, help_text="Which dataset.")
     datasetConfig = DatasetConfig(
         help_text="Which days of what. Further fields are kept and echoed."
     )
     requestedBy = serializers.CharField(
         max_length=255, required=False, help_text="Who asks; the key's name where it is left out."
     )
-    outputFormat = serializers.CharField(
+    outputFormat = FormatField(
         required=False, help_text="The same as output_format; one of the two is enough."
     )
-    output_format = serializers.CharField(
+    output_format = FormatField(
         required=False, help_text="What the file is written in; csv where it is left out."
     )
     priority = ChoiceField(
@@ -159,7 +170,8 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         default="interactive",
         help_text="nightly lets all others go first.",
     )
-    callbackUrl = serializers.CharField(
+    callbackUrl = Text(
+        URL,
         required=False,
         trim_whitespace=False,
         help_text="Is told by a signed POST when the job has ended: http:// or https://.",
@@ -170,7 +182,8 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         allow_null=True,
         help_text="How the file is sealed: under encryptionKey, or for the channel's recipient.",
     )
-    encryptionKey = serializers.CharField(
+    encryptionKey = Text(
+        {"minLength": 12, "maxLength": 128},
         required=False,
         allow_null=True,
         allow_blank=True,
@@ -192,12 +205,6 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
             raise serializers.ValidationError(str(error)) from None
         return value
 
-    def validate_outputFormat(self, value: str) -> str:
-        return check_output_format(value)
-
-    def validate_output_format(self, value: str) -> str:
-        return check_output_format(value)
-
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         kind = attrs["datasetConfig"].get("type")
         if kind is not None and kind != attrs["dataset"]:
@@ -218,6 +225,19 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
 class SubmitBody(serializers.Serializer[dict[str, Any]]):
     """The body of a submission; its own envelope is not checked."""
 
+    example = {
+        "request": {
+            "tag": "april",
+            "dataset": "uci-response-exhaust",
+            "requestedBy": "asha",
+            "datasetConfig": {
+                "type": "uci-response-exhaust",
+                "conversationId": "bot-1",
+                "startDate": "2022-04-01",
+                "endDate": "2022-04-30",
+            },
+        }
+    }
     request = SubmitRequest(help_text="What is asked for.")
 
 
@@ -299,4 +319,7 @@ class SearchRequest(Paging):
 class SearchBody(serializers.Serializer[dict[str, Any]]):
     """The body of a search; its own envelope is not checked."""
 
+    example = {
+        "request": {"filters": {"status": ["SUCCESS", "FAILED"], "tagPrefix": "april"}, "limit": 50}
+    }
     request = SearchRequest(help_text="What is looked for.")

@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from exhaust import metrics
-from exhaust.api import envelope, presenters, validation
+from exhaust.api import envelope, presenters, responses, validation
 from exhaust.datasets import DATASETS
 from exhaust.files import links, storage
 from exhaust.jobs import polling, preview, queries, submit
@@ -29,6 +29,7 @@ from ingest.audit import Actor
 from ingest.auth import keys
 from ingest.auth.keys import Caller
 from ingest.events import RequestError
+from ingest.http.schema import Body, extend_schema, text
 from ingest.limits import rate_limits, token_bucket
 
 
@@ -41,6 +42,8 @@ class DatasetView(APIView):
     """Answers, and fails, in the envelope."""
 
     operation: str
+    openapi_tag = "Datasets"
+    error_body = responses.EnvelopeError
 
     def get_exception_handler(self) -> Callable[..., Any]:
         return envelope.build_error
@@ -75,26 +78,12 @@ class NamedView(DatasetView):
             self.operation, self.present(self.fetch_object(request, name))
         )
 
-    def get(self, request: Request, name: str) -> Response:
-        return self.respond(request, name)
-
     @staticmethod
     def raise_first_fault(faults: Mapping[str, str], wire_names: Mapping[str, str]) -> None:
         """Raises `ValidationError` for the first fault there is, under the wire's name."""
         for field, remedy in faults.items():
             field_path = f"request.{wire_names[field]}" if field in wire_names else field
             raise serializers.ValidationError({field_path: remedy})
-
-
-class ActionView(NamedView):
-    """`POST /dataset/v1/{kind}/{name}/{order}`, which needs no more words."""
-
-    http_method_names = ["post"]
-    action: Callable[[Any], Any]
-
-    def post(self, request: Request, name: str) -> Response:
-        self.action(self.fetch_object(request, name))
-        return self.respond(request, name)
 
 
 _JSON_ACCEPT_HEADERS = {"*/*", "application/json", "application/json, */*"}
@@ -169,7 +158,12 @@ class SubmitView(SubmissionView):
 
     operation = "request.submit"
 
+    @extend_schema(operation_id="submitJob", request=validation.SubmitBody, responses=responses.Job)
     def post(self, request: Request) -> Response:
+        """Request an export.
+
+        The same request on the same day (UTC) is the same export. Needs the scope of the dataset.
+        """
         job = submit.submit(self.read_submission(request))
         return envelope.build_success(self.operation, presenters.present_job(job))
 
@@ -179,12 +173,25 @@ class PreviewView(SubmissionView):
 
     operation = "request.preview"
 
+    @extend_schema(
+        operation_id="previewJob", request=validation.SubmitBody, responses=responses.Preview
+    )
     def post(self, request: Request) -> Response:
+        """Preview an export.
+
+        Needs the scope of the dataset.
+        """
         submission = self.read_submission(request)
         return envelope.build_success(
             self.operation,
             presenters.present_preview(submission, preview.build_preview(submission)),
         )
+
+
+class JobQuery(Body):
+    """The query of one export."""
+
+    requestId = text("The id of the export.")
 
 
 class JobView(DatasetView):
@@ -209,7 +216,14 @@ class ReadView(FastReadView, JobView):
     operation = "request.info"
     find = staticmethod(polling.fetch_job)
 
+    @extend_schema(
+        operation_id="readJob", parameters=[JobQuery], responses={200: responses.Job, 404: None}
+    )
     def get(self, request: Request, tag: str) -> Response:
+        """Get an export.
+
+        Needs the scope of the dataset.
+        """
         return envelope.build_success(
             self.operation, presenters.present_job(self.fetch_job(request, tag))
         )
@@ -220,7 +234,17 @@ class CancelView(JobView):
 
     operation = "request.cancel"
 
+    @extend_schema(
+        operation_id="cancelJob",
+        parameters=[JobQuery],
+        request=None,
+        responses={200: responses.Job, 404: None, 409: None},
+    )
     def post(self, request: Request, tag: str) -> Response:
+        """Cancel an export.
+
+        Needs the scope of the dataset.
+        """
         job = self.fetch_job(request, tag)
         has_cancelled = submit.cancel(job, keys.get_caller(request).name)
         if not has_cancelled and job.status != Job.Status.CANCELLED:
@@ -237,7 +261,18 @@ class RetryView(JobView):
 
     operation = "request.retry"
 
+    @extend_schema(
+        operation_id="retryJob",
+        parameters=[JobQuery],
+        request=None,
+        responses={200: responses.Job, 404: None, 409: None},
+    )
     def post(self, request: Request, tag: str) -> Response:
+        """Retry an export.
+
+        One that FAILED or was CANCELLED; one that waits is tried now.
+        Needs the scope of the dataset.
+        """
         job = self.fetch_job(request, tag)
         if not submit.retry(job):
             raise RequestError(
@@ -255,7 +290,17 @@ class RevokeView(JobView):
 
     operation = "request.revoke"
 
+    @extend_schema(
+        operation_id="revokeLinks",
+        parameters=[JobQuery],
+        request=None,
+        responses={200: responses.Revoked, 404: None, 409: None},
+    )
     def post(self, request: Request, tag: str) -> Response:
+        """Revoke an export's links.
+
+        Links to a bucket cannot be revoked: 409. Needs the scope of the dataset.
+        """
         job = self.fetch_job(request, tag)
         if any(not links.has_own_url(file) for file in job.files.select_related("job")):
             raise RequestError(
@@ -279,7 +324,14 @@ class ListView(FastReadView):
 
     operation = "request.list"
 
+    @extend_schema(
+        operation_id="listJobs", parameters=[validation.Paging], responses=responses.JobList
+    )
     def get(self, request: Request, tag: str) -> Response:
+        """List the exports of a tag.
+
+        Those of datasets whose scope the key has.
+        """
         params: dict[str, Any] = dict(_DEFAULT_PAGING)
         if request.query_params:
             serializer = validation.Paging(data=request.query_params)
@@ -300,7 +352,14 @@ class SearchView(DatasetView):
 
     operation = "request.search"
 
+    @extend_schema(
+        operation_id="searchJobs", request=validation.SearchBody, responses=responses.JobList
+    )
     def post(self, request: Request) -> Response:
+        """Search the channel's exports.
+
+        Those of datasets whose scope the key has.
+        """
         serializer = validation.SearchBody(data=request.data)
         serializer.is_valid(raise_exception=True)
         params: dict[str, Any] = serializer.validated_data["request"]
@@ -349,8 +408,19 @@ def _start_of_day(day: date) -> datetime:
 
 
 @require_safe
+@extend_schema(
+    operation_id="downloadFile",
+    methods=["GET"],
+    tags=["Datasets"],
+    parameters=[responses.LOCATION],
+    responses=responses.DOWNLOAD,
+    auth=[],
+)
 def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
-    """`GET /dataset/v1/download/{token}`: a file through our own link, or a hop to the bucket."""
+    """Download a file.
+
+    The link is the permission, until it expires.
+    """
     answer: HttpResponse | FileResponse
     actor_token = audit.current_actor.set(
         Actor("link", address=audit.truncate_address(token_bucket.get_client_address(request)))

@@ -12,23 +12,56 @@ from exhaust.jobs import transitions
 from exhaust.models import DailyRun
 from ingest.feed import watermark
 from ingest.http import problems
+from ingest.http.schema import Body, choice, extend_schema, integer, text
 
 log = logging.getLogger(__name__)
 BROKER_TIMEOUT_SECONDS = 1
 
 
+class Liveness(Body):
+    """The process answers."""
+
+    status = choice("ok.", ["ok"])
+
+
+class Readiness(Body):
+    """The state of the service."""
+
+    status = choice("Whether requests are served.", ["ok", "degraded", "failed"])
+    database = text("ok, or the error.")
+    migrations = text("ok, or what to run.")
+    broker = text("ok or unreachable: exports start later.", required=False)
+    storage = text("ok or unreachable: no file is made meanwhile.", required=False)
+    queue_wait_seconds = integer("How long an export has waited for a worker.", required=False)
+
+
+@extend_schema(
+    operation_id="alive",
+    methods=["GET"],
+    responses={
+        200: Liveness,
+        (400, "text/html"): {"type": "string", "description": "The Host header is unknown."},
+        "4XX": None,
+    },
+    auth=[],
+)
 def report_liveness(request: HttpRequest) -> JsonResponse:
-    """`GET /healthz`: the process answers."""
+    """Get whether the process answers."""
     return JsonResponse({"status": "ok"})
 
 
+@extend_schema(
+    operation_id="ready",
+    methods=["GET"],
+    responses={200: Readiness, 503: Readiness, "4XX": None},
+    auth=[],
+)
 def report_readiness(request: HttpRequest) -> JsonResponse:
-    """`GET /readyz`: whether requests can be served, and what of the rest does not answer.
+    """Get whether the service can work.
 
-    503 only where the database cannot be written or its tables are not ours: without the broker
-    or the storage, events and requests are still taken in and nothing is lost ("degraded").
-    `queue_wait_seconds` is how long a job has waited for a worker: workers may be alive and
-    deaf, but this figure grows.
+    503 means that the database cannot be written or lacks migrations. Without the broker or the
+    storage the service still takes events and requests and loses nothing: `degraded`.
+    `queue_wait_seconds` grows also if workers live but take no work.
     """
     status: dict[str, object] = {"database": _check_database(), "migrations": "unknown"}
     if status["database"] == "ok":

@@ -23,11 +23,30 @@ from exhaust.jobs import transitions
 from exhaust.models import Destination, Job
 from exhaust.monitoring import health
 from ingest.derive import deriver
+from ingest.http.schema import PROBLEM, Problem, extend_schema
 from ingest.models import DerivationState
 
 
+@extend_schema(
+    operation_id="metrics",
+    methods=["GET"],
+    responses={
+        (200, "text/plain"): {
+            "type": "string",
+            "description": "All metrics.",
+            "examples": ["# TYPE exhaust_events_total counter\n"],
+        },
+        (401, "text/plain"): {"type": "string", "description": "The token is not the setting's."},
+        (404, PROBLEM): Problem,
+        "4XX": None,
+    },
+    auth=[{"metrics": []}],
+)
 def serve_metrics(request: HttpRequest) -> HttpResponse:
-    """`GET /metrics` with `Authorization: Bearer EXHAUST_METRICS_TOKEN`; without such a setting 404."""
+    """Get the metrics for Prometheus.
+
+    Send `Authorization: Bearer EXHAUST_METRICS_TOKEN`. Without that setting it is 404.
+    """
     token = settings.EXHAUST_METRICS_TOKEN
     if not token:
         return health.not_found(request, LookupError())

@@ -10,6 +10,8 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
+from ingest.http.schema import extend_schema
+
 # Swagger UI draws its arrows from data: addresses
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -17,6 +19,13 @@ POLICY = (
 )
 
 _making = Lock()
+
+
+def _describe_document(media: str, kind: str = "object") -> dict[Any, Any]:
+    schema: dict[str, Any] = {"type": kind, "description": "This document."}
+    if kind == "object":
+        schema["additionalProperties"] = True
+    return {(200, media): schema, "4XX": None}
 
 
 def _document() -> dict[str, Any]:
@@ -28,22 +37,40 @@ def _document() -> dict[str, Any]:
 
 
 @require_safe
+@extend_schema(
+    operation_id="docs",
+    methods=["GET"],
+    responses=_describe_document("text/html", "string"),
+    auth=[],
+)
 def page(request: HttpRequest) -> HttpResponse:
-    """`GET /docs/`: the description, to read and to try."""
-    answer = render(request, "exhaust/docs.html")
-    answer["Content-Security-Policy"] = POLICY
-    return answer
+    """Read and try this document as a page."""
+    response = render(request, "exhaust/docs.html")
+    response["Content-Security-Policy"] = POLICY
+    return response
 
 
 @require_safe
+@extend_schema(
+    operation_id="openapiJson",
+    methods=["GET"],
+    responses=_describe_document("application/json"),
+    auth=[],
+)
 def as_json(request: HttpRequest) -> JsonResponse:
-    """`GET /docs/openapi.json`"""
+    """Get this document as JSON."""
     return JsonResponse(_document())
 
 
 @require_safe
+@extend_schema(
+    operation_id="openapiYaml",
+    methods=["GET"],
+    responses=_describe_document("application/yaml"),
+    auth=[],
+)
 def as_yaml(request: HttpRequest) -> HttpResponse:
-    """`GET /docs/openapi.yaml`"""
+    """Get this document as YAML."""
     import yaml
 
     text = yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True)

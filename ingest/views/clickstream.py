@@ -11,8 +11,10 @@ from ingest.auth import failures, keys
 from ingest.auth.keys import RegisteredApplication
 from ingest.events import Call, RequestError
 from ingest.http import problems
+from ingest.http.schema import JSON, extend_schema
 from ingest.limits import rate_limits
 from ingest.store import batches
+from ingest.views.clickstream_bodies import ClickstreamEvent, CollectQuery, PingQuery, Pong
 
 ALLOWED_HEADERS = (
     "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"
@@ -21,14 +23,28 @@ ALLOWED_HEADERS = (
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="collectClicks",
+    methods=["POST"],
+    parameters=[CollectQuery],
+    request={JSON: (ClickstreamEvent(many=True), ClickstreamEvent)},
+    responses={200: None},
+    auth=[],
+)
 def collect(request: HttpRequest) -> HttpResponse:
-    """`POST /collect?appId=…`: a batch or an event; 200 without a body says it is kept."""
+    """Send AWS Clickstream events.
+
+    200 without a body means that they are stored. The body may be gzip, or base64 of gzip.
+    """
     return _respond(request, "POST")
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="pingClicks", methods=["GET"], parameters=[PingQuery], responses=Pong, auth=[]
+)
 def ping(request: HttpRequest) -> HttpResponse:
-    """`GET /ping?appId=…`: our clock."""
+    """Get the service's clock, as the AWS Clickstream SDKs do."""
     return _respond(request, "GET")
 
 

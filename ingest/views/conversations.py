@@ -12,15 +12,24 @@ from rest_framework.views import APIView
 from ingest.adapters import body
 from ingest.auth import keys
 from ingest.events import RequestError
+from ingest.http.schema import Body, extend_schema, text
 from ingest.models import Conversation
 
 
 class ConversationNameSerializer(serializers.Serializer[Conversation]):
-    """What may be said of a conversation."""
+    """The name of a conversation."""
 
+    example = {"name": "Lunch bot"}
     name = serializers.CharField(
         max_length=255, allow_blank=True, help_text="The bot's name, as the files show it."
     )
+
+
+class ConversationAnswer(Body):
+    """A conversation."""
+
+    id = text("The id.")
+    name = text("The name.")
 
 
 class ConversationView(APIView):
@@ -33,7 +42,12 @@ class ConversationView(APIView):
         super().initial(request, *args, **kwargs)
         body.require_length(request._request)
 
+    @extend_schema(operation_id="readConversation", responses={200: ConversationAnswer, 404: None})
     def get(self, request: Request, identifier: str) -> Response:
+        """Get a conversation's name.
+
+        Needs `ingest`.
+        """
         channel_id, _ = keys.get_caller(request).resolve_channel(
             request.headers.get("X-Channel-ID")
         )
@@ -42,7 +56,16 @@ class ConversationView(APIView):
         conversation = get_object_or_404(Conversation, channel_id=channel_id, identifier=identifier)
         return Response({"id": conversation.identifier, "name": conversation.name})
 
+    @extend_schema(
+        operation_id="nameConversation",
+        request=ConversationNameSerializer,
+        responses=ConversationAnswer,
+    )
     def put(self, request: Request, identifier: str) -> Response:
+        """Name a conversation.
+
+        Needs `ingest`.
+        """
         channel_id, _ = keys.get_caller(request).resolve_channel(
             request.headers.get("X-Channel-ID")
         )

@@ -18,9 +18,11 @@ from ingest.auth import keys
 from ingest.auth.keys import AccessDenied, RegisteredApplication
 from ingest.events import Call, Rejection, RequestError
 from ingest.http import problems
+from ingest.http.schema import BASIC, JSON, LINES, NDJSON, extend_schema
 from ingest.limits import rate_limits
 from ingest.store import batches
 from ingest.store.batches import StoreResult
+from ingest.views.desk_bodies import BULK_LINES, BulkAnswer, BulkError, DeskAnswer, DeskSession
 
 BASIC_CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
 # what Elasticsearch's own clients name JSON and lines of it
@@ -42,12 +44,20 @@ def dispatch_by_method(**views: Callable[..., HttpResponse]) -> Callable[..., Ht
         answer["Allow"] = allowed
         return answer
 
+    dispatch.views = views  # type: ignore[attr-defined] # for the OpenAPI document
     return dispatch
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="sendSessions",
+    methods=["PUT", "POST"],
+    request={NDJSON: LINES, JSON: DeskSession},
+    responses=DeskAnswer,
+    auth=BASIC,
+)
 def receive_sessions(request: HttpRequest) -> HttpResponse:
-    """`PUT|POST /export/events`: a document per ended session, one a line."""
+    """Send Dynatrace sessions, one a line."""
     received_at = timezone.now()
     try:
         application = _admit_application(request)
@@ -74,8 +84,15 @@ def receive_sessions(request: HttpRequest) -> HttpResponse:
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="sendBulk",
+    methods=["POST", "PUT"],
+    request=dict.fromkeys((NDJSON, "application/vnd.elasticsearch+x-ndjson"), BULK_LINES),
+    responses={200: BulkAnswer, "4XX": BulkError},
+    auth=BASIC,
+)
 def receive_bulk(request: HttpRequest, index: str = "") -> HttpResponse:
-    """`POST|PUT /_bulk` and `/{index}/_bulk`: action and source lines in turn."""
+    """Send sessions by Elasticsearch's bulk protocol."""
     received_at, started = timezone.now(), monotonic()
     try:
         if request.method not in {"POST", "PUT"}:

@@ -17,16 +17,27 @@ from ingest.adapters.participants import Profile
 from ingest.auth import keys
 from ingest.events import Rejection, RequestError
 from ingest.http import problems
+from ingest.http.schema import JSON, extend_schema
 from ingest.models import Erasure
 from ingest.privacy import erasure
 from ingest.store.participants import store_participants
+from ingest.views.participants_bodies import ErasureCertificate, Participant, ParticipantsAnswer
 
 ERASURE_SECONDS = 5.0  # of an erasure, within a request
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="sendParticipants",
+    methods=["POST"],
+    request={JSON: (Participant(many=True), Participant)},
+    responses=ParticipantsAnswer,
+)
 def receive_participants(request: HttpRequest) -> HttpResponse:
-    """`POST /v1/participants`: profiles and consents, as an array or one a line."""
+    """Send profiles and consents.
+
+    An array, or one a line. Needs `ingest`.
+    """
     received_at = timezone.now()
     try:
         if request.method != "POST":
@@ -66,7 +77,16 @@ class ParticipantView(APIView):
     permission_classes = [keys.HasScope]
     scope = "erase"
 
+    @extend_schema(
+        operation_id="eraseParticipant",
+        responses={200: ErasureCertificate, 202: ErasureCertificate},
+    )
     def delete(self, request: Request, identifier: str) -> Response:
+        """Erase a person.
+
+        `identifier` is the device id. Needs `erase`. 202 means that there is more to do: send it
+        again.
+        """
         channel_id, _ = keys.get_caller(request).resolve_channel(
             request.headers.get("X-Channel-ID")
         )

@@ -11,25 +11,43 @@ from ingest.adapters import skalin as adapter
 from ingest.auth import keys
 from ingest.events import Call, RequestError
 from ingest.http import problems
+from ingest.http.schema import JSON, extend_schema
 from ingest.limits import rate_limits, token_bucket
 from ingest.store import batches
+from ingest.views.skalin_bodies import BulkQuery, HitQuery, SkalinAnswer, SkalinBulk, SkalinError
 
 CALLS_PER_SECOND = 100  # calls a second from one address
 BURST = 500
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="sendHits",
+    methods=["POST"],
+    parameters=[BulkQuery],
+    request={JSON: SkalinBulk},
+    responses={200: SkalinAnswer, "4XX": SkalinError},
+    auth=[],
+)
 def receive_bulk(request: HttpRequest) -> JsonResponse:
-    """`POST /hit/bulk`: up to a hundred identities and a hundred features.
+    """Send identities and features as Skalin's clients do.
 
-    Any content type will do: curl calls a body a form unless told otherwise.
+    Any content type will do: curl calls a body a form by default.
     """
     return _respond(request, is_bulk=True)
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="sendHit",
+    methods=["GET", "POST"],
+    parameters=[HitQuery],
+    request=None,
+    responses={200: SkalinAnswer, "4XX": SkalinError},
+    auth=[],
+)
 def receive_hit(request: HttpRequest) -> JsonResponse:
-    """`POST|GET /hit`: one identity or feature, all of it in the query."""
+    """Send one identity or feature in the query."""
     return _respond(request, is_bulk=False)
 
 

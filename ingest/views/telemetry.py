@@ -13,12 +13,29 @@ from ingest.adapters import telemetry as adapter
 from ingest.auth import keys
 from ingest.events import Call, RequestError
 from ingest.http import problems
+from ingest.http.schema import JSON, LINES, NDJSON, extend_schema
 from ingest.store import batches
+from ingest.views.telemetry_bodies import (
+    TelemetryAnswer,
+    TelemetryBatch,
+    TelemetryError,
+    TelemetryEvent,
+)
 
 
 @csrf_exempt
+@extend_schema(
+    operation_id="sendTelemetry",
+    methods=["POST"],
+    request={JSON: (TelemetryBatch, TelemetryEvent(many=True), TelemetryEvent), NDJSON: LINES},
+    responses={200: TelemetryAnswer, "4XX": TelemetryError},
+)
 def receive_telemetry(request: HttpRequest) -> HttpResponse:
-    """`POST /v1/telemetry`: a batch, an event, or an event a line."""
+    """Send Sunbird telemetry.
+
+    A batch, events or one event. Needs `ingest`. Events that cannot be read are kept aside; the
+    others are stored.
+    """
     received_at = timezone.now()
     try:
         if request.method != "POST":

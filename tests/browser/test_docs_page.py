@@ -21,8 +21,8 @@ def test_the_page_shows_every_operation(page: Any, live_server: Any, tmp_path: P
     # when the page is opened and an operation unfolded
     answer = page.goto(f"{live_server.url}/docs/")
     policy = answer.headers["content-security-policy"]
-    page.wait_for_selector("text=Ask for a dataset")
-    page.click("text=Ask for a dataset")
+    page.wait_for_selector("text=Request an export")
+    page.click("text=Request an export")
     page.wait_for_selector("text=uci-response-exhaust")
 
     # then all is there, from here, under a policy without inline scripts

@@ -1,0 +1,81 @@
+"""The bodies of Dynatrace sessions, as the OpenAPI document describes them."""
+
+from rest_framework import serializers
+
+from ingest.http.schema import (
+    LINES,
+    MAX_ID,
+    BatchCounts,
+    Body,
+    flag,
+    free_object,
+    integer,
+    list_of,
+    number,
+    text,
+)  # fmt: skip
+
+BULK_LINES = {
+    "type": "string",
+    "description": "An action line, then a session, in turn.",
+    "examples": ['{"index": {"_index": "sessions"}}\n' + LINES["examples"][0]],
+}
+
+
+class DeskSession(Body):
+    """A user session as Dynatrace exports it."""
+
+    is_extensible = True
+    tenantId = text("The tenant.", MAX_ID, required=False)
+    userSessionId = text("The session's id.", {"minLength": 1, **MAX_ID})
+    startTime = number("The start, in milliseconds since 1970.")
+    internalUserId = text("The device.", MAX_ID, required=False)
+    userId = text("The user.", MAX_ID, required=False)
+    userActions = list_of("The actions.", free_object("An action."), required=False)
+    events = list_of("The events.", free_object("An event."), required=False)
+    errors = list_of("The errors.", free_object("An error."), required=False)
+    example = {"userSessionId": "1394_1008", "startTime": 1648785600123, "userActions": []}
+
+
+class DeskAnswer(BatchCounts):
+    """The outcome of a batch."""
+
+    sessions = integer("Sessions that were read.")
+
+
+class BulkFailure(Body):
+    """The reason of a rejection."""
+
+    type = text("Elasticsearch's code.")
+    reason = text("The error and the remedy.")
+
+
+class BulkItem(Body):
+    """The outcome of one item."""
+
+    _index = text("The index that the item named.")
+    _id = text("The id.", allow_null=True)
+    status = integer("The HTTP status of a single call.")
+    result = text("created, updated or noop: of the batch as a whole.", required=False)
+    error = BulkFailure(required=False)
+
+
+class BulkAnswer(Body):
+    """The outcome of each item, in Elasticsearch's words."""
+
+    took = integer("Milliseconds.")
+    errors = flag("Whether any item was rejected.")
+    items = list_of("The items.", serializers.DictField(child=BulkItem(), help_text="By action."))
+
+
+class BulkCause(BulkFailure):
+    """The reason of a rejection."""
+
+    root_cause = BulkFailure(many=True, required=False, help_text="The same again.")
+
+
+class BulkError(Body):
+    """A rejection."""
+
+    error = BulkCause()
+    status = integer("The HTTP status.")
