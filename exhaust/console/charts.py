@@ -1,4 +1,4 @@
-"""What a channel does, in pictures with their numbers: tables by pandas, drawn by `svg`."""
+"""Charts of a channel and their tables: grouped with pandas, drawn by `svg`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,13 +32,13 @@ from ingest.auth import roles
 from ingest.derive import deriver
 from ingest.models import RejectedEvent, StoredEvent
 
-TIMEOUT_SECONDS = 3.0  # for one picture's numbers
+TIMEOUT_SECONDS = 3.0  # per chart
 MAX_DAYS = 366
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing and its numbers; without a drawing, why there is none."""
+    """A drawing and its table. Without a drawing the caption says why."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class DayRange:
-    """Whole days in UTC, both ends included."""
+    """Whole days in UTC, first and last day included."""
 
     first: date
     last: date
@@ -72,7 +72,7 @@ class DayRange:
 
 
 def parse_days(params: dict[str, str]) -> tuple[DayRange, str]:
-    """The days an address names, the last 30 by default, and what is wrong with them."""
+    """Returns the days of the parameters, by default the last 30, and an error or ''."""
     today = timezone.now().date()
     default = DayRange(today - timedelta(days=29), today)
     try:
@@ -83,11 +83,11 @@ def parse_days(params: dict[str, str]) -> tuple[DayRange, str]:
         )
         last = date.fromisoformat(params["endDate"]) if params.get("endDate") else default.last
     except ValueError:
-        return default, "Write days as YYYY-MM-DD. Shown are the last 30."
+        return default, "Enter days as YYYY-MM-DD. You see the last 30 days."
     if not (first <= last and (last - first).days < MAX_DAYS and 1970 <= first.year <= 9000):
         return (
             default,
-            f"From the first to the last day, at most {MAX_DAYS}. Shown are the last 30.",
+            f"Choose a period of at most {MAX_DAYS} days. You see the last 30 days.",
         )
     return DayRange(first, last), ""
 
@@ -101,7 +101,7 @@ def show_charts(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
         raise Http404
     if channel != ctx.channel:
         params.pop("channel")
-        return redirect(f"{reverse('console:pictures', args=[channel])}?{urlencode(params)}")
+        return redirect(f"{reverse('console:charts', args=[channel])}?{urlencode(params)}")
     days, error = parse_days(params)
     builders: list[Callable[[ChannelContext, DayRange], Chart]] = [
         events_by_source,
@@ -114,11 +114,11 @@ def show_charts(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     return render_page(
         request,
         ctx,
-        "pictures.html",
+        "charts.html",
         {
-            "charts": [_draw_chart(maker, ctx, days) for maker in builders],
-            "span": days,
-            "wrong": error,
+            "charts": [_draw_chart(builder, ctx, days) for builder in builders],
+            "period": days,
+            "error": error,
             "presets": PRESETS,
             "channels": list(channels)[:100],
         },
@@ -135,24 +135,24 @@ def _draw_chart(
         return Chart(
             builder.__name__,
             _TITLES[builder.__name__],
-            "Counting took too long; choose fewer days.",
+            "Counting took too long. Choose fewer days.",
         )
 
 
 _TITLES = {
-    "events_by_source": "Events that arrived, by day and door",
-    "answers_by_conversation": "Answers by conversation",
-    "jobs_by_outcome": "Requests by day and outcome",
-    "time_to_export": "From asking to having",
+    "events_by_source": "Events received by day and source",
+    "answers_by_conversation": "Responses by conversation",
+    "jobs_by_outcome": "Exports by day and outcome",
+    "time_to_export": "Time to export",
     "rejections_by_reason": "Rejected events by reason",
-    "processing_delay": "How far behind",
+    "processing_delay": "Processing delay",
 }
 
 
 def _daily_chart(
     name: str, days: DayRange, rows: list[tuple[date, str, int]], empty_caption: str
 ) -> Chart:
-    """Stacked columns of (day, series, count)."""
+    """Returns a chart of stacked columns from rows of (day, series, count)."""
     import pandas as pd
 
     if not rows:
@@ -164,8 +164,8 @@ def _daily_chart(
     table = table[list(order)]
     total, peak_day = int(table.to_numpy().sum()), table.sum(axis=1).idxmax()
     caption = (
-        f"{thousands(total)} in {len(table)} days; the most on {peak_day:%-d %b %Y},"
-        f" {thousands(int(table.sum(axis=1).max()))}."
+        f"{thousands(total)} in {len(table)} days. The peak was {peak_day:%-d %b %Y},"
+        f" with {thousands(int(table.sum(axis=1).max()))}."
     )
     drawing = svg.draw_columns(
         name,
@@ -198,9 +198,7 @@ def events_by_source(ctx: ChannelContext, days: DayRange) -> Chart:
         .annotate(count=Count("pk"))
         .order_by()
     )
-    empty_caption = (
-        "Nothing arrived in these days; choose others, or look at how to send in the README."
-    )
+    empty_caption = "No events received in this period. The README says how to send events."
     return _daily_chart("events_by_source", days, list(rows), empty_caption)
 
 
@@ -222,12 +220,12 @@ def answers_by_conversation(ctx: ChannelContext, days: DayRange) -> Chart:
         return Chart(
             "answers_by_conversation",
             _TITLES["answers_by_conversation"],
-            "Nobody answered in these days.",
+            "No responses in this period.",
         )
     values = [(name or identifier, count) for identifier, name, count in rows]
     return _bar_chart(
         "answers_by_conversation",
-        "Those with the most answers, up to twelve.",
+        "The twelve conversations with the most responses.",
         "Conversation",
         values,
     )
@@ -266,7 +264,7 @@ def jobs_by_outcome(ctx: ChannelContext, days: DayRange) -> Chart:
         .order_by()
     )
     day_counts = [(day, status(name), count) for day, name, count in rows]
-    return _daily_chart("jobs_by_outcome", days, day_counts, "Nothing was asked for in these days.")
+    return _daily_chart("jobs_by_outcome", days, day_counts, "No exports in this period.")
 
 
 def time_to_export(ctx: ChannelContext, days: DayRange) -> Chart:
@@ -280,13 +278,13 @@ def time_to_export(ctx: ChannelContext, days: DayRange) -> Chart:
     )
     if not rows:
         return Chart(
-            "time_to_export", _TITLES["time_to_export"], "No request became ready in these days."
+            "time_to_export", _TITLES["time_to_export"], "No export finished in this period."
         )
-    table = pd.DataFrame(rows, columns=["asked", "had"])
-    durations = (table["had"] - table["asked"]).dt.total_seconds().clip(lower=0)
-    shares = {"Half within": 0.5, "Nine of ten within": 0.9, "All within": 1.0}
+    table = pd.DataFrame(rows, columns=["submitted", "completed"])
+    durations = (table["completed"] - table["submitted"]).dt.total_seconds().clip(lower=0)
+    shares = {"Median": 0.5, "90th percentile": 0.9, "Slowest": 1.0}
     values = [(label, float(durations.quantile(share))) for label, share in shares.items()]
-    caption = f"Of {thousands(len(durations))} requests; the wait in the queue is part of it."
+    caption = f"{thousands(len(durations))} exports, including their time in the queue."
     drawing = svg.draw_bars(
         "time_to_export",
         _TITLES["time_to_export"],
@@ -295,7 +293,12 @@ def time_to_export(ctx: ChannelContext, days: DayRange) -> Chart:
     )
     table_rows = [[label, duration(value)] for label, value in values]
     return Chart(
-        "time_to_export", _TITLES["time_to_export"], caption, drawing, ["Share", "Time"], table_rows
+        "time_to_export",
+        _TITLES["time_to_export"],
+        caption,
+        drawing,
+        ["Exports", "Time"],
+        table_rows,
     )
 
 
@@ -312,22 +315,22 @@ def rejections_by_reason(ctx: ChannelContext, days: DayRange) -> Chart:
         return Chart(
             "rejections_by_reason",
             _TITLES["rejections_by_reason"],
-            "Nothing was rejected in these days.",
+            "No rejected events in this period.",
         )
-    return _bar_chart("rejections_by_reason", "Each is kept and can be sent again.", "Reason", rows)
+    return _bar_chart("rejections_by_reason", "You can reprocess rejected events.", "Reason", rows)
 
 
 def processing_delay(ctx: ChannelContext, days: DayRange) -> Chart:
-    """Now, whatever the days: sessions and users, and each destination, behind what has arrived."""
+    """Returns the current delay of sessions and users, and of each destination."""
     session_lag = deriver.measure_lag(ctx.channel_id)
     rows = [("Sessions and users", session_lag.age.total_seconds(), session_lag.events)]
     if ctx.is_administrator:
         for destination in Destination.objects.filter(channel=ctx.channel_id).order_by("name")[:20]:
             lag = destinations.measure_lag(destination)
             rows.append((f"Destination {destination.name}", lag.seconds, lag.documents))
-    caption = "Now; what arrived and is not worked in, or not sent, yet."
+    caption = "Now: events that are received but not processed or delivered yet."
     if not any(backlog for _, _, backlog in rows):
-        caption = "Now: nothing waits."
+        caption = "Now: no delay."
     drawing = svg.draw_bars(
         "processing_delay",
         _TITLES["processing_delay"],
@@ -346,6 +349,6 @@ def processing_delay(ctx: ChannelContext, days: DayRange) -> Chart:
         _TITLES["processing_delay"],
         caption,
         drawing,
-        ["What", "Behind", "Waiting"],
+        ["Stage", "Delay", "Waiting"],
         [[name, duration(seconds), thousands(count)] for name, seconds, count in rows],
     )

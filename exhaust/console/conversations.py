@@ -1,4 +1,4 @@
-"""The conversations of a channel; of one its questions, who answered them, where people leave."""
+"""The conversations of a channel, and the funnel of one: responses and drop-off by question."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ingest.models import Conversation, StoredEvent
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_ANSWERS = 200_000  # read for a funnel
-FUNNEL_TITLE = "Who answered which question"
+MAX_ANSWERS = 200_000  # read per funnel
+FUNNEL_TITLE = "Responses by question"
 
 
 @requires(*VIEW_PERMISSIONS)
@@ -37,13 +37,13 @@ def list_conversations(request: HttpRequest, ctx: ChannelContext) -> HttpRespons
         request,
         ctx,
         "conversations.html",
-        {"found": matches[:100], "more": len(matches) > 100, "q": q},
+        {"matches": matches[:100], "more": len(matches) > 100, "q": q},
     )
 
 
 @requires(*VIEW_PERMISSIONS)
 def show_conversation(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """`?id=`: its questions in the order they are asked, how many answered, where people leave."""
+    """Shows the conversation of `?id=` with its funnel."""
     params = clean_params(request.GET)
     identifier = params.get("id", "")
     row = Conversation.objects.filter(channel=ctx.channel_id, identifier=identifier).first()
@@ -54,7 +54,7 @@ def show_conversation(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
         with limit_query_seconds(TIMEOUT_SECONDS):
             chart = draw_funnel(row.pk, days)
     except TimeoutError:
-        chart = Chart("funnel", FUNNEL_TITLE, "Reading took too long; choose fewer days.")
+        chart = Chart("funnel", FUNNEL_TITLE, "Reading took too long. Choose fewer days.")
     return render_page(
         request,
         ctx,
@@ -62,8 +62,8 @@ def show_conversation(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
         {
             "conversation": row,
             "chart": chart,
-            "span": days,
-            "wrong": error,
+            "period": days,
+            "error": error,
             "presets": PRESETS,
         },
     )
@@ -91,52 +91,55 @@ def draw_funnel(pk: int, days: DayRange) -> Chart:
         )[:MAX_ANSWERS]
     )
     if not rows:
-        return Chart("funnel", FUNNEL_TITLE, "Nobody answered in these days; choose others.")
+        return Chart("funnel", FUNNEL_TITLE, "No responses in this period.")
     names = ["device", "session", "at", "id", "title", "path", "last"]
     table = pd.DataFrame(rows, columns=names).sort_values("at", kind="stable")
     return _funnel_chart(table, is_complete=len(rows) < MAX_ANSWERS)
 
 
 def _most_common(titles: pd.Series[Any]) -> str:
-    """Of a question asked in several languages."""
+    """Returns the most common title of a question; titles differ by language."""
     counts = titles.dropna().value_counts()
     return str(counts.index[0]) if len(counts) else ""
 
 
 def _funnel_chart(table: pd.DataFrame, *, is_complete: bool) -> Chart:
-    """A question is its place in the form, or its id where it has none; it stands where most
-    sessions meet it."""
+    """Returns the chart of a table of answers.
+
+    The path in the form identifies a question, or its ID where it has no path. Questions are
+    ordered by the median position at which sessions answer them.
+    """
     table["question"] = table["path"].where(table["path"].fillna("") != "", table["id"])
     table["question"] = table["question"].fillna("unknown")
     sessions = table.groupby(["device", "session"], sort=False)
-    table["place"] = sessions.cumcount()
-    last_answers = table.loc[sessions["place"].idxmax()]
+    table["position"] = sessions.cumcount()
+    last_answers = table.loc[sessions["position"].idxmax()]
     unfinished = last_answers[last_answers["last"].fillna("").str.lower() != "true"]
     questions = table.groupby("question").agg(
-        place=("place", "median"),
-        people=("device", "nunique"),
+        position=("position", "median"),
+        participants=("device", "nunique"),
         title=("title", _most_common),
         answers=("at", "size"),
     )
     questions["left"] = unfinished.groupby("question").size()
-    questions = questions.fillna({"left": 0, "title": ""}).sort_values(["place", "people"])
+    questions = questions.fillna({"left": 0, "title": ""}).sort_values(["position", "participants"])
     participant_count = table["device"].nunique()
     caption = (
-        f"{thousands(len(last_answers))} conversations of {thousands(participant_count)} people;"
+        f"{thousands(len(last_answers))} sessions of {thousands(participant_count)} participants."
         f" {thousands(len(unfinished))} ended before the last question."
     )
     if not is_complete:
-        caption += f" Read were the newest {thousands(MAX_ANSWERS)} answers."
+        caption += f" Counted from the newest {thousands(MAX_ANSWERS)} responses."
     rows = []
     for question, row in questions.head(40).iterrows():
         label = str(row["title"] or question)
-        rows.append((label, str(question), int(row["people"]), int(row["left"])))
+        rows.append((label, str(question), int(row["participants"]), int(row["left"])))
     drawing = svg.draw_bars(
         "funnel",
         FUNNEL_TITLE,
         caption,
         [
-            (label, count, f"{thousands(count)} people, {count / participant_count:.0%}")
+            (label, count, f"{thousands(count)} participants, {count / participant_count:.0%}")
             for label, _, count, _ in rows
         ],
     )
@@ -145,7 +148,7 @@ def _funnel_chart(table: pd.DataFrame, *, is_complete: bool) -> Chart:
         FUNNEL_TITLE,
         caption,
         drawing,
-        ["Question", "In the form", "People", "Share", "Left after it"],
+        ["Question", "Path", "Participants", "Share", "Left after it"],
         [
             [
                 label,

@@ -1,4 +1,4 @@
-"""A channel's destinations: how each one stands, the form that makes one, what it can be told."""
+"""The destinations of a channel: list, detail, form and actions."""
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
@@ -17,27 +17,27 @@ from ingest.auth.roles import Permission
 from ingest.events import RequestError
 from ingest.feed.values import START
 
-# what a destination sends is what a key that pulls may have, so who makes one must be allowed as much
+# a destination sends what a key with the scope `pull` reads, so both need the same permission
 CREATE_PERMISSION: Permission = "submit_private"
-MAX_DELIVERIES = 20  # deliveries
+MAX_DELIVERIES = 20
 _STATE_LABELS = {
     "working": "Working",
     "paused": "Paused",
-    "off": "Switched off",
-    "open": "Failing, only probed",
+    "disabled": "Disabled",
+    "circuit_open": "Failing, probing only",
     "failing": "Failing",
 }
 _FIELD_CHOICES = {
     "kinds": [
         (Destination.Kind.WEBHOOK.value, "Webhook"),
-        (Destination.Kind.ELASTICSEARCH.value, "Elasticsearch, by bulks"),
+        (Destination.Kind.ELASTICSEARCH.value, "Elasticsearch (bulk API)"),
     ],
     "resources": [
         (Destination.Resource.SESSIONS.value, "Sessions, when they close"),
         (Destination.Resource.EVENTS.value, "Events, as they arrive"),
     ],
     "methods": [
-        ("", "PUT; POST for Elasticsearch"),
+        ("", "Default: PUT, or POST for Elasticsearch"),
         *((name, name) for name in Destination.Method.values),
     ],
     "content_types": [
@@ -45,7 +45,7 @@ _FIELD_CHOICES = {
         (Destination.ContentType.JSON.value, "application/json"),
     ],
 }
-# kept sealed and shown to nobody: the form's name, and where the destination has it
+# never shown again: the form's field and the column of the encrypted value
 _SECRET_FIELDS = {"password": "encrypted_password", "signingSecret": "encrypted_secret"}
 
 
@@ -55,16 +55,16 @@ def _describe(destination: Destination) -> dict[str, Any]:
         "destination": destination,
         "host": destination.url.split("//")[-1].split("/")[0].rpartition("@")[2],
         "state": state,
-        "words": _STATE_LABELS[state],
+        "state_label": _STATE_LABELS[state],
         "lag": destinations.measure_lag(destination),
-        "dead": destination.dead_letters.filter(delivered_at=None).count(),
+        "dead_letter_count": destination.dead_letters.filter(delivered_at=None).count(),
         "last": destination.deliveries.exclude(kind=Delivery.Kind.TEST).order_by("-pk").first(),
     }
 
 
 @requires("administer")
 def list_destinations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    destinations = (
+    rows = (
         Destination.objects.filter(channel=ctx.channel_id)
         .select_related("channel")
         .order_by("name")
@@ -74,8 +74,8 @@ def list_destinations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
         ctx,
         "destinations.html",
         {
-            "destinations": [_describe(destination) for destination in destinations],
-            "makes": ctx.has_any(CREATE_PERMISSION),
+            "destinations": [_describe(destination) for destination in rows],
+            "can_create": ctx.has_any(CREATE_PERMISSION),
         },
     )
 
@@ -89,12 +89,12 @@ def _find_destination(ctx: ChannelContext, name: str) -> Destination:
 
 @requires("administer")
 def show_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpResponse:
-    """How it stands, what it sent last, and what it can be told."""
+    """Shows a destination, its recent deliveries and its actions."""
     destination = _find_destination(ctx, name)
     context = {
         **_describe(destination),
         "deliveries": list(destination.deliveries.order_by("-pk")[:MAX_DELIVERIES]),
-        "makes": ctx.has_any(CREATE_PERMISSION),
+        "can_create": ctx.has_any(CREATE_PERMISSION),
     }
     return render_page(request, ctx, "destination.html", context)
 
@@ -104,7 +104,7 @@ def show_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> Ht
 
 @requires("administer", and_also=CREATE_PERMISSION, methods=("GET", "POST"))
 def create_destination(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """The form of a new one, or of one that is changed."""
+    """Shows the form, or saves a new or a changed destination."""
     if request.method != "POST":
         return _render_form(request, ctx, {}, {})
     params = clean_params(request.POST)
@@ -113,26 +113,26 @@ def create_destination(request: HttpRequest, ctx: ChannelContext) -> HttpRespons
     if destination is None or errors:
         for secret in _SECRET_FIELDS:
             if params.get(secret):
-                errors.setdefault(secret, "Type it again; it is not kept between tries.")
+                errors.setdefault(secret, "Type it again. We do not keep it between attempts.")
         return _render_form(request, ctx, params, errors, 400)
     saved = destinations.save(destination, secrets.get("password"), secrets.get("signingSecret"))
-    outcome = "is changed" if replaced else "is pushed to from now on"
-    messages.success(request, f"“{saved.name}” {outcome}. Test it with a made-up document.")
+    outcome = "is saved" if replaced else "is active"
+    messages.success(request, f"“{saved.name}” {outcome}. Send a test event to check it.")
     if replaced and any(
         getattr(replaced, field) and not getattr(saved, field) and name not in secrets
         for name, field in _SECRET_FIELDS.items()
     ):
         messages.warning(
             request,
-            "Its password and signing secret were for another host or user, and are forgotten.",
+            "We deleted its password and signing secret because you changed the host or the user.",
         )
-    return redirect("console:destination-one", ctx.channel, saved.name)
+    return redirect("console:destination", ctx.channel, saved.name)
 
 
 def parse_destination_form(
     ctx: ChannelContext, form: Mapping[str, str], replaced: Destination | None
 ) -> tuple[Destination | None, dict[str, str], dict[str, str]]:
-    """The destination by the API's rules, what is said of its secrets, and what is wrong by field."""
+    """Returns the destination, validated by the API's rules, new secrets and errors by field."""
     params: dict[str, Any] = {
         name: form[name].strip() for name in api.WIRE_NAMES.values() if form.get(name, "").strip()
     }
@@ -146,7 +146,7 @@ def parse_destination_form(
         elif form.get(f"forget-{name}"):
             params[name] = ""
         elif form.get(f"with-{name}"):
-            errors[name] = "Type it again, or untick the box below."
+            errors[name] = "Type it again, or clear the box below."
     serializer = api.DestinationBody(data={"request": params})
     if not serializer.is_valid():
         return None, {}, flatten_errors(serializer.errors.get("request", {})) | errors
@@ -160,7 +160,9 @@ def parse_destination_form(
     )
     errors |= {api.FAULT_WIRE_NAMES.get(field, field): remedy for field, remedy in faults.items()}
     if replaced and form.get("changes") != replaced.name:
-        errors["name"] = "There is one of that name; choose another, or change that one."
+        errors["name"] = (
+            "This name is in use. Choose another name, or edit the existing destination."
+        )
     return destination, secrets, errors
 
 
@@ -171,79 +173,81 @@ def _render_form(
     errors: dict[str, str],
     status: int = 200,
 ) -> HttpResponse:
-    """The form; of what is secret it shows only whether one is kept."""
+    """Renders the form; of a secret it shows only whether one is stored."""
     existing = (
         destinations.find(ctx.channel_id, params["changes"]) if params.get("changes") else None
     )
     secrets = {name: existing is not None and bool(getattr(existing, field))
                for name, field in _SECRET_FIELDS.items()}  # fmt: skip
-    context = {"params": params, "errors": errors, "kept": secrets, **_FIELD_CHOICES}
-    return render_page(request, ctx, "sink_new.html", context, status)
+    context = {"params": params, "errors": errors, "has_secret": secrets, **_FIELD_CHOICES}
+    return render_page(request, ctx, "destination_form.html", context, status)
 
 
 @requires("administer", and_also=CREATE_PERMISSION)
 def edit_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpResponse:
-    """The form, filled with what one says."""
+    """Shows the form with the values of a destination."""
     destination = _find_destination(ctx, name)
     params = {wire: str(getattr(destination, field)) for field, wire in api.WIRE_NAMES.items()}
     params["types"] = "\n".join(destination.types)
     return _render_form(request, ctx, params | {"name": name, "changes": name}, {})
 
 
-# Orders -------------------------------------------------------------------------------------------
+# Actions ------------------------------------------------------------------------------------------
 
 
 @requires("administer", methods=("POST",))
 def act_on_destination(
     request: HttpRequest, ctx: ChannelContext, name: str, action: str
 ) -> HttpResponse:
-    """Tells one what to do; back to the page of it, or to the list."""
+    """Runs an action of a destination, and redirects to its page or to the list."""
     destination = _find_destination(ctx, name)
     try:
         match action:
             case "pause":
                 destinations.pause(destination)
-                messages.success(request, f"“{name}” is paused; nothing is sent.")
+                messages.success(request, f"“{name}” is paused.")
             case "resume":
                 destinations.resume(destination)
-                messages.success(request, f"“{name}” goes on where it stood.")
+                messages.success(
+                    request, f"“{name}” is active again and continues where it stopped."
+                )
             case "test":
                 _send_test(request, destination)
-            case "again":
+            case "requeue":
                 count = destinations.requeue_dead_letters(destination.dead_letters.all())
-                messages.success(request, f"{count} documents are sent once more.")
+                messages.success(request, f"{count} documents are sent again.")
             case "rewind":
                 _rewind(request, destination)
             case "delete":
                 destinations.delete(destination)
-                messages.success(request, f"“{name}” is deleted; nothing more is sent there.")
+                messages.success(request, f"“{name}” is deleted.")
                 return redirect("console:destinations", ctx.channel)
             case _:
                 raise Http404
     except RequestError as error:
         messages.error(request, error.detail)
-    return redirect("console:destination-one", ctx.channel, name)
+    return redirect("console:destination", ctx.channel, name)
 
 
 def _send_test(request: HttpRequest, destination: Destination) -> None:
     delivery = destinations.send_test(destination)
     if delivery.status == Delivery.Status.DELIVERED:
-        messages.success(request, f"“{destination.name}” took a made-up document.")
+        messages.success(request, f"Test event delivered ({delivery.answer}).")
     else:
-        messages.error(request, f"“{destination.name}” did not take it: {delivery.error}")
+        messages.error(request, f"Test event not delivered: {delivery.error}")
 
 
 def _rewind(request: HttpRequest, destination: Destination) -> None:
     since = request.POST.get("since", "").strip()
     if request.POST.get("from") == "start":
         destinations.rewind(destination, START)
-        messages.success(request, f"“{destination.name}” is sent all there is, from the beginning.")
+        messages.success(request, f"“{destination.name}” replays everything from the beginning.")
         return
     try:
         day = date.fromisoformat(since)
         position = destinations.find_position_at(destination, datetime.combine(day, time.min, UTC))
     except (ValueError, OverflowError):
-        messages.error(request, "Write the day as YYYY-MM-DD; nothing was changed.")
+        messages.error(request, "Enter the date as YYYY-MM-DD. Nothing was changed.")
         return
     destinations.rewind(destination, position)
-    messages.success(request, f"“{destination.name}” goes on with what came since {day:%-d %b %Y}.")
+    messages.success(request, f"“{destination.name}” replays everything since {day:%-d %b %Y}.")

@@ -1,4 +1,7 @@
-"""The jobs of a channel, one of them, and what can be done with it."""
+"""The exports of a channel: the list, one export, its files and its actions.
+
+The code calls an export a job.
+"""
 
 import json
 import shlex
@@ -36,16 +39,17 @@ from ingest.models import Conversation
 PER_PAGE = 50
 MAX_PER_PAGE = 100
 _MIN_ELAPSED = timedelta(seconds=2)
+_ALMOST_DONE = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job as a page shows it."""
+    """A job with the values that a page shows."""
 
     job: Job
-    conversation: str  # its name, or its id where it has none
+    conversation: str  # its name, else its ID
     progress: dict[str, Any]
-    remaining: timedelta | None  # until it is done, where that can be told
+    remaining: timedelta | None  # None while there is no pace to estimate from
     files: list[File]
 
     @property
@@ -61,9 +65,15 @@ class JobView:
         return sum(file.byte_count for file in self.files)
 
     @property
-    def is_deleted(self) -> bool:
-        """Whether nobody can have its files any more: past their life, or withdrawn."""
-        return bool(self.files) and all(map(is_unavailable, self.files))
+    def is_almost_done(self) -> bool:
+        return self.remaining is not None and self.remaining < _ALMOST_DONE
+
+    @property
+    def unavailable_reason(self) -> str:
+        """Why no file can be downloaded any more; empty while one can."""
+        if not self.files or not all(map(is_unavailable, self.files)):
+            return ""
+        return "Withdrawn" if any(file.withdrawn_at for file in self.files) else "Expired"
 
     @property
     def url(self) -> str:
@@ -71,20 +81,22 @@ class JobView:
 
     @property
     def duplicate_url(self) -> str:
-        """The form that asks the same once more."""
-        return f"{reverse('console:ask', args=[self.job.channel.identifier])}?{self._query()}"
+        """The form of a new export, filled with this one's values."""
+        return (
+            f"{reverse('console:new-export', args=[self.job.channel.identifier])}?{self._query()}"
+        )
 
     @property
     def supplement_url(self) -> str:
-        """The form that asks for what came since; empty where the dataset takes no `since`."""
+        """The form that exports newer rows only; empty where the dataset has no `since`."""
         if self.job.status != Job.Status.SUCCESS or "since" not in _optional_fields(self.job):
             return ""
         query = self._query(since=self.job.request_id)
-        return f"{reverse('console:ask', args=[self.job.channel.identifier])}?{query}"
+        return f"{reverse('console:new-export', args=[self.job.channel.identifier])}?{query}"
 
     @property
     def schedule_url(self) -> str:
-        """The form that asks the same by itself, again and again; empty where none can say it."""
+        """The form of a schedule like this job; empty where a schedule has no such filter."""
         if {"types", "application"} & set(self.job.config):
             return ""
         query = {
@@ -95,17 +107,17 @@ class JobView:
             "tag": f"{self.job.tag[:116]}-{{start}}",
             "callbackUrl": self.job.callback_url,
         }
-        path = reverse("console:recurring-new", args=[self.job.channel.identifier])
+        path = reverse("console:new-schedule", args=[self.job.channel.identifier])
         return f"{path}?{urlencode(query)}"
 
     @property
     def duration_seconds(self) -> float | None:
-        """Seconds of the last attempt."""
+        """Duration of the last attempt in seconds."""
         return None if self.job.execution_ms is None else self.job.execution_ms / 1000
 
     @property
     def types(self) -> str:
-        """The types of events that were asked for, one a line."""
+        """The requested event types, one per line."""
         return "\n".join(map(str, self.job.config.get("types") or ()))
 
     def _query(self, **more: str) -> str:
@@ -133,11 +145,11 @@ def _optional_fields(job: Job) -> tuple[str, ...]:
 
 
 def job_url(job: Job) -> str:
-    return reverse("console:job", args=[job.channel.identifier, job.tag, job.request_id])
+    return reverse("console:export", args=[job.channel.identifier, job.tag, job.request_id])
 
 
 def job_views(rows: list[Job]) -> list[JobView]:
-    """Jobs of one channel; one query for all names."""
+    """Returns the views of a channel's jobs; one query loads all conversation names."""
     identifiers = {str(job.config.get("conversationId", "")) for job in rows}
     names = conversation_names(rows[0].channel_id, identifiers) if rows else {}
     views = []
@@ -162,13 +174,13 @@ def is_unavailable(file: File) -> bool:
 
 
 def conversation_names(channel_id: int, identifiers: Iterable[str]) -> dict[str, str]:
-    """The names of a channel's conversations, by identifier."""
+    """Returns names of a channel's conversations by identifier."""
     rows = Conversation.objects.filter(channel=channel_id, identifier__in=set(identifiers) - {""})
     return dict(rows.values_list("identifier", "name"))
 
 
 def _remaining_time(job: Job) -> timedelta | None:
-    """At the pace so far; None while there is none."""
+    """Estimates the remaining time from the pace so far; None while there is none."""
     if job.status != Job.Status.PROCESSING or not (job.rows_done and job.rows_estimated):
         return None
     spent = timezone.now() - (job.started_at or timezone.now())
@@ -192,21 +204,23 @@ def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
             page = queries.search_jobs(filters, limit, params.get("cursor"))
             rows, next_cursor = page.jobs, page.cursor
         except (RequestError, ValueError):
-            errors["cursor"] = "This page of the list is no more; begin with the newest."
+            errors["cursor"] = "This page of the list has expired. Start with the newest exports."
     views = job_views(rows)
-    narrowed = set(params) & {"dataset", "status", "tagPrefix", "requestedFrom", "requestedTo"}
+    is_filtered = bool(
+        set(params) & {"dataset", "status", "tagPrefix", "requestedFrom", "requestedTo"}
+    )
     return render_page(
         request,
         ctx,
-        "jobs.html",
+        "exports.html",
         {
             "jobs": views,
-            "open": [each.job.pk for each in views if each.is_open],
-            "next": _url_with_cursor(request, cursor=next_cursor) if next_cursor else "",
-            "first": _url_with_cursor(request, cursor="") if "cursor" in params else "",
+            "unfinished": [each.job.pk for each in views if each.is_open],
+            "next_url": _url_with_cursor(request, cursor=next_cursor) if next_cursor else "",
+            "first_url": _url_with_cursor(request, cursor="") if "cursor" in params else "",
             "params": params,
             "errors": errors,
-            "narrowed": narrowed,
+            "is_filtered": is_filtered,
             "datasets": [(name, DATASETS[name].title) for name in ctx.datasets],
             "statuses": Job.Status.values,
         },
@@ -215,7 +229,7 @@ def list_jobs(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
 
 
 def _parse_filters(ctx: ChannelContext, params: dict[str, str], errors: dict[str, str]) -> Filters:
-    """The API's search, said by a form; `errors` are filled in by field."""
+    """Validates the filter form with the API's serializer; adds to `errors` by field."""
     names = ("dataset", "status", "tagPrefix", "requestedFrom", "requestedTo")
     serializer = validation.SearchFilters(
         data={name: params[name].strip() for name in names if name in params}
@@ -256,7 +270,7 @@ def _url_with_cursor(request: HttpRequest, cursor: str) -> str:
 
 
 def find_job(ctx: ChannelContext, tag: str, request_id: str) -> Job:
-    """Raises `Http404`, also for another channel's, and for one whose dataset is not theirs."""
+    """Returns the job. Raises `Http404` if the user may not see it, or there is none."""
     job = queries.find_job(ctx.channel_id, tag, request_id)
     if job is None or job.dataset not in ctx.datasets:
         raise Http404
@@ -265,7 +279,7 @@ def find_job(ctx: ChannelContext, tag: str, request_id: str) -> Job:
 
 @dataclass(frozen=True)
 class FileView:
-    """A file of a job, the link that opens it, and the last that was given out."""
+    """A file of a job, its usable link and the last link that was created for it."""
 
     file: File
     active_link: Link | None
@@ -289,20 +303,20 @@ def file_view(file: File, now: datetime) -> FileView:
 def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str) -> HttpResponse:
     job = find_job(ctx, tag, request_id)
     (view,) = job_views([job])
-    now: datetime = job.database_now  # type: ignore[attr-defined] # by the database's clock
+    now: datetime = job.database_now  # type: ignore[attr-defined]
     return render_page(
         request,
         ctx,
-        "job.html",
+        "export.html",
         {
             "view": view,
             "job": job,
             "files": [file_view(file, now) for file in view.files],
             "private": is_private(job.dataset),
             "callback": presenters.present_callback(job) if job.callback_url else None,
-            "history": job.transitions.order_by("pk"),
+            "timeline": job.transitions.order_by("pk"),
             "retention": settings.EXHAUST_FILE_RETENTION_DAYS,
-            "call": curl_command(job),
+            "api_call": curl_command(job),
             "can_retry": moves.rerunnable_jobs().filter(pk=job.pk).exists()
             or (job.status == Job.Status.SUBMITTED and job.due_at > timezone.now()),
         },
@@ -310,7 +324,7 @@ def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: st
 
 
 def curl_command(job: Job) -> str:
-    """The same request as a curl command; the key stays in the caller's environment."""
+    """Returns the job's request as a curl command; it reads the key from the environment."""
     request = {
         "tag": job.tag,
         "dataset": job.dataset,
@@ -318,7 +332,7 @@ def curl_command(job: Job) -> str:
         "datasetConfig": job.config,
         "outputFormat": job.output_format,
     }
-    if job.encryption:  # its password, where it has one, is asked for by the answer
+    if job.encryption:  # the API's error asks for the password
         request["encryption"] = job.encryption
     if job.callback_url:
         request["callbackUrl"] = job.callback_url
@@ -343,9 +357,9 @@ def cancel_job(
 ) -> HttpResponse:
     job = find_job(ctx, tag, request_id)
     if submit.cancel(job, ctx.username):
-        messages.success(request, "The request is cancelled.")
+        messages.success(request, "Export cancelled.")
     else:
-        messages.warning(request, "It had ended already; there was nothing to cancel.")
+        messages.warning(request, "The export had finished already.")
     return redirect(job_url(job))
 
 
@@ -354,9 +368,9 @@ def retry_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: s
     job = find_job(ctx, tag, request_id)
     try:
         if submit.retry(job):
-            messages.success(request, "It runs again.")
+            messages.success(request, "Export queued again.")
         else:
-            messages.warning(request, "Only what failed or was cancelled can run again.")
+            messages.warning(request, "You can retry only a failed or cancelled export.")
     except RequestError as error:
         messages.error(request, error.detail)
     return redirect(job_url(job))
@@ -375,7 +389,7 @@ def _find_file(ctx: ChannelContext, tag: str, request_id: str, part: int) -> Fil
 def download_file(
     request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
 ) -> HttpResponse:
-    """On to the file's link, a fresh one where the last has ended."""
+    """Redirects to the file's link; creates a link where the last one has expired."""
     file = _find_file(ctx, tag, request_id, part)
     link = links.get_or_create(file)
     if link is None:
@@ -387,10 +401,10 @@ def download_file(
 def create_link(
     request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
 ) -> HttpResponse:
-    """A link to pass on."""
+    """Creates a share link where the file has no usable one."""
     file = _find_file(ctx, tag, request_id, part)
     if links.get_or_create(file) is None:
-        messages.error(request, "This file was deleted; ask again for a new one.")
+        messages.error(request, "This file was deleted. Export it again.")
     return redirect(f"{job_url(file.job)}#link-{part}")
 
 
@@ -398,10 +412,10 @@ def create_link(
 def revoke_link(
     request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
 ) -> HttpResponse:
-    """Ends the links to a file at once, where they are ours."""
+    """Revokes all links to a file. Links of the storage itself cannot be revoked."""
     file = _find_file(ctx, tag, request_id, part)
     if links.has_own_url(file) and links.revoke(Link.objects.filter(file=file)):
-        messages.success(request, "The link opens nothing any more.")
+        messages.success(request, "Link revoked.")
     else:
-        messages.warning(request, "There was no link that could be ended.")
+        messages.warning(request, "There was no link to revoke.")
     return redirect(f"{job_url(file.job)}#link-{part}")

@@ -1,4 +1,4 @@
-"""The way in: which channel."""
+"""The console's start: choosing a channel."""
 
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
@@ -20,7 +20,7 @@ MAX_LISTED = 200
 
 @never_cache
 def choose_channel(request: HttpRequest) -> HttpResponse:
-    """The channels of who signed in, by name; straight into the only one."""
+    """Lists the user's channels, or redirects to the only one."""
     if not request.user.is_authenticated:
         return redirect_to_login(request.get_full_path(), reverse("console:sign-in"))
     names = list(roles.permitted_channels(request.user))
@@ -45,7 +45,7 @@ def choose_channel(request: HttpRequest) -> HttpResponse:
 
 @requires(*VIEW_PERMISSIONS, "audit")
 def redirect_to_first_page(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """To the first of a channel's pages that the person may see."""
+    """Redirects to the first page of the channel that the user may open."""
     return redirect(ctx.pages()[0][0])
 
 

@@ -1,4 +1,4 @@
-"""A channel's keys: listed, made and shown once, revoked."""
+"""The API keys of a channel: list, create, revoke."""
 
 from datetime import timedelta
 from typing import Any
@@ -14,34 +14,34 @@ from ingest.auth import keys as access
 from ingest.auth import roles
 from ingest.models import ApiKey, Channel
 
-# what is offered; the others are made by `manage.py create_key`
+# scopes that the form offers; `manage.py create_key` creates the others
 _SCOPE_LABELS = {
     "ingest": "Send events and participants",
-    "export:response": "Ask for answers",
-    "export:private": "Ask for files of people",
-    "pull": "Pull events and sessions, and keep destinations",
+    "export:response": "Export data",
+    "export:private": "Export personal data",
+    "pull": "Pull events and sessions, and manage destinations",
 }
-LIFETIMES = (("30", "30 days"), ("90", "90 days"), ("365", "a year"), ("", "endless"))
+LIFETIMES = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "Never"))
 
 
 @requires("administer", methods=("GET", "POST"))
 def list_or_create_keys(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """The keys; a POST makes one and shows its text, this once."""
+    """Lists the keys. A POST creates a key and shows its text once."""
     if request.method != "POST":
         return _render_keys(request, ctx, {"days": "90"}, {})
     params, errors = clean_params(request.POST), {}
     scopes = request.POST.getlist("scope")
     days = params.get("days", "")
     if not params.get("name", "").strip():
-        errors["name"] = "Say who uses it."
+        errors["name"] = "Enter a name for the key."
     elif len(params["name"]) > 128:
         errors["name"] = "Up to 128 characters."
     if not scopes:
-        errors["scope"] = "Choose what it may do."
+        errors["scope"] = "Choose at least one permission."
     elif not set(scopes) <= set(_grantable_scopes(ctx)):
-        errors["scope"] = "A key may do no more than you."
+        errors["scope"] = "You cannot grant a permission that you do not have."
     if days not in dict(LIFETIMES):
-        errors["days"] = "Choose how long it lives."
+        errors["days"] = "Choose when the key expires."
     if not errors:
         try:
             row, text = access.create_key(
@@ -53,21 +53,21 @@ def list_or_create_keys(request: HttpRequest, ctx: ChannelContext) -> HttpRespon
         except ValueError as error:
             errors["scope"] = str(error)
         else:
-            return render_page(request, ctx, "key_made.html", {"key": row, "text": text})
+            return render_page(request, ctx, "key_created.html", {"key": row, "text": text})
     return _render_keys(request, ctx, {**params, "scopes": scopes}, errors, 400)
 
 
 def _grantable_scopes(ctx: ChannelContext) -> dict[str, str]:
-    """What the person may give a key, so that none may do more than they."""
+    """Returns the scopes that the user may grant, by name: those the user has."""
     return {
-        name: words
-        for name, words in _SCOPE_LABELS.items()
+        name: label
+        for name, label in _SCOPE_LABELS.items()
         if roles.SCOPE_REQUIRES[name] in ctx.permissions
     }
 
 
 def _visible_keys(request: HttpRequest, ctx: ChannelContext) -> QuerySet[ApiKey]:
-    """The channel's; one that stands in others too only for who administers all of them."""
+    """Returns the channel's keys whose channels the user administers all."""
     keys = ApiKey.objects.filter(channels=ctx.channel_id)
     if request.user.is_superuser:
         return keys
@@ -91,7 +91,7 @@ def _render_keys(
         {
             "keys": rows,
             "scopes": _grantable_scopes(ctx),
-            "lives": LIFETIMES,
+            "lifetimes": LIFETIMES,
             "params": params,
             "errors": errors,
         },
@@ -102,7 +102,7 @@ def _render_keys(
 def _key_state(key: ApiKey, now: Any) -> str:
     if key.revoked_at:
         return "revoked"
-    return "expired" if key.expires_at and key.expires_at <= now else "works"
+    return "expired" if key.expires_at and key.expires_at <= now else "active"
 
 
 @requires("administer", methods=("POST",))
@@ -111,7 +111,7 @@ def revoke_key(request: HttpRequest, ctx: ChannelContext, public_id: str) -> Htt
     if key is None:
         raise Http404
     if access.revoke_key(key):
-        messages.success(request, f"“{key.name}” is revoked; it opens nothing from now on.")
+        messages.success(request, f"“{key.name}” is revoked.")
     else:
-        messages.warning(request, "It was revoked already.")
+        messages.warning(request, "This key was revoked already.")
     return redirect("console:keys", ctx.channel)

@@ -1,4 +1,4 @@
-"""One form for a request: checked by the API's own words, shown before it is sent."""
+"""The form of a new export: validated by the API's serializer, with a preview."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,23 +32,23 @@ from ingest.models import Application, Conversation
 
 MAX_CONVERSATIONS = 8
 PRESETS = ("yesterday", "last 7 days", "last 30 days", "this month", "last month")
-# names are the API's, so that its errors stand beside the right field
+# the API's names, so that its errors find their field
 _CONFIG_FIELDS = ("conversationId", "application", "startDate", "endDate", "timezone", "since")
 _REQUEST_FIELDS = ("tag", "dataset", "outputFormat", "callbackUrl", "encryption")
-_NARROWING_FIELDS = ("types", "application")
+_FILTER_FIELDS = ("types", "application")
 _FORMAT_LABELS = {
     "csv": "CSV, for spreadsheets",
-    "csv.gz": "CSV, packed",
+    "csv.gz": "CSV, compressed (gzip)",
     "xlsx": "Excel",
     "jsonl": "JSON Lines",
-    "jsonl.gz": "JSON Lines, packed",
+    "jsonl.gz": "JSON Lines, compressed (gzip)",
     "parquet": "Parquet, for analysis",
 }
 
 
 @dataclass
 class ParsedRequest:
-    """What was typed, what is wrong with it by field, and the submission where nothing is."""
+    """The typed values, the errors by field, and the submission where there are no errors."""
 
     params: dict[str, str]
     errors: dict[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class ParsedRequest:
 
 
 def parse_request_form(ctx: ChannelContext, form: Mapping[str, str]) -> ParsedRequest:
-    """The form by the API's rules; what was typed is kept as it was."""
+    """Validates the form by the API's rules; keeps the values as they were typed."""
     parsed = ParsedRequest(dict(form))
     params = {name: text.strip() for name, text in parsed.params.items() if text.strip()}
     dataset = params.get("dataset", "")
@@ -82,9 +82,11 @@ def parse_request_form(ctx: ChannelContext, form: Mapping[str, str]) -> ParsedRe
     if not serializer.is_valid():
         parsed.errors = flatten_errors(serializer.errors.get("request", {}))
     if is_dataset(dataset) and dataset not in ctx.datasets:
-        parsed.errors["dataset"] = "You may not ask for this one here; choose another."
+        parsed.errors["dataset"] = "You may not export this dataset here. Choose another."
     if params.get("encryption") == "password" and not form.get("encryptionKey"):
-        parsed.errors["encryptionKey"] = "Type the password again; it is not kept between tries."
+        parsed.errors["encryptionKey"] = (
+            "Type the password again. We do not keep it between attempts."
+        )
     if parsed.errors:
         return parsed
     try:
@@ -101,7 +103,7 @@ def parse_request_form(ctx: ChannelContext, form: Mapping[str, str]) -> ParsedRe
 
 
 def split_lines(text: str) -> list[str]:
-    """What a field holds that takes one a line."""
+    """Returns the lines of a multi-line field, without blank ones."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -122,19 +124,19 @@ _REQUIRED_MESSAGES = {
     "conversationId": "Choose a conversation.",
     "startDate": "Choose the first day.",
     "endDate": "Choose the last day.",
-    "dataset": "Choose what you want.",
-    "tag": "Name the request, so that it can be found again.",
-    "url": "Say where to send.",
+    "dataset": "Choose a dataset.",
+    "tag": "Enter a tag, so that you find the export again.",
+    "url": "Enter the address of the destination.",
 }
 
 
 def flatten_errors(errors: Mapping[str, Any]) -> dict[str, str]:
-    """A serializer's errors, the first of each field, in a form's words."""
+    """Returns the first error of each field of a serializer, worded for a form."""
     sentences: dict[str, str] = {}
     for name, error in errors.items():
         if isinstance(error, Mapping):
             inner = flatten_errors(error)
-            if any(isinstance(index, int) for index in error):  # of a list's items the first
+            if any(isinstance(index, int) for index in error):  # a list: show its first error
                 inner = {name: next(iter(inner.values()))}
             sentences |= inner
             continue
@@ -151,7 +153,7 @@ def flatten_errors(errors: Mapping[str, Any]) -> dict[str, str]:
 
 @requires(*SUBMIT_PERMISSIONS, methods=("GET", "POST"))
 def create_request(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """The form. Each button of it sends all of it: search, days, preview, send."""
+    """Shows the form, or handles one of its buttons: search, preset, preview, send."""
     if request.method != "POST":
         params = _default_params(ctx) | clean_params(request.GET)
         return _render_form(request, ctx, ParsedRequest(params))
@@ -169,14 +171,14 @@ def create_request(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
         except RequestError as error:
             parsed.errors = field_errors(error)
             return _render_form(request, ctx, parsed, error.status)
-        messages.success(request, "Your request is in. The file appears here when it is ready.")
+        messages.success(request, "Export queued. The file appears here when it is ready.")
         return redirect(exports.job_url(job))
     context = {"preview": _build_preview(parsed.submission)} if parsed.submission else {}
     return _render_form(request, ctx, parsed, 400 if parsed.errors else 200, **context)
 
 
 def _default_params(ctx: ChannelContext) -> dict[str, str]:
-    """What a new form holds."""
+    """Returns the values of an empty form."""
     today = timezone.now().date()
     return {
         "dataset": ctx.datasets[0],
@@ -187,7 +189,7 @@ def _default_params(ctx: ChannelContext) -> dict[str, str]:
 
 
 def _preset_days(preset: str, zone_name: str) -> dict[str, str]:
-    """First and last day of a preset, seen from now; nothing where it is none."""
+    """Returns the first and last day of a preset; nothing for an unknown one."""
     try:
         first, last = schedules.window_dates(
             preset, timezone.now().astimezone(load_zone(zone_name)).date()
@@ -207,15 +209,14 @@ def _render_form(
     response = render_page(
         request,
         ctx,
-        "ask.html",
+        "new_export.html",
         {
             "params": parsed.params,
             "errors": parsed.errors,
             "datasets": [DATASETS[name] for name in ctx.datasets],
             "formats": format_choices(),
-            "narrowed": any(
-                set(_NARROWING_FIELDS) & set(DATASETS[name].optional_fields)
-                for name in ctx.datasets
+            "has_filters": any(
+                set(_FILTER_FIELDS) & set(DATASETS[name].optional_fields) for name in ctx.datasets
             ),
             "applications": _application_choices(ctx, parsed.params.get("application", "")),
             "presets": PRESETS,
@@ -235,7 +236,7 @@ def format_choices() -> list[tuple[str, str]]:
 
 
 def _application_choices(ctx: ChannelContext, selected: str) -> list[tuple[str, str]]:
-    """What a form offers; what was said is kept, though there is none of that name."""
+    """Returns the applications to choose from, and the selected one even if it is unknown."""
     rows = Application.objects.filter(channel=ctx.channel_id).order_by("identifier")
     names = {
         row.identifier: f"{row.name} ({row.identifier})" if row.name else row.identifier
@@ -245,12 +246,12 @@ def _application_choices(ctx: ChannelContext, selected: str) -> list[tuple[str, 
 
 
 def zone_choices() -> list[str]:
-    """What a form offers, UTC first."""
+    """Returns the time zones to choose from, UTC first."""
     return ["UTC", *sorted(name for name in available_timezones() if "/" in name)]
 
 
 def conversation_choices(ctx: ChannelContext, params: Mapping[str, str]) -> dict[str, Any]:
-    """The conversations to choose from: those whose name or id holds `q`, and the chosen one."""
+    """Returns the conversations whose name or ID contains `q`, and the selected one."""
     q, selected = params.get("q", "").strip(), params.get("conversationId", "")
     rows = filter_conversations(ctx.channel_id, q)
     matches = list(rows[: MAX_CONVERSATIONS + 1])
@@ -260,17 +261,17 @@ def conversation_choices(ctx: ChannelContext, params: Mapping[str, str]) -> dict
             *matches,
         ]
     if len(matches) == 1 and not q:
-        selected = matches[0].identifier  # there is nothing to choose
+        selected = matches[0].identifier  # the only one
     return {
-        "found": matches[:MAX_CONVERSATIONS],
-        "chosen": selected,
+        "matches": matches[:MAX_CONVERSATIONS],
+        "selected": selected,
         "more": len(matches) > MAX_CONVERSATIONS,
         "q": q,
     }
 
 
 def filter_conversations(channel_id: int, q: str) -> Any:
-    """Conversations by name; the named ones first."""
+    """Returns conversations by name; those with a name come first."""
     rows = Conversation.objects.filter(channel=channel_id)
     if q:
         rows = rows.filter(Q(name__icontains=q) | Q(identifier__icontains=q))
@@ -281,26 +282,29 @@ def filter_conversations(channel_id: int, q: str) -> Any:
 
 @requires(*SUBMIT_PERMISSIONS)
 def search_conversations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """The part of the form that lists them, while somebody types."""
+    """Renders the form's list of conversations for a search."""
     params = clean_params(request.GET)
     return render_page(
-        request, ctx, "ask_found.html", {"params": params, **conversation_choices(ctx, params)}
+        request,
+        ctx,
+        "conversation_matches.html",
+        {"params": params, **conversation_choices(ctx, params)},
     )
 
 
 @requires(*SUBMIT_PERMISSIONS, methods=("POST",))
 def show_preview(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """The part of the form that shows what would come; incomplete is not wrong yet."""
+    """Renders the form's preview. An incomplete form gets hints, not an error status."""
     parsed = parse_request_form(ctx, clean_params(request.POST))
     context: dict[str, Any] = {"errors": parsed.errors}
     if parsed.submission:
         context["preview"] = _build_preview(parsed.submission)
-    return render_page(request, ctx, "ask_preview.html", context)
+    return render_page(request, ctx, "export_preview.html", context)
 
 
 @dataclass(frozen=True)
 class PreviewPage:
-    """A preview as the page shows it."""
+    """A preview with the headers of its columns."""
 
     preview: previews.Preview
     headers: list[str]

@@ -1,4 +1,4 @@
-"""What names people, or who did what to their data: participants, masked, and the ledger."""
+"""The participants of a channel, masked, and its audit log."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -21,7 +21,10 @@ PER_PAGE = 50
 def paginate(
     rows: QuerySet[Any], after_cursor: str, query: list[Any], *, newest_first: bool = True
 ) -> tuple[list[Any], str]:
-    """Rows by id, and the cursor behind them. Raises `Refused` for one of another question."""
+    """Returns a page of rows by ID and the cursor of the next one, or ''.
+
+    Raises `RequestError` for a cursor of another query.
+    """
     rows = rows.order_by("-pk" if newest_first else "pk")
     if after_cursor:
         (pk,) = cursor.decode(after_cursor, query)
@@ -46,7 +49,10 @@ def _masked_phone(participant: Participant) -> str:
 
 @requires("submit_private")
 def list_participants(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """Names and phones masked; found by the whole device id only. That it was looked at is kept."""
+    """Lists participants with masked names and phones; the search takes a whole device ID.
+
+    The audit log records the view.
+    """
     params = clean_params(request.GET)
     device = params.get("device", "").strip()
     rows = Participant.objects.filter(channel=ctx.channel_id)
@@ -58,7 +64,7 @@ def list_participants(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
         )
     except RequestError:
         page, next_cursor = paginate(rows, "", ["participants", ctx.channel_id, device])
-    # not what was typed: that may be anybody's device or phone, and the ledger keeps it for ever
+    # never the typed text: it may be a device ID or a phone, and audit events are kept for ever
     subject = f"participant {page[0].pk}" if device and len(page) == 1 else ""
     audit.record("participants.viewed", channel=ctx.channel, subject=subject, count=len(page))
     participants = [
@@ -76,13 +82,13 @@ def list_participants(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
         request,
         ctx,
         "participants.html",
-        {"people": participants, "next": next_cursor, "device": device},
+        {"participants": participants, "next_cursor": next_cursor, "device": device},
     )
 
 
 @requires("audit")
 def list_audit_events(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """The ledger of the channel, the newest first."""
+    """Lists the audit events of the channel, newest first."""
     params = clean_params(request.GET)
     rows = AuditEvent.objects.filter(channel=ctx.channel)
     filters = {
@@ -93,7 +99,7 @@ def list_audit_events(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
     if "action" in filters:
         rows = rows.filter(action__startswith=filters["action"])
     rows = rows.filter(**{name: filters[name] for name in ("actor", "subject") if name in filters})
-    query = ["ledger", ctx.channel, filters]
+    query = ["audit", ctx.channel, filters]
     try:
         page, next_cursor = paginate(rows, params.get("cursor", ""), query)
     except RequestError:
@@ -101,6 +107,11 @@ def list_audit_events(request: HttpRequest, ctx: ChannelContext) -> HttpResponse
     return render_page(
         request,
         ctx,
-        "ledger.html",
-        {"entries": page, "next": next_cursor, "params": filters, "said_query": urlencode(filters)},
+        "audit_log.html",
+        {
+            "events": page,
+            "next_cursor": next_cursor,
+            "params": filters,
+            "query_string": urlencode(filters),
+        },
     )

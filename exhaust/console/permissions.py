@@ -1,4 +1,4 @@
-"""Who looks, in which channel, and what they may do there; every view goes through here."""
+"""Checks what a user may do in a channel, and renders pages; every console view passes here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ from ingest.auth.roles import Permission
 SUBMIT_PERMISSIONS: tuple[Permission, ...] = ("submit_response", "submit_private")
 VIEW_PERMISSIONS: tuple[Permission, ...] = (*SUBMIT_PERMISSIONS, "administer")
 _PERMISSION_LABELS: dict[Permission, str] = {
-    "submit_response": "ask for files",
-    "submit_private": "ask for files of people",
-    "administer": "administer this channel",
-    "audit": "read its ledger",
+    "submit_response": "“Export data”",
+    "submit_private": "“Export personal data”",
+    "administer": "“Administer channel”",
+    "audit": "“Read audit log”",
 }
-# name of the address, what it is called, who sees it
+# URL name, title, permissions of which one is enough
 _PAGES: tuple[tuple[str, str, tuple[Permission, ...]], ...] = (
-    ("jobs", "Jobs", SUBMIT_PERMISSIONS),
-    ("ask", "New request", SUBMIT_PERMISSIONS),
-    ("recurring", "Recurring", ("administer",)),
-    ("pictures", "Pictures", VIEW_PERMISSIONS),
+    ("exports", "Exports", SUBMIT_PERMISSIONS),
+    ("new-export", "New export", SUBMIT_PERMISSIONS),
+    ("schedules", "Schedules", ("administer",)),
+    ("charts", "Insights", VIEW_PERMISSIONS),
     ("conversations", "Conversations", VIEW_PERMISSIONS),
     ("participants", "Participants", ("submit_private",)),
-    ("rejected", "Rejected events", VIEW_PERMISSIONS),
+    ("rejected-events", "Rejected events", VIEW_PERMISSIONS),
     ("destinations", "Destinations", ("administer",)),
-    ("keys", "Keys", ("administer",)),
-    ("ledger", "Ledger", ("audit",)),
+    ("keys", "API keys", ("administer",)),
+    ("audit", "Audit log", ("audit",)),
 )
 
 
 @dataclass(frozen=True)
 class ChannelContext:
-    """A channel, and what the person who looks may do in it."""
+    """A channel and what the signed-in user may do in it."""
 
     channel_id: int
     channel: str
@@ -49,12 +49,12 @@ class ChannelContext:
 
     @property
     def datasets(self) -> list[str]:
-        """What they may ask for, and see the jobs of."""
+        """Datasets that the user may export."""
         return [name for name in DATASETS if permission_for(name) in self.permissions]
 
-    def has_any(self, *rights: Permission) -> bool:
-        """Whether they have one of these rights."""
-        return not self.permissions.isdisjoint(rights)
+    def has_any(self, *permissions: Permission) -> bool:
+        """Returns whether the user has at least one of these permissions."""
+        return not self.permissions.isdisjoint(permissions)
 
     @property
     def is_administrator(self) -> bool:
@@ -65,11 +65,11 @@ class ChannelContext:
         return self.has_any(*SUBMIT_PERMISSIONS)
 
     def pages(self) -> list[tuple[str, str]]:
-        """(address, name) of the pages there are for them."""
+        """URL and title of each page that the user may open."""
         return [
             (reverse(f"console:{name}", args=[self.channel]), title)
-            for name, title, rights in _PAGES
-            if self.has_any(*rights)
+            for name, title, permissions in _PAGES
+            if self.has_any(*permissions)
         ]
 
 
@@ -82,9 +82,9 @@ def requires(
     and_also: Permission | None = None,
     methods: tuple[str, ...] = ("GET",),
 ) -> Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]]:
-    """A view of a channel, for people with one of these rights in it, and `also` that one.
+    """Decorates a view of a channel: requires one of `permissions`, and `and_also` where given.
 
-    A channel where the person has no right at all is as unknown as one that is none (404).
+    A channel in which the user has no permission gets the same 404 as one that does not exist.
     """
 
     def decorate(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -120,7 +120,7 @@ def requires(
 
 
 def _redirect_to_sign_in(request: HttpRequest) -> HttpResponse:
-    if "HX-Request" in request.headers:  # a part of a page: the whole page must go there
+    if "HX-Request" in request.headers:  # a fragment: reload the whole page
         response = HttpResponse(status=204)
         response["HX-Refresh"] = "true"
         return response
@@ -138,29 +138,35 @@ def render_page(
     context: dict[str, Any] | None = None,
     status: int = 200,
 ) -> HttpResponse:
-    """A page in its frame."""
+    """Renders a template of the console with its navigation."""
     pages = ctx.pages() if ctx else []
+    opened = [url for url, _ in pages if f"{request.path}/".startswith(f"{url}/")]
     return render(
         request,
         f"console/{template}",
-        {"ctx": ctx, "pages": pages, **(context or {})},
+        {
+            "ctx": ctx,
+            "pages": pages,
+            "current_page": max(opened, key=len, default=""),
+            **(context or {}),
+        },
         status=status,
     )
 
 
 def clean_params(query: QueryDict) -> dict[str, str]:
-    """What a form or an address says, as text that a database takes; of several values the last."""
+    """Returns the last value of each parameter, without NUL, which PostgreSQL rejects."""
     return {name: str(text).replace("\0", "\ufffd") for name, text in query.items()}
 
 
 def render_not_found(
     request: HttpRequest, ctx: ChannelContext | None = None, status: int = 404
 ) -> HttpResponse:
-    return render_page(request, ctx, "missing.html", status=status)
+    return render_page(request, ctx, "not_found.html", status=status)
 
 
 def render_forbidden(
     request: HttpRequest, ctx: ChannelContext, permissions: tuple[Permission, ...]
 ) -> HttpResponse:
-    needed = " or to ".join(_PERMISSION_LABELS[right] for right in permissions)
-    return render_page(request, ctx, "refused.html", {"needed": needed}, 403)
+    needed = " or ".join(_PERMISSION_LABELS[each] for each in permissions)
+    return render_page(request, ctx, "forbidden.html", {"needed": needed}, 403)

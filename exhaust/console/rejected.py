@@ -1,4 +1,4 @@
-"""Events that could not be read: by reason, one in detail, sent through their door again."""
+"""The rejected events of a channel: by reason, in detail, and their replay."""
 
 from urllib.parse import urlencode
 
@@ -22,7 +22,7 @@ from ingest.models import RejectedEvent
 from ingest.privacy.encryption import decrypt
 from ingest.store.replay import replay
 
-REPLAY_LIMIT = 1000  # what one click sends again
+REPLAY_LIMIT = 1000  # events per click
 
 
 @requires(*VIEW_PERMISSIONS)
@@ -42,21 +42,21 @@ def list_rejected(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     return render_page(
         request,
         ctx,
-        "rejected.html",
+        "rejected_events.html",
         {
             "reasons": list(reasons.order_by("-count")[:50]),
             "reason": reason,
-            "reason_query": urlencode({"reason": reason}) if reason else "",
+            "query_string": urlencode({"reason": reason}) if reason else "",
             "rows": page,
-            "next": next_cursor,
-            "at_once": REPLAY_LIMIT,
+            "next_cursor": next_cursor,
+            "limit": REPLAY_LIMIT,
         },
     )
 
 
 @requires(*VIEW_PERMISSIONS)
 def show_rejected(request: HttpRequest, ctx: ChannelContext, pk: int) -> HttpResponse:
-    """One with its bytes, for administrators; that they were seen is kept."""
+    """Shows a rejected event. Administrators see its bytes; the audit log records that."""
     row = RejectedEvent.objects.filter(channel=ctx.channel_id, pk=pk).first()
     if row is None:
         raise Http404
@@ -67,12 +67,12 @@ def show_rejected(request: HttpRequest, ctx: ChannelContext, pk: int) -> HttpRes
         except InvalidToken:
             raw = None
         audit.record("rejected.viewed", channel=ctx.channel, subject=str(row.pk))
-    return render_page(request, ctx, "rejected_one.html", {"row": row, "raw": raw})
+    return render_page(request, ctx, "rejected_event.html", {"row": row, "raw": raw})
 
 
 @requires("administer", methods=("POST",))
-def again(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """Sends one, or up to a thousand of one reason, through their door once more."""
+def replay_events(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
+    """Replays one rejected event, or up to `REPLAY_LIMIT` of one reason."""
     params = clean_params(request.POST)
     rows = RejectedEvent.objects.filter(channel=ctx.channel_id, replayed_at=None)
     if (pk := params.get("pk", "")).isdecimal():
@@ -82,9 +82,9 @@ def again(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     else:
         raise Http404
     counts = replay(rows.select_related("channel", "application").order_by("pk")[:REPLAY_LIMIT])
-    summary = f"{counts.accepted} went in, {counts.still_rejected} are still rejected"
+    summary = f"{counts.accepted} accepted, {counts.still_rejected} still rejected"
     if counts.unreadable:
-        summary += f", {counts.unreadable} cannot be sent again: not all of their bytes were kept"
+        summary += f", {counts.unreadable} without all of their bytes, so we cannot reprocess them"
     add_message = messages.success if counts.accepted else messages.warning
     add_message(request, f"{summary}.")
-    return redirect("console:rejected", ctx.channel)
+    return redirect("console:rejected-events", ctx.channel)

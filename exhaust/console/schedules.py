@@ -1,4 +1,4 @@
-"""Recurring requests of a channel: listed, made, paused, resumed, deleted."""
+"""The schedules of a channel: list, form, pause, resume, delete."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ from exhaust.models import Schedule
 from ingest.events import RequestError
 
 WINDOWS = ("yesterday", "last 7 days", "last 30 days", "last week", "this month", "last month")
-# a password would have to be kept
+# no password: it would have to be stored
 _ENCRYPTION_CHOICES = (
-    ("", "As the channel demands"),
-    ("publickey", "For the channel's public key"),
+    ("", "Channel default"),
+    ("publickey", "Channel's public key"),
 )
 
 
 @dataclass(frozen=True)
 class ScheduleView:
-    """A schedule and what it asks for next; None while it is paused."""
+    """A schedule and its next request, which is None while the schedule is paused."""
 
     schedule: Schedule
     conversation: str
@@ -51,7 +51,7 @@ def list_schedules(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     return render_page(
         request,
         ctx,
-        "recurring.html",
+        "schedules.html",
         {
             "schedules": [
                 ScheduleView(
@@ -62,7 +62,7 @@ def list_schedules(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
                 )
                 for each in page.schedules
             ],
-            "next": page.cursor,
+            "next_cursor": page.cursor,
         },
     )
 
@@ -72,13 +72,13 @@ def _next_request(schedule: Schedule) -> RequestedWindow | None:
         return None
     try:
         return schedules.requested_window(schedule, schedule.next_at)
-    except ValueError:  # a setting took it away: last_error tells
+    except ValueError:  # a setting no longer allows it: last_error says so
         return None
 
 
 @requires("administer", methods=("GET", "POST"))
 def create_schedule(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
-    """The form of a new one, or of one that is changed."""
+    """Shows the form, or saves a new or a changed schedule."""
     if request.method != "POST":
         return _render_form(request, ctx, _default_params(ctx) | clean_params(request.GET), {})
     params = clean_params(request.POST)
@@ -88,8 +88,8 @@ def create_schedule(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     if schedule is None or errors:
         return _render_form(request, ctx, params, errors, 400)
     saved = schedules.save(schedule)
-    messages.success(request, f"“{saved.name}” asks by itself from now on.")
-    return redirect("console:recurring", ctx.channel)
+    messages.success(request, f"“{saved.name}” is scheduled.")
+    return redirect("console:schedules", ctx.channel)
 
 
 def _default_params(ctx: ChannelContext) -> dict[str, str]:
@@ -106,7 +106,7 @@ def _default_params(ctx: ChannelContext) -> dict[str, str]:
 def parse_schedule_form(
     ctx: ChannelContext, form: Mapping[str, str]
 ) -> tuple[Schedule | None, dict[str, str]]:
-    """The schedule by the API's rules, and what is wrong by field."""
+    """Returns the schedule, validated by the API's rules, and the errors by field."""
     params = {
         name: form[name].strip() for name in api.WIRE_NAMES.values() if form.get(name, "").strip()
     }
@@ -128,11 +128,11 @@ def parse_schedule_form(
         for name, error in schedules.find_errors(schedule).items()
     }
     if dataset in DATASETS and dataset not in ctx.datasets:
-        errors["dataset"] = "You may not ask for this one here; choose another."
+        errors["dataset"] = "You may not export this dataset here. Choose another."
     replaced = schedules.fetch_schedule(ctx.channel_id, schedule.name)
-    # of one that they may not ask for, they are told no more than that the name is taken
+    # a schedule of a dataset that the user may not export shows only that its name is in use
     if replaced and (form.get("changes") != replaced.name or replaced.dataset not in ctx.datasets):
-        errors["name"] = "There is one of that name; choose another, or change that one."
+        errors["name"] = "This name is in use. Choose another name, or edit the existing schedule."
     return schedule, errors
 
 
@@ -146,14 +146,14 @@ def _render_form(
     return render_page(
         request,
         ctx,
-        "recurring_new.html",
+        "schedule_form.html",
         {
             "params": params,
             "errors": errors,
             "datasets": [DATASETS[name] for name in ctx.datasets],
             "formats": format_choices(),
             "windows": [(window, window.capitalize()) for window in WINDOWS],
-            "sealings": _ENCRYPTION_CHOICES,
+            "encryptions": _ENCRYPTION_CHOICES,
             "zones": zone_choices(),
             **conversation_choices(ctx, params),
         },
@@ -170,7 +170,7 @@ def _find_schedule(ctx: ChannelContext, name: str) -> Schedule:
 
 @requires("administer")
 def edit_schedule(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpResponse:
-    """The form, filled with what one says."""
+    """Shows the form with the values of a schedule."""
     schedule = _find_schedule(ctx, name)
     params = {wire: str(getattr(schedule, field)) for field, wire in api.WIRE_NAMES.items()}
     return _render_form(request, ctx, params | {"name": name, "changes": name}, {})
@@ -180,21 +180,21 @@ def edit_schedule(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpR
 def act_on_schedule(
     request: HttpRequest, ctx: ChannelContext, name: str, action: str
 ) -> HttpResponse:
-    """Pauses, resumes or deletes one."""
+    """Pauses, resumes or deletes a schedule."""
     schedule = _find_schedule(ctx, name)
     match action:
         case "pause":
             schedules.pause(schedule)
-            messages.success(request, f"“{name}” is paused; it asks for nothing.")
+            messages.success(request, f"“{name}” is paused.")
         case "resume":
             try:
                 schedules.resume(schedule)
-                messages.success(request, f"“{name}” asks again.")
+                messages.success(request, f"“{name}” is active again.")
             except RequestError as error:
                 messages.error(request, error.detail)
         case "delete":
             schedules.delete(schedule)
-            messages.success(request, f"“{name}” is deleted. What it asked for stays.")
+            messages.success(request, f"“{name}” is deleted. Its exports remain.")
         case _:
             raise Http404
-    return redirect("console:recurring", ctx.channel)
+    return redirect("console:schedules", ctx.channel)

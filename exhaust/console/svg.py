@@ -1,5 +1,4 @@
-"""Small pictures of numbers. A picture has a title and a description; its page has the numbers as
-a table beneath. Colours are classes of the style sheet."""
+"""Small SVG charts with a title and a description. Colours are classes of the style sheet."""
 
 from collections.abc import Sequence
 
@@ -8,7 +7,7 @@ from django.utils.safestring import SafeString
 
 WIDTH, HEIGHT = 480, 220
 _LEFT, _TOP, _BOTTOM = 48, 12, 28
-SERIES_COLORS = 6  # colours there are
+SERIES_COLORS = 6  # classes s0 to s5
 
 
 def draw_columns(
@@ -18,7 +17,7 @@ def draw_columns(
     labels: Sequence[str],
     series: Sequence[Sequence[float]],
 ) -> SafeString:
-    """Stacked columns: a label for each place, and for each series its value there."""
+    """Draws stacked columns: one per label, each with a value per series."""
     maximum = max((sum(values) for values in zip(*series, strict=True)), default=0)
     top, step = _axis_scale(maximum)
     height, width = HEIGHT - _TOP - _BOTTOM, WIDTH - _LEFT - 8
@@ -30,9 +29,15 @@ def draw_columns(
             format_html(
                 '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>'
                 '<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>',
-                _LEFT, WIDTH - 8, _format_number(y), _format_number(y), _LEFT - 8, _format_number(y + 4), format_axis_value(line * step),
+                _LEFT,
+                WIDTH - 8,
+                _coordinate(y),
+                _coordinate(y),
+                _LEFT - 8,
+                _coordinate(y + 4),
+                format_axis_value(line * step),
             )
-        )  # fmt: skip
+        )
     for index, values in enumerate(zip(*series, strict=True)):
         x, y = _LEFT + pitch * index, float(_TOP + height)
         for number, value in enumerate(values):
@@ -42,16 +47,20 @@ def draw_columns(
                 parts.append(
                     format_html(
                         '<rect class="s{}" x="{}" y="{}" width="{}" height="{}"/>',
-                        number % SERIES_COLORS, _format_number(x + pitch * 0.12), _format_number(y), _format_number(pitch * 0.76), _format_number(bar_height),
+                        number % SERIES_COLORS,
+                        _coordinate(x + pitch * 0.12),
+                        _coordinate(y),
+                        _coordinate(pitch * 0.76),
+                        _coordinate(bar_height),
                     )
-                )  # fmt: skip
+                )
     every = max(1, -(-len(labels) // 6))
     for index in range(0, len(labels), every):
         x = _LEFT + pitch * (index + 0.5)
         parts.append(
             format_html(
                 '<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>',
-                _format_number(x), HEIGHT - 8, labels[index],
+                _coordinate(x), HEIGHT - 8, labels[index],
             )
         )  # fmt: skip
     return _wrap_svg(name, title, description, HEIGHT, parts)
@@ -60,7 +69,7 @@ def draw_columns(
 def draw_bars(
     name: str, title: str, description: str, rows: Sequence[tuple[str, float, str]]
 ) -> SafeString:
-    """Lying bars: what it is, its value, and the value in words."""
+    """Draws horizontal bars from rows of (label, value, formatted value)."""
     maximum = max((value for _, value, _ in rows), default=0) or 1
     parts = []
     for index, (label, value, value_label) in enumerate(rows):
@@ -74,7 +83,7 @@ def draw_bars(
                 y + 14, label if len(label) <= 30 else f"{label[:29]}…",
                 WIDTH, y + 14, value_label,
                 y + 21, WIDTH,
-                y + 21, _format_number(WIDTH * value / maximum),
+                y + 21, _coordinate(WIDTH * value / maximum),
             )
         )  # fmt: skip
     return _wrap_svg(name, title, description, 44 * len(rows) + 4, parts)
@@ -84,7 +93,7 @@ def _wrap_svg(
     name: str, title: str, description: str, height: int, parts: Sequence[SafeString]
 ) -> SafeString:
     return format_html(
-        '<svg class="picture" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{n}-t {n}-d">'
+        '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{n}-t {n}-d">'
         '<title id="{n}-t">{t}</title><desc id="{n}-d">{d}</desc>{parts}</svg>',
         w=WIDTH,
         h=height,
@@ -96,7 +105,7 @@ def _wrap_svg(
 
 
 def _axis_scale(maximum: float) -> tuple[float, float]:
-    """The top of an axis and its step, in round numbers."""
+    """Returns the top of an axis and its step as round numbers."""
     step = 1.0
     while maximum / step > 5:
         step *= 2.5 if str(step).startswith("2") else 2
@@ -105,12 +114,12 @@ def _axis_scale(maximum: float) -> tuple[float, float]:
 
 
 def format_axis_value(value: float) -> str:
-    """`12k`, for an axis."""
+    """Formats a value for an axis, as `12k`."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:g}{unit}"
     return f"{value:g}"
 
 
-def _format_number(value: float) -> str:
+def _coordinate(value: float) -> str:
     return f"{value:.1f}"

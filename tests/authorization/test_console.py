@@ -59,11 +59,13 @@ def page_path(path: str) -> str:
 
 
 PAGES = [
-    "jobs", f"jobs?tag={OWN.tag}", "ask", f"ask?q={OWN.conversation[:12]}", "ask/conversations",
-    f"ask?conversationId={OWN.conversation}", f"ask?conversationId={OTHER.conversation}",
-    "recurring", "pictures", "conversations", f"jobs?tag={OTHER.tag}",
+    "exports", f"exports?tag={OWN.tag}", "exports/new",
+    f"exports/new?q={OWN.conversation[:12]}", "exports/new/conversations",
+    f"exports/new?conversationId={OWN.conversation}",
+    f"exports/new?conversationId={OTHER.conversation}",
+    "schedules", "charts", "conversations", f"exports?tag={OTHER.tag}",
     f"conversations/one?id={OWN.conversation}", "participants", f"participants?device={OWN.device}",
-    "rejected", "destinations", f"destinations/one/{OWN.destination}", f"destinations/one/{OWN.destination}/change", "keys", "ledger",
+    "rejected", "destinations", f"destinations/one/{OWN.destination}", f"destinations/one/{OWN.destination}/edit", "keys", "audit",
 ]  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def fetch_text(client: Client, path: str) -> tuple[int, str]:
 @pytest.mark.parametrize("path", PAGES)
 def test_other_channels_change_no_page(path: str) -> None:
     client = sign_in_person(furnished(OWN))
-    if path == "ledger":
+    if path == "audit":
         client.get(page_path("participants"))
     alone = fetch_text(client, path)
     furnished(OTHER), furnished(TWIN)
@@ -88,7 +90,7 @@ def test_other_channels_change_no_page(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["jobs", "recurring", "conversations", "destinations", "keys", "ledger"]
+    "path", ["exports", "schedules", "conversations", "destinations", "keys", "audit"]
 )
 def test_page_shows_its_own_rows(path: str) -> None:
     """Else nothing was compared."""
@@ -99,7 +101,7 @@ def test_page_shows_its_own_rows(path: str) -> None:
 
 def list_things(names: Names, place: Tenant | None) -> dict[str, tuple[str, dict[str, Any]]]:
     """By what is tried: its address, and what is sent there."""
-    job = f"jobs/{names.tag}/{names.request_id}"
+    job = f"exports/{names.tag}/{names.request_id}"
     rejected = RejectedEvent.objects.filter(channel=place.channel).first() if place else None
     key = ApiKey.objects.filter(channels=place.channel).first() if place else None
     pk = rejected.pk if rejected else 999_999
@@ -110,14 +112,14 @@ def list_things(names: Names, place: Tenant | None) -> dict[str, tuple[str, dict
         "file": (f"{job}/files/1", {}),
         "link": (f"{job}/files/1/link", {"post": "yes"}),
         "revoke link": (f"{job}/files/1/revoke", {"post": "yes"}),
-        "schedule": (f"recurring/one/{names.schedule}", {}),
-        "pause": (f"recurring/one/{names.schedule}/pause", {"post": "yes"}),
-        "delete": (f"recurring/one/{names.schedule}/delete", {"post": "yes"}),
+        "schedule": (f"schedules/one/{names.schedule}", {}),
+        "pause": (f"schedules/one/{names.schedule}/pause", {"post": "yes"}),
+        "delete": (f"schedules/one/{names.schedule}/delete", {"post": "yes"}),
         "conversation": (f"conversations/one?id={names.conversation}", {}),
         "rejected": (f"rejected/{pk}", {}),
         "destination": (f"destinations/one/{names.destination}", {}),
         "destination paused": (f"destinations/one/{names.destination}/pause", {"post": "yes"}),
-        "destination changed": (f"destinations/one/{names.destination}/change", {}),
+        "destination changed": (f"destinations/one/{names.destination}/edit", {}),
         "key": (f"keys/{key.public_id if key else 'nobodys0'}/revoke", {"post": "yes"}),
     }
 
@@ -157,30 +159,30 @@ def test_replay_stays_in_its_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     client = sign_in_person(own)
     row = RejectedEvent.objects.get(channel=other.channel)
 
-    client.post(page_path("rejected/again"), {"pk": str(row.pk)})
-    client.post(page_path("rejected/again"), {"reason": row.reason})
+    client.post(page_path("rejected/replay"), {"pk": str(row.pk)})
+    client.post(page_path("rejected/replay"), {"reason": row.reason})
 
     assert sent == [OWN.channel]  # by the reason, which both have
 
 
 def test_charts_count_only_visible_jobs() -> None:
     client = sign_in_person(furnished(OWN), "submit_response")
-    before = fetch_text(client, "pictures")
+    before = fetch_text(client, "charts")
 
     long_ago = timezone.now() - timedelta(days=90)
     Job.objects.filter(dataset="uci-private-exhaust").update(submitted_at=long_ago)
-    assert fetch_text(client, "pictures") == before
+    assert fetch_text(client, "charts") == before
     Job.objects.update(submitted_at=long_ago)
-    assert fetch_text(client, "pictures") != before
+    assert fetch_text(client, "charts") != before
 
 
-@pytest.mark.parametrize("page", ["participants", "ledger", "rejected"])
+@pytest.mark.parametrize("page", ["participants", "audit", "rejected"])
 def test_other_channels_cursor_is_rejected(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own, other = furnished(OWN), furnished(OTHER)
 
     def of(place: Tenant) -> list[Any]:
-        names_it = place.names.channel if page == "ledger" else place.channel.pk
-        return [page, names_it, {} if page == "ledger" else ""]
+        names_it = place.names.channel if page == "audit" else place.channel.pk
+        return [page, names_it, {} if page == "audit" else ""]
 
     seen: list[Any] = []
     unseal = cursor.decode

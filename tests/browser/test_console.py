@@ -78,9 +78,9 @@ def rows_of(path: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(Path(path).read_text(), newline="")))
 
 
-def test_a_request_is_previewed_sent_watched_and_downloaded(page: Any, idle: Service) -> None:
+def test_preview_create_watch_download(page: Any, idle: Service) -> None:
     # given the form
-    base = sign_in(page, idle, path=f"/console/{CHANNEL}/ask")
+    base = sign_in(page, idle, path=f"/console/{CHANNEL}/exports/new")
 
     # when a conversation is looked for, and days are chosen
     page.fill("#f-conversationId", "lunch")
@@ -98,9 +98,9 @@ def test_a_request_is_previewed_sent_watched_and_downloaded(page: Any, idle: Ser
     assert idle.query("SELECT count(*) FROM exhaust_job WHERE tag = 'watched'") == [(0,)]
 
     # when it is sent, and a worker comes on with it
-    page.click("text=Send the request")
-    page.wait_for_url(f"{base}/console/{CHANNEL}/jobs/watched/*")
-    page.wait_for_selector(".pill:has-text('Waiting')")
+    page.click("text=Create export")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/exports/watched/*")
+    page.wait_for_selector(".pill:has-text('Queued')")
     seen = []
     for done in (25, 60):
         idle.change(
@@ -118,7 +118,7 @@ def test_a_request_is_previewed_sent_watched_and_downloaded(page: Any, idle: Ser
 
     # then the file appears by itself, and opens
     page.wait_for_selector("a:has-text('Download csv')", timeout=40_000)
-    assert page.inner_text("#said") == "The request: Ready."
+    assert page.inner_text("#live-status") == "The export: Ready."
     with page.expect_download() as downloading:
         page.click("a:has-text('Download csv')")
     rows = rows_of(downloading.value.path())
@@ -128,25 +128,25 @@ def test_a_request_is_previewed_sent_watched_and_downloaded(page: Any, idle: Ser
     # and polling has ended
     assert page.get_attribute("#job", "hx-trigger") is None
     # and the list has it too
-    page.goto(f"{base}/console/{CHANNEL}/jobs")
+    page.goto(f"{base}/console/{CHANNEL}/exports")
     with page.expect_download() as downloading:
         page.click("li:has-text('watched') a:has-text('Download')")
     assert len(rows_of(downloading.value.path())) == 41
 
 
-def test_a_link_past_its_end_says_so_and_is_made_anew(page: Any, staffed: Service) -> None:
+def test_expired_link_is_replaced(page: Any, staffed: Service) -> None:
     base = sign_in(page, staffed)
     asked(page, base, "to-end")
-    page.click("text=Make a link")
+    page.click("text=Create link")
     address = page.input_value(".copy input")
-    assert "h" in page.inner_text("[data-until]")
+    assert "h" in page.inner_text("[data-expires]")
     staffed.change("UPDATE exhaust_link SET expires_at = '2022-01-01 00:00:00+00:00'")
     page.goto(address)
     assert "This link has expired" in page.inner_text("body")
     page.go_back()
     page.reload()
-    assert "The last link has ended" in page.inner_text("main")
-    page.click("text=Make a new link")
+    assert "The last link expired" in page.inner_text("main")
+    page.click("text=Create new link")
     assert page.input_value(".copy input") != address
     with page.expect_download():
         page.evaluate("location.assign(document.querySelector('.copy input').value)")
@@ -155,35 +155,35 @@ def test_a_link_past_its_end_says_so_and_is_made_anew(page: Any, staffed: Servic
 def asked(page: Any, base: str, tag: str) -> None:
     """Sends a request and waits on its page until it is ready."""
     page.goto(
-        f"{base}/console/{CHANNEL}/ask?conversationId={BOT}&startDate=2022-03-01"
+        f"{base}/console/{CHANNEL}/exports/new?conversationId={BOT}&startDate=2022-03-01"
         f"&endDate=2022-04-01&timezone=UTC&outputFormat=csv&tag={tag}"
     )
-    page.click("text=Send the request")
+    page.click("text=Create export")
     page.wait_for_selector("a:has-text('Download csv')", timeout=40_000)
 
 
-def test_without_the_right_neither_button_nor_data(page: Any, staffed: Service) -> None:
+def test_missing_permission_hides_data(page: Any, staffed: Service) -> None:
     base = sign_in(page, staffed, "asha")
-    page.wait_for_url(f"{base}/console/{CHANNEL}/jobs")  # her only channel
+    page.wait_for_url(f"{base}/console/{CHANNEL}/exports")  # her only channel
     names = page.locator("nav a").all_inner_texts()
-    assert names == ["Jobs", "New request", "Pictures", "Conversations", "Rejected events"]
-    page.goto(f"{base}/console/{CHANNEL}/ask")
-    assert "personal" not in page.inner_text("form#ask")
-    for name in ("participants", "keys", "destinations", "ledger", "recurring"):
+    assert names == ["Exports", "New export", "Insights", "Conversations", "Rejected events"]
+    page.goto(f"{base}/console/{CHANNEL}/exports/new")
+    assert "personal" not in page.inner_text("form#export-form")
+    for name in ("participants", "keys", "destinations", "audit", "schedules"):
         answered = page.goto(f"{base}/console/{CHANNEL}/{name}")
         assert answered.status == 403
-        assert "You may not see this page" in page.inner_text("main")
+        assert "You do not have access to this page" in page.inner_text("main")
     page.goto(f"{base}/console/{CHANNEL}/rejected")
-    assert page.locator("text=Send again").count() == 0
+    assert page.locator("text=Reprocess").count() == 0
     page.goto(f"{base}/console/{CHANNEL}/rejected/1")
-    assert "Masked" in page.inner_text("main")
-    assert page.goto(f"{base}/console/ORG_999/jobs").status == 404
+    assert "Hidden, because" in page.inner_text("main")
+    assert page.goto(f"{base}/console/ORG_999/exports").status == 404
 
 
-def test_it_works_without_javascript(chromium: Any, staffed: Service) -> None:
+def test_works_without_javascript(chromium: Any, staffed: Service) -> None:
     context = chromium.new_context(java_script_enabled=False, accept_downloads=True)
     page = context.new_page()
-    base = sign_in(page, staffed, "asha", f"/console/{CHANNEL}/ask")
+    base = sign_in(page, staffed, "asha", f"/console/{CHANNEL}/exports/new")
     page.fill("#f-conversationId", "lunch")
     page.click("button:has-text('Search')")
     page.check(f'input[value="{BOT}"]')
@@ -192,13 +192,13 @@ def test_it_works_without_javascript(chromium: Any, staffed: Service) -> None:
     page.fill("#f-startDate", "2022-03-01")
     page.fill("#f-endDate", "2022-04-01")
     page.fill("#f-tag", "by plain forms")
-    page.click("text=Send the request")
+    page.click("text=Create export")
     assert "Letters, digits" in page.inner_text("#errors")
     page.fill("#f-tag", "plain")
     page.click(".actions button:has-text('Preview')")
     assert "40 rows" in page.inner_text("#preview")
-    page.click("text=Send the request")
-    page.wait_for_url(f"{base}/console/{CHANNEL}/jobs/plain/*")
+    page.click("text=Create export")
+    page.wait_for_url(f"{base}/console/{CHANNEL}/exports/plain/*")
     assert "UTC" in page.inner_text(".history time >> nth=0")
 
     def ready() -> bool:
@@ -212,17 +212,17 @@ def test_it_works_without_javascript(chromium: Any, staffed: Service) -> None:
     context.close()
 
 
-def test_a_page_left_open_signs_nobody_in_for_ever(page: Any, idle: Service) -> None:
-    base = sign_in(page, idle, path=f"/console/{CHANNEL}/ask?conversationId={BOT}")
+def test_polling_does_not_extend_session(page: Any, idle: Service) -> None:
+    base = sign_in(page, idle, path=f"/console/{CHANNEL}/exports/new?conversationId={BOT}")
     page.fill("#f-startDate", "2022-03-01")
     page.fill("#f-endDate", "2022-04-01")
     page.fill("#f-tag", "left-open")
-    page.click("text=Send the request")
-    page.wait_for_selector(".pill:has-text('Waiting')")
+    page.click("text=Create export")
+    page.wait_for_selector(".pill:has-text('Queued')")
     address = page.url
 
     # when it looks again by itself, then it says so: the server does not take that for a use
-    for name in ("jobs", address.removeprefix(f"{base}/console/{CHANNEL}/")):
+    for name in ("exports", address.removeprefix(f"{base}/console/{CHANNEL}/")):
         page.goto(f"{base}/console/{CHANNEL}/{name}")
         with page.expect_request(lambda asked: "x-poll" in asked.headers):
             pass
@@ -232,7 +232,7 @@ def test_a_page_left_open_signs_nobody_in_for_ever(page: Any, idle: Service) -> 
     page.wait_for_url(re.compile("/console/sign-in.next=.*left-open"))
 
 
-def test_a_sink_is_made_by_form_and_its_password_is_never_shown(
+def test_create_destination_hides_password(
     page: Any, staffed: Service
 ) -> None:
     base = sign_in(page, staffed, path=f"/console/{CHANNEL}/destinations")
@@ -253,8 +253,8 @@ def test_a_sink_is_made_by_form_and_its_password_is_never_shown(
     page.wait_for_url(f"{base}/console/{CHANNEL}/destinations/one/by-hand")
     page.click("button:has-text('Pause')")
     page.wait_for_selector(".pill:has-text('Paused')")
-    page.click("text=Change it")
-    assert "One is kept" in page.inner_text("form.form")
+    page.click("text=Edit")
+    assert "is stored and never shown" in page.inner_text("form.form")
     assert "hush" not in page.content()
     page.go_back()
     page.on("dialog", lambda dialog: dialog.accept())
@@ -263,10 +263,10 @@ def test_a_sink_is_made_by_form_and_its_password_is_never_shown(
     assert "by-hand” is deleted" in page.inner_text("main")
 
 
-def test_what_a_dataset_does_not_take_is_neither_shown_nor_sent(
+def test_unsupported_fields_are_not_sent(
     page: Any, staffed: Service
 ) -> None:
-    sign_in(page, staffed, path=f"/console/{CHANNEL}/ask")
+    sign_in(page, staffed, path=f"/console/{CHANNEL}/exports/new")
     assert not page.is_visible("#f-types")
     page.check('input[value="events-exhaust"]')
     page.fill("#f-types", "ASSESS\nEND")
@@ -276,7 +276,7 @@ def test_what_a_dataset_does_not_take_is_neither_shown_nor_sent(
     page.fill("#f-types", "END")
     page.keyboard.press("Tab")
     page.wait_for_selector("#preview .estimate:has-text('No rows')")
-    with page.expect_request("**/ask/preview") as asking:
+    with page.expect_request("**/exports/new/preview") as asking:
         page.check('input[value="sessions-exhaust"]')
     assert not page.is_visible("#f-types")
     assert page.is_visible("#f-application")
@@ -287,16 +287,16 @@ def test_what_a_dataset_does_not_take_is_neither_shown_nor_sent(
 
 
 PAGES = [
-    "", "jobs", "ask", "pictures", "conversations",
+    "", "exports", "exports/new", "charts", "conversations",
     f"conversations/one?id={BOT}&startDate=2022-03-01&endDate=2022-04-01",
     "participants", "rejected", "rejected/1", "destinations", "destinations/new", "destinations/one/warehouse",
-    "destinations/one/warehouse/change", "keys", "ledger", "recurring", "recurring/new", "nowhere",
+    "destinations/one/warehouse/edit", "keys", "audit", "schedules", "schedules/new", "nowhere",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_axe_finds_nothing(chromium: Any, staffed: Service, scheme: str, size: str) -> None:
+def test_axe_finds_no_violations(chromium: Any, staffed: Service, scheme: str, size: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="browser extra").Axe()
     width, height = SIZES[size]
     context = chromium.new_context(
@@ -317,9 +317,9 @@ def test_axe_finds_nothing(chromium: Any, staffed: Service, scheme: str, size: s
         found += faults(axe, page)
         wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, f"{name} is {wide} pixels too wide"
-    page.goto(f"{base}/console/{CHANNEL}/ask")
+    page.goto(f"{base}/console/{CHANNEL}/exports/new")
     page.fill("#f-tag", "a b")
-    page.click("text=Send the request")
+    page.click("text=Create export")
     found += faults(axe, page)
     context.close()
     assert found == []
@@ -336,7 +336,7 @@ def faults(axe: Any, page: Any) -> list[str]:
     ]
 
 
-def test_a_strict_policy_refuses_nothing(page: Any, staffed: Service) -> None:
+def test_pages_keep_strict_csp(page: Any, staffed: Service) -> None:
     base = sign_in(page, staffed)
     refused: list[str] = []
     page.on("console", lambda said: refused.append(f"{page.url} {said.text}"))
@@ -355,13 +355,13 @@ def test_a_strict_policy_refuses_nothing(page: Any, staffed: Service) -> None:
     for name in PAGES[1:-1]:
         page.goto(f"{base}/console/{CHANNEL}/{name}")
         page.wait_for_load_state("networkidle")
-    page.goto(f"{base}/console/{CHANNEL}/ask?startDate=2022-03-01&endDate=2022-04-01")
+    page.goto(f"{base}/console/{CHANNEL}/exports/new?startDate=2022-03-01&endDate=2022-04-01")
     page.wait_for_selector("#preview .estimate:has-text('40 rows')")
     assert page.locator(".nojs:visible").count() == 0  # our script ran
     assert refused == []
 
 
-def test_by_keyboard_alone(page: Any, staffed: Service) -> None:
+def test_download_by_keyboard(page: Any, staffed: Service) -> None:
     base = sign_in(page, staffed)
     asked(page, base, "by-keyboard")
     page.reload()

@@ -1,4 +1,4 @@
-"""How the pages write moments, numbers and sizes."""
+"""Template filters for times, numbers, sizes, statuses and datasets."""
 
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -12,8 +12,8 @@ from exhaust.models import Job
 
 register = template.Library()
 _STATUS_LABELS = {
-    Job.Status.SUBMITTED: "Waiting",
-    Job.Status.PROCESSING: "Being made",
+    Job.Status.SUBMITTED: "Queued",
+    Job.Status.PROCESSING: "Running",
     Job.Status.SUCCESS: "Ready",
     Job.Status.FAILED: "Failed",
     Job.Status.CANCELLED: "Cancelled",
@@ -22,7 +22,7 @@ _STATUS_LABELS = {
 
 @register.filter
 def timestamp(value: datetime | None) -> SafeString | str:
-    """In UTC; `console.js` rewrites it in the viewer's zone, with UTC on hover."""
+    """Formats a time in UTC; `console.js` shows it in the browser's zone, with UTC on hover."""
     if value is None:
         return "never"
     return format_html(
@@ -35,7 +35,7 @@ def timestamp(value: datetime | None) -> SafeString | str:
 
 @register.filter
 def day(value: date | str) -> str:
-    """`3 Mar 2026`; what is no day stays as it is."""
+    """Formats a date as `3 Mar 2026`; returns other text unchanged."""
     try:
         parsed = date.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
@@ -50,7 +50,7 @@ def thousands(number: float | None) -> str:
 
 @register.filter
 def size(byte_count: int | None) -> str:
-    """`10.7 MB`, in steps of 1000."""
+    """Formats bytes as `10.7 MB`, with units of 1000."""
     if byte_count is None:
         return "unknown size"
     if byte_count < 1000:
@@ -64,7 +64,7 @@ def size(byte_count: int | None) -> str:
 
 @register.filter
 def duration(value: timedelta | float | None) -> str:
-    """`2 min 5 s`, of a span or of seconds: its two largest units."""
+    """Formats a duration (a number is in seconds) as `2 min 5 s`: its two largest units."""
     if value is None:
         return "–"  # noqa: RUF001
     remaining = int(value.total_seconds() if isinstance(value, timedelta) else value)
@@ -88,5 +88,5 @@ def dataset(name: str) -> str:
 
 @register.filter
 def lookup(mapping: dict[str, Any], key: str) -> Any:
-    """What stands there under that name, or nothing."""
+    """Returns the value of a key, or '' where there is none."""
     return mapping.get(key, "") if mapping else ""

@@ -81,82 +81,82 @@ def text(answer: Any, status: int = 200) -> str:
 
 
 def at(job: Job, more: str = "") -> str:
-    return f"/console/{job.channel.identifier}/jobs/{job.tag}/{job.request_id}{more}"
+    return f"/console/{job.channel.identifier}/exports/{job.tag}/{job.request_id}{more}"
 
 
 # Signing in ---------------------------------------------------------------------------------------
 
 
-def test_who_is_not_signed_in_is_asked_to_and_comes_back() -> None:
+def test_sign_in_returns_to_requested_page() -> None:
     User.objects.create_user("asha", password="a long enough one")
     browser = Client()
-    asked = browser.get(f"{C}/jobs?status=FAILED")
+    asked = browser.get(f"{C}/exports?status=FAILED")
     assert asked.status_code == 302
-    assert asked["Location"] == "/console/sign-in?next=/console/ORG_001/jobs%3Fstatus%3DFAILED"
-    said = {"username": "asha", "password": "wrong", "next": "/console/ORG_001/jobs"}
+    assert asked["Location"] == "/console/sign-in?next=/console/ORG_001/exports%3Fstatus%3DFAILED"
+    said = {"username": "asha", "password": "wrong", "next": "/console/ORG_001/exports"}
     assert "Please enter a correct" in text(browser.post("/console/sign-in", said))
     let_in = browser.post("/console/sign-in", {**said, "password": "a long enough one"})
-    assert let_in["Location"] == "/console/ORG_001/jobs"
+    assert let_in["Location"] == "/console/ORG_001/exports"
     # a part of a page sends the whole page to sign in
-    part = Client().get(f"{C}/jobs", headers={"HX-Request": "true"})
+    part = Client().get(f"{C}/exports", headers={"HX-Request": "true"})
     assert (part.status_code, part["HX-Refresh"]) == (204, "true")
     assert browser.post("/console/sign-out")["Location"] == "/console/sign-in"
-    assert browser.get(f"{C}/jobs").status_code == 302
+    assert browser.get(f"{C}/exports").status_code == 302
 
 
-def test_who_tried_too_often_is_told_for_how_long() -> None:
+def test_lockout_page_says_how_long() -> None:
     said = {"username": "nobody", "password": "wrong"}
     answers = [Client().post("/console/sign-in", said) for _ in range(10)]
     assert "for fifteen minutes" in text(answers[-1], 429)
 
 
-def test_the_only_channel_is_entered_at_once(asha: Client) -> None:
+def test_single_channel_opens_directly(asha: Client) -> None:
     assert asha.get("/console/")["Location"] == f"{C}/"
-    assert asha.get(f"{C}/")["Location"] == f"{C}/jobs"
+    assert asha.get(f"{C}/")["Location"] == f"{C}/exports"
 
 
-def test_of_several_channels_one_is_chosen(asha: Client) -> None:
+def test_choose_among_channels(asha: Client) -> None:
     person(channel="ORG_002", submit_private=True)
     make_channel("ORG_003")
     said = text(asha.get("/console/"))
     assert "ORG_001" in said
     assert "ORG_002" in said
     assert "ORG_003" not in said
-    assert asha.get("/console/ORG_002/")["Location"] == "/console/ORG_002/jobs"
+    assert asha.get("/console/ORG_002/")["Location"] == "/console/ORG_002/exports"
 
 
-def test_who_has_no_right_anywhere_is_told_what_to_do() -> None:
+def test_no_role_explains_next_step() -> None:
     make_channel()
-    assert "none of your groups has a right" in text(person().get("/console/"))
+    assert "none of your groups has a permission" in text(person().get("/console/"))
 
 
-def test_who_is_switched_off_sees_nothing(asha: Client) -> None:
+def test_inactive_user_sees_nothing(asha: Client) -> None:
     User.objects.update(is_active=False)
-    assert asha.get(f"{C}/jobs").status_code == 302
+    assert asha.get(f"{C}/exports").status_code == 302
 
 
 # Walls --------------------------------------------------------------------------------------------
 
 
-def test_another_channels_job_is_as_unknown_as_none(asha: Client) -> None:
+def test_other_channel_job_is_not_found(asha: Client) -> None:
     theirs = make_finished(channel="ORG_002")
-    unknown = asha.get(f"{C}/jobs/{theirs.tag}/{theirs.request_id}")
-    assert "There is nothing here" in text(unknown, 404)
+    unknown = asha.get(f"{C}/exports/{theirs.tag}/{theirs.request_id}")
+    assert "Page not found" in text(unknown, 404)
     for more in ("", "/files/1"):
-        assert "There is nothing here" in text(asha.get(at(theirs, more)), 404)
+        assert "Page not found" in text(asha.get(at(theirs, more)), 404)
     for more in ("/cancel", "/retry", "/files/1/link"):
-        assert "There is nothing here" in text(asha.post(at(theirs, more)), 404)
-        assert "There is nothing here" in text(
-            asha.post(f"{C}/jobs/{theirs.tag}/{theirs.request_id}{more}"), 404
+        assert "Page not found" in text(asha.post(at(theirs, more)), 404)
+        assert "Page not found" in text(
+            asha.post(f"{C}/exports/{theirs.tag}/{theirs.request_id}{more}"), 404
         )
-    assert text(asha.get("/console/ORG_002/jobs"), 404) == text(asha.get("/console/NOPE/jobs"), 404)
+    assert text(asha.get("/console/ORG_002/exports"), 404) == text(asha.get("/console/NOPE/exports"), 404)
     assert Link.objects.count() == 0
 
 
-def test_a_file_of_people_takes_its_own_right(asha: Client) -> None:
+def test_private_dataset_needs_permission(asha: Client) -> None:
     people = make_finished(dataset=PRIVATE, tag="people")
     make_finished(tag="answers")
-    said = text(asha.get(f"{C}/jobs"))
+    said = text(asha.get(f"{C}/exports"))
     assert "answers" in said
     assert "people" not in said
     assert PRIVATE not in said
@@ -164,16 +164,16 @@ def test_a_file_of_people_takes_its_own_right(asha: Client) -> None:
         assert asha.get(at(people, more)).status_code == 404
     for more in ("/cancel", "/retry", "/files/1/link"):
         assert asha.post(at(people, more)).status_code == 404
-    assert PRIVATE not in text(asha.get(f"{C}/ask"))
-    refused = text(asha.post(f"{C}/ask", form(dataset=PRIVATE)), 400)
-    assert "You may not ask for this one here" in refused
-    assert "You may not ask for this one here" in text(
-        asha.post(f"{C}/ask/preview", form(dataset=PRIVATE))
+    assert PRIVATE not in text(asha.get(f"{C}/exports/new"))
+    refused = text(asha.post(f"{C}/exports/new", form(dataset=PRIVATE)), 400)
+    assert "You may not export this dataset here" in refused
+    assert "You may not export this dataset here" in text(
+        asha.post(f"{C}/exports/new/preview", form(dataset=PRIVATE))
     )
     assert Job.objects.count() == 2
     # and who has that right alone sees nothing else
     her = person("usha", submit_private=True)
-    said = text(her.get(f"{C}/jobs"))
+    said = text(her.get(f"{C}/exports"))
     assert "people" in said
     assert "answers" not in said
 
@@ -182,9 +182,9 @@ def test_a_file_of_people_takes_its_own_right(asha: Client) -> None:
 
 
 @pytest.mark.django_db(transaction=True)  # what is read was committed
-def test_a_request_is_sent_made_and_downloaded(asha: Client, enqueued_tasks: list[str]) -> None:
+def test_create_run_and_download_export(asha: Client, enqueued_tasks: list[str]) -> None:
     send_events(*(make_answer(number) for number in range(3)))
-    sent = asha.post(f"{C}/ask", form())
+    sent = asha.post(f"{C}/exports/new", form())
     job = Job.objects.get()
     assert sent["Location"] == at(job)
     assert (job.tag, job.requested_by, job.dataset) == ("by-hand", "asha", RESPONSE)
@@ -197,8 +197,8 @@ def test_a_request_is_sent_made_and_downloaded(asha: Client, enqueued_tasks: lis
     }
     assert enqueued_tasks == ["exhaust.work"]
     waiting = text(asha.get(at(job)))
-    assert "Your request is in." in waiting
-    assert "next in the queue" in waiting
+    assert "Export queued." in waiting
+    assert "first in queue" in waiting
     assert 'hx-trigger="every 1s"' in waiting
     call_command("run_jobs")
     ready = text(asha.get(at(job)))
@@ -220,7 +220,7 @@ def test_a_request_is_sent_made_and_downloaded(asha: Client, enqueued_tasks: lis
         ({"endDate": "2024-04-02"}, "endDate", "At most 366 days at once; ask in parts."),
         ({"conversationId": ""}, "conversationId", "Choose a conversation."),
         ({"tag": "a b"}, "tag", "Letters, digits"),
-        ({"tag": ""}, "tag", "Name the request"),
+        ({"tag": ""}, "tag", "Enter a tag"),
         ({"timezone": "Mars/Base"}, "timezone", "Unknown time zone"),
         ({"outputFormat": "pdf"}, "outputFormat", "One of csv"),
         ({"since": "ABC"}, "since", "Names no request of this channel"),
@@ -229,11 +229,11 @@ def test_a_request_is_sent_made_and_downloaded(asha: Client, enqueued_tasks: lis
         ({"tag": "x\0y"}, "tag", "Letters, digits"),
     ],
 )
-def test_what_is_wrong_stands_beside_its_field_and_nothing_typed_is_lost(
+def test_form_errors_keep_typed_values(
     asha: Client, wrong: dict[str, str], field: str, sentence: str
 ) -> None:
     send_events(make_answer(1))
-    said = text(asha.post(f"{C}/ask", form(**{"tag": "kept-as-typed", **wrong})), 400)
+    said = text(asha.post(f"{C}/exports/new", form(**{"tag": "kept-as-typed", **wrong})), 400)
     assert f'<a href="#f-{field}">{sentence}' in said
     assert f'id="e-{field}">{sentence}' in said
     assert f'id="f-{field}"' in said
@@ -243,12 +243,12 @@ def test_what_is_wrong_stands_beside_its_field_and_nothing_typed_is_lost(
 
 
 @pytest.mark.django_db(transaction=True)  # what is read was committed
-def test_events_are_narrowed_by_type_and_application_and_the_caller_is_told() -> None:
+def test_events_filters_and_callback() -> None:
     bela = person("bela", submit_private=True)
     send_events(make_answer(1), make_answer(2) | {"eid": "END"}, make_answer(3) | {"eid": "LOG"})
     Application.objects.create(channel=make_channel(), identifier="our-app", name="Our app")
     Application.objects.create(channel=make_channel("ORG_002"), identifier="theirs")
-    blank = text(bela.get(f"{C}/ask"))
+    blank = text(bela.get(f"{C}/exports/new"))
     assert '<option value="our-app">Our app (our-app)</option>' in blank
     assert "theirs" not in blank
     said = form(
@@ -259,10 +259,10 @@ def test_events_are_narrowed_by_type_and_application_and_the_caller_is_told() ->
     )
 
     # when it is shown, then only these are counted
-    assert "<strong>2 rows</strong>" in text(bela.post(f"{C}/ask/preview", said))
-    assert "No rows." in text(bela.post(f"{C}/ask/preview", said | {"application": "our-app"}))
+    assert "<strong>2 rows</strong>" in text(bela.post(f"{C}/exports/new/preview", said))
+    assert "No rows." in text(bela.post(f"{C}/exports/new/preview", said | {"application": "our-app"}))
     # when it is sent, then it is the API's request
-    assert bela.post(f"{C}/ask", said | {"application": "our-app"}).status_code == 302
+    assert bela.post(f"{C}/exports/new", said | {"application": "our-app"}).status_code == 302
 
     job = Job.objects.get()
     assert job.config["types"] == ["ASSESS", "END"]
@@ -275,120 +275,120 @@ def test_events_are_narrowed_by_type_and_application_and_the_caller_is_told() ->
     assert call["callbackUrl"] == job.callback_url
     # and it can be asked again as it was
     shown = bela.get(at(job)).content.decode()
-    again = html.unescape(re.findall(r'href="([^"]*/ask\?[^"]*)"', shown)[0])
+    again = html.unescape(re.findall(r'href="([^"]*/exports/new\?[^"]*)"', shown)[0])
     filled = bela.get(again).content.decode()
     assert ">ASSESS\nEND</textarea>" in filled
     assert '<option value="our-app" selected>' in filled
     assert 'value="https://example.org/told?x=1"' in filled
 
 
-def test_an_answers_request_offers_no_types_and_refuses_them(asha: Client) -> None:
+def test_response_export_rejects_types(asha: Client) -> None:
     send_events(make_answer(1))
-    assert "Event types" not in text(asha.get(f"{C}/ask"))
-    said = text(asha.post(f"{C}/ask", form(types="ASSESS")), 400)
+    assert "Event types" not in text(asha.get(f"{C}/exports/new"))
+    said = text(asha.post(f"{C}/exports/new", form(types="ASSESS")), 400)
     assert "uci-response-exhaust takes none; leave it out." in said
     assert Job.objects.count() == 0
 
 
-def test_what_a_schedule_cannot_say_offers_none() -> None:
+def test_schedule_link_only_if_expressible() -> None:
     admin = person("bela", submit_private=True, administer=True)
     job = make_job(dataset="events-exhaust", config=DAYS | {"types": ["END"]})
-    assert "Make it recurring" not in text(admin.get(at(job)))
+    assert "Schedule this" not in text(admin.get(at(job)))
     job = make_job(dataset="events-exhaust", config=DAYS, tag="all", callback_url="https://a.org/b")
     said = text(admin.get(at(job)))
-    assert "Make it recurring" in said
+    assert "Schedule this" in said
     assert "callbackUrl=https%3A%2F%2Fa.org%2Fb" in said
 
 
-def test_a_full_queue_is_told_and_the_form_stays(asha: Client, settings: Any) -> None:
+def test_full_queue_keeps_form(asha: Client, settings: Any) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     send_events(make_answer(1))
     make_job()
-    said = text(asha.post(f"{C}/ask", form(tag="one-more")), 429)
+    said = text(asha.post(f"{C}/exports/new", form(tag="one-more")), 429)
     assert "1 requests waiting" in said
     assert 'value="one-more"' in said
 
 
 @pytest.mark.django_db(transaction=True)  # what is read was committed
-def test_the_preview_is_shown_before_anything_is_sent(asha: Client) -> None:
+def test_preview_creates_no_job(asha: Client) -> None:
     send_events(*(make_answer(number) for number in range(5)))
-    part = text(asha.post(f"{C}/ask/preview", form()))
+    part = text(asha.post(f"{C}/exports/new/preview", form()))
     assert "<strong>5 rows</strong>" in part
     assert "because" not in part  # masked
-    whole = text(asha.post(f"{C}/ask", form(act="preview")))
+    whole = text(asha.post(f"{C}/exports/new", form(act="preview")))
     assert "<strong>5 rows</strong>" in whole
     assert 'value="by-hand"' in whole
     assert Job.objects.count() == 0
-    nothing = text(asha.post(f"{C}/ask/preview", form(endDate="2022-03-02")))
+    nothing = text(asha.post(f"{C}/exports/new/preview", form(endDate="2022-03-02")))
     assert "No rows." in nothing
-    assert "Choose the first day." in text(asha.post(f"{C}/ask/preview", form(startDate="")))
+    assert "Choose the first day." in text(asha.post(f"{C}/exports/new/preview", form(startDate="")))
 
 
-def test_days_are_filled_in_and_conversations_found_without_a_script(asha: Client) -> None:
+def test_presets_and_search_without_script(asha: Client) -> None:
     send_events(make_answer(1))
-    said = text(asha.post(f"{C}/ask", form(preset="yesterday", startDate="", tag="kept")))
+    said = text(asha.post(f"{C}/exports/new", form(preset="yesterday", startDate="", tag="kept")))
     yesterday = (timezone.now() - timedelta(days=1)).date().isoformat()
     assert said.count(f'value="{yesterday}"') == 2
     assert 'value="kept"' in said
-    assert f'value="{BOT}"' in text(asha.post(f"{C}/ask", form(act="search", q="c63b")))
-    none = text(asha.post(f"{C}/ask", form(act="search", q="nobody", conversationId="")))
+    assert f'value="{BOT}"' in text(asha.post(f"{C}/exports/new", form(act="search", q="c63b")))
+    none = text(asha.post(f"{C}/exports/new", form(act="search", q="nobody", conversationId="")))
     assert "No conversation" in none
-    assert f'value="{BOT}"' in text(asha.get(f"{C}/ask/conversations?q=C63B"))
-    assert "No conversation" in text(asha.get(f"{C}/ask/conversations?q=%00"))
+    assert f'value="{BOT}"' in text(asha.get(f"{C}/exports/new/conversations?q=C63B"))
+    assert "No conversation" in text(asha.get(f"{C}/exports/new/conversations?q=%00"))
 
 
 # The list -----------------------------------------------------------------------------------------
 
 
-def test_an_address_with_a_nul_is_nowhere(asha: Client) -> None:
-    for page in ("/console/%00/jobs", f"{C}/jobs/%00/x", f"{C}/jobs/x/%00", f"{C}/keys/%00/revoke"):
+def test_nul_in_address_is_not_found(asha: Client) -> None:
+    for page in ("/console/%00/exports", f"{C}/exports/%00/x", f"{C}/exports/x/%00", f"{C}/keys/%00/revoke"):
         assert asha.get(page).status_code == 404
-    assert "No job is like that" in text(asha.get(f"{C}/jobs?tagPrefix=%00"))
+    assert "No matching exports" in text(asha.get(f"{C}/exports?tagPrefix=%00"))
 
 
-def test_an_empty_list_says_what_to_do(asha: Client) -> None:
-    assert "Nothing was asked for" in text(asha.get(f"{C}/jobs"))
-    assert "No job is like that" in text(asha.get(f"{C}/jobs?status=FAILED"))
+def test_empty_list_says_what_to_do(asha: Client) -> None:
+    assert "No exports in this channel" in text(asha.get(f"{C}/exports"))
+    assert "No matching exports" in text(asha.get(f"{C}/exports?status=FAILED"))
 
 
-def test_the_list_is_filtered_and_paged(asha: Client) -> None:
+def test_filter_and_page_exports(asha: Client) -> None:
     for number in range(5):
         make_job(tag=f"a-{number}")
     make_finished(tag="b-done")
-    said = text(asha.get(f"{C}/jobs?tagPrefix=a-&limit=2"))
+    said = text(asha.get(f"{C}/exports?tagPrefix=a-&limit=2"))
     assert "a-4" in said
     assert "a-2" not in said
     older = said.split('href="')[-1].split('"')[0].replace("&amp;", "&")
     assert "cursor=" in older
     assert "a-2" in text(asha.get(older))
-    assert "b-done" in text(asha.get(f"{C}/jobs?status=SUCCESS"))
+    assert "b-done" in text(asha.get(f"{C}/exports?status=SUCCESS"))
     tomorrow = (timezone.now() + timedelta(days=1)).date().isoformat()
-    assert "No job is like that" in text(asha.get(f"{C}/jobs?requestedFrom={tomorrow}"))
-    assert "a-0" in text(asha.get(f"{C}/jobs?requestedTo={tomorrow}"))
+    assert "No matching exports" in text(asha.get(f"{C}/exports?requestedFrom={tomorrow}"))
+    assert "a-0" in text(asha.get(f"{C}/exports?requestedTo={tomorrow}"))
 
 
 @pytest.mark.parametrize(
     "query", ["status=WHAT", "requestedFrom=soon", "cursor=x", "limit=x", "dataset=nothing"]
 )
-def test_a_wrong_filter_is_told(asha: Client, query: str) -> None:
-    assert "to be mended" in text(asha.get(f"{C}/jobs?{query}"), 400)
+def test_invalid_filter_is_reported(asha: Client, query: str) -> None:
+    assert "to be mended" in text(asha.get(f"{C}/exports?{query}"), 400)
 
 
-def test_only_open_jobs_are_looked_at_again(asha: Client) -> None:
+def test_only_unfinished_jobs_are_polled(asha: Client) -> None:
     make_finished(tag="done")
-    assert "hx-trigger" not in text(asha.get(f"{C}/jobs"))
+    assert "hx-trigger" not in text(asha.get(f"{C}/exports"))
     job = make_claimed(tag="going")
     Job.objects.filter(pk=job.pk).update(
         rows_done=500, rows_estimated=2000, started_at=timezone.now() - timedelta(seconds=30)
     )
-    said = text(asha.get(f"{C}/jobs"))
+    said = text(asha.get(f"{C}/exports"))
     assert 'hx-trigger="every 2s"' in said
     assert f'hx-select-oob="#job-{job.pk}"' in said
     assert '<progress max="100" value="25"' in said
     assert "500 of about 2,000 rows · about 1 min 30 s left" in said
 
 
-def test_a_page_of_a_hundred_jobs_takes_few_queries(asha: Client) -> None:
+def test_hundred_exports_take_few_queries(asha: Client) -> None:
     for number in range(101):
         job = make_job(
             tag=f"t-{number}",
@@ -398,9 +398,9 @@ def test_a_page_of_a_hundred_jobs_takes_few_queries(asha: Client) -> None:
         if number % 2:
             make_file(job).save()
             Link.objects.create(file=job.files.get(), expires_at=timezone.now())
-    asha.get(f"{C}/jobs")  # writes down, once a minute, that the session is in use
+    asha.get(f"{C}/exports")  # writes down, once a minute, that the session is in use
     with CaptureQueriesContext(connection) as queries:
-        said = text(asha.get(f"{C}/jobs?limit=100"))
+        said = text(asha.get(f"{C}/exports?limit=100"))
     assert said.count('<li id="job-') == 100
     assert len(queries) < 10, [query["sql"][:200] for query in queries]
 
@@ -408,9 +408,9 @@ def test_a_page_of_a_hundred_jobs_takes_few_queries(asha: Client) -> None:
 # One job ------------------------------------------------------------------------------------------
 
 
-def test_a_link_is_made_lasts_ends_and_is_made_anew(asha: Client) -> None:
+def test_share_link_lifecycle(asha: Client) -> None:
     job = make_finished()
-    assert "Make a link" in text(asha.get(at(job)))
+    assert "Create link" in text(asha.get(at(job)))
     assert asha.post(at(job, "/files/1/link"))["Location"] == at(job) + "#link-1"
     first = Link.objects.get()
     said = text(asha.get(at(job)))
@@ -420,29 +420,29 @@ def test_a_link_is_made_lasts_ends_and_is_made_anew(asha: Client) -> None:
     ended = Client().get("/" + links.build_url(first).split("/", 3)[3])
     assert "This link has expired" in text(ended, 410)
     said = text(asha.get(at(job)))
-    assert "The last link has ended" in said
+    assert "The last link expired" in said
     assert links.build_url(first) not in said
     asha.post(at(job, "/files/1/link"))
     assert Link.objects.count() == 2
-    assert "The last link has ended" not in text(asha.get(at(job)))
+    assert "The last link expired" not in text(asha.get(at(job)))
     said = text(asha.post(at(job, "/files/1/revoke"), follow=True))
     assert "The link opens nothing any more." in said
-    assert "The last link has ended (by hand" in said
+    assert "The last link expired (by hand" in said
     assert "no link that could" in text(asha.post(at(job, "/files/1/revoke"), follow=True))
 
 
-def test_a_withdrawn_file_is_not_handed_out_and_made_anew(asha: Client) -> None:
+def test_withdrawn_file_is_remade_on_retry(asha: Client) -> None:
     job = make_finished()
     File.objects.update(withdrawn_at=timezone.now())
     said = text(asha.get(at(job)))
     assert "took back their consent" in said
     assert "Run it again" in said
     assert asha.get(at(job, "/files/1")).status_code == 404
-    assert "File gone" in text(asha.get(f"{C}/jobs"))
+    assert "File gone" in text(asha.get(f"{C}/exports"))
     assert "It runs again" in text(asha.post(at(job, "/retry"), follow=True))
 
 
-def test_a_deleted_file_says_so(asha: Client) -> None:
+def test_deleted_file_says_so(asha: Client) -> None:
     job = make_finished()
     File.objects.update(deleted_at=timezone.now())
     said = text(asha.get(at(job)))
@@ -451,10 +451,10 @@ def test_a_deleted_file_says_so(asha: Client) -> None:
     assert asha.get(at(job, "/files/1")).status_code == 410
     asha.post(at(job, "/files/1/link"))
     assert Link.objects.count() == 0
-    assert "File gone" in text(asha.get(f"{C}/jobs"))
+    assert "File gone" in text(asha.get(f"{C}/exports"))
 
 
-def test_a_job_is_cancelled_and_runs_again(asha: Client) -> None:
+def test_cancel_and_retry_export(asha: Client) -> None:
     job = make_job()
     assert "Cancel the request" in text(asha.get(at(job)))
     assert "is cancelled" in text(asha.post(at(job, "/cancel"), follow=True))
@@ -467,7 +467,7 @@ def test_a_job_is_cancelled_and_runs_again(asha: Client) -> None:
     assert asha.get(at(job, "/cancel")).status_code == 405
 
 
-def test_a_failed_job_says_why(asha: Client) -> None:
+def test_failed_export_says_why(asha: Client) -> None:
     job = make_claimed()
     transitions.fail(job, "The rows do not go into one sheet.", permanent=True)
     said = text(asha.get(at(job)))
@@ -475,14 +475,14 @@ def test_a_failed_job_says_why(asha: Client) -> None:
     assert "Run it again" in said
 
 
-def test_what_can_be_done_next_is_prepared(asha: Client, files: Path) -> None:
+def test_next_steps_are_prefilled(asha: Client, files: Path) -> None:
     send_events(make_answer(1))
-    asha.post(f"{C}/ask", form())
+    asha.post(f"{C}/exports/new", form())
     call_command("run_jobs")
     job = Job.objects.get()
     said = asha.get(at(job)).content.decode()
     assert "$EXHAUST_KEY" in said
-    assert "Make it recurring" not in said  # asha does not administer
+    assert "Schedule this" not in said  # asha does not administer
     since = next(
         part.split('"')[0].replace("&amp;", "&")
         for part in said.split('href="')
@@ -491,23 +491,23 @@ def test_what_can_be_done_next_is_prepared(asha: Client, files: Path) -> None:
     prepared = text(asha.get(since))
     assert f'value="{job.request_id}"' in prepared
     assert 'value="2022-03-01"' in prepared
-    assert asha.post(f"{C}/ask", form(since=job.request_id, tag="more")).status_code == 302
+    assert asha.post(f"{C}/exports/new", form(since=job.request_id, tag="more")).status_code == 302
 
 
-def test_nothing_of_a_sender_is_run_in_a_page(asha: Client) -> None:
+def test_sender_text_is_escaped(asha: Client) -> None:
     evil = make_answer(1, "<script>alert(1)</script>")
     evil["edata"]["item"]["title"] = "<script>alert(1)</script>"
     send_events(evil)
     make_job(tag="t", requested_by="<script>alert(1)</script>")
-    for address in (f"{C}/jobs", at(Job.objects.get())):
+    for address in (f"{C}/exports", at(Job.objects.get())):
         assert "<script>alert" not in text(asha.get(address))
-    assert "<script>alert" not in text(asha.post(f"{C}/ask/preview", form()))
+    assert "<script>alert" not in text(asha.post(f"{C}/exports/new/preview", form()))
 
 
-def test_no_page_needs_anything_inline(asha: Client) -> None:
+def test_pages_have_no_inline_code(asha: Client) -> None:
     make_finished()
     address: Callable[[str], str] = lambda page: text(asha.get(page))  # noqa: E731
-    for page in (f"{C}/jobs", f"{C}/ask", at(Job.objects.get()), "/console/sign-in"):
+    for page in (f"{C}/exports", f"{C}/exports/new", at(Job.objects.get()), "/console/sign-in"):
         said = address(page) if page != "/console/sign-in" else text(Client().get(page))
         assert " style=" not in said
         assert "<style" not in said

@@ -51,35 +51,35 @@ RIGHTS = ("submit_response", "submit_private", "administer", "audit")
 # by the address's name: who may, and what else stands in the address
 WHO: dict[str, tuple[set[str], dict[str, Any]]] = {
     "start": ({*RIGHTS}, {}),
-    "jobs": (ASK, {}),
-    "job": (ASK, {"tag": "daily", "request_id": "ID"}),
-    "cancel": (ASK, {"tag": "daily", "request_id": "ID"}),
-    "retry": (ASK, {"tag": "daily", "request_id": "ID"}),
+    "exports": (ASK, {}),
+    "export": (ASK, {"tag": "daily", "request_id": "ID"}),
+    "cancel-export": (ASK, {"tag": "daily", "request_id": "ID"}),
+    "retry-export": (ASK, {"tag": "daily", "request_id": "ID"}),
     "download": (ASK, {"tag": "daily", "request_id": "ID", "part": 1}),
-    "link": (ASK, {"tag": "daily", "request_id": "ID", "part": 1}),
+    "create-link": (ASK, {"tag": "daily", "request_id": "ID", "part": 1}),
     "revoke-link": (ASK, {"tag": "daily", "request_id": "ID", "part": 1}),
-    "ask": (ASK, {}),
-    "preview": (ASK, {}),
-    "search": (ASK, {}),
-    "recurring": (ADMINISTER, {}),
-    "recurring-new": (ADMINISTER, {}),
-    "recurring-one": (ADMINISTER, {"name": "every-day"}),
-    "recurring-act": (ADMINISTER, {"name": "every-day", "what": "pause"}),
-    "pictures": (VIEW, {}),
+    "new-export": (ASK, {}),
+    "preview-export": (ASK, {}),
+    "search-conversations": (ASK, {}),
+    "schedules": (ADMINISTER, {}),
+    "new-schedule": (ADMINISTER, {}),
+    "edit-schedule": (ADMINISTER, {"name": "every-day"}),
+    "schedule-action": (ADMINISTER, {"name": "every-day", "action": "pause"}),
+    "charts": (VIEW, {}),
     "conversations": (VIEW, {}),
     "conversation": (VIEW, {}),
     "participants": ({"submit_private"}, {}),
-    "rejected": (VIEW, {}),
-    "rejected-one": (VIEW, {"pk": 1}),
+    "rejected-events": (VIEW, {}),
+    "rejected-event": (VIEW, {"pk": 1}),
     "replay": (ADMINISTER, {}),
     "destinations": (ADMINISTER, {}),
-    "destination-new": (set(), {}),  # takes two rights: see below
-    "destination-one": (ADMINISTER, {"name": "warehouse"}),
-    "destination-change": (set(), {"name": "warehouse"}),
-    "destination-act": (ADMINISTER, {"name": "warehouse", "what": "pause"}),
+    "new-destination": (set(), {}),  # needs two permissions: see below
+    "destination": (ADMINISTER, {"name": "warehouse"}),
+    "edit-destination": (set(), {"name": "warehouse"}),
+    "destination-action": (ADMINISTER, {"name": "warehouse", "action": "pause"}),
     "keys": (ADMINISTER, {}),
-    "revoke": (ADMINISTER, {"public_id": "abcdefgh"}),
-    "ledger": ({"audit"}, {}),
+    "revoke-key": (ADMINISTER, {"public_id": "abcdefgh"}),
+    "audit": ({"audit"}, {}),
 }
 NAMED = {
     pattern.name: "/console/" + str(pattern.pattern)
@@ -88,7 +88,7 @@ NAMED = {
 }
 
 
-def test_every_address_of_a_channel_is_walked() -> None:
+def test_every_channel_url_is_covered() -> None:
     assert set(NAMED) == set(WHO)
 
 
@@ -98,7 +98,7 @@ def address(name: str, channel: str = "ORG_001") -> str:
 
 
 @pytest.mark.parametrize("name", WHO)
-def test_who_may_see_which_page(name: str) -> None:
+def test_page_permissions(name: str) -> None:
     make_channel()
     for right in RIGHTS:
         browser = person(right, **{right: True})
@@ -123,10 +123,10 @@ def test_who_may_see_which_page(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in WHO if name != "start"])
-def test_a_page_of_nothing_says_what_to_do(name: str) -> None:
+def test_empty_page_says_what_to_do(name: str) -> None:
     browser = person(**dict.fromkeys(RIGHTS, True))
     answered = browser.get(address(name))
-    if answered.status_code == 200 and name not in ("search", "preview"):
+    if answered.status_code == 200 and name not in ("search-conversations", "preview-export"):
         said = text(answered)
         assert "<h1>" in said
         assert "{{" not in said
@@ -137,9 +137,9 @@ def test_a_page_of_nothing_says_what_to_do(name: str) -> None:
 # Keys ---------------------------------------------------------------------------------------------
 
 
-def test_a_key_is_made_shown_once_and_revoked() -> None:
+def test_create_and_revoke_key() -> None:
     admin = person(administer=True, submit_response=True)
-    assert "No program has a key" in text(admin.get(f"{C}/keys"))
+    assert "No API keys for this channel" in text(admin.get(f"{C}/keys"))
     said = {"name": "our bot", "scope": ["ingest", "export:response"], "days": "90"}
     made = text(admin.post(f"{C}/keys", said))
     key = re.search(r"exh_\w+", made)
@@ -161,23 +161,23 @@ def test_a_key_is_made_shown_once_and_revoked() -> None:
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        ({"name": ""}, "Say who uses it."),
-        ({"scope": []}, "Choose what it may do."),
-        ({"scope": ["export:private"]}, "A key may do no more than you."),
-        ({"scope": ["pull"]}, "A key may do no more than you."),
-        ({"scope": ["nothing"]}, "A key may do no more than you."),
-        ({"days": "1"}, "Choose how long it lives."),
+        ({"name": ""}, "Enter a name for the key."),
+        ({"scope": []}, "Choose at least one permission."),
+        ({"scope": ["export:private"]}, "You cannot grant a permission that you do not have."),
+        ({"scope": ["pull"]}, "You cannot grant a permission that you do not have."),
+        ({"scope": ["nothing"]}, "You cannot grant a permission that you do not have."),
+        ({"days": "1"}, "Choose when the key expires."),
         ({"name": "x" * 129}, "Up to 128 characters."),
     ],
 )
-def test_a_key_does_no_more_than_its_maker(said: dict[str, Any], sentence: str) -> None:
+def test_key_scopes_limited_by_creator(said: dict[str, Any], sentence: str) -> None:
     admin = person(administer=True, submit_response=True)
     sent = {"name": "n", "scope": ["ingest"], "days": "30", **said}
     assert sentence in text(admin.post(f"{C}/keys", sent), 400)
     assert not ApiKey.objects.exists()
 
 
-def test_a_key_of_two_channels_is_not_one_administrators_to_revoke() -> None:
+def test_revoke_needs_all_key_channels() -> None:
     admin = person(administer=True)
     make_key("ingest", channels=("ORG_001", "ORG_002"))
     row = ApiKey.objects.get()
@@ -210,12 +210,12 @@ def reject() -> RejectedEvent:
     return RejectedEvent.objects.get()
 
 
-def test_bytes_are_seen_by_administrators_and_that_is_kept() -> None:
+def test_viewing_rejected_bytes_is_audited() -> None:
     row = reject()
     asker = person("usha", submit_response=True)
     assert "not_an_object" in text(asker.get(f"{C}/rejected"))
     said = text(asker.get(f"{C}/rejected/{row.pk}"))
-    assert "Masked" in said
+    assert "Hidden, because" in said
     assert "Asha" not in said
     assert not AuditEvent.objects.filter(action="rejected.viewed").exists()
     said = text(person(administer=True).get(f"{C}/rejected/{row.pk}"))
@@ -226,21 +226,21 @@ def test_bytes_are_seen_by_administrators_and_that_is_kept() -> None:
     assert elsewhere.get(f"/console/ORG_002/rejected/{row.pk}").status_code == 404
 
 
-def test_rejected_events_go_through_their_door_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_rejected_events(monkeypatch: pytest.MonkeyPatch) -> None:
     row = reject()
     admin = person(administer=True)
-    said = text(admin.post(f"{C}/rejected/again", {"reason": "not_an_object"}, follow=True))
-    assert "0 went in, 1 are still rejected" in said
+    said = text(admin.post(f"{C}/rejected/replay", {"reason": "not_an_object"}, follow=True))
+    assert "0 accepted, 1 still rejected" in said
     monkeypatch.setattr("ingest.store.replay._replay_one", lambda *_: [])
-    assert "1 went in" in text(admin.post(f"{C}/rejected/again", {"pk": row.pk}, follow=True))
-    assert "Nothing is rejected" in text(admin.get(f"{C}/rejected"))
-    assert admin.post(f"{C}/rejected/again").status_code == 404
+    assert "1 accepted" in text(admin.post(f"{C}/rejected/replay", {"pk": row.pk}, follow=True))
+    assert "No rejected events." in text(admin.get(f"{C}/rejected"))
+    assert admin.post(f"{C}/rejected/replay").status_code == 404
 
 
 # People -------------------------------------------------------------------------------------------
 
 
-def test_participants_are_masked_and_who_looked_is_kept() -> None:
+def test_participants_masked_and_audited() -> None:
     asha = Profile("device-1", "Asha Rao", "+919000000001", True, timezone.now())
     store_participants(make_channel().pk, timezone.now(), [asha], [])
     other = Profile("device-2", "Uma", None, None, None)
@@ -265,7 +265,7 @@ def test_participants_are_masked_and_who_looked_is_kept() -> None:
     assert "device-" not in str(list(entries.values()))
 
 
-def test_the_ledger_is_filtered_and_paged() -> None:
+def test_filter_and_page_audit_log() -> None:
     make_channel("ORG_002")
     for number in range(60):
         AuditEvent.objects.create(
@@ -274,13 +274,13 @@ def test_the_ledger_is_filtered_and_paged() -> None:
     AuditEvent.objects.create(action="link.used", actor="b", channel="ORG_001")
     AuditEvent.objects.create(action="secret", actor="c", channel="ORG_002")
     browser = person(audit=True)
-    said = text(browser.get(f"{C}/ledger?action=key."))
+    said = text(browser.get(f"{C}/audit?action=key."))
     assert "a59" in said
     assert "link.used" not in said
     assert "secret" not in said
     more = said.split('href="')[-1].split('"')[0].replace("&amp;", "&")
-    assert "a1<" in text(browser.get(f"{C}/ledger{more}"))
-    assert "No entry is like that" in text(browser.get(f"{C}/ledger?actor=nobody&cursor=x"))
+    assert "a1<" in text(browser.get(f"{C}/audit{more}"))
+    assert "No entry is like that" in text(browser.get(f"{C}/audit?actor=nobody&cursor=x"))
 
 
 # Recurring requests and destinations ---------------------------------------------------------------------
@@ -301,29 +301,29 @@ def recurring(**said: str) -> dict[str, str]:
     }
 
 
-def test_a_recurring_request_is_made_changed_paused_resumed_and_deleted() -> None:
+def test_schedule_lifecycle() -> None:
     admin = person(administer=True, submit_response=True)
     send_events(make_answer(1))
-    assert "Nothing is asked for by itself" in text(admin.get(f"{C}/recurring"))
-    assert admin.post(f"{C}/recurring/new", recurring()).status_code == 302
+    assert "Nothing is asked for by itself" in text(admin.get(f"{C}/schedules"))
+    assert admin.post(f"{C}/schedules/new", recurring()).status_code == 302
     schedule = Schedule.objects.get()
     assert (schedule.requested_by, schedule.zone) == ("asha", "Asia/Kolkata")
-    assert "every-day" in text(admin.get(f"{C}/recurring"))
-    assert "There is one of that name" in text(admin.post(f"{C}/recurring/new", recurring()), 400)
-    filled = text(admin.get(f"{C}/recurring/one/every-day"))
+    assert "every-day" in text(admin.get(f"{C}/schedules"))
+    assert "This name is in use" in text(admin.post(f"{C}/schedules/new", recurring()), 400)
+    filled = text(admin.get(f"{C}/schedules/one/every-day"))
     assert 'value="0 6 * * *"' in filled
     changed = recurring(cron="0 7 * * *", changes="every-day")
-    assert admin.post(f"{C}/recurring/new", changed).status_code == 302
+    assert admin.post(f"{C}/schedules/new", changed).status_code == 302
     assert Schedule.objects.get().cron == "0 7 * * *"
     Channel.objects.update(recipient="age1x")
     Schedule.objects.update(encryption="publickey", callback_url="https://example.org/x")
-    kept = text(admin.get(f"{C}/recurring/one/every-day"))
+    kept = text(admin.get(f"{C}/schedules/one/every-day"))
     assert '<option value="publickey" selected>' in kept
     assert 'value="https://example.org/x"' in kept
-    assert "is paused" in text(admin.post(f"{C}/recurring/one/every-day/pause", follow=True))
-    assert "asks again" in text(admin.post(f"{C}/recurring/one/every-day/resume", follow=True))
-    assert admin.post(f"{C}/recurring/one/every-day/explode").status_code == 404
-    assert "is deleted" in text(admin.post(f"{C}/recurring/one/every-day/delete", follow=True))
+    assert "is paused" in text(admin.post(f"{C}/schedules/one/every-day/pause", follow=True))
+    assert "asks again" in text(admin.post(f"{C}/schedules/one/every-day/resume", follow=True))
+    assert admin.post(f"{C}/schedules/one/every-day/explode").status_code == 404
+    assert "is deleted" in text(admin.post(f"{C}/schedules/one/every-day/delete", follow=True))
     assert not Schedule.objects.exists()
 
 
@@ -341,36 +341,36 @@ def test_a_recurring_request_is_made_changed_paused_resumed_and_deleted() -> Non
         ({"outputFormat": "pdf"}, "outputFormat"),
     ],
 )
-def test_what_is_wrong_with_a_recurring_request(wrong: dict[str, str], field: str) -> None:
+def test_schedule_form_errors(wrong: dict[str, str], field: str) -> None:
     admin = person(administer=True, submit_response=True)
-    said = text(admin.post(f"{C}/recurring/new", recurring(**wrong)), 400)
+    said = text(admin.post(f"{C}/schedules/new", recurring(**wrong)), 400)
     assert f'id="e-{field}"' in said
     assert not Schedule.objects.exists()
 
 
-def test_a_schedule_of_people_takes_its_own_right() -> None:
+def test_private_schedule_needs_permission() -> None:
     people = Schedule(
         channel=make_channel(), name="people", dataset=PRIVATE, conversation=BOT, tag="t",
         cron="0 6 * * *", window="yesterday", requested_by="x",
     )  # fmt: skip
     schedules.save(people)
     admin = person(administer=True, submit_response=True)
-    assert "people" not in text(admin.get(f"{C}/recurring")).split("<main")[1]
-    assert admin.post(f"{C}/recurring/one/people/delete").status_code == 404
+    assert "people" not in text(admin.get(f"{C}/schedules")).split("<main")[1]
+    assert admin.post(f"{C}/schedules/one/people/delete").status_code == 404
     # nor is it replaced by one of answers, and no more is told of it than of any that stands
     for changes in ("people", ""):
-        said = admin.post(f"{C}/recurring/new", recurring(name="people", changes=changes))
-        assert "There is one of that name; choose another" in text(said, 400)
+        said = admin.post(f"{C}/schedules/new", recurring(name="people", changes=changes))
+        assert "This name is in use; choose another" in text(said, 400)
     assert Schedule.objects.get().dataset == PRIVATE
     may = person("bela", administer=True, submit_response=True, submit_private=True)
     said = recurring(name="people", changes="people")
-    assert may.post(f"{C}/recurring/new", said).status_code == 302
+    assert may.post(f"{C}/schedules/new", said).status_code == 302
     assert Schedule.objects.get().dataset == RESPONSE
 
 
-def test_a_sink_is_paused_resumed_and_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_resume_and_test_destination(monkeypatch: pytest.MonkeyPatch) -> None:
     admin = person(administer=True)
-    assert "Nothing is pushed anywhere" in text(admin.get(f"{C}/destinations"))
+    assert "No destinations yet" in text(admin.get(f"{C}/destinations"))
     destination = destinations.save(
         Destination(
             channel=make_channel(), name="warehouse", url="https://user.example.org/in?key=secret"
@@ -379,15 +379,15 @@ def test_a_sink_is_paused_resumed_and_tested(monkeypatch: pytest.MonkeyPatch) ->
     said = text(admin.get(f"{C}/destinations"))
     assert "user.example.org" in said
     assert "secret" not in said
-    for what, state, told in (("pause", "paused", "is paused"), ("resume", "working", "goes on")):
+    for what, state, told in (("pause", "paused", "is paused"), ("resume", "working", "is active again")):
         assert told in text(admin.post(f"{C}/destinations/one/warehouse/{what}", follow=True))
         destination.refresh_from_db()
         assert destinations.determine_state(destination) == state
     monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("nobody there"))
-    assert "did not take it: nobody there" in text(
+    assert "Test event not delivered: nobody there" in text(
         admin.post(f"{C}/destinations/one/warehouse/test", follow=True)
     )
-    assert "0 documents" in text(admin.post(f"{C}/destinations/one/warehouse/again", follow=True))
+    assert "0 documents" in text(admin.post(f"{C}/destinations/one/warehouse/requeue", follow=True))
     assert admin.post(f"{C}/destinations/one/warehouse/explode").status_code == 404
     assert admin.post(f"{C}/destinations/one/nobody/pause").status_code == 404
 
@@ -416,23 +416,23 @@ def keeper() -> Client:
     return person("bela", administer=True, submit_private=True)
 
 
-def test_a_sink_is_made_and_changed_and_its_secrets_are_never_shown() -> None:
+def test_destination_secrets_stay_hidden() -> None:
     bela = keeper()
-    assert "Make the first destination" in text(bela.get(f"{C}/destinations"))
+    assert "Create the first destination" in text(bela.get(f"{C}/destinations"))
     said = destination(user="exhaust", password=" hush hush ", signingSecret=SECRET)
     made = text(bela.post(f"{C}/destinations/new", said, follow=True))
     row = Destination.objects.get()
     assert (row.method, row.content_type, row.user) == ("PUT", "application/x-ndjson", "exhaust")
     assert decrypt(row.encrypted_password) == b" hush hush "
     assert decrypt(row.encrypted_secret) == SECRET.encode()
-    form = text(bela.get(f"{C}/destinations/one/warehouse/change"))
+    form = text(bela.get(f"{C}/destinations/one/warehouse/edit"))
     assert 'value="https://warehouse.example.org/in"' in form
-    assert form.count("One is kept") == 2
+    assert form.count("is stored and never shown") == 2
     for page in (
         made,
         form,
         text(bela.get(f"{C}/destinations")),
-        text(bela.get(f"{C}/ledger"), 403),
+        text(bela.get(f"{C}/audit"), 403),
     ):
         assert "hush" not in page
         assert SECRET not in page
@@ -446,7 +446,7 @@ def test_a_sink_is_made_and_changed_and_its_secrets_are_never_shown() -> None:
     assert (row.resource, row.types) == ("events", ["ASSESS", "END"])
     assert decrypt(row.encrypted_password) == b" hush hush "
     assert ">ASSESS\nEND</textarea>" in (
-        bela.get(f"{C}/destinations/one/warehouse/change").content.decode()
+        bela.get(f"{C}/destinations/one/warehouse/edit").content.decode()
     )
     # and one can be forgotten
     bela.post(f"{C}/destinations/new", change | {"forget-signingSecret": "1"})
@@ -455,7 +455,7 @@ def test_a_sink_is_made_and_changed_and_its_secrets_are_never_shown() -> None:
     assert row.encrypted_password is not None
     # and another host is told neither
     moved = change | {"url": "https://other.example.org/in"}
-    assert "are forgotten" in text(bela.post(f"{C}/destinations/new", moved, follow=True))
+    assert "We deleted its password" in text(bela.post(f"{C}/destinations/new", moved, follow=True))
     row.refresh_from_db()
     assert row.encrypted_password is None
 
@@ -484,14 +484,14 @@ def test_a_sink_is_made_and_changed_and_its_secrets_are_never_shown() -> None:
         ({"with-password": "1"}, "password"),
     ],
 )
-def test_what_is_wrong_with_a_sink(wrong: dict[str, str], field: str) -> None:
+def test_destination_form_errors(wrong: dict[str, str], field: str) -> None:
     said = text(keeper().post(f"{C}/destinations/new", destination(**wrong)), 400)
     assert f'id="e-{field}"' in said
     assert f'id="f-{field}"' in said
     assert not Destination.objects.exists()
 
 
-def test_a_password_that_cannot_be_kept_is_asked_for_again() -> None:
+def test_password_is_requested_again() -> None:
     bela = keeper()
     said = text(
         bela.post(f"{C}/destinations/new", destination(name="a b", user="u", password="hush")), 400
@@ -501,17 +501,17 @@ def test_a_password_that_cannot_be_kept_is_asked_for_again() -> None:
     assert "hush" not in said
 
 
-def test_a_sink_of_that_name_is_not_written_over() -> None:
+def test_destination_name_is_unique() -> None:
     bela = keeper()
     bela.post(f"{C}/destinations/new", destination())
     said = text(
         bela.post(f"{C}/destinations/new", destination(url="https://other.example.org/")), 400
     )
-    assert "There is one of that name" in said
+    assert "This name is in use" in said
     assert Destination.objects.get().url == "https://warehouse.example.org/in"
 
 
-def test_who_may_not_have_what_a_sink_sends_makes_none() -> None:
+def test_create_destination_permission() -> None:
     keeper().post(f"{C}/destinations/new", destination())
     for browser in (
         person(administer=True, submit_response=True),
@@ -523,19 +523,19 @@ def test_who_may_not_have_what_a_sink_sends_makes_none() -> None:
                 f"{C}/destinations/new",
                 destination(changes="warehouse", url="https://a.example.org/"),
             ),
-            browser.get(f"{C}/destinations/one/warehouse/change"),
+            browser.get(f"{C}/destinations/one/warehouse/edit"),
         ):
             assert answered.status_code == 403
     assert Destination.objects.get().url == "https://warehouse.example.org/in"
     assert "/destinations/new" not in text(person().get(f"{C}/destinations"))
 
 
-def test_another_channels_sink_is_unknown() -> None:
+def test_other_channel_destination_hidden() -> None:
     make = Destination(channel=make_channel("ORG_002"), name="theirs", url="https://a.example.org/")
     destinations.save(make)
     bela = keeper()
     assert "theirs" not in text(bela.get(f"{C}/destinations"))
-    for page in ("destinations/one/theirs", "destinations/one/theirs/change"):
+    for page in ("destinations/one/theirs", "destinations/one/theirs/edit"):
         assert bela.get(f"{C}/{page}").status_code == 404
     for what in ("delete", "rewind", "pause"):
         assert bela.post(f"{C}/destinations/one/theirs/{what}").status_code == 404
@@ -547,7 +547,7 @@ def test_another_channels_sink_is_unknown() -> None:
     assert Destination.objects.count() == 2
 
 
-def test_a_sink_is_rewound_and_deleted() -> None:
+def test_rewind_and_delete_destination() -> None:
     admin = person(administer=True)
     send_events(make_answer(1))
     row = destinations.save(
@@ -555,15 +555,15 @@ def test_a_sink_is_rewound_and_deleted() -> None:
     )
     at = f"{C}/destinations/one/warehouse"
     began = row.xid
-    assert "Write the day" in text(admin.post(f"{at}/rewind", {"since": "soon"}, follow=True))
+    assert "Enter the date" in text(admin.post(f"{at}/rewind", {"since": "soon"}, follow=True))
     row.refresh_from_db()
     assert row.xid == began
     told = text(admin.post(f"{at}/rewind", {"from": "start"}, follow=True))
-    assert "is sent all there is" in told
+    assert "replays everything from the beginning" in told
     row.refresh_from_db()
     assert (row.xid, row.cursor_id) == (0, 0)
     told = text(admin.post(f"{at}/rewind", {"since": "2022-03-01"}, follow=True))
-    assert "goes on with what came since 1 Mar 2022" in told
+    assert "replays everything since 1 Mar 2022" in told
     assert "is deleted" in text(admin.post(f"{at}/delete", follow=True))
     assert not Destination.objects.exists()
 
@@ -571,7 +571,7 @@ def test_a_sink_is_rewound_and_deleted() -> None:
 # Pictures -----------------------------------------------------------------------------------------
 
 
-def test_pictures_have_their_numbers_as_tables() -> None:
+def test_charts_have_tables() -> None:
     send_events(*(make_answer(number) for number in range(4)))
     now = datetime(2022, 3, 5, 12, tzinfo=UTC)
     StoredEvent.objects.update(received_at=now)
@@ -584,48 +584,48 @@ def test_pictures_have_their_numbers_as_tables() -> None:
     secret = make_job(dataset=PRIVATE, submitted_at=now)
     transitions.cancel(secret, "x")
     said = text(
-        person(submit_response=True).get(f"{C}/pictures?startDate=2022-03-01&endDate=2022-03-31")
+        person(submit_response=True).get(f"{C}/charts?startDate=2022-03-01&endDate=2022-03-31")
     )
     assert said.count("<svg") == said.count("<title id=") == said.count("<desc id=") == 6
     assert said.count("<table") == 6
     assert '<th scope="row">5 Mar 2022</th><td class="number">4</td>' in said
     assert '<th scope="row">Lunch bot</th><td class="number">4</td>' in said
-    assert '<th scope="row">Half within</th><td class="number">1 min 30 s</td>' in said
+    assert '<th scope="row">Median</th><td class="number">1 min 30 s</td>' in said
     assert '<th scope="row">not_an_object</th><td class="number">1</td>' in said
     assert "Cancelled" not in said  # a job of people is not counted for who may not see it
     assert "Destination" not in said
 
 
-def test_days_of_pictures_that_cannot_be_are_told() -> None:
+def test_invalid_chart_period_is_reported() -> None:
     browser = person(submit_response=True)
     for query in ("startDate=soon", "startDate=2022-02-01&endDate=2022-01-01", "preset=ever",
                   "startDate=2020-01-01&endDate=2022-01-01"):  # fmt: skip
-        assert 'role="alert"' in text(browser.get(f"{C}/pictures?{query}"))
-    assert 'role="alert"' not in text(browser.get(f"{C}/pictures?preset=last+month"))
+        assert 'role="alert"' in text(browser.get(f"{C}/charts?{query}"))
+    assert 'role="alert"' not in text(browser.get(f"{C}/charts?preset=last+month"))
 
 
-def test_pictures_lead_to_another_channel_of_the_person_and_to_no_other() -> None:
+def test_charts_switch_to_own_channels() -> None:
     browser = person(submit_response=True)
     make_channel("ORG_003")
     person("asha", "ORG_002", submit_response=True)
-    to = browser.get(f"{C}/pictures?channel=ORG_002&preset=yesterday")
-    assert to["Location"] == "/console/ORG_002/pictures?preset=yesterday"
+    to = browser.get(f"{C}/charts?channel=ORG_002&preset=yesterday")
+    assert to["Location"] == "/console/ORG_002/charts?preset=yesterday"
     assert browser.get(to["Location"]).status_code == 200
     for channel in ("", "a/b", "ORG_003", "nobodys", "%00"):
-        assert browser.get(f"{C}/pictures?channel={channel}").status_code == 404
+        assert browser.get(f"{C}/charts?channel={channel}").status_code == 404
 
 
-def test_a_picture_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_chart_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: Any) -> charts.Chart:
         raise TimeoutError
 
     slow.__name__ = "doors"
     monkeypatch.setattr(charts, "events_by_source", slow)
-    said = text(person(submit_response=True).get(f"{C}/pictures"))
-    assert "Counting took too long; choose fewer days." in said
+    said = text(person(submit_response=True).get(f"{C}/charts"))
+    assert "Counting took too long. Choose fewer days." in said
 
 
-def test_a_funnel_tells_where_people_leave() -> None:
+def test_funnel_counts_drop_off() -> None:
     events = []
     for device in range(4):
         for place in range(3 if device < 2 else 2 if device < 3 else 1):
@@ -638,7 +638,7 @@ def test_a_funnel_tells_where_people_leave() -> None:
     send_events(*events)
     pk = Conversation.objects.get().pk
     drawn = conversations.draw_funnel(pk, charts.DayRange(date(2022, 3, 1), date(2022, 3, 31)))
-    assert drawn.caption == "4 conversations of 4 people; 2 ended before the last question."
+    assert drawn.caption == "4 sessions of 4 participants. 2 ended before the last question."
     assert drawn.rows == [
         ["Question 0", "/q0", "4", "100%", "1"],
         ["Question 1", "/q1", "3", "75%", "1"],
@@ -653,7 +653,7 @@ def test_a_funnel_tells_where_people_leave() -> None:
     assert browser.get(f"{C}/conversations/one?id=%00").status_code == 404
 
 
-def test_a_drawing_runs_nothing_and_is_named() -> None:
+def test_svg_is_escaped_and_labelled() -> None:
     drawn = svg.draw_bars("x", "A <title>", "told", [("<script>alert(1)</script>", 3, "three")])
     assert "<script" not in drawn
     assert 'role="img" aria-labelledby="x-t x-d"' in drawn
@@ -667,7 +667,7 @@ def test_a_drawing_runs_nothing_and_is_named() -> None:
      (999_999, "1.0 MB"), (123_456_789, "123 MB"), (5_000_000_000, "5.0 GB"),
      (None, "unknown size")],
 )  # fmt: skip
-def test_sizes_in_words(number: int | None, told: str) -> None:
+def test_format_sizes(number: int | None, told: str) -> None:
     assert words.size(number) == told
 
 
@@ -677,48 +677,48 @@ def test_sizes_in_words(number: int | None, told: str) -> None:
      (3600, "1 h 0 min"),
      (90_000, "1 d 1 h"), (None, "–")],
 )  # fmt: skip
-def test_spans_in_words(seconds: float | None, told: str) -> None:
+def test_format_durations(seconds: float | None, told: str) -> None:
     assert words.duration(seconds) == told
 
 
 # What must not be lost ----------------------------------------------------------------------------
 
 
-def test_a_password_is_never_ignored() -> None:
+def test_password_encrypts_file() -> None:
     send_events(make_answer(1))
     browser = person(submit_response=True)
-    answered = browser.post(f"{C}/ask", form(encryptionKey="correct horse battery"))
+    answered = browser.post(f"{C}/exports/new", form(encryptionKey="correct horse battery"))
     assert answered.status_code == 302
     job = Job.objects.get()
     assert job.encryption == "password"
     said = text(browser.get(answered["Location"]))
-    assert "under the password of the request" in said
+    assert "with the password of the request" in said
     assert "encryption=password" in said  # asked again, it is sealed again
     assert "correct horse" not in said
-    weak = browser.post(f"{C}/ask", form(encryptionKey="abc", tag="weak"))
+    weak = browser.post(f"{C}/exports/new", form(encryptionKey="abc", tag="weak"))
     assert 'id="e-encryptionKey">Too weak' in text(weak, 400)
 
 
-def test_a_password_typed_before_an_error_is_not_forgotten_in_silence() -> None:
+def test_password_kept_required_after_error() -> None:
     """It is not shown again; but what was to be sealed is not sent plain for that."""
     send_events(make_answer(1))
     browser = person(submit_response=True)
-    said = text(browser.post(f"{C}/ask", form(encryptionKey="correct horse", tag="a b")), 400)
+    said = text(browser.post(f"{C}/exports/new", form(encryptionKey="correct horse", tag="a b")), 400)
     assert "correct horse" not in said
     assert 'name="encryption" value="password" checked' in said
-    said = text(browser.post(f"{C}/ask", form(encryption="password")), 400)
+    said = text(browser.post(f"{C}/exports/new", form(encryption="password")), 400)
     assert 'id="e-encryptionKey">Type the password again' in said
     assert not Job.objects.exists()
-    assert browser.post(f"{C}/ask", form()).status_code == 302
+    assert browser.post(f"{C}/exports/new", form()).status_code == 302
 
 
-def test_access_is_asked_of_the_channel_that_is_named() -> None:
+def test_permission_is_per_channel() -> None:
     """A right in one channel is none in another."""
     browser = person(administer=True)
     person(channel="ORG_002", submit_response=True)
     make_finished(channel="ORG_002", tag="theirs")
     assert browser.get("/console/ORG_002/keys").status_code == 403
-    assert "theirs" in text(browser.get("/console/ORG_002/jobs"))
-    assert browser.get(f"{C}/jobs").status_code == 403
+    assert "theirs" in text(browser.get("/console/ORG_002/exports"))
+    assert browser.get(f"{C}/exports").status_code == 403
     keys.create_key("k", ["ingest"], [make_channel("ORG_002")])
-    assert "No program has a key" in text(browser.get(f"{C}/keys"))
+    assert "No API keys for this channel" in text(browser.get(f"{C}/keys"))

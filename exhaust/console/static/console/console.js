@@ -1,61 +1,61 @@
-// What a page cannot do without a script: the viewer's own time zone, countdowns, copying.
-// Without it times are shown in UTC, and everything is still there.
+// Local times, countdowns, copy buttons and screen reader announcements.
+// Every page also works without this script; it then shows times in UTC.
 "use strict";
 
 document.documentElement.classList.add("has-js");
 
-const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const timeFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
-function local(root) {
+function localizeTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
-    const at = new Date(time.dateTime);
-    if (Number.isNaN(at.getTime())) continue;
-    time.textContent = moments.format(at);
+    const value = new Date(time.dateTime);
+    if (Number.isNaN(value.getTime())) continue;
+    time.textContent = timeFormat.format(value);
     time.dataset.local = "";
   }
 }
 
-function left(milliseconds) {
+function formatDuration(milliseconds) {
   let seconds = Math.floor(milliseconds / 1000);
-  const words = [];
+  const parts = [];
   for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]]) {
     const count = Math.floor(seconds / length);
     seconds -= count * length;
-    if (count || words.length) words.push(`${count} ${unit}`);
+    if (count || parts.length) parts.push(`${count} ${unit}`);
   }
-  return words.slice(0, 2).join(" ") || "0 s";
+  return parts.slice(0, 2).join(" ") || "0 s";
 }
 
-function countdown() {
-  for (const element of document.querySelectorAll("[data-until]")) {
-    const rest = new Date(element.dataset.until) - Date.now();
-    if (rest > 0) {
-      element.textContent = left(rest);
-    } else if (!element.dataset.over) {
-      element.dataset.over = "1";
-      location.reload(); // the server says it in words, and offers a new link
+function updateCountdowns() {
+  for (const element of document.querySelectorAll("[data-expires]")) {
+    const remaining = new Date(element.dataset.expires) - Date.now();
+    if (remaining > 0) {
+      element.textContent = formatDuration(remaining);
+    } else if (!element.dataset.expired) {
+      element.dataset.expired = "1";
+      location.reload(); // the server shows that the link expired and offers a new one
     }
   }
 }
 
-// what the chosen dataset does not take is neither shown nor sent
-function taken() {
-  const chosen = document.querySelector("#ask input[name=dataset]:checked");
-  if (!chosen) return;
-  const takes = chosen.dataset.takes.split(" ");
-  for (const part of document.querySelectorAll("#ask [data-taken]")) {
-    part.hidden = !part.dataset.taken.split(" ").some((name) => takes.includes(name));
+// Hides and disables the fields that the selected dataset does not accept.
+function toggleDatasetFields() {
+  const selected = document.querySelector("#export-form input[name=dataset]:checked");
+  if (!selected) return;
+  const accepted = selected.dataset.accepts.split(" ");
+  for (const part of document.querySelectorAll("#export-form [data-fields]")) {
+    part.hidden = !part.dataset.fields.split(" ").some((name) => accepted.includes(name));
   }
-  for (const field of document.querySelectorAll("#ask [data-taken] [name]")) {
+  for (const field of document.querySelectorAll("#export-form [data-fields] [name]")) {
     field.disabled = field.closest("[hidden]") !== null;
   }
 }
 
-function guess() {
-  const zones = document.querySelector("select[data-guess]");
+function selectLocalZone() {
+  const zones = document.querySelector("select[data-detect-zone]");
   if (!zones) return;
-  const own = Intl.DateTimeFormat().resolvedOptions().timeZone;
-  const option = [...zones.options].find((each) => each.text === own);
+  const local = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const option = [...zones.options].find((each) => each.text === local);
   if (option) option.selected = true;
 }
 
@@ -65,7 +65,7 @@ document.addEventListener("click", async (event) => {
   try {
     await navigator.clipboard.writeText(button.dataset.copy);
   } catch {
-    const area = document.createElement("textarea"); // no clipboard on plain http
+    const area = document.createElement("textarea"); // plain http has no clipboard
     area.value = button.dataset.copy;
     button.after(area);
     area.select();
@@ -73,14 +73,14 @@ document.addEventListener("click", async (event) => {
     area.remove();
     button.focus();
   }
-  const said = button.textContent;
+  const label = button.textContent;
   button.textContent = "Copied";
-  say("Copied.");
-  setTimeout(() => { button.textContent = said; }, 1500);
+  announce("Copied.");
+  setTimeout(() => { button.textContent = label; }, 1500);
 });
 
 document.addEventListener("change", (event) => {
-  if (event.target.name === "dataset") taken();
+  if (event.target.name === "dataset") toggleDatasetFields();
 });
 
 document.addEventListener("submit", (event) => {
@@ -88,33 +88,33 @@ document.addEventListener("submit", (event) => {
   if (question && !window.confirm(question)) event.preventDefault();
 });
 
-function say(sentence) {
-  const line = document.getElementById("said");
+function announce(sentence) {
+  const line = document.getElementById("live-status");
   if (line) line.textContent = sentence;
 }
 
-// a screen reader is told when a job comes on, not at every tick of its bar
-const known = new Map();
+// A screen reader hears a change of status, not every step of a progress bar.
+const lastStatus = new Map();
 
-function statuses(tell) {
+function updateStatuses(isAnnounced) {
   for (const element of document.querySelectorAll("[data-status]")) {
-    const before = known.get(element.id);
-    known.set(element.id, element.dataset.status);
-    if (tell && before && before !== element.dataset.status) {
-      say(`${element.dataset.name}: ${element.dataset.status}.`);
+    const before = lastStatus.get(element.id);
+    lastStatus.set(element.id, element.dataset.status);
+    if (isAnnounced && before && before !== element.dataset.status) {
+      announce(`${element.dataset.name}: ${element.dataset.status}.`);
     }
   }
 }
 
 for (const name of ["htmx:afterSwap", "htmx:oobAfterSwap"]) {
-  document.addEventListener(name, () => { local(document); countdown(); statuses(true); });
+  document.addEventListener(name, () => { localizeTimes(document); updateCountdowns(); updateStatuses(true); });
 }
 
 document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
-guess();
-local(document);
-taken();
-countdown();
-statuses(false);
-setInterval(countdown, 1000);
+selectLocalZone();
+localizeTimes(document);
+toggleDatasetFields();
+updateCountdowns();
+updateStatuses(false);
+setInterval(updateCountdowns, 1000);
 document.getElementById("errors")?.focus();
