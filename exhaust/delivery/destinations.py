@@ -323,13 +323,13 @@ def measure_lag(destination: Destination) -> Lag:
 
 
 def determine_state(destination: Destination) -> str:
-    """paused, off, open (failing so often that it is only probed), failing or working."""
+    """Returns disabled, paused, circuit_open (probed only), failing or working."""
     if destination.disabled_reason:
-        return "off"
+        return "disabled"
     if destination.paused_at is not None:
         return "paused"
     if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES:
-        return "open"
+        return "circuit_open"
     return "failing" if destination.failures else "working"
 
 

@@ -126,7 +126,8 @@ class DatabaseCollector(Collector):
             names = [destination.channel.identifier, destination.name]
             lag.add_metric(names, destinations.measure_lag(destination).seconds)
             disabled.add_metric(
-                names, float(destinations.determine_state(destination) in ("off", "open"))
+                names,
+                float(destinations.determine_state(destination) in ("disabled", "circuit_open")),
             )
         yield lag
         yield disabled

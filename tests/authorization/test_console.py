@@ -38,20 +38,20 @@ def sign_in_person(place: Tenant, *rights: str) -> Client:
 
 def furnished(names: Names) -> Tenant:
     """With things of today, which the pictures count."""
-    place = make_tenant(names)
+    world = make_tenant(names)
     if names is OWN:  # shown by its id
-        Conversation.objects.filter(channel=place.channel).update(name="")
-    keys.create_key(f"{names.secret} key", ["pull"], [place.channel])
+        Conversation.objects.filter(channel=world.channel).update(name="")
+    keys.create_key(f"{names.secret} key", ["pull"], [world.channel])
     audit.record("channel.changed", channel=names.channel, subject=names.secret)
     if names is not OWN:  # a bot of that id too, by another name
         Conversation.objects.create(
-            channel=place.channel, identifier=OWN.conversation, name=f"{names.secret} twin"
+            channel=world.channel, identifier=OWN.conversation, name=f"{names.secret} twin"
         )
     today = timezone.now() - timedelta(minutes=1)
-    StoredEvent.objects.filter(channel=place.channel).update(received_at=today, occurred_at=today)
-    RejectedEvent.objects.filter(channel=place.channel).update(received_at=today)
-    Job.objects.filter(channel=place.channel).update(submitted_at=today)
-    return place
+    StoredEvent.objects.filter(channel=world.channel).update(received_at=today, occurred_at=today)
+    RejectedEvent.objects.filter(channel=world.channel).update(received_at=today)
+    Job.objects.filter(channel=world.channel).update(submitted_at=today)
+    return world
 
 
 def page_path(path: str) -> str:
@@ -79,14 +79,14 @@ def test_other_channels_change_no_page(path: str) -> None:
     client = sign_in_person(furnished(OWN))
     if path == "audit":
         client.get(page_path("participants"))
-    alone = fetch_text(client, path)
+    before = fetch_text(client, path)
     furnished(OTHER), furnished(TWIN)
 
-    beside = fetch_text(client, path)
+    after = fetch_text(client, path)
 
-    assert alone[0] == 200
-    assert beside == alone
-    assert not {OTHER.secret, TWIN.secret, OTHER.channel} & set(re.findall(r"[\w.-]+", beside[1]))
+    assert before[0] == 200
+    assert after == before
+    assert not {OTHER.secret, TWIN.secret, OTHER.channel} & set(re.findall(r"[\w.-]+", after[1]))
 
 
 @pytest.mark.parametrize(
@@ -127,32 +127,32 @@ def list_things(names: Names, place: Tenant | None) -> dict[str, tuple[str, dict
 NONE = Names("ee")
 
 
-@pytest.mark.parametrize("what", list_things(NONE, None))
-def test_other_channels_row_is_not_found(what: str) -> None:
+@pytest.mark.parametrize("action", list_things(NONE, None))
+def test_other_channels_row_is_not_found(action: str) -> None:
     own, other = furnished(OWN), furnished(OTHER)
     client = sign_in_person(own)
     before = rows_of(OTHER)
 
     answers = []
-    for path, form in (list_things(OTHER, other)[what], list_things(NONE, None)[what]):
+    for path, form in (list_things(OTHER, other)[action], list_things(NONE, None)[action]):
         answer = client.post(page_path(path), form) if form else client.get(page_path(path))
         answers.append((answer.status_code, _CHANGING.sub("<>", answer.content.decode())))
-    path, form = list_things(OWN, own)[what]
-    mine = client.post(page_path(path), form) if form else client.get(page_path(path))
+    path, form = list_things(OWN, own)[action]
+    own_response = client.post(page_path(path), form) if form else client.get(page_path(path))
 
     assert answers[0] == answers[1]
     assert answers[0][0] == 404
-    assert mine.status_code in {200, 302}
+    assert own_response.status_code in {200, 302}
     assert rows_of(OTHER) == before
     assert not ApiKey.objects.filter(channels=other.channel).exclude(revoked_at=None).exists()
 
 
 def test_replay_stays_in_its_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     own, other = furnished(OWN), furnished(OTHER)
-    sent: list[str] = []
+    response: list[str] = []
 
     def replayed(rows: Any) -> ReplayCounts:
-        sent.extend(row.channel.identifier for row in rows)
+        response.extend(row.channel.identifier for row in rows)
         return ReplayCounts()
 
     monkeypatch.setattr("exhaust.console.rejected.replay", replayed)
@@ -162,7 +162,7 @@ def test_replay_stays_in_its_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     client.post(page_path("rejected/replay"), {"pk": str(row.pk)})
     client.post(page_path("rejected/replay"), {"reason": row.reason})
 
-    assert sent == [OWN.channel]  # by the reason, which both have
+    assert response == [OWN.channel]  # by the reason, which both have
 
 
 def test_charts_count_only_visible_jobs() -> None:
@@ -180,22 +180,22 @@ def test_charts_count_only_visible_jobs() -> None:
 def test_other_channels_cursor_is_rejected(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own, other = furnished(OWN), furnished(OTHER)
 
-    def of(place: Tenant) -> list[Any]:
-        names_it = place.names.channel if page == "audit" else place.channel.pk
+    def of(world: Tenant) -> list[Any]:
+        names_it = world.names.channel if page == "audit" else world.channel.pk
         return [page, names_it, {} if page == "audit" else ""]
 
     seen: list[Any] = []
     unseal = cursor.decode
 
-    def told(text: str, asked: list[Any]) -> list[Any]:
-        place = unseal(text, asked)
-        seen.append(place)
-        return place
+    def told(text: str, response: list[Any]) -> list[Any]:
+        world = unseal(text, response)
+        seen.append(world)
+        return world
 
     monkeypatch.setattr(cursor, "decode", told)
     client = sign_in_person(own)
-    for place in (other, own):
-        text = cursor.encode([1], of(place))
+    for world in (other, own):
+        text = cursor.encode([1], of(world))
         assert client.get(page_path(f"{page}?cursor={text}")).status_code == 200
 
     assert seen == [[1]]

@@ -44,19 +44,19 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def measure(reads: dict[str, int], batches: dict[str, int]) -> dict[str, Any]:
     reader, sender = Generator(reads), Generator(batches)
-    found = busy.measure(reader, sender, months=1, seconds=2, times=1)  # type: ignore[arg-type]
-    return {line.work: line for line in reversed(found)}
+    results = busy.measure(reader, sender, months=1, seconds=2, times=1)  # type: ignore[arg-type]
+    return {line.work: line for line in reversed(results)}
 
 
 def test_the_bar_is_of_the_reads_under_load(load: dict[str, int]):
-    found = measure({"200": 100}, {"200": 40})
+    results = measure({"200": 100}, {"200": 40})
 
-    line = found["read, p99, while files are made and events come"]
+    line = results["read, p99, while files are made and events come"]
     assert (list(line.ours), line.bar, line.holds) == ([30], "<= 25", False)
-    line = found["read, p50, while files are made and events come"]
+    line = results["read, p50, while files are made and events come"]
     assert line.ratio[0] == 1
-    assert found["events acknowledged meanwhile"].ours == [2000]
-    assert found["files made meanwhile"].note == "2 ended"
+    assert results["events acknowledged meanwhile"].ours == [2000]
+    assert results["files made meanwhile"].note == "2 ended"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_an_acknowledged_batch_that_is_not_stored_whole_ends_the_run(load: dict[
 
 
 def test_files_count_for_the_time_in_which_reads_were_due():
-    made = [(at(-1), at(2)), (at(2.5), at(9)), (at(9), at(12))]
+    created = [(at(-1), at(2)), (at(2.5), at(9)), (at(9), at(12))]
 
-    assert busy.overlap(made, at(0), at(10)) == (2, 0.95)
+    assert busy.overlap(created, at(0), at(10)) == (2, 0.95)
     assert busy.overlap([(at(-3), at(-1))], at(0), at(10)) == (0, 0)

@@ -15,21 +15,23 @@ def run(served: int, refused: int = 0, work: float = 10.0) -> dict[str, Any]:
 
 
 def test_goodput_is_of_the_capacity_before_and_after():
-    alone = [run(400), run(600), run(500)]
+    before = [run(400), run(600), run(500)]
     floods = [run(450, 4550), run(495, 5005)]
 
-    found = {line.work: line for line in build_results(alone, floods, 200)}
+    results = {line.work: line for line in build_results(before, floods, 200)}
 
-    assert found["capacity"].ours == [40, 60, 50]
-    line = found["goodput"]
+    assert results["capacity"].ours == [40, 60, 50]
+    line = results["goodput"]
     assert (line.ours, line.reference, line.holds) == ([45, 49.5], [50, 55], True)
     assert line.note.startswith("10.0 times capacity")
 
 
 def test_what_sending_away_costs_is_what_serving_leaves():
-    found = {line.work: line for line in build_results([run(500), run(500)], [run(450, 4550)], 200)}
+    results = {
+        line.work: line for line in build_results([run(500), run(500)], [run(450, 4550)], 200)
+    }
 
-    line = found["CPU of sending one away"]
+    line = results["CPU of sending one away"]
     assert line.reference == [20]  # 10 s for 500
     assert [round(each, 3) for each in line.ours] == [0.22]  # 1 s for 4,550
 

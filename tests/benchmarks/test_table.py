@@ -21,15 +21,15 @@ PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 
 def commands() -> list[str]:
     """Modules that can be run by themselves, but for children of others."""
-    found = []
+    matches = []
     for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
         tree = ast.parse(path.read_text())
         mains = [
             node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"
         ]
         if mains and path.stem not in {"spark", "faulty_s3"}:
-            found.append(path.stem)
-    return sorted(found)
+            matches.append(path.stem)
+    return sorted(matches)
 
 
 def test_every_benchmark_is_listed():
@@ -58,14 +58,14 @@ def test_an_unknown_name_is_refused_with_those_there_are():
 
 
 def test_a_ratio_is_of_the_medians_and_its_spread_of_the_rounds():
-    told = Result("w", "rows/s", [10, 30, 20], "r", [20, 20, 40], ">= 1")
+    message = Result("w", "rows/s", [10, 30, 20], "r", [20, 20, 40], ">= 1")
 
-    assert told.ratio == [1, 0.5, 1.5]
-    assert told.holds is True
+    assert message.ratio == [1, 0.5, 1.5]
+    assert message.holds is True
 
 
 @pytest.mark.parametrize(
-    ("told", "holds"),
+    ("message", "holds"),
     [
         (Result("w", "rows/s", [79], "r", [100], ">= 0.8"), False),
         (Result("w", "rows/s", [80], "r", [100], ">= 0.8"), True),
@@ -76,17 +76,17 @@ def test_a_ratio_is_of_the_medians_and_its_spread_of_the_rounds():
         (Result("w", "rows/s", [1], "r", [1]), None),
     ],
 )
-def test_a_bar_is_of_the_ratio_else_of_the_figure(told: Result, holds: bool | None):
-    assert told.holds is holds
+def test_a_bar_is_of_the_ratio_else_of_the_figure(message: Result, holds: bool | None):
+    assert message.holds is holds
 
 
 def test_the_table_says_what_was_missed_and_why():
-    found = [
+    matches = [
         Result("file", "rows/s", [2000], "psql", [1000], ">= 0.95", "same bytes"),
         Result("parts", "rows/s", (), "file", (), ">= 1.5", "not built"),
     ]
 
-    lines = results.markdown_table(result.to_dict() for result in found).splitlines()
+    lines = results.markdown_table(result.to_dict() for result in matches).splitlines()
 
     assert lines[2] == (
         "| file (same bytes) | 2,000 rows/s | psql: 1,000 | 2.00 | >= 0.95: holds |"
@@ -101,14 +101,14 @@ def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     capsys.readouterr()
     one = json.loads(written.read_text()) | {"command": "space --rounds 1", "seconds": 4}
-    told = {
+    message = {
         "command": "python -m benchmarks",
         "began": "2026-01-02T03:04:05+00:00",
         "seconds": 60,
         "benchmarks": [one, {"benchmark": "overload", "skipped": "there is no Redis"}],
     }
 
-    page = runner.page(told)
+    page = runner.page(message)
 
     assert "| bytes | 3.00 B |  |  | <= 2: MISSED |" in page
     assert "`overload` skipped: there is no Redis." in page
@@ -118,16 +118,16 @@ def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixtur
 # The digest that says whether others made the same rows ------------------------------------------
 
 
-def cells(**said: str) -> list[str]:
-    return [said.get(column.header.replace(" ", "_"), "") for column in peers.export_columns()]
+def cells(**html: str) -> list[str]:
+    return [html.get(column.header.replace(" ", "_"), "") for column in peers.export_columns()]
 
 
 def written(path: Path, *rows: list[str], header: bool = True) -> Path:
     with path.open("w", newline="") as file:
-        out = csv.writer(file)
+        writer = csv.writer(file)
         if header:
-            out.writerow([column.header for column in peers.export_columns()])
-        out.writerows(rows)
+            writer.writerow([column.header for column in peers.export_columns()])
+        writer.writerows(rows)
     return path
 
 
@@ -137,7 +137,7 @@ def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
         cells(Question_Score="1.0", Timestamp="2025-01-01T00:00:00.123Z"),
         cells(Question_Title="'=1+1", Question_Response='[{"a": 1, "b": "é"}]'),
     )
-    theirs = [
+    other_job = [
         written(
             tmp_path / "1.csv",
             cells(Question_Title="=1+1", Question_Response='[{"b":"\\u00e9","a":1}]'),
@@ -150,7 +150,7 @@ def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
         ),
     ]
 
-    assert peers.digest_rows(theirs) == peers.digest_rows([ours])
+    assert peers.digest_rows(other_job) == peers.digest_rows([ours])
     assert peers.digest_rows([ours])[0] == 2
 
 
@@ -172,10 +172,8 @@ def test_another_cell_has_another_digest(tmp_path: Path, other: list[str]):
 
 
 def test_a_child_is_ended_with_its_own(tmp_path: Path):
-    told = tmp_path / "pid"
-    inner = (
-        f"import os, time\nopen({str(told)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
-    )
+    message = tmp_path / "pid"
+    inner = f"import os, time\nopen({str(message)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
     outer = (
         "import signal, subprocess, sys, time\n"
         f"subprocess.Popen([sys.executable, '-c', {inner!r}])\n"
@@ -183,8 +181,8 @@ def test_a_child_is_ended_with_its_own(tmp_path: Path):
     )
 
     with ground.Process([sys.executable, "-c", outer], dict(os.environ)):
-        until(lambda: told.exists() and told.read_text().endswith("\n"), "the inner process")
-        pid = int(told.read_text())
+        until(lambda: message.exists() and message.read_text().endswith("\n"), "the inner process")
+        pid = int(message.read_text())
 
     until(lambda: not alive(pid), "its end")
 

@@ -78,9 +78,9 @@ def test_submit_says_what_is_wrong(signed_in: Any, live_server: Any) -> None:
     page.fill("#id_tag", "by-hand")
     page.click("input[name=_save]")
 
-    said = page.inner_text("#content")
-    assert "From the first to the last day, at most 366 days." in said
-    assert "Unknown time zone; write one like UTC or Asia/Kolkata." in said
+    html = page.inner_text("#content")
+    assert "From the first to the last day, at most 366 days." in html
+    assert "Unknown time zone; write one like UTC or Asia/Kolkata." in html
     assert Job.objects.count() == 0
 
 
@@ -107,7 +107,7 @@ def test_retry_runs_failed_jobs_again(signed_in: Any, live_server: Any) -> None:
 def test_a_job_is_cancelled_and_its_history_shown(signed_in: Any, live_server: Any) -> None:
     # given a job at work, and one that is done
     send(5)
-    job, done = make_claimed(tag="working"), make_job(tag="done", status="SUCCESS")
+    job, finished = make_claimed(tag="working"), make_job(tag="done", status="SUCCESS")
     page = signed_in
 
     # when both are cancelled
@@ -117,15 +117,15 @@ def test_a_job_is_cancelled_and_its_history_shown(signed_in: Any, live_server: A
     page.click("button[name=index]")
 
     # then one is, and what became of it can be read
-    said = page.inner_text(".messagelist")
-    assert "1 jobs are cancelled." in said
-    assert "1 were left alone: they are ended already." in said
+    html = page.inner_text(".messagelist")
+    assert "1 jobs are cancelled." in html
+    assert "1 were left alone: they are ended already." in html
     page.goto(f"{live_server.url}/admin/exhaust/job/{job.pk}/change/")
     history = page.inner_text("#transitions-group")
     assert "Cancelled by" in history
     assert "PROCESSING" in history.upper()
-    done.refresh_from_db()
-    assert done.status == "SUCCESS"
+    finished.refresh_from_db()
+    assert finished.status == "SUCCESS"
 
 
 def test_a_full_queue_is_told_in_the_form(signed_in: Any, live_server: Any, settings: Any) -> None:
@@ -160,7 +160,7 @@ def test_the_pages_keep_within_their_content_security_policy(
 ) -> None:
     # given a listener for what the browser refuses
     refused: list[str] = []
-    page.on("console", lambda said: refused.append(said.text) if _POLICY in said.text else None)
+    page.on("console", lambda html: refused.append(html.text) if _POLICY in html.text else None)
     page = request.getfixturevalue("session_lifetime")
     send(5)
     make_job()

@@ -37,14 +37,14 @@ control.pause(control.save(Destination(
 
 
 @pytest.fixture(scope="module")
-def staffed(service: Service) -> Service:
+def service_with_users(service: Service) -> Service:
     """The service, with people who may sign in, and some answers."""
     service.run("manage.py", "shell", "-v", "0", "-c", _STAFF)
     body = json.dumps({"events": [make_answer(number) for number in range(40)] + ["no event"]})
-    sent = service.call(
+    response = service.call(
         "POST", "/v1/telemetry", body.encode(), "sender", Content_Type="application/json"
     )
-    assert sent.status == 200
+    assert response.status == 200
     name = json.dumps({"name": "Lunch bot"}).encode()
     path = f"/v1/conversations/{BOT}"
     assert service.call("PUT", path, name, "sender", Content_Type="application/json").status == 200
@@ -66,21 +66,23 @@ def worker(service: Service) -> Child:
 
 
 @pytest.fixture
-def idle(staffed: Service) -> Iterator[Service]:
+def worker_stopped(service_with_users: Service) -> Iterator[Service]:
     """Without a worker; afterwards there is one."""
-    worker(staffed).stop()
-    yield staffed
-    if not any(child.name == "worker" and not child.stopped for child in staffed.children):
-        staffed.start_worker()
+    worker(service_with_users).stop()
+    yield service_with_users
+    if not any(
+        child.name == "worker" and not child.stopped for child in service_with_users.children
+    ):
+        service_with_users.start_worker()
 
 
 def rows_of(path: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(Path(path).read_text(), newline="")))
 
 
-def test_preview_create_watch_download(page: Any, idle: Service) -> None:
+def test_preview_create_watch_download(page: Any, worker_stopped: Service) -> None:
     # given the form
-    base = sign_in(page, idle, path=f"/console/{CHANNEL}/exports/new")
+    base = sign_in(page, worker_stopped, path=f"/console/{CHANNEL}/exports/new")
 
     # when a conversation is looked for, and days are chosen
     page.fill("#f-conversationId", "lunch")
@@ -95,26 +97,26 @@ def test_preview_create_watch_download(page: Any, idle: Service) -> None:
     # then the first rows are shown before anything is sent, masked
     page.wait_for_selector("#preview .estimate:has-text('40 rows')")
     assert "because" not in page.inner_text("#preview")
-    assert idle.query("SELECT count(*) FROM exhaust_job WHERE tag = 'watched'") == [(0,)]
+    assert worker_stopped.query("SELECT count(*) FROM exhaust_job WHERE tag = 'watched'") == [(0,)]
 
     # when it is sent, and a worker comes on with it
     page.click("text=Create export")
     page.wait_for_url(f"{base}/console/{CHANNEL}/exports/watched/*")
     page.wait_for_selector(".pill:has-text('Queued')")
     seen = []
-    for done in (25, 60):
-        idle.change(
+    for finished in (25, 60):
+        worker_stopped.change(
             f"UPDATE exhaust_job SET status = 'PROCESSING', attempt = 1, rows_estimated = 100,"
-            f" rows_done = {done} WHERE tag = 'watched'"
+            f" rows_done = {finished} WHERE tag = 'watched'"
         )
-        page.wait_for_selector(f"progress[value='{done}']")
+        page.wait_for_selector(f"progress[value='{finished}']")
         seen.append(page.get_attribute("progress", "value"))
     assert seen == ["25", "60"]  # the bar moved, and nobody loaded the page
-    idle.change(
+    worker_stopped.change(
         "UPDATE exhaust_job SET status = 'SUBMITTED', attempt = 0, rows_done = 0"
         " WHERE tag = 'watched'"
     )
-    idle.start_worker()
+    worker_stopped.start_worker()
 
     # then the file appears by itself, and opens
     page.wait_for_selector("a:has-text('Download csv')", timeout=40_000)
@@ -134,13 +136,13 @@ def test_preview_create_watch_download(page: Any, idle: Service) -> None:
     assert len(rows_of(downloading.value.path())) == 41
 
 
-def test_expired_link_is_replaced(page: Any, staffed: Service) -> None:
-    base = sign_in(page, staffed)
-    asked(page, base, "to-end")
+def test_expired_link_is_replaced(page: Any, service_with_users: Service) -> None:
+    base = sign_in(page, service_with_users)
+    create_export(page, base, "to-end")
     page.click("text=Create link")
     address = page.input_value(".copy input")
     assert "h" in page.inner_text("[data-expires]")
-    staffed.change("UPDATE exhaust_link SET expires_at = '2022-01-01 00:00:00+00:00'")
+    service_with_users.change("UPDATE exhaust_link SET expires_at = '2022-01-01 00:00:00+00:00'")
     page.goto(address)
     assert "This link has expired" in page.inner_text("body")
     page.go_back()
@@ -152,7 +154,7 @@ def test_expired_link_is_replaced(page: Any, staffed: Service) -> None:
         page.evaluate("location.assign(document.querySelector('.copy input').value)")
 
 
-def asked(page: Any, base: str, tag: str) -> None:
+def create_export(page: Any, base: str, tag: str) -> None:
     """Sends a request and waits on its page until it is ready."""
     page.goto(
         f"{base}/console/{CHANNEL}/exports/new?conversationId={BOT}&startDate=2022-03-01"
@@ -162,16 +164,16 @@ def asked(page: Any, base: str, tag: str) -> None:
     page.wait_for_selector("a:has-text('Download csv')", timeout=40_000)
 
 
-def test_missing_permission_hides_data(page: Any, staffed: Service) -> None:
-    base = sign_in(page, staffed, "asha")
+def test_missing_permission_hides_data(page: Any, service_with_users: Service) -> None:
+    base = sign_in(page, service_with_users, "asha")
     page.wait_for_url(f"{base}/console/{CHANNEL}/exports")  # her only channel
     names = page.locator("nav a").all_inner_texts()
     assert names == ["Exports", "New export", "Insights", "Conversations", "Rejected events"]
     page.goto(f"{base}/console/{CHANNEL}/exports/new")
     assert "personal" not in page.inner_text("form#export-form")
     for name in ("participants", "keys", "destinations", "audit", "schedules"):
-        answered = page.goto(f"{base}/console/{CHANNEL}/{name}")
-        assert answered.status == 403
+        response = page.goto(f"{base}/console/{CHANNEL}/{name}")
+        assert response.status == 403
         assert "You do not have access to this page" in page.inner_text("main")
     page.goto(f"{base}/console/{CHANNEL}/rejected")
     assert page.locator("text=Reprocess").count() == 0
@@ -180,10 +182,10 @@ def test_missing_permission_hides_data(page: Any, staffed: Service) -> None:
     assert page.goto(f"{base}/console/ORG_999/exports").status == 404
 
 
-def test_works_without_javascript(chromium: Any, staffed: Service) -> None:
+def test_works_without_javascript(chromium: Any, service_with_users: Service) -> None:
     context = chromium.new_context(java_script_enabled=False, accept_downloads=True)
     page = context.new_page()
-    base = sign_in(page, staffed, "asha", f"/console/{CHANNEL}/exports/new")
+    base = sign_in(page, service_with_users, "asha", f"/console/{CHANNEL}/exports/new")
     page.fill("#f-conversationId", "lunch")
     page.click("button:has-text('Search')")
     page.check(f'input[value="{BOT}"]')
@@ -212,8 +214,10 @@ def test_works_without_javascript(chromium: Any, staffed: Service) -> None:
     context.close()
 
 
-def test_polling_does_not_extend_session(page: Any, idle: Service) -> None:
-    base = sign_in(page, idle, path=f"/console/{CHANNEL}/exports/new?conversationId={BOT}")
+def test_polling_does_not_extend_session(page: Any, worker_stopped: Service) -> None:
+    base = sign_in(
+        page, worker_stopped, path=f"/console/{CHANNEL}/exports/new?conversationId={BOT}"
+    )
     page.fill("#f-startDate", "2022-03-01")
     page.fill("#f-endDate", "2022-04-01")
     page.fill("#f-tag", "left-open")
@@ -224,18 +228,16 @@ def test_polling_does_not_extend_session(page: Any, idle: Service) -> None:
     # when it looks again by itself, then it says so: the server does not take that for a use
     for name in ("exports", address.removeprefix(f"{base}/console/{CHANNEL}/")):
         page.goto(f"{base}/console/{CHANNEL}/{name}")
-        with page.expect_request(lambda asked: "x-poll" in asked.headers):
+        with page.expect_request(lambda response: "x-poll" in response.headers):
             pass
 
     # and where the session is over, the page asks who is there
-    idle.change("UPDATE django_session SET expire_date = '2020-01-01 00:00:00+00:00'")
+    worker_stopped.change("UPDATE django_session SET expire_date = '2020-01-01 00:00:00+00:00'")
     page.wait_for_url(re.compile("/console/sign-in.next=.*left-open"))
 
 
-def test_create_destination_hides_password(
-    page: Any, staffed: Service
-) -> None:
-    base = sign_in(page, staffed, path=f"/console/{CHANNEL}/destinations")
+def test_create_destination_hides_password(page: Any, service_with_users: Service) -> None:
+    base = sign_in(page, service_with_users, path=f"/console/{CHANNEL}/destinations")
     page.click("text=New destination")
     page.fill("#f-name", "by-hand")
     page.fill("#f-url", "https://10.0.0.1/in")
@@ -263,10 +265,8 @@ def test_create_destination_hides_password(
     assert "by-hand” is deleted" in page.inner_text("main")
 
 
-def test_unsupported_fields_are_not_sent(
-    page: Any, staffed: Service
-) -> None:
-    sign_in(page, staffed, path=f"/console/{CHANNEL}/exports/new")
+def test_unsupported_fields_are_not_sent(page: Any, service_with_users: Service) -> None:
+    sign_in(page, service_with_users, path=f"/console/{CHANNEL}/exports/new")
     assert not page.is_visible("#f-types")
     page.check('input[value="events-exhaust"]')
     page.fill("#f-types", "ASSESS\nEND")
@@ -276,14 +276,14 @@ def test_unsupported_fields_are_not_sent(
     page.fill("#f-types", "END")
     page.keyboard.press("Tab")
     page.wait_for_selector("#preview .estimate:has-text('No rows')")
-    with page.expect_request("**/exports/new/preview") as asking:
+    with page.expect_request("**/exports/new/preview") as waiting_request:
         page.check('input[value="sessions-exhaust"]')
     assert not page.is_visible("#f-types")
     assert page.is_visible("#f-application")
-    sent = asking.value.post_data
-    assert "application=" in sent
-    assert "types=" not in sent
-    assert "conversationId=" not in sent
+    response = waiting_request.value.post_data
+    assert "application=" in response
+    assert "types=" not in response
+    assert "conversationId=" not in response
 
 
 PAGES = [
@@ -296,59 +296,61 @@ PAGES = [
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_axe_finds_no_violations(chromium: Any, staffed: Service, scheme: str, size: str) -> None:
+def test_axe_finds_no_violations(
+    chromium: Any, service_with_users: Service, scheme: str, size: str
+) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="browser extra").Axe()
     width, height = SIZES[size]
     context = chromium.new_context(
         color_scheme=scheme, viewport={"width": width, "height": height}, reduced_motion="reduce"
     )
     page = context.new_page()
-    base = f"http://127.0.0.1:{staffed.port}"
+    base = f"http://127.0.0.1:{service_with_users.port}"
     page.goto(f"{base}/console/sign-in")
-    found = faults(axe, page)
-    sign_in(page, staffed)
-    asked(page, base, f"axe-{scheme}-{size}")
+    results = find_violations(axe, page)
+    sign_in(page, service_with_users)
+    create_export(page, base, f"axe-{scheme}-{size}")
     page.click("summary:has-text('API call')")
-    found += faults(axe, page)
+    results += find_violations(axe, page)
     for name in PAGES:
         page.goto(f"{base}/console/{CHANNEL}/{name}")
         for summary in page.locator("main details > summary").all():
             summary.click()
-        found += faults(axe, page)
-        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert wide <= 0, f"{name} is {wide} pixels too wide"
+        results += find_violations(axe, page)
+        overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert overflow <= 0, f"{name} is {overflow} pixels too wide"
     page.goto(f"{base}/console/{CHANNEL}/exports/new")
     page.fill("#f-tag", "a b")
     page.click("text=Create export")
-    found += faults(axe, page)
+    results += find_violations(axe, page)
     context.close()
-    assert found == []
+    assert results == []
 
 
-def faults(axe: Any, page: Any) -> list[str]:
+def find_violations(axe: Any, page: Any) -> list[str]:
     """What axe holds against a page, whatever its weight."""
     page.wait_for_selector(".htmx-request", state="detached")  # a page at rest
-    told = axe.run(page).response["violations"]
+    message = axe.run(page).response["violations"]
     return [
         f"{page.url} {each['id']} ({each['impact']}): {node['html'][:160]}"
-        for each in told
+        for each in message
         for node in each["nodes"]
     ]
 
 
-def test_pages_keep_strict_csp(page: Any, staffed: Service) -> None:
-    base = sign_in(page, staffed)
+def test_pages_keep_strict_csp(page: Any, service_with_users: Service) -> None:
+    base = sign_in(page, service_with_users)
     refused: list[str] = []
-    page.on("console", lambda said: refused.append(f"{page.url} {said.text}"))
+    page.on("console", lambda html: refused.append(f"{page.url} {html.text}"))
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
         " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
 
     def strict(route: Any) -> None:
-        answered = route.fetch()
+        response = route.fetch()
         route.fulfill(
-            response=answered, headers={**answered.headers, "content-security-policy": policy}
+            response=response, headers={**response.headers, "content-security-policy": policy}
         )
 
     page.route("**/console/**", strict)
@@ -361,9 +363,9 @@ def test_pages_keep_strict_csp(page: Any, staffed: Service) -> None:
     assert refused == []
 
 
-def test_download_by_keyboard(page: Any, staffed: Service) -> None:
-    base = sign_in(page, staffed)
-    asked(page, base, "by-keyboard")
+def test_download_by_keyboard(page: Any, service_with_users: Service) -> None:
+    base = sign_in(page, service_with_users)
+    create_export(page, base, "by-keyboard")
     page.reload()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"

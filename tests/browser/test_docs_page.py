@@ -13,10 +13,10 @@ def test_the_page_shows_every_operation(page: Any, live_server: Any, tmp_path: P
     # given a browser that notes what it asks for and what is refused to it
     host = urlsplit(live_server.url).netloc
     foreign: list[str] = []
-    said: list[str] = []
+    html: list[str] = []
     page.on("request", lambda call: foreign.append(call.url) if host not in call.url else None)
-    page.on("console", lambda line: said.append(line.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda line: html.append(line.text))
+    page.on("pageerror", lambda error: html.append(str(error)))
 
     # when the page is opened and an operation unfolded
     answer = page.goto(f"{live_server.url}/docs/")
@@ -32,6 +32,6 @@ def test_the_page_shows_every_operation(page: Any, live_server: Any, tmp_path: P
     assert page.locator(".opblock").count() == count
     assert "unsafe" not in policy
     assert [url for url in foreign if not url.startswith("data:")] == []
-    assert said == []
+    assert html == []
     page.screenshot(path=tmp_path / "docs.png", full_page=False)
     assert (tmp_path / "docs.png").stat().st_size > 20_000

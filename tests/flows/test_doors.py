@@ -47,10 +47,10 @@ def test_two_sources_share_one_file(files: Path):
         sender.post("/v1/telemetry", encode_batch(answer(1)), "application/json").status_code == 200
     )
     page = Client()
-    answered = page.post(
+    response = page.post(
         "/collect?appId=my-app", json.dumps([clickstream_answer(2)]), "application/json"
     )
-    assert (answered.status_code, answered.content) == (200, b"")
+    assert (response.status_code, response.content) == (200, b"")
 
     # when the conversation is asked for
     asker = Client(headers=bearer(make_key("export:response")))
@@ -63,12 +63,12 @@ def test_two_sources_share_one_file(files: Path):
     assert Job.objects.get().status == "SUCCESS"
     text = (files / File.objects.get().key).read_text()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    told = [
+    message = [
         (row["Device ID"], row["Question Id"], row["Question Title"], row["Question Response"])
         for row in rows
     ]
     title = "Which class are you in?"
-    assert told == [
+    assert message == [
         (answer()["context"]["did"], QUESTION, title, '[{"2": {"text": "2 Class 2"}}]'),
         ("browser-1", QUESTION, title, '[{"ans1": "the second"}]'),
     ]
@@ -105,9 +105,11 @@ def test_each_source_derives_sessions():
     call_command("derive")
 
     # then each made one session, and one user
-    made = Session.objects.filter(parent__isnull=True, event_count__gt=0)
-    told = made.order_by("device_id").values_list("device_id", "event_count", "is_client_session")
-    assert list(told) == [
+    created = Session.objects.filter(parent__isnull=True, event_count__gt=0)
+    message = created.order_by("device_id").values_list(
+        "device_id", "event_count", "is_client_session"
+    )
+    assert list(message) == [
         (answer()["context"]["did"], 2, False),
         ("1394", 1, True),
         ("browser-1", 1, False),

@@ -44,20 +44,20 @@ def submitted(service: Service, tag: str, bot: str = BOT) -> str:
             },
         }
     }
-    answered = service.call(
+    response = service.call(
         "POST", SUBMIT, json.dumps(body).encode(), "asker", Content_Type="application/json"
     )
-    assert answered.status == 200, answered.body
-    request_id: str = answered.said["result"]["requestId"]
+    assert response.status == 200, response.body
+    request_id: str = response.said["result"]["requestId"]
     return request_id
 
 
 def shown(service: Service, tag: str, request_id: str) -> dict[str, Any]:
-    answered = service.call(
+    response = service.call(
         "GET", f"/dataset/v1/request/read/{tag}?requestId={request_id}", key="asker"
     )
-    assert answered.status == 200, answered.body
-    result: dict[str, Any] = answered.said["result"]
+    assert response.status == 200, response.body
+    result: dict[str, Any] = response.said["result"]
     return result
 
 
@@ -96,40 +96,40 @@ def test_events_become_a_file(service: Service) -> None:
     awkward = '=SUM(1,2), "in your words"\r\nनमस्ते'
     events = [make_answer(number, awkward if number == 7 else "") for number in range(50)]
     other = of_bot(make_answer(99), "another-bot")
-    sent = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
-    assert sent.status == 200, sent.body
-    assert sent.said["result"] == {
+    values = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
+    assert values.status == 200, values.body
+    assert values.said["result"] == {
         "stored": 51, "duplicate": 0, "rejected": 0, "rejections": [],
     }  # fmt: skip
 
     # and the sender sends them once more
-    again = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
-    assert (again.said["result"]["stored"], again.said["result"]["duplicate"]) == (0, 51)
+    repeated = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
+    assert (repeated.said["result"]["stored"], repeated.said["result"]["duplicate"]) == (0, 51)
 
     # when the answers are asked for and the file is downloaded
     request_id = submitted(service, "whole-way")
     result = finished(service, "whole-way", request_id)
-    answered = downloaded(service, result)
+    response = downloaded(service, result)
 
     # then it is each answer once, in order of time, and what the API said of it
-    assert answered.status == 200
+    assert response.status == 200
     (file,) = result["files"]
-    assert_is(file, answered.body)
-    header, *rows = table(answered.body)
+    assert_is(file, response.body)
+    header, *rows = table(response.body)
     assert len(header) == 17
     assert [row[0] for row in rows] == [f"ASSESS:{number}" for number in range(50)]
     assert {row[1] for row in rows} == {BOT}
     responses = [json.loads(row[13]) for row in rows]
     assert responses[3] == [{"ans1": "because 3"}]
     assert responses[7] == [{"ans1": awkward}]
-    assert answered.headers["Content-Disposition"] == f'attachment; filename="{file["name"]}"'
-    assert answered.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Disposition"] == f'attachment; filename="{file["name"]}"'
+    assert response.headers["Cache-Control"] == "no-store"
     assert (result["attempts"], result["tag"]) == (0, f"whole-way:{CHANNEL}")
 
     # and looking at it gives no byte of it
-    looked = downloaded(service, result, "HEAD")
-    assert (looked.status, looked.body) == (200, b"")
-    assert looked.headers["Content-Length"] == str(file["bytes"])
+    head = downloaded(service, result, "HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Content-Length"] == str(file["bytes"])
 
 
 def test_a_gzip_body_is_taken(service: Service) -> None:
@@ -137,7 +137,7 @@ def test_a_gzip_body_is_taken(service: Service) -> None:
     events = [of_bot(make_answer(number), "gzip-bot") for number in range(20)]
 
     # when
-    sent = service.call(
+    response = service.call(
         "POST",
         TELEMETRY,
         gzip.compress(lines(*events)),
@@ -147,8 +147,8 @@ def test_a_gzip_body_is_taken(service: Service) -> None:
     )
 
     # then
-    assert sent.status == 200, sent.body
-    assert sent.said["result"]["stored"] == 20
+    assert response.status == 200, response.body
+    assert response.said["result"]["stored"] == 20
     result = finished(service, "gzip", submitted(service, "gzip", "gzip-bot"))
     content = downloaded(service, result).body
     assert_is(result["files"][0], content)
@@ -176,17 +176,17 @@ def test_a_body_without_length_is_refused(service: Service, path: str, key: str)
             received += chunk
 
     # then it is refused in words, never taken for an empty one
-    head, _, said = received.partition(b"\r\n\r\n")
+    head, _, html = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 411 ")
-    assert "Content-Length" in json.loads(said)["params"]["errmsg"]
+    assert "Content-Length" in json.loads(html)["params"]["errmsg"]
     assert service.query("SELECT count(*) FROM ingest_storedevent") == before
 
 
 def test_a_key_is_needed(service: Service) -> None:
     for method, path in (("POST", TELEMETRY), ("POST", SUBMIT)):
-        answered = service.call(method, path, b"{}", Content_Type="application/json")
-        assert answered.status == 401
-        assert answered.headers["WWW-Authenticate"] == "Bearer"
+        response = service.call(method, path, b"{}", Content_Type="application/json")
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
 def test_a_killed_workers_job_is_finished_by_another(service: Service) -> None:
@@ -196,8 +196,8 @@ def test_a_killed_workers_job_is_finished_by_another(service: Service) -> None:
         events = (
             of_bot(make_answer(number, text), "long-bot") for number in range(first, first + 5000)
         )
-        sent = service.call("POST", TELEMETRY, lines(*events), "sender", Content_Type=NDJSON)
-        assert sent.said["result"]["stored"] == 5000
+        response = service.call("POST", TELEMETRY, lines(*events), "sender", Content_Type=NDJSON)
+        assert response.said["result"]["stored"] == 5000
     (worker,) = [child for child in service.children if child.name == "worker"]
     folder = service.var / "files" / "response"
     before = set(folder.rglob("[0-9]*.csv")) if folder.exists() else set()
@@ -224,10 +224,10 @@ def test_a_killed_workers_job_is_finished_by_another(service: Service) -> None:
     assert service.query(left) == [("PROCESSING", 1)]
 
     # but finishes it once the lease has lapsed and the sweep comes round
-    lapsed = service.change(
+    expired = service.change(
         "UPDATE exhaust_job SET lease_until = '2022-01-01 00:00:00' WHERE tag = 'killed'"
     )
-    assert lapsed == 1
+    assert expired == 1
     service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
     result = finished(service, "killed", request_id)
     assert service.query(left) == [("SUCCESS", 2)]

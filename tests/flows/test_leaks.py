@@ -93,30 +93,30 @@ class Driver:
         **headers: str,
     ) -> Answer:
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        sent = {"Content_Type": JSON, **self.always, **headers}
+        values = {"Content_Type": JSON, **self.always, **headers}
         if self.cookies:
-            sent["Cookie"] = "; ".join(f"{n}={m.value}" for n, m in self.cookies.items())
-        answered = self.service.call(method, path, raw, key, **sent)
+            values["Cookie"] = "; ".join(f"{n}={m.value}" for n, m in self.cookies.items())
+        response = self.service.call(method, path, raw, key, **values)
         wanted = status if isinstance(status, tuple) else (status,)
-        assert answered.status in wanted, (method, path, answered.status, answered.body[:500])
-        if answered.headers["Set-Cookie"]:
-            for line in answered.headers.get_all("Set-Cookie") or []:
+        assert response.status in wanted, (method, path, response.status, response.body[:500])
+        if response.headers["Set-Cookie"]:
+            for line in response.headers.get_all("Set-Cookie") or []:
                 self.cookies.load(line)
-        where = f"{method} {urlsplit(path).path} {answered.status}"
+        where = f"{method} {urlsplit(path).path} {response.status}"
         self.paths.add(re.sub(r"(download/).*|\b\d+(?=/)|\w*[0-9a-f]{16,}", r"\1…", where))
-        said = str(answered.headers).encode() + answered.body
+        html = str(response.headers).encode() + response.body
         for text, kind in self.canary.kinds.items():
             if kind in shows:
-                said = said.replace(text.encode(), b"")
-        self.answers.append((where, said))
-        return answered
+                html = html.replace(text.encode(), b"")
+        self.answers.append((where, html))
+        return response
 
     def submit(self, tag: str, dataset: str, key: str, **more: Any) -> str:
         config = {"type": dataset, **DAYS}
         request = {"tag": tag, "dataset": dataset, "requestedBy": self.canary("name"), **more}
         body = {"request": {**request, "datasetConfig": config}}
-        said = self("POST", "/dataset/v1/request/submit", body, key, shows={"name", "address"})
-        return str(said.said["result"]["requestId"])
+        html = self("POST", "/dataset/v1/request/submit", body, key, shows={"name", "address"})
+        return str(html.said["result"]["requestId"])
 
     def job(self, tag: str, request_id: str, key: str) -> Any:
         path = f"/dataset/v1/request/read/{tag}?requestId={request_id}"
@@ -174,11 +174,11 @@ def test_what_is_private_stands_only_where_it_belongs(service: Service, canary: 
     places = {**written, "the broker": in_the_broker, "the ledger": rows(service, "ingest_ledger")}
     places |= dict(beside_the_database(service.var))
     leaks = [
-        (place, *leak) for place, said in [*places.items(), *call.answers]
-        for leak in sorted(canary.found(said))
+        (world, *leak) for world, html in [*places.items(), *call.answers]
+        for leak in sorted(canary.found(html))
     ]  # fmt: skip
-    kept = canary.found(rows(service, ""))
-    leaks += [("the database", *leak) for leak in sorted(kept) if leak[0] not in KEPT]
+    stored = canary.found(rows(service, ""))
+    leaks += [("the database", *leak) for leak in sorted(stored) if leak[0] not in KEPT]
     report(service, call, leaks)
     assert leaks == []
 
@@ -187,8 +187,8 @@ def report(service: Service, call: Driver, leaks: list[Any]) -> None:
     by_kind: dict[str, int] = {}
     for kind in call.canary.kinds.values():
         by_kind[kind] = by_kind.get(kind, 0) + 1
-    told = {"canaries": by_kind, "answers": len(call.answers), "leaks": leaks}
-    (service.var / "report.json").write_text(json.dumps({**told, "paths": sorted(call.paths)}))
+    message = {"canaries": by_kind, "answers": len(call.answers), "leaks": leaks}
+    (service.var / "report.json").write_text(json.dumps({**message, "paths": sorted(call.paths)}))
 
 
 def make_keys(service: Service, canary: Canaries) -> None:
@@ -220,12 +220,12 @@ def make_keys(service: Service, canary: Canaries) -> None:
 
 def good_and_bad_bodies(call: Driver) -> None:
     canary = call.canary
-    people = [
+    private_job = [
         {"deviceId": f"device-{n}", "userName": canary("name"), "phone": canary("phone"),
          "consent": True, "consentAt": "2022-04-01T00:00:00Z"}
         for n in range(30)
     ]  # fmt: skip
-    wrong = [
+    changes = [
         {"deviceId": 5, "userName": canary("name"), "phone": canary("phone")},
         {"deviceId": "d", "phone": canary("phone") + "x"},
         {"deviceId": "d", "phone": canary("phone"), "consent": canary("text")},
@@ -233,9 +233,16 @@ def good_and_bad_bodies(call: Driver) -> None:
         {"deviceId": "d", "userName": [canary("name")]},
         canary("phone"),
     ]
-    call("POST", "/v1/participants", people + wrong, "sender")
+    call("POST", "/v1/participants", private_job + changes, "sender")
     call("POST", "/v1/participants", canary("phone").encode(), "sender", status=(200, 400))
-    call("POST", "/v1/participants", people[:1], "sender", status=415, Content_Type=canary("text"))
+    call(
+        "POST",
+        "/v1/participants",
+        private_job[:1],
+        "sender",
+        status=415,
+        Content_Type=canary("text"),
+    )
 
     answers = [make_answer(n, canary("text")) for n in range(40)]
     bad = make_answer(99, canary("text"))
@@ -398,7 +405,7 @@ def files_and_links(call: Driver, requests: dict[str, str]) -> None:
         key = "puller" if dataset == "events-exhaust" else "reader"
         job: Any = until(
             lambda tag=tags[dataset], id_=request_id, key=key: (
-                (shown := call.job(tag, id_, key))["status"] == "SUCCESS" and shown
+                (html := call.job(tag, id_, key))["status"] == "SUCCESS" and html
             ),
             f"the file of {dataset}",
         )
@@ -452,8 +459,8 @@ def failing_receivers(call: Driver) -> None:
     canary = call.canary
 
     def echo(received: Any) -> Any:
-        said = json.dumps(received.headers).encode() + received.body
-        return respond_with(500, said, X_Echo=received.headers.get("authorization", ""))
+        html = json.dumps(received.headers).encode() + received.body
+        return respond_with(500, html, X_Echo=received.headers.get("authorization", ""))
 
     with Receiver(choose_behaviour=echo) as receiver:
         names = ("events", "sessions")
@@ -541,12 +548,12 @@ def log_of(service: Service, name: str) -> bytes:
 
 def assert_lines(written: dict[str, bytes]) -> None:
     """Of ours each line is one of JSON, at DEBUG, and what failed is among it."""
-    said = [json.loads(line) for line in b"\n".join(written.values()).split(b"\n")
+    html = [json.loads(line) for line in b"\n".join(written.values()).split(b"\n")
             if line.startswith(b"{")]  # fmt: skip
-    events = {line.get("event") for line in said}
+    events = {line.get("event") for line in html}
     assert {"request.answered", "request.failed", "job.storage_failed", "job.attempt_failed",
             "destination.delivery_failed", "callback.failed"} <= events  # fmt: skip
-    assert "DEBUG" in {line["level"] for line in said}
+    assert "DEBUG" in {line["level"] for line in html}
     assert not any(b"Traceback (most recent call last)" in text for text in written.values())
 
 
@@ -555,17 +562,17 @@ def broker(service: Service) -> bytes:
     if not url:
         folder = service.var / "broker"
         return b"\n".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
-    found: list[Any] = []
+    results: list[Any] = []
     with closing(redis_client.Redis.from_url(url)) as client:
         for key in client.scan_iter("*"):
             read = {b"list": lambda k: client.lrange(k, 0, -1), b"set": client.smembers,
                     b"hash": client.hgetall, b"zset": lambda k: client.zrange(k, 0, -1),
                     b"string": client.get}  # fmt: skip
-            found += [key, read[client.type(key)](key)]
+            results += [key, read[client.type(key)](key)]
     # a message's body is base64 within JSON
-    said = repr(found).encode()
-    bodies = re.findall(rb'"body": "([A-Za-z0-9+/=]+)"', said)
-    return said + b"\n".join(b64decoded(body) for body in bodies)
+    html = repr(results).encode()
+    bodies = re.findall(rb'"body": "([A-Za-z0-9+/=]+)"', html)
+    return html + b"\n".join(b64decoded(body) for body in bodies)
 
 
 def b64decoded(text: bytes) -> bytes:
@@ -578,20 +585,20 @@ def rows(service: Service, prefix: str) -> bytes:
     """Each row of each table whose name begins so."""
     if service.database.startswith("postgres"):
         tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
-        found = [
+        results = [
             service.query(f'SELECT t::text FROM "{table}" t')
             for (table,) in service.query(tables)
             if table.startswith(prefix) and table != "django_session"
         ]
     else:
         tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        found = [
+        results = [
             service.query(f'SELECT * FROM "{table}"')
             for (table,) in service.query(tables)
             if table.startswith(prefix) and table != "django_session"
         ]
-    assert found
-    return repr(found).encode()
+    assert results
+    return repr(results).encode()
 
 
 def beside_the_database(var: Path) -> Iterator[tuple[str, bytes]]:

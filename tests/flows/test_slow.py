@@ -23,29 +23,29 @@ SIGN_IN = (  # without anybody's login
 )
 
 
-@pytest.mark.parametrize("what", ["nothing", "half a head", "half a body", "no sign-in"])
-def test_slow_callers_do_not_keep_others_out(service: Service, what: str):
-    said = {
+@pytest.mark.parametrize("action", ["nothing", "half a head", "half a body", "no sign-in"])
+def test_slow_callers_do_not_keep_others_out(service: Service, action: str):
+    html = {
         "nothing": "",
         "half a head": HEAD,
         "half a body": f"{HEAD}Authorization: Bearer {service.keys['sender']}\r\n"
         "Content-Type: application/json\r\nContent-Length: 5000\r\n\r\n[",
         "no sign-in": SIGN_IN,
-    }[what]
-    with ExitStack() as held:
-        for _ in range(FEW if what == "no sign-in" else COUNT):
-            slow = held.enter_context(socket.create_connection((HOST, service.port), timeout=10))
-            slow.sendall(said.encode())
+    }[action]
+    with ExitStack() as stack:
+        for _ in range(FEW if action == "no sign-in" else COUNT):
+            slow = stack.enter_context(socket.create_connection((HOST, service.port), timeout=10))
+            slow.sendall(html.encode())
         time.sleep(0.5)
 
-        took = []
+        seconds = []
         for number in range(20):
-            begun = time.monotonic()
+            start_time = time.monotonic()
             answer = service.call(
                 "POST", "/v1/telemetry", EVENT % number, "sender", Content_Type="application/json"
             )
-            took.append(time.monotonic() - begun)
+            seconds.append(time.monotonic() - start_time)
             assert answer.status == 200, answer.body
             assert answer.said["result"]["rejected"] == 0
-        assert sorted(took)[-2] < 2
+        assert sorted(seconds)[-2] < 2
         assert service.call("GET", "/readyz").status == 200

@@ -183,7 +183,7 @@ def test_rejecting_index_trips_breaker() -> None:
         Destination.objects.update(batch_limit=2)
         deliver_all(destination)
     assert destination.dead_letters.count() == 2 * (pump.CIRCUIT_BREAKER_FAILURES - 1)
-    assert destinations.determine_state(destination) == "open"
+    assert destinations.determine_state(destination) == "circuit_open"
     # what was said of a document stands in letters alone, where an erasure looks for it
     assert Delivery.objects.get(error__contains="All").error == "All were refused: 403."
 

@@ -285,7 +285,9 @@ def test_retries_grow_then_disable(
             deliver_all(destination)
             waits.append((destination.next_at - timezone.now()).total_seconds())
             assert destinations.determine_state(destination) == (
-                "open" if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES else "failing"
+                "circuit_open"
+                if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES
+                else "failing"
             )
         for seconds, delay in zip(waits, pump.RETRY_DELAYS_SECONDS, strict=True):
             assert delay * 0.75 <= seconds <= delay * 1.25
@@ -293,7 +295,7 @@ def test_retries_grow_then_disable(
 
         deliver_all(destination)
         assert len(receiver.received) == 10  # one at each attempt, also while it is open
-        assert (destination.xid, destinations.determine_state(destination)) == (0, "off")
+        assert (destination.xid, destinations.determine_state(destination)) == (0, "disabled")
         assert "10 failures" in destination.disabled_reason
         deliver_all(destination)
         assert len(receiver.received) == 10
@@ -338,7 +340,7 @@ def test_internal_address_is_never_reached(settings: Any) -> None:
         destination = make_destination(receiver)
         settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
         deliver_all(destination)
-        assert destinations.determine_state(destination) == "off"
+        assert destinations.determine_state(destination) == "disabled"
         Destination.objects.update(
             disabled_reason="",
             url=f"http://127.0.0.1.nip.io:{receiver.port}/",
@@ -384,7 +386,7 @@ def test_rejecting_receiver_trips_breaker() -> None:
     with Receiver([respond_with(400)]) as receiver:
         destination = deliver_all(make_destination(receiver))
     assert destination.dead_letters.count() == pump.CIRCUIT_BREAKER_FAILURES - 1
-    assert destinations.determine_state(destination) == "open"
+    assert destinations.determine_state(destination) == "circuit_open"
     assert destinations.measure_lag(destination).documents == 30 - (
         pump.CIRCUIT_BREAKER_FAILURES - 1
     )

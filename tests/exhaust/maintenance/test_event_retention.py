@@ -185,7 +185,7 @@ def test_a_sink_that_falls_behind_says_so(puller: Client) -> None:
             destination.name: destinations.determine_state(destination)
             for destination in Destination.objects.all()
         }
-        assert states == {"ahead": "working", "behind": "off", "sessions": "working"}
+        assert states == {"ahead": "working", "behind": "disabled", "sessions": "working"}
         behind.refresh_from_db()
         assert "not kept" in behind.disabled_reason
         assert "rewind" in behind.disabled_reason
@@ -223,7 +223,7 @@ def test_a_sink_that_was_reading_meanwhile_is_overtaken() -> None:
     assert pump._prepare_work(destination) is None
     destination.refresh_from_db()
     assert (destination.xid, destination.cursor_id) == (0, 0)
-    assert destinations.determine_state(destination) == "off"
+    assert destinations.determine_state(destination) == "disabled"
 
 
 def test_a_supplement_of_what_was_pruned_is_refused(puller: Client) -> None:
