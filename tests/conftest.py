@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
@@ -23,6 +24,19 @@ pytest_plugins = ("tests.service",)
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Gives each process of a parallel run a folder and Redis databases of its own."""
+    from django.conf import settings
+
+    broker = urlsplit(settings.CELERY_BROKER_URL)
+    for number, spec in enumerate(specs):
+        spec.env["EXHAUST_DATA_DIR"] = str(settings.DATA_DIR / f"tests-{number}")
+        if broker.scheme.startswith("redis"):
+            # one for the tests, and two for the services that they start
+            database = (int(broker.path.strip("/") or 0) + 3 * number) % 16
+            spec.env["CELERY_BROKER_URL"] = broker._replace(path=f"/{database}").geturl()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

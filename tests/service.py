@@ -184,10 +184,10 @@ def until(told: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any
     pytest.fail(f"waited {patience:.0f} s for {what}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The web server and one worker, for all flows."""
-    with running(tmp_path_factory.mktemp("flow")) as service:
+    """A web server and one worker; a module's own, so that no module reads another's rows."""
+    with running(tmp_path_factory.mktemp("service")) as service:
         yield service
 
 
@@ -245,12 +245,23 @@ def _database(var: Path) -> Iterator[tuple[str, str]]:
             server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[call-overload]
 
 
+# one process in place of three: a start takes most of a second
+SETUP = """
+import os
+import django
+os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+for name, scope in {scopes!r}.items():
+    call_command("create_key", name, channel=["{channel}"], scope=[scope])
+"""
+
+
 def _boot(service: Service) -> None:
-    service.run("manage.py", "migrate", "--verbosity", "0")
-    for name, scopes in (("sender", "ingest"), ("asker", "export:response")):
-        service.keys[name] = service.run(
-            "manage.py", "create_key", name, "--channel", CHANNEL, "--scope", scopes
-        )
+    scopes = {"sender": "ingest", "asker": "export:response"}
+    keys = service.run("-c", SETUP.format(scopes=scopes, channel=CHANNEL))
+    service.keys |= dict(zip(scopes, keys.splitlines(), strict=True))
     web = service.start(
         "web",
         *("granian", "--interface", "wsgi", "config.wsgi:application"),

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from django.conf import settings
 
 from tests.service import CHANNEL, HOST, Service
 
@@ -25,9 +24,10 @@ INSTALL = [
 
 
 @pytest.fixture(scope="session")
-def folder() -> Path:
+def folder(pytestconfig: pytest.Config) -> Path:
     """Where the packages lie; fetched once and kept between runs."""
-    return install_sdk(Path(settings.DATA_DIR) / "clients")
+    assert pytestconfig.cache is not None
+    return install_sdk(pytestconfig.cache.mkdir("clients"))
 
 
 def install_sdk(clients: Path) -> Path:
