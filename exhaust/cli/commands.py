@@ -257,7 +257,7 @@ def _run_preview(
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> ExitCode:
-    """Show a request's size, its columns and some masked rows; nothing is queued."""
+    """Show a request's size, its columns and some masked rows; no job is queued."""
     request = _build_request(
         dataset,
         tag,

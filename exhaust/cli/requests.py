@@ -27,7 +27,7 @@ def submit(server: Server, request: dict[str, Any]) -> Job:
 
 
 def preview(server: Server, request: dict[str, Any]) -> dict[str, Any]:
-    """Returns the estimate, the columns and some masked rows; nothing is queued."""
+    """Returns the estimate, the columns and some masked rows; no job is queued."""
     result: dict[str, Any] = _post(server, "preview", request)
     return result
 

@@ -114,7 +114,7 @@ class Counts:
     def add_answer(self, result: dict[str, Any] | None, positions: list[int]) -> None:
         """Counts an endpoint's answer to the events at these positions of the file."""
         self.sent += len(positions)
-        if result is None:  # Clickstream's protocol answers nothing
+        if result is None:  # Clickstream's protocol has an empty answer
             self.accepted += len(positions)
             return
         self.accepted += result.get("stored", result.get("accepted", 0))
@@ -148,7 +148,7 @@ class Counts:
             f" {self.rejected} rejected"
         ]
         if self.source == "clickstream":
-            lines[0] += " (this protocol answers nothing: a duplicate counts as accepted)"
+            lines[0] += " (its answer is empty: a duplicate counts as accepted)"
         lines += [f"  {count} x {reason}" for reason, count in self.reasons.most_common()]
         lines += [
             f"  event {each['position'] + 1}: {each['reason']}: {each['detail']}"
