@@ -182,7 +182,8 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     permission = "administer"
     channel_path = "destination__channel"
     list_display = [
-        "document_id", "destination", "answer", "reason", "created_at", "requeued_at", "delivered_at",
+        "document_id", "destination", "answer", "reason", "created_at", "requeued_at",
+        "delivered_at",
     ]  # fmt: skip
     list_filter = [
         ("delivered_at", admin.EmptyFieldListFilter),

@@ -88,7 +88,7 @@ class SubmitForm(forms.ModelForm):
         required=False,
         strip=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
-        help_text=f"Seals the file under a password; kept nowhere afterwards. {encryption.PASSWORD_RULE}",
+        help_text="Encrypts the file; forgotten when the job ends. " + encryption.PASSWORD_RULE,
     )
 
     class Meta:

@@ -112,9 +112,8 @@ class AuditView(DatasetView):
         return renderer, renderer.media_type
 
     @extend_schema(
-        operation_id="listAuditEvents",
-        parameters=[AuditQuery],
-        responses={
+        "listAuditEvents",
+        {
             200: responses.AuditPage,
             (200, "text/csv"): {
                 "type": "string",
@@ -122,6 +121,7 @@ class AuditView(DatasetView):
                 "examples": ["ID,Time,Action,Outcome,Actor,Key,Channel,…"],
             },
         },
+        parameters=[AuditQuery],
     )
     def get(self, request: Request) -> HttpResponse:
         """List who did what in the channel.

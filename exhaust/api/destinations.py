@@ -148,9 +148,7 @@ class DestinationView(NamedView):
     def present(self, instance: Destination) -> dict[str, Any]:
         return present_destination(instance)
 
-    @extend_schema(
-        operation_id="saveDestination", request=DestinationBody, responses=responses.Destination
-    )
+    @extend_schema("saveDestination", responses.Destination, request=DestinationBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a destination.
 
@@ -170,9 +168,7 @@ class DestinationView(NamedView):
         destinations.save(destination, password, secret)
         return self.respond(request, name)
 
-    @extend_schema(
-        operation_id="readDestination", responses={200: responses.Destination, 404: None}
-    )
+    @extend_schema("readDestination", responses.Destination, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a destination.
 
@@ -180,7 +176,7 @@ class DestinationView(NamedView):
         """
         return self.respond(request, name)
 
-    @extend_schema(operation_id="deleteDestination", responses={200: responses.Deleted, 404: None})
+    @extend_schema("deleteDestination", responses.Deleted, 404)
     def delete(self, request: Request, name: str) -> Response:
         """Delete a destination.
 
@@ -194,11 +190,7 @@ class PauseView(DestinationView):
     operation = "destination.pause"
     http_method_names = ["post"]
 
-    @extend_schema(
-        operation_id="pauseDestination",
-        request=None,
-        responses={200: responses.Destination, 404: None},
-    )
+    @extend_schema("pauseDestination", responses.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a destination.
 
@@ -212,11 +204,7 @@ class ResumeView(DestinationView):
     operation = "destination.resume"
     http_method_names = ["post"]
 
-    @extend_schema(
-        operation_id="resumeDestination",
-        request=None,
-        responses={200: responses.Destination, 404: None},
-    )
+    @extend_schema("resumeDestination", responses.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Resume a destination.
 
@@ -232,11 +220,7 @@ class RewindView(DestinationView):
     operation = "destination.rewind"
     http_method_names = ["post"]
 
-    @extend_schema(
-        operation_id="rewindDestination",
-        request=RewindBody,
-        responses={200: responses.Destination, 404: None},
-    )
+    @extend_schema("rewindDestination", responses.Destination, 404, request=RewindBody)
     def post(self, request: Request, name: str) -> Response:
         """Reposition a destination.
 
@@ -260,9 +244,7 @@ class TestView(DestinationView):
     operation = "destination.test"
     http_method_names = ["post"]
 
-    @extend_schema(
-        operation_id="testDestination", request=None, responses={200: responses.Delivery, 404: None}
-    )
+    @extend_schema("testDestination", responses.Delivery, 404)
     def post(self, request: Request, name: str) -> Response:
         """Send one made-up document now.
 
@@ -278,11 +260,7 @@ class RequeueView(DestinationView):
     operation = "destination.requeue"
     http_method_names = ["post"]
 
-    @extend_schema(
-        operation_id="requeueDeadLetters",
-        request=None,
-        responses={200: responses.Requeued, 404: None},
-    )
+    @extend_schema("requeueDeadLetters", responses.Requeued, 404)
     def post(self, request: Request, name: str) -> Response:
         """Send all dead letters again.
 
@@ -299,11 +277,7 @@ class DeadLettersView(DestinationView):
     operation = "destination.deadletters"
     http_method_names = ["get"]
 
-    @extend_schema(
-        operation_id="listDeadLetters",
-        parameters=[validation.Paging],
-        responses={200: responses.DeadLetterList, 404: None},
-    )
+    @extend_schema("listDeadLetters", responses.DeadLetterList, 404, parameters=[validation.Paging])
     def get(self, request: Request, name: str) -> Response:
         """List the documents that the receiver rejected.
 
@@ -338,7 +312,7 @@ class DestinationListView(DatasetView):
     operation = "destination.list"
     openapi_tag = "Push"
 
-    @extend_schema(operation_id="listDestinations", responses=responses.DestinationList)
+    @extend_schema("listDestinations", responses.DestinationList)
     def get(self, request: Request) -> Response:
         """List the channel's destinations.
 

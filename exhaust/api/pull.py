@@ -194,11 +194,7 @@ class RecordView(PullView):
 class EventsView(PageView):
     resource = "events"
 
-    @extend_schema(
-        operation_id="exportEvents",
-        parameters=[PageQuery, *FEED_HEADERS],
-        responses={200: EventPage, 410: None},
-    )
+    @extend_schema("exportEvents", EventPage, 410, parameters=[PageQuery, *FEED_HEADERS])
     def get(self, request: Request) -> HttpResponse:
         """List events page by page.
 
@@ -210,7 +206,7 @@ class EventsView(PageView):
 class EventView(RecordView):
     resource = "events"
 
-    @extend_schema(operation_id="exportEventById", responses={200: EventAnswer, 404: None})
+    @extend_schema("exportEventById", EventAnswer, 404)
     def get(self, request: Request, identifier: str) -> HttpResponse:
         """Get an event.
 
@@ -222,11 +218,7 @@ class EventView(RecordView):
 class SessionsView(PageView):
     resource = "sessions"
 
-    @extend_schema(
-        operation_id="exportSessions",
-        parameters=[PageQuery, *FEED_HEADERS],
-        responses={200: SessionPage, 410: None},
-    )
+    @extend_schema("exportSessions", SessionPage, 410, parameters=[PageQuery, *FEED_HEADERS])
     def get(self, request: Request) -> HttpResponse:
         """List sessions page by page.
 
@@ -238,7 +230,7 @@ class SessionsView(PageView):
 class SessionView(RecordView):
     resource = "sessions"
 
-    @extend_schema(operation_id="exportSessionById", responses={200: SessionBody, 404: None})
+    @extend_schema("exportSessionById", SessionBody, 404)
     def get(self, request: Request, identifier: str) -> HttpResponse:
         """Get a session.
 
@@ -250,11 +242,7 @@ class SessionView(RecordView):
 class UsersView(PageView):
     resource = "users"
 
-    @extend_schema(
-        operation_id="exportUsers",
-        parameters=[PageQuery, *FEED_HEADERS],
-        responses={200: UserPage, 410: None},
-    )
+    @extend_schema("exportUsers", UserPage, 410, parameters=[PageQuery, *FEED_HEADERS])
     def get(self, request: Request) -> HttpResponse:
         """List users page by page.
 
@@ -266,7 +254,7 @@ class UsersView(PageView):
 class UserView(RecordView):
     resource = "users"
 
-    @extend_schema(operation_id="exportUserById", responses={200: UserBody, 404: None})
+    @extend_schema("exportUserById", UserBody, 404)
     def get(self, request: Request, identifier: str) -> HttpResponse:
         """Get a user.
 

@@ -45,9 +45,7 @@ class SampleView(PullView):
     resource = "sessions"
     openapi_tag = "Push"
 
-    @extend_schema(
-        operation_id="exportSample", parameters=[SampleQuery], responses={(200, NDJSON): LINES}
-    )
+    @extend_schema("exportSample", {(200, NDJSON): LINES}, parameters=[SampleQuery])
     def get(self, request: Request) -> HttpResponse:
         """Get up to 50 sessions of the last week as a destination receives them.
 
@@ -81,7 +79,7 @@ class MappingView(PullView):
     resource = "sessions"
     openapi_tag = "Push"
 
-    @extend_schema(operation_id="exportMapping", responses={200: MAPPING})
+    @extend_schema("exportMapping", {200: MAPPING})
     def get(self, request: Request) -> HttpResponse:
         """Get the Elasticsearch mapping of sessions.
 

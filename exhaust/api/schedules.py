@@ -72,9 +72,7 @@ class ScheduleFields(validation.StrictSerializer):
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict) and "encryptionKey" in data:
             raise serializers.ValidationError(
-                {
-                    "encryptionKey": "No password is kept for later; say encryption: publickey instead."
-                }
+                {"encryptionKey": "No password is kept for later; say encryption: publickey."}
             )
         return super().to_internal_value(data)
 
@@ -112,7 +110,7 @@ class ScheduleView(NamedView):
     def present(self, instance: Schedule) -> dict[str, Any]:
         return present_schedule(instance)
 
-    @extend_schema(operation_id="saveSchedule", request=ScheduleBody, responses=responses.Schedule)
+    @extend_schema("saveSchedule", responses.Schedule, request=ScheduleBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a schedule.
 
@@ -134,7 +132,7 @@ class ScheduleView(NamedView):
         schedules.save(schedule)
         return self.respond(request, name)
 
-    @extend_schema(operation_id="readSchedule", responses={200: responses.Schedule, 404: None})
+    @extend_schema("readSchedule", responses.Schedule, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a schedule.
 
@@ -142,7 +140,7 @@ class ScheduleView(NamedView):
         """
         return self.respond(request, name)
 
-    @extend_schema(operation_id="deleteSchedule", responses={200: responses.Deleted, 404: None})
+    @extend_schema("deleteSchedule", responses.Deleted, 404)
     def delete(self, request: Request, name: str) -> Response:
         """Delete a schedule.
 
@@ -156,9 +154,7 @@ class PauseView(ScheduleView):
     operation = "schedule.pause"
     http_method_names = ["post"]
 
-    @extend_schema(
-        operation_id="pauseSchedule", request=None, responses={200: responses.Schedule, 404: None}
-    )
+    @extend_schema("pauseSchedule", responses.Schedule, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a schedule.
 
@@ -172,11 +168,7 @@ class ResumeView(ScheduleView):
     operation = "schedule.resume"
     http_method_names = ["post"]
 
-    @extend_schema(
-        operation_id="resumeSchedule",
-        request=None,
-        responses={200: responses.Schedule, 404: None, 409: None},
-    )
+    @extend_schema("resumeSchedule", responses.Schedule, 404, 409)
     def post(self, request: Request, name: str) -> Response:
         """Resume a schedule.
 
@@ -191,11 +183,7 @@ class ScheduleListView(DatasetView):
 
     operation = "schedule.list"
 
-    @extend_schema(
-        operation_id="listSchedules",
-        parameters=[validation.Paging],
-        responses=responses.ScheduleList,
-    )
+    @extend_schema("listSchedules", responses.ScheduleList, parameters=[validation.Paging])
     def get(self, request: Request) -> Response:
         """List the channel's schedules.
 

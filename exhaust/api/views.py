@@ -158,7 +158,7 @@ class SubmitView(SubmissionView):
 
     operation = "request.submit"
 
-    @extend_schema(operation_id="submitJob", request=validation.SubmitBody, responses=responses.Job)
+    @extend_schema("submitJob", responses.Job, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Request an export.
 
@@ -173,9 +173,7 @@ class PreviewView(SubmissionView):
 
     operation = "request.preview"
 
-    @extend_schema(
-        operation_id="previewJob", request=validation.SubmitBody, responses=responses.Preview
-    )
+    @extend_schema("previewJob", responses.Preview, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Preview an export.
 
@@ -216,9 +214,7 @@ class ReadView(FastReadView, JobView):
     operation = "request.info"
     find = staticmethod(polling.fetch_job)
 
-    @extend_schema(
-        operation_id="readJob", parameters=[JobQuery], responses={200: responses.Job, 404: None}
-    )
+    @extend_schema("readJob", responses.Job, 404, parameters=[JobQuery])
     def get(self, request: Request, tag: str) -> Response:
         """Get an export.
 
@@ -234,12 +230,7 @@ class CancelView(JobView):
 
     operation = "request.cancel"
 
-    @extend_schema(
-        operation_id="cancelJob",
-        parameters=[JobQuery],
-        request=None,
-        responses={200: responses.Job, 404: None, 409: None},
-    )
+    @extend_schema("cancelJob", responses.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Cancel an export.
 
@@ -261,12 +252,7 @@ class RetryView(JobView):
 
     operation = "request.retry"
 
-    @extend_schema(
-        operation_id="retryJob",
-        parameters=[JobQuery],
-        request=None,
-        responses={200: responses.Job, 404: None, 409: None},
-    )
+    @extend_schema("retryJob", responses.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Retry an export.
 
@@ -290,12 +276,7 @@ class RevokeView(JobView):
 
     operation = "request.revoke"
 
-    @extend_schema(
-        operation_id="revokeLinks",
-        parameters=[JobQuery],
-        request=None,
-        responses={200: responses.Revoked, 404: None, 409: None},
-    )
+    @extend_schema("revokeLinks", responses.Revoked, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Revoke an export's links.
 
@@ -324,9 +305,7 @@ class ListView(FastReadView):
 
     operation = "request.list"
 
-    @extend_schema(
-        operation_id="listJobs", parameters=[validation.Paging], responses=responses.JobList
-    )
+    @extend_schema("listJobs", responses.JobList, parameters=[validation.Paging])
     def get(self, request: Request, tag: str) -> Response:
         """List the exports of a tag.
 
@@ -352,9 +331,7 @@ class SearchView(DatasetView):
 
     operation = "request.search"
 
-    @extend_schema(
-        operation_id="searchJobs", request=validation.SearchBody, responses=responses.JobList
-    )
+    @extend_schema("searchJobs", responses.JobList, request=validation.SearchBody)
     def post(self, request: Request) -> Response:
         """Search the channel's exports.
 
@@ -409,11 +386,11 @@ def _start_of_day(day: date) -> datetime:
 
 @require_safe
 @extend_schema(
-    operation_id="downloadFile",
+    "downloadFile",
+    responses.DOWNLOAD,
     methods=["GET"],
     tags=["Datasets"],
     parameters=[responses.LOCATION],
-    responses=responses.DOWNLOAD,
     auth=[],
 )
 def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:

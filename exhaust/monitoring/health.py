@@ -36,13 +36,13 @@ class Readiness(Body):
 
 
 @extend_schema(
-    operation_id="alive",
-    methods=["GET"],
-    responses={
+    "alive",
+    {
         200: Liveness,
         (400, "text/html"): {"type": "string", "description": "The Host header is unknown."},
         "4XX": None,
     },
+    methods=["GET"],
     auth=[],
 )
 def report_liveness(request: HttpRequest) -> JsonResponse:
@@ -50,12 +50,7 @@ def report_liveness(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"status": "ok"})
 
 
-@extend_schema(
-    operation_id="ready",
-    methods=["GET"],
-    responses={200: Readiness, 503: Readiness, "4XX": None},
-    auth=[],
-)
+@extend_schema("ready", {200: Readiness, 503: Readiness, "4XX": None}, methods=["GET"], auth=[])
 def report_readiness(request: HttpRequest) -> JsonResponse:
     """Get whether the service can work.
 

@@ -28,9 +28,8 @@ from ingest.models import DerivationState
 
 
 @extend_schema(
-    operation_id="metrics",
-    methods=["GET"],
-    responses={
+    "metrics",
+    {
         (200, "text/plain"): {
             "type": "string",
             "description": "All metrics.",
@@ -40,6 +39,7 @@ from ingest.models import DerivationState
         (404, PROBLEM): Problem,
         "4XX": None,
     },
+    methods=["GET"],
     auth=[{"metrics": []}],
 )
 def serve_metrics(request: HttpRequest) -> HttpResponse:

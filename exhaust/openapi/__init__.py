@@ -37,12 +37,7 @@ def _document() -> dict[str, Any]:
 
 
 @require_safe
-@extend_schema(
-    operation_id="docs",
-    methods=["GET"],
-    responses=_describe_document("text/html", "string"),
-    auth=[],
-)
+@extend_schema("docs", _describe_document("text/html", "string"), methods=["GET"], auth=[])
 def page(request: HttpRequest) -> HttpResponse:
     """Read and try this document as a page."""
     response = render(request, "exhaust/docs.html")
@@ -51,24 +46,14 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
-@extend_schema(
-    operation_id="openapiJson",
-    methods=["GET"],
-    responses=_describe_document("application/json"),
-    auth=[],
-)
+@extend_schema("openapiJson", _describe_document("application/json"), methods=["GET"], auth=[])
 def as_json(request: HttpRequest) -> JsonResponse:
     """Get this document as JSON."""
     return JsonResponse(_document())
 
 
 @require_safe
-@extend_schema(
-    operation_id="openapiYaml",
-    methods=["GET"],
-    responses=_describe_document("application/yaml"),
-    auth=[],
-)
+@extend_schema("openapiYaml", _describe_document("application/yaml"), methods=["GET"], auth=[])
 def as_yaml(request: HttpRequest) -> HttpResponse:
     """Get this document as YAML."""
     import yaml

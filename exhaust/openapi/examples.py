@@ -9,7 +9,7 @@ VALUES: dict[str, Any] = {  # by field
     "dataset": "uci-response-exhaust", "datasetConfig": {"conversationId": "bot-1"},
     "detail": "cursor: was altered; use it exactly as it was given.", "deviceId": "d-1",
     "documentId": "ORG_001-1394_1008-1648785600123", "email": "asha@people.example",
-    "erased": {"events": 12}, "err": "CLIENT_ERROR", "errmsg": "request.tag: This field is required.",
+    "erased": {"events": 12}, "err": "CLIENT_ERROR", "errmsg": "request.tag: must be named.",
     "format": "csv", "header": "Message ID", "key": "Ab3dE5fG", "kind": "text", "name": "warehouse",
     "nextTag": "daily-2022-03-31", "outcome": "done", "phase": "ended", "position": "742.1",
     "queuePosition": None, "requestId": "3C6C7C0A5B2E4F1D9A8B7C6D5E4F3A2B", "requestedBy": "asha",

@@ -6,7 +6,7 @@ That loads late: drf-spectacular would add 70 ms to each start, its decorator ad
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from drf_spectacular.utils import extend_schema as _extend_schema
+from drf_spectacular.utils import extend_schema as spectacular_extend_schema
 from rest_framework import serializers
 from rest_framework.schemas.inspectors import ViewInspector
 
@@ -22,20 +22,32 @@ LINES: Schema = {
 }
 
 
-def extend_schema(**options: Any) -> Callable[[View], View]:
-    """Describes a method of a view, or a view that is a function, for the OpenAPI document.
+def extend_schema(
+    operation_id: str,
+    response: Any,
+    *errors: int,
+    rejection: Any = None,
+    request: Any = None,
+    **options: Any,
+) -> Callable[[View], View]:
+    """drf-spectacular's `extend_schema` with the words that most operations need.
 
-    The docstring gives the summary, and behind an empty line the description. `responses` names
-    the answer to 200, or answers by status: None stands for the usual one of a rejection, `4XX`
-    replaces that. A tuple as a `request` means any of these. A function names its `methods`. Of
-    operations with the same `operation_id` the first one counts, the others are its aliases.
+    The docstring gives the summary, and behind an empty line the description. `response` is the
+    body of 200, or bodies by status. `errors` are the statuses beyond those of every operation,
+    `rejection` their body if it is not the view's usual one. A tuple as a `request` means any of
+    these. A function names its `methods`. Of operations with the same id the first one counts, the
+    others are its aliases.
     """
+    responses = dict(response) if isinstance(response, dict) else {200: response}
+    responses |= dict.fromkeys(errors) | ({"4XX": rejection} if rejection else {})
 
     def decorate(view: View) -> View:
         view.schema = ViewInspector  # type: ignore[attr-defined] # the default would load it all
         view.methods = options.get("methods", ())  # type: ignore[attr-defined]
-        decorated: View = _extend_schema(**options)(view)
-        return decorated
+        describe = spectacular_extend_schema(
+            operation_id, request=request, responses=responses, **options
+        )
+        return describe(view)
 
     return decorate
 

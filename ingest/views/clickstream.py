@@ -24,11 +24,11 @@ ALLOWED_HEADERS = (
 
 @csrf_exempt
 @extend_schema(
-    operation_id="collectClicks",
+    "collectClicks",
+    None,
+    request={JSON: (ClickstreamEvent(many=True), ClickstreamEvent)},
     methods=["POST"],
     parameters=[CollectQuery],
-    request={JSON: (ClickstreamEvent(many=True), ClickstreamEvent)},
-    responses={200: None},
     auth=[],
 )
 def collect(request: HttpRequest) -> HttpResponse:
@@ -40,9 +40,7 @@ def collect(request: HttpRequest) -> HttpResponse:
 
 
 @csrf_exempt
-@extend_schema(
-    operation_id="pingClicks", methods=["GET"], parameters=[PingQuery], responses=Pong, auth=[]
-)
+@extend_schema("pingClicks", Pong, methods=["GET"], parameters=[PingQuery], auth=[])
 def ping(request: HttpRequest) -> HttpResponse:
     """Get the service's clock, as the AWS Clickstream SDKs do."""
     return _respond(request, "GET")

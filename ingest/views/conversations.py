@@ -42,7 +42,7 @@ class ConversationView(APIView):
         super().initial(request, *args, **kwargs)
         body.require_length(request._request)
 
-    @extend_schema(operation_id="readConversation", responses={200: ConversationAnswer, 404: None})
+    @extend_schema("readConversation", ConversationAnswer, 404)
     def get(self, request: Request, identifier: str) -> Response:
         """Get a conversation's name.
 
@@ -56,11 +56,7 @@ class ConversationView(APIView):
         conversation = get_object_or_404(Conversation, channel_id=channel_id, identifier=identifier)
         return Response({"id": conversation.identifier, "name": conversation.name})
 
-    @extend_schema(
-        operation_id="nameConversation",
-        request=ConversationNameSerializer,
-        responses=ConversationAnswer,
-    )
+    @extend_schema("nameConversation", ConversationAnswer, request=ConversationNameSerializer)
     def put(self, request: Request, identifier: str) -> Response:
         """Name a conversation.
 

@@ -50,10 +50,10 @@ def dispatch_by_method(**views: Callable[..., HttpResponse]) -> Callable[..., Ht
 
 @csrf_exempt
 @extend_schema(
-    operation_id="sendSessions",
-    methods=["PUT", "POST"],
+    "sendSessions",
+    DeskAnswer,
     request={NDJSON: LINES, JSON: DeskSession},
-    responses=DeskAnswer,
+    methods=["PUT", "POST"],
     auth=BASIC,
 )
 def receive_sessions(request: HttpRequest) -> HttpResponse:
@@ -85,10 +85,11 @@ def receive_sessions(request: HttpRequest) -> HttpResponse:
 
 @csrf_exempt
 @extend_schema(
-    operation_id="sendBulk",
-    methods=["POST", "PUT"],
+    "sendBulk",
+    BulkAnswer,
+    rejection=BulkError,
     request=dict.fromkeys((NDJSON, "application/vnd.elasticsearch+x-ndjson"), BULK_LINES),
-    responses={200: BulkAnswer, "4XX": BulkError},
+    methods=["POST", "PUT"],
     auth=BASIC,
 )
 def receive_bulk(request: HttpRequest, index: str = "") -> HttpResponse:

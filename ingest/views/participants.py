@@ -28,10 +28,10 @@ ERASURE_SECONDS = 5.0  # of an erasure, within a request
 
 @csrf_exempt
 @extend_schema(
-    operation_id="sendParticipants",
-    methods=["POST"],
+    "sendParticipants",
+    ParticipantsAnswer,
     request={JSON: (Participant(many=True), Participant)},
-    responses=ParticipantsAnswer,
+    methods=["POST"],
 )
 def receive_participants(request: HttpRequest) -> HttpResponse:
     """Send profiles and consents.
@@ -77,10 +77,7 @@ class ParticipantView(APIView):
     permission_classes = [keys.HasScope]
     scope = "erase"
 
-    @extend_schema(
-        operation_id="eraseParticipant",
-        responses={200: ErasureCertificate, 202: ErasureCertificate},
-    )
+    @extend_schema("eraseParticipant", {200: ErasureCertificate, 202: ErasureCertificate})
     def delete(self, request: Request, identifier: str) -> Response:
         """Erase a person.
 

@@ -22,11 +22,12 @@ BURST = 500
 
 @csrf_exempt
 @extend_schema(
-    operation_id="sendHits",
+    "sendHits",
+    SkalinAnswer,
+    rejection=SkalinError,
+    request={JSON: SkalinBulk},
     methods=["POST"],
     parameters=[BulkQuery],
-    request={JSON: SkalinBulk},
-    responses={200: SkalinAnswer, "4XX": SkalinError},
     auth=[],
 )
 def receive_bulk(request: HttpRequest) -> JsonResponse:
@@ -39,11 +40,11 @@ def receive_bulk(request: HttpRequest) -> JsonResponse:
 
 @csrf_exempt
 @extend_schema(
-    operation_id="sendHit",
+    "sendHit",
+    SkalinAnswer,
+    rejection=SkalinError,
     methods=["GET", "POST"],
     parameters=[HitQuery],
-    request=None,
-    responses={200: SkalinAnswer, "4XX": SkalinError},
     auth=[],
 )
 def receive_hit(request: HttpRequest) -> JsonResponse:

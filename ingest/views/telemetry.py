@@ -25,10 +25,11 @@ from ingest.views.telemetry_bodies import (
 
 @csrf_exempt
 @extend_schema(
-    operation_id="sendTelemetry",
-    methods=["POST"],
+    "sendTelemetry",
+    TelemetryAnswer,
+    rejection=TelemetryError,
     request={JSON: (TelemetryBatch, TelemetryEvent(many=True), TelemetryEvent), NDJSON: LINES},
-    responses={200: TelemetryAnswer, "4XX": TelemetryError},
+    methods=["POST"],
 )
 def receive_telemetry(request: HttpRequest) -> HttpResponse:
     """Send Sunbird telemetry.
