@@ -1,11 +1,11 @@
-"""All benchmarks, one after the other, and one table of what they found.
+"""Runs all benchmarks, one after the other, and prints one table of their results.
 
     python -m benchmarks [all | NAME ...] [--size small|default|full] [--json PATH]
     python -m benchmarks --list
     python -m benchmarks --markdown PATH
 
-`small` only shows that each runs; `full` has ten million rows where that is a bar, and takes long.
-The JSON lies in `var/` unless another path is named; `--markdown` makes its table of it again.
+`small` only shows that each benchmark runs. `full` uses ten million rows where a bar needs them and
+takes long. The results go to a JSON file in `var/`, or to `--json`; `--markdown` prints its table.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import ground, results
+from benchmarks import harness, results
 
 SIZES = ("small", "default", "full")
 
 
 class Timed(NamedTuple):
-    """What a benchmark measures, and what it is told at each of `SIZES`."""
+    """What a benchmark measures, and its arguments at each of `SIZES`."""
 
     description: str
     small: str
@@ -42,19 +42,19 @@ TIMED = {
         "a start of the web server, and what it loads", "--rounds 1", "--rounds 5", "--rounds 5"
     ),
     "ingest": Timed(
-        "every door to committed rows, against COPY, DRF serializers and the ORM",
+        "HTTP to committed rows by source, against COPY, DRF serializers and the ORM",
         "--events 800 --rounds 1 --peer-events 400",
         "--events 30000 --rounds 3",
         "--events 100000 --rounds 9",
     ),
-    "grown": Timed(
-        "ingest into a table that holds many, against an empty one",
+    "large_table": Timed(
+        "ingest into a large table, against an empty one",
         "--grown 2000 --events 600 --rounds 1",
         "--grown 500000 --rounds 3",
         "--grown 10000000 --events 60000 --rounds 9",
     ),
     "space": Timed(
-        "bytes of an event, and what each index costs",
+        "bytes per event, and the cost of each index",
         "--events 2000 --rounds 1",
         "--events 50000 --rounds 3",
         "--events 200000 --rounds 5",
@@ -65,8 +65,8 @@ TIMED = {
         "--rows 2000000 --rounds 2",
         "--rows 10000000 --s3-rows 10000000 --rounds 3 --same-plan",
     ),
-    "asking": Timed(
-        "from asking for a file to having it", "--rows 2000 --rounds 1", "--rounds 2", "--rounds 9"
+    "submit_latency": Timed(
+        "time from submit to a finished file", "--rows 2000 --rounds 1", "--rounds 2", "--rounds 9"
     ),
     "formats": Timed(
         "each format against CSV, and its memory",
@@ -86,46 +86,44 @@ TIMED = {
         "--jobs 50000 --seconds 3 --rounds 2",
         "",
     ),
-    "busy": Timed(
-        "reads of a job while files are made and events come in",
+    "mixed_load": Timed(
+        "reads of a job during exports and ingest",
         "--rows 20000 --seconds 2",
         "--rows 100000 --seconds 5",
         "--rows 1000000 --seconds 60 --rounds 3",
     ),
     "overload": Timed(
-        "ten times more than it can serve; needs Redis",
+        "ten times more requests than the capacity; needs Redis",
         "--seconds 3 --rounds 1",
         "--rounds 3",
         "--seconds 60",
     ),
 }
 CHECKS = {
-    "feed --events 0 --sessions 0": "that the feed misses and doubles nothing",
-    "faults --runs 1500 --seed 1": "kills, stops and cuts everything, and checks every file",
-    "fuzz --requests 200000": "hostile calls over HTTP",
-    "fuzz --adapters --runs 1000000": "hostile bytes past HTTP; needs the extra fuzz",
-    "walls": "takes each check between channels away and sees a test fail",
+    "feed --events 0 --sessions 0": "checks that the feed skips and repeats no event",
 }
-REPORTS = {"explain": "what PostgreSQL does for a batch and for a file"}
+REPORTS = {"explain": "query plans of a batch and of an export"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Runs all benchmarks and prints one table."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="Only these; all is all.")
-    parser.add_argument("--list", action="store_true", help="Only says what there is.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="Only these; `all` runs all.")
+    parser.add_argument("--list", action="store_true", help="Print the names and exit.")
     parser.add_argument("--size", choices=SIZES, default="default")
-    parser.add_argument("--json", type=Path, help="Where what was found is written.")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="A JSON file as a page.")
+    parser.add_argument("--json", type=Path, help="Where to write the results.")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="PATH", help="Print a JSON file as a page."
+    )
     options = parser.parse_args()
     if options.markdown:
         try:
             print(render_markdown(json.loads(options.markdown.read_text())))
         except (OSError, ValueError, KeyError, TypeError):
             parser.error(
-                f"--markdown: {options.markdown} is not what `python -m benchmarks --json` writes;"
-                " what one benchmark writes by itself has no command and no day."
+                f"--markdown: {options.markdown} is no file of `python -m benchmarks --json`;"
+                " the file of one benchmark has no command and no date."
             )
         return 0
     names = list(TIMED) if set(options.names) <= {"all"} else options.names
@@ -135,14 +133,14 @@ def main() -> int:
     print(list_benchmarks(names), flush=True)
     if options.list:
         return 0
-    var = Path(os.environ.get("EXHAUST_DATA_DIR") or ground.ROOT / "var")
+    var = Path(os.environ.get("EXHAUST_DATA_DIR") or harness.ROOT / "var")
     return run_all(names, options.size, options.json or var / "benchmarks.json")
 
 
 def list_benchmarks(names: Sequence[str] = tuple(TIMED)) -> str:
     lines = ["Timed, each also by `python -m benchmarks.NAME`:"]
-    lines += [f"  {name:<9} {TIMED[name].description}" for name in names]
-    lines += ["Not timed, run by themselves:"]
+    lines += [f"  {name:<14} {TIMED[name].description}" for name in names]
+    lines += ["Not timed, run one by one (campaigns are in tools/):"]
     other_commands = CHECKS | REPORTS
     lines += [
         f"  python -m benchmarks.{command:<31} {description}"
@@ -152,7 +150,7 @@ def list_benchmarks(names: Sequence[str] = tuple(TIMED)) -> str:
 
 
 def run_all(names: Sequence[str], size: str, path: Path) -> int:
-    """Each in a process of its own. Ends with 1 where one did not get to its end."""
+    """Runs each benchmark in its own process. Returns 1 if one fails."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start_time = time.monotonic()
     command = f"python -m benchmarks {' '.join(names)} --size {size}"
@@ -176,7 +174,7 @@ def run_all(names: Sequence[str], size: str, path: Path) -> int:
 
 
 def run_one(name: str, size: str, report_path: Path) -> dict[str, Any]:
-    """What it found, as it wrote it; or why it was skipped or failed."""
+    """Returns the results of a benchmark, or why it was skipped or failed."""
     arguments = f"{name} {getattr(TIMED[name], size)}".strip()
     print(f"\n== python -m benchmarks.{arguments}", flush=True)
     if reason := skip_reason(name):
@@ -191,9 +189,9 @@ def run_one(name: str, size: str, report_path: Path) -> dict[str, Any]:
 
 
 def skip_reason(name: str) -> str:
-    """Why it cannot run here."""
+    """Returns why a benchmark cannot run here, or ''."""
     if find_spec(f"benchmarks.{name}") is None:
-        return "there is none by that name"
+        return "there is no such benchmark"
     redis = os.environ.get("CELERY_BROKER_URL", "").startswith("redis")
     if name == "overload" and not redis:
         return "CELERY_BROKER_URL names no Redis server"
@@ -201,10 +199,12 @@ def skip_reason(name: str) -> str:
 
 
 def run_child(arguments: Sequence[str]) -> int:
-    """Runs a benchmark; where we are stopped, it is, and has cleaned up before we end."""
+    """Runs a benchmark; stops it and waits for its cleanup if this process is stopped."""
     name, *rest = arguments
     process = subprocess.Popen(
-        [sys.executable, "-m", f"benchmarks.{name}", *rest], cwd=ground.ROOT, start_new_session=True
+        [sys.executable, "-m", f"benchmarks.{name}", *rest],
+        cwd=harness.ROOT,
+        start_new_session=True,
     )
     try:
         return process.wait()
@@ -215,7 +215,7 @@ def run_child(arguments: Sequence[str]) -> int:
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
-    """The tables of a JSON file, in Markdown."""
+    """Returns the tables of a JSON report in Markdown."""
     finished = [each for each in report["benchmarks"] if "results" in each]
     shared = dict(
         fact for fact in (finished[0]["ground"].items() if finished else ())
@@ -233,7 +233,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         lines += [
             "", f"### {each['benchmark']}", "",
             f"`python -m benchmarks.{each['command']}`, {each['seconds']} s.{''.join(facts)}",
-            "", results.table(each["results"]),
+            "", results.markdown_table(each["results"]),
         ]  # fmt: skip
     for each in report["benchmarks"]:
         for outcome in ("skipped", "failed"):

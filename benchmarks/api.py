@@ -28,9 +28,9 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from benchmarks import ground, results
+from benchmarks import harness, results
 from benchmarks.generator import CONNECTIONS, GENERATOR, NUMBER_PLACEHOLDER, percentile
-from benchmarks.ground import CHANNEL, Helper, Process, wait_for_server
+from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
 from exhaust.demo.processes import web_command
 
@@ -53,22 +53,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flags", default="", help="More flags for granian.")
     options = parser.parse_args()
-    ground.stop_on_term()
+    harness.stop_on_term()
     broker = os.environ.get("CELERY_BROKER_URL", "")
-    with ground.temporary_folder() as var, ground.postgresql() as url:
+    with harness.temporary_folder() as var, harness.postgresql() as url:
         variables = {
-            **ground.environment(url, var),
+            **harness.environment(url, var),
             "EXHAUST_LOG_LEVEL": "INFO",
             "EXHAUST_RATE_LIMIT_MULTIPLIER": "0",
             "EXHAUST_MAX_QUEUED_PER_CHANNEL": "1000000",
         }
         if broker.startswith("redis"):
             variables["CELERY_BROKER_URL"] = broker
-        ground.setup_django(variables)
-        ground.migrate()
-        port, reference_port = ground.free_port(), ground.free_port()
+        harness.setup_django(variables)
+        harness.migrate()
+        port, reference_port = harness.free_port(), harness.free_port()
         command = [*web_command(port), *shlex.split(options.flags)]
-        ground_facts = ground.print_environment(
+        ground_facts = harness.print_environment(
             url,
             server=" ".join(["python", *command[1:]]),
             broker="Redis" if broker.startswith("redis") else "files",
@@ -96,7 +96,7 @@ def main() -> None:
                 }
                 for name, requests in requester.items():
                     to = reference_port if name == "reference" else port
-                    generators[name].ask({"prepare": {"port": to, "requests": requests}})
+                    generators[name].call({"prepare": {"port": to, "requests": requests}})
                 records = measure(generators, options)
             records += time_pages(port, cookie)
         results.print_report("api", records, ground_facts, options.json)

@@ -191,7 +191,7 @@ class IngestView(APIView):
 
 urlpatterns = [
     path("readyz", lambda request: HttpResponse()),
-    path("<str:door>/<int:channel>", IngestView.as_view()),
+    path("<str:source>/<int:channel>", IngestView.as_view()),
 ]
 settings.ROOT_URLCONF = "benchmarks.drf"
 settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]  # Content-Length

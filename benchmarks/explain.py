@@ -1,6 +1,6 @@
 """What PostgreSQL does for a batch and for a file: EXPLAIN (ANALYZE, BUFFERS) of both statements.
 
-    python -m benchmarks.explain [--rows 200000] [--door telemetry] [--batch 1000]
+    python -m benchmarks.explain [--rows 200000] [--source telemetry] [--batch 1000]
 
 Needs the PostgreSQL server of DATABASE_URL. The batch is stored among `--rows` answers and undone;
 the file is the whole of them, planned as a worker plans it.
@@ -12,35 +12,35 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import answers, doors, ground, ingest
+from benchmarks import export_data, harness, ingest, sources
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What PostgreSQL does.")
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--door", choices=[*doors.SOURCES], default="telemetry")
+    parser.add_argument("--source", choices=[*sources.SOURCES], default="telemetry")
     parser.add_argument("--batch", type=int, default=1000)
     options = parser.parse_args()
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        ground.setup_django(ground.environment(url, var))
-        ground.migrate()
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        harness.setup_django(harness.environment(url, var))
+        harness.migrate()
         installation = ingest.prepare_database()
-        _, months, data = answers.load_rows(options.rows)
-        ground.print_environment(url, data=data)
-        explain_store(options.door, options.batch, installation)
+        _, months, data = export_data.load_rows(options.rows)
+        harness.print_environment(url, data=data)
+        explain_store(options.source, options.batch, installation)
         explain_export(months)
 
 
 def explain_store(name: str, size: int, installation: dict[str, Any]) -> None:
     from ingest.store import batches
 
-    source = doors.SOURCES[name]
+    source = sources.SOURCES[name]
     items = [
         source.encode_event(thing)
         for thing in source.make_events(size // source.rows_per_event, Random("explain"))
     ]
-    batch = doors.parse_body(name, source.join_events(items), installation["application"])
+    batch = sources.parse_body(name, source.join_events(items), installation["application"])
     events = sorted(batch.events, key=lambda event: event.identity)
     sql = batches._INSERT_LAST_WINS if batch.last_wins else batches._INSERT_FIRST_WINS
     columns = batches._build_columns(installation["channel"], batch, events)
@@ -53,7 +53,7 @@ def explain_export(months: int) -> None:
     from exhaust.datasets.response import RESPONSE
     from exhaust.files import parallel_copy
 
-    sql, params = RESPONSE.copy_sql(answers.build_selection(months), escape_formulas=True) or (
+    sql, params = RESPONSE.copy_sql(export_data.build_selection(months), escape_formulas=True) or (
         "",
         {},
     )

@@ -5,7 +5,7 @@
 
 Needs psql and the PostgreSQL server of DATABASE_URL. Ours is the worker's whole path: claim,
 heartbeat, COPY, SHA-256, fsync into the folder, publication. `psql \\copy` runs the very same query
-and leaves the same bytes, by SHA-256. What the peers do stands in `benchmarks.peers`; their rows
+and leaves the same bytes, by SHA-256. What the peers do stands in `benchmarks.baselines`; their rows
 are compared by a digest. DuckDB needs the extra `benchmarks`, Spark the extra `spark` and Java,
 memory to S3 the extra `s3local`; what is not there is skipped.
 """
@@ -23,8 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import answers, ground, peers, results
-from benchmarks.ground import Helper
+from benchmarks import baselines, export_data, harness, results
+from benchmarks.harness import Helper
 from benchmarks.results import Result, compare
 
 MEMORY_BAR = 48  # MiB over idle, whatever the size of the file
@@ -50,14 +50,14 @@ def main() -> None:
     if options.worker:
         serve_work()
         return
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
         # one file, however large
-        variables = ground.environment(url, var) | {"EXHAUST_PART_BYTES": "0"}
-        ground.setup_django(variables)
-        ground.migrate()
-        rows, months, data = answers.load_rows(options.rows)
-        ground_facts = ground.print_environment(url, data=data, peers=peers.tool_versions())
+        variables = harness.environment(url, var) | {"EXHAUST_PART_BYTES": "0"}
+        harness.setup_django(variables)
+        harness.migrate()
+        rows, months, data = export_data.load_rows(options.rows)
+        ground_facts = harness.print_environment(url, data=data, peers=baselines.tool_versions())
         installation = Installation(url, var, variables, rows // months)
         records = compare_with_psql(installation, months, options)
         export_rates = records[0].ours
@@ -78,7 +78,7 @@ class Installation:
     def row_count(self, months: int) -> int:
         return self.month_rows * months
 
-    def start_worker(self, months: int) -> str:
+    def worker_label(self, months: int) -> str:
         """What the worker's row for so many months is called."""
         return f"worker, {self.row_count(months):,} rows"
 
@@ -96,7 +96,7 @@ def compare_with_psql(
     digests: dict[str, str] = {}
     with Helper(WORKER, installation.variables) as worker:
         idle = worker.memory("VmRSS")
-        worker.ask({"job": answers.create_job("warm", months=1)})
+        worker.call({"job": export_data.create_job("warm", months=1)})
         known_digests = None if options.growth else digests
         our_sides: list[Side] = [partial(time_worker, installation, worker, months, known_digests)]
         if months > 1:  # it comes first, while its rows are at hand
@@ -104,8 +104,8 @@ def compare_with_psql(
         names = [] if options.growth else [REFERENCE, SAME_PLAN][: 1 + options.same_plan]
         psql_sides = [partial(time_psql, installation, months, digests, name) for name in names]
         first = (options.rounds + 1) // 2
-        figures = ground.run_rounds(first, [*psql_sides, *our_sides])
-        for name, rates in ground.run_rounds(options.rounds - first, our_sides[::-1]).items():
+        figures = harness.run_rounds(first, [*psql_sides, *our_sides])
+        for name, rates in harness.run_rounds(options.rounds - first, our_sides[::-1]).items():
             figures[name] += rates
         peak_memory = worker.memory("VmHWM") - idle
         if not options.growth:
@@ -113,10 +113,10 @@ def compare_with_psql(
                 partial(time_single_connection, installation, worker, months, digests),
                 partial(time_portable, installation, worker),
             ]
-            figures |= ground.run_rounds(1, once)
+            figures |= harness.run_rounds(1, once)
     if len(set(digests.values())) > 1:
         raise SystemExit(f"The files differ: {digests}")
-    all_months, one_month = installation.start_worker(months), installation.start_worker(1)
+    all_months, one_month = installation.worker_label(months), installation.worker_label(1)
     extra_sides = [] if options.growth else [
         compare(figures, "rows/s", all_months, REFERENCE, ">= 0.95", "same bytes"),
         *([compare(figures, "rows/s", all_months, SAME_PLAN)] if options.same_plan else []),
@@ -148,7 +148,7 @@ def time_psql(
     from exhaust.files import parallel_copy
 
     connection.ensure_connection()
-    sql, params = RESPONSE.copy_sql(answers.build_selection(months), escape_formulas=True) or (
+    sql, params = RESPONSE.copy_sql(export_data.build_selection(months), escape_formulas=True) or (
         "",
         {},
     )
@@ -174,7 +174,7 @@ def time_worker(
     if digests is not None:
         digests["worker"] = digest_body(path, header=True)
     path.unlink()
-    return {installation.start_worker(months): installation.row_count(months) / seconds}
+    return {installation.worker_label(months): installation.row_count(months) / seconds}
 
 
 def time_single_connection(
@@ -194,7 +194,7 @@ def make_file(installation: Installation, worker: Helper, months: int) -> tuple[
 
     from exhaust.models import File
 
-    job = answers.create_job(f"round-{time.monotonic_ns()}", months)
+    job = export_data.create_job(f"round-{time.monotonic_ns()}", months)
     start_time = time.monotonic()
     worker.call({"job": job})
     seconds = time.monotonic() - start_time
@@ -258,9 +258,9 @@ def measure_growth(installation: Installation, months: int, where: str, bar: int
     """What a fresh worker needs at most, over what it has when idle."""
     with Helper(WORKER, installation.variables) as worker:
         if "S3_BUCKET" in installation.variables:
-            worker.ask({"bucket": True})
+            worker.call({"bucket": True})
         idle = worker.memory("VmRSS")
-        worker.ask({"job": answers.create_job(f"memory-{time.monotonic_ns()}", months)})
+        worker.call({"job": export_data.create_job(f"memory-{time.monotonic_ns()}", months)})
         peak_memory = worker.memory("VmHWM") - idle
     return growth_result(installation, months, where, bar, peak_memory, f"{idle:.0f} MiB idle")
 
@@ -280,11 +280,11 @@ def compare_with_peers(
 ) -> list[Result]:
     """All at `span` months, ORM and pandas at one; Spark once more at all of them, of which our
     rates are there already."""
-    all_rows, one_month = peers.SelectedRows(span), peers.SelectedRows(1)
-    available = peers.available_tools()
-    peers.load_tools(available)
+    all_rows, one_month = baselines.SelectedRows(span), baselines.SelectedRows(1)
+    available = baselines.available_tools()
+    baselines.load_tools(available)
     lines = (
-        peers.extract_lines(installation.url, installation.var / "lines", months)
+        baselines.extract_lines(installation.url, installation.var / "lines", months)
         if available
         else []
     )
@@ -294,9 +294,11 @@ def compare_with_peers(
         seconds, path = make_file(installation, worker, span)
         check_rows("worker", [path], span)
         path.unlink()
-        return {installation.start_worker(span): installation.row_count(span) / seconds}
+        return {installation.worker_label(span): installation.row_count(span) / seconds}
 
-    def time_peer(name: str, selection: peers.SelectedRows, tool: peers.Tool) -> dict[str, float]:
+    def time_peer(
+        name: str, selection: baselines.SelectedRows, tool: baselines.Tool
+    ) -> dict[str, float]:
         with TemporaryDirectory(dir=installation.var) as folder:
             start_time = time.monotonic()
             paths = tool(selection, lines[: selection.months], Path(folder) / "rows")
@@ -308,9 +310,9 @@ def compare_with_peers(
         """Each is looked at once; where there are very many rows, they are only counted."""
         if name not in digests:
             if name == SPARK_ALL:
-                rows, digests[name] = peers.count_rows(paths), ""
+                rows, digests[name] = baselines.count_rows(paths), ""
             else:
-                rows, digests[name] = peers.digest_rows(paths)
+                rows, digests[name] = baselines.digest_rows(paths)
             if rows != installation.row_count(months):
                 raise SystemExit(
                     f"{name} made {rows:,} rows of {installation.row_count(months):,}."
@@ -322,43 +324,43 @@ def compare_with_peers(
         path.unlink()
         sides: list[Side] = [
             partial(time_ours, worker),
-            partial(time_peer, peers.ORM, one_month, peers.export_by_orm),
-            partial(time_peer, peers.PANDAS, one_month, peers.export_by_pandas),
+            partial(time_peer, baselines.ORM, one_month, baselines.export_by_orm),
+            partial(time_peer, baselines.PANDAS, one_month, baselines.export_by_pandas),
         ]
         if "duckdb" in available:
-            parquet = peers.write_parquet(lines[:span], installation.var / "answers.parquet")
-            tool = partial(peers.export_by_duckdb, parquet)
-            sides.append(partial(time_peer, peers.DUCKDB, all_rows, tool))
+            parquet = baselines.write_parquet(lines[:span], installation.var / "answers.parquet")
+            tool = partial(baselines.export_by_duckdb, parquet)
+            sides.append(partial(time_peer, baselines.DUCKDB, all_rows, tool))
         if "pyspark" in available:
-            sides.append(partial(time_peer, peers.SPARK, all_rows, peers.export_by_spark))
-        figures = ground.run_rounds(times, sides)
+            sides.append(partial(time_peer, baselines.SPARK, all_rows, baselines.export_by_spark))
+        figures = harness.run_rounds(times, sides)
         large: dict[str, float] = {}
         if "pyspark" in available and months > span:
-            large = time_peer(SPARK_ALL, peers.SelectedRows(months), peers.export_by_spark)
+            large = time_peer(SPARK_ALL, baselines.SelectedRows(months), baselines.export_by_spark)
     for name, target in (
-        (peers.ORM, "worker, a month"), (peers.PANDAS, "worker, a month"),
-        (peers.DUCKDB, "worker"), (peers.SPARK, "worker"),
+        (baselines.ORM, "worker, a month"), (baselines.PANDAS, "worker, a month"),
+        (baselines.DUCKDB, "worker"), (baselines.SPARK, "worker"),
     ):  # fmt: skip
         if digests.get(name, digests[target]) != digests[target]:
             raise SystemExit(f"The rows of {name} are not ours.")
-    chunk = installation.start_worker(span)
+    chunk = installation.worker_label(span)
     records = [
-        compare(figures, "rows/s", chunk, peers.ORM, ">= 10", "same rows"),
-        compare(figures, "rows/s", chunk, peers.PANDAS, ">= 5", "same rows"),
+        compare(figures, "rows/s", chunk, baselines.ORM, ">= 10", "same rows"),
+        compare(figures, "rows/s", chunk, baselines.PANDAS, ">= 5", "same rows"),
     ]
-    if peers.DUCKDB in figures:
+    if baselines.DUCKDB in figures:
         note = "same rows; making the Parquet not counted"
-        records.append(compare(figures, "rows/s", chunk, peers.DUCKDB, note=note))
+        records.append(compare(figures, "rows/s", chunk, baselines.DUCKDB, note=note))
     else:
-        records.append(Result(chunk, "rows/s", against=peers.DUCKDB, note="skipped: no duckdb"))
-    if peers.SPARK not in figures:
+        records.append(Result(chunk, "rows/s", against=baselines.DUCKDB, note="skipped: no duckdb"))
+    if baselines.SPARK not in figures:
         note = "skipped: needs the extra spark and Java"
-        return [*records, Result(chunk, "rows/s", against=peers.SPARK, note=note)]
+        return [*records, Result(chunk, "rows/s", against=baselines.SPARK, note=note)]
     bar = ">= 20" if installation.row_count(span) <= 200_000 else ">= 5"
-    records.append(compare(figures, "rows/s", chunk, peers.SPARK, bar, "same rows"))
+    records.append(compare(figures, "rows/s", chunk, baselines.SPARK, bar, "same rows"))
     if large:
         records.append(
-            Result(installation.start_worker(months), "rows/s", export_rates, peers.SPARK, [large[SPARK_ALL]], ">= 5",
+            Result(installation.worker_label(months), "rows/s", export_rates, baselines.SPARK, [large[SPARK_ALL]], ">= 5",
                    "as many rows")
         )  # fmt: skip
     return records
@@ -369,7 +371,7 @@ def compare_with_peers(
 
 def serve_work() -> None:
     """Claims the job it is told and makes its file."""
-    ground.setup_django({})
+    harness.setup_django({})
     from exhaust.datasets.response import RESPONSE
     from exhaust.files import parallel_copy, storage, writer
     from exhaust.files.formats import CSV
@@ -386,7 +388,7 @@ def serve_work() -> None:
             return {}
         if "portable" in request:
             progress = writer.Progress()
-            selection = answers.build_selection(request["portable"])
+            selection = export_data.build_selection(request["portable"])
             blocks = writer.iter_blocks(RESPONSE, selection, progress, portable=True)
             store = storage.get_storage()
             store.put("portable.csv", writer.BlockStream(blocks), CSV.content_type)  # type: ignore[arg-type]
@@ -396,7 +398,7 @@ def serve_work() -> None:
             raise SystemExit("The job did not succeed.")
         return {}
 
-    ground.serve_requests(handle)
+    harness.serve_requests(handle)
 
 
 if __name__ == "__main__":

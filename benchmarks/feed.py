@@ -26,8 +26,8 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlencode
 
-from benchmarks import answers, ground, results
-from benchmarks.ground import CHANNEL, Process
+from benchmarks import export_data, harness, results
+from benchmarks.harness import CHANNEL, Process
 from benchmarks.results import Result
 
 PAGE_ITEMS = 1000
@@ -45,14 +45,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.receiver:
         run_receiver(options.receiver)
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        variables = ground.environment(url, var)
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        variables = harness.environment(url, var)
         variables["EXHAUST_PUSH_ALLOWED_NETWORKS"] = "127.0.0.0/8"
         variables["EXHAUST_DATABASE_POOL_SIZE"] = str(options.writers + options.readers + 4)
-        ground.setup_django(variables)
-        ground.migrate()
-        ground_facts = ground.print_environment(url)
+        harness.setup_django(variables)
+        harness.migrate()
+        ground_facts = harness.print_environment(url)
         is_complete = options.seconds <= 0 or prove_completeness(
             options.seconds, options.writers, options.readers, options.seed
         )
@@ -104,7 +104,7 @@ def prove_completeness(seconds: float, writers: int, readers: int, seed: int) ->
             batch += 1
             mids = [f"{number}-{batch}-{each}" for each in range(dice.randint(1, 20))]
             body = json.dumps([make_event(mid) for mid in mids]).encode()
-            nested = number % 2 == 0  # the others let the store commit, as most doors do
+            nested = number % 2 == 0  # the others let the store commit, as most sources do
             try:
                 with transaction.atomic() if nested else nullcontext():
                     call = Call("PROOF", timezone.now())
@@ -174,10 +174,10 @@ def time_pull(variables: dict[str, str], events: int) -> list[Result]:
     from ingest.auth import keys
     from ingest.models import Channel
 
-    events, _, data = answers.load_rows(events, answers.QUICK_MONTH_ROWS)
+    events, _, data = export_data.load_rows(events, export_data.QUICK_MONTH_ROWS)
     print(f"\n{data}", flush=True)
     key = keys.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
-    port = ground.free_port()
+    port = harness.free_port()
     command = [
         sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
         "--workers", "1", "--port", str(port), "--log-level", "error",
@@ -245,7 +245,7 @@ def time_push(variables: dict[str, str], sessions: int) -> list[Result]:
     receiver = [sys.executable, "-m", "benchmarks.feed", "--receiver", str(port)]
     records = []
     with Process(receiver, variables) as intake:
-        while intake.alive and is_free(port):
+        while intake.is_alive and is_free(port):
             time.sleep(0.02)
         for each in (5, 20):
             channel = load_sessions(f"PUSH_{each}", sessions, each)

@@ -12,9 +12,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks import answers, ground, results
+from benchmarks import export_data, harness, results
 from benchmarks.export import MEMORY_BAR
-from benchmarks.ground import Helper
+from benchmarks.harness import Helper
 from benchmarks.results import Result, compare
 
 BARS = {"parquet": ">= 0.5"}
@@ -30,13 +30,13 @@ def main() -> None:
     if options.worker:
         serve_work()
         return
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        variables = ground.environment(url, var)
-        ground.setup_django(variables)
-        ground.migrate()
-        rows, months, data = answers.load_rows(options.rows)
-        ground_facts = ground.print_environment(url, data=data)
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        variables = harness.environment(url, var)
+        harness.setup_django(variables)
+        harness.migrate()
+        rows, months, data = export_data.load_rows(options.rows)
+        ground_facts = harness.print_environment(url, data=data)
         records = measure_rates(variables, months, rows, options.rounds) + measure_memory(
             variables, months, rows
         )
@@ -48,11 +48,11 @@ def measure_rates(variables: dict[str, str], months: int, rows: int, times: int)
 
     sizes: dict[str, int] = {}
     with Helper(COMMAND, variables) as worker:
-        worker.ask({"job": answers.create_job("warm", 1)})
+        worker.call({"job": export_data.create_job("warm", 1)})
         for name in FORMATS:
-            worker.ask({"load": name})
+            worker.call({"load": name})
         sides = [partial(time_format, worker, name, months, rows, sizes) for name in FORMATS]
-        figures = ground.run_rounds(times, sides)
+        figures = harness.run_rounds(times, sides)
     return [
         compare(figures, "rows/s", name, "" if name == "csv" else "csv", BARS.get(name, ""),
                  f"{size / rows:,.0f} B/row")
@@ -69,9 +69,9 @@ def measure_memory(variables: dict[str, str], months: int, rows: int) -> list[Re
         for span in sorted({1, months}):
             with Helper(COMMAND, variables) as worker:
                 idle = worker.memory("VmRSS")
-                worker.ask({"load": name})
+                worker.call({"load": name})
                 loaded = worker.memory("VmRSS")
-                worker.ask({"job": answers.create_job(f"memory-{name}-{span}", span, name)})
+                worker.call({"job": export_data.create_job(f"memory-{name}-{span}", span, name)})
                 peak_memory = worker.memory("VmHWM") - loaded
             work = f"memory of a worker, {name}, {span * rows // months:,} rows"
             note = f"{idle:.0f} MiB idle, libraries {loaded - idle:.0f} MiB"
@@ -86,7 +86,7 @@ def time_format(
 
     from exhaust.models import File
 
-    job = answers.create_job(f"round-{time.monotonic_ns()}", months, name)
+    job = export_data.create_job(f"round-{time.monotonic_ns()}", months, name)
     start_time = time.monotonic()
     worker.call({"job": job})
     seconds = time.monotonic() - start_time
@@ -100,7 +100,7 @@ def time_format(
 
 def serve_work() -> None:
     """The worker's side: makes the job it is told; or a file of a row, to load what that takes."""
-    ground.setup_django({})
+    harness.setup_django({})
     from exhaust.datasets.response import RESPONSE
     from exhaust.files.formats import FORMATS
     from exhaust.jobs import attempt, transitions
@@ -117,7 +117,7 @@ def serve_work() -> None:
             raise SystemExit("The job did not succeed.")
         return {}
 
-    ground.serve_requests(handle)
+    harness.serve_requests(handle)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Senders in one process and one loop, everything built before the clock runs.
 
-A child of a benchmark (`ground.Helper`): it is told requests, and a rate or as fast as they are
+A child of a benchmark (`harness.Helper`): it is told requests, and a rate or as fast as they are
 answered, and remembers which batches were acknowledged.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Any
 
-from benchmarks import ground
+from benchmarks import harness
 
 CONNECTIONS = 12  # that wait for each answer, where there is no rate
 MOST_CONNECTIONS = 1500
@@ -185,7 +185,7 @@ def serve_generator() -> None:
                 return generators[0].acknowledged
         raise ValueError(request)
 
-    ground.serve_requests(handle)
+    harness.serve_requests(handle)
 
 
 if __name__ == "__main__":

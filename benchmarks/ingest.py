@@ -1,6 +1,6 @@
 """How fast events come in over HTTP, against raw COPY of the same rows.
 
-    python -m benchmarks.ingest [--door all|telemetry|clickstream|skalin|desk]
+    python -m benchmarks.ingest [--source all|telemetry|clickstream|skalin|desk]
         [--events 30000] [--rounds 5] [--peer-events 4000] [--flags "--blocking-threads 4"]
 
 Needs the PostgreSQL server of DATABASE_URL. HTTP is the shipped server with two workers: senders
@@ -8,7 +8,7 @@ checked, events validated, duplicates found, committed before the answer. COPY d
 over two connections into a table with the same indexes. Every side starts with an empty table,
 commits durably and is fed by one cheap process with everything built beforehand. Each connection
 of the feeder comes from an address of its own, so that Skalin's limit of calls per address is not
-met. `benchmarks.doors` has what each door is sent, `benchmarks.drf` the doors made of serializers,
+met. `benchmarks.sources` has what each source is sent, `benchmarks.drf` the sources made of serializers,
 which get the first few of the same events.
 """
 
@@ -33,10 +33,10 @@ from typing import Any
 import msgspec
 import psycopg
 
-from benchmarks import ground, results
-from benchmarks.doors import APPLICATION, RECEIVED_AT, SOURCES, build_request, parse_body
-from benchmarks.ground import CHANNEL, Helper, Process, wait_for_server
+from benchmarks import harness, results
+from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result, compare
+from benchmarks.sources import APPLICATION, RECEIVED_AT, SOURCES, build_request, parse_body
 
 GRANIAN = "-m granian --interface wsgi --workers 2 --respawn-failed-workers"
 SERVER = f"{GRANIAN} config.wsgi:application"
@@ -57,23 +57,23 @@ DECODED = {"telemetry", "clickstream"}  # that have a bar for it
 
 def main() -> None:
     parser = results.argument_parser("HTTP to committed rows, against raw COPY.")
-    parser.add_argument("--door", choices=[*SOURCES, "all"], default="all")
-    parser.add_argument("--events", type=int, default=30_000, help="Rows, for each door.")
+    parser.add_argument("--source", choices=[*SOURCES, "all"], default="all")
+    parser.add_argument("--events", type=int, default=30_000, help="Rows, for each source.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-events", type=int, default=4_000, help="For ORM and DRF.")
     parser.add_argument("--flags", default="", help="More flags for granian.")
     parser.add_argument("--feeder", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.feeder:
-        serve_feed(options.door, options.events, options.peer_events)
+        serve_feed(options.source, options.events, options.peer_events)
         return
-    ground.stop_on_term()
-    sources = list(SOURCES) if options.door == "all" else [options.door]
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        variables = ground.environment(url, var)
-        ground.setup_django(variables)
-        ground.migrate()
-        ground_facts = ground.print_environment(
+    harness.stop_on_term()
+    sources = list(SOURCES) if options.source == "all" else [options.source]
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        variables = harness.environment(url, var)
+        harness.setup_django(variables)
+        harness.migrate()
+        ground_facts = harness.print_environment(
             url,
             data=f"{options.events:,} rows by {', '.join(sources)}",
             server=f"python {SERVER} {options.flags}".rstrip(),
@@ -92,14 +92,14 @@ def main() -> None:
                 if not rows_match(*feeders[source][:2]):
                     raise SystemExit(f"COPY and HTTP left other rows by {source}.")
             sides = [
-                partial(with_source_name, door, side)
-                for door in sources
-                for side in build_sides(door, *feeders[door])
+                partial(with_source_name, source, side)
+                for source in sources
+                for side in build_sides(source, *feeders[source])
             ]
-            figures = ground.run_rounds(options.rounds, sides)
+            figures = harness.run_rounds(options.rounds, sides)
         results.print_report(
             "ingest",
-            [line for door in sources for line in build_results(door, figures)],
+            [line for source in sources for line in build_results(source, figures)],
             ground_facts,
             options.json,
         )
@@ -108,7 +108,7 @@ def main() -> None:
 @contextmanager
 def run_server(command: str, variables: dict[str, str]) -> Iterator[int]:
     """A web server that is up; gives its port."""
-    port = ground.free_port()
+    port = harness.free_port()
     line = [sys.executable, *shlex.split(command), "--port", str(port)]
     with Process(line, variables, stdout=subprocess.DEVNULL) as server:
         wait_for_server(port, server)
@@ -119,11 +119,11 @@ def run_server(command: str, variables: dict[str, str]) -> Iterator[int]:
 def start_feeder(
     variables: dict[str, str], setup: dict[str, Any], source: str, events: int, peer_events: int = 0
 ) -> Iterator[tuple[Helper, int, int]]:
-    """A feeder for the door, warm; how many rows it has to send, and how many to the peers."""
-    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--door", source]
+    """A feeder for the source, warm; how many rows it has to send, and how many to the peers."""
+    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--source", source]
     sizes = ["--events", str(events), "--peer-events", str(peer_events)]
     with Helper([*command, *sizes], variables) as feed:
-        counted = feed.ask({"prepare": setup})
+        counted = feed.call({"prepare": setup})
         time_http(feed, BATCH, counted["rows"])  # connections, imports, the registry
         yield feed, counted["rows"], counted["peer_rows"]
 
@@ -150,7 +150,7 @@ def build_sides(
 
 
 def build_results(source: str, figures: dict[str, list[float]]) -> list[Result]:
-    """The door's lines of the table; each side stands in it once at least."""
+    """The source's lines of the table; each side stands in it once at least."""
     each = (
         f"documents of {SOURCES[source].rows_per_event} rows"
         if SOURCES[source].rows_per_event > 1
@@ -218,7 +218,7 @@ def time_http(feed: Helper, each: int, events: int, stored: bool = True) -> dict
         truncate("ingest_storedevent")
     response = feed.call({"http": each})
     expected = {"stored": events * stored, "duplicate": events * (not stored)}
-    # Clickstream's answers have no body, so every door's tables are asked besides
+    # Clickstream's answers have no body, so every source's tables are asked besides
     if response["counts"] not in (expected, {}) or count_rows() != (events, 0, 0):
         raise SystemExit(f"The service told {response} and left {count_rows()}.")
     name = {BATCH: HTTP if stored else REPLAY, LARGE: HTTP_LARGE}[each]
@@ -324,12 +324,12 @@ def serve_feed(name: str, count: int, peer_count: int) -> None:
                 return {"rate": count / (time.monotonic() - start_time)}
         raise ValueError(message)
 
-    ground.serve_requests(handle)
+    harness.serve_requests(handle)
 
 
 def bulk_create(source: str, items: Sequence[bytes], channel: int) -> float:
     """What the ORM alone needs, with the things read and its models made."""
-    ground.setup_django({})
+    harness.setup_django({})
     from benchmarks.drf import build_rows
     from ingest.models import StoredEvent
 
@@ -413,7 +413,7 @@ class Counts(msgspec.Struct):
 
 
 class IngestResponse(msgspec.Struct):
-    """What a door tells of its batch: under `result`, at the top, or not at all."""
+    """What a source tells of its batch: under `result`, at the top, or not at all."""
 
     result: Counts | None = None
     stored: int = 0

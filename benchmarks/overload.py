@@ -32,11 +32,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ground, results
-from benchmarks.doors import SOURCES, build_request
+from benchmarks import harness, results
 from benchmarks.generator import GENERATOR, NUMBER_PLACEHOLDER
-from benchmarks.ground import CHANNEL, Helper, Process, wait_for_server
+from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
+from benchmarks.sources import SOURCES, build_request
 from exhaust.demo.processes import web_command
 
 KEYS = 20
@@ -53,14 +53,14 @@ def main() -> None:
     broker = os.environ.get("CELERY_BROKER_URL", "")
     if not broker.startswith("redis"):
         raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        variables = {**ground.environment(url, var), "CELERY_BROKER_URL": broker}
-        ground.setup_django(variables)
-        ground.migrate()
-        port = ground.free_port()
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        variables = {**harness.environment(url, var), "CELERY_BROKER_URL": broker}
+        harness.setup_django(variables)
+        harness.migrate()
+        port = harness.free_port()
         command = [*web_command(port), *shlex.split(options.flags)]
-        ground_facts = ground.print_environment(
+        ground_facts = harness.print_environment(
             url,
             server=" ".join(["python", *command[1:]]),
             load=f"telemetry, {options.batch} events a request, {KEYS} keys, one process",
@@ -85,7 +85,7 @@ def start_generators(port: int, batch: int, identifier: str = CHANNEL) -> dict[s
     Conversation.objects.create(channel=channel, identifier=CONVERSATION_ID)
     events = []
     for number, event in enumerate(
-        generate_answers(batch, 10, start=ground.FIRST_DAY, channel=identifier)
+        generate_answers(batch, 10, start=harness.FIRST_DAY, channel=identifier)
     ):
         event["mid"] = f"{NUMBER_PLACEHOLDER.decode()}:{number}"
         event["actor"]["id"] = event["context"]["did"] = NUMBER_PLACEHOLDER.decode()
@@ -106,8 +106,8 @@ def measure(
     capacity_runs: list[dict[str, Any]] = []
     floods: list[dict[str, Any]] = []
     with Helper(GENERATOR, variables) as generator:
-        generator.ask({"prepare": facts})
-        generator.ask({"rate": 0, "seconds": 3})  # warm
+        generator.call({"prepare": facts})
+        generator.call({"rate": 0, "seconds": 3})  # warm
         short = min(20, options.seconds)
         capacity_runs.append(run_measured(generator, 0, short, pid))
         memory = MemorySampler(pid)
@@ -119,7 +119,7 @@ def measure(
             floods.append(run_measured(generator, capacity * options.times, options.seconds, pid))
             capacity_runs.append(run_measured(generator, 0, short, pid))
         samples = memory.stop()
-        acknowledged = dict.fromkeys(generator.ask({"acknowledged": True}), options.batch)
+        acknowledged = dict.fromkeys(generator.call({"acknowledged": True}), options.batch)
     answers = sum((Counter(each["answers"]) for each in floods), Counter())
     told_answers = ", ".join(f"{name}: {count:,}" for name, count in sorted(answers.items()))
     print(f"answers     {told_answers}; not sent in time {sum(e['unsent'] for e in floods):,}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import answers, ground, results
+from benchmarks import export_data, harness, results
 from benchmarks.results import Result
 
 TABLE = "ingest_storedevent"
@@ -25,12 +25,12 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        ground.setup_django(ground.environment(url, var))
-        ground.migrate()
-        rows, _, data = answers.load_rows(options.events)
-        ground_facts = ground.print_environment(url, data=data)
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        harness.setup_django(harness.environment(url, var))
+        harness.migrate()
+        rows, _, data = export_data.load_rows(options.events)
+        ground_facts = harness.print_environment(url, data=data)
         with psycopg.connect(url, autocommit=True) as connection:
             records = [
                 *measure_sizes(connection, rows),
@@ -115,7 +115,7 @@ def measure_index_cost(connection: psycopg.Connection[Any], rows: int, times: in
                 copy.write(block)
         return {name: rows / (time.monotonic() - start_time)}
 
-    figures = ground.run_rounds(
+    figures = harness.run_rounds(
         times,
         [
             partial(time_copy, every, ""),

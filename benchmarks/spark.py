@@ -1,4 +1,4 @@
-"""The file of `benchmarks.peers` by PySpark on two cores; it is told what to do on stdin."""
+"""The file of `benchmarks.baselines` by PySpark on two cores; it is told what to do on stdin."""
 
 import json
 import sys

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import answers, ground, results
+from benchmarks import export_data, harness, results
 from benchmarks.export import WORKER
-from benchmarks.ground import Helper, Process, wait_for_server
+from benchmarks.harness import Helper, Process, wait_for_server
 from benchmarks.results import Result
 from exhaust.demo.processes import web_command
 
@@ -24,21 +24,21 @@ def main() -> None:
     parser = results.argument_parser("The start of a web server, and what is loaded then.")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        variables = ground.environment(url, var)
-        ground.setup_django(variables)
-        ground.migrate()
-        answers.load(ROWS, 1)
-        port = ground.free_port()
-        ground_facts = ground.print_environment(
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        variables = harness.environment(url, var)
+        harness.setup_django(variables)
+        harness.migrate()
+        export_data.load(ROWS, 1)
+        port = harness.free_port()
+        ground_facts = harness.print_environment(
             url, server=" ".join(["python", *web_command(port)[1:]])
         )
         checks, ready, loaded = [], [], []
         for _ in range(options.rounds):
             start_time = time.monotonic()
             subprocess.run(
-                [sys.executable, "manage.py", "check"], cwd=ground.ROOT, check=True,
+                [sys.executable, "manage.py", "check"], cwd=harness.ROOT, check=True,
                 env={**variables}, stdout=subprocess.DEVNULL,
             )  # fmt: skip
             checks.append(time.monotonic() - start_time)
@@ -48,7 +48,7 @@ def main() -> None:
                 ready.append(time.monotonic() - start_time)
                 loaded.append(sum(has_pandas(pid) for pid in child_pids(server.pid)))
         with Helper(WORKER, variables) as worker:
-            worker.ask({"job": answers.create_job("loaded", 1)})
+            worker.call({"job": export_data.create_job("loaded", 1)})
             files_made = int(has_pandas(worker.pid))
         records = [
             Result("manage.py check", "s", checks, bar="<= 1"),

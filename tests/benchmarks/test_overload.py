@@ -14,7 +14,7 @@ def run(served: int, refused: int = 0, work: float = 10.0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_goodput_is_of_the_capacity_before_and_after():
+def test_goodput_uses_adjacent_capacity():
     before = [run(400), run(600), run(500)]
     floods = [run(450, 4550), run(495, 5005)]
 
@@ -26,7 +26,7 @@ def test_goodput_is_of_the_capacity_before_and_after():
     assert line.note.startswith("10.0 times capacity")
 
 
-def test_what_sending_away_costs_is_what_serving_leaves():
+def test_rejection_cost():
     results = {
         line.work: line for line in build_results([run(500), run(500)], [run(450, 4550)], 200)
     }
@@ -36,7 +36,7 @@ def test_what_sending_away_costs_is_what_serving_leaves():
     assert [round(each, 3) for each in line.ours] == [0.22]  # 1 s for 4,550
 
 
-def test_each_bar_is_named():
+def test_every_bar_is_listed():
     lines = list(build_results([run(500), run(500)], [run(450, 4550)], 200))
 
     assert [(line.work, line.bar, line.holds) for line in lines if line.bar] == [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import ground, peers, results
+from benchmarks import baselines, harness, results
 from benchmarks.results import Result
 from tests.service import until
 
@@ -43,11 +43,11 @@ def test_every_benchmark_is_listed():
 
 
 @pytest.mark.parametrize("name", runner.TIMED)
-def test_every_timed_benchmark_stands_in_the_docs(name: str):
+def test_timed_benchmarks_are_documented(name: str):
     assert f"| `{name}` |" in PERFORMANCE
 
 
-def test_an_unknown_name_is_refused_with_those_there_are():
+def test_unknown_benchmark_is_rejected():
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks", "ingets"],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -57,7 +57,7 @@ def test_an_unknown_name_is_refused_with_those_there_are():
     assert "ingets is none of start, ingest" in run.stderr
 
 
-def test_a_ratio_is_of_the_medians_and_its_spread_of_the_rounds():
+def test_ratio_of_medians_and_rounds():
     message = Result("w", "rows/s", [10, 30, 20], "r", [20, 20, 40], ">= 1")
 
     assert message.ratio == [1, 0.5, 1.5]
@@ -76,11 +76,11 @@ def test_a_ratio_is_of_the_medians_and_its_spread_of_the_rounds():
         (Result("w", "rows/s", [1], "r", [1]), None),
     ],
 )
-def test_a_bar_is_of_the_ratio_else_of_the_figure(message: Result, holds: bool | None):
+def test_bar_uses_ratio_or_figure(message: Result, holds: bool | None):
     assert message.holds is holds
 
 
-def test_the_table_says_what_was_missed_and_why():
+def test_table_shows_missed_bars():
     matches = [
         Result("file", "rows/s", [2000], "psql", [1000], ">= 0.95", "same bytes"),
         Result("parts", "rows/s", (), "file", (), ">= 1.5", "not built"),
@@ -94,7 +94,7 @@ def test_the_table_says_what_was_missed_and_why():
     assert lines[3] == "| parts (not built) | none | file |  | >= 1.5: MISSED |"
 
 
-def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_render_json_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     written = tmp_path / "one.json"
     results.print_report(
         "space", [Result("bytes", "B", [3.0], bar="<= 2")], {"machine": "m"}, written
@@ -108,7 +108,7 @@ def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixtur
         "benchmarks": [one, {"benchmark": "overload", "skipped": "there is no Redis"}],
     }
 
-    page = runner.page(message)
+    page = runner.render_markdown(message)
 
     assert "| bytes | 3.00 B |  |  | <= 2: MISSED |" in page
     assert "`overload` skipped: there is no Redis." in page
@@ -119,19 +119,19 @@ def test_a_page_is_made_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def cells(**html: str) -> list[str]:
-    return [html.get(column.header.replace(" ", "_"), "") for column in peers.export_columns()]
+    return [html.get(column.header.replace(" ", "_"), "") for column in baselines.export_columns()]
 
 
 def written(path: Path, *rows: list[str], header: bool = True) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         if header:
-            writer.writerow([column.header for column in peers.export_columns()])
+            writer.writerow([column.header for column in baselines.export_columns()])
         writer.writerows(rows)
     return path
 
 
-def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
+def test_equal_rows_have_equal_digests(tmp_path: Path):
     ours = written(
         tmp_path / "ours.csv",
         cells(Question_Score="1.0", Timestamp="2025-01-01T00:00:00.123Z"),
@@ -150,8 +150,8 @@ def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
         ),
     ]
 
-    assert peers.digest_rows(other_job) == peers.digest_rows([ours])
-    assert peers.digest_rows([ours])[0] == 2
+    assert baselines.digest_rows(other_job) == baselines.digest_rows([ours])
+    assert baselines.digest_rows([ours])[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -162,16 +162,18 @@ def test_rows_that_say_the_same_have_one_digest(tmp_path: Path):
         cells(Question_Title="good"),
     ],
 )
-def test_another_cell_has_another_digest(tmp_path: Path, other: list[str]):
+def test_different_cells_change_digest(tmp_path: Path, other: list[str]):
     ours = written(tmp_path / "ours.csv", cells(Question_Title="good", Question_Score="1"))
 
-    assert peers.digest_rows([written(tmp_path / "other.csv", other)]) != peers.digest_rows([ours])
+    assert baselines.digest_rows([written(tmp_path / "other.csv", other)]) != baselines.digest_rows(
+        [ours]
+    )
 
 
 # What is left ------------------------------------------------------------------------------------
 
 
-def test_a_child_is_ended_with_its_own(tmp_path: Path):
+def test_stop_ends_grandchildren(tmp_path: Path):
     message = tmp_path / "pid"
     inner = f"import os, time\nopen({str(message)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
     outer = (
@@ -180,16 +182,16 @@ def test_a_child_is_ended_with_its_own(tmp_path: Path):
         "time.sleep(600)"  # SIGTERM ends it, and leaves the other alone
     )
 
-    with ground.Process([sys.executable, "-c", outer], dict(os.environ)):
+    with harness.Process([sys.executable, "-c", outer], dict(os.environ)):
         until(lambda: message.exists() and message.read_text().endswith("\n"), "the inner process")
         pid = int(message.read_text())
 
     until(lambda: not alive(pid), "its end")
 
 
-def test_a_child_that_ended_by_itself_is_said_to_have_ended():
-    with ground.Process([sys.executable, "-c", ""], dict(os.environ)) as child:
-        until(lambda: not child.alive, "its end")
+def test_exited_child_is_not_alive():
+    with harness.Process([sys.executable, "-c", ""], dict(os.environ)) as child:
+        until(lambda: not child.is_alive, "its end")
 
     assert not alive(child.pid)
 

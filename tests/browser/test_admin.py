@@ -104,7 +104,7 @@ def test_retry_runs_failed_jobs_again(signed_in: Any, live_server: Any) -> None:
     assert (job.status, job.attempt, job.attempt_limit) == ("SUBMITTED", 3, 6)
 
 
-def test_a_job_is_cancelled_and_its_history_shown(signed_in: Any, live_server: Any) -> None:
+def test_cancel_shows_history(signed_in: Any, live_server: Any) -> None:
     # given a job at work, and one that is done
     send(5)
     job, finished = make_claimed(tag="working"), make_job(tag="done", status="SUCCESS")
@@ -128,7 +128,7 @@ def test_a_job_is_cancelled_and_its_history_shown(signed_in: Any, live_server: A
     assert finished.status == "SUCCESS"
 
 
-def test_a_full_queue_is_told_in_the_form(signed_in: Any, live_server: Any, settings: Any) -> None:
+def test_full_queue_is_a_form_error(signed_in: Any, live_server: Any, settings: Any) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     send(5)
     make_job(channel=Conversation.objects.get().channel.identifier)
@@ -148,16 +148,14 @@ def test_a_full_queue_is_told_in_the_form(signed_in: Any, live_server: Any, sett
     ["ingest/channel", "ingest/conversation", "ingest/apikey", "ingest/storedevent",
      "ingest/rejectedevent", "ingest/participant", "exhaust/job", "exhaust/file", "exhaust/link"],
 )  # fmt: skip
-def test_every_model_is_listed_and_searched(signed_in: Any, live_server: Any, model: str) -> None:
+def test_every_model_lists_and_searches(signed_in: Any, live_server: Any, model: str) -> None:
     send(5)
     answer = signed_in.goto(f"{live_server.url}/admin/{model}/?q=a")
     assert answer.status == 200
     assert signed_in.locator("#changelist-search").count() == 1
 
 
-def test_the_pages_keep_within_their_content_security_policy(
-    page: Any, live_server: Any, request: pytest.FixtureRequest
-) -> None:
+def test_admin_pages_keep_csp(page: Any, live_server: Any, request: pytest.FixtureRequest) -> None:
     # given a listener for what the browser refuses
     refused: list[str] = []
     page.on("console", lambda html: refused.append(html.text) if _POLICY in html.text else None)

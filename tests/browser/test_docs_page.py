@@ -9,7 +9,7 @@ import pytest
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
-def test_the_page_shows_every_operation(page: Any, live_server: Any, tmp_path: Path) -> None:
+def test_docs_page_shows_every_operation(page: Any, live_server: Any, tmp_path: Path) -> None:
     # given a browser that notes what it asks for and what is refused to it
     host = urlsplit(live_server.url).netloc
     foreign: list[str] = []

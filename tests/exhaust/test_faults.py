@@ -1,4 +1,4 @@
-"""What the campaign of faults found (`python -m benchmarks.faults`), each in small."""
+"""What the campaign of faults found (`python -m tools.faults`), each in small."""
 
 import os
 import signal

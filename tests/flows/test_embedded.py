@@ -132,7 +132,7 @@ def test_events_become_a_file(service: Service) -> None:
     assert head.headers["Content-Length"] == str(file["bytes"])
 
 
-def test_a_gzip_body_is_taken(service: Service) -> None:
+def test_gzip_body_is_accepted(service: Service) -> None:
     # given
     events = [of_bot(make_answer(number), "gzip-bot") for number in range(20)]
 
@@ -156,7 +156,7 @@ def test_a_gzip_body_is_taken(service: Service) -> None:
 
 
 @pytest.mark.parametrize(("path", "key"), [(TELEMETRY, "sender"), (SUBMIT, "asker")])
-def test_a_body_without_length_is_refused(service: Service, path: str, key: str) -> None:
+def test_chunked_body_is_rejected(service: Service, path: str, key: str) -> None:
     # given
     before = service.query("SELECT count(*) FROM ingest_storedevent")
     body = lines(of_bot(make_answer(1), "chunked-bot"))
@@ -182,14 +182,14 @@ def test_a_body_without_length_is_refused(service: Service, path: str, key: str)
     assert service.query("SELECT count(*) FROM ingest_storedevent") == before
 
 
-def test_a_key_is_needed(service: Service) -> None:
+def test_key_is_required(service: Service) -> None:
     for method, path in (("POST", TELEMETRY), ("POST", SUBMIT)):
         response = service.call(method, path, b"{}", Content_Type="application/json")
         assert response.status == 401
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_a_killed_workers_job_is_finished_by_another(service: Service) -> None:
+def test_killed_worker_job_is_taken_over(service: Service) -> None:
     # given a job that takes a while
     text = "x" * 500
     for first in range(0, 15_000, 5000):

@@ -141,7 +141,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def test_what_is_private_stands_only_where_it_belongs(service: Service, canary: Canaries):
+def test_private_values_do_not_leak(service: Service, canary: Canaries):
     call = Driver(service, canary)
     make_keys(service, canary)
     worker = next(child for child in service.children if child.name == "worker")

@@ -1,6 +1,6 @@
 """A proxy in front of an S3 server that fails where it is told to.
 
-    python -m benchmarks.faulty_s3 --upstream http://127.0.0.1:9000
+    python -m tools.faults.s3_proxy --upstream http://127.0.0.1:9000
 
 It reads commands as lines of JSON and answers each in a line. `{"arm": {...}}` takes the fields of
 `Fault`; `{"taken": JOB}` tells how often a fault of this job was met. The first answer names the
@@ -24,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from benchmarks import ground
+from benchmarks import harness
 
 OPERATIONS = ("create", "part", "complete", "put", "head", "delete", "abort", "list")
 _KEY = re.compile(r"(?:response|private)/(\d+)/(\d*)")
@@ -186,7 +186,7 @@ def main() -> None:
             return None
         return faults.count_taken(request["taken"]) if "taken" in request else server.server_port
 
-    ground.serve_requests(handle)
+    harness.serve_requests(handle)
 
 
 if __name__ == "__main__":

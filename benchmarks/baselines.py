@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import answers, ground
+from benchmarks import export_data, harness
 
 ORM = "ORM iterator + csv"
 PANDAS = "pandas, chunks of read_sql + to_csv"
@@ -41,7 +41,7 @@ class SelectedRows:
         from ingest.models import Participant
 
         self.months = months
-        self.selection = answers.build_selection(months)
+        self.selection = export_data.build_selection(months)
         self.start = self.selection.start.astimezone(UTC)
         self.end = self.selection.end.astimezone(UTC)
         self.refused = set(
@@ -188,7 +188,7 @@ def extract_lines(url: str, folder: Path, months: int) -> list[Path]:
     folder.mkdir()
     paths = []
     for month in range(months):
-        begins = ground.FIRST_DAY + answers.MONTH * month
+        begins = harness.FIRST_DAY + export_data.MONTH * month
         paths.append(folder / f"{month:04}.json.gz")
         query = (
             "SELECT jsonb_build_object('conversation', c.identifier, 'device_id', e.device_id,"
@@ -196,7 +196,7 @@ def extract_lines(url: str, folder: Path, months: int) -> list[Path]:
             " to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS'),"
             " 'payload', e.payload)::text"
             " FROM ingest_storedevent e JOIN ingest_conversation c ON c.id = e.conversation_id"
-            f" WHERE e.occurred_at >= '{begins}Z' AND e.occurred_at < '{begins + answers.MONTH}Z'"
+            f" WHERE e.occurred_at >= '{begins}Z' AND e.occurred_at < '{begins + export_data.MONTH}Z'"
         )
         # JSON holds neither of the two, so that a line stays as it is
         copy_options = "(FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
@@ -287,7 +287,7 @@ def export_by_spark(selected: SelectedRows, lines: list[Path], target: Path) -> 
     variables = {**os.environ, "PYSPARK_PYTHON": sys.executable}
     command = [sys.executable, "-m", "benchmarks.spark"]
     subprocess.run(
-        command, cwd=ground.ROOT, env=variables, input=json.dumps(request), text=True, check=True,
+        command, cwd=harness.ROOT, env=variables, input=json.dumps(request), text=True, check=True,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return sorted(target.glob("part-*.csv"))

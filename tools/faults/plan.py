@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.faulty_s3 import OPERATIONS
+from tools.faults.s3_proxy import OPERATIONS
 
 POINTS = (
     "claim.before", "claim.after", "attempt.started", "part.first", "part.middle", "part.last",

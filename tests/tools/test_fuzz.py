@@ -1,4 +1,4 @@
-"""A small campaign of hostile calls in each run; the large ones are `python -m benchmarks.fuzz`."""
+"""A small campaign of hostile calls in each run; the large ones are `python -m tools.fuzz`."""
 
 import random
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import fuzz, fuzz_adapters, fuzz_wire
-from benchmarks.fuzz_wire import Answer, Wire
+from tools.fuzz import adapters, api, wire
+from tools.fuzz.wire import Answer, Wire
 
 REQUESTS = 500
 INPUTS = 300
@@ -17,18 +17,18 @@ INPUTS = 300
 @pytest.mark.django_db(transaction=True)
 def test_api_fuzz_finds_no_fault(settings: Any) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 100_000
-    campaign = fuzz.run_in_process(REQUESTS, seed=1)
+    campaign = api.run_in_process(REQUESTS, seed=1)
     assert campaign.findings == {}
     assert campaign.count >= REQUESTS
     assert {200, 400, 404} <= set(campaign.statuses)
     assert [status for status in campaign.statuses if status >= 500] == []
 
 
-@pytest.mark.parametrize("name", fuzz_adapters.ADAPTERS)
+@pytest.mark.parametrize("name", adapters.ADAPTERS)
 def test_adapter_fuzz_finds_no_fault(name: str) -> None:
     """Without coverage to lead it, on the same inputs each time."""
-    target = fuzz_adapters.build_reader(name)
-    for data in fuzz_adapters.mutated_inputs(name, INPUTS, seed=1):
+    target = adapters.build_reader(name)
+    for data in adapters.mutated_inputs(name, INPUTS, seed=1):
         target(data)
 
 
@@ -39,9 +39,9 @@ def test_adapter_fuzz_detects_fault(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError("ets")
 
     monkeypatch.setattr(telemetry, "_parse_event", careless)
-    target = fuzz_adapters.build_reader("telemetry")
+    target = adapters.build_reader("telemetry")
     with pytest.raises(KeyError):
-        target(fuzz_adapters.SEEDS["telemetry"][0])
+        target(adapters.SEEDS["telemetry"][0])
 
 
 @pytest.mark.django_db(transaction=True)
@@ -56,7 +56,7 @@ def test_api_fuzz_detects_server_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(transitions, "queue_wait", careless)
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
-    campaign = fuzz.Campaign(schema.include(path="/readyz"), fuzz.create_credentials(), requests=1)
+    campaign = api.Campaign(schema.include(path="/readyz"), api.create_credentials(), requests=1)
     campaign.run()
     assert campaign.statuses[500] >= 1
     assert any("/readyz" in kind and "500" in kind for kind in campaign.findings)
@@ -76,12 +76,12 @@ def test_api_fuzz_detects_undescribed_answer(spoil: Callable[[Answer], Answer], 
 
     from config.wsgi import application
 
-    served = fuzz_wire.send_to_application(application)
+    served = wire.send_to_application(application)
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
 
-    campaign = fuzz.Campaign(
+    campaign = api.Campaign(
         schema.include(path="/dataset/v1/schedule"),
-        fuzz.create_credentials(),
+        api.create_credentials(),
         requests=1,
         send=lambda wire: spoil(served(wire)),
     )
@@ -94,7 +94,7 @@ def test_api_fuzz_detects_undescribed_answer(spoil: Callable[[Answer], Answer], 
 def test_fuzz_variants_extend_sent_bodies() -> None:
     one = Wire("POST", "/a/1", "q=1&r=2", (("Content-Type", "application/json"),), b'{"a": 12}')
     other = Wire("POST", "/a/2", "q=3", (), b'{"b": "text"}')
-    variants = fuzz_wire.Variants(random.Random(1))
+    variants = wire.Variants(random.Random(1))
     variants.learn("POST /a", one)
     variants.learn("POST /a", other)
 

@@ -1,6 +1,6 @@
 """From asking for a file to having it, with Celery's worker between.
 
-    python -m benchmarks.asking [--rows 1000000] [--rounds 3]
+    python -m benchmarks.submit_latency [--rows 1000000] [--rounds 3]
 
 Embedded (SQLite, the broker made of files) with 20,000 rows, then on the PostgreSQL server of
 DATABASE_URL, with the Redis of CELERY_BROKER_URL where it names one.
@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import answers, ground, results
-from benchmarks.ground import Helper, Process
+from benchmarks import export_data, harness, results
+from benchmarks.harness import Helper, Process
 from benchmarks.results import Result
 
 EMBEDDED_ROWS = 20_000
@@ -30,13 +30,13 @@ def main() -> None:
     if options.submitter:
         serve_submissions(options.submitter)
         return
-    ground.stop_on_term()
-    with ground.temporary_folder() as var, ground.postgresql() as url:
-        ground_facts = ground.print_environment(url, worker=f"python {CELERY}")
-        embedded = ground.environment("", var / "sqlite")
+    harness.stop_on_term()
+    with harness.temporary_folder() as var, harness.postgresql() as url:
+        ground_facts = harness.print_environment(url, worker=f"python {CELERY}")
+        embedded = harness.environment("", var / "sqlite")
         records = [measure("embedded", embedded, EMBEDDED_ROWS, options.rounds, 3)]
         if options.rows:
-            server_variables = ground.environment(url, var / "postgresql")
+            server_variables = harness.environment(url, var / "postgresql")
             broker = os.environ.get("CELERY_BROKER_URL", "")
             if broker.startswith("redis"):
                 server_variables["CELERY_BROKER_URL"] = broker
@@ -47,36 +47,36 @@ def main() -> None:
 
 
 def measure(where: str, variables: dict[str, str], rows: int, times: int, bar: int) -> Result:
-    command = [sys.executable, "-m", "benchmarks.asking", "--submitter", str(rows)]
+    command = [sys.executable, "-m", "benchmarks.submit_latency", "--submitter", str(rows)]
     with Helper(command, variables) as submitter:
         worker = [sys.executable, *CELERY.split()]
         with Process(worker, variables, stdout=subprocess.DEVNULL):
-            submitter.ask("warm")  # the worker is up; a month will do
-            timings = [submitter.ask(f"round-{number}") for number in range(times)]
+            submitter.call("warm")  # the worker is up; a month will do
+            timings = [submitter.call(f"round-{number}") for number in range(times)]
     name = f"submit to SUCCESS, {where}, {timings[0]['rows']:,} rows"
     return Result(name, "s", [each["seconds"] for each in timings], bar=f"<= {bar}")
 
 
 def serve_submissions(rows: int) -> None:
     """The side that asks: its installation is loaded first."""
-    ground.setup_django({})
-    ground.migrate()
+    harness.setup_django({})
+    harness.migrate()
     from django.conf import settings
     from django.db import connection
 
     if connection.vendor == "postgresql":
-        rows, months, _ = answers.load_rows(rows, answers.QUICK_MONTH_ROWS)
+        rows, months, _ = export_data.load_rows(rows, export_data.QUICK_MONTH_ROWS)
     else:
-        answers.load(rows, 1)
+        export_data.load(rows, 1)
         months = 1
     from exhaust.models import File, Job
 
-    answers.prune_and_derive()
+    export_data.prune_and_derive()
 
     def handle(tag: str) -> dict[str, float]:
         start_time = time.monotonic()
         span = 1 if tag == "warm" else months
-        pk = answers.create_job(tag, span)
+        pk = export_data.create_job(tag, span)
         while (status := Job.objects.values_list("status", flat=True).get(pk=pk)) != "SUCCESS":
             if status == "FAILED" or time.monotonic() - start_time > 600:
                 raise SystemExit(f"The job is {status}.")
@@ -88,7 +88,7 @@ def serve_submissions(rows: int) -> None:
         (Path(settings.FILES_DIR) / file.key).unlink()
         return {"seconds": seconds, "rows": rows}
 
-    ground.serve_requests(handle)
+    harness.serve_requests(handle)
 
 
 if __name__ == "__main__":

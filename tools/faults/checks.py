@@ -16,7 +16,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError, ResponseStreamingError
 
-from benchmarks.fault_place import BUCKET, Installation
+from tools.faults.installation import BUCKET, Installation
 
 FINAL_STATUSES = {"SUCCESS", "FAILED", "CANCELLED"}
 FIRST_DAY, LAST_DAY = date(2025, 1, 1), date(2025, 1, 30)

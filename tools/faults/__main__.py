@@ -1,7 +1,7 @@
 """Whether every job ends once and with the right file, whatever breaks while it is made.
 
-    python -m benchmarks.faults --runs 1500 --seed 1
-    python -m benchmarks.faults --seed 1 --only 17        one run again, alone
+    python -m tools.faults --runs 1500 --seed 1
+    python -m tools.faults --seed 1 --only 17        one run again, alone
 
 Real worker processes, PostgreSQL (DATABASE_URL's server), Redis and S3 server, and a leg with a
 folder for the files. A run is one job and one fault: a process killed or stopped past its lease at
@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import quantiles
 from typing import Any
 
-from benchmarks import ground
-from benchmarks.fault_plan import FOLDER, S3, plan_runs
+from benchmarks import harness
+from tools.faults.plan import FOLDER, S3, plan_runs
 
 CONCURRENCY = {S3: 20, FOLDER: 6}
 JOBS_AT_ONCE = {S3: 80, FOLDER: 8}
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="the index of one run")
     parser.add_argument("--leg", choices=(S3, FOLDER), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    ground.stop_on_term()
+    harness.stop_on_term()
     if options.leg:
         run_leg(options)
     else:
@@ -49,17 +49,17 @@ def main() -> None:
 
 def run_leg(options: argparse.Namespace) -> None:
     """Its runs; prints what came of them as one line of JSON."""
-    from benchmarks.fault_place import Installation
+    from tools.faults.installation import Installation
 
     runs = [run for run in select_runs(options) if run.fault.leg == options.leg]
-    with ground.temporary_folder() as var, ground.postgresql() as url:
+    with harness.temporary_folder() as var, harness.postgresql() as url:
         installation = Installation(options.leg, var, url)
         with installation.running(CONCURRENCY[options.leg]):
             # Django is set up from here on
-            from benchmarks import fault_campaign
+            from tools.faults.campaign import Campaign, load_channels
 
-            fault_campaign.load_channels()
-            campaign = fault_campaign.Campaign(installation, runs, JOBS_AT_ONCE[options.leg])
+            load_channels()
+            campaign = Campaign(installation, runs, JOBS_AT_ONCE[options.leg])
             orphans: list[str] = []
             try:
                 campaign.run()
@@ -88,11 +88,11 @@ def run_campaign(options: argparse.Namespace) -> None:
     runs = select_runs(options)
     children = []
     for leg in dict.fromkeys(run.fault.leg for run in runs):
-        command = [sys.executable, "-m", "benchmarks.faults", "--leg", leg]
+        command = [sys.executable, "-m", "tools.faults", "--leg", leg]
         command += ["--runs", str(options.runs), "--seed", str(options.seed)]
         command += [] if options.only is None else ["--only", str(options.only)]
         children.append(
-            subprocess.Popen(command, cwd=ground.ROOT, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(command, cwd=harness.ROOT, stdout=subprocess.PIPE, text=True)
         )
     watchdog = threading.Timer(
         600 + 2 * len(runs), lambda: [child.terminate() for child in children]
@@ -196,7 +196,7 @@ def print_verdict(
     for one in results:
         for kind, detail in one["wrong"]:
             print(f"{kind}: {detail}")
-            print(f"    again by: python -m benchmarks.faults --seed {seed} --only {one['index']}")
+            print(f"    again by: python -m tools.faults --seed {seed} --only {one['index']}")
     for kind, detail in late_violations:
         print(f"{kind}: {detail}")
     summary = ", ".join(f"{violations[what]} {what}" for what in VIOLATIONS)

@@ -1,6 +1,6 @@
 """How long a read of a job takes while files are made and events come in.
 
-    python -m benchmarks.busy [--rows 100000] [--seconds 5] [--rounds 1]
+    python -m benchmarks.mixed_load [--rows 100000] [--seconds 5] [--rounds 1]
 
 Needs the PostgreSQL server of DATABASE_URL; the broker is the Redis of CELERY_BROKER_URL, or files.
 Two generators wait for nobody, and seconds count from the moment a request was due. One reads jobs
@@ -8,7 +8,7 @@ of a channel from the shipped server, 50 a second: a fifteenth of what it answer
 nothing else, so that a read meets what else is done and hardly another read. The other side is the
 same while Celery's worker makes one file after the other of the channel's `--rows` answers, and 20
 batches of 100 telemetry events come to another channel each second, by one connection unless an
-answer is late: 2,000 events, an eighth of what the door takes alone, so that they never pile up by
+answer is late: 2,000 events, an eighth of what the source takes alone, so that they never pile up by
 themselves. All of it shares the cores. The run ends with an error unless files were made all the
 while, and all that was sent was acknowledged and is stored.
 """
@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import answers, api, asking, ground, overload, results
+from benchmarks import api, export_data, harness, overload, results, submit_latency
 from benchmarks.generator import GENERATOR
-from benchmarks.ground import Helper, Process, wait_for_server
+from benchmarks.harness import Helper, Process, wait_for_server
 from benchmarks.results import Result
 from exhaust.demo.processes import web_command
 
@@ -44,39 +44,41 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="Of each side in a round.")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    ground.stop_on_term()
+    harness.stop_on_term()
     broker = os.environ.get("CELERY_BROKER_URL", "")
-    with ground.temporary_folder() as var, ground.postgresql() as url:
+    with harness.temporary_folder() as var, harness.postgresql() as url:
         variables = {
-            **ground.environment(url, var),
+            **harness.environment(url, var),
             "EXHAUST_RATE_LIMIT_MULTIPLIER": "0",
             "EXHAUST_MAX_RUNNING_PER_CHANNEL": "1",
         }
         if broker.startswith("redis"):
             variables["CELERY_BROKER_URL"] = broker
-        ground.setup_django(variables)
-        ground.migrate()
-        port = ground.free_port()
+        harness.setup_django(variables)
+        harness.migrate()
+        port = harness.free_port()
         requests, _ = api.prepare(JOBS, 0)
-        _, months, data = answers.load_rows(options.rows, answers.QUICK_MONTH_ROWS)
+        _, months, data = export_data.load_rows(options.rows, export_data.QUICK_MONTH_ROWS)
         batches = overload.start_generators(port, BATCH, SENDS_PER_SECOND)
-        answers.prune_and_derive()
-        ground_facts = ground.print_environment(
+        export_data.prune_and_derive()
+        ground_facts = harness.print_environment(
             url,
             data=data,
             server=" ".join(["python", *web_command(port)[1:]]),
-            worker=f"python {asking.CELERY}",
+            worker=f"python {submit_latency.CELERY}",
             broker="Redis" if broker.startswith("redis") else "files",
             load=f"{READS} reads a second; {BATCHES} batches of {BATCH} events a second",
         )
         quiet = partial(Process, stdout=subprocess.DEVNULL)
         with ExitStack() as running:
             granian = running.enter_context(quiet(web_command(port), variables))
-            running.enter_context(quiet([sys.executable, *asking.CELERY.split()], variables))
+            running.enter_context(
+                quiet([sys.executable, *submit_latency.CELERY.split()], variables)
+            )
             wait_for_server(port, granian)
             reader, sender = (running.enter_context(Helper(GENERATOR, variables)) for _ in range(2))
-            reader.ask({"prepare": {"port": port, "requests": requests["read"]}})
-            sender.ask({"prepare": batches})
+            reader.call({"prepare": {"port": port, "requests": requests["read"]}})
+            sender.call({"prepare": batches})
             records = measure(reader, sender, months, options.seconds, options.rounds)
         results.print_report("busy", records, ground_facts, options.json)
 
@@ -99,7 +101,7 @@ def measure(
         events = came["answers"]["200"] * BATCH / came["seconds"]
         return to_milliseconds(read, "busy") | files | {"events": events}
 
-    figures = ground.run_rounds(times, [run_alone, run_under_load])
+    figures = harness.run_rounds(times, [run_alone, run_under_load])
     stored = overload.stored_counts()
     if lost_batches := [
         each for each in sender.call({"acknowledged": True}) if stored.get(each) != BATCH
@@ -173,7 +175,7 @@ def overlap(
 
 
 def submit_job(months: int) -> int:
-    return answers.create_job(f"busy-{time.monotonic_ns()}", months)
+    return export_data.create_job(f"busy-{time.monotonic_ns()}", months)
 
 
 def fetch_job(pk: int) -> Any:

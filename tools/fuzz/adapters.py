@@ -1,6 +1,6 @@
 """Any bytes at all, through every adapter: events, rejections or `Refused`, and nothing else.
 
-    python -m benchmarks.fuzz --adapters --runs 1000000 [--seed 1]
+    python -m tools.fuzz --adapters --runs 1000000 [--seed 1]
 
 Atheris (libFuzzer) keeps what reaches new lines of `ingest/adapters/` and goes on from there. Half
 of the inputs are bytes it changed; the other half are JSON in which one value became another, for
@@ -81,7 +81,7 @@ def run_campaign(runs: int, seed: int) -> None:
     start_time, failed, total = monotonic(), 0, 0
     for name in ADAPTERS:
         process = subprocess.run(
-            [sys.executable, "-m", "benchmarks.fuzz_adapters", name, str(each), str(seed)],
+            [sys.executable, "-m", "tools.fuzz.adapters", name, str(each), str(seed)],
             capture_output=True,
             text=True,
             check=False,

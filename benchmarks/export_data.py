@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from benchmarks.ground import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
+from benchmarks.harness import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
 from exhaust.demo.conversations import (
     CONVERSATION_ID,
     CONVERSATION_NAME,

@@ -14,8 +14,9 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.answers import telemetry_bodies
-from benchmarks.fault_checks import (
+from benchmarks.export_data import telemetry_bodies
+from exhaust.demo.conversations import generate_answers, generate_participants
+from tools.faults.checks import (
     FINAL_STATUSES,
     FIRST_DAY,
     Oracle,
@@ -25,10 +26,9 @@ from benchmarks.fault_checks import (
     check_job,
     dataset_config,
 )
-from benchmarks.fault_place import CHANNELS, Installation, resume_process
-from benchmarks.fault_plan import SIZES, Run
-from benchmarks.faulty_s3 import Fault as S3Fault
-from exhaust.demo.conversations import generate_answers, generate_participants
+from tools.faults.installation import CHANNELS, Installation, resume_process
+from tools.faults.plan import SIZES, Run
+from tools.faults.s3_proxy import Fault as S3Fault
 
 LOST_AFTER_SECONDS = 300.0  # seconds: a job that has not ended by then is lost
 MAX_PAUSED = 10
@@ -194,10 +194,10 @@ class Campaign:
 
     def _flood_wakeups(self, trial: Trial) -> None:
         """The same messages, many times, until the job has ended."""
-        from exhaust import tasks
         from exhaust.jobs import wakeup
 
-        task, times = (tasks.work, 20) if trial.run.fault.point == "wake-ups" else (tasks.sweep, 8)
+        is_work = trial.run.fault.point == "wake-ups"
+        task, times = ("exhaust.work", 20) if is_work else ("exhaust.sweep", 8)
 
         def send() -> None:
             while not trial.end_time:

@@ -14,10 +14,10 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from benchmarks import ground
-from benchmarks.fault_plan import FOLDER
-from benchmarks.faulty_s3 import Fault
+from benchmarks import harness
 from tests import s3server
+from tools.faults.plan import FOLDER
+from tools.faults.s3_proxy import Fault
 
 BUCKET = "exhausts"
 CHANNELS = ("ORG_001", "ORG_002")
@@ -34,7 +34,7 @@ class ProcessGroup:
     def start(self) -> None:
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command, cwd=ground.ROOT, env=self._variables, stdin=subprocess.DEVNULL,
+                self._command, cwd=harness.ROOT, env=self._variables, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
@@ -62,8 +62,8 @@ class Installation:
         self.redis: ProcessGroup
         self.beat: ProcessGroup
         self.workers: list[ProcessGroup] = []
-        self.web_port = ground.free_port()
-        self._proxy: ground.Helper | None = None
+        self.web_port = harness.free_port()
+        self._proxy: harness.Helper | None = None
         self.environment: dict[str, str] = {}
         self.bucket: Any = None
         self.mounted = False
@@ -110,9 +110,9 @@ class Installation:
     def running(self, concurrency: int) -> Iterator[None]:
         """Servers first, then our database, then our processes."""
         with ExitStack() as stack:
-            port = ground.free_port()
+            port = harness.free_port()
             variables = {
-                **ground.environment(self.database, self.var),
+                **harness.environment(self.database, self.var),
                 "TMPDIR": str(self.var),
                 "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{self.web_port}",
                 "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
@@ -130,9 +130,9 @@ class Installation:
                 variables, broken = self._s3(stack, variables)
             # so that what cuts all connections leaves the campaign its own
             os.environ["PGAPPNAME"] = "campaign"
-            ground.setup_django(variables)
+            harness.setup_django(variables)
             self.environment = variables
-            ground.migrate()
+            harness.migrate()
             broken |= {"EXHAUST_FAILPOINTS": str(self.failpoints)}
             self._start(stack, variables, broken, concurrency)
             yield
@@ -161,8 +161,8 @@ class Installation:
             config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
         )  # fmt: skip
         self.bucket.create_bucket(Bucket=BUCKET)
-        command = [sys.executable, "-m", "benchmarks.faulty_s3", "--upstream", direct]
-        self._proxy = stack.enter_context(ground.Helper(command, variables))
+        command = [sys.executable, "-m", "tools.faults.s3_proxy", "--upstream", direct]
+        self._proxy = stack.enter_context(harness.Helper(command, variables))
         port = self._proxy.call({})
         proxied = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", "S3_PUBLIC_ENDPOINT_URL": direct}
         return variables, variables | proxied

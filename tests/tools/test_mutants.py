@@ -1,27 +1,29 @@
-"""That `python -m benchmarks.walls` finds every wall there is, and can take it away."""
+"""`python -m tools.mutants` finds every check between channels and can remove it."""
 
 import ast
 
 import pytest
 
-from benchmarks.switches import MutantInserter, list_mutants, list_unlisted
+from tools.mutants.inserter import MutantInserter, list_mutants, list_unlisted
 
 
-def find_mutants(source: str, place: str = "exhaust/x.py") -> tuple[list[str], list[str]]:
-    """What is found in a piece of code: walls, and what names a channel in another way."""
-    switches = MutantInserter(place, 1)
-    compile(ast.fix_missing_locations(switches.visit(ast.parse(source))), place, "exec")
-    return [wall.original for wall in switches.mutants], [text for text, _ in switches.unswitched]
+def find_mutants(source: str, path: str = "exhaust/x.py") -> tuple[list[str], list[str]]:
+    """Returns the mutants of a piece of code, and expressions that name a channel without one."""
+    inserter = MutantInserter(path, 1)
+    compile(ast.fix_missing_locations(inserter.visit(ast.parse(source))), path, "exec")
+    return [mutant.original for mutant in inserter.mutants], [
+        text for text, _ in inserter.unswitched
+    ]
 
 
 def test_each_channel_filter_has_a_mutant():
-    """Else say in benchmarks/switches.py how it is taken away, or why it is no wall."""
+    """If it fails, list the mutation or the reason in tools/mutants/inserter.py."""
     assert list_unlisted() == []
     assert len(list(list_mutants())) >= 160
 
 
 @pytest.mark.parametrize(
-    ("source", "was"),
+    ("source", "original"),
     [
         ("Job.objects.filter(channel_id=a, tag=b)", "channel_id=a"),
         ("Job.objects.exclude(channel__in=a)", "channel__in=a"),
@@ -32,16 +34,16 @@ def test_each_channel_filter_has_a_mutant():
         ("caller.require('pull')", "caller.require('pull')"),
         ("if job is None: raise NotFound('no')", "if job is None: refuse"),
         ("if not held:\n    raise Http404", "if not held: refuse"),
-        ("def f():\n    if not held: return missing(request)", "if not held: refuse"),
-        ("cursor(['jobs', here.channel_id, tag])",
-         "['jobs', here.channel_id, tag] without here.channel_id"),
+        ("def f():\n    if not held: return render_not_found(request)", "if not held: refuse"),
+        ("cursor(['jobs', ctx.channel_id, tag])",
+         "['jobs', ctx.channel_id, tag] without ctx.channel_id"),
         ("sql = 'SELECT 1 WHERE e.channel_id = %(channel)s AND true'", "channel_id = %(channel)s"),
         ("sql = f'WHERE {row}.channel_id = %(channel)s'", "channel_id = %(channel)s"),
         ("sql = 'WHERE channel_id = %s'", "channel_id = %s"),
     ],
 )  # fmt: skip
-def test_channel_filter_is_found(source: str, was: str):
-    assert find_mutants(source) == ([was], [])
+def test_channel_filter_is_found(source: str, original: str):
+    assert find_mutants(source) == ([original], [])
 
 
 @pytest.mark.parametrize(
@@ -54,26 +56,26 @@ def test_channel_filter_is_found(source: str, was: str):
     ],
 )
 def test_unusual_filter_is_not_overlooked(source: str):
-    walls_there, named = find_mutants(source)
+    mutants, named = find_mutants(source)
 
-    assert walls_there == []
+    assert mutants == []
     assert len(named) == 1
 
 
 def test_mutant_removes_its_filter(monkeypatch: pytest.MonkeyPatch):
-    switches = MutantInserter("exhaust/x.py", 7)
-    source = "said = ask.filter(channel_id=1, tag=2)\nsql = 'WHERE channel_id = %s'"
-    code = compile(ast.fix_missing_locations(switches.visit(ast.parse(source))), "x", "exec")
+    inserter = MutantInserter("exhaust/x.py", 7)
+    source = "result = ask.filter(channel_id=1, tag=2)\nsql = 'WHERE channel_id = %s'"
+    code = compile(ast.fix_missing_locations(inserter.visit(ast.parse(source))), "x", "exec")
 
     class Ask:
         @staticmethod
-        def filter(**said: int) -> dict[str, int]:
-            return said
+        def filter(**conditions: int) -> dict[str, int]:
+            return conditions
 
-    def run(away: int) -> tuple[dict[str, int], str]:
-        names = {"ask": Ask, "_taken": lambda number: number == away}
+    def run(active: int) -> tuple[dict[str, int], str]:
+        names = {"ask": Ask, "_is_active": lambda number: number == active}
         exec(code, names)  # noqa: S102
-        return names["said"], names["sql"]  # type: ignore[return-value]
+        return names["result"], names["sql"]  # type: ignore[return-value]
 
     assert run(0) == ({"channel_id": 1, "tag": 2}, "WHERE channel_id = %s")
     assert run(7) == ({"tag": 2}, "WHERE channel_id = %s")

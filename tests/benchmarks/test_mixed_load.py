@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import busy
+from benchmarks import mixed_load
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 
@@ -15,40 +15,40 @@ def at(second: float) -> datetime:
 
 
 class Generator:
-    """Answers at once, as it is told to."""
+    """Returns prepared results at once."""
 
     def __init__(self, answers: dict[str, int], p99: float = 0.02) -> None:
-        self.told = {
+        self.result = {
             "answers": answers, "sent": sum(answers.values()), "seconds": 2.0,
             "accepted_p50": 0.004, "accepted_p99": p99,
         }  # fmt: skip
 
-    def ask(self, asked: dict[str, Any]) -> Any:
-        return ["000000001"] if "acknowledged" in asked else self.told
+    def call(self, request: dict[str, Any]) -> Any:
+        return ["000000001"] if "acknowledged" in request else self.result
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Files that are made while both ask; gives what is stored."""
-    stored = {"000000001": busy.BATCH}
+    stored = {"000000001": mixed_load.BATCH}
 
     def under_load(reader: Generator, sender: Generator, *_: Any) -> Any:
-        return {"files": 2, "share": 0.97}, {**reader.told, "accepted_p99": 0.03}, sender.told
+        return {"files": 2, "share": 0.97}, {**reader.result, "accepted_p99": 0.03}, sender.result
 
-    monkeypatch.setattr(busy, "run_with_exports", under_load)
-    monkeypatch.setattr(busy, "submit_job", lambda months: 1)
-    monkeypatch.setattr(busy, "wait_for_job", lambda pk: None)
-    monkeypatch.setattr(busy.overload, "stored_counts", lambda: stored)
+    monkeypatch.setattr(mixed_load, "run_with_exports", under_load)
+    monkeypatch.setattr(mixed_load, "submit_job", lambda months: 1)
+    monkeypatch.setattr(mixed_load, "wait_for_job", lambda pk: None)
+    monkeypatch.setattr(mixed_load.overload, "stored_counts", lambda: stored)
     return stored
 
 
 def measure(reads: dict[str, int], batches: dict[str, int]) -> dict[str, Any]:
     reader, sender = Generator(reads), Generator(batches)
-    results = busy.measure(reader, sender, months=1, seconds=2, times=1)  # type: ignore[arg-type]
+    results = mixed_load.measure(reader, sender, months=1, seconds=2, times=1)  # type: ignore[arg-type]
     return {line.work: line for line in reversed(results)}
 
 
-def test_the_bar_is_of_the_reads_under_load(load: dict[str, int]):
+def test_bar_applies_to_reads_under_load(load: dict[str, int]):
     results = measure({"200": 100}, {"200": 40})
 
     line = results["read, p99, while files are made and events come"]
@@ -63,22 +63,22 @@ def test_the_bar_is_of_the_reads_under_load(load: dict[str, int]):
     ("reads", "batches"),
     [({"200": 99, "503": 1}, {"200": 40}), ({"200": 100}, {"200": 39, "503": 1})],
 )
-def test_a_run_that_was_answered_otherwise_ends(
+def test_unexpected_status_stops_run(
     load: dict[str, int], reads: dict[str, int], batches: dict[str, int]
 ):
     with pytest.raises(SystemExit, match="were answered"):
         measure(reads, batches)
 
 
-def test_an_acknowledged_batch_that_is_not_stored_whole_ends_the_run(load: dict[str, int]):
+def test_lost_batch_stops_run(load: dict[str, int]):
     load["000000001"] -= 1
 
     with pytest.raises(SystemExit, match="1 acknowledged batches"):
         measure({"200": 100}, {"200": 40})
 
 
-def test_files_count_for_the_time_in_which_reads_were_due():
+def test_overlap_counts_window_only():
     created = [(at(-1), at(2)), (at(2.5), at(9)), (at(9), at(12))]
 
-    assert busy.overlap(created, at(0), at(10)) == (2, 0.95)
-    assert busy.overlap([(at(-3), at(-1))], at(0), at(10)) == (0, 0)
+    assert mixed_load.overlap(created, at(0), at(10)) == (2, 0.95)
+    assert mixed_load.overlap([(at(-3), at(-1))], at(0), at(10)) == (0, 0)

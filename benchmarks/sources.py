@@ -1,4 +1,4 @@
-"""What each door is sent: seeded things, their bodies, and the calls that carry them."""
+"""What each source is sent: seeded things, their bodies, and the calls that carry them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from benchmarks.ground import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
+from benchmarks.harness import CHANNEL, FIRST_DAY, PAYLOAD_BYTES
 from exhaust.demo.conversations import generate_answers
 
 APPLICATION = "benchmark"
@@ -149,7 +149,7 @@ SOURCES = {
 def build_request(
     source: Source, body: bytes, installation: dict[str, Any], head: str = ""
 ) -> bytes:
-    """A call with that body; `head` where it goes to another door than ours."""
+    """A call with that body; `head` where it goes to another source than ours."""
     head = (
         f"{(head or source.envelope_head).format(**installation)}\r\nHost: 127.0.0.1:{installation['port']}\r\n"
         f"Content-Type: {source.content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -158,7 +158,7 @@ def build_request(
 
 
 def parse_body(name: str, body: bytes, application_id: int | None) -> Any:
-    """A body read by its door's own adapter."""
+    """A body read by its source's own adapter."""
     from ingest.adapters import ADAPTERS
     from ingest.events import Call
 

@@ -1,7 +1,7 @@
-"""Where the code keeps channels apart, found by reading it, each with a switch to take it away.
+"""Finds each check that keeps channels apart and inserts a mutant that removes it.
 
-A wall is a condition on a channel in a query (ORM or SQL), a cursor bound to one, a scope check or
-a refusal.
+A check is a condition on a channel in a query (ORM or SQL), a cursor bound to a channel, a scope
+check or a rejection.
 """
 
 import ast
@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("config", "ingest", "exhaust")
-EXCLUDED = ("migrations", "/demo", "exhaust/openapi/")  # hold no query of a caller
+EXCLUDED = ("migrations", "/demo", "exhaust/openapi/")  # no queries of callers
 QUERY_METHODS = {
     "filter",
     "get",
@@ -25,7 +25,7 @@ QUERY_METHODS = {
     "get_or_create",
     "update_or_create",
 }
-UNSUPPORTED_METHODS = {  # of a query too, and none of them narrows it today
+UNSUPPORTED_METHODS = {  # query methods without mutants; today none of them narrows a query
     "aggregate",
     "alias",
     "annotate",
@@ -39,37 +39,43 @@ UNSUPPORTED_METHODS = {  # of a query too, and none of them narrows it today
     "get_list_or_404",
     "When",
 }
-CHANNEL_KEYWORD = re.compile(r"channel|^dataset__in$")  # by a keyword of a query
-CHECK_FUNCTIONS = {"require"}  # calls that raise
+CHANNEL_KEYWORD = re.compile(r"channel|^dataset__in$")  # in a keyword of a query
+CHECK_FUNCTIONS = {"require", "require_unpruned", "precondition"}  # calls that raise
 REFUSAL_NAMES = {
-    "Denied",
-    "Unusable",
+    "AccessDenied",
+    "LinkUnusable",
     "NotFound",
     "Http404",
     "PermissionDenied",
-    "missing",
-    "refused",
+    "render_not_found",
+    "render_forbidden",
 }
 CHANNEL_CONDITION = re.compile(r"(\bchannel_id) = (%\(channel\)s|%s)")
-# what no keyword says: an expression or statement, and what it becomes
+# checks without a keyword: an expression or statement, and its mutation
 LISTED_MUTANTS = {
     "ingest/admin.py": [
-        ("rows if request.user.is_superuser else self.seen(request, rows)", "rows"),
-        ("request.user.is_superuser or bool(self.channels(request))", "True"),
+        ("rows if request.user.is_superuser else self.filter_visible(request, rows)", "rows"),
+        ("request.user.is_superuser or bool(self.get_permitted_channels(request))", "True"),
     ],
     "exhaust/admin/jobs.py": [
-        ("plain & asking | ~plain & private", "asking"),
-        ("plain & asking | ~plain & private", "private"),
+        (
+            "is_non_personal & may_submit | ~is_non_personal & may_submit_personal",
+            "may_submit",
+        ),
+        (
+            "is_non_personal & may_submit | ~is_non_personal & may_submit_personal",
+            "may_submit_personal",
+        ),
     ],
     "ingest/auth/roles.py": [
-        ("asked[f'roles__{right}'] = True", "pass"),
+        ("conditions[f'roles__{permission}'] = True", "pass"),
         ("{'roles__group__user': user.pk}", "{}"),
         (
             "Role.objects.filter(group__user=user.pk, channel__identifier=channel)",
             "Role.objects.filter(channel__identifier=channel)",
         ),
     ],
-    "exhaust/api/audit.py": [("asked['channel'] = channel", "pass")],
+    "exhaust/api/audit.py": [("conditions['channel'] = channel", "pass")],
     "exhaust/jobs/submit.py": [
         (
             "Job.objects.filter(**identity)",
@@ -82,67 +88,68 @@ LISTED_MUTANTS = {
     ],
     "exhaust/api/destinations.py": [("['deadletters', destination.pk]", "['deadletters']")],
 }
-# Walls whose absence no test can see, with the reason
+# mutants that no test can kill, with the reason
 SURVIVORS = {
-    "exhaust/console/permissions.py within.decorate.guarded: if any(('\\x00' in str(part)"
-    " for part in (channel, *kwargs.values()))): refuse": "spares an error",
-    "exhaust/console/participants.py participants: ['participants', here.channel_id, device]"
-    " without here.channel_id": "of the second place: a cursor made so is refused",
+    "exhaust/console/permissions.py requires.decorate.checked_view: if any(('\\x00' in str(part)"
+    " for part in (channel, *kwargs.values()))): refuse": (
+        "avoids an error of PostgreSQL; SQLite finds no row"
+    ),
+    "exhaust/console/participants.py list_participants: ['participants', ctx.channel_id, device]"
+    " without ctx.channel_id": "a cursor made by the first of the two places is rejected here",
     "exhaust/management/commands/job.py Command.handle: channel__identifier=options['channel']": (
-        "an operator names one of several; commands see all channels"
+        "an operator names one of several channels; commands see all of them"
     ),
-    "ingest/auth/roles.py keys: channel_id__in=channel_ids": (
-        "of the second one: a key with a channel and none of others has one of ours"
+    "ingest/auth/roles.py filter_keys: channel_id__in=channel_ids": (
+        "the second condition: a key with a channel and without other channels has one of ours"
     ),
-    "ingest/privacy/consent.py ended: channel_id=channel_id": (
-        "for another channel's withdrawal a batch is only read once more"
+    "ingest/privacy/consent.py has_revocations_since: channel_id=channel_id": (
+        "a withdrawal in another channel only makes the pump read a batch again"
     ),
-    "ingest/feed/reader.py superseded_by: channel_id=channel_id": (
-        "told only with a successor among the rows read, by an identity that is of its channel"
+    "ingest/feed/reader.py fetch_superseded: channel_id=channel_id": (
+        "the successor is among the rows of the page, by an identity of its channel"
     ),
     "ingest/views/conversations.py ConversationView.get: if '\\x00' in identifier: refuse": (
-        "spares PostgreSQL an error; SQLite finds nothing"
+        "avoids an error of PostgreSQL; SQLite finds no row"
     ),
-    "ingest/views/desk.py _named: if scheme.lower() != 'basic': refuse": (
-        "name and password are asked of whatever scheme"
+    "ingest/views/desk.py _authenticate: if scheme.lower() != 'basic': refuse": (
+        "every scheme needs the name and the password"
     ),
-    "ingest/derive/sessions.py _replace: channel_id=channel_id": (
-        "a session's key is a digest over the channel too"
+    "ingest/derive/sessions.py _merge_client_sessions: channel_id=channel_id": (
+        "a session's key is a digest that includes the channel"
     ),
-    "ingest/derive/deriver.py _behind: channel_id=OuterRef('pk')": (
-        "says which channels to look at; in one too many nothing is found to derive"
+    "ingest/derive/deriver.py _channels_behind: channel_id=OuterRef('pk')": (
+        "selects the channels to derive; one too many has no events to derive"
     ),
-    "ingest/privacy/erasure.py refused: channel_id=channel_id": (
-        "a subject is a hash under its channel's own secret, so no other channel has it; and of"
-        " the first query, that it only saves the hashing"
+    "ingest/privacy/erasure.py find_erased: channel_id=channel_id": (
+        "a subject is a hash under its channel's own secret, so other channels do not have it;"
+        " the first query only saves the hashing"
     ),
-    "exhaust/datasets/selection.py _application: channel=channel_id": (
-        "another channel's application has sent no event of this one, so nothing is found either"
+    "exhaust/datasets/selection.py _find_application_id: channel=channel_id": (
+        "another channel's application sent no event of this channel, so no row matches either"
     ),
-    "exhaust/delivery/session_documents.py _given: channel_id=sessions[0].channel_id": (
-        "an identity is a digest over the channel too"
-    ),
+    "exhaust/delivery/session_documents.py _fetch_client_documents:"
+    " channel_id=sessions[0].channel_id": "an identity is a digest that includes the channel",
     "exhaust/jobs/submit.py _find_or_create: Job.objects.get(**identity) ->"
     " Job.objects.get(tag=submission.tag, request_id=candidate)": (
-        "the own job is there, or nothing would have failed; with another's beside it, it raises"
+        "the own job exists, or the insert had not failed; with another channel's, it raises"
     ),
-    "exhaust/jobs/withdrawal.py on_erasing: destination__channel=channel_id": (
-        "the rows are the channel's own by their ids, which no other channel's rows share"
+    "exhaust/jobs/withdrawal.py redact_dead_letters: destination__channel=channel_id": (
+        "the row IDs are the channel's own; rows of other channels do not share them"
     ),
 }
-# Where a channel is named, and nothing is kept out by it
+# expressions that name a channel but keep no row out
 NO_CHECK = {
-    "ingest/auth/keys.py: FROM ingest_apikey": "asks which channels a key has",
-    "ingest/auth/keys.py: FROM ingest_application": "asks which channel an application has",
-    "exhaust/api/audit.py: filter(**asked)": "what `asked` says of a channel has a switch",
-    "exhaust/api/views.py: get(**kwargs)": "calls a view's method",
-    "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the place in its own queue, a number",
-    "exhaust/jobs/polling.py: FROM j JOIN ingest_channel": "names the channel of rows let in",
+    "ingest/auth/keys.py: FROM ingest_apikey": "selects the channels of a key",
+    "ingest/auth/keys.py: FROM ingest_application": "selects the channel of an application",
+    "exhaust/api/audit.py: filter(**conditions)": "its condition on the channel is listed above",
+    "exhaust/api/views.py: get(**kwargs)": "calls a method of a view",
+    "exhaust/jobs/polling.py: w.channel_id = j.channel_id": "the position in the row's own queue",
+    "exhaust/jobs/polling.py: FROM j JOIN ingest_channel": "names the channel of visible rows",
     "exhaust/console/participants.py: filter(**{name": "action, actor and subject",
-    "exhaust/jobs/submit.py: filter(**identity)": "has a switch",
-    "exhaust/jobs/submit.py: get(**identity)": "has a switch",
-    "exhaust/jobs/submit.py: filter(**{lookup": "tag and days; the channel is beside it",
-    "ingest/auth/roles.py: filter(**asked)": "what `asked` says has a switch",
+    "exhaust/jobs/submit.py: filter(**identity)": "listed above",
+    "exhaust/jobs/submit.py: get(**identity)": "listed above",
+    "exhaust/jobs/queries.py: filter(**{lookup": "tag and days; the channel is a keyword beside it",
+    "ingest/auth/roles.py: filter(**conditions)": "its conditions are listed above",
 }
 
 
@@ -156,7 +163,7 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """The same as long as the code is: `place function: was`."""
+        """A name that stays the same while the code does: `path function: original`."""
         return f"{self.path} {self.function}: {self.original}"
 
     def __str__(self) -> str:
@@ -164,12 +171,14 @@ class Mutant:
 
 
 class MutantInserter(ast.NodeTransformer):
-    """Puts a switch at each wall of a module: `_taken(7)` says whether the seventh is away."""
+    """Inserts a mutant at each check of a module; `_is_active(7)` activates the seventh."""
 
     def __init__(self, path: str, first: int) -> None:
         self.path = path
         self.mutants: list[Mutant] = []
-        self.unswitched: list[tuple[str, int]] = []  # that name a channel and are no wall
+        self.unswitched: list[
+            tuple[str, int]
+        ] = []  # expressions that name a channel and have no mutant
         self._first = first
         self._scopes: list[str] = []
         self._listed = [
@@ -186,7 +195,7 @@ class MutantInserter(ast.NodeTransformer):
             " ".join(original.split()),
         )
         self.mutants.append(mutant)
-        call = ast.Call(ast.Name("_taken", ast.Load()), [ast.Constant(mutant.number)], [])
+        call = ast.Call(ast.Name("_is_active", ast.Load()), [ast.Constant(mutant.number)], [])
         return ast.fix_missing_locations(ast.copy_location(call, node))
 
     def visit(self, node: ast.AST) -> Any:
@@ -244,11 +253,11 @@ class MutantInserter(ast.NodeTransformer):
             return isinstance(keyword.value, ast.Dict) and any(
                 key is not None and "channel" in ast.unparse(key) for key in keyword.value.keys
             )
-        of_admin = keyword.arg == "pk__in" and self.path.endswith("admin.py")
+        of_admin = keyword.arg == "pk__in" and ("/admin" in self.path)
         return of_admin or bool(CHANNEL_KEYWORD.search(keyword.arg))
 
     def visit_List(self, node: ast.List) -> ast.expr:
-        """What a cursor belongs to: `["participants", channel_id, device]`."""
+        """The query of a cursor: `["participants", channel_id, device]`."""
         self.generic_visit(node)
         first = node.elts[0] if node.elts else None
         if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
@@ -292,7 +301,7 @@ class MutantInserter(ast.NodeTransformer):
         return result
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
-        """A check that raises. Docstrings are left alone."""
+        """A call that raises. Docstrings stay as they are."""
         if isinstance(node.value, ast.Constant):
             return node
         self.generic_visit(node)
@@ -312,12 +321,14 @@ class MutantInserter(ast.NodeTransformer):
 
 
 def _unswitch(keyword: ast.keyword) -> ast.keyword:
-    """As it was written: what was put into it is taken out for showing."""
+    """Returns the keyword as written, without inserted mutants."""
 
     class Unswitched(ast.NodeTransformer):
         def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
             self.generic_visit(node)
-            is_ours = isinstance(node.test, ast.Call) and _function_name(node.test.func) == "_taken"
+            is_ours = (
+                isinstance(node.test, ast.Call) and _function_name(node.test.func) == "_is_active"
+            )
             return node.orelse if is_ours else node
 
     result: ast.keyword = Unswitched().visit(copy.deepcopy(keyword))
@@ -335,12 +346,12 @@ def _is_refusal(node: ast.If) -> bool:
         value = first.value
     func = value.func if isinstance(value, ast.Call) else value
     name = _function_name(func) if func is not None else ""
-    return name in REFUSAL_NAMES or (name == "Refused" and "cursor" in ast.unparse(first))
+    return name in REFUSAL_NAMES or (name == "RequestError" and "cursor" in ast.unparse(first))
 
 
 @cache
 def source_paths() -> tuple[str, ...]:
-    """Every file that is read."""
+    """Returns the paths of all files that are read."""
     files = (path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
     paths = (path.relative_to(ROOT).as_posix() for path in files)
     return tuple(sorted(name for name in paths if not any(part in name for part in EXCLUDED)))
@@ -348,7 +359,7 @@ def source_paths() -> tuple[str, ...]:
 
 @cache
 def mutated_modules() -> dict[str, tuple[ast.Module, MutantInserter]]:
-    """By place, its module with switches."""
+    """Returns each path's module with its mutants."""
     modules: dict[str, tuple[ast.Module, MutantInserter]] = {}
     first = 1
     for path in source_paths():
@@ -365,8 +376,7 @@ def list_mutants() -> Iterator[Mutant]:
 
 
 def list_unlisted() -> list[str]:
-    """Where SQL names a channel in a condition, or a query is told of one by a dict or a name, and
-    there is no switch and no reason; and reasons for what is not there."""
+    """Returns expressions that name a channel without a mutant or a reason, and stale reasons."""
     named = [
         (f"{path}:{line}: {text}", {known for known in NO_CHECK if _matches(known, path, text)})
         for path, (_, inserter) in mutated_modules().items()
@@ -381,10 +391,10 @@ def list_unlisted() -> list[str]:
         if not _is_found(path, was)
     ]
     return [
-        *(f"says something else now: {path}" for path in stale),
+        *(f"changed: {path}" for path in stale),
         *(text for text, known in named if not known),
-        *(f"there is no more: {known}" for known in NO_CHECK if known not in used),
-        *(f"there is no more: {known}" for known in SURVIVORS if known not in names),
+        *(f"stale: {known}" for known in NO_CHECK if known not in used),
+        *(f"stale: {known}" for known in SURVIVORS if known not in names),
     ]
 
 

@@ -1,11 +1,11 @@
 """Calls that are wrong in every way, made from our own description: no 5xx, no lie, no dead worker.
 
-    python -m benchmarks.fuzz --requests 200000            over HTTP, against the server as it runs
-    python -m benchmarks.fuzz --requests 10000 --in-process    the same in one process, for CI
-    python -m benchmarks.fuzz --adapters --runs 1000000    bytes, past HTTP: see fuzz_adapters
+    python -m tools.fuzz --requests 200000            over HTTP, against the server as it runs
+    python -m tools.fuzz --requests 10000 --in-process    the same in one process, for CI
+    python -m tools.fuzz --adapters --runs 1000000    bytes, past HTTP: see fuzz_adapters
 
 Schemathesis makes a third of the calls as the description says, a third as it says not, and a third
-in rows that go on from each other's answers; each of them is followed by variants, see fuzz_wire.
+in rows that go on from each other's answers; each of them is followed by variants, see `tools.fuzz.wire`.
 Each answer must be one that is described. What a lenient reader takes although it is not described
 is no finding. HTTP is on PostgreSQL
 (DATABASE_URL's server); in process it is so where DATABASE_URL is set, else on SQLite. Needs the
@@ -26,8 +26,17 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from benchmarks import fuzz_adapters, fuzz_wire, ground
-from benchmarks.fuzz_wire import Wire
+from benchmarks import harness
+from tools.fuzz import adapters
+from tools.fuzz.wire import (
+    Send,
+    Variants,
+    Wire,
+    send_to_application,
+    send_to_server,
+    to_response,
+    to_wire,
+)
 
 CHANNEL = "FUZZED"
 APPLICATION = "fuzz-app"
@@ -54,7 +63,7 @@ class Campaign:
     credentials: Credentials
     requests: int
     seed: int = 1
-    send: fuzz_wire.Send | None = None
+    send: Send | None = None
     statuses: Counter[int] = field(default_factory=Counter)
     findings: dict[str, str] = field(default_factory=dict)
 
@@ -65,8 +74,8 @@ class Campaign:
 
         _write_lines()
         self._chance = random.Random(self.seed)
-        self._variants = fuzz_wire.Variants(self._chance)
-        self._send = self.send or fuzz_wire.send_to_application(self.schema.app)
+        self._variants = Variants(self._chance)
+        self._send = self.send or send_to_application(self.schema.app)
         operations = [each.ok() for each in self.schema.get_all_operations()]
         each = max(1, self.requests // 3 // len(operations) // REPEATS)
 
@@ -130,7 +139,7 @@ class Campaign:
     def send_case(self, case: Any) -> Any:
         """Sends it, and variants of it; the answer to itself."""
         self._add_credentials(case)
-        wire, request = fuzz_wire.to_wire(case)
+        wire, request = to_wire(case)
         label = case.operation.label
         self._variants.learn(label, wire)
         answer = self.check_response(wire, request, case)
@@ -169,7 +178,7 @@ class Campaign:
 
         start_time = time.monotonic()
         try:
-            response = fuzz_wire.to_response(self._send(wire), request, start_time)
+            response = to_response(self._send(wire), request, start_time)
         except Exception as error:
             self.add_finding(case, wire, f"no answer: {error!r}")
             raise
@@ -252,15 +261,15 @@ def run_in_process(requests: int, seed: int = 1) -> Campaign:
 def run_campaign(requests: int, seed: int, count: int) -> None:
     """Clients of their own processes against two workers, whose deaths are watched for."""
     with ExitStack() as stack:
-        var = stack.enter_context(ground.temporary_folder())
-        url = stack.enter_context(ground.postgresql())
-        port = ground.free_port()
-        variables = ground.environment(url, var) | {
+        var = stack.enter_context(harness.temporary_folder())
+        url = stack.enter_context(harness.postgresql())
+        port = harness.free_port()
+        variables = harness.environment(url, var) | {
             "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
             **TEXT_WIDTH,
         }
-        ground.setup_django(variables)
-        ground.migrate()
+        harness.setup_django(variables)
+        harness.migrate()
         credentials = create_credentials()
         log = stack.enter_context((var / "web.log").open("w"))
         command = [
@@ -268,7 +277,7 @@ def run_campaign(requests: int, seed: int, count: int) -> None:
             *("--port", str(port), "--workers", "2", "--respawn-failed-workers"),
         ]
         server = subprocess.Popen(
-            command, cwd=ground.ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=harness.ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
         )
         stack.callback(server.wait, 20)
         stack.callback(server.terminate)
@@ -282,10 +291,10 @@ def run_campaign(requests: int, seed: int, count: int) -> None:
         clients = [
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "benchmarks.fuzz", "--client", json.dumps(request)),
+                    *(sys.executable, "-m", "tools.fuzz", "--client", json.dumps(request)),
                     *("--seed", str(seed * 1000 + number)),
                 ],
-                cwd=ground.ROOT,
+                cwd=harness.ROOT,
                 env=variables,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -313,7 +322,7 @@ def _run_client(request: dict[str, Any], seed: int) -> None:
 
     schema = schemathesis.openapi.from_url(f"{request['url']}/docs/openapi.json")
     credentials = Credentials(**request["rights"])
-    send = fuzz_wire.send_to_server(request["url"])
+    send = send_to_server(request["url"])
     campaign = Campaign(schema, credentials, request["requests"], seed, send)
     campaign.run()
     print(json.dumps({"said": campaign.statuses, "found": campaign.findings}))
@@ -360,18 +369,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    ground.stop_on_term()
+    harness.stop_on_term()
     if options.client:
         _run_client(options.client, options.seed)
     elif options.adapters:
-        fuzz_adapters.run_campaign(options.runs, options.seed)
+        adapters.run_campaign(options.runs, options.seed)
     elif options.in_process:
         with ExitStack() as stack:
-            var = stack.enter_context(ground.temporary_folder())
+            var = stack.enter_context(harness.temporary_folder())
             named = os.environ.get("DATABASE_URL", "")
-            url = stack.enter_context(ground.postgresql()) if named.startswith("postgres") else ""
-            ground.setup_django(ground.environment(url, var) | TEXT_WIDTH)
-            ground.migrate()
+            url = stack.enter_context(harness.postgresql()) if named.startswith("postgres") else ""
+            harness.setup_django(harness.environment(url, var) | TEXT_WIDTH)
+            harness.migrate()
             start_time = time.monotonic()
             campaign = run_in_process(options.requests, options.seed)
             print_report(campaign.statuses, campaign.findings, time.monotonic() - start_time)

@@ -24,7 +24,7 @@ SIGN_IN = (  # without anybody's login
 
 
 @pytest.mark.parametrize("action", ["nothing", "half a head", "half a body", "no sign-in"])
-def test_slow_callers_do_not_keep_others_out(service: Service, action: str):
+def test_slow_clients_do_not_block_others(service: Service, action: str):
     html = {
         "nothing": "",
         "half a head": HEAD,

@@ -1,9 +1,9 @@
 """How fast events come into a table that holds many, against the same into an empty one.
 
-    python -m benchmarks.grown [--grown 500000] [--events 20000] [--rounds 5]
+    python -m benchmarks.large_table [--grown 500000] [--events 20000] [--rounds 5]
 
 Needs the PostgreSQL server of DATABASE_URL: two databases with a web server on each, and batches
-of 100 to one and the other in turns, by a door where the first one wins and by one where the last
+of 100 to one and the other in turns, by a source where the first one wins and by one where the last
 does. What came in is taken out again after each round.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import answers, ground, ingest, results
-from benchmarks.ground import Helper
+from benchmarks import export_data, harness, ingest, results
+from benchmarks.harness import Helper
 from benchmarks.results import Result
 
 SOURCE_NAMES = ("telemetry", "skalin")
-COMMAND = [sys.executable, "-m", "benchmarks.grown", "--installation"]
+COMMAND = [sys.executable, "-m", "benchmarks.large_table", "--installation"]
 
 
 def main() -> None:
@@ -34,29 +34,29 @@ def main() -> None:
     if options.installation:
         serve_installation()
         return
-    ground.stop_on_term()
+    harness.stop_on_term()
     with ExitStack() as running:
-        var = running.enter_context(ground.temporary_folder())
+        var = running.enter_context(harness.temporary_folder())
         sides, ground_facts = [], {"data": "", "rows": 0}
         for name, rows in (("empty", 0), ("grown", options.grown)):
-            url = running.enter_context(ground.postgresql())
-            variables = ground.environment(url, var / name)
+            url = running.enter_context(harness.postgresql())
+            variables = harness.environment(url, var / name)
             installation = running.enter_context(Helper(COMMAND, variables))
-            setup = {**installation.ask({"load": rows}), "url": url}
+            setup = {**installation.call({"load": rows}), "url": url}
             ground_facts = {name: setup.pop(name) for name in ground_facts}
             setup["port"] = running.enter_context(ingest.run_server(ingest.SERVER, variables))
             for source in SOURCE_NAMES:
                 feed = running.enter_context(start_feeder(variables, setup, source, options.events))
                 sides.append(partial(time_ingest, feed, url, source, name))
-        facts = ground.print_environment(
+        facts = harness.print_environment(
             url, data=ground_facts["data"], server=f"python {ingest.SERVER}"
         )
-        figures = ground.run_rounds(options.rounds, sides)
+        figures = harness.run_rounds(options.rounds, sides)
         into = f"HTTP, batches of {ingest.BATCH}, into {ground_facts['rows']:,} rows"
         lines = [
-            Result(f"{door}: {into}", "rows/s", figures[f"{door}, grown"], "into none",
-                   figures[f"{door}, empty"], ">= 0.85")
-            for door in SOURCE_NAMES
+            Result(f"{source}: {into}", "rows/s", figures[f"{source}, grown"], "into none",
+                   figures[f"{source}, empty"], ">= 0.85")
+            for source in SOURCE_NAMES
         ]  # fmt: skip
         results.print_report("grown", lines, facts, options.json)
 
@@ -66,10 +66,10 @@ def start_feeder(
     variables: dict[str, str], setup: dict[str, Any], source: str, events: int
 ) -> Iterator[Helper]:
     """One that is warm, and has nothing left in the table."""
-    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--door", source]
+    command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--source", source]
     sizes = ["--events", str(events), "--peer-events", "0"]
     with Helper([*command, *sizes], variables) as feed:
-        feed.ask({"prepare": setup})
+        feed.call({"prepare": setup})
         time_ingest(feed, setup["url"], source, "warm")
         yield feed
 
@@ -95,18 +95,18 @@ def _fetch_value(connection: psycopg.Connection[Any], sql: str) -> int:
 
 def serve_installation() -> None:
     """An installation's own process: makes its senders, and the rows that are to be there."""
-    ground.setup_django({})
-    ground.migrate()
+    harness.setup_django({})
+    harness.migrate()
 
     def handle(request: dict[str, int]) -> dict[str, Any]:
         facts: dict[str, Any] = {**ingest.prepare_database(), "data": "", "rows": 0}
         if request["load"]:
-            facts["rows"], _, facts["data"] = answers.load_rows(
-                request["load"], answers.QUICK_MONTH_ROWS
+            facts["rows"], _, facts["data"] = export_data.load_rows(
+                request["load"], export_data.QUICK_MONTH_ROWS
             )
         return facts
 
-    ground.serve_requests(handle)
+    harness.serve_requests(handle)
 
 
 if __name__ == "__main__":

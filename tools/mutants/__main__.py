@@ -1,14 +1,15 @@
-"""`python -m benchmarks.walls`: does a test fail when a wall between channels is taken away?
+"""Mutation tests of tenant isolation: `python -m tools.mutants`.
 
-Reads all of config, ingest and exhaust, and finds each condition on a channel in a query (ORM or
-SQL), each cursor bound to one, each scope check and refusal. All are compiled with a switch. One
-process runs the tests as the code is and notes which switches each passes; then it takes each wall
-away, alone, and runs the tests that pass it until one fails. No table of places is kept:
-`tests/authorization/test_mutants.py` fails where the code names a channel in a way not found here.
+Reads config, ingest and exhaust and finds each check that keeps channels apart: conditions on a
+channel in a query (ORM or SQL), cursors bound to a channel, scope checks and rejections. Every
+module is compiled with a mutant at each check. One process runs the tests unchanged and records
+which checks each test reaches; then it activates one mutant at a time and runs the tests that
+reach it until one fails. `tests/tools/test_mutants.py` fails where the code names a
+channel in a way that this module does not find.
 
-SQLite by default, where no row-level security stands behind; with `--served` the PostgreSQL of
-DATABASE_URL, with its policies left alone. `--list` only shows the walls; `--only` takes those
-whose line a pattern finds; `--tests` are others than the usual ones; `--share 1/2` takes half.
+It uses SQLite, which has no row-level security behind the checks; `--served` uses the PostgreSQL
+of DATABASE_URL and leaves its policies alone. `--list` prints the mutants; `--only` selects those
+that match a pattern; `--tests` replaces the default tests; `--share 1/2` runs half.
 """
 
 import argparse
@@ -26,40 +27,35 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from benchmarks.switches import PACKAGES, ROOT, SURVIVORS, Mutant, list_mutants, mutated_modules
+from tools.mutants.inserter import PACKAGES, ROOT, SURVIVORS, Mutant, list_mutants, mutated_modules
 
 TESTS = (
     "tests/authorization",
     "tests/ingest/adapters/test_clickstream.py",
     "tests/ingest/adapters/test_desk.py",
     "tests/ingest/auth/test_keys.py",
-    "tests/ingest/audit/test_audit.py",
-    "tests/ingest/views/test_views.py",
-    "tests/ingest/derive/test_sessions.py",
-    "tests/ingest/derive/test_users.py",
-    "tests/exhaust/console/test_console.py",
-    "tests/exhaust/console/test_pages.py",
+    "tests/ingest/audit",
+    "tests/ingest/views",
+    "tests/ingest/derive",
+    "tests/exhaust/console",
     "tests/exhaust/maintenance/test_event_retention.py",
     "tests/exhaust/datasets/test_events_dataset.py",
+    "tests/exhaust/datasets/test_supplement.py",
     "tests/exhaust/api/test_audit.py",
     "tests/exhaust/api/test_requests.py",
-    "tests/exhaust/jobs/test_schedules.py",
     "tests/exhaust/api/test_destinations.py",
+    "tests/exhaust/jobs/test_schedules.py",
     "tests/exhaust/jobs/test_submit.py",
-    "tests/exhaust/datasets/test_supplement.py",
     "tests/exhaust/jobs/test_withdrawal.py",
-)  # fmt: skip
-# where a place is most likely seen to be gone
+)
+# tests that most likely kill a mutant of a path, so that they run first
 NEAREST = {
     "ingest/auth/keys.py": ("tests/ingest/auth/test_keys.py", "tests/authorization/test_matrix.py"),
     "ingest/admin.py": ("tests/authorization/test_admin.py",),
     "exhaust/admin/": ("tests/authorization/test_admin.py",),
-    "ingest/auth/roles.py": (
-        "tests/authorization/test_admin.py",
-        "tests/exhaust/console/test_console.py",
-    ),
+    "ingest/auth/roles.py": ("tests/authorization/test_admin.py", "tests/exhaust/console"),
     "exhaust/console/permissions.py": ("tests/exhaust/console/test_pages.py",),
-    "exhaust/console/": ("tests/authorization/test_console.py", "tests/exhaust/test_console"),
+    "exhaust/console/": ("tests/authorization/test_console.py", "tests/exhaust/console"),
     "exhaust/datasets/": (
         "tests/authorization/test_cross_tenant.py",
         "tests/exhaust/jobs/test_withdrawal.py",
@@ -73,29 +69,29 @@ NEAREST = {
         "tests/exhaust/maintenance/test_event_retention.py",
         "tests/authorization/test_matrix.py",
     ),
-    "exhaust/jobs/submit.py": ("tests/exhaust/jobs/test_submit.py", "tests/exhaust/test_requests"),
+    "exhaust/jobs/submit.py": ("tests/exhaust/jobs/test_submit.py",),
+    "exhaust/jobs/queries.py": ("tests/exhaust/jobs/test_submit.py", "tests/exhaust/api"),
     "exhaust/jobs/schedules.py": ("tests/exhaust/jobs/test_schedules.py",),
     "exhaust/api/schedules.py": ("tests/exhaust/jobs/test_schedules.py",),
     "exhaust/api/audit.py": ("tests/exhaust/api/test_audit.py",),
-    "exhaust/maintenance/retention.py": ("tests/authorization/test_cross_tenant.py",),
-    "exhaust/destinations/": (
+    "exhaust/maintenance/": ("tests/authorization/test_cross_tenant.py",),
+    "exhaust/delivery/": (
         "tests/authorization/test_cross_tenant.py",
         "tests/exhaust/api/test_destinations.py",
     ),
     "exhaust/": ("tests/authorization/test_matrix.py",),
-    "ingest/views/telemetry.py": ("tests/ingest/views/test_views.py",),
+    "ingest/views/telemetry.py": ("tests/ingest/views",),
     "ingest/views/clickstream.py": ("tests/ingest/adapters/test_clickstream.py",),
     "ingest/views/desk.py": ("tests/ingest/adapters/test_desk.py",),
     "ingest/adapters/desk.py": ("tests/ingest/adapters/test_desk.py",),
     "ingest/views/": ("tests/authorization/test_matrix.py",),
-    "ingest/privacy/consent.py": ("tests/exhaust/jobs/test_withdrawal.py",),
-    "ingest/privacy/erasure.py": ("tests/exhaust/jobs/test_withdrawal.py",),
+    "ingest/privacy/": ("tests/exhaust/jobs/test_withdrawal.py",),
     "ingest/": ("tests/authorization/test_cross_tenant.py", "tests/ingest/"),
 }
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Our modules with their switches in place of those on disk."""
+    """Imports our modules with their mutants."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname.partition(".")[0] not in PACKAGES:
@@ -121,16 +117,16 @@ class Loader(importlib.machinery.SourceFileLoader):
 
 
 class Campaign:
-    """A plugin of pytest that runs the tests by itself."""
+    """A pytest plugin that runs the tests once per mutant."""
 
     def __init__(self, mutants: Sequence[Mutant], first_number: int, seconds: float) -> None:
         self._mutants = mutants
         self._away = first_number
         self._seconds = seconds
         self._passed: set[int] = set()
-        self._reached: dict[Any, set[int]] = {}  # by test, the walls it passes
+        self._reached: dict[Any, set[int]] = {}  # by test, numbers of the mutants it reaches
         self._took: dict[Any, float] = {}
-        self._sound: set[Any] = set()  # tests that hold as the code is
+        self._sound: set[Any] = set()  # tests that pass with no active mutant
         self._broken: set[Any] = set()
         self._item: Any = None
         self.survivors: list[Mutant] = []
@@ -162,7 +158,7 @@ class Campaign:
         return True
 
     def _survives(self, mutant: Mutant, items: Sequence[Any]) -> bool:
-        """Whether a test fails without it. Which walls a test passes is known once it has run."""
+        """Returns whether some test fails while the mutant is active."""
         nearest = next(
             (t for prefix, t in NEAREST.items() if mutant.path.startswith(prefix)), ("-",)
         )
@@ -190,7 +186,7 @@ class Campaign:
                 if unmodified_failure := self._run_test(item):
                     self._broken.add(item)
                     self.print_line(
-                        f"{item.nodeid} fails as the code is, and is left out: {unmodified_failure[-300:]}"
+                        f"{item.nodeid} fails without a mutant and is left out: {unmodified_failure[-300:]}"
                     )
                     continue
                 self._sound.add(item)
@@ -218,11 +214,11 @@ class Campaign:
 def run_campaign(
     mutants: Sequence[Mutant], tests: Sequence[str], seconds: float, away: int = 0
 ) -> int:
-    """How the tests see these walls go; with `away` how they see that one gone from the start."""
+    """Runs the tests for these mutants; with `away` with that mutant active from the start."""
     import pytest
 
     campaign = Campaign(mutants, away, seconds)
-    builtins._taken = campaign.is_active  # type: ignore[attr-defined]
+    builtins._is_active = campaign.is_active  # type: ignore[attr-defined]
     sys.meta_path.insert(0, Finder())
     signal.signal(signal.SIGALRM, _raise_timeout)
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "not browser"]
@@ -232,8 +228,8 @@ def run_campaign(
     if exit_code not in {0, 5}:
         return int(exit_code)
     for mutant in campaign.at_import:
-        # a constant of its module: tried in a process of its own
-        command = [sys.executable, "-m", "benchmarks.walls", "--away", str(mutant.number)]
+        # a constant of its module: needs a process of its own
+        command = [sys.executable, "-m", "tools.mutants", "--away", str(mutant.number)]
         import subprocess
 
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -246,14 +242,14 @@ def run_campaign(
             print(f"SURVIVED {mutant}  # {SURVIVORS.get(mutant.name, '')}", flush=True)
     bare = [wall for wall in campaign.survivors if wall.name not in SURVIVORS]
     print(
-        f"{len(mutants)} walls, {campaign.killed} missed when taken away,"
-        f" {len(campaign.survivors)} not, {len(bare)} of them without a reason"
+        f"{len(mutants)} mutants, {campaign.killed} killed,"
+        f" {len(campaign.survivors)} survived, {len(bare)} of them without a reason"
     )
     return 1 if bare else 0
 
 
 def _raise_timeout(*_: Any) -> None:
-    raise TimeoutError("The test takes ten minutes.")
+    raise TimeoutError("A test took ten minutes.")
 
 
 def main() -> int:
@@ -272,7 +268,7 @@ def main() -> int:
     ]
     if options.list:
         print(*selected, sep="\n")
-        print(f"{len(selected)} walls in {len({mutant.path for mutant in selected})} files")
+        print(f"{len(selected)} mutants in {len({mutant.path for mutant in selected})} files")
         return 0
     if not options.served:
         for name in list(os.environ):
