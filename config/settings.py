@@ -36,68 +36,102 @@ for _name, _path in os.environ.items():
 
 # Where this installation stands -----------------------------------------------------------------
 
+#: Folder of the embedded parts; empty means `var/` beside manage.py.
 DATA_DIR = Path(env.str("EXHAUST_DATA_DIR", "") or BASE_DIR / "var")
+#: `postgresql://user:password@host:5432/name`; empty means SQLite in the data folder.
 _database_url: str = env.str("DATABASE_URL", "")
+#: `redis://host:6379/0`; empty means files in the data folder.
 _broker_url: str = env.str("CELERY_BROKER_URL", "")
+#: Address of the service in links; `https://` turns on secure cookies, HSTS and redirects.
 EXHAUST_PUBLIC_URL: str = env.str("EXHAUST_PUBLIC_URL", "http://127.0.0.1:8000").rstrip("/")
+#: Django's debug pages; never in production.
 DEBUG: bool = env.bool("DEBUG", False)
+#: Trust `X-Forwarded-Proto` and the last entry of `X-Forwarded-For`.
 EXHAUST_BEHIND_PROXY: bool = env.bool("EXHAUST_BEHIND_PROXY", False)
+#: Host names that requests may carry, besides that of the public URL and localhost.
 _allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", [])
 
 # Secrets
+#: Django's signing key; required with a server, else made once in the data folder.
 _secret_key: str = env.str("SECRET_KEY", "")
+#: Fernet keys for columns: the first encrypts, all decrypt; required with a server.
 _encryption_keys: list[str] = env.list("EXHAUST_ENCRYPTION_KEYS", [])
+#: Peppers of API keys: the first hashes, all verify; required with a server.
 _key_pepper: str = env.str("EXHAUST_KEY_PEPPER", "")
 
 # Files
+#: Bucket of the files; empty means a folder in the data folder.
 S3_BUCKET: str = env.str("S3_BUCKET", "")
+#: Address of an S3 server that is not AWS.
 S3_ENDPOINT_URL: str = env.str("S3_ENDPOINT_URL", "")
+#: Address in bucket links; empty means the endpoint itself.
 S3_PUBLIC_ENDPOINT_URL: str = env.str("S3_PUBLIC_ENDPOINT_URL", "") or S3_ENDPOINT_URL
+#: Region of the bucket.
 S3_REGION: str = env.str("S3_REGION", "us-east-1")
+#: KMS key of private files; empty means the bucket's own encryption.
 S3_PRIVATE_KMS_KEY_ID: str = env.str("S3_PRIVATE_KMS_KEY_ID", "")
+#: Credential of the bucket; empty means the machine's role.
 _aws_id: str = env.str("AWS_ACCESS_KEY_ID", "")
+#: Secret of that credential.
 _aws_secret: str = env.str("AWS_SECRET_ACCESS_KEY", "")
 
 # What requests may ask for
+#: Longest range of a request, in days.
 EXHAUST_MAX_DAYS: int = env.int("EXHAUST_MAX_DAYS", 366, validate=validate.Range(min=1))
+#: Lifetime of a download link.
 EXHAUST_LINK_SECONDS: int = env.int(
     "EXHAUST_LINK_SECONDS", 86_400, validate=validate.Range(min=1, max=604_800)
 )
+#: Most rows of a file; a job beyond it fails.
 EXHAUST_MAX_ROWS: int = env.int("EXHAUST_MAX_ROWS", 50_000_000, validate=validate.Range(min=1))
+#: Longest attempt; a job beyond it fails.
 EXHAUST_MAX_SECONDS: int = env.int(
     "EXHAUST_MAX_SECONDS", 14_400, validate=validate.Range(min=1, max=2_000_000)
 )
+#: Size at which a file continues in its next part; 0 never splits.
 EXHAUST_PART_BYTES: int = env.int("EXHAUST_PART_BYTES", 5 * 1024**3, validate=validate.Range(min=0))
+#: Jobs of a channel that run at once.
 EXHAUST_MAX_RUNNING_PER_CHANNEL: int = env.int(
     "EXHAUST_MAX_RUNNING_PER_CHANNEL", 2, validate=validate.Range(min=1)
 )
+#: Jobs of a channel that may wait.
 EXHAUST_MAX_QUEUED_PER_CHANNEL: int = env.int(
     "EXHAUST_MAX_QUEUED_PER_CHANNEL", 100, validate=validate.Range(min=1)
 )
+#: Lifetime of a file, and of the record of a delivery.
 EXHAUST_FILE_RETENTION_DAYS: int = env.int(
     "EXHAUST_FILE_RETENTION_DAYS", 30, validate=validate.Range(min=1)
 )
+#: Time that a stopping worker gives its jobs before it releases them.
 EXHAUST_WORKER_SHUTDOWN_SECONDS: int = env.int(
     "EXHAUST_WORKER_SHUTDOWN_SECONDS", 30, validate=validate.Range(min=1)
 )
+#: Bearer token of `/metrics`; empty turns it off.
 EXHAUST_METRICS_TOKEN: str = env.str("EXHAUST_METRICS_TOKEN", "")
+#: Port on which a worker serves its own metrics; 0 serves none.
 EXHAUST_METRICS_PORT: int = env.int(
     "EXHAUST_METRICS_PORT", 0, validate=validate.Range(min=0, max=65_535)
 )
-EXHAUST_EVENT_RETENTION_DAYS: int = env.int(  # 0: for ever
+#: Lifetime of events, longer than that of files; 0 keeps them for ever.
+EXHAUST_EVENT_RETENTION_DAYS: int = env.int(
     "EXHAUST_EVENT_RETENTION_DAYS", 0, validate=validate.Range(min=0, max=36_500)
 )
+#: Private networks that destinations and callbacks may reach, as `10.1.2.0/24`.
 _push_networks: list[str] = env.list("EXHAUST_PUSH_ALLOWED_NETWORKS", [])
+#: Factor of all rate limits; 0 turns them off.
 EXHAUST_RATE_LIMIT_MULTIPLIER: float = env.float(
     "EXHAUST_RATE_LIMIT_MULTIPLIER", 1.0, validate=validate.Range(min=0)
 )
+#: Connections of a process; a web process works on one request less.
 EXHAUST_DATABASE_POOL_SIZE: int = env.int(
     "EXHAUST_DATABASE_POOL_SIZE", 6, validate=validate.Range(min=1)
 )
+#: Least level that is logged.
 _log_level: str = env.str(
     "EXHAUST_LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
 )
-FAILPOINTS: str = env.str("EXHAUST_FAILPOINTS", "")  # a test's folder: see exhaust/failpoints.py
+#: A folder of the fault campaign; makes processes fail on purpose.
+FAILPOINTS: str = env.str("EXHAUST_FAILPOINTS", "")
 
 try:
     env.seal()

@@ -1,7 +1,7 @@
-"""The ledger: who did what to whose data, only ever added to, in the act's own transaction.
+"""The audit log: an append-only record of each act, written in the act's own transaction.
 
-Who is acting is told once, where a caller or a person is let in; everything below only says what
-was done. No payload, no phone and no link goes in here.
+Authentication sets the actor once; the code below it records the act alone. An entry never holds
+a payload, a phone number or a link.
 """
 
 from contextvars import ContextVar
@@ -21,6 +21,45 @@ class Actor:
     address: str = ""  # shortened
 
 
+# Each action, and when it is recorded; `<model>` stands for a row that the admin changes.
+ACTIONS = {
+    "application.rejected": "Calls with an unknown application, counted per network and hour.",
+    "channel.changed": "A channel's settings change outside the admin.",
+    "consent.changed": "A batch of participants grants or withdraws consent, with both counts.",
+    "destination.changed": "A destination is replaced, with the fields that differ.",
+    "destination.created": "A destination is created, with the receiver's host.",
+    "destination.dead_letters_requeued": "Dead letters are sent once more.",
+    "destination.deleted": "A destination is deleted.",
+    "destination.paused": "A destination is paused.",
+    "destination.resumed": "A destination is resumed.",
+    "destination.rewound": "A destination's cursor moves, with the new position.",
+    "file.downloaded": "A download link is used. The link is the credential, so there is no actor.",
+    "job.cancelled": "A job is cancelled.",
+    "job.retried": "A job is retried.",
+    "job.submitted": "A key, a person or a schedule submits a job.",
+    "key.created": "A key is created, in every channel of the key.",
+    "key.rejected": "Calls with an unknown key, counted per network and hour.",
+    "key.revoked": "A key is revoked.",
+    "key.rotated": "A key gets a new text.",
+    "link.created": "A download link is created, with its expiry.",
+    "link.revoked": "A download link is revoked.",
+    "login.failed": "Wrong passwords, counted per network and hour.",
+    "login.locked": "A name or an address is locked after ten wrong passwords.",
+    "participant.erased": "An erasure has ended, with counts and a hash of the device.",
+    "participants.viewed": "A page of the console shows participants.",
+    "personal_data.exported": "A page of users is read through the API.",
+    "personal_data.viewed": "A page of the admin shows personal data.",
+    "rejected.viewed": "A page shows the bytes of a rejected event.",
+    "rejected_event.replayed": "A rejected event is replayed, `done` or `rejected`.",
+    "schedule.changed": "A schedule is replaced, with the fields that differ.",
+    "schedule.created": "A schedule is created.",
+    "schedule.deleted": "A schedule is deleted.",
+    "schedule.paused": "A schedule is paused.",
+    "schedule.resumed": "A schedule is resumed.",
+    "<model>.added": "The admin adds a row.",
+    "<model>.changed": "The admin changes a row, with the fields that differ.",
+    "<model>.deleted": "The admin deletes a row.",
+}
 SERVICE_ACTOR = Actor("service")
 current_actor: ContextVar[Actor] = ContextVar("acting", default=SERVICE_ACTOR)
 
@@ -28,7 +67,12 @@ current_actor: ContextVar[Actor] = ContextVar("acting", default=SERVICE_ACTOR)
 def record(
     action: str, *, channel: str = "", subject: str = "", outcome: str = "done", **details: Any
 ) -> None:
-    """Writes down what the acting one did; called inside the transaction of the act."""
+    """Records an act of the current actor, inside the transaction of the act.
+
+    `outcome` is `done` or `rejected`. Raises `ValueError` for an action outside `ACTIONS`.
+    """
+    if action not in ACTIONS and f"<model>.{action.rpartition('.')[2]}" not in ACTIONS:
+        raise ValueError(f"{action} is not in ingest.audit.ACTIONS.")
     actor = current_actor.get()
     AuditEvent.objects.create(
         action=action,

@@ -18,6 +18,7 @@ from exhaust.models import DailyRun, Job
 from exhaust.monitoring import health
 from tests.conftest import bearer, make_key
 from tests.exhaust.factories import make_claimed, make_finished, make_job
+from tools.reference import list_metrics
 
 TOKEN = {"Authorization": "Bearer t0ken"}
 MONITORING = settings.BASE_DIR / "docs" / "monitoring"
@@ -69,7 +70,7 @@ def test_job_outcomes_are_counted(client: Client, settings: Any) -> None:
     dataset = made.dataset
     for outcome in ("success", "failed", "cancelled"):
         assert grown("exhaust_jobs_total", dataset, outcome) == 1
-    assert grown("exhaust_lease_takeovers_total", dataset, "silent") == 1
+    assert grown("exhaust_lease_takeovers_total", dataset, "worker_lost") == 1
     assert grown("exhaust_bytes_out_total", dataset) == 8
     assert grown("exhaust_job_seconds_count", dataset) == 1
     assert grown("exhaust_ready_seconds_count", dataset) == 1
@@ -104,7 +105,7 @@ def test_ingested_events_are_counted(client: Client, settings: Any) -> None:
     client.post("/v1/participants", [good, good, bad], content_type="application/json", headers=key)
     after = scrape(client)
     for outcome, count in (("stored", 2), ("rejected", 1)):
-        name = ("exhaust_events_total", ("participants", outcome))
+        name = ("exhaust_events_total", (outcome, "participants"))
         assert after[name] - before.get(name, 0) == count
 
 
@@ -134,6 +135,20 @@ def test_dashboard_and_alerts_metrics_exist(page: str, client: Client, settings:
         assert {name.removesuffix("_total") for name in families} <= {
             re.sub("_(total|bucket|count|sum)$", "", name) for name in asked
         } | {"exhaust_destination_disabled"}
+
+
+@pytest.mark.parametrize("page", ["alerts.yml", "dashboard.json"])
+def test_dashboard_and_alerts_labels_exist(page: str) -> None:
+    labels = {label for metric in list_metrics() for label in metric.labels} | {"le", "severity"}
+
+    text = (MONITORING / page).read_text()
+    grouped = {
+        name.strip() for group in re.findall(r" by \(([^)]+)\)", text) for name in group.split(",")
+    }
+    selected = set(re.findall(r"[{,]\s*(\w+)=~?\\?\"", text))
+
+    assert grouped
+    assert grouped | selected <= labels
 
 
 # Probes -------------------------------------------------------------------------------------------
