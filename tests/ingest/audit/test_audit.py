@@ -160,7 +160,7 @@ def without_trigger(sql: str) -> None:
             return
         cursor.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
         for (name,) in cursor.fetchall():
-            if name.startswith("ingest_ledger"):
+            if name.startswith("ingest_audit"):
                 cursor.execute(f"DROP TRIGGER {name}")
         cursor.execute(sql)
 
