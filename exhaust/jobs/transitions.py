@@ -153,7 +153,9 @@ def _claim_in_channel(channel_id: int, candidates: QuerySet[Job], worker_id: str
             return None
         trigger_failpoint("claim.before", pk)
     if status == Status.PROCESSING:
-        metrics.LEASE_TAKEOVERS.labels(dataset, "worker_lost" if previous_worker else "released").inc()
+        metrics.LEASE_TAKEOVERS.labels(
+            dataset, "worker_lost" if previous_worker else "released"
+        ).inc()
     return int(pk)
 
 
