@@ -58,7 +58,7 @@ def sweep() -> None:
     if pump.find_due().exists():
         enqueue("exhaust.push_documents")
     if daily.is_due():
-        enqueue("exhaust.daily")
+        enqueue("exhaust.daily_run")
     if erasure.unfinished_erasures().exists():
         enqueue("exhaust.continue_erasures")
     retention.delete_withdrawn_files()
@@ -66,7 +66,7 @@ def sweep() -> None:
     failures.roll_up()
 
 
-@shared_task(name="exhaust.maintenance.daily")
+@shared_task(name="exhaust.daily_run")
 def daily_run() -> None:
     """The day's run, if nobody has it."""
     daily.run_daily()

@@ -247,7 +247,7 @@ def test_the_sweep_wakes_for_a_dead_worker(enqueued_tasks: list[str]) -> None:
 def test_the_sweep_wakes_for_a_day_without_its_run(enqueued_tasks: list[str]) -> None:
     # given nothing to do but the day's run
     tasks.sweep()
-    assert enqueued_tasks == ["exhaust.maintenance.daily"]
+    assert enqueued_tasks == ["exhaust.daily_run"]
 
     # when it has run
     tasks.daily_run()
