@@ -16,6 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.db.models import Case, Count, Exists, F, Min, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Greatest, Now
 from django.utils import timezone
 from psycopg.errors import LockNotAvailable
@@ -51,8 +52,13 @@ def claimable_jobs() -> QuerySet[Job]:
 def _due_jobs() -> QuerySet[Job]:
     return Job.objects.filter(
         Q(status=Status.SUBMITTED, due_at__lte=Now())
-        | Q(status=Status.PROCESSING, lease_until__lt=Now(), attempt__lt=F("attempt_limit"))
+        | Q(status=Status.PROCESSING, lease_until__lt=Now(), attempt__lt=_attempt_limit())
     )
+
+
+def _attempt_limit() -> CombinedExpression:
+    """The number of a job's last attempt, as SQL."""
+    return F("uncounted_attempts") + MAX_ATTEMPTS
 
 
 def _running_jobs() -> QuerySet[Job]:
@@ -183,8 +189,10 @@ def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | 
     return (
         Channel.objects.filter(pk__in=candidates.values("channel"))
         .exclude(pk__in=tried_channels)
-        .annotate(best=Subquery(priorities[:1]), served=Subquery(last_started[:1]))
-        .order_by("best", F("served").asc(nulls_first=True), "pk")
+        .annotate(
+            best_priority=Subquery(priorities[:1]), last_started_at=Subquery(last_started[:1])
+        )
+        .order_by("best_priority", F("last_started_at").asc(nulls_first=True), "pk")
         .values_list("pk", flat=True)
         .first()
     )
@@ -270,7 +278,9 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
     False when another attempt took over.
     """
     now = timezone.now()
-    if permanent or job.attempt >= job.attempt_limit:
+    failure_count = job.attempt - job.uncounted_attempts
+    is_final = permanent or failure_count >= MAX_ATTEMPTS
+    if is_final:
         won = _transition(
             job.pk,
             _owned_job(job),
@@ -281,7 +291,6 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
             execution_ms=_execution_ms(job, now),
         )
     else:
-        failure_count = MAX_ATTEMPTS - (job.attempt_limit - job.attempt)
         delay = _FIRST_RETRY_DELAY * 4 ** (failure_count - 1) * random.uniform(0.75, 1.25)  # noqa: S311
         won = _transition(
             job.pk,
@@ -293,7 +302,7 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
         )
     log.warning("job.failed job=%s attempt=%s permanent=%s", job.pk, job.attempt, permanent)
     if won:
-        outcome = "failed" if permanent or job.attempt >= job.attempt_limit else "retried"
+        outcome = "failed" if is_final else "retried"
         metrics.ATTEMPTS_ENDED.labels(job.dataset, outcome).inc()
     return won
 
@@ -325,7 +334,7 @@ def cancel(job: Job, message: str) -> bool:
 def fail_expired() -> list[int]:
     """Fails jobs whose last attempt died without a word; which."""
     expired_jobs = Job.objects.filter(
-        status=Status.PROCESSING, lease_until__lt=Now(), attempt__gte=F("attempt_limit")
+        status=Status.PROCESSING, lease_until__lt=Now(), attempt__gte=_attempt_limit()
     )
     failed_ids = []
     for pk in expired_jobs.values_list("pk", flat=True):
@@ -358,7 +367,7 @@ def release_all(worker_id: str) -> list[int]:
     priorities = []
     for pk, priority in owned_jobs.values_list("pk", "priority"):
         is_released = owned_jobs.filter(pk=pk).update(
-            worker_id="", lease_until=Now(), attempt_limit=F("attempt_limit") + 1
+            worker_id="", lease_until=Now(), uncounted_attempts=F("uncounted_attempts") + 1
         )
         if is_released:
             log.info("job.released job=%s", pk)
@@ -391,7 +400,7 @@ def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
         encrypted_key=encrypted_key,
         status=Status.SUBMITTED,
         status_message="",
-        attempt_limit=F("attempt") + MAX_ATTEMPTS,
+        uncounted_attempts=F("attempt"),
         due_at=Now(),
         lease_until=None,
         submitted_at=timezone.now(),

@@ -150,7 +150,7 @@ class Migration(migrations.Migration):
                 ('priority', models.SmallIntegerField(choices=[(0, 'Interactive'), (1, 'Nightly')], default=0)),
                 ('callback_url', models.TextField(blank=True, help_text='Who is told when the job has ended.')),
                 ('attempt', models.IntegerField(default=0, help_text='Claims so far; fences every later write.')),
-                ('attempt_limit', models.IntegerField(default=3)),
+                ('uncounted_attempts', models.IntegerField(default=0, help_text='Attempts that the limit ignores: released, or before a retry.')),
                 ('due_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('lease_until', models.DateTimeField(null=True)),
                 ('worker_id', models.CharField(blank=True, db_default='', default='', help_text='The worker of this attempt.', max_length=255)),

@@ -43,7 +43,9 @@ class Job(models.Model):
     )
     callback_url = models.TextField(blank=True, help_text="Who is told when the job has ended.")
     attempt = models.IntegerField(default=0, help_text="Claims so far; fences every later write.")
-    attempt_limit = models.IntegerField(default=3)
+    uncounted_attempts = models.IntegerField(
+        default=0, help_text="Attempts that the limit ignores: released, or before a retry."
+    )
     due_at = models.DateTimeField(default=timezone.now)
     lease_until = models.DateTimeField(null=True)
     worker_id = models.CharField(

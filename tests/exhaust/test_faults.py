@@ -335,7 +335,7 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> Non
     assert not transitions.renew(zombie, 1)
     heir = transitions.claim()
     assert heir is not None
-    assert (heir.pk, heir.attempt, heir.attempt_limit) == (job.pk, 2, 4)
+    assert (heir.pk, heir.attempt, heir.uncounted_attempts) == (job.pk, 2, 1)
     assert attempt.run(heir)
 
 

@@ -79,7 +79,7 @@ def deliver_once(callback: Callback) -> Callback:
 
 def reaped(job: Job) -> None:
     Job.objects.filter(pk=job.pk).update(
-        lease_until=timezone.now() - timedelta(seconds=1), attempt_limit=1
+        lease_until=timezone.now() - timedelta(seconds=1), attempt=transitions.MAX_ATTEMPTS
     )
     assert transitions.fail_expired() == [job.pk]
 

@@ -82,7 +82,7 @@ def test_a_new_job_says_what_was_asked(enqueued_tasks: list[str]) -> None:
     job.refresh_from_db()
     assert (job.tag, job.channel.identifier, job.dataset) == ("daily", "ORG_001", RESPONSE)
     assert (job.requested_by, job.output_format, job.config) == ("user_id", "csv", CONFIG)
-    assert (job.status, job.attempt, job.attempt_limit) == (Job.Status.SUBMITTED, 0, 3)
+    assert (job.status, job.attempt, job.uncounted_attempts) == (Job.Status.SUBMITTED, 0, 0)
     assert job.watermark is None
 
 
@@ -240,7 +240,7 @@ def test_failed_sent_again_runs_again_with_three_new_attempts(enqueued_tasks: li
         None,
         None,
     )
-    assert resubmitted.attempt_limit - resubmitted.attempt == 3
+    assert resubmitted.uncounted_attempts == resubmitted.attempt
     assert len(enqueued_tasks) == 1
     # and it has three attempts more, and not a fourth
     for _ in range(3):

@@ -216,10 +216,7 @@ def test_what_a_worker_gives_back_is_taken_over_at_once() -> None:
     assert not transitions.publish(nightly, [], "")
     heir = transitions.claim(worker_id="a:1")
     assert heir is not None
-    assert (heir.pk, heir.attempt_limit - heir.attempt) == (
-        nightly.pk,
-        transitions.MAX_ATTEMPTS - 1,
-    )
+    assert (heir.pk, heir.attempt - heir.uncounted_attempts) == (nightly.pk, 1)
     assert transitions.release_all("b:2") == []
 
 
@@ -285,17 +282,17 @@ def test_three_attempts_and_then_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "limit", "seconds"), [(1, 3, 10), (2, 3, 40), (4, 6, 10), (5, 6, 40)]
+    ("attempt", "uncounted", "seconds"), [(1, 0, 10), (2, 0, 40), (4, 3, 10), (5, 3, 40)]
 )
 @pytest.mark.parametrize("chance", ["least", "most", "any"])
 @pytest.mark.django_db
 def test_delay_grows_within_its_bounds(
-    attempt: int, limit: int, seconds: int, chance: str, monkeypatch: pytest.MonkeyPatch
+    attempt: int, uncounted: int, seconds: int, chance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt, and luck at either end
     if chance != "any":
         monkeypatch.setattr(random, "uniform", lambda low, high: low if chance == "least" else high)
-    job = make_state(make_claimed(), attempt=attempt, attempt_limit=limit)
+    job = make_state(make_claimed(), attempt=attempt, uncounted_attempts=uncounted)
 
     # when it fails
     assert transitions.fail(job, "cause")
@@ -306,6 +303,28 @@ def test_delay_grows_within_its_bounds(
     low, high = {"least": (0.75, 0.75), "most": (1.25, 1.25), "any": (0.75, 1.25)}[chance]
     assert seconds * low - 2 < waits <= seconds * high
     assert transitions.claim(job.pk) is None
+
+
+@pytest.mark.django_db
+def test_max_attempts_has_one_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given five attempts instead of three
+    monkeypatch.setattr(transitions, "MAX_ATTEMPTS", 5)
+    monkeypatch.setattr(random, "uniform", lambda low, high: 1.0)
+    job = make_job()
+
+    # when every one of them fails
+    waits = []
+    for _ in range(5):
+        claimed = transitions.claim(job.pk)
+        assert claimed is not None
+        assert transitions.fail(claimed, "cause")
+        job.refresh_from_db()
+        waits.append(round((job.due_at - timezone.now()).total_seconds()))
+        transitions.run_now(job)
+
+    # then the job fails after the fifth, and the delays begin at the first one
+    assert job.status == Job.Status.FAILED
+    assert waits[:4] == [10, 40, 160, 640]
 
 
 @pytest.mark.django_db
