@@ -1,18 +1,13 @@
-"""What of a channel a job is about, and what a dataset is."""
+"""Which of a channel's rows a request reads, as SQL conditions; and days in a time zone."""
 
 import hashlib
 import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.db import connection
-
-from exhaust.datasets.supplement import _find_since_xid, _optional_text
-from ingest.models import Application, Channel, Conversation
-from ingest.privacy import device_hash
 
 
 @dataclass(frozen=True)
@@ -101,59 +96,6 @@ class Selection:
 
 def _xid_cast() -> str:
     return "::xid8" if connection.vendor == "postgresql" else ""
-
-
-def resolve_selection(
-    dataset: str,
-    channel_id: int,
-    config: Mapping[str, Any],
-    watermark: int,
-    limit: int | None = None,
-) -> Selection:
-    """What a valid datasetConfig asks for. Raises `LookupError` where its `since` names no file."""
-    conversation_id = _optional_text(config.get("conversationId"))
-    conversation = Conversation.objects.filter(
-        channel=channel_id, identifier=conversation_id
-    ).first()
-    start, end = day_range(
-        date.fromisoformat(config["startDate"]),
-        date.fromisoformat(config["endDate"]),
-        config.get("timezone") or "UTC",
-    )
-    return Selection(
-        channel_id=channel_id,
-        conversation_id=None if conversation_id is None else _pk_or_zero(conversation),
-        conversation=conversation_id or "",
-        conversation_name=conversation.name if conversation else "",
-        start=start,
-        end=end,
-        watermark=watermark,
-        since_xid=_find_since_xid(dataset, channel_id, config),
-        types=tuple(sorted({str(name) for name in config.get("types") or ()})),
-        application_id=_find_application_id(channel_id, config),
-        limit=limit,
-        device_key=fetch_device_key(channel_id),
-    )
-
-
-def _pk_or_zero(row: Conversation | Application | None) -> int:
-    return row.pk if row is not None else 0
-
-
-def _find_application_id(channel_id: int, config: Mapping[str, Any]) -> int | None:
-    identifier = _optional_text(config.get("application"))
-    if identifier is None:
-        return None
-    return _pk_or_zero(
-        Application.objects.filter(channel=channel_id, identifier=identifier).first()
-    )
-
-
-def fetch_device_key(channel_id: int) -> bytes | None:
-    """What the channel's devices are hashed with; None where they are shown as they are."""
-    if not Channel.objects.filter(pk=channel_id, hash_device_ids=True).exists():
-        return None
-    return device_hash.derive_key(channel_id, "device")
 
 
 def load_zone(name: str) -> ZoneInfo:

@@ -9,7 +9,8 @@ from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import Selection
 from exhaust.feed import cursor
 from exhaust.feed.pages import LAST_ID, FeedQuery, query_fingerprint
-from exhaust.models import File, Job
+from exhaust.files.upload import StoredFile
+from exhaust.models import Job
 from ingest.feed.values import START, FeedPosition
 from ingest.times import EPOCH
 
@@ -18,7 +19,7 @@ CONTENT_TYPE = "application/json"
 
 
 def build_manifest(
-    job: Job, dataset: Dataset, selection: Selection, files: Sequence[File]
+    job: Job, dataset: Dataset, selection: Selection, files: Sequence[StoredFile]
 ) -> bytes:
     """The same in every attempt: no moment, no key. `files` are the parts, in order."""
     document = {

@@ -1,6 +1,8 @@
-"""Puts one file into the storage, and takes back what was not published."""
+"""Stores one file and checks it; removes what was stored and never published."""
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 from exhaust.failpoints import trigger_failpoint
@@ -9,10 +11,32 @@ from exhaust.files import storage, writer
 log = logging.getLogger(__name__)
 
 
-def _upload(
-    store: storage.Storage, key: str, stream: writer.BlockStream, content_type: str
-) -> None:
-    """Stores the stream. Where the store's answer was lost, what it has decides."""
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in the storage, which no row of `File` names yet."""
+
+    key: str
+    content_type: str
+    byte_count: int
+    sha256: str
+    row_count: int = 0
+    part: int = 0
+    name: str = ""  # of its download
+
+
+def store_file(key: str, content_type: str, blocks: Iterator[bytes]) -> StoredFile:
+    """Stores the blocks under the key. Raises `StorageError`, also for a file that came short."""
+    store = storage.get_storage()
+    stream = writer.BlockStream(blocks)
+    _put(store, key, stream, content_type)
+    trigger_failpoint("head.before", storage.parse_job_id(key))
+    if store.size(key) != stream.byte_count:
+        raise storage.StorageError(f"{key} is not as long as what was sent")
+    return StoredFile(key, content_type, stream.byte_count, stream.sha256)
+
+
+def _put(store: storage.Storage, key: str, stream: writer.BlockStream, content_type: str) -> None:
+    """Puts the stream. Where the storage's answer was lost, the stored size decides."""
     try:
         store.put(key, cast(Any, stream), content_type)
     except storage.StorageError:
@@ -25,8 +49,8 @@ def _upload(
         log.warning("storage.write_response_lost key=%s", key)
 
 
-def _delete_object(key: str) -> None:
-    """Takes away what was not published; a store that does not answer keeps it for a sweep."""
+def delete_object(key: str) -> None:
+    """Deletes a file that was not published. The daily run deletes it if the storage is down."""
     trigger_failpoint("remove.before", storage.parse_job_id(key))
     try:
         storage.get_storage().delete(key)

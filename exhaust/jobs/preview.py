@@ -11,7 +11,7 @@ from psycopg.errors import QueryCanceled
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.columns import Cell, Column, decode_json, format_json
-from exhaust.datasets.selection import resolve_selection
+from exhaust.datasets.resolve import resolve_selection
 from exhaust.files.formats.lines import format_csv_line
 from exhaust.jobs.submit import Submission
 from ingest.feed.watermark import fetch_watermark
@@ -36,11 +36,7 @@ def build_preview(submission: Submission) -> Preview:
     """Reads what has arrived until now; about three seconds at most."""
     dataset = DATASETS[submission.dataset]
     selection = resolve_selection(
-        submission.dataset,
-        submission.channel_id,
-        submission.config,
-        fetch_watermark(),
-        PREVIEW_ROWS,
+        dataset, submission.channel_id, submission.config, fetch_watermark(), PREVIEW_ROWS
     )
     notes = []
     row_count: int | None = None

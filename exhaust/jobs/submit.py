@@ -14,7 +14,8 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from exhaust.datasets.supplement import completed_job, pruned_reason
+from exhaust.datasets import DATASETS
+from exhaust.datasets.supplement import explain_gap, find_completed_job
 from exhaust.files import encryption
 from exhaust.jobs import polling, transitions
 from exhaust.jobs.wakeup import enqueue_work
@@ -130,14 +131,14 @@ def check_configuration(submission: Submission) -> None:
     since = config.get("since")
     if since is None:
         return
-    job = completed_job(submission.dataset, submission.channel_id, str(since))
+    job = find_completed_job(submission.dataset, submission.channel_id, str(since))
     if job is None:
         raise _field_error(
             "since",
             "Names no request of this channel and dataset that has its file; name one that says"
             " SUCCESS, or leave it out.",
         )
-    if reason := pruned_reason(job):
+    if reason := explain_gap(DATASETS[submission.dataset], job):
         raise RequestError("gone", f"request.datasetConfig.since: {reason}", 410)
     for field in _MUST_MATCH_SINCE:
         if _config_value(job.config, field) != _config_value(config, field):

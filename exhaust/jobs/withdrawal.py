@@ -14,7 +14,8 @@ from django.db.models.functions import Now
 
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.base import Dataset
-from exhaust.datasets.selection import Selection, resolve_selection
+from exhaust.datasets.resolve import resolve_selection
+from exhaust.datasets.selection import Selection
 from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.models import DeadLetter, File, Job, Link
@@ -70,7 +71,7 @@ def may_contain(job: Job, device_ids: Sequence[str]) -> bool:
     if dataset is None or job.watermark is None:
         return True
     try:
-        selection = resolve_selection(job.dataset, job.channel_id, job.config, job.watermark)
+        selection = resolve_selection(dataset, job.channel_id, job.config, job.watermark)
     except LookupError:
         return True
     return _is_pruned(dataset, selection) or dataset.may_contain(selection, device_ids)

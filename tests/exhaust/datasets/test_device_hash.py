@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import resolve_selection
+from exhaust.datasets.resolve import resolve_selection
 from exhaust.files import writer
 from exhaust.files.formats import FORMATS
 from ingest.models import Channel
@@ -36,7 +36,7 @@ def read_devices(dataset: str, channel: str = "ORG_001", **overrides: Any) -> li
 def make_file_bytes(
     dataset: str, channel: str = "ORG_001", file_format: str = "csv", **overrides: Any
 ) -> bytes:
-    chosen = resolve_selection(dataset, make_channel(channel).pk, CONFIG, 2**40)
+    chosen = resolve_selection(DATASETS[dataset], make_channel(channel).pk, CONFIG, 2**40)
     progress = writer.Progress()
     return b"".join(
         writer.iter_blocks(DATASETS[dataset], chosen, progress, FORMATS[file_format], **overrides)
@@ -98,6 +98,6 @@ def test_the_secret_is_sealed_and_stays() -> None:
         channel.pk, "erasure"
     )
     enable_hashing()
-    chosen = resolve_selection(RESPONSE, channel.pk, CONFIG, 1)
+    chosen = resolve_selection(DATASETS[RESPONSE], channel.pk, CONFIG, 1)
     assert chosen.device_key
     assert repr(chosen.device_key) not in repr(chosen)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
 from exhaust.files import storage, writer
-from exhaust.jobs import attempt, schedules, transitions
+from exhaust.jobs import attempt, plan, schedules, transitions
 from exhaust.models import File, Job, Schedule
 from ingest.auth import keys
 from ingest.derive import deriver
@@ -335,7 +335,7 @@ def run_attempt(job: Job) -> bytes:
     """The file of the next attempt, not published."""
     job.refresh_from_db()
     dataset = DATASETS[job.dataset]
-    chosen = attempt._resolve_selection(job, dataset)
+    chosen = plan.select_rows(job, dataset)
     transitions.set_watermark(job, chosen.watermark, 0)
     return b"".join(writer.iter_blocks(dataset, chosen, writer.Progress()))
 

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from exhaust.datasets import DATASETS
 from exhaust.files import storage
-from exhaust.jobs import attempt, transitions
+from exhaust.jobs import attempt, plan, transitions
 from exhaust.models import File, Job
 from ingest.derive import deriver
 from tests.conftest import bearer, make_channel, make_key
@@ -178,11 +178,11 @@ def test_every_attempt_at_a_supplement_has_the_same_rows(caller: Client) -> None
         make_job(dataset=RESPONSE, config=config(RESPONSE, since=base), tag="again").pk
     )
     assert job is not None
-    first = attempt._resolve_selection(job, DATASETS[RESPONSE])
+    first = plan.select_rows(job, DATASETS[RESPONSE])
     transitions.set_watermark(job, first.watermark, 0)
     send_events(make_answer(3))
     job.refresh_from_db()
-    assert attempt._resolve_selection(job, DATASETS[RESPONSE]) == first
+    assert plan.select_rows(job, DATASETS[RESPONSE]) == first
 
 
 # while others write -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from exhaust.datasets.selection import Selection
 from exhaust.files import parallel_copy, writer
 from exhaust.files.formats import FORMATS
 from exhaust.files.parallel_copy import CancellableQueries, copy_rows
-from exhaust.jobs import attempt
+from exhaust.jobs import attempt, plan
 from exhaust.models import File
 from tests.exhaust import corpus
 from tests.exhaust.factories import make_answer, make_claimed, send_events
@@ -75,7 +75,7 @@ def test_same_time_rows_share_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
         event["ets"] += number // 4 * 1000 - number * 1000
         send_events(event)
     job = make_claimed()
-    selection = attempt._resolve_selection(job, RESPONSE)
+    selection = plan.select_rows(job, RESPONSE)
     whole = made(selection, "csv")
     monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 9, raising=False)
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from exhaust.datasets import DATASETS
 from exhaust.files import storage, writer
-from exhaust.jobs import attempt, heartbeat, transitions
+from exhaust.jobs import attempt, heartbeat, plan, transitions
 from exhaust.models import File, Job
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
@@ -456,7 +456,7 @@ def test_what_takes_too_long_fails_with_a_sentence(
         run_during_rows(monkeypatch, lambda: time.sleep(1.2))
     else:
         slow = ("SELECT pg_sleep(2)", dict[str, Any]())
-        monkeypatch.setattr(DATASETS[RESPONSE], "copy", lambda *_, **__: slow, raising=False)
+        monkeypatch.setattr(DATASETS[RESPONSE], "copy_sql", lambda *_, **__: slow, raising=False)
     job = claim_job(make_job())
 
     # when
@@ -623,7 +623,7 @@ def test_a_slow_writer_costs_no_committed_event(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a batch that somebody is still writing, and one after it that was answered with 200
-    monkeypatch.setattr(attempt, "WATERMARK_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(plan, "WATERMARK_WAIT_SECONDS", 0.2)
     slow = connection.copy()
     try:
         slow.set_autocommit(False)

@@ -226,7 +226,7 @@ def test_rows_that_take_too_long_are_not_shown(
             yield from rows
 
     monkeypatch.setattr(previews, "QUERY_SECONDS", 0.2)
-    monkeypatch.setattr(DATASETS[RESPONSE], "rows", slow, raising=False)
+    monkeypatch.setattr(DATASETS[RESPONSE], "iterate_rows", slow, raising=False)
     started = time.monotonic()
     shown = fetch_preview(caller)
     assert time.monotonic() - started < 3

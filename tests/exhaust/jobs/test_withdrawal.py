@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from exhaust import tasks
 from exhaust.datasets import DATASETS
-from exhaust.datasets.selection import resolve_selection
+from exhaust.datasets.resolve import resolve_selection
 from exhaust.files import links, storage
 from exhaust.jobs import attempt, submit, transitions, withdrawal
 from exhaust.maintenance import retention
@@ -660,7 +660,7 @@ def test_who_is_asked_for_by_device_is_found_by_an_index() -> None:
     channel = make_channel()
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE ingest_storedevent")
-    selection = resolve_selection(PRIVATE, channel.pk, config(PRIVATE), 2**40)
+    selection = resolve_selection(DATASETS[PRIVATE], channel.pk, config(PRIVATE), 2**40)
     with CaptureQueriesContext(connection) as asked:
         DATASETS[PRIVATE].may_contain(selection, ["nobody"])
         erasure.erase(channel.pk, "nobody", 5)

@@ -296,7 +296,7 @@ def test_a_request_that_is_overtaken_fails_with_a_sentence() -> None:
     assert not attempt.run(claimed)
     job.refresh_from_db()
     assert (job.status, job.attempt) == ("FAILED", 1)
-    assert "pruned meanwhile; send it again" in job.status_message
+    assert "pruned while the file was made; send the request again" in job.status_message
 
 
 def test_the_daily_run_and_the_command_say_how_many() -> None:

@@ -1,0 +1,157 @@
+"""Plans an attempt: which rows it reads, in which format and encryption, under which names.
+
+The plan is fixed before the first byte. Every attempt at a job plans the same rows and names.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC
+
+from django.conf import settings
+from django.db import connection
+
+from exhaust.datasets import DATASETS
+from exhaust.datasets.base import Dataset
+from exhaust.datasets.resolve import resolve_selection
+from exhaust.datasets.selection import Selection
+from exhaust.files import encryption, manifest, storage
+from exhaust.files.formats import FORMATS, Format
+from exhaust.models import Job
+from ingest.derive import deriver
+from ingest.feed.watermark import fetch_watermark
+from ingest.models import Channel
+
+WATERMARK_WAIT_SECONDS = 10.0
+
+
+class WatermarkTimeout(Exception):
+    """An open transaction kept the watermark below the request; a later attempt may succeed."""
+
+
+class PermanentFailure(Exception):
+    """Another attempt cannot help; the message is for the requester."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one attempt reads and writes."""
+
+    job: Job
+    dataset: Dataset
+    selection: Selection
+    rows_estimated: int
+    file_format: Format
+    encryption: encryption.FileEncryption
+    part_bytes: int  # at which a part ends; 0 for one file
+    row_limit: int
+
+    def make_key(self, suffix: str) -> str:
+        """A fresh storage key."""
+        return storage.make_key(self.dataset, self.job, self.encryption.encrypted_name(suffix))
+
+    def list_names(self, part_count: int) -> list[str]:
+        """The downloads' names; the manifest's comes last, and only beside several parts."""
+        day = self.job.submitted_at.astimezone(UTC)
+        conversation = self.selection.conversation
+        prefix = f"{conversation}_" if conversation else ""
+        base = f"{prefix}{self.dataset.name_suffix}_{day:%Y%m%d}"
+        suffix = self.file_format.name
+        if part_count == 1:
+            names = [f"{base}.{suffix}"]
+        else:
+            names = [f"{base}_part-{part:04}.{suffix}" for part in range(1, part_count + 1)]
+            names.append(f"{base}_manifest.{manifest.SUFFIX}")
+        return [self.encryption.encrypted_name(name) for name in names]
+
+    def row_limit_message(self, row_limit: int) -> str:
+        if row_limit == self.file_format.max_rows:
+            return (
+                f"There are more than the {row_limit:,} rows that {self.file_format.name} holds;"
+                " ask for fewer days, or for another format."
+            )
+        return f"There are more than {row_limit:,} rows; ask for fewer days."
+
+
+def _find_dataset(job: Job) -> Dataset:
+    dataset = DATASETS.get(job.dataset)
+    if dataset is None:
+        raise PermanentFailure(f"There is no dataset {job.dataset} any more.")
+    return dataset
+
+
+def _find_format(job: Job) -> Format:
+    file_format = FORMATS.get(job.output_format)
+    if file_format is None:
+        raise PermanentFailure(f"There is no format {job.output_format} any more.")
+    return file_format
+
+
+def make_plan(job: Job) -> Plan:
+    """The plan of the job's running attempt.
+
+    Raises `PermanentFailure`, `EncryptionUnavailable`, and `WatermarkTimeout`.
+    """
+    dataset, file_format = _find_dataset(job), _find_format(job)
+    file_encryption = encryption.resolve_for_job(job, Channel.objects.get(pk=job.channel_id))
+    selection = select_rows(job, dataset)
+    max_rows = settings.EXHAUST_MAX_ROWS
+    return Plan(
+        job=job,
+        dataset=dataset,
+        selection=selection,
+        rows_estimated=dataset.estimate_rows(selection),
+        file_format=file_format,
+        encryption=file_encryption,
+        part_bytes=settings.EXHAUST_PART_BYTES if file_format.is_splittable else 0,
+        row_limit=min(max_rows, file_format.max_rows or max_rows),
+    )
+
+
+def require_fit(plan: Plan) -> None:
+    """Raises `PermanentFailure` for more rows than the format holds, before any is written."""
+    max_rows = plan.file_format.max_rows
+    if max_rows is None:
+        return
+    sql, params = plan.dataset.count_sql(plan.selection)
+    limited = f"SELECT 1 FROM ({sql}) counted LIMIT {max_rows + 1}"  # noqa: S608
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT COUNT(*) FROM ({limited}) limited", params)  # noqa: S608
+        if cursor.fetchone()[0] > max_rows:
+            raise PermanentFailure(plan.row_limit_message(max_rows))
+
+
+def select_rows(job: Job, dataset: Dataset) -> Selection:
+    """The rows that every attempt at the job reads.
+
+    The first attempt chooses the watermark. Raises `PermanentFailure` and `WatermarkTimeout`.
+    """
+    watermark = job.watermark if job.watermark is not None else _choose_watermark(job, dataset)
+    try:
+        return resolve_selection(dataset, job.channel_id, job.config, watermark)
+    except LookupError as error:
+        raise PermanentFailure(str(error)) from None
+
+
+def _choose_watermark(job: Job, dataset: Dataset) -> int:
+    event_watermark = _wait_for_watermark(job.submitted_xid)
+    if not dataset.is_derived:
+        return event_watermark
+    session_watermark = deriver.catch_up(job.channel_id, event_watermark, WATERMARK_WAIT_SECONDS)
+    if session_watermark is None:
+        raise WatermarkTimeout
+    _wait_for_watermark(session_watermark)
+    return session_watermark
+
+
+def _wait_for_watermark(xid: int) -> int:
+    """A watermark above everything that was committed before that transaction.
+
+    Waits for open transactions. PostgreSQL ends idle ones after a minute, so a later attempt
+    succeeds: a file never lacks an acknowledged event. Raises `WatermarkTimeout`.
+    """
+    deadline = time.monotonic() + WATERMARK_WAIT_SECONDS
+    while (current := fetch_watermark()) < xid:
+        if time.monotonic() > deadline:
+            raise WatermarkTimeout
+        time.sleep(0.05)
+    return current

@@ -1,0 +1,108 @@
+"""Produces a plan's files: rows from the database, as bytes, into the storage."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from django.conf import settings
+from django.db import connection
+
+from exhaust.failpoints import trigger_failpoint
+from exhaust.files import manifest, parallel_copy, writer
+from exhaust.files.upload import StoredFile, store_file
+from exhaust.jobs.heartbeat import Heartbeat
+from exhaust.jobs.plan import PermanentFailure, Plan
+
+
+@dataclass(frozen=True)
+class Product:
+    """What an attempt stored: the parts in order, then the manifest of several."""
+
+    files: tuple[StoredFile, ...]
+    row_count: int
+    unconvertible_cells: int  # left empty, because the format has no such value
+
+
+def produce(
+    plan: Plan, progress: writer.Progress, heartbeat: Heartbeat, keys: list[str]
+) -> Product:
+    """Stores the files; each key is in `keys` before its upload begins.
+
+    Raises `LeaseLost`, `StorageError`, `PermanentFailure` and `FormatLimitExceeded`.
+    """
+    parts = _store_parts(plan, progress, heartbeat, keys)
+    names = plan.list_names(len(parts))
+    files = [
+        replace(part, part=number, name=name)
+        for number, (part, name) in enumerate(zip(parts, names, strict=False), 1)
+    ]
+    if len(parts) > 1:
+        stored = _store_manifest(plan, files, keys)
+        files.append(replace(stored, part=len(names), name=names[-1]))
+    return Product(tuple(files), progress.rows, progress.unconvertible_cells)
+
+
+def _store_parts(
+    plan: Plan, progress: writer.Progress, heartbeat: Heartbeat, keys: list[str]
+) -> list[StoredFile]:
+    stored = []
+    deadline = time.monotonic() + settings.EXHAUST_MAX_SECONDS
+    queries = parallel_copy.CancellableQueries(connection.connection)
+    parts = writer.iter_parts(
+        plan.dataset,
+        plan.selection,
+        progress,
+        plan.file_format,
+        limit=plan.part_bytes,
+        statements=queries,
+    )
+    # a query that is left open would block its connection
+    with heartbeat.cancel_on_loss(queries), closing(parts):
+        for part in parts:
+            rows_before = progress.rows
+            checked = _enforce_limits(part, plan, progress, heartbeat, deadline)
+            file = _store(plan, checked, plan.file_format.name, plan.file_format.content_type, keys)
+            stored.append(replace(file, row_count=progress.rows - rows_before))
+    return stored
+
+
+def _store_manifest(plan: Plan, files: list[StoredFile], keys: list[str]) -> StoredFile:
+    content = manifest.build_manifest(plan.job, plan.dataset, plan.selection, files)
+    return _store(plan, iter([content]), manifest.SUFFIX, manifest.CONTENT_TYPE, keys)
+
+
+def _store(
+    plan: Plan, blocks: Iterator[bytes], suffix: str, content_type: str, keys: list[str]
+) -> StoredFile:
+    keys.append(plan.make_key(suffix))
+    encrypted = plan.encryption.encrypt_blocks(blocks, suffix, plan.job.submitted_at)
+    return store_file(keys[-1], plan.encryption.content_type(content_type), encrypted)
+
+
+def _enforce_limits(
+    blocks: Iterator[bytes],
+    plan: Plan,
+    progress: writer.Progress,
+    heartbeat: Heartbeat,
+    deadline: float,
+) -> Iterator[bytes]:
+    """Passes the blocks on while the lease is held and neither rows nor seconds exceed theirs."""
+    for number, block in enumerate(blocks):
+        heartbeat.require_lease()
+        if progress.rows > plan.row_limit:
+            raise PermanentFailure(plan.row_limit_message(plan.row_limit))
+        if time.monotonic() > deadline:
+            raise PermanentFailure(time_limit_message())
+        if number in _FAILPOINT_AT_BLOCK:
+            trigger_failpoint(_FAILPOINT_AT_BLOCK[number], plan.job.pk)
+        yield block
+    trigger_failpoint("part.last", plan.job.pk)
+
+
+# block 40 lies beyond the first part of a multipart upload
+_FAILPOINT_AT_BLOCK = {0: "part.first", 40: "part.middle"}
+
+
+def time_limit_message() -> str:
+    return f"It took longer than {settings.EXHAUST_MAX_SECONDS} s; ask for fewer days."
