@@ -7,8 +7,7 @@ from celery.signals import celeryd_after_setup, worker_process_init
 
 from exhaust.delivery import callbacks, pump
 from exhaust.files import orphans, storage
-from exhaust.jobs import attempt, schedules, transitions
-from exhaust.jobs.wakeup import enqueue, enqueue_work
+from exhaust.jobs import attempt, schedules, transitions, wakeup
 from exhaust.maintenance import daily, retention
 from exhaust.models import Job
 from exhaust.worker import (
@@ -38,7 +37,7 @@ def work(queue: str = "nightly") -> None:
         if job is not None:
             attempt.run(job)
     if job is not None:
-        enqueue_work(job.priority)
+        wakeup.enqueue_work(job.priority)
 
 
 @shared_task(name="exhaust.sweep")
@@ -52,15 +51,15 @@ def sweep() -> None:
     for priority in (
         transitions.claimable_jobs().order_by().values_list("priority", flat=True).distinct()
     ):
-        enqueue_work(priority)
+        wakeup.enqueue_work(priority)
     if callbacks.find_due().exists():
-        enqueue("exhaust.deliver_callbacks")
+        wakeup.enqueue("exhaust.deliver_callbacks")
     if pump.find_due().exists():
-        enqueue("exhaust.push_documents")
+        wakeup.enqueue("exhaust.push_documents")
     if daily.is_due():
-        enqueue("exhaust.daily_run")
+        wakeup.enqueue("exhaust.daily_run")
     if erasure.unfinished_erasures().exists():
-        enqueue("exhaust.continue_erasures")
+        wakeup.enqueue("exhaust.continue_erasures")
     retention.delete_withdrawn_files()
     schedules.submit_due()
     failures.roll_up()
@@ -76,21 +75,21 @@ def daily_run() -> None:
 def continue_erasures() -> None:
     """Goes on with erasures, for about 20 s; then says that there may be more."""
     if erasure.resume(seconds=20):
-        enqueue("exhaust.continue_erasures")
+        wakeup.enqueue("exhaust.continue_erasures")
 
 
 @shared_task(name="exhaust.deliver_callbacks")
 def deliver_callbacks() -> None:
     """Tells receivers that jobs have ended, for 20 s at most; then says that there may be more."""
     if callbacks.deliver_due(seconds=5):
-        enqueue("exhaust.deliver_callbacks")
+        wakeup.enqueue("exhaust.deliver_callbacks")
 
 
 @shared_task(name="exhaust.push_documents")
 def push_documents() -> None:
     """Pushes to destinations, for 45 s at most; then says that there may be more."""
     if pump.deliver_due(seconds=15):
-        enqueue("exhaust.push_documents")
+        wakeup.enqueue("exhaust.push_documents")
 
 
 @shared_task(name="exhaust.derive_sessions")

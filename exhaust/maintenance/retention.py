@@ -125,7 +125,7 @@ def _disable_lagging_destinations(channel_id: int) -> int:
     if prune_state is None:
         return 0
     is_earlier = Q(xid__lt=prune_state.xid) | Q(
-        xid=prune_state.xid, place_id__lt=prune_state.event_id
+        xid=prune_state.xid, cursor_id__lt=prune_state.event_id
     )
     left_behind = Destination.objects.select_for_update().filter(
         is_earlier, channel=channel_id, resource=Destination.Resource.EVENTS, disabled_reason=""

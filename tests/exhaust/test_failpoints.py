@@ -20,9 +20,9 @@ from tests.exhaust.factories import make_answer, make_job, send_events
 PASSING = """
 import django
 django.setup()
-from exhaust.failpoints import failpoint
+from exhaust.failpoints import trigger_failpoint
 print("before", flush=True)
-failpoint("part.first", 1)
+trigger_failpoint("part.first", 1)
 print("after", flush=True)
 """
 

@@ -55,7 +55,7 @@ def broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def find_closed_port() -> int:
+def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -371,7 +371,7 @@ def test_a_record_that_changed_is_missing_from_a_later_attempt_and_stands_behind
     assert second == [row for row in first if row["Device ID"] == "device-200"]
     # and the changed one stands above the file's watermark
     job.refresh_from_db()
-    behind = parse_table(write_file(dataset, since=job.watermark))
+    behind = parse_table(write_file(dataset, since_xid=job.watermark))
     assert [(row["Device ID"], row["Version"]) for row in behind] == [("device-1", "2")]
 
 

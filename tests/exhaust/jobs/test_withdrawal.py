@@ -287,7 +287,7 @@ def test_a_withdrawal_that_fails_withdraws_nothing(monkeypatch: pytest.MonkeyPat
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("ingest.privacy.consent.ledger.record", fails)
+    monkeypatch.setattr("ingest.privacy.consent.audit.record", fails)
     with pytest.raises(RuntimeError):
         post_participants({"deviceId": "device-1", "consent": False})
     monkeypatch.undo()
@@ -322,7 +322,7 @@ def test_a_file_under_way_is_not_published_with_the_phone(
     # then nothing was published, and the next attempt has no phone
     job.refresh_from_db()
     assert job.status == "SUBMITTED"
-    assert "took back consent" in job.status_message
+    assert "withdrew consent" in job.status_message
     assert not File.objects.exists()
     assert list(storage.get_storage().list_keys("private/")) == []
     transitions.run_now(job)

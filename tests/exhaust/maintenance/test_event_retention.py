@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from exhaust.delivery import destinations, pump
 from exhaust.feed import pages
+from exhaust.files import storage
 from exhaust.jobs import attempt, transitions
 from exhaust.maintenance import daily, retention
 from exhaust.models import DailyRun, Destination, Job
@@ -261,7 +262,7 @@ def test_every_attempt_finds_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> N
     store_arrivals(5, 5, timedelta())
     job = make_claimed()
     with monkeypatch.context() as broken:
-        broken.setattr(attempt, "_store_file", lambda *_: 1 / 0)
+        broken.setattr(storage.FolderStorage, "put", lambda *_: 1 / 0)
         assert not attempt.run(job)
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
 
