@@ -97,6 +97,8 @@ def test_a_broker_that_is_down_never_fails_a_submit(
 ) -> None:
     # given a broker that refuses, or one that is silent
     broker(f"redis://127.0.0.1:{request.getfixturevalue(port)}/0")
+    # and what a process builds once: views, and the document that answers are checked by
+    asker.post("/dataset/v1/request/submit", {}, content_type="application/json")
 
     # when two requests are submitted
     for tag in ("first", "second"):
