@@ -1,4 +1,4 @@
-"""Django's admin of what is asked for: it finds this room, and each registers its own."""
+"""The pages of Django's admin; each module registers its own."""
 
 from exhaust.admin import destinations as destinations
 from exhaust.admin import jobs, schedules

@@ -1,4 +1,4 @@
-"""The operators' view of destinations: what the API does, as forms and actions."""
+"""Destinations in Django's admin: the forms and actions of the API."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ from ingest.feed.values import START
 
 
 class DestinationForm(forms.ModelForm):
-    """What the API's destination says, as a form."""
+    """The fields of a destination of the API."""
 
     password = forms.CharField(
         required=False,
         strip=False,
         max_length=1024,
         widget=forms.PasswordInput,
-        help_text="Left empty, it stays, unless host or user change.",
+        help_text="Empty keeps the stored one, unless host or user change.",
     )
     secret = forms.CharField(
         required=False,
         max_length=128,
         widget=forms.PasswordInput,
-        help_text="whsec_… to sign with. Left empty, it stays, unless host or user change.",
+        help_text="whsec_… to sign with. Empty keeps the stored one, unless host or user change.",
     )
 
     class Meta:
@@ -41,7 +41,7 @@ class DestinationForm(forms.ModelForm):
         widgets = {"url": forms.TextInput({"size": 80})}
 
     def _post_clean(self) -> None:
-        """Django's last step, which fills the instance."""
+        """Validates the instance that Django has filled."""
         super()._post_clean()  # type: ignore[misc] # the stubs leave it out
         if not self.errors:
             cleaned = self.cleaned_data
@@ -69,7 +69,7 @@ class DestinationAdmin(TenantScopedAdmin):
     actions = ["pause", "resume", "test", "rewind"]
 
     def pushable_channels(self, request: HttpRequest) -> set[int]:
-        """Channels of which a person may send on what is in them: who may have it, too."""
+        """Returns the channels whose personal data the user may send on."""
         may_have = roles.permitted_channels(request.user, "submit_private").values()
         return set(self.get_permitted_channels(request).values()) & set(may_have)
 
@@ -96,17 +96,17 @@ class DestinationAdmin(TenantScopedAdmin):
         return [] if obj is None else ["channel", "name", *_STATUS_FIELDS]
 
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Destination:
-        """The same call as the API's; the destination it gives stands already."""
+        """Saves by the call of the API."""
         cleaned = form.cleaned_data
         return destinations.save(
             form.instance, cleaned["password"] or None, cleaned["secret"] or None
         )
 
     def save_model(self, request: HttpRequest, obj: Destination, form: Any, change: bool) -> None:
-        """Nothing: `save_form` has saved it."""
+        """Does nothing: `save_form` has saved it."""
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Nothing: a destination has no parts to edit."""
+        """Does nothing: a destination has no parts."""
 
     def delete_model(self, request: HttpRequest, obj: Destination) -> None:
         destinations.delete(obj)
@@ -148,10 +148,10 @@ class DestinationAdmin(TenantScopedAdmin):
     def state(self, destination: Destination) -> str:
         return destinations.determine_state(destination)
 
-    @admin.display(description="Behind")
+    @admin.display(description="Lag")
     def show_lag(self, destination: Destination) -> str:
         lag = destinations.measure_lag(destination)
-        return f"{lag.documents} documents, {lag.seconds:.0f} s" if lag.documents else "nothing"
+        return f"{lag.documents} documents, {lag.seconds:.0f} s" if lag.documents else "none"
 
     @admin.display(description="Dead letters")
     def dead_letter_count(self, destination: Destination) -> int:

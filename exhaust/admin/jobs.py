@@ -1,4 +1,4 @@
-"""The operators' view of jobs, and a form that submits like the API does."""
+"""Jobs in Django's admin, and a form that submits as the API does."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ NON_PERSONAL_DATASETS = [name for name, dataset in DATASETS.items() if not datas
 
 
 def filter_requestable(user: Any, rows: QuerySet, prefix: str = "") -> QuerySet:
-    """Rows of what the person may ask for; `of` is how that is reached."""
+    """Returns the rows of datasets that the user may request; `prefix` is the path to the job."""
     is_non_personal = models.Q(**{f"{prefix}dataset__in": NON_PERSONAL_DATASETS})
     may_submit, may_submit_personal = (
         models.Q(**{f"{prefix}channel__in": roles.permitted_channels(user, right).values()})
@@ -37,9 +37,9 @@ def filter_requestable(user: Any, rows: QuerySet, prefix: str = "") -> QuerySet:
 
 
 class JobRelatedAdmin(ReadOnlyAdmin):
-    """Jobs and their rows: what holds people needs the right for it."""
+    """Jobs and their rows; personal datasets need their own permission."""
 
-    job_prefix = ""  # how a row's job is reached
+    job_prefix = ""  # the path from a row to its job
 
     def get_permitted_channels(self, request: HttpRequest) -> dict[str, int]:
         submit_channels = roles.permitted_channels(request.user, "submit_response")
@@ -50,7 +50,7 @@ class JobRelatedAdmin(ReadOnlyAdmin):
 
 
 class DatasetFilter(admin.SimpleListFilter):
-    """All datasets there are, whoever asked for one."""
+    """Filters by any dataset, also one without jobs."""
 
     title = parameter_name = "dataset"
 
@@ -70,18 +70,18 @@ NOT_PERMITTED = "You may not ask for this dataset in this channel."
 
 
 class SubmitForm(forms.ModelForm):
-    """What the API's `request` says, as a form."""
+    """The `request` of the API as a form."""
 
-    user: Any = None  # who fills it in
+    user: Any = None  # the user of the form
     dataset = forms.ChoiceField(choices=[(name, name) for name in DATASETS])
-    # of whom fills it in: `JobAdmin.get_form` says
+    # `JobAdmin.get_form` narrows both to the user's channels
     conversation = forms.ModelChoiceField(Conversation.objects.none(), required=False)
     channel = forms.ModelChoiceField(Channel.objects.none(), required=False)
     first_day = forms.DateField(widget=forms.DateInput({"type": "date"}))
-    last_day = forms.DateField(
-        widget=forms.DateInput({"type": "date"}), help_text="Included, like the first."
+    last_day = forms.DateField(widget=forms.DateInput({"type": "date"}), help_text="Included.")
+    zone = forms.CharField(
+        initial="UTC", help_text="The time zone of the days: UTC, Asia/Kolkata, …"
     )
-    zone = forms.CharField(initial="UTC", help_text="Whose days: UTC, Asia/Kolkata, …")
     output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS], initial="csv")
     tag = forms.RegexField(IDENTIFIER, help_text="To find the request again by the API.")
     encryption_key = forms.CharField(
@@ -124,13 +124,13 @@ class SubmitForm(forms.ModelForm):
 
 
 class ReadOnlyInline(admin.TabularInline):
-    """Rows that the service wrote beside a job."""
+    """Rows of a job that only the service writes."""
 
     ordering = ["id"]
     extra = 0
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return True  # whoever sees the job
+        return True  # as for the job
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -143,14 +143,14 @@ class ReadOnlyInline(admin.TabularInline):
 
 
 class TransitionInline(ReadOnlyInline):
-    """What became of a job, attempt by attempt."""
+    """The history of a job."""
 
     model = Transition
     fields = ["at", "status", "attempt", "message"]
 
 
 class CallbackInline(ReadOnlyInline):
-    """Who was told of it."""
+    """The callbacks of a job."""
 
     model = Callback
     fields = ["status", "attempt", "due_at", "delivered_at", "abandoned_at", "answer", "error"]
@@ -185,7 +185,7 @@ class JobAdmin(JobRelatedAdmin):
                 required=False,
             )
             channel = forms.ModelChoiceField(
-                own_channels, required=False, help_text="Where no conversation is chosen."
+                own_channels, required=False, help_text="If you choose no conversation."
             )
 
         return Form
@@ -206,12 +206,12 @@ class JobAdmin(JobRelatedAdmin):
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             return super().changeform_view(request, *args, **kwargs)
-        except RequestError as error:  # as many wait as may
+        except RequestError as error:  # the queue is full
             self.message_user(request, str(error), messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
 
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Job:
-        """The same call as the API's; the job it gives stands already."""
+        """Submits by the call of the API."""
         cleaned = form.cleaned_data
         conversation: Conversation | None = cleaned["conversation"]
         channel: Channel = conversation.channel if conversation else cleaned["channel"]
@@ -236,10 +236,10 @@ class JobAdmin(JobRelatedAdmin):
         )
 
     def save_model(self, request: HttpRequest, obj: Job, form: Any, change: bool) -> None:
-        """Nothing: `save_form` has submitted it."""
+        """Does nothing: `save_form` has submitted it."""
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Nothing: a job has no parts to edit."""
+        """Does nothing: a job has no parts."""
 
     @admin.action(description="Run the selected jobs again", permissions=["add"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Job]) -> None:
@@ -289,7 +289,7 @@ class FileAdmin(JobRelatedAdmin):
     def download(self, file: File) -> str:
         link = links.get_or_create(file)
         if link is None:
-            return "The file is deleted or withdrawn; send the request again."
+            return "The file is deleted or withdrawn; retry the request."
         return format_html(
             '<a href="{}">{}</a> until {}',
             links.build_url(link),
@@ -311,7 +311,7 @@ class LinkAdmin(JobRelatedAdmin):
 
     @admin.action(description="Revoke the selected links", permissions=["revoke"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Link]) -> None:
-        """A bucket's own link it cannot end; the row's end gives the next reader another."""
+        """Revokes links. A link of the bucket itself stays, but readers get another one."""
         revoked = links.revoke(queryset)
         self.message_user(
             request,
@@ -319,7 +319,7 @@ class LinkAdmin(JobRelatedAdmin):
         )
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
-        return True  # who sees a link's page may have the file, and so end its link
+        return True  # seeing the link includes the right to its file
 
 
 @admin.register(Callback)

@@ -1,4 +1,4 @@
-"""Recurring requests: what the API's schedules say, as a form."""
+"""Schedules in Django's admin: the forms and actions of the API."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from ingest.events import RequestError
 
 
 class ScheduleForm(forms.ModelForm):
-    """What the API's schedule says, as a form."""
+    """The fields of a schedule of the API."""
 
     dataset = forms.ChoiceField(choices=[(name, name) for name in DATASETS])
     output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS])
@@ -27,10 +27,12 @@ class ScheduleForm(forms.ModelForm):
         max_length=255,
         strip=False,
         required=False,
-        help_text="The conversation's identifier, where the dataset takes one.",
+        help_text="The conversation's id, if the dataset needs one.",
     )
-    callback_url = forms.CharField(required=False, help_text="Who is told when a job has ended.")
-    user: Any = None  # who fills it in
+    callback_url = forms.CharField(
+        required=False, help_text="Receives a signed POST when an export ends."
+    )
+    user: Any = None  # the user of the form
 
     class Meta:
         model = Schedule
@@ -40,7 +42,7 @@ class ScheduleForm(forms.ModelForm):
         ]  # fmt: skip
 
     def _post_clean(self) -> None:
-        """Django's last step, which fills the instance."""
+        """Validates the instance that Django has filled."""
         super()._post_clean()  # type: ignore[misc] # the stubs leave it out
         if not self.errors:
             for field, remedy in schedules.find_errors(self.instance).items():
@@ -70,8 +72,8 @@ class ScheduleAdmin(TenantScopedAdmin):
     actions = ["pause", "resume"]
 
     def filter_visible(self, request: HttpRequest, rows: QuerySet) -> QuerySet:
-        """Those of datasets the person may ask for, as in the console: who changes, pauses or
-        deletes one decides what others get."""
+        """Returns the schedules of datasets that the user may request: to change one is to decide
+        about the data of others."""
         return filter_requestable(request.user, super().filter_visible(request, rows))
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -94,16 +96,16 @@ class ScheduleAdmin(TenantScopedAdmin):
         return form
 
     def save_form(self, request: HttpRequest, form: Any, change: bool) -> Schedule:
-        """The same call as the API's; the schedule it gives stands already."""
+        """Saves by the call of the API."""
         if not change:
             form.instance.requested_by = request.user.get_username()
         return schedules.save(form.instance)
 
     def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
-        """Nothing: `save_form` has saved it."""
+        """Does nothing: `save_form` has saved it."""
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Nothing: a schedule has no parts to edit."""
+        """Does nothing: a schedule has no parts."""
 
     def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
         schedules.delete(obj)

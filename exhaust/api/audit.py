@@ -1,4 +1,4 @@
-"""The ledger for auditors: page by page, in the envelope or as CSV."""
+"""The audit log in the dataset API: pages, in the envelope or as CSV."""
 
 import json
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def filter_events(
     last_day: date | None = None,
     action: str = "",
 ) -> QuerySet[AuditEvent]:
-    """By time; of all channels where none is named. Days are UTC's, both ends included."""
+    """Returns events by time. Days are in UTC and both are included; None stands for all."""
     conditions: dict[str, Any] = {}
     if channel is not None:
         conditions["channel"] = channel
@@ -63,7 +63,7 @@ def present_event(event: AuditEvent) -> dict[str, Any]:
 
 
 def render_csv(events: Iterable[AuditEvent]) -> Iterable[bytes]:
-    """Lines, a header first, as the exhausts' are."""
+    """Yields a header and a line for each event, in the format of the exports."""
     yield format_csv_line(CSV_HEADERS)
     for event in events:
         timestamp = event.recorded_at.astimezone(UTC).isoformat(timespec="milliseconds")
@@ -101,8 +101,6 @@ class AuditQuery(validation.Paging):
 
 
 class AuditView(DatasetView):
-    """`GET /dataset/v1/audit?from=&to=&action=&limit=&cursor=&format=`"""
-
     operation = "audit.list"
 
     def perform_content_negotiation(

@@ -1,4 +1,4 @@
-"""Destinations in the dataset API: what one must say, what it is told to do, how it is answered."""
+"""Destinations in the dataset API: their fields, actions and answers."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.auth import keys
 from ingest.http.schema import Text, extend_schema
 
-# a destination's fields in the wire's names
+# the field of the model: its name in the API
 WIRE_NAMES = {
     "kind": "kind",
     "resource": "resource",
@@ -33,60 +33,60 @@ FAULT_WIRE_NAMES = {**WIRE_NAMES, "secret": "signingSecret"}
 
 
 class DestinationFields(validation.StrictSerializer):
-    """The `request` of a destination; what its words mean, `control.faults` judges."""
+    """The `request` of a destination; `destinations.validate` checks the values."""
 
     kind = Text(
         {"enum": Destination.Kind.values},
         default=Destination.Kind.WEBHOOK.value,
-        help_text="How the receiver is spoken to.",
+        help_text="The protocol of the receiver.",
     )
     resource = Text(
         {"enum": Destination.Resource.values},
         default=Destination.Resource.SESSIONS.value,
-        help_text="What is pushed.",
+        help_text="The records to push.",
     )
     types = serializers.ListField(
         child=serializers.CharField(),
         default=list,
         max_length=100,
-        help_text="Of events: these types only; none means all.",
+        help_text="Event types to push; empty means all.",
     )
     url = Text(
         validation.URL,
         trim_whitespace=False,
-        help_text="A public http:// or https:// address; Elasticsearch's ends in _bulk.",
+        help_text="A public http:// or https:// address; for Elasticsearch it ends in _bulk.",
     )
     method = Text(
         {"enum": Destination.Method.values},
         required=False,
-        help_text="PUT for a webhook, POST for Elasticsearch, if left out.",
+        help_text="By default PUT for a webhook, POST for Elasticsearch.",
     )
     contentType = Text(
         {"enum": Destination.ContentType.values},
         default=Destination.ContentType.NDJSON.value,
-        help_text="What the body is called.",
+        help_text="The media type of the body.",
     )
     user = serializers.CharField(
-        max_length=255, default="", allow_blank=True, help_text="For HTTP Basic; without ':'."
+        max_length=255, default="", allow_blank=True, help_text="For HTTP Basic, without a colon."
     )
     password = serializers.CharField(
         max_length=1024,
         required=False,
         allow_blank=True,
         trim_whitespace=False,
-        help_text="For HTTP Basic. Left out, the kept one stays; empty, it is forgotten.",
+        help_text="For HTTP Basic. By default the stored one stays; empty deletes it.",
     )
     signingSecret = serializers.CharField(
         max_length=128,
         required=False,
         allow_blank=True,
-        help_text="whsec_ and base64 of 24 to 64 bytes: signs as Standard Webhooks says.",
+        help_text="whsec_ and base64 of 24 to 64 bytes, to sign by Standard Webhooks.",
     )
     index = serializers.CharField(
-        max_length=255, default="", allow_blank=True, help_text="Elasticsearch's index."
+        max_length=255, default="", allow_blank=True, help_text="The Elasticsearch index."
     )
     docType = serializers.CharField(
-        max_length=64, default="", allow_blank=True, help_text="_type, for versions before 8."
+        max_length=64, default="", allow_blank=True, help_text="_type, for Elasticsearch before 8."
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -96,23 +96,24 @@ class DestinationFields(validation.StrictSerializer):
 
 
 class DestinationBody(serializers.Serializer[dict[str, Any]]):
-    """The body of a destination; its own envelope is not checked."""
+    """The body of a destination; the other fields of the envelope are ignored."""
 
     example = {
         "request": {"url": "https://warehouse.example/sessions", "user": "exhaust", "password": "…"}
     }
-    request = DestinationFields(help_text="Where to, what, and how.")
+    request = DestinationFields(help_text="The destination.")
 
 
 class RewindRequest(serializers.Serializer[dict[str, Any]]):
-    """Where a destination goes on: a cursor, or a moment."""
+    """The new position of a destination: a cursor or a time."""
 
     cursor = serializers.CharField(
         required=False,
-        help_text="A destination's cursor, or a pull's of the same resource and types.",
+        help_text="A cursor of a destination, or of a pull of the same resource and types.",
     )
     time = TimestampField(
-        required=False, help_text="Seconds or milliseconds since 1970: on from what came then."
+        required=False,
+        help_text="Seconds or milliseconds since 1970: what arrived from then on is sent.",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -122,14 +123,14 @@ class RewindRequest(serializers.Serializer[dict[str, Any]]):
 
 
 class RewindBody(serializers.Serializer[dict[str, Any]]):
-    """The body of a rewind; its own envelope is not checked."""
+    """The body of a rewind; the other fields of the envelope are ignored."""
 
     example = {"request": {"time": 0}}
     request = RewindRequest(help_text="Either cursor or time.")
 
 
 class DestinationView(NamedView):
-    """What is about one destination: `/dataset/v1/destination/{name}`."""
+    """One destination: `/dataset/v1/destination/{name}`."""
 
     operation = "destination"
     openapi_tag = "Push"
@@ -215,8 +216,6 @@ class ResumeView(DestinationView):
 
 
 class RewindView(DestinationView):
-    """`POST /dataset/v1/destination/{name}/rewind`"""
-
     operation = "destination.rewind"
     http_method_names = ["post"]
 
@@ -239,8 +238,6 @@ class RewindView(DestinationView):
 
 
 class TestView(DestinationView):
-    """`POST /dataset/v1/destination/{name}/test`"""
-
     operation = "destination.test"
     http_method_names = ["post"]
 
@@ -255,8 +252,6 @@ class TestView(DestinationView):
 
 
 class RequeueView(DestinationView):
-    """`POST /dataset/v1/destination/{name}/requeue`: all of its dead letters."""
-
     operation = "destination.requeue"
     http_method_names = ["post"]
 
@@ -272,8 +267,6 @@ class RequeueView(DestinationView):
 
 
 class DeadLettersView(DestinationView):
-    """`GET /dataset/v1/destination/{name}/deadletters?limit=&cursor=`"""
-
     operation = "destination.deadletters"
     http_method_names = ["get"]
 
@@ -307,8 +300,6 @@ class DeadLettersView(DestinationView):
 
 
 class DestinationListView(DatasetView):
-    """`GET /dataset/v1/destination`"""
-
     operation = "destination.list"
     openapi_tag = "Push"
 
@@ -326,7 +317,7 @@ class DestinationListView(DatasetView):
 
 
 def present_destination(destination: Destination) -> dict[str, Any]:
-    """A destination; of password and secret only that they are there."""
+    """Returns a destination without its password and secret."""
     lag = destinations.measure_lag(destination)
     return {
         "name": destination.name,

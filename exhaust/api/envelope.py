@@ -1,4 +1,4 @@
-"""The envelope that every answer of the dataset API comes in."""
+"""The envelope of every answer of the dataset API."""
 
 import logging
 from typing import Any
@@ -18,12 +18,12 @@ _RESPONSE_CODES = {
 
 
 def build_success(operation: str, result: dict[str, Any]) -> Response:
-    """A success."""
+    """Returns a result in the envelope."""
     return Response(_build_envelope(operation, "OK", {"status": "successful"}, result))
 
 
 def build_error(error: Exception, context: dict[str, Any]) -> Response:
-    """DRF's exception handler: any error, told in the envelope."""
+    """Returns an error in the envelope; REST framework calls it with each exception."""
     classified = problems.classify(error)
     if classified is None:
         log.error("request.failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""Jobs in the wire's names: moments in epoch milliseconds, durations in milliseconds."""
+"""Jobs and previews as the dataset API answers them: times and durations in milliseconds."""
 
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ from exhaust.models import Callback, Job
 
 
 def present_job(row: Job) -> dict[str, Any]:
-    """A job as submit, read and list show it."""
+    """Returns the answer to submit, read and list; it may create links."""
     files = list(row.files.all()) if row.status == Job.Status.SUCCESS else []
     files = [file for file in files if file.withdrawn_at is None] or files
     files.sort(key=lambda file: file.part)
@@ -63,7 +63,7 @@ def present_job(row: Job) -> dict[str, Any]:
 
 
 def present_callback(row: Job) -> dict[str, Any]:
-    """How its receiver was told of the job's end; of an earlier end nothing is shown."""
+    """Returns the state of the latest callback; of an unfinished job that of none."""
     callbacks = list(row.callbacks.all()) if row.status in transitions.TERMINAL_STATUSES else []
     latest = max(callbacks, key=lambda callback: callback.pk, default=Callback())
     return {
@@ -104,7 +104,7 @@ def present_preview(submission: Submission, preview: Preview) -> dict[str, Any]:
 
 
 def present_progress(row: Job) -> dict[str, Any]:
-    """How far a job is; `queuePosition` is its place in its channel's queue."""
+    """Returns the progress; `queuePosition` counts the jobs of the channel."""
     fraction_done = row.rows_done / row.rows_estimated if row.rows_estimated else 0.0
     return {
         "phase": _phase_name(row),
@@ -112,7 +112,7 @@ def present_progress(row: Job) -> dict[str, Any]:
         "startedAt": _epoch_ms(row.started_at),
         "rows": row.rows_done,
         "estimatedRows": row.rows_estimated,
-        # an estimate may be short: only the file itself says 100
+        # the estimate may be too low, so 100 means SUCCESS
         "percent": 100 if row.status == Job.Status.SUCCESS else min(99, int(fraction_done * 100)),
     }
 

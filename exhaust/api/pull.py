@@ -1,4 +1,4 @@
-"""Pull: pages of events, sessions and users behind a cursor, as Croct's export clients ask for."""
+"""Pull: pages of events, sessions and users behind a cursor, for Croct's clients."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ from ingest.http.schema import extend_schema
 from ingest.models import AppUser, Session, StoredEvent
 from ingest.tenancy import session
 
-MAX_SECONDS = 100_000_000_000  # what is less counts seconds, the rest milliseconds
+MAX_SECONDS = 100_000_000_000  # smaller numbers are seconds, others milliseconds
 FEED_HEADERS = [
     OpenApiParameter(name, str, OpenApiParameter.HEADER, response=[200], description=meaning)
     for name, meaning in (
@@ -49,7 +49,7 @@ SCOPES = {"events": "pull", "sessions": "pull", "users": "export:private"}
 
 
 class TimestampField(serializers.IntegerField):
-    """Seconds or milliseconds since 1970, told apart by size."""
+    """Seconds or milliseconds since 1970; the size tells which."""
 
     def to_internal_value(self, data: Any) -> Any:
         number = super().to_internal_value(data)
@@ -63,28 +63,28 @@ class TimestampField(serializers.IntegerField):
 
 
 class PageQuery(serializers.Serializer[dict[str, Any]]):
-    """What a page is asked with."""
+    """The query of a page."""
 
     pageSize = serializers.IntegerField(
-        min_value=1, max_value=1000, default=100, help_text="How many at most."
+        min_value=1, max_value=1000, default=100, help_text="The largest number of records."
     )
     cursor = serializers.CharField(
         required=False,
         default="",
         allow_blank=True,
-        help_text="nextCursor of the page before, exactly as it was given.",
+        help_text="nextCursor of the previous page, unchanged; `now` skips what is there.",
     )
     start = TimestampField(
-        required=False, default=None, help_text="From when, included: seconds or milliseconds."
+        required=False, default=None, help_text="The first moment: seconds or milliseconds."
     )
     end = TimestampField(
-        required=False, default=None, help_text="Until when, not included: behind start."
+        required=False, default=None, help_text="The end, not included: after start."
     )
     events = serializers.ListField(
         child=serializers.CharField(),
         required=False,
         default=list,
-        help_text="Of events: these types only; once for each.",
+        help_text="Event types; once for each.",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class PageQuery(serializers.Serializer[dict[str, Any]]):
 
 
 class PullView(APIView):
-    """Answers as problem+json when it fails; Croct's clients look for `details` there."""
+    """Rejects with problem+json; Croct's clients read its `details`."""
 
     resource = ""
     openapi_tag = "Pull"
@@ -152,7 +152,7 @@ class PageView(PullView):
         answer["Cache-Control"] = "no-store"
         answer["X-Feed-End"] = "true" if page.is_at_end else "false"
         if self.resource == "events":
-            session.lift_restriction()  # of other roles' writers PostgreSQL tells no age
+            session.lift_restriction()  # PostgreSQL hides the age of other roles' transactions
         answer["X-Feed-Lag"] = f"{pages.measure_lag(query).total_seconds():.1f}"
         return answer
 
@@ -163,7 +163,7 @@ def _query_values(request: Request) -> dict[str, Any]:
 
 
 def _build_metadata(channel_id: int, identifier: str) -> dict[str, str]:
-    """Croct's three levels are one here: the channel."""
+    """Returns Croct's three levels; each is the channel."""
     ((stored_name,),) = fetch_all("SELECT name FROM ingest_channel WHERE id = %s", [channel_id])
     name = stored_name or identifier
     return {
@@ -280,7 +280,7 @@ def _fetch_session(channel_id: int, identifier: str) -> bytes | None:
 
 
 def _fetch_user(channel_id: int, identifier: str) -> bytes | None:
-    """A user id, or the device of somebody who never signed in."""
+    """Finds a user id, or the device of a user who never signed in."""
     if "\0" in identifier:
         return None
     rows = AppUser.objects.filter(channel_id=channel_id, identifier=identifier)
@@ -289,7 +289,7 @@ def _fetch_user(channel_id: int, identifier: str) -> bytes | None:
 
 
 def _parse_uuid(text: str) -> UUID:
-    """Raises `NotFound`: what is no id is nobody's."""
+    """Raises `NotFound` for any other text."""
     try:
         return UUID(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a receiver is going to get: the last sessions as they are pushed, and their mapping."""
+"""Samples of push: the last sessions in the format of a push, and their Elasticsearch mapping."""
 
 from datetime import timedelta
 from typing import Any
@@ -26,10 +26,10 @@ SAMPLE_WINDOW = timedelta(days=7)
 
 
 class SampleQuery(serializers.Serializer[dict[str, Any]]):
-    """What a sample is asked with."""
+    """The query of a sample."""
 
     format = ChoiceField(
-        ["ndjson", "bulk"], default="ndjson", help_text="bulk puts an action line before each."
+        ["ndjson", "bulk"], default="ndjson", help_text="bulk adds an action line to each."
     )
     index = serializers.CharField(
         max_length=255, default="sessions", help_text="_index of the action lines."
@@ -40,8 +40,6 @@ class SampleQuery(serializers.Serializer[dict[str, Any]]):
 
 
 class SampleView(PullView):
-    """`GET /export/sample?format=&index=&type=`: up to 50 sessions that ended within a week."""
-
     resource = "sessions"
     openapi_tag = "Push"
 
@@ -58,7 +56,7 @@ class SampleView(PullView):
         rows = Session.objects.filter(
             channel_id=channel_id, closed=True, ended_at__gte=timezone.now() - SAMPLE_WINDOW
         )
-        # by place: the index that there is; the last changed are the last closed
+        # by position, which has an index: the sessions changed last are those closed last
         session_rows = session_documents.fetch_sessions(rows.order_by("-xid", "-id")[:SAMPLE_SIZE])
         found = session_documents.build_documents(channel, session_rows)
         if params["format"] == "bulk":
@@ -74,8 +72,6 @@ class SampleView(PullView):
 
 
 class MappingView(PullView):
-    """`GET /export/mapping`: what an index of sessions is created with."""
-
     resource = "sessions"
     openapi_tag = "Push"
 

@@ -1,4 +1,4 @@
-"""Recurring requests in the dataset API: what a schedule must say, and how it is answered."""
+"""Schedules in the dataset API: their fields, actions and answers."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from exhaust.models import Schedule
 from ingest.auth import keys
 from ingest.http.schema import Text, extend_schema
 
-# a schedule's fields in the wire's names
+# the field of the model: its name in the API
 WIRE_NAMES = {
     "cron": "cron",
     "zone": "timezone",
@@ -30,43 +30,43 @@ WIRE_NAMES = {
 
 
 class ScheduleFields(validation.StrictSerializer):
-    """The `request` of a schedule; what its words mean, `schedules.faults` judges."""
+    """The `request` of a schedule; `schedules.validate` checks the values."""
 
     cron = serializers.CharField(
-        max_length=128, help_text="Five cron words, on the clock of timezone: 0 6 * * *."
+        max_length=128, help_text="Five cron fields in the time zone: 0 6 * * *."
     )
     timezone = serializers.CharField(
         max_length=64, default="UTC", trim_whitespace=False, help_text="An IANA name."
     )
-    dataset = Text(validation.DATASET, max_length=64, help_text="Which dataset is asked for.")
+    dataset = Text(validation.DATASET, max_length=64, help_text="The dataset.")
     conversationId = serializers.CharField(
         max_length=255,
         default="",
         allow_blank=True,
         trim_whitespace=False,
-        help_text="The bot, where the dataset is one bot's.",
+        help_text="The conversation, if the dataset needs one.",
     )
     window = serializers.CharField(
         max_length=32,
         help_text="today, yesterday, last N days, last week, this month or last month,"
-        " as seen from the slot.",
+        " relative to the time of the request.",
     )
     tag = serializers.CharField(
         max_length=128,
-        help_text="The requests' tag; may hold {name}, {start} and {end}.",
+        help_text="The tag of the requests; may contain {name}, {start} and {end}.",
     )
-    outputFormat = validation.FormatField(default="csv", help_text="What the file is written in.")
+    outputFormat = validation.FormatField(default="csv", help_text="The file format.")
     requestedBy = serializers.CharField(
-        max_length=255, required=False, help_text="Who asks; the key's name where it is left out."
+        max_length=255, required=False, help_text="The requester; by default the name of the key."
     )
     callbackUrl = serializers.CharField(
         default="",
         allow_blank=True,
         trim_whitespace=False,
-        help_text="Is told by a signed POST when each job has ended.",
+        help_text="Receives a signed POST when an export ends.",
     )
     encryption = serializers.CharField(
-        max_length=16, default="", allow_blank=True, help_text="publickey, or none."
+        max_length=16, default="", allow_blank=True, help_text="publickey, or empty."
     )
 
     def to_internal_value(self, data: Any) -> Any:
@@ -78,7 +78,7 @@ class ScheduleFields(validation.StrictSerializer):
 
 
 class ScheduleBody(serializers.Serializer[dict[str, Any]]):
-    """The body of a schedule; its own envelope is not checked."""
+    """The body of a schedule; the other fields of the envelope are ignored."""
 
     example = {
         "request": {
@@ -90,11 +90,11 @@ class ScheduleBody(serializers.Serializer[dict[str, Any]]):
             "tag": "daily-{start}",
         }
     }
-    request = ScheduleFields(help_text="What is asked for, and when.")
+    request = ScheduleFields(help_text="The schedule.")
 
 
 class ScheduleView(NamedView):
-    """What is about one schedule: `/dataset/v1/schedule/{name}`."""
+    """One schedule: `/dataset/v1/schedule/{name}`."""
 
     operation = "schedule"
 
@@ -179,8 +179,6 @@ class ResumeView(ScheduleView):
 
 
 class ScheduleListView(DatasetView):
-    """`GET /dataset/v1/schedule?limit=&cursor=`"""
-
     operation = "schedule.list"
 
     @extend_schema("listSchedules", responses.ScheduleList, parameters=[validation.Paging])
@@ -208,7 +206,7 @@ class ScheduleListView(DatasetView):
 
 
 def present_schedule(schedule: Schedule) -> dict[str, Any]:
-    """A schedule of `schedules.shown`. One that is paused has no next run."""
+    """Returns a schedule with its last jobs; a paused one has no next run."""
     payload = {
         "name": schedule.name,
         "requestedChannel": schedule.channel.identifier,
@@ -228,7 +226,7 @@ def present_schedule(schedule: Schedule) -> dict[str, Any]:
     payload["nextRun"] = int(schedule.next_at.timestamp() * 1000)
     try:
         request = schedules.requested_window(schedule, schedule.next_at)
-    except ValueError:  # a setting took it away: lastError tells
+    except ValueError:  # a setting forbids it now; lastError has the reason
         return payload
     payload["nextWindow"] = {
         "startDate": request.first.isoformat(),

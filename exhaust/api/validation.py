@@ -1,4 +1,4 @@
-"""What a submitted request must say; every refusal names the field and the remedy."""
+"""The fields of submitted requests; each error names the field and the remedy."""
 
 import re
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class FormatField(Text):
 
 
 class ChoiceField(serializers.ChoiceField):
-    """Says what may be chosen, and never what was: that may be anything."""
+    """A choice whose error lists the values, and never repeats the one that was sent."""
 
     def __init__(self, choices: Sequence[str], **options: Any) -> None:
         super().__init__(
@@ -42,7 +42,7 @@ class ChoiceField(serializers.ChoiceField):
 
 
 class StrictSerializer(serializers.Serializer[dict[str, Any]]):
-    """Refuses what it does not know: left out unsaid, it would be missed for ever."""
+    """Rejects unknown fields, so that a misspelt one does not go unnoticed."""
 
     def to_internal_value(self, data: Any) -> Any:
         unknown = set(data) - set(self.fields) if isinstance(data, dict) else set()
@@ -73,37 +73,37 @@ _DAY_PATTERN = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class DatasetConfig(serializers.Serializer[dict[str, Any]]):
-    """Which days of what; which filters a dataset takes, it says itself. Further fields are kept
-    and echoed."""
+    """The days and filters; each dataset names its filters. Further fields are stored and
+    returned."""
 
-    # what is checked is what is kept, so nothing is trimmed
+    # the checked text is the stored one, so nothing is trimmed
     type = serializers.CharField(
-        required=False, trim_whitespace=False, help_text="The dataset once more, or left out."
+        required=False, trim_whitespace=False, help_text="The dataset again; optional."
     )
     conversationId = serializers.CharField(
         required=False,
         max_length=255,
         trim_whitespace=False,
-        help_text="The bot. Required for uci-response-exhaust and uci-private-exhaust.",
+        help_text="The conversation. Required for uci-response-exhaust and uci-private-exhaust.",
     )
     types = serializers.ListField(
         child=serializers.CharField(max_length=255, trim_whitespace=False),
         required=False,
         allow_empty=False,
         max_length=100,
-        help_text="Of events-exhaust: these event types only.",
+        help_text="Event types, for events-exhaust.",
     )
     application = serializers.CharField(
         required=False,
         max_length=128,
         trim_whitespace=False,
-        help_text="Of events-exhaust and sessions-exhaust: an application of the channel.",
+        help_text="An application of the channel, for events-exhaust and sessions-exhaust.",
     )
     since = serializers.CharField(
         required=False,
         max_length=32,
         trim_whitespace=False,
-        help_text="The requestId of a SUCCESS: only what arrived after that one.",
+        help_text="The requestId of a SUCCESS: only data that arrived after it.",
     )
     startDate = DayField(trim_whitespace=False, help_text="The first day, included: YYYY-MM-DD.")
     endDate = DayField(
@@ -114,11 +114,11 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         required=False,
         default="UTC",
         trim_whitespace=False,
-        help_text="Whose days they are: an IANA name.",
+        help_text="The time zone of the days: an IANA name.",
     )
 
     def to_internal_value(self, data: Any) -> Any:
-        """What is kept and echoed must not be a secret."""
+        """Rejects a secret: these fields are stored and returned."""
         if isinstance(data, dict) and any(name.lower() == "encryptionkey" for name in data):
             raise serializers.ValidationError(
                 {"encryptionKey": "Belongs into request, beside datasetConfig; move it there."}
@@ -144,43 +144,41 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
 
 
 class SubmitRequest(serializers.Serializer[dict[str, Any]]):
-    """The `request` of a submission. `requestedChannel` is read by nobody: the header wins."""
+    """The `request` of a submission. `requestedChannel` is ignored: the header has the channel."""
 
     tag = serializers.RegexField(
         IDENTIFIER,
         error_messages={"invalid": "Letters, digits, '.', '_' and '-', up to 128."},
-        help_text="Your name for it: letters, digits, '.', '_' and '-', up to 128.",
+        help_text="Your name for the request: letters, digits, '.', '_' and '-', up to 128.",
     )
-    dataset = Text(DATASET, help_text="Which dataset.")
+    dataset = Text(DATASET, help_text="The dataset.")
     datasetConfig = DatasetConfig(
-        help_text="Which days of what. Further fields are kept and echoed."
+        help_text="The days and filters. Further fields are stored and returned."
     )
     requestedBy = serializers.CharField(
-        max_length=255, required=False, help_text="Who asks; the key's name where it is left out."
+        max_length=255, required=False, help_text="The requester; by default the name of the key."
     )
     outputFormat = FormatField(
-        required=False, help_text="The same as output_format; one of the two is enough."
+        required=False, help_text="The same as output_format; one of them is enough."
     )
-    output_format = FormatField(
-        required=False, help_text="What the file is written in; csv where it is left out."
-    )
+    output_format = FormatField(required=False, help_text="The file format; by default csv.")
     priority = ChoiceField(
         [name.lower() for name in Job.Priority.names],
         required=False,
         default="interactive",
-        help_text="nightly lets all others go first.",
+        help_text="nightly runs after all others.",
     )
     callbackUrl = Text(
         URL,
         required=False,
         trim_whitespace=False,
-        help_text="Is told by a signed POST when the job has ended: http:// or https://.",
+        help_text="Receives a signed POST when the export ends: http:// or https://.",
     )
     encryption = ChoiceField(
         ["password", "publickey"],
         required=False,
         allow_null=True,
-        help_text="How the file is sealed: under encryptionKey, or for the channel's recipient.",
+        help_text="The file encryption: under encryptionKey, or for the channel's public key.",
     )
     encryptionKey = Text(
         {"minLength": 12, "maxLength": 128},
@@ -188,7 +186,7 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
         allow_null=True,
         allow_blank=True,
         trim_whitespace=False,
-        help_text="The password of an AES-256 zip around the file; forgotten when the job ends.",
+        help_text="The password of an AES-256 zip of the file; deleted when the job ends.",
     )
 
     def validate_dataset(self, value: str) -> str:
@@ -223,7 +221,7 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
 
 
 class SubmitBody(serializers.Serializer[dict[str, Any]]):
-    """The body of a submission; its own envelope is not checked."""
+    """The body of a submission; the other fields of the envelope are ignored."""
 
     example = {
         "request": {
@@ -238,20 +236,20 @@ class SubmitBody(serializers.Serializer[dict[str, Any]]):
             },
         }
     }
-    request = SubmitRequest(help_text="What is asked for.")
+    request = SubmitRequest(help_text="The request.")
 
 
 class Paging(serializers.Serializer[dict[str, Any]]):
     """The query of a list."""
 
     limit = serializers.IntegerField(
-        min_value=1, max_value=1000, default=100, help_text="How many at most."
+        min_value=1, max_value=1000, default=100, help_text="The largest number of rows."
     )
     cursor = serializers.CharField(
         required=False,
         allow_null=True,
         default=None,
-        help_text="nextCursor of the page before, exactly as it was given.",
+        help_text="nextCursor of the previous page, unchanged.",
     )
 
 
@@ -263,36 +261,36 @@ class OneOrMany(serializers.ListField):
 
 
 class SearchFilters(serializers.Serializer[dict[str, Any]]):
-    """Which jobs; each one left out filters nothing. Days are UTC's, of the submission."""
+    """Filters of a search, all optional. Days are those of the submission, in UTC."""
 
     dataset = OneOrMany(
         child=ChoiceField(list(DATASETS)),
         required=False,
-        help_text="One dataset, or a list of them.",
+        help_text="A dataset or a list.",
     )
     status = OneOrMany(
         child=ChoiceField(Job.Status.values),
         required=False,
-        help_text="One status, or a list of them.",
+        help_text="A status or a list.",
     )
     channel = serializers.CharField(
-        required=False, help_text="A channel of the key; goes before X-Channel-ID."
+        required=False, help_text="A channel of the key; overrides X-Channel-ID."
     )
     requestedBy = serializers.CharField(
-        required=False, trim_whitespace=False, help_text="Who asked, exactly."
+        required=False, trim_whitespace=False, help_text="The requester."
     )
     tag = serializers.CharField(
         required=False, trim_whitespace=False, help_text="The whole tag, without the channel."
     )
     tagPrefix = serializers.CharField(
-        required=False, trim_whitespace=False, help_text="How the tag begins."
+        required=False, trim_whitespace=False, help_text="The start of the tag."
     )
     requestedDate = DayField(required=False, help_text="The day of the submission, UTC.")
     requestedFrom = DayField(required=False, help_text="The first day of submissions, UTC.")
     requestedTo = DayField(required=False, help_text="The last day of submissions, UTC.")
 
     def to_internal_value(self, data: Any) -> Any:
-        """A filter that is not known is refused: silence would find too much."""
+        """Rejects unknown filters: to ignore one would find too much."""
         unknown = set(data) - set(self.fields) if isinstance(data, dict) else set()
         if unknown:
             raise serializers.ValidationError(
@@ -311,15 +309,13 @@ class SearchFilters(serializers.Serializer[dict[str, Any]]):
 class SearchRequest(Paging):
     """The `request` of a search."""
 
-    filters = SearchFilters(
-        required=False, default=dict, help_text="Which jobs; none of them means all."
-    )
+    filters = SearchFilters(required=False, default=dict, help_text="The filters; by default none.")
 
 
 class SearchBody(serializers.Serializer[dict[str, Any]]):
-    """The body of a search; its own envelope is not checked."""
+    """The body of a search; the other fields of the envelope are ignored."""
 
     example = {
         "request": {"filters": {"status": ["SUCCESS", "FAILED"], "tagPrefix": "april"}, "limit": 50}
     }
-    request = SearchRequest(help_text="What is looked for.")
+    request = SearchRequest(help_text="The search.")

@@ -1,4 +1,4 @@
-"""The dataset API, and the address behind our own links."""
+"""The dataset API: exports, and the download of their files."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -34,12 +34,12 @@ from ingest.limits import rate_limits, token_bucket
 
 
 def required_scope(dataset: str) -> str:
-    """What a key must have to ask for a dataset."""
+    """Returns the scope that a key needs to request a dataset."""
     return DATASETS[dataset].scope if dataset in DATASETS else "export:private"
 
 
 class DatasetView(APIView):
-    """Answers, and fails, in the envelope."""
+    """Answers and rejects in the envelope."""
 
     operation: str
     openapi_tag = "Datasets"
@@ -58,7 +58,7 @@ class DatasetView(APIView):
 
 
 class NamedView(DatasetView):
-    """What is about one thing of a channel, by its name: `/dataset/v1/{operation}/{name}`."""
+    """One object of a channel by its name: `/dataset/v1/{operation}/{name}`."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         verbs = {"PUT": "save", "GET": "read", "DELETE": "delete"}
@@ -67,7 +67,7 @@ class NamedView(DatasetView):
         super().initial(request, *args, **kwargs)
 
     def fetch_object(self, request: Request, name: str) -> Any:
-        """Raises `NotFound`, also for another channel's."""
+        """Raises `NotFound`, also for one of another channel."""
         raise NotImplementedError
 
     def present(self, instance: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class NamedView(DatasetView):
 
     @staticmethod
     def raise_first_fault(faults: Mapping[str, str], wire_names: Mapping[str, str]) -> None:
-        """Raises `ValidationError` for the first fault there is, under the wire's name."""
+        """Raises `ValidationError` for the first fault, under its name in the API."""
         for field, remedy in faults.items():
             field_path = f"request.{wire_names[field]}" if field in wire_names else field
             raise serializers.ValidationError({field_path: remedy})
@@ -90,7 +90,7 @@ _JSON_ACCEPT_HEADERS = {"*/*", "application/json", "application/json, */*"}
 
 
 class FastReadView(DatasetView):
-    """What is asked all day: a plain GET goes past what DRF does for every other request."""
+    """Frequent reads: a plain GET skips most of the work of REST framework."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if (
@@ -103,7 +103,7 @@ class FastReadView(DatasetView):
             body.require_length(request)
             drf_request.user = keys.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
             answer = self.get(drf_request, *args, **kwargs)  # type: ignore[attr-defined]
-        except Exception as error:  # as DRF does: told in the envelope
+        except Exception as error:  # as REST framework does
             answer = envelope.build_error(error, {"view": self})
         http_response = HttpResponse(JSONRenderer().render(answer.data), status=answer.status_code)
         for name, value in answer.items():
@@ -116,7 +116,7 @@ class FastReadView(DatasetView):
 
 
 class SubmissionView(DatasetView):
-    """What takes the body of a submission."""
+    """Takes the body of a submission."""
 
     def read_submission(self, request: Request) -> Submission:
         raw_body: Any = request.data
@@ -132,9 +132,9 @@ class SubmissionView(DatasetView):
 def build_submission(
     raw_body: Any, fields: dict[str, Any], channel_id: int, channel: str, default_requester: str
 ) -> Submission:
-    """What a valid body asks for: `sent` is the body, `said` its checked `request`.
+    """Returns the submission of a valid body; `fields` is its checked `request`.
 
-    Raises `Refused` (400) where it names what the channel does not have.
+    Raises `RequestError` (400) if it names an object that the channel does not have.
     """
     built = Submission(
         channel_id=channel_id,
@@ -154,8 +154,6 @@ def build_submission(
 
 
 class SubmitView(SubmissionView):
-    """`POST /dataset/v1/request/submit`"""
-
     operation = "request.submit"
 
     @extend_schema("submitJob", responses.Job, request=validation.SubmitBody)
@@ -169,8 +167,6 @@ class SubmitView(SubmissionView):
 
 
 class PreviewView(SubmissionView):
-    """`POST /dataset/v1/request/preview`: what that submission would give; nothing is queued."""
-
     operation = "request.preview"
 
     @extend_schema("previewJob", responses.Preview, request=validation.SubmitBody)
@@ -193,12 +189,12 @@ class JobQuery(Body):
 
 
 class JobView(DatasetView):
-    """What is about one job: `…/{tag}?requestId=`."""
+    """One job: `…/{tag}?requestId=`."""
 
     find = staticmethod(queries.find_job)
 
     def fetch_job(self, request: Request, tag: str) -> Job:
-        """Raises `NotFound`, also for another channel's."""
+        """Raises `NotFound`, also for one of another channel."""
         caller = keys.get_caller(request)
         channel_id, _ = self.resolve_channel(request)
         job = self.find(channel_id, tag, request.query_params.get("requestId", ""))
@@ -209,8 +205,6 @@ class JobView(DatasetView):
 
 
 class ReadView(FastReadView, JobView):
-    """`GET /dataset/v1/request/read/{tag}?requestId=`"""
-
     operation = "request.info"
     find = staticmethod(polling.fetch_job)
 
@@ -226,8 +220,6 @@ class ReadView(FastReadView, JobView):
 
 
 class CancelView(JobView):
-    """`POST /dataset/v1/request/cancel/{tag}?requestId=`"""
-
     operation = "request.cancel"
 
     @extend_schema("cancelJob", responses.Job, 404, 409, parameters=[JobQuery])
@@ -248,8 +240,6 @@ class CancelView(JobView):
 
 
 class RetryView(JobView):
-    """`POST /dataset/v1/request/retry/{tag}?requestId=`"""
-
     operation = "request.retry"
 
     @extend_schema("retryJob", responses.Job, 404, 409, parameters=[JobQuery])
@@ -272,8 +262,6 @@ class RetryView(JobView):
 
 
 class RevokeView(JobView):
-    """`POST /dataset/v1/request/revoke/{tag}?requestId=`: its links end now."""
-
     operation = "request.revoke"
 
     @extend_schema("revokeLinks", responses.Revoked, 404, 409, parameters=[JobQuery])
@@ -295,14 +283,12 @@ class RevokeView(JobView):
         return envelope.build_success(self.operation, {**summary, "revoked": revoked})
 
 
-_DEFAULT_PAGING = {  # what a list without a word asks for
+_DEFAULT_PAGING = {  # of a list without a query
     name: validation.Paging().fields[name].default for name in ("limit", "cursor")
 }
 
 
 class ListView(FastReadView):
-    """`GET /dataset/v1/request/list/{tag}?limit=&cursor=`"""
-
     operation = "request.list"
 
     @extend_schema("listJobs", responses.JobList, parameters=[validation.Paging])
@@ -327,8 +313,6 @@ class ListView(FastReadView):
 
 
 class SearchView(DatasetView):
-    """`POST /dataset/v1/request/search`"""
-
     operation = "request.search"
 
     @extend_schema("searchJobs", responses.JobList, request=validation.SearchBody)
@@ -368,7 +352,7 @@ class SearchView(DatasetView):
 
 
 def readable_datasets(caller: Caller) -> list[str]:
-    """The datasets whose jobs a key may see."""
+    """Returns the datasets whose jobs a key may see."""
     return [name for name in DATASETS if required_scope(name) in caller.scopes]
 
 
@@ -406,7 +390,7 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
         with rate_limits.throttle_auth_failures(request, token):
             link = links.find_by_token(token)
         answer = _serve_file(link.file, request)
-        if request.method != "HEAD" and answer.status_code != 416:  # what gives nothing is no use
+        if request.method != "HEAD" and answer.status_code != 416:  # only a transfer counts
             try:
                 links.record_download(link)
             except links.LinkUnusable:
@@ -428,10 +412,9 @@ _RANGE_PATTERN = re.compile(r"bytes=([0-9]{1,18})-")
 
 
 def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
-    """The file, or what lies behind the byte at which a broken download goes on, or a hop to the
-    bucket. To HEAD, which is not counted, no way into the bucket is told.
+    """Returns the file, the rest of it for a resumed download, or a redirect to the bucket.
 
-    Other ranges are answered with the whole, as RFC 9110 lets us.
+    HEAD is not counted and gets no redirect. Other ranges get the whole file, as RFC 9110 allows.
     """
     headers = request.headers
     is_head = request.method == "HEAD"

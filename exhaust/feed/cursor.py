@@ -1,4 +1,4 @@
-"""Cursors: where a reader stands, opaque and signed, good for one question only."""
+"""Cursors: opaque, signed positions, each valid for one query."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ _signer = signing.Signer(salt="exhaust.feed.cursor")
 
 
 def encode(position: list[Any], query: list[Any]) -> str:
-    """The text of a position, bound to the question (channel, resource, filters) it belongs to."""
+    """Returns the text of a position, bound to a query (channel, resource, filters)."""
     return _signer.sign_object([position, _query_digest(query)])
 
 
 def decode(text: str, query: list[Any]) -> list[Any]:
-    """The position. Raises `Refused` (400) for a text that is altered or another question's."""
+    """Returns the position. Raises `RequestError` (400) for an altered text or another query."""
     try:
         position, digest = _signer.unsign_object(text)
     except (signing.BadSignature, ValueError):

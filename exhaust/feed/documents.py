@@ -1,6 +1,6 @@
 """Events, sessions and users as documents, in the field names that Croct's clients read.
 
-Moments are milliseconds since 1970. `position` is where a record stands in the feed: it is the same
+Moments are milliseconds since 1970. `position` is the position in the feed: it is the same
 in a page, a push and a file.
 """
 
@@ -40,13 +40,13 @@ class _Event(msgspec.Struct, rename="camel"):
 
 
 def encode_event(row: EventRow) -> bytes:
-    """One event; `payload` is what its sender wrote, under its type.
+    """Returns an event as JSON; `payload` is the text of its sender, under its type.
 
     Who refuses consent: their answer is left out, as it is in a file.
     """
     context = read_context(row)
     payload = _remove_answer(row.payload) if row.is_consent_refused else row.payload
-    if b"@type" in payload or b"\\u00" in payload:  # a sender's own would be read for ours
+    if b"@type" in payload or b"\\u00" in payload:  # a sender's own @type would hide ours
         payload = encode(
             {name: part for name, part in _decode_fields(payload).items() if name != "@type"}
         )
@@ -79,12 +79,12 @@ def _remove_answer(payload: bytes) -> bytes:
             encode({**_decode_fields(fields["edata"]), "resvalues": msgspec.Raw(b"[]")})
         )
     except (KeyError, msgspec.ValidationError):
-        return payload  # no object there, so no answer either
+        return payload  # not an object, so it has no answer
     return encode(fields)
 
 
 def encode_session(row: Session) -> bytes:
-    """One session. `parentId` names the one that it became a part of."""
+    """Returns a session as JSON. `parentId` is the session that it joined."""
     types: dict[str, int] = row.types
     return encode(
         {
@@ -114,12 +114,12 @@ def encode_session(row: Session) -> bytes:
     )
 
 
-# what the dialects call the sight of a page
+# the page views of the sources
 PAGE_VIEWS = ("IMPRESSION", "_page_view", "_screen_view", "view", "userAction")
 
 
 def encode_user(row: AppUser) -> bytes:
-    """One user, as far as the senders told."""
+    """Returns a user as JSON, with the attributes that senders gave."""
     attributes = {name: attribute["value"] for name, attribute in row.attributes.items()}
     return encode(
         {

@@ -1,4 +1,4 @@
-"""Pages of the feed: what stands behind a position, and the position behind that."""
+"""Pages of the feed: the documents after a position, and the position after these."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ LAST_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class FeedQuery:
-    """What of a channel is read: the moments are [start, end), of the resource's own time."""
+    """The records to read. The window is [start, end) of the resource's own time."""
 
     channel_id: int
     resource: str  # events, sessions or users
@@ -28,7 +28,7 @@ class FeedQuery:
 
 
 def query_fingerprint(query: FeedQuery) -> list[Any]:
-    """What a cursor belongs to."""
+    """Returns the identity of a query, to which its cursors are bound."""
     return [
         "feed",
         query.channel_id,
@@ -43,12 +43,15 @@ class Page(NamedTuple):
     """Documents in the feed's order."""
 
     items: list[bytes]
-    position: FeedPosition  # behind the last one, or as far as everything was read
-    is_at_end: bool  # nothing more is there now
+    position: FeedPosition  # after the last one, or up to where all was read
+    is_at_end: bool  # whether there is no more at present
 
 
 def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
-    """Up to `limit` documents behind a place. Raises `Refused` (410) where some were pruned."""
+    """Returns up to `limit` documents after a position.
+
+    Raises `RequestError` (410) if some of them are pruned.
+    """
     up_to = fetch_watermark()
     if query.resource == "events" and position == values.START:
         position = pruning.get_pruned_position(pruning.fetch_prune_state(query.channel_id))
@@ -59,19 +62,19 @@ def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
             pruning.require_unpruned(query.channel_id, position)
     if len(items) == limit:
         return Page([item for _, item in items], items[-1][0], is_at_end=False)
-    # all below the watermark was looked at; nothing will ever be added there
+    # all below the watermark was read, and nothing is ever added there
     return Page(
         [item for _, item in items], max(position, FeedPosition(up_to - 1, LAST_ID)), is_at_end=True
     )
 
 
 def current_position() -> FeedPosition:
-    """Behind all that has arrived."""
+    """Returns the position after all that has arrived."""
     return FeedPosition(fetch_watermark() - 1, LAST_ID)
 
 
 def measure_lag(query: FeedQuery) -> timedelta:
-    """For how long what arrived may not have been readable: open writers, or the deriver."""
+    """Returns by how much new records may be late: open transactions, or the derivation."""
     if query.resource == "events":
         return fetch_oldest_writer_age()
     return deriver.measure_lag(query.channel_id).age
