@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-START = DOCS / "start.md"
+START = DOCS / "getting-started.md"
 OPERATIONS = DOCS / "operations.md"
 SHELL, QUERY = "bash", "sql"
 # what a page shows and nobody types

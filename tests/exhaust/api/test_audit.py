@@ -222,10 +222,10 @@ def test_the_command_exports_what_is_asked(capsys: Any):
     write_events(2)
     write_events(1, "ORG_002", day=2)
 
-    call_command("ledger", "export", "--channel", "ORG_001")
+    call_command("audit", "export", "--channel", "ORG_001")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["Subject"] for row in rows] == ["1-0", "1-1"]
 
-    call_command("ledger", "export", "--from", "2026-11-02", "--to", "2026-11-02", "--format=jsonl")
+    call_command("audit", "export", "--from", "2026-11-02", "--to", "2026-11-02", "--format=jsonl")
     (entry,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (entry["subject"], entry["channel"]) == ("2-0", "ORG_002")

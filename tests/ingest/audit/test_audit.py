@@ -95,7 +95,7 @@ def test_orm_cannot_change_audit_log():
     assert AuditEvent.objects.get(pk=entry.pk).actor == "a"
 
 
-GRANTS = "docs/ledger.md"
+GRANTS = "docs/audit.md"
 
 
 @pytest.mark.postgresql
@@ -133,7 +133,7 @@ def test_documented_role_only_adds_and_reads():
 def test_documented_deletion_of_old_events():
     from tests.doc_commands import DOCS, blocks
 
-    (sql,) = [block.text for block in blocks(DOCS / "ledger.md") if "BEGIN;" in block.text]
+    (sql,) = [block.text for block in blocks(DOCS / "audit.md") if "BEGIN;" in block.text]
     write("old", datetime(2023, 12, 31, 23, tzinfo=UTC))
     write("kept", datetime(2024, 1, 1, tzinfo=UTC))
     hash_chain.digest_days(datetime(2024, 1, 3, tzinfo=UTC))
@@ -192,12 +192,12 @@ def test_changed_event_is_found(sql: str, fault: str):
     for days in (3, 2, 1):
         entry = write("seen", NOW - timedelta(days=days))
     hash_chain.digest_days(NOW)
-    call_command("ledger", "verify")
+    call_command("audit", "verify")
 
     without_trigger(sql.format(id=entry.pk))
 
     with pytest.raises(CommandError, match=fault):
-        call_command("ledger", "verify")
+        call_command("audit", "verify")
 
 
 def test_event_added_to_past_day_is_found():
@@ -205,7 +205,7 @@ def test_event_added_to_past_day_is_found():
     hash_chain.digest_days(NOW)
     write("late", NOW - timedelta(days=1))
     with pytest.raises(CommandError, match="sealed with 1 entries, there are 2"):
-        call_command("ledger", "verify")
+        call_command("audit", "verify")
 
 
 def test_chain_starts_at_oldest_digest():

@@ -1,4 +1,4 @@
-"""The ledger for operators: exported, or held against its seals."""
+"""The audit log for operators: exported, or verified against its daily digests."""
 
 import json
 from argparse import ArgumentParser
@@ -13,11 +13,11 @@ from ingest.models import AuditDigest
 
 
 class Command(BaseCommand):
-    help = "Exports the ledger, or verifies it against its daily seals."
+    help = "Exports the audit log, or verifies it against its daily digests."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("action", choices=["export", "verify"])
-        parser.add_argument("--channel", help="Of this one alone.")
+        parser.add_argument("--channel", help="Only this channel.")
         parser.add_argument("--from", dest="first", type=_parse_day, help="A day (UTC), included.")
         parser.add_argument("--to", dest="last", type=_parse_day, help="A day (UTC), included.")
         parser.add_argument("--format", choices=["csv", "jsonl"], default="csv")
@@ -32,8 +32,8 @@ class Command(BaseCommand):
             for line in audit.render_csv(events):
                 self.stdout.write(line.decode(), ending="")
         else:
-            for entry in events:
-                self.stdout.write(json.dumps(audit.present_event(entry), ensure_ascii=False))
+            for event in events:
+                self.stdout.write(json.dumps(audit.present_event(event), ensure_ascii=False))
         return None
 
     def _verify(self) -> None:
@@ -42,10 +42,12 @@ class Command(BaseCommand):
         chain = AuditDigest.objects.order_by("day")
         first, last = chain.first(), chain.last()
         if first is None or last is None:
-            self.stdout.write("No day is sealed yet; the daily run seals each day that is over.")
+            self.stdout.write(
+                "There is no digest yet; the daily run makes one for each day that is over."
+            )
             return
         self.stdout.write(
-            f"{chain.count()} days from {first.day} to {last.day} are as they were sealed."
+            f"{chain.count()} days from {first.day} to {last.day} match their digests."
             f"\n{last.digest}"
         )
 
