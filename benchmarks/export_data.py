@@ -40,7 +40,6 @@ def load(month_rows: int, months: int) -> None:
     from ingest.events import Call
     from ingest.models import Channel, Conversation
     from ingest.store import batches
-    from ingest.store.participants import store_participants
 
     channel, _ = Channel.objects.get_or_create(identifier=CHANNEL)
     Conversation.objects.update_or_create(
@@ -56,7 +55,7 @@ def load(month_rows: int, months: int) -> None:
     ):  # fmt: skip
         batches.append_batch(channel.pk, telemetry.parse(body, Call(CHANNEL, now)))
     profiles = json.dumps(list(generate_participants(devices, start=FIRST_DAY))).encode()
-    store_participants(channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now))
+    batches.append_batch(channel.pk, profiles_adapter.parse(profiles, Call(CHANNEL, now)))
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:

@@ -4,15 +4,13 @@ from django.urls import include, path
 from exhaust import openapi
 from exhaust.api.pull import EventsView
 from exhaust.monitoring import health, metrics
-from ingest.views import desk
+from ingest.views import sources
 
 urlpatterns = [
-    path(  # ingest and pull share it
+    path(  # pull reads here, and a source is received here
         "export/events",
-        desk.dispatch_by_method(
-            GET=EventsView.as_view(),
-            PUT=desk.receive_sessions,
-            POST=desk.receive_sessions,
+        sources.dispatch_by_method(
+            GET=EventsView.as_view(), **sources.shared_views("export/events")
         ),
     ),
     path("", include("ingest.urls")),

@@ -1,5 +1,6 @@
-"""The canonical values between a door and the store; nothing here knows of rows or requests."""
+"""The values that pass between a source and the store. They know no rows and no requests."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -8,6 +9,8 @@ import msgspec
 
 
 class EventContext(NamedTuple):
+    """The user, the user's attributes and the page that an event's payload names."""
+
     user_id: str = ""
     url: str = ""
     attributes: dict[str, tuple[Any, int]] = {}  # by name: the value and when it was set
@@ -37,9 +40,9 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
-    """One thing of a batch that is no event: its position from 0, a code, a sentence, its bytes.
+    """A part of a batch that is no event: its position from 0, a code, a sentence, its bytes.
 
-    `raw` is a body that the same door reads by itself, so that it can be sent through again.
+    `raw` is a body that the same source can parse, so that it can be replayed.
     """
 
     position: int
@@ -48,10 +51,21 @@ class Rejection(msgspec.Struct, frozen=True, gc=False):
     raw: bytes
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """What one HTTP call brought, read.
+class Profile(msgspec.Struct, frozen=True):
+    """The data of a person. None means "not sent" and changes nothing that is stored."""
 
-    Of two events with one identity the first stays, or, where `last_wins`, the last.
+    device_id: str
+    user_name: str | None
+    phone: str | None  # E.164; "" removes the stored one
+    consent: bool | None
+    consent_at: datetime
+    position: int = 0  # in its batch
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What one HTTP call brought.
+
+    Of two events with one identity the first is stored, or the last where `last_wins`.
     """
 
     source: str
@@ -60,10 +74,21 @@ class Batch(msgspec.Struct, frozen=True):
     rejections: list[Rejection]
     application_id: int | None = None
     last_wins: bool = False
+    profiles: Sequence[Profile] = ()
+    details: Any = None  # what only the source's own response needs
+
+
+class StoreResult(msgspec.Struct, frozen=True):
+    """The outcome of a batch: counts that add up to what was sent, and what was not stored."""
+
+    stored: int
+    duplicate: int
+    rejections: Sequence[Rejection]
+    erased: Sequence[Profile] = ()  # not stored: of erased persons, without a newer consent
 
 
 class Call(msgspec.Struct, frozen=True):
-    """What a door knows of a call besides its body."""
+    """An HTTP call without its body."""
 
     channel: str
     received_at: datetime
@@ -71,6 +96,11 @@ class Call(msgspec.Struct, frozen=True):
     application: str = ""
     application_id: int | None = None
     parameters: dict[str, str] = {}  # of the query
+    is_hash_required: bool = False  # by the application
+    method: str = ""
+    query: bytes = b""  # as sent
+    content_encoding: str = "identity"
+    route: dict[str, str] = {}  # the variable parts of the path
 
 
 class RequestError(Exception):
@@ -87,7 +117,7 @@ def event_identity(occurred_at: datetime | None, *parts: str, prefix: bytes = b"
     """16 bytes: the time in milliseconds (6), then a digest of the parts (10).
 
     Led by the time, so that the unique index grows at one end; where an event keeps its identity
-    at another time (None), all 16 are digest. `begun` is `measured` of parts before these.
+    at another time (None), all 16 are digest. `prefix` is `length_prefixed` of parts before these.
     """
     digest_input = prefix + length_prefixed(*parts)
     if occurred_at is None:

@@ -1,21 +1,26 @@
-from django.urls import path
+"""The addresses of the sources, and of what keys with `ingest` or `erase` write otherwise."""
 
-from ingest.views import clickstream, desk, skalin
+from django.urls import URLPattern, path
+
+from ingest.adapters import ADAPTERS
 from ingest.views.conversations import ConversationView
-from ingest.views.participants import ParticipantView, receive_participants
-from ingest.views.telemetry import receive_telemetry
+from ingest.views.participants import ParticipantView
+from ingest.views.sources import make_view
+
+
+def source_urls() -> list[URLPattern]:
+    """The sources' addresses, but those that they share with another view."""
+    urls = []
+    for adapter in ADAPTERS.values():
+        for endpoint in adapter.endpoints:
+            if not endpoint.is_shared:
+                view = make_view(adapter, endpoint)
+                urls += [path(route, view) for route in endpoint.routes]
+    return urls
+
 
 urlpatterns = [
-    path("v1/telemetry", receive_telemetry),
-    path("data/v1/telemetry", receive_telemetry),
-    path("data/v3/telemetry", receive_telemetry),
-    path("v1/participants", receive_participants),
+    *source_urls(),
     path("v1/participants/<path:identifier>", ParticipantView.as_view()),
     path("v1/conversations/<str:identifier>", ConversationView.as_view()),
-    path("collect", clickstream.collect),
-    path("ping", clickstream.ping),
-    path("_bulk", desk.receive_bulk),
-    path("<str:index>/_bulk", desk.receive_bulk),
-    path("hit", skalin.receive_hit),
-    path("hit/bulk", skalin.receive_bulk),
 ]

@@ -24,11 +24,11 @@ from exhaust.jobs.queries import Filters, Page
 from exhaust.jobs.submit import Submission
 from exhaust.models import File, Job, Link
 from ingest import audit
-from ingest.adapters import body
 from ingest.audit import Actor
 from ingest.auth import keys
 from ingest.auth.keys import Caller
 from ingest.events import RequestError
+from ingest.http import request_body
 from ingest.http.schema import Body, extend_schema, text
 from ingest.limits import rate_limits, token_bucket
 
@@ -50,7 +50,7 @@ class DatasetView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        body.require_length(request._request)
+        request_body.require_length(request._request)
 
     def resolve_channel(self, request: Request) -> tuple[int, str]:
         caller = keys.get_caller(request)
@@ -100,7 +100,7 @@ class FastReadView(DatasetView):
             return super().dispatch(request, *args, **kwargs)
         drf_request = Request(request)
         try:
-            body.require_length(request)
+            request_body.require_length(request)
             drf_request.user = keys.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
             answer = self.get(drf_request, *args, **kwargs)  # type: ignore[attr-defined]
         except Exception as error:  # as REST framework does

@@ -11,6 +11,7 @@ from django.db import connection
 
 from exhaust.datasets.columns import Cell, Column
 from exhaust.datasets.selection import Selection
+from ingest.adapters import client_session_sources
 from ingest.feed import pruning
 from ingest.models import PruneState
 
@@ -79,7 +80,8 @@ class Dataset(ABC):
         """Whether there is a row of one of these devices, or may have been one."""
         where, params = selection.event_filter()
         # said as the indexes by device say it, of which there is one for each
-        is_session_event = "e.source = 'desk'"
+        sources = ", ".join(f"'{name}'" for name in client_session_sources())
+        is_session_event = f"e.source IN ({sources})"
         other_events = f"NOT (e.device_id = '') AND NOT ({is_session_event})"
         return any(
             has_device(f"ingest_storedevent e WHERE {where} AND {condition}", params, device_ids)

@@ -2,9 +2,9 @@
 
 from exhaust.datasets.arrivals import APPLICATION_SQL, POSITION_SQL, FeedDataset
 from exhaust.datasets.columns import Column
-from exhaust.feed.documents import PAGE_VIEWS
+from ingest.adapters import page_view_types
 
-_page_views = ", ".join(f"'{name}'" for name in PAGE_VIEWS)
+_page_views = ", ".join(f"'{name}'" for name in sorted(page_view_types()))
 
 
 class SessionsDataset(FeedDataset):

@@ -14,18 +14,13 @@ from django.db import connection, models
 from django.db.models.functions import Cast
 
 from exhaust.feed.documents import encode, to_epoch_ms
+from ingest.adapters import ADAPTERS, client_session_sources, error_types, system_types
 from ingest.adapters.fields import MAX_URL, bounded_text
 from ingest.db import binary_arrays
 from ingest.feed import reader
 from ingest.models import Application, Session, StoredEvent
 
 MAX_SESSION_EVENTS = 1_000  # told of one session; the counts tell of all
-ERROR_TYPES = {"ERROR", "_app_exception", "_clickstream_error", "error", "crash"}
-LIFECYCLE_TYPES = {  # what an app tells of itself; all else is somebody's action
-    "START", "END", "LOG", "HEARTBEAT", "AUDIT", "METRICS", "SUMMARY", "EXDATA",
-    "_first_open", "_session_start", "_app_start", "_app_end", "_app_update", "_os_update",
-    "_user_engagement", "_profile_set", "_page_load", "_user_login", "identity",
-}  # fmt: skip
 
 
 class _ClientSessionId(msgspec.Struct, rename="camel"):
@@ -206,42 +201,37 @@ def _build_derived_document(
 
 
 def _classify_type(type_: str) -> str:
-    if type_ in ERROR_TYPES:
+    if type_ in error_types():
         return "errors"
-    return "events" if type_ in LIFECYCLE_TYPES else "userActions"
+    return "events" if type_ in system_types() else "userActions"
 
 
-# where a page stands in a payload
-PAGE_URL_PATHS = {
-    "telemetry": ("edata", "uri"),
-    "clickstream": ("attributes", "_page_url"),
-    "skalin": ("url",),
-}
-# One look into the index for each session, and one row: what an event holds beside its page is not
-# read.
-_EVENTS_OF_SESSIONS_SQL = f"""
-SELECT s.id, e.told
+def _events_sql() -> str:
+    """One index lookup and one row a session. Of a payload PostgreSQL returns the page only."""
+    pages = " ".join(
+        f"WHEN '{name}' THEN payload #> '{{{','.join(adapter.page_path)}}}'"
+        for name, adapter in ADAPTERS.items()
+        if adapter.page_path
+    )
+    client_sessions = ", ".join(f"'{name}'" for name in client_session_sources())
+    return f"""
+SELECT s.id, e.contents
 FROM unnest(%(ids)s::bigint[], %(applications)s::int[], %(devices)b, %(starts)b, %(ends)b)
      AS s(id, application, device, a, z)
 CROSS JOIN LATERAL (
     SELECT textsend('[' || json_agg(type)::text || ',' || json_agg(at)::text || ','
-                    || json_agg(url)::text || ']') AS told
+                    || json_agg(url)::text || ']') AS contents
     FROM (
         SELECT type, CAST(floor(EXTRACT(EPOCH FROM occurred_at) * 1000) AS bigint) AS at,
-               CASE source {
-    " ".join(
-        f"WHEN '{name}' THEN payload #> '{{{','.join(path)}}}'"
-        for name, path in PAGE_URL_PATHS.items()
-    )
-} END AS url
+               CASE source {pages} END AS url
         FROM ingest_storedevent
         WHERE channel_id = %(channel)s AND device_id = s.device AND occurred_at BETWEEN s.a AND s.z
           AND application_id IS NOT DISTINCT FROM s.application AND superseded_xid IS NULL
-          AND device_id <> '' AND source <> 'desk'
+          AND device_id <> '' AND source NOT IN ({client_sessions})
         ORDER BY occurred_at, id LIMIT {MAX_SESSION_EVENTS}
     ) AS inside
 ) e
-WHERE e.told IS NOT NULL
+WHERE e.contents IS NOT NULL
 """  # noqa: S608
 
 
@@ -260,8 +250,8 @@ def _fetch_session_events(sessions: Sequence[SessionRow]) -> dict[int, _SessionC
         "ends": binary_arrays.moments([session.ended_at for session in sessions]),
     }
     return {
-        of: _decode_contents(told)
-        for of, told in reader.stream_query(_EVENTS_OF_SESSIONS_SQL, columns)
+        session_id: _decode_contents(contents)
+        for session_id, contents in reader.stream_query(_events_sql(), columns)
     }
 
 
@@ -274,13 +264,15 @@ def _fetch_session_events_portable(session: SessionRow) -> _SessionContents:
         superseded_xid=None,
     )
     # as the index has it, which a bare device_id would leave unused
-    rows = rows.exclude(device_id="").exclude(source="desk").order_by("occurred_at", "id")
+    rows = rows.exclude(device_id="").exclude(source__in=client_session_sources())
+    rows = rows.order_by("occurred_at", "id")
     types: list[str] = []
     moments: list[int] = []
     pages: list[Any] = []
     for row in reader.fetch_events(rows[:MAX_SESSION_EVENTS]):
         page = msgspec.json.decode(row.payload)
-        for name in PAGE_URL_PATHS.get(row.source, ("",)):
+        adapter = ADAPTERS.get(row.source)
+        for name in (adapter.page_path if adapter else ()) or ("",):
             page = page.get(name) if isinstance(page, dict) else None
         types.append(row.type)
         moments.append(row.occurred_us // 1000)

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import msgspec
 
-from ingest.derive.payloads import read_context
+from ingest.adapters import page_view_types, read_context
 from ingest.feed.values import EventRow
 from ingest.models import AppUser, Session
 
@@ -102,7 +102,7 @@ def encode_session(row: Session) -> bytes:
             "deviceId": row.device_id,
             "senderSessionId": row.sender_session_id or None,
             "statistics": {
-                "pageViews": sum(types.get(name, 0) for name in PAGE_VIEWS),
+                "pageViews": sum(types.get(name, 0) for name in page_view_types()),
                 "events": row.event_count,
                 "answers": row.answer_count,
             },
@@ -112,10 +112,6 @@ def encode_session(row: Session) -> bytes:
             "position": f"{row.xid}.{row.id}",
         }
     )
-
-
-# the page views of the sources
-PAGE_VIEWS = ("IMPRESSION", "_page_view", "_screen_view", "view", "userAction")
 
 
 def encode_user(row: AppUser) -> bytes:

@@ -1,10 +1,85 @@
-"""One small module per wire format; adding one means copying the nearest neighbour."""
+"""The sources. To add one, copy the package of its nearest neighbour and list it here."""
 
-from ingest.adapters import clickstream, desk, skalin, telemetry
+import re
+from functools import cache, lru_cache
+from typing import NamedTuple
 
-ADAPTERS = {
-    "clickstream": clickstream,
-    "desk": desk,
-    "skalin": skalin,
-    "telemetry": telemetry,
+import msgspec
+
+from ingest.adapters import clickstream, desk, participants, skalin, telemetry
+from ingest.adapters.base import Adapter, Endpoint
+from ingest.events import NO_CONTEXT, EventContext
+from ingest.feed.values import EventRow
+
+ADAPTERS: dict[str, Adapter] = {
+    package.ADAPTER.name: package.ADAPTER
+    for package in (telemetry, clickstream, skalin, desk, participants)
 }
+
+
+class Match(NamedTuple):
+    adapter: Adapter
+    endpoint: Endpoint
+
+
+@lru_cache(maxsize=256)
+def find_endpoint(method: str, path: str) -> Match | None:
+    """The endpoint at an address; None for an address that no source has.
+
+    An endpoint that shares its address with another view has its own methods only.
+    """
+    for adapter in ADAPTERS.values():
+        for endpoint in adapter.endpoints:
+            if endpoint.is_shared and method not in endpoint.methods:
+                continue
+            if any(_compile_route(route).fullmatch(path) for route in endpoint.routes):
+                return Match(adapter, endpoint)
+    return None
+
+
+@cache
+def _compile_route(route: str) -> re.Pattern[str]:
+    """The pattern of the paths of a Django route."""
+    parts = re.split(r"<(?:\w+:)?\w+>", route)
+    return re.compile("/" + "[^/]+".join(map(re.escape, parts)))
+
+
+def read_context(row: EventRow) -> EventContext:
+    """The user and the page of an event; a payload of another shape has none."""
+    adapter = ADAPTERS.get(row.source)
+    if adapter is None:
+        return NO_CONTEXT
+    try:
+        return adapter.read_context(row)
+    except (msgspec.MsgspecError, RecursionError):
+        return NO_CONTEXT
+
+
+def has_client_sessions(source: str) -> bool:
+    """Whether the source's senders make sessions themselves."""
+    return source in ADAPTERS and ADAPTERS[source].has_client_sessions
+
+
+def client_session_sources() -> list[str]:
+    return [name for name in ADAPTERS if has_client_sessions(name)]
+
+
+@cache
+def page_view_types() -> frozenset[str]:
+    return frozenset().union(*(adapter.page_view_types for adapter in ADAPTERS.values()))
+
+
+@cache
+def error_types() -> frozenset[str]:
+    return frozenset().union(*(adapter.error_types for adapter in ADAPTERS.values()))
+
+
+@cache
+def system_types() -> frozenset[str]:
+    return frozenset().union(*(adapter.system_types for adapter in ADAPTERS.values()))
+
+
+def clear_caches() -> None:
+    """Call it after a change of `ADAPTERS`."""
+    for cached in (find_endpoint, page_view_types, error_types, system_types):
+        cached.cache_clear()

@@ -1,4 +1,4 @@
-"""A request's bytes, read in bounded steps and unfolded once."""
+"""Bodies: decompressed in bounded steps, then JSON text that both databases can store."""
 
 import re
 import sys
@@ -8,7 +8,6 @@ from decimal import Context, Decimal
 from typing import Annotated, Any
 
 import msgspec
-from django.http import HttpRequest
 
 from ingest.events import RequestError
 
@@ -17,14 +16,13 @@ NDJSON = "application/x-ndjson"
 _STEP = 64 * 1024
 
 
-def read_body(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
-    """The body, unfolded when it says gzip, without a byte order mark.
+def decode(sent: bytes, encoding: str = "identity", max_bytes: int = MAX_BYTES) -> bytes:
+    """The body, decompressed when the encoding is gzip, without a byte order mark.
 
-    Raises `Refused` as `as_sent` does; 415 for an encoding we do not speak; 400 for gzip that is
-    cut off or followed by something else, and for an empty body.
+    Raises `RequestError`: 415 for another encoding, 413 over `max_bytes`, 400 for broken gzip and
+    for an empty body.
     """
-    sent = read_raw(request, max_bytes)
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    encoding = encoding.strip().lower()
     if encoding == "gzip":
         sent = gunzip(sent, max_bytes)
     elif encoding != "identity":
@@ -33,46 +31,6 @@ def read_body(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
     if not sent.strip():
         raise RequestError("empty", "The body is empty.")
     return sent
-
-
-def read_raw(request: HttpRequest, max_bytes: int = MAX_BYTES) -> bytes:
-    """The body's bytes, read in bounded steps.
-
-    Raises `Refused`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.
-    """
-    require_length(request)
-    try:
-        length = int(request.META.get("CONTENT_LENGTH") or 0)
-    except ValueError:
-        length = -1
-    if length < 0:
-        raise RequestError("length_required", "Content-Length is no number of bytes.", 411)
-    if length > max_bytes:
-        raise _too_large(max_bytes)
-    chunks: list[bytes] = []
-    missing = length
-    while missing > 0 and (chunk := request.read(min(missing, _STEP))):
-        chunks.append(chunk)
-        missing -= len(chunk)
-    if missing:
-        raise RequestError("cut_off", f"The body ended {missing} bytes before its Content-Length.")
-    return b"".join(chunks)
-
-
-def require_length(request: HttpRequest) -> None:
-    """Raises `Refused` (411) for a body of unknown length: WSGI shows it as empty, a lie.
-
-    HTTP/1.1 has such bodies in chunks; HTTP/2 needs no length at all.
-    """
-    protocol = request.META.get("SERVER_PROTOCOL", "")
-    if request.headers.get("Transfer-Encoding") or (
-        protocol.startswith("HTTP/2")
-        and not request.META.get("CONTENT_LENGTH")
-        and request.method not in {"GET", "HEAD", "OPTIONS"}
-    ):
-        raise RequestError(
-            "length_required", "Send Content-Length instead of Transfer-Encoding: chunked.", 411
-        )
 
 
 def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:
@@ -96,12 +54,12 @@ def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:
                 raise RequestError("gzip", "The gzip body is cut off.")
             unfolded += more
             if len(unfolded) > max_bytes:
-                raise _too_large(max_bytes)
+                raise too_large(max_bytes)
         offset -= len(member.unused_data)
     return bytes(unfolded)
 
 
-def _too_large(max_bytes: int) -> RequestError:
+def too_large(max_bytes: int) -> RequestError:
     return RequestError(
         "too_large", f"The body is larger than {max_bytes} bytes; send less at once.", 413
     )

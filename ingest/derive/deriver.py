@@ -14,8 +14,8 @@ from django.db import connection, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet, Value
 from django.utils import timezone
 
+from ingest.adapters import read_context
 from ingest.derive import sessions, users
-from ingest.derive.payloads import read_context
 from ingest.feed import reader, values
 from ingest.feed.reader import IsAfterPosition
 from ingest.feed.values import FeedPosition

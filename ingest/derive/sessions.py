@@ -24,6 +24,7 @@ from django.db import models
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from ingest.adapters import has_client_sessions
 from ingest.adapters.fields import MAX_TEXT, bounded_text
 from ingest.db.upsert import bulk_upsert
 from ingest.events import EventContext
@@ -137,14 +138,14 @@ def derive(
     superseded_events: dict[Device, list[tuple[int, EventRow]]] = defaultdict(list)
     client_sessions: dict[UUID, SessionRecord] = {}
     for row, traits in rows:
-        if row.source == "desk":
+        if has_client_sessions(row.source):
             if row.type == "session":
                 client_sessions[UUID(row.identity)] = _read_client_session(row, traits)
         elif 0 < len(row.device_id) <= MAX_TEXT:
             owner = (row.application_id, row.device_id)
             arrived[owner].append((row.occurred_us, row, traits))
     for row in superseded:
-        if row.source != "desk" and row.device_id:
+        if row.device_id and not has_client_sessions(row.source):
             superseded_events[row.application_id, row.device_id].append((row.occurred_us, row))
 
     sessions_by_device = _load_sessions(channel_id, arrived, superseded_events)

@@ -14,6 +14,7 @@ from django.db import models
 from django.db.models.functions import Cast
 from django.utils import timezone
 
+from ingest.adapters import has_client_sessions
 from ingest.adapters.fields import MAX_TEXT
 from ingest.db.upsert import bulk_upsert
 from ingest.events import EventContext
@@ -118,7 +119,7 @@ def _load_users(channel_id: int, identities: Iterable[Identity]) -> dict[Identit
 def _observe_users(rows: Sequence[tuple[EventRow, EventContext]]) -> dict[Identity, Observation]:
     observations: dict[Identity, Observation] = {}
     for row, traits in rows:
-        if row.source == "desk" and row.type != "session":
+        if has_client_sessions(row.source) and row.type != "session":
             continue  # its session tells of the user
         device = row.device_id if len(row.device_id) <= MAX_TEXT else ""
         identity = (traits.user_id, False) if traits.user_id else (device, True)

@@ -6,6 +6,7 @@ from typing import Any
 from rest_framework.parsers import BaseParser
 
 from ingest.adapters import body
+from ingest.http import request_body
 
 
 class JSONParser(BaseParser):
@@ -20,5 +21,5 @@ class JSONParser(BaseParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         request = (parser_context or {})["request"]
-        value, _, _ = body.parse_value(body.read_body(request._request))
+        value, _, _ = body.parse_value(request_body.read_body(request._request))
         return value

@@ -1,7 +1,6 @@
 """Errors as application/problem+json (RFC 9457), with the remedy in `detail`."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
@@ -9,7 +8,8 @@ from django.http import Http404, JsonResponse
 from rest_framework import exceptions, status
 from rest_framework.response import Response
 
-from ingest.events import Rejection, RequestError
+from ingest.adapters.base import PROBLEM, problem_members
+from ingest.events import RequestError
 
 log = logging.getLogger(__name__)
 
@@ -49,33 +49,16 @@ def handle_exception(error: Exception, context: dict[str, Any]) -> Response | No
         log.error("request.failed", exc_info=error)
         problem = (500, "server_error", "We failed; the cause is in our log. Try again later.")
     code, reason, detail = problem
-    response = Response(
-        build_body(code, reason, detail), code, content_type="application/problem+json"
-    )
+    response = Response(problem_members(code, reason, detail), code, content_type=PROBLEM)
     if code == status.HTTP_401_UNAUTHORIZED:
         response["WWW-Authenticate"] = "Bearer"
     return response
 
 
-MAX_REJECTIONS = 100
-
-
-def list_rejections(rejections: Sequence[Rejection]) -> list[dict[str, Any]]:
-    """Rejections as an answer tells them: the first hundred."""
-    return [
-        {"position": rejection.position, "reason": rejection.reason, "detail": rejection.detail}
-        for rejection in rejections[:MAX_REJECTIONS]
-    ]
-
-
-def build_body(code: int, reason: str, detail: str) -> dict[str, Any]:
-    return {"type": "about:blank", "title": reason, "status": code, "detail": detail}
-
-
 def build_response(code: int, reason: str, detail: str) -> JsonResponse:
     """The same for a plain view."""
     response = JsonResponse(
-        build_body(code, reason, detail), status=code, content_type="application/problem+json"
+        problem_members(code, reason, detail), status=code, content_type=PROBLEM
     )
     if code == status.HTTP_401_UNAUTHORIZED:
         response["WWW-Authenticate"] = "Bearer"

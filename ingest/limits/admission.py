@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from io import BytesIO
 from itertools import cycle
 from typing import Any
@@ -20,6 +19,8 @@ import msgspec
 from django.db import connections
 
 from ingest import metrics
+from ingest.adapters import find_endpoint
+from ingest.adapters.base import OVERLOAD_PROBLEM, OVERLOADED_DETAIL, Response
 from ingest.limits import rate_limits
 
 Environ = dict[str, Any]
@@ -34,76 +35,54 @@ READ_BYTES = 8 * 1024 * 1024
 MAX_UNREAD_BYTES = 16 * 1024  # bytes of a body that may be left unread on a connection that stays
 DOWNLOAD_PATH = "/dataset/v1/download/"
 PROBE_PATHS = {"/healthz", "/metrics", "/readyz"}
-OVERLOADED_DETAIL = "More comes than we can serve; send it again after Retry-After seconds."
-_ELASTICSEARCH_ERROR = {"type": "es_rejected_execution_exception", "reason": OVERLOADED_DETAIL}
-_DATASET_ENVELOPE = {
-    "ver": "1.0",
-    "params": {"status": "failed", "err": "SERVER_ERROR", "errmsg": OVERLOADED_DETAIL},
-    "responseCode": "SERVER_ERROR",
-    "result": {},
-}
-# by what an address ends with, or has in it: the words that its callers read
-_OVERLOAD_BODIES: list[tuple[str, Any]] = [
-    ("/v1/telemetry", {"id": "api.telemetry", **_DATASET_ENVELOPE}),
-    ("/v3/telemetry", {"id": "api.telemetry", **_DATASET_ENVELOPE}),
-    (
-        "/hit",
-        {"status": "error", "message": OVERLOADED_DETAIL, "code": 503, "reason": "overloaded"},
-    ),
-    (
-        "/hit/bulk",
-        {"status": "error", "message": OVERLOADED_DETAIL, "code": 503, "reason": "overloaded"},
-    ),
-    (
-        "/_bulk",
-        {"error": {"root_cause": [_ELASTICSEARCH_ERROR], **_ELASTICSEARCH_ERROR}, "status": 503},
-    ),
-    ("/dataset/", {"id": "ekstep.analytics.dataset.request", **_DATASET_ENVELOPE}),
-    (
-        "",
-        {"type": "about:blank", "title": "overloaded", "status": 503, "detail": OVERLOADED_DETAIL},
-    ),
-]
-_RETRY_AFTER_SECONDS = range(
-    1, 6
-)  # seconds to come again after, in turn, so that not all come at once
-_next_retry_index = cycle(range(len(_RETRY_AFTER_SECONDS))).__next__
+RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
+_next_retry_index = cycle(range(len(RETRY_AFTER_SECONDS))).__next__
+DATASET_API = "/dataset/"
+_DATASET_OVERLOAD = Response(
+    {
+        "id": "ekstep.analytics.dataset.request",
+        "ver": "1.0",
+        "params": {"status": "failed", "err": "SERVER_ERROR", "errmsg": OVERLOADED_DETAIL},
+        "responseCode": "SERVER_ERROR",
+        "result": {},
+    },
+    503,
+)
 
 
 class PrebuiltResponse:
-    """An answer made before anybody is sent away, by when to come again."""
+    """The bytes and headers of a 503 response, for each value of `Retry-After`."""
 
-    def __init__(self, path_suffix: str, document: dict[str, Any]) -> None:
-        self.path_suffix = path_suffix
-        self.body = msgspec.json.encode(document)
+    def __init__(self, response: Response) -> None:
+        self.body = msgspec.json.encode(response.content)
         self.keep_alive_headers = [
             [
-                (
-                    "Content-Type",
-                    "application/" + ("problem+" if "type" in document else "") + "json",
-                ),
+                ("Content-Type", str(response.content_type)),
                 ("Content-Length", str(len(self.body))),
                 ("Retry-After", str(seconds)),
-                *([("X-Elastic-Product", "Elasticsearch")] if path_suffix == "/_bulk" else ()),
+                *response.headers.items(),
             ]
-            for seconds in _RETRY_AFTER_SECONDS
+            for seconds in RETRY_AFTER_SECONDS
         ]
         self.close_headers = [
             [*headers, ("Connection", "close")] for headers in self.keep_alive_headers
         ]
 
-    def matches(self, path: str) -> bool:
-        return path.endswith(self.path_suffix) or (
-            self.path_suffix == "/dataset/" and self.path_suffix in path
-        )
 
-
-_OVERLOAD_RESPONSES = [PrebuiltResponse(at, said) for at, said in _OVERLOAD_BODIES]
-
-
-@lru_cache(maxsize=64)
 def _select_overload_response(path: str) -> PrebuiltResponse:
-    return next(response for response in _OVERLOAD_RESPONSES if response.matches(path))
+    """The response in the protocol of the address."""
+    if match := find_endpoint("POST", path):
+        return _prebuild(match.endpoint.overload)
+    return _prebuild(_DATASET_OVERLOAD if DATASET_API in path else OVERLOAD_PROBLEM)
+
+
+_prebuilt: dict[int, tuple[Response, PrebuiltResponse]] = {}
+
+
+def _prebuild(response: Response) -> PrebuiltResponse:
+    if id(response) not in _prebuilt:
+        _prebuilt[id(response)] = response, PrebuiltResponse(response)
+    return _prebuilt[id(response)][1]
 
 
 class ConcurrencyLimiter:

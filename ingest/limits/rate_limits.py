@@ -18,6 +18,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
 from ingest import metrics
+from ingest.adapters import find_endpoint
 from ingest.events import RequestError
 from ingest.limits import token_bucket
 
@@ -40,7 +41,7 @@ WRITES = Limit("writes", 10, 100)  # what makes files, looks through jobs, chang
 READS = Limit("reads", 100, 500)  # the rest
 AUTH_FAILURES = Limit("failures", 1, 60)  # of one address: unknown keys, passwords, links
 QUOTA_SECONDS = 0.05  # of an events limit, taken by a process in one piece
-_INGEST_PATHS = re.compile(r"/(data/v\d/telemetry|v1/|collect$|ping$|hit|([^/]+/)?_bulk$)")
+_INGEST_API = "/v1/"  # participants and conversations, beside the sources
 _WRITE_PATHS = re.compile(
     r"/dataset/v1/request/(submit?|preview|search)$|/export/(sample|mapping)$"
 )
@@ -54,18 +55,19 @@ class RateLimited(RequestError):
 
 
 def select_limit(request: HttpRequest) -> Limit:
-    """The class of a call by a known caller."""
-    if is_ingest_request(request.method or "", request.path):
+    """The limit of a call of an authenticated caller: a source names its own."""
+    method = request.method or ""
+    if match := find_endpoint(method, request.path):
+        return {"events": EVENTS, "writes": WRITES, "reads": READS}[match.adapter.rate_limit]
+    if request.path.startswith(_INGEST_API):
         return EVENTS
-    is_write = request.method not in {"GET", "HEAD"} or _WRITE_PATHS.search(request.path)
+    is_write = method not in {"GET", "HEAD"} or _WRITE_PATHS.search(request.path)
     return WRITES if is_write else READS
 
 
 def is_ingest_request(method: str, path: str) -> bool:
-    """Whether a call brings events."""
-    return bool(_INGEST_PATHS.match(path)) or (
-        method in {"PUT", "POST"} and path == "/export/events"
-    )
+    """Whether a call brings events or profiles."""
+    return path.startswith(_INGEST_API) or find_endpoint(method, path) is not None
 
 
 def count_call(request: HttpRequest, caller: str) -> None:

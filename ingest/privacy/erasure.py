@@ -24,8 +24,8 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from ingest import audit
-from ingest.adapters import body
-from ingest.adapters.participants import Profile
+from ingest.adapters import body, client_session_sources
+from ingest.events import Profile
 from ingest.feed.watermark import allocate_position, lock_positioned_tables
 from ingest.models import (
     AppUser,
@@ -162,7 +162,8 @@ class _Step:
         of_device = StoredEvent.objects.filter(
             channel_id=self._channel_id, device_id=device_id, id__lte=erasure.last_event
         )
-        for rows in (of_device.exclude(source="desk"), of_device.filter(source="desk")):
+        client_sessions = Q(source__in=client_session_sources())
+        for rows in (of_device.exclude(client_sessions), of_device.filter(client_sessions)):
             if event_ids := list(rows.values_list("pk", flat=True)[:STEP_ROWS]):
                 events = StoredEvent.objects.filter(pk__in=event_ids)
                 rows_erasing.send(sender=StoredEvent, channel_id=self._channel_id, events=events)

@@ -10,7 +10,6 @@ batch was quicker with one of the events, or there is more to do, the batch is s
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -18,22 +17,12 @@ from django.db import DataError, connection, transaction
 
 from ingest import metrics
 from ingest.adapters.body import json_equal, normalize_json
-from ingest.adapters.participants import Profile
 from ingest.db import binary_arrays
-from ingest.events import Batch, Event, Rejection, RequestError
+from ingest.events import Batch, Event, Profile, Rejection, RequestError, StoreResult
 from ingest.feed.watermark import lock_positioned_tables
 from ingest.models import Conversation
 from ingest.store import rejections
 from ingest.store.participants import store_participants
-
-
-@dataclass(frozen=True)
-class StoreResult:
-    """What happened to each thing of a batch, in counts that add up to what was sent."""
-
-    stored: int
-    duplicate: int
-    rejections: Sequence[Rejection]
 
 
 class _NeedsSlowPath(Exception):
@@ -41,15 +30,16 @@ class _NeedsSlowPath(Exception):
     batch brought one of the events at this moment."""
 
 
-def append_batch(channel_id: int, batch: Batch, profiles: Sequence[Profile] = ()) -> StoreResult:
-    """Stores a batch whole, and what it says of people: on return it is committed, on an error
-    nothing of it is."""
-    result = _choose_path(channel_id, batch, profiles)
+def append_batch(channel_id: int, batch: Batch) -> StoreResult:
+    """Stores a batch with its rejections and profiles in one commit."""
+    result = _choose_path(channel_id, batch)
     metrics.count_batch(batch.source, result.stored, result.duplicate, len(result.rejections))
     return result
 
 
-def _choose_path(channel_id: int, batch: Batch, profiles: Sequence[Profile]) -> StoreResult:
+def _choose_path(channel_id: int, batch: Batch) -> StoreResult:
+    if batch.profiles and not batch.events:
+        return _store_profiles(channel_id, batch)
     winners: dict[bytes, Event] = {}
     for event in reversed(batch.events) if not batch.last_wins else batch.events:
         winners[event.identity] = event
@@ -57,14 +47,14 @@ def _choose_path(channel_id: int, batch: Batch, profiles: Sequence[Profile]) -> 
     events = sorted(winners.values(), key=lambda event: event.identity)
     if connection.in_atomic_block:
         lock_positioned_tables()  # before a savepoint of ours, whose end would let the lock go
-    elif connection.vendor == "postgresql" and events and not batch.rejections and not profiles:
+    elif connection.vendor == "postgresql" and events and not (batch.rejections or batch.profiles):
         with suppress(_NeedsSlowPath, DataError):
             stored = _insert_fast_path(channel_id, batch, events)
             return StoreResult(stored, len(batch.events) - stored, [])
     insert, may_supersede = _insert, False
     while True:
         try:
-            return _insert_slow_path(channel_id, batch, events, profiles, insert, may_supersede)
+            return _insert_slow_path(channel_id, batch, events, insert, may_supersede)
         except DataError:  # rare, so the common way pays no savepoint for it
             insert, may_supersede = _insert_valid_events, batch.last_wins
         except _NeedsSlowPath:  # once for each event at the most: what another batch brought stays
@@ -79,7 +69,6 @@ def _insert_slow_path(
     channel_id: int,
     batch: Batch,
     events: list[Event],
-    profiles: Sequence[Profile],
     insert: Insert,
     may_supersede: bool,
 ) -> StoreResult:
@@ -97,9 +86,20 @@ def _insert_slow_path(
         rejections.store_rejections(
             channel_id, batch.source, batch.received_at, rejected, batch.application_id
         )
-        if profiles:
-            store_participants(channel_id, batch.received_at, profiles, rejected=())
-    return StoreResult(stored, len(batch.events) - stored - len(late_rejections), rejected)
+        erased: Sequence[Profile] = ()
+        if batch.profiles:
+            erased = store_participants(channel_id, batch.received_at, batch.profiles)
+    duplicate = len(batch.events) - stored - len(late_rejections)
+    return StoreResult(stored, duplicate, rejected, erased)
+
+
+def _store_profiles(channel_id: int, batch: Batch) -> StoreResult:
+    with transaction.atomic():
+        erased = store_participants(channel_id, batch.received_at, batch.profiles)
+        rejections.store_rejections(
+            channel_id, batch.source, batch.received_at, batch.rejections, batch.application_id
+        )
+    return StoreResult(len(batch.profiles), 0, batch.rejections, erased)
 
 
 def _ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The only write of profiles: who is known, by device id, and what they said of consent."""
+"""The only write of participants: profiles and consent, by device id."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -6,11 +6,9 @@ from typing import Any
 
 from django.db import connection, transaction
 
-from ingest.adapters.participants import SOURCE, Profile
-from ingest.events import Rejection
+from ingest.events import Profile
 from ingest.privacy import consent, erasure
 from ingest.privacy.encryption import encrypt
-from ingest.store import rejections
 
 # A consent is replaced only by one given later; what is not said (NULL) changes nothing.
 _UPSERT_PARTICIPANT = """
@@ -34,11 +32,11 @@ def store_participants(
     channel_id: int,
     received_at: datetime,
     profiles: Sequence[Profile],
-    rejected: Sequence[Rejection],
 ) -> list[Profile]:
-    """Makes or updates participants, and keeps what was no profile, in one commit.
+    """Inserts or updates participants in one commit.
 
-    Gives the profiles that were not kept, because the person was erased and has not consented anew.
+    Returns the profiles that it does not store: of persons who were erased and have not consented
+    since.
     """
     when = connection.ops.adapt_datetimefield_value
     encrypted_phones = {id(p): encrypt(p.phone.encode()) for p in profiles if p.phone}
@@ -48,7 +46,6 @@ def store_participants(
         erased_ids = set(map(id, erased))
         accepted = [p for p in profiles if id(p) not in erased_ids] if erased_ids else profiles
         _upsert(channel_id, when(received_at), accepted, encrypted_phones)
-        rejections.store_rejections(channel_id, SOURCE, received_at, rejected)
     return erased
 
 

@@ -10,12 +10,11 @@ from django.utils import timezone
 from msgspec import structs
 
 from ingest import audit
-from ingest.adapters import ADAPTERS, participants, skalin
+from ingest.adapters import ADAPTERS
 from ingest.events import Batch, Call, Event, Rejection, RequestError
 from ingest.models import RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt
 from ingest.store import batches
-from ingest.store.participants import store_participants
 
 
 @dataclass
@@ -67,15 +66,9 @@ def _replay_one(rejected: RejectedEvent, raw: bytes) -> list[Rejection]:
         application_id=rejected.application_id,
     )
     try:
-        if rejected.source == participants.SOURCE:
-            profiles, rejections = participants.parse(raw, "", rejected.received_at)
-            store_participants(rejected.channel_id, rejected.received_at, profiles, [])
-            return rejections
         batch = ADAPTERS[rejected.source].parse(raw, call)
     except RequestError as refused:
         return [Rejection(0, refused.reason, refused.detail, raw)]
-    if rejected.source == skalin.SOURCE:
-        store_participants(rejected.channel_id, batch.received_at, skalin.read_profiles(batch), [])
     if batch.last_wins:
         batch = structs.replace(batch, events=_drop_outdated(batch))
     return list(batches.append_batch(rejected.channel_id, batch).rejections)

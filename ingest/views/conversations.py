@@ -9,9 +9,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from ingest.adapters import body
 from ingest.auth import keys
 from ingest.events import RequestError
+from ingest.http import request_body
 from ingest.http.schema import Body, extend_schema, text
 from ingest.models import Conversation
 
@@ -40,7 +40,7 @@ class ConversationView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        body.require_length(request._request)
+        request_body.require_length(request._request)
 
     @extend_schema("readConversation", ConversationAnswer, 404)
     def get(self, request: Request, identifier: str) -> Response:

@@ -15,6 +15,7 @@ from django.utils import timezone
 from exhaust.models import DeadLetter, Destination, File, Link
 from ingest.adapters import participants
 from ingest.derive import deriver
+from ingest.events import Call
 from ingest.models import AppUser, Erasure, Participant, RejectedEvent, Session, StoredEvent
 from ingest.privacy import erasure
 from ingest.store.participants import store_participants
@@ -184,12 +185,13 @@ def test_withdrawal_stays_in_its_channel(
     channel = make_channel(OURS)
     word = make_participant(1, consent=False, consentAt="2022-06-01T00:00:00Z")
     received_at = timezone.now()
-    profiles, _ = participants.parse(json.dumps(word).encode(), "application/json", received_at)
+    call = Call("", received_at, "application/json")
+    profiles = participants.parse(json.dumps(word).encode(), call).profiles
     if forgets:
         request.getfixturevalue("forgetful")
 
     session.restrict_to_channels([channel.pk])
-    assert store_participants(channel.pk, received_at, profiles, []) == []
+    assert store_participants(channel.pk, received_at, profiles) == []
     session.lift_restriction()
 
     request.getfixturevalue("monkeypatch").undo()

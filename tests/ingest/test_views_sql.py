@@ -6,8 +6,8 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
+from ingest.adapters import read_context
 from ingest.derive import users
-from ingest.derive.payloads import read_context
 from ingest.events import Batch, Event, event_identity
 from ingest.feed.reader import fetch_page
 from ingest.feed.values import START

@@ -371,16 +371,15 @@ def check_and_close(
 def load_channels() -> None:
     """Each channel's conversations, one of every size, and who took part."""
     from ingest.adapters import participants as profiles_adapter
+    from ingest.events import Call
     from ingest.models import Channel, Conversation
-    from ingest.store.participants import store_participants
+    from ingest.store import batches
 
     now = datetime.now(UTC)
     profiles = json.dumps(list(generate_participants(60, start=FIRST_DAY))).encode()
     for identifier in CHANNELS:
         channel = Channel.objects.create(identifier=identifier)
-        store_participants(
-            channel.pk, now, *profiles_adapter.parse(profiles, "application/json", now)
-        )
+        batches.append_batch(channel.pk, profiles_adapter.parse(profiles, Call(identifier, now)))
         for size, rows in SIZES.items():
             Conversation.objects.create(channel=channel, identifier=size, name=size)
             store_events(channel, make_events(identifier, size, rows, seed=1), rows)

@@ -152,18 +152,22 @@ def build_reader(name: str) -> Callable[[bytes], None]:
         return Call("c", NOW, kind, "app", 1, {"upload_timestamp": "1763726400000"})
 
     def read_hit(data: bytes) -> Any:
-        query, residue = skalin.split_query(data)
-        parameters = skalin.parse_query(query)
-        body = skalin.bulk_from_query(residue) if residue else skalin.bulk_from_hit(parameters)
+        query, residue = skalin.query.split_query(data)
+        parameters = skalin.query.parse_query(query)
+        body = (
+            skalin.query.bulk_from_query(residue)
+            if residue
+            else skalin.query.bulk_from_hit(parameters)
+        )
         return skalin.parse(body, context(data))
 
     def read_participants(data: bytes) -> None:
-        profiles, rejections = participants.parse(data, "", NOW)
-        for profile in profiles:
+        batch = participants.parse(data, Call("", NOW))
+        for profile in batch.profiles:
             texts_of(profile.device_id)
             texts_of(profile.user_name or "")
             texts_of(profile.phone or "")
-        for each in rejections:
+        for each in batch.rejections:
             texts_of(each.reason, each.detail)
 
     def read_batch(read: Callable[[bytes], Any]) -> Callable[[bytes], None]:
@@ -178,7 +182,7 @@ def build_reader(name: str) -> Callable[[bytes], None]:
         "skalin": read_batch(lambda data: skalin.parse(data, context(data))),
         "skalin_hit": read_batch(read_hit),
         "desk": read_batch(lambda data: desk.parse(data, context(data))),
-        "desk_bulk": read_batch(lambda data: desk.parse_bulk(data, context(data))[0]),
+        "desk_bulk": read_batch(lambda data: desk.parse_bulk(data, context(data))),
         "participants": read_participants,
     }
 
@@ -194,8 +198,6 @@ def build_reader(name: str) -> Callable[[bytes], None]:
 
 def check_batch(batch: Any) -> None:
     """What the store relies on."""
-    from ingest.adapters import skalin
-
     for event in batch.events:
         require(len(event.identity) == 16, "an identity")
         require(event.type, "a type")
@@ -208,8 +210,7 @@ def check_batch(batch: Any) -> None:
         texts_of(each.reason)
         each.detail.encode()
         require(isinstance(each.raw, bytes), "bytes")
-    if batch.source == skalin.SOURCE:
-        skalin.read_profiles(batch)
+    require(len(batch.profiles) <= len(batch.events), "a profile an event")
 
 
 def texts_of(*found: str) -> None:

@@ -1,4 +1,4 @@
-"""Sends rejected things through their door again, after a fix."""
+"""Replays rejected events, after a fix."""
 
 from argparse import ArgumentParser
 from datetime import UTC, datetime
@@ -6,25 +6,25 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from ingest.adapters import ADAPTERS, participants
+from ingest.adapters import ADAPTERS
 from ingest.models import RejectedEvent
 from ingest.store.replay import replay
 
 
 class Command(BaseCommand):
-    help = "Replays what was rejected and not yet replayed, the oldest first."
+    help = "Replays rejected events that were not replayed yet, the oldest first."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--reason", help="Only these, as the admin shows it.")
-        parser.add_argument("--door", choices=[*ADAPTERS, participants.SOURCE])
+        parser.add_argument("--source", choices=list(ADAPTERS))
         parser.add_argument("--since", help="Arrived on this day or later, as 2026-01-31.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         rows = RejectedEvent.objects.filter(replayed_at__isnull=True)
         if options["reason"]:
             rows = rows.filter(reason=options["reason"])
-        if options["door"]:
-            rows = rows.filter(source=options["door"])
+        if options["source"]:
+            rows = rows.filter(source=options["source"])
         if options["since"]:
             try:
                 since = datetime.fromisoformat(options["since"])

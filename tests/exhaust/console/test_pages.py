@@ -17,8 +17,8 @@ from exhaust.console.urls import urlpatterns
 from exhaust.delivery import destinations
 from exhaust.jobs import schedules, transitions
 from exhaust.models import Destination, Job, Schedule
-from ingest.adapters.participants import Profile
 from ingest.auth import keys
+from ingest.events import Profile
 from ingest.models import (
     ApiKey,
     AuditEvent,
@@ -246,9 +246,9 @@ def test_replay_rejected_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_participants_masked_and_audited() -> None:
     asha = Profile("device-1", "Asha Rao", "+919000000001", True, timezone.now())
-    store_participants(make_channel().pk, timezone.now(), [asha], [])
+    store_participants(make_channel().pk, timezone.now(), [asha])
     other = Profile("device-2", "Uma", None, None, None)
-    store_participants(make_channel("ORG_002").pk, timezone.now(), [other], [])
+    store_participants(make_channel("ORG_002").pk, timezone.now(), [other])
     browser = sign_in("usha", submit_private=True)
     html = read_html(browser.get(f"{C}/participants"))
     assert "A***" in html

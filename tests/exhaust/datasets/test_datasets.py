@@ -10,7 +10,7 @@ from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.selection import day_range
 from exhaust.files import writer
-from ingest.adapters.participants import Profile
+from ingest.events import Profile
 from ingest.feed.watermark import fetch_watermark
 from ingest.models import Channel, Conversation, StoredEvent
 from ingest.store import batches
@@ -81,7 +81,6 @@ def store_participant(channel: str = "ORG_001", **fields: Any) -> None:
         make_channel(channel).id,
         RECEIVED_AT,
         [Profile(**{**profile, "consent_at": RECEIVED_AT, **fields})],
-        [],
     )
 
 

@@ -32,8 +32,8 @@ from exhaust.files import orphans, storage, writer
 from exhaust.files.formats import FORMATS, Format
 from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
-from ingest.adapters.participants import Profile
 from ingest.derive import deriver
+from ingest.events import Profile
 from ingest.store.participants import store_participants
 from tests.conftest import make_channel
 from tests.exhaust import corpus
@@ -67,7 +67,7 @@ def fill() -> Selection:
         Profile(device, next(names) or None, "+919000000001", True, RECEIVED_AT)
         for device in ["@device", *(row[2] or "" for row in people(selection))]
     ]
-    store_participants(make_channel().pk, RECEIVED_AT, profiles, [])
+    store_participants(make_channel().pk, RECEIVED_AT, profiles)
     deriver.derive_all(seconds=30)
     # users changed just now, sessions end long before
     return replace(selection, end=timezone.now() + timedelta(days=1))

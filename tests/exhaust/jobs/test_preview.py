@@ -18,9 +18,9 @@ from exhaust.datasets.selection import Selection
 from exhaust.files import writer
 from exhaust.jobs import preview as previews
 from exhaust.models import Job
-from ingest.adapters.participants import Profile
 from ingest.auth import keys
 from ingest.derive import deriver
+from ingest.events import Profile
 from ingest.models import Conversation
 from ingest.store.participants import store_participants
 from tests.conftest import bearer, make_channel, make_key
@@ -138,7 +138,7 @@ def store_secrets() -> None:
     response = Client().post("/collect?appId=my-app", json.dumps([click]), "application/json")
     assert response.status_code == 200
     profile = Profile("device-1", "Asha", "+919000000001", True, timezone.now())
-    store_participants(make_channel().pk, timezone.now(), [profile], [])
+    store_participants(make_channel().pk, timezone.now(), [profile])
     deriver.derive_all(10)
 
 

@@ -12,6 +12,7 @@ from django.test import RequestFactory
 
 from ingest.adapters import body
 from ingest.events import RequestError
+from ingest.http import request_body
 
 MIB = 1024 * 1024
 
@@ -51,20 +52,20 @@ def bomb(megabytes: int) -> bytes:
 
 
 def test_body_is_read_to_its_length():
-    assert body.read_body(request(b'{"a": 1}', CONTENT_LENGTH="8")) == b'{"a": 1}'
+    assert request_body.read_body(request(b'{"a": 1}', CONTENT_LENGTH="8")) == b'{"a": 1}'
 
 
 def test_bytes_past_length_are_not_read():
-    assert body.read_body(request(b"[][]", CONTENT_LENGTH="2")) == b"[]"
+    assert request_body.read_body(request(b"[][]", CONTENT_LENGTH="2")) == b"[]"
 
 
 def test_body_of_exactly_the_limit():
-    assert body.read_body(request(b"x" * 100), max_bytes=100) == b"x" * 100
+    assert request_body.read_body(request(b"x" * 100), max_bytes=100) == b"x" * 100
 
 
 def test_too_large_length_is_refused_unread():
     refused = refusal(
-        body.read_body, request(stream=Untouched(), CONTENT_LENGTH=str(body.MAX_BYTES + 1))
+        request_body.read_body, request(stream=Untouched(), CONTENT_LENGTH=str(body.MAX_BYTES + 1))
     )
 
     assert (refused.status, refused.reason) == (413, "too_large")
@@ -73,7 +74,7 @@ def test_too_large_length_is_refused_unread():
 
 def test_chunked_body_is_refused_unread():
     refused = refusal(
-        body.read_body,
+        request_body.read_body,
         request(stream=Untouched(), CONTENT_LENGTH="", HTTP_TRANSFER_ENCODING="chunked"),
     )
 
@@ -81,20 +82,20 @@ def test_chunked_body_is_refused_unread():
 
 
 def test_short_body_is_refused():
-    refused = refusal(body.read_body, request(b"[1,2", CONTENT_LENGTH="10"))
+    refused = refusal(request_body.read_body, request(b"[1,2", CONTENT_LENGTH="10"))
 
     assert (refused.status, refused.reason) == (400, "cut_off")
     assert refused.detail == "The body ended 6 bytes before its Content-Length."
 
 
 def test_invalid_length_is_refused():
-    refused = refusal(body.read_body, request(b"[]", CONTENT_LENGTH="two"))
+    refused = refusal(request_body.read_body, request(b"[]", CONTENT_LENGTH="two"))
 
     assert (refused.status, refused.reason) == (411, "length_required")
 
 
 def test_unknown_encoding_is_refused():
-    refused = refusal(body.read_body, request(b"[]", HTTP_CONTENT_ENCODING="br"))
+    refused = refusal(request_body.read_body, request(b"[]", HTTP_CONTENT_ENCODING="br"))
 
     assert (refused.status, refused.reason) == (415, "encoding")
     assert refused.detail == "This Content-Encoding is not read; use gzip."
@@ -102,17 +103,17 @@ def test_unknown_encoding_is_refused():
 
 @pytest.mark.parametrize("empty", [b"", b" \r\n\t", b"\xef\xbb\xbf", b"\xef\xbb\xbf \n"], ids=repr)
 def test_empty_body_is_refused(empty: bytes):
-    refused = refusal(body.read_body, request(empty))
+    refused = refusal(request_body.read_body, request(empty))
 
     assert (refused.status, refused.reason, refused.detail) == (400, "empty", "The body is empty.")
 
 
 def test_gzip_of_nothing_is_refused():
-    assert refusal(body.read_body, gzipped(gzip.compress(b""))).reason == "empty"
+    assert refusal(request_body.read_body, gzipped(gzip.compress(b""))).reason == "empty"
 
 
 def test_byte_order_mark_is_removed_once():
-    assert body.read_body(request(b"\xef\xbb\xbf[]")) == b"[]"
+    assert request_body.read_body(request(b"\xef\xbb\xbf[]")) == b"[]"
 
 
 # gzip -------------------------------------------------------------------------------------------
@@ -122,17 +123,17 @@ def test_byte_order_mark_is_removed_once():
 def test_gzip_is_decompressed(name: str):
     sent = gzip.compress(b"[1]")
 
-    assert body.read_body(request(sent, HTTP_CONTENT_ENCODING=name)) == b"[1]"
+    assert request_body.read_body(request(sent, HTTP_CONTENT_ENCODING=name)) == b"[1]"
 
 
 def test_gzip_members_are_concatenated():
-    assert body.read_body(gzipped(gzip.compress(b"[1,") + gzip.compress(b"2]"))) == b"[1,2]"
+    assert request_body.read_body(gzipped(gzip.compress(b"[1,") + gzip.compress(b"2]"))) == b"[1,2]"
 
 
 def test_nested_gzip_is_decompressed_once():
     inner = gzip.compress(b"[1]")
 
-    taken = body.read_body(gzipped(gzip.compress(inner)))
+    taken = request_body.read_body(gzipped(gzip.compress(inner)))
 
     assert taken == inner
     assert refusal(body.split_documents, taken, "").reason == "not_json"
@@ -140,7 +141,7 @@ def test_nested_gzip_is_decompressed_once():
 
 @pytest.mark.parametrize("kept", [1, 9, 12, -8, -1])
 def test_truncated_gzip_is_refused(kept: int):
-    refused = refusal(body.read_body, gzipped(gzip.compress(b'{"events": []}')[:kept]))
+    refused = refusal(request_body.read_body, gzipped(gzip.compress(b'{"events": []}')[:kept]))
 
     assert (refused.status, refused.reason) == (400, "gzip")
     assert refused.detail == "The gzip body is cut off."
@@ -148,7 +149,7 @@ def test_truncated_gzip_is_refused(kept: int):
 
 @pytest.mark.parametrize("junk", [b"junk", b"\0", b"{}"])
 def test_gzip_with_trailing_bytes_is_refused(junk: bytes):
-    refused = refusal(body.read_body, gzipped(gzip.compress(b"[]") + junk))
+    refused = refusal(request_body.read_body, gzipped(gzip.compress(b"[]") + junk))
 
     assert (refused.status, refused.reason) == (400, "gzip")
 
@@ -157,13 +158,13 @@ def test_gzip_checksum_error_is_refused():
     sent = bytearray(gzip.compress(b"[1,2,3]"))
     sent[-6] ^= 1
 
-    refused = refusal(body.read_body, gzipped(bytes(sent)))
+    refused = refusal(request_body.read_body, gzipped(bytes(sent)))
 
     assert refused.detail == "The body says gzip but cannot be unfolded."
 
 
 def test_plain_text_labeled_gzip_is_refused():
-    assert refusal(body.read_body, gzipped(b"[]")).reason == "gzip"
+    assert refusal(request_body.read_body, gzipped(b"[]")).reason == "gzip"
 
 
 def test_gzip_limit_is_on_decompressed_size():
@@ -175,7 +176,7 @@ def test_gzip_bomb_uses_bounded_memory():
     sent = bomb(1024)
 
     tracemalloc.start()
-    refused = refusal(body.read_body, gzipped(sent))
+    refused = refusal(request_body.read_body, gzipped(sent))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

@@ -1,4 +1,4 @@
-"""What is read quickly is read as it is by looking at everything: at every door, for any bytes."""
+"""What is read quickly is read as it is by looking at everything: at every source, for any bytes."""
 
 import json
 from collections.abc import Callable
@@ -82,24 +82,24 @@ def parse_both_ways(raw: bytes) -> None:
     assert repr(quick) == repr(whole)  # 1 is not 1.0, nor True
 
 
-def batch(door: str, sent: bytes) -> Any:
-    content_type = body.NDJSON if door == "desk" else ""
+def batch(source: str, sent: bytes) -> Any:
+    content_type = body.NDJSON if source == "desk" else ""
     return describe_batch(
-        ADAPTERS[door].parse, sent, Call("c", RECEIVED_AT, content_type, "app", 1)
+        ADAPTERS[source].parse, sent, Call("c", RECEIVED_AT, content_type, "app", 1)
     )
 
 
-def parse_batch_both_ways(door: str, sent: bytes) -> None:
-    quick = batch(door, sent)
+def parse_batch_both_ways(source: str, sent: bytes) -> None:
+    quick = batch(source, sent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(body, "parse_value", body.parse_unusual)
-        assert repr(quick) == repr(batch(door, sent))
+        assert repr(quick) == repr(batch(source, sent))
 
 
-def bodies(door: str, odd: bytes) -> list[bytes]:
+def bodies(source: str, odd: bytes) -> list[bytes]:
     """Bodies of three events, the middle one with something odd at one place."""
-    good = json.dumps(EVENTS[door]).encode()
-    around, between = BODIES[door]
+    good = json.dumps(EVENTS[source]).encode()
+    around, between = BODIES[source]
     middle = [good.replace(what, odd) for what in (b'"ODD"', b"1.5", str(MS).encode())]
     middle += [good[:-1] + b', "more": ' + odd + b"}", b'{"more": ' + odd + b", " + good[1:], odd]
     return [around % between.join([good, each, good]) for each in middle]
@@ -111,15 +111,15 @@ def test_fast_path_finds_unusual_values(odd: bytes):
     parse_both_ways(b'{"a": [' + odd + b', 1], "b": ' + odd + b"}")
 
 
-@pytest.mark.parametrize("door", sorted(ADAPTERS))
-def test_unusual_batch_parses_the_same(door: str):
-    usual = batch(door, bodies(door, b'"plain"')[0])
+@pytest.mark.parametrize("source", sorted(EVENTS))
+def test_unusual_batch_parses_the_same(source: str):
+    usual = batch(source, bodies(source, b'"plain"')[0])
     assert isinstance(usual, Batch)
     assert usual.rejections == []
 
     for odd in ODD:
-        for sent in bodies(door, odd):
-            parse_batch_both_ways(door, sent)
+        for sent in bodies(source, odd):
+            parse_batch_both_ways(source, sent)
 
 
 def test_usual_event_takes_the_fast_path():
@@ -168,12 +168,12 @@ def test_any_text_parses_the_same(raw: bytes):
     parse_both_ways(b'{"a": ' + raw + b"}")
 
 
-@pytest.mark.parametrize("door", sorted(ADAPTERS))
+@pytest.mark.parametrize("source", sorted(EVENTS))
 @settings(max_examples=60, deadline=None, database=None)
 @given(raw=_damaged_text() | st.sampled_from(ODD))
-def test_any_batch_parses_the_same(door: str, raw: bytes):
-    for sent in bodies(door, raw):
-        parse_batch_both_ways(door, sent)
+def test_any_batch_parses_the_same(source: str, raw: bytes):
+    for sent in bodies(source, raw):
+        parse_batch_both_ways(source, sent)
 
 
 @_quick

@@ -12,7 +12,8 @@ from django.utils import timezone
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ingest.adapters import ADAPTERS, body, desk
+from ingest.adapters import ADAPTERS, body
+from ingest.adapters.desk import parser as desk
 from ingest.auth import keys
 from ingest.events import Batch, Call, RequestError
 from ingest.models import Application, Conversation, RejectedEvent, StoredEvent
@@ -118,7 +119,7 @@ def nothing_happened() -> bool:
 
 
 def test_desk_is_registered():
-    assert ADAPTERS["desk"] is desk
+    assert ADAPTERS["desk"].parse is desk.parse
 
 
 def test_session_and_items_become_events():
@@ -973,7 +974,8 @@ def test_any_bulk_bytes_parse_or_reject(raw: bytes):
             desk.parse_bulk(raw, CALL)
         return
 
-    read, items = desk.parse_bulk(raw, CALL)
+    read = desk.parse_bulk(raw, CALL)
+    items = read.details
 
     assert len(read.rejections) == len(items)
     assert [item.raw for item in items] == body.split_lines(raw)
@@ -986,12 +988,12 @@ def test_each_document_is_event_or_rejection(documents: list[Any], ascii_only: b
     raw = "\n".join(sources).encode("utf-8", "replace")
 
     read = parsed(raw)
-    bulk, items = desk.parse_bulk(
+    bulk = desk.parse_bulk(
         "\n".join('{"index":{}}\n' + each for each in sources).encode("utf-8", "replace"), CALL
     )
 
     assert (bulk.events, bulk.rejections) == (read.events, read.rejections)
-    assert len(items) == len(documents)
+    assert len(bulk.details) == len(documents)
     sessions = [event for event in read.events if event.type == "session"]
     assert len(sessions) + len(read.rejections) == len(documents)
     places = [event.position for event in sessions] + [each.position for each in read.rejections]

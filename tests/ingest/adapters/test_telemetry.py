@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.adapters import ADAPTERS, body, telemetry
+from ingest.adapters import ADAPTERS, body
+from ingest.adapters.telemetry import parser as telemetry
 from ingest.events import Batch, Call, RequestError
 from tests.ingest.telemetry_samples import (
     CHANNEL,
@@ -48,7 +49,7 @@ def rejection(event: Any) -> tuple[str, str]:
 
 
 def test_telemetry_is_registered():
-    assert ADAPTERS["telemetry"] is telemetry
+    assert ADAPTERS["telemetry"].parse is telemetry.parse
 
 
 def test_parse_answer():

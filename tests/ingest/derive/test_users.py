@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest.adapters import read_context
 from ingest.derive import users
-from ingest.derive.payloads import read_context
 from ingest.events import NO_CONTEXT, EventContext
 from ingest.feed.values import EventRow
 from ingest.models import AppUser, Channel

@@ -138,7 +138,7 @@ def test_each_source_rejects_before_reading(
     def unread(*_: Any) -> bytes:
         raise AssertionError("the body was read")
 
-    monkeypatch.setattr("ingest.adapters.body.read_raw", unread)
+    monkeypatch.setattr("ingest.http.request_body.read_raw", unread)
     refused = post()
 
     assert first.status_code != 429

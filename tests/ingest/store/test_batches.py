@@ -9,12 +9,10 @@ import pytest
 from django.db import IntegrityError, connection, connections, transaction
 
 from ingest.adapters import telemetry
-from ingest.adapters.participants import Profile
-from ingest.events import Batch, Call, Event, Rejection, event_identity
+from ingest.events import Batch, Call, Event, Profile, Rejection, event_identity
 from ingest.models import Conversation, Participant, RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt
 from ingest.store import batches, rejections
-from ingest.store.participants import store_participants
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import (
     CHANNEL,
@@ -542,7 +540,8 @@ def fetch_participant() -> Participant:
 
 
 def store_profiles(*profiles: Profile, rejections: tuple[Rejection, ...] = ()) -> None:
-    store_participants(make_channel().id, RECEIVED_AT, profiles, rejections)
+    batch = Batch("participants", RECEIVED_AT, [], list(rejections), profiles=profiles)
+    batches.append_batch(make_channel().id, batch)
 
 
 def test_participant_is_created():

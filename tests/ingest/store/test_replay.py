@@ -10,7 +10,9 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from ingest.adapters import desk, participants, telemetry
+from ingest.adapters.desk import parser as desk
+from ingest.adapters.participants import parser as participants
+from ingest.adapters.telemetry import parser as telemetry
 from ingest.auth import keys
 from ingest.events import RequestError
 from ingest.models import Participant, RejectedEvent, StoredEvent
@@ -19,7 +21,7 @@ from tests.ingest.telemetry_samples import answer, encode_batch
 
 
 def refuse(*_: Any) -> None:
-    raise RequestError("not_yet", "A door that cannot read it yet.")
+    raise RequestError("not_yet", "This source cannot be parsed yet.")
 
 
 def replay(**options: str) -> str:
@@ -45,7 +47,7 @@ def test_still_invalid_event_stays_rejected(rejected: RejectedEvent):
 
 
 def test_fixed_event_is_stored_once(rejected: RejectedEvent, monkeypatch: pytest.MonkeyPatch):
-    # given a door that has learned to read events without a name
+    # given an adapter that has learned to read events without a name
     read = telemetry.identifier
     monkeypatch.setattr(
         telemetry, "identifier", lambda *args, required=False: read(*args) or "x" * required
@@ -78,8 +80,8 @@ def test_dropped_key_makes_it_unreadable(rejected: RejectedEvent, settings):
     [
         ({"reason": "eid"}, 1),
         ({"reason": "ets"}, 0),
-        ({"door": "telemetry"}, 1),
-        ({"door": "participants"}, 0),
+        ({"source": "telemetry"}, 1),
+        ({"source": "participants"}, 0),
         ({"since": "2026-01-01"}, 1),
         ({"since": "2999-01-01"}, 0),
     ],
@@ -98,7 +100,7 @@ def test_fixed_participant_is_stored(sender: Client, monkeypatch: pytest.MonkeyP
     assert Participant.objects.count() == 0
     monkeypatch.setattr(participants, "_E164", re.compile(".*"))
 
-    assert replay(door="participants") == "accepted 1, still rejected 0, unreadable 0"
+    assert replay(source="participants") == "accepted 1, still rejected 0, unreadable 0"
     assert Participant.objects.get().device_id == "a"
 
 
@@ -114,6 +116,6 @@ def test_replay_keeps_newer_version(monkeypatch: pytest.MonkeyPatch, db):
     assert (StoredEvent.objects.count(), RejectedEvent.objects.count()) == (0, 1)
     client.put("/export/events", json.dumps(session | {"v": 2}), "application/json")
 
-    assert replay(door="desk") == "accepted 1, still rejected 0, unreadable 0"
+    assert replay(source="desk") == "accepted 1, still rejected 0, unreadable 0"
 
     assert StoredEvent.objects.get().payload["v"] == 2

@@ -1,9 +1,13 @@
-"""The bodies of Sunbird telemetry, as the OpenAPI document describes them."""
+"""The operations and bodies of Sunbird telemetry, as the OpenAPI document describes them."""
 
 from typing import Any
 
+from ingest.adapters.base import Operation
 from ingest.http.schema import (
+    JSON,
+    LINES,
     MAX_ID,
+    NDJSON,
     BatchCounts,
     Body,
     choice,
@@ -12,7 +16,7 @@ from ingest.http.schema import (
     free_object,
     number,
     text,
-)  # fmt: skip
+)
 
 EXAMPLE_EVENT = {
     "eid": "ASSESS", "ets": 1648785600123, "ver": "3.0", "mid": "ASSESS:1",
@@ -74,3 +78,25 @@ class TelemetryAnswer(TelemetryError):
 
     responseCode = choice("SUCCESS.", ["SUCCESS"])
     result: Any = BatchCounts()
+
+
+OPERATIONS = (
+    Operation(
+        id="sendTelemetry",
+        description="""Send Sunbird telemetry.
+
+        A batch, events or one event. Needs `ingest`. Events that cannot be read are kept
+        aside; the others are stored.
+        """,
+        request={
+            JSON: (
+                TelemetryBatch,
+                TelemetryEvent(many=True),
+                TelemetryEvent,
+            ),
+            NDJSON: LINES,
+        },
+        response=TelemetryAnswer,
+        rejection=TelemetryError,
+    ),
+)

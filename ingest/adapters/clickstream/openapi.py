@@ -1,6 +1,8 @@
-"""The bodies of AWS Clickstream, as the OpenAPI document describes them."""
+"""The operations and bodies of AWS Clickstream, as the OpenAPI document describes them."""
 
+from ingest.adapters.base import Operation
 from ingest.http.schema import (
+    JSON,
     MAX_ID,
     Body,
     free_object,
@@ -8,7 +10,7 @@ from ingest.http.schema import (
     list_of,
     number,
     text,
-)  # fmt: skip
+)
 
 
 class ClickstreamEvent(Body):
@@ -51,3 +53,24 @@ class Pong(Body):
     """The service's clock."""
 
     timestamp = number("Seconds since 1970.")
+
+
+OPERATIONS = (
+    Operation(
+        id="collectClicks",
+        description="""Send AWS Clickstream events.
+
+        200 without a body means that they are stored. The body may be gzip, or base64 of
+        gzip.
+        """,
+        request={JSON: (ClickstreamEvent(many=True), ClickstreamEvent)},
+        response=None,
+        parameters=(CollectQuery,),
+    ),
+    Operation(
+        id="pingClicks",
+        description="Get the service's clock, as the AWS Clickstream SDKs do.",
+        response=Pong,
+        parameters=(PingQuery,),
+    ),
+)

@@ -15,43 +15,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from ingest.adapters import body as text
-from ingest.adapters.fields import bounded_text, identifier
+from ingest.adapters.fields import identifier
 from ingest.events import (
-    NO_CONTEXT,
     Batch,
     Call,
     Event,
-    EventContext,
     Rejection,
     RequestError,
     event_identity,
     length_prefixed,
     parse_timestamp,
 )
-from ingest.feed.values import EventRow
-
-
-class _DeskPayload(msgspec.Struct):
-    user_id: Any = msgspec.field(name="userId", default=None)
-    user_type: Any = msgspec.field(name="userType", default=None)
-
-
-_decode_desk = msgspec.json.Decoder(_DeskPayload).decode
-
-
-def _read_desk(row: EventRow) -> EventContext:
-    if row.type != "session":
-        return NO_CONTEXT
-    payload = _decode_desk(row.payload)
-    occurred = row.occurred_us
-    return EventContext(
-        bounded_text(payload.user_id),
-        "",
-        {"userType": (payload.user_type, occurred)} if payload.user_type else {},
-    )
-
 
 SOURCE = "desk"
 MAX_DOCUMENTS = 1000  # of a batch; the sender closes one at a thousand
@@ -110,13 +87,18 @@ def parse(body: bytes, call: Call) -> Batch:
     return _build_batch(call, events, rejections)
 
 
-def parse_bulk(body: bytes, call: Call, index: str = "") -> tuple[Batch, list[BulkItem]]:
-    """Reads action and source lines in turn. Raises `Refused` as `parse` does."""
+def parse_bulk(body: bytes, call: Call) -> Batch:
+    """The sessions of action and source lines in turn; `details` has the items in that order.
+
+    Raises `RequestError` as `parse` does.
+    """
     _reject_gzip(body)
     items: list[BulkItem] = []
     events: list[Event] = []
     rejections: list[Rejection] = []
-    for position, item in enumerate(_bulk_items(text.split_lines(body), index or SOURCE)):
+    for position, item in enumerate(
+        _bulk_items(text.split_lines(body), call.route.get("index", SOURCE))
+    ):
         _require_batch_limit(position + 1)
         items.append(item)
         try:
@@ -128,7 +110,7 @@ def parse_bulk(body: bytes, call: Call, index: str = "") -> tuple[Batch, list[Bu
         else:
             item.id = item.id or _document_id(found[0])
             events += found
-    return _build_batch(call, events, rejections), items
+    return structs.replace(_build_batch(call, events, rejections), details=items)
 
 
 def _build_batch(call: Call, events: list[Event], rejections: list[Rejection]) -> Batch:

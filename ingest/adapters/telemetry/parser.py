@@ -10,47 +10,16 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import body as text
-from ingest.adapters.fields import MAX_URL, bounded_text, identifier
+from ingest.adapters.fields import identifier
 from ingest.events import (
     Batch,
     Call,
     Event,
-    EventContext,
     Rejection,
     RequestError,
     event_identity,
     parse_timestamp,
 )
-from ingest.feed.values import EventRow
-
-
-class _Actor(msgspec.Struct):
-    id: Any = None
-    type: Any = None
-
-
-class _Edata(msgspec.Struct):
-    uri: Any = None
-
-
-class _TelemetryPayload(msgspec.Struct):
-    actor: _Actor | None = None
-    edata: _Edata | None = None
-
-
-_decode_telemetry = msgspec.json.Decoder(_TelemetryPayload).decode
-
-
-def _read_telemetry(row: EventRow) -> EventContext:
-    payload = _decode_telemetry(row.payload)
-    url = bounded_text(payload.edata.uri, MAX_URL) if payload.edata else ""
-    actor = payload.actor
-    if actor is None or str(actor.type or "User").lower() != "user":
-        return EventContext("", url)
-    user_id = bounded_text(actor.id)
-    # senders without a sign-in repeat the device
-    return EventContext("" if user_id == row.device_id else user_id, url)
-
 
 SOURCE = "telemetry"
 

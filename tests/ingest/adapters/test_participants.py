@@ -5,12 +5,17 @@ from typing import Any
 import pytest
 
 from ingest.adapters import participants
-from ingest.events import RequestError
+from ingest.events import Call, Profile, Rejection, RequestError
 from tests.ingest.telemetry_samples import RECEIVED_AT
 
 
-def read(*people: Any) -> Any:
-    return participants.parse(json.dumps(people).encode(), "application/json", RECEIVED_AT)
+def parse(body: bytes, content_type: str = "") -> tuple[list[Profile], list[Rejection]]:
+    batch = participants.parse(body, Call("ORG_001", RECEIVED_AT, content_type))
+    return list(batch.profiles), batch.rejections
+
+
+def read(*people: Any) -> tuple[list[Profile], list[Rejection]]:
+    return parse(json.dumps(people).encode(), "application/json")
 
 
 def refused(**said: Any) -> str:
@@ -34,17 +39,13 @@ def test_parse_profile():
 
     assert rejections == []
     assert profiles == [
-        participants.Profile(
-            "d", "Asha", "+919000000001", True, datetime(2022, 4, 1, 4, 30, tzinfo=UTC)
-        )
+        Profile("d", "Asha", "+919000000001", True, datetime(2022, 4, 1, 4, 30, tzinfo=UTC))
     ]
 
 
 @pytest.mark.parametrize("said", [{}, {"userName": None, "phone": None, "consent": None}])
 def test_missing_fields_are_none(said: dict[str, Any]):
-    assert read({"deviceId": "d", **said})[0] == [
-        participants.Profile("d", None, None, None, RECEIVED_AT)
-    ]
+    assert read({"deviceId": "d", **said})[0] == [Profile("d", None, None, None, RECEIVED_AT)]
 
 
 @pytest.mark.parametrize(
@@ -52,14 +53,14 @@ def test_missing_fields_are_none(said: dict[str, Any]):
     [b'[{"deviceId": "a"}, {"deviceId": "b"}]', b'{"deviceId": "a"}\n{"deviceId": "b"}'],
 )
 def test_array_and_lines_are_equivalent(body: bytes):
-    profiles, rejections = participants.parse(body, "", RECEIVED_AT)
+    profiles, rejections = parse(body)
 
     assert [p.device_id for p in profiles] == ["a", "b"]
     assert rejections == []
 
 
 def test_one_object_is_one_participant():
-    assert len(participants.parse(b'{"deviceId": "a"}', "", RECEIVED_AT)[0]) == 1
+    assert len(parse(b'{"deviceId": "a"}')[0]) == 1
 
 
 @pytest.mark.parametrize("phone", ["+919000000001", "+1234567", "+123456789012345", ""])
@@ -138,6 +139,6 @@ def test_invalid_participant_rejects_itself():
 @pytest.mark.parametrize("body", [b"{", b"[{]", b"nonsense", b"[" * 100_000])
 def test_invalid_json_is_refused(body: bytes):
     with pytest.raises(RequestError) as caught:
-        participants.parse(body, "application/json", RECEIVED_AT)
+        parse(body, "application/json")
 
     assert caught.value.status == 400

@@ -1,10 +1,14 @@
-"""The bodies of Dynatrace sessions, as the OpenAPI document describes them."""
+"""The operations and bodies of Dynatrace sessions, as the OpenAPI document describes them."""
 
 from rest_framework import serializers
 
+from ingest.adapters.base import Operation
+from ingest.adapters.desk.http import BULK_NDJSON
 from ingest.http.schema import (
+    JSON,
     LINES,
     MAX_ID,
+    NDJSON,
     BatchCounts,
     Body,
     flag,
@@ -13,7 +17,7 @@ from ingest.http.schema import (
     list_of,
     number,
     text,
-)  # fmt: skip
+)
 
 BULK_LINES = {
     "type": "string",
@@ -79,3 +83,20 @@ class BulkError(Body):
 
     error = BulkCause()
     status = integer("The HTTP status.")
+
+
+OPERATIONS = (
+    Operation(
+        id="sendBulk",
+        description="Send sessions by Elasticsearch's bulk protocol.",
+        request=dict.fromkeys((NDJSON, BULK_NDJSON), BULK_LINES),
+        response=BulkAnswer,
+        rejection=BulkError,
+    ),
+    Operation(
+        id="sendSessions",
+        description="Send Dynatrace sessions, one a line.",
+        request={NDJSON: LINES, JSON: DeskSession},
+        response=DeskAnswer,
+    ),
+)

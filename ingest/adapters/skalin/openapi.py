@@ -1,6 +1,8 @@
-"""The bodies of Skalin, as the OpenAPI document describes them."""
+"""The operations and bodies of Skalin, as the OpenAPI document describes them."""
 
+from ingest.adapters.base import Operation
 from ingest.http.schema import (
+    JSON,
     MAX_ID,
     BatchCounts,
     Body,
@@ -8,7 +10,7 @@ from ingest.http.schema import (
     integer,
     list_of,
     text,
-)  # fmt: skip
+)
 
 
 class SkalinIdentity(Body):
@@ -72,3 +74,25 @@ class HitQuery(BulkQuery):
     event_id = text("The id; the last event of an id wins.", required=False)
     ts = text("The time; by default now.", required=False)
     visit_id = text("The visit.", required=False)
+
+
+OPERATIONS = (
+    Operation(
+        id="sendHit",
+        description="Send one identity or feature in the query.",
+        response=SkalinAnswer,
+        rejection=SkalinError,
+        parameters=(HitQuery,),
+    ),
+    Operation(
+        id="sendHits",
+        description="""Send identities and features as Skalin's clients do.
+
+        Any content type will do: curl calls a body a form by default.
+        """,
+        request={JSON: SkalinBulk},
+        response=SkalinAnswer,
+        rejection=SkalinError,
+        parameters=(BulkQuery,),
+    ),
+)

@@ -1,15 +1,15 @@
-"""The bodies of participants, as the OpenAPI document describes them."""
+"""The operations and bodies of participants, as the OpenAPI document describes them."""
 
+from ingest.adapters.base import Operation
 from ingest.http.schema import (
+    JSON,
     MAX_ID,
     Body,
     RejectionCounts,
-    epoch_ms,
     flag,
-    free_object,
     integer,
     text,
-)  # fmt: skip
+)
 
 
 class Participant(Body):
@@ -43,10 +43,14 @@ class ParticipantsAnswer(RejectionCounts):
     accepted = integer("Participants that were stored.")
 
 
-class ErasureCertificate(Body):
-    """What was erased, without a word of the person."""
+OPERATIONS = (
+    Operation(
+        id="sendParticipants",
+        description="""Send profiles and consents.
 
-    subject = text("A hash of the device under the channel's secret.")
-    askedAt = epoch_ms("When the last request came")
-    finishedAt = epoch_ms("When all was erased; null before", allow_null=True)
-    erased = free_object("The number of rows of each kind.")
+        An array, or one a line. Needs `ingest`.
+        """,
+        request={JSON: (Participant(many=True), Participant)},
+        response=ParticipantsAnswer,
+    ),
+)

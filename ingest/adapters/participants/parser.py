@@ -8,39 +8,26 @@ import msgspec
 
 from ingest.adapters import body as text
 from ingest.adapters.fields import MAX_TEXT
-from ingest.events import Rejection, RequestError
+from ingest.events import Batch, Call, Profile, Rejection, RequestError
 
 SOURCE = "participants"
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class Profile(msgspec.Struct, frozen=True):
-    """What is known of a person; None is "not said", which changes nothing already known."""
-
-    device_id: str
-    user_name: str | None
-    phone: str | None  # E.164, "" takes a known one away
-    consent: bool | None
-    consent_at: datetime
-    position: int = 0  # in its batch
-
-
-def parse(
-    body: bytes, content_type: str, received_at: datetime
-) -> tuple[list[Profile], list[Rejection]]:
-    """Reads a body. Raises `Refused` when it is no JSON."""
+def parse(body: bytes, call: Call) -> Batch:
+    """The profiles of a body. Raises `RequestError` when it is no JSON."""
     raws: list[bytes] = []
-    for line in text.split_documents(body, content_type):
+    for line in text.split_documents(body, call.content_type):
         raws.extend(text.split_repaired(_split_array, line)[0] if line.startswith(b"[") else [line])
     profiles: list[Profile] = []
     rejections: list[Rejection] = []
     for position, raw in enumerate(raws):
         try:
-            profiles.append(_parse_profile(raw, received_at, position))
-        except RequestError as refused:
-            rejections.append(Rejection(position, refused.reason, refused.detail, raw))
-    return profiles, rejections
+            profiles.append(_parse_profile(raw, call.received_at, position))
+        except RequestError as error:
+            rejections.append(Rejection(position, error.reason, error.detail, raw))
+    return Batch(SOURCE, call.received_at, [], rejections, profiles=profiles)
 
 
 def _split_array(document: bytes) -> list[bytes]:

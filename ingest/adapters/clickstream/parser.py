@@ -5,70 +5,26 @@ https://github.com/awslabs/clickstream-analytics-on-aws
 
 import binascii
 import hashlib
-import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
-from ingest.adapters import answers
+from ingest.adapters import answer_attributes as answers
 from ingest.adapters import body as text
-from ingest.adapters.fields import MAX_URL, bounded_text, identifier
+from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,
     Batch,
     Call,
     Event,
-    EventContext,
     Rejection,
     RequestError,
     event_identity,
 )
-from ingest.feed.values import EventRow
-
-
-class _Page(msgspec.Struct):
-    url: Any = msgspec.field(name="_page_url", default=None)
-
-
-class _ClickstreamPayload(msgspec.Struct):
-    user: dict[str, Any] | None = None
-    user_id: Any = None
-    attributes: _Page | None = None
-
-
-_decode_clickstream = msgspec.json.Decoder(_ClickstreamPayload).decode
-
-
-def _read_clickstream(row: EventRow) -> EventContext:
-    payload = _decode_clickstream(row.payload)
-    url = bounded_text(payload.attributes.url, MAX_URL) if payload.attributes else ""
-    occurred, latest = row.occurred_us, row.received_us
-    attributes: dict[str, tuple[Any, int]] = {}
-    for name, attribute in (payload.user or {}).items():
-        if isinstance(attribute, dict) and "value" in attribute:
-            attributes[name] = (
-                attribute["value"],
-                _attribute_set_at(attribute.get("set_timestamp"), occurred, latest),
-            )
-        else:
-            attributes[name] = (attribute, occurred)
-    signed_in, _ = attributes.pop("_user_id", (payload.user_id, occurred))
-    return EventContext(bounded_text(signed_in), url, attributes)
-
-
-def _attribute_set_at(milliseconds: Any, occurred: int, latest: int) -> int:
-    """When an attribute was set: never after its arrival, or it could never be replaced."""
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
-        return occurred
-    if not math.isfinite(milliseconds) or milliseconds <= 0:
-        return occurred
-    return min(int(milliseconds * 1000), max(occurred, latest))
-
 
 SOURCE = "clickstream"
-MAX_BYTES = 1024 * 1024  # of a body as sent
 MAX_EVENTS = 10_000  # of a batch; the SDKs stop at 512 KiB
 MAX_COMMAS = 1_000_000  # before a body is taken apart: each element costs memory
 MAX_NAME = 50
@@ -91,9 +47,14 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """Reads a body as it was sent; one that cannot be read at all is one rejection, since no SDK
-    drops a batch that is refused. Raises `Refused` (413) for too large a one.
+    """The events of a body as it was sent.
+
+    An unreadable body is one rejection: the SDKs send a refused batch for ever. Raises
+    `RequestError`: 413 for too large a body, 400 for a wrong hash where the application is strict.
     """
+    if call.is_hash_required and not has_valid_hash(body, call):
+        detail = "hashCode is not the first 8 hex digits of the body's SHA-256."
+        raise RequestError("hash", detail)
     events: list[Event] = []
     rejections: list[Rejection] = []
     try:

@@ -1,0 +1,33 @@
+"""Clickstream's requests and responses. No response reads or stores the sender's address."""
+
+from django.http import QueryDict
+
+from ingest.adapters.base import Cors, Receipt, Response
+from ingest.events import Call
+
+MAX_BYTES = 1024 * 1024  # of a body as sent
+CORS = Cors(
+    methods="GET, POST, OPTIONS",
+    headers=(
+        "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"
+        " Cache-Control, Content-Type"
+    ),
+)
+
+
+def read_parameters(query: bytes) -> dict[str, str]:
+    return QueryDict(query).dict()
+
+
+def keep_as_sent(sent: bytes, call: Call) -> bytes:
+    """The body: its hash is of the bytes as sent."""
+    return sent
+
+
+def respond(receipt: Receipt) -> Response:
+    return Response(content_type="text/plain")
+
+
+def respond_with_time(receipt: Receipt) -> Response:
+    timestamp = round(receipt.call.received_at.timestamp(), 3)
+    return Response({"timestamp": timestamp}, headers={"Cache-Control": "no-store"})

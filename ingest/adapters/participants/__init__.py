@@ -1,0 +1,28 @@
+"""Participants: the profiles of persons, with their consent, sent with a key."""
+
+from ingest.adapters.base import Adapter, Endpoint, SourceDocs, accept_json
+from ingest.adapters.participants import http
+from ingest.adapters.participants.parser import SOURCE, parse
+
+ADAPTER = Adapter(
+    name=SOURCE,
+    title="Participants",
+    parse=parse,
+    openapi="ingest.adapters.participants.openapi",
+    endpoints=(
+        Endpoint(
+            routes=("v1/participants",),
+            method_detail="Participants come by POST.",
+            check=accept_json,
+            parse=parse,
+            respond=http.respond,
+            operation="sendParticipants",
+        ),
+    ),
+    docs=SourceDocs(
+        addresses="`POST /v1/participants`",
+        sender="a key with `ingest`",
+        identity="`deviceId`",
+        winner="the newest consent",
+    ),
+)

@@ -1,0 +1,26 @@
+"""The response to profiles."""
+
+from ingest.adapters.base import Receipt, Response, list_rejections
+from ingest.events import Profile, Rejection
+
+
+def respond(receipt: Receipt) -> Response:
+    profiles, result = receipt.batch.profiles, receipt.result
+    rejections = [*result.rejections, *map(_erased_rejection, result.erased)]
+    return Response(
+        {
+            "accepted": len(profiles) - len(result.erased),
+            "rejected": len(rejections),
+            "rejections": list_rejections(rejections),
+        }
+    )
+
+
+def _erased_rejection(profile: Profile) -> Rejection:
+    """Listed, but stored nowhere: the profile of an erased person must not be kept."""
+    return Rejection(
+        profile.position,
+        "erased",
+        "This person was erased; send a consent that was given afterwards, with its consentAt.",
+        b"",
+    )

@@ -1,0 +1,38 @@
+"""Sunbird telemetry v3: a batch, an event, or an event a line, sent with a key."""
+
+from ingest.adapters.base import Adapter, Endpoint, SourceDocs, accept_json
+from ingest.adapters.telemetry import http
+from ingest.adapters.telemetry.context import read_context
+from ingest.adapters.telemetry.parser import SOURCE, parse
+
+ADAPTER = Adapter(
+    name=SOURCE,
+    title="Telemetry",
+    parse=parse,
+    openapi="ingest.adapters.telemetry.openapi",
+    endpoints=(
+        Endpoint(
+            routes=("v1/telemetry", "data/v1/telemetry", "data/v3/telemetry"),
+            method_detail="Telemetry comes by POST.",
+            check=accept_json,
+            parse=parse,
+            respond=http.respond,
+            refuse=http.refuse,
+            overload=http.OVERLOAD,
+            operation="sendTelemetry",
+        ),
+    ),
+    read_context=read_context,
+    page_path=("edata", "uri"),
+    page_view_types=frozenset({"IMPRESSION"}),
+    error_types=frozenset({"ERROR"}),
+    system_types=frozenset(
+        {"START", "END", "LOG", "HEARTBEAT", "AUDIT", "METRICS", "SUMMARY", "EXDATA"}
+    ),
+    docs=SourceDocs(
+        addresses="`POST /v1/telemetry`",
+        sender="a key with `ingest`",
+        identity="time, mid, device, session, question",
+        winner="the first",
+    ),
+)

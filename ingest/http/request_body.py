@@ -1,0 +1,54 @@
+"""Reads a request's body in bounded steps."""
+
+from django.http import HttpRequest
+
+from ingest.adapters import body
+from ingest.events import RequestError
+
+_READ_BYTES = 64 * 1024
+
+
+def read_body(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
+    """The decompressed body. Raises `RequestError` as `read_raw` and `body.decode` do."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    return body.decode(read_raw(request, max_bytes), encoding, max_bytes)
+
+
+def read_raw(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
+    """The body's bytes, read in bounded steps.
+
+    Raises `Refused`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.
+    """
+    require_length(request)
+    try:
+        length = int(request.META.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        length = -1
+    if length < 0:
+        raise RequestError("length_required", "Content-Length is no number of bytes.", 411)
+    if length > max_bytes:
+        raise body.too_large(max_bytes)
+    chunks: list[bytes] = []
+    missing = length
+    while missing > 0 and (chunk := request.read(min(missing, _READ_BYTES))):
+        chunks.append(chunk)
+        missing -= len(chunk)
+    if missing:
+        raise RequestError("cut_off", f"The body ended {missing} bytes before its Content-Length.")
+    return b"".join(chunks)
+
+
+def require_length(request: HttpRequest) -> None:
+    """Raises `Refused` (411) for a body of unknown length: WSGI shows it as empty, a lie.
+
+    HTTP/1.1 has such bodies in chunks; HTTP/2 needs no length at all.
+    """
+    protocol = request.META.get("SERVER_PROTOCOL", "")
+    if request.headers.get("Transfer-Encoding") or (
+        protocol.startswith("HTTP/2")
+        and not request.META.get("CONTENT_LENGTH")
+        and request.method not in {"GET", "HEAD", "OPTIONS"}
+    ):
+        raise RequestError(
+            "length_required", "Send Content-Length instead of Transfer-Encoding: chunked.", 411
+        )
