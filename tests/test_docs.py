@@ -19,6 +19,7 @@ from exhaust.files.formats import FORMATS
 from exhaust.models import Destination, Job
 from exhaust.monitoring import metrics
 from ingest.adapters import ADAPTERS
+from ingest.adapters.docs import source_table
 from ingest.models import ApiKey
 from tests.doc_commands import DOCS, PAGES, ROOT
 
@@ -35,7 +36,12 @@ COMMANDS = sorted(name for name, app in get_commands().items() if app in ("inges
 ADDRESSES = re.findall(
     r'path\(\s*"([^"]+)"',
     "".join((ROOT / app / "urls.py").read_text() for app in ("ingest", "exhaust", "config")),
-)
+) + [
+    route
+    for adapter in ADAPTERS.values()
+    for endpoint in adapter.endpoints
+    for route in endpoint.routes
+]
 
 
 @pytest.mark.parametrize("variable", sorted(set(SETTINGS)))
@@ -77,10 +83,11 @@ def test_every_field_of_a_request_is_described(field: str):
     assert f"`{field}`" in REQUESTING
 
 
-@pytest.mark.parametrize("dialect", [*ADAPTERS, "participants"])
-def test_every_door_is_described(dialect: str):
-    assert re.search(rf"^\| {dialect} \| `", SENDING, re.M | re.I)
-    assert dialect in SOURCES
+@pytest.mark.parametrize("source", ADAPTERS)
+def test_every_source_is_described(source: str):
+    assert source_table() in SENDING
+    assert f"## {ADAPTERS[source].title}\n" in SENDING
+    assert source in SOURCES
 
 
 @pytest.mark.parametrize("word", [*Destination.Kind.values, *Destination.Resource.values])
