@@ -1,7 +1,5 @@
 """Celery's side: a message says "look now", and what there is to do stands in the rows."""
 
-import logging
-
 from celery import shared_task
 from celery.signals import celeryd_after_setup, worker_process_init
 
@@ -17,11 +15,12 @@ from exhaust.worker import (
     _start_poller,
     _start_solo_poller,
 )
+from ingest import logs
 from ingest.auth import failures
 from ingest.derive import deriver
 from ingest.privacy import erasure
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 @shared_task(name="exhaust.work")
@@ -47,7 +46,7 @@ def sweep() -> None:
         try:
             orphans.remove_for_jobs(*expired_ids)
         except storage.StorageError:
-            log.warning("storage.object_orphaned jobs=%s", expired_ids)  # the daily run finds it
+            log.warning("storage.object_orphaned", jobs=expired_ids)  # the daily run finds it
     for priority in (
         transitions.claimable_jobs().order_by().values_list("priority", flat=True).distinct()
     ):

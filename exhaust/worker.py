@@ -1,7 +1,6 @@
 """The thread that looks for due jobs beside a worker, and what a worker gives back at its end."""
 
 import atexit
-import logging
 import os
 import threading
 from datetime import timedelta
@@ -14,8 +13,9 @@ from exhaust.jobs import attempt, transitions
 from exhaust.jobs.wakeup import enqueue_work
 from exhaust.models import Job
 from exhaust.monitoring import metrics
+from ingest import logs
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 BROKER_STALL = timedelta(seconds=7)  # a sweep should have come by then
@@ -45,7 +45,7 @@ def poll_loop(stop_event: threading.Event) -> None:
                     if job := transitions.claim(
                         lowest_priority=lowest_priority, worker_id=_current_worker_id()
                     ):
-                        log.warning("broker.stalled job=%s", job.pk)
+                        log.warning("broker.stalled", job=job.pk)
                         attempt.run(job)
                 finally:
                     _is_working.release()

@@ -1,161 +1,247 @@
-"""Logs: JSON lines that hold only what is on a list; and the request's id.
+"""Structured logs: one JSON object a line, with the fields of an allow-list.
 
-Our own calls name an event and ids: `log.info("job.claimed job=%s attempt=%s", job.pk, …)`. What
-is written is the event and those of the ids that stand in `IDS`; a value that does not look like
-one is left out. Of what libraries say only the words in their code are written, never what they
-put in: no statement's parameters, no address, no body. Of an error its kind and where it was, never
-its message, which may quote anything.
+Our own calls name an event and its ids: `log.info("job.claimed", job=job.pk, attempt=1)`. The
+processor `keep_allowed` drops each field that is not in `ALLOWED_FIELDS`, and each value that does
+not look like an id. A library's record keeps its text. An argument of that text is shown where the
+logger is in `TRUSTED_LOGGERS` and the argument is an id, a number or a connection error; "…" stands
+for any other. An error is logged as its types and its trace, never as its message: a message of
+PostgreSQL quotes rows.
 """
 
-import json
 import logging
 import logging.config
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
+import structlog
 from django.http import HttpRequest, HttpResponse
+from structlog.stdlib import BoundLogger, ProcessorFormatter
+from structlog.typing import EventDict, WrappedLogger
 
 ALLOWED_FIELDS = {
-    "request", "channel", "caller", "job", "jobs", "attempt", "schedule", "destination", "delivery",
-    "callback", "file", "key", "day", "entries", "digest", "networks", "events", "closed", "won",
-    "permanent", "status", "answer", "failures", "documents", "error", "ms", "route", "method",
-    "role", "destinations",
+    "answer", "attempt", "caller", "callback", "channel", "closed", "day", "delivery",
+    "destination", "destinations", "digest", "documents", "entries", "error", "events", "failures",
+    "file", "job", "jobs", "key", "method", "ms", "networks", "permanent", "request", "role",
+    "route", "schedule", "status", "won",
 }  # fmt: skip
-OWN_LOGGERS = ("ingest", "exhaust", "config")
+# what these put into their texts are names of tasks and queues, and addresses of our own servers
+TRUSTED_LOGGERS = {"_granian", "celery", "granian", "kombu", "psycopg"}
+MAX_MESSAGE_CHARACTERS = 500
+_CONNECTION_ERRORS = {"ConnectionError", "OSError", "OperationalError"}
+_HIDDEN = "…"
+_CONVERSION = re.compile(r"%(%|(?:\(\w+\))?[-#0 +]*[\d.*]*[a-zA-Z])")
 _EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)*\Z")
-_FIELD = re.compile(r"(\w+)=%[a-z]\Z")
-_LOGGABLE_VALUE = re.compile(r"[\w.:/<>-]{0,200}\Z", re.ASCII)
+_LOGGABLE = re.compile(r"[\w.:/<>-]{0,200}\Z", re.ASCII)
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{32,36}\Z")  # a UUID, with or without dashes: no phone
 _ROOT = str(Path(__file__).resolve().parent.parent) + "/"
-_context_fields: ContextVar[dict[str, Any] | None] = ContextVar("about", default=None)
+_UNLOGGED_ROUTES = {"healthz", "readyz"}
+_context: ContextVar[dict[str, Any] | None] = ContextVar("log_context", default=None)
+
+
+def get_logger(name: str) -> BoundLogger:
+    """Returns the logger of a module; it writes where the `logging` logger of that name does."""
+    return cast(BoundLogger, structlog.get_logger(name))
+
+
+log = get_logger(__name__)
 
 
 @contextmanager
-def log_context(**ids: Any) -> Iterator[None]:
-    """Each line written within carries these ids too."""
-    token = _context_fields.set({**(_context_fields.get() or {}), **ids})
+def log_context(**fields: Any) -> Iterator[None]:
+    """Adds these fields to each line that is written within."""
+    token = _context.set({**(_context.get() or {}), **fields})
     try:
         yield
     finally:
-        _context_fields.reset(token)
+        _context.reset(token)
 
 
-def bind(**ids: Any) -> None:
-    """The lines of this request from here on carry these ids too."""
-    fields = _context_fields.get()
-    if fields is not None:
-        fields.update(ids)
+def bind(**fields: Any) -> None:
+    """Adds these fields to the lines that follow within the open `log_context`, if there is one."""
+    context = _context.get()
+    if context is not None:
+        context.update(fields)
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-        }
-        if record.name.partition(".")[0] in OWN_LOGGERS:
-            line |= _format_own(record)
-        else:
-            line |= _format_foreign(record)
-        for name, value in (_context_fields.get() or {}).items():
-            line.setdefault(name, value)
-        if record.exc_info and record.exc_info[1] is not None:
-            line["error"] = _format_error(record.exc_info[1])
-        return json.dumps(line, default=str)
+# Processors --------------------------------------------------------------------------------------
 
 
-def _format_own(record: logging.LogRecord) -> dict[str, Any]:
-    event, *pairs = str(record.msg).split(" ")
-    values = record.args if isinstance(record.args, tuple) else ()
-    if "%s" in event and values:
-        event, values = event.replace("%s", str(values[0])), values[1:]
-    fields: dict[str, Any] = {"event": event if _EVENT.match(event) else "unnamed"}
-    for pair, value in zip(pairs, values, strict=False):
-        match = _FIELD.match(pair)
-        if match and match[1] in ALLOWED_FIELDS and _is_loggable(value):
-            fields[match[1]] = value
-    return fields
+def add_context(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    for name, value in (_context.get() or {}).items():
+        line.setdefault(name, value)
+    return line
+
+
+def keep_allowed(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    """Keeps the event and the fields of the allow-list."""
+    event = line.pop("event", None)
+    kept: EventDict = {"event": event} if _is_event(event) else {"event": "unnamed"}
+    for name, value in line.items():
+        if name == "exc_info" or (name in ALLOWED_FIELDS and _is_loggable(value)):
+            kept[name] = value
+    return kept
+
+
+def _is_event(value: Any) -> bool:
+    return isinstance(value, str) and bool(_EVENT.match(value))
 
 
 def _is_loggable(value: Any) -> bool:
     if isinstance(value, list):
-        return all(isinstance(item, int) for item in value)
-    return (
-        value is None or isinstance(value, int | float) or bool(_LOGGABLE_VALUE.match(str(value)))
-    )
+        return all(isinstance(each, int) for each in value)
+    return value is None or isinstance(value, int | float) or bool(_LOGGABLE.match(str(value)))
 
 
-def _format_foreign(record: logging.LogRecord) -> dict[str, Any]:
-    """A message without arguments may have been put together by hand; then only its place."""
-    fields = {"at": f"{record.module}.{record.funcName}:{record.lineno}"}
-    if record.args and isinstance(record.msg, str):
-        fields["message"] = record.msg
-    return fields
+def describe_error(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    """Replaces `exc_info` by the types and traces of the error and its causes, outermost first."""
+    error = line.pop("exc_info", None)
+    if isinstance(error, tuple):
+        error = error[1]
+    elif error is True:
+        error = sys.exception()
+    if isinstance(error, BaseException):
+        line["error"] = _list_causes(error)
+    return line
 
 
-def _format_error(error: BaseException) -> list[dict[str, Any]]:
-    """It and its causes, the outermost first."""
-    errors: list[dict[str, Any]] = []
-    next_: BaseException | None = error
-    while next_ is not None and len(errors) < 5:
-        kind = type(next_)
-        errors.append(
+def _list_causes(error: BaseException) -> list[dict[str, Any]]:
+    causes: list[dict[str, Any]] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < 5:
+        kind = type(cause)
+        causes.append(
             {
                 "type": f"{kind.__module__}.{kind.__qualname__}",
                 "trace": [
                     f"{_shorten_path(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
-                    for frame, line in walk_tb(next_.__traceback__)
+                    for frame, line in walk_tb(cause.__traceback__)
                 ][-30:],
             }
         )
-        next_ = next_.__cause__ or (None if next_.__suppress_context__ else next_.__context__)
-    return errors
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return causes
 
 
 def _shorten_path(path: str) -> str:
     return path.removeprefix(_ROOT).rpartition("site-packages/")[2]
 
 
+def describe_foreign(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    """Replaces a library's text by one without what may be somebody's, and names its place."""
+    record, arguments = line["_record"], line.pop("positional_args", None)
+    line["at"] = f"{record.module}.{record.funcName}:{record.lineno}"
+    del line["event"]
+    is_trusted = record.name.partition(".")[0] in TRUSTED_LOGGERS
+    # a text without arguments may have been put together by hand
+    if isinstance(record.msg, str) and (arguments or is_trusted):
+        line["message"] = format_message(record.msg, arguments, is_trusted=is_trusted)
+    return line
+
+
+def format_message(text: str, arguments: Any, *, is_trusted: bool) -> str:
+    """Returns a library's text in one line, with the arguments that may be shown."""
+    if not is_trusted:
+        text = _CONVERSION.sub(lambda match: "%" if match[1] == "%" else _HIDDEN, text)
+    elif isinstance(arguments, Mapping):
+        text = text % {name: _show(value) for name, value in arguments.items()}
+    elif arguments:
+        text = text % tuple(_show(value) for value in arguments)
+    return " ".join(text.split())[:MAX_MESSAGE_CHARACTERS]
+
+
+class _Unquoted(str):
+    """A text that %r shows as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _show(value: Any) -> Any:
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, BaseException):
+        names = {kind.__name__ for kind in type(value).__mro__}
+        is_connection = not names.isdisjoint(_CONNECTION_ERRORS)
+        return _Unquoted(value if is_connection else type(value).__name__)
+    return _Unquoted(value if _LOGGABLE.match(str(value)) else _HIDDEN)
+
+
+def _build_line(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    record = line.pop("_record")
+    del line["_from_structlog"]
+    return {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname,
+        "logger": record.name,
+        **line,
+    }
+
+
+# Set-up ------------------------------------------------------------------------------------------
+
+
+class JsonFormatter(ProcessorFormatter):
+    """Writes a record as one JSON object, whether it is ours or a library's."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            foreign_pre_chain=[add_context, describe_error, describe_foreign],
+            processors=[_build_line, structlog.processors.JSONRenderer(ensure_ascii=False)],
+            use_get_message=False,
+            pass_foreign_args=True,
+        )
+
+
 def configure_logging(config: dict[str, Any]) -> None:
-    """Django's `LOGGING_CONFIG`: the loggers; and what would go past them to stderr."""
+    """Sets up Django's `LOGGING` and structlog, and catches what would go past them to stderr."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            add_context,
+            keep_allowed,
+            describe_error,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=BoundLogger,
+        cache_logger_on_first_use=True,
+    )
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
-    log = logging.getLogger(__name__)
-
-    def in_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is not SystemExit:
-            log.error("thread.failed", exc_info=args.exc_value)
-
-    def in_process(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if issubclass(kind, KeyboardInterrupt) or sys.stderr.isatty():
-            sys.__excepthook__(kind, error, trace)  # somebody at a terminal
-        else:
-            log.critical("process.failed", exc_info=error)
-
-    threading.excepthook = in_thread
-    sys.excepthook = in_process
+    threading.excepthook = _log_thread_error
+    sys.excepthook = _log_process_error
 
 
-log = logging.getLogger(__name__)
-_UNLOGGED_ROUTES = {"healthz", "readyz"}  # probes
+def _log_thread_error(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        log.error("thread.failed", exc_info=args.exc_value)
+
+
+def _log_process_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt) or sys.stderr.isatty():
+        sys.__excepthook__(kind, error, trace)  # at a terminal you read a traceback
+    else:
+        log.critical("process.failed", exc_info=error)
 
 
 class RequestIdMiddleware:
-    """Outermost of the middleware: gives each request an id, or takes the caller's where it is a
-    UUID; the answer has it as X-Request-ID. Tells of each what route, never what address."""
+    """Gives each request an id, or takes the caller's where it is a UUID, and logs the answer.
+
+    The answer has the id as `X-Request-ID`. The line names the route and never the address, which
+    may hold a link.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -170,11 +256,11 @@ class RequestIdMiddleware:
             route = match.route if match else "none"
             if route not in _UNLOGGED_ROUTES:
                 log.info(
-                    "request.answered method=%s route=%s status=%s ms=%s",
-                    request.method,
-                    route,
-                    response.status_code,
-                    round((time.monotonic() - started_at) * 1000, 1),
+                    "request.answered",
+                    method=request.method,
+                    route=route,
+                    status=response.status_code,
+                    ms=round((time.monotonic() - started_at) * 1000, 1),
                 )
         response["X-Request-ID"] = request_id
         return response

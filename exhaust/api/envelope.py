@@ -1,15 +1,15 @@
 """The envelope of every answer of the dataset API."""
 
-import logging
 from typing import Any
 from uuid import uuid4
 
 from django.utils import timezone
 from rest_framework.response import Response
 
+from ingest import logs
 from ingest.http import problems
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 _RESPONSE_CODES = {
     400: "CLIENT_ERROR", 401: "UNAUTHORIZED", 403: "FORBIDDEN", 404: "RESOURCE_NOT_FOUND",
     408: "REQUEST_TIMEOUT", 409: "CONFLICT", 410: "GONE", 429: "TOO_MANY_REQUESTS",

@@ -5,7 +5,6 @@ ahead: until then nobody else delivers it, and should the worker die it is due a
 """
 
 import json
-import logging
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ from django.utils import timezone
 from exhaust.delivery import webhook
 from exhaust.delivery.http_client import AddressNotAllowed, Answer, Unreachable
 from exhaust.models import Callback, CallbackSecret, Job
+from ingest import logs
 from ingest.models import Channel
 from ingest.privacy.encryption import decrypt, encrypt
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 LEASE = timedelta(seconds=60)  # well over what a delivery may take
 MAX_ATTEMPTS = 8
 RETRY_DELAYS_SECONDS = (
@@ -109,7 +109,7 @@ def _build_request(callback: Callback) -> _CallbackRequest:
     try:
         secrets = fetch_active_secrets(job.channel)
     except InvalidToken:
-        log.error("callback.secret_unreadable channel=%s", job.channel_id)
+        log.error("callback.secret_unreadable", channel=job.channel_id)
         secrets = []
     return _CallbackRequest(
         callback.pk,
@@ -155,7 +155,7 @@ def _send(message: _CallbackRequest) -> Outcome:
     except (AddressNotAllowed, Unreachable) as error:
         return error
     except Exception:  # of one receiver; the others' outcomes are to be recorded
-        log.exception("callback.delivery_crashed callback=%s", message.callback_id)
+        log.exception("callback.delivery_crashed", callback=message.callback_id)
         return Unreachable("The delivery broke; the cause is in the service's log.")
 
 
@@ -180,12 +180,11 @@ def _record_outcome(callback: Callback, outcome: Outcome) -> None:
     )
     updated = claimed.update(**values)
     log.info(
-        "callback.%s callback=%s attempt=%s answer=%s won=%s",
-        "delivered" if "delivered_at" in values else "failed",
-        callback.pk,
-        callback.attempt,
-        answer,
-        updated,
+        "callback.delivered" if "delivered_at" in values else "callback.failed",
+        callback=callback.pk,
+        attempt=callback.attempt,
+        answer=answer,
+        won=updated,
     )
 
 
@@ -236,4 +235,4 @@ def _create_secret(channel: Channel) -> None:
     CallbackSecret.objects.create(
         channel=channel, encrypted_secret=encrypt(webhook.generate_secret().encode())
     )
-    log.info("callback_secret.created channel=%s", channel.pk)
+    log.info("callback_secret.created", channel=channel.pk)

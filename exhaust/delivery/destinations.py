@@ -1,6 +1,5 @@
 """What is said of a destination, and what its channel or an operator tells it to do."""
 
-import logging
 import re
 from base64 import b64decode
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from exhaust.feed import cursor
 from exhaust.feed.documents import encode, to_epoch_ms
 from exhaust.feed.pages import LAST_ID, FeedQuery, query_fingerprint
 from exhaust.models import DeadLetter, Delivery, Destination
-from ingest import audit
+from ingest import audit, logs
 from ingest.events import RequestError
 from ingest.feed import pruning
 from ingest.feed.values import START, FeedPosition
@@ -28,7 +27,7 @@ from ingest.feed.watermark import fetch_watermark
 from ingest.models import IDENTIFIER
 from ingest.privacy.encryption import encrypt
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 EDITABLE_FIELDS = (
     "kind", "resource", "types", "url", "method", "content_type", "user", "index", "doc_type",
 )  # fmt: skip
@@ -224,7 +223,7 @@ def rewind(destination: Destination, place: FeedPosition) -> None:
     stored.xid, stored.cursor_id = place
     stored.save()
     _record("destination.rewound", stored, to=f"{place.xid}.{place.id}")
-    log.info("destination.rewound destination=%s", destination.pk)
+    log.info("destination.rewound", destination=destination.pk)
 
 
 def disable(destination: Destination, reason: str) -> None:
@@ -232,7 +231,7 @@ def disable(destination: Destination, reason: str) -> None:
     _fence(destination, reason)
     destination.disabled_reason = reason
     destination.save()
-    log.error("destination.disabled destination=%s", destination.pk)
+    log.error("destination.disabled", destination=destination.pk)
 
 
 def find_position_at(destination: Destination, at: datetime) -> FeedPosition:

@@ -6,7 +6,6 @@ whoever was overtaken, by another pump or an operator's order, changes nothing. 
 send have no connection to the database.
 """
 
-import logging
 import random
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -30,10 +29,11 @@ from exhaust.delivery.http_client import AddressNotAllowed, Answer
 from exhaust.delivery.sender import OutboundRequest, Outcome
 from exhaust.failpoints import trigger_failpoint
 from exhaust.models import DeadLetter, Delivery, Destination
+from ingest import logs
 from ingest.feed.values import FeedPosition
 from ingest.privacy import consent
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 CONCURRENCY = 8
 DEAD_LETTER_BATCH = 100  # dead letters at once
 LEASE = timedelta(seconds=120)  # well over what reading and sending a batch may take
@@ -116,9 +116,7 @@ def deliver_due(seconds: float) -> bool:
                 try:
                     _record_outcome(work, future.result())
                 except Exception:  # of one destination: its lease will lapse
-                    log.exception(
-                        "destination.recording_failed destination=%s", work.destination.pk
-                    )
+                    log.exception("destination.recording_failed", destination=work.destination.pk)
 
 
 def _claim_destination() -> Destination | None:
@@ -155,7 +153,7 @@ def _prepare_work(destination: Destination, prefetched: Prefetched | None = None
             disabled_reason="The password or the secret cannot be decrypted; give it anew.",
         )
     except Exception:  # of one destination; the others are not to wait for it
-        log.exception("destination.reading_failed destination=%s", destination.pk)
+        log.exception("destination.reading_failed", destination=destination.pk)
         _release_claim(destination, next_at=Now() + LEASE)
     return None
 
@@ -245,7 +243,7 @@ def _record_outcome(work: Work, outcome: Outcome) -> None:
     """Nothing, when the destination has been claimed or told otherwise since."""
     destination, delivery = work.destination, work.delivery
     if not _claimed_row(destination).select_for_update().exists():
-        log.info("destination.lease_lost destination=%s delivery=%s", destination.pk, delivery.pk)
+        log.info("destination.lease_lost", destination=destination.pk, delivery=delivery.pk)
         return
     trigger_failpoint("push.accepted", destination.pk)
     delivery.answer = outcome.status if isinstance(outcome, Answer) else None
@@ -288,14 +286,14 @@ def _finish_delivery(work: Work, *, is_delivered: bool) -> None:
         limit = min(destination.batch_limit * 4, batches.MAX_DOCUMENTS)
         values = {"failures": 0, "batch_limit": limit, "delivered_at": Now()}
         if destination.failures >= CIRCUIT_BREAKER_FAILURES:
-            log.warning("destination.circuit_closed destination=%s", destination.pk)
+            log.warning("destination.circuit_closed", destination=destination.pk)
     _release_claim(destination, **_cursor_values(work.delivery), **values, next_at=Now())
     log.info(
-        "destination.delivered destination=%s delivery=%s documents=%s attempt=%s",
-        work.destination.pk,
-        work.delivery.pk,
-        len(work.documents),
-        work.delivery.attempt,
+        "destination.delivered",
+        destination=work.destination.pk,
+        delivery=work.delivery.pk,
+        documents=len(work.documents),
+        attempt=work.delivery.attempt,
     )
 
 
@@ -384,16 +382,16 @@ def _schedule_retry(work: Work, message: str, retry_after: int) -> None:
     failures = destination.failures + 1
     metrics.DELIVERED_DOCUMENTS.labels(destination.kind, "retried").inc(len(work.documents))
     log.info(
-        "destination.delivery_failed destination=%s delivery=%s failures=%s",
-        destination.pk,
-        delivery.pk,
-        failures,
+        "destination.delivery_failed",
+        destination=destination.pk,
+        delivery=delivery.pk,
+        failures=failures,
     )
     if failures > len(RETRY_DELAYS_SECONDS):
         _disable(work, f"{message} Given up after {failures} failures in a row.")
         return
     if failures == CIRCUIT_BREAKER_FAILURES:
-        log.error("destination.circuit_opened destination=%s", destination.pk)
+        log.error("destination.circuit_opened", destination=destination.pk)
     delivery.error = message
     delivery.save()
     _release_claim(
@@ -412,7 +410,7 @@ def retry_delay(failures: int, retry_after: int) -> timedelta:
 def _disable(work: Work, reason: str) -> None:
     _end_delivery(work.delivery, Delivery.Status.DEAD, error=reason)
     _release_claim(work.destination, disabled_reason=reason, failures=work.destination.failures + 1)
-    log.error("destination.disabled destination=%s", work.destination.pk)
+    log.error("destination.disabled", destination=work.destination.pk)
 
 
 # Rows ---------------------------------------------------------------------------------------------

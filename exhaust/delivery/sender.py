@@ -1,6 +1,5 @@
 """Carries one batch to one destination: address, method, who we are, signature."""
 
-import logging
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from exhaust.delivery import elasticsearch, http_client, webhook
 from exhaust.delivery.batches import Document
 from exhaust.delivery.http_client import AddressNotAllowed, Answer, Unreachable
 from exhaust.models import Destination
+from ingest import logs
 from ingest.privacy.encryption import decrypt
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 TIMEOUT_SECONDS = 30.0
 Outcome = Answer | AddressNotAllowed | Unreachable
 
@@ -80,5 +80,5 @@ def send(request: OutboundRequest, seconds: float | None = None) -> Outcome:
     except (AddressNotAllowed, Unreachable) as error:
         return error
     except Exception:  # of one receiver; the others' outcomes are to be recorded
-        log.exception("destination.delivery_crashed destination=%s", request.destination_id)
+        log.exception("destination.delivery_crashed", destination=request.destination_id)
         return Unreachable("The delivery broke; the cause is in the service's log.")

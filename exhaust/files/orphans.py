@@ -5,15 +5,15 @@ it; nothing else does, and of what is only begun no row of `File` speaks. A buck
 installation: another's files would be orphans.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from exhaust.files import storage
 from exhaust.models import File, Job
+from ingest import logs
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 _KEY_PATTERN = re.compile(r"(?:response|private)/([0-9]{1,18})/([0-9]{1,9})-[0-9a-f]{32}\.[a-z.]+")
 
 
@@ -73,5 +73,5 @@ def _find_in_progress(keys: list[str]) -> set[str]:
 def _clear_keys(keys: list[str], clear: Callable[[str], None]) -> int:
     for key in keys:
         clear(key)
-        log.warning("file.orphan_deleted key=%s", key)
+        log.warning("file.orphan_deleted", key=key)
     return len(keys)

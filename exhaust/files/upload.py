@@ -1,14 +1,14 @@
 """Stores one file and checks it; removes what was stored and never published."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import storage, writer
+from ingest import logs
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _put(store: storage.Storage, key: str, stream: writer.BlockStream, content_t
             is_complete = False
         if not is_complete:
             raise
-        log.warning("storage.write_response_lost key=%s", key)
+        log.warning("storage.write_response_lost", key=key)
 
 
 def delete_object(key: str) -> None:
@@ -55,4 +55,4 @@ def delete_object(key: str) -> None:
     try:
         storage.get_storage().delete(key)
     except storage.StorageError:
-        log.warning("storage.object_orphaned key=%s", key)
+        log.warning("storage.object_orphaned", key=key)

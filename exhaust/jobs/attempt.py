@@ -1,7 +1,5 @@
 """Runs one attempt at a job: plans it, produces its files, publishes them."""
 
-import logging
-
 from django.db import DatabaseError, connection, transaction
 from psycopg.errors import QueryCanceled
 
@@ -16,7 +14,7 @@ from exhaust.models import File, Job
 from ingest import logs
 from ingest.feed import pruning
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 def run(job: Job) -> bool:
@@ -42,16 +40,16 @@ def _run(job: Job) -> bool:
     except WatermarkTimeout:
         transitions.fail(job, "Events are still being written; the job is tried again.")
     except (storage.StorageError, FileNotFoundError):
-        log.exception("job.storage_failed job=%s attempt=%s", job.pk, job.attempt)
+        log.exception("job.storage_failed", job=job.pk, attempt=job.attempt)
         transitions.fail(job, "The file could not be stored.")
     except Exception as error:
         connection.close()  # an interrupted COPY leaves it unusable
         if isinstance(error, LeaseLost) or heartbeat.is_lost:
-            log.warning("job.lease_lost job=%s attempt=%s", job.pk, job.attempt)
+            log.warning("job.lease_lost", job=job.pk, attempt=job.attempt)
         elif isinstance(error.__cause__, QueryCanceled):
             transitions.fail(job, time_limit_message(), permanent=True)
         else:
-            log.exception("job.attempt_failed job=%s attempt=%s", job.pk, job.attempt)
+            log.exception("job.attempt_failed", job=job.pk, attempt=job.attempt)
             transitions.fail(job, "The file could not be made; the cause is in the service's log.")
     return False
 

@@ -1,6 +1,5 @@
 """Keeps an attempt's lease from a thread of its own."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ from exhaust.failpoints import trigger_failpoint
 from exhaust.files import parallel_copy, writer
 from exhaust.jobs import transitions
 from exhaust.models import Job
+from ingest import logs
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 HEARTBEAT_SECONDS = 1.0
@@ -79,7 +79,7 @@ class Heartbeat:
                         return
                     self._last_renewed = started
                 except DatabaseError:
-                    log.warning("lease.renewal_failed job=%s", self._job.pk)
+                    log.warning("lease.renewal_failed", job=self._job.pk)
                     connection.close()
         finally:
             connections.close_all()

@@ -4,7 +4,6 @@
 same transaction; so however many look at once, a slot makes one request, or stays due.
 """
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ from exhaust.feed import cursor
 from exhaust.jobs import submit
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Schedule
-from ingest import audit
+from ingest import audit, logs
 from ingest.events import RequestError
 from ingest.models import IDENTIFIER, Channel
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 EDITABLE_FIELDS = (
     "cron", "zone", "dataset", "conversation", "window", "tag", "output_format", "requested_by",
     "callback_url", "encryption",
@@ -233,10 +232,10 @@ def _submit_slot(schedule: Schedule, now: datetime) -> bool:
     except (RequestError, ValueError) as error:
         _record_rejection(schedule, str(error), now)
     except Exception:  # another schedule's request is none of its business
-        log.exception("schedule.failed schedule=%s", schedule.pk)
+        log.exception("schedule.failed", schedule=schedule.pk)
         _record_rejection(schedule, "We failed; the cause is in our log.", now)
     else:
-        log.info("schedule.submitted schedule=%s job=%s", schedule.pk, job.pk)
+        log.info("schedule.submitted", schedule=schedule.pk, job=job.pk)
         return True
     return False
 
@@ -274,9 +273,9 @@ def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
     if now - failing_since < RETRY_WINDOW:
         _if_slot_unchanged(schedule).update(last_error=message, failing_since=failing_since)
         if schedule.failing_since is None:
-            log.warning("schedule.rejected schedule=%s", schedule.pk)
+            log.warning("schedule.rejected", schedule=schedule.pk)
         return
-    log.warning("schedule.abandoned schedule=%s", schedule.pk)
+    log.warning("schedule.abandoned", schedule=schedule.pk)
     final_message = (
         f"{message} Given up after an hour; due since {schedule.next_at:%Y-%m-%d %H:%M} UTC."
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass, replace
 from dataclasses import field as also
 from datetime import UTC, date, datetime
@@ -20,12 +19,12 @@ from exhaust.files import encryption
 from exhaust.jobs import polling, transitions
 from exhaust.jobs.wakeup import enqueue_work
 from exhaust.models import Job
-from ingest import audit
+from ingest import audit, logs
 from ingest.events import RequestError
 from ingest.models import Application, Channel
 from ingest.privacy.encryption import encrypt
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
                 schedule_id=submission.schedule_id,
             )
             _record_audit("job.submitted", job, submission.channel)
-        log.info("job.submitted job=%s", job.pk)
+        log.info("job.submitted", job=job.pk)
         return job
     except IntegrityError:  # another submit of the same moment was first
         return Job.objects.get(**identity)

@@ -5,7 +5,6 @@ attempt number; every later write names that attempt, so a worker that lost its 
 nothing any more. A move that won is recorded in its own transaction, and an end is told.
 """
 
-import logging
 import os
 import random
 import socket
@@ -25,10 +24,11 @@ from exhaust import metrics
 from exhaust.failpoints import trigger_failpoint
 from exhaust.jobs import wakeup
 from exhaust.models import Callback, File, Job, Transition
+from ingest import logs
 from ingest.models import Channel
 from ingest.models.fields import CurrentPosition
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 Status = Job.Status
 LEASE = timedelta(seconds=30)
 MAX_ATTEMPTS = 3
@@ -118,14 +118,14 @@ def claim(
         except OperationalError as error:
             if not isinstance(error.__cause__, LockNotAvailable):
                 raise
-            log.warning("channel.lock_timed_out channel=%s", channel_id)
+            log.warning("channel.lock_timed_out", channel=channel_id)
             pk = None
         if pk is None:
             tried_channels.add(channel_id)
             continue
         trigger_failpoint("claim.after", pk)
         job = Job.objects.select_related("channel").get(pk=pk)
-        log.info("job.claimed job=%s attempt=%s", job.pk, job.attempt)
+        log.info("job.claimed", job=job.pk, attempt=job.attempt)
         return job
     return None
 
@@ -268,7 +268,7 @@ def publish(
     trigger_failpoint("publish.after", job.pk)
     if won:
         metrics.record_publication(job, now, rows, sum(file.byte_count for file in files))
-    log.info("job.published job=%s attempt=%s won=%s", job.pk, job.attempt, won)
+    log.info("job.published", job=job.pk, attempt=job.attempt, won=won)
     return won
 
 
@@ -300,7 +300,7 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
             lease_until=None,
             due_at=Now() + delay,
         )
-    log.warning("job.failed job=%s attempt=%s permanent=%s", job.pk, job.attempt, permanent)
+    log.warning("job.failed", job=job.pk, attempt=job.attempt, permanent=permanent)
     if won:
         outcome = "failed" if is_final else "retried"
         metrics.ATTEMPTS_ENDED.labels(job.dataset, outcome).inc()
@@ -325,7 +325,7 @@ def cancel(job: Job, message: str) -> bool:
         status_message=message,
         completed_at=Now(),
     )
-    log.info("job.cancelled job=%s won=%s", job.pk, won)
+    log.info("job.cancelled", job=job.pk, won=won)
     if won:
         metrics.ATTEMPTS_ENDED.labels(job.dataset, "cancelled").inc()
     return won
@@ -370,7 +370,7 @@ def release_all(worker_id: str) -> list[int]:
             worker_id="", lease_until=Now(), uncounted_attempts=F("uncounted_attempts") + 1
         )
         if is_released:
-            log.info("job.released job=%s", pk)
+            log.info("job.released", job=pk)
             priorities.append(priority)
     return priorities
 

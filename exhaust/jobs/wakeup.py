@@ -1,6 +1,5 @@
 """Tells workers to look now; a sweep finds what no message came for."""
 
-import logging
 from functools import cache
 from typing import Any
 
@@ -11,8 +10,9 @@ from kombu.exceptions import KombuError
 from kombu.pools import producers
 
 from exhaust.models import Job
+from ingest import logs
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 def enqueue_work(priority: int = Job.Priority.INTERACTIVE) -> None:
@@ -28,7 +28,7 @@ def enqueue(task: str, *args: str, **options: Any) -> None:
         with producers[_publisher_connection()].acquire(block=True, timeout=1) as producer:
             current_app.send_task(task, args=args, producer=producer, retry=False, **options)
     except (KombuError, OSError, TimeoutError) as error:
-        log.warning("broker.connection_failed error=%s", type(error).__name__)
+        log.warning("broker.connection_failed", error=type(error).__name__)
 
 
 @cache

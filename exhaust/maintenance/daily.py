@@ -1,6 +1,5 @@
 """The daily run: once a day at 02:00 UTC, by whoever looks first; caught up when nobody did."""
 
-import logging
 from datetime import UTC, date, datetime, timedelta
 
 from django.conf import settings
@@ -13,9 +12,10 @@ from exhaust.delivery import pump
 from exhaust.files import orphans, storage
 from exhaust.maintenance import retention
 from exhaust.models import DailyRun
+from ingest import logs
 from ingest.audit import hash_chain
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 RUN_HOUR_UTC = 2
 # A run that says nothing for so long has died; what it did by then is done
 _STALE_AFTER = timedelta(minutes=10)
@@ -49,10 +49,10 @@ def run_daily(now: datetime | None = None) -> bool:
         for count in orphans.remove_all():
             daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())
     except storage.StorageError:
-        log.exception("daily_run.storage_failed day=%s", day)  # the next day's run looks again
+        log.exception("daily_run.storage_failed", day=day)  # the next day's run looks again
     hash_chain.digest_days(now)
     daily_run.update(finished_at=Now())
-    log.info("daily_run.finished day=%s", day)
+    log.info("daily_run.finished", day=day)
     return True
 
 

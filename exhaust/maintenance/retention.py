@@ -1,6 +1,5 @@
 """Files and events past their life."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
@@ -13,10 +12,11 @@ from exhaust.datasets import DATASETS
 from exhaust.delivery import batches, destinations
 from exhaust.files import storage
 from exhaust.models import Destination, File, Job
+from ingest import logs
 from ingest.feed import pruning
 from ingest.models import Channel, StoredEvent
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 def expired_files() -> "QuerySet[File]":
@@ -44,7 +44,7 @@ def _delete_files(files: QuerySet[File]) -> Iterator[int]:
         try:
             storage.get_storage().delete(file.key)
         except storage.StorageError:
-            log.exception("file.deletion_failed file=%s", file.pk)
+            log.exception("file.deletion_failed", file=file.pk)
             yield 0
         else:
             File.objects.filter(pk=file.pk).update(deleted_at=timezone.now())
@@ -92,16 +92,16 @@ def prune_events() -> Iterator[tuple[str, int]]:
                 disabled_count = _disable_lagging_destinations(channel.pk) if count else 0
             if disabled_count:
                 log.error(
-                    "destinations.disabled_by_pruning channel=%s destinations=%s",
-                    channel.pk,
-                    disabled_count,
+                    "destinations.disabled_by_pruning",
+                    channel=channel.pk,
+                    destinations=disabled_count,
                 )
             if count:
                 yield channel.identifier, count
             if count < pruning.PRUNE_ROWS:
                 break
         if is_being_read:
-            log.warning("events.pruning_skipped channel=%s", channel.pk)
+            log.warning("events.pruning_skipped", channel=channel.pk)
 
 
 def _is_being_read(channel_id: int) -> bool:

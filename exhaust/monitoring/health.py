@@ -1,6 +1,5 @@
 """Whether the process lives, whether it can work, and what to say where nothing is."""
 
-import logging
 from datetime import date
 
 from django.conf import settings
@@ -10,11 +9,12 @@ from django.http import HttpRequest, JsonResponse
 from exhaust.files import storage
 from exhaust.jobs import transitions
 from exhaust.models import DailyRun
+from ingest import logs
 from ingest.feed import watermark
 from ingest.http import problems
 from ingest.http.schema import Body, choice, extend_schema, integer, text
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 BROKER_TIMEOUT_SECONDS = 1
 
 
@@ -78,7 +78,7 @@ def _check_database() -> str:
             DailyRun(pk=0, day=date.min).save(force_insert=True)
             transaction.set_rollback(True)
     except DatabaseError as error:
-        log.warning("database.check_failed error=%s", type(error).__name__)
+        log.warning("database.check_failed", error=type(error).__name__)
         return "unreachable or read-only"
     return "ok"
 
@@ -117,7 +117,7 @@ def _check_broker() -> str:
         ) as broker:
             broker.ping()
     except redis.RedisError as error:
-        log.warning("broker.connection_failed error=%s", type(error).__name__)
+        log.warning("broker.connection_failed", error=type(error).__name__)
         return "unreachable"
     return "ok"
 
@@ -126,7 +126,7 @@ def _check_storage() -> str:
     try:
         storage.get_storage().probe()
     except storage.StorageError as error:
-        log.warning("storage.connection_failed error=%s", type(error.__cause__ or error).__name__)
+        log.warning("storage.connection_failed", error=type(error.__cause__ or error).__name__)
         return "unreachable"
     return "ok"
 

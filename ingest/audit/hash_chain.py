@@ -6,16 +6,16 @@ guard can make the seals anew too; so a seal's digest goes into the log, which l
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from ingest import logs
 from ingest.models import AuditDigest, AuditEvent
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 _DAY = timedelta(days=1)
 DIGESTED_FIELDS = (
     "id",
@@ -48,7 +48,7 @@ def digest_days(now: datetime | None = None) -> int:
                 )
         except IntegrityError:  # another was first
             return count
-        log.info("audit.day_digested day=%s entries=%s digest=%s", day, entries, digest)
+        log.info("audit.day_digested", day=day, entries=entries, digest=digest)
         day += _DAY
         count += 1
     return count

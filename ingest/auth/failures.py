@@ -5,7 +5,6 @@ hour is over the row becomes an entry of the ledger. A process that is killed fo
 counted since.
 """
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -16,12 +15,12 @@ from django.db import DatabaseError, close_old_connections, connection, transact
 from django.http import HttpRequest
 from django.utils import timezone
 
-from ingest import audit
+from ingest import audit, logs
 from ingest.audit import Actor
 from ingest.limits import token_bucket
 from ingest.models import AuthFailureCount
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 FLUSH_SECONDS = 10.0
 MAX_NETWORKS = 1000  # told apart between two writes; the rest is counted without address
 _ROLL_UP_DELAY = timedelta(minutes=2)  # for what is still on its way from a process
@@ -71,7 +70,7 @@ def flush_counts() -> None:
                        in sorted(pending.items())]
             )  # fmt: skip
     except DatabaseError:
-        log.warning("auth_failures.flush_failed networks=%s", len(pending))
+        log.warning("auth_failures.flush_failed", networks=len(pending))
         with _lock:
             _pending.update(pending)
 

@@ -5,7 +5,6 @@ A step reads events behind the channel's position, brings the records up to them
 position, in one commit; the position's row keeps two derivers of a channel apart.
 """
 
-import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic, sleep
@@ -14,6 +13,7 @@ from django.db import connection, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet, Value
 from django.utils import timezone
 
+from ingest import logs
 from ingest.adapters import read_context
 from ingest.derive import sessions, users
 from ingest.feed import reader, values
@@ -29,7 +29,7 @@ from ingest.models import Channel, DerivationState, Session, StoredEvent
 from ingest.models.fields import CurrentPosition
 from ingest.times import from_microseconds
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 STEP_EVENTS = 5_000
 
@@ -48,7 +48,7 @@ def derive_all(seconds: float) -> int:
             if monotonic() >= deadline:
                 break
     if total or closed_count:
-        log.info("sessions.derived events=%d closed=%d", total, closed_count)
+        log.info("sessions.derived", events=total, closed=closed_count)
     return total
 
 

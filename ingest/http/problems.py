@@ -1,6 +1,5 @@
 """Errors as application/problem+json (RFC 9457), with the remedy in `detail`."""
 
-import logging
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
@@ -8,10 +7,11 @@ from django.http import Http404, JsonResponse
 from rest_framework import exceptions, status
 from rest_framework.response import Response
 
+from ingest import logs
 from ingest.adapters.base import PROBLEM, problem_members
 from ingest.events import RequestError
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 
 def classify(error: Exception) -> tuple[int, str, str] | None:

@@ -5,7 +5,6 @@ one step; a call that would move it further than the burst ahead of now has to w
 fails, each process counts for itself, and the log says so.
 """
 
-import logging
 import math
 import threading
 import time
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 from django.http import HttpRequest
 
+from ingest import logs
+
 if TYPE_CHECKING:
     import redis
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 
 REDIS_PREFIX = "exhaust:rate_limit:"
 REDIS_TIMEOUT_SECONDS = 0.2
@@ -126,7 +127,7 @@ class RedisLimiter:
             self._retry_redis_at = now + REDIS_RETRY_SECONDS
             if now >= self._next_warning_at:
                 self._next_warning_at = now + WARNING_SECONDS
-                log.warning("rate_limiter.redis_failed error=%s", type(error).__name__)
+                log.warning("rate_limiter.redis_failed", error=type(error).__name__)
             return self._fallback.spend(key, rate, burst, count)
 
     def _connect(self) -> "redis.Redis":

@@ -9,7 +9,6 @@ nothing, and read all channels. A role leaves this wall by a word, so it guards 
 forgetting, not against foreign SQL.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +17,11 @@ from django.core import checks
 from django.db import ProgrammingError, connection, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ingest import logs
 from ingest.models import Channel
-from ingest.tenancy.session import _POLICY, TENANT_ROLE, _has_policies
+from ingest.tenancy.session import POLICY, TENANT_ROLE, has_policies
 
-log = logging.getLogger(__name__)
+log = logs.get_logger(__name__)
 ROLE_REMEDY = f"CREATE ROLE {TENANT_ROLE} NOLOGIN; GRANT {TENANT_ROLE} TO <the login role>; then run manage.py migrate."
 # asked once a statement, so that an index on the channel serves it
 _CHANNELS_SQL = (
@@ -76,10 +76,10 @@ def create_policies(using: str = "default", **_: Any) -> None:
     database = connections[using]
     if database.vendor != "postgresql":
         return
-    _has_policies.cache_clear()
+    has_policies.cache_clear()
     with database.cursor() as cursor:
         if not _ensure_role(database):
-            log.warning("tenancy.rls_missing role=%s", TENANT_ROLE)  # `check` tells the remedy
+            log.warning("tenancy.rls_missing", role=TENANT_ROLE)  # `check` tells the remedy
             return
         cursor.execute(
             "SELECT relname, has_table_privilege(%s, oid, 'INSERT') FROM pg_class"
@@ -99,13 +99,13 @@ def create_policies(using: str = "default", **_: Any) -> None:
         cursor.execute(
             "SELECT tablename FROM pg_policies WHERE policyname = %s"
             " AND schemaname = current_schema()",
-            [_POLICY],
+            [POLICY],
         )
         tables_with_policy = {table for (table,) in cursor.fetchall()}
         for table, condition in build_conditions().items():
             if table in tables and table not in tables_with_policy:
                 cursor.execute(
-                    f'CREATE POLICY {_POLICY} ON "{table}" TO {TENANT_ROLE} USING ({condition})'
+                    f'CREATE POLICY {POLICY} ON "{table}" TO {TENANT_ROLE} USING ({condition})'
                 )
                 cursor.execute(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY')
 
@@ -143,7 +143,7 @@ def check_policies(
         return []
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('ingest_channel') IS NULL")
-        if cursor.fetchone()[0] or _has_policies(str(connection.settings_dict["NAME"])):
+        if cursor.fetchone()[0] or has_policies(str(connection.settings_dict["NAME"])):
             return []  # the migrate that follows makes it, or it is there
     return [
         checks.Warning("PostgreSQL guards no channel's rows.", hint=ROLE_REMEDY, id="ingest.W001")

@@ -1,6 +1,5 @@
 """Narrows a database session to a channel's rows."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,13 +10,15 @@ import psycopg
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-log = logging.getLogger(__name__)
+from ingest import logs
+
+log = logs.get_logger(__name__)
 
 
 TENANT_ROLE = "exhaust_tenant"
 
 
-_POLICY = "channels"
+POLICY = "channels"
 
 
 _visible_channels: ContextVar[str | None] = ContextVar("inside", default=None)
@@ -33,7 +34,7 @@ _RESET_SQL = "SELECT set_config('role', 'none', false), set_config('exhaust.chan
 
 def restrict_to_channels(channels: Iterable[int]) -> None:
     """From here to `leave` this thread's connection sees the rows of these channels only."""
-    if connection.vendor == "postgresql" and _has_policies(str(connection.settings_dict["NAME"])):
+    if connection.vendor == "postgresql" and has_policies(str(connection.settings_dict["NAME"])):
         connection.ensure_connection()
         _visible_channels.set(",".join(map(str, sorted(channels))))
         _apply_restriction()
@@ -111,15 +112,15 @@ def reset_connection(psycopg_connection: Any) -> Any:
 
 
 @cache
-def _has_policies(database: str) -> bool:
+def has_policies(database: str) -> bool:
     """Whether the wall is there; said once a process where it is not."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT EXISTS (SELECT FROM pg_policies WHERE policyname = %s) AND EXISTS (SELECT FROM"
             " pg_roles WHERE rolname = %s AND pg_has_role(current_user, oid, 'MEMBER'))",
-            [_POLICY, TENANT_ROLE],
+            [POLICY, TENANT_ROLE],
         )
         is_present = bool(cursor.fetchone()[0])
     if not is_present:
-        log.warning("tenancy.rls_missing role=%s", TENANT_ROLE)  # `check` tells the remedy
+        log.warning("tenancy.rls_missing", role=TENANT_ROLE)  # `check` tells the remedy
     return is_present

@@ -1,13 +1,16 @@
 """A line holds what stands on the list, whatever somebody logs."""
 
+import ast
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection
 from django.test import Client
@@ -18,6 +21,7 @@ from tests.service import ROOT
 
 CANARY = "canary-4f1c"
 PHONE = "+919876501234"
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 
 class CapturedLines(logging.StreamHandler[io.StringIO]):
@@ -35,7 +39,7 @@ class CapturedLines(logging.StreamHandler[io.StringIO]):
 
 
 @pytest.fixture
-def written() -> Iterator[CapturedLines]:
+def captured() -> Iterator[CapturedLines]:
     handler, root = CapturedLines(), logging.getLogger()
     before = root.level
     root.addHandler(handler)
@@ -45,13 +49,14 @@ def written() -> Iterator[CapturedLines]:
     root.setLevel(before)
 
 
-ours = logging.getLogger("exhaust.test")
-theirs = logging.getLogger("somebody.else")
+own = logs.get_logger("exhaust.test")
+library = logging.getLogger("library.module")
+trusted = logging.getLogger("celery.worker.strategy")
 
 
-def test_event_and_ids_are_written(written: CapturedLines):
-    ours.info("job.claimed job=%s attempt=%s", 7, 1)
-    (line,) = written.lines
+def test_event_and_ids_are_written(captured: CapturedLines):
+    own.info("job.claimed", job=7, attempt=1)
+    (line,) = captured.lines
     assert line.pop("time")
     assert line == {
         "level": "INFO", "logger": "exhaust.test", "event": "job.claimed", "job": 7, "attempt": 1,
@@ -59,57 +64,101 @@ def test_event_and_ids_are_written(written: CapturedLines):
 
 
 @pytest.mark.parametrize(
-    ("message", "args"),
+    ("event", "fields"),
     [
-        ("job.made phone=%s", (PHONE,)),
-        ("job.made %s", (CANARY,)),
-        (f"job.made {CANARY}", ()),
-        (f"{CANARY} job=%s", (1,)),
-        ("job.%s job=%s", (f"made {CANARY}!", 1)),
-        ("job.made job=%s", (f"a {CANARY}",)),
-        ("job.made job=%s", ([CANARY],)),
-        ("job.made job=%(job)s", ({"job": CANARY},)),
-        ({CANARY: 1}, ()),
+        ("job.created", {"phone": PHONE}),
+        ("job.created", {"job": PHONE}),
+        (f"job.created {CANARY}", {}),
+        (CANARY, {"job": 1}),
+        ("job.created %s", {"job": f"a {CANARY}"}),
+        ("job.created", {"job": [CANARY]}),
+        ("job.created", {"job": {CANARY: 1}}),
+        ({CANARY: 1}, {}),
     ],
 )
-def test_unlisted_fields_are_dropped(written: CapturedLines, message: Any, args: tuple[Any, ...]):
-    ours.warning(message, *args, extra={"phone": PHONE})
-    assert len(written.lines) == 1
-    assert CANARY not in written.text
-    assert PHONE not in written.text
+def test_unlisted_fields_are_dropped(captured: CapturedLines, event: Any, fields: dict[str, Any]):
+    own.warning(event, **fields)
+    assert len(captured.lines) == 1
+    assert CANARY not in captured.text
+    assert PHONE not in captured.text
+
+
+def test_dropped_fields_reach_no_other_handler(caplog: Any):
+    own.warning("job.created", job=f"a {CANARY}", phone=PHONE)
+    assert "job.created" in caplog.text
+    assert CANARY not in caplog.text
+    assert PHONE not in caplog.text
 
 
 def test_own_calls_use_allowed_fields():
-    import re
+    calls = []
+    for package in ("config", "ingest", "exhaust"):
+        for path in (ROOT / package).rglob("*.py"):
+            calls += [
+                (path.name, call)
+                for call in ast.walk(ast.parse(path.read_text()))
+                if isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Attribute)
+                and isinstance(call.func.value, ast.Name)
+                and call.func.value.id == "log"
+                and call.func.attr in LEVELS
+            ]
+    assert len(calls) > 50
+    for name, call in calls:
+        (event,) = call.args
+        choices = [event.body, event.orelse] if isinstance(event, ast.IfExp) else [event]
+        for choice in choices:
+            assert isinstance(choice, ast.Constant), (name, call.lineno)
+            assert re.fullmatch(r"[a-z_]+\.[a-z_]+", choice.value), (name, choice.value)
+        fields = {keyword.arg for keyword in call.keywords} - {"exc_info"}
+        assert fields <= logs.ALLOWED_FIELDS, (name, call.lineno, "add the field to ingest/logs.py")
 
-    calls = re.compile(r'log\.(?:debug|info|warning|error|exception|critical)\(\s*(f?)"([^"]*)"')
-    found = []
-    for room in ("config", "ingest", "exhaust"):
-        for path in (ROOT / room).rglob("*.py"):
-            found += [(path.name, *call) for call in calls.findall(path.read_text())]
-    assert len(found) > 40
-    for name, formatted, message in found:
-        event, *pairs = message.split(" ")
-        assert not formatted, (name, message)
-        assert re.fullmatch(r"[a-z_]+(\.([a-z_]+|%s))*", event), (name, message)
-        for pair in pairs:
-            key, _, place = pair.partition("=")
-            assert key in logs.ALLOWED_FIELDS, (name, message, "add the id to ingest/logs.py")
-            assert re.fullmatch("%[sd]", place), (name, message)
+
+def test_every_allowed_field_is_used():
+    sources = "\n".join(
+        path.read_text()
+        for package in ("config", "ingest", "exhaust")
+        for path in (ROOT / package).rglob("*.py")
+    )
+    unused = {name for name in logs.ALLOWED_FIELDS if not re.search(rf"\b{name}=", sources)}
+    assert not unused
 
 
-def test_untrusted_arguments_are_hidden(written: CapturedLines):
-    theirs.debug("Sending %s to %s", CANARY, PHONE)
-    theirs.debug(f"Sending {CANARY}")
-    first, second = written.lines
-    assert first["message"] == "Sending %s to %s"
+def test_trusted_arguments_are_shown(captured: CapturedLines):
+    context = {"name": "exhaust.work", "id": "0b6e1e2a-7d6b", "args": f"({CANARY},)"}
+    trusted.info("Task %(name)s[%(id)s] received", context)
+    trusted.info("consumed %d of %s", 3, "nightly")
+    logging.getLogger("psycopg.pool").warning(
+        "error connecting in %r: %s", "pool-1", psycopg.OperationalError("connection\n refused")
+    )
+    assert [line["message"] for line in captured.lines] == [
+        "Task exhaust.work[0b6e1e2a-7d6b] received",
+        "consumed 3 of nightly",
+        "error connecting in pool-1: connection refused",
+    ]
+
+
+def test_trusted_arguments_hide_free_text(captured: CapturedLines):
+    context = {"name": "exhaust.work", "id": "1", "exc": f"ValueError('{CANARY}')"}
+    trusted.error("Task %(name)s[%(id)s] raised: %(exc)s", context)
+    trusted.error("failed: %s %s", ValueError(CANARY), PHONE)
+    assert [line["message"] for line in captured.lines] == [
+        "Task exhaust.work[1] raised: …", "failed: ValueError …",
+    ]  # fmt: skip
+
+
+def test_untrusted_arguments_are_hidden(captured: CapturedLines):
+    library.debug("Sending %s to %s, %d%% done", CANARY, PHONE, 5)
+    library.debug(f"Sending {CANARY}")
+    first, second = captured.lines
+    assert first["message"] == "Sending … to …, …% done"
     assert "message" not in second
-    assert second["at"].startswith("test_logs.test_of_libraries")
-    assert CANARY not in written.text
+    assert second["at"].startswith("test_logs.test_untrusted_arguments_are_hidden")
+    assert CANARY not in captured.text
 
 
-@pytest.mark.parametrize("log", [ours, theirs])
-def test_error_is_type_and_trace(written: CapturedLines, log: logging.Logger):
+@pytest.mark.parametrize("log", [own, library])
+def test_error_is_type_and_trace(captured: CapturedLines, log: Any):
     def fail(secret: str) -> None:
         try:
             raise ValueError(secret)
@@ -121,24 +170,24 @@ def test_error_is_type_and_trace(written: CapturedLines, log: logging.Logger):
     except RuntimeError:
         log.exception("job.failed")
 
-    (line,) = written.lines
+    (line,) = captured.lines
     outer, inner = line["error"]
     assert (outer["type"], inner["type"]) == ("builtins.RuntimeError", "builtins.ValueError")
     assert outer["trace"][-1].startswith("tests/ingest/test_logs.py:")
     assert outer["trace"][-1].endswith(" fail")
-    assert CANARY not in written.text
+    assert CANARY not in captured.text
 
 
 @pytest.mark.django_db
-def test_sql_values_are_not_logged(written: CapturedLines, sender: Client, caplog: Any):
+def test_sql_values_are_not_logged(captured: CapturedLines, sender: Client, caplog: Any):
     caplog.set_level("DEBUG", "django.db.backends")
     connection.force_debug_cursor = True
     try:
         sender.post("/v1/participants", [{"deviceId": CANARY, "phone": PHONE}], "application/json")
     finally:
         connection.force_debug_cursor = False
-    assert [line for line in written.lines if line["logger"] == "django.db.backends"]
-    assert CANARY not in written.text
+    assert [line for line in captured.lines if line["logger"] == "django.db.backends"]
+    assert CANARY not in captured.text
 
 
 @pytest.mark.django_db
@@ -153,11 +202,11 @@ def test_sql_values_are_not_logged(written: CapturedLines, sender: Client, caplo
         ("a" * 400, False),
     ],
 )
-def test_request_id_is_in_each_line(written: CapturedLines, asker: Client, asked: str, kept: bool):
+def test_request_id_is_in_each_line(captured: CapturedLines, asker: Client, asked: str, kept: bool):
     answer = asker.get("/dataset/v1/request/list/t", headers={"X-Request-ID": asked})
     identifier = answer["X-Request-ID"]
     assert (identifier == asked) is kept
-    (line,) = [line for line in written.lines if line.get("event") == "request.answered"]
+    (line,) = [line for line in captured.lines if line.get("event") == "request.answered"]
     assert line["request"] == identifier
     assert (line["channel"], line["status"]) == ("ORG_001", 200)
     assert line["route"] == "dataset/v1/request/list/<str:tag>"
@@ -165,28 +214,28 @@ def test_request_id_is_in_each_line(written: CapturedLines, asker: Client, asked
 
 
 @pytest.mark.django_db
-def test_context_ends_with_request(written: CapturedLines, asker: Client):
+def test_context_ends_with_request(captured: CapturedLines, asker: Client):
     asker.get("/dataset/v1/request/list/t")
     Client().get("/nowhere")
-    _, last = [line for line in written.lines if line.get("event") == "request.answered"]
+    _, last = [line for line in captured.lines if line.get("event") == "request.answered"]
     assert "channel" not in last
     assert last["route"] == "none"
 
 
 @pytest.mark.django_db
-def test_job_lines_name_its_channel(written: CapturedLines):
+def test_job_lines_name_its_channel(captured: CapturedLines):
     from exhaust.jobs import attempt
     from tests.exhaust.factories import make_claimed
 
     job = make_claimed(output_format="none")
     assert attempt.run(job) is False
-    (line,) = [line for line in written.lines if line.get("event") == "job.failed"]
+    (line,) = [line for line in captured.lines if line.get("event") == "job.failed"]
     assert (line["job"], line["attempt"], line["channel"]) == (job.pk, 1, "ORG_001")
 
 
-def test_probes_are_not_logged(written: CapturedLines):
+def test_probes_are_not_logged(captured: CapturedLines):
     Client().get("/healthz")
-    assert not [line for line in written.lines if line.get("event") == "request.answered"]
+    assert not [line for line in captured.lines if line.get("event") == "request.answered"]
 
 
 @pytest.mark.parametrize("how", ["thread", "process", "warning"])
@@ -225,7 +274,7 @@ def _var() -> dict[str, str]:
 
 
 @pytest.mark.django_db
-def test_failed_request_hides_its_message(written: CapturedLines, monkeypatch: Any):
+def test_failed_request_hides_its_message(captured: CapturedLines, monkeypatch: Any):
     def fail(*_: Any) -> None:
         raise RuntimeError(CANARY)
 
@@ -234,8 +283,8 @@ def test_failed_request_hides_its_message(written: CapturedLines, monkeypatch: A
     client = Client(headers=bearer(key), raise_request_exception=False)
     answer = client.get("/dataset/v1/request/list/t")
     assert answer.status_code == 500
-    assert CANARY not in written.text + answer.content.decode()
-    assert key not in written.text
-    (line,) = [line for line in written.lines if line.get("event") == "request.failed"]
+    assert CANARY not in captured.text + answer.content.decode()
+    assert key not in captured.text
+    (line,) = [line for line in captured.lines if line.get("event") == "request.failed"]
     assert line["error"][0]["type"] == "builtins.RuntimeError"
     assert line["request"] == answer["X-Request-ID"]
