@@ -111,7 +111,7 @@ SURVIVORS = {
     "ingest/views/conversations.py ConversationView.get: if '\\x00' in identifier: refuse": (
         "avoids an error of PostgreSQL; SQLite finds no row"
     ),
-    "ingest/views/desk.py _authenticate: if scheme.lower() != 'basic': refuse": (
+    "ingest/views/sources.py _verify_password: if scheme.lower() != 'basic': refuse": (
         "every scheme needs the name and the password"
     ),
     "ingest/derive/sessions.py _merge_client_sessions: channel_id=channel_id": (

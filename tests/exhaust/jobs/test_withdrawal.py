@@ -678,4 +678,4 @@ def test_who_is_asked_for_by_device_is_found_by_an_index() -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN {sql}")
             plan = str(cursor.fetchall())
-        assert "_of_device" in plan or "_of_desk_device" in plan, plan
+        assert "storedevent_device" in plan or "storedevent_desk_device" in plan, plan

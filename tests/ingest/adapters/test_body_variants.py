@@ -1,4 +1,4 @@
-"""What is read quickly is read as it is by looking at everything: at every source, for any bytes."""
+"""The fast path of a parser reads what the thorough one reads: each source, any bytes."""
 
 import json
 from collections.abc import Callable

@@ -918,7 +918,7 @@ def test_any_bulk_is_counted_row_by_row(bulk: dict[str, Any]):
 @pytest.mark.django_db(transaction=True)
 def test_eight_senders_leave_one_current_row():
     keys.create_application(CLIENT, make_channel())
-    connection.close()  # the pool has eight
+    connection.close()
     wrong: list[BaseException] = []
     stored: list[int] = []
 
@@ -936,6 +936,7 @@ def test_eight_senders_leave_one_current_row():
                 assert said["status"] == "success"
                 assert said["stored"] + said["duplicate"] == 200
                 stored.append(said["stored"])
+                connections.close_all()  # as after a real request; the pool has fewer than eight
         except BaseException as error:
             wrong.append(error)
         finally:
