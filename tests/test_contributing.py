@@ -58,9 +58,9 @@ def test_dataset_of_the_page_makes_files(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_format_of_the_page_makes_files(monkeypatch: pytest.MonkeyPatch) -> None:
     file_format = run_block("exhaust/files/formats/tabs.py")["TABS"]
     monkeypatch.setitem(FORMATS, file_format.name, file_format)
-    send_events(make_answer(1, "tab\there"))
+    send_events({**make_answer(1), "mid": "one\ttab"})
 
     header, row = export_file(outputFormat="tsv").splitlines()
 
     assert header.split("\t")[:2] == [column.header for column in DATASETS[RESPONSE].columns[:2]]
-    assert "tab here" in row.split("\t")
+    assert row.split("\t")[0] == "one tab"
