@@ -43,7 +43,7 @@ def start_passing(folder: Path | str) -> "subprocess.Popen[str]":
     )
 
 
-def test_nothing_is_armed_by_default(settings: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_failpoints_are_off_by_default(settings: Any, tmp_path: Path, monkeypatch: Any) -> None:
     # given a file that would arm one, and no setting that names its folder
     assert settings.FAILPOINTS == ""
     (tmp_path / "part.first").write_text("kill")
@@ -54,7 +54,7 @@ def test_nothing_is_armed_by_default(settings: Any, tmp_path: Path, monkeypatch:
     assert (tmp_path / "part.first").exists()
 
 
-def test_an_armed_one_strikes_once(armed: Path) -> None:
+def test_armed_failpoint_fires_once(armed: Path) -> None:
     (armed / "part.first").write_text("error the answer was lost\n")
 
     with pytest.raises(OperationalError, match="the answer was lost"):
@@ -64,7 +64,7 @@ def test_an_armed_one_strikes_once(armed: Path) -> None:
     assert [path.name.rsplit(".", 2)[0] for path in armed.iterdir()] == [".done.part.first"]
 
 
-def test_one_of_a_single_job_strikes_only_that(armed: Path) -> None:
+def test_targeted_failpoint_fires_for_job(armed: Path) -> None:
     (armed / "part.first@2").write_text("error")
 
     trigger_failpoint("part.first", 1)
@@ -73,7 +73,7 @@ def test_one_of_a_single_job_strikes_only_that(armed: Path) -> None:
         trigger_failpoint("part.first", 2)
 
 
-def test_of_several_processes_one_takes_it(armed: Path) -> None:
+def test_one_process_takes_the_failpoint(armed: Path) -> None:
     # given one that is armed
     (armed / "part.first").write_text("kill")
 
@@ -91,7 +91,7 @@ def test_of_several_processes_one_takes_it(armed: Path) -> None:
     ]
 
 
-def test_a_stopped_process_goes_on_when_it_is_told_to(armed: Path) -> None:
+def test_stopped_process_continues(armed: Path) -> None:
     (armed / "part.first").write_text("stop")
 
     process = start_passing(armed)
@@ -102,14 +102,14 @@ def test_a_stopped_process_goes_on_when_it_is_told_to(armed: Path) -> None:
     assert process.communicate(timeout=30)[0] == "before\nafter\n"
 
 
-def test_a_full_disk(armed: Path) -> None:
+def test_full_disk_action(armed: Path) -> None:
     (armed / "complete.before").write_text("full")
 
     with pytest.raises(OSError, match="No space left on device"):
         trigger_failpoint("complete.before")
 
 
-def test_a_pause(armed: Path) -> None:
+def test_sleep_action(armed: Path) -> None:
     (armed / "heartbeat").write_text("sleep 0.2")
 
     started = time.monotonic()
@@ -117,7 +117,7 @@ def test_a_pause(armed: Path) -> None:
     assert time.monotonic() - started >= 0.2
 
 
-def test_an_unknown_action_is_told(armed: Path) -> None:
+def test_unknown_action_is_an_error(armed: Path) -> None:
     (armed / "heartbeat").write_text("explode")
 
     with pytest.raises(ValueError, match="no action 'explode'"):
@@ -126,7 +126,7 @@ def test_an_unknown_action_is_told(armed: Path) -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_a_cut_ends_the_threads_connection(armed: Path) -> None:
+def test_cut_ends_connection(armed: Path) -> None:
     connection.ensure_connection()
     (armed / "publish.before").write_text("cut")
 
@@ -143,7 +143,7 @@ def test_a_cut_ends_the_threads_connection(armed: Path) -> None:
 @pytest.mark.parametrize(
     "name", sorted(set(FAILPOINTS) - {"part.middle", "heartbeat", "push.accepted"})
 )
-def test_every_one_is_passed_with_its_job(name: str, armed: Path) -> None:
+def test_every_failpoint_is_reached(name: str, armed: Path) -> None:
     # given one that is armed for the job only, and for the last an error before it
     send_events(make_answer(1))
     job = make_job()
@@ -164,7 +164,7 @@ def test_every_one_is_passed_with_its_job(name: str, armed: Path) -> None:
     assert Job.objects.filter(pk=job.pk).exists()
 
 
-def test_a_key_names_its_job() -> None:
+def test_key_names_its_job() -> None:
     assert storage.parse_job_id("response/17/1-ab.csv") == "17"
     assert storage.parse_job_id("http://127.0.0.1/bucket/private/8/2-ab.csv?uploadId=1") == "8"
     assert storage.parse_job_id("elsewhere/17") == ""

@@ -88,7 +88,7 @@ def silent_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("port", ["closed_port", "silent_port"])
 @pytest.mark.django_db(transaction=True)
-def test_a_broker_that_is_down_never_fails_a_submit(
+def test_submit_survives_broker_outage(
     port: str,
     request: pytest.FixtureRequest,
     broker: Any,
@@ -120,7 +120,7 @@ def test_a_broker_that_is_down_never_fails_a_submit(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_more_submits_than_producers_fail_no_submit(
+def test_submit_survives_busy_producers(
     broker: Any, silent_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a silent broker, at which as many requests wait as there are producers
@@ -143,7 +143,7 @@ def test_more_submits_than_producers_fail_no_submit(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_wake_reaches_the_broker_that_the_settings_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_enqueue_uses_configured_broker(caplog: pytest.LogCaptureFixture) -> None:
     # given the suite's own broker, the folder or Redis
     with app.connection_for_read() as connection:
         queue = connection.SimpleQueue(app.amqp.queues["nightly"])
@@ -164,7 +164,7 @@ def test_wake_reaches_the_broker_that_the_settings_name(caplog: pytest.LogCaptur
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_work_makes_one_file_and_looks_again(enqueued_tasks: list[str]) -> None:
+def test_work_runs_one_job_and_enqueues(enqueued_tasks: list[str]) -> None:
     # given two due jobs
     send_events(made_answer(1))
     older = make_job(submitted_at=timezone.now() - timedelta(hours=1))
@@ -184,7 +184,7 @@ def test_the_work_makes_one_file_and_looks_again(enqueued_tasks: list[str]) -> N
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_work_looks_again_after_a_failure(
+def test_work_enqueues_after_failure(
     enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_job()
@@ -195,7 +195,7 @@ def test_the_work_looks_again_after_a_failure(
 
 @pytest.mark.usefixtures("daily_run_finished")
 @pytest.mark.parametrize("waiting", ["nothing", "not due", "in work", "done", "failed", "last"])
-def test_the_sweep_lets_workers_sleep(waiting: str, enqueued_tasks: list[str]) -> None:
+def test_sweep_enqueues_nothing_when_idle(waiting: str, enqueued_tasks: list[str]) -> None:
     # given nothing that a worker could do
     later = timezone.now() + timedelta(minutes=1)
     if waiting == "not due":
@@ -218,7 +218,7 @@ def test_the_sweep_lets_workers_sleep(waiting: str, enqueued_tasks: list[str]) -
 
 
 @pytest.mark.usefixtures("daily_run_finished")
-def test_the_sweep_wakes_for_a_lost_message(enqueued_tasks: list[str]) -> None:
+def test_sweep_recovers_lost_message(enqueued_tasks: list[str]) -> None:
     # given a job whose message never arrived
     make_job()
     make_job()
@@ -232,7 +232,7 @@ def test_the_sweep_wakes_for_a_lost_message(enqueued_tasks: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("daily_run_finished")
-def test_the_sweep_wakes_for_a_dead_worker(enqueued_tasks: list[str]) -> None:
+def test_sweep_recovers_dead_worker(enqueued_tasks: list[str]) -> None:
     # given an attempt that died without a word
     job = make_claimed()
     Job.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
@@ -246,7 +246,7 @@ def test_the_sweep_wakes_for_a_dead_worker(enqueued_tasks: list[str]) -> None:
 
 
 @pytest.mark.django_db
-def test_the_sweep_wakes_for_a_day_without_its_run(enqueued_tasks: list[str]) -> None:
+def test_sweep_enqueues_daily_run(enqueued_tasks: list[str]) -> None:
     # given nothing to do but the day's run
     tasks.sweep()
     assert enqueued_tasks == ["exhaust.daily_run"]
@@ -261,9 +261,7 @@ def test_the_sweep_wakes_for_a_day_without_its_run(enqueued_tasks: list[str]) ->
 
 
 @pytest.mark.usefixtures("daily_run_finished")
-def test_the_sweep_removes_what_the_last_attempt_left(
-    enqueued_tasks: list[str], files: Path
-) -> None:
+def test_sweep_removes_orphans_of_failed_job(enqueued_tasks: list[str], files: Path) -> None:
     # given a job whose last attempt died in the middle of its file, and one at work
     dead = make_job(status="PROCESSING", attempt=3, lease_until=timezone.now() - timedelta(hours=1))
     working = make_claimed()
@@ -278,7 +276,7 @@ def test_the_sweep_removes_what_the_last_attempt_left(
     assert stored_paths(files) == [drafts[1]]
 
 
-def test_the_schedule_names_tasks_that_exist() -> None:
+def test_beat_schedule_names_known_tasks() -> None:
     app.loader.import_default_modules()
     scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
     assert scheduled == {"exhaust.sweep", "exhaust.derive_sessions"}
@@ -309,7 +307,7 @@ def is_done(*jobs_to_check: Job) -> bool:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_no_message_came_for_is_made(poller: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_poller_runs_overdue_job(poller: None, caplog: pytest.LogCaptureFixture) -> None:
     # given jobs due for longer than any message takes
     long_ago = timezone.now() - timedelta(seconds=30)
     missed = [make_job(due_at=long_ago, submitted_at=long_ago) for _ in range(2)]
@@ -320,14 +318,14 @@ def test_what_no_message_came_for_is_made(poller: None, caplog: pytest.LogCaptur
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_is_only_just_due_is_left_to_its_message(poller: None) -> None:
+def test_poller_leaves_recent_jobs(poller: None) -> None:
     job = make_job(due_at=timezone.now() - timedelta(seconds=5))
     time.sleep(0.5)
     assert fetch_job_row(job)["status"] == "SUBMITTED"
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_at_work_looks_for_nothing_more(poller: None) -> None:
+def test_busy_worker_does_not_poll(poller: None) -> None:
     # given a process that is busy
     long_ago = timezone.now() - timedelta(seconds=30)
     with worker._is_working:
@@ -349,7 +347,7 @@ def run_jobs(*arguments: str) -> list[str]:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_run_jobs_makes_all_that_is_due() -> None:
+def test_run_jobs_runs_due_jobs() -> None:
     # given two due, one not due, and one that died in its last attempt
     older = make_job(submitted_at=timezone.now() - timedelta(hours=1))
     newer = make_job()
@@ -371,7 +369,7 @@ def test_run_jobs_makes_all_that_is_due() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_run_jobs_of_one_request_does_not_wait() -> None:
+def test_run_jobs_by_request_id() -> None:
     # given one that waits for its next attempt, and one beside it that is due
     later = make_job(due_at=timezone.now() + timedelta(hours=1))
     other = make_job()
@@ -387,7 +385,7 @@ def test_run_jobs_of_one_request_does_not_wait() -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("status", ["SUCCESS", "FAILED"])
-def test_run_jobs_of_a_request_that_is_over_only_tells(status: str) -> None:
+def test_run_jobs_reports_ended_job(status: str) -> None:
     job = make_job(status=status, status_message="as it was")
     before = fetch_job_row(job)
     assert run_jobs("--request-id", job.request_id) == [f"{job.request_id} {status} as it was"]
@@ -395,7 +393,7 @@ def test_run_jobs_of_a_request_that_is_over_only_tells(status: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_run_jobs_does_not_take_a_job_from_its_worker() -> None:
+def test_run_jobs_leaves_running_job() -> None:
     job = make_claimed()
     before = fetch_job_row(job)
     assert run_jobs("--request-id", job.request_id) == [f"{job.request_id} PROCESSING"]
@@ -403,13 +401,13 @@ def test_run_jobs_does_not_take_a_job_from_its_worker() -> None:
 
 
 @pytest.mark.django_db
-def test_run_jobs_of_an_unknown_request() -> None:
+def test_run_jobs_unknown_request() -> None:
     with pytest.raises(CommandError, match="There is no request ABC"):
         run_jobs("--request-id", "ABC")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_run_jobs_goes_on_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_jobs_until_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     # given one job that is due, and one that comes while it pauses
     first = make_job()
     later: list[Job] = []
@@ -440,7 +438,7 @@ def run_job_command(*arguments: str) -> str:
 
 
 @pytest.mark.django_db
-def test_a_job_is_shown_stopped_and_run_again_by_hand(enqueued_tasks: list[str]) -> None:
+def test_job_command_show_cancel_retry(enqueued_tasks: list[str]) -> None:
     # given a job at work
     job = make_claimed()
 
@@ -456,7 +454,7 @@ def test_a_job_is_shown_stopped_and_run_again_by_hand(enqueued_tasks: list[str])
 
 
 @pytest.mark.django_db
-def test_by_hand_the_job_must_be_the_one(settings: Any) -> None:
+def test_job_command_rejects_ambiguity(settings: Any) -> None:
     # given one id in two channels
     own = make_job(request_id="A" * 32)
     other = make_job(request_id="A" * 32, channel="ORG_002")

@@ -32,7 +32,7 @@ def cell(kind: Any, raw: str, *, refused: bool = False, consented: bool = False)
         "-٥",
     ],
 )  # fmt: skip
-def test_what_a_spreadsheet_would_run_gets_an_apostrophe(text: str):
+def test_formulas_are_escaped(text: str):
     assert escape_formula(text) == "'" + text
 
 
@@ -43,7 +43,7 @@ def test_what_a_spreadsheet_would_run_gets_an_apostrophe(text: str):
         "+91 98765 43210", "+919876543210", "+1 (555) 010-9999", "-0", "-5 ", "(5)", "a\n=1",
     ],
 )  # fmt: skip
-def test_all_else_stays_as_it_is(text: str):
+def test_other_text_is_not_escaped(text: str):
     assert escape_formula(text) == text
 
 
@@ -77,7 +77,7 @@ def test_all_else_stays_as_it_is(text: str):
         ("0.00e1", "0.0"),
     ],
 )
-def test_a_number_is_printed_as_postgresql_prints_it(spelling: str, printed: str):
+def test_numbers_match_postgresql(spelling: str, printed: str):
     assert cell("number", spelling) == printed
     assert cell("text", spelling) == printed
     assert cell("json", spelling) == printed
@@ -109,7 +109,7 @@ def test_a_number_is_printed_as_postgresql_prints_it(spelling: str, printed: str
         ("[1.5]", "[1.5]"),
     ],
 )
-def test_whole_seconds_are_rounded_half_away_from_zero(spelling: str, printed: str | None):
+def test_whole_numbers_round_half_up(spelling: str, printed: str | None):
     assert cell("whole", spelling) == printed
 
 
@@ -127,7 +127,7 @@ def test_whole_seconds_are_rounded_half_away_from_zero(spelling: str, printed: s
         ('"-5"', "-5"),
     ],
 )
-def test_text_is_written_as_it_is_and_other_values_as_json(raw: str, printed: str | None):
+def test_text_cells(raw: str, printed: str | None):
     assert cell("text", raw) == printed
 
 
@@ -147,11 +147,11 @@ def test_text_is_written_as_it_is_and_other_values_as_json(raw: str, printed: st
         ('{"a\\"b":"\\\\"}', '{"a\\"b": "\\\\"}'),
     ],
 )
-def test_json_is_printed_as_postgresql_prints_it(raw: str, printed: str | None):
+def test_json_matches_postgresql(raw: str, printed: str | None):
     assert cell("json", raw) == printed
 
 
-def test_printed_json_is_json():
+def test_json_cell_parses():
     value = {"é": [1, Decimal("1.50"), {"x": '\x00\x1f"\\'}], "": None, "b": True}
 
     assert json.loads(format_json(value), parse_float=Decimal) == value
@@ -168,25 +168,25 @@ def test_printed_json_is_json():
         (datetime(2022, 4, 1, 4, 0, 0, 1_000, tzinfo=UTC), "2022-04-01T04:00:00.001Z"),
     ],
 )
-def test_a_time_is_cut_to_the_millisecond(moment: datetime | str, printed: str):
+def test_times_are_cut_to_milliseconds(moment: datetime | str, printed: str):
     assert format_time(moment) == printed
 
 
 @pytest.mark.parametrize("payload", ["{}", '{"edata": null}', '{"edata": [1]}', '{"edata": "v"}'])
 @pytest.mark.parametrize("kind", ["text", "number", "whole", "json"])
-def test_what_is_not_there_is_nothing(kind: Any, payload: str):
+def test_missing_value_is_none(kind: Any, payload: str):
     column = Column("Header", kind, ("payload", "edata", "v"), "")
 
     assert make_cell_reader([column])({}, payload, False) == [None]
 
 
-def test_a_refused_consent_empties_only_what_asks_for_it():
+def test_refused_consent_blanks_columns():
     assert cell("json", "1", refused=True, consented=True) is None
     assert cell("json", "1", refused=False, consented=True) == "1"
     assert cell("json", "1", refused=True, consented=False) == "1"
 
 
-def test_an_envelope_cell_is_read_like_any_text():
+def test_envelope_cell():
     read = make_cell_reader(
         [Column("A", "text", ("device_id",), ""), Column("B", "text", ("other",), "")]
     )
@@ -194,14 +194,14 @@ def test_an_envelope_cell_is_read_like_any_text():
     assert read({"device_id": "=d"}, "{}", False) == ["=d", None]
 
 
-def test_each_json_object_is_opened_once():
+def test_json_objects_are_joined_once():
     sql = joins_sql(DATASETS["uci-response-exhaust"].columns)
 
     assert sql.count("LEFT JOIN LATERAL") == 5  # payload, edata, context, item, rollup
     assert sql.count("jsonb_to_record(") == 5
 
 
-def test_there_is_a_cell_for_every_column():
+def test_one_cell_per_column():
     columns = DATASETS["uci-response-exhaust"].columns
     sql = cells_sql(columns, "(SELECT refused)")
 

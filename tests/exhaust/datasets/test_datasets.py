@@ -92,7 +92,7 @@ def answer_at(mid: str, moment: str, **overrides: Any) -> dict[str, Any]:
 # what there is ----------------------------------------------------------------------------------
 
 
-def test_what_can_be_asked_for_and_with_which_right():
+def test_datasets_and_scopes():
     assert {name: (dataset.is_private, dataset.scope) for name, dataset in DATASETS.items()} == {
         "uci-response-exhaust": (False, "export:response"),
         "uci-private-exhaust": (True, "export:private"),
@@ -102,11 +102,11 @@ def test_what_can_be_asked_for_and_with_which_right():
     }
 
 
-def test_the_response_has_the_17_published_columns_in_their_order():
+def test_response_columns():
     assert [column.header for column in RESPONSE.columns] == HEADERS
 
 
-def test_the_private_one_has_7_columns_and_shares_the_devices():
+def test_private_columns():
     assert [column.header for column in PRIVATE.columns] == [
         "Conversation ID",
         "Conversation Name",
@@ -119,7 +119,7 @@ def test_the_private_one_has_7_columns_and_shares_the_devices():
 
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
-def test_every_column_says_what_it_holds(dataset: Dataset):
+def test_columns_have_descriptions(dataset: Dataset):
     assert all(column.description.endswith(".") for column in dataset.columns)
     assert len({column.header for column in dataset.columns}) == len(dataset.columns)
 
@@ -128,7 +128,7 @@ def test_every_column_says_what_it_holds(dataset: Dataset):
 
 
 @pytest.mark.django_db
-def test_an_answer_is_a_row(portable: bool):
+def test_answer_is_a_row(portable: bool):
     store_events(answer(3, edata={"duration": 21.0, "score": 0.0}))
     Conversation.objects.update(name="Global Tara Bot")
 
@@ -162,7 +162,7 @@ def test_an_answer_is_a_row(portable: bool):
 
 
 @pytest.mark.django_db
-def test_only_answers_of_the_asked_conversation_and_channel_are_in(portable: bool):
+def test_rows_of_own_conversation_only(portable: bool):
     elsewhere = {"cdata": [{"type": "Conversation", "id": "another"}]}
     store_events(
         answer(1, mid="in"),
@@ -176,7 +176,7 @@ def test_only_answers_of_the_asked_conversation_and_channel_are_in(portable: boo
 
 
 @pytest.mark.django_db
-def test_another_channels_conversation_of_the_same_name_gives_nothing():
+def test_foreign_conversation_gives_no_rows():
     store_events(answer(1), channel="ORG_002")
     theirs = Conversation.objects.get()
 
@@ -185,7 +185,7 @@ def test_another_channels_conversation_of_the_same_name_gives_nothing():
 
 
 @pytest.mark.django_db
-def test_answers_of_unknown_devices_are_kept(portable: bool):
+def test_unknown_devices_are_kept(portable: bool):
     store_events(
         answer(1, context={"did": "nobody knows"}), answer(2, context={"did": ""}, actor=None)
     )
@@ -194,7 +194,7 @@ def test_answers_of_unknown_devices_are_kept(portable: bool):
 
 
 @pytest.mark.django_db
-def test_rows_come_by_time_and_then_by_arrival(portable: bool):
+def test_rows_are_ordered_by_time(portable: bool):
     store_events(answer(5, mid="c"), answer(1, mid="a"))
     store_events(answer(3, mid="b2", ets=STARTED_MS + 3000))
     store_events(answer(3, mid="b1", ets=STARTED_MS + 3000))
@@ -213,9 +213,7 @@ def test_rows_come_by_time_and_then_by_arrival(portable: bool):
     ],
     ids=["refused", "given", "unknown"],
 )
-def test_a_refused_consent_blanks_the_response_and_nothing_else(
-    consent: bool | None, answers: str, portable: bool
-):
+def test_refused_consent_blanks_response(consent: bool | None, answers: str, portable: bool):
     store_events(answer(1))
     before = read_rows(portable=portable)[0]
 
@@ -225,7 +223,7 @@ def test_a_refused_consent_blanks_the_response_and_nothing_else(
 
 
 @pytest.mark.django_db
-def test_a_refusal_counts_in_its_own_channel_and_for_its_own_device(portable: bool):
+def test_refusal_is_per_channel_and_device(portable: bool):
     store_events(answer(1))
     store_participant(channel="ORG_002", consent=False)
     store_participant(device_id="another", consent=False)
@@ -234,7 +232,7 @@ def test_a_refusal_counts_in_its_own_channel_and_for_its_own_device(portable: bo
 
 
 @pytest.mark.django_db
-def test_a_refusal_is_read_when_the_file_is_made(portable: bool):
+def test_refusal_is_read_at_export(portable: bool):
     store_events(answer(1))
     store_participant(consent=False)
     assert read_rows(portable=portable)[0]["Question Response"] == ""
@@ -246,7 +244,7 @@ def test_a_refusal_is_read_when_the_file_is_made(portable: bool):
 # dates ------------------------------------------------------------------------------------------
 
 
-def test_days_are_whole_and_both_ends_are_in():
+def test_days_include_both_ends():
     assert day_range(date(2022, 4, 1), date(2022, 4, 2), "UTC") == (
         datetime(2022, 4, 1, tzinfo=UTC),
         datetime(2022, 4, 3, tzinfo=UTC),
@@ -264,7 +262,7 @@ def test_days_are_whole_and_both_ends_are_in():
         ("2022-09-11", "America/Santiago", "2022-09-11T04:00:00+00:00", 23),
     ],
 )
-def test_a_day_is_as_long_as_it_is_there(day: str, zone: str, start: str, hours: int):
+def test_day_length_follows_zone(day: str, zone: str, start: str, hours: int):
     first_day = date.fromisoformat(day)
 
     first, end = (moment.astimezone(UTC) for moment in day_range(first_day, first_day, zone))
@@ -297,9 +295,7 @@ def test_a_day_is_as_long_as_it_is_there(day: str, zone: str, start: str, hours:
         ),
     ],
 )
-def test_the_edges_of_a_day_are_in_and_a_millisecond_beyond_is_out(
-    zone: str, first: str, last: str, edges: list[str], portable: bool
-):
+def test_day_edges(zone: str, first: str, last: str, edges: list[str], portable: bool):
     before, after = (datetime.fromisoformat(edge) for edge in edges)
     millisecond = timedelta(milliseconds=1)
     store_events(
@@ -327,7 +323,7 @@ def set_xid(xid: int) -> int:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_rows_that_arrive_after_the_watermark_are_not_in(portable: bool):
+def test_rows_above_watermark_are_left_out(portable: bool):
     store_events(answer(1, mid="before"))
     mark = set_xid(StoredEvent.objects.get().xid)
 
@@ -380,7 +376,7 @@ def store_versions(channel: Channel) -> None:
         (2**62, ["new", "other"]),
     ],
 )
-def test_the_version_that_stood_at_the_watermark_is_in(mark: int, seen: list[str], portable: bool):
+def test_version_at_watermark_is_read(mark: int, seen: list[str], portable: bool):
     store_versions(make_channel())
 
     assert read_mids(watermark=mark, portable=portable) == seen
@@ -391,7 +387,7 @@ def test_the_version_that_stood_at_the_watermark_is_in(mark: int, seen: list[str
 
 
 @pytest.mark.django_db
-def test_a_person_is_one_row_with_first_and_last_seen():
+def test_participant_is_one_row():
     store_events(*(answer(n) for n in (5, 1, 9)))
     store_events(answer(20, eid="INTERACT"))
     Conversation.objects.update(name="=Tara")
@@ -416,7 +412,7 @@ def test_a_person_is_one_row_with_first_and_last_seen():
     [(True, "+919000000001"), (False, ""), (None, "")],
     ids=["given", "refused", "unknown"],
 )
-def test_a_phone_is_shown_only_with_consent(consent: bool | None, phone: str):
+def test_phone_requires_consent(consent: bool | None, phone: str):
     store_events(answer(1))
     store_participant(user_name="Asha", phone="+919000000001", consent=consent)
 
@@ -426,7 +422,7 @@ def test_a_phone_is_shown_only_with_consent(consent: bool | None, phone: str):
 
 
 @pytest.mark.django_db
-def test_a_phone_without_consent_is_not_even_opened(monkeypatch: pytest.MonkeyPatch):
+def test_phone_stays_encrypted_by_default(monkeypatch: pytest.MonkeyPatch):
     store_events(answer(1))
     store_participant(phone="+919000000001", consent=False)
     opened: list[Any] = []
@@ -437,7 +433,7 @@ def test_a_phone_without_consent_is_not_even_opened(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.django_db
-def test_a_participant_of_another_channel_does_not_match():
+def test_foreign_participant_is_not_joined():
     store_events(answer(1))
     store_participant(channel="ORG_002", user_name="Asha", phone="+919000000001", consent=True)
 
@@ -445,7 +441,7 @@ def test_a_participant_of_another_channel_does_not_match():
 
 
 @pytest.mark.django_db
-def test_who_did_not_converse_in_the_range_is_not_in():
+def test_participants_of_range_only():
     store_events(
         answer_at("in", "2022-04-01T10:00:00+00:00", context={"did": "in"}),
         answer_at("out", "2022-04-02T00:00:00+00:00", context={"did": "out"}),
@@ -458,7 +454,7 @@ def test_who_did_not_converse_in_the_range_is_not_in():
 
 
 @pytest.mark.django_db
-def test_people_come_by_first_seen_and_then_bytewise():
+def test_participants_order():
     same = {"ets": STARTED_MS + 1000}
     store_events(
         *(
@@ -472,7 +468,7 @@ def test_people_come_by_first_seen_and_then_bytewise():
 
 
 @pytest.mark.django_db
-def test_names_and_devices_are_guarded():
+def test_names_and_devices_are_escaped():
     store_events(answer(1, context={"did": "=device"}))
     store_participant(device_id="=device", user_name="@name", phone="+919000000001", consent=True)
 
@@ -487,7 +483,7 @@ def test_names_and_devices_are_guarded():
 @pytest.mark.django_db
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE], ids=lambda dataset: dataset.name)
 @pytest.mark.parametrize(("mark", "count"), [(2**62, 2), (6, 1), (5, 0)])
-def test_a_count_is_the_number_of_rows(dataset: Dataset, mark: int, count: int):
+def test_count_matches_rows(dataset: Dataset, mark: int, count: int):
     store_versions(make_channel())
     store_events(answer(3, eid="INTERACT", context={"did": ""}, actor=None, mid="nobody"))
 

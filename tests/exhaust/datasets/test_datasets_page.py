@@ -99,7 +99,7 @@ def section(dataset: Dataset) -> str:
 
 
 @pytest.mark.django_db(transaction=True)  # a watermark passes only what is committed
-def test_the_page_is_what_the_code_makes(tmp_path: Path) -> None:
+def test_page_matches_code(tmp_path: Path) -> None:
     fill()
 
     by_hand = PAGE.read_text().partition(MARK)[0]

@@ -48,7 +48,7 @@ def enable_hashing(channel: str = "ORG_001") -> None:
     Channel.objects.filter(identifier=channel).update(hash_device_ids=True)
 
 
-def test_both_files_hold_the_same_hash() -> None:
+def test_files_share_device_hash() -> None:
     # given people with strange ids, and files that show them
     send_events(*(make_event(number, device) for number, device in enumerate(STRANGE)))
     assert b"device-1" in make_file_bytes(RESPONSE)
@@ -70,7 +70,7 @@ def test_both_files_hold_the_same_hash() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_database_hashes_as_python_does(form: str) -> None:
+def test_database_hash_matches_python(form: str) -> None:
     send_events(*(make_event(number, device) for number, device in enumerate(STRANGE)))
     enable_hashing()
     assert make_file_bytes(RESPONSE, file_format=form) == make_file_bytes(
@@ -79,7 +79,7 @@ def test_the_database_hashes_as_python_does(form: str) -> None:
     assert read_devices(RESPONSE) == read_devices(RESPONSE, portable=True)
 
 
-def test_channels_do_not_join() -> None:
+def test_hash_differs_between_channels() -> None:
     for channel in ("ORG_001", "ORG_002"):
         send_events(make_event(1, "device-1"), channel=channel)
         enable_hashing(channel)
@@ -88,7 +88,7 @@ def test_channels_do_not_join() -> None:
     assert len(ours[0]) == 32
 
 
-def test_the_secret_is_sealed_and_stays() -> None:
+def test_hash_key_is_encrypted_and_stable() -> None:
     channel = make_channel()
     secret = device_hash.fetch_channel_secret(channel.pk)
     assert len(secret) == 32

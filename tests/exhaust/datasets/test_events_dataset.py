@@ -123,7 +123,7 @@ def store_everything() -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.parametrize("dataset", NEW)
-def test_both_ways_make_the_same_bytes(dataset: str) -> None:
+def test_portable_bytes_match_postgresql(dataset: str) -> None:
     store_everything()
     copied = write_file(dataset)
     assert write_file(dataset, portable=True).split(b"\n") == copied.split(b"\n")
@@ -131,7 +131,7 @@ def test_both_ways_make_the_same_bytes(dataset: str) -> None:
 
 
 @pytest.mark.parametrize("dataset", NEW)
-def test_a_file_is_rfc_4180_with_a_cell_for_every_column(dataset: str) -> None:
+def test_file_is_rfc_4180(dataset: str) -> None:
     store_everything()
     data = write_file(dataset)
     rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
@@ -141,7 +141,7 @@ def test_a_file_is_rfc_4180_with_a_cell_for_every_column(dataset: str) -> None:
     assert DATASETS[dataset].count_rows(make_selection()) == len(rows) - 1
 
 
-def test_an_event_is_a_row() -> None:
+def test_event_is_a_row() -> None:
     send_events(make_answer(1))
     event = StoredEvent.objects.get()
     (row,) = make_table(EVENTS)
@@ -160,7 +160,7 @@ def test_an_event_is_a_row() -> None:
     }
 
 
-def test_the_bytes_of_a_payload_are_fixed(portable: bool) -> None:
+def test_payload_bytes(portable: bool) -> None:
     send_events(make_answer(1))
     payload = next(iter(parse_table(write_file(EVENTS, portable=portable))))["Payload"]
     assert payload == (
@@ -185,7 +185,7 @@ def pull_all(resource: str) -> list[dict[str, Any]]:
     return list(page["items"])
 
 
-def test_events_are_the_events_of_a_pull(portable: bool) -> None:
+def test_events_match_pull(portable: bool) -> None:
     store_everything()
     rows = parse_table(write_file(EVENTS, portable=portable))
     items = pull_all("events")
@@ -213,7 +213,7 @@ def strip_apostrophe(cell: str) -> str | None:
     return cell.removeprefix("'") or None
 
 
-def test_sessions_are_the_sessions_of_a_pull(portable: bool) -> None:
+def test_sessions_match_pull(portable: bool) -> None:
     store_everything()
     rows = parse_table(write_file(SESSIONS, portable=portable))
     items = pull_all("sessions")
@@ -242,7 +242,7 @@ def test_sessions_are_the_sessions_of_a_pull(portable: bool) -> None:
     assert {row["Application"] for row in rows} == {"", "my-app"}
 
 
-def test_users_are_the_users_of_a_pull(portable: bool) -> None:
+def test_users_match_pull(portable: bool) -> None:
     store_everything()
     rows = parse_table(write_file(USERS, portable=portable))
     items = pull_all("users")
@@ -267,7 +267,7 @@ def test_users_are_the_users_of_a_pull(portable: bool) -> None:
 # what is asked ----------------------------------------------------------------------------------
 
 
-def test_events_can_be_chosen_by_type_application_and_conversation() -> None:
+def test_event_filters() -> None:
     keys.create_application("my-app", make_channel())
     keys.create_application("other-app", make_channel())
     send_events(make_answer(1))
@@ -293,20 +293,20 @@ def test_events_can_be_chosen_by_type_application_and_conversation() -> None:
     ("dataset", "field"),
     [(EVENTS, "Timestamp"), (SESSIONS, "Close Time")],
 )
-def test_days_are_of_the_records_own_time(dataset: str, field: str) -> None:
+def test_days_use_record_time(dataset: str, field: str) -> None:
     send_events(make_answer(1), make_answer(24 * 60), make_answer(2 * 24 * 60))  # 5, 6 and 7 March
     rows = make_table(dataset, startDate="2022-03-06", endDate="2022-03-06")
     assert [row[field][:10] for row in rows] == ["2022-03-06"]
 
 
-def test_users_are_chosen_by_their_last_change() -> None:
+def test_users_by_last_change() -> None:
     send_events(make_answer(1))
     assert len(make_table(USERS)) == 1
     assert make_table(USERS, **DAYS) == []
 
 
 @pytest.mark.parametrize("dataset", [SESSIONS, USERS])
-def test_a_file_holds_what_was_made_of_every_event_before_it(dataset: str) -> None:
+def test_file_waits_for_derivation(dataset: str) -> None:
     # given events that no deriver has seen
     send_events(make_answer(1), make_answer(2))
     assert not Session.objects.exists()
@@ -314,14 +314,14 @@ def test_a_file_holds_what_was_made_of_every_event_before_it(dataset: str) -> No
     assert sorted(row["Device ID"] for row in make_table(dataset)) == ["device-1", "device-2"]
 
 
-def test_only_the_channels_own() -> None:
+def test_rows_of_own_channel_only() -> None:
     send_events(make_answer(1))
     send_events(make_answer(2), channel="ORG_002")
     for dataset in NEW:
         assert [row["Device ID"] for row in make_table(dataset)] == ["device-1"]
 
 
-def test_of_an_event_in_two_versions_the_last_is_in() -> None:
+def test_last_event_version_is_read() -> None:
     revise_answer(1, "first")
     revise_answer(1, "second")
     (row,) = make_table(EVENTS)
@@ -340,7 +340,7 @@ def run_attempt(job: Job) -> bytes:
     return b"".join(writer.iter_blocks(dataset, chosen, writer.Progress()))
 
 
-def test_every_attempt_at_events_makes_the_same_bytes() -> None:
+def test_event_attempts_make_same_bytes() -> None:
     revise_answer(1, "first")
     send_events(make_answer(1))
     job = transitions.claim(make_job(dataset=EVENTS, config=config(EVENTS)).pk)
@@ -353,7 +353,7 @@ def test_every_attempt_at_events_makes_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("dataset", [SESSIONS, USERS])
-def test_a_record_that_changed_is_missing_from_a_later_attempt_and_stands_behind_it(
+def test_changed_record_moves_past_watermark(
     dataset: str,
 ) -> None:
     send_events(make_answer(1), make_answer(200))
@@ -380,7 +380,7 @@ def test_a_record_that_changed_is_missing_from_a_later_attempt_and_stands_behind
 
 @pytest.mark.parametrize("dataset", NEW)
 @pytest.mark.parametrize("scope", ["export:response", "export:private", "pull"])
-def test_the_right_that_a_key_needs(dataset: str, scope: str, enqueued_tasks: list[str]) -> None:
+def test_required_scope(dataset: str, scope: str, enqueued_tasks: list[str]) -> None:
     caller = Client(headers=bearer(make_key(scope)))
     body = {"request": {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset)}}
     for path in ("submit", "preview"):
@@ -389,7 +389,7 @@ def test_the_right_that_a_key_needs(dataset: str, scope: str, enqueued_tasks: li
 
 
 @pytest.mark.parametrize("dataset", NEW)
-def test_a_file_lies_with_the_private_ones(dataset: str) -> None:
+def test_file_has_private_prefix(dataset: str) -> None:
     send_events(make_answer(1))
     make_table(dataset)
     file = File.objects.get()
@@ -413,7 +413,7 @@ def test_a_file_lies_with_the_private_ones(dataset: str) -> None:
         ("uci-response-exhaust", {}, "conversationId: This field is required."),
     ],
 )
-def test_refusals_name_the_field_and_the_remedy(
+def test_rejections_name_field_and_remedy(
     dataset: str, said: dict[str, Any], sentence: str
 ) -> None:
     keys.create_application("theirs", make_channel("ORG_002"))
@@ -440,7 +440,7 @@ def test_refusals_name_the_field_and_the_remedy(
         ("uci-response-exhaust", "channel", "conversation", "required"),
     ],
 )
-def test_the_admins_form_asks_for_them(
+def test_admin_form_submits_datasets(
     admin_client: Client,
     enqueued_tasks: list[str],
     dataset: str,
@@ -468,7 +468,7 @@ def test_the_admins_form_asks_for_them(
 
 
 @pytest.mark.parametrize("dataset", NEW)
-def test_a_schedule_asks_for_them(enqueued_tasks: list[str], dataset: str) -> None:
+def test_schedule_submits_datasets(enqueued_tasks: list[str], dataset: str) -> None:
     caller = Client(headers=bearer(make_key(DATASETS[dataset].scope)))
     words = {"cron": "0 6 * * *", "dataset": dataset, "window": "yesterday", "tag": "d-{start}"}
     path = "/dataset/v1/schedule/daily"
@@ -489,7 +489,7 @@ def read_content(file: File) -> bytes:
 
 
 @pytest.mark.parametrize("dataset", NEW)
-def test_a_file_and_the_pull_from_its_cursor_are_the_whole(dataset: str, settings: Any) -> None:
+def test_file_and_pull_are_complete(dataset: str, settings: Any) -> None:
     # given a file in parts, and its manifest
     settings.EXHAUST_PART_BYTES = 1
     send_events(*(make_answer(number) for number in range(3)))

@@ -83,7 +83,7 @@ def count_rows(rows: list[Row]) -> Counter[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("dataset", [RESPONSE, EVENTS, SESSIONS, USERS])
-def test_a_supplement_gives_only_what_arrived_since(caller: Client, dataset: str) -> None:
+def test_supplement_holds_new_rows_only(caller: Client, dataset: str) -> None:
     # given a file
     send_events(make_answer(1), make_answer(300))
     base, first = make_file_rows(caller, dataset)
@@ -99,7 +99,7 @@ def test_a_supplement_gives_only_what_arrived_since(caller: Client, dataset: str
     assert count_rows(first) + count_rows(second) + count_rows(third) == count_rows(whole)
 
 
-def test_a_supplement_of_nothing_is_a_header(caller: Client) -> None:
+def test_empty_supplement_is_header_only(caller: Client) -> None:
     send_events(make_answer(1))
     base, _ = make_file_rows(caller, RESPONSE)
     _, rows = make_file_rows(caller, RESPONSE, since=base)
@@ -107,7 +107,7 @@ def test_a_supplement_of_nothing_is_a_header(caller: Client) -> None:
     assert Job.objects.latest("pk").status_message.startswith("Nothing has arrived since that")
 
 
-def test_the_same_filters_count(caller: Client) -> None:
+def test_supplement_keeps_filters(caller: Client) -> None:
     send_events(make_answer(1))
     base, _ = make_file_rows(caller, EVENTS, types=["START", "ASSESS"])
     send_events(make_answer(2), {**make_answer(3), "eid": "INTERACT"})
@@ -116,9 +116,7 @@ def test_the_same_filters_count(caller: Client) -> None:
 
 
 @pytest.mark.parametrize("dataset", [RESPONSE, EVENTS])
-def test_a_version_that_took_an_events_place_comes_in_the_supplement(
-    caller: Client, dataset: str
-) -> None:
+def test_supplement_holds_new_versions(caller: Client, dataset: str) -> None:
     # given a file with the first version of an event
     revise_answer(1, "first")
     revise_answer(2, "other")
@@ -139,7 +137,7 @@ def test_a_version_that_took_an_events_place_comes_in_the_supplement(
         assert [kept["Event ID"] for kept in first].count(row["Event ID"]) == 1
 
 
-def test_a_session_that_changed_comes_again(caller: Client) -> None:
+def test_supplement_holds_changed_sessions(caller: Client) -> None:
     send_events(make_answer(1), make_answer(300))
     base, first = make_file_rows(caller, SESSIONS)
     more = make_answer(2)
@@ -152,7 +150,7 @@ def test_a_session_that_changed_comes_again(caller: Client) -> None:
 
 
 @pytest.mark.parametrize("dataset", [SESSIONS, USERS])
-def test_what_arrives_as_a_file_is_begun_is_in_it_or_in_its_supplement(
+def test_no_gap_between_file_and_supplement(
     caller: Client, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send_events(make_answer(1))
@@ -170,7 +168,7 @@ def test_what_arrives_as_a_file_is_begun_is_in_it_or_in_its_supplement(
     assert [row["Device ID"] for row in first + second] == ["device-1", "device-300"]
 
 
-def test_every_attempt_at_a_supplement_has_the_same_rows(caller: Client) -> None:
+def test_supplement_attempts_match(caller: Client) -> None:
     send_events(make_answer(1))
     base, _ = make_file_rows(caller, RESPONSE)
     send_events(make_answer(2))
@@ -249,9 +247,7 @@ def send_one(number: int) -> None:
 
 
 @pytest.mark.parametrize("dataset", [RESPONSE, EVENTS])
-def test_under_concurrent_writers_file_and_supplements_are_the_whole(
-    caller: Client, dataset: str
-) -> None:
+def test_supplements_with_parallel_writers(caller: Client, dataset: str) -> None:
     make_channel()
     with running_writers(*(make_writer(seed, send_one) for seed in range(4))):
         time.sleep(0.3)
@@ -266,9 +262,7 @@ def test_under_concurrent_writers_file_and_supplements_are_the_whole(
 
 
 @pytest.mark.parametrize("kind", ["revised events", SESSIONS, USERS])
-def test_what_changes_under_concurrent_writers_ends_as_the_whole_has_it(
-    caller: Client, kind: str
-) -> None:
+def test_supplements_with_parallel_changes(caller: Client, kind: str) -> None:
     make_channel()
     dataset, key = {
         "revised events": (EVENTS, "Event ID"),
@@ -303,7 +297,7 @@ def test_what_changes_under_concurrent_writers_ends_as_the_whole_has_it(
 # refused ----------------------------------------------------------------------------------------
 
 
-def test_a_since_that_is_no_file_of_this_dataset_and_channel_is_refused(caller: Client) -> None:
+def test_since_must_name_own_file(caller: Client) -> None:
     theirs = make_finished(channel="ORG_002", dataset=EVENTS, config=config(EVENTS))
     other = make_finished(dataset=RESPONSE, config=config(RESPONSE))
     waiting = make_job(dataset=EVENTS, config=config(EVENTS))
@@ -326,7 +320,7 @@ def test_a_since_that_is_no_file_of_this_dataset_and_channel_is_refused(caller: 
         ("types", ["START"]),
     ],
 )
-def test_another_question_than_the_files_is_refused(caller: Client, field: str, said: Any) -> None:
+def test_since_requires_same_filters(caller: Client, field: str, said: Any) -> None:
     base = make_finished(dataset=EVENTS, config=config(EVENTS))
     answered = submit_request(caller, EVENTS, since=base.request_id, **{field: said})
     assert answered.status_code == 400
@@ -334,7 +328,7 @@ def test_another_question_than_the_files_is_refused(caller: Client, field: str, 
     assert sentence.startswith(f"request.datasetConfig.{field}: Differs from what the request")
 
 
-def test_people_are_given_whole(caller: Client) -> None:
+def test_participants_take_no_since(caller: Client) -> None:
     base = make_finished(dataset=PRIVATE, config=config(PRIVATE, conversationId=BOT))
     answered = submit_request(caller, PRIVATE, conversationId=BOT, since=base.request_id)
     assert answered.status_code == 400

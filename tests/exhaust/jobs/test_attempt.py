@@ -88,7 +88,7 @@ def replace_writer(monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
     monkeypatch.setattr(writer, "iter_parts", parts)
 
 
-def test_success_publishes_what_was_stored(files: Path) -> None:
+def test_success_publishes_stored_file(files: Path) -> None:
     # given three answers in the range, one outside of it, and one of another channel
     send_events(make_answer(1), make_answer(2), make_answer(3), make_answer(60 * 24 * 60))
     send_events(make_answer(4), channel="ORG_002")
@@ -112,7 +112,7 @@ def test_success_publishes_what_was_stored(files: Path) -> None:
     assert rows[1][13] == '[{"ans1": "because 1"}]'
 
 
-def test_the_key_holds_no_byte_of_the_callers(files: Path) -> None:
+def test_key_holds_no_caller_input(files: Path) -> None:
     # given a job whose every word is the caller's
     config = {**CONFIG, "conversationId": "../../etc/cron.d/x"}
     job = claim_job(make_job(tag="tag-of-caller", requested_by="../root", config=config))
@@ -130,7 +130,7 @@ def test_the_key_holds_no_byte_of_the_callers(files: Path) -> None:
     assert stored_paths(files) == [file.key]
 
 
-def test_private_files_lie_apart(files: Path) -> None:
+def test_private_files_have_own_prefix(files: Path) -> None:
     send_events(make_answer(1))
     job = claim_job(make_job(dataset=PRIVATE))
 
@@ -142,7 +142,7 @@ def test_private_files_lie_apart(files: Path) -> None:
     assert file.row_count == 1
 
 
-def test_an_empty_answer_is_a_file_with_a_header(files: Path) -> None:
+def test_empty_result_is_header_only(files: Path) -> None:
     # given a conversation with no answer in the range
     send_events(make_answer(60 * 24 * 60))
     job = claim_job(make_job())
@@ -161,7 +161,7 @@ def test_an_empty_answer_is_a_file_with_a_header(files: Path) -> None:
     assert (files / file.key).read_bytes() == HEADER
 
 
-def test_an_unknown_conversation_is_told(files: Path) -> None:
+def test_unknown_conversation_has_message(files: Path) -> None:
     # given a conversation that only another channel has
     send_events(make_answer(1), channel="ORG_002")
     job = claim_job(make_job())
@@ -178,9 +178,7 @@ def test_an_unknown_conversation_is_told(files: Path) -> None:
     assert (files / File.objects.get().key).read_bytes() == HEADER
 
 
-def test_a_storage_failure_leads_back_to_submitted(
-    files: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_storage_failure_is_retried(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     # given a storage that cannot take anything: a file lies where its folder should
     send_events(make_answer(1))
     job = claim_job(make_job())
@@ -204,9 +202,7 @@ def test_a_storage_failure_leads_back_to_submitted(
     assert File.objects.count() == 1
 
 
-def test_a_file_shorter_than_what_was_sent_is_not_published(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_truncated_file_is_not_published(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a storage that loses the last byte
     put = storage.FolderStorage.put
 
@@ -228,7 +224,7 @@ def test_a_file_shorter_than_what_was_sent_is_not_published(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a row is broken"), ValueError("no number")])
-def test_an_error_among_the_rows_leaves_nothing(
+def test_row_error_leaves_no_object(
     error: Exception,
     files: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -257,9 +253,7 @@ def test_an_error_among_the_rows_leaves_nothing(
     assert str(error) in caplog.text
 
 
-def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_row_error_leaves_no_object(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given rows of several blocks, and an error while the database still has some to give
     send_events(*(make_answer(number, "x" * 1000) for number in range(600)))
     job = claim_job(make_job())
@@ -289,7 +283,7 @@ def test_an_error_in_the_middle_of_a_long_file_leaves_nothing(
     assert (files / file.key).read_bytes().count(b"\n") == 601
 
 
-def test_three_errors_and_the_job_has_failed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_third_error_fails_job(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Iterator[bytes]:
         raise RuntimeError
 
@@ -303,9 +297,7 @@ def test_three_errors_and_the_job_has_failed(files: Path, monkeypatch: pytest.Mo
     assert stored_paths(files) == []
 
 
-def test_a_broken_connection_among_the_rows_is_survived(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_connection_is_retried(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given an attempt whose database connection goes away
     def breaks() -> None:
         connection.close()
@@ -322,7 +314,7 @@ def test_a_broken_connection_among_the_rows_is_survived(
 
 
 @pytest.mark.parametrize("moment", ["before the rows", "among the rows", "after the last byte"])
-def test_an_overtaken_attempt_leaves_no_trace(
+def test_superseded_attempt_leaves_no_trace(
     moment: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt that another worker overtakes
@@ -361,7 +353,7 @@ def test_an_overtaken_attempt_leaves_no_trace(
 
 
 @pytest.mark.parametrize("moment", ["among the rows", "after the last byte"])
-def test_a_cancelled_attempt_leaves_nothing(
+def test_cancelled_attempt_leaves_no_object(
     moment: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt, and somebody who cancels
@@ -395,7 +387,7 @@ def test_a_cancelled_attempt_leaves_nothing(
 
 
 @pytest.mark.postgresql
-def test_a_statement_that_gives_no_row_ends_with_the_lease(
+def test_lost_lease_cancels_silent_query(
     files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a query that would say nothing for a minute
@@ -423,7 +415,7 @@ def test_a_statement_that_gives_no_row_ends_with_the_lease(
     assert stored_paths(files) == []
 
 
-def test_more_rows_than_may_be_fail_with_a_sentence(files: Path, settings: Any) -> None:
+def test_row_limit_fails_with_message(files: Path, settings: Any) -> None:
     send_events(*(make_answer(number) for number in range(6)))
     settings.EXHAUST_MAX_ROWS = 5
     job = claim_job(make_job())
@@ -446,7 +438,7 @@ TOO_LONG = "It took longer than 1 s; ask for fewer days."
 @pytest.mark.parametrize(
     "where", ["between rows", pytest.param("in the query", marks=pytest.mark.postgresql)]
 )
-def test_what_takes_too_long_fails_with_a_sentence(
+def test_time_limit_fails_with_message(
     where: str, files: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a second for all, of which a row takes two
@@ -469,7 +461,7 @@ def test_what_takes_too_long_fails_with_a_sentence(
 
 
 @pytest.mark.parametrize("kept", ["all of it", "less of it", "nothing"])
-def test_what_the_store_has_decides_where_its_answer_was_lost(
+def test_lost_write_response_checks_store(
     kept: str, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a storage whose answer never comes
@@ -498,9 +490,7 @@ def test_what_the_store_has_decides_where_its_answer_was_lost(
         assert fetch_job_row(job)["status_message"] == "The file could not be stored."
 
 
-def test_an_answer_lost_before_the_end_is_a_failure(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_lost_response_is_failure(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a storage that says no after an object of that length stands, the stream not at its end
     def early(self: Any, key: str, stream: Any, content_type: str) -> None:
         first_bytes = stream.read(3)
@@ -515,7 +505,7 @@ def test_an_answer_lost_before_the_end_is_a_failure(
     assert stored_paths(files) == []
 
 
-def test_an_attempt_begins_by_removing_what_earlier_ones_left(files: Path) -> None:
+def test_attempt_removes_earlier_orphans(files: Path) -> None:
     # given a job whose first attempt was killed in the middle, and another job at work
     send_events(make_answer(1))
     job = claim_job(make_job())
@@ -530,9 +520,7 @@ def test_an_attempt_begins_by_removing_what_earlier_ones_left(files: Path) -> No
     assert stored_paths(files) == sorted([other, File.objects.get().key])
 
 
-def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_superseded_attempt_keeps_new_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given an attempt that is overtaken, and the heir is done before it enqueued_tasks up
     send_events(make_answer(1))
     job = claim_job(make_job())
@@ -557,9 +545,7 @@ def test_an_overtaken_attempt_does_not_touch_the_heirs_file(
     assert fetch_job_row(job)["status"] == "SUCCESS"
 
 
-def test_two_attempts_make_the_same_bytes_though_events_arrived(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attempts_make_same_bytes(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given an attempt that made all its rows and failed at the last moment
     send_events(make_answer(1), make_answer(2))
     job = claim_job(make_job())
@@ -589,7 +575,7 @@ def test_two_attempts_make_the_same_bytes_though_events_arrived(
     assert File.objects.get().row_count == 2
 
 
-def test_another_request_sees_what_arrived_since(files: Path) -> None:
+def test_new_request_reads_new_events(files: Path) -> None:
     # given a file of one answer
     send_events(make_answer(1))
     assert attempt.run(claim_job(make_job()))
@@ -602,7 +588,7 @@ def test_another_request_sees_what_arrived_since(files: Path) -> None:
     assert list(File.objects.order_by("id").values_list("row_count", flat=True)) == [1, 2]
 
 
-def test_a_failed_job_sent_again_sees_what_arrived_since(files: Path) -> None:
+def test_resubmitted_job_reads_new_events(files: Path) -> None:
     # given a job that failed for ever before an event came
     send_events(make_answer(1))
     job = claim_job(make_job())
@@ -619,9 +605,7 @@ def test_a_failed_job_sent_again_sees_what_arrived_since(files: Path) -> None:
 
 
 @pytest.mark.postgresql
-def test_a_slow_writer_costs_no_committed_event(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_writer_loses_no_event(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a batch that somebody is still writing, and one after it that was answered with 200
     monkeypatch.setattr(plan, "WATERMARK_WAIT_SECONDS", 0.2)
     slow = connection.copy()
@@ -645,7 +629,7 @@ def test_a_slow_writer_costs_no_committed_event(
     assert File.objects.get().row_count == 1
 
 
-def test_a_dataset_that_is_gone_fails_for_ever(files: Path) -> None:
+def test_removed_dataset_fails_permanently(files: Path) -> None:
     # given
     job = claim_job(make_job(dataset="no-more"))
 
@@ -659,9 +643,7 @@ def test_a_dataset_that_is_gone_fails_for_ever(files: Path) -> None:
     assert stored_paths(files) == []
 
 
-def test_the_heartbeat_renews_from_its_own_connection(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heartbeat_uses_own_connection(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given rows that are slow, and a lease that would lapse before they are done
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
     beats: list[tuple[str, int]] = []
@@ -696,7 +678,7 @@ def test_the_heartbeat_renews_from_its_own_connection(
     assert f"lease-{job.pk}" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_the_heartbeat_tells_of_a_lost_lease(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_reports_lost_lease(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given slow rows, during which another worker takes over
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
     send_events(make_answer(1))
@@ -722,9 +704,7 @@ def test_the_heartbeat_tells_of_a_lost_lease(files: Path, monkeypatch: pytest.Mo
     assert (fetch_job_row(job)["status"], fetch_job_row(job)["attempt"]) == ("PROCESSING", 2)
 
 
-def test_a_heartbeat_that_cannot_reach_the_database_ends_the_work(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_database_ends_work(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given renewals that fail for longer than a lease lasts
     def down(*_: Any) -> bool:
         raise OperationalError("the server is gone")
@@ -745,7 +725,7 @@ def test_a_heartbeat_that_cannot_reach_the_database_ends_the_work(
     assert fetch_job_row(job)["status"] == "PROCESSING"
 
 
-def test_two_datasets_of_one_channel_at_once(files: Path) -> None:
+def test_two_datasets_run_in_parallel(files: Path) -> None:
     # given two claimed jobs
     send_events(make_answer(1))
     claimed = [claim_job(make_job()), claim_job(make_job(dataset=PRIVATE))]

@@ -58,7 +58,7 @@ def make_every_kind() -> list[Job]:
             withdrawn]  # fmt: skip
 
 
-def test_each_job_is_shown_alike() -> None:
+def test_fetch_matches_orm() -> None:
     for job in make_every_kind():
         fast = polling.fetch_job(job.channel_id, job.tag, job.request_id)
         slow = queries.find_job(job.channel_id, job.tag, job.request_id)
@@ -72,7 +72,7 @@ def test_each_job_is_shown_alike() -> None:
         assert first == presenters.present_job(slow) == presenters.present_job(reread)
 
 
-def test_a_tags_jobs_are_paged_alike_by_cursors_of_either() -> None:
+def test_tag_pages_match_orm() -> None:
     expected = make_every_kind()
     make_job(tag="another")
     make_job(channel="ORG_002")
@@ -95,7 +95,7 @@ def test_a_tags_jobs_are_paged_alike_by_cursors_of_either() -> None:
     assert request_ids == [job.request_id for job in reversed(expected)]
 
 
-def test_another_channels_job_is_none() -> None:
+def test_fetch_of_foreign_job_is_none() -> None:
     job = make_job()
     other = make_channel("ORG_002").pk
     assert polling.fetch_job(other, job.tag, job.request_id) is None
@@ -109,7 +109,7 @@ def get_page(address: str, key: str, **headers: str) -> Any:
     return Client(headers={**bearer(key), **headers}).get(address)
 
 
-def test_the_short_way_answers_as_the_long_one() -> None:
+def test_fast_read_matches_full_view() -> None:
     key = make_key("export:response")
     job = make_finished(config={**CONFIG, "more": [10**30, 1.5, "\u2028"]})
     for address in (

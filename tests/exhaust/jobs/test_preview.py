@@ -58,7 +58,7 @@ def fetch_preview(caller: Client, dataset: str = RESPONSE, **filters: Any) -> di
     return result
 
 
-def test_what_a_preview_says(caller: Client, enqueued_tasks: list[str]) -> None:
+def test_preview_shape(caller: Client, enqueued_tasks: list[str]) -> None:
     send_events(*(make_answer(number) for number in range(30)))
 
     shown = fetch_preview(caller)
@@ -106,7 +106,7 @@ def test_what_a_preview_says(caller: Client, enqueued_tasks: list[str]) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 7, 200])
-def test_the_bytes_are_about_the_files(caller: Client, count: int) -> None:
+def test_preview_bytes_approximate_file(caller: Client, count: int) -> None:
     send_events(*(make_answer(number, "x" * (number % 10)) for number in range(count)))
     estimate = fetch_preview(caller)["estimate"]
     whole = corpus.select_corpus(
@@ -143,7 +143,7 @@ def store_secrets() -> None:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_nobody_is_told_of(caller: Client, dataset: str) -> None:
+def test_preview_shows_no_personal_data(caller: Client, dataset: str) -> None:
     store_secrets()
     response = post_preview(caller, dataset)
     rows = response.json()["result"]["rows"]
@@ -153,7 +153,7 @@ def test_nobody_is_told_of(caller: Client, dataset: str) -> None:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_test_above_looks_where_the_secrets_are(dataset: str) -> None:
+def test_files_hold_what_previews_mask(dataset: str) -> None:
     store_secrets()
     unmasked = str(
         list(
@@ -185,7 +185,7 @@ def test_the_test_above_looks_where_the_secrets_are(dataset: str) -> None:
         ("json", "[" * 600 + "1" + "]" * 600, None),
     ],
 )  # fmt: skip
-def test_a_mask_keeps_the_shape(kind: Any, cell: str | None, masked: str | None) -> None:
+def test_mask_keeps_shape(kind: Any, cell: str | None, masked: str | None) -> None:
     column = Column("Header", kind, ("x",), "", is_personal=True)
     actual = previews.mask_cell(column, cell)
     if cell and len(cell) > 1000:
@@ -199,7 +199,7 @@ def test_a_mask_keeps_the_shape(kind: Any, cell: str | None, masked: str | None)
 # bounded ----------------------------------------------------------------------------------------
 
 
-def test_a_count_that_takes_too_long_becomes_a_guess(
+def test_slow_count_becomes_estimate(
     caller: Client, monkeypatch: pytest.MonkeyPatch, on_postgresql: bool
 ) -> None:
     send_events(make_answer(1))
@@ -216,9 +216,7 @@ def test_a_count_that_takes_too_long_becomes_a_guess(
     assert len(shown["rows"]) == 1
 
 
-def test_rows_that_take_too_long_are_not_shown(
-    caller: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_rows_are_left_out(caller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     send_events(make_answer(1))
 
     def slow(_selection: Selection) -> Iterator[Any]:
@@ -241,7 +239,7 @@ def test_rows_that_take_too_long_are_not_shown(
             cursor.execute(f"SELECT COUNT(*) FROM ({ENDLESS} LIMIT 1000000)")
 
 
-def test_another_error_of_the_database_is_no_slowness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_database_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OperationalError, match="gone"), previews.limit_query_seconds(5):
         raise OperationalError("gone")
 
@@ -249,7 +247,7 @@ def test_another_error_of_the_database_is_no_slowness(monkeypatch: pytest.Monkey
 # refused ----------------------------------------------------------------------------------------
 
 
-def test_a_preview_is_validated_as_a_submission_is(caller: Client) -> None:
+def test_preview_validates_like_submit(caller: Client) -> None:
     for changes, field in (
         ({"startDate": "x"}, "startDate"),
         ({"types": ["a"]}, "types"),
@@ -261,7 +259,7 @@ def test_a_preview_is_validated_as_a_submission_is(caller: Client) -> None:
         assert answered.json()["params"]["errmsg"].startswith(f"request.datasetConfig.{field}: ")
 
 
-def test_a_preview_needs_the_datasets_right() -> None:
+def test_preview_requires_dataset_scope() -> None:
     reader = Client(headers=bearer(make_key("export:response")))
     assert post_preview(reader, PRIVATE).status_code == 403
     assert post_preview(reader, RESPONSE).status_code == 200

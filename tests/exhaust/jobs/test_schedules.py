@@ -100,9 +100,7 @@ def next_slots(cron: str, zone: str, after: datetime, count: int) -> list[str]:
         ("last week", "2026-01-07", "2025-12-29", "2026-01-04"),
     ],
 )
-def test_a_window_is_whole_days_before_the_slot(
-    window: str, today: str, first: str, last: str
-) -> None:
+def test_window_is_whole_days_before_slot(window: str, today: str, first: str, last: str) -> None:
     day = date.fromisoformat
     assert schedules.window_dates(window, day(today)) == (day(first), day(last))
 
@@ -125,7 +123,7 @@ def test_a_window_is_whole_days_before_the_slot(
         (LORD_HOWE, "2026-10-04T13:15+00:00", "2026-10-04", "2026-10-01"),
     ],
 )
-def test_days_are_those_of_the_schedules_zone(
+def test_window_days_use_schedule_zone(
     zone: str, slot: str, yesterday: str, this_month: str
 ) -> None:
     moment = datetime.fromisoformat(slot)
@@ -141,12 +139,12 @@ def test_days_are_those_of_the_schedules_zone(
     ["", "Yesterday", "last 0 days", "last -1 days", "last 07 days", "last 367 days", "last year",
      "last  7 days", "last 7 days ", "last ٣ days", "last 99999999 days"],
 )  # fmt: skip
-def test_other_windows_are_refused_with_the_remedy(window: str) -> None:
+def test_unknown_window_is_rejected(window: str) -> None:
     with pytest.raises(ValueError, match=r"last N days|At most 366 days"):
         schedules.max_window_days(window)
 
 
-def test_a_window_that_may_grow_too_long_is_refused_in_any_month(settings: Any) -> None:
+def test_window_limit_holds_in_any_month(settings: Any) -> None:
     settings.EXHAUST_MAX_DAYS = 30
     for window in ("last month", "this month", "last 31 days"):
         with pytest.raises(ValueError, match="At most 30 days"):
@@ -162,7 +160,7 @@ def test_a_window_that_may_grow_too_long_is_refused_in_any_month(settings: Any) 
         ("{start}{start}", "2026-03-032026-03-03"),
     ],
 )
-def test_a_tag_names_its_days(pattern: str, tag: str) -> None:
+def test_tag_placeholders(pattern: str, tag: str) -> None:
     ask = Schedule(name="daily", zone="UTC", window="last 7 days", tag=pattern)
     assert schedules.requested_window(ask, SLOT).tag == tag
 
@@ -171,7 +169,7 @@ def test_a_tag_names_its_days(pattern: str, tag: str) -> None:
     "pattern",
     ["", "a b", "{day}", "{name.__class__}", "{start", "{{start}}", "x" * 119 + "{start}", "a\n"],
 )
-def test_a_tag_that_is_no_identifier_is_refused(pattern: str) -> None:
+def test_invalid_tag_is_rejected(pattern: str) -> None:
     ask = Schedule(
         name="daily",
         cron="0 6 * * *",
@@ -224,13 +222,13 @@ def test_a_tag_that_is_no_identifier_is_refused(pattern: str) -> None:
         ("0 6 * * MON", "UTC", "2026-03-10T00:00", ["2026-03-16T06:00+00:00"]),
     ],
 )  # fmt: skip
-def test_slots_follow_the_wall_clock(cron: str, zone: str, after: str, expected: list[str]) -> None:
+def test_slots_follow_wall_clock(cron: str, zone: str, after: str, expected: list[str]) -> None:
     assert next_slots(cron, zone, local_time(after, zone), len(expected)) == expected
 
 
 @pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, LORD_HOWE])
 @pytest.mark.parametrize("cron", ["45 1 * * *", "30 2 * * *", "*/20 * * * *", "5,50 1,2 * * *"])
-def test_whatever_the_moment_the_next_slot_lies_behind_it(cron: str, zone: str) -> None:
+def test_next_slot_is_always_later(cron: str, zone: str) -> None:
     # given every five minutes around both changes of the clock
     for text in (
         "2026-03-08",
@@ -270,7 +268,7 @@ def test_whatever_the_moment_the_next_slot_lies_behind_it(cron: str, zone: str) 
         ("0 6 \0 * *", "Bad day-of-month"),
     ],
 )
-def test_other_crons_are_refused_with_the_remedy(cron: str, remedy: str) -> None:
+def test_invalid_cron_is_rejected(cron: str, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy) as caught:
         schedules.next_slot(cron, "UTC", SLOT)
     assert "like 0 6 * * *" in str(caught.value)
@@ -280,7 +278,7 @@ def test_other_crons_are_refused_with_the_remedy(cron: str, remedy: str) -> None
 
 
 @pytest.mark.django_db
-def test_nothing_before_the_slot_and_one_request_at_it() -> None:
+def test_slot_submits_one_request() -> None:
     schedule = make_schedule(callback_url="https://example.org/told")
 
     assert schedules.submit_due(SLOT - timedelta(seconds=1)) == 0
@@ -305,7 +303,7 @@ def test_nothing_before_the_slot_and_one_request_at_it() -> None:
 
 
 @pytest.mark.django_db
-def test_looking_twice_makes_one_request() -> None:
+def test_second_sweep_submits_nothing() -> None:
     make_schedule()
     made = [schedules.submit_due(now) for now in (SLOT, SLOT, SLOT + MINUTE)]
     assert made == [1, 0, 0]
@@ -313,7 +311,7 @@ def test_looking_twice_makes_one_request() -> None:
 
 
 @pytest.mark.django_db
-def test_who_read_a_schedule_before_another_moved_it_makes_nothing() -> None:
+def test_stale_schedule_submits_nothing() -> None:
     # given two that have read the same due row
     schedule = make_schedule()
     first, second = (Schedule.objects.select_related("channel").get() for _ in range(2))
@@ -330,7 +328,7 @@ def test_who_read_a_schedule_before_another_moved_it_makes_nothing() -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_twenty_at_once_make_one_request(
+def test_parallel_sweeps_submit_once(
     enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given twenty that have all read the due row
@@ -369,7 +367,7 @@ def test_twenty_at_once_make_one_request(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_sweep_makes_what_is_due_and_wakes_a_worker(enqueued_tasks: list[str]) -> None:
+def test_sweep_submits_due_schedules(enqueued_tasks: list[str]) -> None:
     make_schedule(next_at=timezone.now() - MINUTE)
     tasks.daily.run_daily()
     enqueued_tasks.clear()
@@ -379,7 +377,7 @@ def test_a_sweep_makes_what_is_due_and_wakes_a_worker(enqueued_tasks: list[str])
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_without_a_broker_makes_what_is_due(
+def test_run_jobs_submits_due_schedules(
     enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_schedule(next_at=timezone.now() - MINUTE)
@@ -396,7 +394,7 @@ def test_a_worker_without_a_broker_makes_what_is_due(
 
 
 @pytest.mark.django_db
-def test_looking_when_nothing_is_due_is_one_query() -> None:
+def test_idle_sweep_is_one_query() -> None:
     for number in range(5):
         make_schedule(name=f"later-{number}", next_at=SLOT + DAY)
         make_schedule(name=f"paused-{number}", paused_at=SLOT)
@@ -429,7 +427,7 @@ def test_looking_when_nothing_is_due_is_one_query() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.django_db
-def test_of_missed_slots_the_latest_is_made_once(
+def test_only_latest_missed_slot_runs(
     cron: str, zone: str, next_at: datetime, now: datetime, tag: str, then: datetime
 ) -> None:
     schedule = make_schedule(cron=cron, zone=zone, next_at=next_at, tag="{start}")
@@ -440,7 +438,7 @@ def test_of_missed_slots_the_latest_is_made_once(
 
 
 @pytest.mark.django_db
-def test_the_latest_of_many_minutes_is_found_without_counting_them(
+def test_latest_slot_skips_old_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counted = 0
@@ -458,7 +456,7 @@ def test_the_latest_of_many_minutes_is_found_without_counting_them(
 
 
 @pytest.mark.django_db
-def test_a_paused_schedule_makes_nothing_and_resumed_catches_nothing_up() -> None:
+def test_resume_skips_missed_slots() -> None:
     schedule = make_schedule()
     assert schedules.pause(schedule)
     assert not schedules.pause(schedule)
@@ -474,7 +472,7 @@ def test_a_paused_schedule_makes_nothing_and_resumed_catches_nothing_up() -> Non
 
 
 @pytest.mark.django_db
-def test_paused_between_reading_and_making_it_makes_nothing() -> None:
+def test_pause_during_sweep_submits_nothing() -> None:
     schedule = make_schedule()
     read = Schedule.objects.select_related("channel").get()
     schedules.pause(schedule)
@@ -483,7 +481,7 @@ def test_paused_between_reading_and_making_it_makes_nothing() -> None:
 
 
 @pytest.mark.django_db
-def test_a_refused_slot_stays_due_says_why_and_is_made(settings: Any) -> None:
+def test_rejected_slot_is_retried(settings: Any) -> None:
     # given a channel that has as many waiting as may
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     waiting = make_job(tag="waiting")
@@ -511,7 +509,7 @@ def test_a_refused_slot_stays_due_says_why_and_is_made(settings: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_after_an_hour_of_refusals_the_slot_is_given_up_and_the_next_one_made(
+def test_rejected_slot_is_dropped_later(
     settings: Any,
 ) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
@@ -542,7 +540,7 @@ def test_after_an_hour_of_refusals_the_slot_is_given_up_and_the_next_one_made(
     ],
 )
 @pytest.mark.django_db
-def test_a_broken_schedule_says_so_and_stops_no_other(broken: dict[str, str], said: str) -> None:
+def test_invalid_schedule_stops_no_other(broken: dict[str, str], said: str) -> None:
     bad = make_schedule(name="bad", next_at=SLOT - MINUTE, **broken)
     make_schedule(name="good")
     assert schedules.submit_due(SLOT) == 1
@@ -552,7 +550,7 @@ def test_a_broken_schedule_says_so_and_stops_no_other(broken: dict[str, str], sa
 
 @pytest.mark.parametrize("broken", [{"zone": "Mars/Base"}, {"cron": "never"}])
 @pytest.mark.django_db
-def test_one_whose_next_slot_cannot_be_told_is_paused_in_the_end(broken: dict[str, str]) -> None:
+def test_endless_wait_pauses_schedule(broken: dict[str, str]) -> None:
     schedule = make_schedule(**broken)
     schedules.submit_due(SLOT)
     assert schedule_values(schedule)["paused_at"] is None
@@ -563,7 +561,7 @@ def test_one_whose_next_slot_cannot_be_told_is_paused_in_the_end(broken: dict[st
 
 
 @pytest.mark.django_db
-def test_our_own_failure_stops_no_other_and_is_undone_whole(
+def test_internal_error_stops_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a submission that fails after it wrote
@@ -586,14 +584,14 @@ def test_our_own_failure_stops_no_other_and_is_undone_whole(
 
 
 @pytest.mark.django_db
-def test_a_conversation_nobody_has_seen_is_asked_for_all_the_same() -> None:
+def test_unknown_conversation_is_submitted() -> None:
     make_schedule(conversation="not yet")
     assert schedules.submit_due(SLOT) == 1
     assert Job.objects.get().config["conversationId"] == "not yet"
 
 
 @pytest.mark.django_db
-def test_the_same_question_twice_on_a_day_is_the_same_job() -> None:
+def test_same_day_slots_share_a_job() -> None:
     make_schedule(cron="0 6,18 * * *")
     assert schedules.submit_due(SLOT) == 1
     assert schedules.submit_due(SLOT + 12 * HOUR) == 1
@@ -620,7 +618,7 @@ def make_unsaved(**changes: Any) -> Schedule:
 
 
 @pytest.mark.django_db
-def test_saving_the_same_words_changes_nothing() -> None:
+def test_saving_unchanged_is_a_no_op() -> None:
     schedule = make_schedule(last_error="Too many.", failing_since=SLOT)
     before = schedule_values(schedule)
     schedules.save(make_unsaved(), SLOT + 2 * DAY)
@@ -628,7 +626,7 @@ def test_saving_the_same_words_changes_nothing() -> None:
 
 
 @pytest.mark.django_db
-def test_other_words_keep_the_slot_and_another_clock_looks_ahead() -> None:
+def test_only_clock_changes_move_the_slot() -> None:
     schedule = make_schedule(last_error="Too many.", failing_since=SLOT)
     schedules.save(make_unsaved(window="last 7 days"), SLOT + HOUR)
     row = schedule_values(schedule)
@@ -644,7 +642,7 @@ def test_other_words_keep_the_slot_and_another_clock_looks_ahead() -> None:
 
 
 @pytest.mark.django_db
-def test_deleting_leaves_the_jobs() -> None:
+def test_delete_keeps_jobs() -> None:
     schedule = make_schedule()
     schedules.submit_due(SLOT)
     schedules.delete(schedule)
@@ -654,7 +652,7 @@ def test_deleting_leaves_the_jobs() -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_deleting_waits_for_the_request_that_is_being_made(
+def test_delete_waits_for_submission(
     enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a request whose job is written but not committed
@@ -737,7 +735,7 @@ SHAPE = [
 
 
 @pytest.mark.django_db
-def test_a_schedule_is_put_and_read(asker: Client) -> None:
+def test_put_and_get_schedule(asker: Client) -> None:
     saved = assert_envelope(put_schedule(asker), "schedule.save", 200, "OK")
     assert list(saved) == SHAPE
     assert {name: saved[name] for name in schedule_body()["request"]} == schedule_body()["request"]
@@ -760,7 +758,7 @@ def test_a_schedule_is_put_and_read(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_what_is_left_out_has_its_default(asker: Client) -> None:
+def test_put_applies_defaults(asker: Client) -> None:
     payload = schedule_body(timezone=GONE, outputFormat=GONE, requestedBy=GONE, callbackUrl=GONE)
     made = assert_envelope(put_schedule(asker, payload=payload), "schedule.save", 200, "OK")
     assert (made["timezone"], made["outputFormat"], made["requestedBy"]) == ("UTC", "csv", "test")
@@ -768,7 +766,7 @@ def test_what_is_left_out_has_its_default(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_putting_replaces(asker: Client) -> None:
+def test_put_replaces_schedule(asker: Client) -> None:
     put_schedule(asker)
     replaced = put_schedule(
         asker, payload=schedule_body(window="last 7 days", dataset=PRIVATE)
@@ -778,7 +776,7 @@ def test_putting_replaces(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_the_last_five_jobs_are_shown_the_newest_first(asker: Client) -> None:
+def test_get_shows_last_five_jobs(asker: Client) -> None:
     schedule = make_schedule()
     for number in range(7):
         schedules.submit_due(SLOT + number * DAY)
@@ -824,9 +822,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "sentence"), REFUSED)
 @pytest.mark.django_db
-def test_bad_fields_are_named_with_the_remedy(
-    asker: Client, changes: dict[str, Any], sentence: str
-) -> None:
+def test_put_names_invalid_fields(asker: Client, changes: dict[str, Any], sentence: str) -> None:
     answer = put_schedule(asker, payload=schedule_body(**changes))
     assert assert_refused(answer, operation="schedule.save").startswith(sentence)
     assert not Schedule.objects.exists()
@@ -834,14 +830,14 @@ def test_bad_fields_are_named_with_the_remedy(
 
 @pytest.mark.parametrize("said", ["{}", "[]", '{"request": []}', '{"request": null}', "{", "7"])
 @pytest.mark.django_db
-def test_bodies_that_are_no_request_are_refused(asker: Client, said: str) -> None:
+def test_put_rejects_malformed_bodies(asker: Client, said: str) -> None:
     assert assert_refused(put_schedule(asker, payload=said), operation="schedule.save")
     assert not Schedule.objects.exists()
 
 
 @pytest.mark.parametrize("name", ["a b", "a%00b", "x" * 129, "ä"])
 @pytest.mark.django_db
-def test_a_bad_name_is_refused_and_nowhere_found(asker: Client, name: str) -> None:
+def test_invalid_name_is_rejected(asker: Client, name: str) -> None:
     answer = put_schedule(asker, name, schedule_body(tag="plain"))
     assert assert_refused(answer, operation="schedule.save").startswith("name: Letters, digits")
     response = asker.get(f"{ADDRESS}/{name}")
@@ -859,7 +855,7 @@ def call_each_operation(client: Client, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.django_db
-def test_another_channels_schedule_is_the_same_404_as_none(asker: Client) -> None:
+def test_foreign_schedule_is_404(asker: Client) -> None:
     other = make_schedule(channel="ORG_002")
     before = schedule_values(other)
     for operation, answer in call_each_operation(asker, "daily").items():
@@ -875,7 +871,7 @@ def test_another_channels_schedule_is_the_same_404_as_none(asker: Client) -> Non
 
 
 @pytest.mark.django_db
-def test_the_header_picks_the_channel() -> None:
+def test_header_selects_channel() -> None:
     client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
     assert_refused(put_schedule(client), 403, "FORBIDDEN", "schedule.save")
     made = put_schedule(client, **{"X-Channel-ID": "ORG_002"})
@@ -896,9 +892,7 @@ def test_the_header_picks_the_channel() -> None:
     ],
 )
 @pytest.mark.django_db
-def test_the_datasets_scope_is_needed_for_every_call(
-    scopes: tuple[str, ...], dataset: str, missing: str
-) -> None:
+def test_calls_require_dataset_scope(scopes: tuple[str, ...], dataset: str, missing: str) -> None:
     schedule = make_schedule(dataset=dataset)
     before = schedule_values(schedule)
     client = Client(headers=bearer(make_key(*scopes)))
@@ -913,7 +907,7 @@ def test_the_datasets_scope_is_needed_for_every_call(
 
 
 @pytest.mark.django_db
-def test_one_scope_does_not_replace_the_others_schedule() -> None:
+def test_scope_limits_replacement() -> None:
     schedule = make_schedule(dataset=PRIVATE)
     client = Client(headers=bearer(make_key("export:response")))
     assert_refused(put_schedule(client), 403, "FORBIDDEN", "schedule.save")
@@ -921,7 +915,7 @@ def test_one_scope_does_not_replace_the_others_schedule() -> None:
 
 
 @pytest.mark.django_db
-def test_without_a_living_key_there_is_nothing(client: Client, asker: Client) -> None:
+def test_calls_require_valid_key(client: Client, asker: Client) -> None:
     for operation, answer in (
         call_each_operation(client, "daily") | {"schedule.list": client.get(ADDRESS)}
     ).items():
@@ -931,7 +925,7 @@ def test_without_a_living_key_there_is_nothing(client: Client, asker: Client) ->
 
 
 @pytest.mark.django_db
-def test_pausing_and_resuming(asker: Client) -> None:
+def test_pause_and_resume(asker: Client) -> None:
     running = put_schedule(asker).json()["result"]
     for _ in range(2):  # again it is no error
         answer = asker.post(f"{ADDRESS}/daily/pause")
@@ -947,7 +941,7 @@ def test_pausing_and_resuming(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_what_cannot_be_made_cannot_be_resumed(asker: Client) -> None:
+def test_resume_of_invalid_schedule_is_409(asker: Client) -> None:
     make_schedule(dataset=RESPONSE, window="last 400 days", paused_at=SLOT)
     answer = asker.post(f"{ADDRESS}/daily/resume")
     sentence = assert_refused(answer, 409, "CONFLICT", "schedule.resume")
@@ -956,7 +950,7 @@ def test_what_cannot_be_made_cannot_be_resumed(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_a_refusal_can_be_read(asker: Client, settings: Any) -> None:
+def test_last_error_is_shown(asker: Client, settings: Any) -> None:
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job(tag="waiting")
     make_schedule()
@@ -968,7 +962,7 @@ def test_a_refusal_can_be_read(asker: Client, settings: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_a_schedule_a_setting_broke_can_still_be_read(asker: Client, settings: Any) -> None:
+def test_invalid_schedule_can_be_read(asker: Client, settings: Any) -> None:
     put_schedule(asker, payload=schedule_body(window="last 60 days"))
     settings.EXHAUST_MAX_DAYS = 30
     read = assert_envelope(asker.get(f"{ADDRESS}/daily"), "schedule.read", 200, "OK")
@@ -977,7 +971,7 @@ def test_a_schedule_a_setting_broke_can_still_be_read(asker: Client, settings: A
 
 
 @pytest.mark.django_db
-def test_deleting(asker: Client) -> None:
+def test_delete_schedule(asker: Client) -> None:
     put_schedule(asker)
     answer = asker.delete(f"{ADDRESS}/daily")
     assert assert_envelope(answer, "schedule.delete", 200, "OK") == {"name": "daily"}
@@ -986,7 +980,7 @@ def test_deleting(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_a_list_goes_on_behind_its_cursor(asker: Client) -> None:
+def test_list_continues_from_cursor(asker: Client) -> None:
     names = [f"s-{number}" for number in range(5)]
     for name in reversed(names):
         make_schedule(name=name)
@@ -1004,7 +998,7 @@ def test_a_list_goes_on_behind_its_cursor(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_a_list_costs_the_same_for_many(asker: Client) -> None:
+def test_list_query_count_is_constant(asker: Client) -> None:
     def queries() -> int:
         with CaptureQueriesContext(connection) as seen:
             assert asker.get(ADDRESS).status_code == 200
@@ -1028,13 +1022,13 @@ def test_a_list_costs_the_same_for_many(asker: Client) -> None:
     ],
 )
 @pytest.mark.django_db
-def test_bad_pages_are_refused(asker: Client, query: dict[str, Any], sentence: str) -> None:
+def test_invalid_page_is_rejected(asker: Client, query: dict[str, Any], sentence: str) -> None:
     answer = asker.get(ADDRESS, query)
     assert assert_refused(answer, operation="schedule.list").startswith(sentence)
 
 
 @pytest.mark.django_db
-def test_a_cursor_is_good_for_its_own_list_only(asker: Client) -> None:
+def test_cursor_belongs_to_one_list(asker: Client) -> None:
     for number in range(2):
         make_schedule(name=f"s-{number}")
         make_schedule(name=f"s-{number}", channel="ORG_002")
@@ -1078,7 +1072,7 @@ def form_data(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_the_form_saves_what_the_api_would(operator: Client, asker: Client) -> None:
+def test_admin_form_saves_like_api(operator: Client, asker: Client) -> None:
     answer = operator.post(f"{PAGES}/add/", form_data())
     assert answer.status_code == 302, answer.context["errors"]
     by_form = schedule_values(Schedule.objects.get())
@@ -1106,7 +1100,7 @@ def test_the_form_saves_what_the_api_would(operator: Client, asker: Client) -> N
         ({"callback_url": "http://169.254.169.254/x"}, "callback_url", "not public"),
     ],
 )
-def test_the_form_refuses_what_the_api_would(
+def test_admin_form_rejects_like_api(
     operator: Client, changes: dict[str, str], field: str, said: str
 ) -> None:
     answer = operator.post(f"{PAGES}/add/", form_data(**changes))
@@ -1117,7 +1111,7 @@ def test_the_form_refuses_what_the_api_would(
     assert not Schedule.objects.exists()
 
 
-def test_the_form_does_not_make_a_second_of_a_name(operator: Client) -> None:
+def test_admin_form_keeps_names_unique(operator: Client) -> None:
     schedule = make_schedule()
     before = schedule_values(schedule)
     answer = operator.post(f"{PAGES}/add/", form_data(window="last 7 days"))
@@ -1126,7 +1120,7 @@ def test_the_form_does_not_make_a_second_of_a_name(operator: Client) -> None:
     assert schedule_values(schedule) == before
 
 
-def test_a_schedule_is_changed_by_the_form(operator: Client) -> None:
+def test_admin_form_changes_schedule(operator: Client) -> None:
     schedule = make_schedule(last_error="Too many.", paused_at=SLOT)
     address = f"{PAGES}/{schedule.pk}/change/"
     answer = operator.post(address, form_data(name="other", zone="UTC", window="last 7 days"))
@@ -1139,7 +1133,7 @@ def test_a_schedule_is_changed_by_the_form(operator: Client) -> None:
     assert schedule_values(schedule) == row
 
 
-def test_the_pages_show_the_next_run_and_the_last_jobs(operator: Client) -> None:
+def test_admin_shows_next_run_and_jobs(operator: Client) -> None:
     schedule = make_schedule()
     schedules.submit_due(SLOT)
     job = Job.objects.get()
@@ -1163,7 +1157,7 @@ def test_the_pages_show_the_next_run_and_the_last_jobs(operator: Client) -> None
         ("?paused_at__isempty=0", {"paused"}),
     ],
 )
-def test_the_list_is_searched_and_filtered(operator: Client, query: str, shown: set[str]) -> None:
+def test_admin_search_and_filters(operator: Client, query: str, shown: set[str]) -> None:
     make_schedule(tag="one")
     make_schedule(name="private", dataset=PRIVATE, tag="two")
     make_schedule(name="paused", paused_at=SLOT, tag="three")
@@ -1177,7 +1171,7 @@ def run_admin_action(client: Client, action: str, *rows: Schedule) -> str:
     return " ".join(str(message) for message in answer.context["messages"])
 
 
-def test_pausing_resuming_and_deleting_several(operator: Client) -> None:
+def test_admin_bulk_actions(operator: Client) -> None:
     good = make_schedule()
     bad = make_schedule(name="bad", window="last year")
     assert run_admin_action(operator, "pause", good, bad) == "2 schedules paused."
@@ -1196,7 +1190,7 @@ def test_pausing_resuming_and_deleting_several(operator: Client) -> None:
     assert Job.objects.get().schedule_id is None
 
 
-def test_who_has_no_role_in_the_channel_may_not_pause(client: Client, db: None) -> None:
+def test_admin_pause_requires_role(client: Client, db: None) -> None:
     viewer = get_user_model().objects.create_user("viewer", password="x", is_staff=True)
     viewer.user_permissions.add(Permission.objects.get(codename="change_schedule"))
     client.force_login(viewer)

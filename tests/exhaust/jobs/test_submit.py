@@ -49,7 +49,7 @@ NOON = datetime(2022, 2, 15, 12, tzinfo=UTC)
     ],
 )
 @pytest.mark.django_db
-def test_published_request_ids_reproduce(
+def test_request_ids_match_published_ones(
     expected: str, dataset: str, tag: str, channel: str, day: date
 ) -> None:
     # given a request as it was published
@@ -65,7 +65,7 @@ def test_published_request_ids_reproduce(
     assert submit.make_request_id(dataset, tag, "user_id", channel, day, dataset) == expected
 
 
-def test_request_id_without_type_leaves_the_last_part_out() -> None:
+def test_request_id_without_type() -> None:
     # given the same words with and without a type
     words = (RESPONSE, "daily", "user_id", "ORG_001", date(2022, 2, 15))
 
@@ -74,7 +74,7 @@ def test_request_id_without_type_leaves_the_last_part_out() -> None:
 
 
 @pytest.mark.django_db
-def test_a_new_job_says_what_was_asked(enqueued_tasks: list[str]) -> None:
+def test_submit_stores_request(enqueued_tasks: list[str]) -> None:
     # when a request is submitted
     job = submit.submit(make_submission(), NOON)
 
@@ -87,7 +87,7 @@ def test_a_new_job_says_what_was_asked(enqueued_tasks: list[str]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_submitting_wakes_a_worker(enqueued_tasks: list[str]) -> None:
+def test_submit_enqueues_work(enqueued_tasks: list[str]) -> None:
     # when a request is submitted twice
     submit.submit(make_submission(), NOON)
     submit.submit(make_submission(), NOON)
@@ -98,9 +98,7 @@ def test_submitting_wakes_a_worker(enqueued_tasks: list[str]) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("status", [Job.Status.PROCESSING, Job.Status.SUCCESS])
-def test_submitting_what_runs_or_is_done_wakes_nobody(
-    status: str, enqueued_tasks: list[str]
-) -> None:
+def test_existing_job_enqueues_nothing(status: str, enqueued_tasks: list[str]) -> None:
     # given a job past its waiting
     job = submit.submit(make_submission(), NOON)
     Job.objects.filter(pk=job.pk).update(status=status)
@@ -117,7 +115,7 @@ def test_submitting_what_runs_or_is_done_wakes_nobody(
 
 
 @pytest.mark.django_db
-def test_same_question_is_the_same_job() -> None:
+def test_same_request_is_same_job() -> None:
     # given a request in the morning
     first = submit.submit(make_submission(), NOON)
 
@@ -130,7 +128,7 @@ def test_same_question_is_the_same_job() -> None:
 
 
 @pytest.mark.django_db
-def test_key_order_of_the_configuration_does_not_matter() -> None:
+def test_configuration_key_order_is_ignored() -> None:
     # given a request
     first = submit.submit(make_submission(), NOON)
 
@@ -154,7 +152,7 @@ def test_key_order_of_the_configuration_does_not_matter() -> None:
     ],
 )
 @pytest.mark.django_db
-def test_another_question_is_another_job_with_its_own_id(change: dict[str, str]) -> None:
+def test_changed_request_is_new_job(change: dict[str, str]) -> None:
     # given the day's first question under a tag
     first = submit.submit(make_submission(), NOON)
 
@@ -175,7 +173,7 @@ def test_another_question_is_another_job_with_its_own_id(change: dict[str, str])
 
 
 @pytest.mark.django_db
-def test_three_questions_under_one_tag_are_three_jobs() -> None:
+def test_one_tag_holds_several_jobs() -> None:
     # when three ranges are asked on one day
     ends = ["2022-04-01", "2022-04-02", "2022-04-03"]
     submitted_jobs = [
@@ -203,7 +201,7 @@ def test_next_day_is_a_new_job() -> None:
 
 
 @pytest.mark.django_db
-def test_the_day_is_utc_wherever_the_clock_stands() -> None:
+def test_request_day_is_utc() -> None:
     # given the same moment told in two zones, of which one has the next date
     moment = datetime(2022, 2, 15, 20, tzinfo=UTC)
 
@@ -216,7 +214,7 @@ def test_the_day_is_utc_wherever_the_clock_stands() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_failed_sent_again_runs_again_with_three_new_attempts(enqueued_tasks: list[str]) -> None:
+def test_failed_job_gets_new_attempts(enqueued_tasks: list[str]) -> None:
     # given a job that failed three times
     job = submit.submit(make_submission(), NOON)
     for _ in range(3):
@@ -257,7 +255,7 @@ def test_failed_sent_again_runs_again_with_three_new_attempts(enqueued_tasks: li
     [{"tag": "other"}, {"channel": "ORG_002"}, {"requested_by": "somebody"}, {"dataset": PRIVATE}],
 )
 @pytest.mark.django_db
-def test_tags_channels_requesters_and_datasets_never_mix(change: dict[str, Any]) -> None:
+def test_identity_parts_are_independent(change: dict[str, Any]) -> None:
     # given a request
     first = submit.submit(make_submission(), NOON)
 
@@ -275,7 +273,7 @@ def list_jobs(channel_id: int, datasets: list[str], **filters: Any) -> list[Job]
 
 
 @pytest.mark.django_db
-def test_another_channels_job_is_none_of_ours_whatever_its_id(
+def test_foreign_job_is_not_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given ids that do not tell channels apart
@@ -290,7 +288,7 @@ def test_another_channels_job_is_none_of_ours_whatever_its_id(
 
 
 @pytest.mark.django_db
-def test_find_and_list_keep_to_their_tag_and_channel() -> None:
+def test_find_and_list_respect_tag() -> None:
     # given jobs under two tags of two channels
     submitted = submit.submit(make_submission(), NOON)
     submit.submit(make_submission(tag="other"), NOON)
@@ -310,7 +308,7 @@ def test_find_and_list_keep_to_their_tag_and_channel() -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_two_submits_at_once_are_one_job(enqueued_tasks: list[str]) -> None:
+def test_concurrent_submits_make_one_job(enqueued_tasks: list[str]) -> None:
     # given eight callers at one moment
     submission = make_submission()
     barrier = threading.Barrier(8)

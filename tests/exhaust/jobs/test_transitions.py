@@ -108,7 +108,7 @@ def test_moves(move: str, state: str) -> None:
 
 @pytest.mark.parametrize("move", ["renew", "mark", "publish", "fail", "fail for ever"])
 @pytest.mark.django_db
-def test_a_zombie_changes_nothing(move: str) -> None:
+def test_stale_attempt_changes_nothing(move: str) -> None:
     # given an attempt whose lease lapsed and was taken over
     zombie = make_state(make_claimed(), lease_until=timezone.now() - HOUR)
     heir = transitions.claim(zombie.pk)
@@ -129,7 +129,7 @@ def test_a_zombie_changes_nothing(move: str) -> None:
 
 @pytest.mark.parametrize("ending", ["publish", "fail", "fail for ever"])
 @pytest.mark.django_db
-def test_an_ending_happens_once(ending: str) -> None:
+def test_job_ends_once(ending: str) -> None:
     # given an attempt that ended
     job = make_claimed()
     assert MOVES[ending](job)
@@ -163,7 +163,7 @@ def test_claim_stamps_attempt_and_lease() -> None:
 
 
 @pytest.mark.django_db
-def test_claim_takes_the_oldest_due() -> None:
+def test_claim_takes_oldest_due_job() -> None:
     # given one not due, and two due of which the newer was made first
     now = timezone.now()
     make_job(submitted_at=now - 3 * HOUR, due_at=now + HOUR)
@@ -179,7 +179,7 @@ def test_claim_takes_the_oldest_due() -> None:
 
 
 @pytest.mark.django_db
-def test_a_process_kept_for_those_who_wait_takes_nothing_else() -> None:
+def test_interactive_worker_skips_nightly() -> None:
     # given a nightly job that is older than an interactive one
     nightly = make_job(priority=Job.Priority.NIGHTLY, due_at=timezone.now() - HOUR)
     Job.objects.update(submitted_at=timezone.now() - HOUR)
@@ -198,7 +198,7 @@ def test_a_process_kept_for_those_who_wait_takes_nothing_else() -> None:
 
 
 @pytest.mark.django_db
-def test_what_a_worker_gives_back_is_taken_over_at_once() -> None:
+def test_released_job_is_claimed_at_once() -> None:
     # given a job at one worker, another at another
     make_job(priority=Job.Priority.NIGHTLY)
     make_job()
@@ -221,13 +221,13 @@ def test_what_a_worker_gives_back_is_taken_over_at_once() -> None:
 
 
 @pytest.mark.django_db
-def test_claim_of_nothing_is_none() -> None:
+def test_claim_without_due_jobs_is_none() -> None:
     assert transitions.claim() is None
     assert transitions.claim(12345) is None
 
 
 @pytest.mark.django_db
-def test_a_lease_not_lapsed_is_not_taken_over() -> None:
+def test_valid_lease_is_not_taken_over() -> None:
     # given a job in work, its lease running
     job = make_state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=3))
 
@@ -243,7 +243,7 @@ def test_a_lease_not_lapsed_is_not_taken_over() -> None:
 
 
 @pytest.mark.django_db
-def test_renew_lengthens_the_lease_and_tells_the_rows() -> None:
+def test_renew_extends_lease_and_counts_rows() -> None:
     # given a lease with a second left
     job = make_state(make_claimed(), lease_until=timezone.now() + timedelta(seconds=1))
 
@@ -258,7 +258,7 @@ def test_renew_lengthens_the_lease_and_tells_the_rows() -> None:
 
 
 @pytest.mark.django_db
-def test_three_attempts_and_then_failed() -> None:
+def test_job_fails_after_three_attempts() -> None:
     # given a job
     job = make_job()
 
@@ -286,7 +286,7 @@ def test_three_attempts_and_then_failed() -> None:
 )
 @pytest.mark.parametrize("chance", ["least", "most", "any"])
 @pytest.mark.django_db
-def test_delay_grows_within_its_bounds(
+def test_retry_delay_grows_within_bounds(
     attempt: int, uncounted: int, seconds: int, chance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given an attempt, and luck at either end
@@ -328,7 +328,7 @@ def test_max_attempts_has_one_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.django_db
-def test_permanent_fails_at_the_first_attempt() -> None:
+def test_permanent_failure_is_not_retried() -> None:
     # given a job in its first attempt
     job = make_claimed()
 
@@ -343,7 +343,7 @@ def test_permanent_fails_at_the_first_attempt() -> None:
 
 
 @pytest.mark.django_db
-def test_reap_fails_what_died_in_its_last_attempt_only() -> None:
+def test_fail_expired_spares_first_attempts() -> None:
     # given one of each state
     made = {name: make() for name, make in STATES.items()}
     before = {name: fetch_job_row(job) for name, job in made.items()}
@@ -392,11 +392,11 @@ def test_publish_counts_rows_and_time() -> None:
         ("CANCELLED", 2, 2),
     ],
 )
-def test_attempts_as_shown_are_those_without_a_file(state: str, attempt: int, shown: int) -> None:
+def test_failed_attempts_by_state(state: str, attempt: int, shown: int) -> None:
     assert transitions.count_failed_attempts(Job(status=state, attempt=attempt)) == shown
 
 
-def test_an_attempt_that_was_cancelled_did_not_fail() -> None:
+def test_cancelled_attempt_did_not_fail() -> None:
     assert (
         transitions.count_failed_attempts(
             Job(status="CANCELLED", attempt=2, lease_until=timezone.now())
@@ -429,7 +429,7 @@ def make_queue(*names: str, **values: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_channels_take_turns() -> None:
+def test_claims_alternate_between_channels() -> None:
     # given one channel that asked for much, and two that came later
     make_queue("A/1", "A/2", "A/3", "A/4", "B/1", "B/2", "C/1")
 
@@ -449,7 +449,7 @@ def test_interactive_goes_before_nightly() -> None:
 
 
 @pytest.mark.django_db
-def test_a_channel_runs_no_more_than_its_share(settings: Any) -> None:
+def test_channel_limit_on_running_jobs(settings: Any) -> None:
     # given a channel with as many running as may, and more waiting
     settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 2
     make_queue("A/1", "A/2", "A/3", "B/1")
@@ -468,7 +468,7 @@ def test_a_channel_runs_no_more_than_its_share(settings: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_a_lapsed_lease_takes_no_share(settings: Any) -> None:
+def test_expired_lease_is_not_counted(settings: Any) -> None:
     # given a channel whose only worker died
     settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 1
     dead = make_claimed()
@@ -482,7 +482,7 @@ def test_a_lapsed_lease_takes_no_share(settings: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_one_asked_for_by_hand_waits_for_no_share(settings: Any) -> None:
+def test_claim_by_id_ignores_channel_limit(settings: Any) -> None:
     settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 1
     make_claimed()
     job = make_job()
@@ -491,7 +491,7 @@ def test_one_asked_for_by_hand_waits_for_no_share(settings: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_the_oldest_due_is_told() -> None:
+def test_queue_wait_of_oldest_due_job() -> None:
     assert transitions.queue_wait() == timedelta()
     make_job(due_at=timezone.now() + HOUR, submitted_at=timezone.now() - 9 * HOUR)
     make_claimed(submitted_at=timezone.now() - 8 * HOUR)
@@ -532,7 +532,7 @@ def run_six_threads(work: Callable[[], None]) -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_no_share_is_exceeded_by_claims_of_one_moment(settings: Any) -> None:
+def test_parallel_claims_keep_channel_limit(settings: Any) -> None:
     # given two channels with plenty of work, and a share of two
     settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 2
     for number in range(20):
@@ -553,7 +553,7 @@ def test_no_share_is_exceeded_by_claims_of_one_moment(settings: Any) -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_six_workers_claim_two_hundred_jobs_once_each(settings: Any) -> None:
+def test_parallel_claims_take_each_job_once(settings: Any) -> None:
     # given two hundred jobs that may all run
     settings.EXHAUST_MAX_RUNNING_PER_CHANNEL = 200
     for _ in range(200):

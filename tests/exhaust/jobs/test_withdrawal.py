@@ -131,7 +131,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str]) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("said", [{"consent": None}, {"consent": False}, {}])
-def test_unknown_consent_is_no(said: dict[str, Any]) -> None:
+def test_unknown_consent_counts_as_no(said: dict[str, Any]) -> None:
     # given a person with a phone, of whom consent is unknown or refused, and one who consented
     send_events(make_answer(1), make_answer(2))
     unknown = {name: value for name, value in make_participant(1).items() if name != "consent"}
@@ -148,7 +148,7 @@ def test_unknown_consent_is_no(said: dict[str, Any]) -> None:
     [{"consent": False, "consentAt": "2022-06-01T00:00:00Z"}, {"phone": ""}],
     ids=["withdrawn", "phone removed"],
 )
-def test_a_withdrawal_kills_the_link_and_the_phone(files: Any, word: dict[str, Any]) -> None:
+def test_withdrawal_revokes_link_and_phone(files: Any, word: dict[str, Any]) -> None:
     # given a private file that holds two people, and a link that works
     send_events(make_answer(1), make_answer(2))
     post_participants(make_participant(1), make_participant(2))
@@ -197,7 +197,7 @@ def test_a_withdrawal_kills_the_link_and_the_phone(files: Any, word: dict[str, A
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("dataset", [USERS, SESSIONS, EVENTS])
-def test_every_private_dataset_is_withdrawn(dataset: str) -> None:
+def test_withdrawal_covers_private_datasets(dataset: str) -> None:
     send_events(make_answer(1), make_answer(2))
     post_participants(make_participant(1), make_participant(2))
     _, path = make_file(dataset)
@@ -207,7 +207,7 @@ def test_every_private_dataset_is_withdrawn(dataset: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_derived_record_that_changed_since_still_counts() -> None:
+def test_changed_session_still_counts() -> None:
     # given a file of users, and then an event that gives one of them a newer version
     send_events(make_answer(1), make_answer(2))
     post_participants(make_participant(1))
@@ -224,7 +224,7 @@ def test_a_derived_record_that_changed_since_still_counts() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_others_files_stay() -> None:
+def test_withdrawal_keeps_other_files() -> None:
     # given files that do not hold the person: another range, another channel; and one of answers
     send_events(make_answer(1), make_answer(2))
     send_events(make_answer(1), channel="ORG_002")
@@ -269,7 +269,7 @@ def test_others_files_stay() -> None:
         {"userName": "Asha"},
     ],
 )
-def test_what_takes_nothing_back_ends_nothing(word: dict[str, Any]) -> None:
+def test_unrelated_profile_revokes_nothing(word: dict[str, Any]) -> None:
     send_events(make_answer(1))
     post_participants(make_participant(1))
     _, path = make_file()
@@ -278,7 +278,7 @@ def test_what_takes_nothing_back_ends_nothing(word: dict[str, Any]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_withdrawal_that_fails_withdraws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_withdrawal_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a withdrawal whose transaction fails behind the files
     send_events(make_answer(1))
     post_participants(make_participant(1))
@@ -298,7 +298,7 @@ def test_a_withdrawal_that_fails_withdraws_nothing(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_file_under_way_is_not_published_with_the_phone(
+def test_withdrawal_stops_running_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given an attempt that has read the phone when consent is taken back
@@ -337,7 +337,7 @@ def test_a_file_under_way_is_not_published_with_the_phone(
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_a_publication_waits_for_a_withdrawal_under_way() -> None:
+def test_publication_waits_for_withdrawal() -> None:
     # given a withdrawal that has not committed
     channel = make_channel()
     send_events(make_answer(1))
@@ -366,7 +366,7 @@ def test_a_publication_waits_for_a_withdrawal_under_way() -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_an_erasure_waits_for_profiles_that_are_on_their_way() -> None:
+def test_erasure_waits_for_open_profiles() -> None:
     # given a batch of profiles that was looked through for the erased, and has not committed
     channel = make_channel()
     order: list[str] = []
@@ -405,7 +405,7 @@ def dump_database() -> str:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_erasure_leaves_nothing_but_a_certificate() -> None:
+def test_erasure_leaves_only_certificate() -> None:
     # given a person in events, a session, users, a profile, rejected events and three files
     send_events(make_answer(1, "my secret"), make_answer(2), make_answer(3))
     post_participants(make_participant(1), make_participant(2))
@@ -477,7 +477,7 @@ def test_an_erasure_leaves_nothing_but_a_certificate() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_erased_person_stays_erased_until_a_new_consent() -> None:
+def test_erasure_holds_until_new_consent() -> None:
     # given somebody erased
     send_events(make_answer(1))
     post_participants(make_participant(1))
@@ -508,7 +508,7 @@ def test_an_erased_person_stays_erased_until_a_new_consent() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_file_of_events_that_were_pruned_counts_as_holding_the_person() -> None:
+def test_pruned_file_may_hold_person() -> None:
     # given a private file, and its events pruned since
     channel = make_channel()
     send_events(make_answer(1))
@@ -528,7 +528,7 @@ def test_a_file_of_events_that_were_pruned_counts_as_holding_the_person() -> Non
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("made_of", ["gzip", "base64", "cut gzip", "cut base64"])
-def test_a_rejected_body_is_searched_however_it_was_folded(made_of: str) -> None:
+def test_rejected_bodies_are_erased(made_of: str) -> None:
     # given a body that a door could not read, of which only the beginning may be kept
     channel = make_channel()
     noise = "".join(f"{number:x}" for number in range(30_000))
@@ -549,7 +549,7 @@ def test_a_rejected_body_is_searched_however_it_was_folded(made_of: str) -> None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_erasure_goes_on_where_it_was_cut_off(
+def test_erasure_resumes_after_interruption(
     monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str], daily_run_finished: None
 ) -> None:
     # given a person with more events than a request erases
@@ -586,7 +586,7 @@ def test_an_erasure_goes_on_where_it_was_cut_off(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_no_file_is_published_while_somebody_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_publication_during_erasure(monkeypatch: pytest.MonkeyPatch) -> None:
     send_events(make_answer(1), make_answer(2))
     job = submit.submit(make_submission())
     claimed = transitions.claim(job.pk)
@@ -606,7 +606,7 @@ def test_no_file_is_published_while_somebody_is_erased(monkeypatch: pytest.Monke
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("scope", ["ingest", "export:private", "export:response", "pull"])
-def test_only_its_own_scope_erases(scope: str) -> None:
+def test_erase_requires_own_scope(scope: str) -> None:
     send_events(make_answer(1))
     response = erase_participant("device-1", make_key(scope))
     assert response.status_code == 403
@@ -614,13 +614,13 @@ def test_only_its_own_scope_erases(scope: str) -> None:
 
 
 @pytest.mark.django_db
-def test_a_key_that_ingests_never_erases() -> None:
+def test_ingest_key_cannot_erase() -> None:
     with pytest.raises(ValueError, match="never go on one key"):
         make_key("ingest", "erase")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_another_channels_person_stays() -> None:
+def test_erasure_keeps_other_channels() -> None:
     send_events(make_answer(1))
     send_events(make_answer(1), channel="ORG_002")
     assert (
@@ -636,7 +636,7 @@ def test_another_channels_person_stays() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_command_erases(capsys: pytest.CaptureFixture[str]) -> None:
+def test_erase_command(capsys: pytest.CaptureFixture[str]) -> None:
     send_events(make_answer(1))
     call_command("erase_participant", "ORG_001", "device-1")
     assert json.loads(capsys.readouterr().out)["erased"]["events"] == 1
@@ -644,7 +644,7 @@ def test_the_command_erases(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_strange_id_is_erased_or_refused() -> None:
+def test_unusual_device_ids() -> None:
     send_events(make_answer(1) | {"context": {**make_answer(1)["context"], "did": "a/b c%"}})
     assert erase_participant("a%2Fb%20c%25").json()["erased"]["events"] == 1
     assert erase_participant("x" * 300).status_code == 400
@@ -654,7 +654,7 @@ def test_a_strange_id_is_erased_or_refused() -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db
-def test_who_is_asked_for_by_device_is_found_by_an_index() -> None:
+def test_device_lookup_uses_index() -> None:
     # given a conversation of thousands, and the queries of a withdrawal and an erasure
     send_events(*map(make_answer, range(3000)))
     channel = make_channel()

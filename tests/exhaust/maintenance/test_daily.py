@@ -37,11 +37,11 @@ def parse_time(text: str) -> datetime:
         ("2027-01-01T01:00:00", date(2026, 12, 31)),
     ],
 )
-def test_a_day_begins_at_two(now: str, day: date) -> None:
+def test_run_day_begins_at_two(now: str, day: date) -> None:
     assert daily.run_day(parse_time(now)) == day
 
 
-def test_every_day_of_years_is_one_day_whatever_the_clock_shows() -> None:
+def test_run_days_have_no_gaps() -> None:
     # given a look every twenty minutes through the changes of every clock
     start = parse_time("2024-01-01T02:00:00")
     run_days = {
@@ -51,7 +51,7 @@ def test_every_day_of_years_is_one_day_whatever_the_clock_shows() -> None:
 
 
 @pytest.mark.django_db
-def test_once_a_day_and_caught_up_later() -> None:
+def test_runs_once_a_day() -> None:
     # given a scheduler that was down from the 9th to 5:00 of the 12th
     assert daily.run_daily(parse_time("2026-03-09T02:00:01"))
     assert not daily.run_daily(parse_time("2026-03-09T14:00:00"))
@@ -72,7 +72,7 @@ def test_once_a_day_and_caught_up_later() -> None:
 
 
 @pytest.mark.django_db
-def test_it_deletes_what_is_past_its_life_and_what_is_nobodys(files: Path) -> None:
+def test_deletes_expired_files_and_orphans(files: Path) -> None:
     # given an old file, a young one, and a orphan
     old, young = make_finished(), make_finished()
     File.objects.filter(job=old).update(created_at=timezone.now() - 40 * DAY)
@@ -90,7 +90,7 @@ def test_it_deletes_what_is_past_its_life_and_what_is_nobodys(files: Path) -> No
 
 
 @pytest.mark.django_db
-def test_a_run_that_died_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_run_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a run that died in the middle
     def dies() -> Any:
         raise KeyboardInterrupt
@@ -114,7 +114,7 @@ def test_a_run_that_died_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.django_db
-def test_a_storage_that_is_down_fails_no_run(
+def test_run_survives_storage_outage(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def down(*_: Any) -> Any:
@@ -128,7 +128,7 @@ def test_a_storage_that_is_down_fails_no_run(
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-def test_twenty_schedulers_at_once_are_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_schedulers_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # given twenty that look at the same moment
     ran: list[str] = []
     monkeypatch.setattr(orphans, "remove_all", lambda: ran.append("run") or iter(()))

@@ -80,7 +80,7 @@ def identifiers_of(response: Any) -> list[str]:
     return [item["payload"]["mid"] for item in response.json()["items"]]
 
 
-def test_what_arrived_before_is_pruned_and_nothing_else(settings: Any) -> None:
+def test_prunes_only_expired_events(settings: Any) -> None:
     # given more than one step of old events, and one that came late behind a younger one
     store_arrivals(1, 7)
     store_arrivals(8, 8, timedelta(days=1))
@@ -102,7 +102,7 @@ def test_what_arrived_before_is_pruned_and_nothing_else(settings: Any) -> None:
     assert stored_mids() == mids_of(8, 9, 1)
 
 
-def test_what_the_deriver_has_not_read_stays() -> None:
+def test_underived_events_are_kept() -> None:
     store_arrivals(1, 3)
     store_arrivals(4, 6, derived=False)
     assert run_pruning() == 3
@@ -111,7 +111,7 @@ def test_what_the_deriver_has_not_read_stays() -> None:
     assert run_pruning() == 0
 
 
-def test_another_channels_horizon_says_nothing_of_ours(puller: Client) -> None:
+def test_pruning_is_per_channel(puller: Client) -> None:
     # given a cursor behind what was pruned of its channel, and before what was pruned of another
     store_arrivals(1, 2)
     store_arrivals(3, 5, timedelta())
@@ -126,7 +126,7 @@ def test_another_channels_horizon_says_nothing_of_ours(puller: Client) -> None:
     assert identifiers_of(pull_events(puller, cursor)) == mids_of(4, 5)
 
 
-def test_a_cursor_before_the_horizon_is_gone_and_one_at_it_goes_on(puller: Client) -> None:
+def test_pruned_cursor_is_410(puller: Client) -> None:
     # given a reader that has read up to each event
     store_arrivals(1, 4)
     store_arrivals(5, 6, timedelta())
@@ -151,7 +151,7 @@ def test_a_cursor_before_the_horizon_is_gone_and_one_at_it_goes_on(puller: Clien
     assert identifiers_of(pull_events(puller)) == mids_of(5, 6)
 
 
-def test_a_page_that_is_read_while_it_is_pruned_is_no_page(monkeypatch: Any) -> None:
+def test_page_pruned_while_read_is_410(monkeypatch: Any) -> None:
     # given a reader behind the first event, and a pruning that ends before its page is read
     store_arrivals(1, 5)
     (first,) = StoredEvent.objects.order_by("id")[:1]
@@ -167,7 +167,7 @@ def test_a_page_that_is_read_while_it_is_pruned_is_no_page(monkeypatch: Any) -> 
         pages.read_page(question, values.FeedPosition(first.xid, first.pk), 10)
 
 
-def test_a_sink_that_falls_behind_says_so(puller: Client) -> None:
+def test_lagging_destination_is_disabled(puller: Client) -> None:
     with Receiver() as receiver:
         # given one that has had everything, one that has had nothing, one of sessions
         store_arrivals(1, 3)
@@ -210,7 +210,7 @@ def test_a_sink_that_falls_behind_says_so(puller: Client) -> None:
         assert sent_mids == mids_of(4, 4)
 
 
-def test_a_sink_that_was_reading_meanwhile_is_overtaken() -> None:
+def test_pruning_fences_reading_destination() -> None:
     # given a pump that has claimed a destination
     store_arrivals(1, 3)
     make_destination(resource="events")
@@ -227,7 +227,7 @@ def test_a_sink_that_was_reading_meanwhile_is_overtaken() -> None:
     assert destinations.determine_state(destination) == "disabled"
 
 
-def test_a_supplement_of_what_was_pruned_is_refused(puller: Client) -> None:
+def test_supplement_of_pruned_file_is_410(puller: Client) -> None:
     # given a file, and what arrived since
     store_arrivals(1, 2)
     first = make_claimed(request_id="A" * 32)
@@ -256,7 +256,7 @@ def test_a_supplement_of_what_was_pruned_is_refused(puller: Client) -> None:
     assert (waiting.status, "ask without since" in waiting.status_message) == ("FAILED", True)
 
 
-def test_every_attempt_finds_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruning_waits_for_running_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a request whose first attempt broke behind its watermark
     store_arrivals(1, 4)
     store_arrivals(5, 5, timedelta())
@@ -284,7 +284,7 @@ def test_every_attempt_finds_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> N
     assert "are not kept" in later.status_message
 
 
-def test_a_request_that_is_overtaken_fails_with_a_sentence() -> None:
+def test_pruned_request_fails_with_message() -> None:
     # given a request that has begun, unseen by a pruning
     store_arrivals(1, 4)
     job = make_job()
@@ -300,7 +300,7 @@ def test_a_request_that_is_overtaken_fails_with_a_sentence() -> None:
     assert "pruned while the file was made; send the request again" in job.status_message
 
 
-def test_the_daily_run_and_the_command_say_how_many() -> None:
+def test_pruning_counts_are_reported() -> None:
     store_arrivals(1, 4)
     make_destination(resource="events", name="slow")
 
