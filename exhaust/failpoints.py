@@ -1,14 +1,14 @@
-"""Named places in the code where a test can make a real process fail. Off unless a test says so.
+"""Failpoints: named lines at which a test makes a real process fail. Off by default.
 
-`EXHAUST_FAILPOINTS` names a folder. A file in it, called like a failpoint, arms it: the first
-process that passes takes the file away and does what it says, an action in one line:
+`EXHAUST_FAILPOINTS` names a folder. A file in it, named like a failpoint, arms the failpoint. The
+first process that reaches it takes the file and performs the action in it, one line:
 
-    kill                SIGKILL to the process itself, as the kernel does when memory is out
-    stop                SIGSTOP; whoever armed it sends SIGCONT
-    cut                 the thread's database connection is ended by the server
-    error MESSAGE       an OperationalError, as for a commit whose answer was lost
-    full                an OSError: no space left on the device
-    sleep SECONDS       nothing happens for a while
+    kill                sends SIGKILL to the process, like the kernel out of memory
+    stop                sends SIGSTOP; the test sends SIGCONT
+    cut                 has the server end the thread's database connection
+    error MESSAGE       raises OperationalError, like a commit whose answer was lost
+    full                raises OSError: no space left on the device
+    sleep SECONDS       waits
 """
 
 import errno
@@ -28,7 +28,7 @@ FAILPOINTS = (
 
 
 def trigger_failpoint(name: str, target: object = "") -> None:
-    """Does what is armed for `name`, or for `name` of one thing: `name@about`."""
+    """Performs the action armed for `name`, or for `name@target`."""
     folder: str = settings.FAILPOINTS
     if not folder:
         return
@@ -64,7 +64,7 @@ def _perform(action: str, argument: str) -> None:
 
 
 def _cut_connection() -> None:
-    """Ends this thread's connection from the server's side."""
+    """Has the server end this thread's connection."""
     import psycopg
 
     own_connection = connection.connection

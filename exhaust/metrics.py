@@ -1,4 +1,4 @@
-"""What jobs, files and destinations count. `monitoring/metrics.py` shows it."""
+"""Counters of jobs, files and documents; `exhaust/monitoring/metrics.py` adds gauges."""
 
 from datetime import datetime
 
@@ -7,7 +7,7 @@ from prometheus_client import Counter, Histogram
 from exhaust.models import Job
 
 ATTEMPTS_ENDED = Counter(
-    "exhaust_jobs", "Ends of attempts, by dataset and outcome.", ["dataset", "outcome"]
+    "exhaust_jobs", "Ended attempts by dataset and outcome.", ["dataset", "outcome"]
 )
 JOB_SECONDS = Histogram(
     "exhaust_job_seconds",
@@ -25,17 +25,17 @@ PUBLISHED_ROWS = Counter("exhaust_rows_out", "Rows in published files.", ["datas
 PUBLISHED_BYTES = Counter("exhaust_bytes_out", "Bytes of published files.", ["dataset"])
 LEASE_TAKEOVERS = Counter(
     "exhaust_lease_takeovers",
-    "Jobs taken over, by why: their worker fell silent, or was stopped and gave them back.",
+    "Jobs taken over: their worker was lost, or was stopped and released them.",
     ["dataset", "reason"],
 )
 DELIVERED_DOCUMENTS = Counter(
     "exhaust_destination_documents", "Documents by outcome.", ["kind", "outcome"]
 )
-DOWNLOADS = Counter("exhaust_downloads", "Uses of our own links, by answer.", ["status"])
+DOWNLOADS = Counter("exhaust_downloads", "Downloads through links of the service, by HTTP status.", ["status"])
 
 
 def record_publication(job: Job, completed_at: datetime, rows: int, byte_count: int) -> None:
-    """A job's end with its files: `size` is in bytes."""
+    """Counts a published job."""
     ATTEMPTS_ENDED.labels(job.dataset, "success").inc()
     JOB_SECONDS.labels(job.dataset).observe(
         (completed_at - (job.started_at or completed_at)).total_seconds()

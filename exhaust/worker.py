@@ -1,4 +1,7 @@
-"""The thread that looks for due jobs beside a worker, and what a worker gives back at its end."""
+"""What a worker does beside its tasks: it starts a poller, serves metrics, and releases its jobs.
+
+The poller is a thread of each worker process. It runs jobs whose wake-up was lost.
+"""
 
 import atexit
 import os
@@ -7,64 +10,73 @@ from datetime import timedelta
 from typing import Any
 
 from celery import current_app
+from celery.signals import celeryd_after_setup, worker_process_init
 from django.db import DatabaseError, connections
 
-from exhaust.jobs import attempt, transitions
-from exhaust.jobs.wakeup import enqueue_work
+from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import Job
 from exhaust.monitoring import metrics
 from ingest import logs
 
 log = logs.get_logger(__name__)
+BROKER_STALL = timedelta(seconds=7)  # longer than the sweep's interval
+work_lock = threading.Lock()  # held while this process runs a job
+_worker_pid = 0  # the parent of a worker's processes
 
 
-BROKER_STALL = timedelta(seconds=7)  # a sweep should have come by then
-
-
-_is_working = threading.Lock()
-
-
-_worker_pid = 0  # of the process that all of a worker's children belong to
+def current_worker_id() -> str:
+    """The id of this process's worker, which outlives the process and releases its jobs."""
+    return transitions.format_worker_id(_worker_pid or os.getpid())
 
 
 def poll_loop(stop_event: threading.Event) -> None:
-    """Makes, until `stopped`, what no message came for.
+    """Runs overdue jobs until `stop_event` is set.
 
-    A job that has been due for a while beside an idle process means that messages are lost, or
-    that the broker is: the rows are all there is, and all that is needed.
+    A job that stays due beside an idle process means that messages or the broker are lost. The
+    rows are enough to go on.
     """
     lowest_priority = Job.Priority.NIGHTLY
     if "nightly" not in current_app.amqp.queues.consume_from:
-        lowest_priority = Job.Priority.INTERACTIVE  # kept free for those who wait
+        lowest_priority = Job.Priority.INTERACTIVE  # this worker is reserved for them
     while not stop_event.wait(2):
         try:
-            if transitions.queue_wait(lowest_priority) > BROKER_STALL and _is_working.acquire(
-                blocking=False
-            ):
-                try:
-                    if job := transitions.claim(
-                        lowest_priority=lowest_priority, worker_id=_current_worker_id()
-                    ):
-                        log.warning("broker.stalled", job=job.pk)
-                        attempt.run(job)
-                finally:
-                    _is_working.release()
+            _run_overdue_job(lowest_priority)
         except DatabaseError:
             log.warning("poller.database_failed")
         except Exception:
-            log.exception(
-                "poller.failed"
-            )  # without it a worker that hears nothing is idle for good
+            # the loop goes on: a worker without a broker depends on it
+            log.exception("poller.failed")
         finally:
             connections.close_all()
 
 
-def _current_worker_id() -> str:
-    """The worker: its children may be gone when it gives back what they had."""
-    return transitions.format_worker_id(_worker_pid or os.getpid())
+def _run_overdue_job(lowest_priority: int) -> None:
+    if transitions.queue_wait(lowest_priority) <= BROKER_STALL:
+        return
+    if not work_lock.acquire(blocking=False):
+        return
+    try:
+        job = transitions.claim(lowest_priority=lowest_priority, worker_id=current_worker_id())
+        if job is not None:
+            log.warning("broker.stalled", job=job.pk)
+            attempt.run(job)
+    finally:
+        work_lock.release()
 
 
-def _start_poller(**_: Any) -> None:
+@celeryd_after_setup.connect
+def prepare_worker(**_: Any) -> None:
+    """Serves metrics, and releases the worker's jobs when it exits.
+
+    Celery sends no signal at the end of a worker whose tasks are still running.
+    """
+    atexit.register(release_jobs)
+    metrics.start_metrics_server()
+
+
+@worker_process_init.connect
+def start_poller(**_: Any) -> None:
+    """Starts the poller in a worker's process."""
     global _worker_pid
     _worker_pid = _worker_pid or os.getppid()
     threading.Thread(
@@ -72,24 +84,19 @@ def _start_poller(**_: Any) -> None:
     ).start()
 
 
-def _start_solo_poller(instance: Any, **_: Any) -> None:
-    """A solo worker has no child that would say that it has begun."""
+@celeryd_after_setup.connect
+def start_solo_poller(instance: Any, **_: Any) -> None:
+    """Starts the poller in a solo worker, which has no other process."""
     global _worker_pid
     if "solo" in str(instance.pool_cls):
         _worker_pid = os.getpid()
-        _start_poller()
+        start_poller()
 
 
-def _prepare_worker(**_: Any) -> None:
-    """Celery's own signal of the end is not sent where tasks are still under way."""
-    atexit.register(_release_jobs)
-    metrics.start_metrics_server()
-
-
-def _release_jobs() -> None:
-    """A worker that was told to stop does not keep its jobs until their leases lapse."""
+def release_jobs() -> None:
+    """Releases a stopping worker's jobs, so that others need not wait for their leases."""
     try:
         for priority in transitions.release_all(transitions.format_worker_id(os.getpid())):
-            enqueue_work(priority)
+            wakeup.enqueue_work(priority)
     except DatabaseError:
         log.warning("worker.release_failed")

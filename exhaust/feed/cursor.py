@@ -22,10 +22,10 @@ def decode(text: str, query: list[Any]) -> list[Any]:
         position, digest = _signer.unsign_object(text)
     except (signing.BadSignature, ValueError):
         raise RequestError(
-            "cursor", "cursor: was altered; use it exactly as it was given."
+            "cursor", "cursor: was altered; use it exactly as you received it."
         ) from None
     if digest != _query_digest(query):
-        raise RequestError("cursor", "cursor: belongs to another question; ask as you did before.")
+        raise RequestError("cursor", "cursor: belongs to another query; repeat the query that returned it.")
     return list(position)
 
 

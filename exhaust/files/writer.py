@@ -88,7 +88,7 @@ def iter_parts(
                         has_more = True
                         break
             if has_more:
-                lookahead = [item] if by_line and item.left else list(islice(rows, 1))
+                lookahead = [item] if by_line and item.lines_left else list(islice(rows, 1))
                 has_more = bool(lookahead)
                 break
         yield body.end()

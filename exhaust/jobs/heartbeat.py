@@ -1,4 +1,4 @@
-"""Keeps an attempt's lease from a thread of its own."""
+"""Renews an attempt's lease from a thread of its own."""
 
 import threading
 import time
@@ -15,17 +15,15 @@ from exhaust.models import Job
 from ingest import logs
 
 log = logs.get_logger(__name__)
-
-
 HEARTBEAT_SECONDS = 1.0
 
 
 class LeaseLost(Exception):
-    """Another attempt has this job now; this one must leave no trace."""
+    """Another attempt has claimed the job; this one must leave no trace."""
 
 
 class Heartbeat:
-    """Keeps a job's lease while the work goes on, from a thread with its own connection."""
+    """Renews a job's lease every second, over its own database connection."""
 
     def __init__(self, job: Job, progress: writer.Progress) -> None:
         self._job = job
@@ -53,7 +51,7 @@ class Heartbeat:
 
     @contextmanager
     def cancel_on_loss(self, queries: parallel_copy.CancellableQueries) -> Iterator[None]:
-        """These statements end when the lease is lost."""
+        """Cancels these queries when the lease is lost."""
         self._queries = queries
         try:
             yield
@@ -61,7 +59,7 @@ class Heartbeat:
             self._queries = None
 
     def require_lease(self) -> None:
-        """Raises `Fenced` when the lease is gone, or can no longer be known to stand."""
+        """Raises `LeaseLost` when the lease is lost, or was not renewed in time."""
         if (
             self.is_lost
             or time.monotonic() - self._last_renewed > transitions.LEASE.total_seconds()
@@ -85,7 +83,7 @@ class Heartbeat:
             connections.close_all()
 
     def _mark_lost(self) -> None:
-        """The work is another's, or nobody's: not one more row is worth waiting for."""
+        """Cancels the attempt's queries: their rows are no longer needed."""
         self.is_lost = True
         queries = self._queries
         if queries is not None:

@@ -1,4 +1,4 @@
-"""What a request would give: about how much, and its first rows with what is personal masked."""
+"""Previews a request: its approximate size, and its first rows with personal data masked."""
 
 import time
 from collections.abc import Iterator
@@ -17,23 +17,23 @@ from exhaust.jobs.submit import Submission
 from ingest.feed.watermark import fetch_watermark
 
 PREVIEW_ROWS = 20
-QUERY_SECONDS = 1.5  # for counting, and for the rows
+QUERY_SECONDS = 1.5  # for counting, and again for the rows
 MASK = "***"
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The cells are masked; a number is None where nothing could be said in time."""
+    """The cells are masked; a number that took too long is None."""
 
     row_count: int | None
     byte_count: int | None  # as CSV
-    is_counted: bool  # else the rows are the planner's guess
+    is_counted: bool  # else the planner's estimate
     rows: list[list[Cell]]
     message: str
 
 
 def build_preview(submission: Submission) -> Preview:
-    """Reads what has arrived until now; about three seconds at most."""
+    """Previews the request over all events so far; takes about three seconds at most."""
     dataset = DATASETS[submission.dataset]
     selection = resolve_selection(
         dataset, submission.channel_id, submission.config, fetch_watermark(), PREVIEW_ROWS
@@ -44,7 +44,7 @@ def build_preview(submission: Submission) -> Preview:
         with limit_query_seconds(QUERY_SECONDS):
             row_count = dataset.count_rows(selection)
     except TimeoutError:
-        notes.append("Counting took too long; rows and bytes are a guess.")
+        notes.append("Counting took too long; rows and bytes are estimates.")
         if connection.vendor == "postgresql":
             row_count = dataset.estimate_rows(selection)
     is_counted = not notes
@@ -73,7 +73,7 @@ def build_preview(submission: Submission) -> Preview:
 
 @contextmanager
 def limit_query_seconds(seconds: float) -> Iterator[None]:
-    """Raises `TimeoutError` where a statement takes longer."""
+    """Raises `TimeoutError` for a statement that takes longer."""
     deadline = time.monotonic() + seconds
     try:
         with transaction.atomic():
@@ -94,7 +94,7 @@ def limit_query_seconds(seconds: float) -> Iterator[None]:
 
 
 def mask_cell(column: Column, cell: Cell) -> Cell:
-    """A personal text keeps its first character, personal JSON its names and shape."""
+    """Masks a personal cell: text keeps its first character, JSON its names and shape."""
     if cell is None or not column.is_personal:
         return cell
     if column.kind == "json":

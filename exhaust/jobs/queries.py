@@ -14,7 +14,7 @@ from exhaust.models import Job
 
 
 def _jobs_for_display() -> QuerySet[Job]:
-    """Jobs with what an answer shows of them; `queue_position` is 1 for the channel's next."""
+    """Jobs with everything that a response shows; `queue_position` 1 is the channel's next job."""
     is_not_later = Q(priority__lt=OuterRef("priority")) | Q(priority=OuterRef("priority")) & (
         Q(submitted_at__lt=OuterRef("submitted_at"))
         | Q(submitted_at=OuterRef("submitted_at"), id__lte=OuterRef("id"))
@@ -28,20 +28,21 @@ def _jobs_for_display() -> QuerySet[Job]:
         .prefetch_related("files__links", "callbacks")
         .annotate(
             queue_position=Case(When(status=Job.Status.SUBMITTED, then=Subquery(job_count))),
-            database_now=Now(),  # by the clock that decides what has expired
+            database_now=Now(),  # decides which links have expired
         )
     )
 
 
 def find_job(channel_id: int, tag: str, request_id: str) -> Job | None:
-    if "\0" in tag + request_id:  # PostgreSQL would not even look
+    """The channel's job of that tag and request id."""
+    if "\0" in tag + request_id:  # PostgreSQL accepts no NUL
         return None
     return _jobs_for_display().filter(channel_id=channel_id, tag=tag, request_id=request_id).first()
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which jobs; what is None filters nothing."""
+    """Conditions on jobs; None does not filter."""
 
     channel_id: int
     datasets: Sequence[str]
@@ -55,13 +56,14 @@ class Filters:
 
 @dataclass(frozen=True)
 class Page:
-    """Jobs, the newest first, and the cursor behind them; None at the end."""
+    """Jobs, newest first, and the cursor of the next page; None on the last page."""
 
     jobs: list[Job]
     cursor: str | None
 
 
 def filter_jobs(filters: Filters) -> QuerySet[Job]:
+    """The matching jobs with everything that a response shows."""
     if "\0" in (filters.tag or ""):
         return Job.objects.none()
     lookups = {
@@ -80,7 +82,7 @@ def filter_jobs(filters: Filters) -> QuerySet[Job]:
 
 
 def search_jobs(filters: Filters, limit: int, after: str | None = None) -> Page:
-    """Up to `limit` jobs behind a cursor. Raises `Refused` for a cursor of another question."""
+    """A page of up to `limit` jobs. Raises `RequestError` (400) for a cursor of other filters."""
     matching_jobs = filter_jobs(filters)
     if after is not None:
         submitted_at, pk = cursor.decode(after, describe_query(filters))
@@ -95,12 +97,12 @@ def search_jobs(filters: Filters, limit: int, after: str | None = None) -> Page:
 
 
 def describe_query(filters: Filters) -> list[Any]:
-    """What a cursor of these filters is bound to."""
+    """The query that a cursor of these filters is bound to."""
     return ["jobs", json.loads(json.dumps(asdict(filters), default=str))]
 
 
 def paginate(rows: list[Job], filters: Filters, limit: int) -> Page:
-    """The page of rows of which one more than its limit was asked for."""
+    """The page of `rows`, which were fetched with one row more than the limit."""
     if len(rows) <= limit:
         return Page(rows, None)
     rows = rows[:limit]

@@ -1,7 +1,7 @@
-"""Recurring requests: when a schedule is due it asks, by itself, for a window that ends then.
+"""Recurring requests: a due schedule submits a request for a window of days that ends then.
 
-`next_at` is the slot that is due next. Whoever moves it on, in one guarded UPDATE, submits in the
-same transaction; so however many look at once, a slot makes one request, or stays due.
+`next_at` is the next slot. One conditional UPDATE moves it on and submits in the same transaction,
+so concurrent sweeps submit one request for each slot, or leave the slot due.
 """
 
 import re
@@ -35,11 +35,11 @@ EDITABLE_FIELDS = (
 RETRY_WINDOW = timedelta(hours=1)
 
 
-# When ---------------------------------------------------------------------------------------------
+# Slots ---------------------------------------------------------------------------------------------
 
 
 def _iterate_slots(cron: str, zone_name: str, after: datetime) -> Iterator[datetime]:
-    """The moments (UTC) that the words name, behind `after`. Raises `ValueError`."""
+    """The slots (UTC) of a cron expression after a moment. Raises `ValueError`."""
     advice = "write minute, hour, day, month and weekday, like 0 6 * * *."
     if len(cron.split()) != 5:
         raise ValueError(f"Not five words; {advice}")
@@ -49,23 +49,23 @@ def _iterate_slots(cron: str, zone_name: str, after: datetime) -> Iterator[datet
         raise ValueError(f"{error}; {advice}") from None
     for local_time in times:
         moment = local_time.astimezone(UTC)
-        if moment > after:  # in an hour that a clock repeats, or leaves out, cronsim looks back
+        if moment > after:  # cronsim goes back in an hour that the clock repeats or skips
             yield moment
             after = moment
 
 
 def next_slot(cron: str, zone_name: str, after: datetime) -> datetime:
-    """The first slot behind a moment. Raises `ValueError` with the remedy."""
+    """The first slot after a moment. Raises `ValueError` with the remedy."""
     for moment in _iterate_slots(cron, zone_name, after):
         return moment
-    raise ValueError("Names a day that never comes; write one that does.")
+    raise ValueError("Names a day that never comes; write one that exists.")
 
 
 def _latest_slot(schedule: Schedule, now: datetime) -> datetime:
-    """The last slot that is not behind `now`."""
+    """The last slot up to `now`."""
     cron, zone_name, slot = schedule.cron, schedule.zone, schedule.next_at
     for margin in (timedelta(hours=1), timedelta(days=1), timedelta(days=32)):
-        # years of minutes are not counted through
+        # skips ahead, so that years of minutes need no loop
         if slot < now - margin and (later_slot := next_slot(cron, zone_name, now - margin)) <= now:
             slot = later_slot
             break
@@ -76,7 +76,7 @@ def _latest_slot(schedule: Schedule, now: datetime) -> datetime:
     return slot
 
 
-# Which days ---------------------------------------------------------------------------------------
+# Windows ---------------------------------------------------------------------------------------
 
 _MAX_DAYS_BY_WINDOW = {
     "today": 1,
@@ -89,7 +89,7 @@ _LAST_DAYS_PATTERN = re.compile("last ([1-9][0-9]{0,4}) days?")
 
 
 def max_window_days(window: str) -> int:
-    """How many days a window has at most. Raises `ValueError` with the remedy."""
+    """The most days that a window can have. Raises `ValueError` with the remedy."""
     match = _LAST_DAYS_PATTERN.fullmatch(window)
     day_count = int(match[1]) if match else _MAX_DAYS_BY_WINDOW.get(window)
     if day_count is None:
@@ -100,7 +100,7 @@ def max_window_days(window: str) -> int:
 
 
 def window_dates(window: str, today: date) -> tuple[date, date]:
-    """First and last day of a window, as seen on a day. Raises `ValueError` with the remedy."""
+    """First and last day of a window, seen from `today`. Raises `ValueError` with the remedy."""
     day_count = max_window_days(window)
     day = timedelta(days=1)
     match window:
@@ -120,7 +120,7 @@ def window_dates(window: str, today: date) -> tuple[date, date]:
 
 @dataclass(frozen=True)
 class RequestedWindow:
-    """What a slot asks for: days, both ends included, and the tag."""
+    """What a slot requests: days, both ends included, and the tag."""
 
     first: date
     last: date
@@ -128,7 +128,7 @@ class RequestedWindow:
 
 
 def requested_window(schedule: Schedule, slot: datetime) -> RequestedWindow:
-    """Raises `ValueError` with the remedy."""
+    """The days and the tag of a slot's request. Raises `ValueError` with the remedy."""
     first, last = window_dates(schedule.window, slot.astimezone(load_zone(schedule.zone)).date())
     replacements = {
         "{name}": schedule.name,
@@ -144,7 +144,7 @@ def requested_window(schedule: Schedule, slot: datetime) -> RequestedWindow:
 
 
 def find_errors(schedule: Schedule) -> dict[str, str]:
-    """What of a schedule cannot be: field and remedy; empty when all can."""
+    """The invalid fields of a schedule, each with its remedy."""
     now = timezone.now()
     errors = {}
     if not re.match(IDENTIFIER, schedule.name):
@@ -185,29 +185,29 @@ def find_errors(schedule: Schedule) -> dict[str, str]:
 
 
 def _encryption_error(schedule: Schedule) -> str:
-    """Why its files cannot be sealed as asked for or demanded; empty where they can."""
+    """Why its files cannot be encrypted as requested or required; empty where they can."""
     if not schedule.encryption and not is_private(schedule.dataset):
         return ""
     channel = Channel.objects.filter(pk=schedule.channel_id).first()
-    if channel is None:  # a form says so by itself
+    if channel is None:  # the form reports it
         return ""
     required_encryption = channel.private_encryption if is_private(schedule.dataset) else ""
     encryption = schedule.encryption or required_encryption
     if encryption not in ("", Channel.Encryption.PUBLICKEY):
-        return "A recurring request has no password, and none is kept for it; seal by publickey."
+        return "A recurring request cannot use a password, which is never stored; use publickey."
     if encryption and not channel.recipient:
         return "This channel has no public key; an admin registers one."
     return ""
 
 
-# Making -------------------------------------------------------------------------------------------
+# Submitting -------------------------------------------------------------------------------------------
 
 
 def submit_due(now: datetime | None = None) -> int:
-    """Makes the request of every due schedule; how many were made.
+    """Submits the request of every due schedule; returns how many.
 
-    Of several missed slots the latest is made. What is refused is tried again at each call for an
-    hour, then left until the next slot; `last_error` says why.
+    Only the latest of several missed slots is submitted. A rejected request is retried at each call
+    for an hour, then dropped until the next slot; `last_error` has the reason.
     """
     now = now or timezone.now()
     due = Schedule.objects.filter(paused_at=None, next_at__lte=now).select_related("channel")
@@ -231,9 +231,9 @@ def _submit_slot(schedule: Schedule, now: datetime) -> bool:
             job = submit.submit(_build_submission(schedule, slot), now)
     except (RequestError, ValueError) as error:
         _record_rejection(schedule, str(error), now)
-    except Exception:  # another schedule's request is none of its business
+    except Exception:  # must not stop the other schedules
         log.exception("schedule.failed", schedule=schedule.pk)
-        _record_rejection(schedule, "We failed; the cause is in our log.", now)
+        _record_rejection(schedule, "The service failed; the cause is in its log.", now)
     else:
         log.info("schedule.submitted", schedule=schedule.pk, job=job.pk)
         return True
@@ -268,7 +268,7 @@ def _build_submission(schedule: Schedule, slot: datetime) -> Submission:
 
 
 def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
-    """Leaves the slot due; after an hour of refusals moves on to the next one."""
+    """Keeps the slot due; after an hour of rejections moves on to the next one."""
     failing_since = schedule.failing_since or now
     if now - failing_since < RETRY_WINDOW:
         _if_slot_unchanged(schedule).update(last_error=message, failing_since=failing_since)
@@ -281,7 +281,7 @@ def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
     )
     try:
         next_at = next_slot(schedule.cron, schedule.zone, now)
-    except ValueError:  # no next slot can be told
+    except ValueError:  # there is no next slot
         _if_slot_unchanged(schedule).update(
             last_error=final_message, failing_since=None, paused_at=now
         )
@@ -291,14 +291,14 @@ def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
         )
 
 
-# Keeping ------------------------------------------------------------------------------------------
+# Saving ------------------------------------------------------------------------------------------
 
 
 def save(schedule: Schedule, now: datetime | None = None) -> Schedule:
-    """Creates the schedule, or gives the one of its channel and name these words; the kept one.
+    """Creates the schedule, or updates the one of its channel and name; returns the stored one.
 
-    It keeps its next slot, and whether it is paused, unless cron or zone are others. The same
-    words change nothing. Raises `ValueError` where `faults` would tell of cron or zone.
+    The next slot stays unless cron or zone changed, and so does a pause. Equal fields change
+    nothing. Raises `ValueError` for an invalid cron or zone.
     """
     values = {field: getattr(schedule, field) for field in EDITABLE_FIELDS}
     next_at = next_slot(schedule.cron, schedule.zone, now or timezone.now())
@@ -331,7 +331,7 @@ def _record_audit(action: str, schedule: Schedule, **details: Any) -> None:
 
 @transaction.atomic
 def pause(schedule: Schedule) -> bool:
-    """False when it was paused already."""
+    """Pauses the schedule; False when it was paused."""
     active_schedule = Schedule.objects.filter(pk=schedule.pk, paused_at=None)
     won = bool(active_schedule.update(paused_at=timezone.now()))
     if won:
@@ -341,14 +341,16 @@ def pause(schedule: Schedule) -> bool:
 
 @transaction.atomic
 def resume(schedule: Schedule, now: datetime | None = None) -> bool:
-    """From the next slot on; those that the pause passed over are not made. False when it ran.
+    """Resumes the schedule at the next slot and skips missed ones; False when it was active.
 
-    Raises `Refused` (409) when it could not be made as it stands.
+    Raises `RequestError` (409) for a schedule that is invalid as it stands.
     """
     if errors := find_errors(schedule):
         field, advice = next(iter(errors.items()))
         raise RequestError(
-            "conflict", f"{field}: {advice} Save the schedule anew, then resume it.", 409
+            "conflict",
+            f"{field}: {advice} Save the schedule with a valid value, then resume it.",
+            409,
         )
     paused_schedule = Schedule.objects.filter(pk=schedule.pk, paused_at__isnull=False)
     won = bool(
@@ -365,9 +367,9 @@ def resume(schedule: Schedule, now: datetime | None = None) -> bool:
 
 
 def delete(schedule: Schedule) -> None:
-    """Its jobs stay."""
+    """Deletes the schedule; its jobs stay."""
     with transaction.atomic():
-        # a request being made of it must not come between the jobs' letting go and the end
+        # a concurrent submission must not add a job between the two steps of a deletion
         saved = Schedule.objects.select_for_update().filter(pk=schedule.pk).first()
         if saved is not None:
             _record_audit("schedule.deleted", saved)
@@ -378,7 +380,7 @@ def delete(schedule: Schedule) -> None:
 
 
 def schedules_for_display() -> QuerySet[Schedule]:
-    """Schedules with what is shown of them; `last_jobs` are five, the newest first."""
+    """Schedules with everything that a response shows; `last_jobs` has the newest five."""
     newest_jobs = Job.objects.order_by("-submitted_at", "-id")[:5]
     return Schedule.objects.select_related("channel").prefetch_related(
         Prefetch("jobs", newest_jobs, to_attr="last_jobs")
@@ -386,6 +388,7 @@ def schedules_for_display() -> QuerySet[Schedule]:
 
 
 def fetch_schedule(channel_id: int, name: str) -> Schedule | None:
+    """The channel's schedule of that name."""
     if not re.match(IDENTIFIER, name):
         return None
     return schedules_for_display().filter(channel_id=channel_id, name=name).first()
@@ -393,14 +396,14 @@ def fetch_schedule(channel_id: int, name: str) -> Schedule | None:
 
 @dataclass(frozen=True)
 class Page:
-    """Some schedules, by name, and where the next page begins."""
+    """Schedules by name, and the cursor of the next page; None on the last page."""
 
     schedules: list[Schedule]
     cursor: str | None
 
 
 def fetch_page(channel_id: int, datasets: list[str], limit: int, after: str | None = None) -> Page:
-    """Up to `limit` behind a cursor. Raises `Refused` for a cursor of another question."""
+    """A page of up to `limit` schedules. Raises `RequestError` (400) for another query's cursor."""
     query = ["schedules", channel_id, datasets]
     is_after_cursor = Q()
     if after is not None:

@@ -1,9 +1,8 @@
-"""Requests: submit, find, list, search, cancel, retry; and the request id."""
+"""Submits, retries and cancels jobs; makes request ids."""
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
-from dataclasses import field as also
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
@@ -41,17 +40,17 @@ class Submission:
     priority: int = Job.Priority.INTERACTIVE
     callback_url: str = ""
     schedule_id: int | None = None
-    encryption: str = ""  # as asked for; a key alone asks for a password's
-    encryption_key: str = also(default="", repr=False)
+    encryption: str = ""  # the requested method; a key alone means a password
+    encryption_key: str = field(default="", repr=False)
 
 
 def make_request_id(
-    dataset: str, tag: str, requested_by: str, channel: str, day: date, kind: str | None
+    dataset: str, tag: str, requested_by: str, channel: str, day: date, dataset_type: str | None
 ) -> str:
-    """The classic id, as the followed system makes it: 32 upper-case hex digits."""
+    """The request id of the Sunbird dataset API: 32 upper-case hex digits."""
     parts = [dataset, tag, requested_by, channel, day.isoformat()]
-    if kind is not None:
-        parts.append(kind)
+    if dataset_type is not None:
+        parts.append(dataset_type)
     return _md5("|".join(parts))
 
 
@@ -60,7 +59,7 @@ def _md5(text: str) -> str:
 
 
 def compute_fingerprint(submission: Submission) -> str:
-    """The same for the same question, whatever the order of its words."""
+    """A digest of everything that decides a file's content; the order of keys does not matter."""
     values = {
         "dataset": submission.dataset,
         "config": submission.config,
@@ -70,24 +69,23 @@ def compute_fingerprint(submission: Submission) -> str:
         values["callback"] = submission.callback_url
     if submission.encryption:
         values["encryption"] = submission.encryption
-    if key := submission.encryption_key:  # under our own key, or it could be guessed from this
+    if key := submission.encryption_key:  # keyed, so that the digest does not help to guess it
         values["key"] = salted_hmac("exhaust.encryptionKey", key, algorithm="sha256").hexdigest()
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def submit(submission: Submission, now: datetime | None = None) -> Job:
-    """The job of a request: the same one for the same question on a day, else a new one.
+    """The job of a request: an existing one for the same request on the same day, else a new one.
 
-    The day's first question under a tag has the classic request id; another question has its
-    own. A FAILED or CANCELLED job runs again, and one whose file was withdrawn. Raises `Refused`
-    (429) where the channel has too many waiting, (400) where the file cannot be sealed as it must.
+    The day's first request under a tag has the classic request id; a different one has its own. A
+    FAILED or CANCELLED job runs again, and so does one whose file was withdrawn. Raises
+    `RequestError` (429) where too many requests of the channel wait, and (400) where the file
+    cannot be encrypted as required.
     """
-
-    chosen = encryption.resolve_method(
+    method = encryption.resolve_method(
         submission.channel_id, submission.dataset, submission.encryption, submission.encryption_key
     )
-    submission = replace(submission, encryption=chosen)
-
+    submission = replace(submission, encryption=method)
     day = (now or timezone.now()).astimezone(UTC).date()
     dataset_type = submission.config.get("type")
     classic_id = make_request_id(
@@ -114,12 +112,12 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
     return displayed_job
 
 
-# what a file and its supplement must have asked alike, or the two were not the whole
+# fields in which a file and its supplement agree, so that together they are complete
 _MUST_MATCH_SINCE = ("conversationId", "startDate", "endDate", "timezone", "types", "application")
 
 
 def check_configuration(submission: Submission) -> None:
-    """Raises `Refused` (400) where a valid configuration names what the channel does not have."""
+    """Raises `RequestError` (400, 410) for an application or a `since` that the channel lacks."""
     config = submission.config
     application = config.get("application")
     applications = Application.objects.filter(channel=submission.channel_id)
@@ -134,20 +132,20 @@ def check_configuration(submission: Submission) -> None:
     if job is None:
         raise _field_error(
             "since",
-            "Names no request of this channel and dataset that has its file; name one that says"
-            " SUCCESS, or leave it out.",
+            "Names no finished request of this channel and dataset; name one with status SUCCESS,"
+            " or leave it out.",
         )
     if reason := explain_gap(DATASETS[submission.dataset], job):
         raise RequestError("gone", f"request.datasetConfig.since: {reason}", 410)
-    for field in _MUST_MATCH_SINCE:
-        if _config_value(job.config, field) != _config_value(config, field):
+    for name in _MUST_MATCH_SINCE:
+        if _config_value(job.config, name) != _config_value(config, name):
             raise _field_error(
-                field, "Differs from what the request in since said; say the same, or leave since."
+                name, "Differs from the request in since; use the same value, or leave since out."
             )
 
 
-def _config_value(config: dict[str, Any], field: str) -> Any:
-    value = config.get(field, "UTC" if field == "timezone" else None)
+def _config_value(config: dict[str, Any], name: str) -> Any:
+    value = config.get(name, "UTC" if name == "timezone" else None)
     return sorted(set(map(str, value))) if isinstance(value, list) else str(value)
 
 
@@ -183,13 +181,13 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
             _record_audit("job.submitted", job, submission.channel)
         log.info("job.submitted", job=job.pk)
         return job
-    except IntegrityError:  # another submit of the same moment was first
+    except IntegrityError:  # a concurrent submit was first
         return Job.objects.get(**identity)
 
 
 def _enforce_queue_limit(channel_id: int) -> None:
-    """Raises `Refused` (429) where as many of the channel's requests wait as may."""
-    Channel.objects.select_for_update(no_key=True).get(pk=channel_id)  # counted one by one
+    """Raises `RequestError` (429) where too many of the channel's requests wait."""
+    Channel.objects.select_for_update(no_key=True).get(pk=channel_id)  # serializes the count
     limit = settings.EXHAUST_MAX_QUEUED_PER_CHANNEL
     if Job.objects.filter(channel_id=channel_id, status=Job.Status.SUBMITTED).count() >= limit:
         raise RequestError(
@@ -204,18 +202,16 @@ def _encrypt_key(key: str) -> bytes | None:
 
 
 def retry(job: Job, encryption_key: str = "") -> bool:
-    """Runs a FAILED or CANCELLED job again, or one whose file was withdrawn; lets one that waits
-    for its next attempt wait no more.
+    """Runs a FAILED or CANCELLED job again, or one whose file was withdrawn.
 
-    False when it is at work or has its file. Raises `Refused` (429) as `submit` does, and (409)
-    where the file was to be sealed under a key that is forgotten.
+    A SUBMITTED job becomes due at once. False when the job is running or has its file. Raises
+    `RequestError` (429) as `submit` does, and (409) where the encryption key was deleted.
     """
-
     is_rerunnable = transitions.rerunnable_jobs().filter(pk=job.pk).exists()
     if is_rerunnable and job.encryption == Channel.Encryption.PASSWORD and not encryption_key:
         raise RequestError(
             "conflict",
-            "Its encryptionKey was forgotten when it ended; send the request again, with it.",
+            "Its encryptionKey was deleted when the job ended; send the request again, with the key.",
             409,
         )
     with transaction.atomic():
@@ -233,7 +229,7 @@ def retry(job: Job, encryption_key: str = "") -> bool:
 
 
 def cancel(job: Job, cancelled_by: str) -> bool:
-    """Stops a job that has not ended; False when it has."""
+    """Cancels a job; False when it had ended."""
     with transaction.atomic():
         won = transitions.cancel(job, f"Cancelled by {cancelled_by}.")
         if won:
@@ -252,6 +248,3 @@ def _record_audit(action: str, job: Job, channel: str = "") -> None:
         job=job.pk,
         **details,
     )
-
-
-# Reading ------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""The state machine of a job; the only file that writes a job's status.
+"""The state machine of a job; only this file writes a job's status.
 
-Every move is one guarded UPDATE, and the row count says who won. A claim stamps a lease and an
-attempt number; every later write names that attempt, so a worker that lost its lease changes
-nothing any more. A move that won is recorded in its own transaction, and an end is told.
+Every transition is one conditional UPDATE, and its row count decides between rivals. A claim
+stamps a lease and an attempt number. Every later write names that attempt, so a worker that lost
+its lease changes nothing. Each successful transition writes history in the same transaction;
+terminal statuses enqueue a callback.
 """
 
 import os
@@ -38,13 +39,13 @@ _CLAIM_IDLE_TIMEOUT_MS = 5000
 TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
 
 
-# Whose turn it is ---------------------------------------------------------------------------------
+# Which job is next ---------------------------------------------------------------------------------
 
 
 def claimable_jobs() -> QuerySet[Job]:
-    """Jobs that a worker may claim now: waiting ones, and those whose lease has lapsed.
+    """Jobs that a worker may claim now: due ones, and those whose lease has expired.
 
-    Not those of a channel that has as many running as `EXHAUST_MAX_RUNNING_PER_CHANNEL`.
+    Leaves out channels with `EXHAUST_MAX_RUNNING_PER_CHANNEL` running jobs.
     """
     return _due_jobs().exclude(channel__in=_channels_at_limit())
 
@@ -76,9 +77,9 @@ def _channels_at_limit() -> QuerySet[Any]:
 
 
 def queue_wait(lowest_priority: int = Job.Priority.NIGHTLY) -> timedelta:
-    """How long the job that has waited longest for a worker has been waiting; zero for none.
+    """How long the oldest claimable job has waited for a worker; zero without one.
 
-    Of those down to that priority.
+    Considers priorities down to `lowest_priority`.
     """
     waiting_since = Case(
         When(status=Status.PROCESSING, then="lease_until"),
@@ -93,17 +94,17 @@ def queue_wait(lowest_priority: int = Job.Priority.NIGHTLY) -> timedelta:
 
 
 def format_worker_id(pid: int) -> str:
-    """Who holds a job: a worker as a whole, by the process that its children belong to."""
+    """The id of a worker: its host and the process id of its parent process."""
     return f"{socket.gethostname()}:{pid}"
 
 
 def claim(
     job_id: int | None = None, lowest_priority: int = Job.Priority.NIGHTLY, worker_id: str = ""
 ) -> Job | None:
-    """The next due job (or this one) with a fresh lease and attempt; None when there is none.
+    """Claims the next due job (or this one) with a fresh lease and attempt; None without one.
 
-    Interactive ones first, down to the lowest priority asked for; then the channel that was served
-    longest ago; of it the oldest. `holder` is who may `release` it, by default this process.
+    Interactive jobs come first, then the channel that was served longest ago, then its oldest job.
+    The worker with that id may release the job; the default is this process.
     """
     worker_id = worker_id or format_worker_id(os.getpid())
     tried_channels: set[int] = set()
@@ -131,15 +132,15 @@ def claim(
 
 
 def _claim_in_channel(channel_id: int, candidates: QuerySet[Job], worker_id: str) -> int | None:
-    """Claims the channel's next of the candidates."""
+    """Claims the channel's next candidate; returns its primary key."""
     with transaction.atomic():
         _set_claim_timeouts()
-        # claims of one channel go one by one, so that its running jobs are counted right
+        # serializes claims of a channel, so that its running jobs are counted correctly
         Channel.objects.select_for_update(no_key=True).get(pk=channel_id)
         row = (
             candidates.filter(channel_id=channel_id)
             .order_by("priority", "submitted_at", "id")
-            .select_for_update(no_key=True, skip_locked=True)  # one is being published: let it
+            .select_for_update(no_key=True, skip_locked=True)  # a locked job is being published
             .values_list("pk", "status", "worker_id", "dataset")
             .first()
         )
@@ -166,8 +167,10 @@ def _claim_in_channel(channel_id: int, candidates: QuerySet[Job], worker_id: str
 
 
 def _set_claim_timeouts() -> None:
-    """A claim takes milliseconds. A process that is stopped in the middle of one must not keep its
-    channel from everybody: the server ends its transaction, and the others wait no longer."""
+    """Bounds how long a stopped process can block claims of its channel.
+
+    A claim takes milliseconds. PostgreSQL ends an idle transaction, and other claims stop waiting.
+    """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(
@@ -178,7 +181,7 @@ def _set_claim_timeouts() -> None:
 
 
 def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | None:
-    """The channel whose turn it is."""
+    """The channel to serve next."""
     jobs_of_channel = Job.objects.filter(channel=OuterRef("pk"))
     last_started = (
         jobs_of_channel.filter(started_at__isnull=False)
@@ -198,11 +201,11 @@ def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | 
     )
 
 
-# The moves ----------------------------------------------------------------------------------------
+# Transitions ----------------------------------------------------------------------------------------
 
 
 def _transition(pk: int, eligible_jobs: QuerySet[Job], **values: Any) -> bool:
-    """The guarded UPDATE, its history, and at an end its callback; False when the guard held."""
+    """Updates the job if it is still eligible, and writes its history and callback."""
     if values["status"] in TERMINAL_STATUSES:
         values["encrypted_key"] = None
     with transaction.atomic():
@@ -229,13 +232,13 @@ def _owned_job(job: Job) -> QuerySet[Job]:
 
 
 def renew(job: Job, rows_done: int) -> bool:
-    """A longer lease; False when this attempt is no longer the job's."""
+    """Extends the lease; False when the attempt has lost it."""
     owned_job = _owned_job(job).filter(pk=job.pk)
     return bool(owned_job.update(lease_until=Now() + LEASE, rows_done=rows_done))
 
 
 def set_watermark(job: Job, watermark: int, rows_estimated: int) -> bool:
-    """What every attempt at this job reads: the first attempt's watermark stays."""
+    """Stores the watermark that every attempt reads below; False when the lease was lost."""
     owned_job = _owned_job(job).filter(pk=job.pk)
     return bool(owned_job.update(watermark=watermark, rows_estimated=rows_estimated))
 
@@ -243,9 +246,9 @@ def set_watermark(job: Job, watermark: int, rows_estimated: int) -> bool:
 def publish(
     job: Job, files: Sequence[File], message: str, precondition: Callable[[], None] = lambda: None
 ) -> bool:
-    """PROCESSING to SUCCESS, with its files; False when another attempt took over.
+    """Moves the job from PROCESSING to SUCCESS with its files; False when the lease was lost.
 
-    What `require` raises in the same transaction keeps them from it.
+    `precondition` runs in the same transaction and may raise to prevent it.
     """
     now = timezone.now()
     rows = sum(file.row_count for file in files)
@@ -273,9 +276,9 @@ def publish(
 
 
 def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
-    """Back to SUBMITTED after a growing delay, or FAILED when it cannot help or was the last.
+    """Moves the job to SUBMITTED with a growing delay, or to FAILED.
 
-    False when another attempt took over.
+    FAILED follows a permanent failure and the last attempt. False when the lease was lost.
     """
     now = timezone.now()
     failure_count = job.attempt - job.uncounted_attempts
@@ -308,15 +311,15 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
 
 
 def run_now(job: Job) -> bool:
-    """Makes a job that waits for its next attempt due now."""
+    """Makes a SUBMITTED job due now; False for any other status."""
     return bool(Job.objects.filter(pk=job.pk, status=Status.SUBMITTED).update(due_at=Now()))
 
 
 def cancel(job: Job, message: str) -> bool:
-    """SUBMITTED or PROCESSING to CANCELLED; False when the job has ended already.
+    """Moves a SUBMITTED or PROCESSING job to CANCELLED; False when it had ended.
 
-    A worker at it learns so at its next renewal, stops, and takes away what it stored. The lease
-    stays on the row: until it lapses a worker may still be busy with that.
+    Its worker notices at the next renewal, stops, and deletes the objects it stored. The lease
+    stays on the row because the worker may be busy until it expires.
     """
     won = _transition(
         job.pk,
@@ -332,14 +335,14 @@ def cancel(job: Job, message: str) -> bool:
 
 
 def fail_expired() -> list[int]:
-    """Fails jobs whose last attempt died without a word; which."""
+    """Fails jobs whose last attempt lost its worker; returns their primary keys."""
     expired_jobs = Job.objects.filter(
         status=Status.PROCESSING, lease_until__lt=Now(), attempt__gte=_attempt_limit()
     )
     failed_ids = []
     for pk in expired_jobs.values_list("pk", flat=True):
         with transaction.atomic():
-            # one whose row is held may be in the middle of its publication
+            # a locked row may belong to a job that is being published
             unlocked_job = expired_jobs.filter(pk=pk).select_for_update(
                 no_key=True, skip_locked=True
             )
@@ -355,13 +358,15 @@ def fail_expired() -> list[int]:
     return failed_ids
 
 
-_WORKERS_LOST_MESSAGE = "The work stopped without a result too often. Send the request again."
+_WORKERS_LOST_MESSAGE = (
+    "The workers stopped before they had a result, too often. Send the request again."
+)
 
 
 def release_all(worker_id: str) -> list[int]:
-    """Gives back what a worker that was told to stop has not finished; their priorities.
+    """Releases the jobs of a worker that stops; returns their priorities.
 
-    Another worker takes it over at once, and it counts as no failure; what still runs is fenced.
+    Other workers take them over at once. The attempt does not count, and its later writes fail.
     """
     owned_jobs = Job.objects.filter(status=Status.PROCESSING, worker_id=worker_id)
     priorities = []
@@ -376,13 +381,13 @@ def release_all(worker_id: str) -> list[int]:
 
 
 def set_message(job: Job, message: str) -> None:
-    """What has become of a job's file, in its message and its history; its status stays."""
+    """Sets the job's message and adds it to the history; the status stays."""
     Job.objects.filter(pk=job.pk).update(status_message=message)
     Transition.objects.create(job=job, status=job.status, attempt=job.attempt, message=message)
 
 
 def rerunnable_jobs() -> QuerySet[Job]:
-    """Jobs that may run again: without a file, or with none that anybody may have."""
+    """Jobs that may run again: FAILED, CANCELLED, or with only withdrawn files."""
     files = File.objects.filter(job=OuterRef("pk"))
     is_withdrawn = Exists(files.exclude(withdrawn_at=None)) & ~Exists(
         files.filter(withdrawn_at=None)
@@ -393,7 +398,7 @@ def rerunnable_jobs() -> QuerySet[Job]:
 
 
 def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
-    """One of `again` to SUBMITTED: three more attempts, over what has arrived until now."""
+    """Moves a rerunnable job to SUBMITTED, with new attempts and a new watermark."""
     return _transition(
         job.pk,
         rerunnable_jobs(),
@@ -415,7 +420,7 @@ def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
 
 
 def count_failed_attempts(job: Job) -> int:
-    """How many attempts ended without a file. One that was cancelled did not fail."""
+    """How many attempts ended without a file; a cancelled attempt does not count."""
     if job.status == Status.CANCELLED:
         return job.attempt - (job.lease_until is not None)
     ended_statuses = {Status.SUBMITTED, Status.FAILED}

@@ -1,4 +1,4 @@
-"""Tells workers to look now; a sweep finds what no message came for."""
+"""Sends wake-ups to workers. They carry no payload, and the sweep replaces lost ones."""
 
 from functools import cache
 from typing import Any
@@ -16,14 +16,16 @@ log = logs.get_logger(__name__)
 
 
 def enqueue_work(priority: int = Job.Priority.INTERACTIVE) -> None:
-    """Tells a worker that a job of that priority is due."""
+    """Wakes a worker for a due job of that priority."""
     queue = Job.Priority(priority).name.lower()
     enqueue("exhaust.work", queue, queue=queue)
 
 
 def enqueue(task: str, *args: str, **options: Any) -> None:
-    """Sends a task by its name. A broker that is down costs a second at most, never a request:
-    the sweep finds the job."""
+    """Sends a task by its name.
+
+    An unreachable broker costs a second at most and raises nothing: the sweep finds the job.
+    """
     try:
         with producers[_publisher_connection()].acquire(block=True, timeout=1) as producer:
             current_app.send_task(task, args=args, producer=producer, retry=False, **options)
@@ -33,7 +35,7 @@ def enqueue(task: str, *args: str, **options: Any) -> None:
 
 @cache
 def _publisher_connection() -> Connection:
-    """The publisher's: it would rather give up than wait."""
+    """A connection that gives up after a second instead of retrying."""
     options: dict[str, Any] = dict(settings.CELERY_BROKER_TRANSPORT_OPTIONS)
     if not settings.CELERY_BROKER_URL.startswith("filesystem"):
         options |= {

@@ -1,7 +1,7 @@
-"""Files that hold somebody who took back consent, or was erased: from then on nobody gets them.
+"""Revokes files that hold a participant who withdrew consent or was erased.
 
-Which files hold a person is asked of the same rows that the file was made of, at the same
-watermark. Where that can no longer be said for certain, a file counts as holding the person.
+The rows that a file was made of, below the same watermark, decide whether it holds the
+participant. A file counts as holding them where those rows are no longer complete.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,22 @@ from exhaust.jobs import transitions
 from exhaust.models import DeadLetter, File, Job, Link
 from ingest.privacy import consent
 
-WITHDRAWN_MESSAGE = "Somebody in the file took back consent, or was erased; send the request again."
+WITHDRAWN_MESSAGE = (
+    "A participant in the file withdrew consent or was erased; send the request again."
+)
 
 
 class ConsentChanged(Exception):
-    """Somebody in a file took back consent, or was erased, while it was made."""
+    """A participant in the file withdrew consent or was erased while the file was made."""
 
 
 def revoke_files_for(
     channel_id: int, device_ids: Sequence[str], *, erased: bool, **_: Any
 ) -> list[Job]:
-    """Ends, in the withdrawal's transaction, the private files that hold one of these people; of
-    somebody erased, all files. Their bytes the sweep removes."""
+    """Revokes the private files that hold these devices; after an erasure, files of any dataset.
+
+    Runs in the withdrawal's transaction. The sweep deletes the objects. Returns the jobs.
+    """
     withdrawn_jobs = []
     current_files = File.objects.filter(job=OuterRef("pk"), withdrawn_at=None, deleted_at=None)
     successful_jobs = Job.objects.filter(
@@ -54,7 +58,7 @@ def redact_dead_letters(
     sessions: QuerySet[Any] | None = None,
     **_: Any,
 ) -> None:
-    """What receivers said of a document that they refused may repeat it."""
+    """Redacts dead letters of erased rows: a receiver's reason may repeat the document."""
     for resource, rows in (("events", events), ("sessions", sessions)):
         if rows is not None:
             dead_letters = DeadLetter.objects.filter(
@@ -66,7 +70,7 @@ def redact_dead_letters(
 
 
 def may_contain(job: Job, device_ids: Sequence[str]) -> bool:
-    """Whether the job's file has a row of one of these devices, or may have."""
+    """Whether the job's file holds a row of these devices, or may hold one."""
     dataset = DATASETS.get(job.dataset)
     if dataset is None or job.watermark is None:
         return True
@@ -78,18 +82,18 @@ def may_contain(job: Job, device_ids: Sequence[str]) -> bool:
 
 
 def _is_pruned(dataset: Dataset, selection: Selection) -> bool:
-    """Whether events that the file may have been made of are kept no more."""
+    """Whether events that the file may hold were pruned."""
     prune_state = dataset.prune_state(selection.channel_id)
     return (
         prune_state is not None
         and prune_state.pruned_xid >= selection.watermark
-        # an event may say that it occurred up to a day after it arrived
+        # an event may claim to occur up to a day after its arrival
         and selection.start < prune_state.pruned_before + timedelta(days=1)
     )
 
 
 def require_consent_unchanged(job: Job, since: datetime) -> None:
-    """Raises `Changed`; otherwise nobody withdraws until this transaction ends."""
+    """Raises `ConsentChanged`; otherwise blocks withdrawals until this transaction ends."""
     consent.lock_shared(job.channel_id)
     if consent.is_erasing(job.channel_id, since):
         raise ConsentChanged
@@ -100,6 +104,6 @@ def require_consent_unchanged(job: Job, since: datetime) -> None:
 
 
 def wait_for_withdrawals(job: Job) -> None:
-    """Waits for withdrawals that were under way when the job was claimed."""
+    """Waits for withdrawals that began before the job was claimed."""
     with transaction.atomic():
         consent.lock_shared(job.channel_id)

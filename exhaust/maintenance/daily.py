@@ -1,4 +1,4 @@
-"""The daily run: once a day at 02:00 UTC, by whoever looks first; caught up when nobody did."""
+"""The daily maintenance: once a day at 02:00 UTC, or as soon afterwards as a worker runs."""
 
 from datetime import UTC, date, datetime, timedelta
 
@@ -17,17 +17,17 @@ from ingest.audit import hash_chain
 
 log = logs.get_logger(__name__)
 RUN_HOUR_UTC = 2
-# A run that says nothing for so long has died; what it did by then is done
+# a run that was not renewed for so long has died; its finished steps stay done
 _STALE_AFTER = timedelta(minutes=10)
 
 
 def run_day(now: datetime) -> date:
-    """The day whose run is the last that should have begun."""
+    """The latest day whose run should have begun."""
     return (now.astimezone(UTC) - timedelta(hours=RUN_HOUR_UTC)).date()
 
 
 def is_due(now: datetime | None = None) -> bool:
-    """Whether the day's run has not begun, or died."""
+    """Whether the day's run has not begun, or has died."""
     run = DailyRun.objects.filter(day=run_day(now or timezone.now())).first()
     return run is None or (
         run.finished_at is None and run.renewed_at < timezone.now() - _STALE_AFTER
@@ -35,7 +35,7 @@ def is_due(now: datetime | None = None) -> bool:
 
 
 def run_daily(now: datetime | None = None) -> bool:
-    """What is past its life, and orphans. False when another had or has the day."""
+    """Deletes expired files, events and orphans; False when the day's run exists already."""
     day = run_day(now or timezone.now())
     if not _claim_day(day):
         return False
@@ -49,7 +49,7 @@ def run_daily(now: datetime | None = None) -> bool:
         for count in orphans.remove_all():
             daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())
     except storage.StorageError:
-        log.exception("daily_run.storage_failed", day=day)  # the next day's run looks again
+        log.exception("daily_run.storage_failed", day=day)  # the next day's run tries again
     hash_chain.digest_days(now)
     daily_run.update(finished_at=Now())
     log.info("daily_run.finished", day=day)

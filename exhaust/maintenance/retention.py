@@ -1,4 +1,4 @@
-"""Files and events past their life."""
+"""Deletes files and events past their retention."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -20,6 +20,7 @@ log = logs.get_logger(__name__)
 
 
 def expired_files() -> "QuerySet[File]":
+    """Files older than `EXHAUST_FILE_RETENTION_DAYS` that still exist."""
     created_before = timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS)
     return File.objects.filter(deleted_at__isnull=True, created_at__lt=created_before)
 
@@ -27,13 +28,13 @@ def expired_files() -> "QuerySet[File]":
 def delete_expired_files() -> Iterator[int]:
     """Deletes files older than `EXHAUST_FILE_RETENTION_DAYS`; their links answer 410.
 
-    Gives 1 for each that is gone, 0 for each that the storage kept: the next run tries again.
+    Yields 1 for each deleted file, and 0 for each that the next run tries again.
     """
     yield from _delete_files(expired_files())
 
 
 def delete_withdrawn_files() -> int:
-    """Deletes files that nobody may have any more; how many are gone."""
+    """Deletes withdrawn files; returns how many."""
     return sum(
         _delete_files(File.objects.filter(deleted_at__isnull=True, withdrawn_at__isnull=False))
     )
@@ -52,13 +53,13 @@ def _delete_files(files: QuerySet[File]) -> Iterator[int]:
 
 
 def event_cutoff() -> datetime | None:
-    """Events that arrived before are past their life; None where they are kept for ever."""
+    """Events that arrived before this moment are expired; None where they never expire."""
     days = settings.EXHAUST_EVENT_RETENTION_DAYS
     return timezone.now() - timedelta(days=days) if days else None
 
 
 def count_expired_events() -> dict[str, int]:
-    """About how many a pruning would delete, by channel; reads all rows."""
+    """About how many events a pruning would delete, by channel; reads all rows."""
     if (cutoff := event_cutoff()) is None:
         return {}
     expired = StoredEvent.objects.filter(received_at__lt=cutoff).values_list("channel__identifier")
@@ -66,7 +67,7 @@ def count_expired_events() -> dict[str, int]:
 
 
 def lagging_destinations(channels: Iterable[str]) -> list[str]:
-    """Destinations of events that the next pruning would leave behind, as `channel/name`."""
+    """Destinations whose unsent events the next pruning would delete, as `channel/name`."""
     cutoff = event_cutoff()
     destinations = Destination.objects.filter(
         channel__identifier__in=channels, resource=Destination.Resource.EVENTS, disabled_reason=""
@@ -79,9 +80,9 @@ def lagging_destinations(channels: Iterable[str]) -> list[str]:
 
 
 def prune_events() -> Iterator[tuple[str, int]]:
-    """Deletes events older than `EXHAUST_EVENT_RETENTION_DAYS` in steps: the channel, and how many.
+    """Deletes events older than `EXHAUST_EVENT_RETENTION_DAYS`; yields channel and count by steps.
 
-    A channel whose events a request is being made of is left to the next run.
+    Skips channels whose events a running job reads, until the next run.
     """
     if (cutoff := event_cutoff()) is None:
         return
@@ -105,7 +106,7 @@ def prune_events() -> Iterator[tuple[str, int]]:
 
 
 def _is_being_read(channel_id: int) -> bool:
-    """Whether a request has begun: every attempt at it is to find the same rows."""
+    """Whether a job with a watermark is unfinished: its attempts need the same rows."""
     started_jobs = Job.objects.filter(
         channel=channel_id,
         status__in=(Job.Status.SUBMITTED, Job.Status.PROCESSING),
@@ -117,9 +118,9 @@ def _is_being_read(channel_id: int) -> bool:
 
 
 def _disable_lagging_destinations(channel_id: int) -> int:
-    """Switches off the destinations that had still to send what was just pruned; how many.
+    """Disables destinations with unsent events among the pruned ones; returns how many.
 
-    In the pruning's own commit: whoever reads for one of them now is overtaken.
+    Runs in the pruning's transaction, so a pump that reads for one of them loses its claim.
     """
     prune_state = pruning.fetch_prune_state(channel_id)
     if prune_state is None:
@@ -133,7 +134,7 @@ def _disable_lagging_destinations(channel_id: int) -> int:
     for destination in left_behind:
         destinations.disable(
             destination,
-            f"{pruning.describe_pruning(prune_state)} Some behind its cursor were not sent;"
+            f"{pruning.describe_pruning(prune_state)} Some after its cursor were not sent;"
             " rewind it, then resume.",
         )
     return len(left_behind)

@@ -1,4 +1,4 @@
-"""Jobs, and the history of their moves."""
+"""Jobs, and the history of their transitions."""
 
 from django.db import models
 from django.utils import timezone
@@ -8,7 +8,7 @@ from ingest.models.fields import CurrentPosition, XidField
 
 
 class Job(models.Model):
-    """What a request created: the record of its work, whatever happens to messages."""
+    """The job that a request created."""
 
     class Status(models.TextChoices):
         SUBMITTED = "SUBMITTED"
@@ -18,8 +18,8 @@ class Job(models.Model):
         CANCELLED = "CANCELLED"
 
     class Priority(models.IntegerChoices):
-        INTERACTIVE = 0  # somebody waits
-        NIGHTLY = 1  # nobody does
+        INTERACTIVE = 0  # a person waits for it
+        NIGHTLY = 1
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     tag = models.CharField(max_length=128)
@@ -84,7 +84,7 @@ class Job(models.Model):
 
 
 class Transition(models.Model):
-    """A move of a job: its history, written in the move's own transaction."""
+    """A change of a job's status, written in the transaction that made it."""
 
     job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="transitions")
     status = models.CharField(max_length=16, choices=Job.Status.choices)

@@ -5,7 +5,7 @@ from django.utils import timezone
 
 
 class DailyRun(models.Model):
-    """The one run of a day."""
+    """The daily maintenance of one day."""
 
     day = models.DateField(unique=True)
     started_at = models.DateTimeField(default=timezone.now)

@@ -7,7 +7,7 @@ from ingest.models import Channel, validate_identifier
 
 
 class Schedule(models.Model):
-    """A recurring request: when it is due it makes a job over a window that ends then."""
+    """A recurring request: at each slot it submits a request for a window of days."""
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     name = models.CharField(max_length=128, validators=[validate_identifier])

@@ -328,7 +328,7 @@ def test_poller_leaves_recent_jobs(poller: None) -> None:
 def test_busy_worker_does_not_poll(poller: None) -> None:
     # given a process that is busy
     long_ago = timezone.now() - timedelta(seconds=30)
-    with worker._is_working:
+    with worker.work_lock:
         missed = make_job(due_at=long_ago, submitted_at=long_ago)
         time.sleep(0.3)
         assert fetch_job_row(missed)["status"] == "SUBMITTED"

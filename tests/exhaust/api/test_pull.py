@@ -436,9 +436,9 @@ def test_a_cursor_is_good_for_its_question_and_channel_only(puller: Client) -> N
             if own == cursor and (other_resource, filters) == (resource, query):
                 assert read_page(answered)["items"] == []
             else:
-                assert "another question" in assert_problem(answered, 400)
+                assert "another query" in assert_problem(answered, 400)
     for resource, query, cursor in other_cursors:
-        assert "another question" in assert_problem(
+        assert "another query" in assert_problem(
             pull(puller, resource, **query, cursor=cursor), 400
         )
 

@@ -218,7 +218,7 @@ def test_password_is_wiped_at_job_end(ending: str) -> None:
     assert job.encrypted_key is None
 
     # when it is to run again without the key, then it says so
-    with pytest.raises(RequestError, match="encryptionKey was forgotten") as refused:
+    with pytest.raises(RequestError, match="encryptionKey was deleted") as refused:
         submissions.retry(job)
     assert refused.value.status == 409
 
@@ -359,7 +359,7 @@ def test_schedule_takes_no_password() -> None:
         return client.put("/dataset/v1/schedule/s", body, content_type="application/json").json()
 
     assert "No password is kept" in put(encryptionKey=KEY)["params"]["errmsg"]
-    assert "seal by publickey" in put(encryption="password")["params"]["errmsg"]
+    assert "use publickey" in put(encryption="password")["params"]["errmsg"]
     assert "no public key" in put(encryption="publickey")["params"]["errmsg"]
     policy(private_encryption="password")
     assert put()["params"]["errmsg"].startswith("request.encryption: ")

@@ -210,7 +210,7 @@ def test_slow_count_becomes_estimate(
     started = time.monotonic()
     shown = fetch_preview(caller)
     assert time.monotonic() - started < 3
-    assert shown["message"] == "Counting took too long; rows and bytes are a guess."
+    assert shown["message"] == "Counting took too long; rows and bytes are estimates."
     assert shown["estimate"]["counted"] is False
     assert isinstance(shown["estimate"]["rows"], int) is on_postgresql
     assert len(shown["rows"]) == 1

@@ -556,7 +556,7 @@ def test_endless_wait_pauses_schedule(broken: dict[str, str]) -> None:
     assert schedule_values(schedule)["paused_at"] is None
     schedules.submit_due(SLOT + HOUR)
     assert schedule_values(schedule)["paused_at"] == SLOT + HOUR
-    with pytest.raises(RequestError, match="Save the schedule anew"):
+    with pytest.raises(RequestError, match="Save the schedule with a valid value"):
         schedules.resume(schedule)
 
 
@@ -580,7 +580,7 @@ def test_internal_error_stops_no_other(
     assert [job.tag for job in Job.objects.all()] == ["good-2026-03-09"]
     row = schedule_values(bad)
     assert row["next_at"] == SLOT - MINUTE
-    assert row["last_error"] == "We failed; the cause is in our log."
+    assert row["last_error"] == "The service failed; the cause is in its log."
 
 
 @pytest.mark.django_db
@@ -1040,7 +1040,7 @@ def test_cursor_belongs_to_one_list(asker: Client) -> None:
     ):
         answer = Client(headers=bearer(key)).get(ADDRESS, {"cursor": cursor})
         sentence = assert_refused(answer, operation="schedule.list")
-        assert sentence.startswith("cursor: belongs to another question")
+        assert sentence.startswith("cursor: belongs to another query")
     jobs = asker.get("/dataset/v1/request/list/daily", {"cursor": cursor})
     assert jobs.status_code == 400
 
