@@ -25,7 +25,9 @@ def decode(text: str, query: list[Any]) -> list[Any]:
             "cursor", "cursor: was altered; use it exactly as you received it."
         ) from None
     if digest != _query_digest(query):
-        raise RequestError("cursor", "cursor: belongs to another query; repeat the query that returned it.")
+        raise RequestError(
+            "cursor", "cursor: belongs to another query; repeat the query that returned it."
+        )
     return list(position)
 
 

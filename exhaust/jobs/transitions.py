@@ -359,7 +359,7 @@ def fail_expired() -> list[int]:
 
 
 _WORKERS_LOST_MESSAGE = (
-    "The workers stopped before they had a result, too often. Send the request again."
+    "Every attempt lost its worker before the file was made. Send the request again."
 )
 
 

@@ -355,7 +355,7 @@ def test_fail_expired_spares_first_attempts() -> None:
     assert changed == {"exhausted"}
     after = fetch_job_row(made["exhausted"])
     assert after["status_message"] == (
-        "The work stopped without a result too often. Send the request again."
+        "Every attempt lost its worker before the file was made. Send the request again."
     )
     assert after["completed_at"] is not None
 
