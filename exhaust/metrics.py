@@ -31,7 +31,9 @@ LEASE_TAKEOVERS = Counter(
 DELIVERED_DOCUMENTS = Counter(
     "exhaust_destination_documents", "Documents by outcome.", ["kind", "outcome"]
 )
-DOWNLOADS = Counter("exhaust_downloads", "Downloads through links of the service, by HTTP status.", ["status"])
+DOWNLOADS = Counter(
+    "exhaust_downloads", "Downloads through links of the service, by HTTP status.", ["status"]
+)
 
 
 def record_publication(job: Job, completed_at: datetime, rows: int, byte_count: int) -> None:
