@@ -81,7 +81,7 @@ class Generator:
             "seconds": elapsed, "cpu": cpu, "sent": sent, "unsent": unsent, "accepted": accepted,
             "answers": self._answers, "silent": self._silent,
             "accepted_p50": percentile(accepted_times, 0.5), "accepted_p99": percentile(accepted_times, 0.99),
-            "shed_p50": percentile(rejected_times, 0.5), "shed_p99": percentile(rejected_times, 0.99),
+            "rejected_p50": percentile(rejected_times, 0.5), "rejected_p99": percentile(rejected_times, 0.99),
         }  # fmt: skip
 
     def _send(self, due_at: float) -> bool:

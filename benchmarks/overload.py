@@ -15,9 +15,9 @@ too, and the server and its PostgreSQL have the others. It never sleeps there: w
 answer would cost the server, not it, and in a virtual machine much. Where PostgreSQL's processes
 may not be bound to cores, or there is one, they share, and the table says so. What could not be
 sent in time is no part of the load.
-At `m` times capacity a share of `x` is left where sending one away costs (1 - x) / (m - x) of
+At `m` times capacity a share of `x` is left where rejecting one costs (1 - x) / (m - x) of
 serving one: 1.1 % for 0.9 at ten times. Larger batches (`--batch`) cost more to serve, and the same
-to send away.
+to reject.
 """
 
 import os
@@ -152,18 +152,18 @@ def build_results(
     )
     rejection_cpu = max(0.0, sum(e["work"] for e in floods) - served_count * cpu_per_served)
     rejected_count = max(1, answered_count - served_count)
-    yield Result("CPU of sending one away", "ms", [rejection_cpu * 1e3 / rejected_count], "of serving one",
+    yield Result("CPU of rejecting one", "ms", [rejection_cpu * 1e3 / rejected_count], "of serving one",
                  [cpu_per_served * 1e3])  # fmt: skip
     for group, part, bar in (
         ("accepted", "p50", ""),
         ("accepted", "p99", "<= 500"),
-        ("shed", "p50", ""),
-        ("shed", "p99", "<= 20"),
+        ("rejected", "p50", ""),
+        ("rejected", "p99", "<= 20"),
     ):
         each_round = [each[f"{group}_{part}"] * 1e3 for each in floods]
         yield Result(f"{group} {part}", "ms", each_round, bar=bar)
     silent_count = sum(each["silent"] for each in floods)
-    yield Result("refusals without Retry-After", "answers", [silent_count], bar="<= 0")
+    yield Result("rejections without Retry-After", "answers", [silent_count], bar="<= 0")
 
 
 def memory_growth(samples: dict[str, tuple[float, float]]) -> Iterable[Result]:
@@ -177,7 +177,7 @@ def goodput_of(run: dict[str, Any]) -> float:
 
 
 def run_measured(generator: Helper, rate: float, seconds: float, pid: int) -> dict[str, Any]:
-    """What the generator found, and the CPU seconds of serving and refusing that."""
+    """The generator's result, with the CPU seconds of serving and rejecting."""
     cpu_before = cpu_seconds(pid)
     shared = pin_to_cores(generator.pid, cpu_before)
     result: dict[str, Any] = generator.call(

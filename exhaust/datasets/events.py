@@ -39,19 +39,19 @@ class EventsDataset(FeedDataset):
     )
     raw_column = "payload"
     columns = (
-        Column("Event ID", "uuid", ("identity",), "One for all versions of an event."),
-        Column("Position", "text", ("position",), "Its place in the order of arrival."),
-        Column("Type", "text", ("type",), "As its sender calls it."),
+        Column("Event ID", "uuid", ("identity",), "The same for all versions of an event."),
+        Column("Position", "text", ("position",), "Its place in the feed."),
+        Column("Type", "text", ("type",), "The sender's name for it."),
         Column("Dialect", "text", ("source",), "The wire format it came in."),
         Column("Application", "text", ("application",), "The application that sent it."),
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
-        Column("Device ID", "text", ("device_id",), "Who was there.", is_personal=True),
+        Column("Device ID", "text", ("device_id",), "The device.", is_personal=True),
         Column("Session ID", "text", ("session_id",), "The sender's session."),
         Column("Timestamp", "time", ("occurred_at",), "When it happened, in UTC."),
-        Column("Received", "time", ("received_at",), "When it came in, in UTC."),
+        Column("Received", "time", ("received_at",), "When it arrived, in UTC."),
         Column(
             "Payload", "json", ("payload",),
-            "What its sender wrote; without the answer of a participant who refused consent.",
+            "The sender's JSON; without the answer where consent is refused.",
             is_personal=True,
         ),
     )  # fmt: skip

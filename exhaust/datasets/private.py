@@ -26,13 +26,13 @@ class PrivateDataset(Dataset):
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
         Column("Conversation Name", "text", ("conversation_name",), "The bot's name."),
         Column("Device ID", "text", ("device_id",), "The key to the response file.", is_personal=True),
-        Column("User Name", "text", ("user_name",), "As the participant is known.", is_personal=True),
+        Column("User Name", "text", ("user_name",), "The participant's name.", is_personal=True),
         Column(
             "Phone Number", "text", ("phone",), "E.164; only with consent, else empty.",
             is_personal=True,
         ),
-        Column("First Seen", "time", ("first_seen",), "First event in the range, in UTC."),
-        Column("Last Seen", "time", ("last_seen",), "Last event in the range, in UTC."),
+        Column("First Seen", "time", ("first_seen",), "First event in your range, in UTC."),
+        Column("Last Seen", "time", ("last_seen",), "Last event in your range, in UTC."),
     )  # fmt: skip
 
     def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:

@@ -46,26 +46,28 @@ class SessionsDataset(FeedDataset):
     payload_sql = "e.types"
     raw_column = "types"
     columns = (
-        Column("Session ID", "uuid", ("key",), "Ours; it stays when the session changes."),
+        Column("Session ID", "uuid", ("key",), "Our id; it stays when the session changes."),
         Column(
-            "User ID", "text", ("user_id",), "The sender's, else the device's.", is_personal=True
+            "User ID", "text", ("user_id",), "The sender's id, else the device's.", is_personal=True
         ),
-        Column("External User ID", "text", ("external_user_id",), "The sender's.", is_personal=True),
-        Column("Parent Session ID", "uuid", ("parent",), "The one it became a part of."),
+        Column(
+            "External User ID", "text", ("external_user_id",), "The sender's id.", is_personal=True
+        ),
+        Column("Parent Session ID", "uuid", ("parent",), "The session that it became a part of."),
         Column("Application", "text", ("application",), "The application that sent it."),
-        Column("Device ID", "text", ("device_id",), "Who was there.", is_personal=True),
-        Column("Sender Session ID", "text", ("sender_session_id",), "The first one seen."),
+        Column("Device ID", "text", ("device_id",), "The device of the session.", is_personal=True),
+        Column("Sender Session ID", "text", ("sender_session_id",), "The first one that arrived."),
         Column("Start", "time", ("started_at",), "Its first event, in UTC."),
         Column("End", "time", ("ended_at",), "Its last event, in UTC."),
         Column("Close Time", "time", ("closes_at",), "When no event can extend it any more."),
         Column("Landing Page URL", "text", ("landing_url",), "As sent.", is_personal=True),
-        Column("Page Views", "number", ("page_views",), "Events that are sights of a page."),
-        Column("Events", "number", ("event_count",), "How many."),
-        Column("Answers", "number", ("answer_count",), "How many of them."),
-        Column("Event Types", "json", ("payload",), "Events by type, as JSON."),
+        Column("Page Views", "number", ("page_views",), "Number of page views."),
+        Column("Events", "number", ("event_count",), "Number of events."),
+        Column("Answers", "number", ("answer_count",), "Number of answers."),
+        Column("Event Types", "json", ("payload",), "Number of events by type, as JSON."),
         Column("Version", "number", ("version",), "Grows with every change."),
-        Column("Last Modified", "time", ("modified_at",), "When it changed last, in UTC."),
-        Column("Position", "text", ("position",), "Of its last change."),
+        Column("Last Modified", "time", ("modified_at",), "Its last change, in UTC."),
+        Column("Position", "text", ("position",), "Its place in the feed, of its last change."),
     )  # fmt: skip
 
 

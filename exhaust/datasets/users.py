@@ -38,13 +38,23 @@ class UsersDataset(FeedDataset):
     raw_column = "attributes"
     columns = (
         Column(
-            "User ID", "text", ("identifier",), "The sender's, else the device's.", is_personal=True
+            "User ID",
+            "text",
+            ("identifier",),
+            "The sender's id, else the device's.",
+            is_personal=True,
         ),
         Column(
-            "External User ID", "text", ("external_user_id",), "The sender's.", is_personal=True
+            "External User ID",
+            "text",
+            ("external_user_id",),
+            "The sender's id.",
+            is_personal=True,
         ),
         Column("Anonymous", "text", ("anonymous",), "true when only a device is known."),
-        Column("Device ID", "text", ("device_id",), "The first one seen.", is_personal=True),
+        Column(
+            "Device ID", "text", ("device_id",), "The first one that arrived.", is_personal=True
+        ),
         Column("Email", "text", ("payload", "email"), "As sent.", is_personal=True),
         Column("Phone", "text", ("payload", "phone"), "As sent.", is_personal=True),
         Column("First Name", "text", ("payload", "firstName"), "As sent.", is_personal=True),
@@ -52,12 +62,14 @@ class UsersDataset(FeedDataset):
         Column("Gender", "text", ("payload", "gender"), "As sent.", is_personal=True),
         Column("Company", "text", ("payload", "company"), "As sent.", is_personal=True),
         Column("Job Title", "text", ("payload", "jobTitle"), "As sent.", is_personal=True),
-        Column("Attributes", "json", ("payload",), "All that was sent, as JSON.", is_personal=True),
+        Column(
+            "Attributes", "json", ("payload",), "All sent attributes, as JSON.", is_personal=True
+        ),
         Column("First Seen", "time", ("first_seen_at",), "First event, in UTC."),
         Column("Last Seen", "time", ("last_seen_at",), "Last event, in UTC."),
         Column("Version", "number", ("version",), "Grows with every change."),
-        Column("Last Modified", "time", ("modified_at",), "When it changed last, in UTC."),
-        Column("Position", "text", ("position",), "Of its last change."),
+        Column("Last Modified", "time", ("modified_at",), "Its last change, in UTC."),
+        Column("Position", "text", ("position",), "Its place in the feed, of its last change."),
     )
 
     def build_payload(self, raw_json: str, is_refused: bool) -> str:

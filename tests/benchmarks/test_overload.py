@@ -5,12 +5,12 @@ from typing import Any
 from benchmarks.overload import build_results
 
 
-def run(served: int, refused: int = 0, work: float = 10.0) -> dict[str, Any]:
+def run(served: int, rejected: int = 0, work: float = 10.0) -> dict[str, Any]:
     """Ten seconds, `work` of them at work."""
     return {
-        "seconds": 10.0, "accepted": served, "sent": served + refused, "unsent": 0, "silent": 0,
-        "answers": {"200": served, "503": refused}, "work": work, "cores": "1 of 2 cores",
-        "accepted_p50": 0.2, "accepted_p99": 0.4, "shed_p50": 0.005, "shed_p99": 0.03,
+        "seconds": 10.0, "accepted": served, "sent": served + rejected, "unsent": 0, "silent": 0,
+        "answers": {"200": served, "503": rejected}, "work": work, "cores": "1 of 2 cores",
+        "accepted_p50": 0.2, "accepted_p99": 0.4, "rejected_p50": 0.005, "rejected_p99": 0.03,
     }  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def test_rejection_cost():
         line.work: line for line in build_results([run(500), run(500)], [run(450, 4550)], 200)
     }
 
-    line = results["CPU of sending one away"]
+    line = results["CPU of rejecting one"]
     assert line.reference == [20]  # 10 s for 500
     assert [round(each, 3) for each in line.ours] == [0.22]  # 1 s for 4,550
 
@@ -42,6 +42,6 @@ def test_every_bar_is_listed():
     assert [(line.work, line.bar, line.holds) for line in lines if line.bar] == [
         ("goodput", ">= 0.9", True),
         ("accepted p99", "<= 500", True),
-        ("shed p99", "<= 20", False),
-        ("refusals without Retry-After", "<= 0", True),
+        ("rejected p99", "<= 20", False),
+        ("rejections without Retry-After", "<= 0", True),
     ]

@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "datasets.md"
 MARK = "<!-- from here on made from the code by tests/exhaust/datasets/test_datasets_page.py -->\n"
 TYPES = {
     "text": "text", "number": "number", "whole": "whole number", "json": "JSON",
-    "time": "moment, UTC", "uuid": "UUID",
+    "time": "time, UTC", "uuid": "UUID",
 }  # fmt: skip
 # what differs from run to run is shown as it may be: by header and kind
 SHOWN = {
@@ -64,7 +64,7 @@ def fill() -> None:
 
 
 def examples(dataset: Dataset) -> list[str]:
-    """The cells of the row that tells most."""
+    """The cells of the row with the fewest empty ones."""
     selection = corpus.select_corpus(
         conversation_id=None if dataset.is_derived else corpus.select_corpus().conversation_id,
         start=corpus.RECEIVED_AT - timedelta(days=4000),
@@ -75,7 +75,7 @@ def examples(dataset: Dataset) -> list[str]:
 
 
 def table(dataset: Dataset) -> str:
-    lines = ["| Column | Type | What | Example |", "|---|---|---|---|"]
+    lines = ["| Column | Type | Meaning | Example |", "|---|---|---|---|"]
     for column, cell in zip(dataset.columns, examples(dataset), strict=True):
         example = SHOWN.get((column.header, column.kind), cell) if cell else ""
         if len(example) > LONGEST:
@@ -89,10 +89,10 @@ def table(dataset: Dataset) -> str:
 def section(dataset: Dataset) -> str:
     takes = [f"`{name}` (required)" for name in dataset.required_fields]
     takes += [f"`{name}`" for name in FILTER_FIELDS if name in dataset.optional_fields]
-    private = "Its files are handed out as private ones." if dataset.is_private else ""
+    private = "Its files are private." if dataset.is_private else ""
     return (
         f"\n## `{dataset.name}`\n\n"
-        f"{dataset.title}. A key needs the scope `{dataset.scope}`. Beside the days it takes"
+        f"{dataset.title}. A key needs the scope `{dataset.scope}`. Beside the days you may give"
         f" {', '.join(takes)}. {private}".rstrip()
         + f"\n\n{table(dataset)}\n"
     )
