@@ -1,4 +1,4 @@
-"""What an integrator's client does: send, submit, poll, download; standard library only."""
+"""A client as an integrator writes it: send, submit, poll, download; standard library only."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class CallFailed(Exception):
-    """A call that was not answered as hoped."""
+    """A call failed."""
 
 
 class Client:
@@ -21,7 +21,7 @@ class Client:
         self._key = key
 
     def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """The JSON answer. Raises `Failed` with the service's own words."""
+        """Returns the JSON response. Raises `CallFailed` with the service's message."""
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         request = urllib.request.Request(  # noqa: S310
             self._base + path,
@@ -39,7 +39,7 @@ class Client:
             raise CallFailed(f"{method} {path}: {error}") from None
 
     def send(self, events: Iterable[dict[str, Any]], batch: int = 500) -> dict[str, int]:
-        """Telemetry in batches; how many were stored, duplicate and rejected."""
+        """Sends telemetry in batches; returns the counts stored, duplicate and rejected."""
         counts = {"stored": 0, "duplicate": 0, "rejected": 0}
         for chunk in chunks(events, batch):
             envelope = {"id": "ekstep.telemetry", "ver": "3.0", "events": chunk}
@@ -61,7 +61,7 @@ class Client:
         on_progress: Callable[[dict[str, Any]], None],
         seconds: float,
     ) -> dict[str, Any]:
-        """Polls until the job has ended; `watch` sees every answer."""
+        """Polls until the job ends; calls `on_progress` with every response."""
         deadline = time.monotonic() + seconds
         while True:
             path = f"/dataset/v1/request/read/{tag}?requestId={request_id}"
@@ -81,7 +81,7 @@ def chunks(items: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str
 
 
 def open_link(url: str) -> tuple[int, bytes]:
-    """Status and body of a link, opened as anybody would: without a key."""
+    """Opens a link without a key; returns its status and body."""
     try:
         with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310
             return response.status, response.read()

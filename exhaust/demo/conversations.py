@@ -26,7 +26,7 @@ CONVERSATION_ID: str = "8f2d41c7-6b0e-4c95-a3d8-51e7f09b2a64"
 CONVERSATION_NAME = "Midday Meal Voices"
 OWNER_ID = "1d7c05ba-94e2-4f36-b8a1-c20e6d5f7393"
 
-# Where each question stands in the form. The first and the last are always asked.
+# path of each question in the form; every session has the first and the last
 PATHS = (
     "question./data/about[1]/role[1]",
     "question./data/about[1]/class[1]",
@@ -94,7 +94,7 @@ def _uuid_of_name(name: str) -> UUID:
 
 
 def _join_sentences(sentences: tuple[str, ...], first: int) -> str:
-    """Whole sentences, from the one at `first` on, up to about 1 kB."""
+    """Joins whole sentences, from the one at `first`, up to about 1 kB."""
     parts: list[str] = []
     size = 0
     while True:
@@ -125,7 +125,7 @@ def _build_form(language: Language) -> _Form:
 
 _FORMS = tuple(_build_form(language) for language in LANGUAGES)
 
-# Every way through a form, by the number of questions asked.
+# routes through a form by number of questions
 _ROUTES = {
     length: tuple(
         (0, *middle, LONGEST - 1) for middle in combinations(range(1, LONGEST - 1), length - 2)
@@ -209,9 +209,9 @@ def _make_device(seed: int, index: int) -> tuple[_Device, Random]:
 
 
 def _fictional_phone(index: int) -> str:
-    """A number of nobody's, unique up to a million devices.
+    """Returns a number without an owner, unique up to a million devices.
 
-    An Indian national number never begins with 0; +44 7700 900xxx is set aside for fiction.
+    An Indian national number never begins with 0; +44 7700 900xxx is reserved for fiction.
     """
     if index % 8 == 0 and index < 8_000:
         return f"+447700900{index // 8:03}"
@@ -242,7 +242,7 @@ def _plan_sessions(
     latest = days * _MILLIS_PER_DAY - _LONGEST_SESSION
     sessions: list[tuple[int, int, int]] = []
     for number, (length, day, hour) in enumerate(zip(lengths, on_days, at_hours, strict=True)):
-        # Everyone once, then the keen ones more often.
+        # each device once, then some devices more often
         device = number if number < devices else int(devices * max(rng.random(), rng.random()))
         offset = day * _MILLIS_PER_DAY + hour * _MILLIS_PER_HOUR + rng.randrange(_MILLIS_PER_HOUR)
         if offset > latest:
@@ -259,7 +259,7 @@ def _merge_by_time(
     channel: str,
     conversation_id: str,
 ) -> Iterator[dict[str, Any]]:
-    """Merge the sessions, of which only those under way at the time are held."""
+    """Merges the sessions by time; holds only sessions that have started and not ended."""
     # The session's number settles ties, or the heap would compare generators.
     under_way: list[tuple[int, int, Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]] = []
     for number, (start_ms, device, length) in enumerate(sessions):
@@ -275,7 +275,7 @@ def _merge_by_time(
 def _pop_earliest(
     under_way: list[tuple[int, int, Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Take the earliest event off the heap and put its session's next one on."""
+    """Replaces the earliest event of the heap with the next one of its session; returns it."""
     _, number, session, event = under_way[0]
     following = next(session, None)
     if following is None:
@@ -310,13 +310,13 @@ def _session_events(
         elif random() < 0.03:
             response, valid = {"ans1": STRAY_REPLIES[int(len(STRAY_REPLIES) * random())]}, False
         else:
-            # The first options are the friendly ones, and most people are.
+            # earlier options are friendlier and more likely
             number, text = options[int(len(options) * random() * max(random(), random()))]
             response, valid = {number: {"text": text}}, True
 
         duration: float = wait // 1000
         score: float = 1 if valid else 0
-        # Written out and built anew, so that a caller may change one event and no other.
+        # a new dict each time, so that a caller may change one event alone
         yield (
             now,
             {

@@ -1,4 +1,4 @@
-"""The web server and the worker as children, stopped by their pid."""
+"""Starts the web server and the worker as child processes, and stops them."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 GRACE_SECONDS = 15
-# what a caller can hold of the web server: docs/limits.md
+# limits per client: docs/limits.md
 GRANIAN_LIMITS = (
     "--http", "1", "--http1-header-read-timeout", "15000", "--http1-buffer-size", "65536",
     "--backlog", "2048", "--backpressure", "4096", "--blocking-threads", "64",
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def web_command(port: int) -> list[str]:
-    """The command of the web server."""
+    """Returns the command of the web server."""
     return [
         sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
         "--host", "127.0.0.1", "--port", str(port), "--workers", "2",
@@ -34,7 +34,7 @@ def web_command(port: int) -> list[str]:
 
 
 def worker_command() -> list[str]:
-    """The command of a worker that also keeps the schedule."""
+    """Returns the command of a worker that also runs Celery's schedule."""
     return [
         sys.executable, "-m", "celery", "-A", "config", "worker", "--pool=solo", "-B",
         "--loglevel=INFO", "--without-mingle", "--without-gossip",
@@ -45,7 +45,7 @@ def worker_command() -> list[str]:
 def run_child(
     command: list[str], log: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose output goes to `log`, stopped at the end whatever happens."""
+    """Runs a process with its output in `log`; stops it when the block ends."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
@@ -54,7 +54,7 @@ def run_child(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C reaches us alone; we stop our children in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops its children
         )
     try:
         yield process
@@ -64,5 +64,5 @@ def run_child(
             try:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # with the children of its own
+                os.killpg(process.pid, signal.SIGKILL)  # and its own children
                 process.wait()

@@ -402,7 +402,7 @@ def test_run_jobs_leaves_running_job() -> None:
 
 @pytest.mark.django_db
 def test_run_jobs_unknown_request() -> None:
-    with pytest.raises(CommandError, match="There is no request ABC"):
+    with pytest.raises(CommandError, match="There is no job with request ID ABC"):
         run_jobs("--request-id", "ABC")
 
 
@@ -448,7 +448,7 @@ def test_job_command_show_cancel_retry(enqueued_tasks: list[str]) -> None:
     assert output.startswith(f"{job.request_id} CANCELLED Cancelled by an operator.\n")
     assert "UTC PROCESSING, attempt 1" in output
     assert "UTC CANCELLED, attempt 1" in output
-    with pytest.raises(CommandError, match="It is CANCELLED; there is nothing to cancel"):
+    with pytest.raises(CommandError, match="The job is CANCELLED, so there is nothing to cancel"):
         run_job_command("cancel", job.request_id)
     assert run_job_command("retry", job.request_id).startswith(f"{job.request_id} SUBMITTED\n")
 
@@ -458,7 +458,7 @@ def test_job_command_rejects_ambiguity(settings: Any) -> None:
     # given one id in two channels
     own = make_job(request_id="A" * 32)
     other = make_job(request_id="A" * 32, channel="ORG_002")
-    with pytest.raises(CommandError, match="There is no request B"):
+    with pytest.raises(CommandError, match="There is no job with request ID B"):
         run_job_command("show", "B")
     with pytest.raises(CommandError, match="--channel"):
         run_job_command("cancel", "A" * 32)

@@ -1,4 +1,4 @@
-"""The audit log for operators: exported, or verified against its daily digests."""
+"""Exports the audit log, or verifies it against its daily digests."""
 
 import json
 from argparse import ArgumentParser
@@ -17,9 +17,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("action", choices=["export", "verify"])
-        parser.add_argument("--channel", help="Only this channel.")
-        parser.add_argument("--from", dest="first", type=_parse_day, help="A day (UTC), included.")
-        parser.add_argument("--to", dest="last", type=_parse_day, help="A day (UTC), included.")
+        parser.add_argument("--channel", help="Export only this channel.")
+        parser.add_argument("--from", dest="first", type=_parse_day, help="First day (UTC).")
+        parser.add_argument("--to", dest="last", type=_parse_day, help="Last day (UTC), included.")
         parser.add_argument("--format", choices=["csv", "jsonl"], default="csv")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -43,7 +43,7 @@ class Command(BaseCommand):
         first, last = chain.first(), chain.last()
         if first is None or last is None:
             self.stdout.write(
-                "There is no digest yet; the daily run makes one for each day that is over."
+                "No day has a digest yet. The daily run adds the digest of each past day."
             )
             return
         self.stdout.write(

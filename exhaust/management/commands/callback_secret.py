@@ -1,4 +1,4 @@
-"""Shows and changes what a channel's callbacks are signed with."""
+"""Shows and rotates the secrets that sign a channel's callbacks."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -10,15 +10,19 @@ from ingest.models import Channel
 
 
 class Command(BaseCommand):
-    help = "Prints a channel's live signing secrets, the newest first; makes the first one."
+    help = "Prints the active signing secrets of a channel, newest first; creates the first one."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("channel")
         parser.add_argument(
-            "--rotate", action="store_true", help="Make a new one; the one before it stays live."
+            "--rotate",
+            action="store_true",
+            help="Create a new secret; the previous one stays active.",
         )
         parser.add_argument(
-            "--retire-old", action="store_true", help="Sign with the newest one alone from now on."
+            "--retire-old",
+            action="store_true",
+            help="From now on sign only with the newest secret.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Makes the bucket that the settings name, where there is none, and fills it from a folder."""
+"""Creates the bucket of the settings if it is missing, and copies files into it."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -12,14 +12,14 @@ from exhaust.files.formats import FORMATS
 
 
 class Command(BaseCommand):
-    help = "Makes the bucket of S3_BUCKET, if there is none; files in a folder need nothing."
+    help = "Creates the bucket S3_BUCKET if it is missing. Storage in a folder needs no bucket."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--from",
             dest="folder",
             type=Path,
-            help="A folder to copy, as var/files.",
+            help="Copy the files of this folder, for example var/files.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -27,16 +27,16 @@ class Command(BaseCommand):
             is_new = storage.get_storage().prepare()
         except storage.StorageError as error:
             raise CommandError(f"S3_BUCKET {settings.S3_BUCKET}: {error}") from None
-        self.stdout.write("made" if is_new else "there already")
+        self.stdout.write("Bucket created." if is_new else "The bucket exists.")
         if options["folder"] is not None:
             self._copy(options["folder"])
 
     def _copy(self, folder: Path) -> None:
-        """Under the same keys; what is there in its full length already is left alone."""
+        """Copies files under the same keys; skips files of the same size."""
         if not settings.S3_BUCKET:
-            raise CommandError("S3_BUCKET: must be set, or there is nothing to copy to.")
+            raise CommandError("S3_BUCKET is not set, so there is no bucket to copy to.")
         if not folder.is_dir():
-            raise CommandError(f"--from: there is no folder {folder}.")
+            raise CommandError(f"--from: the folder {folder} does not exist.")
         source, target = storage.FolderStorage(folder), storage.get_storage()
         copied = unchanged = 0
         try:
@@ -50,9 +50,9 @@ class Command(BaseCommand):
                     copied += 1
         except storage.StorageError as error:
             raise CommandError(
-                f"{error}; {copied} were copied: call it again, it goes on from there."
+                f"{error}. {copied} files were copied. Run the command again to continue."
             ) from None
-        self.stdout.write(f"{copied} files copied, {unchanged} were there")
+        self.stdout.write(f"{copied} files copied, {unchanged} skipped")
 
 
 def _is_stored(target: storage.Storage, key: str, size: int) -> bool:

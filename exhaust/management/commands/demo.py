@@ -1,4 +1,4 @@
-"""The whole way, once: real telemetry in over HTTP, two CSV files out behind links that expire."""
+"""Demonstrates the whole service: sends telemetry over HTTP, exports it, downloads two files."""
 
 import csv
 import hashlib
@@ -33,11 +33,13 @@ JOB_TIMEOUT_SECONDS = 120
 
 
 class Command(BaseCommand):
-    help = "Starts web and worker, sends a conversation's telemetry, fetches both exhausts."
+    help = "Starts the web server and a worker, sends telemetry, and downloads two exports."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--port", type=int, help="Of the web server; a free one by default.")
-        parser.add_argument("--serve", action="store_true", help="Stay up until Ctrl-C.")
+        parser.add_argument(
+            "--port", type=int, help="Port of the web server (default: a free port)."
+        )
+        parser.add_argument("--serve", action="store_true", help="Keep running until Ctrl-C.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         signal.signal(signal.SIGTERM, _raise_interrupt)
@@ -50,15 +52,15 @@ class Command(BaseCommand):
         except CallFailed as error:
             raise CommandError(str(error)) from None
         except KeyboardInterrupt:
-            raise CommandError("Interrupted; everything that was started is stopped.") from None
+            raise CommandError("Interrupted. All processes are stopped.") from None
         self.stdout.write(
-            f"\nDone in {time.monotonic() - start_time:.0f} s; all processes stopped."
+            f"\nDone in {time.monotonic() - start_time:.0f} s. All processes are stopped."
         )
 
     def _run_tour(self, stack: ExitStack, port: int, *, serve: bool) -> None:
         out = Path(settings.DATA_DIR) / "demo"
         out.mkdir(parents=True, exist_ok=True)
-        self._print_heading("Making the tables, and a clean demo channel")
+        self._print_heading("Creating the tables and an empty demo channel")
         call_command("migrate", verbosity=0)
         sender_key, requester_key = self._reset_channel()
 
@@ -90,7 +92,7 @@ class Command(BaseCommand):
             self._serve(base, sender_key, requester_key, children, logs)
 
     def _reset_channel(self) -> tuple[str, str]:
-        """An empty channel; the texts of its sender's and its requester's key."""
+        """Empties the demo channel; returns its sender key and its requester key."""
         channel, _ = Channel.objects.get_or_create(
             identifier=CHANNEL, defaults={"name": "Demonstration"}
         )
@@ -153,7 +155,7 @@ class Command(BaseCommand):
         )
         counts = client.send(first_events)
         self._print_line(
-            f"the first 500 sent again: {counts['duplicate']} known, {counts['stored']} new"
+            f"the first 500 sent again: {counts['duplicate']} duplicate, {counts['stored']} stored"
         )
         profiles = list(conversations.generate_participants(DEVICE_COUNT, start=start))
         answer = client.call("POST", "/v1/participants", profiles)
@@ -169,7 +171,7 @@ class Command(BaseCommand):
     def _export(
         self, client: Client, dataset: str, tag: str, dates: dict[str, str], out: Path
     ) -> None:
-        self._print_heading(f"Asking for {dataset}")
+        self._print_heading(f"Exporting {dataset}")
         job = client.submit(dataset, tag, dates)
         start_time = time.monotonic()
         job = client.wait(tag, job["requestId"], self._show_progress, JOB_TIMEOUT_SECONDS)
@@ -184,11 +186,12 @@ class Command(BaseCommand):
         path.write_bytes(body)
         expires_at = datetime.fromtimestamp(job["expiresAt"] / 1000, UTC)
         self._print_line(
-            f"{file['rows']:,} rows, {file['bytes']:,} bytes, SHA-256 {file['sha256'][:16]}… as"
-            f" promised, {time.monotonic() - start_time:.1f} s from asking to having"
+            f"{file['rows']:,} rows, {file['bytes']:,} bytes, SHA-256 {file['sha256'][:16]}…"
+            f" verified, {time.monotonic() - start_time:.1f} s from submit to download"
         )
         self._print_line(
-            f"link until {expires_at:%Y-%m-%d %H:%M:%S} UTC on {urlsplit(job['downloadUrls'][0]).netloc}"
+            f"link until {expires_at:%Y-%m-%d %H:%M:%S} UTC on"
+            f" {urlsplit(job['downloadUrls'][0]).netloc}"
         )
         self._print_line(f"saved as {path}")
         for row in list(csv.reader(io.StringIO(body.decode(), newline="")))[:4]:
@@ -207,14 +210,14 @@ class Command(BaseCommand):
             self.stdout.write(line, ending="")
 
     def _check_dead_links(self) -> None:
-        self._print_heading("Trying links that must not work")
+        self._print_heading("Trying links that must fail")
         file = File.objects.filter(job__channel__identifier=CHANNEL).latest("id")
         for file in File.objects.filter(job__channel__identifier=CHANNEL).order_by("id"):
             link = links.create(file, timezone.now() + timedelta(seconds=3))
             url = links.build_url(link)
             altered = url[:-1] + ("A" if url[-1] != "A" else "B")
             if open_link(url)[0] != 200:
-                raise CallFailed(f"A good link to {file.name} did not open.")
+                raise CallFailed(f"The link to {file.name} did not open.")
             self._check_refused("altered", altered, file)
             time.sleep(max(0.0, (link.expires_at - timezone.now()).total_seconds()) + 0.2)
             self._check_refused("expired", url, file)
@@ -222,8 +225,8 @@ class Command(BaseCommand):
     def _check_refused(self, kind: str, url: str, file: File) -> None:
         status, _ = open_link(url)
         if status not in (403, 410):
-            raise CallFailed(f"The {kind} link to {file.name} was answered {status}.")
-        self._print_line(f"{kind} link to {file.name}: refused with {status}")
+            raise CallFailed(f"The {kind} link to {file.name} returned {status}.")
+        self._print_line(f"{kind} link to {file.name}: rejected with {status}")
 
     def _serve(
         self,
@@ -242,9 +245,9 @@ class Command(BaseCommand):
         self._print_heading("Serving until Ctrl-C")
         self._print_line(f"API           {base}/dataset/v1/request/list/{{tag}}")
         self._print_line(f"console       {base}/console/ as demo, password {password}")
-        self._print_line(f"admin         {base}/admin/, the same")
-        self._print_line(f"sender's key  {sender_key}")
-        self._print_line(f"asker's key   {requester_key}")
+        self._print_line(f"admin         {base}/admin/, same login")
+        self._print_line(f"sender key    {sender_key}")
+        self._print_line(f"requester key {requester_key}")
         self._print_line(f"logs          {logs['web']}, {logs['worker']}")
         try:
             while True:

@@ -1,4 +1,4 @@
-"""One request by hand: what became of it, stop it, run it again."""
+"""Shows, cancels or retries one job."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -11,12 +11,12 @@ from ingest.events import RequestError
 
 
 class Command(BaseCommand):
-    help = "Shows, cancels or retries the request with an id."
+    help = "Shows, cancels or retries a job by its request ID."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("action", choices=["show", "cancel", "retry"])
         parser.add_argument("request_id")
-        parser.add_argument("--channel", help="Where several channels have this id.")
+        parser.add_argument("--channel", help="Needed if several channels have this ID.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         matches = Job.objects.filter(request_id=options["request_id"].upper())
@@ -24,15 +24,15 @@ class Command(BaseCommand):
             matches = matches.filter(channel__identifier=options["channel"])
         jobs = list(matches.select_related("channel")[:2])
         if not jobs:
-            raise CommandError(f"There is no request {options['request_id']}.")
+            raise CommandError(f"There is no job with request ID {options['request_id']}.")
         if len(jobs) > 1:
-            raise CommandError("Several channels have it; name one with --channel.")
+            raise CommandError("Several channels have this ID. Name one with --channel.")
         job = jobs[0]
         try:
             if options["action"] == "cancel" and not submit.cancel(job, "an operator"):
-                raise CommandError(f"It is {job.status}; there is nothing to cancel.")
+                raise CommandError(f"The job is {job.status}, so there is nothing to cancel.")
             if options["action"] == "retry" and not submit.retry(job):
-                raise CommandError(f"It is {job.status}; there is nothing to run again.")
+                raise CommandError(f"The job is {job.status}, so it cannot be retried.")
         except RequestError as error:
             raise CommandError(str(error)) from None
         self._show(job)

@@ -1,4 +1,4 @@
-"""Deletes what is past its life here and now, as the daily run does."""
+"""Deletes expired files and events now, as the daily run does."""
 
 from argparse import ArgumentParser
 from collections import Counter
@@ -12,11 +12,11 @@ from exhaust.maintenance import retention
 
 
 class Command(BaseCommand):
-    help = "Deletes files and events that are past their life, and says how many."
+    help = "Deletes expired files and events, and prints their numbers."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--events", action="store_true", help="Events only.")
-        parser.add_argument("--dry-run", action="store_true", help="Counts, and deletes nothing.")
+        parser.add_argument("--events", action="store_true", help="Delete only events.")
+        parser.add_argument("--dry-run", action="store_true", help="Count, but delete nothing.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not options["events"]:
@@ -35,9 +35,7 @@ class Command(BaseCommand):
             for channel, count in expired.items():
                 self.stdout.write(f"  {channel}: {count:,}")
             for destination in retention.lagging_destinations(expired):
-                self.stdout.write(
-                    f"  its destination may have some of them still to send: {destination}"
-                )
+                self.stdout.write(f"  some are not delivered yet to the destination {destination}")
             return
         start_time, pruned = monotonic(), Counter[str]()
         for channel, count in retention.prune_events():
@@ -48,6 +46,6 @@ class Command(BaseCommand):
         for channel, count in expired.items():
             if pruned[channel] < count:
                 self.stdout.write(
-                    f"  {channel}: {count - pruned[channel]:,} left; a request reads them, sessions"
-                    " are still to be made of them, or earlier ones arrived later"
+                    f"  {channel}: {count - pruned[channel]:,} kept: a job reads them, their"
+                    " sessions are not derived yet, or earlier events arrived later"
                 )

@@ -1,4 +1,4 @@
-"""Makes the files of due jobs here and now, without Celery."""
+"""Runs due jobs in this process, without Celery."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ PAUSE_SECONDS = 5
 
 
 class Command(BaseCommand):
-    help = "Runs due jobs, or the one of --request-id even if it waits for its next attempt."
+    help = "Runs due jobs, or the job of --request-id even before its next attempt is due."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         group = parser.add_mutually_exclusive_group()
-        group.add_argument("--request-id", help="Only the job of this request.")
+        group.add_argument("--request-id", help="Run only this job.")
         group.add_argument(
-            "--loop", action="store_true", help="Go on until Ctrl-C: a worker without a broker."
+            "--loop", action="store_true", help="Run until Ctrl-C, as a worker without a broker."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -35,14 +35,14 @@ class Command(BaseCommand):
             self._run_loop(options["request_id"], options["loop"])
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
-            transitions.release_all(self._worker_id)  # what a Ctrl-C left in the middle
+            transitions.release_all(self._worker_id)  # jobs that Ctrl-C interrupted
 
     def _run_loop(self, request_id: str, loop: bool) -> None:
         if request_id:
             transitions.fail_expired()
             matches = list(Job.objects.filter(request_id=request_id.upper()))
             if not matches:
-                raise CommandError(f"There is no request {request_id}.")
+                raise CommandError(f"There is no job with request ID {request_id}.")
             for job in matches:
                 transitions.run_now(job)
                 self._run_claimed(transitions.claim(job.pk, worker_id=self._worker_id), job)

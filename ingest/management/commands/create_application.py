@@ -1,4 +1,4 @@
-"""Registers a sender whose source carries an application id, and its channel where it is new."""
+"""Registers an application, and its channel if it is new."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -11,18 +11,21 @@ from ingest.auth import keys
 
 
 class Command(BaseCommand):
-    help = "Registers an application and prints its password for HTTP Basic, this once."
+    help = "Registers an application and prints its password for HTTP Basic once."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("identifier", help="Its appId, client_id or tenant.")
+        parser.add_argument("identifier", help="The appId, client_id or tenant of its events.")
         parser.add_argument("--channel", required=True)
         parser.add_argument("--name", default="")
         parser.add_argument(
-            "--origin", action="append", default=[], help="Of a web page; may be repeated."
+            "--origin",
+            action="append",
+            default=[],
+            help="Allowed origin of a web page. May be repeated.",
         )
-        parser.add_argument("--cookie", default="", help="That every call must carry.")
+        parser.add_argument("--cookie", default="", help="Cookie that every call must send.")
         parser.add_argument(
-            "--strict-hash", action="store_true", help="Refuse batches with a wrong hashCode."
+            "--strict-hash", action="store_true", help="Reject batches with a wrong hashCode."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -39,4 +42,6 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from None
         self.stdout.write(secret)
-        self.stderr.write("The password for HTTP Basic: shown this once, stored as a digest.")
+        self.stderr.write(
+            "Keep this password for HTTP Basic. It is shown once and stored as a digest."
+        )

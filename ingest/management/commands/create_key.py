@@ -1,4 +1,4 @@
-"""Makes a key for a sender or a requester, and its channels where they are new."""
+"""Creates an API key, and its channels if they are new."""
 
 from argparse import ArgumentParser
 from datetime import timedelta
@@ -14,10 +14,10 @@ from ingest.models import ApiKey
 
 
 class Command(BaseCommand):
-    help = "Makes a key and prints it, this once."
+    help = "Creates an API key and prints it once."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("name", help="Who uses it.")
+        parser.add_argument("name", help="Name of the program that uses the key.")
         parser.add_argument("--channel", action="append", required=True, help="May be repeated.")
         parser.add_argument(
             "--scope",
@@ -26,18 +26,20 @@ class Command(BaseCommand):
             choices=ApiKey.SCOPES,
             help="May be repeated.",
         )
-        parser.add_argument("--days", type=int, help="Of its life, 1 to 3650; endless by default.")
+        parser.add_argument(
+            "--days", type=int, help="Lifetime in days, 1 to 3650 (default: no expiry)."
+        )
         parser.add_argument(
             "--network",
             action="append",
             default=[],
-            help="Where it may be used from, as 203.0.113.0/24; may be repeated.",
+            help="Network that may use the key, as 203.0.113.0/24. May be repeated.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         days = options["days"]
         if days is not None and not 1 <= days <= 3650:
-            raise CommandError("--days: from 1 to 3650.")
+            raise CommandError("--days must be from 1 to 3650.")
         expires_at = None if days is None else timezone.now() + timedelta(days=days)
         try:
             with transaction.atomic():
@@ -56,4 +58,4 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError("--channel: " + " ".join(error.messages)) from None
         self.stdout.write(text)
-        self.stderr.write("Keep it now: it is shown this once and stored only as a digest.")
+        self.stderr.write("Copy this key now. It is shown once and stored only as a digest.")

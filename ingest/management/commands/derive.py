@@ -1,4 +1,4 @@
-"""Derives sessions and users here and now, without Celery."""
+"""Derives sessions and users in this process, without Celery."""
 
 from argparse import ArgumentParser
 from time import monotonic
@@ -11,11 +11,11 @@ from ingest.models import Channel
 
 
 class Command(BaseCommand):
-    help = "Brings sessions and users up to the events that arrived, and says how fast."
+    help = "Derives sessions and users of all received events, and prints the rate."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--seconds", type=float, default=float("inf"), help="Stop after so long."
+            "--seconds", type=float, default=float("inf"), help="Stop after this many seconds."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

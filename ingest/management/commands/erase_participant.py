@@ -1,4 +1,4 @@
-"""Erases a person by device id, to the end."""
+"""Erases a participant by device ID."""
 
 import json
 from argparse import ArgumentParser
@@ -12,11 +12,11 @@ from ingest.views.participants import erasure_certificate
 
 
 class Command(BaseCommand):
-    help = "Erases what is known of a device's person, and prints the certificate."
+    help = "Erases a participant and prints the certificate."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("channel", help="The channel's id.")
-        parser.add_argument("device_id", help="As its events say it.")
+        parser.add_argument("channel", help="The channel's ID.")
+        parser.add_argument("device_id", help="The device ID, as in the events.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         channel = Channel.objects.filter(identifier=options["channel"]).first()
@@ -25,4 +25,6 @@ class Command(BaseCommand):
         record = erasure.erase(channel.pk, options["device_id"], float("inf"))
         self.stdout.write(json.dumps(erasure_certificate(record), indent=2))
         if record.finished_at is None:
-            raise CommandError("Another process is at it and goes on; ask again.")
+            raise CommandError(
+                "Another process is erasing this participant. Run the command again for the result."
+            )

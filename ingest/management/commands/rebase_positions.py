@@ -1,4 +1,4 @@
-"""The one step after a dump was restored."""
+"""Raises feed positions after you restored a dump."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from ingest.feed import watermark
 
 
 class Command(BaseCommand):
-    help = "Puts new events behind all that a restored dump holds. Before anything else is started."
+    help = "Raises new positions above all cursors of a restored dump. Run it first."
 
     def handle(self, *args: Any, **options: Any) -> None:
         if leap := watermark.rebase_positions():
-            self.stdout.write(f"New positions begin {leap:,} further on.")
+            self.stdout.write(f"New positions start {leap:,} higher.")
         else:
-            self.stdout.write("SQLite keeps its positions; there is nothing to do.")
+            self.stdout.write("SQLite keeps its positions. There is nothing to do.")

@@ -1,4 +1,4 @@
-"""After a key was put first in EXHAUST_ENCRYPTION_KEYS: what older keys sealed is sealed with it."""
+"""Encrypts all encrypted columns again with the first of EXHAUST_ENCRYPTION_KEYS."""
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -15,10 +15,12 @@ CHUNK_ROWS = 500
 
 
 class Command(BaseCommand):
-    help = "Seals everything under the first of EXHAUST_ENCRYPTION_KEYS, so that the others can go."
+    help = "Encrypts everything with the first key of EXHAUST_ENCRYPTION_KEYS."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--dry-run", action="store_true", help="Only whether all can be read.")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Only check that every value can be decrypted."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         unreadable = 0
@@ -29,12 +31,17 @@ class Command(BaseCommand):
                 self.stdout.write(f"{model._meta.db_table}.{column}: {done:,}, unreadable {failed}")
         if unreadable:
             raise CommandError(
-                f"EXHAUST_ENCRYPTION_KEYS opens {unreadable} not: an older one is missing."
+                f"{unreadable} values cannot be decrypted. An older key is missing from"
+                " EXHAUST_ENCRYPTION_KEYS."
             )
-        self.stdout.write("All can be read." if options["dry_run"] else "The other keys can go.")
+        self.stdout.write(
+            "Every value can be decrypted."
+            if options["dry_run"]
+            else "You can remove the other keys."
+        )
 
     def _reencrypt(self, model: type[models.Model], column: str, *, dry: bool) -> tuple[int, int]:
-        """(how many were, how many no key opens)."""
+        """Returns the numbers of re-encrypted and of unreadable values."""
         done = failed = last_pk = 0
         rows = model._base_manager.exclude(**{column: None}).order_by("pk")
         while chunk := list(rows.filter(pk__gt=last_pk).values_list("pk", column)[:CHUNK_ROWS]):
@@ -44,7 +51,7 @@ class Command(BaseCommand):
                 except InvalidToken:
                     failed += 1
                     continue
-                # one that changed meanwhile was sealed with the first key anyway
+                # a value that changed meanwhile is encrypted with the first key already
                 row = model._base_manager.filter(pk=pk, **{column: bytes(ciphertext)})
                 done += 1 if dry else row.update(**{column: reencrypted})
             last_pk = chunk[-1][0]
@@ -52,7 +59,7 @@ class Command(BaseCommand):
 
 
 def encrypted_columns() -> Iterator[tuple[type[models.Model], str]]:
-    """Every column that holds what `sealing.seal` made."""
+    """Yields every column that holds encrypted values."""
     for model in apps.get_models():
         for field in model._meta.local_fields:
             if isinstance(field, models.BinaryField) and (field.name.startswith("encrypted_")):

@@ -1,4 +1,4 @@
-"""Makes a key's successor; both work for a while."""
+"""Creates the successor of an API key; both work for a while."""
 
 from argparse import ArgumentParser
 from datetime import timedelta
@@ -11,17 +11,17 @@ from ingest.management.commands.revoke_key import find_key
 
 
 class Command(BaseCommand):
-    help = "Prints a successor that may do the same, this once; the old key ends after --hours."
+    help = "Creates a key with the same permissions and prints it once; the old key expires."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("public_id", help="The eight characters behind exh_.")
+        parser.add_argument("public_id", help="The eight characters after exh_.")
         parser.add_argument(
-            "--hours", type=int, default=24, help="For which the old key goes on, 0 to 8760."
+            "--hours", type=int, default=24, help="Hours until the old key expires, 0 to 8760."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not 0 <= options["hours"] <= 8760:
-            raise CommandError("--hours: from 0 to 8760.")
+            raise CommandError("--hours must be from 0 to 8760.")
         try:
             _, text = keys.rotate_key(
                 find_key(options["public_id"]), timedelta(hours=options["hours"])
@@ -29,4 +29,4 @@ class Command(BaseCommand):
         except ValueError as error:
             raise CommandError(str(error)) from None
         self.stdout.write(text)
-        self.stderr.write("Keep it now: it is shown this once and stored only as a digest.")
+        self.stderr.write("Copy this key now. It is shown once and stored only as a digest.")

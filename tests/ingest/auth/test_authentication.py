@@ -206,7 +206,7 @@ def test_create_key_command_prints_key():
     assert caller.name == "importer"
     assert caller.scopes == {"ingest", "export:response"}
     assert set(caller.channels) == {"ORG_001", "ORG_002"}
-    assert err == "Keep it now: it is shown this once and stored only as a digest.\n"
+    assert err == "Copy this key now. It is shown once and stored only as a digest.\n"
     assert ApiKey.objects.get().expires_at is None
 
 

@@ -165,7 +165,7 @@ def test_rotate_rejects_ended_key():
             command("rotate_key", key.public_id)
     with pytest.raises(CommandError, match="There is no such key"):
         command("rotate_key", "nokey")
-    with pytest.raises(CommandError, match="--hours: from 0 to 8760"):
+    with pytest.raises(CommandError, match="--hours must be from 0 to 8760"):
         command("rotate_key", ended.public_id, "--hours", "-1")
 
 
@@ -176,7 +176,7 @@ def test_revoked_key_denied_and_audited_once():
     assert command("revoke_key", key[4:12]) == "Revoked."
 
     assert status(key) == 401
-    assert command("revoke_key", key[4:12]) == "Was revoked already."
+    assert command("revoke_key", key[4:12]) == "The key was revoked already."
     assert audited("key.revoked") == [("ORG_001", key[4:12])]
 
 
