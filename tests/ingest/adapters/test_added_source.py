@@ -169,7 +169,7 @@ def visit(minute: int = 0, **fields: Any) -> dict[str, Any]:
 # Where it goes ----------------------------------------------------------------------------------
 
 
-def test_made_up_source_is_stored():
+def test_added_source_is_stored():
     response = send(visit(0), visit(1), {"at": 5})
 
     assert (response.status_code, response.json()) == (200, {"visits": 2})
@@ -177,7 +177,7 @@ def test_made_up_source_is_stored():
     assert RejectedEvent.objects.get().source == SOURCE
 
 
-def test_made_up_source_refuses_in_own_words():
+def test_added_source_refuses_in_own_words():
     wrong_type = Client(headers=bearer(make_key("ingest"))).put(ADDRESS, "x", "image/png")
 
     assert (wrong_type.status_code, *wrong_type.json()) == (415, "sorry")
@@ -186,7 +186,7 @@ def test_made_up_source_refuses_in_own_words():
     assert (wrong_method.status_code, wrong_method["Allow"]) == (405, "PUT")
 
 
-def test_made_up_source_is_replayed(monkeypatch: pytest.MonkeyPatch):
+def test_added_source_is_replayed(monkeypatch: pytest.MonkeyPatch):
     send({"when": 1, "device": "d-1"})
 
     def parse_when(body: bytes, call: Call) -> Batch:
@@ -200,7 +200,7 @@ def test_made_up_source_is_replayed(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("name", "limit"), [("events", EVENTS), ("writes", WRITES)])
-def test_made_up_source_has_a_rate_limit(
+def test_added_source_has_a_rate_limit(
     name: str, limit: Any, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(ADAPTERS, SOURCE, replace(VISITS, rate_limit=name))
@@ -211,7 +211,7 @@ def test_made_up_source_has_a_rate_limit(
     assert is_ingest_request("PUT", ADDRESS)
 
 
-def test_made_up_source_is_rejected_when_overloaded():
+def test_added_source_is_rejected_when_overloaded():
     answers: list[Any] = []
 
     body = reject_overloaded({"PATH_INFO": ADDRESS}, lambda *head: answers.append(head))
@@ -222,7 +222,7 @@ def test_made_up_source_is_rejected_when_overloaded():
     assert ("X-Visits", "later") in headers
 
 
-def test_made_up_source_makes_sessions_and_users():
+def test_added_source_makes_sessions_and_users():
     send(visit(0), visit(10), visit(50))
 
     call_command("derive")
@@ -232,7 +232,7 @@ def test_made_up_source_makes_sessions_and_users():
     assert AppUser.objects.get().identifier == "asha"
 
 
-def test_made_up_source_is_pulled():
+def test_added_source_is_pulled():
     send(visit(0))
 
     (row,) = reader.fetch_events(StoredEvent.objects.all())
@@ -242,7 +242,7 @@ def test_made_up_source_is_pulled():
     assert event["context"]["url"] == "https://x.org/0"
 
 
-def test_made_up_source_is_pushed():
+def test_added_source_is_pushed():
     send(visit(0), visit(10))
     call_command("derive")
 
@@ -253,12 +253,12 @@ def test_made_up_source_is_pushed():
     assert [action["targetUrl"] for action in actions] == ["https://x.org/0", "https://x.org/10"]
 
 
-def test_made_up_source_is_in_openapi():
+def test_added_source_is_in_openapi():
     operation = document()["paths"][ADDRESS]["put"]
 
     assert (operation["operationId"], operation["summary"]) == ("sendVisits", "Send visits")
     assert "Visits" in document()["components"]["schemas"]
 
 
-def test_made_up_source_is_in_the_docs_table():
+def test_added_source_is_in_the_docs_table():
     assert "| visits | `PUT /visits/in` | a key with `ingest` | time, device |" in source_table()
