@@ -1,1 +1,0 @@
-"""Ways to push to a receiver whose address somebody else named."""
