@@ -1,4 +1,4 @@
-"""Whether an answer is as its operation's description says."""
+"""Checks answers against the OpenAPI document."""
 
 import json
 import re
@@ -24,7 +24,7 @@ METHODS = {"get", "put", "post", "delete"}
 
 
 def operations_by_id() -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """(method, address, operation) by operation id."""
+    """Returns (method, path, operation) by operation id."""
     return {
         operation["operationId"]: (method, path, operation)
         for path, item in document()["paths"].items()
@@ -40,7 +40,7 @@ def _path_patterns() -> list[tuple[re.Pattern[str], str]]:
 
 
 def find_operation(method: str, address: str) -> dict[str, Any] | None:
-    """What is said of a call; None where nothing is."""
+    """Returns the operation of a call, or None."""
     for candidate in (address, address.removeprefix("/api")):
         for pattern, path in _path_patterns():
             if pattern.fullmatch(candidate):
@@ -50,7 +50,7 @@ def find_operation(method: str, address: str) -> dict[str, Any] | None:
 
 
 def find_faults(operation: dict[str, Any], status: int, media: str, body: bytes) -> list[str]:
-    """What of an answer is not as described; fields that are not described are faults too."""
+    """Returns the differences of an answer from its description, also undescribed fields."""
     answers = operation["responses"]
     answer = answers.get(str(status)) or answers.get(f"{status // 100}XX")
     if answer is None:
@@ -73,7 +73,7 @@ def find_faults(operation: dict[str, Any], status: int, media: str, body: bytes)
 
 
 def build_validator(schema: dict[str, Any], *, closed: bool) -> Draft202012Validator:
-    """Of a schema that may refer to components."""
+    """Returns a validator of a schema that may refer to components."""
     full_schema = _with_components(schema)
     if closed:
         _forbid_extra_fields(full_schema)
@@ -86,14 +86,14 @@ def _with_components(schema: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _cached_validator(schema: str) -> jsonschema_rs.Draft202012Validator:
-    """For every answer of the suite: Rust's takes a hundredth of the time."""
+    """The same for every answer of the suite, by Rust: it takes a hundredth of the time."""
     full_schema = _with_components(json.loads(schema))
     _forbid_extra_fields(full_schema)
     return jsonschema_rs.Draft202012Validator(full_schema, validate_formats=True)
 
 
 def _forbid_extra_fields(schema: Any) -> None:
-    """A field that is not described is a fault."""
+    """Makes undescribed fields an error."""
     if isinstance(schema, dict):
         if isinstance(schema.get("properties"), dict):
             schema.setdefault("additionalProperties", False)

@@ -25,7 +25,7 @@ INSTALL = [
 
 @pytest.fixture(scope="session")
 def folder(pytestconfig: pytest.Config) -> Path:
-    """Where the packages lie; fetched once and kept between runs."""
+    """The folder of the packages, fetched once."""
     assert pytestconfig.cache is not None
     return install_sdk(pytestconfig.cache.mkdir("clients"))
 
@@ -54,7 +54,7 @@ def install_sdk(clients: Path) -> Path:
 
 
 def _require_registry() -> None:
-    """Skips where the registry does not answer soon: an install would try for minutes."""
+    """Skips if the registry does not answer soon: an install would try for minutes."""
     command = ["npm", "view", PACKAGES[0], "version", "--fetch-retries=0", "--fetch-timeout=10000"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -65,7 +65,7 @@ def _require_registry() -> None:
 
 
 def run_page(folder: Path, service: Service, app: str, **options: Any) -> dict[str, Any]:
-    """What the SDK sent from the page, and what it could not."""
+    """Runs the SDK in a page; returns its calls and its queues."""
     options = {
         "endpoint": f"http://{HOST}:{service.port}/collect",
         "appId": app,
@@ -89,7 +89,7 @@ def register(service: Service, app: str, *options: str) -> None:
 
 
 def stored_rows(service: Service, app: str) -> list[tuple[Any, ...]]:
-    """(event id, type, note, whether it is an answer) of all that an application brought."""
+    """Returns (event id, type, note, whether it is an answer) of each event of an application."""
     return service.query(
         "SELECT e.payload ->> 'event_id', e.type, e.note, e.is_answer FROM ingest_storedevent e"
         f" JOIN ingest_application a ON a.id = e.application_id WHERE a.identifier = '{app}'"
@@ -102,14 +102,14 @@ def rejected_count(service: Service) -> int:
 
 
 def count_sent(result: dict[str, Any]) -> Counter[str]:
-    """How often each event id went over the wire."""
+    """Counts how often each event id was sent."""
     return Counter(
         event["event_id"] for call in result["calls"] for event in json.loads(call["body"])
     )
 
 
 @pytest.mark.parametrize("mode", ["Immediate", "Batch"])
-def test_every_event_arrives_once_with_its_hash(folder: Path, service: Service, mode: str):
+def test_events_arrive_once_with_hash(folder: Path, service: Service, mode: str):
     app = f"web-{mode.lower()}"
     register(service, app, "--strict-hash")
 
@@ -126,12 +126,12 @@ def test_every_event_arrives_once_with_its_hash(folder: Path, service: Service, 
     types = Counter(row[1] for row in stored)
     assert (types["question_answered"], types["add_to_cart"]) == (5, 1)
     assert {"_first_open", "_session_start", "_page_view", "_profile_set"} <= set(types)
-    assert types["_clickstream_error"] == 1  # the name that is none, told by the SDK itself
+    assert types["_clickstream_error"] == 1  # for the invalid name, sent by the SDK itself
     assert sum(bool(row[3]) for row in stored) == 5
     assert rejected_count(service) == 0
 
 
-def test_what_is_sent_again_adds_nothing(folder: Path, service: Service):
+def test_resent_events_add_nothing(folder: Path, service: Service):
     register(service, "web-retry", "--strict-hash")
 
     result = run_page(folder, service, "web-retry", lose=True)
@@ -144,7 +144,7 @@ def test_what_is_sent_again_adds_nothing(folder: Path, service: Service):
     )
 
 
-def test_a_page_that_is_not_registered_can_send_nothing(folder: Path, service: Service):
+def test_unregistered_page_cannot_send(folder: Path, service: Service):
     register(service, "web-foreign")
 
     result = run_page(folder, service, "web-foreign", page="https://evil.example/", refused=True)
@@ -154,7 +154,7 @@ def test_a_page_that_is_not_registered_can_send_nothing(folder: Path, service: S
     assert stored_rows(service, "web-foreign") == []
 
 
-def test_the_cookie_of_the_page_opens_the_door(folder: Path, service: Service):
+def test_cookie_is_required_and_accepted(folder: Path, service: Service):
     register(service, "web-cookie", "--cookie", "session=abcd")
 
     refused = run_page(folder, service, "web-cookie", refused=True)

@@ -62,7 +62,7 @@ def password(service: Service) -> str:
 
 
 def curl(service: Service, path: str, *options: str) -> tuple[int, str]:
-    """(status, body) of a call as a person types it."""
+    """Returns (status, body) of a call."""
     output = subprocess.run(
         [
             *("curl", "--silent", "--show-error", "--max-time", "20"),
@@ -108,7 +108,7 @@ def test_skalin_with_a_body(service: Service, password: str) -> None:
     assert (json.loads(body)["status"], json.loads(body)["stored"]) == ("success", 2)
 
 
-def test_skalin_with_the_json_in_the_query(service: Service, password: str) -> None:
+def test_skalin_json_in_query(service: Service, password: str) -> None:
     # given the same call, with the -G of the guide, which puts the JSON behind the address
     path = "/hit/bulk?rec=1&client_id=curl-app"
     hits = json.dumps(HITS).replace("fitof", "quer1").replace("fitog", "quer2")
@@ -126,7 +126,7 @@ def test_skalin_with_the_json_in_the_query(service: Service, password: str) -> N
         assert "-G" in result["message"]
 
 
-def test_skalin_as_its_go_client_sends(service: Service, password: str) -> None:
+def test_skalin_go_client_call(service: Service, password: str) -> None:
     # given a hit that is all query, with both names of the client and an empty form as its body
     query = (
         "/hit?rec=1&action=ev&client_id=curl-app&clientId=curl-app&visitor_id=0123456789abcdef"
@@ -145,7 +145,7 @@ def test_skalin_as_its_go_client_sends(service: Service, password: str) -> None:
 
 
 def test_desk_by_hand(service: Service, password: str, tmp_path: Path) -> None:
-    # given one document without a line's end, and then a file of the same twice
+    # given a document without a line end, and then a file with it twice
     before = current_event_count(service, "desk")
     basic = ("-u", f"curl-app:{password}", "-H", "Content-Type: application/json")
     file = tmp_path / "sessions.ndjson"
@@ -178,7 +178,7 @@ def test_elasticsearch_bulk(service: Service, password: str, tmp_path: Path) -> 
     assert result["items"][0]["index"]["status"] == 201
 
 
-def test_the_dataset_api_as_its_guide_prints_it(service: Service) -> None:
+def test_dataset_api_guide_calls(service: Service) -> None:
     request = {
         "id": "ekstep.analytics.job.request.submit",
         "ver": "1.0",

@@ -1,4 +1,4 @@
-"""A client that a generator makes of our own description, under Croct's operation names."""
+"""A client generated from the OpenAPI document, under Croct's operation names."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ PAGE = 7
 
 @pytest.fixture(scope="module")
 def generated(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of the package; what the running service says of itself is all it is made of."""
+    """The name of the package, generated from the running service's document alone."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "openapi.json").write_bytes(service.call("GET", "/docs/openapi.json").body)
     (folder / "config.yml").write_text("post_hooks: []\n")
@@ -86,7 +86,7 @@ RESOURCES = {  # the operation, the one by id, an item's id
 }
 
 
-def test_it_walks_to_the_end_and_goes_on_the_next_day(
+def test_client_reads_all_and_continues(
     client: Any, generated: str, send: Callable[[range], None]
 ) -> None:
     def walk(operation: str, cursor: str) -> tuple[list[Any], str]:
@@ -109,7 +109,7 @@ def test_it_walks_to_the_end_and_goes_on_the_next_day(
     def list_ids(resource: str, items: list[Any]) -> list[str]:
         return [str(getattr(item, RESOURCES[resource][2])) for item in items]
 
-    # given what ten devices sent, and somebody who walked all of it
+    # given the events of ten devices, all of them read
     cursors = dict.fromkeys(RESOURCES, "")
     send(range(10))
     first = read_all()
@@ -122,7 +122,7 @@ def test_it_walks_to_the_end_and_goes_on_the_next_day(
     send(range(10, 14))
     second = read_all()
 
-    # then the kept cursors give what is new, once, and each can be asked for by its id
+    # then the stored cursors give each new record once, and it can be read by its id
     for resource, count in (("events", 12), ("sessions", 4), ("users", 4)):
         item_ids = list_ids(resource, second[resource])
         assert (len(item_ids), len(set(item_ids))) == (count, count), resource

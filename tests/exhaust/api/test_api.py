@@ -1,4 +1,4 @@
-"""The dataset API as its callers see it: names, types, refusals, and nothing more."""
+"""The dataset API: names, types and errors of its answers."""
 
 import json
 import re
@@ -11,8 +11,9 @@ from django.test import Client
 from django.utils import timezone
 
 from exhaust.datasets import DATASETS
-from exhaust.jobs import attempt, polling, queries, submit, transitions
+from exhaust.jobs import attempt, submit, transitions
 from exhaust.models import Job, Link
+from ingest.auth import keys
 from ingest.models import ApiKey
 from tests.conftest import bearer, make_key
 from tests.exhaust.factories import (
@@ -34,8 +35,8 @@ LISTED = "One of csv, csv.gz, jsonl, jsonl.gz, parquet, xlsx."
 
 
 def submit_body(**changes: Any) -> dict[str, Any]:
-    """The guide's request; a change replaces a field of `request`, or of its datasetConfig when
-    it is written `datasetConfig.field`."""
+    """Returns the guide's request; a change replaces a field of `request` or, named
+    `datasetConfig.field`, one of its datasetConfig."""
     request: dict[str, Any] = {
         "dataset": RESPONSE,
         "tag": TAG,
@@ -74,7 +75,7 @@ def list_jobs(client: Client, tag: str, **query: Any) -> Any:
 
 
 def assert_envelope(answer: Any, operation: str, status: int, code: str) -> dict[str, Any]:
-    """The exact names and types around every answer; its `result`."""
+    """Checks the names and types of the envelope; returns the `result`."""
     assert answer.status_code == status, answer.content
     assert answer["Content-Type"] == "application/json"
     envelope = answer.json()
@@ -100,7 +101,7 @@ def assert_envelope(answer: Any, operation: str, status: int, code: str) -> dict
 def assert_refused(
     answer: Any, status: int = 400, code: str = "CLIENT_ERROR", operation: str = "request.submit"
 ) -> str:
-    """A refusal in the envelope; its sentence."""
+    """Checks an error in the envelope; returns its message."""
     assert_envelope(answer, operation, status, code)
     sentence: str = answer.json()["params"]["errmsg"]
     return sentence
@@ -160,7 +161,7 @@ def assert_shape(value: dict[str, Any], shape: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
 @pytest.mark.parametrize("word", ["submit", "submi"])
-def test_the_guides_request_is_accepted(asker: Client, prefix: str, word: str) -> None:
+def test_submit_guide_request(asker: Client, prefix: str, word: str) -> None:
     # when the guide's request is sent to either address
     answer = post(asker, submit_body(), f"{prefix}/dataset/v1/request/{word}")
 
@@ -203,7 +204,7 @@ def test_the_guides_request_is_accepted(asker: Client, prefix: str, word: str) -
     )
 
 
-def test_sent_again_it_is_the_same_job(asker: Client) -> None:
+def test_submit_again_is_same_job(asker: Client) -> None:
     # when
     first = post(asker, submit_body()).json()["result"]
     second = post(asker, submit_body()).json()["result"]
@@ -234,14 +235,14 @@ def test_sent_again_it_is_the_same_job(asker: Client) -> None:
     ],
 )
 def test_what_may_vary(asker: Client, changes: dict[str, Any]) -> None:
-    # given a request near an edge of what is allowed
+    # given a request at a limit
     changes = {k: v for k, v in changes.items() if not (k == "encryptionKey" and v is GONE)}
     request = submit_body(**changes)
 
     # when
     answer = post(asker, request)
 
-    # then it is accepted, and its configuration is echoed as it was sent
+    # then it is accepted, and its configuration is returned unchanged
     result = assert_envelope(answer, "request.submit", 200, "OK")
     assert result["datasetConfig"] == request["request"]["datasetConfig"]
     assert result["tag"] == request["request"]["tag"] + ":ORG_001"
@@ -252,17 +253,17 @@ def test_what_may_vary(asker: Client, changes: dict[str, Any]) -> None:
     assert reread == result
 
 
-def test_requester_left_out_is_the_keys_name(asker: Client) -> None:
+def test_requester_defaults_to_key_name(asker: Client) -> None:
     result = post(asker, submit_body(requestedBy=GONE)).json()["result"]
     assert result["requestedBy"] == "test"
 
 
-def test_the_encryption_key_is_never_shown(asker: Client) -> None:
+def test_encryption_key_is_never_shown(asker: Client) -> None:
     answer = post(asker, submit_body(encryptionKey=None))
     assert b"encryptionKey" not in answer.content
 
 
-def test_a_key_of_two_channels_chooses_by_header() -> None:
+def test_header_chooses_channel() -> None:
     # given a key of two channels
     client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
 
@@ -322,7 +323,7 @@ def test_read_of_a_finished_job(asker: Client) -> None:
 
 
 def test_read_of_a_failed_job(asker: Client) -> None:
-    # given a job that failed for ever in its first attempt
+    # given a job that failed permanently
     job = make_claimed()
     transitions.fail(job, "There is no dataset x any more.", permanent=True)
 
@@ -343,14 +344,14 @@ def test_read_of_a_failed_job(asker: Client) -> None:
 def test_progress_of_a_working_job(
     asker: Client, done: int, estimated: int | None, percent: int
 ) -> None:
-    # given a job in work
+    # given a running job
     job = make_claimed()
     Job.objects.filter(pk=job.pk).update(rows_done=done, rows_estimated=estimated)
 
     # when
     result = read_job(asker, "daily", job.request_id).json()["result"]
 
-    # then an estimate that falls short never says that all is done
+    # then a low estimate never makes it 100 %
     assert result["status"] == "PROCESSING"
     progress = result["progress"]
     assert (progress["rows"], progress["estimatedRows"], progress["percent"]) == (
@@ -385,7 +386,7 @@ def test_list_shows_the_newest_first(asker: Client) -> None:
     assert result["jobs"][2] == read_job(asker, "daily", oldest.request_id).json()["result"]
 
 
-def test_list_of_an_unknown_tag_is_empty(asker: Client) -> None:
+def test_list_unknown_tag_is_empty(asker: Client) -> None:
     make_job()
     result = assert_envelope(list_jobs(asker, "unknown"), "request.list", 200, "OK")
     assert result == {"count": 0, "jobs": [], "nextCursor": None}
@@ -413,7 +414,7 @@ def test_list_refuses_other_limits(asker: Client, limit: str) -> None:
     assert sentence.startswith("limit: ")
 
 
-def test_list_shows_only_what_the_key_may_ask_for() -> None:
+def test_list_respects_scopes() -> None:
     # given a response job and a private one under one tag
     make_job(dataset=PRIVATE)
     job = make_job()
@@ -429,7 +430,7 @@ def test_list_shows_only_what_the_key_may_ask_for() -> None:
 # Links ----------------------------------------------------------------------------------------
 
 
-def test_the_link_stays_the_same_until_it_expires(asker: Client) -> None:
+def test_link_is_stable_until_expiry(asker: Client) -> None:
     # given a finished job, read once
     job = make_finished()
     first = read_job(asker, "daily", job.request_id).json()["result"]
@@ -446,7 +447,7 @@ def test_the_link_stays_the_same_until_it_expires(asker: Client) -> None:
 
 
 @pytest.mark.parametrize("ending", ["expires_at", "revoked_at"])
-def test_a_new_link_after_the_old_one_ended(asker: Client, ending: str) -> None:
+def test_expired_link_is_replaced(asker: Client, ending: str) -> None:
     # given a job whose link has ended
     job = make_finished()
     first = read_job(asker, "daily", job.request_id).json()["result"]
@@ -526,7 +527,7 @@ def test_a_new_link_after_the_old_one_ended(asker: Client, ending: str) -> None:
         ({"requestedBy": {"a": 1}}, "request.requestedBy", "string"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_field_and_the_remedy(
+def test_errors_name_field_and_remedy(
     asker: Client, changes: dict[str, Any], field: str, remedy: str
 ) -> None:
     # when
@@ -569,14 +570,14 @@ def test_bodies_that_are_no_request(asker: Client, sent: str | bytes, words: str
     assert Job.objects.count() == 0
 
 
-# Escapes and numbers that one database or the other does not hold. Written as JSON text.
+# Escapes and numbers that one of the databases cannot store, as JSON text.
 NASTY = ['"a\\u0000b"', '"\\ud800"', '"\\udfff tail"', '"\\ud83d"', '{"\\u0000": 1}']
 
 
 @pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("place", ["requestedBy", "datasetConfig.extra"])
-def test_what_no_database_holds_is_mended(asker: Client, place: str, text: str) -> None:
-    # given a text that jsonb or text refuses
+def test_unstorable_text_is_repaired(asker: Client, place: str, text: str) -> None:
+    # given a text that jsonb or text rejects
     request_text = json.dumps(submit_body(**{place: "HERE"})).replace('"HERE"', text)
 
     # when it is sent, and read back
@@ -588,7 +589,7 @@ def test_what_no_database_holds_is_mended(asker: Client, place: str, text: str) 
     result = assert_envelope(answer, "request.submit", 200, "OK")
     reread = assert_envelope(read_job(asker, TAG, result["requestId"]), "request.info", 200, "OK")
 
-    # then it was kept, with U+FFFD for what could not be
+    # then it was stored, with U+FFFD for the characters that cannot be
     job = Job.objects.get()
     stored = job.requested_by if place == "requestedBy" else json.dumps(job.config["extra"])
     assert reread["requestedBy"] == result["requestedBy"]
@@ -597,7 +598,7 @@ def test_what_no_database_holds_is_mended(asker: Client, place: str, text: str) 
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "[[1e999]]"])
-def test_numbers_beyond_a_float_are_refused(asker: Client, number: str) -> None:
+def test_numbers_beyond_float_rejected(asker: Client, number: str) -> None:
     # when
     request_text = json.dumps(submit_body(**{"datasetConfig.extra": "HERE"})).replace(
         '"HERE"', number
@@ -613,14 +614,14 @@ def test_numbers_beyond_a_float_are_refused(asker: Client, number: str) -> None:
     "number",
     ["1e308", "1e-400", "123456789012345678901234567890", "-0.0", "1" * 4400, "NaN", "Infinity"],
 )
-def test_odd_numbers_are_never_our_failure(asker: Client, number: str) -> None:
+def test_odd_numbers_are_no_500(asker: Client, number: str) -> None:
     # when
     request_text = json.dumps(submit_body(**{"datasetConfig.extra": "HERE"})).replace(
         '"HERE"', number
     )
     answer = post(asker, request_text)
 
-    # then it is accepted and can be read, or it is refused and no job was made
+    # then it is accepted and can be read, or it is rejected without a job
     if answer.status_code == 200:
         result = answer.json()["result"]
         reread = assert_envelope(
@@ -637,7 +638,7 @@ def test_odd_numbers_are_never_our_failure(asker: Client, number: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [60, 95, 100, 105, 300, *range(850, 950, 10)])
-def test_deep_nesting_is_never_our_failure(asker: Client, depth: int) -> None:
+def test_deep_nesting_is_no_500(asker: Client, depth: int) -> None:
     # when
     nested = "[" * depth + "]" * depth
     request_text = json.dumps(submit_body(**{"datasetConfig.extra": "HERE"})).replace(
@@ -645,7 +646,7 @@ def test_deep_nesting_is_never_our_failure(asker: Client, depth: int) -> None:
     )
     answer = post(asker, request_text)
 
-    # then it is accepted and can be read, or it is refused and no job was made
+    # then it is accepted and can be read, or it is rejected without a job
     if answer.status_code == 200:
         result = answer.json()["result"]
         reread = read_job(asker, TAG, result["requestId"])
@@ -666,17 +667,17 @@ def test_deep_nesting_is_never_our_failure(asker: Client, depth: int) -> None:
         {"datasetConfig.timezone": " Asia/Kolkata "},
     ],
 )
-def test_what_was_accepted_can_be_worked_on(asker: Client, changes: dict[str, str]) -> None:
+def test_accepted_requests_can_run(asker: Client, changes: dict[str, str]) -> None:
     # given blanks around a value
     answer = post(asker, submit_body(**changes))
 
-    # when it is refused, no job was made
+    # when it is rejected, there is no job
     if answer.status_code == 400:
         assert_refused(answer)
         assert Job.objects.count() == 0
         return
 
-    # then what the door let in can be worked on
+    # then an accepted one can run
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
     claimed = transitions.claim()
     assert claimed is not None
@@ -697,7 +698,7 @@ def test_what_was_accepted_can_be_worked_on(asker: Client, changes: dict[str, st
 )
 @pytest.mark.django_db
 def test_401_without_a_good_key(key: str, method: str, path: str, operation: str) -> None:
-    # given no key, or one that is nobody's
+    # given no key, or an unknown one
     client = Client(headers=bearer(key) if key else {})
 
     # when
@@ -744,7 +745,7 @@ def test_403_without_the_scope(scopes: tuple[str, ...], dataset: str, lacking: s
 
 
 @pytest.mark.parametrize("header", ["ORG_002", "org_001", "ORG_001 x", "ОRG_001", "nobody"])
-def test_403_for_a_channel_that_is_not_the_keys(asker: Client, header: str) -> None:
+def test_403_for_foreign_channel(asker: Client, header: str) -> None:
     # given another channel's job
     make_job(channel="ORG_002")
 
@@ -762,7 +763,7 @@ def test_403_for_a_channel_that_is_not_the_keys(asker: Client, header: str) -> N
     assert Job.objects.count() == 1
 
 
-def test_403_when_the_header_is_missing_and_the_key_has_two_channels() -> None:
+def test_403_without_channel_header() -> None:
     # given
     client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
 
@@ -774,7 +775,7 @@ def test_403_when_the_header_is_missing_and_the_key_has_two_channels() -> None:
     assert Job.objects.count() == 0
 
 
-def test_404_tells_nothing_of_other_channels(asker: Client) -> None:
+def test_404_hides_other_channels(asker: Client) -> None:
     # given another channel's finished job, and an own one under another tag
     other = make_finished(channel="ORG_002")
     own = make_finished(tag="other")
@@ -790,7 +791,7 @@ def test_404_tells_nothing_of_other_channels(asker: Client) -> None:
         read_job(asker, "nothing", other.request_id),
     ]
 
-    # then they differ in nothing but the answer's own id and time
+    # then they differ only in the answer's id and time
     for answer in answers:
         sentence = assert_refused(answer, 404, "RESOURCE_NOT_FOUND", "request.info")
         assert sentence == "no job available with the given request_id and tag"
@@ -807,7 +808,7 @@ def test_404_tells_nothing_of_other_channels(asker: Client) -> None:
 
 
 @pytest.mark.parametrize("tag", ["a%00b", "%ED%A0%80", "%FF", "a%0Ab"])
-def test_odd_tags_and_ids_in_an_address_are_unknown(asker: Client, tag: str) -> None:
+def test_odd_tags_and_ids_are_404(asker: Client, tag: str) -> None:
     # when
     unknown_tag = asker.get(f"/dataset/v1/request/read/{tag}?requestId=x")
     unknown_id = asker.get(f"/dataset/v1/request/read/daily?requestId={tag}")
@@ -857,7 +858,7 @@ def test_415(asker: Client, content_type: str, headers: dict[str, str]) -> None:
     assert Job.objects.count() == 0
 
 
-def test_413_for_a_body_beyond_the_limit(asker: Client) -> None:
+def test_413_for_large_body(asker: Client) -> None:
     answer = post(asker, b" " * (8 * 1024 * 1024 + 1))
     assert "larger than" in assert_refused(answer, 413)
     assert Job.objects.count() == 0
@@ -866,17 +867,14 @@ def test_413_for_a_body_beyond_the_limit(asker: Client) -> None:
 # Ours -----------------------------------------------------------------------------------------
 
 
-def test_our_failure_is_in_the_envelope_and_tells_nothing(
+def test_500_uses_envelope_without_cause(
     asker: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a cause that holds what nobody may read
+    # given an error whose text is secret
     def broken(*_: Any) -> Any:
         raise RuntimeError("password=hunter2 at /srv/secret")
 
-    monkeypatch.setattr(submit, "submit", broken)
-    monkeypatch.setattr(queries, "find_job", broken)
-    monkeypatch.setattr(queries, "search_jobs", broken)
-    monkeypatch.setattr(polling, "_fetch_jobs", broken)
+    monkeypatch.setattr(keys, "get_caller", broken)
 
     # when
     answers = [
@@ -885,7 +883,7 @@ def test_our_failure_is_in_the_envelope_and_tells_nothing(
         (list_jobs(asker, "daily"), "request.list"),
     ]
 
-    # then the caller learns that it was us, and the log has the cause
+    # then the answer says that it was the service, and the log has the cause
     for answer, operation in answers:
         sentence = assert_refused(answer, 500, "SERVER_ERROR", operation)
         assert "log" in sentence
@@ -895,8 +893,8 @@ def test_our_failure_is_in_the_envelope_and_tells_nothing(
     assert "hunter2" not in caplog.text
 
 
-def test_a_job_of_a_dataset_that_is_gone_can_be_read(asker: Client) -> None:
-    # given a job of a dataset that an update took away
+def test_job_of_removed_dataset_can_be_read(asker: Client) -> None:
+    # given a job of a dataset that an update removed
     job = make_claimed(dataset="no-more")
     transitions.fail(job, "There is no dataset no-more any more.", permanent=True)
     before = fetch_job_row(job)
@@ -904,6 +902,6 @@ def test_a_job_of_a_dataset_that_is_gone_can_be_read(asker: Client) -> None:
     # when its requester polls
     answer = read_job(asker, "daily", job.request_id)
 
-    # then the answer is told in words, and is no failure of ours
+    # then the job is shown
     assert answer.status_code in {200, 403, 404}
     assert fetch_job_row(job) == before

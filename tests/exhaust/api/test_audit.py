@@ -1,4 +1,4 @@
-"""What requests, schedules and destinations write into the ledger, and how auditors read it."""
+"""The audit log of requests, schedules and destinations, and how auditors read it."""
 
 import csv
 import io
@@ -43,9 +43,9 @@ def call_api(client: Client, method: str, path: str, **request: Any) -> Any:
     return answer.json()["result"]
 
 
-def test_a_request_that_is_submitted_cancelled_and_retried_is_told(asker: Client):
+def test_job_actions_are_audited(asker: Client):
     request_id = call_api(asker, "POST", "request/submit", **REQUEST)["requestId"]
-    call_api(asker, "POST", "request/submit", **REQUEST)  # the same question makes no other
+    call_api(asker, "POST", "request/submit", **REQUEST)  # the same request is the same job
     call_api(asker, "POST", f"request/cancel/t?requestId={request_id}")
     call_api(asker, "POST", f"request/cancel/t?requestId={request_id}")
     call_api(asker, "POST", f"request/retry/t?requestId={request_id}")
@@ -59,7 +59,7 @@ def test_a_request_that_is_submitted_cancelled_and_retried_is_told(asker: Client
     assert len(entry.key) == 8
 
 
-def test_a_request_that_is_refused_is_not_told(asker: Client, settings: Any):
+def test_rejected_request_is_not_audited(asker: Client, settings: Any):
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job()
     body = json.dumps({"request": REQUEST})
@@ -67,7 +67,7 @@ def test_a_request_that_is_refused_is_not_told(asker: Client, settings: Any):
     assert audited_actions() == []
 
 
-def test_what_becomes_of_a_schedule_is_told(asker: Client):
+def test_schedule_actions_are_audited(asker: Client):
     call_api(asker, "PUT", "schedule/s", **SCHEDULE)
     call_api(asker, "PUT", "schedule/s", **SCHEDULE)
     call_api(asker, "PUT", "schedule/s", **{**SCHEDULE, "window": "today"})
@@ -88,7 +88,7 @@ def test_what_becomes_of_a_schedule_is_told(asker: Client):
     assert AuditEvent.objects.get(action="schedule.changed").details == {"fields": ["window"]}
 
 
-def test_what_becomes_of_a_sink_is_told():
+def test_destination_actions_are_audited():
     puller = Client(headers=bearer(make_key("pull")))
     call_api(puller, "PUT", "destination/s", **DESTINATION)
     call_api(puller, "PUT", "destination/s", **DESTINATION)
@@ -127,7 +127,7 @@ def write_events(count: int, channel: str = "ORG_001", day: int = 1, action: str
         )
 
 
-def test_an_auditor_reads_page_by_page_what_happened_in_the_own_channel(auditor: Client):
+def test_audit_pages_of_own_channel(auditor: Client):
     write_events(5)
     write_events(3, "ORG_002")
 
@@ -145,7 +145,7 @@ def test_an_auditor_reads_page_by_page_what_happened_in_the_own_channel(auditor:
     assert pages == 3
 
 
-def test_days_and_action_choose(auditor: Client):
+def test_audit_filters(auditor: Client):
     for day in (1, 2, 3):
         write_events(1, day=day)
     write_events(1, day=2, action="other")
@@ -161,7 +161,7 @@ def test_days_and_action_choose(auditor: Client):
 
 
 @pytest.mark.parametrize("by_header", [True, False])
-def test_csv_has_the_same_entries_and_runs_in_no_spreadsheet(auditor: Client, by_header: bool):
+def test_audit_csv_escapes_formulas(auditor: Client, by_header: bool):
     write_events(3)
     query = {"from": "2026-11-01", "to": "2026-11-01", "limit": "2"}
     headers = {"Accept": "text/csv"} if by_header else {}
@@ -188,13 +188,13 @@ def test_csv_has_the_same_entries_and_runs_in_no_spreadsheet(auditor: Client, by
         ({"cursor": "x"}, "cursor"),
     ],
 )
-def test_a_wrong_question_is_told(auditor: Client, query: dict[str, str], word: str):
+def test_invalid_audit_query_names_field(auditor: Client, query: dict[str, str], word: str):
     answer = auditor.get(AUDIT, query, headers={"Accept": "text/csv"})
     assert answer.status_code == 400
     assert word in answer.json()["params"]["errmsg"]
 
 
-def test_a_cursor_is_good_for_its_question_only(auditor: Client):
+def test_cursor_is_bound_to_its_query(auditor: Client):
     write_events(3)
     cursor = auditor.get(AUDIT, {"limit": 1}).json()["result"]["nextCursor"]
     assert auditor.get(AUDIT, {"cursor": cursor, "action": "seen"}).status_code == 400
@@ -204,21 +204,21 @@ def test_a_cursor_is_good_for_its_question_only(auditor: Client):
 
 
 @pytest.mark.parametrize("scope", ["ingest", "pull", "export:response", "export:private"])
-def test_no_other_scope_reads_it(scope: str):
+def test_audit_requires_scope(scope: str):
     assert Client(headers=bearer(make_key(scope))).get(AUDIT).status_code == 403
 
 
-def test_another_channel_is_a_wall(auditor: Client):
+def test_audit_is_closed_to_other_channels(auditor: Client):
     make_channel("ORG_002")
     assert auditor.get(AUDIT, headers={"X-Channel-ID": "ORG_002"}).status_code == 403
 
 
-def test_a_key_that_sends_does_not_audit():
+def test_ingest_key_cannot_audit():
     with pytest.raises(ValueError, match="ingest and audit never"):
         make_key("ingest", "audit")
 
 
-def test_the_command_exports_what_is_asked(capsys: Any):
+def test_audit_command_exports(capsys: Any):
     write_events(2)
     write_events(1, "ORG_002", day=2)
 

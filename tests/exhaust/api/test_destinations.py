@@ -1,4 +1,4 @@
-"""Destinations by the dataset API and in the admin: kept, told what to do, and never telling secrets."""
+"""Destinations in the dataset API and in the admin: fields, actions, secrets."""
 
 import json
 from base64 import b64encode
@@ -131,7 +131,7 @@ def test_channel_destination_limit(puller: Client, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(destinations, "MAX_DESTINATIONS", 1)
     read_result(put_destination(puller))
     assert put_destination(puller, "/dataset/v1/destination/another").status_code == 400
-    read_result(put_destination(puller, method="POST"))  # the one that is there may change
+    read_result(put_destination(puller, method="POST"))  # an existing one may change
 
 
 def test_destinations_need_channel_and_scope(puller: Client) -> None:
@@ -177,7 +177,7 @@ def test_pause_resume_and_rewind(puller: Client) -> None:
 
 
 def test_push_and_pull_share_a_cursor(puller: Client) -> None:
-    """What a push gave up on, a pull goes on with from its cursor, and back."""
+    """A pull continues from a push's cursor, and the other way round."""
     emit_sessions(1)
     with Receiver() as receiver:
         destination = deliver_all(make_destination(receiver))
@@ -263,7 +263,7 @@ def test_admin_actions_on_destinations(admin_client: Client) -> None:
 
         page = admin_client.get(f"{ADMIN}{destination.pk}/change/")
         assert b"secret word" not in page.content
-        # saved again without a password: it stays
+        # saving without a password keeps it
         admin_client.post(
             f"{ADMIN}{destination.pk}/change/", {**fields, "password": "", "method": "POST"}
         )

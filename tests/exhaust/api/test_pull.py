@@ -1,4 +1,4 @@
-"""Pull: pages behind a cursor, as Croct's clients walk them, and what is refused."""
+"""Pull: pages behind a cursor, as Croct's clients read them, and errors."""
 
 import json
 import threading
@@ -43,7 +43,7 @@ def read_page(answered: Any) -> dict[str, Any]:
 
 
 def walk_pages(client: Client, resource: str, size: int, cursor: str = "", **query: Any) -> Any:
-    """As the generated clients do: until a page is empty. All items, and the last cursor."""
+    """Reads pages until one is empty, as generated clients do; returns the items and the cursor."""
     items: list[dict[str, Any]] = []
     while True:
         params = {"pageSize": size, **query, **({"cursor": cursor} if cursor else {})}
@@ -60,7 +60,7 @@ def message_ids(items: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_events_come_in_their_order_whatever_the_page(size: int, puller: Client) -> None:
+def test_events_in_order_for_any_page_size(size: int, puller: Client) -> None:
     # given seven events, not in the order of their times, and another channel's
     numbers = [5, 1, 7, 2, 6, 3, 4]
     for number in numbers:
@@ -79,7 +79,7 @@ def test_events_come_in_their_order_whatever_the_page(size: int, puller: Client)
     assert message_ids(later) == ["ASSESS:8", "ASSESS:9"]
 
 
-def test_an_event_as_croct_shows_it(puller: Client) -> None:
+def test_event_document(puller: Client) -> None:
     send_events(make_answer(1))
     page = read_page(pull(puller))
     assert set(page) == {"items", "metadata", "nextCursor"}
@@ -109,7 +109,7 @@ def test_an_event_as_croct_shows_it(puller: Client) -> None:
     assert json.loads(response.content) == {"metadata": page["metadata"], "event": event}
 
 
-def test_every_door_is_read_here(puller: Client) -> None:
+def test_pull_reads_every_source(puller: Client) -> None:
     send_events(make_answer(1))
     keys.create_application("my-app", make_channel())
     sent = {"event_type": "_page_view", "event_id": "e-1", "timestamp": 1648785600123,
@@ -123,7 +123,7 @@ def test_every_door_is_read_here(puller: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["@type", "\\u0040type", "@\\u0074ype"])
-def test_a_senders_own_type_does_not_stand_for_ours(puller: Client, name: str) -> None:
+def test_payload_type_is_ours(puller: Client, name: str) -> None:
     # given
     body = json.dumps(make_answer(1)).replace('{"eid"', f'{{"{name}": {{}}, "eid"', 1)
     assert name in body
@@ -142,7 +142,7 @@ def test_a_senders_own_type_does_not_stand_for_ours(puller: Client, name: str) -
     assert dict(payload)["mid"] == "ASSESS:1"
 
 
-def test_an_answer_of_somebody_who_refused_is_left_out(puller: Client) -> None:
+def test_answer_without_consent_is_left_out(puller: Client) -> None:
     send_events(make_answer(1), make_answer(2), make_answer(3))
     for number, consent in ((1, False), (2, True)):
         Participant.objects.create(
@@ -164,8 +164,8 @@ def test_an_answer_of_somebody_who_refused_is_left_out(puller: Client) -> None:
     assert b"because 1" not in response.content
 
 
-def test_both_databases_tell_the_same(puller: Client) -> None:
-    # given what a way past the ORM could tell otherwise: other scripts, numbers, a refused answer
+def test_event_documents_on_both_databases(puller: Client) -> None:
+    # given values that a way past the ORM could change: other scripts, numbers, a rejected answer
     event = make_answer(1)
     event["edata"] |= {"uri": "https://bot.example/\u0928", "n": 1.50, "deep": [{"é": None}, []]}
     refused = make_answer(2)
@@ -177,7 +177,7 @@ def test_both_databases_tell_the_same(puller: Client) -> None:
     StoredEvent.objects.update(received_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC))
     rows = {row.payload["mid"]: row for row in StoredEvent.objects.all()}
 
-    # when / then every field is what was sent, on either
+    # when / then every field is as it was sent, on either database
     refused["edata"]["resvalues"] = []
     items, _ = walk_pages(puller, "events", 3)
     assert items == [
@@ -202,7 +202,7 @@ def test_both_databases_tell_the_same(puller: Client) -> None:
 
 
 @pytest.mark.parametrize("unit", [1, 1000], ids=["seconds", "milliseconds"])
-def test_a_window_has_its_start_and_not_its_end(unit: int, puller: Client) -> None:
+def test_window_excludes_its_end(unit: int, puller: Client) -> None:
     send_events(*(make_answer(number) for number in range(5)))
     first = int(FIRST_ANSWER.timestamp())
 
@@ -216,7 +216,7 @@ def test_a_window_has_its_start_and_not_its_end(unit: int, puller: Client) -> No
     assert ids_between(end=first + 60) == ["ASSESS:0"]
 
 
-def test_types_are_repeated(puller: Client) -> None:
+def test_event_types_are_repeated(puller: Client) -> None:
     for number, kind in enumerate(["ASSESS", "START", "END", "START"]):
         send_events({**make_answer(number), "eid": kind, "mid": f"{kind}:{number}"})
     assert message_ids(walk_pages(puller, "events", 1, events=["START"])[0]) == [
@@ -228,8 +228,8 @@ def test_types_are_repeated(puller: Client) -> None:
     assert walk_pages(puller, "events", 5, events="NONE")[0] == []
 
 
-def test_a_filter_that_finds_nothing_does_not_look_twice(puller: Client) -> None:
-    # given a cursor behind events of which none was asked for
+def test_empty_page_moves_cursor(puller: Client) -> None:
+    # given a cursor after events of other types
     send_events(*(make_answer(number) for number in range(5)))
     page = read_page(pull(puller, events="START"))
     assert page["items"] == []
@@ -237,7 +237,7 @@ def test_a_filter_that_finds_nothing_does_not_look_twice(puller: Client) -> None
     # when one comes
     send_events({**make_answer(9), "eid": "START", "mid": "START:9"})
 
-    # then the next look begins behind what was seen
+    # then the next page begins after these
     later = read_page(pull(puller, events="START", cursor=page["nextCursor"]))
     assert message_ids(later["items"]) == ["START:9"]
 
@@ -249,7 +249,7 @@ def derive_all() -> None:
     deriver.derive_all(seconds=30)
 
 
-def test_sessions_come_again_when_they_change(puller: Client) -> None:
+def test_changed_session_comes_again(puller: Client) -> None:
     # given two sessions
     send_events(make_answer(0), make_answer(100))
     derive_all()
@@ -269,14 +269,14 @@ def test_sessions_come_again_when_they_change(puller: Client) -> None:
     send_events(event)
     derive_all()
 
-    # then it comes again, under its id, and nothing else does
+    # then only it comes again, under its id
     (changed,), cursor = walk_pages(puller, "sessions", 5, cursor)
     assert changed["sessionId"] == first["sessionId"]
     assert (changed["version"], changed["statistics"]["events"]) == (2, 2)
     assert walk_pages(puller, "sessions", 5, cursor)[0] == []
 
 
-def test_a_session_that_became_a_part_of_another_names_it(puller: Client) -> None:
+def test_joined_session_names_parent(puller: Client) -> None:
     # given two sessions of a device, and the event between them that joins them
     def answer_at(minute: int) -> dict[str, Any]:
         event = make_answer(minute)
@@ -297,7 +297,7 @@ def test_a_session_that_became_a_part_of_another_names_it(puller: Client) -> Non
     assert parent["statistics"]["events"] == 3
 
 
-def test_sessions_are_windowed_by_their_close(puller: Client) -> None:
+def test_session_window_is_by_close_time(puller: Client) -> None:
     send_events(make_answer(0), make_answer(100))
     derive_all()
     closes = int((FIRST_ANSWER + timedelta(minutes=30)).timestamp())
@@ -306,7 +306,7 @@ def test_sessions_are_windowed_by_their_close(puller: Client) -> None:
     assert walk_pages(puller, "sessions", 9, end=closes)[0] == []
 
 
-def test_users_come_again_when_they_change(puller: Client) -> None:
+def test_changed_user_comes_again(puller: Client) -> None:
     send_events(make_answer(0), make_answer(1))
     derive_all()
     items, cursor = walk_pages(puller, "users", 1)
@@ -332,7 +332,7 @@ def test_users_come_again_when_they_change(puller: Client) -> None:
 
 
 @pytest.mark.parametrize("resource", ["sessions", "users"])
-def test_what_was_not_derived_yet_comes_with_the_next_page(resource: str, puller: Client) -> None:
+def test_late_derived_records_come_later(resource: str, puller: Client) -> None:
     # given a reader that was there before the deriver, twice
     send_events(make_answer(1))
     items, cursor = walk_pages(puller, resource, 5)
@@ -349,7 +349,7 @@ def test_what_was_not_derived_yet_comes_with_the_next_page(resource: str, puller
     assert [item["deviceId"] for item in first + second] == ["device-1", "device-200"]
 
 
-def test_attributes_of_a_user_are_told(puller: Client) -> None:
+def test_user_attributes(puller: Client) -> None:
     keys.create_application("my-app", make_channel())
     attributes = {
         "email": "a@example.org",
@@ -365,7 +365,7 @@ def test_attributes_of_a_user_are_told(puller: Client) -> None:
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
-def test_singular_and_plural_are_the_same(resource: str, puller: Client) -> None:
+def test_singular_and_plural_addresses(resource: str, puller: Client) -> None:
     send_events(make_answer(0))
     derive_all()
     if resource != "events":
@@ -406,21 +406,21 @@ def assert_problem(answered: Any, status: int) -> str:
     ],
 )
 @pytest.mark.parametrize("resource", RESOURCES)
-def test_what_cannot_be_asked_is_told(
+def test_invalid_query_names_field(
     resource: str, query: dict[str, Any], field: str, puller: Client
 ) -> None:
     assert field in assert_problem(pull(puller, resource, **query), 400)
 
 
 def list_cursors(client: Client) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Every cursor there is, and the question it belongs to."""
+    """Yields a cursor of each kind with its query."""
     for resource in RESOURCES:
         for query in ({}, {"start": 5}, {"end": 5_000_000_000}):
             yield resource, query, read_page(pull(client, resource, **query))["nextCursor"]
     yield "events", {"events": "A"}, read_page(pull(client, events="A"))["nextCursor"]
 
 
-def test_a_cursor_is_good_for_its_question_and_channel_only(puller: Client) -> None:
+def test_cursor_is_bound_to_channel(puller: Client) -> None:
     # given cursors of all kinds, and another channel's
     send_events(make_answer(0))
     derive_all()
@@ -429,7 +429,7 @@ def test_a_cursor_is_good_for_its_question_and_channel_only(puller: Client) -> N
     own_cursors = list(list_cursors(puller))
     other_cursors = list(list_cursors(other))
 
-    # when / then each opens its own question, and is refused by every other
+    # when / then each is valid for its own query only
     for resource, query, cursor in own_cursors:
         for other_resource, filters, own in own_cursors:
             answered = pull(puller, other_resource, **filters, cursor=cursor)
@@ -444,7 +444,7 @@ def test_a_cursor_is_good_for_its_question_and_channel_only(puller: Client) -> N
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
-def test_only_who_may_reads(resource: str) -> None:
+def test_pull_requires_scope(resource: str) -> None:
     send_events(make_answer(0))
     derive_all()
     address = f"/export/{resource}"
@@ -474,11 +474,11 @@ def test_only_who_may_reads(resource: str) -> None:
 
 @pytest.mark.parametrize("identifier", ["nothing", "a%00b", "0", "%ED%A0%80", "x" * 300])
 @pytest.mark.parametrize("resource", RESOURCES)
-def test_odd_ids_are_nobodys(resource: str, identifier: str, puller: Client) -> None:
+def test_odd_ids_are_404(resource: str, identifier: str, puller: Client) -> None:
     assert_problem(puller.get(f"/export/{resource}/{identifier}"), 404)
 
 
-def test_a_page_tells_where_it_stands(puller: Client) -> None:
+def test_page_headers_tell_end_and_lag(puller: Client) -> None:
     send_events(make_answer(0), make_answer(1))
     first = pull(puller, pageSize=1)
     assert first["X-Feed-End"] == "false"
@@ -486,7 +486,7 @@ def test_a_page_tells_where_it_stands(puller: Client) -> None:
     assert (last["X-Feed-End"], last["X-Feed-Lag"]) == ("true", "0.0")
     assert last["Cache-Control"] == "no-store"
 
-    # and sessions tell how far their making is behind
+    # and the lag of sessions is that of the derivation
     StoredEvent.objects.update(received_at=datetime.now(UTC) - timedelta(seconds=90))
     lagging = pull(puller, "sessions")
     assert 89 < float(lagging["X-Feed-Lag"]) < 120
@@ -495,8 +495,8 @@ def test_a_page_tells_where_it_stands(puller: Client) -> None:
 
 
 @pytest.mark.postgresql
-def test_an_open_writer_is_told_and_holds_back_what_came_after_it(puller: Client) -> None:
-    # given a writer that began before an event and is still at it
+def test_open_transaction_holds_back_page(puller: Client) -> None:
+    # given a transaction that began before an event and is open
     began, over = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -519,7 +519,7 @@ def test_an_open_writer_is_told_and_holds_back_what_came_after_it(puller: Client
         over.set()
         thread.join()
 
-    # then the event waits for it, and the page says so
+    # then the event waits for it, and the headers tell
     assert read_page(waiting)["items"] == []
     assert 0.2 < float(waiting["X-Feed-Lag"]) < 30
     later = pull(puller, cursor=read_page(waiting)["nextCursor"])
@@ -528,7 +528,7 @@ def test_an_open_writer_is_told_and_holds_back_what_came_after_it(puller: Client
 
 
 @pytest.mark.parametrize("resource", RESOURCES)
-def test_a_reader_may_begin_now(puller: Client, resource: str):
+def test_cursor_now_skips_existing(puller: Client, resource: str):
     # given what arrived before
     send_events(*[make_answer(number) for number in range(3)])
     deriver.derive_all(seconds=30)
@@ -539,7 +539,7 @@ def test_a_reader_may_begin_now(puller: Client, resource: str):
     send_events(make_answer(-5))
     deriver.derive_all(seconds=30)
 
-    # then it is that alone
+    # then only that comes
     later = read_page(pull(puller, resource, cursor=first["nextCursor"]))
     assert len(later["items"]) >= 1
     if resource == "events":

@@ -1,4 +1,4 @@
-"""Requests after they were sent: cancelled, retried, looked for, page by page, and counted."""
+"""Requests after the submission: cancel, retry, search, pages, queue."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_cancel(make: Any, asker: Client) -> None:
     assert result["progress"]["phase"] == "ended"
     assert result["jobStats"]["dtJobCompleted"] is not None
 
-    # and nobody takes it up, and cancelling it again is no fault
+    # and it is not claimed, and cancelling it again is no error
     assert transitions.claim(job.pk) is None
     before = fetch_job_row(job)
     assert_envelope(post_action(asker, "cancel", job), "request.cancel", 200, "OK")
@@ -70,7 +70,7 @@ def test_cancel_comes_too_late(status: str, asker: Client) -> None:
     assert fetch_job_row(job) == before
 
 
-def test_a_cancelled_request_sent_again_runs_again(asker: Client, files: Path) -> None:
+def test_submit_again_after_cancel(asker: Client, files: Path) -> None:
     first = post(asker, submit_body()).json()["result"]
     job = Job.objects.get()
     post_action(asker, "cancel", job)
@@ -96,7 +96,7 @@ def test_retry(status: str, asker: Client) -> None:
     assert (claimed.attempt, claimed.uncounted_attempts) == (4, 3)
 
 
-def test_retry_of_what_waits_for_its_next_attempt_is_a_try_now(asker: Client) -> None:
+def test_retry_of_waiting_job_is_immediate(asker: Client) -> None:
     job = make_job(due_at=timezone.now() + timedelta(hours=1), attempt=1)
     before = read_job(asker, job.tag, job.request_id).json()["result"]
     assert before["progress"]["phase"] == "waiting for the next attempt"
@@ -108,7 +108,7 @@ def test_retry_of_what_waits_for_its_next_attempt_is_a_try_now(asker: Client) ->
 
 
 @pytest.mark.parametrize("make", [make_claimed, make_finished], ids=["working", "done"])
-def test_retry_of_what_needs_none(make: Any, asker: Client) -> None:
+def test_retry_of_running_or_done_is_409(make: Any, asker: Client) -> None:
     job = make()
     before = fetch_job_row(job)
     assert_refused(post_action(asker, "retry", job), 409, "CONFLICT", "request.retry")
@@ -116,7 +116,7 @@ def test_retry_of_what_needs_none(make: Any, asker: Client) -> None:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry"])
-def test_what_is_not_theirs_is_not_there(verb: str, asker: Client) -> None:
+def test_cancel_and_retry_hide_other_jobs(verb: str, asker: Client) -> None:
     # given another channel's job, a private one for a key that may not, and none at all
     foreign = make_job(channel="ORG_002")
     private = make_job(dataset=PRIVATE)
@@ -144,8 +144,8 @@ def test_what_is_not_theirs_is_not_there(verb: str, asker: Client) -> None:
 # Bounds -----------------------------------------------------------------------------------------
 
 
-def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None:
-    # given a channel with as many waiting as may, one at work, and another channel
+def test_full_queue_is_429(asker: Client, settings: Any) -> None:
+    # given a channel with a full queue, a running job, and another channel
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 2
     make_claimed(tag="working")
     failed = make_job(tag="failed", status="FAILED")
@@ -153,7 +153,7 @@ def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None
         assert post(asker, submit_body(tag=tag)).status_code == 200
     other = Client(headers=bearer(make_key("export:response", channels=("ORG_002",))))
 
-    # when / then one more, and one again, are refused with the reason and a time
+    # when / then one more, and one again, are rejected with the reason and a time
     answer = post(asker, submit_body(tag="third"))
     sentence = assert_refused(answer, 429, "TOO_MANY_REQUESTS")
     assert "2 requests waiting" in sentence
@@ -162,7 +162,7 @@ def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None
     assert_refused(post_action(asker, "retry", failed), 429, "TOO_MANY_REQUESTS", "request.retry")
     assert fetch_job_row(failed)["status"] == "FAILED"
 
-    # and the same question is still answered, as is another channel's
+    # and the same request is still answered, as is another channel's
     assert post(asker, submit_body(tag="first")).status_code == 200
     assert post(other, submit_body(tag="third")).status_code == 200
 
@@ -171,8 +171,8 @@ def test_too_many_waiting_are_told_to_wait(asker: Client, settings: Any) -> None
     assert post(asker, submit_body(tag="third")).status_code == 200
 
 
-def test_the_place_in_the_queue(asker: Client) -> None:
-    # given three of one channel, one of which is nobody's hurry, and another channel's
+def test_queue_position(asker: Client) -> None:
+    # given three of one channel, one of them nightly, and another channel's
     now = timezone.now()
     later = make_job(tag="late", submitted_at=now - timedelta(minutes=1))
     early = make_job(tag="early", submitted_at=now - timedelta(minutes=2))
@@ -221,7 +221,7 @@ def list_pages(client: Client, tag: str, limit: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(3, [3, 3, 1]), (7, [7]), (1, [1] * 7), (100, [7])])
-def test_a_list_goes_on_behind_its_cursor(limit: int, sizes: list[int], asker: Client) -> None:
+def test_list_continues_after_cursor(limit: int, sizes: list[int], asker: Client) -> None:
     # given seven jobs, three of which were submitted in one moment
     now = timezone.now()
     ages = [0, 1, 1, 1, 2, 3, 4]
@@ -238,7 +238,7 @@ def test_a_list_goes_on_behind_its_cursor(limit: int, sizes: list[int], asker: C
     ]
 
 
-def test_a_cursor_is_good_for_its_question_only(asker: Client) -> None:
+def test_cursor_is_bound_to_its_query(asker: Client) -> None:
     # given a cursor of a list
     for _ in range(3):
         make_job()
@@ -255,13 +255,13 @@ def test_a_cursor_is_good_for_its_question_only(asker: Client) -> None:
         list_jobs(reader, "daily", limit=1, cursor=own),
     ]
 
-    # then it is refused in words
+    # then it is rejected with a reason
     for answer in wrong:
         assert "cursor" in assert_refused(answer, operation="request.list")
     assert list_jobs(asker, "daily", limit=5, cursor=own).status_code == 200
 
 
-def test_every_altered_byte_of_a_cursor_is_noticed() -> None:
+def test_altered_cursor_is_rejected() -> None:
     text = cursor.encode(["2026-01-01", 5], ["jobs", 1])
     assert cursor.decode(text, ["jobs", 1]) == ["2026-01-01", 5]
     for at in range(len(text)):
@@ -324,7 +324,7 @@ def test_search(filters: dict[str, Any], tags: set[str], asker: Client) -> None:
 
 
 @pytest.mark.usefixtures("make_many_jobs")
-def test_search_keeps_to_what_the_key_may_see() -> None:
+def test_search_respects_scopes() -> None:
     plain = Client(headers=bearer(make_key("export:response")))
     both = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
     assert search_tags(plain, {}) == {"a-1", "a-2", "b%1"}
@@ -336,7 +336,7 @@ def test_search_keeps_to_what_the_key_may_see() -> None:
 
 
 @pytest.mark.usefixtures("make_many_jobs")
-def test_search_goes_on_behind_its_cursor(asker: Client) -> None:
+def test_search_continues_after_cursor(asker: Client) -> None:
     filters = {"tagPrefix": "a"}
     first = search_jobs(asker, filters, limit=1).json()["result"]
     assert (first["count"], len(first["jobs"])) == (2, 1)
@@ -368,11 +368,11 @@ def test_search_goes_on_behind_its_cursor(asker: Client) -> None:
         ({"request": {"cursor": "x"}}, "cursor"),
     ],
 )
-def test_search_refuses_in_words(said: Any, field: str, asker: Client) -> None:
+def test_search_errors_name_field(said: Any, field: str, asker: Client) -> None:
     assert field in assert_refused(post(asker, said, SEARCH), operation="request.search")
 
 
-def test_a_page_asks_the_database_as_often_for_one_job_as_for_fifty(asker: Client) -> None:
+def test_page_queries_do_not_grow(asker: Client) -> None:
     counts = []
     for more in (1, 49):
         for _ in range(more):
