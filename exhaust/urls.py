@@ -1,19 +1,19 @@
 from django.urls import path
 
-from exhaust.api import destinations, pull, schedules, views
+from exhaust.api import destinations, downloads, jobs, pull, schedules
 from exhaust.api.audit import AuditView
 from exhaust.api.samples import MappingView, SampleView
 
 urlpatterns = [
-    path("dataset/v1/request/submit", views.SubmitView.as_view()),
-    path("dataset/v1/request/submi", views.SubmitView.as_view()),  # as the guide prints it
-    path("dataset/v1/request/preview", views.PreviewView.as_view()),
-    path("dataset/v1/request/read/<str:tag>", views.ReadView.as_view()),
-    path("dataset/v1/request/list/<str:tag>", views.ListView.as_view()),
-    path("dataset/v1/request/search", views.SearchView.as_view()),
-    path("dataset/v1/request/cancel/<str:tag>", views.CancelView.as_view()),
-    path("dataset/v1/request/retry/<str:tag>", views.RetryView.as_view()),
-    path("dataset/v1/request/revoke/<str:tag>", views.RevokeView.as_view()),
+    path("dataset/v1/request/submit", jobs.SubmitView.as_view()),
+    path("dataset/v1/request/submi", jobs.SubmitView.as_view()),  # as the guide prints it
+    path("dataset/v1/request/preview", jobs.PreviewView.as_view()),
+    path("dataset/v1/request/read/<str:tag>", jobs.ReadView.as_view()),
+    path("dataset/v1/request/list/<str:tag>", jobs.ListView.as_view()),
+    path("dataset/v1/request/search", jobs.SearchView.as_view()),
+    path("dataset/v1/request/cancel/<str:tag>", jobs.CancelView.as_view()),
+    path("dataset/v1/request/retry/<str:tag>", jobs.RetryView.as_view()),
+    path("dataset/v1/request/revoke/<str:tag>", jobs.RevokeView.as_view()),
     path("dataset/v1/schedule", schedules.ScheduleListView.as_view()),
     path("dataset/v1/schedule/<str:name>", schedules.ScheduleView.as_view()),
     path("dataset/v1/schedule/<str:name>/pause", schedules.PauseView.as_view()),
@@ -29,7 +29,7 @@ urlpatterns = [
     path("dataset/v1/audit", AuditView.as_view()),
     path("export/sample", SampleView.as_view()),
     path("export/mapping", MappingView.as_view()),
-    path("dataset/v1/download/<str:token>", views.download),
+    path("dataset/v1/download/<str:token>", downloads.download),
 ]
 
 # Croct's clients use the singular, its pages the plural

@@ -13,7 +13,7 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
 from exhaust.api import envelope, responses, validation
-from exhaust.api.views import DatasetView
+from exhaust.api.base import DatasetView
 from exhaust.datasets.columns import escape_formula
 from exhaust.feed import cursor
 from exhaust.feed.documents import to_epoch_ms

@@ -8,8 +8,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exhaust.api import envelope, responses, validation
+from exhaust.api.base import DatasetView, NamedView
 from exhaust.api.pull import TimestampField
-from exhaust.api.views import DatasetView, NamedView
 from exhaust.delivery import destinations
 from exhaust.feed import cursor
 from exhaust.feed.documents import to_epoch_ms

@@ -8,7 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from exhaust.api import envelope, responses, validation
-from exhaust.api.views import DatasetView, NamedView, readable_datasets, required_scope
+from exhaust.api.base import DatasetView, NamedView, readable_datasets, required_scope
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
 from ingest.auth import keys

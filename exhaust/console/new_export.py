@@ -12,7 +12,7 @@ from django.shortcuts import redirect
 from django.utils import timezone
 
 from exhaust.api import validation
-from exhaust.api.views import build_submission
+from exhaust.api.jobs import build_submission
 from exhaust.console import exports
 from exhaust.console.permissions import (
     SUBMIT_PERMISSIONS,

@@ -1,6 +1,6 @@
-"""The description of every address in OpenAPI 3.1, and the page that shows it.
+"""The OpenAPI 3.1 document of all operations, and the page that shows it.
 
-What makes it is loaded with the first question: drf-spectacular would cost every start.
+The first request loads the generator, so that a start does not pay for it.
 """
 
 from threading import Lock
@@ -29,7 +29,7 @@ def _describe_document(media: str, kind: str = "object") -> dict[Any, Any]:
 
 
 def _document() -> dict[str, Any]:
-    # two that made it at once would take its parts from each other
+    # two threads would share the parts of a document
     with _making:
         from exhaust.openapi.document import document
 

@@ -99,7 +99,8 @@ def test_destination_actions_are_audited():
     call_api(puller, "DELETE", "destination/s")
 
     assert [entry[0] for entry in audited_actions()] == [
-        "destination.created", "destination.changed", "destination.paused", "destination.resumed", "destination.rewound",
+        "destination.created", "destination.changed", "destination.paused",
+        "destination.resumed", "destination.rewound",
         "destination.deleted",
     ]  # fmt: skip
     recorded = str(list(AuditEvent.objects.values()))

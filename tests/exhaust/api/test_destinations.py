@@ -109,7 +109,8 @@ def test_password_is_dropped_with_host(puller: Client, words: dict[str, str]) ->
     ("words", "field"),
     [
         ({"url": "http://127.1/"}, "url"), ({"url": "ftp://destination.example/"}, "url"),
-        ({"url": "http://us:pw@destination.example/"}, "url"), ({"url": "http://destination.example:25/"}, "url"),
+        ({"url": "http://us:pw@destination.example/"}, "url"),
+        ({"url": "http://destination.example:25/"}, "url"),
         ({"url": "http://169.254.169.254/"}, "url"), ({"kind": "kafka"}, "kind"),
         ({"resource": "users"}, "resource"), ({"method": "GET"}, "method"),
         ({"contentType": "text/html"}, "contentType"), ({"types": ["a"]}, "types"),

@@ -15,7 +15,7 @@ from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from exhaust.api.views import download
+from exhaust.api.downloads import download
 from exhaust.files import links, storage
 from exhaust.maintenance import retention
 from exhaust.models import File, Job, Link

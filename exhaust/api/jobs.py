@@ -1,90 +1,27 @@
-"""The dataset API: exports, and the download of their files."""
+"""Exports in the dataset API: submit, preview, read, list, search, cancel, retry, revoke."""
 
-import re
-from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.views.decorators.http import require_safe
-from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
-from exhaust import metrics
 from exhaust.api import envelope, presenters, responses, validation
+from exhaust.api.base import DatasetView, readable_datasets, required_scope
 from exhaust.datasets import DATASETS
-from exhaust.files import links, storage
+from exhaust.files import links
 from exhaust.jobs import polling, preview, queries, submit
 from exhaust.jobs.queries import Filters, Page
 from exhaust.jobs.submit import Submission
-from exhaust.models import File, Job, Link
-from ingest import audit
-from ingest.audit import Actor
+from exhaust.models import Job, Link
 from ingest.auth import keys
-from ingest.auth.keys import Caller
 from ingest.events import RequestError
 from ingest.http import request_body
 from ingest.http.schema import Body, extend_schema, text
-from ingest.limits import rate_limits, token_bucket
-
-
-def required_scope(dataset: str) -> str:
-    """Returns the scope that a key needs to request a dataset."""
-    return DATASETS[dataset].scope if dataset in DATASETS else "export:private"
-
-
-class DatasetView(APIView):
-    """Answers and rejects in the envelope."""
-
-    operation: str
-    openapi_tag = "Datasets"
-    error_body = responses.EnvelopeError
-
-    def get_exception_handler(self) -> Callable[..., Any]:
-        return envelope.build_error
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        request_body.require_length(request._request)
-
-    def resolve_channel(self, request: Request) -> tuple[int, str]:
-        caller = keys.get_caller(request)
-        return caller.resolve_channel(request.headers.get("X-Channel-ID"))
-
-
-class NamedView(DatasetView):
-    """One object of a channel by its name: `/dataset/v1/{operation}/{name}`."""
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        verbs = {"PUT": "save", "GET": "read", "DELETE": "delete"}
-        if "." not in self.operation and request.method in verbs:
-            self.operation = f"{self.operation}.{verbs[request.method]}"
-        super().initial(request, *args, **kwargs)
-
-    def fetch_object(self, request: Request, name: str) -> Any:
-        """Raises `NotFound`, also for one of another channel."""
-        raise NotImplementedError
-
-    def present(self, instance: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def respond(self, request: Request, name: str) -> Response:
-        return envelope.build_success(
-            self.operation, self.present(self.fetch_object(request, name))
-        )
-
-    @staticmethod
-    def raise_first_fault(faults: Mapping[str, str], wire_names: Mapping[str, str]) -> None:
-        """Raises `ValidationError` for the first fault, under its name in the API."""
-        for field, remedy in faults.items():
-            field_path = f"request.{wire_names[field]}" if field in wire_names else field
-            raise serializers.ValidationError({field_path: remedy})
-
 
 _JSON_ACCEPT_HEADERS = {"*/*", "application/json", "application/json, */*"}
 
@@ -351,11 +288,6 @@ class SearchView(DatasetView):
         )
 
 
-def readable_datasets(caller: Caller) -> list[str]:
-    """Returns the datasets whose jobs a key may see."""
-    return [name for name in DATASETS if required_scope(name) in caller.scopes]
-
-
 def _present_page(page: Page, count: int) -> dict[str, Any]:
     return {
         "count": count,
@@ -366,79 +298,3 @@ def _present_page(page: Page, count: int) -> dict[str, Any]:
 
 def _start_of_day(day: date) -> datetime:
     return datetime.combine(day, time.min, UTC)
-
-
-@require_safe
-@extend_schema(
-    "downloadFile",
-    responses.DOWNLOAD,
-    methods=["GET"],
-    tags=["Datasets"],
-    parameters=[responses.LOCATION],
-    auth=[],
-)
-def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
-    """Download a file.
-
-    The link is the permission, until it expires.
-    """
-    answer: HttpResponse | FileResponse
-    actor_token = audit.current_actor.set(
-        Actor("link", address=audit.truncate_address(token_bucket.get_client_address(request)))
-    )
-    try:
-        with rate_limits.throttle_auth_failures(request, token):
-            link = links.find_by_token(token)
-        answer = _serve_file(link.file, request)
-        if request.method != "HEAD" and answer.status_code != 416:  # only a transfer counts
-            try:
-                links.record_download(link)
-            except links.LinkUnusable:
-                answer.close()
-                raise
-    except (links.LinkUnusable, rate_limits.RateLimited) as error:
-        answer = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
-    except FileNotFoundError:
-        answer = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
-    finally:
-        audit.current_actor.reset(actor_token)
-    answer["Cache-Control"] = "no-store"
-    answer["Referrer-Policy"] = "no-referrer"
-    metrics.DOWNLOADS.labels(str(answer.status_code)).inc()
-    return answer
-
-
-_RANGE_PATTERN = re.compile(r"bytes=([0-9]{1,18})-")
-
-
-def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
-    """Returns the file, the rest of it for a resumed download, or a redirect to the bucket.
-
-    HEAD is not counted and gets no redirect. Other ranges get the whole file, as RFC 9110 allows.
-    """
-    headers = request.headers
-    is_head = request.method == "HEAD"
-    if not is_head and (address := links.sign_redirect(file)):
-        return HttpResponseRedirect(address)
-    tag = f'"{file.sha256}"'
-    range_match = _RANGE_PATTERN.fullmatch(headers.get("Range", ""))
-    if range_match is None or headers.get("If-Range", tag) != tag:
-        start = None
-    elif (start := int(range_match[1])) >= file.byte_count:
-        return HttpResponse(status=416, headers={"Content-Range": f"bytes */{file.byte_count}"})
-    answer: HttpResponse | FileResponse
-    if is_head:
-        answer = HttpResponse(content_type=file.content_type)
-    else:
-        content = storage.get_storage().open(file.key)
-        if start:
-            content.seek(start)
-        answer = FileResponse(content, content_type=file.content_type)
-    answer["Content-Length"] = file.byte_count - (start or 0)
-    answer["Content-Disposition"] = storage.content_disposition(file.name)
-    answer["Accept-Ranges"] = "bytes"
-    answer["ETag"] = tag
-    if start is not None:
-        answer.status_code = 206
-        answer["Content-Range"] = f"bytes {start}-{file.byte_count - 1}/{file.byte_count}"
-    return answer

@@ -1,0 +1,91 @@
+"""The download of a file by its link."""
+
+import re
+
+from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.views.decorators.http import require_safe
+
+from exhaust import metrics
+from exhaust.api import responses
+from exhaust.files import links, storage
+from exhaust.models import File
+from ingest import audit
+from ingest.audit import Actor
+from ingest.http.schema import extend_schema
+from ingest.limits import rate_limits, token_bucket
+
+
+@require_safe
+@extend_schema(
+    "downloadFile",
+    responses.DOWNLOAD,
+    methods=["GET"],
+    tags=["Datasets"],
+    parameters=[responses.LOCATION],
+    auth=[],
+)
+def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
+    """Download a file.
+
+    The link is the permission, until it expires.
+    """
+    answer: HttpResponse | FileResponse
+    actor_token = audit.current_actor.set(
+        Actor("link", address=audit.truncate_address(token_bucket.get_client_address(request)))
+    )
+    try:
+        with rate_limits.throttle_auth_failures(request, token):
+            link = links.find_by_token(token)
+        answer = _serve_file(link.file, request)
+        if request.method != "HEAD" and answer.status_code != 416:  # only a transfer counts
+            try:
+                links.record_download(link)
+            except links.LinkUnusable:
+                answer.close()
+                raise
+    except (links.LinkUnusable, rate_limits.RateLimited) as error:
+        answer = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
+    except FileNotFoundError:
+        answer = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
+    finally:
+        audit.current_actor.reset(actor_token)
+    answer["Cache-Control"] = "no-store"
+    answer["Referrer-Policy"] = "no-referrer"
+    metrics.DOWNLOADS.labels(str(answer.status_code)).inc()
+    return answer
+
+
+_RANGE_PATTERN = re.compile(r"bytes=([0-9]{1,18})-")
+
+
+def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
+    """Returns the file, the rest of it for a resumed download, or a redirect to the bucket.
+
+    HEAD is not counted and gets no redirect. Other ranges get the whole file, as RFC 9110 allows.
+    """
+    headers = request.headers
+    is_head = request.method == "HEAD"
+    if not is_head and (address := links.sign_redirect(file)):
+        return HttpResponseRedirect(address)
+    tag = f'"{file.sha256}"'
+    range_match = _RANGE_PATTERN.fullmatch(headers.get("Range", ""))
+    if range_match is None or headers.get("If-Range", tag) != tag:
+        start = None
+    elif (start := int(range_match[1])) >= file.byte_count:
+        return HttpResponse(status=416, headers={"Content-Range": f"bytes */{file.byte_count}"})
+    answer: HttpResponse | FileResponse
+    if is_head:
+        answer = HttpResponse(content_type=file.content_type)
+    else:
+        content = storage.get_storage().open(file.key)
+        if start:
+            content.seek(start)
+        answer = FileResponse(content, content_type=file.content_type)
+    answer["Content-Length"] = file.byte_count - (start or 0)
+    answer["Content-Disposition"] = storage.content_disposition(file.name)
+    answer["Accept-Ranges"] = "bytes"
+    answer["ETag"] = tag
+    if start is not None:
+        answer.status_code = 206
+        answer["Content-Range"] = f"bytes {start}-{file.byte_count - 1}/{file.byte_count}"
+    return answer
