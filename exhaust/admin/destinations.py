@@ -167,7 +167,6 @@ _STATUS_FIELDS = [
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin):
     permission = "administer"
-    channel_path = "destination__channel"
     list_display = [
         "destination", "kind", "status", "documents", "byte_count", "attempt", "answer", "error",
         "created_at", "ended_at",
@@ -175,6 +174,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
     list_filter = ["status", "kind", ("destination", VisibleRelatedFilter)]
     list_select_related = ["destination"]
     ordering = ["-id"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
+        """Callbacks have a page of their own."""
+        return super().get_queryset(request).filter(destination__isnull=False)
 
 
 @admin.register(DeadLetter)

@@ -153,7 +153,7 @@ class CallbackInline(ReadOnlyInline):
     """The callbacks of a job."""
 
     model = Callback
-    fields = ["status", "attempt", "due_at", "delivered_at", "abandoned_at", "answer", "error"]
+    fields = ["job_status", "status", "attempt", "next_at", "ended_at", "answer", "error"]
 
 
 @admin.register(Job)
@@ -326,13 +326,11 @@ class LinkAdmin(JobRelatedAdmin):
 class CallbackAdmin(JobRelatedAdmin):
     job_prefix = "job__"
     list_display = [
-        "url", "status", "job", "attempt", "answer", "error", "due_at", "delivered_at",
-        "abandoned_at",
+        "url", "job_status", "job", "status", "attempt", "answer", "error", "next_at", "ended_at",
     ]  # fmt: skip
     list_filter = [
-        ("delivered_at", admin.EmptyFieldListFilter),
-        ("abandoned_at", admin.EmptyFieldListFilter),
         "status",
+        "job_status",
         "answer",
         ("job__channel", VisibleRelatedFilter),
     ]

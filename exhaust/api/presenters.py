@@ -10,7 +10,7 @@ from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.jobs.preview import Preview
 from exhaust.jobs.submit import Submission
-from exhaust.models import Callback, Job
+from exhaust.models import Delivery, Job
 
 
 def present_job(row: Job) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def present_job(row: Job) -> dict[str, Any]:
                 "rows": file.row_count,
                 "bytes": file.byte_count,
                 "sha256": file.sha256,
-                "deleted": file.deleted_at is not None or file.withdrawn_at is not None,
+                "deleted": not file.is_available,
             }
             for file in files
         ],
@@ -65,10 +65,10 @@ def present_job(row: Job) -> dict[str, Any]:
 def present_callback(row: Job) -> dict[str, Any]:
     """Returns the state of the latest callback; of an unfinished job that of none."""
     callbacks = list(row.callbacks.all()) if row.status in transitions.TERMINAL_STATUSES else []
-    latest = max(callbacks, key=lambda callback: callback.pk, default=Callback())
+    latest = max(callbacks, key=lambda callback: callback.pk, default=Delivery())
     return {
         "url": row.callback_url,
-        "delivered": latest.delivered_at is not None,
+        "delivered": latest.status == Delivery.Status.DELIVERED,
         "attempts": latest.attempt,
         "answer": latest.answer,
         "error": latest.error,

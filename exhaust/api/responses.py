@@ -206,7 +206,7 @@ class Deleted(Body):
 class Delivery(Body):
     """A batch and the receiver's answer."""
 
-    kind = choice("feed, letters (sent again) or test.", DeliveryRow.Kind.values)
+    kind = choice("feed, letters (sent again) or test.", ["feed", "letters", "test"])
     status = choice("failing (also: in progress), delivered or dead.", DeliveryRow.Status.values)
     documents = integer("The number of documents.")
     bytes = integer("Their size.")

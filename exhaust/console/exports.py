@@ -170,7 +170,7 @@ def job_views(rows: list[Job]) -> list[JobView]:
 
 
 def is_unavailable(file: File) -> bool:
-    return file.deleted_at is not None or file.withdrawn_at is not None
+    return not file.is_available
 
 
 def conversation_names(channel_id: int, identifiers: Iterable[str]) -> dict[str, str]:
@@ -294,16 +294,15 @@ class FileView:
         return links.has_own_url(self.file)
 
 
-def file_view(file: File, now: datetime) -> FileView:
+def file_view(file: File) -> FileView:
     last = max(file.links.all(), key=lambda link: link.expires_at, default=None)
-    return FileView(file, links.find_usable(file, now), last)
+    return FileView(file, links.find_usable(file), last)
 
 
 @requires(*SUBMIT_PERMISSIONS)
 def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str) -> HttpResponse:
     job = find_job(ctx, tag, request_id)
     (view,) = job_views([job])
-    now: datetime = job.database_now  # type: ignore[attr-defined]
     return render_page(
         request,
         ctx,
@@ -311,7 +310,7 @@ def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: st
         {
             "view": view,
             "job": job,
-            "files": [file_view(file, now) for file in view.files],
+            "files": [file_view(file) for file in view.files],
             "private": is_private(job.dataset),
             "callback": presenters.present_callback(job) if job.callback_url else None,
             "timeline": job.transitions.order_by("pk"),

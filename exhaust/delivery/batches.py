@@ -1,4 +1,4 @@
-"""What of the feed goes to a destination next, as the bytes that it gets."""
+"""Reads the next batch of a destination from the feed, as the bytes that are sent."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -19,34 +19,35 @@ from ingest.times import from_microseconds
 
 MAX_DOCUMENTS = 1_000
 MAX_BYTES = 896_000
-FIRST_READ_ROWS = 200  # rows that are read first
+FIRST_READ_ROWS = 200
+MAX_COUNTED = 10_000  # waiting documents
 
 
 class Document(NamedTuple):
-    """A document and the bytes that are sent for it: its line, or its action line too."""
+    """A document and the bytes that are sent for it: its line, with an action line before it."""
 
     position: FeedPosition
     row_id: int
     id: str
-    visible_since: datetime  # when it could first be read
+    visible_since: datetime  # since then a reader could read it
     wire_bytes: bytes
 
 
 class Batch(NamedTuple):
-    """Documents in the feed's order."""
+    """Documents in the order of the feed."""
 
     documents: list[Document]
-    end_position: FeedPosition  # behind the last one, or as far as everything was read
+    end_position: FeedPosition  # of the last one, or of all that was read
     is_full: bool
 
 
 def read_batch(destination: Destination, limit: int, position: FeedPosition) -> Batch:
-    """What comes next behind a place: `limit` documents or `BYTES` at most, or one."""
+    """Returns the batch after a position: up to `limit` documents and `MAX_BYTES`, or one."""
     watermark_xid = fetch_watermark()
     documents: list[Document] = []
     size, count = 0, FIRST_READ_ROWS
     while True:
-        rows = _build_documents(
+        rows = build_documents(
             destination,
             reader.select_after(_select_rows(destination, watermark_xid), position, watermark_xid)[
                 :count
@@ -60,12 +61,12 @@ def read_batch(destination: Destination, limit: int, position: FeedPosition) -> 
             if len(documents) >= limit:
                 return Batch(documents, document.position, is_full=True)
         if len(rows) < count:
-            # all below the watermark was looked at; nothing will ever be added there
+            # nothing is ever added below the watermark
             return Batch(
                 documents, max(position, FeedPosition(watermark_xid - 1, LAST_ID)), is_full=False
             )
         position = rows[-1].position
-        # as many as fill the batch if they are like those before, and a few more
+        # enough to fill the batch if they are as long as those before, and a few more
         count = min(
             limit - len(documents),
             (MAX_BYTES - size) * len(documents) // size + FIRST_READ_ROWS // 10,
@@ -73,23 +74,26 @@ def read_batch(destination: Destination, limit: int, position: FeedPosition) -> 
 
 
 def rebuild_documents(destination: Destination, delivery: Delivery) -> list[Document]:
-    """What is still to be taken of a delivery. What has changed since comes by itself later."""
+    """Returns the undelivered documents of a delivery, as they are now.
+
+    Rows that changed since are left out: the feed has them again, further on.
+    """
     watermark_xid = fetch_watermark()
     rows = _select_rows(destination, watermark_xid)
     if delivery.pending is not None:
         rows = rows.filter(pk__in=delivery.pending)
     if delivery.kind == Delivery.Kind.DEAD_LETTERS:
-        return _build_documents(destination, rows.order_by("xid", "id"))
+        return build_documents(destination, rows.order_by("xid", "id"))
     start, end = (
         FeedPosition(delivery.from_xid, delivery.from_id),
         FeedPosition(delivery.to_xid, delivery.to_id),
     )
     rows = reader.select_after(rows, start, watermark_xid).filter(xid__lte=end.xid)
-    return _build_documents(destination, rows.filter(~Q(xid=end.xid) | Q(id__lte=end.id)))
+    return build_documents(destination, rows.filter(~Q(xid=end.xid) | Q(id__lte=end.id)))
 
 
 def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
-    """How many documents wait, counted up to 10,000, and since when the first of them does."""
+    """Returns how many documents wait, up to `MAX_COUNTED`, and since when the first one does."""
     watermark_xid = fetch_watermark()
     waiting = reader.select_after(
         _select_rows(destination, watermark_xid),
@@ -100,11 +104,11 @@ def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
         "modified_at" if destination.resource == Destination.Resource.SESSIONS else "received_at"
     )
     since: datetime | None = waiting.values_list(field, flat=True).first()
-    return (waiting[:10_000].count() if since else 0), since
+    return (waiting[:MAX_COUNTED].count() if since else 0), since
 
 
 def find_position_at(destination: Destination, moment: datetime) -> FeedPosition:
-    """The place before the first document that arrived or changed at that time or later."""
+    """Returns the position before the first document that arrived or changed since then."""
     field = (
         "modified_at" if destination.resource == Destination.Resource.SESSIONS else "received_at"
     )
@@ -119,7 +123,7 @@ def find_position_at(destination: Destination, moment: datetime) -> FeedPosition
 
 
 def _select_rows(destination: Destination, watermark_xid: int) -> "QuerySet[Any]":
-    """Sessions that are closed, or events that live, whatever their place."""
+    """Returns closed sessions, or current events, whatever their position."""
     if destination.resource == Destination.Resource.SESSIONS:
         return Session.objects.filter(channel_id=destination.channel_id, closed=True)
     visible = StoredEvent.objects.filter(
@@ -129,7 +133,7 @@ def _select_rows(destination: Destination, watermark_xid: int) -> "QuerySet[Any]
     return visible.filter(type__in=destination.types) if destination.types else visible
 
 
-def _build_documents(destination: Destination, rows: "QuerySet[Any]") -> list[Document]:
+def build_documents(destination: Destination, rows: "QuerySet[Any]") -> list[Document]:
     if destination.resource == Destination.Resource.SESSIONS:
         session_rows = session_documents.fetch_sessions(rows)
         identified = session_documents.build_documents(destination.channel.identifier, session_rows)
@@ -142,14 +146,18 @@ def _build_documents(destination: Destination, rows: "QuerySet[Any]") -> list[Do
         positions = [(row.position, from_microseconds(row.received_us)) for row in event_rows]
     return [
         Document(
-            place, place.id, identifier, since, frame_document(destination, identifier, document)
+            position,
+            position.id,
+            identifier,
+            since,
+            frame_document(destination, identifier, document),
         )
-        for (place, since), (identifier, document) in zip(positions, identified, strict=True)
+        for (position, since), (identifier, document) in zip(positions, identified, strict=True)
     ]
 
 
 def join_json_lines(document: bytes) -> bytes:
-    """A payload may stand on many lines where the database keeps its text."""
+    """Returns the document on one line; SQLite keeps the text of a payload as it came."""
     return (
         msgspec.json.format(document, indent=-1)
         if b"\n" in document or b"\r" in document
@@ -158,7 +166,7 @@ def join_json_lines(document: bytes) -> bytes:
 
 
 def frame_document(destination: Destination, identifier: str, document: bytes) -> bytes:
-    """A document as the destination's protocol wants it."""
+    """Returns the bytes of a document in the protocol of its destination."""
     if destination.kind == Destination.Kind.ELASTICSEARCH:
         return elasticsearch.format_bulk_lines(
             destination.index, destination.doc_type, identifier, document

@@ -1,135 +1,182 @@
-"""Tells the receiver of a job's `callbackUrl` that the job has ended, until it took it.
+"""Callbacks: the signed POST to a job's `callbackUrl` when the job ends.
 
-A callback is a row, written with the end itself. A claim is one guarded UPDATE that pushes `due_at`
-ahead: until then nobody else delivers it, and should the worker die it is due again by itself.
+A callback is a delivery of one document. Its row is written with the end itself, and
+`loop.deliver_due` delivers it until the receiver accepted it.
 """
 
 import json
-import random
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, timedelta
-from time import monotonic
+from datetime import UTC
 from typing import Any
 
 from cryptography.fernet import InvalidToken
 from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 
-from exhaust.delivery import webhook
+from exhaust.delivery import loop, webhook
+from exhaust.delivery.backoff import Backoff
 from exhaust.delivery.http_client import AddressNotAllowed, Answer, Unreachable
-from exhaust.models import Callback, CallbackSecret, Job
+from exhaust.delivery.sender import OutboundRequest, Outcome
+from exhaust.models import Callback, CallbackSecret, Delivery, Job
 from ingest import logs
 from ingest.models import Channel
 from ingest.privacy.encryption import decrypt, encrypt
 
 log = logs.get_logger(__name__)
-LEASE = timedelta(seconds=60)  # well over what a delivery may take
-MAX_ATTEMPTS = 8
-RETRY_DELAYS_SECONDS = (
-    5,
-    30,
-    120,
-    600,
-    3600,
-    21_600,
-    21_600,
-)  # seconds at most, before each further attempt
+TIMEOUT_SECONDS = 15.0
+BACKOFF = Backoff(
+    (5, 30, 120, 600, 3600, 21_600, 21_600),
+    jitter=(0.0, 1.0),
+    can_shorten=False,
+)
 HTTP_GONE = 410
-CONCURRENCY = 8  # so that one receiver that hangs does not hold up the others
-Outcome = Answer | AddressNotAllowed | Unreachable
+
+
+def create_callback(job: Job) -> Callback:
+    """Writes the callback of a job that has just ended. It is due at once."""
+    return Callback.objects.create(
+        channel_id=job.channel_id,
+        kind=Delivery.Kind.CALLBACK,
+        job=job,
+        job_status=job.status,
+        url=job.callback_url,
+        documents=1,
+    )
+
+
+def requeue(callbacks: QuerySet[Callback]) -> int:
+    """Makes ended callbacks due again, under the ids they had. Returns how many."""
+    ended = callbacks.exclude(status=Delivery.Status.FAILING)
+    return ended.update(
+        status=Delivery.Status.FAILING,
+        attempt=0,
+        answer=None,
+        error="",
+        ended_at=None,
+        next_at=Now(),
+        fencing_token=F("fencing_token") + 1,
+    )
 
 
 # Delivering ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Work:
+    """A claimed callback and its request."""
+
+    delivery: Callback
+    request: OutboundRequest
+
+
+class CallbackQueue:
+    """The callbacks that are due, as `loop.deliver_due` delivers them."""
+
+    def find_due(self) -> QuerySet[Callback]:
+        failing = Callback.objects.filter(status=Delivery.Status.FAILING)
+        due = loop.find_claimable(failing).select_related("job__channel")
+        return due.order_by("attempt", "next_at", "id")  # untried ones first
+
+    def prefetch(self, sending: Collection[Work]) -> bool:
+        return False
+
+    def prepare(self, row: Callback) -> Work | None:
+        """Returns the request, its attempt on record; None where there is none to make."""
+        if row.attempt >= BACKOFF.max_attempts:
+            error = "The last delivery ended without a word."
+            self._end(row, Delivery.Status.DEAD, error, row.answer)
+            return None
+        row.attempt += 1
+        if not loop.claimed_row(row).update(attempt=row.attempt, attempted_at=Now()):
+            return None
+        try:
+            work = Work(row, build_request(row))
+        except InvalidToken:
+            log.error("callback.secret_unreadable", channel=row.channel_id)
+            sentence = "The callback could not be signed; the cause is in the service's log."
+            self._record(row, Unreachable(sentence))
+            return None
+        except Exception:  # the other callbacks do not wait for this one
+            log.exception("callback.preparation_failed", callback=row.pk)
+            loop.release(row, next_at=Now() + loop.LEASE)
+            return None
+        return work
+
+    def record(self, work: Work, outcome: Outcome) -> None:
+        self._record(work.delivery, outcome)
+
+    def _record(self, callback: Callback, outcome: Outcome) -> None:
+        answer = outcome.status if isinstance(outcome, Answer) else None
+        retry_after = outcome.retry_after if isinstance(outcome, Answer) else 0
+        error = f"The answer was {answer}." if answer else str(outcome)
+        if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
+            self._end(callback, Delivery.Status.DELIVERED, "", answer)
+        elif (
+            callback.attempt >= BACKOFF.max_attempts
+            or answer == HTTP_GONE
+            or isinstance(outcome, AddressNotAllowed)
+        ):
+            self._end(callback, Delivery.Status.DEAD, error, answer)
+        else:
+            delay = BACKOFF.delay(callback.attempt, retry_after)
+            loop.release(callback, answer=answer, error=error, next_at=Now() + delay)
+            log.info(
+                "callback.failed", callback=callback.pk, attempt=callback.attempt, answer=answer
+            )
+
+    def _end(
+        self, callback: Callback, status: Delivery.Status, error: str, answer: int | None = None
+    ) -> None:
+        loop.release(callback, status=status, answer=answer, error=error, ended_at=Now())
+        if status == Delivery.Status.DELIVERED:
+            log.info("callback.delivered", callback=callback.pk, attempt=callback.attempt)
+        else:
+            log.info("callback.abandoned", callback=callback.pk, answer=answer)
+
+
 def find_due() -> QuerySet[Callback]:
-    """Notices to deliver now, also those whose deliverer died."""
-    return Callback.objects.filter(delivered_at=None, abandoned_at=None, due_at__lte=Now())
+    """Returns the callbacks to deliver now, also those whose worker died."""
+    return CallbackQueue().find_due()
 
 
 def deliver_due(seconds: float) -> bool:
-    """Delivers what is due, and begins nothing new after `seconds`; whether more is due.
+    """Delivers due callbacks, and starts no request after `seconds`.
 
-    What has begun by then takes `http.SECONDS` at most.
+    Returns whether more are due. Requests under way take `TIMEOUT_SECONDS` at most.
     """
-    until = monotonic() + seconds
-    _give_up_exhausted()
-    with ThreadPoolExecutor(CONCURRENCY) as senders:
-        while claimed := _claim_batch():
-            messages = [_build_request(callback) for callback in claimed]
-            for callback, outcome in zip(claimed, senders.map(_send, messages), strict=True):
-                _record_outcome(callback, outcome)
-            if monotonic() >= until:
-                return find_due().exists()
-    return False
+    return loop.deliver_due(CallbackQueue(), seconds)
 
 
-def requeue(callbacks: QuerySet[Callback]) -> int:
-    """Makes those that were delivered or given up due anew; how many."""
-    ended = callbacks.exclude(delivered_at=None, abandoned_at=None)
-    return ended.update(
-        delivered_at=None, abandoned_at=None, attempt=0, due_at=Now(), answer=None, error=""
-    )
+def build_request(callback: Callback) -> OutboundRequest:
+    """Returns the signed POST of a callback. Its id and body are the same at every attempt.
 
-
-def _claim_batch() -> list[Callback]:
-    """The next callbacks for this worker alone; those that were never tried before the others."""
-    candidates = find_due().filter(attempt__lt=MAX_ATTEMPTS).select_related("job__channel")
-    claimed = []
-    for callback in candidates.order_by("attempt", "due_at", "id")[:CONCURRENCY]:
-        guarded_row = find_due().filter(pk=callback.pk, attempt=callback.attempt)
-        if guarded_row.update(attempt=F("attempt") + 1, due_at=Now() + LEASE):
-            callback.attempt += 1
-            claimed.append(callback)
-    return claimed
-
-
-def _give_up_exhausted() -> None:
-    find_due().filter(attempt__gte=MAX_ATTEMPTS).update(
-        abandoned_at=Now(), error="The last delivery ended without a word."
-    )
-
-
-@dataclass(frozen=True)
-class _CallbackRequest:
-    """What is sent, read from the database beforehand: the threads that send have no connection."""
-
-    callback_id: int
-    url: str
-    id: str
-    body: bytes
-    secrets: list[str]
-
-
-def _build_request(callback: Callback) -> _CallbackRequest:
-    job = callback.job
-    try:
-        secrets = fetch_active_secrets(job.channel)
-    except InvalidToken:
-        log.error("callback.secret_unreadable", channel=job.channel_id)
-        secrets = []
-    return _CallbackRequest(
-        callback.pk,
+    Raises `cryptography.fernet.InvalidToken` when no key decrypts the channel's secrets.
+    """
+    job: Job = callback.job  # type: ignore[assignment] # a constraint of the table
+    return OutboundRequest(
+        f"msg_{job.request_id}_{callback.pk}",
+        "POST",
         callback.url,
-        f"msg_{job.request_id}_{callback.pk}",  # the same at every attempt
-        json.dumps(_build_payload(callback), ensure_ascii=False, separators=(",", ":")).encode(),
-        secrets,
+        json.dumps(
+            _build_payload(callback, job), ensure_ascii=False, separators=(",", ":")
+        ).encode(),
+        {"Content-Type": "application/json"},
+        fetch_active_secrets(job.channel),
+        TIMEOUT_SECONDS,
     )
 
 
-def _build_payload(callback: Callback) -> dict[str, Any]:
-    """The body: the end as it was then, though the job may have been run again since.
+def _build_payload(callback: Callback, job: Job) -> dict[str, Any]:
+    """Returns the body: the end as it was, even where the job ran again since.
 
-    No link and nobody's name: the receiver reads the request with its own key.
+    It holds no link and no name: the receiver reads the request with its own key.
     """
-    job = callback.job
-    transitions = job.transitions.filter(status=callback.status, at__lte=callback.created_at)
+    transitions = job.transitions.filter(status=callback.job_status, at__lte=callback.created_at)
     message = transitions.order_by("-id").values_list("message", flat=True).first() or ""
-    files = list(job.files.all()) if callback.status == Job.Status.SUCCESS else []
-    is_cancelled = callback.status == Job.Status.CANCELLED
+    files = list(job.files.all()) if callback.job_status == Job.Status.SUCCESS else []
+    is_cancelled = callback.job_status == Job.Status.CANCELLED
     return {
         "type": "dataset.request.ended",
         "timestamp": callback.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
@@ -138,8 +185,8 @@ def _build_payload(callback: Callback) -> dict[str, Any]:
             "tag": job.tag,
             "dataset": job.dataset,
             "requestedChannel": job.channel.identifier,
-            "status": callback.status,
-            "statusMessage": "" if is_cancelled else message,  # it names who cancelled
+            "status": callback.job_status,
+            "statusMessage": "" if is_cancelled else message,  # it names a person
             "rows": sum(file.row_count for file in files) if files else None,
             "bytes": sum(file.byte_count for file in files) if files else None,
             "sha256": files[0].sha256 if len(files) == 1 else None,
@@ -147,55 +194,7 @@ def _build_payload(callback: Callback) -> dict[str, Any]:
     }
 
 
-def _send(message: _CallbackRequest) -> Outcome:
-    if not message.secrets:
-        return Unreachable("The callback could not be signed; the cause is in the service's log.")
-    try:
-        return webhook.send(message.url, message.id, message.body, message.secrets, timezone.now())
-    except (AddressNotAllowed, Unreachable) as error:
-        return error
-    except Exception:  # of one receiver; the others' outcomes are to be recorded
-        log.exception("callback.delivery_crashed", callback=message.callback_id)
-        return Unreachable("The delivery broke; the cause is in the service's log.")
-
-
-def _record_outcome(callback: Callback, outcome: Outcome) -> None:
-    """What came of this attempt; nothing when another one has begun since."""
-    answer = outcome.status if isinstance(outcome, Answer) else None
-    values: dict[str, Any] = {"answer": answer, "error": ""}
-    if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
-        values["delivered_at"] = Now()
-    else:
-        values["error"] = f"The answer was {answer}." if answer else str(outcome)
-        if (
-            callback.attempt >= MAX_ATTEMPTS
-            or answer == HTTP_GONE
-            or isinstance(outcome, AddressNotAllowed)
-        ):
-            values["abandoned_at"] = Now()
-        else:
-            values["due_at"] = Now() + _retry_delay(callback.attempt, outcome)
-    claimed = Callback.objects.filter(
-        pk=callback.pk, attempt=callback.attempt, delivered_at=None, abandoned_at=None
-    )
-    updated = claimed.update(**values)
-    log.info(
-        "callback.delivered" if "delivered_at" in values else "callback.failed",
-        callback=callback.pk,
-        attempt=callback.attempt,
-        answer=answer,
-        won=updated,
-    )
-
-
-def _retry_delay(attempt: int, outcome: Outcome) -> timedelta:
-    """Full jitter, or as long as the receiver asks for."""
-    requested = outcome.retry_after if isinstance(outcome, Answer) else 0
-    jittered = random.uniform(0, RETRY_DELAYS_SECONDS[attempt - 1])  # noqa: S311
-    return timedelta(seconds=max(jittered, min(requested, RETRY_DELAYS_SECONDS[-1])))
-
-
-# What they are signed with ------------------------------------------------------------------------
+# Signing secrets ----------------------------------------------------------------------------------
 
 
 def fetch_active_secrets(channel: Channel) -> list[str]:

@@ -1,8 +1,8 @@
-"""What is said of a destination, and what its channel or an operator tells it to do."""
+"""Destinations: validate, save, pause, resume, rewind, test, delete, and how far they lag."""
 
 import re
 from base64 import b64decode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -45,7 +45,7 @@ _INDEX_PATTERN = re.compile(r"(?![-_+.])[^A-Z\\/*?\"<>| ,#:\x00-\x1f]{1,255}")
 def validate(
     destination: Destination, password: str | None = None, secret: str | None = None
 ) -> dict[str, str]:
-    """By field, the remedy for what cannot be; empty when the destination can be as it is."""
+    """Returns an error by field, with its remedy; empty for a valid destination."""
     errors: dict[str, str] = {}
     if not re.match(IDENTIFIER, destination.name):
         errors["name"] = "Letters, digits, '.', '_' and '-', up to 128."
@@ -93,20 +93,20 @@ def validate(
 def save(
     destination: Destination, password: str | None = None, secret: str | None = None
 ) -> Destination:
-    """Creates the destination, from now on, or gives the one of its channel and name these words.
+    """Creates a destination that starts now, or changes the one of this channel and name.
 
-    A password or secret that is None stays as it was, where the receiver's host and the user do:
-    they are told to nobody else. An empty one is taken away. The kept destination keeps its cursor, but
-    that another resource begins anew.
+    A password or secret that is None is kept while the receiver's host and the user stay the same,
+    so that no other receiver gets it; an empty one is removed. A changed destination keeps its
+    cursor, unless its resource changed: then it starts now.
     """
     fields = {field: getattr(destination, field) for field in EDITABLE_FIELDS}
     fields["types"] = sorted(set(destination.types))
     changed: list[str] = []
-    place = FeedPosition(fetch_watermark() - 1, LAST_ID)
+    position = FeedPosition(fetch_watermark() - 1, LAST_ID)
     stored, is_new = Destination.objects.select_for_update().get_or_create(
         channel_id=destination.channel_id,
         name=destination.name,
-        defaults={**fields, "xid": place.xid, "cursor_id": place.id},
+        defaults={**fields, "xid": position.xid, "cursor_id": position.id},
     )
     if not is_new:
         if (_parse_origin(stored.url), stored.user) != (
@@ -115,8 +115,8 @@ def save(
         ):
             stored.encrypted_password = stored.encrypted_secret = None
         if stored.resource != destination.resource:
-            stored.xid, stored.cursor_id = place
-            stored.dead_letters.all().delete()  # rows of another table
+            stored.xid, stored.cursor_id = position
+            stored.dead_letters.all().delete()  # they name rows of another table
         changed = sorted(
             field for field, value in fields.items() if getattr(stored, field) != value
         )
@@ -129,7 +129,7 @@ def save(
     if secret is not None:
         stored.encrypted_secret = encrypt(secret.encode()) if secret else None
     stored.save()
-    # of the receiver its host: who got what is asked for one day; its path may be a secret
+    # the audit log names the receiver's host; its path may hold a secret
     changed += [
         field_name
         for field_name, given_value in (("password", password), ("secret", secret))
@@ -162,18 +162,18 @@ def _parse_origin(url: str) -> tuple[str, str, int] | None:
 
 
 def _fence(destination: Destination, why: str) -> None:
-    """Whoever is at it now changes nothing any more, and nothing half done is gone on with."""
-    destination.turn += 1
+    """Takes the lease from a worker that has it, and ends a delivery under way as dead."""
+    destination.fencing_token += 1
     destination.lease_until = None
     destination.next_at = timezone.now()
-    destination.batch_limit = batches.MAX_DOCUMENTS
+    destination.batch_limit = None
     destination.deliveries.filter(status=Delivery.Status.FAILING).update(
         status=Delivery.Status.DEAD, error=why, ended_at=Now()
     )
 
 
 def _lock_row(destination: Destination) -> Destination:
-    """Its row, for this transaction alone. Raises `Refused` (404) when it was deleted meanwhile."""
+    """Returns the locked row. Raises `RequestError` (404) when it was deleted meanwhile."""
     stored = Destination.objects.select_for_update().filter(pk=destination.pk).first()
     if stored is None:
         raise RequestError("not_found", "There is no destination of that name.", 404)
@@ -182,7 +182,7 @@ def _lock_row(destination: Destination) -> Destination:
 
 @transaction.atomic
 def pause(destination: Destination) -> bool:
-    """Nothing more is begun. False when it was paused already."""
+    """Starts no more deliveries. Returns False when it was paused before."""
     running = Destination.objects.filter(pk=destination.pk, paused_at=None)
     is_changed = bool(running.update(paused_at=timezone.now()))
     if is_changed:
@@ -192,9 +192,9 @@ def pause(destination: Destination) -> bool:
 
 @transaction.atomic
 def resume(destination: Destination) -> bool:
-    """Goes on at once where it stood, also after it was switched off. False when it was at work.
+    """Continues at the cursor, also after it was disabled. Returns False when it was running.
 
-    Raises `Refused` (410) where events behind that place were pruned.
+    Raises `RequestError` (410) where events after the cursor were pruned.
     """
     stored = _lock_row(destination)
     if stored.resource == Destination.Resource.EVENTS:
@@ -209,25 +209,26 @@ def resume(destination: Destination) -> bool:
 
 
 @transaction.atomic
-def rewind(destination: Destination, place: FeedPosition) -> None:
-    """The next batch begins behind this place, whether it lies before or behind the cursor.
+def rewind(destination: Destination, position: FeedPosition) -> None:
+    """Moves the cursor to a position, back or forward.
 
-    Raises `Refused` (410) where events behind it were pruned; the start is what is still kept.
+    The start is the oldest kept event. Raises `RequestError` (410) where events after the position
+    were pruned.
     """
     stored = _lock_row(destination)
     if stored.resource == Destination.Resource.EVENTS:
-        if place == START:
-            place = pruning.get_pruned_position(pruning.fetch_prune_state(stored.channel_id))
-        pruning.require_unpruned(stored.channel_id, place)
-    _fence(stored, "The destination was told to go on elsewhere.")
-    stored.xid, stored.cursor_id = place
+        if position == START:
+            position = pruning.get_pruned_position(pruning.fetch_prune_state(stored.channel_id))
+        pruning.require_unpruned(stored.channel_id, position)
+    _fence(stored, "The cursor was moved.")
+    stored.xid, stored.cursor_id = position
     stored.save()
-    _record("destination.rewound", stored, to=f"{place.xid}.{place.id}")
+    _record("destination.rewound", stored, to=f"{position.xid}.{position.id}")
     log.info("destination.rewound", destination=destination.pk)
 
 
 def disable(destination: Destination, reason: str) -> None:
-    """Of a destination that is locked: nothing more is sent, its cursor stays."""
+    """Stops a locked destination. Its cursor stays."""
     _fence(destination, reason)
     destination.disabled_reason = reason
     destination.save()
@@ -239,9 +240,9 @@ def find_position_at(destination: Destination, at: datetime) -> FeedPosition:
 
 
 def decode_cursor(destination: Destination, text: str) -> FeedPosition:
-    """A cursor of this destination, or of a pull of the same resource and types.
+    """Returns the position of a cursor of this destination, or of a pull with the same filters.
 
-    Raises `Refused` (400) for any other.
+    Raises `RequestError` (400) for any other.
     """
     if not text:
         return START
@@ -250,7 +251,7 @@ def decode_cursor(destination: Destination, text: str) -> FeedPosition:
 
 
 def encode_cursor(destination: Destination) -> str:
-    """Where the destination stands: a pull of the same resource and types goes on from here too."""
+    """Returns the cursor, with which a pull of the same resource and types continues too."""
     return cursor.encode([destination.xid, destination.cursor_id], _query_fingerprint(destination))
 
 
@@ -262,7 +263,7 @@ def _query_fingerprint(destination: Destination) -> list[Any]:
 
 @transaction.atomic
 def requeue_dead_letters(dead_letters: "QuerySet[DeadLetter]") -> int:
-    """Dead letters that were not taken since are sent once more, before what is new; how many."""
+    """Sends undelivered dead letters once more, before new documents. Returns how many."""
     waiting = dead_letters.filter(delivered_at=None, requeued_at=None)
     destinations = list(waiting.values_list("destination_id", flat=True).distinct())
     count = waiting.update(requeued_at=Now())
@@ -273,28 +274,30 @@ def requeue_dead_letters(dead_letters: "QuerySet[DeadLetter]") -> int:
 
 
 def send_test(destination: Destination) -> Delivery:
-    """Sends one made-up document at once, and keeps what came of it; the cursor stays."""
+    """Sends one made-up document now and records the delivery. The cursor stays."""
     identifier = f"test-{uuid4()}"
     now = to_epoch_ms(timezone.now())
     if destination.resource == Destination.Resource.SESSIONS:
         sample: dict[str, Any] = {
-            "tenantId": destination.channel.identifier, "userSessionId": identifier, "startTime": now,
-            "endTime": now, "duration": 0, "userType": "SYNTHETIC", "userActionCount": 0,
+            "tenantId": destination.channel.identifier, "userSessionId": identifier,
+            "startTime": now, "endTime": now,
+            "duration": 0, "userType": "SYNTHETIC", "userActionCount": 0,
             "totalErrorCount": 0, "userActions": [], "events": [], "errors": [],
         }  # fmt: skip
     else:
         sample = {"id": identifier, "timestamp": now, "type": "test", "payload": {"@type": "test"}}
     wire_bytes = batches.frame_document(destination, identifier, encode(sample))
     document = Document(START, 0, identifier, timezone.now(), wire_bytes)
-    outcome = sender.send(
-        sender.build_request(destination, identifier, [document]), TEST_TIMEOUT_SECONDS
-    )
+    request = sender.build_batch_request(destination, identifier, [document])
+    outcome = sender.send(replace(request, timeout_seconds=TEST_TIMEOUT_SECONDS))
     error = str(outcome) if not isinstance(outcome, Answer) else ""
     if isinstance(outcome, Answer):
         error = pump.explain_rejection(destination, outcome, [document])
     with transaction.atomic():
+        locked = _lock_row(destination)
         return Delivery.objects.create(
-            destination=_lock_row(destination),
+            channel_id=locked.channel_id,
+            destination=locked,
             kind=Delivery.Kind.TEST,
             status=Delivery.Status.DEAD if error else Delivery.Status.DELIVERED,
             documents=1,
@@ -309,10 +312,10 @@ def send_test(destination: Destination) -> Delivery:
 
 @dataclass(frozen=True)
 class Lag:
-    """How far a destination is behind its feed."""
+    """The documents that a destination has not got yet."""
 
-    documents: int  # counted up to 10,000
-    seconds: float  # since the first of them could be read
+    documents: int  # up to `batches.MAX_COUNTED`
+    seconds: float  # since then the first one waits
 
 
 def measure_lag(destination: Destination) -> Lag:
@@ -344,7 +347,7 @@ def find(channel_id: int, name: str) -> Destination | None:
 
 @transaction.atomic
 def delete(destination: Destination) -> None:
-    """With its deliveries and dead letters."""
+    """Deletes a destination with its deliveries and dead letters."""
     _record("destination.deleted", destination)
-    Destination.objects.filter(pk=destination.pk).update(turn=F("turn") + 1)
+    Destination.objects.filter(pk=destination.pk).update(fencing_token=F("fencing_token") + 1)
     destination.delete()

@@ -1,4 +1,4 @@
-"""Elasticsearch's bulk protocol, as far as a sender speaks it."""
+"""The sender's side of Elasticsearch's bulk protocol."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,24 +12,24 @@ MAX_REASON_LENGTH = 500
 
 
 class ItemResult(NamedTuple):
-    """What became of one document."""
+    """The result of one document."""
 
     status: int
     reason: str
 
     @property
     def is_indexed(self) -> bool:
-        """409 says that it is there already."""
+        """Whether the document is in the index; 409 means that it was there before."""
         return 200 <= self.status < 300 or self.status == 409
 
     @property
     def is_retryable(self) -> bool:
-        """Sent again later, it may be taken."""
+        """Whether the document may be accepted later."""
         return self.status == 429 or self.status >= 500
 
 
 def format_bulk_lines(index: str, doc_type: str, identifier: str, document: bytes) -> bytes:
-    """The action line and the source line of a document."""
+    """Returns the action line and the source line of a document."""
     action: dict[str, Any] = {"_index": index}
     if doc_type:
         action["_type"] = doc_type
@@ -50,7 +50,7 @@ _decode_response = msgspec.json.Decoder(_BulkResponse).decode
 
 
 def parse_item_results(body: bytes, documents: Sequence[Any]) -> list[ItemResult]:
-    """What an answer says of each document that was sent, in their order.
+    """Returns the result of each document that was sent, in their order.
 
     Raises `ValueError` for one that does not tell of all of them.
     """

@@ -1,4 +1,4 @@
-"""One guarded way to send to an address that somebody else named.
+"""Sends requests to addresses that users chose, and to public or allowed networks only.
 
 Whether an address may be reached is decided where the connection is made, on the very socket
 address that it is made to: a name that resolves to another address a moment later, or a redirect,
@@ -24,10 +24,9 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 MAX_URL_LENGTH = 2000
-# where HTTP is spoken; mail, SSH, Redis and databases listen elsewhere and are not to be talked to
+# ports of HTTP; mail, SSH, Redis and databases listen on others
 ALLOWED_PORTS = {80, 443, *range(8000, 10000)}
 CONNECT_SECONDS = 5.0
-TIMEOUT_SECONDS = 15.0
 MAX_ANSWER_BYTES = 4096
 
 _URL_PATTERN = re.compile(r"https?://[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+", re.IGNORECASE)
@@ -44,16 +43,16 @@ _NOT_PUBLIC = (
 
 
 class AddressNotAllowed(Exception):
-    """This address is never to be reached; the message names the remedy."""
+    """The address is not allowed. The message says the remedy."""
 
 
 class Unreachable(Exception):
-    """No answer came; trying again can help. The message says what happened."""
+    """No answer came. Trying again can help; the message says why."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """An address in its parts; `path` holds the query too."""
+    """A parsed address; `path` includes the query."""
 
     scheme: str
     host: str
@@ -63,7 +62,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Answer:
-    """A receiver's answer: its body's first bytes, and the seconds it asks us to wait."""
+    """The answer of a receiver: the first bytes of its body, and `Retry-After` in seconds."""
 
     status: int
     body: bytes
@@ -74,7 +73,7 @@ class Answer:
 
 
 def parse_url(url: str) -> Target:
-    """The address in its parts. Raises `AddressRefused` for one whose form says enough.
+    """Returns a parsed address. Raises `AddressNotAllowed` where its text alone decides.
 
     A name is not resolved here: that is decided when it is connected to.
     """
@@ -129,12 +128,12 @@ def _normalize_host(written_host: str) -> str:
 
 
 def is_allowed(address: IPv4Address | IPv6Address) -> bool:
-    """Whether to connect to it: public, or in one of `EXHAUST_PUSH_ALLOWED_NETWORKS`."""
+    """Returns whether the address is public or in one of `EXHAUST_PUSH_ALLOWED_NETWORKS`."""
     allowed: list[IPv4Network | IPv6Network] = settings.EXHAUST_PUSH_ALLOWED_NETWORKS
     return any(address in network for network in allowed) or _is_public(address)
 
 
-# what `is_global` calls public in one version of Python or another
+# networks that `is_global` calls public in some version of Python
 _SPECIAL_NETWORKS = [
     ip_network(text)
     for text in (
@@ -162,10 +161,10 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class _DeadlineTimer:
-    """Cuts a connection when its time is over: a timeout would start anew with every byte."""
+    """Shuts a socket down at a deadline. A socket timeout starts anew with every byte."""
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
-        self._handle = sock.dup()  # TLS takes the socket itself over
+        self._handle = sock.dup()  # TLS takes over the socket itself
         self._timer = Timer(seconds, self._shut_down)
         self._timer.daemon = True
         self._timer.start()
@@ -181,7 +180,7 @@ class _DeadlineTimer:
 
 
 class _RestrictedConnection(HTTPConnection):
-    """Connects to allowed addresses only, and is cut when its time is over."""
+    """Connects to allowed addresses only, until its deadline."""
 
     deadline: float
     deadline_timer: _DeadlineTimer | None = None
@@ -208,11 +207,11 @@ class _RestrictedConnection(HTTPConnection):
 
 
 class _RestrictedTLSConnection(_RestrictedConnection, HTTPSConnection):
-    """The same with TLS: certificate and name are checked for the name that was asked for."""
+    """The same with TLS. The certificate is checked for the host in the URL."""
 
 
 def _seconds_left(deadline: float) -> float:
-    """The seconds that are left. Raises `TimeoutError` when none are."""
+    """Returns the seconds until the deadline. Raises `TimeoutError` after it."""
     left = deadline - monotonic()
     if left <= 0:
         raise TimeoutError
@@ -220,7 +219,7 @@ def _seconds_left(deadline: float) -> float:
 
 
 def _resolve(host: str, port: int, deadline: float) -> list[Any]:
-    """What `getaddrinfo` says, if it says so in time: a slow name server can hold it for long."""
+    """Returns the addresses of a host. Raises `Unreachable`, also for a slow name server."""
     results: list[Any] = []
 
     def look_up() -> None:
@@ -240,26 +239,18 @@ def _resolve(host: str, port: int, deadline: float) -> list[Any]:
 # The request --------------------------------------------------------------------------------------
 
 
-def post(
-    url: str, body: bytes, headers: Mapping[str, str], *, seconds: float = TIMEOUT_SECONDS
-) -> Answer:
-    """`send` by POST."""
-    return send("POST", url, body, headers, seconds=seconds)
-
-
 def send(
     method: str,
     url: str,
     body: bytes,
     headers: Mapping[str, str],
     *,
-    seconds: float = TIMEOUT_SECONDS,
+    seconds: float,
     answer_bytes: int = MAX_ANSWER_BYTES,
 ) -> Answer:
-    """Sends the bytes and gives the answer, whatever its status, in `seconds` at most.
+    """Sends the bytes and returns the answer, whatever its status, within `seconds`.
 
-    Of the answer's body at most `answer_bytes` are read; it may be cut. Raises `AddressRefused`
-    and `Unreachable`.
+    At most `answer_bytes` of its body are read. Raises `AddressNotAllowed` and `Unreachable`.
     """
     target = parse_url(url)
     connection: _RestrictedConnection
@@ -280,7 +271,7 @@ def send(
             decode_content=False,
         )
         with connection.getresponse() as response:
-            _seconds_left(connection.deadline)  # being cut ends the headers too
+            _seconds_left(connection.deadline)  # a shutdown ends the headers too
             wait = response.headers.get("Retry-After", "")
             return Answer(
                 response.status,

@@ -1,4 +1,4 @@
-"""Carries one batch to one destination: address, method, who we are, signature."""
+"""Sends one request to one receiver: address, method, headers, signature."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ingest import logs
 from ingest.privacy.encryption import decrypt
 
 log = logs.get_logger(__name__)
-TIMEOUT_SECONDS = 30.0
+BATCH_TIMEOUT_SECONDS = 30.0
 Outcome = Answer | AddressNotAllowed | Unreachable
 
 
@@ -22,51 +22,52 @@ Outcome = Answer | AddressNotAllowed | Unreachable
 class OutboundRequest:
     """A request, read from the database beforehand: the threads that send have no connection."""
 
-    destination_id: int
-    id: str
+    id: str  # the same at every attempt
     method: str
     url: str
     body: bytes
     headers: dict[str, str]
-    secret: str
-    max_answer_bytes: int
+    secrets: Sequence[str]  # that sign it; none where it is not signed
+    timeout_seconds: float
+    max_answer_bytes: int = http_client.MAX_ANSWER_BYTES
 
 
-def build_request(
+def build_batch_request(
     destination: Destination, delivery: int | str, documents: Sequence[Document]
 ) -> OutboundRequest:
-    """The request of a delivery; its id is the same at every attempt.
+    """Returns the request that carries the documents of a delivery to its destination.
 
-    Raises `cryptography.fernet.InvalidToken` when no key of ours opens password or secret.
+    Raises `cryptography.fernet.InvalidToken` when no key decrypts the password or the secret.
     """
     headers = {"Content-Type": destination.content_type}
     if destination.user:
-        password = (
-            decrypt(destination.encrypted_password).decode()
-            if destination.encrypted_password
-            else ""
-        )
+        encrypted = destination.encrypted_password
+        password = decrypt(encrypted).decode() if encrypted else ""
         token = b64encode(f"{destination.user}:{password}".encode()).decode()
         headers["Authorization"] = f"Basic {token}"
+    secret = destination.encrypted_secret
     is_elasticsearch = destination.kind == Destination.Kind.ELASTICSEARCH
     return OutboundRequest(
-        destination.pk,
         f"msg_sink{destination.pk}_{delivery}",
         destination.method,
         destination.url,
         b"".join(document.wire_bytes for document in documents),
         headers,
-        decrypt(destination.encrypted_secret).decode() if destination.encrypted_secret else "",
+        [decrypt(secret).decode()] if secret else [],
+        BATCH_TIMEOUT_SECONDS,
         elasticsearch.MAX_ANSWER_BYTES if is_elasticsearch else http_client.MAX_ANSWER_BYTES,
     )
 
 
-def send(request: OutboundRequest, seconds: float | None = None) -> Outcome:
-    """What came of the request, in `SECONDS` at most."""
+def send(request: OutboundRequest) -> Outcome:
+    """Sends the request, signed with each of its secrets: a receiver may hold any of them.
+
+    Returns the answer, or the error that stands in its place; raises nothing.
+    """
     headers = dict(request.headers)
-    if request.secret:
+    if request.secrets:
         headers |= webhook.build_signature_headers(
-            request.id, request.body, [request.secret], timezone.now()
+            request.id, request.body, request.secrets, timezone.now()
         )
     try:
         return http_client.send(
@@ -74,11 +75,11 @@ def send(request: OutboundRequest, seconds: float | None = None) -> Outcome:
             request.url,
             request.body,
             headers,
-            seconds=TIMEOUT_SECONDS if seconds is None else seconds,
+            seconds=request.timeout_seconds,
             answer_bytes=request.max_answer_bytes,
         )
     except (AddressNotAllowed, Unreachable) as error:
         return error
-    except Exception:  # of one receiver; the others' outcomes are to be recorded
-        log.exception("destination.delivery_crashed", destination=request.destination_id)
+    except Exception:  # the outcomes of the other receivers are still to be recorded
+        log.exception("delivery.crashed", key=request.id)
         return Unreachable("The delivery broke; the cause is in the service's log.")

@@ -1,7 +1,7 @@
-"""Sessions as Dynatrace exports them: one document each, with what lies in it.
+"""Sessions as Dynatrace exports them: a document each, with its actions, events and errors.
 
-A session that a DESK sender gave goes out as it came. One that was derived is told in the same
-field names, from its events; what people wrote or answered is not in it.
+A session of a DESK sender is sent as it came. A derived session has the same field names, made from
+its events, without anything that people wrote or answered.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ingest.db import binary_arrays
 from ingest.feed import reader
 from ingest.models import Application, Session, StoredEvent
 
-MAX_SESSION_EVENTS = 1_000  # told of one session; the counts tell of all
+MAX_SESSION_EVENTS = 1_000  # listed of one session; its counts include all
 
 
 class _ClientSessionId(msgspec.Struct, rename="camel"):
@@ -33,7 +33,7 @@ _decode_client_id = msgspec.json.Decoder(_ClientSessionId).decode
 
 
 class SessionRow(NamedTuple):
-    """A session's row as far as it is told."""
+    """The columns of a session that its document needs."""
 
     xid: int
     id: int
@@ -52,30 +52,32 @@ class SessionRow(NamedTuple):
     parent: str | None
 
 
-_FIELDS = [
-    "said_xid" if name == "xid" else f"said_{name}" if name in ("key", "types", "parent") else name
-    for name in SessionRow._fields
+_COMPUTED_COLUMNS: dict[str, Any] = {
+    "xid": reader.cast_xid("xid"),
+    "key": Cast("key", models.TextField()),
+    "types": reader.Utf8Bytes("types"),
+    "parent": Cast("parent__key", models.TextField()),
+}
+_COLUMN_NAMES = [
+    f"computed_{name}" if name in _COMPUTED_COLUMNS else name for name in SessionRow._fields
 ]
 
 
 def fetch_sessions(rows: "models.QuerySet[Session]") -> list[SessionRow]:
-    """The sessions of a query made with `feed.after`, or in any other order."""
+    """Returns the sessions of a query, in its order."""
     annotated = rows.annotate(
-        said_xid=reader.cast_xid("xid"),
-        said_key=Cast("key", models.TextField()),
-        said_types=reader.Utf8Bytes("types"),
-        said_parent=Cast("parent__key", models.TextField()),
+        **{f"computed_{name}": sql for name, sql in _COMPUTED_COLUMNS.items()}
     )
-    return list(map(SessionRow._make, reader.stream_tuples(annotated.values_list(*_FIELDS))))
+    return list(map(SessionRow._make, reader.stream_tuples(annotated.values_list(*_COLUMN_NAMES))))
 
 
 _decode_type_counts = msgspec.json.Decoder(dict[str, int]).decode
 
 
 def build_documents(channel: str, sessions: Sequence[SessionRow]) -> list[tuple[str, bytes]]:
-    """(id, document) of each session of a channel, in their order.
+    """Returns (id, document) of each session of a channel, in their order.
 
-    The id tells a document from all others and stays when the session is told again:
+    The id is unique and stays the same when the session is sent again:
     `<tenant>-<session>-<start>` as Dynatrace writes it; of a derived one, whose start a late event
     may move, `<channel>-<session>`.
     """
@@ -107,7 +109,7 @@ def build_documents(channel: str, sessions: Sequence[SessionRow]) -> list[tuple[
 
 
 def _fetch_client_documents(sessions: Sequence[SessionRow]) -> dict[str, bytes]:
-    """The senders' documents by their sessions' keys, each on one line."""
+    """Returns the senders' own documents by session key, each on one line."""
     if not sessions:
         return {}
     keys = {UUID(session.key): session.key for session in sessions}
@@ -120,7 +122,7 @@ def _fetch_client_documents(sessions: Sequence[SessionRow]) -> dict[str, bytes]:
     }
 
 
-_SessionContents = tuple[list[str], list[int], list[Any]]  # types, moments in milliseconds, pages
+_SessionContents = tuple[list[str], list[int], list[Any]]  # types, times in ms, pages
 _decode_contents = msgspec.json.Decoder(_SessionContents).decode
 _NO_CONTENTS: _SessionContents = ([], [], [])
 
@@ -236,7 +238,7 @@ WHERE e.contents IS NOT NULL
 
 
 def _fetch_session_events(sessions: Sequence[SessionRow]) -> dict[int, _SessionContents]:
-    """By a session's row, what lies in it, in the order of time."""
+    """Returns the events in each session by its row id, in the order of time."""
     if not sessions:
         return {}
     if connection.vendor != "postgresql":
@@ -263,7 +265,7 @@ def _fetch_session_events_portable(session: SessionRow) -> _SessionContents:
         application=session.application_id,
         superseded_xid=None,
     )
-    # as the index has it, which a bare device_id would leave unused
+    # these conditions are those of the index, which device_id alone would not use
     rows = rows.exclude(device_id="").exclude(source__in=client_session_sources())
     rows = rows.order_by("occurred_at", "id")
     types: list[str] = []
@@ -280,13 +282,14 @@ def _fetch_session_events_portable(session: SessionRow) -> _SessionContents:
     return types, moments, pages
 
 
-# What Elasticsearch should know of them --------------------------------------------------------
+# Elasticsearch mapping ------------------------------------------------------------------------
 
 _DATE_FIELD = {"type": "date", "format": "epoch_millis"}
 _KEYWORD_FIELD = {"type": "keyword", "ignore_above": 1024}
 _LONG_FIELD = {"type": "long"}
 _ITEM_FIELDS = {
-    "type": _KEYWORD_FIELD, "name": _KEYWORD_FIELD, "application": _KEYWORD_FIELD, "targetUrl": _KEYWORD_FIELD,
+    "type": _KEYWORD_FIELD, "name": _KEYWORD_FIELD, "application": _KEYWORD_FIELD,
+    "targetUrl": _KEYWORD_FIELD,
     "startTime": _DATE_FIELD, "endTime": _DATE_FIELD, "duration": _LONG_FIELD,
 }  # fmt: skip
 ELASTICSEARCH_MAPPING: dict[str, Any] = {

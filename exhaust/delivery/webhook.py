@@ -7,19 +7,16 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from datetime import datetime
 
-from exhaust.delivery import http_client
-from exhaust.delivery.http_client import Answer
-
 _SECRET_PREFIX = "whsec_"  # noqa: S105
 
 
 def generate_secret() -> str:
-    """A signing secret as its two holders keep it: `whsec_` and base64 of 32 bytes."""
+    """Returns a new signing secret: `whsec_` and base64 of 32 bytes."""
     return _SECRET_PREFIX + b64encode(secrets.token_bytes(32)).decode()
 
 
 def compute_signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """`v1,` and base64 of the HMAC-SHA256 over id, timestamp (epoch seconds) and body."""
+    """Returns `v1,` and base64 of the HMAC-SHA256 over id, timestamp (epoch seconds) and body."""
     key = b64decode(secret.removeprefix(_SECRET_PREFIX))
     content = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
@@ -28,7 +25,7 @@ def compute_signature(secret: str, message_id: str, timestamp: int, body: bytes)
 def build_signature_headers(
     message_id: str, body: bytes, signing_secrets: Sequence[str], sent_at: datetime
 ) -> dict[str, str]:
-    """The headers of a message."""
+    """Returns the headers that sign a message with each of the secrets."""
     timestamp = int(sent_at.timestamp())
     return {
         "webhook-id": message_id,
@@ -37,17 +34,3 @@ def build_signature_headers(
             compute_signature(secret, message_id, timestamp, body) for secret in signing_secrets
         ),
     }
-
-
-def send(
-    url: str, message_id: str, body: bytes, signing_secrets: Sequence[str], sent_at: datetime
-) -> Answer:
-    """POSTs a JSON body, signed with each of the secrets: a receiver may hold any of them.
-
-    Raises what `http.post` raises.
-    """
-    headers = {
-        "Content-Type": "application/json",
-        **build_signature_headers(message_id, body, signing_secrets, sent_at),
-    }
-    return http_client.post(url, body, headers, seconds=http_client.TIMEOUT_SECONDS)

@@ -1,7 +1,7 @@
-"""Sealing a file: an AES-256 zip under a password, or age for a public key.
+"""Encryption of files: an AES-256 zip under a password, or age for a public key.
 
-Both stream in bounded memory. Both are random by design, so that of two attempts at a request the
-rows are the same and the bytes are not.
+Both stream in bounded memory. Both are random by design: two attempts at a request write the same
+rows and different bytes.
 """
 
 import io
@@ -23,7 +23,7 @@ from django.contrib.auth.password_validation import (
 from django.core.exceptions import ValidationError
 
 from exhaust.datasets import is_private
-from exhaust.files.formats.lines import GZIP_LEVEL
+from exhaust.files.formats.lines import BLOCK_BYTES, GZIP_LEVEL
 from exhaust.models import Job
 from ingest.events import RequestError
 from ingest.models import Channel
@@ -43,7 +43,7 @@ _PASSWORD_VALIDATORS: list[Any] = [
 
 @dataclass(frozen=True)
 class FileEncryption:
-    """How a job's files are sealed: `suffix` comes behind their names; empty is not at all."""
+    """How the files of a job are encrypted. `suffix` follows their names; empty for none."""
 
     suffix: str = ""
     password: str = ""
@@ -60,14 +60,14 @@ class FileEncryption:
     ) -> Iterator[bytes]:
         """The file's bytes. `suffix` and `at` are those of a zip's one member."""
         if self.suffix == "zip":
-            from stream_zip import ZIP_64, stream_zip  # brings ciphers that few starts need
+            from stream_zip import ZIP_64, stream_zip  # loads ciphers that few processes need
 
-            # neither name nor moment of the member is secret, so neither tells anything
+            # a zip does not encrypt the member's name and time, so both say nothing
             member = (f"exhaust.{suffix}", modified_at, _MODE, ZIP_64, plain)
             return iter(
                 stream_zip(
                     [member],
-                    chunk_size=256 * 1024,
+                    chunk_size=BLOCK_BYTES,
                     get_compressobj=lambda: zlib.compressobj(GZIP_LEVEL, wbits=-zlib.MAX_WBITS),
                     password=self.password,
                 )
@@ -78,25 +78,28 @@ class FileEncryption:
 
 
 class EncryptionUnavailable(Exception):
-    """The file cannot be sealed as it must be; the message is for the requester."""
+    """The file cannot be encrypted as required. The message is for the requester."""
 
 
 def resolve_for_job(job: Job, channel: Channel) -> FileEncryption:
-    """How the job's files are to be sealed now. Raises `Unsealable`: never a plain file instead."""
+    """Returns how to encrypt the job's files now.
+
+    Raises `EncryptionUnavailable`; a plain file never takes its place.
+    """
     required_method = (
         channel.private_encryption if is_private(job.dataset) else EncryptionMethod.NONE
     )
     method = job.encryption or required_method
     if required_method == EncryptionMethod.PUBLICKEY != method:
         raise EncryptionUnavailable(
-            "This channel has its private files sealed for its public key since; send the request"
-            " again."
+            "This channel now requires its private files to be encrypted for its public key; send"
+            " the request again."
         )
     if method == EncryptionMethod.PASSWORD:
         if job.encrypted_key is None:
             raise EncryptionUnavailable(
-                "This file must be sealed and its encryptionKey is not known any more; send the"
-                " request again, with it."
+                "This file must be encrypted and its encryptionKey is no longer stored; send the"
+                " request again with it."
             )
         return FileEncryption("zip", password=decrypt(job.encrypted_key).decode())
     if method == EncryptionMethod.PUBLICKEY:
@@ -109,22 +112,22 @@ def resolve_for_job(job: Job, channel: Channel) -> FileEncryption:
 
 
 def resolve_method(channel_id: int, dataset: str, method: str, password: str) -> str:
-    """The sealing of a new request. Raises `Refused` (400) for one that cannot be."""
+    """Returns the encryption method of a new request. Raises `RequestError` (400) if impossible."""
     channel = Channel.objects.get(pk=channel_id)
     required_method = channel.private_encryption if is_private(dataset) else EncryptionMethod.NONE
     method = method or (EncryptionMethod.PASSWORD if password else required_method)
     if password and method != EncryptionMethod.PASSWORD:
         raise _method_error(
-            "encryptionKey", "The file is sealed for the channel's public key; leave it"
+            "encryptionKey", "The file is encrypted for the channel's public key; leave it"
         )
     if required_method == EncryptionMethod.PUBLICKEY != method:
-        remedy = "This channel's private files are sealed for its public key; leave it"
+        remedy = "This channel's private files are encrypted for its public key; leave it"
         raise _method_error("encryptionKey" if password else "encryption", remedy)
     if method == EncryptionMethod.PASSWORD:
         if not password:
             raise RequestError(
                 "invalid",
-                f"request.encryptionKey: The file must be sealed; give it. {PASSWORD_RULE}",
+                f"request.encryptionKey: The file must be encrypted; give it. {PASSWORD_RULE}",
             )
         require_strong_password(password)
     if method == EncryptionMethod.PUBLICKEY and not channel.recipient:
@@ -139,7 +142,7 @@ def _method_error(field: str, remedy: str) -> RequestError:
 
 
 def require_strong_password(password: str) -> None:
-    """Raises `Refused` (400) with the rule."""
+    """Raises `RequestError` (400) with the rule for a weak password."""
     # programs that open a zip disagree about passwords beyond ASCII
     is_strong = len(password) <= 128 and password.isascii() and password.isprintable()
     try:
@@ -148,7 +151,7 @@ def require_strong_password(password: str) -> None:
         is_strong = False
     if not is_strong:
         raise RequestError(
-            "invalid", f"request.encryptionKey: Too weak to seal a file. {PASSWORD_RULE}"
+            "invalid", f"request.encryptionKey: Too weak to encrypt a file. {PASSWORD_RULE}"
         )
 
 
@@ -156,7 +159,7 @@ def require_strong_password(password: str) -> None:
 
 
 class _QueueReader(io.RawIOBase):
-    """What age reads: the blocks that are handed over, then the end. None breaks it off."""
+    """The plain blocks as a file that age reads. An empty block ends it; None breaks it off."""
 
     def __init__(self, blocks: "queue.Queue[bytes | None]") -> None:
         self._blocks = blocks
@@ -196,7 +199,7 @@ class _BufferWriter(io.RawIOBase):
 
 
 def _encrypt_with_age(plain: Iterator[bytes], recipient: str) -> Iterator[bytes]:
-    """age pulls and pushes by itself, in a thread; one block at a time is handed to it."""
+    """Yields the encrypted bytes. age reads and writes in its own thread, a block at a time."""
     blocks: queue.Queue[bytes | None] = queue.Queue(1)
     target = _BufferWriter()
     errors: list[BaseException] = []
@@ -205,7 +208,7 @@ def _encrypt_with_age(plain: Iterator[bytes], recipient: str) -> Iterator[bytes]
         try:
             age_recipient = pyrage.x25519.Recipient.from_str(recipient)
             pyrage.encrypt_io(_QueueReader(blocks), target, [age_recipient])
-        except BaseException as error:  # whatever it is, the caller's thread raises it
+        except BaseException as error:  # the caller's thread raises it
             errors.append(error)
 
     thread = threading.Thread(target=encrypt, name="age", daemon=True)
@@ -233,7 +236,7 @@ def _encrypt_with_age(plain: Iterator[bytes], recipient: str) -> Iterator[bytes]
         is_finished = True
         if errors:
             raise EncryptionUnavailable(
-                "The file could not be sealed for the channel's public key."
+                "The file could not be encrypted for the channel's public key."
             )
         yield target.take()
     finally:

@@ -2,7 +2,7 @@
 
 A response file in a bucket gets a link to the bucket; a private file, and a file in a folder,
 gets our own address: 256 random bits that lead to a row, which counts uses and can be revoked. The
-database's clock decides what has expired, whatever a web process believes.
+database's clock decides whether a link has expired, whatever the clock of a web process shows.
 """
 
 import hashlib
@@ -13,23 +13,22 @@ from typing import Any
 from cryptography.fernet import InvalidToken
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
 from exhaust.datasets import is_private
 from exhaust.files import storage
 from exhaust.models import File, Job, Link
+from exhaust.models.files import USABLE_LINK
 from ingest import audit
 from ingest.models import Channel
 from ingest.privacy.encryption import decrypt, encrypt
 
 REDIRECT_SECONDS = 120
-_OPEN = Q(expires_at__gt=Now(), revoked_at__isnull=True, use_count__lt=F("max_uses"))
-_USABLE = _OPEN & Q(file__deleted_at__isnull=True, file__withdrawn_at__isnull=True)
 
 
 class LinkUnusable(Exception):
-    """A link that opens nothing: an HTTP status and a sentence."""
+    """The link does not open its file; `status` is the HTTP status to answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -37,35 +36,30 @@ class LinkUnusable(Exception):
 
 
 def database_now() -> datetime:
-    """The database's time, which all processes share."""
+    """Returns the database's time, which all processes share."""
     now = Channel.objects.annotate(now=Now()).values_list("now", flat=True).first()
-    return now or datetime.now(UTC)  # without a channel there is no file either
+    return now or datetime.now(UTC)  # no channel has no file
 
 
 def get_or_create(file: File, now: datetime | None = None) -> Link | None:
-    """The file's link, or a new one when the last has ended; None once the file is gone.
+    """Returns the usable link of a file, a new one where there is none; None once the file is gone.
 
     `now` is the database's time, where the caller has it.
     """
-    if file.deleted_at is not None or file.withdrawn_at is not None:
+    if not file.is_available:
         return None
-    now = now or database_now()
-    link = find_usable(file, now)
-    if link is None:
-        with transaction.atomic():  # two readers of one moment get one link
-            locked = File.objects.select_for_update(of=("self",)).select_related("job__channel")
-            return _find_or_create(locked.get(pk=file.pk), now)
-    return link
-
-
-def _find_or_create(file: File, now: datetime) -> Link | None:
-    if file.deleted_at is not None or file.withdrawn_at is not None:
-        return None
-    return find_usable(file, now) or create(file, _compute_expiry(file, now))
+    if link := find_usable(file):
+        return link
+    with transaction.atomic():  # two readers at once get one link
+        locked = File.objects.select_for_update(of=("self",)).select_related("job__channel")
+        file = locked.get(pk=file.pk)
+        if not file.is_available:
+            return None
+        return find_usable(file) or create(file, _compute_expiry(file, now or database_now()))
 
 
 def create(file: File, expires_at: datetime) -> Link:
-    """A new way to the file."""
+    """Creates a link that opens the file until then."""
     token = secrets.token_urlsafe(32)
     link = Link.objects.create(
         file=file,
@@ -78,25 +72,18 @@ def create(file: File, expires_at: datetime) -> Link:
 
 
 def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()  # of 256 random bits: nothing to guess
+    return hashlib.sha256(token.encode()).hexdigest()  # of 256 random bits, so a plain hash is safe
 
 
-def find_usable(file: File, now: datetime) -> Link | None:
-    """The link that still opens the file, by the database's time; makes none."""
-    for link in file.links.all():  # prefetched in lists
-        if (
-            link.expires_at > now
-            and link.revoked_at is None
-            and link.use_count < link.max_uses
-            and _decrypt_token(link)
-        ):
-            return link
-    return None
+def find_usable(file: File) -> Link | None:
+    """Returns a link that opens the file now and can be shown again; None for none."""
+    links = file.links.all()  # prefetched in lists
+    return next((link for link in links if link.is_usable and _decrypt_token(link)), None)
 
 
 def _decrypt_token(link: Link) -> str:
-    """Empty for one of before, or sealed under a key that is gone."""
-    if "token" not in link.__dict__:  # asked twice for each answer
+    """Returns the token of a link; empty where it is gone or no key decrypts it."""
+    if "token" not in link.__dict__:  # read twice for each answer
         try:
             link.__dict__["token"] = (
                 decrypt(link.encrypted_token).decode() if link.encrypted_token else ""
@@ -107,7 +94,7 @@ def _decrypt_token(link: Link) -> str:
 
 
 def _compute_expiry(file: File, now: datetime) -> datetime:
-    """The least of the asked life, the signing credential's, and the file's own."""
+    """Returns the earliest end of the link's lifetime, the signing credential and the file."""
     limits = [
         now + timedelta(seconds=settings.EXHAUST_LINK_SECONDS),
         file.created_at + timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS),
@@ -118,12 +105,12 @@ def _compute_expiry(file: File, now: datetime) -> datetime:
 
 
 def has_own_url(file: File) -> bool:
-    """Whether links to it are our own address, and so can be revoked."""
+    """Returns whether links to the file are our own address, which can be revoked."""
     return is_private(file.job.dataset) or not settings.S3_BUCKET
 
 
 def build_url(link: Link) -> str:
-    """Where the file is to be had until the link's expiry."""
+    """Returns the address that serves the file until the link expires."""
     file = link.file
     if not is_private(file.job.dataset):
         signed_url = storage.get_storage().sign_url(
@@ -135,7 +122,7 @@ def build_url(link: Link) -> str:
 
 
 def revoke(links: QuerySet[Link]) -> int:
-    """Ends links at once, and forgets their tokens; how many stood."""
+    """Ends links at once and deletes their tokens. Returns how many were not ended before."""
     count = 0
     with transaction.atomic():
         usable = links.filter(revoked_at=None, expires_at__gt=Now())
@@ -149,27 +136,22 @@ def revoke(links: QuerySet[Link]) -> int:
 
 
 def find_by_token(token: str) -> Link:
-    """The link behind our own address, if it opens its file now. Raises `Unusable`."""
-    usable = Case(When(_USABLE, then=Value(True)), default=Value(False))
-    matching = Link.objects.filter(digest=_digest(token)).annotate(usable=usable)
+    """Returns the link of a token, if it opens its file now. Raises `LinkUnusable`."""
+    matching = Link.objects.filter(digest=_digest(token))
     link = matching.select_related("file__job__channel").first()
     if link is None:
         raise LinkUnusable(
             403, "This link is not known, or was altered; use it exactly as it was given."
         )
-    if not link.usable:
+    if not link.is_usable:
         raise LinkUnusable(410, _explain_unusable(link))
     return link
 
 
 def record_download(link: Link) -> None:
-    """Counts a download, and writes it down. Raises `Unusable`."""
-    # no join: who waits for another's use or a revocation must look at the row as it is then
-    file_exists = Exists(
-        File.objects.filter(pk=OuterRef("file"), deleted_at=None, withdrawn_at=None)
-    )
+    """Counts a download and writes it to the audit log. Raises `LinkUnusable`."""
     with transaction.atomic():
-        rows = Link.objects.filter(_OPEN, file_exists, pk=link.pk)
+        rows = Link.objects.filter(USABLE_LINK, pk=link.pk)
         if rows.update(use_count=F("use_count") + 1):
             link.refresh_from_db(fields=["use_count"])
             _record("file.downloaded", link, use=link.use_count)
@@ -181,8 +163,8 @@ def record_download(link: Link) -> None:
 def _explain_unusable(link: Link) -> str:
     if link.file.withdrawn_at is not None:
         return (
-            "Somebody in this file took back consent, or was erased; send the request again for a"
-            " new file."
+            "A participant in this file withdrew consent or was erased; send the request again for"
+            " a new file."
         )
     if link.file.deleted_at is not None:
         return "This link has expired, its file was deleted; send the request again."
@@ -192,7 +174,7 @@ def _explain_unusable(link: Link) -> str:
 
 
 def sign_redirect(file: File) -> str | None:
-    """A short-lived address in the bucket; None where we give the bytes ourselves."""
+    """Returns a short-lived address in the bucket; None where this service sends the bytes."""
     until = database_now() + timedelta(seconds=REDIRECT_SECONDS)
     return storage.get_storage().sign_url(file.key, file.name, file.content_type, until)
 

@@ -1,4 +1,4 @@
-"""What stands beside a file in several parts: which parts there are, and what is in them."""
+"""The manifest of a file in several parts: its parts, columns and range of the feed."""
 
 import json
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ CONTENT_TYPE = "application/json"
 def build_manifest(
     job: Job, dataset: Dataset, selection: Selection, files: Sequence[StoredFile]
 ) -> bytes:
-    """The same in every attempt: no moment, no key. `files` are the parts, in order."""
+    """Returns the manifest as JSON, the same in every attempt. `files` are the parts, in order."""
     document = {
         "dataset": dataset.name,
         "datasetConfig": job.config,
         "format": job.output_format,
-        # everything in the parts stands below it in the feed
+        # every row of the parts is below it in the feed
         "watermark": str(selection.watermark),
         **_feed_span(dataset, selection),
         "rows": sum(file.row_count for file in files),
@@ -49,13 +49,17 @@ def build_manifest(
 
 
 def _feed_span(dataset: Dataset, selection: Selection) -> dict[str, Any]:
-    """The places of the feed that the parts lie between, `from` not included; and `pull`, what
-    a page is asked with to go on behind them, null where no pull asks what the file was asked."""
+    """Returns the feed positions around the parts, `from` not included, and `pull`.
+
+    `pull` is the query that continues behind the parts; null where no pull has the same filters.
+    """
     positions = {
         "from": FeedPosition(selection.since_xid - 1, LAST_ID) if selection.since_xid else START,
         "to": FeedPosition(selection.watermark - 1, LAST_ID),
     }
-    span = {name: {"position": f"{place.xid}.{place.id}"} for name, place in positions.items()}
+    span = {
+        name: {"position": f"{position.xid}.{position.id}"} for name, position in positions.items()
+    }
     resource = dataset.pull_resource
     is_filtered = selection.conversation_id is not None or selection.application_id is not None
     if not resource or is_filtered or selection.start < EPOCH:
@@ -64,8 +68,8 @@ def _feed_span(dataset: Dataset, selection: Selection) -> dict[str, Any]:
     fingerprint = query_fingerprint(
         FeedQuery(selection.channel_id, resource, start, end, selection.types)
     )
-    for name, place in positions.items():
-        span[name]["cursor"] = cursor.encode(list(place), fingerprint)
+    for name, position in positions.items():
+        span[name]["cursor"] = cursor.encode(list(position), fingerprint)
     pull = {
         "resource": resource,
         "start": int(start.timestamp()),

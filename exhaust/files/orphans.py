@@ -1,8 +1,8 @@
-"""What attempts that died or lost left in the storage: objects, drafts and unfinished uploads.
+"""Removes orphans: objects, drafts and unfinished uploads that no row names.
 
-A key names its job and attempt. It stands while that attempt has the job, or a row of `File` names
-it; nothing else does, and of what is only begun no row of `File` speaks. A bucket belongs to one
-installation: another's files would be orphans.
+Attempts that died or lost their lease leave them. A key names its job and attempt. An object stays
+while that attempt is running or a `File` row names it; no row names an unfinished upload. A bucket
+belongs to one installation: the files of another one would be orphans.
 """
 
 import re
@@ -14,7 +14,10 @@ from exhaust.models import File, Job
 from ingest import logs
 
 log = logs.get_logger(__name__)
-_KEY_PATTERN = re.compile(r"(?:response|private)/([0-9]{1,18})/([0-9]{1,9})-[0-9a-f]{32}\.[a-z.]+")
+_KEY_PATTERN = re.compile(
+    rf"(?:{'|'.join(storage.AREAS)})/([0-9]{{1,18}})/([0-9]{{1,9}})-[0-9a-f]{{32}}\.[a-z.]+"
+)
+_BATCH_KEYS = 500
 
 
 def remove_all() -> Iterator[int]:
@@ -27,16 +30,14 @@ def remove_all() -> Iterator[int]:
 
 
 def remove_for_jobs(*job_ids: int) -> int:
-    """The same for single jobs; how many were cleared. Raises `storage.StorageError`."""
+    """Removes the orphans of single jobs. Returns how many; raises `storage.StorageError`."""
     return sum(sum(_remove_under(f"{area}/{pk}/")) for pk in job_ids for area in storage.AREAS)
 
 
 def _remove_under(prefix: str) -> Iterator[int]:
     store = storage.get_storage()
     for keys in _batch_keys(store.list_keys(prefix)):
-        in_progress = _find_in_progress(
-            keys
-        )  # in this order: a publication between the two makes it a file's
+        in_progress = _find_in_progress(keys)  # first: a publication meanwhile adds a `File` row
         referenced = set(
             File.objects.filter(key__in=keys, deleted_at=None).values_list("key", flat=True)
         )
@@ -45,18 +46,18 @@ def _remove_under(prefix: str) -> Iterator[int]:
         )
     for keys in _batch_keys(store.list_unfinished(prefix)):
         in_progress = _find_in_progress(keys)
-        # a published file may lie beside an upload of its key whose beginning was never answered
+        # a published file may have an unfinished upload of its key, whose start got no answer
         yield _clear_keys([key for key in keys if key not in in_progress], store.abort_unfinished)
 
 
 def _batch_keys(keys: Iterable[str]) -> Iterator[list[str]]:
     own_keys = (key for key in keys if _KEY_PATTERN.fullmatch(key))
-    while batch := list(islice(own_keys, 500)):
+    while batch := list(islice(own_keys, _BATCH_KEYS)):
         yield batch
 
 
 def _find_in_progress(keys: list[str]) -> set[str]:
-    """Those whose attempt has the job."""
+    """Returns the keys whose attempt is running."""
     attempts = {
         key: (int(match[1]), int(match[2]))
         for key in keys

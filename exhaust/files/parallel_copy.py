@@ -1,9 +1,9 @@
-"""A query's rows by PostgreSQL's COPY; a large one in slices of time, over two connections.
+"""The rows of a query by PostgreSQL's COPY; a large one in slices of time, over two connections.
 
-To make a row costs PostgreSQL several times what it costs us, and one statement is made by one of
-its processes (its own parallel plans hand row after row to a leader, which costs what they bring).
-So each slice is a statement of its own, two of them run at a time, and their rows are given in the
-order of the file. All slices see the same rows as one statement would, by the job's watermark.
+Making a row costs PostgreSQL several times as much as it costs us, and one process makes one
+statement: parallel plans pass every row to a leader, which costs as much as they save. So each
+slice is a statement of its own and two run at a time. Rows come in the order of the file. All
+slices see the same rows as one statement would, by the job's watermark.
 """
 
 import queue
@@ -17,18 +17,18 @@ import psycopg
 from django.conf import settings
 from django.db import connection, connections
 
-from exhaust.files.formats.lines import LineChunk
+from exhaust.files.formats.lines import BLOCK_BYTES, LineChunk
 
 Query = tuple[str, dict[str, Any]]
 
 SLICE_ROWS = 10_000
 MAX_SLICES = 1_000
 CONNECTIONS = 2
-_BATCH_ROWS, _BATCH_BYTES = 256, 256 * 1024  # that pass from one thread to the other at once
-_MAX_QUEUED_BATCHES = 32  # that a slice may be ahead of the file: about as much as a slice
+_BATCH_ROWS, _BATCH_BYTES = 256, BLOCK_BYTES  # that one thread hands to the other at once
+_MAX_QUEUED_BATCHES = 32  # of a slice ahead of the file: about as much as a slice
 
-# An index gives the rows in the file's order. Without fresh statistics the planner would rather
-# sort them, payloads and all, on disk.
+# An index returns the rows in the file's order. Without fresh statistics the planner would sort
+# them on disk, payloads included.
 PLANNER_SETTINGS = """
 SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL work_mem = '64MB';
 SET LOCAL max_parallel_workers_per_gather = 0
@@ -36,7 +36,7 @@ SET LOCAL max_parallel_workers_per_gather = 0
 
 
 class CancellableQueries:
-    """The connections whose statements make a file, for whoever has to end them."""
+    """The connections whose statements make a file, so that another thread can cancel them."""
 
     def __init__(self, *raw_connections: Any) -> None:
         self._raw_connections = [
@@ -55,10 +55,10 @@ class CancellableQueries:
 def copy_rows(
     queries: Sequence[Query], *, by_line: bool, statements: CancellableQueries
 ) -> Iterator[Any]:
-    """Rows of cells, or sheaves of PostgreSQL's own lines of CSV, of one query after the other."""
+    """Yields rows of cells, or chunks of CSV lines as PostgreSQL writes them, query after query."""
     if len(queries) == 1:
         connection.ensure_connection()
-        statements.add(connection.connection)  # it may be another than before
+        statements.add(connection.connection)  # it may have changed
         with closing(_stream_query_rows(*queries[0], by_line=by_line)) as rows:  # type: ignore[type-var]
             for batch in _batch_rows(rows, by_line=by_line):
                 yield from batch
@@ -80,7 +80,7 @@ def copy_rows(
 
 
 def _stream_query_rows(sql: str, params: dict[str, Any], *, by_line: bool) -> Iterator[Any]:
-    """The rows of one statement on this thread's connection: one message is one row."""
+    """Yields the rows of one statement on this thread's connection; one message is one row."""
     with (
         connection.wrap_database_errors,
         connection.connection.transaction(),
@@ -94,12 +94,12 @@ def _stream_query_rows(sql: str, params: dict[str, Any], *, by_line: bool) -> It
             for row in copy if by_line else copy.rows():
                 message_count += 1
                 yield row
-        if message_count != cursor.rowcount:  # a habit of the server, not a promise
+        if message_count != cursor.rowcount:  # the protocol does not promise it
             raise RuntimeError(f"COPY sent {message_count} messages for {cursor.rowcount} rows")
 
 
 def _batch_rows(rows: Iterator[Any], *, by_line: bool) -> Iterator[list[Any]]:
-    """The rows, or a sheaf of lines, some at a time: one by one they cost the next thread more."""
+    """Yields rows, or chunks of lines, in batches: one by one they cost the next thread more."""
     batch: list[Any] = []
     size = 0
     for row in rows:
@@ -117,14 +117,14 @@ def _join_lines(lines: list[Any]) -> list[LineChunk]:
 
 
 class _ReaderGone(Exception):
-    """Nobody wants the rest."""
+    """The reader wants no more rows."""
 
 
 _SLICE_END: list[Any] = []  # of a slice
 
 
 class SliceWorker(threading.Thread):
-    """Some of the slices, one after the other, over a connection of its own."""
+    """Copies some of the slices, one after the other, over its own connection."""
 
     def __init__(
         self,
@@ -143,16 +143,16 @@ class SliceWorker(threading.Thread):
         self._raw_connection: Any = None
 
     def read_slice(self) -> Iterator[Any]:
-        """The rows of its next slice, in the reader's thread; raises what the slice failed with."""
+        """Yields the rows of the next slice, in the reader's thread. Raises the slice's error."""
         while (item := self._batches.get()) is not _SLICE_END:
             if isinstance(item, BaseException):
                 raise item
             yield from item
 
     def stop(self) -> None:
-        """Behind the reader's last word: a statement under way is cut off, the connection closed.
+        """Cancels a statement under way and waits until the connection is closed, 10 s at most.
 
-        A server that does not answer is not waited for; the process's end takes the rest.
+        A server that does not answer is left to the end of the process.
         """
         for _ in range(10):
             if not self.is_alive():
@@ -169,21 +169,21 @@ class SliceWorker(threading.Thread):
             self._statements.add(self._raw_connection)
             for query in self._queries:
                 self._copy_query(query)
-                self._put_item(_SLICE_END)
+                self.put_item(_SLICE_END)
         except _ReaderGone:
             pass
-        except BaseException as error:  # the reader's
+        except BaseException as error:  # the reader raises it
             with suppress(_ReaderGone):
-                self._put_item(error)
+                self.put_item(error)
         finally:
             connections.close_all()
 
     def _copy_query(self, query: Query) -> None:
         with closing(_stream_query_rows(*query, by_line=self._by_line)) as rows:  # type: ignore[type-var]
             for batch in _batch_rows(rows, by_line=self._by_line):
-                self._put_item(batch)
+                self.put_item(batch)
 
-    def _put_item(self, item: list[Any] | BaseException) -> None:
+    def put_item(self, item: list[Any] | BaseException) -> None:
         while not self._reader_gone.is_set():
             with suppress(queue.Full):
                 self._batches.put(item, timeout=0.2)

@@ -31,7 +31,7 @@ def store_file(key: str, content_type: str, blocks: Iterator[bytes]) -> StoredFi
     _put(store, key, stream, content_type)
     trigger_failpoint("head.before", storage.parse_job_id(key))
     if store.size(key) != stream.byte_count:
-        raise storage.StorageError(f"{key} is not as long as what was sent")
+        raise storage.StorageError(f"{key} is not as long as the bytes that were sent")
     return StoredFile(key, content_type, stream.byte_count, stream.sha256)
 
 

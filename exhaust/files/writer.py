@@ -1,7 +1,7 @@
-"""A dataset's rows as files: bytes in the asked format, in parts where they are large.
+"""Writes the rows of a dataset as files of the requested format, in parts where they are large.
 
-On PostgreSQL the database makes the cells where it can, and CSV's lines by itself; the portable way
-makes the same bytes.
+PostgreSQL makes the cells where it can, and whole lines of CSV. The portable way makes the same
+bytes.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from exhaust.files.formats.lines import LineChunk
 
 @dataclass
 class Progress:
-    """Rows written so far; another thread reads it. And cells that a format left empty."""
+    """Rows written so far, which another thread reads, and cells that a format left empty."""
 
     rows: int = 0
     unconvertible_cells: int = 0
@@ -38,7 +38,7 @@ def iter_blocks(
     *,
     portable: bool = False,
 ) -> Generator[bytes]:
-    """The whole answer as one file, in blocks of bounded size."""
+    """Yields the whole result as one file, in blocks of bounded size."""
     for part in iter_parts(dataset, selection, progress, file_format, limit=0, portable=portable):
         yield from part
 
@@ -53,10 +53,10 @@ def iter_parts(
     portable: bool = False,
     statements: parallel_copy.CancellableQueries | None = None,
 ) -> Generator[Iterator[bytes]]:
-    """The files, each in blocks, each to be read to its end before the next is asked for.
+    """Yields the parts, each an iterator of blocks. Read each to its end before the next one.
 
-    A file ends at the row at which it has `limit` bytes, if rows are left; 0 is no limit. The
-    connections that PostgreSQL's rows come over are told to `statements`.
+    A part ends at the row at which it has `limit` bytes, if rows are left; 0 is no limit. The
+    connections that PostgreSQL's rows come over are added to `statements`.
     """
     limit = limit or sys.maxsize
     rows: Any
@@ -99,7 +99,7 @@ def iter_parts(
             yield iter_part_blocks()
 
 
-AddRows = Callable[[Any], Iterable[tuple[int, bytes]]]  # rows that were added, bytes that are ready
+AddRows = Callable[[Any], Iterable[tuple[int, bytes]]]  # (rows added, bytes ready)
 
 
 def _make_row_adder(body: Any) -> AddRows:
@@ -118,20 +118,20 @@ def _make_chunk_adder(body: Any) -> AddRows:
 def _build_copy_queries(
     dataset: Dataset, selection: Selection, file_format: Format
 ) -> list[parallel_copy.Query]:
-    """What PostgreSQL is to make whole; nothing where Python must finish a cell."""
+    """Returns the queries that PostgreSQL copies; none where Python must finish a cell."""
     if connection.vendor != "postgresql":
         return []
     if dataset.copy_sql(selection, escape_formulas=file_format.has_add_lines) is None:
         return []
     candidates = (
         dataset.copy_sql(each, escape_formulas=file_format.has_add_lines)
-        for each in _split_by_time(dataset, selection)
+        for each in split_by_time(dataset, selection)
     )
     return [query for query in candidates if query is not None]
 
 
-def _split_by_time(dataset: Dataset, selection: Selection) -> list[Selection]:
-    """The selection in parts whose rows follow one another: by time, of about as many rows."""
+def split_by_time(dataset: Dataset, selection: Selection) -> list[Selection]:
+    """Returns selections that follow one another in time, of about as many rows each."""
     count = min(
         dataset.estimate_rows(selection) // parallel_copy.SLICE_ROWS, parallel_copy.MAX_SLICES
     )
@@ -147,7 +147,10 @@ def _split_by_time(dataset: Dataset, selection: Selection) -> list[Selection]:
 
 
 class BlockStream(io.RawIOBase):
-    """What storage reads: exactly the bytes asked for until the end, counted and hashed."""
+    """A readable stream of blocks that counts and hashes its bytes.
+
+    Every read but the last returns as many bytes as requested.
+    """
 
     def __init__(self, blocks: Iterator[bytes | bytearray]) -> None:
         self._blocks = blocks

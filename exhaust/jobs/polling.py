@@ -7,6 +7,7 @@ PostgreSQL it is the ORM's all the same.
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -17,6 +18,7 @@ from exhaust.feed import cursor
 from exhaust.jobs import queries
 from exhaust.jobs.queries import Filters, Page
 from exhaust.models import File, Job, Link
+from exhaust.models.files import USABLE_LINK
 from ingest.models import Channel
 
 _JOB_COLUMNS = (
@@ -40,7 +42,7 @@ def _select_list(alias: str, column_names: Sequence[str]) -> str:
     return ", ".join(f"{alias}.{name}" for name in column_names)
 
 
-# the links are those that `links.standing` takes; the place in the queue is `submissions`' own
+# the position in the queue is that of `queries`
 _JOBS_SQL = f"""
 WITH j AS (
     SELECT {", ".join(_JOB_COLUMNS)} FROM exhaust_job WHERE channel_id = %(channel)s AND tag = %(tag)s
@@ -52,34 +54,39 @@ SELECT {_select_list("j", _JOB_COLUMNS)}, c.identifier, statement_timestamp(),
         WHERE w.channel_id = j.channel_id AND w.status = 'SUBMITTED'
         AND (w.priority, w.submitted_at, w.id) <= (j.priority, j.submitted_at, j.id)
     ) END,
-    {_select_list("f", _FILE_COLUMNS)}, {_select_list("l", _LINK_COLUMNS)}
+    {_select_list("f", _FILE_COLUMNS)}, {_select_list("exhaust_link", _LINK_COLUMNS)}
 FROM j
 JOIN ingest_channel c ON c.id = j.channel_id
 LEFT JOIN exhaust_file f ON f.job_id = j.id AND j.status = 'SUCCESS'
-LEFT JOIN exhaust_link l ON l.file_id = f.id AND l.expires_at > statement_timestamp()
-    AND l.revoked_at IS NULL AND l.use_count < l.max_uses
-ORDER BY j.submitted_at DESC, j.id DESC, f.part, f.id, l.id
+LEFT JOIN exhaust_link ON exhaust_link.file_id = f.id AND {{usable_link}}
+ORDER BY j.submitted_at DESC, j.id DESC, f.part, f.id, exhaust_link.id
 """  # noqa: S608 # our own words
-_ONE_JOB_SQL = _JOBS_SQL.format(which="request_id = %(request_id)s")
+_ONE_JOB = "request_id = %(request_id)s"
 _TAG_CONDITION = (
     "dataset = ANY(%(datasets)s) {behind} ORDER BY submitted_at DESC, id DESC LIMIT %(limit)s"
 )
-_FIRST_PAGE_SQL = _JOBS_SQL.format(which=_TAG_CONDITION.format(behind=""))
-_NEXT_PAGE_SQL = _JOBS_SQL.format(
-    which=_TAG_CONDITION.format(behind="AND (submitted_at, id) < (%(at)s, %(pk)s)")
-)
+_FIRST_PAGE = _TAG_CONDITION.format(behind="")
+_NEXT_PAGE = _TAG_CONDITION.format(behind="AND (submitted_at, id) < (%(at)s, %(pk)s)")
+
+
+@cache
+def _build_sql(condition: str) -> str:
+    """Returns the statement for the jobs of a condition, with the one rule of a usable link."""
+    compiler = Link.objects.filter(USABLE_LINK).query.get_compiler(connection=connection)
+    usable_link, params = compiler.compile(compiler.query.where)
+    return _JOBS_SQL.format(which=condition, usable_link=usable_link % tuple(params))
 
 
 def fetch_job(channel_id: int, tag: str, request_id: str) -> Job | None:
-    """As `submissions.find`."""
+    """As `queries.find_job`."""
     if connection.vendor != "postgresql" or "\0" in tag + request_id:
         return queries.find_job(channel_id, tag, request_id)
     params = {"channel": channel_id, "tag": tag, "request_id": request_id}
-    return next(iter(_fetch_jobs(_ONE_JOB_SQL, params)), None)
+    return next(iter(_fetch_jobs(_ONE_JOB, params)), None)
 
 
 def fetch_tag_page(filters: Filters, limit: int, after: str | None) -> Page:
-    """As `submissions.page`, of filters that name a tag and nothing more."""
+    """As `queries.search_jobs`, of filters that name a tag and nothing more."""
     if connection.vendor != "postgresql" or "\0" in (filters.tag or ""):
         return queries.search_jobs(filters, limit, after)
     params: dict[str, Any] = {
@@ -92,17 +99,17 @@ def fetch_tag_page(filters: Filters, limit: int, after: str | None) -> Page:
         submitted_at, pk = cursor.decode(after, queries.describe_query(filters))
         params |= {"at": datetime.fromisoformat(submitted_at), "pk": pk}
     return queries.paginate(
-        _fetch_jobs(_NEXT_PAGE_SQL if after is not None else _FIRST_PAGE_SQL, params),
+        _fetch_jobs(_NEXT_PAGE if after is not None else _FIRST_PAGE, params),
         filters,
         limit,
     )
 
 
-def _fetch_jobs(sql: str, params: dict[str, Any]) -> list[Job]:
-    """The jobs with channel, files and standing links, as `prefetch_related` leaves them."""
+def _fetch_jobs(condition: str, params: dict[str, Any]) -> list[Job]:
+    """Returns jobs with channel, files and usable links, as `prefetch_related` leaves them."""
     connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as db_cursor:
-        rows = db_cursor.execute(sql, params).fetchall()
+        rows = db_cursor.execute(_build_sql(condition), params).fetchall()
     jobs: dict[int, Job] = {}
     files: dict[int, File] = {}
     channel: Channel | None = None
@@ -126,7 +133,7 @@ def _fetch_jobs(sql: str, params: dict[str, Any]) -> list[Job]:
             _prefetch_cache(file)["links"] = []
         if row[_LINK_OFFSET] is not None:
             link = Link.from_db("default", _LINK_COLUMNS, row[_LINK_OFFSET:])
-            link.file = file
+            link.file, link.is_usable = file, True
             _prefetch_cache(file)["links"].append(link)
     if jobs_with_callbacks := [job for job in jobs.values() if job.callback_url]:
         prefetch_related_objects(jobs_with_callbacks, "callbacks")

@@ -22,9 +22,10 @@ from django.utils import timezone
 from psycopg.errors import LockNotAvailable
 
 from exhaust import metrics
+from exhaust.delivery import callbacks
 from exhaust.failpoints import trigger_failpoint
 from exhaust.jobs import wakeup
-from exhaust.models import Callback, File, Job, Transition
+from exhaust.models import File, Job, Transition
 from ingest import logs
 from ingest.models import Channel
 from ingest.models.fields import CurrentPosition
@@ -216,7 +217,7 @@ def _transition(pk: int, eligible_jobs: QuerySet[Job], **values: Any) -> bool:
             job=job, status=job.status, attempt=job.attempt, message=job.status_message
         )
         if job.callback_url and job.status in TERMINAL_STATUSES:
-            Callback.objects.create(job=job, status=job.status, url=job.callback_url)
+            callbacks.create_callback(job)
             transaction.on_commit(_enqueue_callbacks)
     return True
 

@@ -1,6 +1,13 @@
 """What jobs, files, schedules and deliveries are kept as."""
 
-from exhaust.models.deliveries import Callback, CallbackSecret, DeadLetter, Delivery, Destination
+from exhaust.models.deliveries import (
+    Callback,
+    CallbackSecret,
+    Claimable,
+    DeadLetter,
+    Delivery,
+    Destination,
+)
 from exhaust.models.files import File, Link
 from exhaust.models.jobs import Job, Transition
 from exhaust.models.maintenance import DailyRun
@@ -9,6 +16,7 @@ from exhaust.models.schedules import Schedule
 __all__ = [
     "Callback",
     "CallbackSecret",
+    "Claimable",
     "DailyRun",
     "DeadLetter",
     "Delivery",

@@ -1,4 +1,6 @@
-"""Callbacks, the receivers that are pushed to, and what was sent to each."""
+"""Destinations, deliveries, callbacks and their signing secrets."""
+
+from typing import ClassVar
 
 from django.db import models
 from django.utils import timezone
@@ -8,35 +10,21 @@ from ingest.models import Channel, validate_identifier
 from ingest.models.fields import XidField
 
 
-class Callback(models.Model):
-    """What the caller of a job's `callbackUrl` is told of its end, until it took it."""
+class Claimable(models.Model):
+    """A row that one worker at a time claims when it is due."""
 
-    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="callbacks")
-    status = models.CharField(max_length=16, choices=Job.Status.choices)
-    url = models.TextField()
-    attempt = models.IntegerField(default=0)
-    due_at = models.DateTimeField(default=timezone.now)
-    delivered_at = models.DateTimeField(null=True)
-    abandoned_at = models.DateTimeField(null=True)
-    answer = models.IntegerField(null=True, help_text="The receiver's last HTTP status.")
-    error = models.TextField(blank=True, help_text="Why the last delivery failed.")
-    created_at = models.DateTimeField(default=timezone.now)
+    next_at = models.DateTimeField(default=timezone.now, help_text="When it is claimed next.")
+    lease_until = models.DateTimeField(null=True, editable=False)
+    fencing_token = models.BigIntegerField(
+        default=0, editable=False, help_text="Claims and orders so far. Every later write names it."
+    )
 
     class Meta:
-        indexes = [
-            models.Index(
-                fields=["due_at"],
-                condition=models.Q(delivered_at=None, abandoned_at=None),
-                name="callback_due",
-            )
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.status} to {self.url}"
+        abstract = True
 
 
 class CallbackSecret(models.Model):
-    """What callbacks of a channel are signed with; two live ones while a receiver changes over."""
+    """A secret that signs the callbacks of a channel. Two are active during a change."""
 
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE)
     encrypted_secret = models.BinaryField(help_text="The secret, encrypted.")
@@ -44,10 +32,10 @@ class CallbackSecret(models.Model):
     retired_at = models.DateTimeField(null=True, blank=True)
 
 
-class Destination(models.Model):
-    """A receiver that a channel's sessions or events are pushed to.
+class Destination(Claimable):
+    """A receiver of a channel's sessions or events.
 
-    `xid` and `cursor_id` are its cursor: everything up to that place of the feed was taken.
+    `xid` and `cursor_id` are its cursor: everything up to that position of the feed was accepted.
     """
 
     class Kind(models.TextChoices):
@@ -93,14 +81,11 @@ class Destination(models.Model):
     xid = XidField(default=0, editable=False)
     cursor_id = models.BigIntegerField(default=0, editable=False)
     batch_limit = models.IntegerField(
-        default=1000, editable=False, help_text="Documents at once; less behind a refusal."
+        null=True,
+        editable=False,
+        help_text="Documents at once while a rejected one is looked for; empty for a whole batch.",
     )
     failures = models.IntegerField(default=0, help_text="In a row.")
-    next_at = models.DateTimeField(default=timezone.now, help_text="When it is looked at next.")
-    turn = models.BigIntegerField(
-        default=0, editable=False, help_text="Claims and orders so far; fences every later write."
-    )
-    lease_until = models.DateTimeField(null=True, editable=False)
     delivered_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
@@ -119,8 +104,11 @@ class Destination(models.Model):
         return self.name
 
 
-class Delivery(models.Model):
-    """One batch for a destination, from behind one place of the feed up to another, until it is taken."""
+class Delivery(Claimable):
+    """One request until it is accepted: a batch for a destination, or the callback of a job's end.
+
+    A batch is claimed with its destination; a callback is claimed by itself.
+    """
 
     class Status(models.TextChoices):
         FAILING = "failing"  # also: being sent
@@ -128,51 +116,87 @@ class Delivery(models.Model):
         DEAD = "dead"  # never sent again as it was
 
     class Kind(models.TextChoices):
-        FEED = "feed"
+        FEED = "feed"  # from one position of the feed up to another
         DEAD_LETTERS = "letters"  # dead letters once more
         TEST = "test"
+        CALLBACK = "callback"
 
-    destination = models.ForeignKey(
-        Destination, on_delete=models.CASCADE, related_name="deliveries"
-    )
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.FEED)
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.FAILING)
+    documents = models.IntegerField(default=0)
+    byte_count = models.IntegerField(default=0)
+    attempt = models.IntegerField(default=0)
+    answer = models.IntegerField(null=True, help_text="The receiver's last HTTP status.")
+    error = models.TextField(blank=True, help_text="Why the last attempt failed.")
+    created_at = models.DateTimeField(default=timezone.now)
+    attempted_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+
+    destination = models.ForeignKey(
+        Destination, on_delete=models.CASCADE, null=True, related_name="deliveries"
+    )
     from_xid = XidField(default=0)
     from_id = models.BigIntegerField(default=0)
     to_xid = XidField(default=0)
     to_id = models.BigIntegerField(default=0)
     pending = models.JSONField(
-        null=True, editable=False, help_text="The rows still to be taken; null for all."
+        null=True, editable=False, help_text="The undelivered rows; null for all."
     )
-    documents = models.IntegerField(default=0)
-    byte_count = models.IntegerField(default=0)
-    attempt = models.IntegerField(default=0)
-    answer = models.IntegerField(null=True, help_text="The receiver's last HTTP status.")
-    error = models.TextField(blank=True)
-    created_at = models.DateTimeField(default=timezone.now)
-    attempted_at = models.DateTimeField(null=True)
-    ended_at = models.DateTimeField(null=True)
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, null=True, related_name="callbacks")
+    job_status = models.CharField(max_length=16, choices=Job.Status.choices, blank=True)
+    url = models.TextField(blank=True, help_text="Where a callback goes.")
 
     class Meta:
         verbose_name_plural = "deliveries"
         constraints = [
             models.UniqueConstraint(
                 fields=["destination"],
-                condition=models.Q(status="failing"),
+                condition=models.Q(destination__isnull=False, status="failing"),
                 name="delivery_one_at_a_time",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(destination__isnull=False, job__isnull=True)
+                | models.Q(destination__isnull=True, job__isnull=False),
+                name="delivery_of_one_owner",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["next_at"],
+                condition=models.Q(kind="callback", status="failing"),
+                name="callback_due",
             )
         ]
 
+    def __str__(self) -> str:
+        return f"{self.job_status} to {self.url}" if self.job_id else f"{self.kind} {self.pk}"
+
+
+class _CallbackManager(models.Manager["Callback"]):
+    def get_queryset(self) -> "models.QuerySet[Callback]":
+        return super().get_queryset().filter(kind=Delivery.Kind.CALLBACK)
+
+
+class Callback(Delivery):
+    """The delivery that tells the caller of a job's `callbackUrl` of the job's end."""
+
+    objects: ClassVar[_CallbackManager] = _CallbackManager()
+
+    class Meta:
+        proxy = True
+
 
 class DeadLetter(models.Model):
-    """A document that a receiver refused: which, and why. Sent again, it is made anew."""
+    """A document that a receiver rejected, and why. It is requeued as it is then."""
 
     destination = models.ForeignKey(
         Destination, on_delete=models.CASCADE, related_name="dead_letters"
     )
     row = models.BigIntegerField(help_text="The row's id, of an event or a session.")
-    xid = XidField(help_text="Its place when it was refused.")
-    document_id = models.TextField(help_text="As the receiver knows it.")
+    xid = XidField(help_text="Its position when it was rejected.")
+    document_id = models.TextField(help_text="Its id at the receiver.")
     answer = models.IntegerField(help_text="The receiver's status for it.")
     reason = models.TextField()
     created_at = models.DateTimeField(default=timezone.now)

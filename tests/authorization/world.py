@@ -245,10 +245,12 @@ def _submit_job(names: Names, channel: Channel) -> str:
             job=job, status=Job.Status.SUCCESS, attempt=1, message=f"{names.secret} moved"
         )
         Callback.objects.create(
+            channel=channel,
+            kind=Delivery.Kind.CALLBACK,
             job=job,
-            status=Job.Status.SUCCESS,
+            job_status=Job.Status.SUCCESS,
             url=job.callback_url,
-            due_at=timezone.now() + timedelta(days=9),
+            next_at=timezone.now() + timedelta(days=9),
             error=f"{names.secret} callback",
         )
         key = f"response/{job.pk}/1-{names.letters}.csv"
@@ -281,7 +283,10 @@ def _make_destination(names: Names, channel: Channel) -> None:
         disabled_reason=f"{names.secret} off",
     )
     Delivery.objects.create(
-        destination=destination, status="dead", error=f"{names.secret} delivery"
+        channel=channel,
+        destination=destination,
+        status="dead",
+        error=f"{names.secret} delivery",
     )
     DeadLetter.objects.create(
         destination=destination,
@@ -309,13 +314,12 @@ OWNED: tuple[tuple[Any, str], ...] = (
     (AppUser, "channel__identifier"),
     (Job, "channel__identifier"),
     (Transition, "job__channel__identifier"),
-    (Callback, "job__channel__identifier"),
     (File, "job__channel__identifier"),
     (Link, "file__job__channel__identifier"),
     (Schedule, "channel__identifier"),
     (CallbackSecret, "channel__identifier"),
     (Destination, "channel__identifier"),
-    (Delivery, "destination__channel__identifier"),
+    (Delivery, "channel__identifier"),
     (DeadLetter, "destination__channel__identifier"),
 )
 

@@ -1,6 +1,6 @@
 """The formats a dataset can be asked in; adding one means copying the nearest neighbour.
 
-Rows come as cells: texts, or None for nothing. A column's kind says what a text stands for.
+Rows come as cells: texts, or None for nothing. The kind of its column tells how to read a text.
 """
 
 import os
@@ -11,11 +11,11 @@ from exhaust.datasets.columns import Column
 from exhaust.files.formats.base import Format, FormatLimitExceeded, FormatWriter
 from exhaust.files.formats.lines import CsvWriter, JsonLinesWriter
 
-# pyarrow is loaded by those who write Parquet only: it costs tens of MiB
+# Only a process that writes Parquet loads pyarrow, which takes tens of MiB.
 
 
 def _make_parquet_writer(columns: Sequence[Column], limit: int) -> FormatWriter:
-    # its own allocator keeps some 46 MiB more than it needs; read when pyarrow is loaded
+    # Arrow's own allocator keeps some 46 MiB too much; pyarrow reads this when it is loaded
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from exhaust.files.formats.parquet import ParquetFileWriter
 

@@ -1,4 +1,4 @@
-"""What a format is: its name, its content type, and the body that makes bytes of cells."""
+"""The interface of a format: its name, its content type, and the writer of its files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,30 +8,30 @@ from exhaust.datasets.columns import Cell, Column
 
 
 class FormatLimitExceeded(Exception):
-    """What was asked for does not go into the format; the message is for the requester."""
+    """The result exceeds a limit of the format. The message is for the requester."""
 
 
 class FormatWriter(Protocol):
-    """One file on its way. Each call gives the bytes that are ready, often none."""
+    """Writes one file. Each call returns the bytes that are ready, often none."""
 
-    unconvertible_cells: int  # cells left empty, because their column's type cannot hold them
+    unconvertible_cells: int  # left empty: the column's type cannot hold them
 
     def start(self) -> bytes: ...
 
     def add(self, row: Sequence[Cell]) -> bytes:
-        """Raises `Unfit`."""
+        """Adds a row. Raises `FormatLimitExceeded`."""
 
     def end(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format. `begin` is given the columns, and at how many bytes a part will end."""
+    """A format. `make_writer` takes the columns and the bytes at which a part will end."""
 
-    name: str  # also the suffix of a file
+    name: str  # and the suffix of its files
     content_type: str
     make_writer: Callable[[Sequence[Column], int], FormatWriter]
     max_rows: int | None = None
     is_splittable: bool = True  # into parts of `EXHAUST_PART_BYTES`
-    has_add_lines: bool = False  # its body has `add_lines`, for what PostgreSQL's COPY writes
+    has_add_lines: bool = False  # its writer takes chunks of lines as PostgreSQL copies them
     empty_message: str = "the file holds only its header"

@@ -1,4 +1,4 @@
-"""A line a row: CSV and JSON Lines, plain or gzip."""
+"""Formats of a line for each row: CSV and JSON Lines, plain or gzip."""
 
 import re
 import zlib
@@ -16,15 +16,15 @@ from exhaust.datasets.columns import (
     may_hold_formulas,
 )
 
-# of zlib's, the one that makes nearly the smallest files at nearly twice the speed of its default
+# this level of zlib makes nearly the smallest files, at nearly twice the speed of its default
 GZIP_LEVEL = 4
-_BLOCK_BYTES = 256 * 1024
-# csv.writer leaves a lone \r unquoted when lines end in \n
+BLOCK_BYTES = 256 * 1024
+# csv.writer does not quote a lone \r when lines end in \n
 _NEEDS_QUOTES = re.compile('[",\r\n]')
 
 
 def format_csv_line(cells: Sequence[Cell]) -> bytes:
-    """One line. Raises nothing; a None is an empty cell, as COPY writes it."""
+    """Returns one line. None is an empty cell, as COPY writes it."""
     return (",".join(map(_format_field, cells)) + "\n").encode()
 
 
@@ -38,7 +38,7 @@ def _format_field(cell: Cell) -> str:
 
 @dataclass
 class LineChunk:
-    """Lines as PostgreSQL wrote them: their bytes, where each ends, how many a file has taken."""
+    """Lines as PostgreSQL wrote them: their bytes, the end of each, and how many are written."""
 
     data: bytes
     ends: list[int]
@@ -50,15 +50,15 @@ class LineChunk:
 
 
 class LinesWriter:
-    """Lines, given away in blocks."""
+    """Collects lines into blocks."""
 
     unconvertible_cells = 0
 
     def __init__(self, limit: int, *, gzip: bool) -> None:
-        self._block_bytes = min(_BLOCK_BYTES, limit)
+        self._block_bytes = min(BLOCK_BYTES, limit)
         self._buffer: list[bytes | memoryview] = []
-        self._size = 0  # of what is held
-        # a gzip header by zlib holds no moment and no name
+        self._size = 0  # of the buffer
+        # zlib's gzip header holds no time and no name
         self._gzip = zlib.compressobj(GZIP_LEVEL, wbits=31) if gzip else None
 
     def start(self) -> bytes:
@@ -69,7 +69,7 @@ class LinesWriter:
         return self._flush() if self._size >= self._block_bytes else b""
 
     def add_lines(self, chunk: LineChunk) -> bytes:
-        """As many lines as fill the block, or all that are left: as if each came by itself."""
+        """Adds lines until the block is full or none is left, as if each came by itself."""
         ends = chunk.ends
         begin = ends[chunk.lines_taken - 1] if chunk.lines_taken else 0
         last = bisect_left(ends, begin + self._block_bytes - self._size, chunk.lines_taken)
@@ -93,7 +93,7 @@ class LinesWriter:
 
 
 class CsvWriter(LinesWriter):
-    """RFC 4180 quoting, UTF-8, LF, a header always; free text that no spreadsheet runs."""
+    """RFC 4180 in UTF-8 with LF and always a header. Formulas in free text are escaped."""
 
     def __init__(self, columns: Sequence[Column], limit: int, *, gzip: bool = False) -> None:
         super().__init__(limit, gzip=gzip)
@@ -116,7 +116,7 @@ class CsvWriter(LinesWriter):
 
 
 class JsonLinesWriter(LinesWriter):
-    """An object a row, by the headers: numbers as numbers, JSON as it is, null for nothing.
+    """An object for each row, by the headers: numbers as numbers, JSON as it is, null for None.
 
     What is no number in a column of numbers is a text.
     """

@@ -18,15 +18,15 @@ _ARROW_TYPES: dict[Kind, Any] = {
     "number": pa.float64(),
     "time": pa.timestamp("ms", tz="UTC"),
 }
-# what a type can hold, as far as the text tells: a number may still be too great
+# texts that a type can hold; a number may still be too large
 _READABLE_PATTERNS: dict[Kind, str] = {"whole": "^-?[0-9]+$", "number": f"^{NUMBER_PATTERN}$"}
-# characters: a batch is what Python holds of the rows, a row group what Arrow holds
+# characters of the rows that Python holds (a batch), and Arrow (a row group)
 _BATCH_CHARACTERS = 256 * 1024
 _GROUP_CHARACTERS = 8 * 1024 * 1024
 
 
 class ParquetFileWriter:
-    """One file. A cell that its column's type cannot hold is null, and counted."""
+    """Writes one file. A cell that its column's type cannot hold becomes null and is counted."""
 
     def __init__(self, columns: Sequence[Column], limit: int) -> None:
         self._kinds = [column.kind for column in columns]
@@ -105,14 +105,14 @@ class ParquetFileWriter:
         else:
             try:
                 typed = texts.cast(pa.int64())
-            except pa.ArrowInvalid:  # one of them is too great
+            except pa.ArrowInvalid:  # one of them is too large
                 typed = pa.array([_parse_int64(text) for text in texts.to_pylist()], pa.int64())
         self.unconvertible_cells += typed.null_count - cells.count(None)
         return typed
 
 
 def _parse_int64(text: str | None) -> int | None:
-    """The number, or None where 64 bits cannot hold it."""
+    """Returns the number, or None where 64 bits cannot hold it."""
     if text is None or abs(float(text)) > 1e19:
         return None
     whole = int(text)

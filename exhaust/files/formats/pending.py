@@ -1,10 +1,10 @@
-"""Where libraries that write files leave their bytes until they are taken."""
+"""A file for libraries that write to one, whose bytes are taken as they come."""
 
 import io
 
 
 class PendingBytes(io.RawIOBase):
-    """A file that can only be written on."""
+    """A write-only file that keeps its bytes until `take`."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -22,7 +22,7 @@ class PendingBytes(io.RawIOBase):
         return self._taken_bytes + len(self._buffer)
 
     def take(self) -> bytes:
-        """What was written since the last time."""
+        """Returns the bytes written since the last call."""
         if not self._buffer:
             return b""
         data = bytes(self._buffer)

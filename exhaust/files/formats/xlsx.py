@@ -1,4 +1,4 @@
-"""XLSX: one sheet, written as a stream: nothing waits on a disk, and no text becomes a formula.
+"""XLSX: one sheet, written as a stream without temporary files; no text becomes a formula.
 
 A cell's text is an inline string. Numbers that a spreadsheet would round are texts too: it keeps 15
 digits.
@@ -21,7 +21,7 @@ MAX_SHEET_BYTES = (1 << 31) - (
 _BLOCK = 64 * 1024
 _DIGITS = 15
 _DAY_ZERO = date(1899, 12, 30).toordinal()
-# what XML cannot hold, and what would read as the escape of it
+# characters that XML cannot hold, and the start of texts that look like an escape
 _unwritable = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
 _HEAD = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
@@ -74,7 +74,7 @@ _AROUND = {
 
 
 class XlsxFileWriter:
-    """One file."""
+    """Writes one file."""
 
     unconvertible_cells = 0
 
@@ -82,7 +82,7 @@ class XlsxFileWriter:
         self._columns = columns
         self._places = [(_letters(place), column.kind) for place, column in enumerate(columns)]
         self._pending = PendingBytes()
-        # ZIP moments are left at their zero, 1980: the same bytes whenever it is made
+        # ZIP times stay at 1980, so that two attempts write the same bytes
         self._zip = zipfile.ZipFile(self._pending, "w", zipfile.ZIP_DEFLATED, compresslevel=4)
         for name, content in _AROUND.items():
             with self._zip.open(name, "w") as part:
@@ -135,7 +135,7 @@ class XlsxFileWriter:
 
 
 def _letters(place: int) -> str:
-    """A, B, … Z, AA, … of a column, the first being 0."""
+    """Returns the letters of a column, A for 0."""
     letters = ""
     place += 1
     while place:
@@ -150,8 +150,8 @@ def _text(at: str, text: str, style: int = _PLAIN) -> str:
         and len(text.encode("utf-16-le")) > 2 * MAX_CELL_CHARACTERS
     ):
         raise FormatLimitExceeded(
-            f"Cell {at} is longer than the {MAX_CELL_CHARACTERS:,} characters that xlsx holds; ask for"
-            " another format."
+            f"Cell {at} is longer than the {MAX_CELL_CHARACTERS:,} characters that xlsx holds; ask"
+            " for another format."
         )
     plain = escape(_unwritable.sub(_escaped, text), quote=False)
     return f'<c r="{at}" s="{style}" t="inlineStr"><is><t xml:space="preserve">{plain}</t></is></c>'
@@ -168,7 +168,7 @@ def _number(at: str, text: str) -> str:
 
 
 def _moment(at: str, text: str) -> str:
-    """A spreadsheet counts days; `text` is UTC, `2022-04-01T04:00:00.123Z`."""
+    """Returns the cell of a time in UTC, `2022-04-01T04:00:00.123Z`, as a number of days."""
     day = date.fromisoformat(text[:10]).toordinal() - _DAY_ZERO
     seconds = int(text[11:13]) * 3600 + int(text[14:16]) * 60 + int(text[17:19])
     share = (seconds * 1000 + int(text[20:23])) / 86_400_000

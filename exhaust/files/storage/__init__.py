@@ -1,6 +1,6 @@
-"""Files by key: put, open, delete, sign. In a folder, or in S3 (`exhaust/files/storage/s3.py`).
+"""Files by key: put, open, delete, sign. In a folder or in S3.
 
-Foreign errors stop here.
+Errors of libraries become `StorageError` here.
 """
 
 from functools import cache
@@ -22,9 +22,9 @@ from exhaust.files.storage.folder import FolderStorage
 
 @cache
 def get_storage() -> Storage:
-    """The storage that the settings name; clients are safe to share between threads."""
+    """Returns the storage that the settings name. Threads may share it."""
     if settings.S3_BUCKET:
-        from exhaust.files.storage.s3 import S3Storage  # boto3 would be a tenth of every start
+        from exhaust.files.storage.s3 import S3Storage  # boto3 takes a tenth of every start
 
         return S3Storage(
             settings.S3_BUCKET,

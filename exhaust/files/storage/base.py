@@ -1,4 +1,4 @@
-"""What a storage is, the keys of files, and the error that every storage raises."""
+"""The interface of a storage, the keys of files, and the error that every storage raises."""
 
 import re
 import secrets
@@ -12,66 +12,65 @@ from exhaust.models import Job
 
 
 class StorageError(Exception):
-    """The storage did not do it; trying again can help."""
+    """The storage failed. Trying again can help."""
 
 
 PRIVATE_AREA = "private"
-
-
-AREAS = ("response", PRIVATE_AREA)
+RESPONSE_AREA = "response"
+AREAS = (RESPONSE_AREA, PRIVATE_AREA)
 
 
 def make_key(dataset: Dataset, job: Job, suffix: str) -> str:
-    """A fresh key for one file of an attempt. It holds no byte of the caller's."""
-    area = PRIVATE_AREA if dataset.is_private else "response"
+    """Returns a fresh key for one file of an attempt. It holds nothing that the caller sent."""
+    area = PRIVATE_AREA if dataset.is_private else RESPONSE_AREA
     return f"{area}/{job.pk}/{job.attempt}-{secrets.token_hex(16)}.{suffix}"
 
 
 def parse_job_id(key: str) -> str:
-    """The job that a key, or an address that holds one, names; "" for none."""
-    match = re.search(r"(?:response|private)/([0-9]+)/", key)
+    """Returns the job id in a key, or in an address that holds one; "" for none."""
+    match = re.search(rf"(?:{'|'.join(AREAS)})/([0-9]+)/", key)
     return match[1] if match else ""
 
 
 class Storage(Protocol):
-    """What a place for files does."""
+    """A place for files. Every method but `open` and `size` raises `StorageError` alone."""
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         """Stores the stream whole or not at all. Errors of the stream itself pass through."""
 
     def open(self, key: str) -> IO[bytes]:
-        """Raises `FileNotFoundError`."""
+        """Returns the file as a stream. Raises `FileNotFoundError`."""
 
     def size(self, key: str) -> int:
-        """Bytes. Raises `FileNotFoundError`."""
+        """Returns the bytes of the file. Raises `FileNotFoundError`."""
 
     def delete(self, key: str) -> None:
-        """The file, and what was begun of it. Also fine when nothing is there."""
+        """Deletes the file and its unfinished uploads, where there are any."""
 
     def abort_unfinished(self, key: str) -> None:
-        """Only what was begun of it and not ended."""
+        """Deletes the unfinished uploads of a key and keeps its file."""
 
     def list_keys(self, prefix: str) -> Iterator[str]:
-        """Every file's key below a prefix that ends in "/"."""
+        """Yields the key of every file below a prefix that ends in "/"."""
 
     def list_unfinished(self, prefix: str) -> Iterator[str]:
-        """The same of files begun and not ended. One that was begun twice may also be whole."""
+        """Yields the keys of unfinished uploads. A complete file may exist under the same key."""
 
     def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
-        """An address that gives the file under `name` until then; None where there is none."""
+        """Returns an address that serves the file as `name` until then; None if unsupported."""
 
     def signing_expires_at(self) -> datetime | None:
-        """When the credential that signs ends; None for never."""
+        """Returns when the signing credential expires; None for never."""
 
     def probe(self) -> None:
-        """Whether it answers, within two seconds. Raises `StorageError`."""
+        """Raises `StorageError` when the storage does not answer within two seconds."""
 
     def prepare(self) -> bool:
-        """Makes the place itself; False where it was there. Raises `StorageError`."""
+        """Creates the folder or bucket. Returns False where it exists; raises `StorageError`."""
 
 
 def content_disposition(name: str) -> str:
-    """A Content-Disposition that survives any name."""
+    """Returns a Content-Disposition for a download of that name, whatever its characters."""
     ascii_name = "".join(
         c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in name
     )

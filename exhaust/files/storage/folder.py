@@ -18,7 +18,7 @@ _DRAFT_PREFIX = ".part-"
 
 
 class FolderStorage:
-    """A folder; links to it are our own."""
+    """A folder. Its files have own links only."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -48,7 +48,7 @@ class FolderStorage:
 
     @staticmethod
     def _remove_draft(draft: Path) -> None:
-        with suppress(OSError):  # what cannot go now, the sweep finds
+        with suppress(OSError):  # else the orphan sweep removes it
             draft.unlink(missing_ok=True)
 
     def open(self, key: str) -> IO[bytes]:
@@ -95,7 +95,7 @@ class FolderStorage:
         except OSError as error:
             raise StorageError(f"folder: {error.strerror}") from error
         if not os.access(self._root, os.W_OK):
-            raise StorageError("folder: not ours to write")
+            raise StorageError("folder: not writable")
 
     def prepare(self) -> bool:
         is_present = self._root.is_dir()

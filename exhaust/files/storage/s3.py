@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class S3Storage:
-    """A bucket. Multipart from the stream, aborted when the stream fails."""
+    """A bucket. Uploads are multipart, and aborted when the stream fails."""
 
     def __init__(
         self, bucket: str, endpoint: str, public_endpoint: str, region: str, kms_key: str = ""
     ) -> None:
         self._bucket = bucket
-        self._kms_key = kms_key  # of AWS KMS, for private files
+        self._kms_key = kms_key  # in AWS KMS, for private files
         self._session = boto3.session.Session()
         self._client = self._make_client(endpoint, region)
         self._signer = (
@@ -34,7 +34,7 @@ class S3Storage:
             else self._make_client(public_endpoint, region)
         )
         self._prober = self._make_client(endpoint, region, connect=1, read=1, attempts=1)
-        # Without threads memory stays at two parts, however long the file
+        # without threads memory stays at two parts, whatever the size of the file
         self._transfer = TransferConfig(use_threads=False, multipart_chunksize=8 * 1024 * 1024)
 
         if settings.FAILPOINTS:
@@ -47,7 +47,7 @@ class S3Storage:
     ) -> "S3Client":
         options: dict[str, Any] = {}
         if endpoint:
-            # other makers' stores trip over AWS's default checksums and host names
+            # stores other than AWS reject its default checksums and host names
             options = {
                 "request_checksum_calculation": "when_required",
                 "response_checksum_validation": "when_required",
@@ -113,7 +113,7 @@ class S3Storage:
         try:
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
         except ClientError as error:
-            if _error_code(error) != "NoSuchUpload":  # its own process was faster
+            if _error_code(error) != "NoSuchUpload":  # its own process has just ended it
                 raise
 
     def list_keys(self, prefix: str) -> Iterator[str]:
@@ -132,7 +132,7 @@ class S3Storage:
             raise StorageError(f"s3: {error}") from error
 
     def _list_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Keys and ids of uploads that were begun and neither completed nor aborted."""
+        """Yields (key, id) of uploads that are neither completed nor aborted."""
         for page in self._client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self._bucket, Prefix=prefix
         ):
@@ -161,7 +161,7 @@ class S3Storage:
         credentials = self._session.get_credentials()
         if credentials is not None:
             try:
-                credentials.get_frozen_credentials()  # has ended ones renewed, as signing does
+                credentials.get_frozen_credentials()  # renews expired ones, as signing does
             except (ClientError, BotoCoreError) as error:
                 raise StorageError(f"s3: {error}") from error
         expires_at = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
@@ -186,7 +186,7 @@ class S3Storage:
         region: Any = self._client.meta.region_name
         location: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         try:
-            # the oldest region is the one that must not be named
+            # S3 rejects the name of its default region here
             self._client.create_bucket(
                 Bucket=self._bucket, **(location if region != "us-east-1" else {})
             )

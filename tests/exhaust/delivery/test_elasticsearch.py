@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 
 
@@ -107,7 +107,7 @@ def test_official_client_reads_sample(client: Client) -> None:
     with Receiver(choose_behaviour=elastic) as receiver:
         http_client.send(
             "POST", f"http://127.0.0.1:{receiver.port}/_bulk", body,
-            {"Content-Type": "application/x-ndjson"},
+            {"Content-Type": "application/x-ndjson"}, seconds=5,
         )  # fmt: skip
     assert sorted(elastic.indexed) == sorted(emitted)
     lines = client.get("/export/sample", headers=headers).content.splitlines()
@@ -185,7 +185,7 @@ def test_rejecting_index_trips_breaker() -> None:
     assert destination.dead_letters.count() == 2 * (pump.CIRCUIT_BREAKER_FAILURES - 1)
     assert destinations.determine_state(destination) == "circuit_open"
     # what was said of a document stands in letters alone, where an erasure looks for it
-    assert Delivery.objects.get(error__contains="All").error == "All were refused: 403."
+    assert Delivery.objects.get(error__contains="All").error == "All were rejected: 403."
 
 
 @pytest.mark.parametrize("is_erasing", [False, True])

@@ -148,7 +148,9 @@ def inside(settings: Any) -> None:
 
 
 def post(url: str, seconds: float = 5.0) -> http_client.Answer:
-    return http_client.post(url, b"{}", {"Content-Type": "application/json"}, seconds=seconds)
+    return http_client.send(
+        "POST", url, b"{}", {"Content-Type": "application/json"}, seconds=seconds
+    )
 
 
 # Which addresses ----------------------------------------------------------------------------------
@@ -278,7 +280,9 @@ def test_unresolved_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("inside")
 def test_post_sends_bytes_unchanged() -> None:
     with Receiver([respond_with(201, b"thanks", Retry_After="7")]) as receiver:
-        answer = http_client.post(receiver.url, b'{"a": 1}', {"Content-Type": "application/json"})
+        answer = http_client.send(
+            "POST", receiver.url, b'{"a": 1}', {"Content-Type": "application/json"}, seconds=5
+        )
 
     assert answer == http_client.Answer(201, b"thanks", 7)
     (said,) = receiver.received
@@ -339,7 +343,7 @@ def test_timeout_while_sending_body() -> None:
     with Receiver([Silent()]) as receiver:
         begun = time.monotonic()
         with pytest.raises(Unreachable, match=r"No answer within 0\.4 seconds"):
-            http_client.post(receiver.url, b"x" * 30_000_000, {}, seconds=0.4)
+            http_client.send("POST", receiver.url, b"x" * 30_000_000, {}, seconds=0.4)
         assert time.monotonic() - begun < 1.5
 
 

@@ -22,7 +22,7 @@ from django.utils import timezone
 from standardwebhooks import Webhook
 
 from exhaust import tasks
-from exhaust.delivery import batches, destinations, http_client, pump, sender
+from exhaust.delivery import batches, destinations, http_client, loop, pump, sender
 from exhaust.maintenance import daily
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.derive import deriver
@@ -55,7 +55,7 @@ SECRET = "whsec_" + b64encode(b"x" * 32).decode()
 def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers on this machine, and no patience."""
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
-    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 
 
@@ -175,28 +175,24 @@ def test_batch_ends_by_count_bytes_or_linger(
     monkeypatch.setattr(batches, "FIRST_READ_ROWS", 2)
     monkeypatch.setattr(batches, "MAX_BYTES", 4_000)
     emit_sessions(*range(7))
-    Destination._meta.get_field("batch_limit").default = 3
-    try:
-        with Receiver() as receiver:
-            destination = deliver_all(make_destination(receiver))
-            assert [len(got.body.splitlines()) for got in receiver.received] == [3, 3, 1]
+    with Receiver() as receiver:
+        destination = deliver_all(make_destination(receiver))
+        assert [len(got.body.splitlines()) for got in receiver.received] == [3, 3, 1]
 
-            emit_sessions(8, note="x" * 3_000)
-            emit_sessions(9, note="x" * 3_000)
-            emit_sessions(10, note="x" * 9_000)  # longer than any batch: alone
-            deliver_all(destination)
-            assert [len(got.body.splitlines()) for got in receiver.received[3:]] == [1, 1, 1]
+        emit_sessions(8, note="x" * 3_000)
+        emit_sessions(9, note="x" * 3_000)
+        emit_sessions(10, note="x" * 9_000)  # longer than any batch: alone
+        deliver_all(destination)
+        assert [len(got.body.splitlines()) for got in receiver.received[3:]] == [1, 1, 1]
 
-            # one that is not full waits until its first has waited long enough
-            monkeypatch.setattr(pump, "LINGER", timedelta(seconds=30))
-            emit_sessions(11)
-            assert not deliver_all(destination).deliveries.filter(status="failing").exists()
-            assert len(receiver.received) == 6
-            Session.objects.update(modified_at=timezone.now() - timedelta(seconds=31))
-            deliver_all(destination)
-            assert len(receiver.received) == 7
-    finally:
-        Destination._meta.get_field("batch_limit").default = 1000
+        # one that is not full waits until its first has waited long enough
+        monkeypatch.setattr(pump, "LINGER", timedelta(seconds=30))
+        emit_sessions(11)
+        assert not deliver_all(destination).deliveries.filter(status="failing").exists()
+        assert len(receiver.received) == 6
+        Session.objects.update(modified_at=timezone.now() - timedelta(seconds=31))
+        deliver_all(destination)
+        assert len(receiver.received) == 7
 
 
 def test_own_ingest_accepts_push(client: Client) -> None:
@@ -247,7 +243,8 @@ def test_own_ingest_accepts_push(client: Client) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "answer"),
     [
-        (respond_with(500), 500), (respond_with(503), 503), (respond_with(401), 401), (respond_with(404), 404),
+        (respond_with(500), 500), (respond_with(503), 503), (respond_with(401), 401),
+        (respond_with(404), 404),
         (respond_with(429), 429), (respond_with(301, Location="http://169.254.169.254/"), 301),
         (respond_with(307, Location="http://127.0.0.1:8000/"), 307), (reset_connection, None),
         (Silent(), None), (drip(b"HTTP/1.1 200", b"x"), None),
@@ -281,7 +278,7 @@ def test_retries_grow_then_disable(
     with Receiver([respond_with(500)]) as receiver:
         destination = make_destination(receiver)
         waits = []
-        for _ in pump.RETRY_DELAYS_SECONDS:
+        for _ in pump.BACKOFF.delays_seconds:
             deliver_all(destination)
             waits.append((destination.next_at - timezone.now()).total_seconds())
             assert destinations.determine_state(destination) == (
@@ -289,7 +286,7 @@ def test_retries_grow_then_disable(
                 if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES
                 else "failing"
             )
-        for seconds, delay in zip(waits, pump.RETRY_DELAYS_SECONDS, strict=True):
+        for seconds, delay in zip(waits, pump.BACKOFF.delays_seconds, strict=True):
             assert delay * 0.75 <= seconds <= delay * 1.25
         assert caplog.text.count("destination.circuit_opened") == 1
 
@@ -402,7 +399,7 @@ def test_crash_after_success_repeats_batch(
     with Receiver() as receiver:
         destination = make_destination(receiver)
         with monkeypatch.context() as dying:
-            dying.setattr(pump, "_record_outcome", lambda *_: 1 / 0)
+            dying.setattr(pump.PushQueue, "record", lambda *_: 1 / 0)
             deliver_all(destination)
         assert sorted(received_ids(receiver)) == sorted(emitted)
         assert destination.xid == 0
@@ -466,21 +463,21 @@ def test_lost_lease_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     emitted = emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver)
-        first = pump._claim_destination()
+        first = loop.claim(pump.find_due())
         assert first is not None
-        work = pump._prepare_work(first)
+        work = pump.PushQueue().prepare(first)
         assert work is not None
         Destination.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
-        second = pump._claim_destination()
+        second = loop.claim(pump.find_due())
         assert second is not None
-        pump._record_outcome(work, http_client.Answer(200, b"", 0))
+        pump.PushQueue().record(work, http_client.Answer(200, b"", 0))
         destination.refresh_from_db()
         assert destination.xid == 0
 
-        work = pump._prepare_work(second)
+        work = pump.PushQueue().prepare(second)
         assert work is not None
         destinations.rewind(destination, destinations.decode_cursor(destination, ""))
-        pump._record_outcome(work, http_client.Answer(200, b"", 0))
+        pump.PushQueue().record(work, http_client.Answer(200, b"", 0))
         deliver_all(destination)
     assert sorted(received_ids(receiver)) == sorted(emitted)
 
@@ -492,17 +489,20 @@ def sent_with_the_next_read_ahead() -> tuple[pump.Work, pump.Prefetched]:
         make_destination(receiver)
     Destination.objects.update(batch_limit=2)
     work = prepared()
-    ahead: dict[int, pump.Prefetched] = {}
-    assert pump._prefetch_batch([work], ahead)
-    assert not pump._prefetch_batch([work], ahead)  # once is enough
-    pump._record_outcome(work, http_client.Answer(200, b"", 0))
-    return work, ahead[work.destination.pk]
+    queue = pump.PushQueue()
+    assert queue.prefetch([work])
+    assert not queue.prefetch([work])  # once is enough
+    pump.PushQueue().record(work, http_client.Answer(200, b"", 0))
+    return work, queue.prefetched[work.destination.pk]
 
 
 def prepared(ahead: pump.Prefetched | None = None) -> pump.Work:
-    claimed = pump._claim_destination()
+    claimed = loop.claim(pump.find_due())
     assert claimed is not None
-    work = pump._prepare_work(claimed, ahead)
+    queue = pump.PushQueue()
+    if ahead is not None:
+        queue.prefetched[claimed.pk] = ahead
+    work = queue.prepare(claimed)
     assert work is not None
     return work
 
@@ -560,14 +560,14 @@ def test_batch_is_read_in_two_queries(
     with Receiver() as receiver:
         destination = make_destination(receiver)
     steps: list[int] = []
-    read = batches._build_documents
+    read = batches.build_documents
 
     def counted(destination: Destination, rows: Any) -> Any:
         found = read(destination, rows)
         steps.append(len(found))
         return found
 
-    monkeypatch.setattr(batches, "_build_documents", counted)
+    monkeypatch.setattr(batches, "build_documents", counted)
     monkeypatch.setattr(batches, "FIRST_READ_ROWS", 2)
     every = batches.read_batch(destination, 100, values.START)
 

@@ -250,7 +250,7 @@ def test_lost_password_makes_no_plain_file() -> None:
     Job.objects.update(encrypted_key=None)
     job = run(job)
     assert job.status == "FAILED"
-    assert "send the request again, with it" in job.status_message
+    assert "send the request again with it" in job.status_message
     assert not File.objects.exists()
     assert list(storage.get_storage().list_keys("response/")) == []
 
@@ -298,7 +298,7 @@ def test_channel_requires_password() -> None:
     send_events(make_answer(1))
     policy(private_encryption="password")
     assert run(make(dataset=RESPONSE)).files.get().name.endswith(".csv")
-    with pytest.raises(RequestError, match=r"request.encryptionKey: The file must be sealed"):
+    with pytest.raises(RequestError, match=r"request.encryptionKey: The file must be encrypted"):
         make(dataset=PRIVATE)
     assert unzipped(stored(run(make(dataset=PRIVATE, encryption_key=KEY)).files.get()))
 
@@ -318,8 +318,8 @@ def test_channel_requires_public_key() -> None:
 @pytest.mark.parametrize(
     ("asked", "later", "words"),
     [
-        ({}, {"private_encryption": "password"}, "encryptionKey is not known"),
-        ({"encryption_key": KEY}, {"private_encryption": "publickey"}, "for its public key since"),
+        ({}, {"private_encryption": "password"}, "encryptionKey is no longer"),
+        ({"encryption_key": KEY}, {"private_encryption": "publickey"}, "now requires"),
         ({"encryption": "publickey"}, {"recipient": ""}, "no public key any more"),
     ],
 )
@@ -412,7 +412,7 @@ def test_encryption_raises_stream_error(encryption: FileEncryption) -> None:
 
 
 def test_closed_age_stream_leaves_no_thread() -> None:
-    stream = encryption._encrypt_with_age(blocks(100), RECIPIENT)
+    stream = FileEncryption("age", recipient=RECIPIENT).encrypt_blocks(blocks(100), "csv", AT)
     next(stream)
     assert any(thread.name == "age" for thread in threading.enumerate())
     stream.close()  # type: ignore[attr-defined]
@@ -421,7 +421,7 @@ def test_closed_age_stream_leaves_no_thread() -> None:
 
 def test_invalid_age_recipient_is_an_error() -> None:
     with pytest.raises(encryption.EncryptionUnavailable):
-        list(encryption._encrypt_with_age(blocks(3), "age1nonsense"))
+        list(FileEncryption("age", recipient="age1nonsense").encrypt_blocks(blocks(3), "csv", AT))
 
 
 _PROGRAM = """
@@ -430,7 +430,8 @@ django.setup()
 from datetime import UTC, datetime
 from exhaust.files.encryption import FileEncryption
 kind, recipient = sys.argv[1:3]
-encryption = FileEncryption("zip", password="x" * 12) if kind == "zip" else FileEncryption("age", recipient=recipient)
+options = {"password": "x" * 12} if kind == "zip" else {"recipient": recipient}
+encryption = FileEncryption(kind, **options)
 block = os.urandom(65536)
 plain = (block for _ in range(int(sys.argv[3]) * 16))
 out = sum(map(len, encryption.encrypt_blocks(plain, "parquet", datetime(2026, 1, 1, tzinfo=UTC))))

@@ -59,7 +59,7 @@ def test_slices_make_same_bytes(name: str, limit: int, monkeypatch: pytest.Monke
     # when
     monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 7, raising=False)
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
-    slices = writer._split_by_time(RESPONSE, selection)
+    slices = writer.split_by_time(RESPONSE, selection)
 
     # then
     assert len(slices) == 7
@@ -87,14 +87,14 @@ def test_same_time_rows_share_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_selection_is_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
     selection = corpus.store_corpus()
-    assert writer._split_by_time(RESPONSE, selection) == [selection]
+    assert writer.split_by_time(RESPONSE, selection) == [selection]
 
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
     monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 100, raising=False)
     preview = replace(selection, limit=3)
     nothing = replace(selection, start=selection.end, end=selection.end + timedelta(days=1))
     for one in (preview, nothing):
-        assert writer._split_by_time(RESPONSE, one) == [one]
+        assert writer.split_by_time(RESPONSE, one) == [one]
 
 
 def test_sliced_job_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +174,13 @@ def test_slice_buffers_bounded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_copy, "_BATCH_ROWS", 1)
     monkeypatch.setattr(parallel_copy, "_MAX_QUEUED_BATCHES", 2)
     taken: list[int] = []
-    real = parallel_copy.SliceWorker._put_item
+    real = parallel_copy.SliceWorker.put_item
 
     def put(lane: Any, said: Any) -> None:
         real(lane, said)
         taken.append(1)
 
-    monkeypatch.setattr(parallel_copy.SliceWorker, "_put_item", put)
+    monkeypatch.setattr(parallel_copy.SliceWorker, "put_item", put)
     rows = copy_rows([five(0), five(10)], by_line=True, statements=CancellableQueries())
 
     # when

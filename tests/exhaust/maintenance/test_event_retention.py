@@ -10,7 +10,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from exhaust.delivery import destinations, pump
+from exhaust.delivery import destinations, loop, pump
 from exhaust.feed import pages
 from exhaust.files import storage
 from exhaust.jobs import attempt, transitions
@@ -214,14 +214,14 @@ def test_pruning_fences_reading_destination() -> None:
     # given a pump that has claimed a destination
     store_arrivals(1, 3)
     make_destination(resource="events")
-    destination = pump._claim_destination()
+    destination = loop.claim(pump.find_due())
     assert destination is not None
 
     # when its events go before it reads them
     assert run_pruning() == 3
 
     # then it moves nothing
-    assert pump._prepare_work(destination) is None
+    assert pump.PushQueue().prepare(destination) is None
     destination.refresh_from_db()
     assert (destination.xid, destination.cursor_id) == (0, 0)
     assert destinations.determine_state(destination) == "disabled"
