@@ -33,7 +33,7 @@ PRIVATE = "uci-private-exhaust"
 DAYS = {"startDate": "2022-03-01", "endDate": "2022-04-01", "conversationId": BOT}
 # what may lie in the database in the clear: what senders and staff wrote for it to keep
 KEPT = {"name", "text", "address"}
-PERSONAL_PAGES = {"participant", "appuser", "session", "storedevent", "rejected"}
+PERSONAL_PAGES = {"participant", "appuser", "session", "storedevent", "rejectedevent"}
 
 
 @dataclass
@@ -171,7 +171,11 @@ def test_private_values_do_not_leak(service: Service, canary: Canaries):
     assert len(canary.kinds) >= 200
     written = {log.name: log.read_bytes() for log in service.var.glob("*.log")}
     assert_lines(written)
-    places = {**written, "the broker": in_the_broker, "the ledger": rows(service, "ingest_ledger")}
+    places = {
+        **written,
+        "the broker": in_the_broker,
+        "the audit log": rows(service, "ingest_audit"),
+    }
     places |= dict(beside_the_database(service.var))
     leaks = [
         (world, *leak) for world, html in [*places.items(), *call.answers]
@@ -528,7 +532,11 @@ def pages(call: Driver) -> None:
             shows = {"name"}
         listed = call("GET", f"/admin/{model}/", shows=shows).body.decode()
         shows |= (
-            {"phone"} if kind == "rejected" else {"link"} if kind in {"file", "link"} else set()
+            {"phone"}
+            if kind == "rejectedevent"
+            else {"link"}
+            if kind in {"file", "link"}
+            else set()
         )
         for path in sorted(set(re.findall(rf'href="(/admin/{model}/[^/"]+/change/)', listed)))[:3]:
             call("GET", path, shows=shows)
