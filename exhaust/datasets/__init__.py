@@ -1,4 +1,4 @@
-"""What can be asked for; adding a dataset means copying the nearest neighbour."""
+"""The registry of datasets. To add one, copy the most similar and list it here."""
 
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.events import EVENTS
@@ -13,5 +13,5 @@ DATASETS: dict[str, Dataset] = {
 
 
 def is_private(name: str) -> bool:
-    """Whether a dataset holds personal data; one that is not known any more is taken to."""
+    """Whether a dataset holds personal data; a removed dataset counts as private."""
     return name not in DATASETS or DATASETS[name].is_private

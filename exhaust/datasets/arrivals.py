@@ -1,4 +1,4 @@
-"""Datasets that hold records in the order of arrival, each under its position in the feed."""
+"""Datasets of records in the order of arrival, each with its feed position."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,20 +15,20 @@ APPLICATION_SQL = "(SELECT a.identifier FROM ingest_application a WHERE a.id = e
 
 
 class FeedDataset(Dataset):
-    """One table's rows `e`: the columns read what `fields` names, and look into `payload`.
+    """A dataset over one table `e`: its columns read `sql_fields` and paths in the payload.
 
-    `fields` is SQL that both databases understand: name to expression.
+    `sql_fields` maps names to expressions that both databases understand.
     """
 
     table: str
-    time_column: str  # whose days are asked for
+    time_column: str  # that the requested days filter
     sql_fields: ClassVar[Mapping[str, str]]
-    payload_sql: str  # PostgreSQL's jsonb of a row
-    raw_column: str  # the column that the portable way makes the same of
-    refused_sql = "false"  # whether the row's person refused consent
+    payload_sql: str  # a row's jsonb, on PostgreSQL
+    raw_column: str  # that `build_payload` makes the same of
+    refused_sql = "false"  # whether the participant refused consent
 
     def build_payload(self, raw_json: str, is_refused: bool) -> str:
-        """What `payload` gives on PostgreSQL, from the raw column's JSON text."""
+        """The JSON text of `payload_sql`, from the raw column's JSON text."""
         return raw_json
 
     def copy_sql(
@@ -66,7 +66,7 @@ class FeedDataset(Dataset):
         return f"SELECT 1 FROM {self.table} e WHERE {where}", params  # noqa: S608
 
     def may_contain(self, selection: Selection, device_ids: Sequence[str]) -> bool:
-        """A derived record that has changed since may have stood in the file as it was."""
+        """A derived record that changed since may have been in the file before."""
         if not self.is_derived:
             return super().may_contain(selection, device_ids)
         where, params = self._filter_sql(selection)

@@ -24,45 +24,45 @@ class Dataset(ABC):
     name: str
     title: str
     is_private: bool  # picks storage prefix and link kind
-    scope: str  # what a key must have
-    name_suffix: str  # of the downloaded name
+    scope: str  # that a key must have
+    name_suffix: str  # in the names of downloads
     columns: Sequence[Column]
-    required_fields: Sequence[str] = ()  # of datasetConfig, beside the days
+    required_fields: Sequence[str] = ()  # of datasetConfig, beside the dates
     optional_fields: Sequence[str] = ()
-    unsupported_reasons: Mapping[str, str] = {}  # why it does not take a field that others take
-    pull_resource = ""  # the resource that pull pages through the same records by
-    is_derived = False  # read from records that are made of events, so they must be up to date
+    unsupported_reasons: Mapping[str, str] = {}  # by field
+    pull_resource = ""  # the resource of the pull API with the same records
+    is_derived = False  # whether its records are derived from events
 
     @abstractmethod
     def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:
-        """The cells, row by row, on any database; no text is guarded."""
+        """The cells, row by row, on any database; formulas are not escaped."""
 
     def copy_sql(
         self, selection: Selection, *, escape_formulas: bool = False
     ) -> tuple[str, dict[str, Any]] | None:
-        """The query whose cells PostgreSQL makes whole; None where Python must finish one.
+        """The query whose cells PostgreSQL formats; None for a dataset that Python formats.
 
-        `guarded` is for CSV: free text as `columns.guarded` leaves it.
+        `escape_formulas` is for CSV: it escapes free text like `columns.escape_formula`.
         """
         return None
 
     def time_span(self, selection: Selection) -> tuple[datetime, datetime] | None:
-        """When the first row and the last one were, where rows are ordered by the moment that
-        `start` and `end` are about; None where they are not, or there is none."""
+        """The times of the first and the last row; None without rows, or in another order."""
         return None
 
     @abstractmethod
     def count_sql(self, selection: Selection) -> tuple[str, dict[str, Any]]:
-        """A query whose rows are as many as the file's."""
+        """A query with as many rows as the file."""
 
     def count_rows(self, selection: Selection) -> int:
+        """The number of rows."""
         sql, params = self.count_sql(selection)
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT COUNT(*) FROM ({sql}) counted", params)  # noqa: S608
             return int(cursor.fetchone()[0])
 
     def estimate_rows(self, selection: Selection) -> int:
-        """About how many rows there will be: the planner's guess, or SQLite's count."""
+        """About how many rows there are: the planner's estimate, or SQLite's count."""
         if connection.vendor != "postgresql":
             return self.count_rows(selection)
         sql, params = self.count_sql(selection)
@@ -73,13 +73,13 @@ class Dataset(ABC):
         return int(plan[0]["Plan"]["Plan Rows"])
 
     def prune_state(self, channel_id: int) -> PruneState | None:
-        """Where the channel's rows begin; None where none was pruned. Derived ones never are."""
+        """Up to where the channel's rows were pruned; None where none were, or for derived ones."""
         return None if self.is_derived else pruning.fetch_prune_state(channel_id)
 
     def may_contain(self, selection: Selection, device_ids: Sequence[str]) -> bool:
-        """Whether there is a row of one of these devices, or may have been one."""
+        """Whether a row of one of these devices exists, or may have existed."""
         where, params = selection.event_filter()
-        # said as the indexes by device say it, of which there is one for each
+        # repeats the conditions of the two partial indexes by device
         sources = ", ".join(f"'{name}'" for name in client_session_sources())
         is_session_event = f"e.source IN ({sources})"
         other_events = f"NOT (e.device_id = '') AND NOT ({is_session_event})"
@@ -89,7 +89,7 @@ class Dataset(ABC):
         )
 
     def find_errors(self, given_fields: Collection[str]) -> dict[str, str]:
-        """What of `FILTERS` a datasetConfig lacks or must not say: field and remedy."""
+        """The required fields that are missing and the unsupported ones, each with its remedy."""
         errors = {
             name: "This field is required."
             for name in self.required_fields
@@ -104,15 +104,15 @@ class Dataset(ABC):
 
 
 def has_device(rows: str, params: dict[str, Any], device_ids: Sequence[str]) -> bool:
-    """Whether one of the rows, a FROM and a WHERE over `e`, is of one of these devices."""
+    """Whether `rows`, a FROM and a WHERE over `e`, include one of these devices."""
     for start in range(0, len(device_ids), 500):
-        params_by_name = {
+        device_params = {
             f"device_{n}": name for n, name in enumerate(device_ids[start : start + 500])
         }
-        placeholders = ", ".join(f"%({name})s" for name in params_by_name)
+        placeholders = ", ".join(f"%({name})s" for name in device_params)
         with connection.cursor() as cursor:
             sql = f"SELECT 1 FROM {rows} AND e.device_id IN ({placeholders}) LIMIT 1"  # noqa: S608
-            cursor.execute(sql, params | params_by_name)
+            cursor.execute(sql, params | device_params)
             if cursor.fetchone():
                 return True
     return False
@@ -123,7 +123,7 @@ FETCH_ROWS = 2000
 
 @contextmanager
 def stream_rows(sql: str, params: dict[str, Any]) -> Iterator[Iterator[Sequence[Any]]]:
-    """Rows of a query in bounded memory: a server-side cursor where there is a server."""
+    """Streams a query's rows in bounded memory; on PostgreSQL by a server-side cursor."""
     if connection.vendor == "postgresql":
         connection.ensure_connection()
         with (

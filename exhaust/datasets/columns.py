@@ -1,7 +1,6 @@
-"""A dataset is one list of columns; from it come PostgreSQL's cells and the portable ones.
+"""Columns of a dataset, and their cells: by PostgreSQL, or portable in Python.
 
-Both make the same text. A cell is None where there is nothing. The apostrophe that keeps a
-spreadsheet from running a text belongs to CSV alone.
+Both make the same text. An empty cell is None. Only CSV escapes formulas, with an apostrophe.
 """
 
 import re
@@ -23,8 +22,8 @@ class Column:
     """One column: its header, where it comes from, and how its cell is written.
 
     `path` starts at the event's envelope (`("device_id",)`) or in its payload
-    (`("payload", "edata", "score")`); `consented` cells are empty for who refused consent,
-    `personal` ones are masked in a preview.
+    (`("payload", "edata", "score")`). A refused consent blanks `needs_consent` cells; a preview
+    masks `is_personal` ones.
     """
 
     header: str
@@ -35,28 +34,28 @@ class Column:
     is_personal: bool = False
 
 
-# What a spreadsheet would run gets an apostrophe; a plain number or phone number stays as it is.
+# a spreadsheet runs text that begins like this, except plain numbers and phone numbers
 _FORMULA_STARTS = "=+@\t\r\n＝＋－＠-"  # noqa: RUF001
 _FORMULA_PATTERN = rf"^(?![+-]?[0-9][0-9 ().,-]*$)[{_FORMULA_STARTS}]"
 _formula_regex = re.compile(_FORMULA_PATTERN.replace("$)", r"\Z)"))
 
 
 def escape_formula(text: str) -> str:
-    """Free text that no spreadsheet runs."""
+    """The text with an apostrophe before anything that a spreadsheet would run."""
     return "'" + text if _formula_regex.match(text) else text
 
 
 def may_hold_formulas(columns: Sequence[Column]) -> list[bool]:
-    """Which of the columns may hold free text."""
+    """For each column, whether it may hold free text."""
     return [column.kind in {"text", "number", "whole"} for column in columns]
 
 
-# What JSON takes for a number: a sender may have put anything where one belongs
+# a JSON number; a sender may have sent anything in its place
 NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 is_number = re.compile(NUMBER_PATTERN).fullmatch
 
 
-# PostgreSQL -------------------------------------------------------------------------------------
+# PostgreSQL ---------------------------------------------------------------------------------------
 
 
 def cells_sql(
@@ -64,13 +63,13 @@ def cells_sql(
 ) -> list[str]:
     """PostgreSQL expressions for the cells, over the table aliases of `joins_sql`.
 
-    `refused` is the condition under which `consented` cells are empty; `guarded` ones are CSV's.
+    `refused_sql` is the condition that blanks `needs_consent` cells.
     """
     text_sql = _ESCAPED_TEXT_SQL if escape_formulas else "NULLIF({}, '')"
     return [_cell_sql(column, event, refused_sql, text_sql) for column in columns]
 
 
-# nearly every cell begins with none of these, and a number is looked at in no time
+# compares the first character's code: nearly every cell needs no regular expression
 _ESCAPED_TEXT_SQL = (
     f"CASE WHEN ascii({{0}}) IN ({', '.join(str(ord(sign)) for sign in _FORMULA_STARTS)})"
     rf" THEN regexp_replace({{0}}, '{_FORMULA_PATTERN}', '''\&') ELSE NULLIF({{0}}, '') END"
@@ -78,8 +77,10 @@ _ESCAPED_TEXT_SQL = (
 
 
 def joins_sql(columns: Sequence[Column], event: str = "e") -> str:
-    """LATERAL joins that open each JSON object once: every further path access would unpack the
-    whole payload again (measured: half the rate)."""
+    """LATERAL joins that unpack each JSON object once.
+
+    Every path access would unpack the whole payload again, at half the rate.
+    """
     joins: list[str] = []
     for path, fields in _json_objects(columns).items():
         source = f"{event}.payload" if path == ("payload",) else _value_sql(path)
@@ -92,7 +93,7 @@ def joins_sql(columns: Sequence[Column], event: str = "e") -> str:
 
 
 def _json_objects(columns: Sequence[Column]) -> dict[tuple[str, ...], dict[str, str]]:
-    """Each JSON object that is opened: its path, and the fields wanted of it with their types."""
+    """Each JSON object that a column reads: its path, its fields and their types."""
     records: dict[tuple[str, ...], dict[str, str]] = {}
     for column in columns:
         if column.path[0] != "payload":
@@ -126,7 +127,8 @@ def _cell_sql(column: Column, event: str, refused_sql: str, text_sql: str) -> st
         case "whole":
             as_text = text_sql.format(f"({value_sql} #>> '{{}}')")
             cell_sql = (
-                f"CASE WHEN jsonb_typeof({value_sql}) = 'number' THEN round({value_sql}::numeric)::text"
+                f"CASE WHEN jsonb_typeof({value_sql}) = 'number'"
+                f" THEN round({value_sql}::numeric)::text"
                 f" ELSE {as_text} END"
             )
         case _:
@@ -136,19 +138,17 @@ def _cell_sql(column: Column, event: str, refused_sql: str, text_sql: str) -> st
     return cell_sql
 
 
-# Portable ---------------------------------------------------------------------------------------
+# Portable -----------------------------------------------------------------------------------------
 
 decode_json = msgspec.json.Decoder(float_hook=Decimal).decode
-_unbounded_context = Context(
-    prec=1000
-)  # numbers of the door have at most 309 digits before the point
+_unbounded_context = Context(prec=1000)  # ingested numbers have at most 309 digits before the point
 Cell = str | None
 
 
 def make_cell_reader(
     columns: Sequence[Column],
 ) -> Callable[[dict[str, Any], str, bool], list[Cell]]:
-    """A function from (envelope, payload text, refused) to the cells."""
+    """Makes a function from (envelope, payload text, is_refused) to the cells."""
 
     def read_cells(envelope: dict[str, Any], payload: str, is_refused: bool) -> list[Cell]:
         payload_root = {"payload": decode_json(payload)}
@@ -183,13 +183,13 @@ def _format_cell(kind: Kind, value: Any) -> Cell:
 
 
 def format_time(value: datetime | str) -> str:
-    """UTC in milliseconds, cut and not rounded, as `2022-04-01T04:00:00.123Z`."""
+    """UTC in milliseconds, truncated, like `2022-04-01T04:00:00.123Z`."""
     text = str(value)
     return f"{text[:10]}T{text[11:19]}.{(text[20:23] if text[19:20] == '.' else '') or '000'}Z"
 
 
 def format_json(value: Any) -> str:
-    """JSON as PostgreSQL prints jsonb: keys by length and then bytes, numbers without exponent."""
+    """JSON like PostgreSQL's jsonb: keys by length, then bytes; numbers without exponent."""
     if isinstance(value, str):
         return encode_basestring(value)
     if value is None:

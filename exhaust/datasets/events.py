@@ -1,4 +1,4 @@
-"""`events-exhaust`: every event of every door, as its sender wrote it, in the order of arrival."""
+"""`events-exhaust`: every event of every source as it was sent, in the order of arrival."""
 
 from typing import Any
 

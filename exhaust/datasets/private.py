@@ -1,4 +1,4 @@
-"""`uci-private-exhaust`: who conversed, one person a row, by first seen."""
+"""`uci-private-exhaust`: a conversation's participants, one a row, by first event."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +25,9 @@ class PrivateDataset(Dataset):
     columns = (
         Column("Conversation ID", "text", ("conversation",), "The bot's id."),
         Column("Conversation Name", "text", ("conversation_name",), "The bot's name."),
-        Column("Device ID", "text", ("device_id",), "The key to the response file.", is_personal=True),
+        Column(
+            "Device ID", "text", ("device_id",), "The key to the response file.", is_personal=True
+        ),
         Column("User Name", "text", ("user_name",), "The participant's name.", is_personal=True),
         Column(
             "Phone Number", "text", ("phone",), "E.164; only with consent, else empty.",
@@ -37,7 +39,7 @@ class PrivateDataset(Dataset):
 
     def iterate_rows(self, selection: Selection) -> Iterator[list[Cell]]:
         where, params = selection.event_filter()
-        # one order on both databases, whatever the server's language
+        # the same order on both databases, in any locale
         collation = ' COLLATE "C"' if connection.vendor == "postgresql" else ""
         sql = f"""
             SELECT seen.device_id, p.user_name, CASE WHEN p.consent THEN p.encrypted_phone END,

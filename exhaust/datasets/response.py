@@ -1,4 +1,4 @@
-"""`uci-response-exhaust`: every answer of a conversation, one a row, by time."""
+"""`uci-response-exhaust`: a conversation's answers, one a row, by time."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -49,7 +49,7 @@ class ResponseDataset(Dataset):
         Column("Eof", "text", (*_ROLLUP, "l4"), "true on the form's last question."),
         Column("Timestamp", "time", ("occurred_at",), "When, in UTC to the millisecond."),
     )  # fmt: skip
-    # the same for every row of a file
+    # equal in every row of a file
     _constant_columns = ("conversation", "conversation_name")
 
     def copy_sql(
@@ -58,7 +58,7 @@ class ResponseDataset(Dataset):
         where, params = self._filter_sql(selection)
         device, pads = selection.displayed_device_id_sql("NULLIF(e.device_id, '')")
         cell_overrides = {name: f"%({name})s" for name in self._constant_columns}
-        if pads:  # a hash is nothing that a spreadsheet would run
+        if pads:  # a hash needs no escaping
             cell_overrides["device_id"] = device
         cells = [
             cell_overrides.get(column.path[0], cell)
@@ -126,7 +126,7 @@ class ResponseDataset(Dataset):
         return f"{where} AND e.is_answer", params
 
 
-# uncorrelated, so that it is hashed once whatever the planner believes of the tables
+# uncorrelated, so that PostgreSQL hashes it once whatever its statistics are
 CONSENT_REFUSED_SQL = (
     "(e.device_id IN"
     " (SELECT device_id FROM ingest_participant WHERE channel_id = %(channel)s AND NOT consent))"

@@ -12,10 +12,10 @@ from django.db import connection
 
 @dataclass(frozen=True)
 class Selection:
-    """What happened in [start, end) and arrived in [since, watermark), of one channel."""
+    """A channel's rows that occurred in [start, end) and arrived in [since_xid, watermark)."""
 
     channel_id: int
-    conversation_id: int | None  # 0 when the channel never saw it, None when all are asked for
+    conversation_id: int | None  # 0 for an unknown one, None for all
     conversation: str
     conversation_name: str
     start: datetime
@@ -23,14 +23,14 @@ class Selection:
     watermark: int
     since_xid: int = 0
     types: tuple[str, ...] = ()
-    application_id: int | None = None  # 0 when the channel has none of that name
+    application_id: int | None = None  # 0 for an unknown one, None for all
     limit: int | None = None
     device_key: bytes | None = field(default=None, repr=False)  # to hash devices with
 
     def event_filter(self, alias: str = "e") -> tuple[str, dict[str, Any]]:
-        """The SQL condition over an event's alias, and its parameters.
+        """The SQL condition on events and its parameters.
 
-        Of an event in several versions it is the one that stood at the watermark.
+        Selects the version of an event that was current at the watermark.
         """
         where, params = self.base_filter("occurred_at", alias)
         xid_cast = _xid_cast()
@@ -42,13 +42,13 @@ class Selection:
             where += f" AND {alias}.conversation_id = %(conversation_pk)s"
             params["conversation_pk"] = self.conversation_id
         if self.types:
-            type_params = {f"type_{place}": name for place, name in enumerate(self.types)}
+            type_params = {f"type_{number}": name for number, name in enumerate(self.types)}
             where += f" AND {alias}.type IN ({', '.join(f'%({name})s' for name in type_params)})"
             params |= type_params
         return where, params
 
     def base_filter(self, time_column: str, alias: str = "e") -> tuple[str, dict[str, Any]]:
-        """The same for any table with positions, whose days are of its column `moment`."""
+        """The SQL condition on any table with feed positions, and its parameters."""
         xid_cast = _xid_cast()
         adapt = connection.ops.adapt_datetimefield_value
         where = (
@@ -71,13 +71,13 @@ class Selection:
         return where, params
 
     def displayed_device_id(self, device_id: str) -> str:
-        """A device as response and private files name it."""
+        """The device id as files show it: hashed where the channel asks for it."""
         if self.device_key is None or not device_id:
             return device_id
         return hmac.digest(self.device_key, device_id.encode(), hashlib.sha256)[:16].hex()
 
     def displayed_device_id_sql(self, cell_sql: str) -> tuple[str, dict[str, bytes]]:
-        """The same of a cell in PostgreSQL, whose core has SHA-256 but no HMAC."""
+        """The same as SQL: PostgreSQL has SHA-256 but no HMAC."""
         if self.device_key is None:
             return cell_sql, {}
         block = self.device_key.ljust(64, b"\0")
@@ -90,7 +90,7 @@ class Selection:
 
     @property
     def limit_clause(self) -> str:
-        """What ends a query for its first rows only."""
+        """The LIMIT of a query for the first rows only."""
         return "" if self.limit is None else f" LIMIT {self.limit:d}"
 
 
@@ -107,7 +107,7 @@ def load_zone(name: str) -> ZoneInfo:
 
 
 def day_range(first: date, last: date, zone_name: str) -> tuple[datetime, datetime]:
-    """Whole days in a time zone, both ends included, as the half-open range of moments."""
+    """The half-open range of whole days in a time zone, both ends included."""
     tz = load_zone(zone_name)
     return (
         datetime.combine(first, time.min, tz),

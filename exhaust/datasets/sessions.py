@@ -1,4 +1,4 @@
-"""`sessions-exhaust`: sessions by their last change."""
+"""`sessions-exhaust`: sessions, by last change."""
 
 from exhaust.datasets.arrivals import APPLICATION_SQL, POSITION_SQL, FeedDataset
 from exhaust.datasets.columns import Column

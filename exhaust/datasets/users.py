@@ -1,4 +1,4 @@
-"""`users-exhaust`: who used an application, as far as senders told, by their last change."""
+"""`users-exhaust`: users of applications as senders described them, by last change."""
 
 from exhaust.datasets.arrivals import POSITION_SQL, FeedDataset
 from exhaust.datasets.columns import Column, decode_json, format_json
@@ -30,7 +30,7 @@ class UsersDataset(FeedDataset):
         "modified_at": "e.modified_at",
         "position": POSITION_SQL,
     }
-    # kept are the value and when it was set
+    # an attribute holds its value and the time it was set
     payload_sql = (
         "(SELECT COALESCE(jsonb_object_agg(a.key, a.value -> 'value'), '{}')"
         " FROM jsonb_each(e.attributes) a)"

@@ -35,7 +35,7 @@ EDITABLE_FIELDS = (
 RETRY_WINDOW = timedelta(hours=1)
 
 
-# Slots ---------------------------------------------------------------------------------------------
+# Slots --------------------------------------------------------------------------------------------
 
 
 def _iterate_slots(cron: str, zone_name: str, after: datetime) -> Iterator[datetime]:
@@ -76,7 +76,7 @@ def _latest_slot(schedule: Schedule, now: datetime) -> datetime:
     return slot
 
 
-# Windows ---------------------------------------------------------------------------------------
+# Windows ------------------------------------------------------------------------------------------
 
 _MAX_DAYS_BY_WINDOW = {
     "today": 1,
@@ -200,7 +200,7 @@ def _encryption_error(schedule: Schedule) -> str:
     return ""
 
 
-# Submitting -------------------------------------------------------------------------------------------
+# Submitting ---------------------------------------------------------------------------------------
 
 
 def submit_due(now: datetime | None = None) -> int:
@@ -211,10 +211,10 @@ def submit_due(now: datetime | None = None) -> int:
     """
     now = now or timezone.now()
     due = Schedule.objects.filter(paused_at=None, next_at__lte=now).select_related("channel")
-    return sum(_submit_slot(schedule, now) for schedule in due.order_by("next_at", "pk"))
+    return sum(submit_slot(schedule, now) for schedule in due.order_by("next_at", "pk"))
 
 
-def _submit_slot(schedule: Schedule, now: datetime) -> bool:
+def submit_slot(schedule: Schedule, now: datetime) -> bool:
     try:
         if errors := find_errors(schedule):
             field, advice = next(iter(errors.items()))
@@ -291,7 +291,7 @@ def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
         )
 
 
-# Saving ------------------------------------------------------------------------------------------
+# Saving -------------------------------------------------------------------------------------------
 
 
 def save(schedule: Schedule, now: datetime | None = None) -> Schedule:

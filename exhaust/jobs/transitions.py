@@ -35,12 +35,12 @@ Status = Job.Status
 LEASE = timedelta(seconds=30)
 MAX_ATTEMPTS = 3
 _FIRST_RETRY_DELAY = timedelta(seconds=10)
-_CLAIM_LOCK_TIMEOUT_MS = 2000
-_CLAIM_IDLE_TIMEOUT_MS = 5000
+CLAIM_LOCK_TIMEOUT_MS = 2000
+CLAIM_IDLE_TIMEOUT_MS = 5000
 TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
 
 
-# Which job is next ---------------------------------------------------------------------------------
+# Which job is next --------------------------------------------------------------------------------
 
 
 def claimable_jobs() -> QuerySet[Job]:
@@ -177,7 +177,7 @@ def _set_claim_timeouts() -> None:
             cursor.execute(
                 "SELECT set_config('lock_timeout', %s, true),"
                 " set_config('idle_in_transaction_session_timeout', %s, true)",
-                [str(_CLAIM_LOCK_TIMEOUT_MS), str(_CLAIM_IDLE_TIMEOUT_MS)],
+                [str(CLAIM_LOCK_TIMEOUT_MS), str(CLAIM_IDLE_TIMEOUT_MS)],
             )
 
 
@@ -202,7 +202,7 @@ def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | 
     )
 
 
-# Transitions ----------------------------------------------------------------------------------------
+# Transitions --------------------------------------------------------------------------------------
 
 
 def _transition(pk: int, eligible_jobs: QuerySet[Job], **values: Any) -> bool:

@@ -27,14 +27,14 @@ def enqueue(task: str, *args: str, **options: Any) -> None:
     An unreachable broker costs a second at most and raises nothing: the sweep finds the job.
     """
     try:
-        with producers[_publisher_connection()].acquire(block=True, timeout=1) as producer:
+        with producers[publisher_connection()].acquire(block=True, timeout=1) as producer:
             current_app.send_task(task, args=args, producer=producer, retry=False, **options)
     except (KombuError, OSError, TimeoutError) as error:
         log.warning("broker.connection_failed", error=type(error).__name__)
 
 
 @cache
-def _publisher_connection() -> Connection:
+def publisher_connection() -> Connection:
     """A connection that gives up after a second instead of retrying."""
     options: dict[str, Any] = dict(settings.CELERY_BROKER_TRANSPORT_OPTIONS)
     if not settings.CELERY_BROKER_URL.startswith("filesystem"):

@@ -69,12 +69,12 @@ def count_expired_events() -> dict[str, int]:
 def lagging_destinations(channels: Iterable[str]) -> list[str]:
     """Destinations whose unsent events the next pruning would delete, as `channel/name`."""
     cutoff = event_cutoff()
-    destinations = Destination.objects.filter(
+    pushed = Destination.objects.filter(
         channel__identifier__in=channels, resource=Destination.Resource.EVENTS, disabled_reason=""
     ).select_related("channel")
     return [
         f"{destination.channel.identifier}/{destination.name}"
-        for destination in destinations
+        for destination in pushed
         if cutoff and (batches.count_waiting(destination)[1] or cutoff) < cutoff
     ]
 
@@ -87,10 +87,10 @@ def prune_events() -> Iterator[tuple[str, int]]:
     if (cutoff := event_cutoff()) is None:
         return
     for channel in Channel.objects.order_by("id"):
-        while not (is_being_read := _is_being_read(channel.pk)):
+        while not (is_read := is_being_read(channel.pk)):
             with transaction.atomic():
                 count = pruning.prune_events(channel.pk, cutoff)
-                disabled_count = _disable_lagging_destinations(channel.pk) if count else 0
+                disabled_count = disable_lagging_destinations(channel.pk) if count else 0
             if disabled_count:
                 log.error(
                     "destinations.disabled_by_pruning",
@@ -101,11 +101,11 @@ def prune_events() -> Iterator[tuple[str, int]]:
                 yield channel.identifier, count
             if count < pruning.PRUNE_ROWS:
                 break
-        if is_being_read:
+        if is_read:
             log.warning("events.pruning_skipped", channel=channel.pk)
 
 
-def _is_being_read(channel_id: int) -> bool:
+def is_being_read(channel_id: int) -> bool:
     """Whether a job with a watermark is unfinished: its attempts need the same rows."""
     started_jobs = Job.objects.filter(
         channel=channel_id,
@@ -117,7 +117,7 @@ def _is_being_read(channel_id: int) -> bool:
     ).exists()
 
 
-def _disable_lagging_destinations(channel_id: int) -> int:
+def disable_lagging_destinations(channel_id: int) -> int:
     """Disables destinations with unsent events among the pruned ones; returns how many.
 
     Runs in the pruning's transaction, so a pump that reads for one of them loses its claim.

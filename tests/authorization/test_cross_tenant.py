@@ -171,10 +171,10 @@ def test_other_channel_blocks_no_pruning(both: None) -> None:
     job = make_claimed(channel=THEIRS)
     Job.objects.filter(pk=job.pk).update(watermark=1)
 
-    assert retention._is_being_read(make_channel(THEIRS).pk)
-    assert not retention._is_being_read(make_channel(OURS).pk)
+    assert retention.is_being_read(make_channel(THEIRS).pk)
+    assert not retention.is_being_read(make_channel(OURS).pk)
     Job.objects.filter(pk=job.pk).update(dataset=SESSIONS)  # of what is not pruned
-    assert not retention._is_being_read(make_channel(THEIRS).pk)
+    assert not retention.is_being_read(make_channel(THEIRS).pk)
 
 
 def make_destination(channel: str, **said: Any) -> Destination:
@@ -188,7 +188,7 @@ def test_pruning_disables_no_other_channel(both: None) -> None:
     pruning.prune_events(make_channel(OURS).pk, soon)
 
     with transaction.atomic():
-        assert retention._disable_lagging_destinations(make_channel(OURS).pk) == 1
+        assert retention.disable_lagging_destinations(make_channel(OURS).pk) == 1
 
     ours.refresh_from_db(), theirs.refresh_from_db()
     assert (bool(ours.disabled_reason), theirs.disabled_reason) == (True, "")

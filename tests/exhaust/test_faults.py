@@ -71,7 +71,7 @@ def lapsed() -> Any:
 @pytest.mark.postgresql
 def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: Any) -> None:
     # given a claim that was stopped in the channel whose turn it is
-    monkeypatch.setattr(transitions, "_CLAIM_LOCK_TIMEOUT_MS", 300)
+    monkeypatch.setattr(transitions, "CLAIM_LOCK_TIMEOUT_MS", 300)
     make_job(channel="ORG_001")
     other = make_job(channel="ORG_002")
 
@@ -87,7 +87,7 @@ def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: An
 @pytest.mark.postgresql
 def test_a_claim_that_is_stopped_gives_its_channel_back(monkeypatch: Any) -> None:
     # given a claim that does not go on before its commit
-    monkeypatch.setattr(transitions, "_CLAIM_IDLE_TIMEOUT_MS", 100)
+    monkeypatch.setattr(transitions, "CLAIM_IDLE_TIMEOUT_MS", 100)
     job = make_job()
     monkeypatch.setattr(transitions, "trigger_failpoint", lambda *_: time.sleep(1))
 

@@ -47,11 +47,11 @@ def broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Any]:
         settings.CELERY_BROKER_URL = url
         settings.CELERY_BROKER_TRANSPORT_OPTIONS = {}
         monkeypatch.setattr(app, "connection_for_write", partial(opens, url))
-        wakeup._publisher_connection.cache_clear()
+        wakeup.publisher_connection.cache_clear()
 
     yield point
-    producers.pop(wakeup._publisher_connection(), None)
-    wakeup._publisher_connection.cache_clear()
+    producers.pop(wakeup.publisher_connection(), None)
+    wakeup.publisher_connection.cache_clear()
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_submit_survives_busy_producers(
 ) -> None:
     # given a silent broker, at which as many requests wait as there are producers
     broker(f"redis://127.0.0.1:{silent_port}/0")
-    pool = producers[wakeup._publisher_connection()]
+    pool = producers[wakeup.publisher_connection()]
     producers_in_use = [pool.acquire(block=False) for _ in range(pool.limit)]
 
     # when one more is submitted

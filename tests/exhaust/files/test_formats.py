@@ -599,7 +599,7 @@ def test_xlsx_of_exactly_max_rows(files: Path, settings: Any):
 @pytest.mark.usefixtures("small_sheet")
 def test_low_estimate_still_limits_xlsx_rows(files: Path, monkeypatch: pytest.MonkeyPatch):
     send_events(make_answer(1), make_answer(2), make_answer(3))
-    monkeypatch.setattr(attempt, "_require_fit", lambda *_: None)
+    monkeypatch.setattr(attempt, "require_fit", lambda *_: None)
 
     assert run(output_format="xlsx").status == "FAILED"
     assert stored_paths(files) == []

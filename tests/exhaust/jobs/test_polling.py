@@ -54,8 +54,10 @@ def make_every_kind() -> list[Job]:
     withdrawn = make_finished()
     File.objects.filter(job=withdrawn).update(withdrawn_at=timezone.now())
     make_file(withdrawn).save()
-    return [*waiting, delayed, running, failed, cancelled, called_back, in_parts, linked, used, deleted,
-            withdrawn]  # fmt: skip
+    return [
+        *waiting, delayed, running, failed, cancelled, called_back, in_parts, linked, used, deleted,
+        withdrawn,
+    ]  # fmt: skip
 
 
 def test_fetch_matches_orm() -> None:

@@ -317,9 +317,9 @@ def test_stale_schedule_submits_nothing() -> None:
     first, second = (Schedule.objects.select_related("channel").get() for _ in range(2))
 
     # when both make it, the second in a cron's next minute, with another window
-    assert schedules._submit_slot(first, SLOT)
+    assert schedules.submit_slot(first, SLOT)
     second.window = "last 7 days"  # even an unlike question must not come twice
-    assert not schedules._submit_slot(second, SLOT + MINUTE)
+    assert not schedules.submit_slot(second, SLOT + MINUTE)
 
     # then one request stands, and the slot moved once
     assert Job.objects.count() == 1
@@ -344,7 +344,7 @@ def test_parallel_sweeps_submit_once(
     def call(row: Schedule) -> None:
         try:
             barrier.wait(20)
-            won.append(schedules._submit_slot(row, SLOT))
+            won.append(schedules.submit_slot(row, SLOT))
         except BaseException as error:
             errors.append(error)
         finally:
@@ -420,10 +420,11 @@ def test_idle_sweep_is_one_query() -> None:
         ("* 0-4 * * *", "UTC", SLOT - 2 * HOUR, SLOT + 90 * DAY, "2026-06-07",
          SLOT + 90 * DAY + 18 * HOUR),
         # across a change of the clock, and a slot that was never on it
-        ("0 0 * * *", BERLIN, local_time("2026-03-27T00:00", BERLIN), local_time("2026-03-30T00:30", BERLIN),
-         "2026-03-29", local_time("2026-03-31T00:00", BERLIN)),
+        ("0 0 * * *", BERLIN, local_time("2026-03-27T00:00", BERLIN),
+         local_time("2026-03-30T00:30", BERLIN), "2026-03-29", local_time("2026-03-31T00:00", BERLIN)),
         ("30 2 * * *", BERLIN, local_time("2026-03-28T02:30", BERLIN),
-         local_time("2026-03-29T03:00", BERLIN), "2026-03-28", local_time("2026-03-30T02:30", BERLIN)),
+         local_time("2026-03-29T03:00", BERLIN), "2026-03-28",
+         local_time("2026-03-30T02:30", BERLIN)),
     ],
 )  # fmt: skip
 @pytest.mark.django_db
@@ -476,7 +477,7 @@ def test_pause_during_sweep_submits_nothing() -> None:
     schedule = make_schedule()
     read = Schedule.objects.select_related("channel").get()
     schedules.pause(schedule)
-    assert not schedules._submit_slot(read, SLOT)
+    assert not schedules.submit_slot(read, SLOT)
     assert not Job.objects.exists()
 
 

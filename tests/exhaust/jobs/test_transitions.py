@@ -405,7 +405,7 @@ def test_cancelled_attempt_did_not_fail() -> None:
     )
 
 
-# Whose turn it is -----------------------------------------------------------------------------
+# Whose turn it is ---------------------------------------------------------------------------------
 
 
 def claimed_tags(count: int) -> list[str]:

@@ -126,7 +126,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str]) -> None:
     """No broker."""
 
 
-# Consent ----------------------------------------------------------------------------------------
+# Consent ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
@@ -361,7 +361,7 @@ def test_publication_waits_for_withdrawal() -> None:
     assert order == ["committed", "settled"]
 
 
-# Erasure ----------------------------------------------------------------------------------------
+# Erasure ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.postgresql
@@ -538,7 +538,8 @@ def test_rejected_bodies_are_erased(made_of: str) -> None:
     for number, sent in enumerate((raw, b"of somebody else")):
         RejectedEvent.objects.create(
             channel=channel, source="clickstream", received_at=timezone.now(), position=0,
-            reason="too_many", detail="", digest=str(number), size=len(sent), encrypted_body=encrypt(sent),
+            reason="too_many", detail="", digest=str(number), size=len(sent),
+            encrypted_body=encrypt(sent),
         )  # fmt: skip
 
     # when
