@@ -305,7 +305,7 @@ def test_since_must_name_own_file(caller: Client) -> None:
         answered = submit_request(caller, EVENTS, since=named)
         assert answered.status_code == 400
         sentence = answered.json()["params"]["errmsg"]
-        assert sentence.startswith("request.datasetConfig.since: Names no request of this channel")
+        assert sentence.startswith("request.datasetConfig.since: Names no finished request of this channel")
         assert "leave it out" in sentence
     assert Job.objects.count() == 3
 
@@ -325,7 +325,7 @@ def test_since_requires_same_filters(caller: Client, field: str, said: Any) -> N
     answered = submit_request(caller, EVENTS, since=base.request_id, **{field: said})
     assert answered.status_code == 400
     sentence = answered.json()["params"]["errmsg"]
-    assert sentence.startswith(f"request.datasetConfig.{field}: Differs from what the request")
+    assert sentence.startswith(f"request.datasetConfig.{field}: Differs from the request in since")
 
 
 def test_participants_take_no_since(caller: Client) -> None:
