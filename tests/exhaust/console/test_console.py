@@ -227,7 +227,7 @@ def test_create_run_and_download_export(asha: Client, enqueued_tasks: list[str])
         ({"tag": ""}, "tag", "Enter a tag"),
         ({"timezone": "Mars/Base"}, "timezone", "Unknown time zone"),
         ({"outputFormat": "pdf"}, "outputFormat", "One of csv"),
-        ({"since": "ABC"}, "since", "Names no request of this channel"),
+        ({"since": "ABC"}, "since", "Names no finished request of this channel"),
         ({"callbackUrl": "http://127.0.0.1/"}, "callbackUrl", "Name a host"),
         ({"dataset": "nothing"}, "dataset", "There is no dataset"),
         ({"tag": "x\0y"}, "tag", "Letters, digits"),
