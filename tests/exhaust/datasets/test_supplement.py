@@ -305,7 +305,9 @@ def test_since_must_name_own_file(caller: Client) -> None:
         answered = submit_request(caller, EVENTS, since=named)
         assert answered.status_code == 400
         sentence = answered.json()["params"]["errmsg"]
-        assert sentence.startswith("request.datasetConfig.since: Names no finished request of this channel")
+        assert sentence.startswith(
+            "request.datasetConfig.since: Names no finished request of this channel"
+        )
         assert "leave it out" in sentence
     assert Job.objects.count() == 3
 
