@@ -1,22 +1,24 @@
-"""What the doors count; `exhaust/monitoring/metrics.py` shows it."""
+"""Counters of ingest. `exhaust/monitoring/metrics.py` serves them."""
 
 from prometheus_client import Counter
 
 EVENTS = Counter(
     "exhaust_events",
-    "What was sent, by door and by what became of it.",
+    "Events and profiles that were sent, by source and outcome.",
     ["source", "outcome"],
 )
 RATE_LIMIT_DECISIONS = Counter(
-    "exhaust_rate_limit_decisions", "Calls of known callers, by class.", ["limit", "decision"]
+    "exhaust_rate_limit_decisions",
+    "Calls of authenticated callers, by rate limit.",
+    ["limit", "decision"],
 )
 OVERLOAD_REJECTIONS = Counter(
-    "exhaust_http_overload_rejections", "Requests answered 503 because too many were at work."
+    "exhaust_http_overload_rejections", "Requests that were rejected with 503 because of overload."
 )
 
 
 def count_batch(source: str, stored: int, duplicate: int, rejected: int) -> None:
-    """What became of one batch."""
+    """Counts the outcomes of a batch."""
     for outcome, number in (("stored", stored), ("duplicate", duplicate), ("rejected", rejected)):
         if number:
             EVENTS.labels(source, outcome).inc(number)

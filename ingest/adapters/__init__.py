@@ -24,9 +24,9 @@ class Match(NamedTuple):
 
 @lru_cache(maxsize=256)
 def find_endpoint(method: str, path: str) -> Match | None:
-    """The endpoint at an address; None for an address that no source has.
+    """Returns the endpoint at an address, or None where no source has it.
 
-    An endpoint that shares its address with another view has its own methods only.
+    An endpoint that shares its address with another view matches its own methods only.
     """
     for adapter in ADAPTERS.values():
         for endpoint in adapter.endpoints:
@@ -39,13 +39,13 @@ def find_endpoint(method: str, path: str) -> Match | None:
 
 @cache
 def _compile_route(route: str) -> re.Pattern[str]:
-    """The pattern of the paths of a Django route."""
+    """Returns the pattern of the paths of a Django route."""
     parts = re.split(r"<(?:\w+:)?\w+>", route)
     return re.compile("/" + "[^/]+".join(map(re.escape, parts)))
 
 
 def read_context(row: EventRow) -> EventContext:
-    """The user and the page of an event; a payload of another shape has none."""
+    """Returns the user and the page of an event. A payload of another shape has neither."""
     adapter = ADAPTERS.get(row.source)
     if adapter is None:
         return NO_CONTEXT
@@ -56,7 +56,7 @@ def read_context(row: EventRow) -> EventContext:
 
 
 def has_client_sessions(source: str) -> bool:
-    """Whether the source's senders make sessions themselves."""
+    """Whether the senders of the source make sessions themselves."""
     return source in ADAPTERS and ADAPTERS[source].has_client_sessions
 
 
@@ -80,6 +80,6 @@ def system_types() -> frozenset[str]:
 
 
 def clear_caches() -> None:
-    """Call it after a change of `ADAPTERS`."""
+    """Forgets what is computed from `ADAPTERS`. Call it after a change of them."""
     for cached in (find_endpoint, page_view_types, error_types, system_types):
         cached.cache_clear()

@@ -1,4 +1,4 @@
-"""Answers told by attributes: the same names at every door whose events carry named values.
+"""Answers in attributes: the same names for every source whose events carry named values.
 
 `conversation_id` alone puts an event into a conversation; with `question_id` it is an answer.
 Beside them: `question_type`, `question_title`, `question_description`, `question_options`,
@@ -26,9 +26,9 @@ _encode = msgspec.json.encode
 def read_answer(
     attributes: dict[str, Any], message_id: str, where: str = "attributes."
 ) -> tuple[str, dict[str, Any]]:
-    """The conversation's id, "" for none, and the fields that make a payload an answer's, if any.
+    """Returns the conversation's id, "" for none, and the fields of an answer, if it is one.
 
-    Raises `Refused` for an id that is no text.
+    Raises `RequestError` for an id that is no text.
     """
     if "conversation_id" not in attributes:
         return "", {}
@@ -51,7 +51,7 @@ def read_answer(
 
 
 def add_answer(payload: bytes, event: dict[str, Any], fields: dict[str, Any]) -> bytes:
-    """The payload, which says `event`, with the answer's fields behind its own.
+    """Returns the payload of `event` with the answer's fields behind its own.
 
     Of two fields with one name the later counts, on both databases; what the event itself has
     under `edata` and `context` is kept beside the answer's.
@@ -72,7 +72,7 @@ def _pick_renamed(attributes: dict[str, Any], names: dict[str, str]) -> dict[str
 
 
 def _parse_json_text(value: Any) -> Any:
-    """A list or an object, also where it comes as JSON text; SDKs carry nothing else."""
+    """Returns the list or object in a JSON text, since SDKs send text only; else the value."""
     if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
         try:
             return text.parse_value(value.encode())[0]
@@ -82,7 +82,7 @@ def _parse_json_text(value: Any) -> Any:
 
 
 def _response_list(response: Any) -> list[Any]:
-    """Chosen options as sent; free text as telemetry writes it."""
+    """Returns chosen options as sent, and free text as telemetry writes it."""
     if isinstance(response, list):
         return response
     return [response if isinstance(response, dict) else {"ans1": response}]

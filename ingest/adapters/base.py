@@ -1,4 +1,4 @@
-"""What a source states about itself. The rest of the service iterates `ADAPTERS`."""
+"""The description of a source. The rest of the service iterates `ADAPTERS`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Response(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What a response is made from. An endpoint that stores nothing has no batch."""
+    """The input of a response. An endpoint that stores nothing has an empty batch."""
 
     call: Call
     batch: Batch
@@ -50,7 +50,7 @@ class Credential(Enum):
 
 
 class Cors(NamedTuple):
-    """What the preflight response allows a page of a registered origin to send."""
+    """The methods and headers that a page of a registered origin may send."""
 
     methods: str
     headers: str
@@ -65,7 +65,7 @@ class AddressLimit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What the OpenAPI document states about an endpoint; bodies are serializers or schemas."""
+    """An endpoint in the OpenAPI document. Bodies are serializers or schemas."""
 
     id: str
     description: str  # the summary; after an empty line, details
@@ -80,7 +80,7 @@ class SourceDocs(NamedTuple):
 
     addresses: str
     sender: str
-    identity: str  # what makes two events the same
+    identity: str  # the fields that make two events the same
     winner: str  # of two that are the same
 
 
@@ -97,12 +97,12 @@ def accept_json(call: Call) -> None:
 
 
 def decode_body(sent: bytes, call: Call) -> bytes:
-    """The decompressed body. Raises `RequestError` as `body.decode` does."""
+    """Returns the decompressed body. Raises `RequestError` as `body.decode` does."""
     return body.decode(sent, call.content_encoding)
 
 
 def problem_members(status: int, reason: str, detail: str) -> dict[str, Any]:
-    """The members of a problem document (RFC 9457)."""
+    """Returns the members of a problem document (RFC 9457)."""
     return {"type": "about:blank", "title": reason, "status": status, "detail": detail}
 
 
@@ -113,7 +113,7 @@ def problem_response(error: RequestError, call: Call) -> Response:
 
 
 def list_rejections(rejections: Iterable[Rejection]) -> list[dict[str, Any]]:
-    """The first hundred rejections, as responses list them."""
+    """Returns the first hundred rejections as responses list them."""
     return [
         {"position": each.position, "reason": each.reason, "detail": each.detail}
         for each in islice(rejections, MAX_LISTED_REJECTIONS)
@@ -174,7 +174,7 @@ class Adapter:
     cors: Cors | None = None
     rate_limit: str = "events"  # the name of a limit in `ingest.limits`
     address_limit: AddressLimit | None = None
-    # events and what is derived from them
+    # events, and the records that are derived from them
     read_context: Callable[[EventRow], EventContext] = read_no_context
     page_path: tuple[str, ...] = ()  # of a page's address in a payload
     page_view_types: frozenset[str] = frozenset()

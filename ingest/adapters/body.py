@@ -11,13 +11,13 @@ import msgspec
 
 from ingest.events import RequestError
 
-MAX_BYTES = 8 * 1024 * 1024  # of a body, as sent and as unfolded
+MAX_BYTES = 8 * 1024 * 1024  # of a body, as sent and decompressed
 NDJSON = "application/x-ndjson"
 _STEP = 64 * 1024
 
 
 def decode(sent: bytes, encoding: str = "identity", max_bytes: int = MAX_BYTES) -> bytes:
-    """The body, decompressed when the encoding is gzip, without a byte order mark.
+    """Returns the body, decompressed if the encoding is gzip, without a byte order mark.
 
     Raises `RequestError`: 415 for another encoding, 413 over `max_bytes`, 400 for broken gzip and
     for an empty body.
@@ -34,12 +34,12 @@ def decode(sent: bytes, encoding: str = "identity", max_bytes: int = MAX_BYTES) 
 
 
 def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:
-    """One layer of gzip, never more than `max_bytes` of it."""
-    unfolded = bytearray()
+    """Returns the content of one layer of gzip. Raises `RequestError`: 413 over `max_bytes`."""
+    plain = bytearray()
     offset = 0
     while offset < len(sent):
         member = zlib.decompressobj(31)
-        step = 512  # grows: what lies behind a member's end is copied, and there may be many
+        step = 512  # grows: bytes after a member's end are copied, and there may be many members
         while not member.eof:
             piece = member.unconsumed_tail
             if not piece:
@@ -52,11 +52,11 @@ def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:
                 raise RequestError("gzip", "The body says gzip but cannot be unfolded.") from None
             if not piece and not more and not member.eof:
                 raise RequestError("gzip", "The gzip body is cut off.")
-            unfolded += more
-            if len(unfolded) > max_bytes:
+            plain += more
+            if len(plain) > max_bytes:
                 raise too_large(max_bytes)
         offset -= len(member.unused_data)
-    return bytes(unfolded)
+    return bytes(plain)
 
 
 def too_large(max_bytes: int) -> RequestError:
@@ -66,13 +66,13 @@ def too_large(max_bytes: int) -> RequestError:
 
 
 def json_error(error: Exception, raw: bytes) -> RequestError:
-    """What to say of bytes that are no JSON."""
+    """Returns the error for bytes that are no JSON."""
     if isinstance(error, RecursionError):
         return _too_deep()
     if isinstance(error, UnicodeDecodeError):
         try:
             raw.decode()
-        except UnicodeDecodeError as whole:  # the decoder's own count starts at the string
+        except UnicodeDecodeError as whole:  # msgspec counts from the start of the string
             return RequestError("not_utf8", f"The text is not UTF-8 at byte {whole.start}.")
     if isinstance(error, msgspec.ValidationError):
         return _out_of_range()
@@ -88,7 +88,7 @@ def _out_of_range() -> RequestError:
 
 
 MAX_DEPTH = 100
-MAX_PARTS = 1_000_000  # commas and lines: each part that is taken out costs memory
+MAX_PARTS = 1_000_000  # commas and lines: each part costs memory
 MAX_DIGITS = 309  # of a 64-bit float before the point
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _decode = msgspec.json.Decoder().decode
@@ -101,32 +101,32 @@ _ESCAPE = re.compile(
 
 
 def repair(raw: bytes) -> bytes:
-    """The JSON text with escaped NUL and lone surrogates turned into U+FFFD."""
+    """Returns the JSON text with escaped NUL and lone surrogates replaced by U+FFFD."""
     return _ESCAPE.sub(lambda m: b"\\ufffd" if m["lone"] else m[0], raw)
 
 
 def _nested_type(levels: int) -> Any:
-    """The type of JSON with so many levels at most, its whole numbers of 64 bits."""
+    """Returns the type of JSON of at most so many levels, with integers of 64 bits."""
     whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
     single = None | bool | whole | float | str
     json_type: Any = single
-    for _ in range(levels):  # each doubles what the decoder is made of
+    for _ in range(levels):  # each level doubles the decoder
         json_type = single | list[json_type] | dict[str, json_type]
     return json_type
 
 
-# as nearly all events are: what it takes needs no look for depth or for digits
+# accepts nearly all events; its input needs no check of depth or digits
 _decode_usual = msgspec.json.Decoder(_nested_type(8)).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def parse_value(raw: bytes) -> tuple[Any, bytes, str]:
-    """JSON text checked to its last value: what it says, its text, and a note if it was mended.
+    """Returns the value of a JSON text, the text, and a note if the text was repaired.
 
-    Raises `Refused` for what is no JSON or nested too deep, and for numbers beyond a 64-bit float,
+    Raises `RequestError` for no JSON, too deep JSON, and for numbers beyond a 64-bit float,
     on which the databases disagree.
     """
-    # one byte is found many times faster than six, and most texts escape nothing
+    # a search for one byte is much faster than for six, and most texts escape nothing
     if b"\\" not in raw or b"\\u0000" not in raw:
         try:
             return _decode_usual(raw), raw, ""
@@ -136,7 +136,7 @@ def parse_value(raw: bytes) -> tuple[Any, bytes, str]:
 
 
 def parse_unusual(raw: bytes) -> tuple[Any, bytes, str]:
-    """What `value` says of a text, by looking at all that can be odd in it."""
+    """Returns the same as `parse_value`, by every check."""
     text = repair(raw) if b"\\u0000" in raw else raw
     try:
         try:
@@ -157,8 +157,8 @@ def parse_unusual(raw: bytes) -> tuple[Any, bytes, str]:
 
 
 def has_digit_run(text: bytes, count: int) -> bool:
-    """Whether so many digits stand in a row."""
-    step = count // 10  # looking at a tenth of the text first is enough for nearly all
+    """Whether the text has so many digits in a row."""
+    step = count // 10  # a tenth of the text decides nearly always
     if len(text) < count or b"0" * (count // step - 1) not in text[::step].translate(
         _DIGITS_TO_ZERO
     ):
@@ -196,11 +196,11 @@ _encode = msgspec.json.Encoder(decimal_format="number", order="sorted").encode
 
 
 def normalize_json(text: bytes) -> bytes:
-    """Checked JSON written once more: one for equal values, whatever the order of their keys.
+    """Returns the same text for equal values, whatever the order of their keys.
 
-    Repeated keys are folded (the last wins), numbers stay as sent.
+    The last of repeated keys wins, and numbers stay as sent.
 
-    Raises `Refused` for a number with more decimal places than PostgreSQL's numeric has.
+    Raises `RequestError` for a number with more decimal places than PostgreSQL's numeric has.
     """
     try:
         return _encode(_decode_precise(text))
@@ -222,7 +222,7 @@ _decode_comparable = msgspec.json.Decoder(float_hook=_comparable_number).decode
 
 
 def json_equal(text: str, other: str) -> bool:
-    """Whether two canonical texts are equal as PostgreSQL compares jsonb: 1E2 is 100."""
+    """Whether two normalized texts are equal as PostgreSQL compares jsonb: 1E2 is 100."""
     return text == other or _encode(_decode_comparable(text)) == _encode(_decode_comparable(other))
 
 
@@ -230,10 +230,10 @@ _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def split_documents(body: bytes, content_type: str) -> list[bytes]:
-    """The JSON texts of a body: one, or one a line.
+    """Returns the JSON texts of a body: one, or one a line.
 
     It is one a line when the content type says so, or when the first line is a whole JSON value
-    and the body is not. Raises `Refused` for a single text that is no JSON; lines are checked
+    and the body is not. Raises `RequestError` for a single text that is no JSON; lines are checked
     by whoever reads them.
     """
     if len(body) > MAX_PARTS and body.count(b",") + body.count(b"\n") > MAX_PARTS:
@@ -268,9 +268,9 @@ def _is_json(text: bytes) -> bool:
 def split_repaired(
     read: Callable[[bytes], list[bytes]], document: bytes
 ) -> tuple[list[bytes], bool]:
-    """What `read` finds in a text, or in the mended text where it cannot read it as it is.
+    """Returns the parts that `read` finds in a text, or in the repaired text if that fails.
 
-    A lone surrogate anywhere keeps JSON from being taken apart. The flag tells that it was mended.
+    A lone surrogate anywhere keeps JSON from being split. The flag is true for a repaired text.
     """
     try:
         return read(document), False
@@ -281,7 +281,7 @@ def split_repaired(
 
 
 def require_json(content_type: str) -> None:
-    """Raises `Refused` (415) unless the content type is one that carries JSON."""
+    """Raises `RequestError` (415) unless the content type is one that carries JSON."""
     if content_type not in {"", "application/json", NDJSON, "text/plain"}:
         raise RequestError(
             "content_type",

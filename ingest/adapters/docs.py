@@ -6,7 +6,7 @@ HEAD = "| Source | Address | Sender | Same event | Of two, wins |\n|---|---|---|
 
 
 def source_table() -> str:
-    """The table as Markdown, a row a source. Put it into the page when the suite says it differs."""
+    """Returns the table as Markdown. The suite fails where the page has another one."""
     rows = [
         f"| {name} | {adapter.docs.addresses} | {adapter.docs.sender} | {adapter.docs.identity}"
         f" | {adapter.docs.winner} |\n"

@@ -1,22 +1,18 @@
-"""A field of what was sent, read one way at every door."""
+"""Reads a field the same way for every source."""
 
 from typing import Any
 
 from ingest.events import RequestError
 
 MAX_TEXT = 255  # characters of an id or a name
-
-
 MAX_URL = 2048
 
 
 def bounded_text(value: Any, limit: int = MAX_TEXT) -> str:
+    """Returns a text or a number as text, "" for anything else or a longer one."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return value if isinstance(value, str) and len(value) <= limit else ""
-
-
-MAX_TEXT = 255  # characters of an id or a name
 
 
 def identifier(
@@ -27,7 +23,10 @@ def identifier(
     required: bool = False,
     longest: int = MAX_TEXT,
 ) -> str:
-    """An id or a name as text; "" where it is missing. Raises `Refused`, naming the field."""
+    """Returns an id or a name as text, "" if it is missing.
+
+    Raises `RequestError` with the name of the field.
+    """
     value = source.get(field)
     if isinstance(value, str) and 0 < len(value) <= longest:  # nearly always
         return value

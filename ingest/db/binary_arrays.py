@@ -1,4 +1,4 @@
-"""A batch's columns as PostgreSQL's binary arrays.
+"""Encodes a batch's columns as PostgreSQL's binary arrays.
 
 psycopg asks a dumper for each element, and for nine columns that took as long as the database
 did. As text every quote of every payload would be escaped besides.
@@ -17,7 +17,7 @@ from psycopg.pq import Format
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """An array without NULL, as the server takes it for `%b`."""
+    """An array without NULL in the server's binary format, for `%b`."""
 
     oid: int  # of the array's type
     data: bytes
@@ -34,7 +34,7 @@ def booleans(values: Iterable[bool]) -> Column:
 
 
 def moments(values: Iterable[datetime]) -> Column:
-    """As timestamptz: microseconds since 2000."""
+    """Encodes timestamptz: microseconds since 2000."""
     items: list[bytes] = []
     for value in values:
         since = value - _EPOCH
@@ -48,12 +48,12 @@ def texts(values: Iterable[str]) -> Column:
 
 
 def utf8(values: Iterable[bytes]) -> Column:
-    """As text, which is encoded already."""
+    """Encodes text that is UTF-8 already."""
     return _column(1009, 25, [len(value).to_bytes(4) + value for value in values])
 
 
 def uuids(values: Iterable[bytes]) -> Column:
-    """Of sixteen bytes each."""
+    """Encodes UUIDs of sixteen bytes each."""
     return _column(2951, 2950, [b"\0\0\0\x10" + value for value in values])
 
 
@@ -79,5 +79,5 @@ class _ColumnDumper(Dumper):
 
 
 def register_dumper() -> None:
-    """Lets psycopg take columns. Comes before the first connection, which copies what is known."""
+    """Teaches psycopg columns. Call it before the first connection, which copies the dumpers."""
     psycopg.adapters.register_dumper(Column, _ColumnDumper)

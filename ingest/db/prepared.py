@@ -1,7 +1,7 @@
-"""Statements that nearly every request asks, past what the ORM and Django's cursor cost.
+"""Statements of nearly every request, without the cost of the ORM and of Django's cursor.
 
-The ORM would take three times as long, and Django's cursor on PostgreSQL has a statement planned
-anew each time. They are not among the queries that Django's tests count.
+The ORM takes three times as long, and on PostgreSQL Django's cursor has a statement planned at each
+call. Django's query counts in tests do not include them.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,11 @@ from typing import Any
 import psycopg
 from django.db import connection
 
+from ingest.tenancy import session
+
 
 def fetch_all(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-    """The rows, on either database."""
+    """Returns the rows, on either database."""
     if connection.vendor == "postgresql":
         with (
             connection.wrap_database_errors,
@@ -28,10 +30,10 @@ def fetch_all(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def _borrow_connection() -> Iterator[Any]:
-    """The request's connection, or, before it has one and the wall, the pool's for a moment: while
-    a body is slow to come, none is held."""
-    from ingest.tenancy import session  # models are made of positions, which are asked for here
+    """Yields the request's connection, or one of the pool before the request has its own.
 
+    So a request holds no connection while it waits for a slow body.
+    """
     pool = (
         None
         if connection.connection or session.is_restricted()

@@ -1,4 +1,4 @@
-"""Writes derived records in one statement: made where they are new, changed where they are known.
+"""Inserts or updates derived records in one statement.
 
 Each gets the position of this change, so that a reader of the feed meets it again.
 """
@@ -19,7 +19,7 @@ def bulk_upsert(
     rows: Sequence[Sequence[Any]],
     position: int,
 ) -> None:
-    """Writes rows of these columns (name: PostgreSQL's type); a JSON value comes as its text.
+    """Upserts rows of these columns (name: PostgreSQL's type). A JSON value is its text.
 
     `position` is for SQLite; PostgreSQL takes the transaction's own.
     """

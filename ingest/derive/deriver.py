@@ -1,8 +1,7 @@
-"""Derives sessions and users from the feed, a step at a time, after the request is over, and
-closes the sessions whose time is over.
+"""Derives sessions and users from the feed in steps, and closes sessions.
 
-A step reads events behind the channel's position, brings the records up to them and moves the
-position, in one commit; the position's row keeps two derivers of a channel apart.
+A step reads events after the channel's position, updates the records and moves the position in one
+commit. A lock on the position's row keeps two derivers of a channel apart.
 """
 
 from dataclasses import dataclass
@@ -35,7 +34,10 @@ STEP_EVENTS = 5_000
 
 
 def derive_all(seconds: float) -> int:
-    """Derives whatever is behind, for about so long; how many events were read."""
+    """Derives the channels that are behind, for about `seconds`.
+
+    Returns the number of events read.
+    """
     deadline = monotonic() + seconds
     total = closed_count = 0
     _create_missing_states()
@@ -43,7 +45,7 @@ def derive_all(seconds: float) -> int:
         while monotonic() < deadline and (count := derive_step(channel_id)):
             total += count
     for channel_id in _channels_with_ended_sessions():
-        while count := close_sessions(channel_id):  # once even where deriving took all the time
+        while count := close_sessions(channel_id):  # at least once, even with no time left
             closed_count += count
             if monotonic() >= deadline:
                 break
@@ -53,7 +55,7 @@ def derive_all(seconds: float) -> int:
 
 
 def derive_step(channel_id: int, limit: int = STEP_EVENTS) -> int:
-    """One step of a channel; 0 when there was nothing to read or another deriver is at it."""
+    """Derives one step. Returns the number of events read, 0 if another deriver has the channel."""
     watermark_xid = fetch_watermark()
     with transaction.atomic():
         lock_positioned_tables()
@@ -89,11 +91,10 @@ def derive_step(channel_id: int, limit: int = STEP_EVENTS) -> int:
 
 
 def catch_up(channel_id: int, watermark_xid: int, patience_seconds: float) -> int | None:
-    """Derives all of a channel's events below a watermark.
+    """Derives all events of a channel below a watermark.
 
-    Gives the watermark below which all that was made of them stands once it is committed; what is
-    made of later events, or changed by them, gets a position at or above it. None when there was
-    no step for `patience` seconds.
+    Returns the watermark that is above every record of them; records that later events make or
+    change get a position at or above it. Returns None after `patience_seconds` without a step.
     """
     _create_missing_states()
     deadline = monotonic() + patience_seconds
@@ -102,9 +103,9 @@ def catch_up(channel_id: int, watermark_xid: int, patience_seconds: float) -> in
             deadline = monotonic() + patience_seconds
         elif monotonic() > deadline:
             return None
-        else:  # another deriver is at it
+        else:  # another deriver has the channel
             sleep(0.05)
-    return fetch_upper_bound()  # what is derived takes a number of its own
+    return fetch_upper_bound()  # derived records have positions of their own
 
 
 def _has_unread_events(channel_id: int, watermark_xid: int) -> bool:
@@ -116,10 +117,10 @@ def _has_unread_events(channel_id: int, watermark_xid: int) -> bool:
 
 
 def close_sessions(channel_id: int, limit: int = STEP_EVENTS, now: datetime | None = None) -> int:
-    """Closes sessions of a channel whose time is over; how many.
+    """Closes ended sessions of a channel. Returns their number.
 
-    Each gets a new position, so that a reader of the feed meets it once more. While an event that
-    arrived before a session's close is still to be read, the session stays open.
+    Each gets a new position, so that a reader of the feed reads it again. A session stays open
+    while an event that arrived before its close is unread.
     """
     with transaction.atomic():
         lock_positioned_tables()
@@ -153,8 +154,8 @@ def _channels_with_ended_sessions() -> list[int]:
 
 
 def _unread_events(channel_id: int, state: DerivationState | None) -> "QuerySet[StoredEvent]":
-    place = FeedPosition(state.xid, state.event_id) if state else values.START
-    return reader.select_after(StoredEvent.objects.filter(channel_id=channel_id), place)
+    position = FeedPosition(state.xid, state.event_id) if state else values.START
+    return reader.select_after(StoredEvent.objects.filter(channel_id=channel_id), position)
 
 
 def _create_missing_states() -> None:
@@ -180,16 +181,17 @@ def _channels_behind() -> list[int]:
 
 @dataclass(frozen=True)
 class Lag:
-    """How far the deriver of a channel is behind what is committed."""
+    """The events of a channel that are committed and not yet derived."""
 
-    events: int  # counted up to COUNTED
-    age: timedelta  # since the next one to read arrived
+    events: int  # counted up to MAX_COUNTED_EVENTS
+    age: timedelta  # of the oldest
 
 
 MAX_COUNTED_EVENTS = 100_000
 
 
 def measure_lag(channel_id: int) -> Lag:
+    """Returns the lag of a channel."""
     state = DerivationState.objects.filter(pk=channel_id).first()
     unread = _unread_events(channel_id, state)
     oldest = unread.values_list("received_at", flat=True).first()

@@ -1,15 +1,15 @@
-"""Sessions: what belongs together of a device's events.
+"""Derives sessions: chains of a device's events.
 
-The rule, which knows nothing of the order of arrival:
+The rule does not depend on the order of arrival:
 
-1. Events of one application and device, each within `GAP` of its neighbours, are a chain.
-2. A chain of up to `CAP` from first to last is one session.
-3. A longer chain is cut at 00:00, 06:00, 12:00 and 18:00 UTC: wherever it is cut, a session of
-   up to `CAP` comes out, and which events arrived first does not matter.
+1. Events of one application and device, each within `MAX_GAP` of the next, are a chain.
+2. A chain of up to `MAX_SPAN` from first to last is one session.
+3. A longer chain splits at 00:00, 06:00, 12:00 and 18:00 UTC, so that each part is a session of up
+   to `MAX_SPAN`, whichever events arrived first.
 
-So that a late event needs no other event read again, a session keeps its sums by quarter of the
-day (`Piece`): sessions are joined and cut by dealing buckets out anew. A session that its sender
-made (DESK) is taken as it is.
+A session keeps its sums by quarter of the day (`Bucket`). A late event then needs no other event:
+sessions merge or split by regrouping their buckets. A session that its sender made (DESK) is stored
+as it is.
 """
 
 from collections import defaultdict
@@ -36,10 +36,10 @@ HOUR_MICROSECONDS = 3_600_000_000  # all times here are microseconds since 1970
 MAX_GAP = HOUR_MICROSECONDS // 2
 MAX_SPAN = 6 * HOUR_MICROSECONDS
 SEARCH_MARGIN = MAX_SPAN + MAX_GAP  # no event further away can be of the same session
-MAX_TYPES = 100  # told apart in a session; the rest is counted together
+MAX_TYPES = 100  # counted by type in a session; further types are counted together
 OTHER_TYPES = ""
 
-TimedText = tuple[int, str]  # when, what
+TimedText = tuple[int, str]  # the time and the text
 Device = tuple[int | None, str]  # the application, the device's id
 
 
@@ -51,7 +51,7 @@ class Bucket(msgspec.Struct, array_like=True, eq=False):
     event_count: int
     answer_count: int
     types: dict[str, int]
-    sender_session: TimedText | None  # the first session id said
+    sender_session: TimedText | None  # the first session id
     landing_url: TimedText | None  # the first page
     last_user: TimedText | None  # the last user
 
@@ -71,7 +71,7 @@ class Bucket(msgspec.Struct, array_like=True, eq=False):
         self.last_user = _pick_later(self.last_user, other.last_user)
 
     def remove_event(self, row: EventRow) -> None:
-        """One event less. The span stays: what an earlier version told did happen."""
+        """Counts one event less. The span stays, since the earlier version did happen."""
         self.event_count -= 1
         self.answer_count -= row.is_answer
         self._count(row.type if row.type in self.types else OTHER_TYPES, -1)
@@ -94,7 +94,7 @@ def _pick_later(one: TimedText | None, other: TimedText | None) -> TimedText | N
 
 @dataclass(slots=True, eq=False)
 class SessionRecord:
-    """A session's row while it is worked on."""
+    """A session's row in memory."""
 
     key: UUID
     version: int
@@ -117,7 +117,7 @@ class SessionRecord:
 
 @dataclass(slots=True, eq=False)
 class BucketRef:
-    """A bucket and the session that has it, None for what has just arrived."""
+    """A bucket and its session, None for new events."""
 
     bucket: Bucket
     session: SessionRecord | None
@@ -130,37 +130,37 @@ def derive(
     position: int,
     closes_by: datetime,
 ) -> int:
-    """Brings a channel's sessions up to these events; how many were made or changed.
+    """Adds events to a channel's sessions. Returns the number of new and changed sessions.
 
-    What closes at `until`, the arrival of the last of them, or before is closed.
+    A session that closes at `closes_by`, the arrival of the last event, or before is closed.
     """
-    arrived: dict[Device, list[tuple[int, EventRow, EventContext]]] = defaultdict(list)
+    new_events: dict[Device, list[tuple[int, EventRow, EventContext]]] = defaultdict(list)
     superseded_events: dict[Device, list[tuple[int, EventRow]]] = defaultdict(list)
     client_sessions: dict[UUID, SessionRecord] = {}
-    for row, traits in rows:
+    for row, context in rows:
         if has_client_sessions(row.source):
             if row.type == "session":
-                client_sessions[UUID(row.identity)] = _read_client_session(row, traits)
+                client_sessions[UUID(row.identity)] = _read_client_session(row, context)
         elif 0 < len(row.device_id) <= MAX_TEXT:
             owner = (row.application_id, row.device_id)
-            arrived[owner].append((row.occurred_us, row, traits))
+            new_events[owner].append((row.occurred_us, row, context))
     for row in superseded:
         if row.device_id and not has_client_sessions(row.source):
             superseded_events[row.application_id, row.device_id].append((row.occurred_us, row))
 
-    sessions_by_device = _load_sessions(channel_id, arrived, superseded_events)
+    sessions_by_device = _load_sessions(channel_id, new_events, superseded_events)
     changed: dict[UUID, SessionRecord] = {}
-    for device in arrived.keys() | superseded_events.keys():
+    for device in new_events.keys() | superseded_events.keys():
         refs = [
             BucketRef(bucket, session)
             for session in sessions_by_device.get(device, ())
             for bucket in session.buckets
         ]
-        refs += [BucketRef(bucket, None) for bucket in _build_buckets(arrived.get(device, ()))]
-        touched = _assign_buckets(device, refs)
-        for at, row in superseded_events.get(device, ()):
-            _remove_superseded(refs, at, row, touched)
-        for session, parent in touched.values():
+        refs += [BucketRef(bucket, None) for bucket in _build_buckets(new_events.get(device, ()))]
+        changed_sessions = _assign_buckets(device, refs)
+        for occurred, row in superseded_events.get(device, ()):
+            _remove_superseded(refs, occurred, row, changed_sessions)
+        for session, parent in changed_sessions.values():
             _update_session(session, [ref.bucket for ref in refs if ref.session is session], parent)
             changed[session.key] = session
     _merge_client_sessions(channel_id, client_sessions, changed)
@@ -169,79 +169,82 @@ def derive(
 
 
 def _build_buckets(events: Iterable[tuple[int, EventRow, EventContext]]) -> list[Bucket]:
-    """What has arrived of a device, summed."""
+    """Returns the sums of new events of a device."""
     buckets: list[Bucket] = []
-    for at, row, traits in sorted(events, key=lambda event: event[0]):
-        one = Bucket(
-            at,
-            at,
+    for occurred, row, context in sorted(events, key=lambda event: event[0]):
+        bucket = Bucket(
+            occurred,
+            occurred,
             1,
             int(row.is_answer),
             {row.type: 1},
-            (at, row.session_id) if row.session_id else None,
-            (at, traits.url) if traits.url else None,
-            (at, traits.user_id) if traits.user_id else None,
+            (occurred, row.session_id) if row.session_id else None,
+            (occurred, context.url) if context.url else None,
+            (occurred, context.user_id) if context.user_id else None,
         )
         if (
             buckets
-            and at - buckets[-1].last_occurred <= MAX_GAP
-            and buckets[-1].quarter == one.quarter
+            and occurred - buckets[-1].last_occurred <= MAX_GAP
+            and buckets[-1].quarter == bucket.quarter
         ):
-            buckets[-1].add(one)
+            buckets[-1].add(bucket)
         else:
-            buckets.append(one)
+            buckets.append(bucket)
     return buckets
 
 
-ChangedSessions = dict[
-    int, tuple[SessionRecord, SessionRecord | None]
-]  # by id(): a session and its parent
+# by id(): a session and its parent
+ChangedSessions = dict[int, tuple[SessionRecord, SessionRecord | None]]
 
 
 def _assign_buckets(device: Device, refs: list[BucketRef]) -> ChangedSessions:
-    """Joins and cuts where something arrived: gives every bucket its session.
+    """Merges and splits sessions with new events: gives every bucket its session.
 
-    `refs` keeps the buckets that remain of it.
+    `refs` is replaced by the buckets that remain.
     """
-    touched: ChangedSessions = {}
+    changed: ChangedSessions = {}
     remaining: list[BucketRef] = []
     for chain in _split_chains(refs):
         if all(ref.session for ref in chain):
-            remaining += chain  # nothing new, and the chain may go on where nobody looked
+            remaining += chain  # no new event; the chain may continue outside of the loaded span
             continue
-        long = (
+        is_long = (
             max(ref.bucket.last_occurred for ref in chain) - chain[0].bucket.first_occurred
             > MAX_SPAN
         )
         groups: dict[int, list[BucketRef]] = defaultdict(list)
         for ref in chain:
-            groups[ref.bucket.quarter if long else 0].append(ref)
-        before: dict[int, tuple[SessionRecord, int]] = {}  # who was there, and its first group
-        taken: dict[int, SessionRecord] = {}  # by group
+            groups[ref.bucket.quarter if is_long else 0].append(ref)
+        first_groups: dict[int, tuple[SessionRecord, int]] = {}  # a session and its first group
+        session_by_group: dict[int, SessionRecord] = {}
         for key, group in sorted(groups.items()):
-            there = {id(ref.session): ref.session for ref in group if ref.session}
-            old = sorted(there.values(), key=lambda session: (session.started_at, session.id or 0))
-            for each in old:
-                before.setdefault(id(each), (each, key))
-                if before[id(each)][1] != key:
-                    touched[id(each)] = (each, None)  # it loses a part
-            free = (each for each in old if each not in taken.values())
-            session = taken[key] = next(free, None) or _new_session(device)
+            present = {id(ref.session): ref.session for ref in group if ref.session}
+            old = sorted(
+                present.values(), key=lambda session: (session.started_at, session.id or 0)
+            )
+            for candidate in old:
+                first_groups.setdefault(id(candidate), (candidate, key))
+                if first_groups[id(candidate)][1] != key:
+                    changed[id(candidate)] = (candidate, None)  # it loses a bucket
+            unassigned = (
+                candidate for candidate in old if candidate not in session_by_group.values()
+            )
+            session = session_by_group[key] = next(unassigned, None) or _new_session(device)
             if any(ref.session is not session for ref in group):
-                touched[id(session)] = (session, None)
+                changed[id(session)] = (session, None)
             buckets: dict[int, BucketRef] = {}
             for ref in group:
-                if kept := buckets.get(ref.bucket.quarter):
-                    kept.bucket.add(ref.bucket)
+                if merged := buckets.get(ref.bucket.quarter):
+                    merged.bucket.add(ref.bucket)
                 else:
                     buckets[ref.bucket.quarter] = ref
             remaining += [BucketRef(ref.bucket, session) for ref in buckets.values()]
-        owners = {id(session) for session in taken.values()}
-        for identity, (each, key) in before.items():
+        owners = {id(session) for session in session_by_group.values()}
+        for identity, (candidate, key) in first_groups.items():
             if identity not in owners:
-                touched[identity] = (each, taken[key])
+                changed[identity] = (candidate, session_by_group[key])
     refs[:] = remaining
-    return touched
+    return changed
 
 
 def _new_session(device: Device) -> SessionRecord:
@@ -262,16 +265,16 @@ def _split_chains(refs: list[BucketRef]) -> list[list[BucketRef]]:
 
 
 def _remove_superseded(
-    refs: list[BucketRef], occurred: int, row: EventRow, touched: ChangedSessions
+    refs: list[BucketRef], occurred: int, row: EventRow, changed: ChangedSessions
 ) -> None:
-    """Takes a superseded version out of the session that counts it."""
+    """Removes a superseded version from the session that counts it."""
     for ref in refs:
         if (
             ref.bucket.first_occurred <= occurred <= ref.bucket.last_occurred
             and ref.session is not None
         ):
             ref.bucket.remove_event(row)
-            touched.setdefault(id(ref.session), (ref.session, None))
+            changed.setdefault(id(ref.session), (ref.session, None))
             if ref.bucket.event_count <= 0:
                 refs.remove(ref)
             return
@@ -280,7 +283,7 @@ def _remove_superseded(
 def _update_session(
     session: SessionRecord, buckets: list[Bucket], parent: SessionRecord | None
 ) -> None:
-    """Sets a session's columns; one that became a part of another keeps what it last said."""
+    """Sets a session's columns. A session that was merged into another keeps its last ones."""
     session.buckets = buckets
     if parent is not None:
         session.parent_id = parent.id
@@ -292,7 +295,7 @@ def _update_session(
     session.answer_count = total.answer_count
     session.types = total.types
     if not buckets:
-        return  # its events were all sent again with another time
+        return  # all its events were resent with another time
     first, last = min(p.first_occurred for p in buckets), max(p.last_occurred for p in buckets)
     session.started_at = from_microseconds(first)
     session.ended_at = from_microseconds(last)
@@ -302,7 +305,7 @@ def _update_session(
     session.user_id = total.last_user[1] if total.last_user else ""
 
 
-# sessions made by their sender ------------------------------------------------------------------
+# Client sessions ---------------------------------------------------------------------------------
 
 
 class _Document(msgspec.Struct, rename="camel"):
@@ -319,7 +322,7 @@ class _Document(msgspec.Struct, rename="camel"):
 _decode_document = msgspec.json.Decoder(_Document).decode
 
 
-def _read_client_session(row: EventRow, traits: EventContext) -> SessionRecord:
+def _read_client_session(row: EventRow, context: EventContext) -> SessionRecord:
     try:
         document = _decode_document(row.payload)
     except (msgspec.MsgspecError, RecursionError):
@@ -331,7 +334,7 @@ def _read_client_session(row: EventRow, traits: EventContext) -> SessionRecord:
         "event": document.events,
         "error": document.errors,
     }
-    types = {name: len(found) for name, found in nested.items() if isinstance(found, list)}
+    types = {name: len(items) for name, items in nested.items() if isinstance(items, list)}
     if "userAction" not in types and isinstance(document.user_action_count, int):
         types["userAction"] = min(max(document.user_action_count, 0), 1_000_000)
     types = {name: count for name, count in types.items() if count}
@@ -340,10 +343,10 @@ def _read_client_session(row: EventRow, traits: EventContext) -> SessionRecord:
         version=0,
         application_id=row.application_id,
         device_id=row.device_id or bounded_text(document.internal_user_id),
-        user_id=traits.user_id,
+        user_id=context.user_id,
         is_client_session=True,
         sender_session_id=row.session_id or bounded_text(document.user_session_id),
-        landing_url=traits.url,
+        landing_url=context.url,
         started_at=start,
         ended_at=end,
         closes_at=end,
@@ -358,7 +361,7 @@ def _from_milliseconds(value: Any) -> datetime | None:
     return from_microseconds(int(value) * 1000) if 0 < value < 253_402_300_800_000 else None
 
 
-# rows -------------------------------------------------------------------------------------------
+# Rows -------------------------------------------------------------------------------------------
 
 _COLUMNS = {
     "key": "uuid",
@@ -393,21 +396,21 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _load_sessions(channel_id: int, *times: dict[Device, Any]) -> dict[Device, list[SessionRecord]]:
-    """The sessions that could have something to do with events of these times."""
+    """Returns the sessions that events of these times may belong to, by device."""
     spans: dict[Device, tuple[int, int]] = {}
-    for of in times:
-        for device, events in of.items():
+    for events_by_device in times:
+        for device, events in events_by_device.items():
             first, last = min(e[0] for e in events), max(e[0] for e in events)
             if device in spans:
                 first, last = min(first, spans[device][0]), max(last, spans[device][1])
             spans[device] = first, last
-    # by day, so that what one device ref back for weeks widens the search for few others
+    # by day, so that the old events of one device widen the search for few others
     days: dict[tuple[int, int], list[Device]] = defaultdict(list)
     for device, (first, last) in spans.items():
         days[first // _DAY, last // _DAY].append(device)
-    known: dict[Device, list[SessionRecord]] = defaultdict(list)
+    sessions: dict[Device, list[SessionRecord]] = defaultdict(list)
     for devices in days.values():
-        found = Session.objects.filter(
+        rows = Session.objects.filter(
             channel_id=channel_id,
             parent=None,
             is_client_session=False,
@@ -422,18 +425,18 @@ def _load_sessions(channel_id: int, *times: dict[Device, Any]) -> dict[Device, l
             types_text=Cast("types", models.TextField()),
             buckets_text=Cast("buckets", models.TextField()),
         )
-        for row in found.values_list(*_READ):
+        for row in rows.values_list(*_READ):
             record = SessionRecord(*row)
             record.types = _decode_types(row[13])
             record.buckets = _decode_buckets(row[14])
-            known[record.application_id, record.device_id].append(record)
-    return known
+            sessions[record.application_id, record.device_id].append(record)
+    return sessions
 
 
 def _merge_client_sessions(
     channel_id: int, client_sessions: dict[UUID, SessionRecord], changed: dict[UUID, SessionRecord]
 ) -> None:
-    """A session sent again takes the place of its former version."""
+    """Adds client sessions; a resent one replaces its former version."""
     if not client_sessions:
         return
     current = Session.objects.filter(channel_id=channel_id, key__in=client_sessions)

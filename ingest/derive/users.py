@@ -1,7 +1,7 @@
-"""Users: who an event names, or the device where it names nobody.
+"""Derives users: the user that an event names, or the device of events without one.
 
-Every attribute keeps the value that was set last by its own time, whichever arrived last; of two
-set at one moment the greater text stays, so that no order of arrival matters.
+An attribute keeps the value that was set last by its own time. Of two values set at one moment the
+greater text stays, so the order of arrival does not matter.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,9 +22,9 @@ from ingest.feed.values import EventRow
 from ingest.models import AppUser
 from ingest.times import from_microseconds
 
-MAX_ATTRIBUTES = 500  # of a user; further names are not kept
+MAX_ATTRIBUTES = 500  # of a user; further ones are ignored
 
-Identity = tuple[str, bool]  # the identifier, and whether it is a device's
+Identity = tuple[str, bool]  # the identifier, and whether it is a device
 
 
 class Attribute(msgspec.Struct):
@@ -38,7 +38,7 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class Observation:
-    """What a step of the feed tells of a user."""
+    """The values of a user in a step of the feed."""
 
     first: int
     last: int
@@ -48,7 +48,7 @@ class Observation:
 
 @dataclass(slots=True)
 class UserRecord:
-    """A user's row while it is worked on."""
+    """A user's row in memory."""
 
     identifier: str
     anonymous: bool
@@ -78,7 +78,7 @@ _READ = [*list(_COLUMNS)[:8], "attributes_text"]
 
 
 def derive(channel_id: int, rows: Sequence[tuple[EventRow, EventContext]], position: int) -> int:
-    """Brings a channel's users up to these events; how many were made or changed."""
+    """Adds events to a channel's users. Returns the number of new and changed users."""
     observations = _observe_users(rows)
     if not observations:
         return 0
@@ -118,11 +118,11 @@ def _load_users(channel_id: int, identities: Iterable[Identity]) -> dict[Identit
 
 def _observe_users(rows: Sequence[tuple[EventRow, EventContext]]) -> dict[Identity, Observation]:
     observations: dict[Identity, Observation] = {}
-    for row, traits in rows:
+    for row, context in rows:
         if has_client_sessions(row.source) and row.type != "session":
-            continue  # its session tells of the user
+            continue  # its session names the user
         device = row.device_id if len(row.device_id) <= MAX_TEXT else ""
-        identity = (traits.user_id, False) if traits.user_id else (device, True)
+        identity = (context.user_id, False) if context.user_id else (device, True)
         if not identity[0]:
             continue
         occurred = row.occurred_us
@@ -135,7 +135,7 @@ def _observe_users(rows: Sequence[tuple[EventRow, EventContext]]) -> dict[Identi
             observation.last = occurred
         if device and (observation.device is None or (occurred, device) < observation.device):
             observation.device = (occurred, device)
-        for name, attribute in traits.attributes.items():
+        for name, attribute in context.attributes.items():
             if name not in observation.attributes or _is_newer(
                 attribute, observation.attributes[name]
             ):

@@ -10,7 +10,7 @@ from ingest.http import request_body
 
 
 class JSONParser(BaseParser):
-    """DRF's parser for `application/json`. Raises `Refused`."""
+    """DRF's parser for `application/json`. Raises `RequestError`."""
 
     media_type = "application/json"
 

@@ -9,15 +9,15 @@ _READ_BYTES = 64 * 1024
 
 
 def read_body(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
-    """The decompressed body. Raises `RequestError` as `read_raw` and `body.decode` do."""
+    """Returns the decompressed body. Raises `RequestError` as `read_raw` and `body.decode` do."""
     encoding = request.headers.get("Content-Encoding", "identity")
     return body.decode(read_raw(request, max_bytes), encoding, max_bytes)
 
 
 def read_raw(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
-    """The body's bytes, read in bounded steps.
+    """Returns the body as sent, read in bounded steps.
 
-    Raises `Refused`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.
+    Raises `RequestError`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.
     """
     require_length(request)
     try:
@@ -39,9 +39,9 @@ def read_raw(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
 
 
 def require_length(request: HttpRequest) -> None:
-    """Raises `Refused` (411) for a body of unknown length: WSGI shows it as empty, a lie.
+    """Raises `RequestError` (411) for a body of unknown length, which WSGI shows as empty.
 
-    HTTP/1.1 has such bodies in chunks; HTTP/2 needs no length at all.
+    HTTP/1.1 sends such a body in chunks; HTTP/2 needs no length.
     """
     protocol = request.META.get("SERVER_PROTOCOL", "")
     if request.headers.get("Transfer-Encoding") or (

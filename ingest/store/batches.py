@@ -1,11 +1,11 @@
-"""The only bulk write: what a batch brought becomes rows, good and bad, in one commit.
+"""Stores a batch: its events, rejections and profiles become rows in one commit.
 
 PostgreSQL takes binary arrays in one statement; SQLite takes the same rows one by one. Both end
 with the same rows.
 
-Nearly every batch is settled at once: one statement looks which events are there, and stores the
-others unless one of those there is to be superseded. It takes no lock of its own; where another
-batch was quicker with one of the events, or there is more to do, the batch is stored step by step.
+One statement stores nearly every batch: it looks for existing events and inserts the others, unless
+one of the existing has to be superseded. It takes no lock. Where another batch inserts one of the
+events first, or where there is more to do, the batch takes the slow path.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ from ingest.store.participants import store_participants
 
 
 class _NeedsSlowPath(Exception):
-    """Nothing was stored: an event is to be superseded, a conversation to be made, or another
-    batch brought one of the events at this moment."""
+    """Nothing was stored: an event has to be superseded, a conversation has to be inserted, or
+    another batch brings one of the events at this moment."""
 
 
 def append_batch(channel_id: int, batch: Batch) -> StoreResult:
@@ -46,7 +46,7 @@ def _choose_path(channel_id: int, batch: Batch) -> StoreResult:
     # one order on both databases, and one order of locking
     events = sorted(winners.values(), key=lambda event: event.identity)
     if connection.in_atomic_block:
-        lock_positioned_tables()  # before a savepoint of ours, whose end would let the lock go
+        lock_positioned_tables()  # before our savepoint, whose end would release the lock
     elif connection.vendor == "postgresql" and events and not (batch.rejections or batch.profiles):
         with suppress(_NeedsSlowPath, DataError):
             stored = _insert_fast_path(channel_id, batch, events)
@@ -55,13 +55,13 @@ def _choose_path(channel_id: int, batch: Batch) -> StoreResult:
     while True:
         try:
             return _insert_slow_path(channel_id, batch, events, insert, may_supersede)
-        except DataError:  # rare, so the common way pays no savepoint for it
+        except DataError:  # rare, so the usual path has no savepoint
             insert, may_supersede = _insert_valid_events, batch.last_wins
-        except _NeedsSlowPath:  # once for each event at the most: what another batch brought stays
+        except _NeedsSlowPath:  # at most once an event, since rows of other batches stay
             may_supersede = batch.last_wins
 
 
-# (channel, batch, its events to store, those refused late, whether some may be newer versions)
+# (channel, batch, its events to store, its late rejections, whether some may supersede rows)
 Insert = Callable[[int, Batch, list[Event], list[Rejection], bool], int]
 
 
@@ -103,7 +103,7 @@ def _store_profiles(channel_id: int, batch: Batch) -> StoreResult:
 
 
 def _ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int]:
-    """The registry's ids, made at first sight."""
+    """Returns the conversations' ids, and inserts the missing conversations."""
     identifiers = {event.conversation for event in events} - {""}
     if not identifiers:
         return {}
@@ -112,7 +112,7 @@ def _ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int
         lock_positioned_tables()  # the events' insert takes this lock later than the insert here
         Conversation.objects.bulk_create(
             (Conversation(channel_id=channel_id, identifier=i) for i in missing),
-            ignore_conflicts=True,  # another batch may bring it at the same moment
+            ignore_conflicts=True,  # another batch may insert it at the same moment
         )
         ids = _find_conversations(channel_id, identifiers)
     return ids
@@ -120,7 +120,7 @@ def _ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int
 
 def _find_conversations(channel_id: int, identifiers: set[str]) -> dict[str, int]:
     placeholders = ", ".join(["%s"] * len(identifiers))
-    with connection.cursor() as cursor:  # in every request: the ORM would double its time
+    with connection.cursor() as cursor:  # in every request; the ORM takes twice as long
         cursor.execute(
             "SELECT identifier, id FROM ingest_conversation"  # noqa: S608
             f" WHERE channel_id = %s AND identifier IN ({placeholders})",
@@ -136,7 +136,8 @@ def _insert(
     late_rejections: list[Rejection],
     may_supersede: bool,
 ) -> int:
-    """How many rows were new. Raises `_Unsettled`, or `DataError` for what cannot be held."""
+    """Returns the number of new rows. Raises `_NeedsSlowPath`, or `DataError` for a value that the
+    database does not store."""
     if not events:
         return 0
     if connection.vendor != "postgresql":
@@ -151,7 +152,7 @@ def _insert_valid_events(
     late_rejections: list[Rejection],
     may_supersede: bool,
 ) -> int:
-    """How many rows were new; `late` gains the events that the database refused."""
+    """Returns the number of new rows, and appends the events that the database refuses."""
     try:
         with transaction.atomic():
             return _insert(channel_id, batch, events, late_rejections, may_supersede)
@@ -159,14 +160,13 @@ def _insert_valid_events(
         if len(events) == 1:
             try:
                 normalize_json(events[0].payload)
-            except RequestError as refused:
-                late_rejections.append(_late_rejection(events[0], refused.reason, refused.detail))
+            except RequestError as invalid:
+                rejection = _late_rejection(events[0], invalid.reason, invalid.detail)
             else:
-                late_rejections.append(
-                    _late_rejection(events[0], "database", str(error).splitlines()[0])
-                )
+                rejection = _late_rejection(events[0], "database", str(error).splitlines()[0])
+            late_rejections.append(rejection)
             return 0
-        middle = len(events) // 2  # one bad event must not cost the others
+        middle = len(events) // 2  # one invalid event must not reject the others
         halves = (events[:middle], events[middle:])
         return sum(
             _insert_valid_events(channel_id, batch, half, late_rejections, may_supersede)
@@ -182,40 +182,40 @@ _COLUMNS = (
     "occurred_at, received_at, channel_id, application_id, conversation_id, is_answer, identity,"
     " source, type, device_id, session_id, note, payload"
 )
-# The look comes before the insert, so that of an event that is there no payload is read.
+# The lookup comes before the insert, so that the payload of an existing event is not parsed.
 # ORDER BY gives concurrent batches one order of locking.
 _INSERT_BATCH = f"""
-WITH met AS MATERIALIZED (
+WITH existing AS MATERIALIZED (
     SELECT new.i, {{differs}} AS differs FROM unnest(%(i)b, %(p)b) AS new(i, p)
     CROSS JOIN LATERAL (
         SELECT e.payload, e.device_id FROM ingest_storedevent e
         WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
-    ) AS living
-), bot AS MATERIALIZED (
+    ) AS current
+), conversation AS MATERIALIZED (
     SELECT id, identifier FROM ingest_conversation
-    WHERE channel_id = %(channel)s AND identifier = ANY(%(bots)b)
+    WHERE channel_id = %(channel)s AND identifier = ANY(%(conversations)b)
 ), stored AS (
     INSERT INTO ingest_storedevent ({_COLUMNS})
-    SELECT o, %(received_at)s, %(channel)s, %(application)s, bot.id, a, i, %(source)s, t, d, s, n,
-           p::jsonb
+    SELECT o, %(received_at)s, %(channel)s, %(application)s, conversation.id, a, i, %(source)s,
+           t, d, s, n, p::jsonb
     FROM unnest(%(o)b, %(c)b, %(a)b, %(i)b, %(t)b, %(d)b, %(s)b, %(n)b, %(p)b)
-         AS new(o, c, a, i, t, d, s, n, p) LEFT JOIN bot ON bot.identifier = c
-    WHERE i NOT IN (SELECT i FROM met) AND NOT EXISTS (SELECT FROM met WHERE differs)
-          AND (SELECT count(*) FROM bot) = cardinality(%(bots)b)
+         AS new(o, c, a, i, t, d, s, n, p) LEFT JOIN conversation ON conversation.identifier = c
+    WHERE i NOT IN (SELECT i FROM existing) AND NOT EXISTS (SELECT FROM existing WHERE differs)
+          AND (SELECT count(*) FROM conversation) = cardinality(%(conversations)b)
     ORDER BY i {{conflict}}
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM stored), EXISTS (SELECT FROM met WHERE differs)
-       OR (SELECT count(*) FROM bot) < cardinality(%(bots)b)
+SELECT (SELECT count(*) FROM stored), EXISTS (SELECT FROM existing WHERE differs)
+       OR (SELECT count(*) FROM conversation) < cardinality(%(conversations)b)
 """  # noqa: S608
 _INSERT_FIRST_WINS = _INSERT_BATCH.format(
     differs="false",
     conflict="ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING",
 )
-# without ON CONFLICT: where another batch was quicker, this one is the later and must not be lost
-# an erased one stays as it is: its sender's late copy must not bring the person back
+# Without ON CONFLICT: where another batch was first, this version is the later one and must not be
+# lost. An erased event stays as it is: a late copy must not bring the person back.
 _PAYLOAD_DIFFERS = (
-    "living.payload <> new.p::jsonb AND (living.payload <> '{}' OR living.device_id <> '')"
+    "current.payload <> new.p::jsonb AND (current.payload <> '{}' OR current.device_id <> '')"
 )
 _INSERT_LAST_WINS = _INSERT_BATCH.format(differs=_PAYLOAD_DIFFERS, conflict="")
 _INSERT_ROW = f"""
@@ -223,27 +223,26 @@ INSERT INTO ingest_storedevent (xid, {_COLUMNS})
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (identity) WHERE superseded_xid IS NULL DO NOTHING
 """  # noqa: S608
-# Where the last one wins: the living version of another payload learns which position superseded
-# it, then the new one is inserted. In one statement the insert would still meet the old index
-# entry and both would be lost. The unique index decides between batches that do this at once, and
-# who comes second starts over; the lock has them take turns, without which a large batch would
-# start over as long as small ones come. 256 buckets, because each lock takes a place in the
-# server's memory.
+# Where the last version wins, the current version with another payload gets the position that
+# supersedes it, then the new version is inserted. One statement for both would still meet the old
+# index entry and lose both versions. The unique index decides between concurrent batches, and the
+# losing batch retries. The lock puts such batches in a row: without it a large batch would retry as
+# long as small ones come. It has 256 buckets, because each lock takes shared memory of the server.
 _LOCK_IDENTITIES = """
 SELECT pg_advisory_xact_lock(7381, h) FROM (
     SELECT DISTINCT get_byte(i, 15) AS h FROM unnest(%(i)b::bytea[]) AS u(i) ORDER BY 1
 ) AS buckets
 """
-# One look into the index for each identity, whatever the planner believes: a plan made while the
-# table is small is kept by its connection, and would read the whole table when it has grown.
+# One index lookup an identity, whatever the planner expects: a connection keeps a plan that it made
+# while the table was small, and would read the whole table after it has grown.
 _DISABLE_SEQSCAN = "SET LOCAL enable_seqscan = off"
 _SUPERSEDE_BATCH = f"""
 UPDATE ingest_storedevent SET superseded_xid = exhaust_position() WHERE id = ANY(ARRAY(
-    SELECT living.id FROM unnest(%(i)b, %(p)b) AS new(i, p)
+    SELECT current.id FROM unnest(%(i)b, %(p)b) AS new(i, p)
     CROSS JOIN LATERAL (
         SELECT e.id, e.payload, e.device_id FROM ingest_storedevent e
         WHERE e.identity = new.i AND e.superseded_xid IS NULL LIMIT 1
-    ) AS living
+    ) AS current
     WHERE {_PAYLOAD_DIFFERS}
 ))
 """  # noqa: S608
@@ -254,13 +253,13 @@ _SUPERSEDE_ROW = "UPDATE ingest_storedevent SET superseded_xid = %s WHERE id = %
 
 
 def _insert_fast_path(channel_id: int, batch: Batch, events: list[Event]) -> int:
-    """How many rows were new; committed. Raises `DataError`, `_Unsettled`."""
+    """Commits, and returns the number of new rows. Raises `DataError` and `_NeedsSlowPath`."""
     columns = _build_columns(channel_id, batch, events)
     connection.ensure_connection()
     database = connection.connection
     with connection.wrap_database_errors:
         try:
-            with database.pipeline():  # all of it in one round trip
+            with database.pipeline():  # one round trip
                 database.execute("BEGIN")
                 database.execute(_DISABLE_SEQSCAN)
                 cursor = psycopg.Cursor(database)
@@ -273,7 +272,7 @@ def _insert_fast_path(channel_id: int, batch: Batch, events: list[Event]) -> int
             raise _NeedsSlowPath from error
         finally:
             if not database.closed:
-                database.rollback()  # nothing, unless it failed
+                database.rollback()  # does nothing after a commit
 
 
 def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], may_supersede: bool) -> int:
@@ -282,8 +281,8 @@ def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], may_super
         try:
             if may_supersede:
                 cursor.execute(_SUPERSEDE_BATCH, columns)
-            # a new one gives the transaction its number: not before it is seen what to supersede,
-            # or a version could come to stand before the one it follows
+            # An insert gives the transaction its number. Superseding comes first, so that no
+            # version gets a lower position than the one that it replaces.
             _ensure_conversations(channel_id, events)
             cursor.execute(_INSERT_LAST_WINS if batch.last_wins else _INSERT_FIRST_WINS, columns)
             return _read_stored_count(cursor)
@@ -291,12 +290,12 @@ def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], may_super
             raise _NeedsSlowPath from error
 
 
-# another batch brought one of the events first
+# another batch inserted one of the events first
 _RACE_ERRORS = (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected)
 
 
 def _read_stored_count(cursor: psycopg.Cursor[tuple[int, bool]]) -> int:
-    """What the statement tells. Raises `_Unsettled`."""
+    """Returns the statement's number of new rows. Raises `_NeedsSlowPath`."""
     stored, needs_slow_path = cursor.fetchone() or (0, True)
     if needs_slow_path:
         raise _NeedsSlowPath
@@ -310,7 +309,7 @@ def _build_columns(channel_id: int, batch: Batch, events: list[Event]) -> dict[s
         "channel": channel_id,
         "application": batch.application_id,
         "source": batch.source,
-        "bots": binary_arrays.texts(sorted(set(conversations) - {""})),
+        "conversations": binary_arrays.texts(sorted(set(conversations) - {""})),
         "o": binary_arrays.moments([e.occurred_at for e in events]),
         "c": binary_arrays.texts(conversations),
         "a": binary_arrays.booleans([e.is_answer for e in events]),
@@ -334,8 +333,8 @@ def _insert_rows(
     for event in events:
         try:
             texts.append((event, normalize_json(event.payload).decode()))
-        except RequestError as refused:
-            late_rejections.append(_late_rejection(event, refused.reason, refused.detail))
+        except RequestError as error:
+            late_rejections.append(_late_rejection(event, error.reason, error.detail))
     if not texts:
         return 0
     when = connection.ops.adapt_datetimefield_value

@@ -10,7 +10,7 @@ from ingest.events import Profile
 from ingest.privacy import consent, erasure
 from ingest.privacy.encryption import encrypt
 
-# A consent is replaced only by one given later; what is not said (NULL) changes nothing.
+# A later consent replaces an earlier one; a missing field (NULL) changes nothing.
 _UPSERT_PARTICIPANT = """
 INSERT INTO ingest_participant AS known
     (channel_id, device_id, user_name, encrypted_phone, consent, consent_at, updated_at)
@@ -68,12 +68,12 @@ def _upsert(
             p.user_name is not None,
             p.phone is not None,
         )
-        for p in sorted(profiles, key=lambda p: p.device_id)  # stable: the last said stays last
+        for p in sorted(profiles, key=lambda p: p.device_id)  # stable: the last profile stays last
     ]
-    # only what says something of consent or takes a phone away can change who is shown
+    # only a consent or a removed phone can change which persons appear in files
     changes_consent = any(p.consent is not None or p.phone == "" for p in profiles)
     devices = [row[1] for row in rows] if changes_consent else []
-    before = consent.lock_participants(channel_id, devices)  # locked in the order of the upsert
+    before = consent.lock_participants(channel_id, devices)  # in the order of the upsert
     with connection.cursor() as cursor:
         cursor.executemany(_UPSERT_PARTICIPANT, rows)
     if changes_consent:

@@ -1,4 +1,4 @@
-"""What of a batch was no event or no profile is kept, with the reason, beside the good."""
+"""Stores the rejections of a batch with their reasons, encrypted."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def store_rejections(
     rejections: Sequence[Rejection],
     application_id: int | None = None,
 ) -> None:
-    """In the transaction that stores the good ones; what was kept before is not kept twice."""
+    """Inserts rejections in the transaction of the batch. Equal bytes are stored once."""
     if not rejections:
         return
     rows = [

@@ -1,4 +1,4 @@
-"""Rejected things sent through their door once more, after a fix."""
+"""Replays rejected events after a fix."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from ingest.store import batches
 
 @dataclass
 class ReplayCounts:
-    """What became of them, in counts."""
+    """The outcomes of a replay."""
 
     accepted: int = 0
     still_rejected: int = 0
-    unreadable: int = 0  # cut off when they were kept, or sealed under a key that is gone
+    unreadable: int = 0  # truncated when stored, or encrypted with a key that is gone
 
 
 def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
-    """Puts each through its adapter as it came: same channel, application and time of arrival."""
+    """Parses and stores each with its channel, application and time of arrival."""
     counts = ReplayCounts()
     for rejected in rejected_events:
         try:
@@ -58,7 +58,7 @@ def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
 
 
 def _replay_one(rejected: RejectedEvent, raw: bytes) -> list[Rejection]:
-    """What is wrong with it still; empty when it went in."""
+    """Returns the rejections that remain; empty if it was stored."""
     call = Call(
         channel=rejected.channel.identifier,
         received_at=rejected.received_at,
@@ -67,15 +67,15 @@ def _replay_one(rejected: RejectedEvent, raw: bytes) -> list[Rejection]:
     )
     try:
         batch = ADAPTERS[rejected.source].parse(raw, call)
-    except RequestError as refused:
-        return [Rejection(0, refused.reason, refused.detail, raw)]
+    except RequestError as error:
+        return [Rejection(0, error.reason, error.detail, raw)]
     if batch.last_wins:
         batch = structs.replace(batch, events=_drop_outdated(batch))
     return list(batches.append_batch(rejected.channel_id, batch).rejections)
 
 
 def _drop_outdated(batch: Batch) -> list[Event]:
-    """Without the events of which a later version came in meanwhile: that one is the last."""
+    """Returns the events without those that have a later version meanwhile."""
     newer = StoredEvent.objects.filter(
         identity__in=[UUID(bytes=event.identity) for event in batch.events],
         superseded_xid__isnull=True,

@@ -41,7 +41,7 @@ def read_context(row: EventRow) -> EventContext:
 
 
 def _attribute_set_at(milliseconds: Any, occurred: int, latest: int) -> int:
-    """When an attribute was set: never after its arrival, or it could never be replaced."""
+    """Returns when an attribute was set, at most its arrival: a later time would win for ever."""
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
         return occurred
     if not math.isfinite(milliseconds) or milliseconds <= 0:

@@ -1,4 +1,4 @@
-"""Clickstream's requests and responses. No response reads or stores the sender's address."""
+"""Clickstream's requests and responses. The sender's address is neither read nor stored."""
 
 from django.http import QueryDict
 
@@ -20,7 +20,7 @@ def read_parameters(query: bytes) -> dict[str, str]:
 
 
 def keep_as_sent(sent: bytes, call: Call) -> bytes:
-    """The body: its hash is of the bytes as sent."""
+    """Returns the body as sent, since its hash is of these bytes."""
     return sent
 
 

@@ -1,4 +1,4 @@
-"""AWS Clickstream Analytics: what its Web, Android and Swift SDKs send.
+"""Parses the batches of AWS Clickstream's Web, Android and Swift SDKs.
 
 https://github.com/awslabs/clickstream-analytics-on-aws
 """
@@ -26,7 +26,7 @@ from ingest.events import (
 
 SOURCE = "clickstream"
 MAX_EVENTS = 10_000  # of a batch; the SDKs stop at 512 KiB
-MAX_COMMAS = 1_000_000  # before a body is taken apart: each element costs memory
+MAX_COMMAS = 1_000_000  # of a body: each element costs memory
 MAX_NAME = 50
 MAX_ATTRIBUTES, MAX_VALUE = 500, 1024
 MAX_USER_ATTRIBUTES, MAX_USER_VALUE = 100, 256
@@ -47,9 +47,9 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """The events of a body as it was sent.
+    """Returns the events of a body as it was sent.
 
-    An unreadable body is one rejection: the SDKs send a refused batch for ever. Raises
+    An unreadable body is one rejection: the SDKs resend a refused batch for ever. Raises
     `RequestError`: 413 for too large a body, 400 for a wrong hash where the application is strict.
     """
     if call.is_hash_required and not has_valid_hash(body, call):
@@ -59,34 +59,34 @@ def parse(body: bytes, call: Call) -> Batch:
     rejections: list[Rejection] = []
     try:
         raws, is_repaired = text.split_repaired(_split_events, decompress(body))
-    except RequestError as refused:
-        if refused.status == 413:
+    except RequestError as error:
+        if error.status == 413:
             raise
         raws, is_repaired = [], False
-        rejections.append(Rejection(0, refused.reason, refused.detail, body))
+        rejections.append(Rejection(0, error.reason, error.detail, body))
     note = "" if has_valid_hash(body, call, absent=True) else HASH_MISMATCH
     context = _BatchContext(call.application, _sender_clock(call), note, is_repaired, set())
     for position, raw in enumerate(raws):
         try:
             event = _parse_event(raw, position, context)
-        except RequestError as refused:
+        except RequestError as error:
             replayable = raw if raw.startswith(b"{") else b"[" + raw + b"]"
-            rejections.append(Rejection(position, refused.reason, refused.detail, replayable))
+            rejections.append(Rejection(position, error.reason, error.detail, replayable))
         else:
             events.append(event)
     return Batch(SOURCE, call.received_at, events, rejections, call.application_id)
 
 
 def has_valid_hash(body: bytes, call: Call, *, absent: bool = False) -> bool:
-    """Whether the call's hashCode is that of the body as sent; `absent` where it has none."""
+    """Whether hashCode is that of the body as sent; `absent` where the call has none."""
     sent_hash = call.parameters.get("hashCode")
     return absent if sent_hash is None else sent_hash == hashlib.sha256(body).hexdigest()[:8]
 
 
 def decompress(body: bytes) -> bytes:
-    """The JSON in a body: plain, gzip, or gzip as base64 text, told apart by the first byte.
+    """Returns the JSON of a body that is plain, gzip, or base64 of gzip, by its first byte.
 
-    Raises `Refused`.
+    Raises `RequestError`.
     """
     if body.startswith(_GZIP):
         body = text.gunzip(body)
@@ -96,7 +96,7 @@ def decompress(body: bytes) -> bytes:
     if document[0] in b"[{":
         return document
     try:
-        # Android breaks its lines
+        # Android wraps its lines
         compressed = binascii.a2b_base64(document.translate(None, b" \t\r\n"), strict_mode=True)
     except binascii.Error:
         compressed = b""
@@ -131,13 +131,13 @@ def _too_many_events() -> RequestError:
 
 
 class _BatchContext(NamedTuple):
-    """What is the same for all events of a batch."""
+    """The values that all events of a batch share."""
 
     application: str
     clock: "_SenderClock"
     note: str
     mended: bool
-    names: set[str]  # found good so far: most events repeat them
+    names: set[str]  # valid ones so far: most events repeat them
 
 
 def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
@@ -190,11 +190,11 @@ def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
 
 
 class _SenderClock(NamedTuple):
-    """What a call tells of its sender's clock, in milliseconds since 1970."""
+    """The sender's clock, in milliseconds since 1970."""
 
     received_at: int
-    ahead: int | None  # how far ours was ahead of the sender's when it sent; None for unknown
-    reset: bool  # the sender's ran from 1970, so its numbers are no seconds
+    ahead: int | None  # of our clock before the sender's when it sent; None if unknown
+    reset: bool  # the sender's clock started in 1970, so its numbers are no seconds
 
 
 def _sender_clock(call: Call) -> _SenderClock:
@@ -216,14 +216,14 @@ def _sender_clock(call: Call) -> _SenderClock:
 
 
 def _to_milliseconds(value: float, *, reset: bool) -> float:
-    """Senders write milliseconds, some seconds or microseconds: told apart by size."""
+    """Returns milliseconds. Some senders write seconds or microseconds; the size decides."""
     if reset or 1e11 <= abs(value) < 1e14:
         return value
     return value * 1000 if abs(value) < 1e11 else value / 1000
 
 
 def _event_time(timestamp: Any, clock: _SenderClock) -> tuple[datetime, str]:
-    """When an event happened by our clock, and what was repaired."""
+    """Returns the event's time by our clock, and a note if it was repaired."""
     if not isinstance(timestamp, int | float) or isinstance(timestamp, bool):
         raise RequestError("timestamp", "timestamp must be a number of milliseconds since 1970.")
     moment, note = _to_milliseconds(timestamp, reset=clock.reset), ""
@@ -240,7 +240,7 @@ def _event_time(timestamp: Any, clock: _SenderClock) -> tuple[datetime, str]:
     return datetime.fromtimestamp(moment / 1000, UTC), note
 
 
-# Limits, by the SDKs' own numbers; what starts with "_" the SDKs write themselves, unmeasured ----
+# Limits with the SDKs' error codes; they do not count names with "_", which the SDKs write -------
 
 
 def _check_names(
@@ -257,7 +257,7 @@ def _check_names(
 
 
 def _is_name(text: str) -> bool:
-    """Letters, digits and "_", no digit first: of ASCII, just what Python calls an identifier."""
+    """Whether it has letters, digits and "_", no digit first: in ASCII, a Python identifier."""
     return text.isidentifier() and text.isascii()
 
 
@@ -269,7 +269,7 @@ def _check_attributes(attributes: dict[str, Any], size: int) -> None:
     if _exceeds_own_limit(attributes, MAX_ATTRIBUTES):
         raise RequestError("2004", f"attributes: more than {MAX_ATTRIBUTES}.")
     if size <= MAX_VALUE:
-        return  # nor is any value in it
+        return  # so no value is longer
     for name, value in attributes.items():
         if isinstance(value, str) and len(value) > MAX_VALUE and name[0] != "_":
             raise RequestError("2003", f"attributes.{name} is longer than {MAX_VALUE} characters.")

@@ -1,4 +1,4 @@
-"""Dynatrace's and Elasticsearch's responses."""
+"""The responses to lines of sessions and to Elasticsearch's bulks."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def check_bulk(call: Call) -> None:
 
 
 def respond_bulk(receipt: Receipt) -> Response:
-    """Elasticsearch's response: the outcome of each item, in the order sent."""
+    """Returns Elasticsearch's response: the outcome of each item, in the order sent."""
     failures = {each.position: _failed_result(each) for each in receipt.result.rejections}
     accepted = _accepted_result(receipt.result)
     content = {
@@ -86,8 +86,11 @@ def refuse_bulk(error: RequestError, call: Call) -> Response:
 
 
 def _accepted_result(result: StoreResult) -> dict[str, Any]:
-    """The result of each accepted session. The store counts a whole batch: `created` means that
-    all of it was new, `noop` that all of it was known, `updated` that some of it was."""
+    """Returns the result of each accepted session.
+
+    The store counts a whole batch: `created` means that all of it was new, `noop` that all of it
+    was known, `updated` that some of it was.
+    """
     if result.stored == 0:
         return {"status": 200, "result": "noop"}
     if result.duplicate == 0:

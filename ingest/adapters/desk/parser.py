@@ -1,12 +1,12 @@
-"""User sessions as Dynatrace exports them: one document per ended session, plain or for `_bulk`.
+"""Parses user sessions as Dynatrace exports them: a document per ended session.
 
 A session becomes an event of type "session" whose payload is the document as sent, and each of its
 user actions, events and errors becomes an event of its own.
 
-A session is told from others by its start, its tenant and its id, and what lies in it by the
-session, its kind and its index. So a session that comes again adds nothing, and a newer version of
-it supersedes session, actions and all, index by index. Where the newer version has fewer, those
-beyond its end stay: whoever must not see them compares `userSession.index` with the session's list.
+A session's identity is its start, its tenant and its id; an item's is the session, its kind and its
+index. A resent session therefore adds nothing, and a newer version supersedes the session and its
+items, index by index. Where the newer version has fewer items, the old ones after its end stay: a
+reader compares `userSession.index` with the session's list.
 """
 
 import re
@@ -42,12 +42,12 @@ KINDS = {  # a list in the document, and the type of its events
 
 
 class BulkItem(msgspec.Struct):
-    """One action of a `_bulk` body, as its answer has to tell it."""
+    """An action of a `_bulk` body, as the response lists it."""
 
     operation: str
     index: str
     id: str
-    raw: bytes  # what goes aside if it is no session
+    raw: bytes  # stored as rejected if it is no session
     error: RequestError | None = None
 
 
@@ -64,31 +64,32 @@ _encode = msgspec.json.Encoder().encode
 _TINY_EXPONENTS = (
     re.compile(rb"e-[0-9]{3}"),
     re.compile(rb"E-[0-9]{3}"),
-)  # what they begin with is quick to find
+)  # a fixed prefix is quick to find
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """Reads a document, or one a line. Raises `Refused`: 413 for too many, 400 for gzip."""
+    """Returns the events of a document, or of one a line.
+
+    Raises `RequestError`: 413 for too many, 400 for gzip.
+    """
     _reject_gzip(body)
     try:
         sources = text.split_documents(body, call.content_type)
     except RequestError:
-        sources = text.split_lines(
-            body
-        )  # each is told by itself, so that a bad first costs no other
+        sources = text.split_lines(body)  # so that a bad first line rejects itself only
     _require_batch_limit(len(sources))
     events: list[Event] = []
     rejections: list[Rejection] = []
     for position, raw in enumerate(sources):
         try:
             events += _parse_session(raw, position, call, MAX_EVENTS - len(events))
-        except RequestError as refused:
-            rejections.append(Rejection(position, refused.reason, refused.detail, raw))
+        except RequestError as error:
+            rejections.append(Rejection(position, error.reason, error.detail, raw))
     return _build_batch(call, events, rejections)
 
 
 def parse_bulk(body: bytes, call: Call) -> Batch:
-    """The sessions of action and source lines in turn; `details` has the items in that order.
+    """Returns the events of action and source lines in turn, and the items as `details`.
 
     Raises `RequestError` as `parse` does.
     """
@@ -105,8 +106,8 @@ def parse_bulk(body: bytes, call: Call) -> Batch:
             if item.error is not None:
                 raise item.error
             found = _parse_session(item.raw, position, call, MAX_EVENTS - len(events))
-        except RequestError as refused:
-            rejections.append(Rejection(position, refused.reason, refused.detail, item.raw))
+        except RequestError as error:
+            rejections.append(Rejection(position, error.reason, error.detail, item.raw))
         else:
             item.id = item.id or _document_id(found[0])
             events += found
@@ -119,7 +120,7 @@ def _build_batch(call: Call, events: list[Event], rejections: list[Rejection]) -
 
 def _reject_gzip(body: bytes) -> None:
     if body.startswith(b"\x1f\x8b"):
-        # taken apart at its line feeds it would be worth nothing to anybody
+        # split at its line feeds it would be useless
         raise RequestError("gzip", "This is gzip; fold once and send Content-Encoding: gzip.")
 
 
@@ -131,19 +132,22 @@ def _require_batch_limit(count: int) -> None:
 
 
 def _bulk_items(lines: list[bytes], index: str) -> Iterator[BulkItem]:
-    """The actions in the order sent. A line that is none is an item of its own, and the next line
-    is looked at anew: what follows a bad line is not lost."""
+    """Yields the actions in the order sent.
+
+    An invalid line is an item of its own, and the next line may start an action: an error loses
+    no line after it.
+    """
     rest = iter(lines)
     for line in rest:
         try:
             action, _, _ = text.parse_value(line)
-        except RequestError as refused:
-            yield BulkItem("index", index, "", line, refused)
+        except RequestError as error:
+            yield BulkItem("index", index, "", line, error)
             continue
         operation = next(iter(action), "") if isinstance(action, dict) and len(action) == 1 else ""
         if operation not in {"index", "create", "update", "delete"}:
-            error = RequestError("action", 'An action line is {"index": {…}} or {"create": {…}}.')
-            yield BulkItem("index", index, "", line, error)
+            invalid = RequestError("action", 'An action line is {"index": {…}} or {"create": {…}}.')
+            yield BulkItem("index", index, "", line, invalid)
             continue
         source = next(rest, None) if operation != "delete" else None
         item = BulkItem(operation, index, "", line if source is None else source)
@@ -159,24 +163,24 @@ def _bulk_items(lines: list[bytes], index: str) -> Iterator[BulkItem]:
                 )
             if source is None:
                 raise RequestError("action", f"No source line follows '{operation}'.")
-        except RequestError as refused:
-            item.error = refused
+        except RequestError as error:
+            item.error = error
         yield item
 
 
 def _document_id(session: Event) -> str:
-    """As the sender would have written it."""
+    """Returns the id that the sender would write."""
     document, _, _ = text.parse_value(session.payload)
     started = round(session.occurred_at.timestamp() * 1000)
     return f"{identifier(document, 'tenantId')}-{session.session_id}-{started}"
 
 
 def _parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
-    """The session, then what lies in it."""
+    """Returns the session's event, then those of its items."""
     document, payload, note = text.parse_value(raw)
     if not isinstance(document, dict):
         raise RequestError("not_an_object", "A session is a JSON object.")
-    # what a number of more decimal places than a database holds cannot do without
+    # only such numbers can have more decimal places than a database stores
     if any(small.search(payload) for small in _TINY_EXPONENTS) or text.has_digit_run(payload, 9999):
         text.normalize_json(payload)
     tenant_id = identifier(document, "tenantId")
@@ -216,9 +220,9 @@ def _parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Eve
             item_notes = [note] if note and b"\\ufffd" in item_payload else []
             try:
                 occurred_at = _event_time(item.get("startTime"), latest)
-            except RequestError as refused:
+            except RequestError as error:
                 occurred_at = started_at
-                item_notes.append(f"{refused.detail} The session's start stands in.")
+                item_notes.append(f"{error.detail} The session's start stands in.")
             inner.append(
                 Event(
                     identity=event_identity(started_at, kind, str(index), prefix=parts),
@@ -253,7 +257,7 @@ def _parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Eve
 
 
 def _append_member(payload: bytes, member: bytes, has_members: bool) -> bytes:
-    """An object's text with one more member at its end, where it wins over one of that name."""
+    """Returns an object's text with a member at its end, where it wins over one of that name."""
     return payload[:-1] + (b"," if has_members else b"") + member + b"}"
 
 

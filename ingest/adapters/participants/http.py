@@ -17,7 +17,7 @@ def respond(receipt: Receipt) -> Response:
 
 
 def _erased_rejection(profile: Profile) -> Rejection:
-    """Listed, but stored nowhere: the profile of an erased person must not be kept."""
+    """Returns a rejection that is listed but not stored, since the person was erased."""
     return Rejection(
         profile.position,
         "erased",

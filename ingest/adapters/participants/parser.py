@@ -1,4 +1,4 @@
-"""Participants: a JSON array, one object, or one object a line."""
+"""Parses profiles: a JSON array, one object, or one object a line."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """The profiles of a body. Raises `RequestError` when it is no JSON."""
+    """Returns the profiles of a body. Raises `RequestError` when it is no JSON."""
     raws: list[bytes] = []
     for line in text.split_documents(body, call.content_type):
         raws.extend(text.split_repaired(_split_array, line)[0] if line.startswith(b"[") else [line])

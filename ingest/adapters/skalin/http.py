@@ -21,7 +21,7 @@ def has_bulk_body(call: Call) -> bool:
 
 
 def decode_bulk(sent: bytes, call: Call) -> bytes:
-    """The body, or what curl's `-G` made of it, which comes by GET without `-X POST`.
+    """Returns the body, or the JSON that curl's `-G` moved to the query, by GET or POST.
 
     Raises `RequestError`, 405 for a GET without it.
     """

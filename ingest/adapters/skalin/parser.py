@@ -1,7 +1,7 @@
-"""Skalin: identities and features, up to a hundred of each at once, or one hit in a query.
+"""Parses Skalin's identities and features, up to a hundred of each at once.
 
 Both become events whose payload is the row as sent: an identity of type `identity`, a feature of
-type `feature`, with its name in the payload, for names are the sender's free text.
+type `feature`, with its name in the payload, since names are the sender's free text.
 """
 
 import re
@@ -39,7 +39,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """The events of a bulk body, and a profile for each identity: an email, never a phone or consent.
+    """Returns the events of a bulk body, and a profile with the email of each identity.
 
     A position counts the identities first. Raises `RequestError` when the body is no bulk, or when
     a list is longer than a hundred.
@@ -54,7 +54,7 @@ def parse(body: bytes, call: Call) -> Batch:
     events: list[Event] = []
     rejections: list[Rejection] = []
     profiles: list[Profile] = []
-    # from nothing of the body, so that a row sent through again later joins the visit of its call
+    # independent of the body, so that a replayed row joins the visit of its call
     seed = f"{call.application} {call.received_at.isoformat()}"
     visit = blake2b(seed.encode(), digest_size=8).hexdigest()
     for position, (kind, index, raw) in enumerate(rows):
@@ -62,10 +62,10 @@ def parse(body: bytes, call: Call) -> Batch:
             event, email = _parse_event(
                 raw, _KINDS[kind], visit, position, call, is_repaired=is_repaired
             )
-        except RequestError as refused:
+        except RequestError as error:
             replayable = b'{"%b":[%b]}' % (kind.encode(), raw)
-            detail = f"{kind}[{index}]: {refused.detail}"
-            rejections.append(Rejection(position, refused.reason, detail, replayable))
+            detail = f"{kind}[{index}]: {error.detail}"
+            rejections.append(Rejection(position, error.reason, detail, replayable))
         else:
             events.append(event)
             if kind == "identities":
@@ -96,7 +96,7 @@ def _split_rows(body: bytes) -> list[tuple[str, int, bytes]]:
         raise RequestError("not_a_batch", "Neither 'identities' nor 'features' is there.")
     rows: list[tuple[str, int, bytes]] = []
     for kind in _KINDS:
-        elements = getattr(bulk, kind) or []  # null is how Go writes an empty list
+        elements = getattr(bulk, kind) or []  # Go writes an empty list as null
         if len(elements) > MAX_ROWS:
             raise RequestError(
                 "too_many",
@@ -109,7 +109,7 @@ def _split_rows(body: bytes) -> list[tuple[str, int, bytes]]:
 def _parse_event(
     raw: bytes, kind: str, visit: str, position: int, call: Call, *, is_repaired: bool
 ) -> tuple[Event, str]:
-    """The event and the email of its identity."""
+    """Returns the event and the email of its identity."""
     row, payload, note = text.parse_value(raw)
     if is_repaired and b"\\ufffd" in raw:
         note = text.REPAIRED_NOTE
@@ -122,13 +122,14 @@ def _parse_event(
         )
     event_id = identifier(row, "eventId")
     ts = identifier(row, "ts")
-    content = text.normalize_json(payload).decode()  # refuses what only one of the databases would
+    content = text.normalize_json(
+        payload
+    ).decode()  # refuses numbers that only one of the databases stores
     if event_id:
         parts = [event_id]
     else:
-        # The content tells a resend from another event, so that a retry adds nothing. Without a
-        # time of its own the same feature used tomorrow would be that resend too: the minute of
-        # arrival stands in for it.
+        # Equal content is a resend. Without a ts, using a feature again tomorrow would look like
+        # one too: so the minute of arrival counts.
         minute = "" if ts else call.received_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M")
         parts = ["", kind, content, minute]
     event = Event(
@@ -147,7 +148,7 @@ def _parse_event(
 
 
 def _read_identity(row: dict[str, Any]) -> tuple[str, str]:
-    """(device id, email) of a row: the id where there is one, for an address may change."""
+    """Returns the device id and the email of a row. The id is preferred: an address may change."""
     identity = row.get("identity")
     if not isinstance(identity, dict):
         raise RequestError("identity", "identity must be {'email': ...} or {'id': ...}.")
@@ -162,7 +163,7 @@ _DOCUMENTED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?", re.ASCI
 
 
 def _event_time(ts: str, received_at: datetime) -> datetime:
-    """The time a ts names: UTC in the documented spelling, by its zone in any other."""
+    """Returns the time of a ts: UTC in the documented spelling, by its zone in any other."""
     try:
         moment = datetime.fromisoformat(ts + "Z" if _DOCUMENTED_TIME.fullmatch(ts) else ts)
         if moment.tzinfo is None:
@@ -171,7 +172,7 @@ def _event_time(ts: str, received_at: datetime) -> datetime:
         raise RequestError(
             "ts", "ts must be a time like 2026-01-31T10:00:00 in UTC, or name its zone."
         ) from None
-    # compared before it is moved to UTC: at the ends of the calendar that overflows
+    # compared before the conversion to UTC, which overflows at the ends of the calendar
     if not EARLIEST_TIME <= moment <= received_at + timedelta(days=1):
         raise RequestError("time_out_of_range", "ts lies before 2000 or over a day in the future.")
     return moment if moment.tzinfo is UTC else moment.astimezone(UTC)

@@ -14,21 +14,21 @@ _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# a parameter that begins as JSON does
+# the start of a parameter that is JSON
 _JSON_START = re.compile(rb"(?:^|(?<=&))(?:\{|%7[Bb])")
 
 
 def split_query(query: bytes) -> tuple[bytes, bytes]:
-    """A bulk's raw query up to what begins as JSON does, and that.
+    """Splits a bulk's raw query into the parameters and the JSON after them.
 
-    curl's `-G` moves a body there, as in the published example. Its `&` are no parameters' ends.
+    curl's `-G` moves a body there, as in the published example. Its `&` end no parameters.
     """
     match = _JSON_START.search(query)
     return (query[: match.start()], query[match.start() :]) if match else (query, b"")
 
 
 def parse_query(query: bytes) -> dict[str, str]:
-    """What a raw query says; bytes that are no UTF-8 come back as surrogates."""
+    """Returns the parameters of a raw query; bytes that are no UTF-8 become surrogates."""
     try:
         pairs = parse_qsl(
             query.decode(errors="surrogateescape"),
@@ -44,9 +44,9 @@ def parse_query(query: bytes) -> dict[str, str]:
 
 
 def bulk_from_query(residue: bytes) -> bytes:
-    """The bulk body that was sent in the query: as it stands, or percent-encoded.
+    """Returns the bulk body that was sent in the query, plain or percent-encoded.
 
-    Raises `Refused` for a residue that is no JSON, or is encoded and holds a '+', which may be a
+    Raises `RequestError` for no JSON, or for an encoded text with a '+', which may be a
     plus or a blank.
     """
     if _is_json(text.repair(residue)):
@@ -70,9 +70,9 @@ _RENAMED = {
 
 
 def bulk_from_hit(parameters: dict[str, str]) -> bytes:
-    """The bulk body that says what a single hit's query says.
+    """Returns the bulk body of a single hit's query.
 
-    Raises `Refused` for an action that is neither `ui` nor `ev`.
+    Raises `RequestError` for an action that is neither `ui` nor `ev`.
     """
     kind = _ACTIONS.get(parameters.get("action", ""))
     if kind is None:

@@ -1,4 +1,4 @@
-"""Sunbird telemetry v3: the batch envelope, bare events, or one event a line.
+"""Parses Sunbird telemetry v3: the batch envelope, bare events, or one event a line.
 
 https://github.com/sunbird-specs/Telemetry
 """
@@ -34,7 +34,7 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """Reads a body. Raises `Refused` when it holds no batch at all."""
+    """Returns the events of a body. Raises `RequestError` when it has no batch."""
     raws = _split_body(body, call.content_type)
     events: list[Event] = []
     rejections: list[Rejection] = []
@@ -42,17 +42,17 @@ def parse(body: bytes, call: Call) -> Batch:
     for position, (raw, is_repaired) in enumerate(raws):
         try:
             event = _parse_event(raw, call.channel, latest, position, is_repaired=is_repaired)
-        except RequestError as refused:
-            rejections.append(Rejection(position, refused.reason, refused.detail, raw))
+        except RequestError as error:
+            rejections.append(Rejection(position, error.reason, error.detail, raw))
         else:
             events.append(event)
     return Batch(SOURCE, call.received_at, events, rejections)
 
 
 def _split_body(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
-    """The texts that should each be an event, and whether each was mended to be taken out."""
+    """Returns the texts of the events, and whether each was repaired for the split."""
     if content_type != text.NDJSON and len(body) <= text.MAX_PARTS:
-        with suppress(RequestError):  # whole as it is, which spares a look through all of it
+        with suppress(RequestError):  # the usual body, without a scan
             return [(raw, False) for raw in _unwrap_events(body.strip())]
     texts = text.split_documents(body, content_type)
     raws: list[tuple[bytes, bool]] = []
@@ -63,7 +63,7 @@ def _split_body(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
         except RequestError:
             if len(texts) == 1:
                 raise
-            raws.append((line, False))  # told as one bad event
+            raws.append((line, False))  # one rejected event
     return raws
 
 
@@ -112,7 +112,7 @@ def _parse_event(
     session_id = identifier(context, "sid", "context.")
     mid = identifier(event, "mid")
     conversation = _conversation_id(context)
-    # without a mid the bytes themselves tell a resend from another event
+    # without a mid, equal bytes are a resend
     parts = (mid, device_id, session_id, item_id) if mid else (payload.decode(),)
     return Event(
         identity=event_identity(occurred_at, channel, *parts),
