@@ -2,6 +2,7 @@
 
 A later migration that rebuilds one of the two tables calls `drop_triggers` before and `add_triggers` after.
 """
+
 from django.db import migrations
 
 
@@ -49,5 +50,5 @@ def drop_triggers(apps, editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ingest", "0002_views")]
+    dependencies = [("ingest", "0002_clickstream_views")]
     operations = [migrations.RunPython(add_triggers, drop_triggers)]

@@ -11,7 +11,7 @@ from django.db.models import NOT_PROVIDED
 FIRST_SET = {
     ("exhaust", "0001_initial"),
     ("ingest", "0001_initial"),
-    ("ingest", "0002_views"),
+    ("ingest", "0002_clickstream_views"),
     ("ingest", "0003_audit_append_only"),
 }
 REMOVALS = (

@@ -24,7 +24,9 @@ class PostgreSQL:
     def plain(self, *path):
         """Of a text or a number only: the place may hold an object."""
         there = f"e.payload #> '{{{','.join(path)}}}'"
-        return f"CASE WHEN jsonb_typeof({there}) IN ('string', 'number') THEN {self.text(*path)} END"
+        return (
+            f"CASE WHEN jsonb_typeof({there}) IN ('string', 'number') THEN {self.text(*path)} END"
+        )
 
     def _number(self, type_, low, *path, of):
         there, text = f"{of} #> '{{{','.join(path)}}}'", self.text(*path, of=of)
