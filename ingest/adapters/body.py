@@ -116,7 +116,7 @@ def _nested_type(levels: int) -> Any:
 
 
 # accepts nearly all events; its input needs no check of depth or digits
-_decode_usual = msgspec.json.Decoder(_nested_type(8)).decode
+decode_usual = msgspec.json.Decoder(_nested_type(8)).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -129,7 +129,7 @@ def parse_value(raw: bytes) -> tuple[Any, bytes, str]:
     # a search for one byte is much faster than for six, and most texts escape nothing
     if b"\\" not in raw or b"\\u0000" not in raw:
         try:
-            return _decode_usual(raw), raw, ""
+            return decode_usual(raw), raw, ""
         except _UNREADABLE:
             pass
     return parse_unusual(raw)

@@ -1,4 +1,4 @@
-"""What came through different doors stands in one file, in sessions and among users."""
+"""Events of several sources are in one file, in sessions and among users."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from ingest.models import AppUser, Participant, Session
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.telemetry_samples import CONVERSATION, STARTED_MS, answer, encode_batch
 
-pytestmark = pytest.mark.django_db(transaction=True)  # a position is read when it is committed
+pytestmark = pytest.mark.django_db(transaction=True)  # a position is readable after its commit
 QUESTION = "65292cdc-0000-4000-8000-000000000002"
 
 
@@ -52,14 +52,14 @@ def test_two_sources_share_one_file(files: Path):
     )
     assert (response.status_code, response.content) == (200, b"")
 
-    # when the conversation is asked for
+    # when the conversation is exported
     asker = Client(headers=bearer(make_key("export:response")))
     config = {"conversationId": CONVERSATION, "startDate": "2022-04-01", "endDate": "2022-04-01"}
     request = {"tag": "t", "dataset": "uci-response-exhaust", "datasetConfig": config}
     asker.post("/dataset/v1/request/submit", {"request": request}, "application/json")
     call_command("run_jobs")
 
-    # then both stand in the file, told in the same columns
+    # then the file has both, in the same columns
     assert Job.objects.get().status == "SUCCESS"
     text = (files / File.objects.get().key).read_text()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -75,7 +75,7 @@ def test_two_sources_share_one_file(files: Path):
 
 
 def test_each_source_derives_sessions():
-    # given one sender at each door
+    # given a sender of each source
     channel = make_channel()
     secret = keys.create_application("my-app", channel)[1]
     sender = Client(headers=bearer(make_key("ingest")))

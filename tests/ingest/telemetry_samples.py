@@ -64,7 +64,7 @@ def answer(number: int = 0, **overrides: Any) -> dict[str, Any]:
 
 
 def drop_fields(event: dict[str, Any], *path: str) -> dict[str, Any]:
-    """The event with one field taken out."""
+    """Returns the event without one field."""
     inner = event
     for name in path[:-1]:
         inner = inner[name]

@@ -224,5 +224,5 @@ def test_views_are_reversible():
         tables = connection.introspection.table_names(include_views=True)
         assert not [name for name in tables if name.startswith("clickstream")]
     finally:
-        call_command("migrate", verbosity=0)  # what stands on them went too
+        call_command("migrate", verbosity=0)  # the later migrations were reversed too
     assert select("event", "*") == []

@@ -82,7 +82,7 @@ def parse(body: bytes, call: Call) -> Batch:
     rejections: list[Rejection] = []
     for position, raw in enumerate(sources):
         try:
-            events += _parse_session(raw, position, call, MAX_EVENTS - len(events))
+            events += parse_session(raw, position, call, MAX_EVENTS - len(events))
         except RequestError as error:
             rejections.append(Rejection(position, error.reason, error.detail, raw))
     return _build_batch(call, events, rejections)
@@ -105,7 +105,7 @@ def parse_bulk(body: bytes, call: Call) -> Batch:
         try:
             if item.error is not None:
                 raise item.error
-            found = _parse_session(item.raw, position, call, MAX_EVENTS - len(events))
+            found = parse_session(item.raw, position, call, MAX_EVENTS - len(events))
         except RequestError as error:
             rejections.append(Rejection(position, error.reason, error.detail, item.raw))
         else:
@@ -175,7 +175,7 @@ def _document_id(session: Event) -> str:
     return f"{identifier(document, 'tenantId')}-{session.session_id}-{started}"
 
 
-def _parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
+def parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
     """Returns the session's event, then those of its items."""
     document, payload, note = text.parse_value(raw)
     if not isinstance(document, dict):

@@ -11,7 +11,7 @@ from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Batch, Call, Profile, Rejection, RequestError
 
 SOURCE = "participants"
-_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
+E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -45,7 +45,7 @@ def _parse_profile(raw: bytes, received_at: datetime, position: int) -> Profile:
     if not device_id:
         raise RequestError("deviceId", "deviceId is required.")
     phone = _optional_text(document, "phone")
-    if phone and not _E164.fullmatch(phone):
+    if phone and not E164.fullmatch(phone):
         raise RequestError("phone", "phone must be E.164: '+', country code, number, digits only.")
     consent = document.get("consent")
     if consent is not None and not isinstance(consent, bool):

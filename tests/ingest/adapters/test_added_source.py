@@ -1,6 +1,6 @@
-"""A source that a test makes up goes everywhere where the sources of the service go.
+"""A made-up source goes through every place that a source goes.
 
-`docs/contributing.md` says how to add a source; this one is added in the same way.
+It is added as `docs/contributing.md` says.
 """
 
 import json
@@ -166,7 +166,7 @@ def visit(minute: int = 0, **fields: Any) -> dict[str, Any]:
     return {"at": at, "who": "asha", "device": "d-1", "page": f"https://x.org/{minute}", **fields}
 
 
-# Where it goes ----------------------------------------------------------------------------------
+# Places -----------------------------------------------------------------------------------------
 
 
 def test_added_source_is_stored():

@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 
 
 class Untouched(io.RawIOBase):
-    """A stream that nobody may read."""
+    """A stream that must not be read."""
 
     def read(self, size: int = -1) -> bytes:
         raise AssertionError("the body was read")
@@ -42,13 +42,13 @@ def refusal(call: Any, *args: Any) -> RequestError:
 
 
 def bomb(megabytes: int) -> bytes:
-    """One gzip member of so many MiB of zeros, made without unfolding it."""
+    """One gzip member of so many MiB of zeros, without decompressing it."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = squeeze.compress(bytes(MIB)) + squeeze.flush(zlib.Z_FULL_FLUSH)
     return b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + block * megabytes + b"\x03\0" + bytes(8)
 
 
-# read -------------------------------------------------------------------------------------------
+# Read -------------------------------------------------------------------------------------------
 
 
 def test_body_is_read_to_its_length():
@@ -116,7 +116,7 @@ def test_byte_order_mark_is_removed_once():
     assert request_body.read_body(request(b"\xef\xbb\xbf[]")) == b"[]"
 
 
-# gzip -------------------------------------------------------------------------------------------
+# Gzip -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["gzip", "GZIP", " gzip "])
@@ -213,7 +213,7 @@ def _seconds(sent: bytes) -> float:
     return min(spent)
 
 
-# value, mend, canonical -------------------------------------------------------------------------
+# Parse, repair, normalize -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_escaped_backslash_before_u0000():
         (b"[" * 100_000 + b"]" * 100_000, "too_deep"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "too_deep"),
         (b'"\xc3"', "not_utf8"),
-        (b'"\xed\xa0\x80"', "not_utf8"),  # a surrogate in UTF-8's clothes
-        (b'"\xc0\x80"', "not_utf8"),  # and a NUL
+        (b'"\xed\xa0\x80"', "not_utf8"),  # a surrogate encoded as UTF-8
+        (b'"\xc0\x80"', "not_utf8"),  # an overlong NUL
     ],
     ids=lambda part: repr(part)[:24],
 )
@@ -370,14 +370,14 @@ def test_normalized_numbers_stay_as_sent(raw: bytes, kept: bytes):
     ids=lambda raw: repr(raw)[:24],
 )
 def test_normalize_refuses_excess_decimals(raw: bytes):
-    body.parse_value(raw)  # the door lets it through: as a float it is 0
+    body.parse_value(raw)  # parsed: as a float it is 0
 
     refused = refusal(body.normalize_json, b'{"a": ' + raw + b"}")
 
     assert refused.reason == "number_out_of_range"
 
 
-# documents --------------------------------------------------------------------------------------
+# Documents --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

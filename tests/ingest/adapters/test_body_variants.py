@@ -70,7 +70,7 @@ ODD = [
 
 
 def describe_batch(read: Callable[..., Any], *args: Any) -> Any:
-    """What comes of a call; of a refusal, all that a caller can see."""
+    """Returns the result of a call, or the members of its error."""
     try:
         return read(*args)
     except RequestError as refused:
@@ -126,10 +126,10 @@ def test_usual_event_takes_the_fast_path():
     for event in EVENTS.values():
         raw = json.dumps(event).encode()
 
-        assert body._decode_usual(raw) == event
+        assert body.decode_usual(raw) == event
 
 
-# any bytes --------------------------------------------------------------------------------------
+# Any bytes --------------------------------------------------------------------------------------
 
 _number = st.integers() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False)
 _json = st.recursive(

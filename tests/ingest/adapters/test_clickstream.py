@@ -99,7 +99,7 @@ def parse_one(said: dict[str, Any], **parameters: str) -> Event:
 
 
 def rejected(said: Any) -> tuple[str, str]:
-    """Code and sentence of the one rejection of an event between two good ones."""
+    """Returns reason and detail of an event that is rejected between two stored ones."""
     read = parse_body(encode_events(event(1), said, event(2)))
     assert len(read.events) == 2
     assert [each.position for each in read.rejections] == [1]
@@ -108,7 +108,7 @@ def rejected(said: Any) -> tuple[str, str]:
     return read.rejections[0].reason, read.rejections[0].detail
 
 
-# what is read of an event -----------------------------------------------------------------------
+# Events -----------------------------------------------------------------------------------------
 
 
 def test_clickstream_is_registered():
@@ -205,7 +205,7 @@ def test_invalid_field_is_named(said: Any, reason: str):
     assert rejected(said)[0] == reason
 
 
-# limits by number -------------------------------------------------------------------------------
+# Limits -----------------------------------------------------------------------------------------
 
 
 def many(count: int, prefix: str = "a") -> dict[str, int]:
@@ -267,7 +267,7 @@ def test_values_at_a_limit_are_accepted(said: dict[str, Any]):
     assert parse_one(said).note == ""
 
 
-# clocks -----------------------------------------------------------------------------------------
+# Clocks -----------------------------------------------------------------------------------------
 
 
 def from_milliseconds(milliseconds: float) -> datetime:
@@ -305,7 +305,7 @@ ARRIVAL = "clock: set to arrival"
         # a clock that was reset runs from 1970
         ClockCase(86_400_000, "86460000", RECEIVED_MS - 60_000,
              f"clock: shifted by {RECEIVED_MS - 86_460_000} ms"),
-        # without what the sender thought of the time: up to a day ahead is believed
+        # without the upload time, up to a day ahead is accepted
         ClockCase(RECEIVED_MS + 86_400_000, "", RECEIVED_MS + 86_400_000, ""),
         ClockCase(RECEIVED_MS + 86_400_001, "", RECEIVED_MS, ARRIVAL),
         ClockCase(RECEIVED_MS + 1, "soon", RECEIVED_MS + 1, ""),
@@ -341,7 +341,7 @@ def test_time_before_2000_is_rejected(timestamp: float):
     )
 
 
-# the hash ---------------------------------------------------------------------------------------
+# Hashes ----------------------------------------------------------------------------------------
 
 
 def test_hash_of_published_example():
@@ -366,7 +366,7 @@ def test_hash_mismatch_is_noted():
     ]
 
 
-# answers ----------------------------------------------------------------------------------------
+# Answers ----------------------------------------------------------------------------------------
 
 
 def test_conversation_and_question_is_answer():
@@ -483,11 +483,11 @@ def test_numeric_ids_become_text():
     assert json.loads(got.payload)["edata"]["item"]["id"] == "4"
 
 
-# any bytes --------------------------------------------------------------------------------------
+# Any bytes --------------------------------------------------------------------------------------
 
 
 def bomb() -> bytes:
-    """1 MB of gzip that unfolds to 1 GB."""
+    """1 MB of gzip that decompresses to 1 GB."""
     folder = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = folder.compress(bytes(1 << 20)) + folder.flush(zlib.Z_FULL_FLUSH)
     block = folder.compress(bytes(1 << 20)) + folder.flush(zlib.Z_FULL_FLUSH)
@@ -505,7 +505,7 @@ TIMES = {"s": 1_648_785_600, "ms": HAPPENED_MS, "us": HAPPENED_MS * 1000}
 
 
 class Hostile(NamedTuple):
-    """What is sent, and the answer: its status, events stored, and reasons of what went aside."""
+    """A body, and its outcome: status, stored events, reasons of rejections."""
 
     raw: bytes
     stored: int
@@ -717,14 +717,14 @@ def test_each_element_is_event_or_rejection(elements: list[Any], ascii_only: boo
         assert len(got.identity) == 16
 
 
-# the door ---------------------------------------------------------------------------------------
+# HTTP -------------------------------------------------------------------------------------------
 
 PAGE = "https://shop.example"
 
 
 @pytest.fixture
 def shop(db: None) -> Client:
-    """A client, and an application it may name."""
+    """A client and a registered application."""
     register()
     return Client()
 
@@ -975,11 +975,11 @@ def test_cookie_guesses_are_limited(db: None, settings: Any, monkeypatch: pytest
     assert [answer.status_code for answer in answers] == [403, 403, 429, 429]
     assert all(answer.has_header("Retry-After") for answer in answers[2:])
     assert answers[3]["Access-Control-Allow-Origin"] == PAGE
-    # three were looked at
+    # three were checked
     assert [(key[1], count) for key, count in failures._pending.items()] == [
         ("application.rejected", 3)
     ]
-    assert sends("session=abcd").status_code == 200  # it let somebody in before
+    assert sends("session=abcd").status_code == 200  # it was right before
     assert sends("session=4", REMOTE_ADDR="192.0.2.1").status_code == 403
     assert Client().options("/collect?appId=shop").status_code == 204
 
@@ -1001,7 +1001,7 @@ def test_ping_returns_server_time(shop: Client):
     assert shop.post("/ping?appId=shop").status_code == 405
 
 
-# browsers ---------------------------------------------------------------------------------------
+# Browsers ---------------------------------------------------------------------------------------
 
 CORS = {"Access-Control-Allow-Origin": PAGE, "Access-Control-Allow-Credentials": "true"}
 
@@ -1060,7 +1060,7 @@ def test_no_cors_for_other_origin(shop: Client, origin: str):
         assert response["Vary"] == "Origin"
 
 
-# the way out ------------------------------------------------------------------------------------
+# Exports ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("portable", [False, True])

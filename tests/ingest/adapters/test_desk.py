@@ -31,7 +31,7 @@ CALL = Call("ORG_001", RECEIVED_AT, NDJSON, "easy-travel", 7)
 
 
 def session(number: int = 0, **overrides: Any) -> dict[str, Any]:
-    """A session with an action, an event and an error, as a monitored app leaves it."""
+    """A session with an action, an event and an error, as a monitored app sends it."""
     return {
         "tenantId": "xxx",
         "userSessionId": f"1394_{1008 + number}",
@@ -55,7 +55,7 @@ def session(number: int = 0, **overrides: Any) -> dict[str, Any]:
 
 
 def bare(number: int = 0, **overrides: Any) -> dict[str, Any]:
-    """A session in which nothing lies."""
+    """A session without items."""
     nothing = {"userActions": [], "events": None, "errors": []}
     return session(number, **{**nothing, **overrides})
 
@@ -73,7 +73,7 @@ def parsed(raw: bytes, content_type: str = NDJSON) -> Batch:
 
 
 def rejected(raw: bytes) -> tuple[str, str]:
-    """The reason of a body of one bad document."""
+    """Returns the reason of a body of one invalid document."""
     read = parsed(raw)
     assert (read.events, len(read.rejections)) == ([], 1)
     assert (read.rejections[0].position, read.rejections[0].raw) == (0, raw)
@@ -115,7 +115,7 @@ def nothing_happened() -> bool:
     return not any(model.objects.exists() for model in (StoredEvent, RejectedEvent, Conversation))
 
 
-# what a document becomes --------------------------------------------------------------------------
+# Events -------------------------------------------------------------------------------------------
 
 
 def test_desk_is_registered():
@@ -248,7 +248,7 @@ def test_only_repaired_item_has_note():
     assert json.loads(read.events[1].payload)["name"] == "Check\ufffdout"
 
 
-# identity -----------------------------------------------------------------------------------------
+# Identity -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_item_identity_is_kind_and_index():
     assert len({event.identity for event in first.events}) == 4
 
 
-# what is set aside --------------------------------------------------------------------------------
+# Rejections ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [5, None, "text", [], [[1], [2]], True, [session()]], ids=repr)
@@ -368,7 +368,7 @@ def test_unstorable_number_rejects_session(number: bytes):
     assert rejected(raw)[0] == "number_out_of_range"
 
 
-# shapes -------------------------------------------------------------------------------------------
+# Shapes -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content_type", [JSON, NDJSON])
@@ -401,7 +401,7 @@ def test_document_limit_of_a_batch():
     assert caught.value.detail == "A batch has at most 1000 documents; send less at once."
 
 
-# the door -----------------------------------------------------------------------------------------
+# HTTP ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
@@ -534,7 +534,7 @@ def test_start_up_to_one_day_ahead(monitor: Client):
     assert counts(response) == (1, 1, 0, 1)
 
 
-# who may send -------------------------------------------------------------------------------------
+# Authentication -----------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
@@ -626,7 +626,7 @@ def action(number: int = 0, operation: str = "index", **overrides: Any) -> dict[
 
 
 def bulk_items(response: HttpResponse) -> list[tuple[str, str, int]]:
-    """Operation, id and status of each item, the form of the answer checked."""
+    """Returns operation, id and status of each item; checks the response."""
     said = response.json()
     assert response.status_code == 200
     assert response["X-Elastic-Product"] == "Elasticsearch"
@@ -802,14 +802,14 @@ def test_too_long_index_name_is_refused(monitor: Client):
     assert nothing_happened()
 
 
-# hostile bodies -----------------------------------------------------------------------------------
+# Hostile bodies -----------------------------------------------------------------------------------
 
 GOOD = line(bare())
 TOO_LONG = 8 * 1024 * 1024 + 1
 
 
 def hostile() -> list[Any]:
-    """Name, body, headers, status, reasons (of the refusal, or of what went aside), sessions."""
+    """Yields name, body, headers, status, reasons of the error or rejections, and sessions."""
     zipped = {"HTTP_CONTENT_ENCODING": "gzip"}
     short = {"CONTENT_LENGTH": "9999", "wsgi.input": BytesIO(GOOD)}
     inside = GOOD.replace(b'"someone"', b"HERE")
@@ -893,7 +893,7 @@ def test_hostile_bodies(
     ("raw", "meta"), [pytest.param(*row.values[:2], id=row.id) for row in hostile()]
 )
 def test_hostile_bulk_bodies(monitor: Client, raw: bytes, meta: dict[str, Any]):
-    """The same bytes where an action line is due: an answer in the protocol's form, never a 5xx."""
+    """The same bytes as action lines: a response of the protocol, never a 5xx."""
     response = send_sessions(monitor, raw, BULK, **meta)
 
     assert response.status_code < 500
@@ -924,7 +924,7 @@ def test_unstorable_characters_are_repaired(monitor: Client):
     assert living(type="session")[0].payload["tenantId"] == "\ufffd"
 
 
-# any bytes ----------------------------------------------------------------------------------------
+# Any bytes ----------------------------------------------------------------------------------------
 
 _float = st.floats(allow_nan=False, allow_infinity=False)
 _json = st.recursive(
@@ -1014,7 +1014,7 @@ def test_each_document_is_event_or_rejection(documents: list[Any], ascii_only: b
     max_examples=60,
     deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the rows go by hand
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the test deletes the rows
 )
 @given(documents=st.lists(_nearly | _json, min_size=1, max_size=4))
 def test_counts_add_up_to_what_was_sent(monitor: Client, documents: list[Any]):

@@ -66,7 +66,7 @@ def parsed(body: bytes, **overrides: Any) -> Batch:
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests come from one address, and faster than it may."""
+    """Lifts the limit of the address that all tests share."""
     monkeypatch.setattr(token_bucket, "take", lambda *_: 0.0)
 
 
@@ -89,7 +89,7 @@ def post(
 
 
 def counted(response: HttpResponse, stored: int, duplicate: int = 0, rejected: int = 0) -> Any:
-    """The rejections of a success, its form checked."""
+    """Returns the rejections of a success; checks the response."""
     said = response.json()
     assert response.status_code == 200
     assert response["Content-Type"] == "application/json"
@@ -100,7 +100,7 @@ def counted(response: HttpResponse, stored: int, duplicate: int = 0, rejected: i
 
 
 def refused(response: HttpResponse, status: int, reason: str) -> str:
-    """The sentence of a refusal, its form checked and that nothing happened."""
+    """Returns the message of an error; checks the response and that no row was stored."""
     said = response.json()
     assert response.status_code == status
     assert response["Content-Type"] == "application/json"
@@ -112,7 +112,7 @@ def refused(response: HttpResponse, status: int, reason: str) -> str:
     return str(said["message"])
 
 
-# a bulk -----------------------------------------------------------------------------------------
+# Bulks ------------------------------------------------------------------------------------------
 
 
 def test_skalin_is_registered():
@@ -243,7 +243,7 @@ def test_numeric_ids_become_text():
     assert event.identity == event_identity(None, "skalin", CLIENT, "7")
 
 
-# which is the same ------------------------------------------------------------------------------
+# Identity ---------------------------------------------------------------------------------------
 
 
 def test_same_event_id_supersedes(hits: Client):
@@ -307,7 +307,7 @@ def test_missing_visit_is_one_per_call():
         event.session_id
         for event in parsed(body, received_at=RECEIVED_AT + timedelta(seconds=1)).events
     ]
-    alone = parsed(a_bulk(rows[1])).events  # as when it is replayed
+    alone = parsed(a_bulk(rows[1])).events  # as a replay does
 
     assert visits[0] == visits[1] == visits[2] != visits[3] == "5d1f0c88a2b34e97"
     assert len(visits[0]) == 16
@@ -315,7 +315,7 @@ def test_missing_visit_is_one_per_call():
     assert later[0] != visits[0]
 
 
-# times ------------------------------------------------------------------------------------------
+# Times ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_invalid_ts_rejects_row(ts: Any, reason: str):
     assert [rejection.reason for rejection in read.rejections] == [reason]
 
 
-# single hits ------------------------------------------------------------------------------------
+# Single hits ------------------------------------------------------------------------------------
 
 
 def go_hit(action: str = "ev", **overrides: str) -> str:
@@ -499,7 +499,7 @@ def test_hit_without_action_is_refused(hits: Client, action: str):
     )
 
 
-# the JSON in the query --------------------------------------------------------------------------
+# JSON in the query ------------------------------------------------------------------------------
 
 
 def minified(*features: Any) -> str:
@@ -507,7 +507,7 @@ def minified(*features: Any) -> str:
 
 
 def as_printed() -> str:
-    """What curl -G --data-raw makes of a body without blanks: nothing is encoded."""
+    """The query of curl -G --data-raw with a body without blanks: not encoded."""
     return minified(a_feature(name="exported", identity={"email": "a+b@example.org"}))
 
 
@@ -547,7 +547,7 @@ def test_percent_signs_inside_raw_json_stay(hits: Client):
 @pytest.mark.parametrize(
     "residue",
     [
-        as_printed()[:-5],  # a '#' cuts off what follows it
+        as_printed()[:-5],  # a '#' cuts off the rest
         quote(as_printed(), safe="").replace("%2B", "+"),  # a plus or a blank?
         as_printed() + "&rec=1",
         "{",
@@ -572,7 +572,7 @@ def test_body_wins_over_query(hits: Client):
     counted(response, 1)
 
 
-# who sends --------------------------------------------------------------------------------------
+# Senders ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -615,7 +615,7 @@ def test_other_methods_are_refused(hits: Client, method: str, path: str, allow: 
     assert response["Allow"] == allow
 
 
-# participants -----------------------------------------------------------------------------------
+# Participants -----------------------------------------------------------------------------------
 
 
 def test_identities_make_participants(hits: Client, application: Application):
@@ -665,13 +665,13 @@ def test_events_and_profiles_in_one_commit(
     assert not StoredEvent.objects.exists()
 
 
-# how often --------------------------------------------------------------------------------------
+# Rate limits ------------------------------------------------------------------------------------
 
 
 def test_rate_limited_hit_has_retry_after(hits: Client, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
     monkeypatch.setattr(token_bucket, "take", lambda *said: asked.append(said) or 1.01)
-    monkeypatch.delattr(keys, "fetch_application")  # nothing is looked up for them
+    monkeypatch.delattr(keys, "fetch_application")  # no lookup for limited callers
 
     response = post(hits, a_bulk(a_feature()), REMOTE_ADDR="192.0.2.7")
 
@@ -700,19 +700,19 @@ def test_redis_failure_lets_hits_pass(hits: Client, monkeypatch: pytest.MonkeyPa
     counted(post(hits, a_bulk(a_feature())), 1)
 
 
-# hostile bodies ---------------------------------------------------------------------------------
+# Hostile bodies ---------------------------------------------------------------------------------
 
 ROW = json.dumps(a_feature(), separators=(",", ":"))
 
 
 def holding(said: str) -> bytes:
-    """A feature one of whose members holds the text as it stands."""
+    """A feature with the text as a member."""
     row = ROW.replace('"192.0.2.44"', said)
     return f'{{"features":[{row}]}}'.encode()
 
 
 HOSTILE: list[tuple[str, bytes, tuple[Any, ...]]] = [
-    # what it is, its bytes, (400, reason) or (200, stored, duplicate, reasons of the rejected)
+    # name, bytes, (400, reason) or (200, stored, duplicate, reasons of rejections)
     ("nothing", b"", (400, "empty")),
     ("blanks", b" \n\t ", (400, "empty")),
     ("a BOM alone", b"\xef\xbb\xbf", (400, "empty")),
@@ -816,7 +816,7 @@ def read_or_refused(read: Callable[[], Batch]) -> Batch | RequestError:
 
 
 def check_sums(read: Batch | RequestError) -> None:
-    """A reason, or events and rejections that add up and read again."""
+    """Checks that the result is an error, or events and rejections that add up."""
     if isinstance(read, RequestError):
         assert (read.status, bool(read.reason), bool(str(read))) == (400, True, True)
         return
@@ -911,7 +911,7 @@ def test_any_bulk_is_counted_row_by_row(bulk: dict[str, Any]):
         assert (response.status_code, said["status"]) == (400, "error")
 
 
-# many at once -----------------------------------------------------------------------------------
+# Concurrency ------------------------------------------------------------------------------------
 
 
 @pytest.mark.postgresql
@@ -926,7 +926,7 @@ def test_eight_senders_leave_one_current_row():
         client = Client()
         try:
             for round_ in range(20):
-                # every sender all 2,000, from its own beginning and in its own direction
+                # each sender sends all 2,000, with its own start and direction
                 numbers = [(sender * 250 + round_ * 100 + step) % 2_000 for step in range(100)]
                 if sender % 2:
                     numbers.reverse()

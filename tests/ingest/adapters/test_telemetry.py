@@ -45,7 +45,7 @@ def rejection(event: Any) -> tuple[str, str]:
     return read.rejections[0].reason, read.rejections[0].detail
 
 
-# shapes -----------------------------------------------------------------------------------------
+# Shapes -----------------------------------------------------------------------------------------
 
 
 def test_telemetry_is_registered():
@@ -173,7 +173,7 @@ def test_non_batch_is_refused(raw: bytes, reason: str):
     assert (refused.status, refused.reason) == (400, reason)
 
 
-# rejections by name -----------------------------------------------------------------------------
+# Rejections -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("event", [5, None, "text", [], True], ids=repr)
@@ -271,7 +271,7 @@ def test_unstorable_value_rejects_event(inside: bytes, reason: str):
     assert [(r.position, r.reason, r.raw) for r in read.rejections] == [(1, reason, bad)]
 
 
-# what is read of an event -----------------------------------------------------------------------
+# Events -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_payload_is_unchanged():
     assert parse_sample(b"[ " + raw + b" ]").events[0].payload == raw
 
 
-# any bytes --------------------------------------------------------------------------------------
+# Any bytes --------------------------------------------------------------------------------------
 
 _float = st.floats(allow_nan=False, allow_infinity=False)
 _json = st.recursive(

@@ -1,4 +1,4 @@
-"""Sessions close, and every reader of the feed is told so."""
+"""Sessions close, and each reader of the feed reads the closed session."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ def channel(db: None) -> Channel:
 
 
 def arrive(channel: Channel, *minutes: float, at: datetime, device: str = "device-1") -> None:
-    """Events of a device so many minutes after `at`, which arrive then."""
+    """Stores events of a device so many minutes after `at`, which arrive then."""
     for offset in minutes:
         occurred = at + offset * MINUTE
         events = [event(occurred_at=occurred, device_id=device)]
@@ -45,7 +45,7 @@ def derive(channel: Channel) -> None:
 
 
 class Reader:
-    """Follows a channel's sessions, behind a cursor of its own."""
+    """Follows a channel's sessions with its own cursor."""
 
     def __init__(self, channel: Channel) -> None:
         self.question = FeedQuery(channel.id, "sessions")
@@ -66,7 +66,7 @@ def test_session_is_read_open_then_closed(channel: Channel):
     reader = Reader(channel)
     now = timezone.now()
     arrive(channel, -20, -10, at=now)
-    reader.read_documents()  # this one has read all there is before anything is derived
+    reader.read_documents()  # at the end of the feed before the first derivation
     derive(channel)
     (met,) = reader.read_documents()
     assert b'"closed":false' in met
@@ -105,14 +105,14 @@ def test_late_event_reopens_closed_session(channel: Channel):
     deriver.close_sessions(channel.id)
     assert len(reader.read_documents()) == 1
 
-    # within what is over: changed, still closed
+    # inside of the session: changed, still closed
     late = Batch("test", now, [event(occurred_at=now - 46 * MINUTE)], [])
     batches.append_batch(channel.id, late)
     derive(channel)
     (met,) = reader.read_documents()
     assert b'"closed":true' in met
 
-    # one that makes it go on: open again, and closed once more later
+    # after its end: open again, and closed again later
     arrive(channel, -20, at=now)
     derive(channel)
     (met,) = reader.read_documents()
@@ -154,7 +154,7 @@ def test_derive_all_closes_sessions(channel: Channel):
 
 
 def test_concurrent_readers_see_every_close(channel: Channel):
-    """Readers with cursors of any age, one that writes, one that closes: the law."""
+    """Readers with cursors of any age, a writer and a closer at once."""
     now = timezone.now()
     wrong: list[BaseException] = []
     done = threading.Event()

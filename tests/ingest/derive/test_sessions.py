@@ -53,7 +53,7 @@ def arrive(channel: Channel, *events: Event, source: str = "test", **batch: Any)
 
 
 def until_settled() -> None:
-    """Until the watermark has passed all there is; other writers of the cluster may hold it."""
+    """Waits until the watermark is above all rows; other writers of the cluster may hold it."""
     last = StoredEvent.objects.aggregate(last=Max("xid"))["last"] or 0
     until = time.monotonic() + 20
     while fetch_watermark() <= last:
@@ -81,7 +81,7 @@ def current_sessions() -> list[Session]:
 
 
 def spans() -> list[tuple[float, float, int]]:
-    """Minutes after noon of the first and last event, and how many there are."""
+    """Returns minutes after noon of the first and last event, and their number."""
     return [
         ((s.started_at - NOON) / MINUTE, (s.ended_at - NOON) / MINUTE, s.event_count)
         for s in current_sessions()
@@ -158,7 +158,7 @@ def test_first_session_id_and_page_by_time(channel: Channel):
     assert (session.sender_session_id, session.landing_url) == ("first", "https://a")
 
 
-# late ones --------------------------------------------------------------------------------------
+# Late events ------------------------------------------------------------------------------------
 
 
 def test_late_event_extends_session(channel: Channel):
@@ -217,7 +217,7 @@ def test_unchanged_session_is_not_written(channel: Channel):
     assert [(s.device_id, s.started_at) for s in changed] == [("device-1", NOON + 500 * MINUTE)]
 
 
-# the cap ----------------------------------------------------------------------------------------
+# Long chains -------------------------------------------------------------------------------------
 
 
 def test_six_hours_are_one_session(channel: Channel):
@@ -266,13 +266,13 @@ def test_endless_device_query_count(channel: Channel):
     assert [s.version for s in current_sessions()] == [1] * 19 + [2]
 
 
-# any order --------------------------------------------------------------------------------------
+# Any order --------------------------------------------------------------------------------------
 
 Story = list[tuple[int, str, bool]]  # minutes, device, whether it is an answer
 
 
 def oracle(story: Story) -> dict[tuple[str, float, float], tuple[int, int]]:
-    """Sessions by device, first and last minute: how many events and answers; all sorted first."""
+    """Returns counts of events and answers by device, first and last minute, from sorted events."""
     found: dict[tuple[str, float, float], tuple[int, int]] = {}
     devices: dict[str, list[tuple[int, bool]]] = defaultdict(list)
     for minutes, device, is_answer in story:
@@ -360,7 +360,7 @@ def all_sessions() -> dict[tuple[str, float, float], tuple[int, int]]:
 
 
 def assert_whole() -> None:
-    """Every record that became a part of another says of which living one."""
+    """Checks that each merged record names a current one."""
     by_pk = {s.pk: s for s in Session.objects.all()}
     for session in by_pk.values():
         root = session
@@ -373,7 +373,7 @@ def assert_whole() -> None:
             assert session.buckets == []
 
 
-# sent again -------------------------------------------------------------------------------------
+# Resent events ----------------------------------------------------------------------------------
 
 
 def resend(first: Event, **overrides: Any) -> Event:
@@ -438,7 +438,7 @@ def test_resent_event_may_change_session(channel: Channel):
     assert (emptied.version, emptied.types, emptied.buckets) == (2, {}, [])
 
 
-# sessions of their sender's ---------------------------------------------------------------------
+# Client sessions ---------------------------------------------------------------------------------
 
 
 def desk(payload: bytes, **overrides: Any) -> Event:
@@ -453,7 +453,7 @@ DOCUMENT = (
 
 
 def test_client_session_is_stored_as_sent(channel: Channel):
-    # given one of eight hours, with a pause of more than thirty minutes in it
+    # given a session of eight hours with a gap of more than thirty minutes
     arrive(
         channel,
         desk(DOCUMENT),
@@ -506,7 +506,7 @@ def test_malformed_client_session_is_stored(channel: Channel, payload: bytes):
     assert (session.started_at, session.ended_at, session.event_count) == (NOON, NOON, 0)
 
 
-# the deriver ------------------------------------------------------------------------------------
+# The deriver ------------------------------------------------------------------------------------
 
 
 def test_any_step_size_reads_each_event_once(channel: Channel):

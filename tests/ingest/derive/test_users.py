@@ -24,7 +24,7 @@ _positions = itertools.count(1)
 
 
 def event_row(payload: Any = None, minutes: float = 0, **overrides: Any) -> EventRow:
-    """An event as the feed gives it, so many minutes after noon; received an hour after."""
+    """A row of the feed so many minutes after noon, received an hour later."""
     at = NOON + minutes * MINUTE
     position = next(_positions)
     return EventRow(
@@ -112,7 +112,7 @@ def test_known_values_change_nothing(channel: Channel):
     assert AppUser.objects.values().get() == before
 
 
-# attributes -------------------------------------------------------------------------------------
+# Attributes -------------------------------------------------------------------------------------
 
 
 def test_last_set_attribute_wins(channel: Channel):
@@ -190,7 +190,7 @@ def test_users_ignore_arrival_order(
     assert found[0] == found[1]
 
 
-# dialects ---------------------------------------------------------------------------------------
+# Sources ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

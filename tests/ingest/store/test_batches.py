@@ -40,12 +40,12 @@ def outcome_counts(outcome: batches.StoreResult) -> tuple[int, int, int]:
 
 
 def small_body(number: int = 2) -> bytes:
-    """An event whose number only PostgreSQL refuses."""
+    """A body whose number only PostgreSQL refuses."""
     raw = json.dumps(answer(number, edata={"score": "HERE"})).encode()
     return raw.replace(b'"HERE"', b"1e-20000")
 
 
-# events -----------------------------------------------------------------------------------------
+# Events -----------------------------------------------------------------------------------------
 
 
 def test_event_becomes_a_row():
@@ -156,7 +156,7 @@ def test_position_is_shared_by_a_batch(
         assert third.xid > second.id
 
 
-# good and bad -----------------------------------------------------------------------------------
+# Rejections -------------------------------------------------------------------------------------
 
 
 def test_events_and_rejections_are_stored():
@@ -317,7 +317,7 @@ def test_repaired_event_has_its_note():
 
 
 def test_payload_reads_back_the_same():
-    # given an event with everything on which databases like to differ
+    # given an event with the values on which the databases may differ
     raw = (
         b'{"eid":"ASSESS","ets":1648785600999,"mid":"m","context":{"did":"d\xc3\xa9",'
         b'"cdata":[{"type":"Conversation","id":"b\xc3\xb6t"}]},'
@@ -342,7 +342,7 @@ def test_payload_reads_back_the_same():
     }
 
 
-# conversations ----------------------------------------------------------------------------------
+# Conversations ----------------------------------------------------------------------------------
 
 
 def test_conversation_is_created_once():
@@ -384,7 +384,7 @@ def test_rejection_creates_no_conversation():
     assert counts() == (0, 1, 0)
 
 
-# order and versions -----------------------------------------------------------------------------
+# Order and versions -----------------------------------------------------------------------------
 
 
 def test_row_order_on_both_databases():
@@ -441,10 +441,10 @@ def test_erased_event_is_not_superseded(beside: tuple[Event, ...]):
     store_latest(version('{"n": 1}', device_id="d-1"), version('{"n": 5}', "b"))
     StoredEvent.objects.filter(device_id="d-1").update(device_id="", payload={})
 
-    # when its sender's copy comes late, alone or in a batch that must supersede another
+    # when its copy arrives late, alone or in a batch that supersedes another event
     outcome = store_latest(version('{"n": 1}', device_id="d-1"), *beside)
 
-    # then it is known, and nothing of it came back
+    # then it is a duplicate, and no data is stored again
     assert outcome_counts(outcome) == (len(beside), 1, 0)
     assert {} in current_events()
     assert not StoredEvent.objects.filter(device_id="d-1").exists()
@@ -519,7 +519,7 @@ def test_version_may_return():
     assert current_events() == [{"n": 1}]
 
 
-# participants -----------------------------------------------------------------------------------
+# Participants -----------------------------------------------------------------------------------
 
 
 def profile(**overrides: Any) -> Profile:
@@ -623,7 +623,7 @@ def test_profiles_share_one_commit(monkeypatch: pytest.MonkeyPatch):
     assert Participant.objects.count() == 1
 
 
-# many at once -----------------------------------------------------------------------------------
+# Concurrency ------------------------------------------------------------------------------------
 
 
 def plain(number: int) -> Event:
@@ -644,7 +644,7 @@ def plain(number: int) -> Event:
 @pytest.mark.django_db(transaction=True)
 def test_eight_senders_do_not_deadlock():
     channel = make_channel()
-    connection.close()  # the pool has eight
+    connection.close()
     wrong: list[BaseException] = []
     stored: list[int] = []
     sent_numbers: set[int] = set()
@@ -652,7 +652,7 @@ def test_eight_senders_do_not_deadlock():
     def send(sender: int) -> None:
         try:
             for round_ in range(10):
-                # every sender its own order and its own overlap with the others
+                # each sender has its own order, and overlaps with the others
                 numbers = [(sender * 241 + round_ * 97 + step * 19) % 2000 for step in range(100)]
                 if sender % 2:
                     numbers.reverse()
@@ -668,6 +668,7 @@ def test_eight_senders_do_not_deadlock():
                 )
                 stored.append(outcome.stored)
                 assert outcome.stored + outcome.duplicate == 100
+                connections.close_all()  # the pool has fewer than eight
         except BaseException as error:
             wrong.append(error)
         finally:
@@ -692,7 +693,7 @@ def test_eight_senders_do_not_deadlock():
 @pytest.mark.django_db(transaction=True)
 def test_eight_senders_lose_no_version():
     channel = make_channel()
-    connection.close()  # the pool has eight
+    connection.close()
     wrong: list[BaseException] = []
     stored: list[int] = []
 
@@ -705,6 +706,7 @@ def test_eight_senders_lose_no_version():
                     channel.id, Batch("test", RECEIVED_AT, events, [], last_wins=True)
                 )
                 stored.append(outcome.stored)
+                connections.close_all()  # the pool has fewer than eight
         except BaseException as error:
             wrong.append(error)
         finally:
@@ -721,7 +723,7 @@ def test_eight_senders_lose_no_version():
     distinct = StoredEvent.objects.values("identity").distinct().count()
     assert distinct == 200
     assert StoredEvent.objects.filter(superseded_xid=None).count() == distinct
-    # each version but the living one was superseded by exactly the next of its event
+    # the next version of its event superseded each version but the current one
     chains: dict[Any, list[StoredEvent]] = {}
     for row in StoredEvent.objects.order_by("xid"):
         chains.setdefault(row.identity, []).append(row)
@@ -750,7 +752,7 @@ def test_unstorable_event_among_others(last_wins: bool):
 
 
 class ConcurrentBatch:
-    """Somebody's transaction that has brought an event and stays open until it is told to end."""
+    """Another transaction that inserts an event and stays open until `commit`."""
 
     def __init__(self, channel_id: int, event: Event) -> None:
         self._brought = threading.Event()
@@ -795,7 +797,7 @@ def wait_until_blocked() -> None:
 
 
 def chain(event: Event) -> list[tuple[Any, bool]]:
-    """An event's versions by position, and whether each was superseded by the next."""
+    """Returns an event's payloads by position. Each must be superseded by the next."""
     rows = list(StoredEvent.objects.filter(identity=event.identity.hex()).order_by("xid"))
     nexts = [*(row.xid for row in rows[1:]), None]
     return [
@@ -813,7 +815,7 @@ def chain(event: Event) -> list[tuple[Any, bool]]:
     ],
 )
 def test_version_survives_concurrent_batch(known: list[Event]):
-    # given another batch that brings one of our events at this moment
+    # given another batch that inserts one of our events at this moment
     channel = make_channel()
     store_latest(*known)
     another = ConcurrentBatch(channel.id, version("1", "b"))
@@ -832,7 +834,7 @@ def test_version_survives_concurrent_batch(known: list[Event]):
     another.commit()
     sender.join()
 
-    # then ours is the last, as a whole
+    # then all of our batch is the last
     assert [outcome_counts(outcome) for outcome in outcomes] == [(4, 0, 0)]
     assert chain(ours[2]) == [(1, True), (2, True)]
     assert chain(ours[0]) == [*((1, True) for _ in known), (2, True)]
@@ -842,7 +844,7 @@ def test_version_survives_concurrent_batch(known: list[Event]):
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
 def test_only_superseding_batches_wait():
-    # given somebody who supersedes at this moment
+    # given a transaction that supersedes at this moment
     make_channel()
     outcomes: list[batches.StoreResult] = []
     other = connection.copy()
@@ -853,7 +855,7 @@ def test_only_superseding_batches_wait():
                 "SELECT pg_advisory_xact_lock(7381, h) FROM generate_series(0, 255) AS u(h)"
             )
 
-        # when events come for the first time, and once more, they are in
+        # when events arrive first and again, then they are stored
         for _ in range(2):
             outcomes.append(store_latest(version("1", "a"), version("1", "b")))
 
@@ -896,7 +898,7 @@ def test_existing_event_is_one_lookup(last_wins: bool):
         send(number)
     send(*range(1000, 6000))
 
-    # when some of it comes again
+    # when some of its events arrive again
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = %s", [TABLE])

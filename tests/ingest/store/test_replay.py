@@ -1,4 +1,4 @@
-"""What was rejected goes in after a fix, once."""
+"""A rejected event is stored once after a fix."""
 
 import json
 import re
@@ -98,20 +98,20 @@ def test_invalid_since_day_is_refused(db: None):
 def test_fixed_participant_is_stored(sender: Client, monkeypatch: pytest.MonkeyPatch):
     sender.post("/v1/participants", b'[{"deviceId": "a", "phone": "123"}]', "application/json")
     assert Participant.objects.count() == 0
-    monkeypatch.setattr(participants, "_E164", re.compile(".*"))
+    monkeypatch.setattr(participants, "E164", re.compile(".*"))
 
     assert replay(source="participants") == "accepted 1, still rejected 0, unreadable 0"
     assert Participant.objects.get().device_id == "a"
 
 
 def test_replay_keeps_newer_version(monkeypatch: pytest.MonkeyPatch, db):
-    # given a session that was refused, and its next version that was not
+    # given a rejected session, and its stored next version
     secret = keys.create_application("desk-1", make_channel())[1]
     session = {"tenantId": "t", "userSessionId": "s", "startTime": 1511441593539}
     basic = b64encode(f"desk-1:{secret}".encode()).decode()
     client = Client(headers={"Authorization": f"Basic {basic}"})
     with monkeypatch.context() as patch:
-        patch.setattr(desk, "_parse_session", refuse)
+        patch.setattr(desk, "parse_session", refuse)
         client.put("/export/events", json.dumps(session | {"v": 1}), "application/json")
     assert (StoredEvent.objects.count(), RejectedEvent.objects.count()) == (0, 1)
     client.put("/export/events", json.dumps(session | {"v": 2}), "application/json")

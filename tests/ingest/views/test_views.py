@@ -46,7 +46,7 @@ def nothing_happened() -> bool:
 
 
 def assert_refused(response: HttpResponse, status: int, reason: str) -> str:
-    """The sentence of telemetry's refusal, its form checked."""
+    """Returns the message of telemetry's error; checks the response."""
     said = response.json()
     assert response.status_code == status
     assert response["Content-Type"] == "application/json"
@@ -60,7 +60,7 @@ def assert_refused(response: HttpResponse, status: int, reason: str) -> str:
 
 
 def problem(response: HttpResponse, status: int, reason: str) -> str:
-    """The sentence of a problem (RFC 9457), its form checked."""
+    """Returns the detail of a problem (RFC 9457); checks the response."""
     said = response.json()
     assert response.status_code == status
     assert response["Content-Type"] == "application/problem+json"
@@ -68,7 +68,7 @@ def problem(response: HttpResponse, status: int, reason: str) -> str:
     return str(said["detail"])
 
 
-# telemetry --------------------------------------------------------------------------------------
+# Telemetry --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/v1/telemetry", "/data/v1/telemetry", "/data/v3/telemetry"])
@@ -213,7 +213,7 @@ def test_unstorable_number_rejects_one_event(sender: Client):
     assert response.json()["result"]["rejected"] == 1
 
 
-# who is calling ---------------------------------------------------------------------------------
+# Authentication ---------------------------------------------------------------------------------
 
 
 def test_missing_key_is_unauthorized(db: None):
@@ -350,7 +350,7 @@ def test_unauthorized_body_is_not_read(db: None):
     assert stream.tell() == 0
 
 
-# participants -----------------------------------------------------------------------------------
+# Participants -----------------------------------------------------------------------------------
 
 
 def participants_body(*profiles: Any) -> bytes:
@@ -494,7 +494,7 @@ def test_participants_require_ingest_scope(asker: Client):
     assert nothing_happened()
 
 
-# conversations ----------------------------------------------------------------------------------
+# Conversations ----------------------------------------------------------------------------------
 
 
 def put(client: Client, said: Any, path: str = BOT) -> HttpResponse:
