@@ -11,6 +11,7 @@ from exhaust.api import envelope, responses, validation
 from exhaust.api.base import DatasetView, NamedView
 from exhaust.api.pull import TimestampField
 from exhaust.delivery import destinations
+from exhaust.delivery.kinds import KINDS
 from exhaust.feed import cursor
 from exhaust.feed.documents import to_epoch_ms
 from exhaust.models import DeadLetter, Delivery, Destination
@@ -36,7 +37,7 @@ class DestinationFields(validation.StrictSerializer):
     """The `request` of a destination; `destinations.validate` checks the values."""
 
     kind = Text(
-        {"enum": Destination.Kind.values},
+        {"enum": list(KINDS)},
         default=Destination.Kind.WEBHOOK.value,
         help_text="The protocol of the receiver.",
     )
@@ -90,8 +91,8 @@ class DestinationFields(validation.StrictSerializer):
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        is_elasticsearch = attrs["kind"] == Destination.Kind.ELASTICSEARCH
-        attrs.setdefault("method", "POST" if is_elasticsearch else "PUT")
+        kind = KINDS.get(attrs["kind"])
+        attrs.setdefault("method", kind.default_method if kind else "PUT")
         return attrs
 
 

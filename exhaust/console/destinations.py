@@ -12,6 +12,7 @@ from exhaust.api import destinations as api
 from exhaust.console.new_export import flatten_errors, split_lines
 from exhaust.console.permissions import ChannelContext, clean_params, render_page, requires
 from exhaust.delivery import destinations
+from exhaust.delivery.kinds import KINDS
 from exhaust.models import Delivery, Destination
 from ingest.auth.roles import Permission
 from ingest.events import RequestError
@@ -28,10 +29,7 @@ _STATE_LABELS = {
     "failing": "Failing",
 }
 _FIELD_CHOICES = {
-    "kinds": [
-        (Destination.Kind.WEBHOOK.value, "Webhook"),
-        (Destination.Kind.ELASTICSEARCH.value, "Elasticsearch (bulk API)"),
-    ],
+    "kinds": [(kind.name, kind.title) for kind in KINDS.values()],
     "resources": [
         (Destination.Resource.SESSIONS.value, "Sessions, when they close"),
         (Destination.Resource.EVENTS.value, "Events, as they arrive"),

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import msgspec
 from django.db.models import Q, QuerySet
 
-from exhaust.delivery import elasticsearch, session_documents
+from exhaust.delivery import session_documents
+from exhaust.delivery.kinds import kind_of
 from exhaust.feed import documents
 from exhaust.feed.pages import LAST_ID
 from exhaust.models import Delivery, Destination
@@ -167,11 +168,7 @@ def join_json_lines(document: bytes) -> bytes:
 
 def frame_document(destination: Destination, identifier: str, document: bytes) -> bytes:
     """Returns the bytes of a document in the protocol of its destination."""
-    if destination.kind == Destination.Kind.ELASTICSEARCH:
-        return elasticsearch.format_bulk_lines(
-            destination.index, destination.doc_type, identifier, document
-        )
-    return document + b"\n"
+    return kind_of(destination).frame_document(destination, identifier, document)
 
 
 def total_bytes(documents: Iterable[Document]) -> int:

@@ -15,6 +15,7 @@ from django.utils import timezone
 from exhaust.delivery import batches, http_client, pump, sender
 from exhaust.delivery.batches import Document
 from exhaust.delivery.http_client import Answer
+from exhaust.delivery.kinds import KINDS, kind_of
 from exhaust.feed import cursor
 from exhaust.feed.documents import encode, to_epoch_ms
 from exhaust.feed.pages import LAST_ID, FeedQuery, query_fingerprint
@@ -32,14 +33,13 @@ EDITABLE_FIELDS = (
     "kind", "resource", "types", "url", "method", "content_type", "user", "index", "doc_type",
 )  # fmt: skip
 _FIELD_CHOICES = {
-    "kind": Destination.Kind.values,
+    "kind": KINDS,
     "resource": Destination.Resource.values,
     "method": Destination.Method.values,
     "content_type": Destination.ContentType.values,
 }
 TEST_TIMEOUT_SECONDS = 10.0
 MAX_DESTINATIONS = 50  # of a channel
-_INDEX_PATTERN = re.compile(r"(?![-_+.])[^A-Z\\/*?\"<>| ,#:\x00-\x1f]{1,255}")
 
 
 def validate(
@@ -57,18 +57,15 @@ def validate(
     for field, choices in _FIELD_CHOICES.items():
         if getattr(destination, field) not in choices:
             errors[field] = f"One of {', '.join(choices)}."
+    path = ""
     try:
         target = http_client.parse_url(destination.url)
     except http_client.AddressNotAllowed as error:
         errors["url"] = str(error)
     else:
         path = target.path.partition("?")[0]
-        if destination.kind == Destination.Kind.ELASTICSEARCH and not path.endswith("_bulk"):
-            errors["url"] = "Elasticsearch's address ends in _bulk."
-    if destination.kind == Destination.Kind.ELASTICSEARCH and not _INDEX_PATTERN.fullmatch(
-        destination.index
-    ):
-        errors["index"] = "Name the index, as Elasticsearch allows it: in small letters."
+    if destination.kind in KINDS:
+        errors |= kind_of(destination).find_errors(destination, path)
     if destination.types and destination.resource != Destination.Resource.EVENTS:
         errors["types"] = "Only events are chosen by type."
     elif not isinstance(destination.types, list) or not all(

@@ -18,11 +18,12 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from exhaust import metrics
-from exhaust.delivery import batches, elasticsearch, loop, sender
+from exhaust.delivery import batches, loop, sender
 from exhaust.delivery.backoff import Backoff
 from exhaust.delivery.batches import Batch, Document
 from exhaust.delivery.elasticsearch import ItemResult
 from exhaust.delivery.http_client import AddressNotAllowed, Answer
+from exhaust.delivery.kinds import kind_of
 from exhaust.delivery.sender import OutboundRequest, Outcome
 from exhaust.failpoints import trigger_failpoint
 from exhaust.models import DeadLetter, Delivery, Destination
@@ -243,12 +244,13 @@ def _record_outcome(work: Work, outcome: Outcome) -> None:
     elif outcome.status == HTTP_GONE:
         _disable(work, "The receiver answered 410: it is gone.")
     elif 200 <= outcome.status < 300:
-        if destination.kind == Destination.Kind.WEBHOOK:
+        parse_items = kind_of(destination).parse_items
+        if parse_items is None:
             _mark_delivered(work, work.documents)
             _finish_delivery(work, is_delivered=True)
             return
         try:
-            items = elasticsearch.parse_item_results(outcome.body, work.documents)
+            items = parse_items(outcome.body, work.documents)
         except ValueError as error:
             _schedule_retry(work, str(error), 0)
         else:
@@ -291,7 +293,7 @@ def _finish_delivery(work: Work, *, is_delivered: bool) -> None:
 
 
 def _apply_bulk_result(work: Work, items: list[ItemResult]) -> None:
-    """Takes Elasticsearch's result of each document: delivered, retried alone or dead-lettered."""
+    """Takes the receiver's result of each document: delivered, retried alone or dead-lettered."""
     destination, delivery = work.destination, work.delivery
     pairs = list(zip(work.documents, items, strict=True))
     delivered = [document for document, item in pairs if item.is_indexed]
@@ -427,10 +429,11 @@ def explain_rejection(destination: Destination, answer: Answer, documents: list[
     """Returns why an answer does not accept all documents; empty when it does."""
     if not 200 <= answer.status < 300:
         return f"The answer was {answer.status}."
-    if destination.kind == Destination.Kind.WEBHOOK:
+    parse_items = kind_of(destination).parse_items
+    if parse_items is None:
         return ""
     try:
-        items = elasticsearch.parse_item_results(answer.body, documents)
+        items = parse_items(answer.body, documents)
     except ValueError as error:
         return str(error)
     return next((f"{item.status} {item.reason}" for item in items if not item.is_indexed), "")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from django.utils import timezone
 
-from exhaust.delivery import elasticsearch, http_client, webhook
+from exhaust.delivery import http_client, webhook
 from exhaust.delivery.batches import Document
 from exhaust.delivery.http_client import AddressNotAllowed, Answer, Unreachable
+from exhaust.delivery.kinds import kind_of
 from exhaust.models import Destination
 from ingest import logs
 from ingest.privacy.encryption import decrypt
@@ -46,16 +47,15 @@ def build_batch_request(
         token = b64encode(f"{destination.user}:{password}".encode()).decode()
         headers["Authorization"] = f"Basic {token}"
     secret = destination.encrypted_secret
-    is_elasticsearch = destination.kind == Destination.Kind.ELASTICSEARCH
     return OutboundRequest(
-        f"msg_sink{destination.pk}_{delivery}",
+        f"msg_destination{destination.pk}_{delivery}",
         destination.method,
         destination.url,
         b"".join(document.wire_bytes for document in documents),
         headers,
         [decrypt(secret).decode()] if secret else [],
         BATCH_TIMEOUT_SECONDS,
-        elasticsearch.MAX_ANSWER_BYTES if is_elasticsearch else http_client.MAX_ANSWER_BYTES,
+        kind_of(destination).max_answer_bytes,
     )
 
 
