@@ -2,19 +2,23 @@
 
 import re
 import textwrap
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from django.test import Client
 
 from exhaust.datasets import DATASETS
+from exhaust.delivery.kinds import KINDS
 from exhaust.files import storage
 from exhaust.files.formats import FORMATS
 from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
 from tests.conftest import bearer, make_key
 from tests.doc_commands import DOCS
+from tests.exhaust.destinations import deliver_all, emit_sessions, make_destination
 from tests.exhaust.factories import CONFIG, RESPONSE, make_answer, send_events
+from tests.exhaust.receiver import Receiver
 
 
 def run_block(name: str) -> dict[str, Any]:
@@ -40,6 +44,23 @@ def export_file(**request: Any) -> str:
     assert attempt.run(claimed)
     with storage.get_storage().open(File.objects.get(job=job).key) as stored:
         return stored.read().decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_destination_of_the_page_is_sent_to(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    kind = run_block("exhaust/delivery/kinds.py")["STREAM"]
+    monkeypatch.setitem(KINDS, kind.name, kind)
+    emit_sessions(1, 2)
+
+    with Receiver() as receiver:
+        deliver_all(make_destination(receiver, kind=kind.name, method=kind.default_method))
+
+    (received,) = receiver.received
+    assert received.line == "POST /hook HTTP/1.1"
+    lines = received.body.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(b",{") for line in lines)
 
 
 @pytest.mark.django_db(transaction=True)
