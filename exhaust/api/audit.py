@@ -12,11 +12,10 @@ from rest_framework import serializers
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from exhaust.api import envelope, responses, validation
+from exhaust.api import bodies, envelope, responses, validation
 from exhaust.api.base import DatasetView
 from exhaust.datasets.columns import escape_formula
 from exhaust.feed import cursor
-from exhaust.feed.documents import to_epoch_ms
 from exhaust.files.formats.lines import format_csv_line
 from ingest.auth import keys
 from ingest.http.schema import extend_schema
@@ -47,27 +46,12 @@ def filter_events(
     return AuditEvent.objects.filter(**conditions).order_by("recorded_at", "id")
 
 
-def present_event(event: AuditEvent) -> dict[str, Any]:
-    return {
-        "id": event.pk,
-        "time": to_epoch_ms(event.recorded_at),
-        "action": event.action,
-        "outcome": event.outcome,
-        "actor": event.actor,
-        "key": event.key,
-        "channel": event.channel,
-        "subject": event.subject,
-        "address": event.address,
-        "details": event.details,
-    }
-
-
 def render_csv(events: Iterable[AuditEvent]) -> Iterable[bytes]:
     """Yields a header and a line for each event, in the format of the exports."""
     yield format_csv_line(CSV_HEADERS)
     for event in events:
         timestamp = event.recorded_at.astimezone(UTC).isoformat(timespec="milliseconds")
-        cells = list(present_event(event).values())[2:-1]
+        cells = list(bodies.AuditEvent.render(event).values())[2:-1]
         details = json.dumps(event.details, sort_keys=True, ensure_ascii=False)
         yield format_csv_line(
             [str(event.pk), timestamp, *(escape_formula(cell) or None for cell in cells), details]
@@ -164,7 +148,7 @@ class AuditView(DatasetView):
                 query = urlencode({**request.query_params.dict(), "cursor": next_cursor})
                 answer["Link"] = f'<{request.build_absolute_uri(request.path)}?{query}>; rel="next"'
         else:
-            items = [present_event(event) for event in rows]
+            items = [bodies.AuditEvent.render(event) for event in rows]
             result = {"count": len(items), "entries": items, "nextCursor": next_cursor}
             answer = envelope.build_success(self.operation, result)
         answer["Cache-Control"] = "no-store"

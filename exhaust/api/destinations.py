@@ -7,14 +7,13 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, responses, validation
+from exhaust.api import bodies, envelope, responses, validation
 from exhaust.api.base import DatasetView, NamedView
 from exhaust.api.pull import TimestampField
 from exhaust.delivery import destinations
 from exhaust.delivery.kinds import KINDS
 from exhaust.feed import cursor
-from exhaust.feed.documents import to_epoch_ms
-from exhaust.models import DeadLetter, Delivery, Destination
+from exhaust.models import Destination
 from ingest.auth import keys
 from ingest.http.schema import Text, extend_schema
 
@@ -148,9 +147,9 @@ class DestinationView(NamedView):
         return destination
 
     def present(self, instance: Destination) -> dict[str, Any]:
-        return present_destination(instance)
+        return bodies.Destination.render(instance)
 
-    @extend_schema("saveDestination", responses.Destination, request=DestinationBody)
+    @extend_schema("saveDestination", bodies.Destination, request=DestinationBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a destination.
 
@@ -170,7 +169,7 @@ class DestinationView(NamedView):
         destinations.save(destination, password, secret)
         return self.respond(request, name)
 
-    @extend_schema("readDestination", responses.Destination, 404)
+    @extend_schema("readDestination", bodies.Destination, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a destination.
 
@@ -192,7 +191,7 @@ class PauseView(DestinationView):
     operation = "destination.pause"
     http_method_names = ["post"]
 
-    @extend_schema("pauseDestination", responses.Destination, 404)
+    @extend_schema("pauseDestination", bodies.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a destination.
 
@@ -206,7 +205,7 @@ class ResumeView(DestinationView):
     operation = "destination.resume"
     http_method_names = ["post"]
 
-    @extend_schema("resumeDestination", responses.Destination, 404)
+    @extend_schema("resumeDestination", bodies.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Resume a destination.
 
@@ -220,7 +219,7 @@ class RewindView(DestinationView):
     operation = "destination.rewind"
     http_method_names = ["post"]
 
-    @extend_schema("rewindDestination", responses.Destination, 404, request=RewindBody)
+    @extend_schema("rewindDestination", bodies.Destination, 404, request=RewindBody)
     def post(self, request: Request, name: str) -> Response:
         """Reposition a destination.
 
@@ -242,14 +241,14 @@ class TestView(DestinationView):
     operation = "destination.test"
     http_method_names = ["post"]
 
-    @extend_schema("testDestination", responses.Delivery, 404)
+    @extend_schema("testDestination", bodies.Delivery, 404)
     def post(self, request: Request, name: str) -> Response:
         """Send one made-up document now.
 
         Needs `pull`.
         """
         delivery = destinations.send_test(self.fetch_object(request, name))
-        return envelope.build_success(self.operation, _present_delivery(delivery))
+        return envelope.build_success(self.operation, bodies.Delivery.render(delivery))
 
 
 class RequeueView(DestinationView):
@@ -292,7 +291,7 @@ class DeadLettersView(DestinationView):
             self.operation,
             {
                 "count": len(page_rows),
-                "deadLetters": [_present_dead_letter(letter) for letter in page_rows],
+                "deadLetters": [bodies.DeadLetter.render(letter) for letter in page_rows],
                 "nextCursor": cursor.encode([page_rows[-1].pk], query_fingerprint)
                 if has_more
                 else None,
@@ -313,52 +312,7 @@ class DestinationListView(DatasetView):
         keys.get_caller(request).require("pull")
         channel_id, _ = self.resolve_channel(request)
         destinations = Destination.objects.filter(channel_id=channel_id).select_related("channel")
-        items = [present_destination(destination) for destination in destinations.order_by("name")]
+        items = [
+            bodies.Destination.render(destination) for destination in destinations.order_by("name")
+        ]
         return envelope.build_success(self.operation, {"count": len(items), "destinations": items})
-
-
-def present_destination(destination: Destination) -> dict[str, Any]:
-    """Returns a destination without its password and secret."""
-    lag = destinations.measure_lag(destination)
-    return {
-        "name": destination.name,
-        "requestedChannel": destination.channel.identifier,
-        **{wire: getattr(destination, field) for field, wire in WIRE_NAMES.items()},
-        "hasPassword": destination.encrypted_password is not None,
-        "signed": destination.encrypted_secret is not None,
-        "state": destinations.determine_state(destination),
-        "reason": destination.disabled_reason,
-        "failures": destination.failures,
-        "nextAttempt": to_epoch_ms(destination.next_at) if destination.failures else None,
-        "cursor": destinations.encode_cursor(destination),
-        "lag": {"documents": lag.documents, "seconds": round(lag.seconds, 1)},
-        "deadLetters": destination.dead_letters.filter(delivered_at=None).count(),
-        "deliveries": [
-            _present_delivery(delivery) for delivery in destination.deliveries.order_by("-id")[:5]
-        ],
-    }
-
-
-def _present_delivery(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "kind": delivery.kind,
-        "status": delivery.status,
-        "documents": delivery.documents,
-        "bytes": delivery.byte_count,
-        "attempts": delivery.attempt,
-        "answer": delivery.answer,
-        "error": delivery.error,
-        "startedAt": to_epoch_ms(delivery.created_at),
-        "endedAt": to_epoch_ms(delivery.ended_at) if delivery.ended_at else None,
-    }
-
-
-def _present_dead_letter(dead_letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "documentId": dead_letter.document_id,
-        "position": f"{dead_letter.xid}.{dead_letter.row}",
-        "answer": dead_letter.answer,
-        "reason": dead_letter.reason,
-        "time": to_epoch_ms(dead_letter.created_at),
-        "requeued": dead_letter.requeued_at is not None,
-    }

@@ -10,7 +10,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, presenters, responses, validation
+from exhaust.api import bodies, envelope, responses, validation
 from exhaust.api.base import DatasetView, readable_datasets, required_scope
 from exhaust.datasets import DATASETS
 from exhaust.files import links
@@ -93,20 +93,20 @@ def build_submission(
 class SubmitView(SubmissionView):
     operation = "request.submit"
 
-    @extend_schema("submitJob", responses.Job, request=validation.SubmitBody)
+    @extend_schema("submitJob", bodies.Job, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Request an export.
 
         The same request on the same day (UTC) is the same export. Needs the scope of the dataset.
         """
         job = submit.submit(self.read_submission(request))
-        return envelope.build_success(self.operation, presenters.present_job(job))
+        return envelope.build_success(self.operation, bodies.present_job(job))
 
 
 class PreviewView(SubmissionView):
     operation = "request.preview"
 
-    @extend_schema("previewJob", responses.Preview, request=validation.SubmitBody)
+    @extend_schema("previewJob", bodies.Preview, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Preview an export.
 
@@ -115,7 +115,9 @@ class PreviewView(SubmissionView):
         submission = self.read_submission(request)
         return envelope.build_success(
             self.operation,
-            presenters.present_preview(submission, preview.build_preview(submission)),
+            bodies.Preview.render(
+                bodies.PreviewState(submission, preview.build_preview(submission))
+            ),
         )
 
 
@@ -145,21 +147,21 @@ class ReadView(FastReadView, JobView):
     operation = "request.info"
     find = staticmethod(polling.fetch_job)
 
-    @extend_schema("readJob", responses.Job, 404, parameters=[JobQuery])
+    @extend_schema("readJob", bodies.Job, 404, parameters=[JobQuery])
     def get(self, request: Request, tag: str) -> Response:
         """Get an export.
 
         Needs the scope of the dataset.
         """
         return envelope.build_success(
-            self.operation, presenters.present_job(self.fetch_job(request, tag))
+            self.operation, bodies.present_job(self.fetch_job(request, tag))
         )
 
 
 class CancelView(JobView):
     operation = "request.cancel"
 
-    @extend_schema("cancelJob", responses.Job, 404, 409, parameters=[JobQuery])
+    @extend_schema("cancelJob", bodies.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Cancel an export.
 
@@ -172,14 +174,14 @@ class CancelView(JobView):
                 "conflict", f"The request is {job.status}; there is nothing to cancel.", 409
             )
         return envelope.build_success(
-            self.operation, presenters.present_job(self.fetch_job(request, tag))
+            self.operation, bodies.present_job(self.fetch_job(request, tag))
         )
 
 
 class RetryView(JobView):
     operation = "request.retry"
 
-    @extend_schema("retryJob", responses.Job, 404, 409, parameters=[JobQuery])
+    @extend_schema("retryJob", bodies.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Retry an export.
 
@@ -194,7 +196,7 @@ class RetryView(JobView):
                 409,
             )
         return envelope.build_success(
-            self.operation, presenters.present_job(self.fetch_job(request, tag))
+            self.operation, bodies.present_job(self.fetch_job(request, tag))
         )
 
 
@@ -291,7 +293,7 @@ class SearchView(DatasetView):
 def _present_page(page: Page, count: int) -> dict[str, Any]:
     return {
         "count": count,
-        "jobs": [presenters.present_job(job) for job in page.jobs],
+        "jobs": [bodies.present_job(job) for job in page.jobs],
         "nextCursor": page.cursor,
     }
 

@@ -7,7 +7,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, responses, validation
+from exhaust.api import bodies, envelope, responses, validation
 from exhaust.api.base import DatasetView, NamedView, readable_datasets, required_scope
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
@@ -108,9 +108,9 @@ class ScheduleView(NamedView):
         return schedule
 
     def present(self, instance: Schedule) -> dict[str, Any]:
-        return present_schedule(instance)
+        return bodies.present_schedule(instance)
 
-    @extend_schema("saveSchedule", responses.Schedule, request=ScheduleBody)
+    @extend_schema("saveSchedule", bodies.Schedule, request=ScheduleBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a schedule.
 
@@ -132,7 +132,7 @@ class ScheduleView(NamedView):
         schedules.save(schedule)
         return self.respond(request, name)
 
-    @extend_schema("readSchedule", responses.Schedule, 404)
+    @extend_schema("readSchedule", bodies.Schedule, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a schedule.
 
@@ -154,7 +154,7 @@ class PauseView(ScheduleView):
     operation = "schedule.pause"
     http_method_names = ["post"]
 
-    @extend_schema("pauseSchedule", responses.Schedule, 404)
+    @extend_schema("pauseSchedule", bodies.Schedule, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a schedule.
 
@@ -168,7 +168,7 @@ class ResumeView(ScheduleView):
     operation = "schedule.resume"
     http_method_names = ["post"]
 
-    @extend_schema("resumeSchedule", responses.Schedule, 404, 409)
+    @extend_schema("resumeSchedule", bodies.Schedule, 404, 409)
     def post(self, request: Request, name: str) -> Response:
         """Resume a schedule.
 
@@ -199,38 +199,7 @@ class ScheduleListView(DatasetView):
             self.operation,
             {
                 "count": len(page.schedules),
-                "schedules": [present_schedule(schedule) for schedule in page.schedules],
+                "schedules": [bodies.present_schedule(schedule) for schedule in page.schedules],
                 "nextCursor": page.cursor,
             },
         )
-
-
-def present_schedule(schedule: Schedule) -> dict[str, Any]:
-    """Returns a schedule with its last jobs; a paused one has no next run."""
-    payload = {
-        "name": schedule.name,
-        "requestedChannel": schedule.channel.identifier,
-        **{wire: getattr(schedule, field) for field, wire in WIRE_NAMES.items()},
-        "paused": schedule.paused_at is not None,
-        "nextRun": None,
-        "nextWindow": None,
-        "nextTag": None,
-        "lastError": schedule.last_error,
-        "jobs": [
-            {"requestId": job.request_id, "tag": job.tag, "status": job.status}
-            for job in schedule.last_jobs  # type: ignore[attr-defined] # prefetched
-        ],
-    }
-    if schedule.paused_at is not None:
-        return payload
-    payload["nextRun"] = int(schedule.next_at.timestamp() * 1000)
-    try:
-        request = schedules.requested_window(schedule, schedule.next_at)
-    except ValueError:  # a setting forbids it now; lastError has the reason
-        return payload
-    payload["nextWindow"] = {
-        "startDate": request.first.isoformat(),
-        "endDate": request.last.isoformat(),
-    }
-    payload["nextTag"] = request.tag
-    return payload
