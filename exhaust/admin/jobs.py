@@ -146,7 +146,7 @@ class TransitionInline(ReadOnlyInline):
     """The history of a job."""
 
     model = Transition
-    fields = ["at", "status", "attempt", "message"]
+    fields = ["changed_at", "status", "attempt", "message"]
 
 
 class CallbackInline(ReadOnlyInline):

@@ -98,7 +98,7 @@ def count_waiting(destination: Destination) -> tuple[int, datetime | None]:
     watermark_xid = fetch_watermark()
     waiting = reader.select_after(
         _select_rows(destination, watermark_xid),
-        FeedPosition(destination.xid, destination.cursor_id),
+        FeedPosition(destination.cursor_xid, destination.cursor_id),
         watermark_xid,
     )
     field = (

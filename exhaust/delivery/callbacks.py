@@ -173,7 +173,9 @@ def _build_payload(callback: Callback, job: Job) -> dict[str, Any]:
 
     It holds no link and no name: the receiver reads the request with its own key.
     """
-    transitions = job.transitions.filter(status=callback.job_status, at__lte=callback.created_at)
+    transitions = job.transitions.filter(
+        status=callback.job_status, changed_at__lte=callback.created_at
+    )
     message = transitions.order_by("-id").values_list("message", flat=True).first() or ""
     files = list(job.files.all()) if callback.job_status == Job.Status.SUCCESS else []
     is_cancelled = callback.job_status == Job.Status.CANCELLED

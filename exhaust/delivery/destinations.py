@@ -103,7 +103,7 @@ def save(
     stored, is_new = Destination.objects.select_for_update().get_or_create(
         channel_id=destination.channel_id,
         name=destination.name,
-        defaults={**fields, "xid": position.xid, "cursor_id": position.id},
+        defaults={**fields, "cursor_xid": position.xid, "cursor_id": position.id},
     )
     if not is_new:
         if (_parse_origin(stored.url), stored.user) != (
@@ -112,7 +112,7 @@ def save(
         ):
             stored.encrypted_password = stored.encrypted_secret = None
         if stored.resource != destination.resource:
-            stored.xid, stored.cursor_id = position
+            stored.cursor_xid, stored.cursor_id = position
             stored.dead_letters.all().delete()  # they name rows of another table
         changed = sorted(
             field for field, value in fields.items() if getattr(stored, field) != value
@@ -195,7 +195,9 @@ def resume(destination: Destination) -> bool:
     """
     stored = _lock_row(destination)
     if stored.resource == Destination.Resource.EVENTS:
-        pruning.require_unpruned(stored.channel_id, FeedPosition(stored.xid, stored.cursor_id))
+        pruning.require_unpruned(
+            stored.channel_id, FeedPosition(stored.cursor_xid, stored.cursor_id)
+        )
     if stored.paused_at is None and not stored.disabled_reason and not stored.failures:
         return False
     stored.paused_at, stored.disabled_reason, stored.failures = None, "", 0
@@ -218,7 +220,7 @@ def rewind(destination: Destination, position: FeedPosition) -> None:
             position = pruning.get_pruned_position(pruning.fetch_prune_state(stored.channel_id))
         pruning.require_unpruned(stored.channel_id, position)
     _fence(stored, "The cursor was moved.")
-    stored.xid, stored.cursor_id = position
+    stored.cursor_xid, stored.cursor_id = position
     stored.save()
     _record("destination.rewound", stored, to=f"{position.xid}.{position.id}")
     log.info("destination.rewound", destination=destination.pk)
@@ -249,7 +251,9 @@ def decode_cursor(destination: Destination, text: str) -> FeedPosition:
 
 def encode_cursor(destination: Destination) -> str:
     """Returns the cursor, with which a pull of the same resource and types continues too."""
-    return cursor.encode([destination.xid, destination.cursor_id], _query_fingerprint(destination))
+    return cursor.encode(
+        [destination.cursor_xid, destination.cursor_id], _query_fingerprint(destination)
+    )
 
 
 def _query_fingerprint(destination: Destination) -> list[Any]:

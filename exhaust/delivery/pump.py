@@ -76,7 +76,7 @@ class Prefetched:
         """Whether the claim is the next one, at the same position, and no consent was revoked."""
         return (
             destination.fencing_token == self.fencing_token
-            and self.position == FeedPosition(destination.xid, destination.cursor_id)
+            and self.position == FeedPosition(destination.cursor_xid, destination.cursor_id)
             and monotonic() < self.read_at + PREFETCH_MAX_AGE_SECONDS
             and not consent.has_revocations_since(
                 destination.channel_id, timezone.now() - CONSENT_LOOKBACK
@@ -173,7 +173,7 @@ def _select_batch(destination: Destination, prefetched: Prefetched | None) -> Wo
             return _start_attempt(destination, delivery, documents)
         loop.release(destination, next_at=Now())
         return None
-    position = FeedPosition(destination.xid, destination.cursor_id)
+    position = FeedPosition(destination.cursor_xid, destination.cursor_id)
     if prefetched is not None and prefetched.is_valid_for(destination):
         batch = prefetched.batch
     else:
@@ -181,7 +181,7 @@ def _select_batch(destination: Destination, prefetched: Prefetched | None) -> Wo
     if not batch.documents:
         loop.release(
             destination,
-            xid=batch.end_position.xid,
+            cursor_xid=batch.end_position.xid,
             cursor_id=batch.end_position.id,
             next_at=Now() + IDLE_DELAY,
         )
@@ -410,7 +410,7 @@ def _cursor_values(delivery: Delivery) -> dict[str, int]:
     if delivery.kind != Delivery.Kind.FEED:
         return {}
     position = FeedPosition(delivery.to_xid, delivery.to_id)
-    return {"xid": position.xid, "cursor_id": position.id}
+    return {"cursor_xid": position.xid, "cursor_id": position.id}
 
 
 def _end_delivery(delivery: Delivery, status: Delivery.Status, error: str) -> None:

@@ -125,8 +125,8 @@ def disable_lagging_destinations(channel_id: int) -> int:
     prune_state = pruning.fetch_prune_state(channel_id)
     if prune_state is None:
         return 0
-    is_earlier = Q(xid__lt=prune_state.xid) | Q(
-        xid=prune_state.xid, cursor_id__lt=prune_state.event_id
+    is_earlier = Q(cursor_xid__lt=prune_state.xid) | Q(
+        cursor_xid=prune_state.xid, cursor_id__lt=prune_state.event_id
     )
     left_behind = Destination.objects.select_for_update().filter(
         is_earlier, channel=channel_id, resource=Destination.Resource.EVENTS, disabled_reason=""

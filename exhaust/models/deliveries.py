@@ -35,7 +35,7 @@ class CallbackSecret(models.Model):
 class Destination(Claimable):
     """A receiver of a channel's sessions or events.
 
-    `xid` and `cursor_id` are its cursor: everything up to that position of the feed was accepted.
+    `cursor_xid` and `cursor_id` are its cursor: everything up to that position of the feed was accepted.
     """
 
     class Kind(models.TextChoices):
@@ -78,7 +78,7 @@ class Destination(Claimable):
     disabled_reason = models.TextField(
         blank=True, help_text="Why nothing is sent until it resumes."
     )
-    xid = XidField(default=0, editable=False)
+    cursor_xid = XidField(default=0, editable=False)
     cursor_id = models.BigIntegerField(default=0, editable=False)
     batch_limit = models.IntegerField(
         null=True,

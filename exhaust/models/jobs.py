@@ -41,8 +41,8 @@ class Job(models.Model):
     schedule = models.ForeignKey(
         "Schedule", on_delete=models.SET_NULL, null=True, related_name="jobs"
     )
-    callback_url = models.TextField(blank=True, help_text="Who is told when the job has ended.")
-    attempt = models.IntegerField(default=0, help_text="Claims so far; fences every later write.")
+    callback_url = models.TextField(blank=True, help_text="Receives a POST when the job ends.")
+    attempt = models.IntegerField(default=0, help_text="Claims so far; every later write names it.")
     uncounted_attempts = models.IntegerField(
         default=0, help_text="Attempts that the limit ignores: released, or before a retry."
     )
@@ -72,11 +72,11 @@ class Job(models.Model):
             models.Index(
                 fields=["channel", "priority", "submitted_at", "id"],
                 condition=models.Q(status__in=["SUBMITTED", "PROCESSING"]),
-                name="job_open",
+                name="job_unfinished",
             ),
             models.Index(fields=["channel", "tag", "-submitted_at"], name="job_by_tag"),
             models.Index(fields=["channel", "-submitted_at", "-id"], name="job_by_channel"),
-            models.Index(fields=["channel", "-started_at"], name="job_served"),
+            models.Index(fields=["channel", "-started_at"], name="job_by_start"),
         ]
 
     def __str__(self) -> str:
@@ -90,4 +90,4 @@ class Transition(models.Model):
     status = models.CharField(max_length=16, choices=Job.Status.choices)
     attempt = models.IntegerField()
     message = models.TextField(blank=True)
-    at = models.DateTimeField(default=timezone.now)
+    changed_at = models.DateTimeField(default=timezone.now)

@@ -12,11 +12,11 @@ class Schedule(models.Model):
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     name = models.CharField(max_length=128, validators=[validate_identifier])
     cron = models.CharField(max_length=128, help_text="Minute, hour, day, month, weekday.")
-    zone = models.CharField(max_length=64, default="UTC", help_text="Whose clock and days.")
+    zone = models.CharField(max_length=64, default="UTC", help_text="Time zone of slots and days.")
     dataset = models.CharField(max_length=64)
     conversation = models.CharField(max_length=255, help_text="The conversation's identifier.")
     window = models.CharField(max_length=32, help_text="yesterday, last 7 days, …")
-    tag = models.CharField(max_length=128, help_text="May hold {name}, {start} and {end}.")
+    tag = models.CharField(max_length=128, help_text="May contain {name}, {start} and {end}.")
     output_format = models.CharField(max_length=16, default="csv")
     encryption = models.CharField(
         default="",
@@ -29,10 +29,10 @@ class Schedule(models.Model):
     callback_url = models.TextField(blank=True)
     created_at = models.DateTimeField(default=timezone.now)
     paused_at = models.DateTimeField(null=True, blank=True)
-    next_at = models.DateTimeField(help_text="When it makes its next request.")
-    last_error = models.TextField(blank=True, help_text="Why the last request was not made.")
+    next_at = models.DateTimeField(help_text="The next slot.")
+    last_error = models.TextField(blank=True, help_text="Why the last slot submitted no request.")
     failing_since = models.DateTimeField(
-        null=True, editable=False, help_text="Since when the due request is refused."
+        null=True, editable=False, help_text="Since when the due slot is rejected."
     )
 
     class Meta:

@@ -207,7 +207,7 @@ def test_destination_gets_only_its_channel(both: None, resource: str, count: int
     Session.objects.update(closed=True)
     made = make_destination(OURS, resource=resource)
 
-    found = batches.read_batch(made, 100, FeedPosition(made.xid, made.cursor_id))
+    found = batches.read_batch(made, 100, FeedPosition(made.cursor_xid, made.cursor_id))
 
     assert batches.count_waiting(made)[0] == count
     assert len(found.documents) == count

@@ -38,7 +38,7 @@ def make_destination(receiver: Receiver | None = None, **overrides: Any) -> Dest
     )
     values: dict[str, Any] = {"name": "ours", "url": url, **overrides}
     destination = destinations.save(Destination(channel=channel, **values), password, secret)
-    Destination.objects.filter(pk=destination.pk).update(xid=0, cursor_id=0)
+    Destination.objects.filter(pk=destination.pk).update(cursor_xid=0, cursor_id=0)
     return make_due(destination)
 
 

@@ -218,7 +218,8 @@ def check_job(
 
     job = Job.objects.get(pk=pk)
     transitions = [
-        (one.status, one.attempt, one.at.timestamp()) for one in job.transitions.order_by("pk")
+        (one.status, one.attempt, one.changed_at.timestamp())
+        for one in job.transitions.order_by("pk")
     ]
     files = list(job.files.all())
     verdict = Verdict(job.status, job.attempt, transitions=transitions)

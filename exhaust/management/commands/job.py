@@ -45,6 +45,6 @@ class Command(BaseCommand):
         )
         for step in job.transitions.order_by("id"):
             self.stdout.write(
-                f"  {step.at:%Y-%m-%d %H:%M:%S} UTC {step.status}, attempt {step.attempt}"
+                f"  {step.changed_at:%Y-%m-%d %H:%M:%S} UTC {step.status}, attempt {step.attempt}"
                 f" {step.message}".rstrip()
             )

@@ -578,14 +578,14 @@ def test_rewind_and_delete_destination() -> None:
         Destination(channel=make_channel(), name="warehouse", url="https://a.example.org/")
     )
     at = f"{C}/destinations/one/warehouse"
-    start = row.xid
+    start = row.cursor_xid
     assert "Enter the date" in read_html(admin.post(f"{at}/rewind", {"since": "soon"}, follow=True))
     row.refresh_from_db()
-    assert row.xid == start
+    assert row.cursor_xid == start
     message = read_html(admin.post(f"{at}/rewind", {"from": "start"}, follow=True))
     assert "replays everything from the beginning" in message
     row.refresh_from_db()
-    assert (row.xid, row.cursor_id) == (0, 0)
+    assert (row.cursor_xid, row.cursor_id) == (0, 0)
     message = read_html(admin.post(f"{at}/rewind", {"since": "2022-03-01"}, follow=True))
     assert "replays everything since 1 Mar 2022" in message
     assert "is deleted" in read_html(admin.post(f"{at}/delete", follow=True))

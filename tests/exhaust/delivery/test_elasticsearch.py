@@ -129,7 +129,7 @@ def test_bulk_items_are_judged_singly() -> None:
     elastic = FakeElasticsearch(lambda identifier: said.get(identifier, 201))
     with Receiver(choose_behaviour=elastic) as receiver:
         destination = deliver_all(make_index(receiver))
-        assert destination.xid == 0  # not yet
+        assert destination.cursor_xid == 0  # not yet
         assert destination.failures == 1
         letter = destination.dead_letters.get()
         assert (letter.document_id, letter.answer) == (bad, 400)
@@ -212,7 +212,7 @@ def test_unreadable_response_is_a_failure() -> None:
         for _ in bodies:
             Destination.objects.update(failures=0)
             deliver_all(destination)
-            assert (destination.xid, destination.failures) == (0, 1)
+            assert (destination.cursor_xid, destination.failures) == (0, 1)
     assert len(receiver.received) == len(bodies)
 
 

@@ -258,7 +258,7 @@ def test_failure_keeps_the_cursor(behaviour: Any, answer: int | None) -> None:
         began = time.monotonic()
         deliver_all(destination)
         assert time.monotonic() - began < 3
-        assert (destination.xid, destination.failures) == (0, 1)
+        assert (destination.cursor_xid, destination.failures) == (0, 1)
         assert 3.9 < (destination.next_at - timezone.now()).total_seconds() <= 6
         delivery = destination.deliveries.get()
         assert (delivery.status, delivery.answer) == ("failing", answer)
@@ -292,7 +292,10 @@ def test_retries_grow_then_disable(
 
         deliver_all(destination)
         assert len(receiver.received) == 10  # one at each attempt, also while it is open
-        assert (destination.xid, destinations.determine_state(destination)) == (0, "disabled")
+        assert (destination.cursor_xid, destinations.determine_state(destination)) == (
+            0,
+            "disabled",
+        )
         assert "10 failures" in destination.disabled_reason
         deliver_all(destination)
         assert len(receiver.received) == 10
@@ -327,7 +330,7 @@ def test_410_disables_destination() -> None:
     with Receiver([respond_with(410)]) as receiver:
         destination = deliver_all(make_destination(receiver))
     assert "410" in destination.disabled_reason
-    assert destination.xid == 0
+    assert destination.cursor_xid == 0
     assert destination.deliveries.get().status == "dead"
 
 
@@ -402,7 +405,7 @@ def test_crash_after_success_repeats_batch(
             dying.setattr(pump.PushQueue, "record", lambda *_: 1 / 0)
             deliver_all(destination)
         assert sorted(received_ids(receiver)) == sorted(emitted)
-        assert destination.xid == 0
+        assert destination.cursor_xid == 0
         deliver_all(destination)
         assert len(receiver.received) == 1  # leased
 
@@ -449,7 +452,7 @@ def test_killed_process_repeats_batch(settings: Any, tmp_path: Path) -> None:
         assert dead.returncode == -signal.SIGKILL
         assert sorted(received_ids(receiver)) == sorted(emitted)
         destination.refresh_from_db()
-        assert destination.xid == 0
+        assert destination.cursor_xid == 0
 
         Destination.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
         dead = subprocess.run([sys.executable, "-c", PUMPING], env=variables, check=False)
@@ -472,7 +475,7 @@ def test_lost_lease_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
         assert second is not None
         pump.PushQueue().record(work, http_client.Answer(200, b"", 0))
         destination.refresh_from_db()
-        assert destination.xid == 0
+        assert destination.cursor_xid == 0
 
         work = pump.PushQueue().prepare(second)
         assert work is not None
@@ -699,7 +702,7 @@ def test_new_destination_starts_now() -> None:
         )
         deliver_all(destination)
         assert len(receiver.received) == 3
-        assert destination.xid < fetch_watermark()
+        assert destination.cursor_xid < fetch_watermark()
 
 
 def test_unreadable_secret_disables(settings: Any) -> None:
@@ -771,5 +774,5 @@ def test_send_test_moves_no_cursor() -> None:
     assert (bad.status, bad.answer, bad.error) == ("dead", 403, "The answer was 403.")
     assert received_documents(receiver)[0]["userSessionId"].startswith("test-")
     destination.refresh_from_db()
-    assert (destination.xid, destination.failures) == (0, 0)
+    assert (destination.cursor_xid, destination.failures) == (0, 0)
     assert Delivery.objects.count() == 2

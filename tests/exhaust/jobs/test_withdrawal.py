@@ -523,7 +523,7 @@ def test_pruned_file_may_hold_person() -> None:
     post_participants({"deviceId": "device-1", "consent": False})
 
     # then
-    assert_closed(Client().get(path), 410, "took back consent")
+    assert_closed(Client().get(path), 410, "withdrew consent")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -197,7 +197,7 @@ def test_lagging_destination_is_disabled(puller: Client) -> None:
         assert refused.status_code == 410
         assert refused.json()["params"]["err"] == "GONE"
         old = {"request": {"cursor": destinations.encode_cursor(behind)}}
-        Destination.objects.filter(pk=behind.pk).update(xid=1, cursor_id=1)
+        Destination.objects.filter(pk=behind.pk).update(cursor_xid=1, cursor_id=1)
         behind.refresh_from_db()
         older = {"request": {"cursor": destinations.encode_cursor(behind)}}
         assert puller.post(f"{address}/rewind", older, "application/json").status_code == 410
@@ -223,7 +223,7 @@ def test_pruning_fences_reading_destination() -> None:
     # then it moves nothing
     assert pump.PushQueue().prepare(destination) is None
     destination.refresh_from_db()
-    assert (destination.xid, destination.cursor_id) == (0, 0)
+    assert (destination.cursor_xid, destination.cursor_id) == (0, 0)
     assert destinations.determine_state(destination) == "disabled"
 
 
