@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from django.test import Client
 
 from exhaust.datasets import DATASETS
+from exhaust.delivery import pump
 from exhaust.delivery.kinds import KINDS
 from exhaust.files import storage
 from exhaust.files.formats import FORMATS
@@ -51,6 +53,7 @@ def test_destination_of_the_page_is_sent_to(monkeypatch: pytest.MonkeyPatch, set
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     kind = run_block("exhaust/delivery/kinds.py")["STREAM"]
     monkeypatch.setitem(KINDS, kind.name, kind)
+    monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))  # a batch need not be full
     emit_sessions(1, 2)
 
     with Receiver() as receiver:
