@@ -1,4 +1,4 @@
-"""Celery's application and the schedule; the tasks stand in `exhaust/tasks.py`."""
+"""Celery's application, queues and schedule; the tasks are in `exhaust/tasks.py`."""
 
 import os
 from contextlib import suppress
@@ -17,11 +17,13 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 
 class AtomicFileChannel(filesystem.Channel):
-    """Messages and tables as files that appear whole: kombu 5.7 writes into what others may already
-    read, and an empty message ends the worker."""
+    """Writes messages and tables as files that appear whole.
+
+    kombu 5.7 writes into files that others may already read, and an empty message ends a worker.
+    """
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]
-        """Puts a message; an OSError where the disk refuses it."""
+        """Puts a message. Raises `OSError` where the disk is full."""
         name = f"{monotonic() * 1000:.0f}_{uuid4()}.{queue}.msg"
         temporary = Path(self.data_folder_out, f".{name}")
         temporary.write_text(dumps(payload))
@@ -43,8 +45,10 @@ filesystem.Transport.Channel = AtomicFileChannel
 
 @celeryd_init.connect
 def disable_message_restore(**_: Any) -> None:
-    """A wake-up that nobody took needs no way back to its queue: a sweep follows. And kombu 5.7
-    ends the whole worker over the attempt, where Redis is gone."""
+    """Does not restore unacknowledged messages: the sweep finds the jobs.
+
+    kombu 5.7 would end the whole worker over the attempt while Redis is down.
+    """
     from kombu.transport.redis import Channel
 
     Channel.do_restore = False
@@ -52,14 +56,17 @@ def disable_message_restore(**_: Any) -> None:
 
 @setup_logging.connect
 def keep_own_logging(**_: Any) -> None:
-    """Celery has no handlers and no level of its own: `EXHAUST_LOG_LEVEL` says, `ingest/logs.py` writes."""
+    """Keeps Celery from its own handlers and level; `ingest/logs.py` has both."""
 
 
 @celeryd_init.connect
 def replace_children_lost_without_redis(**_: Any) -> None:
-    """A child's end is noticed by the loop that reads from Redis. Where the child dies while Redis
-    is gone, celery 5.7 ends the whole worker when Redis is back: it knows that the child is watched
-    no more, and not that it is to be replaced. Watched anew, it is."""
+    """Watches a child again that died while Redis was down, so that it is replaced.
+
+    The loop that reads from Redis notices the end of a child. Without this, celery 5.7 ends the
+    whole worker when Redis is back: it knows that the child is not watched any more, and not that
+    it must be replaced.
+    """
     from celery.concurrency import asynpool
 
     pool_class: Any = asynpool.AsynPool

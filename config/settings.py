@@ -287,7 +287,7 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 # Ten wrong passwords for a name, or from an address, and neither signs in for a quarter of an hour.
-# What is kept of them goes at the next wrong one after that; the ledger says who and when.
+# What is kept of them goes at the next wrong one after that; the audit log names them.
 AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesBackend",
     "django.contrib.auth.backends.ModelBackend",

@@ -1,4 +1,4 @@
-"""The operators' view of what arrived. Keys are made by `manage.py create_key`."""
+"""The admin's pages of ingest. `manage.py create_key` makes keys."""
 
 from typing import Any
 
@@ -30,11 +30,13 @@ from ingest.store.replay import replay
 
 
 class TenantScopedAdmin(admin.ModelAdmin):
-    """What a person sees and does, who is no superuser: rows of the channels where one of their
-    groups has the right. Django's own permissions count for nothing here."""
+    """Shows a user the rows of the channels where one of their groups has the permission.
+
+    Superusers see all rows. Django's own permissions do not count here.
+    """
 
     permission: Permission | None = None  # any
-    channel_path = "channel"  # how a row's channel is reached
+    channel_path = "channel"  # lookup of a row's channel
 
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         rows = super().get_queryset(request)
@@ -46,7 +48,7 @@ class TenantScopedAdmin(admin.ModelAdmin):
         )
 
     def get_permitted_channels(self, request: HttpRequest) -> dict[str, int]:
-        # a page asks some sixty times
+        # a page calls this some sixty times
         cached: dict[Permission | None, dict[str, int]] = vars(request).setdefault("_channels", {})
         if self.permission not in cached:
             cached[self.permission] = roles.permitted_channels(request.user, self.permission)
@@ -80,12 +82,12 @@ class TenantScopedAdmin(admin.ModelAdmin):
 
 
 def filter_choices(site: admin.AdminSite, model: Any, request: HttpRequest) -> QuerySet:
-    """The rows of another table that may be chosen from: those its own page shows."""
+    """Returns the rows that a form may offer: those on the table's own page."""
     return site.get_model_admin(model).get_queryset(request)
 
 
 class VisibleRelatedFilter(admin.RelatedFieldListFilter):
-    """A filter by a row of another table offers those that are seen."""
+    """A filter by rows of another table that offers visible ones only."""
 
     def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> Any:
         rows = filter_choices(model_admin.admin_site, field.related_model, request)
@@ -93,14 +95,14 @@ class VisibleRelatedFilter(admin.RelatedFieldListFilter):
 
 
 class SuperuserOnlyAdmin(TenantScopedAdmin):
-    """What belongs to no channel, or says who may do what."""
+    """A page for superusers only."""
 
     def get_permitted_channels(self, request: HttpRequest) -> dict[str, int]:
         return {}
 
 
 class ReadOnlyAdmin(TenantScopedAdmin):
-    """What the service alone writes."""
+    """A page of rows that only the service writes."""
 
     show_full_result_count = False  # counting millions of rows takes longer than reading a page
 
@@ -115,7 +117,7 @@ class ReadOnlyAdmin(TenantScopedAdmin):
 
 
 class NoDeleteAdmin(TenantScopedAdmin):
-    """What may be named but never taken away: events point at it."""
+    """A page of rows that are never deleted, because events refer to them."""
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -191,7 +193,7 @@ class ApiKeyAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Make successors; the old ones end in 24 hours", permissions=["view"])
     def rotate(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse:
-        """The new keys, shown this once and kept nowhere, as a message would be."""
+        """Returns the new keys as text. A message of the admin would store them."""
         lines = []
         for key in queryset:
             if excess := roles.excess_scopes(request.user, key):
@@ -233,7 +235,7 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
     exclude = ["encrypted_body"]
     readonly_fields = ["as_sent"]
 
-    @admin.action(description="Send the selected through their door again", permissions=["view"])
+    @admin.action(description="Replay the selected events", permissions=["view"])
     def replay(self, request: HttpRequest, queryset: QuerySet[RejectedEvent]) -> None:
         waiting = queryset.filter(replayed_at__isnull=True)
         counts = replay(waiting.select_related("channel", "application").order_by("id"))

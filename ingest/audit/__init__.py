@@ -14,11 +14,11 @@ from ingest.models import AuditEvent
 
 @dataclass(frozen=True)
 class Actor:
-    """Who acts: a key, a person who signed in, or the service itself."""
+    """A key, a signed-in user, or the service itself."""
 
     name: str
-    key: str = ""  # its public id
-    address: str = ""  # shortened
+    key: str = ""  # public id
+    address: str = ""  # as a network
 
 
 # Each action, and when it is recorded; `<model>` stands for a row that the admin changes.
@@ -87,7 +87,7 @@ def record(
 
 
 def truncate_address(address: str) -> str:
-    """The network an address lies in: /24, or /48 for IPv6; empty for what is no address."""
+    """Returns the network of an address, /24 or for IPv6 /48; "" for a malformed address."""
     try:
         ip = ip_address(address)
     except ValueError:

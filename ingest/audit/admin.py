@@ -1,4 +1,4 @@
-"""Pages of the admin that show what people are called or wrote: who looks is written down."""
+"""Pages of the admin that show personal data: each view is audited."""
 
 from collections import Counter
 from typing import Any
@@ -11,9 +11,9 @@ from ingest import audit
 
 
 class AuditedAdmin(admin.ModelAdmin):
-    """Each view is recorded before it is shown, in the channel of whom it shows.
+    """Audits each view of a row, in the row's channel, before it is shown.
 
-    `is_list_audited` where already the list names them.
+    Set `is_list_audited` where the list shows personal data too.
     """
 
     is_list_audited = False

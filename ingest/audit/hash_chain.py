@@ -1,7 +1,7 @@
-"""Seals: each day of the ledger digested with the day before, so that a changed row is found.
+"""Digests each day of the audit log together with the day before, which reveals changed rows.
 
-The daily run seals every day (UTC) that is over. Who can change rows in spite of the database's
-guard can make the seals anew too; so a seal's digest goes into the log, which lies elsewhere.
+The daily run digests each past day (UTC). An attacker who gets past the triggers can make the
+digests anew, so each digest is also logged: keep the log elsewhere.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ DIGESTED_FIELDS = (
 
 
 def digest_days(now: datetime | None = None) -> int:
-    """Seals the days before today that are not sealed; how many. Two at once make one seal."""
+    """Digests the past days without a digest. Returns their number. Two runs at once are safe."""
     today = (now or timezone.now()).astimezone(UTC).date()
     last = AuditDigest.objects.order_by("-day").first()
     day = last.day + _DAY if last else _fetch_first_day()
@@ -46,7 +46,7 @@ def digest_days(now: datetime | None = None) -> int:
                     previous=last.digest if last else "",
                     digest=digest,
                 )
-        except IntegrityError:  # another was first
+        except IntegrityError:  # another run was first
             return count
         log.info("audit.day_digested", day=day, entries=entries, digest=digest)
         day += _DAY
@@ -55,24 +55,24 @@ def digest_days(now: datetime | None = None) -> int:
 
 
 def find_mismatches() -> Iterator[str]:
-    """What does not agree with the seals, in sentences; nothing where all does.
+    """Yields a sentence for each day that does not match its digest.
 
-    The first seal that there is begins the chain: older ones may have been exported and dropped.
+    The oldest digest begins the chain: older ones may have been exported and deleted.
     """
     previous: AuditDigest | None = None
     first = _fetch_first_day()
     for stored in AuditDigest.objects.order_by("day").iterator():
         if previous is None and first is not None and first < stored.day:
-            yield f"{first}: there are entries from before the first seal."
+            yield f"{first}: there are events from before the first digest."
         if previous is not None and stored.day != previous.day + _DAY:
-            yield f"{stored.day}: the seals of the days before it are missing."
+            yield f"{stored.day}: the digests of the days before it are missing."
         elif previous is not None and stored.previous != previous.digest:
-            yield f"{stored.day}: does not follow the seal of the day before."
+            yield f"{stored.day}: does not follow the digest of the day before."
         entries, digest = _digest_day(stored.day, stored.previous)
         if entries != stored.entries:
-            yield f"{stored.day}: sealed with {stored.entries} entries, there are {entries}."
+            yield f"{stored.day}: digested with {stored.entries} events, there are {entries}."
         elif digest != stored.digest:
-            yield f"{stored.day}: an entry is not as it was sealed."
+            yield f"{stored.day}: an event is not as it was digested."
         previous = stored
 
 
@@ -82,7 +82,7 @@ def _fetch_first_day() -> date | None:
 
 
 def _digest_day(day: date, previous: str) -> tuple[int, str]:
-    """(entries, SHA-256 over the seal before and each entry in JSON, by id)."""
+    """Returns (number of events, SHA-256 over the previous digest and each event, by id)."""
     begins_at = datetime.combine(day, time.min, UTC)
     rows = AuditEvent.objects.filter(
         recorded_at__gte=begins_at, recorded_at__lt=begins_at + _DAY

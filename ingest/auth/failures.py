@@ -1,8 +1,8 @@
-"""Failed tries to get in, counted: whoever guesses must cost neither a write nor a row each.
+"""Counts failed authentication, so that a guess costs neither a write nor a row.
 
-A process counts by hour and network and adds that to the hour's row every ten seconds. When the
-hour is over the row becomes an entry of the ledger. A process that is killed forgets what it
-counted since.
+A process counts by hour and network, and adds its counts to the hour's row every ten seconds. When
+the hour is over, the row becomes one event of the audit log. A killed process loses the counts
+since its last flush.
 """
 
 import threading
@@ -22,19 +22,20 @@ from ingest.models import AuthFailureCount
 
 log = logs.get_logger(__name__)
 FLUSH_SECONDS = 10.0
-MAX_NETWORKS = 1000  # told apart between two writes; the rest is counted without address
-_ROLL_UP_DELAY = timedelta(minutes=2)  # for what is still on its way from a process
+MAX_NETWORKS = 1000  # between two flushes; failures of further networks share one count
+_ROLL_UP_DELAY = timedelta(minutes=2)  # for counts that a process has not flushed yet
 _lock = threading.Lock()
 _pending: Counter[tuple[datetime, str, str]] = Counter()
 _flushed_at = 0.0
 _ADD_SQL = """
 INSERT INTO ingest_authfailurecount (hour, action, address, count) VALUES (%s, %s, %s, %s)
-ON CONFLICT (hour, action, address) DO UPDATE SET count = ingest_authfailurecount.count + excluded.count
+ON CONFLICT (hour, action, address)
+DO UPDATE SET count = ingest_authfailurecount.count + excluded.count
 """
 
 
 def count_failure(action: str, request: HttpRequest | None) -> None:
-    """One more; what was tried is not kept, it may be a secret with one letter wrong."""
+    """Counts one failure. The credential is not stored: it may be a secret with a typing error."""
     address = (
         audit.truncate_address(token_bucket.get_client_address(request))
         if request is not None
@@ -48,15 +49,15 @@ def count_failure(action: str, request: HttpRequest | None) -> None:
 
 
 def flush_when_due(**_: Any) -> None:
-    """At the end of any request, so also of a probe's."""
+    """Flushes the counts, after any request (also a probe's) that finds them old enough."""
     if _pending and time.monotonic() - _flushed_at >= FLUSH_SECONDS:
         flush_counts()
         if not connection.in_atomic_block:
-            close_old_connections()  # Django has closed those of this request before
+            close_old_connections()  # Django has closed the request's own before
 
 
 def flush_counts() -> None:
-    """Adds what this process counted to the hour's rows; what the database does not take, later."""
+    """Adds the counts to the hours' rows. A failed write keeps them for the next flush."""
     global _flushed_at
     with _lock:
         _flushed_at = time.monotonic()
@@ -76,7 +77,7 @@ def flush_counts() -> None:
 
 
 def roll_up(now: datetime | None = None) -> int:
-    """Moves the hours that are over into the ledger; how many entries that made."""
+    """Moves the counts of past hours into the audit log. Returns the number of new events."""
     rolled_before = (now or timezone.now()) - timedelta(hours=1) - _ROLL_UP_DELAY
     recorded = 0
     for row in AuthFailureCount.objects.filter(hour__lte=rolled_before).order_by("hour", "id")[

@@ -1,4 +1,4 @@
-"""Who is calling, and what may they touch."""
+"""API keys and registered applications: makes, rotates, revokes and authenticates them."""
 
 import binascii
 import hmac
@@ -31,29 +31,32 @@ from ingest.tenancy import session
 
 _ALPHABET = string.ascii_letters + string.digits
 _PREFIX = "exh_"
-_PUBLIC, _SECRET, _CHECK = 8, 43, 6
+_PUBLIC_ID_LENGTH, _SECRET_LENGTH, _CHECKSUM_LENGTH = 8, 43, 6
 
 
 class AccessDenied(RequestError):
-    """401 or 403, with the reason in words."""
+    """The credential is missing or unknown (401), or may not do this (403)."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """A key that was accepted: its scopes and its channels by identifier."""
+    """An authenticated key, with its scopes and the ids of its channels by identifier."""
 
     key_id: int
     name: str
     scopes: frozenset[str]
     channels: dict[str, int]
-    is_authenticated: bool = True  # what DRF asks of a user
+    is_authenticated: bool = True  # an attribute that DRF reads of a user
 
     def require(self, scope: str) -> None:
         if scope not in self.scopes:
             raise AccessDenied("forbidden", f"This key lacks the scope '{scope}'.", 403)
 
     def resolve_channel(self, requested: str | None) -> tuple[int, str]:
-        """(id, identifier) of the channel that `X-Channel-ID` names, or of the only one."""
+        """Returns (id, identifier) of the channel in `X-Channel-ID`, or of the only one.
+
+        Raises `AccessDenied` (403) for a channel that is not of this key.
+        """
         if requested is None:
             if len(self.channels) != 1:
                 raise AccessDenied("forbidden", "X-Channel-ID is missing in request header.", 403)
@@ -75,10 +78,10 @@ def create_key(
     expires_at: datetime | None = None,
     networks: str = "",
 ) -> tuple[ApiKey, str]:
-    """A new key and its text, which is nowhere kept.
+    """Returns a new key and its text. The text is not stored.
 
-    Raises `ValueError` for an unknown scope, no channel, `ingest` beside one that reads people, or
-    what is no network.
+    Raises `ValueError` for an unknown scope, no channel, `ingest` beside a scope that reads
+    personal data, or a malformed network.
     """
     requested_scopes = sorted(set(scopes))
     channels = list(channels)
@@ -102,7 +105,7 @@ def create_key(
 def _insert_key(
     name: str, scopes: str, channels: list[Channel], expires_at: datetime | None, networks: str
 ) -> tuple[ApiKey, str]:
-    text = _random_text(_PUBLIC) + "_" + _random_text(_SECRET)
+    text = _random_text(_PUBLIC_ID_LENGTH) + "_" + _random_text(_SECRET_LENGTH)
     text = _PREFIX + text + _compute_checksum(text)
     row = ApiKey.objects.create(
         name=name,
@@ -116,15 +119,15 @@ def _insert_key(
     return row, text
 
 
-ROTATION_GRACE = timedelta(hours=24)  # how long a key goes on beside its successor
+ROTATION_GRACE = timedelta(hours=24)  # for which both keys work
 
 
 @transaction.atomic
 def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, str]:
-    """A successor that may do the same, and its text; the old key ends after `grace`.
+    """Returns a successor with the same scopes, and its text. The old key expires after `grace`.
 
-    A key that was made for some days has a successor for as many. Raises `ValueError` for a key
-    that is revoked or expired.
+    The successor lives as long as the old key was made for. Raises `ValueError` for a revoked or
+    expired key.
     """
     old = ApiKey.objects.select_for_update().get(pk=key.pk)
     now = timezone.now()
@@ -148,7 +151,7 @@ def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, 
 
 @transaction.atomic
 def revoke_key(key: ApiKey) -> bool:
-    """From now on it opens nothing. False when it was revoked already."""
+    """Revokes the key at once. Returns False for a key that is revoked already."""
     unrevoked = ApiKey.objects.filter(pk=key.pk, revoked_at=None)
     if not unrevoked.update(revoked_at=timezone.now()):
         return False
@@ -158,14 +161,14 @@ def revoke_key(key: ApiKey) -> bool:
 
 
 def normalize_networks(networks: str) -> str:
-    """Networks as they are kept. Raises `ValueError` with the remedy for what is none."""
+    """Returns the networks in their stored form. Raises `ValueError` for a malformed one."""
     normalized = []
     for network in networks.replace(",", " ").split():
         try:
             normalized.append(str(ip_network(network)))
         except ValueError:
             raise ValueError(
-                f"'{network}' is no network; write 203.0.113.0/24 or 2001:db8::/32."
+                f"'{network}' is not a network; write 203.0.113.0/24 or 2001:db8::/32."
             ) from None
     return " ".join(normalized)
 
@@ -179,7 +182,7 @@ def _is_in_networks(address: str, networks: str) -> bool:
     return any(ip in ip_network(network) for network in networks.split())
 
 
-LAST_USED_RESOLUTION = timedelta(minutes=1)  # how exactly the last use is known
+LAST_USED_RESOLUTION = timedelta(minutes=1)  # at most one write a key in this time
 _KEY_SQL = """
 SELECT k.id, k.name, k.digest, k.scopes, k.last_used_at IS NULL OR k.last_used_at < %s,
        c.identifier, c.id, k.networks
@@ -191,10 +194,10 @@ WHERE k.public_id = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.e
 
 
 def authenticate(request: HttpRequest | Request) -> Caller:
-    """The caller behind `Authorization: Bearer` or `X-API-Key`, who acts from here on.
+    """Returns the caller of `Authorization: Bearer` or `X-API-Key`, and makes it the audit actor.
 
-    Raises `Denied` (401, or 403 from where the key may not be used), and `Limited` (429) where the
-    caller comes too often.
+    Raises `AccessDenied` (401, or 403 from an address outside the key's networks) and `RateLimited`
+    (429).
     """
     plain = request._request if isinstance(request, Request) else request
     text = request.headers.get("X-API-Key", "")
@@ -219,7 +222,7 @@ def _verify_key(request: HttpRequest, text: str) -> Caller:
         [adapt_datetime(now - LAST_USED_RESOLUTION), _extract_public_id(text), adapt_datetime(now)],
     )
     digest = rows[0][2] if rows else ""
-    # always compared, so that an unknown id takes no less time
+    # compared for an unknown id too, so that timing tells nothing
     if not verify_secret(digest, text) or not rows:
         failures.count_failure("key.rejected", request)
         raise AccessDenied("unauthorized", "The key is unknown, expired or revoked.", 401)
@@ -227,7 +230,7 @@ def _verify_key(request: HttpRequest, text: str) -> Caller:
     if networks and not _is_in_networks(token_bucket.get_client_address(request), networks):
         failures.count_failure("key.rejected", request)
         raise AccessDenied("forbidden", "This key may not be used from this address.", 403)
-    if is_last_use_old:  # its digest too: an older pepper is needed no more
+    if is_last_use_old:  # the digest moves to the newest pepper
         ApiKey.objects.filter(pk=key_id).update(last_used_at=now, digest=_digest_secret(text))
     set_actor(request, name, _extract_public_id(text))
     return Caller(
@@ -239,7 +242,7 @@ def _verify_key(request: HttpRequest, text: str) -> Caller:
 
 
 def set_actor(request: HttpRequest | Request, name: str, key: str = "") -> None:
-    """Names who was let in, for the ledger; put into words only where something is recorded."""
+    """Sets the actor of the audit log. It is built only when an event is recorded."""
     http = request._request if isinstance(request, Request) else request
     if key:
         logs.bind(caller=key)
@@ -251,12 +254,12 @@ def set_actor(request: HttpRequest | Request, name: str, key: str = "") -> None:
 
 
 def get_caller(request: Request) -> Caller:
-    """Who `KeyAuthentication` let in."""
+    """Returns the caller that `KeyAuthentication` authenticated."""
     return cast(Caller, request.user)
 
 
 class KeyAuthentication(BaseAuthentication):
-    """DRF's door to `identify`; behind it stands the second wall."""
+    """Authenticates a request of DRF, and restricts its database session to the key's channels."""
 
     def authenticate(self, request: HttpRequest | Request) -> tuple[Caller, None]:
         caller = authenticate(request)
@@ -271,7 +274,7 @@ class KeyAuthentication(BaseAuthentication):
 
 
 class HasScope(BasePermission):
-    """The view's `scope` must be among the key's."""
+    """Allows a request whose key has the `scope` of the view."""
 
     def has_permission(self, request: Request, view: object) -> bool:
         get_caller(request).require(view.scope)  # type: ignore[attr-defined]
@@ -279,7 +282,7 @@ class HasScope(BasePermission):
 
 
 def get_or_create_channel(identifier: str) -> Channel:
-    """The channel of that id, made where it is new. Raises Django's `ValidationError`."""
+    """Returns the channel with that identifier, new or not. Raises Django's `ValidationError`."""
     channel = Channel.objects.filter(identifier=identifier).first()
     if channel is None:
         channel = Channel(identifier=identifier)
@@ -290,7 +293,7 @@ def get_or_create_channel(identifier: str) -> Channel:
 
 @dataclass(frozen=True)
 class RegisteredApplication:
-    """An application that was accepted by its id."""
+    """A registered application that may send."""
 
     id: int
     identifier: str
@@ -311,7 +314,7 @@ WHERE a.identifier = %s AND a.disabled_at IS NULL
 
 
 def fetch_application(identifier: str) -> RegisteredApplication:
-    """The sender of that id. Raises `Denied` (403) for an unknown or disabled one."""
+    """Returns the application. Raises `AccessDenied` (403) for an unknown or disabled one."""
     rows = fetch_all(_APPLICATION_SQL, [identifier]) if re.match(IDENTIFIER, identifier) else []
     if not rows:
         raise AccessDenied("forbidden", "This application is not known here; register its id.", 403)
@@ -321,11 +324,11 @@ def fetch_application(identifier: str) -> RegisteredApplication:
 def create_application(
     identifier: str, channel: Channel, *, cookie: str = "", **fields: Any
 ) -> tuple[Application, str]:
-    """A new sender and its password for HTTP Basic, which is nowhere kept.
+    """Returns a new application and its password for HTTP Basic. The password is not stored.
 
     Raises `django.core.exceptions.ValidationError`.
     """
-    secret = _random_text(_SECRET)
+    secret = _random_text(_SECRET_LENGTH)
     application = Application(
         identifier=identifier,
         channel=channel,
@@ -339,7 +342,7 @@ def create_application(
 
 
 def verify_secret(digest: str, secret: str) -> bool:
-    """Whether a kept digest is that of the secret, under any of our peppers."""
+    """Returns whether the digest is that of the secret, under any of the peppers."""
     expected = digest or "0" * 64
     return any(
         hmac.compare_digest(expected, _digest_secret(secret, pepper)) for pepper in _peppers()
@@ -351,21 +354,21 @@ def _random_text(length: int) -> str:
 
 
 def _compute_checksum(text: str) -> str:
-    """What lets a scanner of leaked secrets tell a real key from a look-alike."""
+    """Returns the checksum by which a scanner of leaked secrets recognises a key."""
     number = binascii.crc32(text.encode())
     digits = ""
-    for _ in range(_CHECK):
+    for _ in range(_CHECKSUM_LENGTH):
         number, digit = divmod(number, len(_ALPHABET))
         digits += _ALPHABET[digit]
     return digits
 
 
 def _extract_public_id(text: str) -> str:
-    return text[len(_PREFIX) : len(_PREFIX) + _PUBLIC]
+    return text[len(_PREFIX) : len(_PREFIX) + _PUBLIC_ID_LENGTH]
 
 
 def _peppers() -> list[str]:
-    """The first one makes digests, all verify."""
+    """Returns the peppers. The first one makes digests, all of them verify."""
     return settings.EXHAUST_KEY_PEPPER.split(",")
 
 

@@ -1,4 +1,4 @@
-"""People who sign in: what their groups let them do in which channel."""
+"""Permissions of signed-in users, by group and channel."""
 
 from collections.abc import Collection
 from typing import Any, Literal
@@ -13,8 +13,7 @@ from ingest.models import ApiKey, Channel, Role
 
 Permission = Literal["submit_response", "submit_private", "administer", "audit"]
 PERMISSIONS: tuple[Permission, ...] = ("submit_response", "submit_private", "administer", "audit")
-# what a key's scope takes of who is given its text, so that no key may do more than they; what
-# is not here takes a superuser
+# the permission that a user needs for a key with the scope; any other scope needs a superuser
 SCOPE_REQUIRES: dict[str, Permission] = {
     "ingest": "administer",
     "export:response": "submit_response",
@@ -27,7 +26,7 @@ SCOPE_REQUIRES: dict[str, Permission] = {
 def permitted_channels(
     user: AbstractBaseUser | AnonymousUser, permission: Permission | None = None
 ) -> dict[str, int]:
-    """The channels, id by identifier, where a person has that right, or any right at all."""
+    """Returns the channels, id by identifier, where the user has that permission, or any."""
     if not user.is_authenticated or not user.is_active:
         return {}
     rows = Channel.objects.order_by("identifier")
@@ -48,15 +47,14 @@ def has_permission(
 def record_lockout(
     credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any
 ) -> None:
-    """Writes down that no more passwords are taken for a name or from an address, once; that
-    they were wrong is counted in `signals.py`.
+    """Records once that a name or an address is locked. `failures` counts the wrong passwords.
 
-    A name that is nobody's is not written down: it may be a password in the wrong field.
+    An unknown name is not recorded: it may be a password in the wrong field.
     """
     if request is None or not getattr(request, "axes_locked_out", False):
         return
     if getattr(request, "axes_failures_since_start", None) is None:
-        return  # was locked before it came
+        return  # locked before this request
     name = str(credentials.get("username") or "")
     is_known_name = get_user_model().objects.filter(username=name) if "\0" not in name else ()
     audit.record("login.locked", subject=name if is_known_name else "", outcome="rejected")
@@ -65,8 +63,10 @@ def record_lockout(
 def fetch_permissions(
     user: AbstractBaseUser | AnonymousUser, channel: str
 ) -> tuple[int, frozenset[Permission]]:
-    """The channel's id and what a person may do there; (0, nothing) where there is no channel, or
-    no right in it. One query."""
+    """Returns the channel's id and the user's permissions there, by one query.
+
+    (0, frozenset()) stands for an unknown channel and for one without permissions.
+    """
     if not user.is_authenticated or not user.is_active:
         return 0, frozenset()
     if getattr(user, "is_superuser", False):
@@ -85,8 +85,8 @@ def fetch_permissions(
 
 
 def filter_keys(rows: QuerySet[ApiKey], channel_ids: Collection[int]) -> QuerySet[ApiKey]:
-    """Those that stand in none but these channels: what a key is told holds for all of its own."""
-    memberships = ApiKey.channels.through.objects  # of this table PostgreSQL hides no row
+    """Returns the keys without other channels: a change of a key holds for all its channels."""
+    memberships = ApiKey.channels.through.objects  # a table without row-level security
     of_these = memberships.filter(channel_id__in=channel_ids)
     of_others = memberships.exclude(channel_id__in=channel_ids)
     return rows.filter(pk__in=of_these.values("apikey_id")).exclude(
@@ -95,9 +95,9 @@ def filter_keys(rows: QuerySet[ApiKey], channel_ids: Collection[int]) -> QuerySe
 
 
 def excess_scopes(user: AbstractBaseUser | AnonymousUser, key: ApiKey) -> str:
-    """What a key may do that the person may not, in words; empty where there is nothing.
+    """Returns a sentence about a scope of the key that the user may not have; "" for none.
 
-    Who sees the key has a right in each of its channels, so no wall hides one here.
+    A user who sees the key has a permission in each of its channels, so none is hidden here.
     """
     if getattr(user, "is_superuser", False):
         return ""
@@ -106,5 +106,5 @@ def excess_scopes(user: AbstractBaseUser | AnonymousUser, key: ApiKey) -> str:
         for scope in key.scopes.split():
             required = SCOPE_REQUIRES.get(scope)
             if required not in granted:
-                return f"in {channel}, {scope} takes {required or 'a superuser'}"
+                return f"in {channel}, {scope} needs {required or 'a superuser'}"
     return ""

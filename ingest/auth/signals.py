@@ -1,4 +1,4 @@
-"""What Django does by itself, written down: failed logins, and changes in its admin."""
+"""Audits failed logins and the changes that Django's admin makes."""
 
 import json
 from typing import Any
@@ -13,11 +13,10 @@ from django.db.models.signals import post_delete, post_save
 from django.http import HttpRequest
 
 from ingest import audit
-from ingest.auth import failures
+from ingest.auth import failures, roles
 from ingest.models import Application, Channel, Conversation, Role
 
 _AUDITED_MODELS = (Channel, Application, Conversation, Role)
-_PERMISSIONS = ("submit_response", "submit_private", "administer", "audit")
 
 
 def connect() -> None:
@@ -33,8 +32,10 @@ def _count_login_failure(request: HttpRequest | None = None, **_: Any) -> None:
 
 
 def _record_admin_change(instance: LogEntry, raw: bool = False, **_: Any) -> None:
-    """The admin's own history of what it changed, in the change's transaction. A deletion is told
-    by the row itself: of several at once the admin sends no signal."""
+    """Audits an entry of the admin's own history, in the transaction of the change.
+
+    `_record_deletion` audits deletions: the admin sends no signal when it deletes several rows.
+    """
     edited = instance.get_edited_object() if instance.action_flag != DELETION and not raw else None
     if not isinstance(edited, (*_AUDITED_MODELS, get_user_model(), Group)):
         return
@@ -53,7 +54,9 @@ def _record_change(row: Model, verb: str, **details: Any) -> None:
     subject = str(getattr(row, "identifier", "") or row)
     if isinstance(row, Role):
         subject = str(row.group)
-        details["rights"] = [permission for permission in _PERMISSIONS if getattr(row, permission)]
+        details["permissions"] = [
+            permission for permission in roles.PERMISSIONS if getattr(row, permission)
+        ]
     elif isinstance(row, get_user_model()):
         details["groups"] = [str(group) for group in row.groups.all()] if row.pk else []
         details["superuser"] = row.is_superuser
@@ -67,7 +70,7 @@ def _record_change(row: Model, verb: str, **details: Any) -> None:
 
 
 def _list_changed_fields(entry: LogEntry) -> list[str]:
-    """The names of what was changed; never from what to what."""
+    """Returns the names of the changed fields, without values."""
     try:
         messages = json.loads(entry.change_message)
     except ValueError:

@@ -1,7 +1,7 @@
-"""How far back a channel's events are kept, and what is said to who asks for earlier ones.
+"""Prunes old events of a channel, and rejects readers that missed pruned ones.
 
-Events are pruned in the order of arrival, so that a position tells whether a reader has missed
-any. Sessions and users stay.
+Events are pruned in the order of arrival, so a position shows whether its reader missed any.
+Sessions and users stay.
 """
 
 from datetime import datetime
@@ -21,12 +21,12 @@ PRUNE_ROWS = 10_000
 
 
 def fetch_prune_state(channel_id: int) -> PruneState | None:
-    """None where nothing was pruned."""
+    """Returns None for a channel without pruned events."""
     return PruneState.objects.filter(pk=channel_id).first()
 
 
 def get_pruned_position(prune_state: PruneState | None) -> FeedPosition:
-    """The last position that was pruned: who has read so far has missed nothing."""
+    """Returns the last pruned position. A reader at or after it missed no event."""
     return FeedPosition(prune_state.xid, prune_state.event_id) if prune_state else START
 
 
@@ -42,26 +42,26 @@ SELECT CAST(CAST(xid AS text) AS bigint), event_id FROM ingest_prunestate WHERE 
 
 
 def require_unpruned(channel_id: int, position: FeedPosition) -> None:
-    """Raises `Refused` (410) where events behind this position were pruned.
+    """Raises `RequestError` (410) where events after this position were pruned.
 
-    Comes after the reading: what a pruning took meanwhile it tells in the same commit.
+    Call it after reading: a pruning changes the state in the same commit, so none is missed.
     """
     if all(position >= FeedPosition(*begins) for begins in fetch_all(_PRUNED_SQL, [channel_id])):
         return
     if prune_state := fetch_prune_state(channel_id):
         raise RequestError(
             "gone",
-            f"cursor: {describe_pruning(prune_state)} Some behind this one are gone; begin again with what is"
-            " kept: pull without a cursor, rewind a destination to time 0.",
+            f"cursor: {describe_pruning(prune_state)} Some after this cursor are deleted. Begin"
+            " again: pull without a cursor, or rewind a destination to time 0.",
             410,
         )
 
 
 @transaction.atomic
 def prune_events(channel_id: int, before: datetime, limit: int = PRUNE_ROWS) -> int:
-    """Deletes the feed's first events while they arrived before; how many, `limit` at most.
+    """Deletes the channel's oldest events that arrived before. Returns how many, at most `limit`.
 
-    Not what the deriver has still to read, and never past one that arrived later.
+    Stops at the first event that arrived later, and at one that the derivation has not read.
     """
     watermark = fetch_watermark()  # an open transaction may still bring an earlier position
     lock_positioned_tables()

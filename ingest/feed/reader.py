@@ -1,6 +1,6 @@
-"""The feed: what a channel took in, in the order of arrival, from a position up to a watermark.
+"""Reads a channel's feed: its rows in the order of arrival, after a position, below a watermark.
 
-Pull, push and whatever is derived read through here, and so speak of the same positions.
+Pull, push and derivation read through this module, so they share their positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=models.Model)
 
 
 class IsAfterPosition(models.Func):
-    """`(xid, id) > (x, i)` as one comparison, the form that an index on both serves whole."""
+    """`(xid, id) > (x, i)` as one comparison, which an index on both columns serves."""
 
     output_field = models.BooleanField()
 
@@ -37,9 +37,9 @@ class IsAfterPosition(models.Func):
 def select_after(
     rows: "models.QuerySet[M]", position: FeedPosition, watermark: int | None = None
 ) -> "models.QuerySet[M]":
-    """The rows behind `place` in their order, up to a watermark: no other can come before them.
+    """Returns the rows after a position and below a watermark, in their order.
 
-    For any model with `xid` and `id`; name the channel too, or no index serves it.
+    The model needs `xid` and `id`. Filter by channel too, or no index serves the query.
     """
     xid = models.Value(position.xid, XidField())
     pk = models.Value(position.id, models.BigIntegerField())
@@ -48,16 +48,16 @@ def select_after(
 
 
 class Microseconds(models.Func):
-    """A moment as microseconds since 1970: whole numbers cost a reader far less than dates.
+    """A time as microseconds since 1970, which a reader decodes far faster than a date.
 
-    By way of a double, which is exact until 2106 and costs PostgreSQL a sixth of its numeric.
+    The way over a double is exact until 2106, and six times as fast as PostgreSQL's numeric.
     """
 
     output_field = models.BigIntegerField()
     template = "CAST(date_part('epoch', %(expressions)s) * 1000000 AS bigint)"
 
     def as_sqlite(self, *args: Any, **context: Any) -> tuple[str, Any]:
-        # its text has six digits behind the point, or no point
+        # SQLite's text has six digits after the point, or no point
         context["template"] = (
             "strftime('%%%%s', substr(%(expressions)s, 1, 19)) * 1000000"
             " + CAST(substr(%(expressions)s, 21) AS integer)"
@@ -66,7 +66,7 @@ class Microseconds(models.Func):
 
 
 class Utf8Bytes(models.Func):
-    """A column as the UTF-8 of its text."""
+    """A column's text as UTF-8 bytes."""
 
     output_field = models.BinaryField()
     template = "textsend(CAST(%(expressions)s AS text))"
@@ -76,11 +76,11 @@ class Utf8Bytes(models.Func):
 
 
 def cast_xid(column: str) -> Cast:
-    """An xid as a whole number."""
+    """Returns the expression of an xid as a bigint."""
     return Cast(Cast(column, models.TextField()), models.BigIntegerField())
 
 
-# a look into the index for each row: EXISTS would have PostgreSQL read all that refuse
+# one index lookup a row; with EXISTS PostgreSQL would read all refusals
 _CONSENT_REFUSED = Participant.objects.filter(
     channel=models.OuterRef("channel"), device_id=models.OuterRef("device_id"), consent=False
 ).values(refused=models.Value(True))
@@ -98,7 +98,7 @@ _COMPUTED_COLUMNS: dict[str, Any] = {
 _COLUMN_NAMES = [
     f"computed_{name}" if name in _COMPUTED_COLUMNS else name for name in EventRow._fields
 ]
-CHUNK_ROWS = 100  # rows: while the server makes the next ones, these are worked on
+CHUNK_ROWS = 100  # the server makes the next chunk while this one is processed
 
 
 def _iterate_events(rows: "models.QuerySet[StoredEvent]") -> Iterator[EventRow]:
@@ -114,7 +114,7 @@ def _iterate_events(rows: "models.QuerySet[StoredEvent]") -> Iterator[EventRow]:
 
 
 def _iterate_tuples(rows: "models.QuerySet[Any, Any]") -> Iterator[Any]:
-    """The rows of a `values_list`; on PostgreSQL past the ORM, in binary: a third of the time."""
+    """Yields the rows of a `values_list`. On PostgreSQL in binary, in a third of the ORM's time."""
     if connection.vendor != "postgresql":
         yield from rows
         return
@@ -126,31 +126,31 @@ def _iterate_tuples(rows: "models.QuerySet[Any, Any]") -> Iterator[Any]:
 
 
 def stream_query(sql: str, params: Any) -> Iterator[Any]:
-    """The rows of PostgreSQL's answer, while it makes the next ones."""
+    """Yields the rows of a query on PostgreSQL while the server makes the next ones."""
     connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         yield from cursor.stream(sql, params, binary=True, size=CHUNK_ROWS)
 
 
 def stream_events(rows: "models.QuerySet[StoredEvent]") -> Iterator[EventRow]:
-    """The events of a query made with `after`; ask the database nothing else meanwhile."""
+    """Yields the events of a `select_after` query. Run no other query until it ends."""
     with _force_index_scan():
         yield from _iterate_events(rows)
 
 
 def fetch_events(rows: "models.QuerySet[StoredEvent]") -> list[EventRow]:
-    """The events of any query."""
+    """Returns the events of any query."""
     return list(_iterate_events(rows))
 
 
 def stream_tuples(rows: "models.QuerySet[Any, Any]") -> Iterator[Any]:
-    """A `values_list` of a query made with `after`; ask the database nothing else meanwhile."""
+    """Yields a `values_list` of a `select_after` query. Run no other query until it ends."""
     with _force_index_scan():
         yield from _iterate_tuples(rows)
 
 
 def fetch_ordered(rows: "models.QuerySet[M]") -> list[M]:
-    """The records of a query made with `after`."""
+    """Returns the rows of a `select_after` query."""
     with _force_index_scan():
         return list(rows)
 
@@ -158,14 +158,14 @@ def fetch_ordered(rows: "models.QuerySet[M]") -> list[M]:
 def fetch_page(
     channel_id: int, position: FeedPosition, watermark: int, limit: int
 ) -> list[EventRow]:
-    """The next rows of a channel, superseded ones among them."""
+    """Returns a channel's next events, superseded ones included."""
     rows = select_after(StoredEvent.objects.filter(channel_id=channel_id), position, watermark)
     return list(stream_events(rows[:limit]))
 
 
 @contextmanager
 def _force_index_scan() -> Iterator[None]:
-    """Without fresh statistics PostgreSQL would sort all that waits to give the first rows."""
+    """Keeps PostgreSQL from sorting the whole backlog, which it does on stale statistics."""
     with transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
@@ -174,16 +174,16 @@ def _force_index_scan() -> Iterator[None]:
 
 
 def was_visible(row: EventRow) -> bool:
-    """False for a version that was superseded before anybody could read it.
+    """Returns whether a reader could see this version before its replacement.
 
-    Its successor may even stand before it: of two transactions the one that began first may
-    write last.
+    A replacement can have a lower position than the row it replaces: of two transactions, the one
+    that began first may write last.
     """
     return row.superseded_xid is None or row.superseded_xid > row.xid
 
 
 def fetch_superseded(channel_id: int, rows: Sequence[EventRow]) -> list[EventRow]:
-    """The versions that lived until these rows; each is told once, with its first successor."""
+    """Returns the visible versions that these rows replace, each once, with its first successor."""
     if not rows:
         return []
     superseded = fetch_events(
@@ -193,7 +193,7 @@ def fetch_superseded(channel_id: int, rows: Sequence[EventRow]) -> list[EventRow
     )
     if not superseded:
         return []
-    # a transaction may bring an identity more than once, and be read in more than one step
+    # a transaction may hold an identity more than once, and may span pages
     successors: dict[tuple[str, int], int] = {}
     for row in (*superseded, *rows):
         key = (row.identity, row.xid)

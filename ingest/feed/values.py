@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class FeedPosition(NamedTuple):
-    """A position: everything up to and including it has been read."""
+    """A reader's position: it has read everything up to and including it."""
 
     xid: int = 0
     id: int = 0
@@ -14,7 +14,7 @@ START = FeedPosition()
 
 
 class EventRow(NamedTuple):
-    """A stored event as its readers need it; the payload is its JSON text."""
+    """A stored event for its readers; the payload is JSON text."""
 
     xid: int
     id: int

@@ -1,13 +1,14 @@
-"""Where a row stands in the order of arrival: `(xid, id)`, complete below a watermark.
+"""Positions in the order of arrival, `(xid, id)`, and the watermark below which they are final.
 
-On PostgreSQL xid is the writing transaction's number; below the watermark nothing can commit any
-more, so a reader misses nothing. SQLite writes one batch at a time, and a batch's xid is its
-first row's id, so that one comparison serves both; what is derived takes a number between them.
+On PostgreSQL xid is the number of the writing transaction. No transaction commits below the
+watermark any more, so a reader misses no row. SQLite writes one batch at a time. There xid is the
+id of the batch's first row, so one comparison serves both databases. Derived rows take a number in
+between.
 
-A dump that is restored into another cluster meets smaller transaction numbers than its rows hold.
-So a position is the transaction's number and a shift, and `restored` makes the shift larger: new
-rows come behind every place that any reader has ever been told. Both are functions of the database
-(`exhaust_position`, `exhaust_shift`), and so a part of its dump.
+A restored dump may meet a cluster whose transaction numbers are smaller than those of its rows. So
+a position is the transaction number plus a shift, and `rebase_positions` raises the shift: new rows
+come after every position that any reader holds. The functions `exhaust_position` and
+`exhaust_shift` of the database compute both, so a dump contains them.
 """
 
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from django.db import connection, transaction
 
 from ingest.db.prepared import fetch_all
 from ingest.models.fields import XidField
+from ingest.tenancy import session
 
-# Who writes rows with a position holds a lock on their table before it has a number (`writing`). So
-# of the numbers given out until now only those of the lock's holders can still commit such rows;
-# other transactions of the cluster, however long, hold nothing back, as pg_snapshot_xmin would let
-# them. A holder that is missing in the second look has ended, and a new reader sees what it wrote.
+# A transaction locks the tables of positioned rows before it gets its number
+# (`lock_positioned_tables`). So of the numbers until now, only those of the lock's holders can
+# still commit such rows. Other transactions of the cluster hold nothing back, however long they last; by
+# pg_snapshot_xmin they would. A holder that the join no longer finds has ended, and a new reader
+# sees its rows.
 _WATERMARK_SQL = """
 SELECT exhaust_shift(), pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (
     SELECT array_agg(number.transactionid::text::bigint)
@@ -40,7 +43,7 @@ POSITIONED_TABLES = ("ingest_storedevent", "ingest_session", "ingest_appuser")
 
 
 def fetch_watermark() -> int:
-    """The xid below which every row with a position that there will ever be is committed."""
+    """Returns the xid below which every positioned row is committed, now and later."""
     if connection.vendor == "postgresql":
         ((shift, next_xid, writer_xids),) = fetch_all(_WATERMARK_SQL, [list(POSITIONED_TABLES)])
         oldest = min([next_xid, *(_widen_xid(next_xid, writer) for writer in writer_xids or ())])
@@ -52,7 +55,7 @@ def fetch_watermark() -> int:
 
 
 def fetch_upper_bound() -> int:
-    """Above every position given out until now, whether it is committed or not."""
+    """Returns an xid above every position until now, committed or not."""
     if connection.vendor != "postgresql":
         return fetch_watermark()
     with connection.cursor() as cursor:
@@ -75,22 +78,18 @@ WHERE held.locktype = 'relation' AND held.granted
 
 
 def fetch_oldest_writer_age() -> timedelta:
-    """For how long the oldest open writer has held back what others committed after it began."""
+    """Returns for how long the oldest open writer has held the watermark back."""
     if connection.vendor != "postgresql":
         return timedelta()
-    from ingest.tenancy import session  # models are made of positions
 
-    # of other roles' transactions PostgreSQL tells no age
+    # the tenant role does not see when other roles' transactions began
     with session.unrestricted_connection():
         ((age,),) = fetch_all(_OLDEST_WRITER_SQL, [list(POSITIONED_TABLES)])
     return age or timedelta()
 
 
 def allocate_position() -> int:
-    """A position behind every place that was read, for what this transaction writes.
-
-    For SQLite alone: PostgreSQL's rows take the transaction's own number.
-    """
+    """Returns the next xid for rows of this transaction. On PostgreSQL 0: the default is used."""
     if connection.vendor == "postgresql":
         return 0
     with connection.cursor() as cursor:
@@ -102,14 +101,14 @@ def allocate_position() -> int:
 
 
 def _widen_xid(reference: int, low_bits: int) -> int:
-    """A lock's 32-bit transaction number as the one of 64 bits that lies near another."""
+    """Returns the 64-bit number near the reference whose low 32 bits a lock shows."""
     return reference + (low_bits - reference + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def lock_positioned_tables() -> None:
-    """Comes before whatever gives the transaction a number, where it writes rows with a position.
+    """Locks the tables of positioned rows. Call it before the transaction's first write.
 
-    A statement that itself writes such rows locks their table before it takes a number.
+    An INSERT into such a table locks it by itself before its transaction gets a number.
     """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -118,11 +117,11 @@ def lock_positioned_tables() -> None:
 
 # A restored database -----------------------------------------------------------------------------
 
-_REBASE_STEP = 1 << 40  # more than a reader of the old cluster can be ahead of its last dump
+_REBASE_STEP = 1 << 40  # more than a reader can be ahead of the dump
 
 
 def build_shift_sql(shift: int) -> str:
-    """Makes the two functions; a shift of nothing costs an insert nothing."""
+    """Returns the SQL that makes the two functions. A shift of 0 adds nothing to an insert."""
     number = "pg_current_xact_id()"
     if shift:
         number = f"({number}::text::bigint + {shift})::text::xid8"
@@ -135,7 +134,7 @@ def build_shift_sql(shift: int) -> str:
 
 
 def fetch_last_position() -> int:
-    """The position of the event that was stored last; 0 for none."""
+    """Returns the xid of the last stored event; 0 without events."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT xid FROM ingest_storedevent ORDER BY id DESC LIMIT 1")
         row = cursor.fetchone()
@@ -143,9 +142,9 @@ def fetch_last_position() -> int:
 
 
 def rebase_positions() -> int:
-    """Puts new positions behind all that rows hold or readers were told; by how much.
+    """Raises new positions above those of all rows and readers. Returns by how much.
 
-    For PostgreSQL alone. Run once after a dump was restored, before anything writes.
+    Run it once after a restore on PostgreSQL, before the first write. On SQLite it returns 0.
     """
     if connection.vendor != "postgresql":
         return 0

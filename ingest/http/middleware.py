@@ -1,4 +1,4 @@
-"""Who acts, and which channels are seen, for as long as a request lasts."""
+"""The audit actor of a request, and the channels that its database session may see."""
 
 from collections.abc import Callable
 from typing import cast
@@ -14,9 +14,11 @@ from ingest.tenancy import session
 
 
 class ActorMiddleware:
-    """Stands around all others: whom a request names in `ledger.acting`, the thread's next one
-    never meets. A door that lets a key or an application in names it there; until then it is the
-    person who signed in, looked up only where something is recorded."""
+    """Resets the audit actor and the restriction of the database session after each request.
+
+    The actor is the signed-in user, looked up only when an event is recorded. The authentication of
+    a key or an application replaces it.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -32,7 +34,7 @@ class ActorMiddleware:
             audit.current_actor.reset(token)
 
     def process_view(self, request: HttpRequest, *_: object) -> None:
-        """On a page of staff only the channels of who signed in are seen."""
+        """Restricts a page of the admin or the console to the channels of the signed-in user."""
         if request.path_info.startswith(("/admin/", "/console/")):
             user = request.user
             if not getattr(user, "is_superuser", False):

@@ -1,4 +1,4 @@
-"""JSON for the APIs, read with the doors' care: bounded, mended, numbers within range."""
+"""Reads JSON bodies of the APIs by the rules of ingest: bounded, repaired, numbers in range."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -15,7 +15,7 @@ log = logs.get_logger(__name__)
 
 
 def classify(error: Exception) -> tuple[int, str, str] | None:
-    """(HTTP status, code, sentence) of an error that is the caller's; None for one of ours."""
+    """Returns (HTTP status, code, sentence) of a caller's error; None for one of ours."""
     if isinstance(error, RequestError):
         return error.status, error.reason, error.detail
     if isinstance(error, Http404):
@@ -32,7 +32,7 @@ def classify(error: Exception) -> tuple[int, str, str] | None:
 
 
 def first_error(detail: Any, path: str = "") -> tuple[str, str]:
-    """The first field a serializer refused, dotted, and what it said."""
+    """Returns the first field that a serializer rejected, dotted, and its sentence."""
     if isinstance(detail, dict):
         field, inner = next(iter(detail.items()))
         name = "" if field == "non_field_errors" else str(field)
@@ -43,7 +43,7 @@ def first_error(detail: Any, path: str = "") -> tuple[str, str]:
 
 
 def handle_exception(error: Exception, context: dict[str, Any]) -> Response | None:
-    """DRF's exception handler."""
+    """Returns the response to an exception; the exception handler of DRF."""
     problem = classify(error)
     if problem is None:
         log.error("request.failed", exc_info=error)
@@ -56,7 +56,7 @@ def handle_exception(error: Exception, context: dict[str, Any]) -> Response | No
 
 
 def build_response(code: int, reason: str, detail: str) -> JsonResponse:
-    """The same for a plain view."""
+    """Returns a problem response of a plain Django view."""
     response = JsonResponse(
         problem_members(code, reason, detail), status=code, content_type=PROBLEM
     )

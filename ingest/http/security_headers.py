@@ -1,4 +1,4 @@
-"""What an answer lets a browser do with it, and how long a person stays signed in."""
+"""Security headers of every response, and the lifetime of a session."""
 
 from collections.abc import Callable
 from time import time
@@ -7,9 +7,9 @@ from typing import Any
 from django.contrib.auth.signals import user_logged_in
 from django.http import HttpRequest, HttpResponse
 
-# an answer of the API is no page: nothing in it is to run, and nothing is to show it in a frame
+# a response of the API runs no script and is shown in no frame
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'"
-# our pages and Django's admin have their scripts and styles in files of our own
+# our pages and Django's admin load their scripts and styles from this host
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
@@ -20,7 +20,7 @@ _PERMISSIONS_POLICY = ", ".join(f"{name}=()" for name in _DISABLED_FEATURES)
 
 
 class SecurityHeadersMiddleware:
-    """Around all that answers. A view that needs another policy sets it by itself."""
+    """Adds security headers to each response. A view with another policy sets it itself."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -30,7 +30,7 @@ class SecurityHeadersMiddleware:
         is_page = response.get("Content-Type", "").startswith("text/html")
         response.setdefault("Content-Security-Policy", _PAGE_POLICY if is_page else _API_POLICY)
         response.setdefault("Permissions-Policy", _PERMISSIONS_POLICY)
-        # these three Django sets where a request comes as far as its own middleware
+        # Django sets these only for requests that reach its own middleware
         response.setdefault("X-Content-Type-Options", "nosniff")
         response.setdefault("Referrer-Policy", "same-origin")
         response.setdefault("Cross-Origin-Opener-Policy", "same-origin")
@@ -40,13 +40,15 @@ class SecurityHeadersMiddleware:
 
 SESSION_IDLE_SECONDS = 30 * 60
 MAX_SESSION_SECONDS = 12 * 60 * 60
-_REFRESH_SECONDS = 60  # how exactly the end of an idle session is known
+_REFRESH_SECONDS = 60  # at most one renewal in this time
 
 
 class SessionLifetimeMiddleware:
-    """A session ends half an hour after its last use, and twelve hours after it began. A request
-    that does not look at its session, as the API's do not, leaves it alone; one that a page makes
-    by itself, with `X-Poll`, is no use of it."""
+    """Ends a session 30 minutes after its last use, and 12 hours after its start.
+
+    A request that does not read its session, such as one of the API, does not renew it. Neither
+    does a request with `X-Poll`, which a page sends by itself.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

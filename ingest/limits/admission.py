@@ -1,10 +1,9 @@
-"""In front of Django: so many requests at work, a short line before them, and 503 for the rest.
+"""Limits concurrent requests in front of Django, queues a few more, and rejects the rest with 503.
 
-A place at work stands for a connection to the database, so nobody waits for one of these. The line
-is as long as what is served within `WAIT_SECONDS`, by how long requests took of late, and never
-shorter than two for each place; whoever finds it full is told at once, before the body is read.
-Whoever waits for its caller holds no place: not while a body is slow to come, nor while an answer
-is slow to be taken.
+A slot stands for a connection to the database, so no request waits for a connection. The queue
+holds the requests that are served within `QUEUE_WAIT_SECONDS`, by the latency of late, and at least
+two requests a slot. When it is full, 503 is returned before the body is read. A request that waits
+for its client holds no slot, neither for a slow body nor for a slowly read response.
 """
 
 import threading
@@ -26,13 +25,13 @@ from ingest.limits import rate_limits
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-QUEUE_WAIT_SECONDS = 0.15  # in the line
+QUEUE_WAIT_SECONDS = 0.15  # of a queued request
 MAX_QUEUE_LENGTH = 16
-SLOW_BODY_SECONDS = 0.25  # a body that takes longer works for nobody meanwhile
-MAX_SLOW_BODIES = 32  # at once; whoever brings one more comes again later
-MAX_STREAMS = 16  # answers under way in pieces
+SLOW_BODY_SECONDS = 0.25  # after which an awaited body lends its slot
+MAX_SLOW_BODIES = 32  # at once; one more is rejected
+MAX_STREAMS = 16  # streamed responses at once
 READ_BYTES = 8 * 1024 * 1024
-MAX_UNREAD_BYTES = 16 * 1024  # bytes of a body that may be left unread on a connection that stays
+MAX_UNREAD_BYTES = 16 * 1024  # of a body, on a connection that is kept alive
 DOWNLOAD_PATH = "/dataset/v1/download/"
 PROBE_PATHS = {"/healthz", "/metrics", "/readyz"}
 RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
@@ -86,7 +85,7 @@ def _prebuild(response: Response) -> PrebuiltResponse:
 
 
 class ConcurrencyLimiter:
-    """Places at work, and who waits for one."""
+    """Slots for requests, and a queue for a free one."""
 
     def __init__(self, slots: int) -> None:
         self._slots = self._free_slots = slots
@@ -95,8 +94,8 @@ class ConcurrencyLimiter:
         self._mean_seconds = 0.0  # that a request took of late
 
     def acquire(self) -> bool:
-        """Whether there was a place within reach; it is the caller's now."""
-        if self._is_full():  # without the lock: who is sent away must not keep anybody waiting
+        """Waits for a slot. Returns False at once where the queue is full."""
+        if self._is_full():  # without the lock: a rejection must delay no other request
             return False
         with self._lock:
             if self._free_slots:
@@ -118,7 +117,7 @@ class ConcurrencyLimiter:
         )
 
     def reacquire(self) -> None:
-        """A place for one that was let in before: the next one."""
+        """Waits for the next free slot, for a request that was admitted before."""
         with self._lock:
             if self._free_slots:
                 self._free_slots -= 1
@@ -141,8 +140,8 @@ class ConcurrencyLimiter:
 class AdmissionControl:
     """A WSGI application around another.
 
-    The doors have half of the places, so that neither questions nor events keep the others out;
-    the smaller half, for their work is Python's, of which a process does one thing at a time.
+    The ingest endpoints have half of the slots, so that neither ingest nor the APIs starve the
+    other. It is the smaller half: their work is Python's, which a process does one at a time.
     """
 
     def __init__(self, app: App, slots: int) -> None:
@@ -218,7 +217,7 @@ class AdmissionControl:
             body.limiter.reacquire()
 
     def _release_slow_slots(self) -> None:
-        """The places of those whose bodies are slow work for others."""
+        """Releases the slots of requests whose bodies are slow, again and again."""
         while True:
             time.sleep(SLOW_BODY_SECONDS / 2)
             slow_since = time.monotonic() - SLOW_BODY_SECONDS
@@ -235,12 +234,12 @@ class AdmissionControl:
                         body.limiter.release()
 
     def is_overloaded(self) -> bool:
-        """Whether so many bodies do not come that nobody should be waited for."""
+        """Returns whether so many bodies are slow that idle ones should be closed sooner."""
         return self._slow_count > MAX_SLOW_BODIES / 2
 
 
 class RequestBody:
-    """`wsgi.input`. The server waits for it as long as it takes; `idle_connections` ends that."""
+    """`wsgi.input`. granian waits for a body without a limit; `idle_connections` ends that."""
 
     def __init__(
         self, admission: AdmissionControl, limiter: ConcurrencyLimiter, environ: Environ
@@ -269,14 +268,14 @@ class RequestBody:
         return self._buffer.readline(size)
 
     def discard(self) -> None:
-        """Django's request is part of a cycle: until that is collected it would hold the bytes."""
+        """Frees the bytes before the garbage collector frees the request, which is in a cycle."""
         self._remaining_bytes = 0
         self._buffer = BytesIO()
 
     def _fetch(self, size: int) -> bytes:
         for connection in connections.all(initialized_only=True):
             if getattr(connection, "pool", None) and not connection.in_atomic_block:
-                connection.close()  # who waits for a caller keeps no other waiting for a connection
+                connection.close()  # released to the pool while the client is slow
         self.waiting_since = time.monotonic()
         self._admission.body_waiting(self)
         try:
@@ -289,7 +288,7 @@ class RequestBody:
 
 
 class CountedStream:
-    """An answer in pieces; counted until it is closed."""
+    """A streamed response, counted until it is closed."""
 
     def __init__(self, admission: AdmissionControl, response: Iterable[bytes]) -> None:
         self._admission = admission
@@ -308,7 +307,7 @@ class CountedStream:
 
 
 def reject_overloaded(environ: Environ, start: Callable[..., Any]) -> list[bytes]:
-    """503 in the words of the address, and when to come again."""
+    """Returns 503 in the protocol of the address, with `Retry-After`."""
     metrics.OVERLOAD_REJECTIONS.inc()
     response = _select_overload_response(environ["PATH_INFO"])
     length = environ.get("CONTENT_LENGTH") or "0"

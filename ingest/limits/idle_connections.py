@@ -1,8 +1,9 @@
-"""Connections that say nothing are cut: granian itself waits for a body as long as it takes.
+"""Closes stalled connections; granian has no body-read timeout.
 
-Linux tells of each connection how many bytes came and how many the other side has taken. One that
-took nothing for `SECONDS`, and brought less than `RATE` since, is shut; whoever reads its body then
-finds its end, and whoever writes to it an error. Granian itself ends those without a request.
+Linux counts the bytes that a connection received and the bytes that the client acknowledged. A
+connection is closed when it acknowledged nothing for `IDLE_SECONDS` and received fewer than
+`MIN_BYTES_PER_SECOND` since. Its reader then finds the end of the body, its writer an error.
+granian itself closes connections without a request.
 """
 
 import os
@@ -14,14 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 IDLE_SECONDS = 20.0
-OVERLOADED_IDLE_SECONDS = 3.0  # where too many are waited for
-MIN_BYTES_PER_SECOND = 32 * 1024  # bytes for each second more
+OVERLOADED_IDLE_SECONDS = 3.0  # while too many bodies are awaited
+MIN_BYTES_PER_SECOND = 32 * 1024  # of patience
 CHECK_SECONDS = 2.0
 _TCP_INFO = struct.Struct("=120xQQ")  # bytes acknowledged, bytes received: since Linux 4.1
 
 
 class IdleConnectionReaper:
-    """Remembers of each connection when it last took something, and what it had brought then."""
+    """Remembers the progress of each connection, and closes those without any."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -30,7 +31,7 @@ class IdleConnectionReaper:
     def close_idle(
         self, connections: Iterator[socket.socket], idle_seconds: float = IDLE_SECONDS
     ) -> int:
-        """Shuts the silent ones among the connections; how many."""
+        """Closes the idle ones among the connections. Returns their number."""
         now = self._clock()
         progress: dict[int, tuple[int, int, float]] = {}
         closed_count = 0
@@ -55,7 +56,7 @@ class IdleConnectionReaper:
 
 
 def list_accepted() -> Iterator[socket.socket]:
-    """This process's TCP connections that came in, each as a descriptor of its own."""
+    """Yields this process's accepted TCP connections, each as a duplicate descriptor."""
     sockets: list[socket.socket] = []
     ports = set()
     for name in os.listdir("/proc/self/fd"):
@@ -83,7 +84,7 @@ def list_accepted() -> Iterator[socket.socket]:
 
 
 def start_reaper(is_overloaded: Callable[[], bool]) -> None:
-    """Looks for as long as the process lives, in a thread of its own; on Linux only."""
+    """Starts the thread that closes idle connections, on Linux only."""
 
     def run() -> None:
         reaper = IdleConnectionReaper()

@@ -1,6 +1,6 @@
-"""How much one caller may ask for: a limit for each class of calls, told in the answer's headers.
+"""Rate limits by caller, a limit for each class of calls, shown in the answer's headers.
 
-Whoever is known is counted by key or application; whoever fails to say who they are, by address.
+An authenticated caller is counted by key or application, failed authentication by address.
 """
 
 import math
@@ -36,11 +36,11 @@ class Limit:
         return Limit(self.name, self.rate * factor, max(1, round(self.burst * factor)))
 
 
-EVENTS = Limit("events", 1000, 2000)  # into any door
-WRITES = Limit("writes", 10, 100)  # what makes files, looks through jobs, changes something
+EVENTS = Limit("events", 1000, 2000)  # to any ingest endpoint
+WRITES = Limit("writes", 10, 100)  # calls that make files, search or change
 READS = Limit("reads", 100, 500)  # the rest
 AUTH_FAILURES = Limit("failures", 1, 60)  # of one address: unknown keys, passwords, links
-QUOTA_SECONDS = 0.05  # of an events limit, taken by a process in one piece
+QUOTA_SECONDS = 0.05  # of an event limit, as one local quota
 _INGEST_API = "/v1/"  # participants and conversations, beside the sources
 _WRITE_PATHS = re.compile(
     r"/dataset/v1/request/(submit?|preview|search)$|/export/(sample|mapping)$"
@@ -48,14 +48,14 @@ _WRITE_PATHS = re.compile(
 
 
 class RateLimited(RequestError):
-    """429; `Retry-After` says when to come again."""
+    """429, with the time to wait in `Retry-After`."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("too_many_requests", detail, 429)
 
 
 def select_limit(request: HttpRequest) -> Limit:
-    """The limit of a call of an authenticated caller: a source names its own."""
+    """Returns the limit of an authenticated call. A source names its own."""
     method = request.method or ""
     if match := find_endpoint(method, request.path):
         return {"events": EVENTS, "writes": WRITES, "reads": READS}[match.adapter.rate_limit]
@@ -66,12 +66,12 @@ def select_limit(request: HttpRequest) -> Limit:
 
 
 def is_ingest_request(method: str, path: str) -> bool:
-    """Whether a call brings events or profiles."""
+    """Returns whether a call brings events or profiles."""
     return path.startswith(_INGEST_API) or find_endpoint(method, path) is not None
 
 
 def count_call(request: HttpRequest, caller: str) -> None:
-    """One more call by `caller`. Raises `Limited`; the middleware tells the headers."""
+    """Counts a call. Raises `RateLimited`. The middleware adds the headers."""
     if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
         return
     limit = select_limit(request)
@@ -84,10 +84,10 @@ def count_call(request: HttpRequest, caller: str) -> None:
 
 
 class LocalQuota:
-    """Calls that a process has taken in one piece: most then cost no way to Redis.
+    """A process's share of a bucket, taken in one piece, so that most calls cost no trip to Redis.
 
-    Never more is let through than the bucket gave; what is not used within a moment is lost. The
-    piece grows while it is used up, so that who comes seldom takes one at a time.
+    No more calls pass than the bucket gave. An unused share expires within a moment. The share
+    doubles while it is used up, so that a rare caller takes one call at a time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -126,11 +126,11 @@ def _spend(key: str, limit: Limit, is_quota_local: bool) -> tuple[float, float]:
     return token_bucket.spend(key, limit.rate, limit.burst)
 
 
-# Guessing ---------------------------------------------------------------------------------------
+# Failed authentication --------------------------------------------------------------------------
 
 
 class RecentValues:
-    """The newest thousands of keys, each with a number."""
+    """A bounded map of numbers; the oldest entry makes room."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -147,16 +147,16 @@ class RecentValues:
                 self._values.popitem(last=False)
 
 
-_blocked = RecentValues()  # addresses that failed too often: until when
-_verified = RecentValues()  # digests of what let somebody in
+_blocked = RecentValues()  # by address: blocked until
+_verified = RecentValues()  # by digest: accepted credentials
 
 
 @contextmanager
 def throttle_auth_failures(request: HttpRequest, credential: str) -> Iterator[None]:
-    """Around the check of a caller's key, password or link: an error of 401 or 403 is a failure.
+    """Counts an authentication that fails in the block with 401 or 403, by address.
 
-    An address with too many failures is not listened to for a while, and raises `Limited`; what let
-    somebody in before still does.
+    An address with too many failures is blocked for a while and gets `RateLimited`. A credential
+    that was accepted before still passes.
     """
     if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
         yield
@@ -187,8 +187,10 @@ def throttle_auth_failures(request: HttpRequest, credential: str) -> Iterator[No
 
 
 def add_rate_limit_headers(get_response: Callable[[HttpRequest], HttpResponse]) -> Any:
-    """Middleware: `Retry-After`, and as draft-ietf-httpapi-ratelimit-headers-10 writes them,
-    `RateLimit-Policy` and `RateLimit`; events that pass go without."""
+    """Middleware that adds `Retry-After`, `RateLimit-Policy` and `RateLimit`.
+
+    The latter two follow draft-ietf-httpapi-ratelimit-headers-10. Accepted events go without.
+    """
 
     def respond(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

@@ -1,8 +1,8 @@
-"""How often somebody may come: one bucket a key, exact across processes where Redis is named.
+"""Token buckets, exact across processes where Redis is the broker.
 
-GCRA: a bucket is one number, the moment at which it will be full again. Each call moves it on by
-one step; a call that would move it further than the burst ahead of now has to wait. Where Redis
-fails, each process counts for itself, and the log says so.
+A bucket is one number (GCRA): the time at which it is full again. A call moves it on by one step. A
+call that would move it more than the burst ahead of now has to wait. While Redis fails, each
+process counts for itself and logs it.
 """
 
 import math
@@ -25,24 +25,26 @@ log = logs.get_logger(__name__)
 
 REDIS_PREFIX = "exhaust:rate_limit:"
 REDIS_TIMEOUT_SECONDS = 0.2
-REDIS_RETRY_SECONDS = 1.0  # after a failure nobody waits for Redis
+REDIS_RETRY_SECONDS = 1.0  # after a failure, without a call to Redis
 WARNING_SECONDS = 60.0
 MAX_BUCKETS = 10_000  # in process
 
 
 def take(key: str, rate: float, burst: int) -> float:
-    """0.0 when let through, else the seconds to wait: `rate` a second, `burst` at once."""
+    """Takes one of `rate` calls a second, `burst` at once. Returns the seconds to wait, or 0.0."""
     return spend(key, rate, burst)[0]
 
 
 def spend(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
-    """`count` calls at once: the seconds to wait, 0.0 when let through, and those until the bucket
-    is full again. What is refused costs nothing."""
+    """Takes `count` calls. Returns the seconds to wait (0.0 for none) and until the bucket is full.
+
+    A rejected call takes nothing.
+    """
     return _get_limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
 
 
 def get_client_address(request: HttpRequest) -> str:
-    """Whose call it is. Of X-Forwarded-For only our proxy's entry, the last one, can be trusted."""
+    """Returns the client's address. Behind a proxy it is the last entry of X-Forwarded-For."""
     if settings.EXHAUST_BEHIND_PROXY:
         last: str = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
         if last:
@@ -51,7 +53,7 @@ def get_client_address(request: HttpRequest) -> str:
 
 
 class ProcessLimiter:
-    """Buckets of this process; the one longest unused makes room."""
+    """Buckets of this process; the least recently used one makes room."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
@@ -62,7 +64,7 @@ class ProcessLimiter:
         return self.spend(key, rate, burst)[0]
 
     def spend(self, key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
-        # whole nanoseconds: sums of fractions drift, and the last of a burst would be refused
+        # whole nanoseconds: sums of fractions drift, and would reject the last call of a burst
         step = round(1_000_000_000 / rate)
         with self._lock:
             now = self._clock()
@@ -75,9 +77,9 @@ class ProcessLimiter:
         return max(wait_ns, 0) / 1_000_000_000, (full_at - now) / 1_000_000_000
 
 
-# One script, so that reading and moving on are one step for every process; the time is Redis's,
-# for the clocks of two web servers differ. Whole microseconds stay exact in Lua's doubles. A
-# bucket further ahead than a burst was left by a clock that has since been set back.
+# One script makes reading and moving atomic. It uses the clock of Redis, because those of two web
+# servers differ. Whole microseconds stay exact in Lua's doubles. A bucket that is more than a burst
+# ahead comes from a clock that was set back since.
 _GCRA = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -97,7 +99,7 @@ return {0, full_at - now}
 
 
 class RedisLimiter:
-    """Buckets that every process shares."""
+    """Buckets in Redis, shared by all processes."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
@@ -122,7 +124,7 @@ class RedisLimiter:
                 case [int(wait), int(behind)] if wait >= 0 and behind >= 0:
                     return wait / 1_000_000, behind / 1_000_000
             raise ValueError("no waiting time")
-        except Exception as error:  # whatever it is, a call outweighs it
+        except Exception as error:  # no failure of Redis may reject a call
             now = self._clock()
             self._retry_redis_at = now + REDIS_RETRY_SECONDS
             if now >= self._next_warning_at:
@@ -131,7 +133,7 @@ class RedisLimiter:
             return self._fallback.spend(key, rate, burst, count)
 
     def _connect(self) -> "redis.Redis":
-        import redis  # who has none need not wait for it at every start
+        import redis  # slow to import, and not needed without Redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
@@ -139,7 +141,7 @@ class RedisLimiter:
             self._url,
             socket_timeout=REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),  # its default tries three times
+            retry=Retry(NoBackoff(), 0),  # the default tries three times
         )
 
 

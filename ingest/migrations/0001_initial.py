@@ -79,7 +79,7 @@ class Migration(migrations.Migration):
                         ],
                         db_default="",
                         default="",
-                        help_text="How files that hold personal data must be sealed.",
+                        help_text="Encryption that private files must have.",
                         max_length=16,
                     ),
                 ),
@@ -105,7 +105,7 @@ class Migration(migrations.Migration):
                 (
                     "encrypted_secret",
                     models.BinaryField(
-                        help_text="What devices are hashed with, encrypted.", null=True
+                        help_text="The secret of device hashes, encrypted.", null=True
                     ),
                 ),
                 ("created_at", models.DateTimeField(auto_now_add=True)),
@@ -134,18 +134,18 @@ class Migration(migrations.Migration):
                 ("channel", models.CharField(blank=True, max_length=128)),
                 (
                     "subject",
-                    models.CharField(blank=True, help_text="What it was done to.", max_length=255),
+                    models.CharField(blank=True, help_text="Object of the action.", max_length=255),
                 ),
                 (
                     "address",
                     models.CharField(
-                        blank=True, help_text="The caller's, shortened.", max_length=64
+                        blank=True, help_text="The caller's network.", max_length=64
                     ),
                 ),
                 ("details", models.JSONField(default=dict)),
             ],
             options={
-                "verbose_name_plural": "ledger",
+                "verbose_name": "audit event",
                 "indexes": [
                     models.Index(
                         fields=["channel", "recorded_at", "id"], name="auditevent_channel_time"
@@ -207,12 +207,12 @@ class Migration(migrations.Migration):
                 ),
                 ("xid", ingest.models.fields.XidField(default=0)),
                 ("event_id", models.BigIntegerField(default=0)),
-                ("pruned_before", models.DateTimeField(help_text="So did all that was pruned.")),
+                ("pruned_before", models.DateTimeField(help_text="Every pruned event did.")),
                 (
                     "pruned_xid",
                     ingest.models.fields.XidField(
                         default=0,
-                        help_text="The last pruning's own position: readers below it saw what it took.",
+                        help_text='Position of the last pruning: readers below it saw the pruned events.',
                     ),
                 ),
             ],
@@ -240,7 +240,7 @@ class Migration(migrations.Migration):
                     models.CharField(
                         blank=True,
                         editable=False,
-                        help_text="Of the password in HTTP Basic.",
+                        help_text="Digest of the password in HTTP Basic.",
                         max_length=64,
                     ),
                 ),
@@ -249,14 +249,14 @@ class Migration(migrations.Migration):
                     models.CharField(
                         blank=True,
                         editable=False,
-                        help_text="Of the cookie every call must carry.",
+                        help_text="Digest of the cookie that every call needs.",
                         max_length=64,
                     ),
                 ),
                 (
                     "strict_hash",
                     models.BooleanField(
-                        default=False, help_text="Refuse a batch whose hashCode is not its body's."
+                        default=False, help_text='Reject a batch whose hashCode does not match its body.'
                     ),
                 ),
                 (
@@ -305,22 +305,22 @@ class Migration(migrations.Migration):
                     "subject",
                     models.CharField(help_text="Keyed hash of the device id.", max_length=64),
                 ),
-                ("requested_at", models.DateTimeField(help_text="When it was asked for last.")),
+                ("requested_at", models.DateTimeField(help_text="Time of the last request.")),
                 (
                     "finished_at",
-                    models.DateTimeField(help_text="When nothing was left.", null=True),
+                    models.DateTimeField(help_text="Empty while it is unfinished.", null=True),
                 ),
-                ("counts", models.JSONField(default=dict, help_text="What was erased, in all.")),
+                ("counts", models.JSONField(default=dict, help_text="Erased rows, by kind.")),
                 (
                     "encrypted_device_id",
                     models.BinaryField(
-                        help_text="The device id, encrypted, until it is finished.", null=True
+                        help_text="The device id, encrypted, while it is unfinished.", null=True
                     ),
                 ),
                 (
                     "last_event",
                     models.BigIntegerField(
-                        default=0, editable=False, help_text="Events up to here are to be erased."
+                        default=0, editable=False, help_text="Events up to this id are erased."
                     ),
                 ),
                 (
@@ -328,7 +328,7 @@ class Migration(migrations.Migration):
                     models.BigIntegerField(
                         default=0,
                         editable=False,
-                        help_text="Rejected ones up to here were looked through.",
+                        help_text="Rejected events up to this id were searched.",
                     ),
                 ),
                 (
@@ -358,7 +358,7 @@ class Migration(migrations.Migration):
                 (
                     "withdrawn_at",
                     models.DateTimeField(
-                        help_text="When consent, or the phone, was last taken back, by our clock.",
+                        help_text="When consent, or the phone, was last withdrawn, by our clock.",
                         null=True,
                     ),
                 ),
@@ -384,7 +384,7 @@ class Migration(migrations.Migration):
                 ),
                 ("source", models.CharField(max_length=32)),
                 ("received_at", models.DateTimeField()),
-                ("position", models.IntegerField(help_text="Place in its batch, from 0.")),
+                ("position", models.IntegerField(help_text="Index in its batch, from 0.")),
                 ("reason", models.CharField(max_length=64)),
                 ("detail", models.TextField()),
                 (
@@ -398,7 +398,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "replayed_at",
-                    models.DateTimeField(help_text="When it went in after all.", null=True),
+                    models.DateTimeField(help_text="When a replay accepted it.", null=True),
                 ),
                 (
                     "application",
@@ -418,7 +418,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name_plural": "rejected",
+                "verbose_name": "rejected event",
             },
         ),
         migrations.CreateModel(
@@ -434,13 +434,13 @@ class Migration(migrations.Migration):
                     "submit_response",
                     models.BooleanField(
                         default=False,
-                        help_text="Ask for what holds no people's names, and download it.",
+                        help_text='Request and download non-personal datasets.',
                     ),
                 ),
                 (
                     "submit_private",
                     models.BooleanField(
-                        default=False, help_text="Ask for files of people, and download them."
+                        default=False, help_text="Request and download private files."
                     ),
                 ),
                 (
@@ -450,7 +450,7 @@ class Migration(migrations.Migration):
                         help_text="Keys, destinations, recurring requests, rejected events.",
                     ),
                 ),
-                ("audit", models.BooleanField(default=False, help_text="Read the ledger.")),
+                ("audit", models.BooleanField(default=False, help_text="Read the audit log.")),
                 (
                     "channel",
                     models.ForeignKey(
@@ -484,7 +484,7 @@ class Migration(migrations.Migration):
                 ("key", models.UUIDField()),
                 (
                     "is_client_session",
-                    models.BooleanField(help_text="Made by its sender and taken as it is."),
+                    models.BooleanField(help_text="Made by the sender and stored as it is."),
                 ),
                 ("device_id", models.TextField(blank=True)),
                 ("user_id", models.TextField(blank=True)),
@@ -504,13 +504,13 @@ class Migration(migrations.Migration):
                     models.BooleanField(
                         db_default=False,
                         editable=False,
-                        help_text="All that came until its close is in it.",
+                        help_text="It holds every event that arrived before its close.",
                     ),
                 ),
                 ("event_count", models.IntegerField()),
                 ("answer_count", models.IntegerField()),
                 ("types", models.JSONField(help_text="Events by type.")),
-                ("buckets", models.JSONField(editable=False, help_text="What it is summed from.")),
+                ("buckets", models.JSONField(editable=False, help_text="Parts that it is summed from.")),
                 (
                     "application",
                     models.ForeignKey(
@@ -533,7 +533,7 @@ class Migration(migrations.Migration):
                     "parent",
                     models.ForeignKey(
                         db_index=False,
-                        help_text="The session that this one became a part of.",
+                        help_text="The session that this one was merged into.",
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         to="ingest.session",
@@ -619,7 +619,7 @@ class Migration(migrations.Migration):
                 ("last_seen_at", models.DateTimeField()),
                 (
                     "attributes",
-                    models.JSONField(help_text="By name: the value and when it was set."),
+                    models.JSONField(help_text="By name: the value and the time it was set."),
                 ),
                 (
                     "channel",
@@ -665,7 +665,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         db_default="",
                         default="",
-                        help_text="Where it may be used from, separated by blanks; empty is anywhere.",
+                        help_text="Networks it may be used from, separated by blanks; empty for any.",
                         max_length=1000,
                     ),
                 ),

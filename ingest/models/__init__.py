@@ -1,4 +1,4 @@
-"""The rows of what arrived, of who may send and ask, and of what came of it."""
+"""Models: accounts, events, participants, derived rows, the audit log."""
 
 from ingest.models.accounts import (
     IDENTIFIER,

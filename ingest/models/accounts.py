@@ -1,4 +1,4 @@
-"""Who may send and ask: channels, keys, applications, and the roles of people."""
+"""Channels, API keys, applications and roles."""
 
 from django.contrib.auth.models import Group
 from django.core.exceptions import ValidationError
@@ -10,17 +10,17 @@ validate_identifier = RegexValidator(IDENTIFIER, "Letters, digits, '.', '_' and 
 
 
 def validate_age_recipient(value: str) -> None:
-    """Raises `ValidationError` for what is no public key of age."""
-    import pyrage  # needed by few processes
+    """Raises `ValidationError` for a malformed public key of age."""
+    import pyrage  # few processes need it
 
     try:
         pyrage.x25519.Recipient.from_str(value)
     except pyrage.RecipientError:
-        raise ValidationError("No public key of age; `age-keygen` prints one: age1…") from None
+        raise ValidationError("Not a public key of age; `age-keygen` prints one: age1…") from None
 
 
 class Channel(models.Model):
-    """An owning organisation; the scope of every permission."""
+    """A tenant; the scope of every permission."""
 
     class Encryption(models.TextChoices):
         NONE = "", "as asked for"
@@ -36,7 +36,7 @@ class Channel(models.Model):
         max_length=16,
         choices=Encryption.choices,
         blank=True,
-        help_text="How files that hold personal data must be sealed.",
+        help_text="Encryption that private files must have.",
     )
     recipient = models.CharField(
         default="",
@@ -52,7 +52,7 @@ class Channel(models.Model):
         help_text="In response and private files, a keyed hash in place of each device id.",
     )
     encrypted_secret = models.BinaryField(
-        null=True, editable=False, help_text="What devices are hashed with, encrypted."
+        null=True, editable=False, help_text="The secret of device hashes, encrypted."
     )
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -61,11 +61,11 @@ class Channel(models.Model):
 
     def clean(self) -> None:
         if self.private_encryption == self.Encryption.PUBLICKEY and not self.recipient:
-            raise ValidationError({"recipient": "Needed where private files are sealed for it."})
+            raise ValidationError({"recipient": "Required for private files encrypted with age."})
 
 
 class ApiKey(models.Model):
-    """A caller. The key itself is shown once; here lies its keyed digest."""
+    """An API key. Its text is shown once; its keyed digest is stored."""
 
     SCOPES = ("ingest", "export:response", "export:private", "pull", "erase", "audit")
 
@@ -83,12 +83,12 @@ class ApiKey(models.Model):
         blank=True,
         default="",
         db_default="",
-        help_text="Where it may be used from, separated by blanks; empty is anywhere.",
+        help_text="Networks it may be used from, separated by blanks; empty for any.",
     )
 
     class Meta:
         constraints = [
-            # whoever can write events must not read phones
+            # a key that writes events must not read phones
             models.CheckConstraint(
                 name="apikey_ingest_stands_alone",
                 condition=~models.Q(scopes__contains="ingest")
@@ -104,20 +104,20 @@ class ApiKey(models.Model):
 
 
 class Role(models.Model):
-    """What the people of a group may do in a channel. Superusers may do everything everywhere."""
+    """Permissions of a group in a channel. Superusers have all of them everywhere."""
 
     group = models.ForeignKey(Group, on_delete=models.CASCADE, related_name="roles")
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="roles")
     submit_response = models.BooleanField(
-        default=False, help_text="Ask for what holds no people's names, and download it."
+        default=False, help_text="Request and download non-personal datasets."
     )
     submit_private = models.BooleanField(
-        default=False, help_text="Ask for files of people, and download them."
+        default=False, help_text="Request and download private files."
     )
     administer = models.BooleanField(
         default=False, help_text="Keys, destinations, recurring requests, rejected events."
     )
-    audit = models.BooleanField(default=False, help_text="Read the ledger.")
+    audit = models.BooleanField(default=False, help_text="Read the audit log.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["group", "channel"], name="role_unique")]
@@ -131,13 +131,16 @@ class Application(models.Model):
     identifier = models.CharField(max_length=128, unique=True, validators=[validate_identifier])
     name = models.CharField(max_length=255, blank=True)
     secret_digest = models.CharField(
-        max_length=64, blank=True, editable=False, help_text="Of the password in HTTP Basic."
+        max_length=64, blank=True, editable=False, help_text="Digest of the password in HTTP Basic."
     )
     cookie_digest = models.CharField(
-        max_length=64, blank=True, editable=False, help_text="Of the cookie every call must carry."
+        max_length=64,
+        blank=True,
+        editable=False,
+        help_text="Digest of the cookie that every call needs.",
     )
     strict_hash = models.BooleanField(
-        default=False, help_text="Refuse a batch whose hashCode is not its body's."
+        default=False, help_text="Reject a batch whose hashCode does not match its body."
     )
     allowed_origins = models.TextField(
         blank=True, help_text="Origins of web pages that may send, one a line."

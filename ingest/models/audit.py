@@ -1,13 +1,13 @@
-"""Who did what, and who was kept out."""
+"""The audit log, its digests, and counts of failed authentication."""
 
 from django.db import models
 from django.utils import timezone
 
 
 class AuditEvent(models.Model):
-    """Who did what, when, from where. Only ever added to; see `ingest/audit/__init__.py`.
+    """An action, its actor, time and network; append-only. See `ingest/audit/__init__.py`.
 
-    It names no row by a foreign key: it outlives what it speaks of.
+    It has no foreign keys, because it outlives the rows that it names.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -17,12 +17,12 @@ class AuditEvent(models.Model):
     actor = models.CharField(max_length=255, help_text="A key's name, a user's, or 'service'.")
     key = models.CharField(max_length=8, blank=True, help_text="The key's public id.")
     channel = models.CharField(max_length=128, blank=True)
-    subject = models.CharField(max_length=255, blank=True, help_text="What it was done to.")
-    address = models.CharField(max_length=64, blank=True, help_text="The caller's, shortened.")
+    subject = models.CharField(max_length=255, blank=True, help_text="Object of the action.")
+    address = models.CharField(max_length=64, blank=True, help_text="The caller's network.")
     details = models.JSONField(default=dict)
 
     class Meta:
-        verbose_name_plural = "ledger"
+        verbose_name = "audit event"
         indexes = [
             models.Index(fields=["channel", "recorded_at", "id"], name="auditevent_channel_time"),
             models.Index(fields=["recorded_at", "id"], name="auditevent_time"),
@@ -30,7 +30,7 @@ class AuditEvent(models.Model):
 
 
 class AuditDigest(models.Model):
-    """A day (UTC) of the ledger, digested with the day before; see `ingest/audit/hash_chain.py`."""
+    """The digest of a day (UTC) of the audit log and the day before; see `hash_chain`."""
 
     day = models.DateField(unique=True)
     entries = models.IntegerField()
@@ -40,7 +40,7 @@ class AuditDigest(models.Model):
 
 
 class AuthFailureCount(models.Model):
-    """Failed tries to get in, counted until their hour is over; see `ingest/auth/failures.py`."""
+    """Failed authentication, counted by hour and network; see `ingest/auth/failures.py`."""
 
     hour = models.DateTimeField()
     action = models.CharField(max_length=64)

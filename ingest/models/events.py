@@ -1,4 +1,4 @@
-"""What arrived: events, what was none, the conversations they speak of, and where a feed begins."""
+"""Events, rejected events, conversations, and the pruning state of a feed."""
 
 from django.db import models
 
@@ -7,7 +7,7 @@ from ingest.models.fields import CurrentPosition, XidField
 
 
 class Conversation(models.Model):
-    """A bot; made nameless at the first sight of one of its events."""
+    """A bot. Its first event creates it without a name."""
 
     id = models.AutoField(primary_key=True)
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
@@ -25,14 +25,14 @@ class Conversation(models.Model):
 
 
 class StoredEvent(models.Model):
-    """An event's row. Never rewritten, but for learning which position superseded it."""
+    """An event. Only `superseded_xid` changes, when a newer version replaces it."""
 
     id = models.BigAutoField(primary_key=True)
     xid = XidField(db_default=CurrentPosition(), editable=False)
     superseded_xid = XidField(null=True, editable=False)
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField()
-    # no database constraint on these three: none is ever deleted, and the check costs every row
+    # without constraints: their rows are never deleted, and the check would cost each event
     channel = models.ForeignKey(
         Channel, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False
     )
@@ -66,12 +66,12 @@ class StoredEvent(models.Model):
                 condition=models.Q(conversation__isnull=False),
                 name="storedevent_conversation",
             ),
-            models.Index(  # empty where the first one wins
+            models.Index(  # empty for sources where the first version wins
                 fields=["channel", "superseded_xid"],
                 condition=models.Q(superseded_xid__isnull=False),
                 name="storedevent_superseded",
             ),
-            models.Index(  # what lies in a session
+            models.Index(  # the events of a session
                 fields=["channel", "device_id", "occurred_at"],
                 condition=~models.Q(device_id="") & ~models.Q(source="desk"),
                 name="storedevent_device",
@@ -85,24 +85,24 @@ class StoredEvent(models.Model):
 
 
 class RejectedEvent(models.Model):
-    """What of a batch was no event, kept with the reason; its bytes are sealed."""
+    """A part of a batch that is not an event, with the reason; its bytes are encrypted."""
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     application = models.ForeignKey(Application, null=True, on_delete=models.PROTECT)
     source = models.CharField(max_length=32)
     received_at = models.DateTimeField()
-    position = models.IntegerField(help_text="Place in its batch, from 0.")
+    position = models.IntegerField(help_text="Index in its batch, from 0.")
     reason = models.CharField(max_length=64)
     detail = models.TextField()
     digest = models.CharField(max_length=64, help_text="SHA-256 of the bytes as sent.")
     size = models.IntegerField(help_text="Bytes as sent.")
     encrypted_body = models.BinaryField(help_text="The first 256 KiB as sent, encrypted.")
-    replayed_at = models.DateTimeField(null=True, help_text="When it went in after all.")
+    replayed_at = models.DateTimeField(null=True, help_text="When a replay accepted it.")
 
     class Meta:
-        verbose_name_plural = "rejected"
+        verbose_name = "rejected event"
         constraints = [
-            # a sender that resends for ever fills one row
+            # repeated sending fills one row only
             models.UniqueConstraint(
                 fields=["channel", "source", "digest"], name="rejectedevent_unique"
             )
@@ -113,12 +113,12 @@ class RejectedEvent(models.Model):
 
 
 class PruneState(models.Model):
-    """Where a channel's feed begins: its events up to this position were pruned."""
+    """The start of a channel's feed: its events up to this position are pruned."""
 
     channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True)
     xid = XidField(default=0)
     event_id = models.BigIntegerField(default=0)
-    pruned_before = models.DateTimeField(help_text="So did all that was pruned.")
+    pruned_before = models.DateTimeField(help_text="Every pruned event did.")
     pruned_xid = XidField(
-        default=0, help_text="The last pruning's own position: readers below it saw what it took."
+        default=0, help_text="Position of the last pruning: readers below it saw the pruned events."
     )

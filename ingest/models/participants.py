@@ -1,4 +1,4 @@
-"""Persons: what is known of a participant, and that one was erased."""
+"""Participants, and their erasures."""
 
 from django.db import models
 
@@ -15,7 +15,7 @@ class Participant(models.Model):
     consent = models.BooleanField(null=True, help_text="Unknown means no.")
     consent_at = models.DateTimeField(null=True)
     withdrawn_at = models.DateTimeField(
-        null=True, help_text="When consent, or the phone, was last taken back, by our clock."
+        null=True, help_text="When consent, or the phone, was last withdrawn, by our clock."
     )
     updated_at = models.DateTimeField()
 
@@ -46,24 +46,24 @@ class Participant(models.Model):
 
 
 class Erasure(models.Model):
-    """That a person was erased: the certificate, and what keeps a late copy of the profile out.
+    """An erasure: the certificate, which also keeps a late copy of the profile from being stored.
 
-    It holds nothing of the person: `subject` is a hash under the channel's secret.
+    It holds no personal data: `subject` is a hash under the channel's secret.
     """
 
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     subject = models.CharField(max_length=64, help_text="Keyed hash of the device id.")
-    requested_at = models.DateTimeField(help_text="When it was asked for last.")
-    finished_at = models.DateTimeField(null=True, help_text="When nothing was left.")
-    counts = models.JSONField(default=dict, help_text="What was erased, in all.")
+    requested_at = models.DateTimeField(help_text="Time of the last request.")
+    finished_at = models.DateTimeField(null=True, help_text="Empty while it is unfinished.")
+    counts = models.JSONField(default=dict, help_text="Erased rows, by kind.")
     encrypted_device_id = models.BinaryField(
-        null=True, editable=False, help_text="The device id, encrypted, until it is finished."
+        null=True, editable=False, help_text="The device id, encrypted, while it is unfinished."
     )
     last_event = models.BigIntegerField(
-        default=0, editable=False, help_text="Events up to here are to be erased."
+        default=0, editable=False, help_text="Events up to this id are erased."
     )
     last_rejected = models.BigIntegerField(
-        default=0, editable=False, help_text="Rejected ones up to here were looked through."
+        default=0, editable=False, help_text="Rejected events up to this id were searched."
     )
 
     class Meta:

@@ -1,4 +1,4 @@
-"""What is derived from the feed: sessions and users."""
+"""Sessions and users, derived from the feed."""
 
 from django.db import models
 
@@ -7,7 +7,7 @@ from ingest.models.fields import CurrentPosition, XidField
 
 
 class DerivationState(models.Model):
-    """How far sessions and users of a channel are derived: the position of its last event read."""
+    """The position up to which a channel's sessions and users are derived."""
 
     channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True)
     xid = XidField(default=0)
@@ -16,7 +16,7 @@ class DerivationState(models.Model):
 
 
 class Session(models.Model):
-    """A device's events with no long pause between them, or a session its sender made.
+    """A device's events without a long pause between them, or a session of its sender.
 
     `xid` is the position of the last change, so that a reader of the feed meets it again.
     """
@@ -35,9 +35,9 @@ class Session(models.Model):
         null=True,
         on_delete=models.PROTECT,
         db_index=False,
-        help_text="The session that this one became a part of.",
+        help_text="The session that this one was merged into.",
     )
-    is_client_session = models.BooleanField(help_text="Made by its sender and taken as it is.")
+    is_client_session = models.BooleanField(help_text="Made by the sender and stored as it is.")
     device_id = models.TextField(blank=True)
     user_id = models.TextField(blank=True)
     sender_session_id = models.TextField(blank=True, help_text="The first one seen.")
@@ -46,12 +46,14 @@ class Session(models.Model):
     ended_at = models.DateTimeField(help_text="Of the last event.")
     closes_at = models.DateTimeField(help_text="When no event can extend it any more.")
     closed = models.BooleanField(
-        db_default=False, editable=False, help_text="All that came until its close is in it."
+        db_default=False,
+        editable=False,
+        help_text="It holds every event that arrived before its close.",
     )
     event_count = models.IntegerField()
     answer_count = models.IntegerField()
     types = models.JSONField(help_text="Events by type.")
-    buckets = models.JSONField(editable=False, help_text="What it is summed from.")
+    buckets = models.JSONField(editable=False, help_text="Parts that it is summed from.")
 
     class Meta:
         constraints = [
@@ -70,7 +72,7 @@ class Session(models.Model):
 
 
 class AppUser(models.Model):
-    """Who used an application: a user id its sender gave, or a device nobody signed in on."""
+    """A user of an application: a sender's user id, or a device without one."""
 
     id = models.BigAutoField(primary_key=True)
     xid = XidField(db_default=CurrentPosition(), editable=False)
@@ -84,7 +86,7 @@ class AppUser(models.Model):
     anonymous = models.BooleanField(help_text="Known by a device alone.")
     first_seen_at = models.DateTimeField()
     last_seen_at = models.DateTimeField()
-    attributes = models.JSONField(help_text="By name: the value and when it was set.")
+    attributes = models.JSONField(help_text="By name: the value and the time it was set.")
 
     class Meta:
         constraints = [

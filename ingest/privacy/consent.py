@@ -1,8 +1,8 @@
-"""Consent taken back: what was made with it must end in the same transaction.
+"""Withdrawals of consent, and the locks that order them with publications and erasures.
 
-Whoever keeps such things listens to `withdrawn`. A file that is being made meanwhile is held up by
-`settled`: withdrawals of a channel and publications of its files take turns, so that each sees the
-other.
+A withdrawal ends in its own transaction the files that were made with the consent: a module that
+keeps such files listens to `consent_withdrawn`. A publication takes the same advisory lock of the
+channel (`lock_shared`), so that each of the two sees the other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,15 @@ from django.dispatch import Signal
 from ingest import audit
 from ingest.models import Channel, Erasure, Participant
 
-# keyword arguments: channel_id, device_ids, and erased: whether nothing at all may stay
+# keyword arguments: channel_id, device_ids, and erased, where every file of theirs must end
 consent_withdrawn = Signal()
-_TURN, _PROFILES = 7382, 7383  # of PostgreSQL's advisory locks
+_WITHDRAWAL_LOCK, _PROFILE_LOCK = 7382, 7383  # first keys of PostgreSQL's advisory locks
 _BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
 class ConsentState:
-    """What a participant's row says that a file may show."""
+    """The consent of a participant, and whether a file may show the phone."""
 
     consent: bool | None
     has_phone: bool
@@ -37,13 +37,13 @@ class ConsentState:
 
 
 def lock_participants(channel_id: int, device_ids: Sequence[str]) -> dict[str, ConsentState]:
-    """The participants among these; their rows are ours until the transaction ends."""
+    """Returns the known ones among these participants, and locks their rows."""
     states: dict[str, ConsentState] = {}
     for batch in _split_batches(device_ids):
         rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
         byte_order = Collate("device_id", "C") if connection.vendor == "postgresql" else "device_id"
         for device_id, consent, phone in (
-            rows.order_by(byte_order)  # as Python sorts: one order of locking
+            rows.order_by(byte_order)  # the order of Python: every transaction locks alike
             .select_for_update()
             .values_list("device_id", "consent", "encrypted_phone")
         ):
@@ -54,7 +54,7 @@ def lock_participants(channel_id: int, device_ids: Sequence[str]) -> dict[str, C
 def apply_changes(
     channel_id: int, before: dict[str, ConsentState], after: dict[str, ConsentState]
 ) -> None:
-    """Records what changed, and ends what was made with a consent that is no more."""
+    """Audits the changed consents, and withdraws the revoked ones."""
     granted_count = sum(
         new.consent is True and (device_id not in before or before[device_id].consent is not True)
         for device_id, new in after.items()
@@ -80,7 +80,7 @@ def apply_changes(
 
 
 def withdraw(channel_id: int, device_ids: Sequence[str], *, erased: bool = False) -> None:
-    """Within the transaction that changes the rows of these people."""
+    """Withdraws consent, in the transaction that changes the participants' rows."""
     lock_exclusive(channel_id)
     for batch in _split_batches(device_ids):
         rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
@@ -96,55 +96,53 @@ def _split_batches(device_ids: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-# Turns ------------------------------------------------------------------------------------------
+# Locks ------------------------------------------------------------------------------------------
 
 
 def lock_exclusive(channel_id: int) -> None:
-    """No file of the channel is published until this transaction ends. SQLite has one writer."""
+    """Delays the channel's publications until this transaction ends. SQLite has one writer."""
     _lock("pg_advisory_xact_lock", channel_id)
 
 
 def lock_shared(channel_id: int) -> None:
-    """Waits for withdrawals that are under way, and holds up others until the transaction ends."""
+    """Waits for running withdrawals, and delays others until this transaction ends."""
     _lock("pg_advisory_xact_lock_shared", channel_id)
 
 
 def lock_profiles_shared(channel_id: int) -> None:
-    """Nobody is begun to be erased until this transaction, which takes profiles in, ends. Comes
-    before the turn and the rows of people, as `no_profiles` does: or each would wait for the other.
+    """Delays erasures until this transaction, which stores profiles, ends.
+
+    Take this lock before the others and before rows of participants, or there is a deadlock.
     """
-    _lock("pg_advisory_xact_lock_shared", channel_id, _PROFILES)
+    _lock("pg_advisory_xact_lock_shared", channel_id, _PROFILE_LOCK)
 
 
 def lock_profiles_exclusive(channel_id: int) -> None:
-    """Waits for profiles that are on their way, and holds up others until the transaction ends."""
-    _lock("pg_advisory_xact_lock", channel_id, _PROFILES)
+    """Waits for transactions that store profiles, and delays others until this one ends."""
+    _lock("pg_advisory_xact_lock", channel_id, _PROFILE_LOCK)
 
 
-def _lock(function: str, channel_id: int, kind: int = _TURN) -> None:
+def _lock(function: str, channel_id: int, kind: int = _WITHDRAWAL_LOCK) -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT {function}(%s, %s)", [kind, channel_id])
 
 
 def fetch_withdrawn_since(channel_id: int, moment: datetime) -> list[str]:
-    """Devices of those who withdrew then or later, for who has `settled`."""
+    """Returns the devices withdrawn at that time or later. Take `lock_shared` first."""
     rows = Participant.objects.filter(channel_id=channel_id, withdrawn_at__gte=moment)
     return list(rows.values_list("device_id", flat=True))
 
 
 def is_erasing(channel_id: int, since: datetime) -> bool:
-    """Whether somebody is being erased, or was since then."""
+    """Returns whether an erasure is running, or was since then."""
     recent = Q(finished_at=None) | Q(finished_at__gte=since) | Q(requested_at__gte=since)
     return Erasure.objects.filter(recent, channel_id=channel_id).exists()
 
 
 def has_revocations_since(channel_id: int, since: datetime) -> bool:
-    """Whether somebody refused, took back consent or was erased since then."""
+    """Returns whether a participant refused, withdrew or was erased since then."""
     participants = Participant.objects.filter(channel_id=channel_id)
     withdrawn_rows = participants.filter(withdrawn_at__gte=since)
     refused_rows = participants.filter(consent=False, updated_at__gte=since)
     return is_erasing(channel_id, since) or withdrawn_rows.exists() or refused_rows.exists()
-
-
-# Hashes under a channel's secret ------------------------------------------------------------------

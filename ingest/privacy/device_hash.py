@@ -11,7 +11,7 @@ from ingest.privacy.encryption import decrypt, encrypt
 
 
 def fetch_channel_secret(channel_id: int) -> bytes:
-    """32 bytes, made once; every hash of a device of this channel is under it."""
+    """Returns the channel's 32 secret bytes, made at the first use."""
     rows = Channel.objects.filter(pk=channel_id)
     encrypted = rows.values_list("encrypted_secret", flat=True).get()
     if encrypted is None:
@@ -24,12 +24,12 @@ def fetch_channel_secret(channel_id: int) -> bytes:
 
 
 def derive_key(channel_id: int, purpose: str) -> bytes:
-    """32 bytes of the secret for one purpose, so that hashes of two purposes never meet."""
+    """Returns a key of 32 bytes for one purpose, so that hashes of two purposes differ."""
     return hmac.digest(fetch_channel_secret(channel_id), purpose.encode(), hashlib.sha256)
 
 
 def hash_subject(channel_id: int, device_id: str) -> str:
-    """A person as certificates and the ledger name them."""
+    """Returns the name of a person in certificates and in the audit log."""
     return hash_subject_with(derive_key(channel_id, "erasure"), device_id)
 
 

@@ -1,4 +1,4 @@
-"""What must not lie open in the database: phones, and the bytes of rejected events."""
+"""Encrypts columns at rest: phones, secrets, and the bytes of rejected events."""
 
 from cryptography.fernet import Fernet, MultiFernet
 from django.conf import settings
@@ -9,15 +9,15 @@ def _load_keys() -> MultiFernet:
 
 
 def encrypt(plain: bytes) -> bytes:
-    """Encrypted under the first of `EXHAUST_ENCRYPTION_KEYS`."""
+    """Returns the bytes encrypted under the first of `EXHAUST_ENCRYPTION_KEYS`."""
     return _load_keys().encrypt(plain)
 
 
 def decrypt(ciphertext: bytes | memoryview) -> bytes:
-    """The plain bytes. Raises `cryptography.fernet.InvalidToken` when no key fits."""
+    """Returns the plain bytes. Raises `cryptography.fernet.InvalidToken` when no key fits."""
     return _load_keys().decrypt(bytes(ciphertext))
 
 
 def reencrypt(ciphertext: bytes | memoryview) -> bytes:
-    """The same under the first key, so that an older one can be dropped."""
+    """Returns the ciphertext under the first key, so that you can drop an older one."""
     return _load_keys().rotate(bytes(ciphertext))

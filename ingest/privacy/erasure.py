@@ -1,9 +1,9 @@
-"""A person's erasure, by device id, in short steps that any process can go on with.
+"""Erases a person by device id, in short steps that any process can resume.
 
-At once go the profile and whatever files hold the person; then, a thousand rows at a time, what
-events, sessions, users and rejected events say of them. Of an event stay its type, its time, its
-conversation and its identity, which keeps the same event from coming in again. The record of it
-holds counts, and the person only as a hash.
+The first step deletes the profile and the files that hold the person. Further steps empty events,
+sessions, users and rejected events, a thousand rows at a time. An event keeps its type, its time,
+its conversation and its identity, so that the same event is not stored again. The erasure's record
+holds counts, and names the person by a hash only.
 """
 
 import binascii
@@ -41,7 +41,7 @@ from ingest.models.fields import CurrentPosition
 from ingest.privacy import consent, device_hash
 from ingest.privacy.encryption import decrypt, encrypt
 
-# keyword arguments: channel_id, and querysets `events` and `sessions` that are about to be erased
+# keyword arguments: channel_id, and the queryset `events` or `sessions` that is erased next
 rows_erasing = Signal()
 STEP_ROWS = 1000
 _REJECTED_STEP_ROWS = 100  # up to 256 KiB each
@@ -49,9 +49,9 @@ _GZIP, _GZIP_IN_BASE64, _DECOMPRESS_BYTES = b"\x1f\x8b", b"H4s", 1024
 
 
 def erase(channel_id: int, device_id: str, seconds: float) -> Erasure:
-    """Erases for about so long; what is left when `finished_at` is None, `go_on` takes up.
+    """Erases for about that many seconds. `resume` continues where `finished_at` is None.
 
-    Once more for the same person erases what has come since.
+    A second call for the same person erases the rows since the first.
     """
     erasure = _start(channel_id, device_id)
     return _run_steps(erasure, monotonic() + seconds)
@@ -62,7 +62,7 @@ def unfinished_erasures() -> QuerySet[Erasure]:
 
 
 def resume(seconds: float) -> bool:
-    """Works at unfinished erasures for about so long; whether some are left."""
+    """Continues erasures for about that many seconds. Returns whether some are unfinished."""
     until = monotonic() + seconds
     for erasure in unfinished_erasures().order_by("requested_at"):
         _run_steps(erasure, until)
@@ -72,7 +72,7 @@ def resume(seconds: float) -> bool:
 
 
 def find_erased(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
-    """Those that must not be kept: of somebody erased, without a consent given afterwards."""
+    """Returns the profiles of erased persons who gave no consent afterwards: do not store them."""
     if not profiles or not Erasure.objects.filter(channel_id=channel_id).exists():
         return []
     key = device_hash.derive_key(channel_id, "erasure")
@@ -92,7 +92,7 @@ def find_erased(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
 
 
 def _start(channel_id: int, device_id: str) -> Erasure:
-    """What takes effect at once, in one transaction."""
+    """Runs the first step, in one transaction."""
     with transaction.atomic():
         consent.lock_profiles_exclusive(channel_id)
         consent.lock_exclusive(channel_id)
@@ -123,14 +123,14 @@ def _run_steps(erasure: Erasure, until: float) -> Erasure:
 
 
 class _Step:
-    """The next piece of an erasure; each is a transaction of its own."""
+    """The next step of an erasure, in a transaction of its own."""
 
     def __init__(self, erasure: Erasure) -> None:
         self._pk = erasure.pk
         self._channel_id = erasure.channel_id
 
     def run(self) -> bool:
-        """False when nothing is left, or another process is at it."""
+        """Returns False when the erasure is finished, or another process runs it."""
         with transaction.atomic():
             lock_positioned_tables()
             rows = Erasure.objects.select_for_update(skip_locked=True, of=("self",))
@@ -209,11 +209,11 @@ class _Step:
         return len(user_ids)
 
     def _lock_derivation(self) -> None:
-        """What it has read of this person it must not write back behind us."""
+        """Waits for a running derivation, which could write this person's data back."""
         list(DerivationState.objects.select_for_update().filter(pk=self._channel_id))
 
     def _rejected(self, device_id: str, erasure: Erasure) -> int:
-        """Also -1, for a step in which nobody was found."""
+        """Returns the number of deleted rows; -1 for a step without one, 0 at the end."""
         rows = RejectedEvent.objects.filter(
             channel_id=self._channel_id, id__gt=erasure.last_rejected
         )
@@ -230,7 +230,7 @@ class _Step:
 
 
 def _change_fields() -> dict[str, Any]:
-    """What makes the feed's readers meet a record again."""
+    """Returns the fields by which readers of the feed get the row again."""
     position = (
         CurrentPosition() if connection.vendor == "postgresql" else Value(allocate_position())
     )
@@ -238,7 +238,7 @@ def _change_fields() -> dict[str, Any]:
 
 
 def _build_device_matcher(device_id: str) -> Any:
-    """Whether a rejected row names the device: as a text of JSON, or as a word of its own."""
+    """Returns a test for rejected rows that name the device, as a JSON text or as a word."""
     raw_pattern = re.escape(device_id.encode())
     json_pattern = re.escape(json.dumps(device_id)[1:-1].encode())
     word_pattern = (
@@ -249,7 +249,7 @@ def _build_device_matcher(device_id: str) -> Any:
     def is_naming_device(row: RejectedEvent) -> bool:
         try:
             raw = decrypt(row.encrypted_body)
-        except InvalidToken:  # its key is gone: nobody reads it
+        except InvalidToken:  # its key is lost, so it is unreadable anyway
             return False
         raw = _decompress(raw)
         return bool(pattern.search(raw) or pattern.search(row.detail.encode()))
@@ -258,8 +258,10 @@ def _build_device_matcher(device_id: str) -> Any:
 
 
 def _decompress(raw: bytes) -> bytes:
-    """What gzip, or a Clickstream SDK's base64 of it, yields as far as it goes: of a large body
-    only the beginning is kept, and a broken one is kept because it is broken."""
+    """Returns the text of a body in gzip, or in a Clickstream SDK's base64 of it.
+
+    A stored body may be cut or broken, so the part that can be decompressed counts.
+    """
     compressed = raw
     if raw.lstrip().startswith(_GZIP_IN_BASE64):
         text = raw.translate(None, b" \t\r\n")

@@ -1,12 +1,12 @@
-"""The second wall between channels, on PostgreSQL: row-level security.
+"""Row-level security of PostgreSQL, behind the filters by channel that every query has.
 
-The first is that every query starts from the caller's channel. Where one forgets to, a request
-still gets no row of another channel: it runs as a role to which each table with a channel, or with
-an owner that has one, shows only the rows of the channels named in `exhaust.channels`.
+A request runs as a role of its own. Each table with a channel, or with a parent that has one, shows
+this role only the rows of the channels in `exhaust.channels`. So a query with a missing filter
+still returns no row of another channel.
 
-Senders' doors, workers and commands run as the login role, to which no policy applies: they pay
-nothing, and read all channels. A role leaves this wall by a word, so it guards against our own
-forgetting, not against foreign SQL.
+The ingest endpoints, workers and commands run as the login role. No policy applies to it: they pay
+nothing, and see all channels. `RESET ROLE` bypasses the policies, so they protect against missing
+filters and not against SQL injection.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,20 @@ from ingest.models import Channel
 from ingest.tenancy.session import POLICY, TENANT_ROLE, has_policies
 
 log = logs.get_logger(__name__)
-ROLE_REMEDY = f"CREATE ROLE {TENANT_ROLE} NOLOGIN; GRANT {TENANT_ROLE} TO <the login role>; then run manage.py migrate."
-# asked once a statement, so that an index on the channel serves it
+ROLE_REMEDY = (
+    f"CREATE ROLE {TENANT_ROLE} NOLOGIN; GRANT {TENANT_ROLE} TO <the login role>;"
+    " then run manage.py migrate."
+)
+# a subquery runs once a statement, so an index on the channel serves it
 _CHANNELS_SQL = (
     "ANY ((SELECT string_to_array(current_setting('exhaust.channels', true), ',')::int[])::int[])"
 )
 
-# In a request --------------------------------------------------------------------------------
-
-
-# With the tables -----------------------------------------------------------------------------
-
 
 def build_conditions() -> dict[str, str]:
-    """By table, the condition under which a row belongs to the channels let in.
+    """Returns by table the condition under which a row belongs to the visible channels.
 
-    A table has a policy by having a channel, or an owner that has one; nothing is listed.
+    Each table with a channel, or with a parent that has one, is among them; no list names them.
     """
     conditions = {Channel._meta.db_table: f"id = {_CHANNELS_SQL}"}
     remaining = [model for model in apps.get_models() if model is not Channel]
@@ -63,7 +61,7 @@ def _build_condition(model: type[models.Model], conditions: dict[str, str]) -> s
             return f"{field.column} = {_CHANNELS_SQL}"
     for field in foreign_keys:
         parent = field.related_model._meta
-        if parent.db_table in conditions and not field.null:  # which its own policy guards
+        if parent.db_table in conditions and not field.null:  # whose own policy applies
             return (
                 f'EXISTS (SELECT FROM "{parent.db_table}" o'
                 f' WHERE o.{field.target_field.column} = "{table}".{field.column})'
@@ -72,14 +70,14 @@ def _build_condition(model: type[models.Model], conditions: dict[str, str]) -> s
 
 
 def create_policies(using: str = "default", **_: Any) -> None:
-    """After every `migrate`: the role, its rights and the policies, where one is missing."""
+    """Creates the missing of the role, its grants and the policies, after every `migrate`."""
     database = connections[using]
     if database.vendor != "postgresql":
         return
     has_policies.cache_clear()
     with database.cursor() as cursor:
         if not _ensure_role(database):
-            log.warning("tenancy.rls_missing", role=TENANT_ROLE)  # `check` tells the remedy
+            log.warning("tenancy.rls_missing", role=TENANT_ROLE)  # `manage.py check` has the remedy
             return
         cursor.execute(
             "SELECT relname, has_table_privilege(%s, oid, 'INSERT') FROM pg_class"
@@ -111,7 +109,7 @@ def create_policies(using: str = "default", **_: Any) -> None:
 
 
 def _ensure_role(database: BaseDatabaseWrapper) -> bool:
-    """Whether the login role may act as ours, made here where that is allowed."""
+    """Creates and grants the tenant role where needed. Returns whether the login role has it."""
     membership_sql = (
         "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = %s"
     )
@@ -129,7 +127,7 @@ def _ensure_role(database: BaseDatabaseWrapper) -> bool:
                 try:
                     with transaction.atomic(database.alias):
                         cursor.execute(statement)
-                except ProgrammingError:  # not ours to make, or another made it first
+                except ProgrammingError:  # not allowed, or made by another process
                     continue
     return False
 
@@ -138,13 +136,13 @@ def _ensure_role(database: BaseDatabaseWrapper) -> bool:
 def check_policies(
     *, databases: Sequence[str] | None = None, **_: Any
 ) -> list[checks.CheckMessage]:
-    """`manage.py check --database default`: whether there is, or can be, a second wall."""
+    """Warns in `manage.py check --database default` where row-level security is missing."""
     if connection.vendor != "postgresql" or "default" not in (databases or ()):
         return []
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('ingest_channel') IS NULL")
         if cursor.fetchone()[0] or has_policies(str(connection.settings_dict["NAME"])):
-            return []  # the migrate that follows makes it, or it is there
+            return []  # `migrate` creates it next, or it exists
     return [
-        checks.Warning("PostgreSQL guards no channel's rows.", hint=ROLE_REMEDY, id="ingest.W001")
+        checks.Warning("PostgreSQL has no row-level security.", hint=ROLE_REMEDY, id="ingest.W001")
     ]

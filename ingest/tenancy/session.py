@@ -1,4 +1,4 @@
-"""Narrows a database session to a channel's rows."""
+"""Restricts a database session to the rows of some channels, and lifts the restriction."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,27 +13,18 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ingest import logs
 
 log = logs.get_logger(__name__)
-
-
 TENANT_ROLE = "exhaust_tenant"
-
-
-POLICY = "channels"
-
-
-_visible_channels: ContextVar[str | None] = ContextVar("inside", default=None)
-
-
+POLICY = "tenant_isolation"
 _RESTRICT_SQL = (
     f"SELECT set_config('exhaust.channels', %s, false), set_config('role', '{TENANT_ROLE}', false)"
 )
-
-
 _RESET_SQL = "SELECT set_config('role', 'none', false), set_config('exhaust.channels', '', false)"
+_RESTRICTED_ATTRIBUTE = "is_restricted"  # of psycopg's connection
+_visible_channels: ContextVar[str | None] = ContextVar("visible_channels", default=None)
 
 
 def restrict_to_channels(channels: Iterable[int]) -> None:
-    """From here to `leave` this thread's connection sees the rows of these channels only."""
+    """Shows this thread's connection only the rows of these channels, until `lift_restriction`."""
     if connection.vendor == "postgresql" and has_policies(str(connection.settings_dict["NAME"])):
         connection.ensure_connection()
         _visible_channels.set(",".join(map(str, sorted(channels))))
@@ -41,33 +32,33 @@ def restrict_to_channels(channels: Iterable[int]) -> None:
 
 
 def narrow_to_channel(channel_id: int) -> None:
-    """Of the channels that were let in, the one that the call is about."""
+    """Narrows a restricted session to the one channel that the request names."""
     if _visible_channels.get() not in (None, str(channel_id)):
         restrict_to_channels([channel_id])
 
 
 def is_restricted() -> bool:
-    """Whether this thread's connection, or the one it gets next, is to see some channels only."""
+    """Returns whether this thread's connection, or its next one, sees some channels only."""
     return _visible_channels.get() is not None
 
 
 def lift_restriction() -> None:
-    """The connection sees what its login role does."""
+    """Makes this thread's connection the login role's again."""
     if _visible_channels.get() is None:
         return
     _visible_channels.set(None)
     if connection.connection is None:
         return
     try:
-        _reset_connection()
-    except psycopg.Error:  # nobody gets it from the pool as it is
+        reset_connection(connection.connection)
+    except psycopg.Error:  # it must not go back to the pool restricted
         connection.connection.close()
         connection.close()
 
 
 @contextmanager
 def unrestricted_connection() -> Iterator[None]:
-    """For what concerns the server and no channel."""
+    """Lifts the restriction for statements that concern the server and no channel."""
     channels = _visible_channels.get()
     lift_restriction()
     try:
@@ -79,18 +70,21 @@ def unrestricted_connection() -> Iterator[None]:
 
 
 def restore_restriction(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    """A connection that was made anew in the middle of a request."""
+    """Restricts a connection that was made in the middle of a request."""
     if connection.vendor != "postgresql" or connection.alias != "default":
         return
     if _visible_channels.get() is not None:
         _apply_restriction()
-    elif getattr(
-        connection.connection, _RESTRICTED_ATTRIBUTE, False
-    ):  # closed in a request, back from the pool
-        _reset_connection()
+    else:  # one that a request closed may come back from the pool
+        reset_connection(connection.connection)
 
 
-_RESTRICTED_ATTRIBUTE = "walled"  # marks psycopg's connection
+def reset_connection(psycopg_connection: Any) -> Any:
+    """Returns a pooled connection as its login role, also after a request that restricted it."""
+    if getattr(psycopg_connection, _RESTRICTED_ATTRIBUTE, False):
+        psycopg.Cursor(psycopg_connection).execute(_RESET_SQL)
+        setattr(psycopg_connection, _RESTRICTED_ATTRIBUTE, False)
+    return psycopg_connection
 
 
 def _apply_restriction() -> None:
@@ -99,21 +93,9 @@ def _apply_restriction() -> None:
         psycopg.Cursor(connection.connection).execute(_RESTRICT_SQL, [_visible_channels.get()])
 
 
-def _reset_connection() -> None:
-    reset_connection(connection.connection)
-
-
-def reset_connection(psycopg_connection: Any) -> Any:
-    """A connection of the pool, as its login role, whatever request had it before."""
-    if getattr(psycopg_connection, _RESTRICTED_ATTRIBUTE, False):
-        psycopg.Cursor(psycopg_connection).execute(_RESET_SQL)
-        setattr(psycopg_connection, _RESTRICTED_ATTRIBUTE, False)
-    return psycopg_connection
-
-
 @cache
 def has_policies(database: str) -> bool:
-    """Whether the wall is there; said once a process where it is not."""
+    """Returns whether row-level security is set up. Logs once a process that it is not."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT EXISTS (SELECT FROM pg_policies WHERE policyname = %s) AND EXISTS (SELECT FROM"
@@ -122,5 +104,5 @@ def has_policies(database: str) -> bool:
         )
         is_present = bool(cursor.fetchone()[0])
     if not is_present:
-        log.warning("tenancy.rls_missing", role=TENANT_ROLE)  # `check` tells the remedy
+        log.warning("tenancy.rls_missing", role=TENANT_ROLE)  # `manage.py check` has the remedy
     return is_present

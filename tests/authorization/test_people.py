@@ -166,7 +166,7 @@ def test_unfiltered_erasure_without_rls(
     files_of: dict[str, list[str]], request: pytest.FixtureRequest, monkeypatch: Any
 ) -> None:
     request.getfixturevalue("forgetful")
-    monkeypatch.setattr(session, "_has_policies", lambda _: False)
+    monkeypatch.setattr(session, "has_policies", lambda _: False)
 
     erase()
 

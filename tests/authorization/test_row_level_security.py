@@ -98,7 +98,7 @@ def test_unfiltered_query_stays_in_channel(own: Tenant, other: Tenant, forgetful
 def test_unfiltered_query_leaks_without_rls(
     own: Tenant, other: Tenant, forgetful: None, monkeypatch: Any
 ):
-    monkeypatch.setattr(session, "_has_policies", lambda _: False)
+    monkeypatch.setattr(session, "has_policies", lambda _: False)
     client = Client(headers=bearer(make_key(own.channel)))
 
     said = list(iterate_answers(client, (own, other)))

@@ -181,9 +181,9 @@ def test_each_past_day_is_digested_once():
 @pytest.mark.parametrize(
     ("sql", "fault"),
     [
-        ("UPDATE ingest_auditevent SET actor = 'b' WHERE id = {id}", "not as it was sealed"),
+        ("UPDATE ingest_auditevent SET actor = 'b' WHERE id = {id}", "not as it was digested"),
         ("UPDATE ingest_auditevent SET details = '{{\"a\": 1}}' WHERE id = {id}", "not as it"),
-        ("DELETE FROM ingest_auditevent WHERE id = {id}", "sealed with 1 entries, there are 0"),
+        ("DELETE FROM ingest_auditevent WHERE id = {id}", "digested with 1 events, there are 0"),
         ("DELETE FROM ingest_auditdigest WHERE day = '2026-11-19'", "days before it are missing"),
         ("UPDATE ingest_auditdigest SET digest = 'f' WHERE day = '2026-11-19'", "does not follow"),
     ],
@@ -204,7 +204,7 @@ def test_event_added_to_past_day_is_found():
     write("seen", NOW - timedelta(days=1))
     hash_chain.digest_days(NOW)
     write("late", NOW - timedelta(days=1))
-    with pytest.raises(CommandError, match="sealed with 1 entries, there are 2"):
+    with pytest.raises(CommandError, match="digested with 1 events, there are 2"):
         call_command("audit", "verify")
 
 
@@ -221,7 +221,7 @@ def test_chain_starts_at_oldest_digest():
     write("seen", NOW)
     hash_chain.digest_days(NOW + timedelta(days=1))
     without_trigger("DELETE FROM ingest_auditdigest WHERE day < '2026-11-21'")
-    assert any("before the first seal" in fault for fault in hash_chain.find_mismatches())
+    assert any("before the first digest" in fault for fault in hash_chain.find_mismatches())
 
 
 # Failed tries -------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_admin_change_is_audited(operator: Client):
     assert audited("role.added") == audited("role.deleted") == [("ORG_001", "nurses", "done")]
     assert audited("group.added") == [("", "doctors", "done")]
     entry = AuditEvent.objects.get(action="role.added")
-    assert (entry.actor, entry.details["rights"]) == ("operator", ["audit"])
+    assert (entry.actor, entry.details["permissions"]) == ("operator", ["audit"])
     assert "nobody is to read" not in str(list(AuditEvent.objects.values()))
 
 

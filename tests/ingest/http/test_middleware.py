@@ -18,7 +18,7 @@ from tests.conftest import bearer, make_channel, make_key
 
 
 def act(request: HttpRequest) -> HttpResponse:
-    audit.record("test.acted")
+    audit.record("channel.changed")
     return HttpResponse()
 
 
