@@ -24,8 +24,8 @@ Query = tuple[str, dict[str, Any]]
 SLICE_ROWS = 10_000
 MAX_SLICES = 1_000
 CONNECTIONS = 2
-_BATCH_ROWS, _BATCH_BYTES = 256, BLOCK_BYTES  # that one thread hands to the other at once
-_MAX_QUEUED_BATCHES = 32  # of a slice ahead of the file: about as much as a slice
+BATCH_ROWS, BATCH_BYTES = 256, BLOCK_BYTES  # that one thread hands to the other at once
+MAX_QUEUED_BATCHES = 32  # of a slice ahead of the file: about as much as a slice
 
 # An index returns the rows in the file's order. Without fresh statistics the planner would sort
 # them on disk, payloads included.
@@ -105,7 +105,7 @@ def _batch_rows(rows: Iterator[Any], *, by_line: bool) -> Iterator[list[Any]]:
     for row in rows:
         batch.append(row)
         size += len(row) if by_line else sum(len(cell) for cell in row if cell)
-        if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
+        if size >= BATCH_BYTES or len(batch) >= BATCH_ROWS:
             yield _join_lines(batch) if by_line else batch
             batch, size = [], 0
     if batch:
@@ -139,7 +139,7 @@ class SliceWorker(threading.Thread):
         self._reader_gone = reader_gone
         self._statements = statements
         self._by_line = by_line
-        self._batches: queue.Queue[list[Any] | BaseException] = queue.Queue(_MAX_QUEUED_BATCHES)
+        self._batches: queue.Queue[list[Any] | BaseException] = queue.Queue(MAX_QUEUED_BATCHES)
         self._raw_connection: Any = None
 
     def read_slice(self) -> Iterator[Any]:

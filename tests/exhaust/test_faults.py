@@ -174,7 +174,7 @@ def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
     job = make_claimed()
     assert attempt.run(job)
     key = File.objects.get().key
-    draft = storage.FolderStorage._draft_path(files / key)
+    draft = storage.FolderStorage.draft_path(files / key)
     draft.write_text("half")
 
     # when / then the file stays
@@ -185,7 +185,7 @@ def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
 def test_what_a_living_attempt_has_begun_stays(files: Path) -> None:
     job = make_claimed()
     key = f"response/{job.pk}/1-{'a' * 32}.csv"
-    draft = storage.FolderStorage._draft_path(files / key)
+    draft = storage.FolderStorage.draft_path(files / key)
     draft.parent.mkdir(parents=True)
     draft.write_text("half")
 

@@ -32,8 +32,8 @@ _GZIP = "application/gzip"
 _EMPTY_FILE = "the file is empty"
 CSV = Format("csv", "text/csv; charset=utf-8", CsvWriter, has_add_lines=True)
 FORMATS: dict[str, Format] = {
-    form.name: form
-    for form in (
+    file_format.name: file_format
+    for file_format in (
         CSV,
         Format("csv.gz", _GZIP, partial(CsvWriter, gzip=True), has_add_lines=True),
         Format("jsonl", "application/x-ndjson", JsonLinesWriter, empty_message=_EMPTY_FILE),

@@ -18,8 +18,10 @@ class PendingBytes(io.RawIOBase):
         self._buffer += data  # type: ignore[arg-type] # any buffer
         return len(self._buffer) - size
 
-    def tell(self) -> int:
+    def position(self) -> int:
         return self._taken_bytes + len(self._buffer)
+
+    tell = position  # as files name it
 
     def take(self) -> bytes:
         """Returns the bytes written since the last call."""

@@ -25,7 +25,7 @@ class FolderStorage:
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         path = self._root / key
-        draft = self._draft_path(path)
+        draft = self.draft_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("wb") as target:
@@ -36,18 +36,18 @@ class FolderStorage:
             draft.rename(path)  # appears whole or not at all
             trigger_failpoint("complete.after", parse_job_id(key))
         except OSError as error:
-            self._remove_draft(draft)
+            self.remove_draft(draft)
             raise StorageError(f"folder: {error.strerror}") from error
         except BaseException:
-            self._remove_draft(draft)
+            self.remove_draft(draft)
             raise
 
     @staticmethod
-    def _draft_path(path: Path) -> Path:
+    def draft_path(path: Path) -> Path:
         return path.with_name(f"{_DRAFT_PREFIX}{path.name}")
 
     @staticmethod
-    def _remove_draft(draft: Path) -> None:
+    def remove_draft(draft: Path) -> None:
         with suppress(OSError):  # else the orphan sweep removes it
             draft.unlink(missing_ok=True)
 
@@ -62,7 +62,7 @@ class FolderStorage:
         self.abort_unfinished(key)
 
     def abort_unfinished(self, key: str) -> None:
-        self._unlink(self._draft_path(self._root / key))
+        self._unlink(self.draft_path(self._root / key))
 
     @staticmethod
     def _unlink(path: Path) -> None:

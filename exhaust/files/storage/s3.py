@@ -26,10 +26,10 @@ class S3Storage:
     ) -> None:
         self._bucket = bucket
         self._kms_key = kms_key  # in AWS KMS, for private files
-        self._session = boto3.session.Session()
-        self._client = self._make_client(endpoint, region)
+        self.session = boto3.session.Session()
+        self.client = self._make_client(endpoint, region)
         self._signer = (
-            self._client
+            self.client
             if public_endpoint == endpoint
             else self._make_client(public_endpoint, region)
         )
@@ -40,7 +40,7 @@ class S3Storage:
         if settings.FAILPOINTS:
             for operation in ("PutObject", "CompleteMultipartUpload"):
                 for event, handler in (("before-call", _fail_before), ("after-call", _fail_after)):
-                    self._client.meta.events.register(f"{event}.s3.{operation}", handler)
+                    self.client.meta.events.register(f"{event}.s3.{operation}", handler)
 
     def _make_client(
         self, endpoint: str, region: str, connect: int = 5, read: int = 60, attempts: int = 4
@@ -60,7 +60,7 @@ class S3Storage:
             retries={"mode": "standard", "total_max_attempts": attempts},
             **options,
         )
-        return self._session.client(
+        return self.session.client(
             "s3", region_name=region, endpoint_url=endpoint or None, config=config
         )
 
@@ -68,7 +68,7 @@ class S3Storage:
         try:
             kms_arguments = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._kms_key}
             is_kms_encrypted = self._kms_key and key.startswith(f"{PRIVATE_AREA}/")
-            self._client.upload_fileobj(
+            self.client.upload_fileobj(
                 stream,
                 self._bucket,
                 key,
@@ -83,20 +83,20 @@ class S3Storage:
 
     def open(self, key: str) -> IO[bytes]:
         try:
-            body: Any = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            body: Any = self.client.get_object(Bucket=self._bucket, Key=key)["Body"]
         except (ClientError, BotoCoreError) as error:
             raise self._translate_error(error, key) from error
         return body  # type: ignore[no-any-return]
 
     def size(self, key: str) -> int:
         try:
-            return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
+            return int(self.client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
         except (ClientError, BotoCoreError) as error:
             raise self._translate_error(error, key) from error
 
     def delete(self, key: str) -> None:
         try:
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self.client.delete_object(Bucket=self._bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
             raise StorageError(f"s3: {error}") from error
         self.abort_unfinished(key)
@@ -111,14 +111,14 @@ class S3Storage:
 
     def _abort_upload(self, key: str, upload: str) -> None:
         try:
-            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+            self.client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
         except ClientError as error:
             if _error_code(error) != "NoSuchUpload":  # its own process has just ended it
                 raise
 
     def list_keys(self, prefix: str) -> Iterator[str]:
         try:
-            for page in self._client.get_paginator("list_objects_v2").paginate(
+            for page in self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix
             ):
                 yield from (entry["Key"] for entry in page.get("Contents", ()))
@@ -133,7 +133,7 @@ class S3Storage:
 
     def _list_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Yields (key, id) of uploads that are neither completed nor aborted."""
-        for page in self._client.get_paginator("list_multipart_uploads").paginate(
+        for page in self.client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self._bucket, Prefix=prefix
         ):
             for upload in page.get("Uploads", ()):
@@ -158,7 +158,7 @@ class S3Storage:
             raise StorageError(f"s3: {error}") from error
 
     def signing_expires_at(self) -> datetime | None:
-        credentials = self._session.get_credentials()
+        credentials = self.session.get_credentials()
         if credentials is not None:
             try:
                 credentials.get_frozen_credentials()  # renews expired ones, as signing does
@@ -175,7 +175,7 @@ class S3Storage:
 
     def prepare(self) -> bool:
         try:
-            self._client.head_bucket(Bucket=self._bucket)
+            self.client.head_bucket(Bucket=self._bucket)
         except ClientError as error:
             if _error_code(error) not in {"404", "NoSuchBucket"}:
                 raise StorageError(f"s3: {error}") from error
@@ -183,11 +183,11 @@ class S3Storage:
             raise StorageError(f"s3: {error}") from error
         else:
             return False
-        region: Any = self._client.meta.region_name
+        region: Any = self.client.meta.region_name
         location: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         try:
             # S3 rejects the name of its default region here
-            self._client.create_bucket(
+            self.client.create_bucket(
                 Bucket=self._bucket, **(location if region != "us-east-1" else {})
             )
         except (ClientError, BotoCoreError) as error:

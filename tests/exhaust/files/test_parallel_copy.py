@@ -171,8 +171,8 @@ def test_cancel_all_ends_both_queries() -> None:
 
 def test_slice_buffers_bounded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
-    monkeypatch.setattr(parallel_copy, "_BATCH_ROWS", 1)
-    monkeypatch.setattr(parallel_copy, "_MAX_QUEUED_BATCHES", 2)
+    monkeypatch.setattr(parallel_copy, "BATCH_ROWS", 1)
+    monkeypatch.setattr(parallel_copy, "MAX_QUEUED_BATCHES", 2)
     taken: list[int] = []
     real = parallel_copy.SliceWorker.put_item
 

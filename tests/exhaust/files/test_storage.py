@@ -227,7 +227,7 @@ def _upload_until_killed(place: StorageCase) -> Any:
 
     def blocks() -> Iterator[bytes]:
         yield b"x" * 2 * MIB
-        place.storage._remove_draft = lambda _draft: None  # type: ignore[attr-defined]
+        place.storage.remove_draft = lambda _draft: None  # type: ignore[attr-defined]
         raise _ProcessKilled
 
     return BlockStream(blocks())
@@ -448,7 +448,7 @@ def temporary(ends: datetime, later: datetime) -> tuple[S3Storage, list[datetime
 
     place = S3Storage(BUCKET, "", "", "us-east-1")
     held = RefreshableCredentials("ASIAOLD", "old", "token", ends, again, "test")
-    place._session._session._credentials = held
+    place.session.get_credentials = lambda: held  # type: ignore[method-assign]
     return place, asked
 
 
@@ -687,7 +687,7 @@ def test_private_files_use_own_kms_key(moto: StorageCase, size: int) -> None:
     # given a storage with a key of AWS KMS
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     made = S3Storage(BUCKET, "", "", "us-east-1", key)
-    made._client = moto.storage._client  # type: ignore[attr-defined]
+    made.client = moto.storage.client  # type: ignore[attr-defined]
 
     # when / then
     for name, told in (("private/1/1-a.csv", ("aws:kms", key)), ("response/1/1-a.csv", None)):

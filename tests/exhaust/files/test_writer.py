@@ -165,7 +165,7 @@ def test_progress_counts_written_rows():
 @pytest.mark.parametrize("depth", [10, 100, 300, 900])
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
 def test_deepest_accepted_answer_is_written(depth: int, portable: bool):
-    # given an answer nested so deep, which the door took or set aside
+    # given an answer nested so deep, which was stored or rejected
     deep = '{"a":' * depth + "1" + "}" * depth
     raw = json.dumps(answer(edata={"resvalues": "<deep>"})).replace('"<deep>"', deep).encode()
     outcome = batches.append_batch(make_channel().id, parse_sample(b"[" + raw + b"]"))
