@@ -21,7 +21,7 @@ from exhaust.models import Destination as DestinationRow
 from exhaust.models import File, Link
 from exhaust.models import Job as JobRow
 from exhaust.models import Schedule as ScheduleRow
-from ingest.http.schema import (
+from ingest.http.bodies import (
     Body,
     choice,
     epoch_ms,
@@ -32,7 +32,7 @@ from ingest.http.schema import (
     nested,
     number,
     text,
-)
+)  # fmt: skip
 
 DESTINATION_STATES = ["working", "paused", "failing", "circuit_open", "disabled"]
 POSITION = "The position in the feed: the same in a page, a push and a file."

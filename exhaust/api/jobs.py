@@ -21,7 +21,8 @@ from exhaust.models import Job, Link
 from ingest.auth import keys
 from ingest.events import RequestError
 from ingest.http import request_body
-from ingest.http.schema import Body, extend_schema, text
+from ingest.http.bodies import Body, text
+from ingest.http.schema import extend_schema
 
 _JSON_ACCEPT_HEADERS = {"*/*", "application/json", "application/json, */*"}
 

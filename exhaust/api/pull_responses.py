@@ -4,16 +4,7 @@ from typing import Any
 
 from rest_framework.serializers import DictField
 
-from ingest.http.schema import (
-    Body,
-    anything,
-    choice,
-    epoch_ms,
-    flag,
-    free_object,
-    integer,
-    text,
-)  # fmt: skip
+from ingest.http.bodies import Body, anything, choice, epoch_ms, flag, free_object, integer, text
 
 POSITION = "The position in the feed: the same in a page, a push and a file."
 CURSOR = "Opaque. Send it as `cursor` to get what comes next."

@@ -7,14 +7,8 @@ from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 from exhaust.api import bodies
 from exhaust.api.bodies import TAG
 from exhaust.files.formats import FORMATS
-from ingest.http.schema import (
-    JSON,
-    Body,
-    choice,
-    empty_object,
-    integer,
-    text,
-)  # fmt: skip
+from ingest.http.bodies import Body, choice, empty_object, integer, text
+from ingest.http.schema import JSON
 
 NEXT = "Opaque. Send it as `cursor` to get the next page; null at the end."
 

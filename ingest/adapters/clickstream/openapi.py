@@ -1,16 +1,8 @@
 """The operations and bodies of AWS Clickstream, as the OpenAPI document describes them."""
 
 from ingest.adapters.base import Operation
-from ingest.http.schema import (
-    JSON,
-    MAX_ID,
-    Body,
-    free_object,
-    integer,
-    list_of,
-    number,
-    text,
-)
+from ingest.http.bodies import MAX_ID, Body, free_object, integer, list_of, number, text
+from ingest.http.schema import JSON
 
 
 class ClickstreamEvent(Body):

@@ -4,20 +4,8 @@ from rest_framework import serializers
 
 from ingest.adapters.base import Operation
 from ingest.adapters.desk.http import BULK_NDJSON
-from ingest.http.schema import (
-    JSON,
-    LINES,
-    MAX_ID,
-    NDJSON,
-    BatchCounts,
-    Body,
-    flag,
-    free_object,
-    integer,
-    list_of,
-    number,
-    text,
-)
+from ingest.http.bodies import MAX_ID, Body, flag, free_object, integer, list_of, number, text
+from ingest.http.schema import JSON, LINES, NDJSON, BatchCounts
 
 BULK_LINES = {
     "type": "string",

@@ -1,15 +1,8 @@
 """The operations and bodies of participants, as the OpenAPI document describes them."""
 
 from ingest.adapters.base import Operation
-from ingest.http.schema import (
-    JSON,
-    MAX_ID,
-    Body,
-    RejectionCounts,
-    flag,
-    integer,
-    text,
-)
+from ingest.http.bodies import MAX_ID, Body, flag, integer, text
+from ingest.http.schema import JSON, RejectionCounts
 
 
 class Participant(Body):

@@ -1,16 +1,8 @@
 """The operations and bodies of Skalin, as the OpenAPI document describes them."""
 
 from ingest.adapters.base import Operation
-from ingest.http.schema import (
-    JSON,
-    MAX_ID,
-    BatchCounts,
-    Body,
-    choice,
-    integer,
-    list_of,
-    text,
-)
+from ingest.http.bodies import MAX_ID, Body, choice, integer, list_of, text
+from ingest.http.schema import JSON, BatchCounts
 
 
 class SkalinIdentity(Body):

@@ -3,12 +3,8 @@
 from typing import Any
 
 from ingest.adapters.base import Operation
-from ingest.http.schema import (
-    JSON,
-    LINES,
+from ingest.http.bodies import (
     MAX_ID,
-    NDJSON,
-    BatchCounts,
     Body,
     choice,
     empty_object,
@@ -16,7 +12,8 @@ from ingest.http.schema import (
     free_object,
     number,
     text,
-)
+)  # fmt: skip
+from ingest.http.schema import JSON, LINES, NDJSON, BatchCounts
 
 EXAMPLE_EVENT = {
     "eid": "ASSESS", "ets": 1648785600123, "ver": "3.0", "mid": "ASSESS:1",

@@ -46,7 +46,8 @@ from ingest.events import (
 )
 from ingest.feed import reader
 from ingest.feed.values import EventRow
-from ingest.http.schema import NDJSON, Body, integer, text
+from ingest.http.bodies import Body, integer, text
+from ingest.http.schema import NDJSON
 from ingest.limits.admission import reject_overloaded
 from ingest.limits.rate_limits import EVENTS, READS, WRITES, is_ingest_request, select_limit
 from ingest.models import AppUser, RejectedEvent, Session, StoredEvent
