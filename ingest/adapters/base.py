@@ -63,7 +63,7 @@ class AddressLimit(NamedTuple):
     burst: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Operation:
     """An endpoint in the OpenAPI document. Bodies are serializers or schemas."""
 

@@ -4,60 +4,59 @@ from rest_framework import serializers
 
 from ingest.adapters.base import Operation
 from ingest.adapters.desk.http import BULK_NDJSON
-from ingest.http.bodies import MAX_ID, Body, flag, free_object, integer, list_of, number, text
-from ingest.http.schema import JSON, LINES, NDJSON, BatchCounts
+from ingest.http import bodies, schema
 
 BULK_LINES = {
     "type": "string",
     "description": "An action line, then a session, in turn.",
-    "examples": ['{"index": {"_index": "sessions"}}\n' + LINES["examples"][0]],
+    "examples": ['{"index": {"_index": "sessions"}}\n' + schema.LINES["examples"][0]],
 }
 
 
-class DeskSession(Body):
+class DeskSession(bodies.Body):
     """A user session as Dynatrace exports it."""
 
     is_extensible = True
-    tenantId = text("The tenant.", MAX_ID, required=False)
-    userSessionId = text("The session's id.", {"minLength": 1, **MAX_ID})
-    startTime = number("The start, in milliseconds since 1970.")
-    internalUserId = text("The device.", MAX_ID, required=False)
-    userId = text("The user.", MAX_ID, required=False)
-    userActions = list_of("The actions.", free_object("An action."), required=False)
-    events = list_of("The events.", free_object("An event."), required=False)
-    errors = list_of("The errors.", free_object("An error."), required=False)
+    tenantId = bodies.text("The tenant.", bodies.MAX_ID, required=False)
+    userSessionId = bodies.text("The session's id.", {"minLength": 1, **bodies.MAX_ID})
+    startTime = bodies.number("The start, in milliseconds since 1970.")
+    internalUserId = bodies.text("The device.", bodies.MAX_ID, required=False)
+    userId = bodies.text("The user.", bodies.MAX_ID, required=False)
+    userActions = bodies.list_of("The actions.", bodies.free_object("An action."), required=False)
+    events = bodies.list_of("The events.", bodies.free_object("An event."), required=False)
+    errors = bodies.list_of("The errors.", bodies.free_object("An error."), required=False)
     example = {"userSessionId": "1394_1008", "startTime": 1648785600123, "userActions": []}
 
 
-class DeskAnswer(BatchCounts):
+class DeskAnswer(schema.BatchCounts):
     """The outcome of a batch."""
 
-    sessions = integer("Sessions that were read.")
+    sessions = bodies.integer("Sessions that were read.")
 
 
-class BulkFailure(Body):
+class BulkFailure(bodies.Body):
     """The reason of a rejection."""
 
-    type = text("Elasticsearch's code.")
-    reason = text("The error and the remedy.")
+    type = bodies.text("Elasticsearch's code.")
+    reason = bodies.text("The error and the remedy.")
 
 
-class BulkItem(Body):
+class BulkItem(bodies.Body):
     """The outcome of one item."""
 
-    _index = text("The index that the item named.")
-    _id = text("The id.", allow_null=True)
-    status = integer("The HTTP status of a single call.")
-    result = text("created, updated or noop: of the batch as a whole.", required=False)
+    _index = bodies.text("The index that the item named.")
+    _id = bodies.text("The id.", allow_null=True)
+    status = bodies.integer("The HTTP status of a single call.")
+    result = bodies.text("created, updated or noop: of the batch as a whole.", required=False)
     error = BulkFailure(required=False)
 
 
-class BulkAnswer(Body):
+class BulkAnswer(bodies.Body):
     """The outcome of each item, in Elasticsearch's words."""
 
-    took = integer("Milliseconds.")
-    errors = flag("Whether any item was rejected.")
-    items = list_of("The items.", serializers.DictField(child=BulkItem(), help_text="By action."))
+    took = bodies.integer("Milliseconds.")
+    errors = bodies.flag("Whether any item was rejected.")
+    items = bodies.list_of("The items.", serializers.DictField(child=BulkItem(), help_text="One."))
 
 
 class BulkCause(BulkFailure):
@@ -66,25 +65,20 @@ class BulkCause(BulkFailure):
     root_cause = BulkFailure(many=True, required=False, help_text="The same again.")
 
 
-class BulkError(Body):
+class BulkError(bodies.Body):
     """A rejection."""
 
     error = BulkCause()
-    status = integer("The HTTP status.")
+    status = bodies.integer("The HTTP status.")
 
 
 OPERATIONS = (
     Operation(
-        id="sendBulk",
-        description="Send sessions by Elasticsearch's bulk protocol.",
-        request=dict.fromkeys((NDJSON, BULK_NDJSON), BULK_LINES),
-        response=BulkAnswer,
-        rejection=BulkError,
+        "sendBulk", "Send sessions by Elasticsearch's bulk protocol.", BulkAnswer,
+        dict.fromkeys((schema.NDJSON, BULK_NDJSON), BULK_LINES), BulkError,
     ),
     Operation(
-        id="sendSessions",
-        description="Send Dynatrace sessions, one a line.",
-        request={NDJSON: LINES, JSON: DeskSession},
-        response=DeskAnswer,
+        "sendSessions", "Send Dynatrace sessions, one a line.", DeskAnswer,
+        {schema.NDJSON: schema.LINES, schema.JSON: DeskSession},
     ),
-)
+)  # fmt: skip
