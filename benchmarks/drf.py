@@ -1,4 +1,4 @@
-"""Doors as many would write them: a serializer for each event, then `bulk_create`.
+"""Ingest endpoints as many would write them: a serializer for each event, then `bulk_create`.
 
 A WSGI application beside ours, on the same database and into the same table: no key, hardly any
 middleware, an identity by a digest, duplicates left to the unique index. `model_of` is also what

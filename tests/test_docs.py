@@ -91,7 +91,7 @@ def test_every_source_is_described(source: str):
 
 
 @pytest.mark.parametrize("word", [*Destination.Kind.values, *Destination.Resource.values])
-def test_every_kind_of_sink_is_described(word: str):
+def test_every_kind_of_destination_is_described(word: str):
     assert f"`{word}`" in RECEIVING.partition("## Push")[2]
 
 

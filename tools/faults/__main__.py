@@ -63,7 +63,7 @@ def run_leg(options: argparse.Namespace) -> None:
             orphans: list[str] = []
             try:
                 campaign.run()
-                orphans = campaign.list_leftovers()
+                orphans = campaign.list_orphans()
             finally:  # also what was found until it was ended
                 report = {
                     "runs": campaign.results,

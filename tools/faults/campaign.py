@@ -334,7 +334,7 @@ class Campaign:
                     if re.search(rf'"job": {trial.pk}\b', line) or f"/{trial.pk}/" in line:
                         print_progress(f"    {line}")
 
-    def list_leftovers(self) -> list[str]:
+    def list_orphans(self) -> list[str]:
         """After one sweep of everything: what no row names."""
         from exhaust.files import orphans
         from exhaust.models import File

@@ -269,15 +269,15 @@ def _sweep_job(
     """Whether it took a sweep to leave nothing but the file."""
     from exhaust.files import orphans
 
-    if not _list_leftovers(pk, store, named):
+    if not _list_orphans(pk, store, named):
         return False
     orphans.remove_for_jobs(pk)
-    for orphan in _list_leftovers(pk, store, named):
+    for orphan in _list_orphans(pk, store, named):
         report(("left over", orphan))
     return True
 
 
-def _list_leftovers(pk: int, store: Store, named: set[str]) -> list[str]:
+def _list_orphans(pk: int, store: Store, named: set[str]) -> list[str]:
     prefix = f"response/{pk}/"
     return [
         *(f"object {key}" for key in store.list_keys(prefix) if key not in named),

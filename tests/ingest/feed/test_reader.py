@@ -54,7 +54,7 @@ def test_no_event_lost_beside_slow_writers(monkeypatch: pytest.MonkeyPatch):
             for number in range(BATCHES):
                 mids = [f"{writer}-{number}-{each}" for each in range(dice.randint(1, 5))]
                 try:
-                    # every other writer has the store commit by itself, as most doors do
+                    # every other writer has the store commit by itself, as most endpoints do
                     nested = writer % 2 == 0
                     with transaction.atomic() if nested else nullcontext():
                         # a new conversation: its row is written before the events are
