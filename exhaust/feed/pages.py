@@ -57,7 +57,7 @@ def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
         position = pruning.get_pruned_position(pruning.fetch_prune_state(query.channel_id))
         items = _read_events(query, position, up_to, limit)
     else:
-        items = _READERS[query.resource](query, position, up_to, limit)
+        items = READERS[query.resource](query, position, up_to, limit)
         if query.resource == "events":
             pruning.require_unpruned(query.channel_id, position)
     if len(items) == limit:
@@ -127,4 +127,4 @@ def _filter_by_time(rows: Any, field: str, query: FeedQuery) -> Any:
     return rows
 
 
-_READERS = {"events": _read_events, "sessions": _read_sessions, "users": _read_users}
+READERS = {"events": _read_events, "sessions": _read_sessions, "users": _read_users}

@@ -53,7 +53,7 @@ def erase(channel_id: int, device_id: str, seconds: float) -> Erasure:
 
     A second call for the same person erases the rows since the first.
     """
-    erasure = _start(channel_id, device_id)
+    erasure = start_erasure(channel_id, device_id)
     return _run_steps(erasure, monotonic() + seconds)
 
 
@@ -91,8 +91,8 @@ def find_erased(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
     ]
 
 
-def _start(channel_id: int, device_id: str) -> Erasure:
-    """Runs the first step, in one transaction."""
+def start_erasure(channel_id: int, device_id: str) -> Erasure:
+    """Runs the first step, which takes effect at once, in one transaction."""
     with transaction.atomic():
         consent.lock_profiles_exclusive(channel_id)
         consent.lock_exclusive(channel_id)

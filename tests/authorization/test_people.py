@@ -106,7 +106,7 @@ NONE = dict.fromkeys(ALL, 0)
 def acted_as(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The role of each erasure's first step."""
     seen: list[str] = []
-    begin = erasure._start
+    begin = erasure.start_erasure
 
     def told(*said: Any) -> Any:
         seen.append(session.TENANT_ROLE)
@@ -116,7 +116,7 @@ def acted_as(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 seen[-1] = str(cursor.fetchone()[0])
         return begin(*said)
 
-    monkeypatch.setattr(erasure, "_start", told)
+    monkeypatch.setattr(erasure, "start_erasure", told)
     return seen
 
 

@@ -132,7 +132,7 @@ def make_answer(number: int, text: str = "") -> dict[str, Any]:
 
 
 def send_events(*events: dict[str, Any], channel: str = "ORG_001") -> None:
-    """Stores events as the ingest endpoint does."""
+    """Stores events like the telemetry endpoint."""
     batch = telemetry.parse(json.dumps(list(events)).encode(), Call(channel, timezone.now()))
     assert not batch.rejections
     outcome = batches.append_batch(make_channel(channel).pk, batch)
@@ -140,7 +140,7 @@ def send_events(*events: dict[str, Any], channel: str = "ORG_001") -> None:
 
 
 def revise_answer(number: int, text: str) -> None:
-    """Stores an answer of a source in which the last one wins: one of this number is superseded."""
+    """Stores a new version of an answer, which supersedes the one of this number."""
     revised = make_answer(number, text)
     event = Event(
         identity=event_identity(FIRST_ANSWER, "revised", str(number)),

@@ -69,7 +69,7 @@ def lapsed() -> Any:
 
 
 @pytest.mark.postgresql
-def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: Any) -> None:
+def test_stopped_claim_blocks_one_channel(monkeypatch: Any) -> None:
     # given a claim that was stopped in the channel whose turn it is
     monkeypatch.setattr(transitions, "CLAIM_LOCK_TIMEOUT_MS", 300)
     make_job(channel="ORG_001")
@@ -85,7 +85,7 @@ def test_a_claim_that_was_stopped_keeps_no_other_channel_waiting(monkeypatch: An
 
 
 @pytest.mark.postgresql
-def test_a_claim_that_is_stopped_gives_its_channel_back(monkeypatch: Any) -> None:
+def test_stopped_claim_times_out(monkeypatch: Any) -> None:
     # given a claim that does not go on before its commit
     monkeypatch.setattr(transitions, "CLAIM_IDLE_TIMEOUT_MS", 100)
     job = make_job()
@@ -99,7 +99,7 @@ def test_a_claim_that_is_stopped_gives_its_channel_back(monkeypatch: Any) -> Non
 
 
 @pytest.mark.postgresql
-def test_a_publication_that_was_stopped_keeps_no_other_job_waiting() -> None:
+def test_stopped_publish_blocks_no_claim() -> None:
     # given a lapsed job whose attempt was stopped in the middle of its publication
     stuck, other = make_claimed(tag="stuck"), make_job(tag="other")
     Job.objects.filter(pk=stuck.pk).update(lease_until=lapsed())
@@ -114,7 +114,7 @@ def test_a_publication_that_was_stopped_keeps_no_other_job_waiting() -> None:
 
 
 @pytest.mark.postgresql
-def test_a_publication_that_was_stopped_keeps_no_reaping_waiting() -> None:
+def test_stopped_publish_blocks_no_sweep() -> None:
     # given two jobs in their last attempt, the first in the middle of its publication
     stuck, dead = (make_claimed(tag=tag, attempt=2) for tag in ("stuck", "dead"))
     Job.objects.update(lease_until=lapsed())
@@ -131,9 +131,7 @@ def test_a_publication_that_was_stopped_keeps_no_reaping_waiting() -> None:
 
 
 @pytest.mark.postgresql
-def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
-    files: Path, monkeypatch: Any
-) -> None:
+def test_late_commit_keeps_its_file(files: Path, monkeypatch: Any) -> None:
     # given a publication that the server is still busy with when the connection is lost
     send_events(make_answer(1))
     publish, threads = transitions.publish, []
@@ -168,7 +166,7 @@ def test_a_commit_that_comes_after_its_caller_gave_up_keeps_its_file(
 # An upload that was begun twice -------------------------------------------------------------------
 
 
-def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
+def test_unfinished_upload_is_removed(files: Path) -> None:
     # given a published file, and an upload of its key whose beginning was never answered
     send_events(make_answer(1))
     job = make_claimed()
@@ -182,7 +180,7 @@ def test_what_was_begun_beside_a_published_file_goes(files: Path) -> None:
     assert stored_paths(files) == [key]
 
 
-def test_what_a_living_attempt_has_begun_stays(files: Path) -> None:
+def test_running_upload_is_kept(files: Path) -> None:
     job = make_claimed()
     key = f"response/{job.pk}/1-{'a' * 32}.csv"
     draft = storage.FolderStorage.draft_path(files / key)
@@ -196,9 +194,7 @@ def test_what_a_living_attempt_has_begun_stays(files: Path) -> None:
 # A storage that fails while the database has rows to give -----------------------------------------
 
 
-def test_a_storage_that_fails_in_the_middle_leads_back_to_submitted(
-    files: Path, monkeypatch: Any
-) -> None:
+def test_storage_failure_midway_is_retried(files: Path, monkeypatch: Any) -> None:
     # given more rows than the connection buffers, and a disk that is full after the first
     send_events(*(make_answer(number, "x" * 10_000) for number in range(1500)))
 
@@ -216,20 +212,20 @@ def test_a_storage_that_fails_in_the_middle_leads_back_to_submitted(
     assert fetch_job_row(job)["status_message"] == "The file could not be stored."
 
 
-# The lookout --------------------------------------------------------------------------------------
+# The poller ---------------------------------------------------------------------------------------
 
 
-def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any) -> None:
-    # given a job that no message came for, and a first look that fails in an unforeseen way
-    looks = iter([KeyError("default"), None, None])
+def test_poller_survives_any_error(files: Path, monkeypatch: Any) -> None:
+    # given a job without a message, and a first look that fails unexpectedly
+    errors = iter([KeyError("default"), None, None])
     job = make_job(due_at=timezone.now() - timedelta(minutes=1))
     Job.objects.update(submitted_at=timezone.now() - timedelta(minutes=1))
-    oldest_due = transitions.queue_wait
+    queue_wait = transitions.queue_wait
 
-    def unforeseen(lowest: int) -> timedelta:
-        if error := next(looks):
+    def fail_once(lowest_priority: int) -> timedelta:
+        if error := next(errors):
             raise error
-        return oldest_due(lowest)
+        return queue_wait(lowest_priority)
 
     class Twice(threading.Event):
         turns = 0
@@ -238,9 +234,9 @@ def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any)
             self.turns += 1
             return self.turns > 2
 
-    monkeypatch.setattr(transitions, "queue_wait", unforeseen)
+    monkeypatch.setattr(transitions, "queue_wait", fail_once)
 
-    # when / then the next one makes it
+    # when / then the next look runs the job
     worker_.poll_loop(Twice())
     assert fetch_job_row(job)["status"] == "SUCCESS"
 
@@ -248,7 +244,7 @@ def test_the_lookout_outlives_whatever_goes_wrong(files: Path, monkeypatch: Any)
 # A broker that goes while messages wait -----------------------------------------------------------
 
 
-def test_a_child_that_died_unwatched_is_watched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a child of which the pool knows that it is watched no more, and its end that can be read
     monkeypatch.setattr(AsynPool, "_track_child_process", AsynPool._track_child_process)
     replace_children_lost_without_redis()
@@ -269,7 +265,7 @@ def test_a_child_that_died_unwatched_is_watched_anew(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.redis
-def test_a_worker_survives_a_redis_that_goes_while_messages_wait(tmp_path: Path) -> None:
+def test_worker_survives_redis_restart(tmp_path: Path) -> None:
     # given a worker whose processes are busy for good, a message that waits, and room for another
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -303,7 +299,7 @@ def test_a_worker_survives_a_redis_that_goes_while_messages_wait(tmp_path: Path)
 
 @pytest.mark.postgresql
 @pytest.mark.redis
-def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> None:
+def test_stopping_worker_releases_its_job(tmp_path: Path) -> None:
     # given a worker in the middle of a job, which it will not have done in time
     job = make_job(priority=Job.Priority.NIGHTLY)
     (tmp_path / "failpoints").mkdir()

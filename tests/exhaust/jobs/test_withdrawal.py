@@ -58,7 +58,7 @@ OURS = "http://127.0.0.1:8000"
 
 
 def post_participants(*people: dict[str, Any], channel: str = "ORG_001") -> Any:
-    """Profiles through their endpoint."""
+    """Posts profiles."""
     key = make_key("ingest", channels=(channel,))
     answer = Client().post(
         "/v1/participants",
@@ -183,7 +183,7 @@ def test_withdrawal_revokes_link_and_phone(files: Any, word: dict[str, Any]) -> 
     assert [file["deleted"] for file in result["files"]] == [False]
     assert len(result["downloadUrls"]) == 1
 
-    # and the audit log has it, without a phone or a device
+    # and the audit log has every action, without a phone or a device
     audit_events = list(
         AuditEvent.objects.order_by("id").values_list("action", "channel", "details")
     )
@@ -397,7 +397,7 @@ def erase_participant(device_id: str, key: str | None = None) -> Any:
 
 
 def dump_database() -> str:
-    """All that the database says, but the audit log and what is encrypted."""
+    """The database's text, without the audit log and encrypted columns."""
     lines = []
     for model in (StoredEvent, Session, AppUser, Participant, Erasure, File, Link, Job, DeadLetter):
         lines += [str(row) for row in model.objects.values()]
@@ -529,7 +529,7 @@ def test_pruned_file_may_hold_person() -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("made_of", ["gzip", "base64", "cut gzip", "cut base64"])
 def test_rejected_bodies_are_erased(made_of: str) -> None:
-    # given a body that an endpoint could not read, of which only the beginning may be kept
+    # given an unreadable body, of which only the beginning may be stored
     channel = make_channel()
     noise = "".join(f"{number:x}" for number in range(30_000))
     folded = gzip.compress(json.dumps({"device": "device-77", "noise": noise}).encode())
@@ -592,7 +592,7 @@ def test_no_publication_during_erasure(monkeypatch: pytest.MonkeyPatch) -> None:
     job = submit.submit(make_submission())
     claimed = transitions.claim(job.pk)
     assert claimed is not None
-    erasure._start(make_channel().pk, "device-1")
+    erasure.start_erasure(make_channel().pk, "device-1")
     assert not attempt.run(claimed)
     job.refresh_from_db()
     assert job.status == "SUBMITTED"

@@ -155,13 +155,13 @@ def test_page_pruned_while_read_is_410(monkeypatch: Any) -> None:
     # given a reader behind the first event, and a pruning that ends before its page is read
     store_arrivals(1, 5)
     (first,) = StoredEvent.objects.order_by("id")[:1]
-    read = pages._READERS["events"]
+    read = pages.READERS["events"]
 
     def late(*asked: Any) -> Any:
         assert run_pruning() == 5
         return read(*asked)
 
-    monkeypatch.setitem(pages._READERS, "events", late)
+    monkeypatch.setitem(pages.READERS, "events", late)
     question = pages.FeedQuery(make_channel().pk, "events")
     with pytest.raises(RequestError, match="not kept"):
         pages.read_page(question, values.FeedPosition(first.xid, first.pk), 10)
