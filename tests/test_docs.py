@@ -131,6 +131,17 @@ def test_every_link_between_pages_leads_somewhere(page: Path):
             }, f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted(DOCS.glob("decisions/*.md"))], ids=lambda page: page.name
+)
+def test_files_named_on_a_page_exist(page: Path):
+    named = re.findall(
+        r"`((?:exhaust|ingest|config|tests|tools|benchmarks|docs)/[\w./-]+\.\w+)`", page.read_text()
+    )
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_readme_is_read_in_ten_minutes():
     assert len(README.split()) < 3000  # at 250 words a minute, its tables looked up in
 
