@@ -180,22 +180,22 @@ def test_charts_count_only_visible_jobs() -> None:
 def test_other_channels_cursor_is_rejected(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own, other = furnished(OWN), furnished(OTHER)
 
-    def of(world: Tenant) -> list[Any]:
+    def query_of(world: Tenant) -> list[Any]:
         names_it = world.names.channel if page == "audit" else world.channel.pk
         return [page, names_it, {} if page == "audit" else ""]
 
-    seen: list[Any] = []
-    unseal = cursor.decode
+    decoded: list[Any] = []
+    decode = cursor.decode
 
-    def told(text: str, response: list[Any]) -> list[Any]:
-        world = unseal(text, response)
-        seen.append(world)
-        return world
+    def record_decoded(text: str, query: list[Any]) -> list[Any]:
+        position = decode(text, query)
+        decoded.append(position)
+        return position
 
-    monkeypatch.setattr(cursor, "decode", told)
+    monkeypatch.setattr(cursor, "decode", record_decoded)
     client = sign_in_person(own)
     for world in (other, own):
-        text = cursor.encode([1], of(world))
+        text = cursor.encode([1], query_of(world))
         assert client.get(page_path(f"{page}?cursor={text}")).status_code == 200
 
-    assert seen == [[1]]
+    assert decoded == [[1]]

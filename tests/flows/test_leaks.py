@@ -1,7 +1,7 @@
-"""Nothing leaks sideways: what is private is planted everywhere, and looked for everywhere else.
+"""Private values do not leak: the test sends canaries everywhere and searches everything written.
 
-Real processes at EXHAUST_LOG_LEVEL=DEBUG, every door, every way to fail; then all they wrote, all that
-lies in the broker, in the ledger and in the answers is searched.
+Real processes run at EXHAUST_LOG_LEVEL=DEBUG. The test calls every ingest endpoint in every way that
+can fail. Then it searches the logs, the broker, the audit log and all responses.
 """
 
 import io
@@ -104,19 +104,19 @@ class Driver:
                 self.cookies.load(line)
         where = f"{method} {urlsplit(path).path} {response.status}"
         self.paths.add(re.sub(r"(download/).*|\b\d+(?=/)|\w*[0-9a-f]{16,}", r"\1…", where))
-        html = str(response.headers).encode() + response.body
+        content = str(response.headers).encode() + response.body
         for text, kind in self.canary.kinds.items():
             if kind in shows:
-                html = html.replace(text.encode(), b"")
-        self.answers.append((where, html))
+                content = content.replace(text.encode(), b"")
+        self.answers.append((where, content))
         return response
 
     def submit(self, tag: str, dataset: str, key: str, **more: Any) -> str:
         config = {"type": dataset, **DAYS}
         request = {"tag": tag, "dataset": dataset, "requestedBy": self.canary("name"), **more}
         body = {"request": {**request, "datasetConfig": config}}
-        html = self("POST", "/dataset/v1/request/submit", body, key, shows={"name", "address"})
-        return str(html.said["result"]["requestId"])
+        content = self("POST", "/dataset/v1/request/submit", body, key, shows={"name", "address"})
+        return str(content.said["result"]["requestId"])
 
     def job(self, tag: str, request_id: str, key: str) -> Any:
         path = f"/dataset/v1/request/read/{tag}?requestId={request_id}"
@@ -148,7 +148,7 @@ def test_private_values_do_not_leak(service: Service, canary: Canaries):
 
     good_and_bad_bodies(call)
     wrong_callers(call)
-    broken_doors(call)
+    broken_sources(call)
     worker.stop()
     requests = {
         PRIVATE: call.submit("people", PRIVATE, "reader"),
@@ -178,8 +178,8 @@ def test_private_values_do_not_leak(service: Service, canary: Canaries):
     }
     places |= dict(beside_the_database(service.var))
     leaks = [
-        (world, *leak) for world, html in [*places.items(), *call.answers]
-        for leak in sorted(canary.found(html))
+        (world, *leak) for world, content in [*places.items(), *call.answers]
+        for leak in sorted(canary.found(content))
     ]  # fmt: skip
     stored = canary.found(rows(service, ""))
     leaks += [("the database", *leak) for leak in sorted(stored) if leak[0] not in KEPT]
@@ -219,7 +219,7 @@ def make_keys(service: Service, canary: Canaries) -> None:
     )
 
 
-# The doors ----------------------------------------------------------------------------------------
+# The ingest endpoints -----------------------------------------------------------------------------
 
 
 def good_and_bad_bodies(call: Driver) -> None:
@@ -356,7 +356,7 @@ def wrong_callers(call: Driver) -> None:
          Content_Type="application/x-www-form-urlencoded")  # fmt: skip
 
 
-def broken_doors(call: Driver) -> None:
+def broken_sources(call: Driver) -> None:
     """The database fails in words that quote the row, as it does."""
     canary = call.canary
     tables = {
@@ -409,7 +409,7 @@ def files_and_links(call: Driver, requests: dict[str, str]) -> None:
         key = "puller" if dataset == "events-exhaust" else "reader"
         job: Any = until(
             lambda tag=tags[dataset], id_=request_id, key=key: (
-                (html := call.job(tag, id_, key))["status"] == "SUCCESS" and html
+                (content := call.job(tag, id_, key))["status"] == "SUCCESS" and content
             ),
             f"the file of {dataset}",
         )
@@ -463,8 +463,8 @@ def failing_receivers(call: Driver) -> None:
     canary = call.canary
 
     def echo(received: Any) -> Any:
-        html = json.dumps(received.headers).encode() + received.body
-        return respond_with(500, html, X_Echo=received.headers.get("authorization", ""))
+        content = json.dumps(received.headers).encode() + received.body
+        return respond_with(500, content, X_Echo=received.headers.get("authorization", ""))
 
     with Receiver(choose_behaviour=echo) as receiver:
         names = ("events", "sessions")
@@ -556,12 +556,12 @@ def log_of(service: Service, name: str) -> bytes:
 
 def assert_lines(written: dict[str, bytes]) -> None:
     """Of ours each line is one of JSON, at DEBUG, and what failed is among it."""
-    html = [json.loads(line) for line in b"\n".join(written.values()).split(b"\n")
+    content = [json.loads(line) for line in b"\n".join(written.values()).split(b"\n")
             if line.startswith(b"{")]  # fmt: skip
-    events = {line.get("event") for line in html}
+    events = {line.get("event") for line in content}
     assert {"request.answered", "request.failed", "job.storage_failed", "job.attempt_failed",
             "destination.delivery_failed", "callback.failed"} <= events  # fmt: skip
-    assert "DEBUG" in {line["level"] for line in html}
+    assert "DEBUG" in {line["level"] for line in content}
     assert not any(b"Traceback (most recent call last)" in text for text in written.values())
 
 
@@ -578,9 +578,9 @@ def broker(service: Service) -> bytes:
                     b"string": client.get}  # fmt: skip
             results += [key, read[client.type(key)](key)]
     # a message's body is base64 within JSON
-    html = repr(results).encode()
-    bodies = re.findall(rb'"body": "([A-Za-z0-9+/=]+)"', html)
-    return html + b"\n".join(b64decoded(body) for body in bodies)
+    content = repr(results).encode()
+    bodies = re.findall(rb'"body": "([A-Za-z0-9+/=]+)"', content)
+    return content + b"\n".join(b64decoded(body) for body in bodies)
 
 
 def b64decoded(text: bytes) -> bytes:

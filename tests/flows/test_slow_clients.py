@@ -25,7 +25,7 @@ SIGN_IN = (  # without anybody's login
 
 @pytest.mark.parametrize("action", ["nothing", "half a head", "half a body", "no sign-in"])
 def test_slow_clients_do_not_block_others(service: Service, action: str):
-    html = {
+    content = {
         "nothing": "",
         "half a head": HEAD,
         "half a body": f"{HEAD}Authorization: Bearer {service.keys['sender']}\r\n"
@@ -35,7 +35,7 @@ def test_slow_clients_do_not_block_others(service: Service, action: str):
     with ExitStack() as stack:
         for _ in range(FEW if action == "no sign-in" else COUNT):
             slow = stack.enter_context(socket.create_connection((HOST, service.port), timeout=10))
-            slow.sendall(html.encode())
+            slow.sendall(content.encode())
         time.sleep(0.5)
 
         seconds = []

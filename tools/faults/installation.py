@@ -118,7 +118,7 @@ class Installation:
                 "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
                 "EXHAUST_MAX_RUNNING_PER_CHANNEL": "1000",
                 "EXHAUST_MAX_QUEUED_PER_CHANNEL": "5000",
-                # the work, its heartbeat, and the poller
+                # the job, its heartbeat and the poller
                 "EXHAUST_DATABASE_POOL_SIZE": "3",
             }
             self.redis = self._group(stack, "redis", _redis(port, self.var), variables)
