@@ -28,7 +28,7 @@ from ingest.models import (
     RejectedEvent,
     StoredEvent,
 )
-from ingest.privacy.encryption import decrypt
+from ingest.privacy.encryption import decrypt, encrypt
 from ingest.store.participants import store_participants
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.console.test_console import C, export_form, read_html, sign_in
@@ -228,15 +228,17 @@ def test_viewing_rejected_bytes_is_audited() -> None:
     assert elsewhere.get(f"/console/ORG_002/rejected/{row.pk}").status_code == 404
 
 
-def test_replay_rejected_events(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_rejected_events() -> None:
     row = reject_event()
     admin = sign_in(administer=True)
     html = read_html(admin.post(f"{C}/rejected/replay", {"reason": "not_an_object"}, follow=True))
     assert "0 accepted, 1 still rejected" in html
-    monkeypatch.setattr("ingest.store.replay._replay_one", lambda *_: [])
+    event = json.dumps(make_answer(1)).encode()
+    RejectedEvent.objects.update(encrypted_body=encrypt(event), size=len(event))
     assert "1 accepted" in read_html(
         admin.post(f"{C}/rejected/replay", {"pk": row.pk}, follow=True)
     )
+    assert StoredEvent.objects.count() == 1
     assert "No rejected events." in read_html(admin.get(f"{C}/rejected"))
     assert admin.post(f"{C}/rejected/replay").status_code == 404
 
