@@ -1,14 +1,14 @@
-"""How fast the dataset API answers, and the pages that people wait for.
+"""Times the dataset API and two pages of the console.
 
     python -m benchmarks.api [--jobs 100000] [--conversations 10000] [--seconds 8] [--rounds 5]
         [--flags ""]
 
 Needs the PostgreSQL server of DATABASE_URL; the broker is the Redis of CELERY_BROKER_URL, or files.
-The shipped server with two workers, at its own settings but that limits of calls and of waiting
-requests are off, answers a process of ours that keeps 12 connections busy on the same cores. A
-channel has all the jobs, each with its file; `read` and `list` ask for others each time, `submit`
-goes to 16 channels. The sides take turns. Beside `read` stands `benchmarks.reference`, by the same
-command. Pages are fetched one after the other.
+The server is the shipped one with two workers and its own settings, without rate limits and limits
+of waiting requests. One process on the same cores keeps 12 connections busy. One channel has all
+the jobs, each with its file; `read` and `list` request different jobs each time, `submit` goes to
+16 channels. The sides take turns. `benchmarks.reference`, started by the same command, is the
+reference of `read`. The console's pages are fetched one after the other.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
 from exhaust.demo.processes import web_command
 
-JOBS_PER_TAG = 10  # jobs under each, which a list shows
-JOBS_READ = 1000  # requests that take turns
-CHANNELS = 16  # that submit
+JOBS_PER_TAG = 10  # jobs that a list shows
+JOBS_READ = 1000  # jobs that are read in turns
+CHANNELS = 16  # channels that submit
 PAGES = 60
 BARS = {"read": 2000, "list": 1000, "submit": 500}
 P99_MS = {"read": 25}
@@ -49,7 +49,7 @@ def main() -> None:
     parser = results.argument_parser("The dataset API and the console under load.")
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--conversations", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=8, help="Of each side in a round.")
+    parser.add_argument("--seconds", type=float, default=8, help="Seconds of each side in a round.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flags", default="", help="More flags for granian.")
     options = parser.parse_args()
@@ -72,7 +72,8 @@ def main() -> None:
             url,
             server=" ".join(["python", *command[1:]]),
             broker="Redis" if broker.startswith("redis") else "files",
-            load=f"{CONNECTIONS} connections, {options.seconds:g} s a side, {JOBS_PER_TAG} jobs in a list",
+            load=f"{CONNECTIONS} connections, {options.seconds:g} s a side,"
+            f" {JOBS_PER_TAG} jobs in a list",
             rows=f"{options.jobs:,} jobs, {options.conversations:,} conversations in a channel",
         )
         requester, cookie = prepare(options.jobs, options.conversations)
@@ -106,7 +107,7 @@ def main() -> None:
 
 
 def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
-    """Fills the database; requests by side, and the cookie of somebody who is signed in."""
+    """Fills the database; returns requests by side and the cookie of a signed-in user."""
     from django.conf import settings
     from django.contrib.auth import get_user_model
     from django.db import connection
@@ -173,7 +174,7 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
     _, key = keys.create_key("reader", ["export:response"], [channel])
     chosen_jobs = new_jobs[-JOBS_READ:]
     for file in File.objects.filter(job__in=chosen_jobs).select_related("job__channel"):
-        links.get_or_create(file)  # else each first read would make one
+        links.get_or_create(file)  # so that no read creates one
     senders = []
     for number in range(CHANNELS):
         sending = Channel.objects.create(identifier=f"SENDS_{number}")
@@ -204,7 +205,7 @@ def get(path: str, key: str) -> str:
 
 
 def submission(config: dict[str, str], key: str) -> str:
-    """Asks under another tag each time, so that each makes a job."""
+    """Returns a request with a tag of its own, so that each creates a job."""
     body = json.dumps(
         {
             "request": {
@@ -226,15 +227,15 @@ def submission(config: dict[str, str], key: str) -> str:
 
 
 def measure(generators: dict[str, Helper], options: argparse.Namespace) -> list[Result]:
-    """What each side reached."""
+    """Runs all sides; returns their results."""
     runs_by_name: dict[str, list[dict[str, Any]]] = {name: [] for name in generators}
-    for number in range(options.rounds + 1):  # the first warms
+    for number in range(options.rounds + 1):  # the first round warms up
         sides = list(generators)
         for name in sides if number % 2 else reversed(sides):
             seconds = options.seconds if number else min(1.0, options.seconds)
             result = generators[name].call({"rate": 0, "seconds": seconds})
-            if not set(result["answers"]) <= {"200", "503"}:  # 503: sent away, and told
-                raise SystemExit(f"{name} was answered {result['answers']}")
+            if not set(result["answers"]) <= {"200", "503"}:  # 503: rejected and reported
+                raise SystemExit(f"{name} returned {result['answers']}")
             if number:
                 runs_by_name[name].append(result)
             if name == "submit":
@@ -267,7 +268,7 @@ def rate(result: dict[str, Any]) -> float:
 
 
 def forget_statistics() -> None:
-    """What was submitted goes, so that each round finds the same."""
+    """Deletes submitted jobs, so that each round finds the same rows."""
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -278,7 +279,7 @@ def forget_statistics() -> None:
 
 
 def time_pages(port: int, cookie: str) -> list[Result]:
-    """How long the two pages take that must not be waited for."""
+    """Times the two pages that must be fast."""
     searches = cycle(f"/console/{CHANNEL}/ask/conversations?q={quote(word)}" for word in WORDS)
     sides: dict[str, Callable[[], str]] = {
         "jobs page": lambda: f"/console/{CHANNEL}/jobs",
@@ -295,8 +296,8 @@ def time_pages(port: int, cookie: str) -> list[Result]:
             answer.read()
             durations.append((time.perf_counter() - start_time) * 1000)
             if answer.status != 200:
-                raise SystemExit(f"{name} was answered {answer.status}")
-        ordered = sorted(durations[5:])  # the first ones warm
+                raise SystemExit(f"{name} returned {answer.status}")
+        ordered = sorted(durations[5:])  # the first ones warm up
         bar = f"<= {PAGE_MS[name]}"
         records += [
             Result(f"{name}, p50", "ms", [median(ordered)]),

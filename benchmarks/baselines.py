@@ -1,9 +1,9 @@
-"""The same answers as CSV by what people use else: Django's ORM, pandas, DuckDB and Spark.
+"""Exports the same answers as CSV with Django's ORM, pandas, DuckDB and Spark.
 
-Each has the filter, the columns and the consent of `uci-response-exhaust`, and its rows are ours by
-a digest. The ORM and pandas read the service's own table. DuckDB reads Parquet with a column for
-each of ours and Spark an event a line, gzip, a file for each month: both were written beforehand.
-Spark sorts nothing and leaves several files, which is less than the others do; its start counts.
+Each applies the filter, columns and consent of `uci-response-exhaust`; a digest proves the same
+rows. The ORM and pandas read the service's own table. DuckDB reads a Parquet file with one column
+per column of ours, and Spark a gzip file of events per month; both are written beforehand. Spark
+does not sort and writes several files, which is less work; its start counts.
 """
 
 import csv
@@ -30,12 +30,12 @@ PANDAS = "pandas, chunks of read_sql + to_csv"
 DUCKDB = "DuckDB over Parquet"
 SPARK = "PySpark local[2] over NDJSON.gz"
 CHUNK_ROWS = 20_000
-# Whole files of lines in, the files made: what a tool does
+# a tool: selected rows, input files and target in, output files out
 Tool = Callable[["SelectedRows", list[Path], Path], list[Path]]
 
 
 class SelectedRows:
-    """What of the table is asked for, as all tools are told it."""
+    """The selected rows, in the form that all tools take."""
 
     def __init__(self, months: int) -> None:
         from ingest.models import Participant
@@ -58,13 +58,13 @@ def export_columns() -> Any:
 
 
 def available_tools() -> set[str]:
-    """Which of the tools outside Django are installed."""
+    """Returns the installed tools outside Django."""
     tools = {name for name in ("duckdb", "pyspark") if find_spec(name)}
     return tools if shutil.which("java") else tools - {"pyspark"}
 
 
 def load_tools(tools: set[str]) -> None:
-    """Imports what runs in our process, before a clock does."""
+    """Imports the tools that run in this process, so that no timing includes it."""
     for name in ("pandas", "duckdb"):
         if name == "pandas" or name in tools:
             import_module(name)
@@ -128,20 +128,27 @@ def export_by_pandas(selected: SelectedRows, _: list[Path], target: Path) -> lis
         " AND e.occurred_at >= %(start)s AND e.occurred_at < %(end)s ORDER BY e.occurred_at, e.id"
     )
     params = {
-        "channel": selected.selection.channel_id, "conversation": selected.selection.conversation_id,
-        "start": selected.start, "end": selected.end, "identifier": selected.selection.conversation,
+        "channel": selected.selection.channel_id,
+        "conversation": selected.selection.conversation_id,
+        "start": selected.start,
+        "end": selected.end,
+        "identifier": selected.selection.conversation,
         "name": selected.selection.conversation_name,
-    }  # fmt: skip
+    }
     database = settings.DATABASES["default"]
     with (
         target.open("w", newline="") as file,
         warnings.catch_warnings(),
         psycopg.connect(
-            dbname=database["NAME"], user=database["USER"], password=database["PASSWORD"], host=database["HOST"],
-            port=database["PORT"], options=database["OPTIONS"]["options"],
+            dbname=database["NAME"],
+            user=database["USER"],
+            password=database["PASSWORD"],
+            host=database["HOST"],
+            port=database["PORT"],
+            options=database["OPTIONS"]["options"],
         ) as connection,
-    ):  # fmt: skip
-        warnings.simplefilter("ignore", UserWarning)  # it would rather have SQLAlchemy
+    ):
+        warnings.simplefilter("ignore", UserWarning)  # pandas recommends SQLAlchemy
         for index, chunk in enumerate(
             pd.read_sql(sql, StreamingConnection(connection), params=params, chunksize=CHUNK_ROWS)
         ):
@@ -154,7 +161,7 @@ def export_by_pandas(selected: SelectedRows, _: list[Path], target: Path) -> lis
 
 
 class StreamingConnection:
-    """A connection whose cursors stand on the server, or pandas would hold all rows at once."""
+    """A connection with server-side cursors, so that pandas does not hold all rows."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -184,7 +191,7 @@ def _column_sql(column: Any) -> str:
 
 
 def extract_lines(url: str, folder: Path, months: int) -> list[Path]:
-    """The table as an event a line, a gzip file for each month."""
+    """Writes the table with an event per line, one gzip file per month."""
     folder.mkdir()
     paths = []
     for month in range(months):
@@ -196,9 +203,10 @@ def extract_lines(url: str, folder: Path, months: int) -> list[Path]:
             " to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS'),"
             " 'payload', e.payload)::text"
             " FROM ingest_storedevent e JOIN ingest_conversation c ON c.id = e.conversation_id"
-            f" WHERE e.occurred_at >= '{begins}Z' AND e.occurred_at < '{begins + export_data.MONTH}Z'"
+            f" WHERE e.occurred_at >= '{begins}Z'"
+            f" AND e.occurred_at < '{begins + export_data.MONTH}Z'"
         )
-        # JSON holds neither of the two, so that a line stays as it is
+        # JSON contains neither of the two, so COPY quotes nothing
         copy_options = "(FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
         copy = f"\\copy ({query}) TO PROGRAM 'gzip -1 > {paths[-1]}' {copy_options}"
         subprocess.run(["psql", "-qX", "-c", copy, url], check=True)
@@ -206,7 +214,7 @@ def extract_lines(url: str, folder: Path, months: int) -> list[Path]:
 
 
 def write_parquet(lines: list[Path], target: Path) -> Path:
-    """The lines with a column for each of ours, by time."""
+    """Writes the lines as Parquet with one column per column of ours, ordered by time."""
     import duckdb
 
     cells = []
@@ -270,7 +278,7 @@ def export_by_duckdb(
 
 
 def export_by_spark(selected: SelectedRows, lines: list[Path], target: Path) -> list[Path]:
-    """In a process of its own, from its start to its end."""
+    """Runs Spark in its own process, its start included."""
     request = {
         "lines": [str(path) for path in lines],
         "target": str(target),
@@ -297,7 +305,7 @@ def export_by_spark(selected: SelectedRows, lines: list[Path], target: Path) -> 
 
 
 def digest_rows(paths: Iterable[Path]) -> tuple[int, str]:
-    """How many rows there are, and a digest over them, canonical and sorted."""
+    """Returns the number of rows and a digest of the sorted canonical rows."""
     kinds = [column.kind for column in export_columns()]
     rows = sorted(
         hashlib.sha256(
@@ -322,7 +330,7 @@ def _rows(paths: Iterable[Path]) -> Iterator[list[str]]:
 
 
 def _canonical_cell(kind: str, cell: str) -> str:
-    """What a cell says: numbers, JSON and moments are written in several ways."""
+    """Returns one form of a cell; tools write numbers, JSON and times differently."""
     if not cell:
         return ""
     match kind:
@@ -335,4 +343,4 @@ def _canonical_cell(kind: str, cell: str) -> str:
                 return f"{Decimal(cell).normalize():f}"
             except InvalidOperation:
                 pass
-    return cell.removeprefix("'")  # the guard against spreadsheets, which is ours alone
+    return cell.removeprefix("'")  # our escape of formulas

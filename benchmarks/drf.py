@@ -1,8 +1,8 @@
 """Ingest endpoints as many would write them: a serializer for each event, then `bulk_create`.
 
-A WSGI application beside ours, on the same database and into the same table: no key, hardly any
-middleware, an identity by a digest, duplicates left to the unique index. `model_of` is also what
-the ORM alone is given.
+A WSGI application beside ours, with the same database and table. It has no keys, hardly any
+middleware, and an identity by a digest; the unique index finds duplicates. `build_rows` also feeds
+the benchmark of the ORM alone.
 """
 
 import os
@@ -114,7 +114,7 @@ SERIALIZERS = {
 
 
 def build_rows(source: str, event: dict[str, Any], channel: int) -> list[StoredEvent]:
-    """The rows of one thing that was sent."""
+    """Returns the rows of one event."""
     match source:
         case "telemetry":
             context = event["context"]
@@ -162,7 +162,7 @@ def build_rows(source: str, event: dict[str, Any], channel: int) -> list[StoredE
 
 
 class JsonLinesParser(BaseParser):
-    """A JSON text a line."""
+    """Parses one JSON text per line."""
 
     media_type = "application/x-ndjson"
 
@@ -183,7 +183,7 @@ class IngestView(APIView):
             events = events["events" if source == "telemetry" else "features"]
         serializer = SERIALIZERS[source](data=events, many=True)
         serializer.is_valid(raise_exception=True)
-        # what was sent is kept, and not only what the serializer knows
+        # store the whole event, not only the fields of the serializer
         rows = [row for each in events for row in build_rows(source, each, channel)]
         StoredEvent.objects.bulk_create(rows, ignore_conflicts=True)
         return Response({"stored": len(rows)})

@@ -1,9 +1,9 @@
-"""What PostgreSQL does for a batch and for a file: EXPLAIN (ANALYZE, BUFFERS) of both statements.
+"""Prints EXPLAIN (ANALYZE, BUFFERS) of the statements of a batch and of an export.
 
     python -m benchmarks.explain [--rows 200000] [--source telemetry] [--batch 1000]
 
-Needs the PostgreSQL server of DATABASE_URL. The batch is stored among `--rows` answers and undone;
-the file is the whole of them, planned as a worker plans it.
+Needs the PostgreSQL server of DATABASE_URL. It stores the batch among `--rows` answers and rolls it
+back; the export has all of them, with the planner settings of a worker.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks import export_data, harness, ingest, sources
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What PostgreSQL does.")
+    parser = argparse.ArgumentParser(description="Query plans of a batch and of an export.")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--source", choices=[*sources.SOURCES], default="telemetry")
     parser.add_argument("--batch", type=int, default=1000)

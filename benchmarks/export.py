@@ -1,13 +1,13 @@
-"""How fast an exhaust is made, and in how much memory, against `psql \\copy` and the peers.
+"""Times an export and measures its memory, against `psql \\copy` and other tools.
 
     python -m benchmarks.export [--rows 2000000] [--rounds 3] [--peer-rows 200000]
         [--s3-rows 300000] [--same-plan] [--growth]
 
 Needs psql and the PostgreSQL server of DATABASE_URL. Ours is the worker's whole path: claim,
-heartbeat, COPY, SHA-256, fsync into the folder, publication. `psql \\copy` runs the very same query
-and leaves the same bytes, by SHA-256. What the peers do stands in `benchmarks.baselines`; their rows
-are compared by a digest. DuckDB needs the extra `benchmarks`, Spark the extra `spark` and Java,
-memory to S3 the extra `s3local`; what is not there is skipped.
+heartbeat, COPY, SHA-256, fsync into the folder, publication. `psql \\copy` runs the same query and
+writes the same bytes, by SHA-256. `benchmarks.baselines` has the other tools; a digest compares
+their rows. DuckDB needs the extra `benchmarks`, Spark the extra `spark` and Java, memory with S3
+the extra `s3local`. Missing tools are skipped.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks import baselines, export_data, harness, results
 from benchmarks.harness import Helper
 from benchmarks.results import Result, compare
 
-MEMORY_BAR = 48  # MiB over idle, whatever the size of the file
+MEMORY_BAR = 48  # MiB above idle, at any file size
 S3_MEMORY_BAR = 96
 REFERENCE, SAME_PLAN = "psql \\copy", "psql \\copy, our plan"
 PORTABLE = "worker without COPY"
@@ -38,13 +38,19 @@ Side = Callable[[], dict[str, float]]
 
 
 def main() -> None:
-    parser = results.argument_parser("Exports, against psql \\copy, ORM, pandas, DuckDB and Spark.")
+    parser = results.argument_parser("Exports against psql \\copy, ORM, pandas, DuckDB and Spark.")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer-rows", type=int, default=200_000, help="0: no peers.")
-    parser.add_argument("--s3-rows", type=int, default=300_000, help="0: no S3.")
-    parser.add_argument("--same-plan", action="store_true", help="psql planned as we do, too.")
-    parser.add_argument("--growth", action="store_true", help="Ours only: growth and memory.")
+    parser.add_argument(
+        "--peer-rows", type=int, default=200_000, help="Rows for other tools; 0 skips them."
+    )
+    parser.add_argument("--s3-rows", type=int, default=300_000, help="Rows for S3; 0 skips it.")
+    parser.add_argument(
+        "--same-plan", action="store_true", help="Also run psql with our planner settings."
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="Measure only growth and memory of ours."
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -52,7 +58,7 @@ def main() -> None:
         return
     harness.stop_on_term()
     with harness.temporary_folder() as var, harness.postgresql() as url:
-        # one file, however large
+        # one file of any size
         variables = harness.environment(url, var) | {"EXHAUST_PART_BYTES": "0"}
         harness.setup_django(variables)
         harness.migrate()
@@ -69,7 +75,7 @@ def main() -> None:
 
 
 class Installation:
-    """The installation that is measured, and how many rows a month of it has."""
+    """The measured installation and its rows per month."""
 
     def __init__(self, url: str, var: Path, variables: dict[str, str], month_rows: int) -> None:
         self.url, self.var, self.variables = url, var, variables
@@ -79,7 +85,7 @@ class Installation:
         return self.month_rows * months
 
     def worker_label(self, months: int) -> str:
-        """What the worker's row for so many months is called."""
+        """Returns the row name of the worker for so many months."""
         return f"worker, {self.row_count(months):,} rows"
 
 
@@ -89,9 +95,9 @@ class Installation:
 def compare_with_psql(
     installation: Installation, months: int, options: argparse.Namespace
 ) -> list[Result]:
-    """Rates, what a row costs in a large file, and what the worker that made them all took.
+    """Returns rates, the cost of a row in a large file, and the memory of the worker.
 
-    psql is in half of the rounds, and what has no like in them runs once.
+    psql takes part in half of the rounds; sides without a counterpart run once.
     """
     digests: dict[str, str] = {}
     with Helper(WORKER, installation.variables) as worker:
@@ -99,7 +105,7 @@ def compare_with_psql(
         worker.call({"job": export_data.create_job("warm", months=1)})
         known_digests = None if options.growth else digests
         our_sides: list[Side] = [partial(time_worker, installation, worker, months, known_digests)]
-        if months > 1:  # it comes first, while its rows are at hand
+        if months > 1:  # first, while its rows are cached
             our_sides.insert(0, partial(time_worker, installation, worker, 1, None))
         names = [] if options.growth else [REFERENCE, SAME_PLAN][: 1 + options.same_plan]
         psql_sides = [partial(time_psql, installation, months, digests, name) for name in names]
@@ -127,10 +133,16 @@ def compare_with_psql(
     large = growth_result(installation, months, "to the folder", MEMORY_BAR, peak_memory, note)
     return [
         *(extra_sides or [Result(all_months, "rows/s", figures[all_months])]),
-        Result(f"time for a row of {installation.row_count(months):,}", "µs", to_nanoseconds_per_row(figures[all_months]),
-               f"of {installation.month_rows:,}", to_nanoseconds_per_row(figures[one_month]), "<= 1.15"),
+        Result(
+            f"time for a row of {installation.row_count(months):,}",
+            "µs",
+            to_nanoseconds_per_row(figures[all_months]),
+            f"of {installation.month_rows:,}",
+            to_nanoseconds_per_row(figures[one_month]),
+            "<= 1.15",
+        ),
         *([large] if months > 1 else []),
-    ]  # fmt: skip
+    ]
 
 
 def to_nanoseconds_per_row(rates: list[float]) -> list[float]:
@@ -158,9 +170,17 @@ def time_psql(
     variables = {**os.environ, "PGOPTIONS": settings.DATABASES["default"]["OPTIONS"]["options"]}
     start_time = time.monotonic()
     subprocess.run(
-        ["psql", "-qX", *setup, "-c", f"\\copy ({query}) TO '{target}' (FORMAT csv)", installation.url],
-        env=variables, check=True,
-    )  # fmt: skip
+        [
+            "psql",
+            "-qX",
+            *setup,
+            "-c",
+            f"\\copy ({query}) TO '{target}' (FORMAT csv)",
+            installation.url,
+        ],
+        env=variables,
+        check=True,
+    )
     seconds = time.monotonic() - start_time
     digests[name] = digest_body(target, header=False)
     target.unlink()
@@ -189,7 +209,7 @@ def time_single_connection(
 
 
 def make_file(installation: Installation, worker: Helper, months: int) -> tuple[float, Path]:
-    """Seconds that the worker needs for a file, and the file."""
+    """Makes a file; returns the seconds and its path."""
     from django.conf import settings
 
     from exhaust.models import File
@@ -203,7 +223,7 @@ def make_file(installation: Installation, worker: Helper, months: int) -> tuple[
     if file.row_count != installation.row_count(months) or file.sha256 != digest_body(
         path, header=False
     ):
-        raise SystemExit("The file is not what its row says.")
+        raise SystemExit("The file does not match its row.")
     return seconds, path
 
 
@@ -255,7 +275,7 @@ def measure_memory(installation: Installation, months: int, s3_rows: int) -> lis
 
 
 def measure_growth(installation: Installation, months: int, where: str, bar: int) -> Result:
-    """What a fresh worker needs at most, over what it has when idle."""
+    """Measures the peak memory of a new worker above its idle size."""
     with Helper(WORKER, installation.variables) as worker:
         if "S3_BUCKET" in installation.variables:
             worker.call({"bucket": True})
@@ -278,8 +298,7 @@ def growth_result(
 def compare_with_peers(
     installation: Installation, span: int, months: int, times: int, export_rates: Sequence[float]
 ) -> list[Result]:
-    """All at `span` months, ORM and pandas at one; Spark once more at all of them, of which our
-    rates are there already."""
+    """Compares all tools at `span` months, ORM and pandas at one, and Spark also at all months."""
     all_rows, one_month = baselines.SelectedRows(span), baselines.SelectedRows(1)
     available = baselines.available_tools()
     baselines.load_tools(available)
@@ -307,7 +326,7 @@ def compare_with_peers(
         return {name: installation.row_count(selection.months) / seconds}
 
     def check_rows(name: str, paths: list[Path], months: int) -> None:
-        """Each is looked at once; where there are very many rows, they are only counted."""
+        """Checks the rows of a tool once; only counts them if there are very many."""
         if name not in digests:
             if name == SPARK_ALL:
                 rows, digests[name] = baselines.count_rows(paths), ""
@@ -342,7 +361,7 @@ def compare_with_peers(
         (baselines.DUCKDB, "worker"), (baselines.SPARK, "worker"),
     ):  # fmt: skip
         if digests.get(name, digests[target]) != digests[target]:
-            raise SystemExit(f"The rows of {name} are not ours.")
+            raise SystemExit(f"The rows of {name} differ from ours.")
     chunk = installation.worker_label(span)
     records = [
         compare(figures, "rows/s", chunk, baselines.ORM, ">= 10", "same rows"),
@@ -360,9 +379,16 @@ def compare_with_peers(
     records.append(compare(figures, "rows/s", chunk, baselines.SPARK, bar, "same rows"))
     if large:
         records.append(
-            Result(installation.worker_label(months), "rows/s", export_rates, baselines.SPARK, [large[SPARK_ALL]], ">= 5",
-                   "as many rows")
-        )  # fmt: skip
+            Result(
+                installation.worker_label(months),
+                "rows/s",
+                export_rates,
+                baselines.SPARK,
+                [large[SPARK_ALL]],
+                ">= 5",
+                "as many rows",
+            )
+        )
     return records
 
 
@@ -370,7 +396,7 @@ def compare_with_peers(
 
 
 def serve_work() -> None:
-    """Claims the job it is told and makes its file."""
+    """Runs in the worker: claims a job and makes its file."""
     harness.setup_django({})
     from exhaust.datasets.response import RESPONSE
     from exhaust.files import parallel_copy, storage, writer

@@ -1,4 +1,4 @@
-"""The data that files are made of: a month of answers, loaded again as many times as asked."""
+"""Loads the answers to export: one month, repeated as often as needed."""
 
 import itertools
 import json
@@ -17,12 +17,12 @@ from exhaust.demo.conversations import (
 
 MONTH = timedelta(days=30)
 MONTH_ROWS = 100_000
-QUICK_MONTH_ROWS = 20_000  # a month's first copy takes four times as long as the next ones
+QUICK_MONTH_ROWS = 20_000  # the first month takes four times as long as its copies
 DEVICES = 3_000
 
 
 def load_rows(rows: int, month_rows: int = MONTH_ROWS) -> tuple[int, int, str]:
-    """Whole months of about `rows` answers: rows, months, and what to say of them."""
+    """Loads whole months of about `rows` answers; returns rows, months and a description."""
     start_time = time.monotonic()
     months = max(1, rows // month_rows)
     rows = months * min(rows, month_rows)
@@ -32,7 +32,7 @@ def load_rows(rows: int, month_rows: int = MONTH_ROWS) -> tuple[int, int, str]:
 
 
 def load(month_rows: int, months: int) -> None:
-    """A month of answers through the adapter, then the same people again in later months."""
+    """Loads a month of answers through the adapter, then copies it to later months."""
     from django.db import connection
 
     from ingest.adapters import participants as profiles_adapter
@@ -66,12 +66,12 @@ def load(month_rows: int, months: int) -> None:
                 "month": str(month),
                 "until": FIRST_DAY + MONTH,
             }
-            cursor.execute(_next_id, values)
+            cursor.execute(_COPY_MONTH_SQL, values)
         cursor.execute("VACUUM ANALYZE")
         cursor.execute("CHECKPOINT")
 
 
-_next_id = """
+_COPY_MONTH_SQL = """
 INSERT INTO ingest_storedevent (occurred_at, received_at, channel_id, conversation_id, is_answer,
     identity, source, type, device_id, session_id, note, payload)
 SELECT occurred_at + %(later)s, received_at, channel_id, conversation_id, is_answer,
@@ -83,7 +83,7 @@ FROM ingest_storedevent WHERE occurred_at < %(until)s ORDER BY id
 
 
 def prune_and_derive() -> None:
-    """Sessions are up to date, or the deriver would have a core to itself all the while."""
+    """Marks all events as derived, so that the deriver uses no core meanwhile."""
     from exhaust.feed import pages
     from ingest.models import Channel, DerivationState
 

@@ -1,12 +1,12 @@
-"""Whether the feed misses or doubles anything, and how fast it is read by HTTP.
+"""Proves that the feed misses and repeats nothing, and times pull and push.
 
     python -m benchmarks.feed [--seconds 60] [--writers 16] [--readers 4] [--events 2000000]
                               [--sessions 10000]
 
-Needs the PostgreSQL server of DATABASE_URL. The proof: writers whose transactions overlap, some
-slow, some undone, against readers that walk the pages with sizes drawn anew for each; what they
-read is compared with what was committed. The rate: one client walks all events of a channel in
-pages of 1,000 through one web process. Pushed are sessions of 5 and of 20 events.
+Needs the PostgreSQL server of DATABASE_URL. The proof runs writers with overlapping transactions,
+some slow, some rolled back, against readers that read pages of random sizes; it compares the events
+read with the events committed. For the rate one client reads all events of a channel in pages of
+1,000 from one web process. Push sends sessions of 5 and of 20 events.
 """
 
 import argparse
@@ -34,13 +34,17 @@ PAGE_ITEMS = 1000
 
 
 def main() -> None:
-    parser = results.argument_parser("The feed: its proof, and its rate.")
-    parser.add_argument("--seconds", type=float, default=60, help="Of writing, in the proof.")
+    parser = results.argument_parser("The feed: its proof and its rate.")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="Seconds of writing in the proof."
+    )
     parser.add_argument("--writers", type=int, default=16)
     parser.add_argument("--readers", type=int, default=4)
-    parser.add_argument("--events", type=int, default=2_000_000, help="0: no rate.")
+    parser.add_argument("--events", type=int, default=2_000_000, help="Events to pull; 0 skips it.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--sessions", type=int, default=10_000, help="Pushed; 0: none.")
+    parser.add_argument(
+        "--sessions", type=int, default=10_000, help="Sessions to push; 0 skips it."
+    )
     parser.add_argument("--receiver", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.receiver:
@@ -61,14 +65,14 @@ def main() -> None:
             records += time_pull(variables, options.events)
         results.print_report("feed", records, ground_facts, options.json)
     if not is_complete:
-        raise SystemExit("The feed missed or doubled something.")
+        raise SystemExit("The feed missed or repeated an event.")
 
 
 # The proof ----------------------------------------------------------------------------------------
 
 
 class RollBack(Exception):
-    """A writer's change of mind."""
+    """Makes a writer roll back its transaction."""
 
 
 def prove_completeness(seconds: float, writers: int, readers: int, seed: int) -> bool:
@@ -104,7 +108,7 @@ def prove_completeness(seconds: float, writers: int, readers: int, seed: int) ->
             batch += 1
             mids = [f"{number}-{batch}-{each}" for each in range(dice.randint(1, 20))]
             body = json.dumps([make_event(mid) for mid in mids]).encode()
-            nested = number % 2 == 0  # the others let the store commit, as most sources do
+            nested = number % 2 == 0  # otherwise the store commits, as for most sources
             try:
                 with transaction.atomic() if nested else nullcontext():
                     call = Call("PROOF", timezone.now())
@@ -198,7 +202,7 @@ def time_pull(variables: dict[str, str], events: int) -> list[Result]:
 
 
 def pull_pages(port: int, key: str) -> tuple[list[float], int, int]:
-    """Seconds of each full page, events, bytes."""
+    """Reads all pages; returns the seconds per full page, events and bytes."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -218,8 +222,8 @@ def pull_pages(port: int, key: str) -> tuple[list[float], int, int]:
         body = answer.read()
         seconds = time.monotonic() - start_time
         if answer.status != 200:
-            raise SystemExit(f"A page was answered {answer.status}: {body[:300]!r}")
-        # counted without decoding: the client shares the cores
+            raise SystemExit(f"A page returned {answer.status}: {body[:300]!r}")
+        # count without decoding, since the client shares the cores
         event_count = body.count(b',"payload":{"@type":')
         cursor = body[-200:].rpartition(b'"nextCursor":"')[2].removesuffix(b'"}').decode()
         if not event_count:
@@ -232,7 +236,7 @@ def pull_pages(port: int, key: str) -> tuple[list[float], int, int]:
 
 
 def time_push(variables: dict[str, str], sessions: int) -> list[Result]:
-    """What one worker pushes to a receiver in a process of its own, from nothing to all."""
+    """Times one worker that pushes all documents to a receiver in its own process."""
     from django.db.models.functions import Now
 
     from exhaust.delivery import destinations, pump
@@ -251,7 +255,7 @@ def time_push(variables: dict[str, str], sessions: int) -> list[Result]:
             channel = load_sessions(f"PUSH_{each}", sessions, each)
             deriver.derive_all(3600)
             closed = Session.objects.filter(channel=channel, closed=True)
-            # what is no full batch waits for company
+            # documents that fill no batch wait for more
             count = closed.update(modified_at=datetime.now(UTC) - timedelta(hours=1))
             for kind in Destination.Kind.values:
                 path = "_bulk" if kind == "elasticsearch" else "hook"
@@ -272,7 +276,7 @@ def time_push(variables: dict[str, str], sessions: int) -> list[Result]:
                 batches = destination.deliveries.count()
                 Destination.objects.filter(pk=destination.pk).update(paused_at=Now())
                 if delivered != count:
-                    raise SystemExit(f"{delivered:,} of {count:,} sessions were taken.")
+                    raise SystemExit(f"{delivered:,} of {count:,} sessions were accepted.")
                 name = f"push, one worker, {kind}, {each} events a session"
                 records.append(
                     Result(name, "sessions/s", [delivered / seconds], bar=">= 10000",
@@ -314,7 +318,7 @@ def is_free(port: int) -> bool:
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Says yes to whatever comes."""
+    """Accepts every request."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

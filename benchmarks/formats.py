@@ -1,8 +1,8 @@
-"""How fast each format is made, against CSV, and what a worker needs for it.
+"""Times each format against CSV, and measures the memory of a worker.
 
     python -m benchmarks.formats [--rows 300000] [--rounds 3]
 
-Each is the worker's whole path: claim, heartbeat, rows, SHA-256, fsync into the folder and
+Each run covers the worker's whole path: claim, heartbeat, rows, SHA-256, fsync into the folder and
 publication.
 """
 
@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "benchmarks.formats", "--worker"]
 
 
 def main() -> None:
-    parser = results.argument_parser("Formats, against CSV.")
+    parser = results.argument_parser("Formats against CSV.")
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -61,7 +61,7 @@ def measure_rates(variables: dict[str, str], months: int, rows: int, times: int)
 
 
 def measure_memory(variables: dict[str, str], months: int, rows: int) -> list[Result]:
-    """Of a worker, over what it has with the format's libraries loaded."""
+    """Measures a worker's memory above its size with the format's libraries loaded."""
     from exhaust.files.formats import FORMATS
 
     records = []
@@ -92,14 +92,14 @@ def time_format(
     seconds = time.monotonic() - start_time
     file = File.objects.get(job=job)
     if file.row_count != rows:
-        raise SystemExit("The file has not all rows.")
+        raise SystemExit("The file does not have all rows.")
     sizes[name] = file.byte_count
     (Path(settings.FILES_DIR) / file.key).unlink()
     return {name: rows / seconds}
 
 
 def serve_work() -> None:
-    """The worker's side: makes the job it is told; or a file of a row, to load what that takes."""
+    """Runs in the worker: makes the file of a job, or a file of one row to load libraries."""
     harness.setup_django({})
     from exhaust.datasets.response import RESPONSE
     from exhaust.files.formats import FORMATS

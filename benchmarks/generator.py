@@ -1,7 +1,7 @@
-"""Senders in one process and one loop, everything built before the clock runs.
+"""Sends requests from one process and one loop; all requests are built beforehand.
 
-A child of a benchmark (`harness.Helper`): it is told requests, and a rate or as fast as they are
-answered, and remembers which batches were acknowledged.
+It runs as a child of a benchmark (`harness.Helper`). The benchmark sends it requests and a rate, or
+0 for as fast as responses come. It remembers the acknowledged batches.
 """
 
 import selectors
@@ -13,14 +13,14 @@ from typing import Any
 
 from benchmarks import harness
 
-CONNECTIONS = 12  # that wait for each answer, where there is no rate
+CONNECTIONS = 12  # connections that wait for each response, without a rate
 MOST_CONNECTIONS = 1500
 NUMBER_PLACEHOLDER = b"#########"  # a batch's number: the device of its events
 GENERATOR = [sys.executable, "-m", "benchmarks.generator"]
 
 
 class Connection:
-    """A socket and the request that is under way on it."""
+    """A socket and its current request."""
 
     def __init__(self, port: int, poll: selectors.BaseSelector) -> None:
         self.socket = socket.socket()
@@ -44,9 +44,9 @@ class Generator:
         self.acknowledged: list[str] = []
 
     def run(self, rate: float, seconds: float, is_awake: bool = False) -> dict[str, Any]:
-        """`rate` a second, waiting for nobody; 0 is as fast as a few connections are answered."""
+        """Sends `rate` requests per second without waiting; 0 waits for each response."""
         while self._free:
-            self._close(self._free.popleft())  # a server closes what was silent for long
+            self._close(self._free.popleft())  # a server closes idle connections
         self._times: dict[bool, list[float]] = {True: [], False: []}
         self._answers: dict[str, int] = {}
         self._silent = sent = unsent = 0
@@ -78,11 +78,18 @@ class Generator:
             sorted(self._times[each]) or [0.0] for each in (True, False)
         )
         return {
-            "seconds": elapsed, "cpu": cpu, "sent": sent, "unsent": unsent, "accepted": accepted,
-            "answers": self._answers, "silent": self._silent,
-            "accepted_p50": percentile(accepted_times, 0.5), "accepted_p99": percentile(accepted_times, 0.99),
-            "rejected_p50": percentile(rejected_times, 0.5), "rejected_p99": percentile(rejected_times, 0.99),
-        }  # fmt: skip
+            "seconds": elapsed,
+            "cpu": cpu,
+            "sent": sent,
+            "unsent": unsent,
+            "accepted": accepted,
+            "answers": self._answers,
+            "silent": self._silent,
+            "accepted_p50": percentile(accepted_times, 0.5),
+            "accepted_p99": percentile(accepted_times, 0.99),
+            "rejected_p50": percentile(rejected_times, 0.5),
+            "rejected_p99": percentile(rejected_times, 0.99),
+        }
 
     def _send(self, due_at: float) -> bool:
         if self._free:
@@ -122,7 +129,7 @@ class Generator:
             while connection.out:
                 connection.out = connection.out[connection.socket.send(connection.out) :]
         except (BrokenPipeError, ConnectionResetError):
-            connection.out = memoryview(b"")  # the answer may be there already
+            connection.out = memoryview(b"")  # the response may have arrived
         self._poll.modify(connection.socket, selectors.EVENT_READ, connection)
 
     def _read(self, connection: Connection) -> None:

@@ -1,7 +1,6 @@
-"""What the benchmarks stand on: a database of their own, children, and rounds.
+"""Shared by the benchmarks and campaigns: a database, child processes and rounds.
 
-Figures of one run are compared with one another only: the sides take turns. `benchmarks.results`
-is what is told of them.
+Compare only figures of one run: its sides take turns. `benchmarks.results` prints them.
 """
 
 import json
@@ -36,14 +35,14 @@ PAYLOAD_BYTES = 1900
 _numbers = count(1)
 
 
-# A place to work in ------------------------------------------------------------------------------
+# Environment -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A database of our own on DATABASE_URL's server, dropped in the end; gives its address.
+    """Creates a database on DATABASE_URL's server, yields its URL and drops it at the end.
 
-    Commits in it are durable, for whoever writes.
+    Its commits are durable.
     """
     server = os.environ.get("DATABASE_URL") or SERVER
     if not server.startswith(("postgres://", "postgresql://")):
@@ -67,7 +66,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def environment(database_url: str, var: Path) -> dict[str, str]:
-    """What an installation of ours runs with; an empty address means SQLite in `var`."""
+    """Returns the variables of an installation; an empty URL means SQLite in `var`."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -86,7 +85,7 @@ def environment(database_url: str, var: Path) -> dict[str, str]:
 
 
 def setup_django(variables: dict[str, str]) -> None:
-    """Makes this process one of the installation's."""
+    """Sets Django up with the variables of an installation."""
     import django
 
     os.environ.update(variables)
@@ -106,7 +105,7 @@ def free_port() -> int:
 
 
 def stop_on_term() -> None:
-    """SIGTERM ends a benchmark as Ctrl-C does: children stopped, database dropped."""
+    """Makes SIGTERM end a benchmark as Ctrl-C does: children stop, the database is dropped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
@@ -114,7 +113,7 @@ def stop_on_term() -> None:
 
 
 class Process:
-    """A child, ended with its own when the block is left; Ctrl-C reaches us alone."""
+    """A child process, stopped with its own children at the end of the block."""
 
     def __init__(self, command: Sequence[str], variables: dict[str, str], **options: Any) -> None:
         self._process = subprocess.Popen(
@@ -133,12 +132,12 @@ class Process:
         self.stop()
 
     def stop(self) -> None:
-        os.kill(self.pid, signal.SIGTERM)  # it may have ended, but is not reaped
+        os.kill(self.pid, signal.SIGTERM)  # not reaped yet, even if it ended
         deadline = time.monotonic() + 15
         while self.is_alive and time.monotonic() < deadline:
             time.sleep(0.05)
         with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # and what it left of its own children
+            os.killpg(self.pid, signal.SIGKILL)  # and its remaining children
         self._process.wait()
 
     @property
@@ -147,27 +146,27 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """It is not reaped here, so that its id is nobody else's before the last kill."""
+        """Does not reap the process, so that its ID is not used again before the last kill."""
         status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return status is None
 
     def memory(self, field: str) -> float:
-        """MiB: `VmRSS` is now, `VmHWM` the most there was."""
+        """Returns a memory field in MiB: `VmRSS` is current, `VmHWM` the maximum."""
         for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
             if line.startswith(field):
                 return int(line.split()[1]) / 1024
-        raise RuntimeError(f"/proc does not tell {field}")
+        raise RuntimeError(f"/proc does not have {field}")
 
 
 class Helper(Process):
-    """A child that answers one line of JSON with another: `serve` is its side of it."""
+    """A child that responds to a line of JSON with another, by `serve_requests`."""
 
     def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
         super().__init__(command, variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            self._read_response()  # it is ready
+            self._read_response()  # ready
         except BaseException:
-            self.stop()  # nobody has entered it yet
+            self.stop()  # no block stops it yet
             raise
 
     def call(self, request: Any) -> Any:
@@ -180,12 +179,12 @@ class Helper(Process):
         assert self._process.stdout is not None  # noqa: S101
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"A child ended early: {self._process.args!r}")
+            raise SystemExit(f"A child process ended early: {self._process.args!r}")
         return json.loads(line)
 
 
 def wait_for_server(port: int, server: Process) -> None:
-    """Until the web server of ours on that port is ready."""
+    """Waits until the web server on that port is ready."""
     deadline = time.monotonic() + 30
     while server.is_alive and time.monotonic() < deadline:
         try:
@@ -209,7 +208,7 @@ def serve_requests(handle: Callable[[Any], Any]) -> None:
 def run_rounds(
     count: int, sides: Sequence[Callable[[], dict[str, float]]]
 ) -> dict[str, list[float]]:
-    """Runs the sides in turns, every other round backwards; a side gives rates by row name."""
+    """Runs the sides in turns, every other round in reverse; returns rates by row name."""
     figures: dict[str, list[float]] = {}
     for number in range(count):
         for side in sides if number % 2 == 0 else reversed(sides):
@@ -221,7 +220,7 @@ def run_rounds(
 
 
 def print_environment(database_url: str, **settings: Any) -> dict[str, str]:
-    """Versions and settings, without which a figure says nothing; printed, and given back."""
+    """Prints and returns the versions and settings that figures depend on."""
     shown_settings = (
         "server_version", "shared_buffers", "fsync", "synchronous_commit", "full_page_writes",
         "wal_level", "max_wal_size", "work_mem",

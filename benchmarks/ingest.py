@@ -1,15 +1,15 @@
-"""How fast events come in over HTTP, against raw COPY of the same rows.
+"""Times ingest over HTTP against raw COPY of the same rows.
 
     python -m benchmarks.ingest [--source all|telemetry|clickstream|skalin|desk]
         [--events 30000] [--rounds 5] [--peer-events 4000] [--flags "--blocking-threads 4"]
 
-Needs the PostgreSQL server of DATABASE_URL. HTTP is the shipped server with two workers: senders
-checked, events validated, duplicates found, committed before the answer. COPY does none of it,
-over two connections into a table with the same indexes. Every side starts with an empty table,
-commits durably and is fed by one cheap process with everything built beforehand. Each connection
-of the feeder comes from an address of its own, so that Skalin's limit of calls per address is not
-met. `benchmarks.sources` has what each source is sent, `benchmarks.drf` the sources made of serializers,
-which get the first few of the same events.
+Needs the PostgreSQL server of DATABASE_URL. HTTP is the shipped server with two workers: it checks
+senders, validates events, finds duplicates and commits before it responds. COPY does none of that;
+it uses two connections and a table with the same indexes. Every side starts with an empty table,
+commits durably, and is fed by one cheap process that builds everything beforehand. Each connection
+of the feeder has an address of its own, so that Skalin's rate limit per address does not apply.
+`benchmarks.sources` has the events of each source. `benchmarks.drf` has the same endpoints made of
+serializers; they get the first few of the same events.
 """
 
 import argparse
@@ -52,15 +52,15 @@ REPLAY = f"replay, batches of {BATCH}"
 ADAPTER = "decode, validate, map, one core"
 DRF = f"DRF serializers + bulk_create, batches of {BATCH}"
 ORM = f"ORM bulk_create, batches of {LARGE}"
-DECODED = {"telemetry", "clickstream"}  # that have a bar for it
+DECODED = {"telemetry", "clickstream"}  # sources with a bar for it
 
 
 def main() -> None:
     parser = results.argument_parser("HTTP to committed rows, against raw COPY.")
     parser.add_argument("--source", choices=[*SOURCES, "all"], default="all")
-    parser.add_argument("--events", type=int, default=30_000, help="Rows, for each source.")
+    parser.add_argument("--events", type=int, default=30_000, help="Rows per source.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer-events", type=int, default=4_000, help="For ORM and DRF.")
+    parser.add_argument("--peer-events", type=int, default=4_000, help="Events for ORM and DRF.")
     parser.add_argument("--flags", default="", help="More flags for granian.")
     parser.add_argument("--feeder", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> None:
                     start_feeder(variables, setup, source, *sizes)
                 )
                 if not rows_match(*feeders[source][:2]):
-                    raise SystemExit(f"COPY and HTTP left other rows by {source}.")
+                    raise SystemExit(f"COPY and HTTP stored different rows of {source}.")
             sides = [
                 partial(with_source_name, source, side)
                 for source in sources
@@ -107,7 +107,7 @@ def main() -> None:
 
 @contextmanager
 def run_server(command: str, variables: dict[str, str]) -> Iterator[int]:
-    """A web server that is up; gives its port."""
+    """Runs a web server; yields its port once it is ready."""
     port = harness.free_port()
     line = [sys.executable, *shlex.split(command), "--port", str(port)]
     with Process(line, variables, stdout=subprocess.DEVNULL) as server:
@@ -119,7 +119,7 @@ def run_server(command: str, variables: dict[str, str]) -> Iterator[int]:
 def start_feeder(
     variables: dict[str, str], setup: dict[str, Any], source: str, events: int, peer_events: int = 0
 ) -> Iterator[tuple[Helper, int, int]]:
-    """A feeder for the source, warm; how many rows it has to send, and how many to the peers."""
+    """Starts a warm feeder; returns it with its numbers of rows and of peer rows."""
     command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--source", source]
     sizes = ["--events", str(events), "--peer-events", str(peer_events)]
     with Helper([*command, *sizes], variables) as feed:
@@ -150,7 +150,7 @@ def build_sides(
 
 
 def build_results(source: str, figures: dict[str, list[float]]) -> list[Result]:
-    """The source's lines of the table; each side stands in it once at least."""
+    """Returns the results of a source; every side has at least one."""
     each = (
         f"documents of {SOURCES[source].rows_per_event} rows"
         if SOURCES[source].rows_per_event > 1
@@ -178,7 +178,7 @@ def build_results(source: str, figures: dict[str, list[float]]) -> list[Result]:
 
 
 def prepare_database() -> dict[str, Any]:
-    """A channel, its senders, and COPY's table with the same indexes."""
+    """Creates a channel, its senders, and COPY's table with the same indexes."""
     from django.db import connection
 
     from exhaust.demo.conversations import CONVERSATION_ID
@@ -213,20 +213,20 @@ def time_copy(feed: Helper, events: int, each: int, name: str) -> dict[str, floa
 
 
 def time_http(feed: Helper, each: int, events: int, stored: bool = True) -> dict[str, float]:
-    """Ends the run unless all is stored, or, in a replay, all of it was there already."""
+    """Exits unless every event is stored, or in a replay is a duplicate."""
     if stored:
         truncate("ingest_storedevent")
     response = feed.call({"http": each})
     expected = {"stored": events * stored, "duplicate": events * (not stored)}
-    # Clickstream's answers have no body, so every source's tables are asked besides
+    # Clickstream's responses have no body, so the tables are counted for every source
     if response["counts"] not in (expected, {}) or count_rows() != (events, 0, 0):
-        raise SystemExit(f"The service told {response} and left {count_rows()}.")
+        raise SystemExit(f"The service returned {response} and stored {count_rows()}.")
     name = {BATCH: HTTP if stored else REPLAY, LARGE: HTTP_LARGE}[each]
     return {name: events / response["seconds"]}
 
 
 def count_rows() -> tuple[int, ...]:
-    """How many rows are there, superseded, and kept aside as rejected."""
+    """Returns the numbers of rows, of superseded rows and of rejected events."""
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -249,12 +249,12 @@ def time_peer(feed: Helper, kind: str, name: str, rows: int) -> dict[str, float]
     truncate("ingest_storedevent")
     response = feed.call({kind: True})
     if count_rows()[0] != rows:
-        raise SystemExit(f"{name} left {count_rows()}.")
+        raise SystemExit(f"{name} stored {count_rows()}.")
     return {name: rows / response["seconds"]}
 
 
 def rows_match(feed: Helper, events: int) -> bool:
-    """Whether COPY leaves the rows that HTTP has left when it was warmed."""
+    """Returns whether COPY stores the same rows as HTTP."""
     from django.db import connection
 
     time_copy(feed, events, 0, COPY)
@@ -328,7 +328,7 @@ def serve_feed(name: str, count: int, peer_count: int) -> None:
 
 
 def bulk_create(source: str, items: Sequence[bytes], channel: int) -> float:
-    """What the ORM alone needs, with the things read and its models made."""
+    """Returns the seconds of the ORM alone, without parsing and building models."""
     harness.setup_django({})
     from benchmarks.drf import build_rows
     from ingest.models import StoredEvent
@@ -346,7 +346,7 @@ def chunks(items: Sequence[bytes], each: int) -> list[tuple[bytes, ...]]:
 
 
 def copy_lines(batch: Any, setup: dict[str, Any]) -> list[bytes]:
-    """A batch's rows as COPY takes them."""
+    """Returns the rows of a batch in COPY's text format."""
     escapes = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
     application = "\\N" if batch.application_id is None else str(batch.application_id)
     return [
@@ -369,7 +369,7 @@ def copy_lines(batch: Any, setup: dict[str, Any]) -> list[bytes]:
 
 
 def run_threads(count: int, work: Callable[[Any], None], makers: Callable[[], Any]) -> float:
-    """Seconds that `count` threads need, each with what `makers` gave it beforehand."""
+    """Runs `count` threads, each with the value its maker returned; returns the seconds."""
     failed: list[BaseException] = []
 
     def run_guarded(resource: Any) -> None:
@@ -391,7 +391,7 @@ def run_threads(count: int, work: Callable[[Any], None], makers: Callable[[], An
 
 
 def copy_blocks(url: str, blocks: list[bytes]) -> float:
-    """Each block is a COPY and a commit of its own."""
+    """Copies each block in a transaction of its own."""
     pending = deque(blocks)
 
     def work(connection: psycopg.Connection[Any]) -> None:
@@ -413,7 +413,7 @@ class Counts(msgspec.Struct):
 
 
 class IngestResponse(msgspec.Struct):
-    """What a source tells of its batch: under `result`, at the top, or not at all."""
+    """The counts in a response: under `result`, at the top level, or absent."""
 
     result: Counts | None = None
     stored: int = 0
@@ -421,7 +421,7 @@ class IngestResponse(msgspec.Struct):
 
 
 def post_requests(port: int, requests: list[bytes]) -> dict[str, Any]:
-    """Counts are {} where the answers tell none."""
+    """Sends all requests; returns the seconds and the counts, {} if responses have none."""
     pending = deque(requests)
     answers: list[bytes] = []
     attempts = itertools.count(2)
@@ -441,7 +441,7 @@ def post_requests(port: int, requests: list[bytes]) -> dict[str, Any]:
             try:
                 connection.sendall(request)
                 answers.append(read_response(connection))
-            except OSError:  # sent away: as a sender does, it comes again, later and anew
+            except OSError:  # rejected: connect and send again later, as a sender does
                 connection.close()
                 time.sleep(0.1)
                 connection = connect()
@@ -457,7 +457,7 @@ def post_requests(port: int, requests: list[bytes]) -> dict[str, Any]:
 
 
 def read_response(connection: socket.socket) -> bytes:
-    """The body of a 200 answer that has a Content-Length."""
+    """Reads the body of a 200 response with a Content-Length."""
     received = connection.recv(65536)
     while b"\r\n\r\n" not in received:
         received += _receive(connection)
@@ -465,7 +465,7 @@ def read_response(connection: socket.socket) -> bytes:
     if head.startswith(b"HTTP/1.1 503"):
         raise ConnectionAbortedError("all the places of a process are taken")
     if not head.startswith(b"HTTP/1.1 200"):
-        raise SystemExit(f"The service answered {head!r} {rest!r}")
+        raise SystemExit(f"The service returned {head!r} {rest!r}")
     length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
     while len(rest) < length:
         rest += _receive(connection)

@@ -1,10 +1,10 @@
-"""How fast events come into a table that holds many, against the same into an empty one.
+"""Times ingest into a large table against an empty one.
 
     python -m benchmarks.large_table [--grown 500000] [--events 20000] [--rounds 5]
 
-Needs the PostgreSQL server of DATABASE_URL: two databases with a web server on each, and batches
-of 100 to one and the other in turns, by a source where the first one wins and by one where the last
-does. What came in is taken out again after each round.
+Needs the PostgreSQL server of DATABASE_URL. Two databases have a web server each. They get batches
+of 100 in turns, from a source where the first event wins and from one where the last event wins.
+Each round deletes its events at the end.
 """
 
 import argparse
@@ -25,8 +25,8 @@ COMMAND = [sys.executable, "-m", "benchmarks.large_table", "--installation"]
 
 
 def main() -> None:
-    parser = results.argument_parser("Ingest into a grown table, against an empty one.")
-    parser.add_argument("--grown", type=int, default=500_000, help="Rows that are there.")
+    parser = results.argument_parser("Ingest into a large table against an empty one.")
+    parser.add_argument("--grown", type=int, default=500_000, help="Rows in the large table.")
     parser.add_argument("--events", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--installation", action="store_true", help=argparse.SUPPRESS)
@@ -65,7 +65,7 @@ def main() -> None:
 def start_feeder(
     variables: dict[str, str], setup: dict[str, Any], source: str, events: int
 ) -> Iterator[Helper]:
-    """One that is warm, and has nothing left in the table."""
+    """Starts a warm feeder; leaves no events of it in the table."""
     command = [sys.executable, "-m", "benchmarks.ingest", "--feeder", "--source", source]
     sizes = ["--events", str(events), "--peer-events", "0"]
     with Helper([*command, *sizes], variables) as feed:
@@ -82,7 +82,7 @@ def time_ingest(feed: Helper, url: str, source: str, name: str) -> dict[str, flo
         new = f"FROM ingest_storedevent WHERE id > {last_id}"
         stored = _fetch_value(connection, f"SELECT count(*) {new}")
         if response["counts"] != {"stored": stored, "duplicate": 0}:
-            raise SystemExit(f"The service told {response['counts']} and stored {stored}.")
+            raise SystemExit(f"The service returned {response['counts']} and stored {stored}.")
         connection.execute(f"DELETE {new}")
         connection.execute("VACUUM ingest_storedevent")
     return {f"{source}, {name}": stored / response["seconds"]}
@@ -94,7 +94,7 @@ def _fetch_value(connection: psycopg.Connection[Any], sql: str) -> int:
 
 
 def serve_installation() -> None:
-    """An installation's own process: makes its senders, and the rows that are to be there."""
+    """Runs in an installation's process: creates its senders and its rows."""
     harness.setup_django({})
     harness.migrate()
 

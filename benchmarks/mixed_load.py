@@ -1,16 +1,15 @@
-"""How long a read of a job takes while files are made and events come in.
+"""Times reads of a job during exports and ingest.
 
     python -m benchmarks.mixed_load [--rows 100000] [--seconds 5] [--rounds 1]
 
 Needs the PostgreSQL server of DATABASE_URL; the broker is the Redis of CELERY_BROKER_URL, or files.
-Two generators wait for nobody, and seconds count from the moment a request was due. One reads jobs
-of a channel from the shipped server, 50 a second: a fifteenth of what it answers when it does
-nothing else, so that a read meets what else is done and hardly another read. The other side is the
-same while Celery's worker makes one file after the other of the channel's `--rows` answers, and 20
-batches of 100 telemetry events come to another channel each second, by one connection unless an
-answer is late: 2,000 events, an eighth of what the source takes alone, so that they never pile up by
-themselves. All of it shares the cores. The run ends with an error unless files were made all the
-while, and all that was sent was acknowledged and is stored.
+Two open-loop generators send requests at fixed times; a time counts from the moment a request is
+due. One reads jobs of a channel from the shipped server, 50 per second: a fifteenth of its
+capacity, so that a read meets other work rather than other reads. The second side does the same
+while Celery's worker exports the channel's `--rows` answers again and again, and another channel
+receives 20 batches of 100 telemetry events per second: 2,000 events, an eighth of the source's own
+capacity. All processes share the cores. The run fails unless exports ran all the time, and every
+batch was acknowledged and is stored.
 """
 
 import os
@@ -31,17 +30,17 @@ from benchmarks.harness import Helper, Process, wait_for_server
 from benchmarks.results import Result
 from exhaust.demo.processes import web_command
 
-JOBS = 300  # that are read, one after the other
-READS, BATCHES, BATCH = 50, 20, 100  # a second, a second, events
-SENDS_PER_SECOND = "SENDS"  # the channel that events come to: the files stay as they are
+JOBS = 300  # jobs that are read in turns
+READS, BATCHES, BATCH = 50, 20, 100  # per second, per second, events per batch
+SENDS_PER_SECOND = "SENDS"  # receives the events, so that the exports stay the same
 P99_MS = 25
-FILES_MADE = 0.8  # of the time, at least
+FILES_MADE = 0.8  # minimum share of the time
 
 
 def main() -> None:
-    parser = results.argument_parser("Reads of a job while files are made and events come in.")
-    parser.add_argument("--rows", type=int, default=100_000, help="Of a file.")
-    parser.add_argument("--seconds", type=float, default=5, help="Of each side in a round.")
+    parser = results.argument_parser("Reads of a job during exports and ingest.")
+    parser.add_argument("--rows", type=int, default=100_000, help="Rows of an export.")
+    parser.add_argument("--seconds", type=float, default=5, help="Seconds of each side in a round.")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     harness.stop_on_term()
@@ -86,7 +85,7 @@ def main() -> None:
 def measure(
     reader: Helper, sender: Helper, months: int, seconds: float, times: int
 ) -> list[Result]:
-    """The reads' times, alone and under load."""
+    """Returns the times of reads, alone and under load."""
     for each in (sender, reader):
         each.call({"rate": 0, "seconds": 0.5})  # both web processes are warm
     wait_for_job(submit_job(months))  # the worker is up
@@ -97,7 +96,7 @@ def measure(
     def run_under_load() -> dict[str, float]:
         files, read, came = run_with_exports(reader, sender, months, seconds)
         if came["answers"] != {"200": came["sent"]}:
-            raise SystemExit(f"{came['sent']} batches were answered {came['answers']}.")
+            raise SystemExit(f"{came['sent']} batches returned {came['answers']}.")
         events = came["answers"]["200"] * BATCH / came["seconds"]
         return to_milliseconds(read, "busy") | files | {"events": events}
 
@@ -123,7 +122,7 @@ def measure(
 
 def to_milliseconds(result: dict[str, Any], side: str) -> dict[str, float]:
     if result["answers"] != {"200": result["sent"]}:
-        raise SystemExit(f"{result['sent']} reads were answered {result['answers']}.")
+        raise SystemExit(f"{result['sent']} reads returned {result['answers']}.")
     return {f"{part} {side}": result[f"accepted_{part}"] * 1000 for part in ("p50", "p99")}
 
 
@@ -133,7 +132,7 @@ def to_milliseconds(result: dict[str, Any], side: str) -> dict[str, float]:
 def run_with_exports(
     reader: Helper, sender: Helper, months: int, seconds: float
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
-    """What was made meanwhile, what came of the reads, and what of the events."""
+    """Runs exports, reads and ingest; returns their results."""
     from django.utils import timezone
 
     from exhaust.jobs import transitions
@@ -149,7 +148,7 @@ def run_with_exports(
         ]
         while not all(side.done() for side in sides):
             if fetch_job(files[-1]).started_at:
-                files.append(submit_job(months))  # one is always waiting
+                files.append(submit_job(months))  # one job is always queued
             time.sleep(0.05)
     read, sent_result = (side.result() for side in sides)
     if not (last := fetch_job(files[-1])).started_at:
@@ -158,14 +157,14 @@ def run_with_exports(
     file_spans = [wait_for_job(each) for each in files]
     ended_count, share = overlap(file_spans, start_time, start_time + timedelta(seconds=seconds))
     if not ended_count or share < FILES_MADE:
-        raise SystemExit(f"{ended_count} files ended, and one was made {share:.0%} of the time.")
+        raise SystemExit(f"{ended_count} exports finished, and one ran {share:.0%} of the time.")
     return {"files": ended_count, "share": share}, read, sent_result
 
 
 def overlap(
     file_spans: Sequence[tuple[datetime, datetime]], window_start: datetime, window_end: datetime
 ) -> tuple[int, float]:
-    """How many ended in that time, and the share of it in which one was made: never two are."""
+    """Returns how many exports ended in the window, and the share of it in which one ran."""
     ended_count = sum(window_start <= completed <= window_end for _, completed in file_spans)
     covered = sum(
         max(0.0, (min(completed, window_end) - max(started, window_start)).total_seconds())
@@ -188,7 +187,7 @@ def fetch_job(pk: int) -> Any:
 
 
 def wait_for_job(pk: int) -> tuple[datetime, datetime]:
-    """Waits for a file and takes it away; when it was begun, and when it was there."""
+    """Waits for an export and deletes it; returns its start and its end."""
     from django.conf import settings
 
     from exhaust.models import File

@@ -1,21 +1,21 @@
-"""Ten times more than it can serve: what is answered then, how fast, and whether it is there.
+"""Measures the service under ten times its capacity.
 
     python -m benchmarks.overload [--rounds 6] [--seconds 10] [--times 10] [--batch 200]
 
 Needs the PostgreSQL of DATABASE_URL and the Redis of CELERY_BROKER_URL. The shipped server with two
-workers takes telemetry of twenty keys: in each round first from a few connections that wait for
-each answer, which finds its capacity, then at so many times that rate from a generator that waits
-for nobody. Goodput is measured against the capacities before and after it: a shared machine is a
-third faster or slower from one minute to the next. `--rounds 1 --seconds 600` is a flood without a
-pause. Seconds count from the moment a request was due. The generator remembers each batch that was
-acknowledged; afterwards the database is asked for every one.
+workers receives telemetry of twenty keys. Each round first finds the capacity with a few
+connections that wait for each response. Then an open-loop generator sends `--times` that rate.
+Goodput is compared with the capacities before and after it, because a shared machine is a third
+faster or slower from one minute to the next. `--rounds 1 --seconds 600` is one long flood. Seconds count from
+the moment a request is due. The generator remembers each acknowledged batch; afterwards the
+benchmark looks for every one in the database.
 
-Senders stand elsewhere, so the generator has the last core to itself, while the capacity is found
-too, and the server and its PostgreSQL have the others. It never sleeps there: waking it for an
-answer would cost the server, not it, and in a virtual machine much. Where PostgreSQL's processes
-may not be bound to cores, or there is one, they share, and the table says so. What could not be
-sent in time is no part of the load.
-At `m` times capacity a share of `x` is left where rejecting one costs (1 - x) / (m - x) of
+Real senders run on other machines, so the generator has the last core to itself, and the server and
+its PostgreSQL have the others. It never sleeps there, because waking it would cost the server. If
+PostgreSQL's processes cannot be bound to cores, or there is only one core, they share it, and the
+table says so. Requests that could not be sent in time do not count as load.
+
+At `m` times capacity a share of `x` is left if rejecting a request costs (1 - x) / (m - x) of
 serving one: 1.1 % for 0.9 at ten times. Larger batches (`--batch`) cost more to serve, and the same
 to reject.
 """
@@ -45,7 +45,7 @@ KEYS = 20
 def main() -> None:
     parser = results.argument_parser("Open-loop load far above capacity.")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=int, default=10, help="Of overload, in a round.")
+    parser.add_argument("--seconds", type=int, default=10, help="Seconds of overload in a round.")
     parser.add_argument("--times", type=float, default=10)
     parser.add_argument("--batch", type=int, default=200, help="Events in a request.")
     parser.add_argument("--flags", default="", help="More flags for granian.")
@@ -72,11 +72,11 @@ def main() -> None:
             )
         results.print_report("overload", records, ground_facts, options.json)
         if not is_complete:
-            raise SystemExit("What was acknowledged is not stored.")
+            raise SystemExit("An acknowledged batch is not stored.")
 
 
 def start_generators(port: int, batch: int, identifier: str = CHANNEL) -> dict[str, Any]:
-    """A channel, keys, and the bytes of a request for each."""
+    """Creates a channel and its keys; returns the bytes of a request per key."""
     from exhaust.demo.conversations import CONVERSATION_ID, generate_answers
     from ingest.auth import keys as access
     from ingest.models import Channel, Conversation
@@ -102,7 +102,7 @@ def start_generators(port: int, batch: int, identifier: str = CHANNEL) -> dict[s
 def measure(
     variables: dict[str, str], pid: int, facts: dict[str, Any], options: Any
 ) -> tuple[list[Result], bool]:
-    """What was found, and whether all that was acknowledged is there."""
+    """Runs all rounds; returns the results and whether every acknowledged batch is stored."""
     capacity_runs: list[dict[str, Any]] = []
     floods: list[dict[str, Any]] = []
     with Helper(GENERATOR, variables) as generator:
@@ -134,15 +134,22 @@ def measure(
 def build_results(
     capacity_runs: list[dict[str, Any]], floods: list[dict[str, Any]], batch: int
 ) -> Iterable[Result]:
-    """Of floods, each between two runs of as much as can be served."""
+    """Returns the results of floods, each between two runs at capacity."""
     capacities = [goodput_of(each) for each in capacity_runs]
     around = [sum(pair) / 2 for pair in pairwise(capacities)]
     times = sum(e["sent"] for e in floods) / sum(
         e["seconds"] * base for e, base in zip(floods, around, strict=True)
     )
     yield Result("capacity", "requests/s", capacities, note=f"{batch} events a request")
-    yield Result("goodput", "requests/s", [goodput_of(each) for each in floods], "capacity", around,
-                 bar=">= 0.9", note=f"{times:.1f} times capacity, {floods[0]['cores']}")  # fmt: skip
+    yield Result(
+        "goodput",
+        "requests/s",
+        [goodput_of(each) for each in floods],
+        "capacity",
+        around,
+        bar=">= 0.9",
+        note=f"{times:.1f} times capacity, {floods[0]['cores']}",
+    )
     cpu_per_served = sum(e["work"] for e in capacity_runs) / sum(
         e["answers"]["200"] for e in capacity_runs
     )
@@ -152,8 +159,13 @@ def build_results(
     )
     rejection_cpu = max(0.0, sum(e["work"] for e in floods) - served_count * cpu_per_served)
     rejected_count = max(1, answered_count - served_count)
-    yield Result("CPU of rejecting one", "ms", [rejection_cpu * 1e3 / rejected_count], "of serving one",
-                 [cpu_per_served * 1e3])  # fmt: skip
+    yield Result(
+        "CPU of rejecting one",
+        "ms",
+        [rejection_cpu * 1e3 / rejected_count],
+        "of serving one",
+        [cpu_per_served * 1e3],
+    )
     for group, part, bar in (
         ("accepted", "p50", ""),
         ("accepted", "p99", "<= 500"),
@@ -190,7 +202,7 @@ def run_measured(generator: Helper, rate: float, seconds: float, pid: int) -> di
 
 
 def pin_to_cores(generator: int, other_pids: Iterable[str]) -> str:
-    """Gives the generator a core of its own; where that is not allowed, says why."""
+    """Gives the generator a core of its own; returns a description or why it could not."""
     cores = os.sched_getaffinity(0)
     last = max(cores)
     if len(cores) == 1:
@@ -209,14 +221,14 @@ def pin_to_cores(generator: int, other_pids: Iterable[str]) -> str:
 
 
 def cpu_seconds(pid: int) -> dict[str, float]:
-    """CPU seconds so far of the server's processes and of its connections' PostgreSQL."""
+    """Returns CPU seconds by process: the server's, and PostgreSQL's of its connections."""
     from django.conf import settings
 
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     database = f" {settings.DATABASES['default']['NAME']} ".encode()
     seconds: dict[str, float] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # the process ended
             command = (folder / "cmdline").read_bytes()
             backend = command.startswith(b"postgres:") and database in command
             if backend or folder.name in {str(pid), *children}:
@@ -228,7 +240,7 @@ def cpu_seconds(pid: int) -> dict[str, float]:
 
 
 def stored_counts() -> dict[str, int]:
-    """Events by the number of their batch."""
+    """Returns the number of stored events by batch."""
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -237,7 +249,7 @@ def stored_counts() -> dict[str, int]:
 
 
 class MemorySampler:
-    """Resident MiB of the server's processes, twice a second."""
+    """Samples the resident MiB of the server's processes twice a second."""
 
     def __init__(self, pid: int) -> None:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -255,8 +267,11 @@ class MemorySampler:
     def stop(self) -> dict[str, tuple[float, float]]:
         self._ends.set()
         self._thread.join()
-        return {each: (samples[len(samples) // 5], samples[-1]) for each, samples in self._found.items()
-                if samples and samples[-1] > 20}  # fmt: skip
+        return {
+            each: (samples[len(samples) // 5], samples[-1])
+            for each, samples in self._found.items()
+            if samples and samples[-1] > 20
+        }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What `benchmarks.api` holds `read` against: the same row by a ModelSerializer and the ORM.
+"""The reference of `read` in `benchmarks.api`: the same row by a ModelSerializer and the ORM.
 
-The shipped application with one more address, `/reference/{tag}?requestId=`. It asks for no key,
-has no wall and makes no link: what a serializer of the model and its files gives.
+The shipped application with one more address, `/reference/{tag}?requestId=`. It needs no key,
+checks no channel and creates no link.
 """
 
 from config.wsgi import application  # before what needs Django set up

@@ -1,4 +1,4 @@
-"""What a benchmark found: one record for each work, printed as a table and written as JSON."""
+"""Results of benchmarks: one record per measurement, printed as a table and written as JSON."""
 
 import argparse
 import json
@@ -11,10 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of one work, one a round, and what they are measured against.
+    """Figures of one measurement, one per round, and of its reference.
 
-    A bar (">= 0.8", "<= 48") is of the ratio where something stands in `against`, else of the
-    figures themselves. Without figures a bar is missed, and `note` says why there are none.
+    A bar (">= 0.8", "<= 48") applies to the ratio if `against` names a reference, else to the
+    figures. Without figures a bar is missed, and `note` says why there are none.
     """
 
     work: str
@@ -27,7 +27,7 @@ class Result:
 
     @property
     def ratio(self) -> list[float]:
-        """Of the medians; then the least and the most within a round, where rounds were shared."""
+        """The ratio of the medians, and the least and greatest ratio of one round."""
         if not self.ours or not self.reference:
             return []
         within = [
@@ -47,7 +47,7 @@ class Result:
         return found >= float(limit) if sense == ">=" else found <= float(limit)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON file: a spread is [median, least, most] or null."""
+        """Returns the JSON form; a spread is [median, least, greatest] or null."""
         return {
             "work": self.work,
             "unit": self.unit,
@@ -66,22 +66,26 @@ def _spread(figures: Sequence[float]) -> list[float] | None:
 
 
 def compare(
-    figures: Mapping[str, Sequence[float]], unit: str, work: str, reference_name: str = "", bar: str = "",
+    figures: Mapping[str, Sequence[float]],
+    unit: str,
+    work: str,
+    reference_name: str = "",
+    bar: str = "",
     note: str = "",
-) -> Result:  # fmt: skip
-    """A result out of what `ground.rounds` gave, by the names of its rows."""
+) -> Result:
+    """Returns a result from the figures of `harness.run_rounds`, by row names."""
     return Result(
         work, unit, figures[work], reference_name, figures.get(reference_name, ()), bar, note
     )
 
 
-# Told ---------------------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------
 
 
 def argument_parser(description: str) -> argparse.ArgumentParser:
-    """What every benchmark takes."""
+    """Returns a parser with the arguments of every benchmark."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, help="Where to write what was found.")
+    parser.add_argument("--json", type=Path, help="Where to write the results.")
     return parser
 
 
@@ -91,7 +95,7 @@ def print_report(
     ground: Mapping[str, str],
     path: Path | None,
 ) -> None:
-    """Prints the table, and writes `{benchmark, ground, results}` where asked."""
+    """Prints the table, and writes `{benchmark, ground, results}` to `path`."""
     records = [result.to_dict() for result in results]
     print(f"\n{markdown_table(records)}", flush=True)
     if path:
@@ -100,7 +104,7 @@ def print_report(
 
 
 def markdown_table(records: Iterable[Mapping[str, Any]]) -> str:
-    """Medians (least to most), and whether each bar holds, in Markdown."""
+    """Returns a Markdown table of medians (least to greatest) and bars."""
     lines = ["| work | ours | reference | ratio | bar |", "|---|---|---|---|---|"]
     for each in records:
         against = each["against"]

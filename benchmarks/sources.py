@@ -1,4 +1,4 @@
-"""What each source is sent: seeded things, their bodies, and the calls that carry them."""
+"""The events, bodies and calls of each source, made from a seed."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +19,15 @@ RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Source:
-    """How a call begins, what it carries (seeded), and how that becomes a body."""
+    """The request head, events and body format of one source."""
 
     envelope_head: str
     make_events: Callable[[int, Random], Iterator[dict[str, Any]]]
     join_events: Callable[[Sequence[bytes]], bytes]
     content_type: str = "application/json"
     encode_event: Callable[[Any], bytes] = msgspec.json.encode
-    rows_per_event: int = 1  # that one thing becomes
-    max_events: int = 1000  # things in a body
+    rows_per_event: int = 1  # rows per event
+    max_events: int = 1000  # events per body
 
 
 def make_telemetry(count: int, _: Random) -> Iterator[dict[str, Any]]:
@@ -37,7 +37,7 @@ def make_telemetry(count: int, _: Random) -> Iterator[dict[str, Any]]:
 
 
 def spread_events(count: int, random: Random) -> Iterator[tuple[int, int, str]]:
-    """(number, milliseconds since 1970, a person's id) for each of `count` things, in order."""
+    """Yields (number, milliseconds since 1970, device ID) for each of `count` events, in order."""
     period_start = datetime.combine(FIRST_DAY, datetime.min.time(), UTC)
     devices = [str(UUID(int=random.getrandbits(128), version=4)) for _ in range(count // 30 + 1)]
     for number in range(count):
@@ -46,7 +46,7 @@ def spread_events(count: int, random: Random) -> Iterator[tuple[int, int, str]]:
 
 
 def make_clickstream(count: int, random: Random) -> Iterator[dict[str, Any]]:
-    """Page views of a web shop, with thirty attributes each."""
+    """Returns page views of a web shop, with thirty attributes each."""
     for number, occurred_at, device in spread_events(count, random):
         page = random.randrange(500)
         yield {
@@ -72,7 +72,7 @@ def make_clickstream(count: int, random: Random) -> Iterator[dict[str, Any]]:
 
 
 def make_skalin(count: int, random: Random) -> Iterator[dict[str, Any]]:
-    """Features that people of a hundred customers used."""
+    """Returns features used by people of a hundred customers."""
     for number, occurred_at, visitor in spread_events(count, random):
         yield {
             "name": f"Feature {random.randrange(80)}",
@@ -87,20 +87,29 @@ def make_skalin(count: int, random: Random) -> Iterator[dict[str, Any]]:
 
 
 def make_desk(count: int, random: Random) -> Iterator[dict[str, Any]]:
-    """Ended sessions of two user actions and one event: four rows each."""
+    """Returns ended sessions of two user actions and one event: four rows each."""
     for number, occurred_at, agent in spread_events(count, random):
         actions = [
             {
-                "name": f"Loading of page /p/{random.randrange(500)}", "type": "Load",
-                "startTime": occurred_at + 5000 * index, "endTime": occurred_at + 5000 * index + 900,
-                "duration": 900, "domain": "shop.example", "application": "Shop",
-                "targetUrl": f"https://shop.example/p/{index}", "apdexCategory": "SATISFIED",
-                "networkTime": random.randrange(300), "serverTime": random.randrange(300),
-                "domCompleteTime": random.randrange(900), "visuallyCompleteTime": 700,
-                "requestErrorCount": 0, "javascriptErrorCount": 0, "keyUserAction": False,
+                "name": f"Loading of page /p/{random.randrange(500)}",
+                "type": "Load",
+                "startTime": occurred_at + 5000 * index,
+                "endTime": occurred_at + 5000 * index + 900,
+                "duration": 900,
+                "domain": "shop.example",
+                "application": "Shop",
+                "targetUrl": f"https://shop.example/p/{index}",
+                "apdexCategory": "SATISFIED",
+                "networkTime": random.randrange(300),
+                "serverTime": random.randrange(300),
+                "domCompleteTime": random.randrange(900),
+                "visuallyCompleteTime": 700,
+                "requestErrorCount": 0,
+                "javascriptErrorCount": 0,
+                "keyUserAction": False,
             }
             for index in range(2)
-        ]  # fmt: skip
+        ]
         yield {
             "tenantId": "tenant-1", "userSessionId": f"SESSION{number:08}-0",
             "startTime": occurred_at, "endTime": occurred_at + 60_000, "duration": 60_000,
@@ -149,16 +158,17 @@ SOURCES = {
 def build_request(
     source: Source, body: bytes, installation: dict[str, Any], head: str = ""
 ) -> bytes:
-    """A call with that body; `head` where it goes to another source than ours."""
+    """Returns the bytes of a request; `head` replaces the source's own head."""
     head = (
-        f"{(head or source.envelope_head).format(**installation)}\r\nHost: 127.0.0.1:{installation['port']}\r\n"
+        f"{(head or source.envelope_head).format(**installation)}\r\n"
+        f"Host: 127.0.0.1:{installation['port']}\r\n"
         f"Content-Type: {source.content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
 def parse_body(name: str, body: bytes, application_id: int | None) -> Any:
-    """A body read by its source's own adapter."""
+    """Parses a body with its source's adapter."""
     from ingest.adapters import ADAPTERS
     from ingest.events import Call
 

@@ -1,10 +1,10 @@
-"""How many bytes an event takes, and what each index costs in bytes and in time.
+"""Measures the bytes of an event, and the cost of each index in bytes and in time.
 
     python -m benchmarks.space [--events 50000] [--rounds 5]
 
-Needs the PostgreSQL server of DATABASE_URL. The table's raw columns are what `pg_column_size` says
-of each, compressed as they lie. For each index that has rows the same rows go by COPY over one
-connection into the table without it.
+Needs the PostgreSQL server of DATABASE_URL. The bytes of a column are `pg_column_size`, compressed
+as stored. For each index with rows, COPY over one connection writes the same rows into the table
+without it.
 """
 
 import time
@@ -17,11 +17,11 @@ from benchmarks import export_data, harness, results
 from benchmarks.results import Result
 
 TABLE = "ingest_storedevent"
-EMPTY = 8192  # bytes of an index that none of the rows is in
+EMPTY = 8192  # bytes of an index without rows
 
 
 def main() -> None:
-    parser = results.argument_parser("Bytes of an event, and what each index costs.")
+    parser = results.argument_parser("Bytes per event, and the cost of each index.")
     parser.add_argument("--events", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -69,7 +69,7 @@ def _column_sizes(connection: psycopg.Connection[Any]) -> list[str]:
 
 
 def list_indexes(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
-    """Each by its name, with its bytes."""
+    """Returns the indexes and their bytes."""
     rows = connection.execute(
         "SELECT relname, pg_relation_size(oid) FROM pg_index JOIN pg_class ON oid = indexrelid"
         f" WHERE indrelid = '{TABLE}'::regclass ORDER BY 2 DESC"
@@ -87,7 +87,7 @@ def _fetch_row(connection: psycopg.Connection[Any], sql: str) -> tuple[Any, ...]
 
 
 def measure_index_cost(connection: psycopg.Connection[Any], rows: int, times: int) -> list[Result]:
-    """COPY with every index, and without one of them at a time."""
+    """Times COPY with every index, and without one of them at a time."""
     copy_sql = f"COPY {TABLE} TO STDOUT (FORMAT binary)"
     with connection.cursor() as cursor, cursor.copy(copy_sql) as copy:
         blocks = [bytes(block) for block in copy]

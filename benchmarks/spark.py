@@ -1,4 +1,4 @@
-"""The file of `benchmarks.baselines` by PySpark on two cores; it is told what to do on stdin."""
+"""Exports the rows of `benchmarks.baselines` by PySpark on two cores; its request is on stdin."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def spark_schema(columns: list[Any]) -> Any:
-    """What of a line is read; without it Spark would read everything twice. JSON stays text."""
+    """Returns the schema of a line, without which Spark reads twice. JSON stays text."""
     from pyspark.sql.types import BooleanType, StringType, StructField, StructType
 
     names: dict[str, Any] = dict.fromkeys(("conversation", "device_id", "session_id"), StringType())

@@ -1,9 +1,9 @@
-"""How long a start takes, and whether pandas stays out of where it is not needed.
+"""Times the start of the web server, and checks which processes load pandas.
 
     python -m benchmarks.start [--rounds 5]
 
 Needs the PostgreSQL server of DATABASE_URL. The web server is the shipped one with two workers; it
-is ready when `/readyz` says so. What a process has loaded is read from its memory's map.
+is ready when `/readyz` says so. The memory map of a process shows its loaded libraries.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ ROWS = 1_000
 
 
 def main() -> None:
-    parser = results.argument_parser("The start of a web server, and what is loaded then.")
+    parser = results.argument_parser("The start of the web server, and its loaded libraries.")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     harness.stop_on_term()
@@ -64,7 +64,7 @@ def child_pids(pid: int) -> list[int]:
 
 
 def has_pandas(pid: int) -> bool:
-    """Whether one of its shared libraries is in the process."""
+    """Returns whether a process has loaded pandas."""
     return "/pandas/" in Path(f"/proc/{pid}/maps").read_text()
 
 

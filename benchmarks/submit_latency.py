@@ -1,9 +1,9 @@
-"""From asking for a file to having it, with Celery's worker between.
+"""Times an export from submit to its file, through Celery's worker.
 
     python -m benchmarks.submit_latency [--rows 1000000] [--rounds 3]
 
-Embedded (SQLite, the broker made of files) with 20,000 rows, then on the PostgreSQL server of
-DATABASE_URL, with the Redis of CELERY_BROKER_URL where it names one.
+First embedded (SQLite, a broker of files) with 20,000 rows, then with the PostgreSQL server of
+DATABASE_URL, and the Redis of CELERY_BROKER_URL if it names one.
 """
 
 import argparse
@@ -22,8 +22,10 @@ CELERY = "-m celery -A config worker -B -l WARNING --concurrency 2"
 
 
 def main() -> None:
-    parser = results.argument_parser("From asking for a file to having it.")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="On PostgreSQL; 0: none.")
+    parser = results.argument_parser("From submit to the finished file.")
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, help="Rows on PostgreSQL; 0 skips it."
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--submitter", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -51,14 +53,14 @@ def measure(where: str, variables: dict[str, str], rows: int, times: int, bar: i
     with Helper(command, variables) as submitter:
         worker = [sys.executable, *CELERY.split()]
         with Process(worker, variables, stdout=subprocess.DEVNULL):
-            submitter.call("warm")  # the worker is up; a month will do
+            submitter.call("warm")  # the worker is up; one month is enough
             timings = [submitter.call(f"round-{number}") for number in range(times)]
     name = f"submit to SUCCESS, {where}, {timings[0]['rows']:,} rows"
     return Result(name, "s", [each["seconds"] for each in timings], bar=f"<= {bar}")
 
 
 def serve_submissions(rows: int) -> None:
-    """The side that asks: its installation is loaded first."""
+    """Runs in the submitting process: loads its installation, then submits."""
     harness.setup_django({})
     harness.migrate()
     from django.conf import settings
@@ -84,7 +86,7 @@ def serve_submissions(rows: int) -> None:
         seconds = time.monotonic() - start_time
         file = File.objects.get(job=pk)
         if file.row_count != rows // months * span:
-            raise SystemExit("The file has not all rows.")
+            raise SystemExit("The file does not have all rows.")
         (Path(settings.FILES_DIR) / file.key).unlink()
         return {"seconds": seconds, "rows": rows}
 

@@ -66,7 +66,7 @@ def test_bar_applies_to_reads_under_load(load: dict[str, int]):
 def test_unexpected_status_stops_run(
     load: dict[str, int], reads: dict[str, int], batches: dict[str, int]
 ):
-    with pytest.raises(SystemExit, match="were answered"):
+    with pytest.raises(SystemExit, match="returned"):
         measure(reads, batches)
 
 

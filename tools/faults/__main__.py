@@ -1,12 +1,12 @@
-"""Whether every job ends once and with the right file, whatever breaks while it is made.
+"""Checks that every job ends once, with the right file, whatever fails meanwhile.
 
     python -m tools.faults --runs 1500 --seed 1
-    python -m tools.faults --seed 1 --only 17        one run again, alone
+    python -m tools.faults --seed 1 --only 17        repeats one run
 
-Real worker processes, PostgreSQL (DATABASE_URL's server), Redis and S3 server, and a leg with a
-folder for the files. A run is one job and one fault: a process killed or stopped past its lease at
-a named place in the code, a connection cut, an answer lost, an S3 server that fails, a Redis that
-is gone. Leases are as long as they always are. Needs the extra `s3local` and redis-server.
+Uses real worker processes, PostgreSQL (DATABASE_URL's server), Redis and an S3 server; a second leg
+stores files in a folder. A run is one job and one fault: a process killed or stopped past its lease
+at a failpoint, a cut connection, a lost response, a failing S3 server, a stopped Redis. Leases have
+their usual length. Needs the extra `s3local` and redis-server.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from tools.faults.plan import FOLDER, S3, plan_runs
 
 CONCURRENCY = {S3: 20, FOLDER: 6}
 JOBS_AT_ONCE = {S3: 80, FOLDER: 8}
-RECOVERY_BAR_SECONDS = 45.0  # seconds, p99
+RECOVERY_BAR_SECONDS = 45.0  # p99
 VIOLATIONS = ("lost", "twice", "half", "left over", "died", "not met")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Faults, and what came of the jobs.")
+    parser = argparse.ArgumentParser(description="Runs jobs under faults and checks them.")
     parser.add_argument("--runs", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="the index of one run")
+    parser.add_argument("--only", type=int, help="Index of one run to repeat.")
     parser.add_argument("--leg", choices=(S3, FOLDER), help=argparse.SUPPRESS)
     options = parser.parse_args()
     harness.stop_on_term()
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def run_leg(options: argparse.Namespace) -> None:
-    """Its runs; prints what came of them as one line of JSON."""
+    """Runs one leg; prints its results as one line of JSON."""
     from tools.faults.installation import Installation
 
     runs = [run for run in select_runs(options) if run.fault.leg == options.leg]
@@ -64,7 +64,7 @@ def run_leg(options: argparse.Namespace) -> None:
             try:
                 campaign.run()
                 orphans = campaign.list_orphans()
-            finally:  # also what was found until it was ended
+            finally:  # also after an interrupt
                 report = {
                     "runs": campaign.results,
                     "left": orphans,
@@ -83,7 +83,7 @@ def select_runs(options: argparse.Namespace) -> list[Any]:
 
 
 def run_campaign(options: argparse.Namespace) -> None:
-    """Both legs side by side, bounded in time; then the tables and the verdict."""
+    """Runs both legs in parallel with a time limit; then prints tables and the verdict."""
     start_time = time.monotonic()
     runs = select_runs(options)
     children = []
@@ -122,7 +122,7 @@ def run_campaign(options: argparse.Namespace) -> None:
 
 
 def collect_output(children: Sequence["subprocess.Popen[str]"]) -> list[str]:
-    """What each printed; the first that fails ends the others."""
+    """Returns the output of each child; the first failure stops the others."""
 
     def output(child: "subprocess.Popen[str]") -> str:
         printed: str = child.communicate()[0]
@@ -152,7 +152,8 @@ def print_table(results: list[dict[str, Any]]) -> None:
         violations = Counter(name for one in group for name, _ in one["wrong"])
         seconds = sorted(one["seconds"] for one in group)
         print(
-            f"| {leg} | {point} | {kind} | {len(group)} | {_format_counts(outcomes)} | {_format_counts(attempts)}"
+            f"| {leg} | {point} | {kind} | {len(group)} | {_format_counts(outcomes)}"
+            f" | {_format_counts(attempts)}"
             f" | {sum(one['swept'] for one in group)} | {seconds[0]:.0f}-{seconds[-1]:.0f}"
             f" | {_format_counts(violations) or '0'} |"
         )
@@ -164,7 +165,7 @@ def _format_counts(counter: Counter[Any]) -> str:
 
 
 def print_recovery(results: list[dict[str, Any]]) -> bool:
-    """From a SIGKILL to the next claim, by where it struck; whether the bar holds."""
+    """Prints the time from a SIGKILL to the next claim; returns whether the bar holds."""
     durations: dict[str, list[float]] = defaultdict(list)
     for result in results:
         for point, seconds in result["recovered"]:
@@ -206,7 +207,7 @@ def print_verdict(
     print(
         f"\n{len(results)} faults with seed {seed} in {seconds:.0f} s: {summary}; {recovery_text}"
     )
-    # seconds are the machine's, and whoever ended by itself was started again: told, no violation
+    # slow recovery and restarted processes are reported, but are no violation
     if sum(violations.values()) - violations["died"]:
         raise SystemExit(1)
 

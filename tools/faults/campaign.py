@@ -1,4 +1,4 @@
-"""One leg of a campaign: jobs with a fault each, many at once, watched until they are right."""
+"""Runs one leg of a campaign: many jobs at once, each with a fault, until each is checked."""
 
 import json
 import re
@@ -30,36 +30,36 @@ from tools.faults.installation import CHANNELS, Installation, resume_process
 from tools.faults.plan import SIZES, Run
 from tools.faults.s3_proxy import Fault as S3Fault
 
-LOST_AFTER_SECONDS = 300.0  # seconds: a job that has not ended by then is lost
+LOST_AFTER_SECONDS = 300.0  # a job that has not ended by then is lost
 MAX_PAUSED = 10
-RESUME_SECONDS = 8.0  # seconds a process that was held has to find out and go
+RESUME_SECONDS = 8.0  # time for a resumed process to notice and exit
 BIG_PAYLOAD = 5_500
 
 
 @dataclass
 class Trial:
-    """A run under way."""
+    """A current run."""
 
     run: Run
     pk: int
     tag: str
     start_time: float = field(default_factory=time.monotonic)
-    triggered: list[tuple[str, float]] = field(default_factory=list)  # failpoint, moment
+    triggered: list[tuple[str, float]] = field(default_factory=list)  # failpoint, time
     paused: list[tuple[float, int]] = field(default_factory=list)  # when to resume, pid
     resumed_at: float = 0.0
     is_triggered: bool = False
-    side_effects: int = 0  # attempts that another run's trouble may have cost
+    side_effects: int = 0  # attempts that faults of other runs may have cost
     end_time: float = 0.0
     check_result: "Future[Verdict] | None" = None
 
     def may_fail(self) -> bool:
-        """Only where three attempts were hit."""
+        """Returns whether faults hit three attempts, so that the job may fail."""
         own = 2 if self.run.fault.point == "S3 list" else 1
         return self.run.fault.times >= 3 or own + self.side_effects >= 3
 
 
 class Campaign:
-    """The loop; everything that waits is asked again a few times a second."""
+    """The loop that starts runs, handles faults and checks jobs, a few times a second."""
 
     def __init__(self, installation: Installation, runs: list[Run], at_once: int) -> None:
         self._installation, self._pending, self._at_once = (
@@ -72,7 +72,7 @@ class Campaign:
         self._store, self._oracle = Store(installation), Oracle()
         self._checkers = ThreadPoolExecutor(2)
         self.results: list[dict[str, Any]] = []
-        self.crashed: list[str] = []  # what ended though nobody had killed it
+        self.crashed: list[str] = []  # processes that ended without a kill
         from exhaust.models import Job
         from ingest.auth import keys
         from ingest.models import Channel
@@ -103,7 +103,7 @@ class Campaign:
         self._reader.join(30)
         self._checkers.shutdown()
 
-    # Beginning ------------------------------------------------------------------------------------
+    # Start ----------------------------------------------------------------------------------------
 
     def _start_runs(self) -> None:
         paused_count = sum(trial.run.fault.is_pause for trial in self._running)
@@ -118,14 +118,14 @@ class Campaign:
         self._pending.extend(reversed(postponed))
 
     def _conflicts(self, run: Run) -> bool:
-        """What befalls all jobs comes one at a time, and is over before the next."""
+        """Returns whether a fault of the whole system is in progress, so that this one waits."""
         shared = {"redis", "worker", "database", "disk"}
         return run.fault.point in shared and (
             bool(self._scheduled) or any(trial.run.fault.point in shared for trial in self._running)
         )
 
     def _submit_job(self, run: Run) -> Trial:
-        """Arms the fault before any worker can see the job."""
+        """Submits the job and arms its fault before a worker can see it."""
         from django.db import transaction
 
         from exhaust.datasets.response import RESPONSE
@@ -160,10 +160,10 @@ class Campaign:
             self._mark_affected(except_trial=trial)
         return trial
 
-    # Trouble --------------------------------------------------------------------------------------
+    # Faults ---------------------------------------------------------------------------------------
 
     def _cause_outage(self, point: str, kind: str) -> None:
-        """What happens to everybody."""
+        """Causes an outage for all jobs."""
         now = time.monotonic()
         match point, kind:
             case "redis", _:
@@ -188,12 +188,12 @@ class Campaign:
 
     def _mark_affected(self, except_trial: Trial) -> None:
         if except_trial.run.fault.point == "redis":
-            return  # costs nobody an attempt
+            return  # no job loses an attempt
         for trial in self._running:
             trial.side_effects += trial is not except_trial
 
     def _flood_wakeups(self, trial: Trial) -> None:
-        """The same messages, many times, until the job has ended."""
+        """Sends the same messages again and again until the job ends."""
         from exhaust.jobs import wakeup
 
         is_work = trial.run.fault.point == "wake-ups"
@@ -208,7 +208,7 @@ class Campaign:
         threading.Thread(target=send, daemon=True).start()
 
     def _handle_triggered(self) -> None:
-        """What was armed and is done; what is to be done for it."""
+        """Handles triggered failpoints: resumes, outages and the next arming."""
         by_job = {trial.pk: trial for trial in self._running}
         for point, pk, pid, moment in self._installation.poll_failpoints():
             trial = by_job[pk]
@@ -237,7 +237,7 @@ class Campaign:
             one[1]()
 
     def _restart_crashed(self) -> None:
-        """Starts again what ended by itself, and remembers that."""
+        """Restarts processes that crashed, and records them."""
         for group in (*self._installation.workers, self._installation.beat):
             if not group.is_alive and not self._is_killed(group):
                 self.crashed.append(group.name)
@@ -248,7 +248,7 @@ class Campaign:
     def _is_killed(self, group: Any) -> bool:
         return any(act == group.start for _, act in self._scheduled)
 
-    # Ending ---------------------------------------------------------------------------------------
+    # End ------------------------------------------------------------------------------------------
 
     def _check_ended(self) -> None:
         now = time.monotonic()
@@ -278,7 +278,7 @@ class Campaign:
                 self._record_result(trial, trial.check_result.result())
 
     def _is_quiet(self, trial: Trial, now: float) -> bool:
-        """Nobody is at it any more, and the reader has had his look at the end."""
+        """Returns whether no process works on the job and the reader has seen its end."""
         observations = self._reader.observations.get(trial.pk)
         has_seen_end = observations is not None and (
             observations.downloads
@@ -303,7 +303,7 @@ class Campaign:
         if fault.s3_fault:
             is_triggered = self._installation.count_s3_faults(trial.pk) > 0
         if not is_triggered and trial.side_effects and not verdict.violations:
-            self._pending.insert(0, run)  # another run's trouble came before its own
+            self._pending.insert(0, run)  # a fault of another run came first
             return
         if not is_triggered:
             verdict.violations.append(("not met", f"met only {trial.triggered}"))
@@ -335,7 +335,7 @@ class Campaign:
                         print_progress(f"    {line}")
 
     def list_orphans(self) -> list[str]:
-        """After one sweep of everything: what no row names."""
+        """Sweeps everything once; returns objects without a row and rows without an object."""
         from exhaust.files import orphans
         from exhaust.models import File
 
@@ -365,11 +365,11 @@ def check_and_close(
         connections.close_all()
 
 
-# What is asked for --------------------------------------------------------------------------------
+# Data ---------------------------------------------------------------------------------------------
 
 
 def load_channels() -> None:
-    """Each channel's conversations, one of every size, and who took part."""
+    """Creates channels, their conversations of every size, and participants."""
     from ingest.adapters import participants as profiles_adapter
     from ingest.events import Call
     from ingest.models import Channel, Conversation
@@ -409,7 +409,7 @@ def store_events(channel: Any, payloads: Any, rows: int) -> None:
 
 @contextmanager
 def ingest_slowly(channels: list[Any]) -> Any:
-    """Some answers more now and then, in the range that everybody asks for."""
+    """Ingests a few answers now and then, in the period of all exports."""
     stop = threading.Event()
 
     def ingest() -> None:

@@ -1,4 +1,4 @@
-"""What has to be true of a job after its fault, and what a reader may have seen meanwhile."""
+"""Checks a job after its fault, and what a reader saw meanwhile."""
 
 import hashlib
 import http.client
@@ -30,18 +30,18 @@ def dataset_config(conversation: str) -> dict[str, str]:
     }
 
 
-# The oracle ---------------------------------------------------------------------------------------
+# Oracle ------------------------------------------------------------------------------------------
 
 
 class Oracle:
-    """The right bytes of a job, by the portable writer: rows below its watermark, in Python."""
+    """The right bytes of a job, from the portable writer and the rows below its watermark."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cache: dict[tuple[int, int], tuple[str, int]] = {}
 
     def expected(self, job: Any) -> tuple[str, int]:
-        """SHA-256 and rows."""
+        """Returns the SHA-256 and the row count that the job must have."""
         from exhaust.datasets.response import RESPONSE
         from exhaust.datasets.selection import Selection, day_range
         from exhaust.files import writer
@@ -50,7 +50,7 @@ class Oracle:
         conversation = Conversation.objects.get(
             channel=job.channel_id, identifier=job.config["conversationId"]
         )
-        # rows are only added: as many below the watermark are the same ones
+        # rows are only added, so the same count below the watermark means the same rows
         rows = StoredEvent.objects.filter(
             conversation=conversation.pk, xid__lt=job.watermark
         ).count()
@@ -58,9 +58,13 @@ class Oracle:
             if known := self._cache.get((conversation.pk, rows)):
                 return known
         selection = Selection(
-            job.channel_id, conversation.pk, conversation.identifier, conversation.name, *day_range(FIRST_DAY, LAST_DAY, "UTC"),
+            job.channel_id,
+            conversation.pk,
+            conversation.identifier,
+            conversation.name,
+            *day_range(FIRST_DAY, LAST_DAY, "UTC"),
             job.watermark,
-        )  # fmt: skip
+        )
         digest, progress = hashlib.sha256(), writer.Progress()
         for block in writer.iter_blocks(RESPONSE, selection, progress, portable=True):
             digest.update(block)
@@ -70,25 +74,25 @@ class Oracle:
         return expected
 
 
-# The store, past the service ----------------------------------------------------------------------
+# Storage ------------------------------------------------------------------------------------------
 
 
 class Store:
-    """Keys, bytes and unfinished uploads, straight from the bucket or the folder."""
+    """Keys, bytes and unfinished uploads, read directly from the bucket or the folder."""
 
     def __init__(self, installation: Installation) -> None:
         self._bucket = installation.bucket
         self._files = installation.var / "files"
 
     def list_keys(self, prefix: str) -> list[str]:
-        """Whole files: whoever knows a key can have them."""
+        """Returns the keys of complete files."""
         if self._bucket is None:
             return [key for key in self._list_files(prefix) if "/.part-" not in key]
         pages = self._bucket.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
 
     def list_unfinished(self, prefix: str) -> list[str]:
-        """Unfinished uploads and drafts."""
+        """Returns the keys of unfinished uploads and drafts."""
         if self._bucket is None:
             return [key for key in self._list_files(prefix) if "/.part-" in key]
         pages = self._bucket.get_paginator("list_multipart_uploads").paginate(
@@ -101,7 +105,7 @@ class Store:
         return [str(one.relative_to(self._files)) for one in folder.rglob("*") if one.is_file()]
 
     def digest(self, key: str) -> str | None:
-        """SHA-256 of what lies there; None for nothing."""
+        """Returns the SHA-256 of an object, or None if there is none."""
         try:
             if self._bucket is None:
                 return hashlib.sha256((self._files / key).read_bytes()).hexdigest()
@@ -112,12 +116,12 @@ class Store:
             return None
         except (ClientError, ResponseStreamingError):
             if self._is_being_deleted(key):
-                return None  # an attempt's that was never published, deleted while it was read
+                return None  # of an unpublished attempt, deleted during the read
             raise
         return hashlib.sha256(body).hexdigest()
 
     def _is_being_deleted(self, key: str) -> bool:
-        """Whether a deletion is under way: Swift takes a file's segments before its name."""
+        """Returns whether the object is being deleted; Swift deletes segments before the name."""
         deadline = time.monotonic() + 10
         while key in self.list_keys(key.rpartition("/")[0] + "/"):
             if time.monotonic() > deadline:
@@ -130,12 +134,12 @@ class Store:
         return (self._bucket.exceptions.NoSuchKey,) if self._bucket is not None else ()
 
 
-# The reader ---------------------------------------------------------------------------------------
+# Reader ------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Observations:
-    """What a reader saw of a job."""
+    """The keys, statuses and downloads of a job that a reader saw."""
 
     keys: dict[str, str] = field(default_factory=dict)  # key, SHA-256
     statuses: list[str] = field(default_factory=list)
@@ -144,7 +148,7 @@ class Observations:
 
 
 class Reader(threading.Thread):
-    """Somebody who polls the API, follows its links, and gets every key that he can find."""
+    """Polls the API, follows its links, and reads every key that it can find."""
 
     def __init__(self, installation: Installation, key: str) -> None:
         super().__init__(daemon=True, name="reader")
@@ -182,7 +186,7 @@ class Reader(threading.Thread):
             answer = web.getresponse()
             body = answer.read()
         if answer.status != 200:
-            # a database whose connections were all cut may cost a reader an answer, never a lie
+            # after a cut of all connections a 5xx is fine, a wrong response is not
             if answer.status < 500:
                 observations.violations.append(f"the API said {answer.status}")
             return
@@ -201,19 +205,19 @@ class Reader(threading.Thread):
 
 @dataclass
 class Verdict:
-    """What came of a run; `wrong` are the violations, by kind."""
+    """The result of a run; `violations` are (kind, detail)."""
 
     outcome: str = ""
     attempts: int = 0
     is_swept: bool = False
     transitions: list[tuple[str, int, float]] = field(default_factory=list)
-    violations: list[tuple[str, str]] = field(default_factory=list)  # lost, twice, half, left over
+    violations: list[tuple[str, str]] = field(default_factory=list)  # lost, twice, half, orphan
 
 
 def check_job(
     pk: int, store: Store, oracle: Oracle, observations: Observations, may_fail: Callable[[], bool]
 ) -> Verdict:
-    """Everything the promises say of an ended job."""
+    """Checks a finished job against all guarantees."""
     from exhaust.models import Job
 
     job = Job.objects.get(pk=pk)
@@ -254,7 +258,7 @@ def check_job(
             report(("half", "a download is not the file"))
     wrong_turns = [
         step for step in pairwise(observations.statuses) if step[0] in FINAL_STATUSES
-    ]  # an end is the last thing that is told
+    ]  # no status follows a final one
     for violation in dict.fromkeys(
         [*observations.violations, *(f"{old} then {new}" for old, new in wrong_turns)]
     ):
@@ -266,7 +270,7 @@ def check_job(
 def _sweep_job(
     pk: int, store: Store, named: set[str], report: Callable[[tuple[str, str]], None]
 ) -> bool:
-    """Whether it took a sweep to leave nothing but the file."""
+    """Returns whether only a sweep removed the last orphan of the job."""
     from exhaust.files import orphans
 
     if not _list_orphans(pk, store, named):

@@ -1,4 +1,4 @@
-"""The installation a campaign breaks: real servers and processes, all its own, all ended by pid."""
+"""The installation that a campaign breaks: its own servers and processes, stopped by process ID."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ DISK_MIB = 4096
 
 
 class ProcessGroup:
-    """A process with all that it started: they are killed together."""
+    """A process and its children, which are killed together."""
 
     def __init__(self, name: str, command: list[str], variables: dict[str, str], log: Path) -> None:
         self.name, self._command, self._variables, self._log = name, command, variables, log
@@ -53,7 +53,7 @@ class ProcessGroup:
 
 
 class Installation:
-    """What a campaign needs to know of its installation, and to do to it."""
+    """The servers and processes of a campaign, and the faults it can cause in them."""
 
     def __init__(self, leg: str, var: Path, database: str) -> None:
         self.leg, self.var, self.database = leg, var, database
@@ -69,7 +69,7 @@ class Installation:
         self.mounted = False
 
     def arm_failpoint(self, point: str, action: str, job: int) -> None:
-        """Appears whole: a worker may be looking."""
+        """Arms a failpoint by renaming a file, since a worker may read at any time."""
         draft = self.failpoints / f".draft.{point}@{job}"
         draft.write_text(action)
         draft.rename(self.failpoints / f"{point}@{job}")
@@ -82,7 +82,7 @@ class Installation:
         return int(self._proxy.call({"taken": job})) if self._proxy else 0
 
     def poll_failpoints(self) -> Iterator[tuple[str, int, int, float]]:
-        """Failpoint, job, pid and moment of every one that was passed, armed, since last asked."""
+        """Returns (failpoint, job, pid, time) of those triggered since the last call."""
         for path in self.failpoints.glob(".done.*"):
             armed, pid, nanoseconds = path.name.removeprefix(".done.").rsplit(".", 2)
             point, _, job = armed.partition("@")
@@ -90,7 +90,7 @@ class Installation:
             path.unlink()
 
     def fill_disk(self) -> None:
-        """Leaves a few MiB in the folder of the files, where that is a disk of our own."""
+        """Fills the disk of the files up to a few MiB, if it is a disk of its own."""
         stats = os.statvfs(self.var / "files")
         used = (stats.f_blocks - stats.f_bfree) * stats.f_frsize
         self._resize(used // 2**20 + 4)
@@ -104,11 +104,11 @@ class Installation:
             command = ["mount", "-o", f"remount,size={mib}m", files]
             subprocess.run(command, capture_output=True, check=True)
 
-    # Making it ------------------------------------------------------------------------------------
+    # Start ---------------------------------------------------------------------------------------
 
     @contextmanager
     def running(self, concurrency: int) -> Iterator[None]:
-        """Servers first, then our database, then our processes."""
+        """Starts servers, then the database, then our processes."""
         with ExitStack() as stack:
             port = harness.free_port()
             variables = {
@@ -128,7 +128,7 @@ class Installation:
                 self._mount_disk(stack)
             else:
                 variables, broken = self._s3(stack, variables)
-            # so that what cuts all connections leaves the campaign its own
+            # an outage of all connections spares the campaign's own
             os.environ["PGAPPNAME"] = "campaign"
             harness.setup_django(variables)
             self.environment = variables
@@ -147,7 +147,7 @@ class Installation:
     def _s3(
         self, stack: ExitStack, variables: dict[str, str]
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """The server itself for who reads, the proxy for who writes."""
+        """Starts the S3 server for readers and the proxy for workers."""
         direct = stack.enter_context(s3server.running(self.var / "s3"))
         variables = variables | {
             "S3_BUCKET": BUCKET,
@@ -168,7 +168,7 @@ class Installation:
         return variables, variables | proxied
 
     def _mount_disk(self, stack: ExitStack) -> None:
-        """A small disk for the files, where we may mount one."""
+        """Mounts a small disk for the files, if this process may mount."""
         files = self.var / "files"
         files.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(files)]
@@ -219,7 +219,7 @@ def _wait_for_port(port: int) -> None:
 
 
 def resume_process(pid: int) -> bool:
-    """SIGCONT to a process that is stopped; False when there is none of this id."""
+    """Resumes a stopped process; returns False if it does not exist."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         if state in "Tt":

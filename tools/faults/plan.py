@@ -1,4 +1,4 @@
-"""Which faults there are, and which run of a campaign gets which: the same for the same seed."""
+"""The faults, and which run of a campaign gets which: the same for the same seed."""
 
 import random
 from collections.abc import Iterator
@@ -17,22 +17,22 @@ S3, FOLDER = "s3", "folder"
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of trouble: where, what, and what has to be armed for it."""
+    """One kind of fault: its place, its kind, and what to arm for it."""
 
     leg: str
     point: str
     kind: str
     failpoints: tuple[tuple[str, str], ...] = ()  # failpoint, action
     s3_fault: tuple[str, str, int, str] | None = None  # operation, kind, times, attempt
-    size: str = ""  # the only one that gets there, where not all do
-    is_pause: bool = False  # a process of the worker is held for longer than a lease
-    times: int = 1  # 3: every attempt meets it
+    size: str = ""  # the only size that reaches it, if not all do
+    is_pause: bool = False  # stops a worker process for longer than a lease
+    times: int = 1  # 3: in every attempt
     weight: int = 2
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fault of a campaign, on one job of its own."""
+    """One fault of a campaign, on its own job."""
 
     index: int
     fault: Fault
@@ -46,9 +46,9 @@ class Run:
 
 
 def plan_runs(runs: int, seed: int) -> list[Run]:
-    """Every fault of a leg once, in an order of the seed's, then by weight; a tenth in a folder.
+    """Returns the runs: each fault of a leg once in the seed's order, then by weight.
 
-    A run depends on the seed and its index alone.
+    A tenth uses a folder. A run depends only on the seed and its index.
     """
     legs = {leg: _draw_faults(leg, seed) for leg in (S3, FOLDER)}
     planned = []
@@ -96,7 +96,7 @@ def _system_faults(leg: str) -> Iterator[Fault]:
 
 
 def fault_at(leg: str, point: str, action: str) -> Fault:
-    """An action at a failpoint, with what it takes to get there."""
+    """Returns a fault at a failpoint, with the failpoints that lead there."""
     arms: tuple[tuple[str, str], ...] = ((point, action),)
     if point == "heartbeat":
         arms = (("part.first", "sleep 5"), *arms)
@@ -108,7 +108,7 @@ def fault_at(leg: str, point: str, action: str) -> Fault:
 
 def _s3_faults(leg: str) -> Iterator[Fault]:
     kinds = ("500", "503", "cut", "lost", "delay")
-    # how a job gets there at all
+    # faults that lead a job to this failpoint
     ways: dict[str, tuple[tuple[str, str], ...]] = {
         "delete": (("head.before", "error"),),
         "abort": (("part.middle", "error"),),

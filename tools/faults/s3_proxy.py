@@ -1,16 +1,16 @@
-"""A proxy in front of an S3 server that fails where it is told to.
+"""A proxy in front of an S3 server that fails on request.
 
     python -m tools.faults.s3_proxy --upstream http://127.0.0.1:9000
 
-It reads commands as lines of JSON and answers each in a line. `{"arm": {...}}` takes the fields of
-`Fault`; `{"taken": JOB}` tells how often a fault of this job was met. The first answer names the
-port. What it does to a request:
+It reads commands as lines of JSON and responds to each with a line. `{"arm": {...}}` takes the
+fields of `Fault`; `{"taken": JOB}` returns how often a fault of this job was triggered. The first
+response is the port. The kinds of faults:
 
-    500, 503   answers so by itself; the server never hears of it
-    200        answers 200 with an error in the body, as S3 may at the end of an upload
-    cut        the connection ends in the middle of the body, on both sides
-    lost       the server does it, and the answer never comes back
-    delay      some seconds pass before the server hears of it
+    500, 503   the proxy returns this status; the server does not get the request
+    200        returns 200 with an error in the body, as S3 may at the end of an upload
+    cut        cuts the connection in the middle of the body, on both sides
+    lost       the server executes the request, and its response is lost
+    delay      waits some seconds before it passes the request on
 """
 
 import argparse
@@ -34,7 +34,7 @@ _CODES = {"500": "InternalError", "503": "SlowDown", "200": "InternalError"}
 
 @dataclass(frozen=True)
 class Fault:
-    """One operation on one job's keys fails so, so many times; of one attempt, or of any."""
+    """A fault of one operation on one job's keys, `times` times, in one attempt or any."""
 
     job: int
     operation: str
@@ -45,7 +45,7 @@ class Fault:
 
 
 class ArmedFaults:
-    """What is armed, and how often each job met it."""
+    """The armed faults, and how often each job triggered one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class ArmedFaults:
             return self._taken.get(job, 0)
 
     def take_fault(self, method: str, address: str) -> Fault | None:
-        """The fault of this request, once less from now on."""
+        """Returns the fault of this request and counts it, or None."""
         if not (match := _KEY.search(unquote(address))):
             return None
         job, attempt, current_operation = int(match[1]), match[2], operation_of(method, address)
@@ -81,7 +81,7 @@ class ArmedFaults:
 
 
 def operation_of(method: str, address: str) -> str:
-    """Which of `OPERATIONS` a request is."""
+    """Returns which of `OPERATIONS` a request is."""
     query = parse_qs(urlsplit(address).query, keep_blank_values=True)
     match method:
         case "PUT":
@@ -97,7 +97,7 @@ def operation_of(method: str, address: str) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands requests on, Host and all, so that signatures hold."""
+    """Passes requests on with their Host, so that signatures stay valid."""
 
     protocol_version = "HTTP/1.1"
     faults: ArmedFaults
@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: Any) -> None:
-        """The campaign tells what matters."""
+        """Logs nothing; the campaign reports."""
 
 
 class Server(ThreadingHTTPServer):
@@ -169,11 +169,11 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: Any) -> None:
-        """A caller that died in the middle is what this is for."""
+        """Ignores callers that ended in the middle of a request."""
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description="An S3 proxy that fails where it is told to.")
+    arguments = argparse.ArgumentParser(description="An S3 proxy that fails on request.")
     arguments.add_argument("--upstream", required=True)
     Handler.upstream = urlsplit(arguments.parse_args().upstream).netloc
     Handler.faults = faults = ArmedFaults()

@@ -1,10 +1,10 @@
-"""Any bytes at all, through every adapter: events, rejections or `Refused`, and nothing else.
+"""Feeds random bytes to every adapter: only events, rejections or `RequestError` may result.
 
     python -m tools.fuzz --adapters --runs 1000000 [--seed 1]
 
-Atheris (libFuzzer) keeps what reaches new lines of `ingest/adapters/` and goes on from there. Half
-of the inputs are bytes it changed; the other half are JSON in which one value became another, for
-bytes alone seldom get past the parser. One process an adapter. Needs the extra `fuzz`.
+Atheris (libFuzzer) keeps inputs that reach new lines of `ingest/adapters/` and mutates them. Half
+of the inputs are mutated bytes; the other half are JSON with one changed value, because bytes alone
+seldom pass the parser. Each adapter has its own process. Needs the extra `fuzz`.
 """
 
 import gzip
@@ -76,7 +76,7 @@ HOSTILE_VALUES: list[Any] = [
 
 
 def run_campaign(runs: int, seed: int) -> None:
-    """Runs every adapter's campaign, and says what came of it. Exits with 1 on any finding."""
+    """Runs the campaign of every adapter and prints its results. Exits with 1 on a finding."""
     each = -(-runs // len(ADAPTERS))
     start_time, failed, total = monotonic(), 0, 0
     for name in ADAPTERS:
@@ -102,7 +102,7 @@ def run_campaign(runs: int, seed: int) -> None:
 
 
 def run_adapter(name: str, runs: int, seed: int) -> None:
-    """One adapter's campaign; never returns, libFuzzer ends the process."""
+    """Runs one adapter's campaign. Never returns: libFuzzer ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["ingest.adapters"]):
@@ -130,7 +130,7 @@ def run_adapter(name: str, runs: int, seed: int) -> None:
 
 
 def mutated_inputs(name: str, count: int, seed: int) -> Iterator[bytes]:
-    """The seeds, then what becomes of them: without coverage, and the same each time."""
+    """Yields the seeds and mutations of them, without coverage, the same each time."""
     chance = random.Random(seed)
     alter = mutate_query if name == "skalin_hit" else mutate_json
     yield from SEEDS[name]
@@ -143,7 +143,7 @@ def mutated_inputs(name: str, count: int, seed: int) -> Iterator[bytes]:
 
 
 def build_reader(name: str) -> Callable[[bytes], None]:
-    """Reads bytes as the view does and checks what came out."""
+    """Returns a function that reads bytes as the view does and checks the result."""
     from ingest.adapters import clickstream, desk, participants, skalin, telemetry
     from ingest.events import Call, RequestError
 
@@ -197,7 +197,7 @@ def build_reader(name: str) -> Callable[[bytes], None]:
 
 
 def check_batch(batch: Any) -> None:
-    """What the store relies on."""
+    """Checks the invariants that the store relies on."""
     for event in batch.events:
         require(len(event.identity) == 16, "an identity")
         require(event.type, "a type")
@@ -214,20 +214,20 @@ def check_batch(batch: Any) -> None:
 
 
 def texts_of(*found: str) -> None:
-    """Text that both databases take."""
+    """Requires texts that both databases accept."""
     for each in found:
         each.encode()
         require("\0" not in each, "text without NUL")
 
 
 def require(condition: object, message: str) -> None:
-    """Raises `ValueError`, which no adapter may."""
+    """Raises `ValueError` unless the condition is true; no adapter may raise it."""
     if not condition:
         raise ValueError(f"not {message}")
 
 
 def mutate_json(data: bytes, chance: random.Random) -> bytes:
-    """The JSON, or the lines of it, with one value become another."""
+    """Returns the JSON, or JSON lines, with one value replaced."""
     lines = data.split(b"\n")
     index = chance.randrange(len(lines))
     try:
@@ -243,7 +243,7 @@ def mutate_json(data: bytes, chance: random.Random) -> bytes:
 
 
 def mutate_query(data: bytes, chance: random.Random) -> bytes:
-    """The query with one parameter become another."""
+    """Returns the query with one parameter replaced."""
     pairs = parse_qsl(data.decode(errors="replace"), keep_blank_values=True)
     index = chance.randrange(len(pairs) + 1)
     value = chance.choice(

@@ -1,14 +1,13 @@
-"""Calls that are wrong in every way, made from our own description: no 5xx, no lie, no dead worker.
+"""Fuzzes the API from its own OpenAPI: no 5xx, no undocumented response, no dead worker.
 
-    python -m tools.fuzz --requests 200000            over HTTP, against the server as it runs
+    python -m tools.fuzz --requests 200000                over HTTP, against the running server
     python -m tools.fuzz --requests 10000 --in-process    the same in one process, for CI
-    python -m tools.fuzz --adapters --runs 1000000    bytes, past HTTP: see fuzz_adapters
+    python -m tools.fuzz --adapters --runs 1000000        bytes without HTTP: `tools.fuzz.adapters`
 
-Schemathesis makes a third of the calls as the description says, a third as it says not, and a third
-in rows that go on from each other's answers; each of them is followed by variants, see `tools.fuzz.wire`.
-Each answer must be one that is described. What a lenient reader takes although it is not described
-is no finding. HTTP is on PostgreSQL
-(DATABASE_URL's server); in process it is so where DATABASE_URL is set, else on SQLite. Needs the
+Schemathesis makes a third of the calls by the document, a third against it, and a third in series
+that use earlier responses. Variants follow each call (`tools.fuzz.wire`). Every response must be
+documented. Undocumented input that a lenient reader accepts is no finding. Over HTTP the server
+uses PostgreSQL (DATABASE_URL's server); in process it uses DATABASE_URL if set, else SQLite. Needs the
 extra `test`.
 """
 
@@ -40,15 +39,15 @@ from tools.fuzz.wire import (
 
 CHANNEL = "FUZZED"
 APPLICATION = "fuzz-app"
-REPEATS = 6  # that a case is sent: as it was drawn, and varied
+REPEATS = 6  # times to send a case: unchanged, then varied
 MAX_SHOWN = 2000
-# else most calls would only meet these
+# rate limits off, or most calls would only reach them
 TEXT_WIDTH = {"EXHAUST_MAX_QUEUED_PER_CHANNEL": "100000", "EXHAUST_RATE_LIMIT_MULTIPLIER": "100"}
 
 
 @dataclass
 class Credentials:
-    """Headers by security scheme, for who sends and for who reads."""
+    """Headers by security scheme, of a sender and of a reader."""
 
     sender_key: dict[str, str]
     reader_key: dict[str, str]
@@ -57,7 +56,7 @@ class Credentials:
 
 @dataclass
 class Campaign:
-    """Calls to one schema, and what was found; `said` counts answers by status."""
+    """Calls of one schema and its findings; `statuses` counts responses by status."""
 
     schema: Any
     credentials: Credentials
@@ -103,7 +102,7 @@ class Campaign:
                 try:
                     check_case()
                 except Exception as error:
-                    # nothing can be wrong where nothing is asked
+                    # an operation without parameters has no negative cases
                     if "negative" not in str(error).lower() and "Unsatis" not in repr(error):
                         raise
         campaign = self
@@ -113,7 +112,7 @@ class Campaign:
                 return campaign.send_case(case)
 
             def validate_response(self, response: Any, case: Any, **options: Any) -> None:
-                """It was checked."""
+                """Does nothing: `send_case` has checked the response."""
 
         from hypothesis.stateful import run_state_machine_as_test
 
@@ -121,7 +120,7 @@ class Campaign:
             steps = 8
             count_before = self.count
             machine = hypothesis.seed(self.seed + self.count)(Rows)
-            # what an answer makes possible differs between two runs, which Hypothesis minds
+            # responses differ between runs, which Hypothesis calls flaky
             with suppress(hypothesis.errors.Flaky):
                 run_state_machine_as_test(
                     machine,
@@ -137,7 +136,7 @@ class Campaign:
         return self.statuses.total()
 
     def send_case(self, case: Any) -> Any:
-        """Sends it, and variants of it; the answer to itself."""
+        """Sends a case and its variants; returns the response to the case."""
         self._add_credentials(case)
         wire, request = to_wire(case)
         label = case.operation.label
@@ -148,7 +147,7 @@ class Campaign:
         return answer
 
     def _add_credentials(self, case: Any) -> None:
-        """Rights and names that are there, nearly always."""
+        """Adds valid credentials and existing names to most cases."""
         definition = case.operation.definition.raw
         schemes = {name for each in definition.get("security", []) for name in each}
         if self._chance.random() < 0.9:
@@ -172,7 +171,7 @@ class Campaign:
                     case.path_parameters[name] = self._chance.choice(["april", "b"])
 
     def check_response(self, wire: Wire, request: Any, case: Any) -> Any:
-        """The answer to a call; what is wrong with it is noted."""
+        """Sends a call and returns its response; records findings."""
         from schemathesis import checks
         from schemathesis.specs.openapi import checks as conformance
 
@@ -202,14 +201,14 @@ class Campaign:
         return response
 
     def add_finding(self, case: Any, wire: Wire, detail: str) -> None:
-        """One of a kind is kept, with the call that does it again."""
+        """Keeps one finding of each kind, with the call that repeats it."""
         kind = f"{case.operation.label} {detail.partition(chr(10))[0][:200]}"
         if kind not in self.findings:
             self.findings[kind] = f"{detail}\n{wire.to_curl()}"[:MAX_SHOWN]
 
 
 def _write_lines() -> None:
-    """Schemathesis sends text of these kinds as it is."""
+    """Makes schemathesis send text bodies unchanged."""
     import schemathesis
 
     def lines(context: Any, value: Any) -> Any:
@@ -221,7 +220,7 @@ def _write_lines() -> None:
 
 
 def create_credentials() -> Credentials:
-    """Keys and an application of a channel of their own, in this process's database."""
+    """Creates a channel with keys and an application in this process's database."""
     from base64 import b64encode
 
     from ingest.auth import keys
@@ -240,13 +239,13 @@ def create_credentials() -> Credentials:
 
 
 def run_in_process(requests: int, seed: int = 1) -> Campaign:
-    """A campaign against the application itself."""
+    """Runs a campaign against the WSGI application in this process."""
     import schemathesis
     from django.db import connections
 
     from config.wsgi import application
 
-    # a connection for each call would be a fifth of its time
+    # opening a connection per call would take a fifth of the time
     for each in connections.all(initialized_only=True):
         each.settings_dict["CONN_MAX_AGE"] = None
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
@@ -259,7 +258,7 @@ def run_in_process(requests: int, seed: int = 1) -> Campaign:
 
 
 def run_campaign(requests: int, seed: int, count: int) -> None:
-    """Clients of their own processes against two workers, whose deaths are watched for."""
+    """Runs clients in their own processes against two workers; reports dead workers."""
     with ExitStack() as stack:
         var = stack.enter_context(harness.temporary_folder())
         url = stack.enter_context(harness.postgresql())
@@ -307,7 +306,7 @@ def run_campaign(requests: int, seed: int, count: int) -> None:
         for client in clients:
             output = client.communicate()[0]
             if client.returncode:
-                raise SystemExit("A client failed; what it said stands above.")
+                raise SystemExit("A client failed; its output is above.")
             response = json.loads(output.splitlines()[-1])
             statuses.update({int(status): count for status, count in response["said"].items()})
             findings |= response["found"]
@@ -341,13 +340,13 @@ def _wait_for_server(url: str) -> None:
             time.sleep(0.1)
         else:
             return
-    raise SystemExit("The server does not answer.")
+    raise SystemExit("The server does not respond.")
 
 
 def print_report(
     statuses: Counter[int], findings: dict[str, str], seconds: float, deaths: int = 0
 ) -> None:
-    """Exits with 1 on any finding."""
+    """Prints the results. Exits with 1 on a finding."""
     for kind, detail in findings.items():
         print(f"\n{kind}\n{detail}")
     total = statuses.total()
@@ -360,12 +359,12 @@ def print_report(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Hostile calls, and what came of them.")
+    parser = argparse.ArgumentParser(description="Fuzzes the API and the adapters.")
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--in-process", action="store_true")
     parser.add_argument("--adapters", action="store_true")
     parser.add_argument("--runs", type=int, default=1_000_000)
-    parser.add_argument("--workers", type=int, default=2, help="That call, over HTTP.")
+    parser.add_argument("--workers", type=int, default=2, help="Client processes, over HTTP.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Calls as they stand on the wire: made of a drawn case, varied, and sent without ceremony.
+"""Requests as bytes: made from a generated case, varied, and sent.
 
-Drawing a case from a schema costs several times what answering it does. So each one is also sent in
-variants: with parts of earlier cases of the same operation, whose ids the server gave or knows, and
-spoiled as no schema tells: bytes cut, doubled or foreign, headers that do not fit the body.
+Generating a case costs several times its execution. So each case is also sent in variants: with
+parts of earlier cases of the same operation, whose IDs the server knows, and damaged: cut, repeated
+or foreign bytes, and headers that do not fit the body.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 Headers = tuple[tuple[str, str], ...]
 PARTS = ("path", "query", "headers", "content")
-MAX_PARTS = 40  # of each part of an operation
+MAX_PARTS = 40  # stored values per part of an operation
 HOSTILE = (
     b"\0", b'"\\u0000"', b'"\\ud800"', b"\xed\xa0\x80", b"\xff", b"null", b"[]", b"{}", b'""',
     b"true", b"-1", b"1e999", b"NaN", b"9" * 400, b"18446744073709551616", b"0.1", b"[" * 2000,
@@ -40,7 +40,7 @@ _VALUES = (
 
 @dataclass(frozen=True)
 class Wire:
-    """A request; path and query as they are sent, percent-encoded."""
+    """A request with its percent-encoded path and query."""
 
     method: str
     path: str
@@ -53,7 +53,7 @@ class Wire:
         return f"{self.path}?{self.query}" if self.query else self.path
 
     def to_curl(self) -> str:
-        """The call for a shell, but for bytes that no text shows."""
+        """Returns the request as a curl command; bytes that are no text are lost."""
         arguments = [arg for name, value in self.headers for arg in ("-H", f"{name}: {value}")]
         data = ["--data-binary", self.content.decode("latin-1")] if self.content else []
         return shlex.join(["curl", "-X", self.method, *arguments, *data, f"$URL{self.target}"])
@@ -70,7 +70,7 @@ Send = Callable[[Wire], Answer]
 
 
 def to_wire(case: Any) -> tuple[Wire, Any]:
-    """A case of schemathesis as it would send it, and its own form of that."""
+    """Returns a case of schemathesis as a `Wire` and as its prepared request."""
     import requests
     from schemathesis.transport.prepare import get_exclude_headers
     from schemathesis.transport.requests import REQUESTS_TRANSPORT
@@ -91,12 +91,12 @@ def to_wire(case: Any) -> tuple[Wire, Any]:
     return Wire(prepared.method, url.path, url.query, headers, content), prepared
 
 
-# Varying ------------------------------------------------------------------------------------------
+# Variants -----------------------------------------------------------------------------------------
 
 
 @dataclass
 class Variants:
-    """Parts of what was sent to each operation, and new calls made of them."""
+    """Parts of the requests of each operation, and new requests made of them."""
 
     chance: random.Random
     _parts: dict[tuple[str, str], list[Any]] = field(default_factory=lambda: defaultdict(list))
@@ -110,7 +110,7 @@ class Variants:
                 known_parts[self.chance.randrange(MAX_PARTS)] = getattr(wire, part)
 
     def mutate(self, label: str, wire: Wire) -> Wire:
-        """One more; of two, one is spoiled, the other is as good as its parts."""
+        """Returns a variant; every other one is damaged, the rest combine known parts."""
         chance = self.chance
         parts = {
             part: chance.choice(self._parts[label, part])
@@ -137,7 +137,7 @@ class Variants:
                 content = content[:end] + content[start:]
             case 3:
                 content = content[:start] + chance.choice(HOSTILE) + content[end:]
-            case _:  # where a value stands
+            case _:  # replace a value
                 values = list(_SCALAR.finditer(content))
                 if values:
                     start, end = chance.choice(values).span()
@@ -222,7 +222,7 @@ def send_to_server(url: str) -> Send:
             line.putheader(name, value.encode("latin-1"))
         if wire.content or wire.method in {"POST", "PUT", "PATCH"}:
             line.putheader("Content-Length", str(len(wire.content)))
-        with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read
+        with suppress(BrokenPipeError, ConnectionResetError):  # rejected before the body was read
             line.endheaders(wire.content)
         answer = line.getresponse()
         return Answer(answer.status, answer.getheaders(), answer.read())
@@ -230,7 +230,7 @@ def send_to_server(url: str) -> Send:
     def send(wire: Wire) -> Answer:
         try:
             return once(wire)
-        except (http.client.HTTPException, OSError):  # it had ended the connection meanwhile
+        except (http.client.HTTPException, OSError):  # the server had closed the connection
             line.close()
             return once(wire)
 
@@ -238,7 +238,7 @@ def send_to_server(url: str) -> Send:
 
 
 def to_response(answer: Answer, request: Any, start_time: float) -> Any:
-    """An answer as schemathesis checks it."""
+    """Returns a response in the form that schemathesis checks."""
     from schemathesis.core.transport import Response
 
     headers: dict[str, list[str]] = defaultdict(list)

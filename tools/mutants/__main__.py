@@ -188,7 +188,8 @@ class Campaign:
                 if unmodified_failure := self._run_test(item):
                     self._broken.add(item)
                     self.print_line(
-                        f"{item.nodeid} fails without a mutant and is left out: {unmodified_failure[-300:]}"
+                        f"{item.nodeid} fails without a mutant and is left out:"
+                        f" {unmodified_failure[-300:]}"
                     )
                     continue
                 self._sound.add(item)
