@@ -38,7 +38,7 @@ def test_adapter_fuzz_detects_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(*_: Any, **__: Any) -> Any:
         raise KeyError("ets")
 
-    monkeypatch.setattr(telemetry, "_parse_event", careless)
+    monkeypatch.setattr(telemetry, "parse", careless)
     target = adapters.build_reader("telemetry")
     with pytest.raises(KeyError):
         target(adapters.SEEDS["telemetry"][0])

@@ -111,9 +111,6 @@ SURVIVORS = {
     "ingest/views/conversations.py ConversationView.get: if '\\x00' in identifier: refuse": (
         "avoids an error of PostgreSQL; SQLite finds no row"
     ),
-    "ingest/views/sources.py _verify_password: if scheme.lower() != 'basic': refuse": (
-        "every scheme needs the name and the password"
-    ),
     "ingest/derive/sessions.py _merge_client_sessions: channel_id=channel_id": (
         "a session's key is a digest that includes the channel"
     ),
@@ -124,7 +121,7 @@ SURVIVORS = {
         "a subject is a hash under its channel's own secret, so other channels do not have it;"
         " the first query only saves the hashing"
     ),
-    "exhaust/datasets/selection.py _find_application_id: channel=channel_id": (
+    "exhaust/datasets/resolve.py _find_application_id: channel=channel_id": (
         "another channel's application sent no event of this channel, so no row matches either"
     ),
     "exhaust/delivery/session_documents.py _fetch_client_documents:"
