@@ -1,4 +1,4 @@
-"""Ingest endpoints as many would write them: a serializer for each event, then `bulk_create`.
+"""Ingest endpoints as commonly written: a serializer per event, then `bulk_create`.
 
 A WSGI application beside ours, with the same database and table. It has no keys, hardly any
 middleware, and an identity by a digest; the unique index finds duplicates. `build_rows` also feeds
