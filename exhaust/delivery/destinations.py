@@ -1,7 +1,6 @@
 """Destinations: validate, save, pause, resume, rewind, test, delete, and how far they lag."""
 
 import re
-from base64 import b64decode
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +11,7 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from exhaust.delivery import batches, http_client, pump, sender
+from exhaust.delivery import batches, http_client, pump, sender, webhook
 from exhaust.delivery.batches import Document
 from exhaust.delivery.http_client import Answer
 from exhaust.delivery.kinds import KINDS, kind_of
@@ -76,13 +75,8 @@ def validate(
         errors["user"] = "HTTP Basic allows no ':' in it."
     if password and not destination.user:
         errors["user"] = "Name the user whose password this is."
-    if secret:
-        try:
-            key = b64decode(secret.removeprefix("whsec_"), validate=True)
-        except ValueError:
-            key = b""
-        if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
-            errors["secret"] = "Write whsec_ and base64 of 24 to 64 bytes."  # noqa: S105
+    if secret and not webhook.is_secret(secret):
+        errors["secret"] = webhook.SECRET_RULE
     return errors
 
 

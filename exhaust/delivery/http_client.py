@@ -25,7 +25,8 @@ from urllib3.response import BaseHTTPResponse
 
 MAX_URL_LENGTH = 2000
 # ports of HTTP; mail, SSH, Redis and databases listen on others
-ALLOWED_PORTS = {80, 443, *range(8000, 10000)}
+_HIGH_PORTS = range(8000, 10_000)
+ALLOWED_PORTS = {80, 443, *_HIGH_PORTS}
 CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 4096
 
@@ -98,7 +99,9 @@ def parse_url(url: str) -> Target:
     host = authority[1].lower()
     port = int(authority[2] or (443 if parts.scheme == "https" else 80))
     if port not in ALLOWED_PORTS:
-        raise AddressNotAllowed("Use port 80, 443 or one from 8000 to 9999.")
+        raise AddressNotAllowed(
+            f"Use port 80, 443 or one from {_HIGH_PORTS.start} to {_HIGH_PORTS.stop - 1}."
+        )
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(parts.scheme, _normalize_host(host), port, path)
 

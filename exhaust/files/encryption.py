@@ -30,12 +30,14 @@ from ingest.models import Channel
 from ingest.privacy.encryption import decrypt
 
 EncryptionMethod = Channel.Encryption
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 12, 128
 PASSWORD_RULE = (
-    "12 to 128 letters, digits and signs of ASCII, not only digits, and no common password."  # noqa: S105
+    f"{MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} letters, digits and signs of ASCII, not only"
+    " digits, and no common password."
 )
 _MODE = 0o100600
 _PASSWORD_VALIDATORS: list[Any] = [
-    MinimumLengthValidator(12),
+    MinimumLengthValidator(MIN_PASSWORD_LENGTH),
     CommonPasswordValidator(),
     NumericPasswordValidator(),
 ]
@@ -144,7 +146,9 @@ def _method_error(field: str, remedy: str) -> RequestError:
 def require_strong_password(password: str) -> None:
     """Raises `RequestError` (400) with the rule for a weak password."""
     # programs that open a zip disagree about passwords beyond ASCII
-    is_strong = len(password) <= 128 and password.isascii() and password.isprintable()
+    is_strong = (
+        len(password) <= MAX_PASSWORD_LENGTH and password.isascii() and password.isprintable()
+    )
     try:
         validate_password(password, password_validators=_PASSWORD_VALIDATORS)
     except ValidationError:

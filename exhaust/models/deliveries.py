@@ -35,7 +35,7 @@ class CallbackSecret(models.Model):
 class Destination(Claimable):
     """A receiver of a channel's sessions or events.
 
-    `cursor_xid` and `cursor_id` are its cursor: everything up to that position of the feed was accepted.
+    `cursor_xid` and `cursor_id` are its cursor: the receiver accepted everything up to there.
     """
 
     class Kind(models.TextChoices):

@@ -338,7 +338,7 @@ def test_stricter_channel_rule_fails_job(
 
 @pytest.mark.django_db
 def test_channel_recipient_is_validated() -> None:
-    with pytest.raises(ValidationError, match="No public key of age"):
+    with pytest.raises(ValidationError, match="Not a public key of age"):
         policy(recipient="age1qqqq")
     with pytest.raises(ValidationError, match="Needed where"):
         policy(private_encryption="publickey", recipient="")
