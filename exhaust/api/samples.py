@@ -58,16 +58,16 @@ class SampleView(PullView):
         )
         # by position, which has an index: the sessions changed last are those closed last
         session_rows = session_documents.fetch_sessions(rows.order_by("-xid", "-id")[:SAMPLE_SIZE])
-        found = session_documents.build_documents(channel, session_rows)
+        identified = session_documents.build_documents(channel, session_rows)
         if params["format"] == "bulk":
             lines = [
                 elasticsearch.format_bulk_lines(
                     params["index"], params["type"], identifier, document
                 )
-                for identifier, document in found
+                for identifier, document in identified
             ]
         else:
-            lines = [document + b"\n" for _, document in found]
+            lines = [document + b"\n" for _, document in identified]
         return _build_attachment(b"".join(lines), "application/x-ndjson", "sample.ndjson")
 
 

@@ -177,8 +177,8 @@ class ApiSchema(AutoSchema):
         self, serializer: Any, direction: str = "request"
     ) -> tuple[Schema | None, bool]:
         if isinstance(serializer, tuple):  # any of these
-            read = super()._get_request_for_media_type
-            return {"anyOf": [read(each, direction)[0] for each in serializer]}, True
+            describe = super()._get_request_for_media_type
+            return {"anyOf": [describe(option, direction)[0] for option in serializer]}, True
         schema, _ = super()._get_request_for_media_type(serializer, direction)
         return schema, True
 
@@ -210,8 +210,8 @@ class OneOrManySchema(OpenApiSerializerFieldExtension):
     target_class = "exhaust.api.validation.OneOrMany"
 
     def map_serializer_field(self, auto_schema: Any, direction: str) -> Schema:
-        one = auto_schema._map_serializer_field(self.target.child, direction)
-        return {"anyOf": [one, {"type": "array", "items": one}]}
+        item = auto_schema._map_serializer_field(self.target.child, direction)
+        return {"anyOf": [item, {"type": "array", "items": item}]}
 
 
 def list_endpoints(
@@ -232,8 +232,8 @@ def list_endpoints(
 def list_methods(view: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The methods of an address with their views, as views of REST framework."""
     if hasattr(view, "views"):  # one address for several views
-        for method, one in view.views.items():
-            yield from (pair for pair in list_methods(one) if pair[0] == method)
+        for method, shared_view in view.views.items():
+            yield from (pair for pair in list_methods(shared_view) if pair[0] == method)
     elif hasattr(view, "cls"):
         methods = view.cls(**view.initkwargs).allowed_methods
         yield from ((method, view) for method in methods if method != "OPTIONS")
@@ -259,10 +259,10 @@ def document() -> dict[str, Any]:
     components = generator.registry.build(COMPONENTS)
     add_examples(paths, components["schemas"])
     root = build_root_object(paths, components, {}, None)
-    root["tags"] = [{"name": name, "description": words} for name, words in TAGS.items()]
+    root["tags"] = [{"name": name, "description": meaning} for name, meaning in TAGS.items()]
     root["servers"] = [{"url": "/"}]
-    made: dict[str, Any] = normalize_result_object(root)
-    return made
+    normalized: dict[str, Any] = normalize_result_object(root)
+    return normalized
 
 
 def name_aliases(paths: dict[str, Any]) -> None:
@@ -279,6 +279,6 @@ def name_aliases(paths: dict[str, Any]) -> None:
                         for link, (target, parameters) in LINKS[name].items()
                     }
                 continue
-            words = [word.strip("_{}").title() for word in path.split("/") if word]
-            operation["operationId"] = f"{name}By{method.title()}{''.join(words)}"
+            parts = [word.strip("_{}").title() for word in path.split("/") if word]
+            operation["operationId"] = f"{name}By{method.title()}{''.join(parts)}"
             operation["summary"] = f"Alias of {first[name]}"

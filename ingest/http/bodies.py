@@ -32,7 +32,8 @@ class Body(serializers.Serializer[Any]):
     def render(cls, instance: Any) -> dict[str, Any]:
         """Returns the body of an object, by attribute, `source` or `get` of each field.
 
-        An optional field that is None is left out. It takes a tenth of `to_representation`.
+        An optional field that is None is left out. REST framework's `data` copies each field first,
+        which takes milliseconds.
         """
         return {
             name: value

@@ -494,8 +494,12 @@ def test_expired_link_is_replaced(asker: Client, ending: str) -> None:
         ({"datasetConfig": []}, "request.datasetConfig", "dictionary"),
         ({"datasetConfig": None}, "request.datasetConfig", "null"),
         *(
-            ({"datasetConfig.conversationId": said}, "request.datasetConfig.conversationId", words)
-            for said, words in ((GONE, "requ"), ("", "blank"), ("x" * 256, "255"), ({}, "valid"))
+            (
+                {"datasetConfig.conversationId": value},
+                "request.datasetConfig.conversationId",
+                message,
+            )
+            for value, message in ((GONE, "requ"), ("", "blank"), ("x" * 256, "255"), ({}, "valid"))
         ),
         ({"datasetConfig.startDate": GONE}, "request.datasetConfig.startDate", "required"),
         ({"datasetConfig.endDate": GONE}, "request.datasetConfig.endDate", "required"),
@@ -540,7 +544,7 @@ def test_errors_name_field_and_remedy(
 
 
 @pytest.mark.parametrize(
-    ("sent", "words"),
+    ("payload", "message"),
     [
         ("", "request: This field is required."),
         ("   ", "empty"),
@@ -561,12 +565,12 @@ def test_errors_name_field_and_remedy(
         ("[" * 100_000 + "]" * 100_000, "deep"),
     ],
 )
-def test_bodies_that_are_no_request(asker: Client, sent: str | bytes, words: str) -> None:
+def test_bodies_that_are_no_request(asker: Client, payload: str | bytes, message: str) -> None:
     # when
-    sentence = assert_refused(post(asker, sent))
+    sentence = assert_refused(post(asker, payload))
 
     # then
-    assert words in sentence
+    assert message in sentence
     assert Job.objects.count() == 0
 
 
@@ -575,14 +579,14 @@ NASTY = ['"a\\u0000b"', '"\\ud800"', '"\\udfff tail"', '"\\ud83d"', '{"\\u0000":
 
 
 @pytest.mark.parametrize("text", NASTY)
-@pytest.mark.parametrize("place", ["requestedBy", "datasetConfig.extra"])
-def test_unstorable_text_is_repaired(asker: Client, place: str, text: str) -> None:
+@pytest.mark.parametrize("field", ["requestedBy", "datasetConfig.extra"])
+def test_unstorable_text_is_repaired(asker: Client, field: str, text: str) -> None:
     # given a text that jsonb or text rejects
-    request_text = json.dumps(submit_body(**{place: "HERE"})).replace('"HERE"', text)
+    request_text = json.dumps(submit_body(**{field: "HERE"})).replace('"HERE"', text)
 
     # when it is sent, and read back
     answer = post(asker, request_text)
-    if place == "requestedBy" and not text.startswith('"'):
+    if field == "requestedBy" and not text.startswith('"'):
         assert "request.requestedBy" in assert_refused(answer)
         assert Job.objects.count() == 0
         return
@@ -591,7 +595,7 @@ def test_unstorable_text_is_repaired(asker: Client, place: str, text: str) -> No
 
     # then it was stored, with U+FFFD for the characters that cannot be
     job = Job.objects.get()
-    stored = job.requested_by if place == "requestedBy" else json.dumps(job.config["extra"])
+    stored = job.requested_by if field == "requestedBy" else json.dumps(job.config["extra"])
     assert reread["requestedBy"] == result["requestedBy"]
     assert reread["datasetConfig"] == result["datasetConfig"] == job.config
     assert "\ufffd" in stored or "\\ufffd" in stored

@@ -93,20 +93,20 @@ def test_destination_lifecycle(puller: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [{"url": "https://elsewhere.example/hook"}, {"user": "other"}, {"url": URL + ":8443"}]
+    "fields", [{"url": "https://elsewhere.example/hook"}, {"user": "other"}, {"url": URL + ":8443"}]
 )
-def test_password_is_dropped_with_host(puller: Client, words: dict[str, str]) -> None:
+def test_password_is_dropped_with_host(puller: Client, fields: dict[str, str]) -> None:
     put_destination(puller, user="us", password="secret word", signingSecret=SECRET)
     changed = read_result(put_destination(puller, user="us", url=URL.replace("/hook", "/new")))
     assert changed["hasPassword"]
-    words = {name: value.replace("/hook:8443", ":8443/hook") for name, value in words.items()}
-    changed = read_result(put_destination(puller, **{"user": "us", **words}))
+    fields = {name: value.replace("/hook:8443", ":8443/hook") for name, value in fields.items()}
+    changed = read_result(put_destination(puller, **{"user": "us", **fields}))
     assert not changed["hasPassword"]
     assert not changed["signed"]
 
 
 @pytest.mark.parametrize(
-    ("words", "field"),
+    ("fields", "field"),
     [
         ({"url": "http://127.1/"}, "url"), ({"url": "ftp://destination.example/"}, "url"),
         ({"url": "http://us:pw@destination.example/"}, "url"),
@@ -121,8 +121,10 @@ def test_password_is_dropped_with_host(puller: Client, words: dict[str, str]) ->
         ({"color": "red"}, "color"),
     ],
 )  # fmt: skip
-def test_invalid_destination_names_field(puller: Client, words: dict[str, Any], field: str) -> None:
-    answer = put_destination(puller, **words)
+def test_invalid_destination_names_field(
+    puller: Client, fields: dict[str, Any], field: str
+) -> None:
+    answer = put_destination(puller, **fields)
     assert answer.status_code == 400
     assert f"request.{field}" in answer.json()["params"]["errmsg"]
     assert not Destination.objects.exists()

@@ -34,10 +34,10 @@ def pull(client: Client, resource: str = "events", **query: Any) -> Any:
     return client.get(f"/export/{resource}", query)
 
 
-def read_page(answered: Any) -> dict[str, Any]:
-    assert answered.status_code == 200, answered.content
-    assert answered["Content-Type"] == "application/json"
-    page: dict[str, Any] = json.loads(answered.content)
+def read_page(response: Any) -> dict[str, Any]:
+    assert response.status_code == 200, response.content
+    assert response["Content-Type"] == "application/json"
+    page: dict[str, Any] = json.loads(response.content)
     assert isinstance(page["nextCursor"], str)
     return page
 
@@ -84,9 +84,9 @@ def test_event_document(puller: Client) -> None:
     page = read_page(pull(puller))
     assert set(page) == {"items", "metadata", "nextCursor"}
     assert page["metadata"] == {
-        f"{level}{what}": "ORG_001"
+        f"{level}{part}": "ORG_001"
         for level in ("organization", "workspace", "application")
-        for what in ("Name", "Slug")
+        for part in ("Name", "Slug")
     }
     (event,) = page["items"]
     row = StoredEvent.objects.get()
@@ -381,10 +381,10 @@ def test_singular_and_plural_addresses(resource: str, puller: Client) -> None:
 # Refusals -----------------------------------------------------------------------------------------
 
 
-def assert_problem(answered: Any, status: int) -> str:
-    assert answered.status_code == status, answered.content
-    assert answered["Content-Type"] == "application/problem+json"
-    problem = json.loads(answered.content)
+def assert_problem(response: Any, status: int) -> str:
+    assert response.status_code == status, response.content
+    assert response["Content-Type"] == "application/problem+json"
+    problem = json.loads(response.content)
     assert problem["status"] == status
     assert problem["detail"] == problem["details"]
     sentence: str = problem["detail"]
@@ -432,11 +432,11 @@ def test_cursor_is_bound_to_channel(puller: Client) -> None:
     # when / then each is valid for its own query only
     for resource, query, cursor in own_cursors:
         for other_resource, filters, own in own_cursors:
-            answered = pull(puller, other_resource, **filters, cursor=cursor)
+            response = pull(puller, other_resource, **filters, cursor=cursor)
             if own == cursor and (other_resource, filters) == (resource, query):
-                assert read_page(answered)["items"] == []
+                assert read_page(response)["items"] == []
             else:
-                assert "another query" in assert_problem(answered, 400)
+                assert "another query" in assert_problem(response, 400)
     for resource, query, cursor in other_cursors:
         assert "another query" in assert_problem(
             pull(puller, resource, **query, cursor=cursor), 400

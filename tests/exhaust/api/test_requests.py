@@ -225,8 +225,8 @@ def test_list_continues_after_cursor(limit: int, sizes: list[int], asker: Client
     # given seven jobs, three of which were submitted in one moment
     now = timezone.now()
     ages = [0, 1, 1, 1, 2, 3, 4]
-    made = [make_job(submitted_at=now - timedelta(hours=age)) for age in ages]
-    expected = sorted(made, key=lambda job: (job.submitted_at, job.pk), reverse=True)
+    jobs = [make_job(submitted_at=now - timedelta(hours=age)) for age in ages]
+    expected = sorted(jobs, key=lambda job: (job.submitted_at, job.pk), reverse=True)
 
     # when
     ids_by_page = list_pages(asker, "daily", limit)
@@ -264,11 +264,11 @@ def test_cursor_is_bound_to_its_query(asker: Client) -> None:
 def test_altered_cursor_is_rejected() -> None:
     text = cursor.encode(["2026-01-01", 5], ["jobs", 1])
     assert cursor.decode(text, ["jobs", 1]) == ["2026-01-01", 5]
-    for at in range(len(text)):
+    for index in range(len(text)):
         for other in "Ax:":
-            if text[at] != other:
+            if text[index] != other:
                 with pytest.raises(RequestError):
-                    cursor.decode(text[:at] + other + text[at + 1 :], ["jobs", 1])
+                    cursor.decode(text[:index] + other + text[index + 1 :], ["jobs", 1])
 
 
 # Search -----------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_search_continues_after_cursor(asker: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "field"),
+    ("payload", "field"),
     [
         ({}, "request"),
         ({"request": []}, "request"),
@@ -368,8 +368,8 @@ def test_search_continues_after_cursor(asker: Client) -> None:
         ({"request": {"cursor": "x"}}, "cursor"),
     ],
 )
-def test_search_errors_name_field(said: Any, field: str, asker: Client) -> None:
-    assert field in assert_refused(post(asker, said, SEARCH), operation="request.search")
+def test_search_errors_name_field(payload: Any, field: str, asker: Client) -> None:
+    assert field in assert_refused(post(asker, payload, SEARCH), operation="request.search")
 
 
 def test_page_queries_do_not_grow(asker: Client) -> None:
