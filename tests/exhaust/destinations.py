@@ -1,4 +1,4 @@
-"""What the tests of destinations are made of."""
+"""Helpers for tests of destinations."""
 
 import json
 import time
@@ -27,7 +27,7 @@ LONG_AGO = timedelta(seconds=1)
 
 
 def make_destination(receiver: Receiver | None = None, **overrides: Any) -> Destination:
-    """A destination that has had nothing yet, and is due."""
+    """Returns a destination at the start of its feed that is due."""
     channel = make_channel(overrides.pop("channel", "ORG_001"))
     password, secret = overrides.pop("password", None), overrides.pop("secret", None)
     path = "/_bulk" if overrides.get("kind") == "elasticsearch" else "/hook"
@@ -49,7 +49,7 @@ def make_due(destination: Destination) -> Destination:
 
 
 def emit_sessions(*numbers: int, channel: str = "ORG_001", **overrides: Any) -> list[str]:
-    """Sessions that a DESK sender gives; the ids that a receiver is to know."""
+    """Stores sessions of a DESK sender. Returns the ids that a receiver gets."""
     stored_channel = make_channel(channel)
     sessions = [session(number, **overrides) for number in numbers]
     call = structs.replace(CALL, channel=channel, application_id=None, received_at=timezone.now())
@@ -72,7 +72,7 @@ def derive_sessions(channel: Channel) -> None:
 
 
 def wait_for_watermark() -> None:
-    """Until the watermark has passed all there is; other writers of the cluster may hold it."""
+    """Waits until the watermark has passed all rows; other writers may hold it back."""
     last = max(
         model.objects.aggregate(last=Max("xid"))["last"] or 0 for model in (StoredEvent, Session)
     )
@@ -83,7 +83,7 @@ def wait_for_watermark() -> None:
 
 
 def deliver_all(destination: Destination) -> Destination:
-    """The destination after everything that is due was sent."""
+    """Returns the destination after every due document was sent."""
     make_due(destination)
     pump.deliver_due(20)
     destination.refresh_from_db()
@@ -91,7 +91,7 @@ def deliver_all(destination: Destination) -> Destination:
 
 
 def received_documents(receiver: Receiver) -> list[dict[str, Any]]:
-    """All lines that came, also those that came twice."""
+    """Returns all received documents, repeated ones included."""
     return [json.loads(line) for request in receiver.received for line in request.body.splitlines()]
 
 
@@ -108,7 +108,7 @@ def is_at_end(destination: Destination) -> bool:
 
 @dataclass
 class FakeElasticsearch:
-    """An index that takes what `judging` lets it: by id, the source; a status for each item."""
+    """An index that answers each item with the status that `judge` returns for its id."""
 
     judge: Callable[[str], int] = lambda identifier: 201
     indexed: dict[str, Any] = field(default_factory=dict)

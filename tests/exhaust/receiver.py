@@ -1,4 +1,4 @@
-"""Somebody at the other end of a push: a real socket that behaves, or does not."""
+"""A receiver of pushes: a real socket with scripted behaviour."""
 
 import random
 import socket
@@ -23,7 +23,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """Listens on a port that pushes may go to; acts out `script`, then its last entry for ever."""
+    """Listens on an allowed port and follows `script`, then repeats its last entry."""
 
     script: list[Behaviour] = field(default_factory=lambda: [respond_with(200)])
     choose_behaviour: "Callable[[Received], Behaviour] | None" = None  # in place of the script
@@ -77,7 +77,7 @@ class Receiver:
 
 @dataclass(frozen=True)
 class Silent:
-    """Accepts and reads nothing; says nothing, or bytes that make no sense in the end."""
+    """Accepts a connection and reads nothing; sends `start`, then `drop` again and again."""
 
     start: bytes = b""
     drop: bytes = b""
@@ -102,7 +102,7 @@ def reset_connection(peer: socket.socket) -> None:
 
 
 def drip(start: bytes, drop: bytes) -> Behaviour:
-    """Says `start` at once, then a drop every 50 ms for as long as somebody listens."""
+    """Sends `start` at once, then a drop every 50 ms until the peer closes."""
 
     def act(peer: socket.socket) -> None:
         peer.sendall(start)
@@ -115,7 +115,7 @@ def drip(start: bytes, drop: bytes) -> Behaviour:
 
 
 def flood(peer: socket.socket) -> None:
-    """A body without an end."""
+    """Sends a body without an end."""
     peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
     while True:
         peer.sendall(b"x" * 65536)

@@ -1,4 +1,4 @@
-"""Told when done: every end of a job once on record, delivered until the receiver took it."""
+"""Callbacks: one for every end of a job, delivered until the receiver accepts it."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from exhaust import tasks
 from exhaust.delivery import callbacks, http_client, loop, webhook
 from exhaust.jobs import queries as queries_
-from exhaust.jobs import submit, transitions, wakeup
+from exhaust.jobs import submit, transitions
 from exhaust.models import Callback, CallbackSecret, Job
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
@@ -40,18 +40,10 @@ SUBMIT = "/dataset/v1/request/submit"
 
 
 @pytest.fixture(autouse=True)
-def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Receivers on this machine, and no patience with them."""
+def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allows receivers on this machine, with a short timeout."""
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(callbacks, "TIMEOUT_SECONDS", 0.5)
-
-
-@pytest.fixture
-def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tasks that were woken."""
-    heard: list[str] = []
-    monkeypatch.setattr(wakeup, "enqueue", lambda task, *_, **__: heard.append(task))
-    return heard
 
 
 def make_callback(url: str = URL, **overrides: Any) -> Callback:
@@ -60,7 +52,7 @@ def make_callback(url: str = URL, **overrides: Any) -> Callback:
 
 
 def make_due(callback: Callback) -> Callback:
-    """Due now, as after its worker died."""
+    """Makes a callback due, as after its worker died."""
     past = timezone.now() - timedelta(seconds=1)
     Callback.objects.filter(pk=callback.pk).update(next_at=past, lease_until=None)
     callback.refresh_from_db()
@@ -68,7 +60,7 @@ def make_due(callback: Callback) -> Callback:
 
 
 def deliver_once(callback: Callback) -> Callback:
-    """The callback after one more delivery was tried."""
+    """Returns the callback after one more attempt."""
     make_due(callback)
     callbacks.deliver_due(seconds=0)
     callback.refresh_from_db()
@@ -95,7 +87,7 @@ ENDINGS = {
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.usefixtures("woken")
+@pytest.mark.usefixtures("enqueued_tasks")
 def test_job_end_creates_one_callback(ending: str) -> None:
     job, other = make_claimed(callback_url=URL), make_claimed()
 
@@ -124,7 +116,9 @@ def test_unfinished_job_has_no_callback() -> None:
 
 @pytest.mark.django_db
 def test_rolled_back_end_has_no_callback(
-    monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any, woken: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Any,
+    enqueued_tasks: list[str],
 ) -> None:
     job = make_claimed(callback_url=URL)
 
@@ -134,20 +128,20 @@ def test_rolled_back_end_has_no_callback(
     monkeypatch.setattr(transitions, "trigger_failpoint", broken)
     with django_capture_on_commit_callbacks(execute=True), pytest.raises(RuntimeError):
         transitions.publish(job, [], "")
-    assert (Callback.objects.count(), woken) == (0, [])
+    assert (Callback.objects.count(), enqueued_tasks) == (0, [])
 
 
 @pytest.mark.django_db
 def test_job_end_enqueues_delivery(
-    django_capture_on_commit_callbacks: Any, woken: list[str]
+    django_capture_on_commit_callbacks: Any, enqueued_tasks: list[str]
 ) -> None:
     job, other = make_claimed(callback_url=URL), make_claimed()
     with django_capture_on_commit_callbacks(execute=True):
         transitions.publish(other, [], "")
-    assert woken == []
+    assert enqueued_tasks == []
     with django_capture_on_commit_callbacks(execute=True):
         transitions.publish(job, [], "")
-    assert woken == ["exhaust.deliver_callbacks"]
+    assert enqueued_tasks == ["exhaust.deliver_callbacks"]
 
 
 @pytest.mark.django_db
@@ -168,24 +162,24 @@ def test_broker_outage_loses_no_callback(
 
 
 @pytest.mark.django_db
-def test_sweep_enqueues_due_callbacks(woken: list[str]) -> None:
+def test_sweep_enqueues_due_callbacks(enqueued_tasks: list[str]) -> None:
     callback = make_callback()
     Callback.objects.update(next_at=timezone.now() + timedelta(hours=1))
     tasks.sweep()
-    assert "exhaust.deliver_callbacks" not in woken
+    assert "exhaust.deliver_callbacks" not in enqueued_tasks
     make_due(callback)
     tasks.sweep()
-    assert "exhaust.deliver_callbacks" in woken
+    assert "exhaust.deliver_callbacks" in enqueued_tasks
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("more", [True, False])
 def test_task_enqueues_itself_for_more(
-    more: bool, woken: list[str], monkeypatch: pytest.MonkeyPatch
+    more: bool, enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "deliver_due", lambda seconds: more)
     tasks.deliver_callbacks()
-    assert woken == ["exhaust.deliver_callbacks"] * more
+    assert enqueued_tasks == ["exhaust.deliver_callbacks"] * more
 
 
 # What is sent -------------------------------------------------------------------------------------
@@ -517,7 +511,7 @@ def deliver() -> bool:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("woken")
+@pytest.mark.usefixtures("enqueued_tasks")
 def test_parallel_workers_send_once() -> None:
     def slowly(peer: Any) -> None:
         time.sleep(0.2)
@@ -538,7 +532,7 @@ def test_parallel_workers_send_once() -> None:
 
 @pytest.mark.postgresql
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("woken")
+@pytest.mark.usefixtures("enqueued_tasks")
 def test_first_secret_is_made_once() -> None:
     channel = make_channel()
     start = threading.Barrier(4)
@@ -637,7 +631,7 @@ def submitted(client: Client, url: Any) -> Any:
 
 
 @pytest.mark.django_db
-@pytest.mark.usefixtures("woken")
+@pytest.mark.usefixtures("enqueued_tasks")
 def test_submit_takes_callback_url(asker: Client) -> None:
     answer = submitted(asker, URL)
 
@@ -680,7 +674,7 @@ def test_bad_callback_url_is_rejected(url: Any, remedy: str, asker: Client, sett
 
 
 @pytest.mark.django_db
-@pytest.mark.usefixtures("woken")
+@pytest.mark.usefixtures("enqueued_tasks")
 def test_job_shows_callback_state(asker: Client) -> None:
     with Receiver([respond_with(500), respond_with(200)]) as receiver:
         callback = make_callback(receiver.url)
@@ -701,7 +695,7 @@ def test_job_shows_callback_state(asker: Client) -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.usefixtures("woken")
+@pytest.mark.usefixtures("enqueued_tasks")
 def test_rerun_job_hides_earlier_callback(asker: Client) -> None:
     job = make_claimed(callback_url=URL)
     transitions.fail(job, "no", permanent=True)
@@ -738,7 +732,7 @@ def test_list_query_count_is_constant(asker: Client, django_assert_max_num_queri
 
 
 @pytest.mark.django_db
-@pytest.mark.usefixtures("woken")
+@pytest.mark.usefixtures("enqueued_tasks")
 def test_callback_url_is_part_of_identity() -> None:
     first = submit.submit(make_submission(callback_url=URL))
     second = submit.submit(make_submission(callback_url=URL + "2"))

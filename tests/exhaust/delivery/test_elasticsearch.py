@@ -29,7 +29,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
-def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
@@ -60,7 +60,7 @@ def test_document_ids_are_stable() -> None:
 
 
 def test_official_client_sends_same_body() -> None:
-    """Actions and sources, read by one index, whoever sent them."""
+    """Our batch and the official client's give the same actions and documents."""
     emit_sessions(*range(5))
     ours, theirs = FakeElasticsearch(), FakeElasticsearch()
     with Receiver(choose_behaviour=ours) as receiver:
@@ -97,7 +97,7 @@ def test_official_client_sends_same_body() -> None:
 
 
 def test_official_client_reads_sample(client: Client) -> None:
-    """`/export/sample?format=bulk`, sent as it is, by the client's own bulk call."""
+    """`/export/sample?format=bulk` is sent unchanged by the client's bulk call."""
     now = int(timezone.now().timestamp() * 1000)
     emitted = emit_sessions(1, 2, startTime=now - 5000, endTime=now - 1000)
     emit_sessions(3)  # years ago
@@ -217,7 +217,7 @@ def test_unreadable_response_is_a_failure() -> None:
 
 
 def test_documents_are_indexed_or_dead() -> None:
-    """A random index: 200, 201, 409, 429, 500, 400 for each, and a word that comes too late."""
+    """A random index: 200, 201, 409, 429, 500 or 400 for each, and late answers."""
     dice = random.Random(11)
     emitted = emit_sessions(*range(40))
     elastic = FakeElasticsearch()

@@ -1,4 +1,4 @@
-"""Where a push may go, and how long and how much a receiver may hold it."""
+"""The allowed addresses of a push, and the limits on a receiver's time and bytes."""
 
 import runpy
 import socket
@@ -105,7 +105,7 @@ HOSTILE = [
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A resolver that gives every name the metadata address; every address connected to."""
+    """Resolves every name to the metadata address. Returns every address connected to."""
     real = socket.getaddrinfo
 
     def resolve(host: str, port: int, **_: Any) -> list[Any]:
@@ -143,7 +143,7 @@ def infos(*addresses: str) -> list[Any]:
 
 
 @pytest.fixture
-def inside(settings: Any) -> None:
+def local_receivers(settings: Any) -> None:
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
 
 
@@ -277,7 +277,7 @@ def test_unresolved_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None
 # What a receiver may do ---------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_post_sends_bytes_unchanged() -> None:
     with Receiver([respond_with(201, b"thanks", Retry_After="7")]) as receiver:
         answer = http_client.send(
@@ -292,7 +292,7 @@ def test_post_sends_bytes_unchanged() -> None:
     assert said.body == b'{"a": 1}'
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirect_is_not_followed(status: int) -> None:
     with Receiver() as elsewhere:
@@ -303,7 +303,7 @@ def test_redirect_is_not_followed(status: int) -> None:
     assert elsewhere.connections == 0
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_environment_proxy_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as receiver, Receiver() as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -317,7 +317,7 @@ def test_environment_proxy_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 @pytest.mark.parametrize(
     ("scheme", "behaviour"),
     [
@@ -338,7 +338,7 @@ def test_total_timeout_cuts_receiver(scheme: str, behaviour: Any) -> None:
     assert receiver.connections == 1
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_timeout_while_sending_body() -> None:
     with Receiver([Silent()]) as receiver:
         begun = time.monotonic()
@@ -347,7 +347,7 @@ def test_timeout_while_sending_body() -> None:
         assert time.monotonic() - begun < 1.5
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_dripping_body_keeps_status() -> None:
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     with Receiver([drip(start, b"x")]) as receiver:
@@ -356,13 +356,13 @@ def test_dripping_body_keeps_status() -> None:
         assert time.monotonic() - begun < 1
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_endless_body_is_cut() -> None:
     with Receiver([flood]) as receiver:
         assert post(receiver.url).body == b"x" * http_client.MAX_ANSWER_BYTES
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1.5))
     begun = time.monotonic()
@@ -371,7 +371,7 @@ def test_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - begun < 1
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 @pytest.mark.parametrize(
     ("behaviour", "told"),
     [
@@ -386,7 +386,7 @@ def test_broken_answer_message(behaviour: Any, told: str) -> None:
         post(receiver.url)
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_connection_refused_message() -> None:
     with Receiver() as receiver:
         pass
@@ -399,7 +399,7 @@ def test_connection_refused_message() -> None:
 
 @pytest.fixture
 def certified(tmp_path: Path) -> tuple[ssl.SSLContext, Path, list[str]]:
-    """A server's context for receiver.example, its certificate's file, and the names asked for."""
+    """Returns a server context for receiver.example, its certificate file and the SNI names."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "receiver.example")])
     now = datetime.now(UTC)
@@ -431,7 +431,7 @@ def certified(tmp_path: Path) -> tuple[ssl.SSLContext, Path, list[str]]:
     return context, public, names
 
 
-@pytest.mark.usefixtures("inside")
+@pytest.mark.usefixtures("local_receivers")
 def test_certificate_name_is_checked(certified: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     context, certificate, names = certified
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, **_: [

@@ -1,4 +1,4 @@
-"""A destination gets everything, its cursor moves only after a yes, and nothing gets it stuck."""
+"""A destination gets every document, and its cursor moves only after a success."""
 
 import json
 import os
@@ -52,8 +52,8 @@ SECRET = "whsec_" + b64encode(b"x" * 32).decode()
 
 
 @pytest.fixture(autouse=True)
-def inside(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Receivers on this machine, and no patience."""
+def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allows receivers on this machine, with a short timeout and no lingering."""
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
@@ -196,7 +196,7 @@ def test_batch_ends_by_count_bytes_or_linger(
 
 
 def test_own_ingest_accepts_push(client: Client) -> None:
-    """The round trip: another channel here receives what this one pushes."""
+    """A round trip: another channel ingests the documents of this one."""
     from ingest.auth import keys
 
     emitted = emit_sessions(1, 2)
@@ -351,7 +351,7 @@ def test_internal_address_is_never_reached(settings: Any) -> None:
 
 
 def test_rejected_document_is_dead_lettered() -> None:
-    """One bad among many: it alone becomes a dead letter, everything else arrives."""
+    """One bad document among many is dead-lettered; every other one arrives."""
     emitted = emit_sessions(*range(20))
     bad = emitted[13]
 
@@ -426,7 +426,7 @@ pump.deliver_due(20)
 
 
 def test_killed_process_repeats_batch(settings: Any, tmp_path: Path) -> None:
-    """SIGKILL to a real one, behind the receiver's yes and before the cursor's move."""
+    """A real process gets SIGKILL between the receiver's success and the cursor's move."""
     emitted = emit_sessions(1, 2)
     (tmp_path / "push.accepted").write_text("kill")
     database = connection.settings_dict
@@ -486,7 +486,7 @@ def test_lost_lease_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sent_with_the_next_read_ahead() -> tuple[pump.Work, pump.Prefetched]:
-    """A batch of two out of six, which were taken, and what was read meanwhile."""
+    """Returns a delivered batch of two out of six, and the batch prefetched meanwhile."""
     emit_sessions(*range(6))
     with Receiver() as receiver:
         make_destination(receiver)
@@ -636,7 +636,7 @@ def test_hanging_destination_blocks_no_other(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_events_arriving_meanwhile_are_sent() -> None:
-    """Writers, a deriver, and a receiver that fails at random: in the end both sets are one."""
+    """Writers, derivation and a receiver that fails at random: every document arrives."""
     dice = random.Random(5)
     channel = make_channel()
     emitted: list[str] = []

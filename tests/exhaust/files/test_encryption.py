@@ -68,7 +68,7 @@ def stored(file: File) -> bytes:
 
 
 def unzipped(content: bytes, key: str = KEY) -> tuple[str, bytes]:
-    """The one member, read by another implementation."""
+    """Returns the one member, read by another implementation."""
     with pyzipper.AESZipFile(io.BytesIO(content)) as opened:
         (member,) = opened.infolist()
         assert member.wz_aes_strength == 3  # 256 bits
@@ -340,7 +340,7 @@ def test_stricter_channel_rule_fails_job(
 def test_channel_recipient_is_validated() -> None:
     with pytest.raises(ValidationError, match="Not a public key of age"):
         policy(recipient="age1qqqq")
-    with pytest.raises(ValidationError, match="Needed where"):
+    with pytest.raises(ValidationError, match="Required for private files"):
         policy(private_encryption="publickey", recipient="")
     with pytest.raises(RequestError, match=r"request.encryption: This channel has no public key"):
         make(encryption="publickey")

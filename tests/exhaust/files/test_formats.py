@@ -1,4 +1,4 @@
-"""Every format holds what the CSV holds, is the same in every attempt, and may come in parts."""
+"""Formats: the same cells as the CSV, the same bytes in every attempt, and parts."""
 
 import csv
 import gzip
@@ -60,7 +60,7 @@ each_way = pytest.mark.parametrize(
 
 
 def fill() -> Selection:
-    """The corpus, and people on whose names tables like to break."""
+    """Stores the corpus, and participants whose names are hard for tables."""
     selection = corpus.store_corpus()
     names = iter(corpus.TEXTS.values())
     profiles = [
@@ -125,7 +125,7 @@ def read_xlsx(data: bytes, columns: Any) -> tuple[list[str], Rows]:
 
 
 def unescaped(value: Any) -> Any:
-    """openpyxl leaves the sheet's escapes of control characters as they are."""
+    """Decodes the escapes of control characters, which openpyxl keeps."""
     if not isinstance(value, str):
         return value
     return re.sub("_x([0-9A-F]{4})_", lambda found: chr(int(found[1], 16)), value)
@@ -135,7 +135,7 @@ READERS = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet, "xlsx"
 
 
 def expected(form: str, kind: Kind, cell: str | None) -> Any:
-    """What a cell of the CSV is in the format."""
+    """Returns the value of a CSV cell in the format."""
     form = form.removesuffix(".gz")
     if cell is None or form == "csv":
         return cell
@@ -316,7 +316,7 @@ def test_xlsx_sheet_of_800_columns():
 
 
 def run(**overrides: Any) -> Job:
-    """A job after one attempt."""
+    """Returns a job after one attempt."""
     job = transitions.claim(make_job(**overrides).pk)
     assert job is not None
     attempt.run(job)
@@ -325,7 +325,7 @@ def run(**overrides: Any) -> Job:
 
 
 def send_long(count: int) -> None:
-    """Answers of 8 kB each, of which hardly anything can be compressed away."""
+    """Stores answers of 8 kB each that hardly compress."""
     random = Random(1)
     send_events(*(make_answer(number, random.randbytes(4000).hex()) for number in range(count)))
 

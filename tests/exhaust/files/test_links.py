@@ -1,4 +1,4 @@
-"""Links: what opens, what does not any more, and what they tell."""
+"""Links: which open, which have ended, and the answers they give."""
 
 import time
 from collections import Counter
@@ -29,7 +29,7 @@ CONTENT = b"a,b\n1,2\n"
 
 
 def made(**overrides: Any) -> tuple[File, Link, str]:
-    """A finished job's file, its link, and the path that a caller would ask for."""
+    """Returns the file of a finished job, its link, and the path of the link."""
     file = make_finished(CONTENT, **overrides).files.get()
     link = links.get_or_create(file)
     assert link is not None
@@ -39,7 +39,7 @@ def made(**overrides: Any) -> tuple[File, Link, str]:
 
 
 def taken(answer: Any) -> bytes:
-    """The body, and an end to the request that leaves the test its database connection."""
+    """Reads the body, and ends the request without closing the test's database connection."""
     content = b"".join(answer)
     request_finished.disconnect(close_old_connections)
     answer.close()
@@ -48,7 +48,7 @@ def taken(answer: Any) -> bytes:
 
 
 def assert_closed(answer: Any, status: int, words: str) -> None:
-    """Nothing of the file, a sentence in its place, and nothing kept by anybody."""
+    """Asserts an answer without the file, with a sentence, that no cache keeps."""
     assert answer.status_code == status
     assert not answer.streaming
     assert words in answer.content.decode()
@@ -156,7 +156,7 @@ def test_concurrent_last_use_is_rejected() -> None:
 
 
 def test_record_download_locks_link_only() -> None:
-    """A join makes PostgreSQL look for the row as it was before it had to wait."""
+    """With a join PostgreSQL would read the row as it was before the wait."""
     _, link, _ = made()
     with CaptureQueriesContext(connection) as asked:
         links.record_download(link)
@@ -464,7 +464,7 @@ def test_download_is_in_audit_log() -> None:
 def test_replays_after_expiry_open_nothing(
     minutes: int, monkeypatch: pytest.MonkeyPatch, rf: RequestFactory
 ) -> None:
-    """10,000 in all, by web processes whose clocks are wrong."""
+    """10,000 requests in all, to web processes with wrong clocks."""
     # given a link of a process whose clock is off, that expired by the database's clock
     real = timezone.now
     file = make_finished(CONTENT).files.get()

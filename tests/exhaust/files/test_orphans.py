@@ -1,4 +1,4 @@
-"""What dead and overtaken attempts left goes; what is anybody's stays."""
+"""Orphans of dead and overtaken attempts are removed; every other object stays."""
 
 from datetime import timedelta
 from pathlib import Path

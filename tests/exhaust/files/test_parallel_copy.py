@@ -1,4 +1,4 @@
-"""Large files are made of slices, two at a time, and are the same files."""
+"""Large files are copied in slices, two at a time, with the same bytes."""
 
 import threading
 import time
@@ -35,7 +35,7 @@ def lanes() -> list[threading.Thread]:
 
 
 def busy() -> int:
-    """Connections to this database that work at something, beside ours."""
+    """Returns how many other connections to this database run a statement."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"

@@ -1,4 +1,4 @@
-"""One suite that every place for files passes; what only a real bucket shows, at its end."""
+"""One suite for every storage; tests that need a real bucket come last."""
 
 import http.client
 import io
@@ -45,7 +45,7 @@ BUCKET = "exhaust-test"
 
 @dataclass
 class StorageCase:
-    """A storage, and what really lies in it."""
+    """A storage, and access to its real content."""
 
     storage: Storage
     list_keys: Callable[[], list[str]]  # every object, draft and unfinished upload
@@ -70,7 +70,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def served(s3_endpoint: str) -> Iterator[StorageCase]:
-    """The real server behind one client: making a client takes longer than most tests."""
+    """The real server behind one client, which takes longer to make than most tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", s3server.ACCESS_KEY)
         patch.setenv("AWS_SECRET_ACCESS_KEY", s3server.SECRET_KEY)
@@ -99,7 +99,7 @@ def s3(served: StorageCase, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage
 
 @pytest.fixture(scope="session")
 def mocked() -> StorageCase:
-    """boto3 with moto behind it, where signatures count for nothing."""
+    """boto3 with moto behind it, which checks no signatures."""
     with pytest.MonkeyPatch.context() as patch, mock_aws():
         patch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
@@ -127,7 +127,7 @@ def storage_case(request: pytest.FixtureRequest) -> StorageCase:
 
 
 def stream(*blocks: bytes) -> Any:
-    """What the runner hands over: it cannot be rewound."""
+    """Returns a stream that cannot be rewound, as an attempt passes it."""
     return BlockStream(iter(blocks))
 
 
@@ -207,7 +207,7 @@ def test_large_file_uses_multipart(storage_case: StorageCase) -> None:
 
 
 def start_upload(place: StorageCase, key: str) -> None:
-    """What a process that was killed in the middle of a file leaves."""
+    """Leaves an upload as a process that is killed in the middle of a file."""
     if place.client is None:
         with pytest.raises(_ProcessKilled):
             place.storage.put(key, _upload_until_killed(place), CSV)
@@ -223,7 +223,7 @@ class _ProcessKilled(BaseException):
 
 
 def _upload_until_killed(place: StorageCase) -> Any:
-    """A stream whose reader dies without a chance to clean up."""
+    """Returns a stream whose reader dies without cleaning up."""
 
     def blocks() -> Iterator[bytes]:
         yield b"x" * 2 * MIB
@@ -286,7 +286,7 @@ def test_delete_removes_unfinished_upload(storage_case: StorageCase) -> None:
 
 
 class OurError(Exception):
-    """What a dataset may raise."""
+    """An error of a dataset."""
 
 
 @pytest.mark.parametrize("before", [0, 1, 9 * MIB])
