@@ -115,7 +115,7 @@ def _guard_statements(cursor: Any, table: str) -> tuple[list[str], list[str]]:
 def nobody_acts() -> Iterator[None]:
     """Whom a test let in without a request acts in no other test."""
     token = audit.current_actor.set(audit.SERVICE_ACTOR)
-    failures._pending.clear()  # nor is what another test failed with written in this one
+    failures.pending_counts.clear()  # nor is what another test failed with written in this one
     yield
     session.lift_restriction()
     audit.current_actor.reset(token)

@@ -84,13 +84,13 @@ def _check_database() -> str:
     return "ok"
 
 
-_is_migrated = False
+is_migrated = False
 
 
 def _check_migrations() -> str:
     """Whether the tables are those of this code; once they are they stay so."""
-    global _is_migrated
-    if not _is_migrated:
+    global is_migrated
+    if not is_migrated:
         from django.db.migrations.executor import MigrationExecutor  # a tenth of a start
 
         executor = MigrationExecutor(connection)
@@ -100,7 +100,7 @@ def _check_migrations() -> str:
             watermark.fetch_last_position() >= watermark.fetch_upper_bound()
         ):  # nobody would ever see what comes in
             return "a restored dump: run manage.py rebase_positions"
-        _is_migrated = True
+        is_migrated = True
     return "ok"
 
 

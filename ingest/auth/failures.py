@@ -25,9 +25,9 @@ FLUSH_SECONDS = 10.0
 MAX_NETWORKS = 1000  # between two flushes; failures of further networks share one count
 _ROLL_UP_DELAY = timedelta(minutes=2)  # for counts that a process has not flushed yet
 _lock = threading.Lock()
-_pending: Counter[tuple[datetime, str, str]] = Counter()
+pending_counts: Counter[tuple[datetime, str, str]] = Counter()
 _flushed_at = 0.0
-_ADD_SQL = """
+ADD_SQL = """
 INSERT INTO ingest_authfailurecount (hour, action, address, count) VALUES (%s, %s, %s, %s)
 ON CONFLICT (hour, action, address)
 DO UPDATE SET count = ingest_authfailurecount.count + excluded.count
@@ -43,14 +43,14 @@ def count_failure(action: str, request: HttpRequest | None) -> None:
     )
     hour = timezone.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     with _lock:
-        if len(_pending) >= MAX_NETWORKS and (hour, action, address) not in _pending:
+        if len(pending_counts) >= MAX_NETWORKS and (hour, action, address) not in pending_counts:
             address = ""
-        _pending[hour, action, address] += 1
+        pending_counts[hour, action, address] += 1
 
 
 def flush_when_due(**_: Any) -> None:
     """Flushes the counts, after any request (also a probe's) that finds them old enough."""
-    if _pending and time.monotonic() - _flushed_at >= FLUSH_SECONDS:
+    if pending_counts and time.monotonic() - _flushed_at >= FLUSH_SECONDS:
         flush_counts()
         if not connection.in_atomic_block:
             close_old_connections()  # Django has closed the request's own before
@@ -61,19 +61,19 @@ def flush_counts() -> None:
     global _flushed_at
     with _lock:
         _flushed_at = time.monotonic()
-        pending = dict(_pending)
-        _pending.clear()
+        counts = dict(pending_counts)
+        pending_counts.clear()
     adapt_datetime = connection.ops.adapt_datetimefield_value
     try:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.executemany(
-                _ADD_SQL, [[adapt_datetime(hour), action, address, n] for (hour, action, address), n
-                       in sorted(pending.items())]
+                ADD_SQL, [[adapt_datetime(hour), action, address, n] for (hour, action, address), n
+                       in sorted(counts.items())]
             )  # fmt: skip
     except DatabaseError:
-        log.warning("auth_failures.flush_failed", networks=len(pending))
+        log.warning("auth_failures.flush_failed", networks=len(counts))
         with _lock:
-            _pending.update(pending)
+            pending_counts.update(counts)
 
 
 def roll_up(now: datetime | None = None) -> int:

@@ -98,7 +98,7 @@ def catch_up(channel_id: int, watermark_xid: int, patience_seconds: float) -> in
     """
     _create_missing_states()
     deadline = monotonic() + patience_seconds
-    while _has_unread_events(channel_id, watermark_xid):
+    while has_unread_events(channel_id, watermark_xid):
         if derive_step(channel_id):
             deadline = monotonic() + patience_seconds
         elif monotonic() > deadline:
@@ -108,7 +108,7 @@ def catch_up(channel_id: int, watermark_xid: int, patience_seconds: float) -> in
     return fetch_upper_bound()  # derived records have positions of their own
 
 
-def _has_unread_events(channel_id: int, watermark_xid: int) -> bool:
+def has_unread_events(channel_id: int, watermark_xid: int) -> bool:
     state = DerivationState.objects.get(pk=channel_id)
     events = StoredEvent.objects.filter(channel_id=channel_id)
     return reader.select_after(

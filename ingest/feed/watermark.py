@@ -24,9 +24,9 @@ from ingest.tenancy import session
 
 # A transaction locks the tables of positioned rows before it gets its number
 # (`lock_positioned_tables`). So of the numbers until now, only those of the lock's holders can
-# still commit such rows. Other transactions of the cluster hold nothing back, however long they last; by
-# pg_snapshot_xmin they would. A holder that the join no longer finds has ended, and a new reader
-# sees its rows.
+# still commit such rows. Other transactions of the cluster hold nothing back, however long they
+# last; by pg_snapshot_xmin they would. A holder that the join no longer finds has ended, and a new
+# reader sees its rows.
 _WATERMARK_SQL = """
 SELECT exhaust_shift(), pg_snapshot_xmax(pg_current_snapshot())::text::bigint, (
     SELECT array_agg(number.transactionid::text::bigint)
@@ -46,7 +46,7 @@ def fetch_watermark() -> int:
     """Returns the xid below which every positioned row is committed, now and later."""
     if connection.vendor == "postgresql":
         ((shift, next_xid, writer_xids),) = fetch_all(_WATERMARK_SQL, [list(POSITIONED_TABLES)])
-        oldest = min([next_xid, *(_widen_xid(next_xid, writer) for writer in writer_xids or ())])
+        oldest = min([next_xid, *(widen_xid(next_xid, writer) for writer in writer_xids or ())])
         return int(shift + oldest)
     with connection.cursor() as cursor:
         cursor.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
@@ -100,7 +100,7 @@ def allocate_position() -> int:
         return int(cursor.fetchone()[0])
 
 
-def _widen_xid(reference: int, low_bits: int) -> int:
+def widen_xid(reference: int, low_bits: int) -> int:
     """Returns the 64-bit number near the reference whose low 32 bits a lock shows."""
     return reference + (low_bits - reference + (1 << 31)) % (1 << 32) - (1 << 31)
 

@@ -88,8 +88,8 @@ class ConcurrencyLimiter:
     """Slots for requests, and a queue for a free one."""
 
     def __init__(self, slots: int) -> None:
-        self._slots = self._free_slots = slots
-        self._queue: deque[threading.Lock] = deque()
+        self._slots = self.free_slots = slots
+        self.queue: deque[threading.Lock] = deque()
         self._lock = threading.Lock()
         self._mean_seconds = 0.0  # that a request took of late
 
@@ -98,20 +98,20 @@ class ConcurrencyLimiter:
         if self._is_full():  # without the lock: a rejection must delay no other request
             return False
         with self._lock:
-            if self._free_slots:
-                self._free_slots -= 1
+            if self.free_slots:
+                self.free_slots -= 1
                 return True
             if self._is_full():
                 return False
-            self._queue.append(ticket := threading.Lock())
+            self.queue.append(ticket := threading.Lock())
             ticket.acquire()
         ticket.acquire()
         return True
 
     def _is_full(self) -> bool:
-        queue_length = len(self._queue) + 1
+        queue_length = len(self.queue) + 1
         rounds = queue_length / self._slots  # until the last of them is served
-        return not self._free_slots and (
+        return not self.free_slots and (
             queue_length > MAX_QUEUE_LENGTH
             or (rounds > 2 and rounds * self._mean_seconds > QUEUE_WAIT_SECONDS)
         )
@@ -119,19 +119,19 @@ class ConcurrencyLimiter:
     def reacquire(self) -> None:
         """Waits for the next free slot, for a request that was admitted before."""
         with self._lock:
-            if self._free_slots:
-                self._free_slots -= 1
+            if self.free_slots:
+                self.free_slots -= 1
                 return
-            self._queue.appendleft(ticket := threading.Lock())
+            self.queue.appendleft(ticket := threading.Lock())
             ticket.acquire()
         ticket.acquire()
 
     def release(self) -> None:
         with self._lock:
-            if self._queue:
-                self._queue.popleft().release()
+            if self.queue:
+                self.queue.popleft().release()
             else:
-                self._free_slots += 1
+                self.free_slots += 1
 
     def record_latency(self, seconds: float) -> None:
         self._mean_seconds += (seconds - self._mean_seconds) / 16
@@ -146,12 +146,12 @@ class AdmissionControl:
 
     def __init__(self, app: App, slots: int) -> None:
         self._app = app
-        self._ingest_slots = ConcurrencyLimiter(max(1, slots // 2))
-        self._other_slots = ConcurrencyLimiter(max(1, slots - slots // 2))
+        self.ingest_slots = ConcurrencyLimiter(max(1, slots // 2))
+        self.other_slots = ConcurrencyLimiter(max(1, slots - slots // 2))
         self._lock = threading.Lock()
         self._stream_count = 0
-        self._awaited_bodies: dict[RequestBody, None] = {}  # that are being read
-        self._slow_count = 0
+        self.awaited_bodies: dict[RequestBody, None] = {}  # that are being read
+        self.slow_count = 0
         self._slow_body_thread: threading.Thread | None = None
 
     def __call__(self, environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
@@ -159,9 +159,9 @@ class AdmissionControl:
         if path in PROBE_PATHS:
             return self._app(environ, start)
         limiter = (
-            self._ingest_slots
+            self.ingest_slots
             if rate_limits.is_ingest_request(environ["REQUEST_METHOD"], path)
-            else self._other_slots
+            else self.other_slots
         )
         has_body = environ.get("CONTENT_LENGTH") not in {None, "", "0"}
         is_over_stream_limit = (
@@ -169,7 +169,7 @@ class AdmissionControl:
         )  # before it is counted as a use
         if (
             is_over_stream_limit
-            or (has_body and self._slow_count >= MAX_SLOW_BODIES)
+            or (has_body and self.slow_count >= MAX_SLOW_BODIES)
             or not limiter.acquire()
         ):
             return reject_overloaded(environ, start)
@@ -199,7 +199,7 @@ class AdmissionControl:
             return self._stream_count
 
     def body_waiting(self, body: "RequestBody") -> None:
-        self._awaited_bodies[body] = None
+        self.awaited_bodies[body] = None
         if not self._slow_body_thread:
             with self._lock:
                 if not self._slow_body_thread:
@@ -210,9 +210,9 @@ class AdmissionControl:
 
     def body_received(self, body: "RequestBody") -> None:
         with self._lock:
-            del self._awaited_bodies[body]
+            del self.awaited_bodies[body]
             was_slow, body.is_slow = body.is_slow, False
-            self._slow_count -= was_slow
+            self.slow_count -= was_slow
         if was_slow:
             body.limiter.reacquire()
 
@@ -224,18 +224,18 @@ class AdmissionControl:
             with self._lock:
                 slow = [
                     pending
-                    for pending in list(self._awaited_bodies)
+                    for pending in list(self.awaited_bodies)
                     if pending.waiting_since < slow_since
                 ]
                 for body in slow:
                     if not body.is_slow:
                         body.is_slow = True
-                        self._slow_count += 1
+                        self.slow_count += 1
                         body.limiter.release()
 
     def is_overloaded(self) -> bool:
         """Returns whether so many bodies are slow that idle ones should be closed sooner."""
-        return self._slow_count > MAX_SLOW_BODIES / 2
+        return self.slow_count > MAX_SLOW_BODIES / 2
 
 
 class RequestBody:
@@ -248,29 +248,29 @@ class RequestBody:
         self._remaining_bytes = int(length) if length.isdecimal() else 0
         self._admission = admission
         self._input = environ["wsgi.input"]
-        self._buffer = BytesIO()
+        self.buffer = BytesIO()
         self.limiter = limiter
         self.waiting_since = 0.0
         self.is_slow = False
         self.waited_seconds = 0.0
 
     def read(self, size: int = -1) -> bytes:
-        buffered = self._buffer.read(size)
+        buffered = self.buffer.read(size)
         if len(buffered) == size or not self._remaining_bytes:
             return buffered
-        self._buffer = BytesIO(self._fetch(min(self._remaining_bytes, READ_BYTES)))
+        self.buffer = BytesIO(self._fetch(min(self._remaining_bytes, READ_BYTES)))
         if size < 0:
-            return buffered + self._buffer.read() + self.read()
-        return buffered + self._buffer.read(size - len(buffered))
+            return buffered + self.buffer.read() + self.read()
+        return buffered + self.buffer.read(size - len(buffered))
 
     def readline(self, size: int = -1) -> bytes:
-        self._buffer = BytesIO(self.read())
-        return self._buffer.readline(size)
+        self.buffer = BytesIO(self.read())
+        return self.buffer.readline(size)
 
     def discard(self) -> None:
         """Frees the bytes before the garbage collector frees the request, which is in a cycle."""
         self._remaining_bytes = 0
-        self._buffer = BytesIO()
+        self.buffer = BytesIO()
 
     def _fetch(self, size: int) -> bytes:
         for connection in connections.all(initialized_only=True):

@@ -26,7 +26,7 @@ class IdleConnectionReaper:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._progress: dict[int, tuple[int, int, float]] = {}
+        self.progress: dict[int, tuple[int, int, float]] = {}
 
     def close_idle(
         self, connections: Iterator[socket.socket], idle_seconds: float = IDLE_SECONDS
@@ -41,7 +41,7 @@ class IdleConnectionReaper:
                     connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
                 )
                 inode = os.fstat(connection.fileno()).st_ino
-                previous = self._progress.get(inode)
+                previous = self.progress.get(inode)
                 if previous is None or previous[0] != acknowledged_bytes:
                     previous = acknowledged_bytes, received_bytes, now
                 elif (
@@ -51,7 +51,7 @@ class IdleConnectionReaper:
                     connection.shutdown(socket.SHUT_RDWR)
                     closed_count += 1
                 progress[inode] = previous
-        self._progress = progress
+        self.progress = progress
         return closed_count
 
 

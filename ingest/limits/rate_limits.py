@@ -117,12 +117,12 @@ class LocalQuota:
         return wait_seconds, full_in_seconds
 
 
-_local_quota = LocalQuota()
+local_quota = LocalQuota()
 
 
 def _spend(key: str, limit: Limit, is_quota_local: bool) -> tuple[float, float]:
     if is_quota_local:
-        return _local_quota.spend(key, limit)
+        return local_quota.spend(key, limit)
     return token_bucket.spend(key, limit.rate, limit.burst)
 
 

@@ -40,7 +40,7 @@ def spend(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, flo
 
     A rejected call takes nothing.
     """
-    return _get_limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
+    return get_limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
 
 
 def get_client_address(request: HttpRequest) -> str:
@@ -58,7 +58,7 @@ class ProcessLimiter:
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._full_at: OrderedDict[str, int] = OrderedDict()
+        self.buckets: OrderedDict[str, int] = OrderedDict()
 
     def take(self, key: str, rate: float, burst: int) -> float:
         return self.spend(key, rate, burst)[0]
@@ -68,12 +68,12 @@ class ProcessLimiter:
         step = round(1_000_000_000 / rate)
         with self._lock:
             now = self._clock()
-            previous = max(self._full_at.pop(key, now), now)
+            previous = max(self.buckets.pop(key, now), now)
             full_at = previous + step * count
             wait_ns = full_at - burst * step - now
-            self._full_at[key] = full_at = previous if wait_ns > 0 else full_at
-            if len(self._full_at) > MAX_BUCKETS:
-                self._full_at.popitem(last=False)
+            self.buckets[key] = full_at = previous if wait_ns > 0 else full_at
+            if len(self.buckets) > MAX_BUCKETS:
+                self.buckets.popitem(last=False)
         return max(wait_ns, 0) / 1_000_000_000, (full_at - now) / 1_000_000_000
 
 
@@ -104,7 +104,7 @@ class RedisLimiter:
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._clock = clock
-        self._script: Callable[..., object] | None = None
+        self.script: Callable[..., object] | None = None
         self._retry_redis_at = self._next_warning_at = -math.inf
         self._fallback = ProcessLimiter(lambda: round(clock() * 1_000_000_000))  # while Redis fails
 
@@ -115,9 +115,9 @@ class RedisLimiter:
         if self._clock() < self._retry_redis_at:
             return self._fallback.spend(key, rate, burst, count)
         try:
-            if self._script is None:
-                self._script = self._connect().register_script(_GCRA)
-            reply = self._script(
+            if self.script is None:
+                self.script = self.connect().register_script(_GCRA)
+            reply = self.script(
                 keys=[REDIS_PREFIX + key], args=[round(1_000_000 / rate), burst, count]
             )
             match reply:
@@ -132,7 +132,7 @@ class RedisLimiter:
                 log.warning("rate_limiter.redis_failed", error=type(error).__name__)
             return self._fallback.spend(key, rate, burst, count)
 
-    def _connect(self) -> "redis.Redis":
+    def connect(self) -> "redis.Redis":
         import redis  # slow to import, and not needed without Redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
@@ -146,5 +146,5 @@ class RedisLimiter:
 
 
 @cache
-def _get_limiter(url: str) -> ProcessLimiter | RedisLimiter:
+def get_limiter(url: str) -> ProcessLimiter | RedisLimiter:
     return RedisLimiter(url) if url.startswith("redis") else ProcessLimiter()

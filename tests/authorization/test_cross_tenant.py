@@ -154,8 +154,8 @@ def test_other_channels_lag_blocks_no_job(both: None) -> None:
 
     assert deriver.measure_lag(make_channel(OURS).pk).events == 0
     assert deriver.measure_lag(make_channel(THEIRS).pk).events == 1
-    assert not deriver._has_unread_events(make_channel(OURS).pk, fetch_watermark())
-    assert deriver._has_unread_events(make_channel(THEIRS).pk, fetch_watermark())
+    assert not deriver.has_unread_events(make_channel(OURS).pk, fetch_watermark())
+    assert deriver.has_unread_events(make_channel(THEIRS).pk, fetch_watermark())
 
 
 def test_pruning_stays_in_its_channel(both: None) -> None:

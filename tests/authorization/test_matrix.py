@@ -69,7 +69,7 @@ SCOPE = {
     "export/sample": "pull",
     "export/mapping": "pull",
     "dataset/v1/download/<token>": "link",
-    "export/events": "pull",  # and a door, by PUT and POST
+    "export/events": "pull",  # an ingest endpoint by PUT and POST
     "export/events/<identifier>": "pull",
     "export/session": "pull",
     "export/session/<identifier>": "pull",
@@ -312,7 +312,7 @@ def test_key_without_scope_is_denied(places: list[Tenant], template: str):
         caller = Caller(scope, {"X-API-Key": make_key(own.channel, scopes=(scope,))}, {}, True)
         for verb in ("GET", "POST", "PUT", "DELETE"):
             if template == "export/events" and verb in {"PUT", "POST"}:
-                continue  # a door
+                continue  # an ingest endpoint
             for query in queries(template, OWN):
                 answer = call_address(
                     caller,
@@ -428,7 +428,7 @@ def cases(address: str, all_callers: list[Caller]) -> Iterator[tuple[str, Caller
     template, view = ADDRESSES[address]
     for verb in VERBS:
         if SCOPE[template] == "application" and verb in {"PATCH", "DELETE", "HEAD"}:
-            continue  # these doors know no channel's name; their ids are their own
+            continue  # an ingest endpoint names its application, not a channel
         if address.startswith("api/") and verb in {"PATCH", "HEAD", "OPTIONS"}:
             continue
         for caller in callers_of(address, view, verb, all_callers):

@@ -180,7 +180,7 @@ def test_unfiltered_erasure_without_rls(
 def test_withdrawal_stays_in_its_channel(
     files_of: dict[str, list[str]], request: pytest.FixtureRequest, forgets: bool
 ) -> None:
-    """The door itself acts as the login role; whoever is narrowed must do no less, and no more."""
+    """The endpoint acts as the login role; a restricted session does no less and no more."""
     before = rows(THEIRS)
     channel = make_channel(OURS)
     word = make_participant(1, consent=False, consentAt="2022-06-01T00:00:00Z")

@@ -156,7 +156,7 @@ def test_dashboard_and_alerts_labels_exist(page: str) -> None:
 
 @pytest.fixture(autouse=True)
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_is_migrated", False)
+    monkeypatch.setattr(health, "is_migrated", False)
 
 
 @pytest.mark.django_db

@@ -959,7 +959,7 @@ def test_wrong_cookie_is_forbidden(db: None, cookie: str | None):
 def test_cookie_guesses_are_limited(db: None, settings: Any, monkeypatch: pytest.MonkeyPatch):
     settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
     buckets = token_bucket.ProcessLimiter(lambda: 10**12)
-    monkeypatch.setattr(token_bucket, "_get_limiter", lambda _: buckets)
+    monkeypatch.setattr(token_bucket, "get_limiter", lambda _: buckets)
     for name in ("_blocked", "_verified"):
         monkeypatch.setattr(rate_limits, name, rate_limits.RecentValues())
     monkeypatch.setattr(rate_limits, "AUTH_FAILURES", rate_limits.Limit("failures", 0.02, 2))
@@ -976,7 +976,7 @@ def test_cookie_guesses_are_limited(db: None, settings: Any, monkeypatch: pytest
     assert all(answer.has_header("Retry-After") for answer in answers[2:])
     assert answers[3]["Access-Control-Allow-Origin"] == PAGE
     # three were checked
-    assert [(key[1], count) for key, count in failures._pending.items()] == [
+    assert [(key[1], count) for key, count in failures.pending_counts.items()] == [
         ("application.rejected", 3)
     ]
     assert sends("session=abcd").status_code == 200  # it was right before

@@ -1,9 +1,11 @@
 """What is written down, and that the database keeps it as it was written."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib.auth import authenticate, get_user_model
 from django.contrib.auth.models import Group
 from django.core.management import CommandError, call_command
@@ -34,7 +36,7 @@ NOW = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def nothing_counted() -> None:
-    failures._pending.clear()
+    failures.pending_counts.clear()
 
 
 def write(action: str, recorded_at: datetime) -> AuditEvent:
@@ -254,15 +256,16 @@ def test_failures_count_by_hour_and_network():
 
 def test_failed_key_writes_nothing_itself(django_assert_num_queries: Any, monkeypatch: Any):
     client = Client(headers=bearer("exh_12345678_wrong"))
-    monkeypatch.setattr(failures, "_flushed_at", 1e12)
+    monkeypatch.setattr(failures, "FLUSH_SECONDS", math.inf)
     with django_assert_num_queries(0 if connection.vendor == "postgresql" else 1):
         for _ in range(1 if connection.vendor == "sqlite" else 20):
             client.get("/dataset/v1/request/list/t")
 
 
 def test_counts_flushed_after_later_request(monkeypatch: Any):
+    monkeypatch.setattr(failures, "FLUSH_SECONDS", math.inf)
     Client(headers=bearer("exh_12345678_wrong")).get("/dataset/v1/request/list/t")
-    monkeypatch.setattr(failures, "_flushed_at", -1e12)
+    monkeypatch.setattr(failures, "FLUSH_SECONDS", -math.inf)
     Client().get("/healthz")
     assert AuthFailureCount.objects.get().count == 1
 
@@ -284,7 +287,7 @@ def test_networks_over_limit_share_one_count(monkeypatch: Any):
 
 def test_failed_flush_keeps_counts(monkeypatch: Any):
     failures.count_failure("key.rejected", None)
-    monkeypatch.setattr(failures, "_ADD_SQL", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
+    monkeypatch.setattr(failures, "ADD_SQL", "INSERT INTO nowhere VALUES (%s, %s, %s, %s)")
     failures.flush_counts()
     monkeypatch.undo()
     failures.flush_counts()
@@ -376,8 +379,8 @@ def test_every_person_page_is_audited(operator: Client, model: str):
 
     from ingest.audit.admin import AuditedAdmin
 
-    registered = {kind._meta.model_name: page for kind, page in admin.site._registry.items()}
-    assert isinstance(registered[model], AuditedAdmin)
+    page = admin.site.get_model_admin(apps.get_model("ingest", model))
+    assert isinstance(page, AuditedAdmin)
 
 
 def test_replay_is_audited(operator: Client, sender: Client):

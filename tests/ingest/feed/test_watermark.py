@@ -203,7 +203,7 @@ def test_other_transactions_are_ignored():
     ],
 )
 def test_lock_shows_32_bits_of_xid(near: int, number: int, whole: int):
-    assert positions._widen_xid(near, number) == whole
+    assert positions.widen_xid(near, number) == whole
 
 
 @pytest.mark.postgresql
@@ -264,7 +264,7 @@ def test_rebased_positions_follow_restored(client: Client, monkeypatch: pytest.M
     batches.append_batch(channel.pk, batch(answer(mid="old")))
     StoredEvent.objects.update(xid=last_xid() + 5_000_000)
     told = last_xid()
-    monkeypatch.setattr(health, "_is_migrated", False)
+    monkeypatch.setattr(health, "is_migrated", False)
     assert client.get("/readyz").status_code == 503
     assert ids_below(fetch_watermark()) == []
 

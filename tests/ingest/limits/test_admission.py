@@ -12,7 +12,7 @@ from ingest.limits import admission
 from ingest.limits.admission import AdmissionControl, ConcurrencyLimiter
 from tests.service import ROOT
 
-DOOR, OTHER = "/v1/telemetry", "/dataset/v1/request/read/x"
+INGEST_PATH, OTHER = "/v1/telemetry", "/dataset/v1/request/read/x"
 
 
 class Input:
@@ -35,7 +35,12 @@ class Caller:
     """One request in a thread of its own, and what came of it."""
 
     def __init__(
-        self, app: AdmissionControl, path: str = DOOR, size: int = 0, *, is_slow: bool = False
+        self,
+        app: AdmissionControl,
+        path: str = INGEST_PATH,
+        size: int = 0,
+        *,
+        is_slow: bool = False,
     ):
         self.input = Input(size, is_slow=is_slow)
         self.status = ""
@@ -44,7 +49,7 @@ class Caller:
         self.error: BaseException | None = None
         environ = {
             "PATH_INFO": path,
-            "REQUEST_METHOD": "POST" if size or path == DOOR else "GET",
+            "REQUEST_METHOD": "POST" if size or path == INGEST_PATH else "GET",
             "CONTENT_LENGTH": str(size),
             "wsgi.input": self.input,
         }
@@ -110,11 +115,11 @@ def wait_until(is_met: Callable[[], bool]) -> None:
 
 def test_requests_over_queue_are_rejected(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "MAX_QUEUE_LENGTH", 3)
-    app = AdmissionControl(work, slots=5)  # two of them for the doors
+    app = AdmissionControl(work, slots=5)  # two of them for ingest
     inside = [Caller(app, size=5) for _ in range(2)]
     wait_until(lambda: work.at_work == 2)
     line = [Caller(app, size=5) for _ in range(3)]
-    wait_until(lambda: len(app._ingest_slots._queue) == 3)
+    wait_until(lambda: len(app.ingest_slots.queue) == 3)
 
     shed = [Caller(app, size=5, is_slow=True).wait_ended(1) for _ in range(20)]
 
@@ -146,7 +151,7 @@ def test_queue_length_follows_latency(seconds: float, length: int):
     threads = [threading.Thread(target=line.acquire, daemon=True) for _ in range(length)]
     for place, thread in enumerate(threads, 1):
         thread.start()
-        wait_until(lambda: len(line._queue) == place)  # noqa: B023
+        wait_until(lambda: len(line.queue) == place)  # noqa: B023
 
     assert not line.acquire()
 
@@ -154,7 +159,7 @@ def test_queue_length_follows_latency(seconds: float, length: int):
         line.release()
     for thread in threads:
         thread.join(10)
-    assert not line._queue
+    assert not line.queue
 
 
 def test_waiting_for_body_frees_connection(work: Work, monkeypatch: pytest.MonkeyPatch):
@@ -211,7 +216,7 @@ def test_body_is_freed_with_request(work: Work):
     assert Caller(AdmissionControl(half, slots=1), size=9).wait_ended().status == "200 OK"
 
     assert kept[0].read() == b""
-    assert kept[0]._buffer.getbuffer().nbytes == 0
+    assert kept[0].buffer.getbuffer().nbytes == 0
 
 
 def test_loaded_modules_are_frozen_for_gc():
@@ -229,7 +234,7 @@ def test_ingest_and_api_have_own_slots(work: Work):
     busy = Caller(app, OTHER)
     wait_until(lambda: work.at_work == 1)
 
-    event = Caller(app, DOOR)
+    event = Caller(app, INGEST_PATH)
 
     wait_until(lambda: work.at_work == 2)
     work.goes.set()
@@ -250,21 +255,21 @@ def test_slow_body_lends_its_slot(work: Work, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(admission, "SLOW_BODY_SECONDS", 0.02)
     app = AdmissionControl(work, slots=1)
     slow = [Caller(app, size=9, is_slow=True) for _ in range(5)]
-    wait_until(lambda: app._slow_count == 5)
+    wait_until(lambda: app.slow_count == 5)
 
     quick = Caller(app, size=5)
     wait_until(lambda: work.at_work == 1)
     for each in slow:
         each.input.goes.set()
-    wait_until(lambda: len(app._ingest_slots._queue) == 5)
+    wait_until(lambda: len(app.ingest_slots.queue) == 5)
     assert work.at_work == 1  # let in before, but one at a time
     work.goes.set()
 
     assert {each.wait_ended().status for each in [quick, *slow]} == {"200 OK"}
     assert work.read == [5, 9, 9, 9, 9, 9]
-    assert app._ingest_slots._free_slots == 1
-    assert not app._slow_count
-    assert not app._awaited_bodies
+    assert app.ingest_slots.free_slots == 1
+    assert not app.slow_count
+    assert not app.awaited_bodies
 
 
 def test_too_many_slow_bodies_reject_more(work: Work, monkeypatch: pytest.MonkeyPatch):
@@ -273,7 +278,7 @@ def test_too_many_slow_bodies_reject_more(work: Work, monkeypatch: pytest.Monkey
     app = AdmissionControl(work, slots=2)
     work.goes.set()
     slow = [Caller(app, size=9, is_slow=True) for _ in range(2)]
-    wait_until(lambda: app._slow_count == 2)
+    wait_until(lambda: app.slow_count == 2)
 
     assert Caller(app, size=5).wait_ended().status == "503 Service Unavailable"
     assert Caller(app, OTHER).wait_ended().status == "200 OK"  # has none

@@ -112,4 +112,4 @@ def test_closed_connections_are_forgotten(pair: Pair, clock: Clock):
 
     watch.close_idle(iter([]))
 
-    assert watch._progress == {}
+    assert watch.progress == {}

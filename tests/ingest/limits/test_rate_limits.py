@@ -29,10 +29,10 @@ def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.Proc
     """Limits as they are shipped, on a clock that stands, with empty buckets."""
     settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
     buckets = token_bucket.ProcessLimiter(lambda: 10**12)
-    monkeypatch.setattr(token_bucket, "_get_limiter", lambda _: buckets)
+    monkeypatch.setattr(token_bucket, "get_limiter", lambda _: buckets)
     for name in ("_blocked", "_verified"):
         monkeypatch.setattr(rate_limits, name, rate_limits.RecentValues())
-    monkeypatch.setattr(rate_limits, "_local_quota", LocalQuota())
+    monkeypatch.setattr(rate_limits, "local_quota", LocalQuota())
     return buckets
 
 

@@ -127,7 +127,7 @@ def test_memory_is_bounded_by_least_recent(clock: Clock, monkeypatch: pytest.Mon
         buckets.take(str(number), RATE, BURST)
         buckets.take("busy", 0.001, 1)
 
-    assert len(buckets._full_at) == 100
+    assert len(buckets.buckets) == 100
     assert buckets.take("busy", 0.001, 1) > 0
 
 
@@ -280,7 +280,7 @@ def test_unexpected_reply_lets_pass(
     said: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     buckets = RedisLimiter("redis://127.0.0.1:1/0")
-    monkeypatch.setattr(buckets, "_script", lambda **_: said)
+    monkeypatch.setattr(buckets, "script", lambda **_: said)
 
     assert buckets.take("a", RATE, 1) == 0.0
     assert len(caplog.records) == 1
@@ -294,12 +294,12 @@ def test_invalid_redis_url_lets_pass(caplog: pytest.LogCaptureFixture):
 @pytest.mark.redis
 def test_redis_is_used_again_after_recovery(server: redis.Redis, settings: Any, clock: Clock):
     buckets, name = RedisLimiter(settings.CELERY_BROKER_URL, clock.seconds), key()
-    works = buckets._connect().register_script("return redis.error_reply('no')")
-    buckets._script = works
+    works = buckets.connect().register_script("return redis.error_reply('no')")
+    buckets.script = works
     assert count_passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
     assert not server.exists(REDIS_PREFIX + name)
 
-    buckets._script = None
+    buckets.script = None
     clock.now += token_bucket.REDIS_RETRY_SECONDS
 
     assert count_passed(lambda: buckets.take(name, 0.001, 1), 2) == 1
@@ -335,6 +335,6 @@ def test_client_address_is_peer_or_forwarded(
 def test_embedded_uses_process_limiter(settings: Any):
     settings.CELERY_BROKER_URL = "filesystem://localhost//"
 
-    assert isinstance(token_bucket._get_limiter(settings.CELERY_BROKER_URL), ProcessLimiter)
+    assert isinstance(token_bucket.get_limiter(settings.CELERY_BROKER_URL), ProcessLimiter)
     name = key()
     assert count_passed(lambda: token_bucket.take(name, 0.001, 3), 5) == 3
