@@ -200,9 +200,9 @@ def _build_payload(callback: Callback, job: Job) -> dict[str, Any]:
 
 
 def fetch_active_secrets(channel: Channel) -> list[str]:
-    """A channel's signing secrets, the newest first; the first one is made here.
+    """Returns the signing secrets of a channel, the newest first. Makes the first one.
 
-    Raises `cryptography.fernet.InvalidToken` when no key of ours opens one.
+    Raises `cryptography.fernet.InvalidToken` when no key decrypts one.
     """
     if not _active_secrets(channel).exists():
         with transaction.atomic():
@@ -216,14 +216,14 @@ def fetch_active_secrets(channel: Channel) -> list[str]:
 
 @transaction.atomic
 def rotate_secret(channel: Channel) -> None:
-    """A new secret beside the newest one; callbacks carry the signatures of both."""
+    """Makes a new secret beside the newest one. Both sign the callbacks."""
     Channel.objects.select_for_update(no_key=True).get(pk=channel.pk)
     retire_old_secrets(channel)
     _create_secret(channel)
 
 
 def retire_old_secrets(channel: Channel) -> int:
-    """Nothing is signed any more with any but the newest; how many were retired."""
+    """Retires every secret but the newest. Returns how many."""
     old = _active_secrets(channel).order_by("-id").values_list("pk", flat=True)[1:]
     return CallbackSecret.objects.filter(pk__in=list(old)).update(retired_at=Now())
 
