@@ -6,9 +6,9 @@ Needs the PostgreSQL of DATABASE_URL and the Redis of CELERY_BROKER_URL. The shi
 workers receives telemetry of twenty keys. Each round first finds the capacity with a few
 connections that wait for each response. Then an open-loop generator sends `--times` that rate.
 Goodput is compared with the capacities before and after it, because a shared machine is a third
-faster or slower from one minute to the next. `--rounds 1 --seconds 600` is one long flood. Seconds count from
-the moment a request is due. The generator remembers each acknowledged batch; afterwards the
-benchmark looks for every one in the database.
+faster or slower from one minute to the next. `--rounds 1 --seconds 600` is one long flood. Seconds
+count from the moment a request is due. The generator remembers each acknowledged batch; afterwards
+the benchmark looks for every one in the database.
 
 Real senders run on other machines, so the generator has the last core to itself, and the server and
 its PostgreSQL have the others. It never sleeps there, because waking it would cost the server. If

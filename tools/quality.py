@@ -236,7 +236,7 @@ def list_test_names() -> list[str]:
 
 
 def find_private_touches() -> list[str]:
-    """Private names of ours that tests reach: attributes of others, and names given to `setattr`."""
+    """Private names that tests reach: attributes of others, and names given to `setattr`."""
     found = []
     for path in list_files("tests/*.py"):
         for node in ast.walk(parse_file(path)):

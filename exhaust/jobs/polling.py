@@ -45,8 +45,8 @@ def _select_list(alias: str, column_names: Sequence[str]) -> str:
 # the position in the queue is that of `queries`
 _JOBS_SQL = f"""
 WITH j AS (
-    SELECT {", ".join(_JOB_COLUMNS)} FROM exhaust_job WHERE channel_id = %(channel)s AND tag = %(tag)s
-    AND {{which}}
+    SELECT {", ".join(_JOB_COLUMNS)} FROM exhaust_job
+    WHERE channel_id = %(channel)s AND tag = %(tag)s AND {{which}}
 )
 SELECT {_select_list("j", _JOB_COLUMNS)}, c.identifier, statement_timestamp(),
     CASE WHEN j.status = 'SUBMITTED' THEN (

@@ -211,7 +211,8 @@ def retry(job: Job, encryption_key: str = "") -> bool:
     if is_rerunnable and job.encryption == Channel.Encryption.PASSWORD and not encryption_key:
         raise RequestError(
             "conflict",
-            "Its encryptionKey was deleted when the job ended; send the request again with the key.",
+            "Its encryptionKey was deleted when the job ended;"
+            " send the request again with the key.",
             409,
         )
     with transaction.atomic():

@@ -63,7 +63,7 @@ def serve_metrics(request: HttpRequest) -> HttpResponse:
 
 
 def start_metrics_server() -> None:
-    """A worker's counts on `EXHAUST_METRICS_PORT`, if one is named. What rows say, the web tells."""
+    """Serves a worker's counts on `EXHAUST_METRICS_PORT`, if it is set."""
     if settings.EXHAUST_METRICS_PORT:
         start_http_server(settings.EXHAUST_METRICS_PORT, registry=_build_registry(has_rows=False))
 

@@ -65,7 +65,8 @@ PAGES = [
     f"exports/new?conversationId={OTHER.conversation}",
     "schedules", "charts", "conversations", f"exports?tag={OTHER.tag}",
     f"conversations/one?id={OWN.conversation}", "participants", f"participants?device={OWN.device}",
-    "rejected", "destinations", f"destinations/one/{OWN.destination}", f"destinations/one/{OWN.destination}/edit", "keys", "audit",
+    "rejected", "destinations", f"destinations/one/{OWN.destination}",
+    f"destinations/one/{OWN.destination}/edit", "keys", "audit",
 ]  # fmt: skip
 
 

@@ -175,7 +175,8 @@ def test_different_cells_change_digest(tmp_path: Path, other: list[str]):
 
 def test_stop_ends_grandchildren(tmp_path: Path):
     message = tmp_path / "pid"
-    inner = f"import os, time\nopen({str(message)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)"
+    write = f"open({str(message)!r}, 'w').write(f'{{os.getpid()}}\\n')"
+    inner = f"import os, time\n{write}\ntime.sleep(600)"
     outer = (
         "import signal, subprocess, sys, time\n"
         f"subprocess.Popen([sys.executable, '-c', {inner!r}])\n"

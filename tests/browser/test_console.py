@@ -289,7 +289,8 @@ def test_unsupported_fields_are_not_sent(page: Any, service_with_users: Service)
 PAGES = [
     "", "exports", "exports/new", "charts", "conversations",
     f"conversations/one?id={BOT}&startDate=2022-03-01&endDate=2022-04-01",
-    "participants", "rejected", "rejected/1", "destinations", "destinations/new", "destinations/one/warehouse",
+    "participants", "rejected", "rejected/1", "destinations", "destinations/new",
+    "destinations/one/warehouse",
     "destinations/one/warehouse/edit", "keys", "audit", "schedules", "schedules/new", "nowhere",
 ]  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Private values do not leak: the test sends canaries everywhere and searches everything written.
 
-Real processes run at EXHAUST_LOG_LEVEL=DEBUG. The test calls every ingest endpoint in every way that
-can fail. Then it searches the logs, the broker, the audit log and all responses.
+Real processes run at EXHAUST_LOG_LEVEL=DEBUG. The test calls every ingest endpoint in every way
+that can fail. Then it searches the logs, the broker, the audit log and all responses.
 """
 
 import io
@@ -360,7 +360,8 @@ def broken_sources(call: Driver) -> None:
     """The database fails in words that quote the row, as it does."""
     canary = call.canary
     tables = {
-        "ingest_storedevent": ("POST", "/v1/telemetry", [make_answer(77, canary("text"))], "sender"),
+        "ingest_storedevent": ("POST", "/v1/telemetry", [make_answer(77, canary("text"))],
+                               "sender"),
         "ingest_participant": ("POST", "/v1/participants",
                                [{"deviceId": "new", "phone": canary("phone")}], "sender"),
         "exhaust_destination": ("PUT", "/dataset/v1/destination/broken",

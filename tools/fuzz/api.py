@@ -7,8 +7,8 @@
 Schemathesis makes a third of the calls by the document, a third against it, and a third in series
 that use earlier responses. Variants follow each call (`tools.fuzz.wire`). Every response must be
 documented. Undocumented input that a lenient reader accepts is no finding. Over HTTP the server
-uses PostgreSQL (DATABASE_URL's server); in process it uses DATABASE_URL if set, else SQLite. Needs the
-extra `test`.
+uses PostgreSQL (DATABASE_URL's server); in process it uses DATABASE_URL if set, else SQLite. Needs
+the extra `test`.
 """
 
 import argparse

@@ -421,7 +421,8 @@ def test_idle_sweep_is_one_query() -> None:
          SLOT + 90 * DAY + 18 * HOUR),
         # across a change of the clock, and a slot that was never on it
         ("0 0 * * *", BERLIN, local_time("2026-03-27T00:00", BERLIN),
-         local_time("2026-03-30T00:30", BERLIN), "2026-03-29", local_time("2026-03-31T00:00", BERLIN)),
+         local_time("2026-03-30T00:30", BERLIN), "2026-03-29",
+         local_time("2026-03-31T00:00", BERLIN)),
         ("30 2 * * *", BERLIN, local_time("2026-03-28T02:30", BERLIN),
          local_time("2026-03-29T03:00", BERLIN), "2026-03-28",
          local_time("2026-03-30T02:30", BERLIN)),

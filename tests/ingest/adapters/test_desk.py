@@ -860,7 +860,7 @@ def hostile() -> list[Any]:
         ("a list of lists", b"[[1],[2]]", {}, 200, ["not_an_object"], 0),
         ("no object", b"null", {}, 200, ["not_an_object"], 0),
         ("an empty object", b"{}", {}, 200, ["userSessionId"], 0),
-        ("a bulk at the endpoint of lines", lines(action(), session()), {}, 200, ["userSessionId"], 1),
+        ("a bulk for lines", lines(action(), session()), {}, 200, ["userSessionId"], 1),
         ("a form", GOOD, {"CONTENT_TYPE": "application/x-www-form-urlencoded"}, 415,
          ["content_type"], 0),
     ]  # fmt: skip

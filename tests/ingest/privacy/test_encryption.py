@@ -89,7 +89,8 @@ def test_reencrypt_uses_first_key(settings: Any):
 
 def test_reencrypt_covers_every_column():
     assert {f"{model.__name__}.{column}" for model, column in encrypted_columns()} == {
-        "CallbackSecret.encrypted_secret", "Channel.encrypted_secret", "Erasure.encrypted_device_id",
-        "Job.encrypted_key", "Link.encrypted_token", "Participant.encrypted_phone", "RejectedEvent.encrypted_body",
+        "CallbackSecret.encrypted_secret", "Channel.encrypted_secret",
+        "Erasure.encrypted_device_id", "Job.encrypted_key", "Link.encrypted_token",
+        "Participant.encrypted_phone", "RejectedEvent.encrypted_body",
         "Destination.encrypted_password", "Destination.encrypted_secret",
     }  # fmt: skip
