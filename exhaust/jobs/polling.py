@@ -1,7 +1,6 @@
-"""What those who wait ask all day, a job and a tag's jobs, in one statement.
+"""Fast path of polling: reads a job, or the jobs of a tag, in one SQL statement.
 
-The ORM would write it anew each time, and ask thrice more for files and links. Elsewhere than on
-PostgreSQL it is the ORM's all the same.
+The ORM would take four queries and build each anew. Other databases than PostgreSQL use the ORM.
 """
 
 import json
@@ -60,7 +59,7 @@ JOIN ingest_channel c ON c.id = j.channel_id
 LEFT JOIN exhaust_file f ON f.job_id = j.id AND j.status = 'SUCCESS'
 LEFT JOIN exhaust_link ON exhaust_link.file_id = f.id AND {{usable_link}}
 ORDER BY j.submitted_at DESC, j.id DESC, f.part, f.id, exhaust_link.id
-"""  # noqa: S608 # our own words
+"""  # noqa: S608 # no caller's text
 _ONE_JOB = "request_id = %(request_id)s"
 _TAG_CONDITION = (
     "dataset = ANY(%(datasets)s) {behind} ORDER BY submitted_at DESC, id DESC LIMIT %(limit)s"
@@ -78,7 +77,7 @@ def _build_sql(condition: str) -> str:
 
 
 def fetch_job(channel_id: int, tag: str, request_id: str) -> Job | None:
-    """As `queries.find_job`."""
+    """Returns the same as `queries.find_job`."""
     if connection.vendor != "postgresql" or "\0" in tag + request_id:
         return queries.find_job(channel_id, tag, request_id)
     params = {"channel": channel_id, "tag": tag, "request_id": request_id}
@@ -86,7 +85,7 @@ def fetch_job(channel_id: int, tag: str, request_id: str) -> Job | None:
 
 
 def fetch_tag_page(filters: Filters, limit: int, after: str | None) -> Page:
-    """As `queries.search_jobs`, of filters that name a tag and nothing more."""
+    """Returns the same as `queries.search_jobs`, for filters by tag only."""
     if connection.vendor != "postgresql" or "\0" in (filters.tag or ""):
         return queries.search_jobs(filters, limit, after)
     params: dict[str, Any] = {
@@ -141,6 +140,6 @@ def _fetch_jobs(condition: str, params: dict[str, Any]) -> list[Job]:
 
 
 def _prefetch_cache(row: Job | File) -> dict[str, Any]:
-    """What `row.files.all()` looks into before it asks."""
+    """The cache that `row.files.all()` reads before it queries."""
     prefetched: dict[str, Any] = row.__dict__.setdefault("_prefetched_objects_cache", {})
     return prefetched

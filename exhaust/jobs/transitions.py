@@ -7,7 +7,6 @@ terminal statuses enqueue a callback.
 """
 
 import os
-import random
 import socket
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -24,7 +23,7 @@ from psycopg.errors import LockNotAvailable
 from exhaust import metrics
 from exhaust.delivery import callbacks
 from exhaust.failpoints import trigger_failpoint
-from exhaust.jobs import wakeup
+from exhaust.jobs import backoff, wakeup
 from exhaust.models import File, Job, Transition
 from ingest import logs
 from ingest.models import Channel
@@ -33,8 +32,6 @@ from ingest.models.fields import CurrentPosition
 log = logs.get_logger(__name__)
 Status = Job.Status
 LEASE = timedelta(seconds=30)
-MAX_ATTEMPTS = 3
-_FIRST_RETRY_DELAY = timedelta(seconds=10)
 CLAIM_LOCK_TIMEOUT_MS = 2000
 CLAIM_IDLE_TIMEOUT_MS = 5000
 TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
@@ -60,7 +57,7 @@ def _due_jobs() -> QuerySet[Job]:
 
 def _attempt_limit() -> CombinedExpression:
     """The number of a job's last attempt, as SQL."""
-    return F("uncounted_attempts") + MAX_ATTEMPTS
+    return F("uncounted_attempts") + backoff.MAX_ATTEMPTS
 
 
 def _running_jobs() -> QuerySet[Job]:
@@ -283,7 +280,7 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
     """
     now = timezone.now()
     failure_count = job.attempt - job.uncounted_attempts
-    is_final = permanent or failure_count >= MAX_ATTEMPTS
+    is_final = permanent or failure_count >= backoff.MAX_ATTEMPTS
     if is_final:
         won = _transition(
             job.pk,
@@ -295,14 +292,13 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
             execution_ms=_execution_ms(job, now),
         )
     else:
-        delay = _FIRST_RETRY_DELAY * 4 ** (failure_count - 1) * random.uniform(0.75, 1.25)  # noqa: S311
         won = _transition(
             job.pk,
             _owned_job(job),
             status=Status.SUBMITTED,
             status_message=message,
             lease_until=None,
-            due_at=Now() + delay,
+            due_at=Now() + backoff.choose_retry_delay(failure_count),
         )
     log.warning("job.failed", job=job.pk, attempt=job.attempt, permanent=permanent)
     if won:

@@ -65,7 +65,7 @@ def lapsed() -> Any:
     return timezone.now() - timedelta(seconds=1)
 
 
-# One process that is stopped holds up nobody else -------------------------------------------------
+# A stopped process blocks no other ----------------------------------------------------------------
 
 
 @pytest.mark.postgresql
@@ -163,7 +163,7 @@ def test_late_commit_keeps_its_file(files: Path, monkeypatch: Any) -> None:
     assert stored_paths(files) == [File.objects.get().key]
 
 
-# An upload that was begun twice -------------------------------------------------------------------
+# An upload that started twice ---------------------------------------------------------------------
 
 
 def test_unfinished_upload_is_removed(files: Path) -> None:

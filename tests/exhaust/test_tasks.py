@@ -63,7 +63,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Somebody who accepts, says no word, and hangs up after five seconds."""
+    """The port of a server that accepts, sends nothing, and hangs up after five seconds."""
     with socket.socket() as server, ExitStack() as accepted:
         server.bind(("127.0.0.1", 0))
         server.listen(16)
@@ -375,7 +375,7 @@ def test_run_jobs_by_request_id() -> None:
     other = make_job()
     send_events(made_answer(1))
 
-    # when it is asked for in small letters
+    # when its id is given in lower case
     lines = run_jobs("--request-id", later.request_id.lower())
 
     # then it alone was made
@@ -465,7 +465,7 @@ def test_job_command_rejects_ambiguity(settings: Any) -> None:
     run_job_command("cancel", "A" * 32, "--channel", "ORG_002")
     assert [fetch_job_row(job)["status"] for job in (own, other)] == ["SUBMITTED", "CANCELLED"]
 
-    # and a full queue is told in words
+    # and a full queue has a message
     settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
     make_job(channel="ORG_002")
     with pytest.raises(CommandError, match="1 requests waiting"):

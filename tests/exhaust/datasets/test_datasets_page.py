@@ -34,7 +34,7 @@ LONGEST = 120
 
 
 def fill() -> None:
-    """An answer by telemetry, a page by the Clickstream SDK, and a participant who consented."""
+    """Stores a telemetry answer, a Clickstream page view, and a participant with consent."""
     channel = make_channel()
     keys.create_application("shop", channel)
     Conversation.objects.create(channel=channel, identifier=BOT, name="Lunch bot")

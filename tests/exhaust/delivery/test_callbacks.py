@@ -21,8 +21,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from exhaust import tasks
 from exhaust.delivery import callbacks, http_client, loop, webhook
+from exhaust.jobs import backoff, submit, transitions
 from exhaust.jobs import queries as queries_
-from exhaust.jobs import submit, transitions
 from exhaust.models import Callback, CallbackSecret, Job
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
@@ -72,7 +72,7 @@ def deliver_once(callback: Callback) -> Callback:
 
 def reaped(job: Job) -> None:
     Job.objects.filter(pk=job.pk).update(
-        lease_until=timezone.now() - timedelta(seconds=1), attempt=transitions.MAX_ATTEMPTS
+        lease_until=timezone.now() - timedelta(seconds=1), attempt=backoff.MAX_ATTEMPTS
     )
     assert transitions.fail_expired() == [job.pk]
 

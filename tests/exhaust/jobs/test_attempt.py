@@ -337,7 +337,7 @@ def test_superseded_attempt_leaves_no_trace(
     # when
     assert not attempt.run(job)
 
-    # then it published nothing, its object is gone, and the heir's claim stands
+    # then it published nothing, its object is gone, and the new claim is valid
     (heir,) = heirs
     assert File.objects.count() == 0
     assert stored_paths(files) == []
@@ -345,7 +345,7 @@ def test_superseded_attempt_leaves_no_trace(
     assert (after["status"], after["attempt"]) == ("PROCESSING", 2)
     assert after["status_message"] == ""
 
-    # and the heir makes the file
+    # and the new attempt makes the file
     monkeypatch.undo()
     storage.get_storage.cache_clear()
     assert attempt.run(heir)
@@ -356,7 +356,7 @@ def test_superseded_attempt_leaves_no_trace(
 def test_cancelled_attempt_leaves_no_object(
     moment: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given an attempt, and somebody who cancels
+    # given an attempt that is cancelled while it runs
     send_events(make_answer(1), make_answer(2))
     job = claim_job(make_job())
     if moment == "among the rows":
@@ -521,7 +521,7 @@ def test_attempt_removes_earlier_orphans(files: Path) -> None:
 
 
 def test_superseded_attempt_keeps_new_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given an attempt that is overtaken, and the heir is done before it enqueued_tasks up
+    # given an attempt that lost its lease, and a new one that is done before it goes on
     send_events(make_answer(1))
     job = claim_job(make_job())
     put = storage.FolderStorage.put
@@ -538,7 +538,7 @@ def test_superseded_attempt_keeps_new_file(files: Path, monkeypatch: pytest.Monk
     # when
     assert not attempt.run(job)
 
-    # then the heir's file stands alone
+    # then only the new attempt's file exists
     file = File.objects.get()
     assert file.key.startswith(f"response/{job.pk}/2-")
     assert stored_paths(files) == [file.key]
@@ -580,7 +580,7 @@ def test_new_request_reads_new_events(files: Path) -> None:
     send_events(make_answer(1))
     assert attempt.run(claim_job(make_job()))
 
-    # when one more arrives and it is asked again
+    # when one more arrives and the request is sent again
     send_events(make_answer(2))
     assert attempt.run(claim_job(make_job()))
 
@@ -606,7 +606,7 @@ def test_resubmitted_job_reads_new_events(files: Path) -> None:
 
 @pytest.mark.postgresql
 def test_slow_writer_loses_no_event(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a batch that somebody is still writing, and one after it that was answered with 200
+    # given a batch that is still being written, and a later one that was answered with 200
     monkeypatch.setattr(plan, "WATERMARK_WAIT_SECONDS", 0.2)
     slow = connection.copy()
     try:
@@ -616,7 +616,7 @@ def test_slow_writer_loses_no_event(files: Path, monkeypatch: pytest.MonkeyPatch
         send_events(make_answer(1))
         job = claim_job(make_job())
 
-        # when it is asked for, and the writer does not end in time
+        # when a file is requested, and the writer does not end in time
         published = attempt.run(job)
     finally:
         slow.rollback()

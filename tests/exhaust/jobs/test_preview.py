@@ -1,4 +1,4 @@
-"""What a request would give, before it is asked: how much, which columns, rows without persons."""
+"""Previews: the approximate size, the columns, and rows with personal data masked."""
 
 import json
 import time
@@ -100,7 +100,7 @@ def test_preview_shape(caller: Client, enqueued_tasks: list[str]) -> None:
         "Eof": "false",
         "Timestamp": "2022-03-05T10:03:00.000Z",
     }
-    # and nothing was asked for
+    # and nothing was submitted
     assert not Job.objects.exists()
     assert enqueued_tasks == []
 

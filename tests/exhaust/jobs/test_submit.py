@@ -92,7 +92,7 @@ def test_submit_enqueues_work(enqueued_tasks: list[str]) -> None:
     submit.submit(make_submission(), NOON)
     submit.submit(make_submission(), NOON)
 
-    # then a worker is told each time: the first message may have been lost
+    # then a wake-up is sent each time: the first one may have been lost
     assert len(enqueued_tasks) == 2
 
 
@@ -105,7 +105,7 @@ def test_existing_job_enqueues_nothing(status: str, enqueued_tasks: list[str]) -
     before = fetch_job_row(job)
     enqueued_tasks.clear()
 
-    # when the same is asked again
+    # when the same request is sent again
     resubmitted = submit.submit(make_submission(), NOON)
 
     # then it is the same job, untouched
@@ -156,7 +156,7 @@ def test_changed_request_is_new_job(change: dict[str, str]) -> None:
     # given the day's first question under a tag
     first = submit.submit(make_submission(), NOON)
 
-    # when another one is asked, twice, and then the first again
+    # when another request is sent, twice, and then the first again
     config = {**CONFIG, **change}
     other = submit.submit(make_submission(config=config), NOON)
     other_again = submit.submit(make_submission(config=config), NOON)
@@ -174,7 +174,7 @@ def test_changed_request_is_new_job(change: dict[str, str]) -> None:
 
 @pytest.mark.django_db
 def test_one_tag_holds_several_jobs() -> None:
-    # when three ranges are asked on one day
+    # when three ranges are requested on one day
     ends = ["2022-04-01", "2022-04-02", "2022-04-03"]
     submitted_jobs = [
         submit.submit(make_submission(config={**CONFIG, "endDate": end}), NOON) for end in ends
@@ -202,7 +202,7 @@ def test_next_day_is_a_new_job() -> None:
 
 @pytest.mark.django_db
 def test_request_day_is_utc() -> None:
-    # given the same moment told in two zones, of which one has the next date
+    # given the same moment in two zones, one of which has the next date
     moment = datetime(2022, 2, 15, 20, tzinfo=UTC)
 
     # when
@@ -332,7 +332,7 @@ def test_concurrent_submits_make_one_job(enqueued_tasks: list[str]) -> None:
     for thread in threads:
         thread.join(20)
 
-    # then there is one job, and nobody saw an error
+    # then there is one job, and no request failed
     assert errors == []
     assert len(submitted_jobs) == 8
     assert len(set(submitted_jobs)) == 1

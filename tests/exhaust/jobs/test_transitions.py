@@ -1,4 +1,4 @@
-"""The state machine: each move from each state, who wins, and when it tries again."""
+"""The state machine: each transition from each state, races, and retries."""
 
 import random
 import threading
@@ -10,7 +10,7 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from exhaust.jobs import transitions
+from exhaust.jobs import backoff, transitions
 from exhaust.models import File, Job, Transition
 from tests.exhaust.factories import fetch_job_row, make_claimed, make_file, make_job
 
@@ -23,7 +23,7 @@ def make_state(job: Job, **values: Any) -> Job:
     return job
 
 
-# Each state a job can stand in, as a row, and who holds it.
+# Each state of a job, as a row with its worker.
 STATES: dict[str, Callable[[], Job]] = {
     "waiting": make_job,
     "delayed": lambda: make_state(make_job(), due_at=timezone.now() + HOUR, attempt=1),
@@ -50,7 +50,7 @@ MOVES: dict[str, Callable[[Job], Any]] = {
 LEGAL: dict[tuple[str, str], str] = {
     ("claim", "waiting"): "PROCESSING",
     ("claim", "lapsed"): "PROCESSING",
-    # a lease that nobody took over is still its holder's
+    # an expired lease that was not taken over is still its worker's
     **{
         (move, state): "PROCESSING"
         for move in ("renew", "mark")
@@ -73,7 +73,7 @@ LEGAL: dict[tuple[str, str], str] = {
 }
 
 
-# How much history a state has: those made by a claim have told of that
+# whether a state has history: those made by a claim have
 HISTORY = {state: state not in {"waiting", "delayed"} for state in STATES}
 
 
@@ -97,7 +97,7 @@ def test_moves(move: str, state: str) -> None:
     else:
         assert not answer
         assert after == before
-    # and a change of status is told in the job's history, nothing else is
+    # and only a change of status is in the job's history
     is_changed = after["status"] != before["status"] or (move, state) == ("claim", "lapsed")
     transitions = Transition.objects.filter(job=job).values_list("status", "attempt", "message")
     here = [(after["status"], after["attempt"], after["status_message"])]
@@ -116,10 +116,10 @@ def test_stale_attempt_changes_nothing(move: str) -> None:
     assert (zombie.attempt, heir.attempt) == (1, 2)
     before = fetch_job_row(heir)
 
-    # when the first one enqueued_tasks up
+    # when the first one goes on
     answer = MOVES[move](zombie)
 
-    # then it is refused, and the heir goes on
+    # then nothing changes, and the new attempt goes on
     assert answer is False
     assert fetch_job_row(heir) == before
     assert File.objects.count() == 0
@@ -308,7 +308,7 @@ def test_retry_delay_grows_within_bounds(
 @pytest.mark.django_db
 def test_max_attempts_has_one_home(monkeypatch: pytest.MonkeyPatch) -> None:
     # given five attempts instead of three
-    monkeypatch.setattr(transitions, "MAX_ATTEMPTS", 5)
+    monkeypatch.setattr(backoff, "MAX_ATTEMPTS", 5)
     monkeypatch.setattr(random, "uniform", lambda low, high: 1.0)
     job = make_job()
 
@@ -430,10 +430,10 @@ def make_queue(*names: str, **values: Any) -> None:
 
 @pytest.mark.django_db
 def test_claims_alternate_between_channels() -> None:
-    # given one channel that asked for much, and two that came later
+    # given a channel with many requests, and two channels with later ones
     make_queue("A/1", "A/2", "A/3", "A/4", "B/1", "B/2", "C/1")
 
-    # when / then nobody waits for all of another's
+    # when / then no channel waits for all requests of another
     assert claimed_tags(7) == ["A-1", "B-1", "C-1", "A-2", "B-2", "A-3", "A-4"]
     assert transitions.claim() is None
 

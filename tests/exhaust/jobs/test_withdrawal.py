@@ -132,7 +132,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str]) -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("said", [{"consent": None}, {"consent": False}, {}])
 def test_unknown_consent_counts_as_no(said: dict[str, Any]) -> None:
-    # given a person with a phone, of whom consent is unknown or refused, and one who consented
+    # given a participant with unknown or refused consent, and one with consent
     send_events(make_answer(1), make_answer(2))
     unknown = {name: value for name, value in make_participant(1).items() if name != "consent"}
     post_participants({**unknown, **said}, make_participant(2))
@@ -174,7 +174,7 @@ def test_withdrawal_revokes_link_and_phone(files: Any, word: dict[str, Any]) -> 
     assert retention.delete_withdrawn_files() == 1
     assert list(storage.get_storage().list_keys("private/")) == []
 
-    # when the same is asked again, then it is a new file without the phone
+    # when the request is sent again, then its new file has no phone
     second_job, new = make_file()
     assert (second_job.pk, second_job.request_id) == (job.pk, job.request_id)
     assert read_phones(new) == {"device-1": "", "device-2": "+919000000002"}
@@ -242,7 +242,7 @@ def test_withdrawal_keeps_other_files() -> None:
     assert link is not None
     other = links.build_url(link).removeprefix(OURS)
 
-    # when somebody who is in none takes it back, and somebody who never consented refuses
+    # when a participant of no file withdraws, and one without consent refuses
     post_participants(
         {"deviceId": "device-3", "consent": False}, {"deviceId": "device-9", "consent": False}
     )
@@ -251,7 +251,7 @@ def test_withdrawal_keeps_other_files() -> None:
     for path in (held, responses, elsewhere, other):
         assert link_status(path) == 200
 
-    # when one who is in some does
+    # when a participant of some files withdraws
     post_participants({"deviceId": "device-1", "consent": False})
 
     # then only the private file that holds the person ends
@@ -478,7 +478,7 @@ def test_erasure_leaves_only_certificate() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_erasure_holds_until_new_consent() -> None:
-    # given somebody erased
+    # given an erased participant
     send_events(make_answer(1))
     post_participants(make_participant(1))
     erase_participant("device-1")
@@ -491,7 +491,7 @@ def test_erasure_holds_until_new_consent() -> None:
         assert (response["accepted"], response["rejected"]) == (0, 1)
         assert response["rejections"][0]["reason"] == "erased"
 
-    # then nothing is known, and nothing was kept aside
+    # then no profile exists, and no rejected event
     assert not Participant.objects.exists()
     assert not RejectedEvent.objects.exists()
     assert StoredEvent.objects.get().payload == {}

@@ -1,4 +1,4 @@
-"""The daily run: once a day, whoever asks, whenever somebody looks."""
+"""The daily run: once a day, however many workers look."""
 
 import threading
 from datetime import UTC, date, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Events past their life: what is pruned, and what is said to who would have read them."""
+"""Event retention: which events are pruned, and how readers learn about it."""
 
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -94,7 +94,7 @@ def test_prunes_only_expired_events(settings: Any) -> None:
     assert stored_mids() == mids_of(8, 9)
     assert run_pruning() == 0
 
-    # and sessions stay, a kept event sent again is known, a pruned one is new
+    # and sessions stay, a stored event is a duplicate, and a pruned one is new
     assert Session.objects.count() == 9
     with pytest.raises(AssertionError):
         send_events(make_answer(9))
@@ -137,7 +137,7 @@ def test_pruned_cursor_is_410(puller: Client) -> None:
     # when
     assert run_pruning() == 4
 
-    # then who has not read all that was pruned is told, and from where to go on
+    # then a reader that missed pruned events gets 410, and where to continue
     for cursor in cursors[:3]:
         response = pull_events(puller, cursor)
         assert response.status_code == 410
@@ -191,7 +191,7 @@ def test_lagging_destination_is_disabled(puller: Client) -> None:
         assert "not kept" in behind.disabled_reason
         assert "rewind" in behind.disabled_reason
 
-        # and it goes on from what is kept, not before it was told to
+        # and it continues with stored events, after it was resumed
         address = "/dataset/v1/destination/behind"
         refused = puller.post(f"{address}/resume", {}, "application/json")
         assert refused.status_code == 410
@@ -285,7 +285,7 @@ def test_pruning_waits_for_running_jobs(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_pruned_request_fails_with_message() -> None:
-    # given a request that has begun, unseen by a pruning
+    # given a running request that a pruning did not see
     store_arrivals(1, 4)
     job = make_job()
     Job.objects.filter(pk=job.pk).update(watermark=fetch_watermark())
