@@ -35,7 +35,7 @@ class CallbackSecret(models.Model):
 class Destination(Claimable):
     """A receiver of a channel's sessions or events.
 
-    `cursor_xid` and `cursor_id` are its cursor: the receiver accepted everything up to there.
+    `cursor_xid` and `cursor_id` are its cursor: it accepted everything up to that position.
     """
 
     class Kind(models.TextChoices):
