@@ -9,4 +9,5 @@ FIRST_RETRY_DELAY = timedelta(seconds=10)
 
 def choose_retry_delay(failure_count: int) -> timedelta:
     """The delay after that many failures: four times the one before, give or take a quarter."""
-    return FIRST_RETRY_DELAY * 4 ** (failure_count - 1) * random.uniform(0.75, 1.25)  # noqa: S311
+    jitter = random.uniform(0.75, 1.25)  # noqa: S311
+    return FIRST_RETRY_DELAY * (4.0 ** (failure_count - 1) * jitter)
