@@ -138,21 +138,23 @@ class AuditView(DatasetView):
             if has_more
             else None
         )
-        answer: HttpResponse
+        response: HttpResponse
         if params.get("format", _preferred_format(request)) == "csv":
-            answer = HttpResponse(
+            response = HttpResponse(
                 b"".join(render_csv(rows)), content_type="text/csv; charset=utf-8"
             )
-            answer["Content-Disposition"] = 'attachment; filename="audit.csv"'
+            response["Content-Disposition"] = 'attachment; filename="audit.csv"'
             if next_cursor:
                 query = urlencode({**request.query_params.dict(), "cursor": next_cursor})
-                answer["Link"] = f'<{request.build_absolute_uri(request.path)}?{query}>; rel="next"'
+                response["Link"] = (
+                    f'<{request.build_absolute_uri(request.path)}?{query}>; rel="next"'
+                )
         else:
             items = [bodies.AuditEvent.render(event) for event in rows]
             result = {"count": len(items), "entries": items, "nextCursor": next_cursor}
-            answer = envelope.build_success(self.operation, result)
-        answer["Cache-Control"] = "no-store"
-        return answer
+            response = envelope.build_success(self.operation, result)
+        response["Cache-Control"] = "no-store"
+        return response
 
 
 def _preferred_format(request: Request) -> str:

@@ -29,30 +29,30 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
 
     The link is the permission, until it expires.
     """
-    answer: HttpResponse | FileResponse
+    response: HttpResponse | FileResponse
     actor_token = audit.current_actor.set(
         Actor("link", address=audit.truncate_address(token_bucket.get_client_address(request)))
     )
     try:
         with rate_limits.throttle_auth_failures(request, token):
             link = links.find_by_token(token)
-        answer = _serve_file(link.file, request)
-        if request.method != "HEAD" and answer.status_code != 416:  # only a transfer counts
+        response = _serve_file(link.file, request)
+        if request.method != "HEAD" and response.status_code != 416:  # only a transfer counts
             try:
                 links.record_download(link)
             except links.LinkUnusable:
-                answer.close()
+                response.close()
                 raise
     except (links.LinkUnusable, rate_limits.RateLimited) as error:
-        answer = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
+        response = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
     except FileNotFoundError:
-        answer = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
+        response = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
     finally:
         audit.current_actor.reset(actor_token)
-    answer["Cache-Control"] = "no-store"
-    answer["Referrer-Policy"] = "no-referrer"
-    metrics.DOWNLOADS.labels(str(answer.status_code)).inc()
-    return answer
+    response["Cache-Control"] = "no-store"
+    response["Referrer-Policy"] = "no-referrer"
+    metrics.DOWNLOADS.labels(str(response.status_code)).inc()
+    return response
 
 
 _RANGE_PATTERN = re.compile(r"bytes=([0-9]{1,18})-")
@@ -73,19 +73,19 @@ def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse
         start = None
     elif (start := int(range_match[1])) >= file.byte_count:
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{file.byte_count}"})
-    answer: HttpResponse | FileResponse
+    response: HttpResponse | FileResponse
     if is_head:
-        answer = HttpResponse(content_type=file.content_type)
+        response = HttpResponse(content_type=file.content_type)
     else:
         content = storage.get_storage().open(file.key)
         if start:
             content.seek(start)
-        answer = FileResponse(content, content_type=file.content_type)
-    answer["Content-Length"] = file.byte_count - (start or 0)
-    answer["Content-Disposition"] = storage.content_disposition(file.name)
-    answer["Accept-Ranges"] = "bytes"
-    answer["ETag"] = tag
+        response = FileResponse(content, content_type=file.content_type)
+    response["Content-Length"] = file.byte_count - (start or 0)
+    response["Content-Disposition"] = storage.content_disposition(file.name)
+    response["Accept-Ranges"] = "bytes"
+    response["ETag"] = tag
     if start is not None:
-        answer.status_code = 206
-        answer["Content-Range"] = f"bytes {start}-{file.byte_count - 1}/{file.byte_count}"
-    return answer
+        response.status_code = 206
+        response["Content-Range"] = f"bytes {start}-{file.byte_count - 1}/{file.byte_count}"
+    return response

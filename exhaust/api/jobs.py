@@ -40,11 +40,13 @@ class FastReadView(DatasetView):
         try:
             request_body.require_length(request)
             drf_request.user = keys.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
-            answer = self.get(drf_request, *args, **kwargs)  # type: ignore[attr-defined]
+            response = self.get(drf_request, *args, **kwargs)  # type: ignore[attr-defined]
         except Exception as error:  # as REST framework does
-            answer = envelope.build_error(error, {"view": self})
-        http_response = HttpResponse(JSONRenderer().render(answer.data), status=answer.status_code)
-        for name, value in answer.items():
+            response = envelope.build_error(error, {"view": self})
+        http_response = HttpResponse(
+            JSONRenderer().render(response.data), status=response.status_code
+        )
+        for name, value in response.items():
             http_response[name] = value
         http_response["Content-Type"], http_response["Allow"] = (
             "application/json",

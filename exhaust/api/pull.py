@@ -101,10 +101,10 @@ class PullView(APIView):
 
     def get_exception_handler(self) -> Callable[..., Any]:
         def build_error(error: Exception, context: dict[str, Any]) -> Response | None:
-            answer = problems.handle_exception(error, context)
-            if answer is not None:
-                answer.data["details"] = answer.data["detail"]
-            return answer
+            response = problems.handle_exception(error, context)
+            if response is not None:
+                response.data["details"] = response.data["detail"]
+            return response
 
         return build_error
 
@@ -148,13 +148,13 @@ class PageView(PullView):
         parts.append(
             b'"nextCursor":"%s"' % cursor.encode(list(page.position), query_fingerprint).encode()
         )
-        answer = HttpResponse(b"{" + b",".join(parts) + b"}", content_type="application/json")
-        answer["Cache-Control"] = "no-store"
-        answer["X-Feed-End"] = "true" if page.is_at_end else "false"
+        response = HttpResponse(b"{" + b",".join(parts) + b"}", content_type="application/json")
+        response["Cache-Control"] = "no-store"
+        response["X-Feed-End"] = "true" if page.is_at_end else "false"
         if self.resource == "events":
             session.lift_restriction()  # PostgreSQL hides the age of other roles' transactions
-        answer["X-Feed-Lag"] = f"{pages.measure_lag(query).total_seconds():.1f}"
-        return answer
+        response["X-Feed-Lag"] = f"{pages.measure_lag(query).total_seconds():.1f}"
+        return response
 
 
 def _query_values(request: Request) -> dict[str, Any]:
@@ -186,9 +186,9 @@ class RecordView(PullView):
         if self.resource == "events":
             metadata = documents.encode(_build_metadata(channel_id, channel))
             document = b'{"metadata":%s,"event":%s}' % (metadata, document)
-        answer = HttpResponse(document, content_type="application/json")
-        answer["Cache-Control"] = "no-store"
-        return answer
+        response = HttpResponse(document, content_type="application/json")
+        response["Cache-Control"] = "no-store"
+        return response
 
 
 class EventsView(PageView):

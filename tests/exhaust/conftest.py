@@ -1,4 +1,4 @@
-"""What the tests of exhaust may ask for."""
+"""Fixtures of the tests of exhaust."""
 
 import pytest
 from django.utils import timezone
@@ -10,7 +10,7 @@ from exhaust.models import DailyRun
 
 @pytest.fixture
 def enqueued_tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every message that would have gone to the broker, by its task's name."""
+    """The names of the tasks sent to the broker, which gets none of them."""
     names: list[str] = []
     monkeypatch.setattr(wakeup, "enqueue", lambda task, *_, **__: names.append(task))
     return names
@@ -18,5 +18,5 @@ def enqueued_tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def daily_run_finished(db: None) -> None:
-    """The day's run is over, and no sweep has a word to say about it."""
+    """The daily run of today has finished."""
     DailyRun.objects.create(day=daily.run_day(timezone.now()), finished_at=timezone.now())
