@@ -316,7 +316,7 @@ def test_rotate_rejects_excess_scopes(own: Tenant, scope: str, lacks: set[str], 
     said = rotate_keys(client, key, senders).splitlines()
 
     assert [line for line in said if line.startswith(str(key))] == [
-        f"{key} is not rotated: in {OWN.channel}, {scope} takes {takes}."
+        f"{key} is not rotated: in {OWN.channel}, {scope} needs {takes}."
     ]
     assert [line for line in said if "exh_" in line and line.startswith(str(senders))]
     assert ApiKey.objects.filter(name="stronger").count() == 1
@@ -341,7 +341,7 @@ def test_rotate_needs_rights_in_each_channel(own: Tenant, others: list[Tenant]):
     let = rotate_keys(client, key)
 
     # then
-    assert refused == f"{key} is not rotated: in {OTHER.channel}, pull takes submit_private.\n"
+    assert refused == f"{key} is not rotated: in {OTHER.channel}, pull needs submit_private.\n"
     assert "exh_" in let
 
 
