@@ -159,7 +159,7 @@ def test_admin_pages_keep_csp(page: Any, live_server: Any, request: pytest.Fixtu
     # given a listener for what the browser refuses
     refused: list[str] = []
     page.on("console", lambda html: refused.append(html.text) if _POLICY in html.text else None)
-    page = request.getfixturevalue("session_lifetime")
+    page = request.getfixturevalue("signed_in")
     send(5)
     make_job()
 

@@ -28,8 +28,8 @@ Role.objects.create(
     group=group, channel=Channel.objects.get(identifier="{CHANNEL}"), submit_response=True
 )
 from exhaust.models import Destination
-from exhaust.destinations import control
-control.pause(control.save(Destination(
+from exhaust.delivery import destinations
+destinations.pause(destinations.save(Destination(
     channel=Channel.objects.get(identifier="{CHANNEL}"), name="warehouse",
     url="https://warehouse.example.org/in",
 )))
@@ -176,7 +176,7 @@ def test_missing_permission_hides_data(page: Any, service_with_users: Service) -
         assert response.status == 403
         assert "You do not have access to this page" in page.inner_text("main")
     page.goto(f"{base}/console/{CHANNEL}/rejected")
-    assert page.locator("text=Reprocess").count() == 0
+    assert page.locator("button:has-text('Reprocess')").count() == 0
     page.goto(f"{base}/console/{CHANNEL}/rejected/1")
     assert "Hidden, because" in page.inner_text("main")
     assert page.goto(f"{base}/console/ORG_999/exports").status == 404
