@@ -102,7 +102,7 @@ def _store_profiles(channel_id: int, batch: Batch) -> StoreResult:
     return StoreResult(len(batch.profiles), 0, batch.rejections, erased)
 
 
-def _ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int]:
+def ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int]:
     """Returns the conversations' ids, and inserts the missing conversations."""
     identifiers = {event.conversation for event in events} - {""}
     if not identifiers:
@@ -283,7 +283,7 @@ def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], may_super
                 cursor.execute(_SUPERSEDE_BATCH, columns)
             # An insert gives the transaction its number. Superseding comes first, so that no
             # version gets a lower position than the one that it replaces.
-            _ensure_conversations(channel_id, events)
+            ensure_conversations(channel_id, events)
             cursor.execute(_INSERT_LAST_WINS if batch.last_wins else _INSERT_FIRST_WINS, columns)
             return _read_stored_count(cursor)
         except _RACE_ERRORS as error:
@@ -328,7 +328,7 @@ def _insert_rows(
     events: list[Event],
     late_rejections: list[Rejection],
 ) -> int:
-    conversations = _ensure_conversations(channel_id, events)
+    conversations = ensure_conversations(channel_id, events)
     texts: list[tuple[Event, str]] = []
     for event in events:
         try:

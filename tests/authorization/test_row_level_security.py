@@ -304,7 +304,7 @@ def test_pooled_connection_is_reset() -> None:
     own = make_tenant(OWN)
     make_tenant(OTHER)
     session.restrict_to_channels([own.channel.pk])
-    session._visible_channels.set(None)  # as where a request closed it in the middle
+    session.visible_channels.set(None)  # as where a request closed it in the middle
     assert Conversation.objects.exclude(channel=own.channel).count() == 0
 
     session.reset_connection(connection.connection)

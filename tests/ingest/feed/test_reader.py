@@ -31,11 +31,11 @@ class RolledBack(Exception):
 def test_no_event_lost_beside_slow_writers(monkeypatch: pytest.MonkeyPatch):
     # given writers whose transactions overlap, some slow, some undone, and which rest between
     # the first row they write, a conversation's, and their events
-    register = batches._ensure_conversations
+    register = batches.ensure_conversations
     rests = random.Random(7)
     monkeypatch.setattr(
         batches,
-        "_ensure_conversations",
+        "ensure_conversations",
         lambda *args: (register(*args), time.sleep(rests.choice([0, 0, 0.02])))[0],
     )
     # a thread has a connection of its own, and a pool has eight: the others wait for one
