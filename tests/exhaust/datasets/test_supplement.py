@@ -21,6 +21,8 @@ from exhaust.files import storage
 from exhaust.jobs import attempt, plan, transitions
 from exhaust.models import File, Job
 from ingest.derive import deriver
+from ingest.feed.watermark import fetch_watermark
+from ingest.models import AppUser, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import (
     BOT,
@@ -32,6 +34,7 @@ from tests.exhaust.factories import (
     revise_answer,
     send_events,
 )
+from tests.service import until
 
 # a watermark passes only what is committed
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -231,12 +234,21 @@ def make_writer(seed: int, write: Callable[[int], None]) -> Callable[[], None]:
     return work
 
 
+def wait_for_changes(dataset: str) -> None:
+    """Returns once rows that no file until now can have may be read."""
+    rows = {SESSIONS: Session, USERS: AppUser}.get(dataset, StoredEvent).objects
+    start = fetch_watermark()
+    until(
+        lambda: rows.filter(xid__gte=start, xid__lt=fetch_watermark()).count() >= 5, "the writers"
+    )
+
+
 def read_in_steps(caller: Client, dataset: str) -> tuple[list[list[Row]], Any]:
     """A file and three supplements, each of the one before, made while the works are at it."""
     request_id, rows = make_file_rows(caller, dataset)
     files = [rows]
     for _ in range(2):
-        time.sleep(0.3)
+        wait_for_changes(dataset)
         request_id, rows = make_file_rows(caller, dataset, since=request_id)
         files.append(rows)
     return files, request_id
@@ -250,7 +262,7 @@ def send_one(number: int) -> None:
 def test_supplements_with_parallel_writers(caller: Client, dataset: str) -> None:
     make_channel()
     with running_writers(*(make_writer(seed, send_one) for seed in range(4))):
-        time.sleep(0.3)
+        wait_for_changes(dataset)
         files, last = read_in_steps(caller, dataset)
     files.append(make_file_rows(caller, dataset, since=last)[1])
     _, whole = make_file_rows(caller, dataset)
@@ -283,7 +295,7 @@ def test_supplements_with_parallel_changes(caller: Client, kind: str) -> None:
         time.sleep(0.02)
 
     with running_writers(*(make_writer(seed, send_again) for seed in range(3)), derive):
-        time.sleep(0.3)
+        wait_for_changes(dataset)
         files, last = read_in_steps(caller, dataset)
     files.append(make_file_rows(caller, dataset, since=last)[1])
     _, whole = make_file_rows(caller, dataset)

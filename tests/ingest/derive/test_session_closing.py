@@ -19,6 +19,7 @@ from ingest.store import batches
 from tests.conftest import make_channel
 from tests.ingest.adapters.test_desk import CALL, desk, lines, session
 from tests.ingest.derive.test_sessions import GAP, MINUTE, event, until_settled
+from tests.service import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -195,9 +196,7 @@ def test_concurrent_readers_see_every_close(channel: Channel):
         thread.start()
     for number in range(25):
         arrive(channel, -1, at=now, device=f"device-{number}")
-    until = time.monotonic() + 15
-    while Session.objects.filter(closed=True).count() < 25 and time.monotonic() < until:
-        time.sleep(0.05)
+    until(lambda: wrong or Session.objects.filter(closed=True).count() == 25, "the closing")
     until_settled()
     done.set()
     for thread in threads:

@@ -1,14 +1,18 @@
 import socket
+import struct
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from fcntl import ioctl
 
 import pytest
 
 from ingest.limits import idle_connections
 from ingest.limits.idle_connections import IDLE_SECONDS, MIN_BYTES_PER_SECOND, IdleConnectionReaper
 from tests.ingest.limits.test_token_bucket import Clock
+from tests.service import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a socket took")
 Pair = tuple[socket.socket, socket.socket]
@@ -32,6 +36,15 @@ def pair() -> Iterator[Pair]:
 
 def check_idle(watch: IdleConnectionReaper, ours: socket.socket) -> int:
     return watch.close_idle(iter([ours.dup()]))
+
+
+def wait_acknowledged(ours: socket.socket) -> None:
+    """Returns once the other side's kernel has acknowledged what we sent."""
+
+    def is_acknowledged() -> bool:
+        return struct.unpack("i", ioctl(ours, termios.TIOCOUTQ, b"\0" * 4)) == (0,)
+
+    until(is_acknowledged, "an acknowledgement")
 
 
 def send_bytes(pair: Pair, size: int) -> None:
@@ -77,7 +90,7 @@ def test_reading_client_stays(pair: Pair, clock: Clock):
     for _ in range(10):
         pair[0].sendall(b"x")
         assert pair[1].recv(1) == b"x"
-        time.sleep(0.05)  # for the other side's acknowledgement
+        wait_acknowledged(pair[0])
         assert check_idle(watch, pair[0]) == 0
         clock.now += IDLE_SECONDS - 1
 
