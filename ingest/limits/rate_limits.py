@@ -147,8 +147,8 @@ class RecentValues:
                 self._values.popitem(last=False)
 
 
-_blocked = RecentValues()  # by address: blocked until
-_verified = RecentValues()  # by digest: accepted credentials
+blocked_addresses = RecentValues()  # by address: blocked until
+verified_credentials = RecentValues()  # by digest: accepted credentials
 
 
 @contextmanager
@@ -163,9 +163,9 @@ def throttle_auth_failures(request: HttpRequest, credential: str) -> Iterator[No
         return
     address = token_bucket.get_client_address(request)
     digest = blake2b(credential.encode("utf-8", "replace"), digest_size=16).digest()
-    blocked_seconds = _blocked.get(address) - time.monotonic()
+    blocked_seconds = blocked_addresses.get(address) - time.monotonic()
     limit = AUTH_FAILURES.scale()
-    if blocked_seconds > 0 and not _verified.get(digest):
+    if blocked_seconds > 0 and not verified_credentials.get(digest):
         request.rate_limit_state = limit, blocked_seconds, blocked_seconds  # type: ignore[attr-defined]
         raise RateLimited("Too many failures from this address; wait.")
     try:
@@ -176,11 +176,11 @@ def throttle_auth_failures(request: HttpRequest, credential: str) -> Iterator[No
         wait_seconds = token_bucket.take(f"{limit.name}:{address}", limit.rate, limit.burst)
         if not wait_seconds:
             raise
-        _blocked.put(address, time.monotonic() + wait_seconds)
+        blocked_addresses.put(address, time.monotonic() + wait_seconds)
         request.rate_limit_state = limit, wait_seconds, wait_seconds  # type: ignore[attr-defined]
         raise RateLimited("Too many failures from this address; wait.") from None
-    if not _verified.get(digest):
-        _verified.put(digest, 1.0)
+    if not verified_credentials.get(digest):
+        verified_credentials.put(digest, 1.0)
 
 
 # Headers ----------------------------------------------------------------------------------------

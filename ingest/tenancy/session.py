@@ -20,33 +20,33 @@ _RESTRICT_SQL = (
 )
 _RESET_SQL = "SELECT set_config('role', 'none', false), set_config('exhaust.channels', '', false)"
 _RESTRICTED_ATTRIBUTE = "is_restricted"  # of psycopg's connection
-_visible_channels: ContextVar[str | None] = ContextVar("visible_channels", default=None)
+visible_channels: ContextVar[str | None] = ContextVar("visible_channels", default=None)
 
 
 def restrict_to_channels(channels: Iterable[int]) -> None:
     """Shows this thread's connection only the rows of these channels, until `lift_restriction`."""
     if connection.vendor == "postgresql" and has_policies(str(connection.settings_dict["NAME"])):
         connection.ensure_connection()
-        _visible_channels.set(",".join(map(str, sorted(channels))))
+        visible_channels.set(",".join(map(str, sorted(channels))))
         _apply_restriction()
 
 
 def narrow_to_channel(channel_id: int) -> None:
     """Narrows a restricted session to the one channel that the request names."""
-    if _visible_channels.get() not in (None, str(channel_id)):
+    if visible_channels.get() not in (None, str(channel_id)):
         restrict_to_channels([channel_id])
 
 
 def is_restricted() -> bool:
     """Returns whether this thread's connection, or its next one, sees some channels only."""
-    return _visible_channels.get() is not None
+    return visible_channels.get() is not None
 
 
 def lift_restriction() -> None:
     """Makes this thread's connection the login role's again."""
-    if _visible_channels.get() is None:
+    if visible_channels.get() is None:
         return
-    _visible_channels.set(None)
+    visible_channels.set(None)
     if connection.connection is None:
         return
     try:
@@ -59,13 +59,13 @@ def lift_restriction() -> None:
 @contextmanager
 def unrestricted_connection() -> Iterator[None]:
     """Lifts the restriction for statements that concern the server and no channel."""
-    channels = _visible_channels.get()
+    channels = visible_channels.get()
     lift_restriction()
     try:
         yield
     finally:
         if channels is not None:
-            _visible_channels.set(channels)
+            visible_channels.set(channels)
             _apply_restriction()
 
 
@@ -73,7 +73,7 @@ def restore_restriction(connection: BaseDatabaseWrapper, **_: Any) -> None:
     """Restricts a connection that was made in the middle of a request."""
     if connection.vendor != "postgresql" or connection.alias != "default":
         return
-    if _visible_channels.get() is not None:
+    if visible_channels.get() is not None:
         _apply_restriction()
     else:  # one that a request closed may come back from the pool
         reset_connection(connection.connection)
@@ -90,7 +90,7 @@ def reset_connection(psycopg_connection: Any) -> Any:
 def _apply_restriction() -> None:
     setattr(connection.connection, _RESTRICTED_ATTRIBUTE, True)
     with connection.wrap_database_errors:
-        psycopg.Cursor(connection.connection).execute(_RESTRICT_SQL, [_visible_channels.get()])
+        psycopg.Cursor(connection.connection).execute(_RESTRICT_SQL, [visible_channels.get()])
 
 
 @cache

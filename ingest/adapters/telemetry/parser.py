@@ -41,7 +41,7 @@ def parse(body: bytes, call: Call) -> Batch:
     latest = call.received_at + timedelta(days=1)
     for position, (raw, is_repaired) in enumerate(raws):
         try:
-            event = parse_event(raw, call.channel, latest, position, is_repaired=is_repaired)
+            event = _parse_event(raw, call.channel, latest, position, is_repaired=is_repaired)
         except RequestError as error:
             rejections.append(Rejection(position, error.reason, error.detail, raw))
         else:
@@ -85,7 +85,7 @@ def _unwrap_events(document: bytes) -> list[bytes]:
     raise RequestError("not_a_batch", "Neither 'events' (a batch) nor 'eid' (an event) is there.")
 
 
-def parse_event(
+def _parse_event(
     raw: bytes, channel: str, latest: datetime, position: int, *, is_repaired: bool
 ) -> Event:
     event, payload, note = text.parse_value(raw)

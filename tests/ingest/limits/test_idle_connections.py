@@ -124,5 +124,7 @@ def test_closed_connections_are_forgotten(pair: Pair, clock: Clock):
     check_idle(watch, pair[0])
 
     watch.close_idle(iter([]))
+    clock.now += IDLE_SECONDS + 1
 
     assert watch.progress == {}
+    assert check_idle(watch, pair[0]) == 0  # seen for the first time again
