@@ -509,7 +509,7 @@ def test_queue_wait_of_oldest_due_job() -> None:
 
 
 def run_six_threads(work: Callable[[], None]) -> None:
-    """Runs it in six workers that begin together; none may fail."""
+    """Runs the work in six threads that begin together; none may fail."""
     errors: list[BaseException] = []
     barrier = threading.Barrier(6)
 
@@ -522,6 +522,7 @@ def run_six_threads(work: Callable[[], None]) -> None:
         finally:
             connections.close_all()
 
+    connections.close_all()  # this thread's, or the pool of six lacks one
     threads = [threading.Thread(target=run_and_close) for _ in range(6)]
     for thread in threads:
         thread.start()
