@@ -149,14 +149,18 @@ def test_requests_of_each_source(command: Command, tmp_path: Path, monkeypatch: 
 
 
 def test_batches_are_below_server_limits():
-    from ingest.adapters import body, clickstream, skalin
+    from ingest.adapters import ADAPTERS, find_endpoint
+    from ingest.adapters.clickstream.parser import MAX_EVENTS
+    from ingest.adapters.skalin.parser import MAX_ROWS
 
-    assert SOURCES["clickstream"].max_bytes < clickstream.MAX_BYTES
-    assert SOURCES["clickstream"].max_events <= clickstream.MAX_EVENTS
-    assert SOURCES["skalin"].max_bytes < skalin.MAX_BYTES
-    assert SOURCES["skalin"].max_events <= skalin.MAX_ROWS
-    assert all(source.max_bytes < body.MAX_BYTES for source in SOURCES.values())
-    assert set(SOURCES) == set(get_args(SourceName))
+    for name, source in SOURCES.items():
+        match = find_endpoint(source.method, source.path)
+        assert match is not None
+        assert match.adapter.name == name
+        assert source.max_bytes < match.endpoint.max_bytes
+    assert SOURCES["clickstream"].max_events <= MAX_EVENTS
+    assert SOURCES["skalin"].max_events <= MAX_ROWS
+    assert set(SOURCES) == set(ADAPTERS) == set(get_args(SourceName))
 
 
 def test_broken_gzip_is_reported(command: Command, tmp_path: Path):
