@@ -7,7 +7,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import bodies, envelope, responses, validation
+from exhaust.api import envelope, response_bodies, responses, validation
 from exhaust.api.base import DatasetView, NamedView
 from exhaust.api.pull import TimestampField
 from exhaust.delivery import destinations
@@ -147,9 +147,9 @@ class DestinationView(NamedView):
         return destination
 
     def present(self, instance: Destination) -> dict[str, Any]:
-        return bodies.Destination.render(instance)
+        return response_bodies.Destination.render(instance)
 
-    @extend_schema("saveDestination", bodies.Destination, request=DestinationBody)
+    @extend_schema("saveDestination", response_bodies.Destination, request=DestinationBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a destination.
 
@@ -169,7 +169,7 @@ class DestinationView(NamedView):
         destinations.save(destination, password, secret)
         return self.respond(request, name)
 
-    @extend_schema("readDestination", bodies.Destination, 404)
+    @extend_schema("readDestination", response_bodies.Destination, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a destination.
 
@@ -191,7 +191,7 @@ class PauseView(DestinationView):
     operation = "destination.pause"
     http_method_names = ["post"]
 
-    @extend_schema("pauseDestination", bodies.Destination, 404)
+    @extend_schema("pauseDestination", response_bodies.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a destination.
 
@@ -205,7 +205,7 @@ class ResumeView(DestinationView):
     operation = "destination.resume"
     http_method_names = ["post"]
 
-    @extend_schema("resumeDestination", bodies.Destination, 404)
+    @extend_schema("resumeDestination", response_bodies.Destination, 404)
     def post(self, request: Request, name: str) -> Response:
         """Resume a destination.
 
@@ -219,7 +219,7 @@ class RewindView(DestinationView):
     operation = "destination.rewind"
     http_method_names = ["post"]
 
-    @extend_schema("rewindDestination", bodies.Destination, 404, request=RewindBody)
+    @extend_schema("rewindDestination", response_bodies.Destination, 404, request=RewindBody)
     def post(self, request: Request, name: str) -> Response:
         """Reposition a destination.
 
@@ -241,14 +241,14 @@ class TestView(DestinationView):
     operation = "destination.test"
     http_method_names = ["post"]
 
-    @extend_schema("testDestination", bodies.Delivery, 404)
+    @extend_schema("testDestination", response_bodies.Delivery, 404)
     def post(self, request: Request, name: str) -> Response:
         """Send one made-up document now.
 
         Needs `pull`.
         """
         delivery = destinations.send_test(self.fetch_object(request, name))
-        return envelope.build_success(self.operation, bodies.Delivery.render(delivery))
+        return envelope.build_success(self.operation, response_bodies.Delivery.render(delivery))
 
 
 class RequeueView(DestinationView):
@@ -291,7 +291,7 @@ class DeadLettersView(DestinationView):
             self.operation,
             {
                 "count": len(page_rows),
-                "deadLetters": [bodies.DeadLetter.render(letter) for letter in page_rows],
+                "deadLetters": [response_bodies.DeadLetter.render(letter) for letter in page_rows],
                 "nextCursor": cursor.encode([page_rows[-1].pk], query_fingerprint)
                 if has_more
                 else None,
@@ -313,6 +313,7 @@ class DestinationListView(DatasetView):
         channel_id, _ = self.resolve_channel(request)
         destinations = Destination.objects.filter(channel_id=channel_id).select_related("channel")
         items = [
-            bodies.Destination.render(destination) for destination in destinations.order_by("name")
+            response_bodies.Destination.render(destination)
+            for destination in destinations.order_by("name")
         ]
         return envelope.build_success(self.operation, {"count": len(items), "destinations": items})

@@ -10,7 +10,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import bodies, envelope, responses, validation
+from exhaust.api import envelope, response_bodies, responses, validation
 from exhaust.api.base import DatasetView, readable_datasets, required_scope
 from exhaust.datasets import DATASETS
 from exhaust.files import links
@@ -21,7 +21,7 @@ from exhaust.models import Job, Link
 from ingest.auth import keys
 from ingest.events import RequestError
 from ingest.http import request_body
-from ingest.http.bodies import Body, text
+from ingest.http.response_fields import Body, text
 from ingest.http.schema import extend_schema
 
 _JSON_ACCEPT_HEADERS = {"*/*", "application/json", "application/json, */*"}
@@ -96,20 +96,20 @@ def build_submission(
 class SubmitView(SubmissionView):
     operation = "request.submit"
 
-    @extend_schema("submitJob", bodies.Job, request=validation.SubmitBody)
+    @extend_schema("submitJob", response_bodies.Job, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Request an export.
 
         The same request on the same day (UTC) is the same export. Needs the scope of the dataset.
         """
         job = submit.submit(self.read_submission(request))
-        return envelope.build_success(self.operation, bodies.present_job(job))
+        return envelope.build_success(self.operation, response_bodies.present_job(job))
 
 
 class PreviewView(SubmissionView):
     operation = "request.preview"
 
-    @extend_schema("previewJob", bodies.Preview, request=validation.SubmitBody)
+    @extend_schema("previewJob", response_bodies.Preview, request=validation.SubmitBody)
     def post(self, request: Request) -> Response:
         """Preview an export.
 
@@ -118,8 +118,8 @@ class PreviewView(SubmissionView):
         submission = self.read_submission(request)
         return envelope.build_success(
             self.operation,
-            bodies.Preview.render(
-                bodies.PreviewState(submission, preview.build_preview(submission))
+            response_bodies.Preview.render(
+                response_bodies.PreviewState(submission, preview.build_preview(submission))
             ),
         )
 
@@ -150,21 +150,21 @@ class ReadView(FastReadView, JobView):
     operation = "request.info"
     find = staticmethod(polling.fetch_job)
 
-    @extend_schema("readJob", bodies.Job, 404, parameters=[JobQuery])
+    @extend_schema("readJob", response_bodies.Job, 404, parameters=[JobQuery])
     def get(self, request: Request, tag: str) -> Response:
         """Get an export.
 
         Needs the scope of the dataset.
         """
         return envelope.build_success(
-            self.operation, bodies.present_job(self.fetch_job(request, tag))
+            self.operation, response_bodies.present_job(self.fetch_job(request, tag))
         )
 
 
 class CancelView(JobView):
     operation = "request.cancel"
 
-    @extend_schema("cancelJob", bodies.Job, 404, 409, parameters=[JobQuery])
+    @extend_schema("cancelJob", response_bodies.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Cancel an export.
 
@@ -177,14 +177,14 @@ class CancelView(JobView):
                 "conflict", f"The request is {job.status}; there is nothing to cancel.", 409
             )
         return envelope.build_success(
-            self.operation, bodies.present_job(self.fetch_job(request, tag))
+            self.operation, response_bodies.present_job(self.fetch_job(request, tag))
         )
 
 
 class RetryView(JobView):
     operation = "request.retry"
 
-    @extend_schema("retryJob", bodies.Job, 404, 409, parameters=[JobQuery])
+    @extend_schema("retryJob", response_bodies.Job, 404, 409, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Retry an export.
 
@@ -199,7 +199,7 @@ class RetryView(JobView):
                 409,
             )
         return envelope.build_success(
-            self.operation, bodies.present_job(self.fetch_job(request, tag))
+            self.operation, response_bodies.present_job(self.fetch_job(request, tag))
         )
 
 
@@ -296,7 +296,7 @@ class SearchView(DatasetView):
 def _present_page(page: Page, count: int) -> dict[str, Any]:
     return {
         "count": count,
-        "jobs": [bodies.present_job(job) for job in page.jobs],
+        "jobs": [response_bodies.present_job(job) for job in page.jobs],
         "nextCursor": page.cursor,
     }
 

@@ -4,7 +4,16 @@ from typing import Any
 
 from rest_framework.serializers import DictField
 
-from ingest.http.bodies import Body, anything, choice, epoch_ms, flag, free_object, integer, text
+from ingest.http.response_fields import (
+    Body,
+    anything,
+    choice,
+    epoch_ms,
+    flag,
+    free_object,
+    integer,
+    text,
+)
 
 POSITION = "The position in the feed: the same in a page, a push and a file."
 CURSOR = "Opaque. Send it as `cursor` to get what comes next."

@@ -7,7 +7,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import bodies, envelope, responses, validation
+from exhaust.api import envelope, response_bodies, responses, validation
 from exhaust.api.base import DatasetView, NamedView, readable_datasets, required_scope
 from exhaust.jobs import schedules
 from exhaust.models import Schedule
@@ -108,9 +108,9 @@ class ScheduleView(NamedView):
         return schedule
 
     def present(self, instance: Schedule) -> dict[str, Any]:
-        return bodies.present_schedule(instance)
+        return response_bodies.present_schedule(instance)
 
-    @extend_schema("saveSchedule", bodies.Schedule, request=ScheduleBody)
+    @extend_schema("saveSchedule", response_bodies.Schedule, request=ScheduleBody)
     def put(self, request: Request, name: str) -> Response:
         """Create or replace a schedule.
 
@@ -132,7 +132,7 @@ class ScheduleView(NamedView):
         schedules.save(schedule)
         return self.respond(request, name)
 
-    @extend_schema("readSchedule", bodies.Schedule, 404)
+    @extend_schema("readSchedule", response_bodies.Schedule, 404)
     def get(self, request: Request, name: str) -> Response:
         """Get a schedule.
 
@@ -154,7 +154,7 @@ class PauseView(ScheduleView):
     operation = "schedule.pause"
     http_method_names = ["post"]
 
-    @extend_schema("pauseSchedule", bodies.Schedule, 404)
+    @extend_schema("pauseSchedule", response_bodies.Schedule, 404)
     def post(self, request: Request, name: str) -> Response:
         """Pause a schedule.
 
@@ -168,7 +168,7 @@ class ResumeView(ScheduleView):
     operation = "schedule.resume"
     http_method_names = ["post"]
 
-    @extend_schema("resumeSchedule", bodies.Schedule, 404, 409)
+    @extend_schema("resumeSchedule", response_bodies.Schedule, 404, 409)
     def post(self, request: Request, name: str) -> Response:
         """Resume a schedule.
 
@@ -199,7 +199,9 @@ class ScheduleListView(DatasetView):
             self.operation,
             {
                 "count": len(page.schedules),
-                "schedules": [bodies.present_schedule(schedule) for schedule in page.schedules],
+                "schedules": [
+                    response_bodies.present_schedule(schedule) for schedule in page.schedules
+                ],
                 "nextCursor": page.cursor,
             },
         )

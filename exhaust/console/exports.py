@@ -18,7 +18,7 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils import timezone
 
-from exhaust.api import bodies, validation
+from exhaust.api import response_bodies, validation
 from exhaust.console.permissions import (
     SUBMIT_PERMISSIONS,
     ChannelContext,
@@ -161,7 +161,7 @@ def job_views(rows: list[Job]) -> list[JobView]:
             JobView(
                 job=job,
                 conversation=names.get(identifier) or identifier,
-                progress=bodies.JobProgress.render(job),
+                progress=response_bodies.JobProgress.render(job),
                 remaining=_remaining_time(job),
                 files=sorted(files, key=lambda file: file.part),
             )
@@ -312,7 +312,7 @@ def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: st
             "job": job,
             "files": [file_view(file) for file in view.files],
             "private": is_private(job.dataset),
-            "callback": bodies.JobCallback.render(bodies.find_callback(job))
+            "callback": response_bodies.JobCallback.render(response_bodies.find_callback(job))
             if job.callback_url
             else None,
             "timeline": job.transitions.order_by("pk"),

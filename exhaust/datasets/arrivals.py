@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from django.db import connection
 
-from exhaust.datasets import columns
+from exhaust.datasets import cells as columns
 from exhaust.datasets.base import Dataset, has_device, stream_rows
-from exhaust.datasets.columns import Cell
+from exhaust.datasets.cells import Cell
 from exhaust.datasets.selection import Selection
 
 POSITION_SQL = "CAST(e.xid AS text) || '.' || CAST(e.id AS text)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import connection
 
-from exhaust.datasets.columns import Cell, Column
+from exhaust.datasets.cells import Cell, Column
 from exhaust.datasets.selection import Selection
 from ingest.adapters import client_session_sources
 from ingest.feed import pruning

@@ -3,7 +3,7 @@
 from typing import Any
 
 from exhaust.datasets.arrivals import APPLICATION_SQL, POSITION_SQL, FeedDataset
-from exhaust.datasets.columns import Column, decode_json, format_json
+from exhaust.datasets.cells import Column, decode_json, format_json
 from exhaust.datasets.response import CONSENT_REFUSED_SQL
 from exhaust.datasets.selection import Selection
 

@@ -6,7 +6,7 @@ from typing import Any
 from django.db import connection
 
 from exhaust.datasets.base import Dataset, stream_rows
-from exhaust.datasets.columns import Cell, Column, format_time
+from exhaust.datasets.cells import Cell, Column, format_time
 from exhaust.datasets.selection import Selection
 from ingest.privacy.encryption import decrypt
 

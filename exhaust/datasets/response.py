@@ -6,9 +6,9 @@ from typing import Any
 
 from django.db import connection
 
-from exhaust.datasets import columns
+from exhaust.datasets import cells as columns
 from exhaust.datasets.base import Dataset, stream_rows
-from exhaust.datasets.columns import Cell, Column
+from exhaust.datasets.cells import Cell, Column
 from exhaust.datasets.selection import Selection
 
 _ITEM = ("payload", "edata", "item")

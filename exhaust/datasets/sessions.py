@@ -1,7 +1,7 @@
 """`sessions-exhaust`: sessions, by last change."""
 
 from exhaust.datasets.arrivals import APPLICATION_SQL, POSITION_SQL, FeedDataset
-from exhaust.datasets.columns import Column
+from exhaust.datasets.cells import Column
 from ingest.adapters import page_view_types
 
 _page_views = ", ".join(f"'{name}'" for name in sorted(page_view_types()))

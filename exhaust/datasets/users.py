@@ -1,7 +1,7 @@
 """`users-exhaust`: users of applications as senders described them, by last change."""
 
 from exhaust.datasets.arrivals import POSITION_SQL, FeedDataset
-from exhaust.datasets.columns import Column, decode_json, format_json
+from exhaust.datasets.cells import Column, decode_json, format_json
 
 
 class UsersDataset(FeedDataset):

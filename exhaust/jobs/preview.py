@@ -10,7 +10,7 @@ from django.db import OperationalError, connection, transaction
 from psycopg.errors import QueryCanceled
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.columns import Cell, Column, decode_json, format_json
+from exhaust.datasets.cells import Cell, Column, decode_json, format_json
 from exhaust.datasets.resolve import resolve_selection
 from exhaust.files.formats.lines import format_csv_line
 from exhaust.jobs.submit import Submission

@@ -12,7 +12,7 @@ from exhaust.models import DailyRun
 from ingest import logs
 from ingest.feed import watermark
 from ingest.http import problems
-from ingest.http.bodies import Body, choice, integer, text
+from ingest.http.response_fields import Body, choice, integer, text
 from ingest.http.schema import extend_schema
 
 log = logs.get_logger(__name__)

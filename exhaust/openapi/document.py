@@ -19,7 +19,7 @@ from drf_spectacular.utils import OpenApiResponse
 from rest_framework.views import APIView
 
 from exhaust.openapi.examples import add_examples
-from ingest.http.bodies import Schema
+from ingest.http.response_fields import Schema
 from ingest.http.schema import PROBLEM, Problem
 
 SKIPPED = ("/admin/", "/console/", "/api/")
@@ -200,7 +200,7 @@ class TextSchema(OpenApiSerializerFieldExtension):
 
 
 class DescribedSchema(OpenApiSerializerFieldExtension):
-    target_class = "ingest.http.bodies.Described"
+    target_class = "ingest.http.response_fields.Described"
 
     def map_serializer_field(self, auto_schema: Any, direction: str) -> Schema:
         return dict(self.target.schema)

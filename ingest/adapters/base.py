@@ -6,7 +6,7 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ingest.adapters import body
+from ingest.adapters import json_body
 from ingest.events import (
     NO_CONTEXT,
     Batch,
@@ -93,12 +93,12 @@ def accept_any(call: Call) -> None:
 
 def accept_json(call: Call) -> None:
     """Raises `RequestError` (415) unless the content type carries JSON."""
-    body.require_json(call.content_type)
+    json_body.require_json(call.content_type)
 
 
 def decode_body(sent: bytes, call: Call) -> bytes:
     """Returns the decompressed body. Raises `RequestError` as `body.decode` does."""
-    return body.decode(sent, call.content_encoding)
+    return json_body.decode(sent, call.content_encoding)
 
 
 def problem_members(status: int, reason: str, detail: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Endpoint:
     is_shared: bool = False  # other methods of the address belong to another view
     method_detail: str = ""  # of the 405 response
     read_parameters: Callable[[bytes], dict[str, str]] | None = None  # of the raw query
-    max_bytes: int = body.MAX_BYTES  # of the body as sent
+    max_bytes: int = json_body.MAX_BYTES  # of the body as sent
     check: Callable[[Call], None] = accept_any
     reads_body: Callable[[Call], bool] = lambda call: True
     decode: Callable[[bytes, Call], bytes] = decode_body

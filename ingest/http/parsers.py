@@ -5,7 +5,7 @@ from typing import Any
 
 from rest_framework.parsers import BaseParser
 
-from ingest.adapters import body
+from ingest.adapters import json_body
 from ingest.http import request_body
 
 
@@ -21,5 +21,5 @@ class JSONParser(BaseParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         request = (parser_context or {})["request"]
-        value, _, _ = body.parse_value(request_body.read_body(request._request))
+        value, _, _ = json_body.parse_value(request_body.read_body(request._request))
         return value

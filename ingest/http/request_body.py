@@ -2,19 +2,19 @@
 
 from django.http import HttpRequest
 
-from ingest.adapters import body
+from ingest.adapters import json_body
 from ingest.events import RequestError
 
 _READ_BYTES = 64 * 1024
 
 
-def read_body(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
+def read_body(request: HttpRequest, max_bytes: int = json_body.MAX_BYTES) -> bytes:
     """Returns the decompressed body. Raises `RequestError` as `read_raw` and `body.decode` do."""
     encoding = request.headers.get("Content-Encoding", "identity")
-    return body.decode(read_raw(request, max_bytes), encoding, max_bytes)
+    return json_body.decode(read_raw(request, max_bytes), encoding, max_bytes)
 
 
-def read_raw(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
+def read_raw(request: HttpRequest, max_bytes: int = json_body.MAX_BYTES) -> bytes:
     """Returns the body as sent, read in bounded steps.
 
     Raises `RequestError`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.
@@ -27,7 +27,7 @@ def read_raw(request: HttpRequest, max_bytes: int = body.MAX_BYTES) -> bytes:
     if length < 0:
         raise RequestError("length_required", "Content-Length is no number of bytes.", 411)
     if length > max_bytes:
-        raise body.too_large(max_bytes)
+        raise json_body.too_large(max_bytes)
     chunks: list[bytes] = []
     missing = length
     while missing > 0 and (chunk := request.read(min(missing, _READ_BYTES))):

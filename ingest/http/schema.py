@@ -10,7 +10,7 @@ from drf_spectacular.utils import extend_schema as spectacular_extend_schema
 from rest_framework import serializers
 from rest_framework.schemas.inspectors import ViewInspector
 
-from ingest.http.bodies import Body, Schema, integer, text
+from ingest.http.response_fields import Body, Schema, integer, text
 
 View = TypeVar("View", bound=Callable[..., Any])
 JSON, NDJSON, PROBLEM = "application/json", "application/x-ndjson", "application/problem+json"

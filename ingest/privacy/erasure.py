@@ -24,7 +24,7 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from ingest import audit
-from ingest.adapters import body, client_session_sources
+from ingest.adapters import client_session_sources, json_body
 from ingest.events import Profile
 from ingest.feed.watermark import allocate_position, lock_positioned_tables
 from ingest.models import (
@@ -274,9 +274,10 @@ def _decompress(raw: bytes) -> bytes:
     with suppress(zlib.error):
         for offset in range(0, len(compressed), _DECOMPRESS_BYTES):
             plain += gzip.decompress(
-                compressed[offset : offset + _DECOMPRESS_BYTES], body.MAX_BYTES - len(plain) + 1
+                compressed[offset : offset + _DECOMPRESS_BYTES],
+                json_body.MAX_BYTES - len(plain) + 1,
             )
-            if len(plain) > body.MAX_BYTES:
+            if len(plain) > json_body.MAX_BYTES:
                 break
     return bytes(plain)
 

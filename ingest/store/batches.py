@@ -16,7 +16,7 @@ import psycopg
 from django.db import DataError, connection, transaction
 
 from ingest import metrics
-from ingest.adapters.body import json_equal, normalize_json
+from ingest.adapters.json_body import json_equal, normalize_json
 from ingest.db import binary_arrays
 from ingest.events import Batch, Event, Profile, Rejection, RequestError, StoreResult
 from ingest.feed.watermark import lock_positioned_tables

@@ -12,7 +12,7 @@ from rest_framework.views import APIView
 from ingest.auth import keys
 from ingest.events import RequestError
 from ingest.http import request_body
-from ingest.http.bodies import Body, text
+from ingest.http.response_fields import Body, text
 from ingest.http.schema import extend_schema
 from ingest.models import Conversation
 

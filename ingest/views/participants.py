@@ -9,7 +9,7 @@ from rest_framework.views import APIView
 from ingest.adapters.fields import MAX_TEXT
 from ingest.auth import keys
 from ingest.events import RequestError
-from ingest.http.bodies import Body, epoch_ms, free_object, text
+from ingest.http.response_fields import Body, epoch_ms, free_object, text
 from ingest.http.schema import extend_schema
 from ingest.models import Erasure
 from ingest.privacy import erasure

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from exhaust.datasets.columns import Column
+from exhaust.datasets.cells import Column
 from exhaust.files.formats.base import Format, FormatLimitExceeded, FormatWriter
 from exhaust.files.formats.lines import CsvWriter, JsonLinesWriter
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from exhaust.datasets.columns import Cell, Column
+from exhaust.datasets.cells import Cell, Column
 
 
 class FormatLimitExceeded(Exception):

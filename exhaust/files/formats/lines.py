@@ -7,14 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 
-from exhaust.datasets.columns import (
-    Cell,
-    Column,
-    Kind,
-    escape_formula,
-    is_number,
-    may_hold_formulas,
-)
+from exhaust.datasets.cells import Cell, Column, Kind, escape_formula, is_number, may_hold_formulas
 
 # this level of zlib makes nearly the smallest files, at nearly twice the speed of its default
 GZIP_LEVEL = 4

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from exhaust.datasets.columns import NUMBER_PATTERN, Cell, Column, Kind
+from exhaust.datasets.cells import NUMBER_PATTERN, Cell, Column, Kind
 from exhaust.files.formats.pending import PendingBytes
 
 _ARROW_TYPES: dict[Kind, Any] = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from html import escape
 
-from exhaust.datasets.columns import Cell, Column, Kind, is_number
+from exhaust.datasets.cells import Cell, Column, Kind, is_number
 from exhaust.files.formats.base import FormatLimitExceeded
 from exhaust.files.formats.pending import PendingBytes
 

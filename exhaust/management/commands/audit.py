@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from exhaust.api import audit, bodies
+from exhaust.api import audit, response_bodies
 from ingest.audit import hash_chain
 from ingest.models import AuditDigest
 
@@ -33,7 +33,9 @@ class Command(BaseCommand):
                 self.stdout.write(line.decode(), ending="")
         else:
             for event in events:
-                self.stdout.write(json.dumps(bodies.AuditEvent.render(event), ensure_ascii=False))
+                self.stdout.write(
+                    json.dumps(response_bodies.AuditEvent.render(event), ensure_ascii=False)
+                )
         return None
 
     def _verify(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ingest.adapters import answer_attributes as answers
-from ingest.adapters import body as text
+from ingest.adapters import json_body as text
 from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,

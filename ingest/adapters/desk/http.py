@@ -9,8 +9,8 @@ from ingest.adapters.base import (
     list_rejections,
     problem_response,
 )
-from ingest.adapters.body import require_json
 from ingest.adapters.fields import MAX_TEXT
+from ingest.adapters.json_body import require_json
 from ingest.events import Call, Rejection, RequestError, StoreResult
 
 BASIC_CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'

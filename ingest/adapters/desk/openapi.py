@@ -4,7 +4,7 @@ from rest_framework import serializers
 
 from ingest.adapters.base import Operation
 from ingest.adapters.desk.http import BULK_NDJSON
-from ingest.http import bodies, schema
+from ingest.http import response_fields, schema
 
 BULK_LINES = {
     "type": "string",
@@ -13,50 +13,62 @@ BULK_LINES = {
 }
 
 
-class DeskSession(bodies.Body):
+class DeskSession(response_fields.Body):
     """A user session as Dynatrace exports it."""
 
     is_extensible = True
-    tenantId = bodies.text("The tenant.", bodies.MAX_ID, required=False)
-    userSessionId = bodies.text("The session's id.", {"minLength": 1, **bodies.MAX_ID})
-    startTime = bodies.number("The start, in milliseconds since 1970.")
-    internalUserId = bodies.text("The device.", bodies.MAX_ID, required=False)
-    userId = bodies.text("The user.", bodies.MAX_ID, required=False)
-    userActions = bodies.list_of("The actions.", bodies.free_object("An action."), required=False)
-    events = bodies.list_of("The events.", bodies.free_object("An event."), required=False)
-    errors = bodies.list_of("The errors.", bodies.free_object("An error."), required=False)
+    tenantId = response_fields.text("The tenant.", response_fields.MAX_ID, required=False)
+    userSessionId = response_fields.text(
+        "The session's id.", {"minLength": 1, **response_fields.MAX_ID}
+    )
+    startTime = response_fields.number("The start, in milliseconds since 1970.")
+    internalUserId = response_fields.text("The device.", response_fields.MAX_ID, required=False)
+    userId = response_fields.text("The user.", response_fields.MAX_ID, required=False)
+    userActions = response_fields.list_of(
+        "The actions.", response_fields.free_object("An action."), required=False
+    )
+    events = response_fields.list_of(
+        "The events.", response_fields.free_object("An event."), required=False
+    )
+    errors = response_fields.list_of(
+        "The errors.", response_fields.free_object("An error."), required=False
+    )
     example = {"userSessionId": "1394_1008", "startTime": 1648785600123, "userActions": []}
 
 
 class DeskAnswer(schema.BatchCounts):
     """The outcome of a batch."""
 
-    sessions = bodies.integer("Sessions that were read.")
+    sessions = response_fields.integer("Sessions that were read.")
 
 
-class BulkFailure(bodies.Body):
+class BulkFailure(response_fields.Body):
     """The reason of a rejection."""
 
-    type = bodies.text("Elasticsearch's code.")
-    reason = bodies.text("The error and the remedy.")
+    type = response_fields.text("Elasticsearch's code.")
+    reason = response_fields.text("The error and the remedy.")
 
 
-class BulkItem(bodies.Body):
+class BulkItem(response_fields.Body):
     """The outcome of one item."""
 
-    _index = bodies.text("The index that the item named.")
-    _id = bodies.text("The id.", allow_null=True)
-    status = bodies.integer("The HTTP status of a single call.")
-    result = bodies.text("created, updated or noop: of the batch as a whole.", required=False)
+    _index = response_fields.text("The index that the item named.")
+    _id = response_fields.text("The id.", allow_null=True)
+    status = response_fields.integer("The HTTP status of a single call.")
+    result = response_fields.text(
+        "created, updated or noop: of the batch as a whole.", required=False
+    )
     error = BulkFailure(required=False)
 
 
-class BulkAnswer(bodies.Body):
+class BulkAnswer(response_fields.Body):
     """The outcome of each item, in Elasticsearch's words."""
 
-    took = bodies.integer("Milliseconds.")
-    errors = bodies.flag("Whether any item was rejected.")
-    items = bodies.list_of("The items.", serializers.DictField(child=BulkItem(), help_text="One."))
+    took = response_fields.integer("Milliseconds.")
+    errors = response_fields.flag("Whether any item was rejected.")
+    items = response_fields.list_of(
+        "The items.", serializers.DictField(child=BulkItem(), help_text="One.")
+    )
 
 
 class BulkCause(BulkFailure):
@@ -65,11 +77,11 @@ class BulkCause(BulkFailure):
     root_cause = BulkFailure(many=True, required=False, help_text="The same again.")
 
 
-class BulkError(bodies.Body):
+class BulkError(response_fields.Body):
     """A rejection."""
 
     error = BulkCause()
-    status = bodies.integer("The HTTP status.")
+    status = response_fields.integer("The HTTP status.")
 
 
 OPERATIONS = (

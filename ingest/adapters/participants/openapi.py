@@ -1,22 +1,26 @@
 """The operations and bodies of participants, as the OpenAPI document describes them."""
 
 from ingest.adapters.base import Operation
-from ingest.http import bodies, schema
+from ingest.http import response_fields, schema
 
 PHONE = r"^(\+[1-9][0-9]{6,14})?$"
 DATE_TIME = {"format": "date-time"}
 OPTIONAL = {"required": False, "allow_null": True}
 
 
-class Participant(bodies.Body):
+class Participant(response_fields.Body):
     """A person. Fields that are left out change nothing."""
 
     is_extensible = True
-    deviceId = bodies.text("The person's device.", {"minLength": 1, **bodies.MAX_ID})
-    userName = bodies.text("The name.", bodies.MAX_ID, **OPTIONAL)
-    phone = bodies.text("E.164; empty deletes a stored one.", {"pattern": PHONE}, **OPTIONAL)
-    consent = bodies.flag("Whether files may have name and phone.", **OPTIONAL)
-    consentAt = bodies.text("The time of the consent; newest wins.", DATE_TIME, **OPTIONAL)
+    deviceId = response_fields.text(
+        "The person's device.", {"minLength": 1, **response_fields.MAX_ID}
+    )
+    userName = response_fields.text("The name.", response_fields.MAX_ID, **OPTIONAL)
+    phone = response_fields.text(
+        "E.164; empty deletes a stored one.", {"pattern": PHONE}, **OPTIONAL
+    )
+    consent = response_fields.flag("Whether files may have name and phone.", **OPTIONAL)
+    consentAt = response_fields.text("The time of the consent; newest wins.", DATE_TIME, **OPTIONAL)
     example = {
         "deviceId": "d-1", "userName": "Asha", "phone": "+910000000001", "consent": True,
         "consentAt": "2022-04-01T00:00:00Z",
@@ -26,7 +30,7 @@ class Participant(bodies.Body):
 class ParticipantsAnswer(schema.RejectionCounts):
     """The outcome of a batch."""
 
-    accepted = bodies.integer("Participants that were stored.")
+    accepted = response_fields.integer("Participants that were stored.")
 
 
 OPERATIONS = (

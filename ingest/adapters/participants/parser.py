@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.adapters import body as text
+from ingest.adapters import json_body as text
 from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Batch, Call, Profile, Rejection, RequestError
 

@@ -1,6 +1,6 @@
 """Skalin's requests and responses: bulks in a body or a query, single hits in a query."""
 
-from ingest.adapters import body as text
+from ingest.adapters import json_body as text
 from ingest.adapters.base import OVERLOADED_DETAIL, Receipt, Response, list_rejections
 from ingest.adapters.skalin import query
 from ingest.events import Call, RequestError

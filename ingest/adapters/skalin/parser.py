@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.adapters import body as text
+from ingest.adapters import json_body as text
 from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,

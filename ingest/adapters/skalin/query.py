@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from ingest.adapters import body as text
+from ingest.adapters import json_body as text
 from ingest.events import RequestError
 
 MAX_PARAMETERS = 100

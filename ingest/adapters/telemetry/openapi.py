@@ -3,7 +3,7 @@
 from typing import Any
 
 from ingest.adapters.base import Operation
-from ingest.http import bodies, schema
+from ingest.http import response_fields, schema
 
 CODES = ["CLIENT_ERROR", "FORBIDDEN", "TOO_MANY_REQUESTS", "SERVER_ERROR"]
 EXAMPLE_EVENT = {
@@ -13,53 +13,59 @@ EXAMPLE_EVENT = {
 }  # fmt: skip
 
 
-class TelemetryEvent(bodies.Body):
+class TelemetryEvent(response_fields.Body):
     """A Sunbird telemetry v3 event."""
 
     is_extensible = True
-    eid = bodies.text("The kind of event: ASSESS is an answer.", {"minLength": 1, **bodies.MAX_ID})
-    ets = bodies.number("The time since 1970: milliseconds; seconds or microseconds by their size.")
-    ver = bodies.text("The version of the specification.", required=False)
-    mid = bodies.text("The message id.", bodies.MAX_ID, required=False)
-    actor = bodies.free_object("The actor: `id` and `type`.", required=False)
-    context = bodies.free_object("The context: `did`, `sid`, `cdata`, `rollup`.")
-    edata = bodies.free_object("The data; of an answer `item`, `resvalues`, `score`, `duration`.")
+    eid = response_fields.text(
+        "The kind of event: ASSESS is an answer.", {"minLength": 1, **response_fields.MAX_ID}
+    )
+    ets = response_fields.number(
+        "The time since 1970: milliseconds; seconds or microseconds by their size."
+    )
+    ver = response_fields.text("The version of the specification.", required=False)
+    mid = response_fields.text("The message id.", response_fields.MAX_ID, required=False)
+    actor = response_fields.free_object("The actor: `id` and `type`.", required=False)
+    context = response_fields.free_object("The context: `did`, `sid`, `cdata`, `rollup`.")
+    edata = response_fields.free_object(
+        "The data; of an answer `item`, `resvalues`, `score`, `duration`."
+    )
 
 
-class TelemetryBatch(bodies.Body):
+class TelemetryBatch(response_fields.Body):
     """A batch."""
 
     is_extensible = True
-    id = bodies.text("The id of the batch.", required=False)
-    ver = bodies.text("The version of the specification.", required=False)
+    id = response_fields.text("The id of the batch.", required=False)
+    ver = response_fields.text("The version of the specification.", required=False)
     events = TelemetryEvent(many=True, help_text="The events.")
     example = {"id": "ekstep.telemetry", "ver": "3.0", "events": [EXAMPLE_EVENT]}
 
 
-class TelemetryParams(bodies.Body):
+class TelemetryParams(response_fields.Body):
     """The outcome of a call."""
 
-    resmsgid = bodies.text("The id of this answer.", {"format": "uuid"})
-    status = bodies.choice("Whether the call succeeded.", ["successful", "failed"])
-    err = bodies.text("The code.", required=False)
-    errmsg = bodies.text("The error and the remedy.", required=False)
+    resmsgid = response_fields.text("The id of this answer.", {"format": "uuid"})
+    status = response_fields.choice("Whether the call succeeded.", ["successful", "failed"])
+    err = response_fields.text("The code.", required=False)
+    errmsg = response_fields.text("The error and the remedy.", required=False)
 
 
-class TelemetryError(bodies.Body):
+class TelemetryError(response_fields.Body):
     """A rejection."""
 
-    id = bodies.text("Always api.telemetry.")
-    ver = bodies.text("The version of the answer.")
-    ets = bodies.epoch_ms("When the call arrived")
+    id = response_fields.text("Always api.telemetry.")
+    ver = response_fields.text("The version of the answer.")
+    ets = response_fields.epoch_ms("When the call arrived")
     params = TelemetryParams()
-    responseCode = bodies.choice("The kind.", CODES)
-    result = bodies.empty_object()
+    responseCode = response_fields.choice("The kind.", CODES)
+    result = response_fields.empty_object()
 
 
 class TelemetryAnswer(TelemetryError):
     """The outcome of a batch."""
 
-    responseCode = bodies.choice("SUCCESS.", ["SUCCESS"])
+    responseCode = response_fields.choice("SUCCESS.", ["SUCCESS"])
     result: Any = schema.BatchCounts()
 
 

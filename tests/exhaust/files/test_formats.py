@@ -25,7 +25,7 @@ from django.utils import timezone
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
-from exhaust.datasets.columns import Column, Kind, escape_formula, is_number
+from exhaust.datasets.cells import Column, Kind, escape_formula, is_number
 from exhaust.datasets.selection import Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.files import orphans, storage, writer

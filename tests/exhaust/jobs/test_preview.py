@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import stream_rows
-from exhaust.datasets.columns import Column
+from exhaust.datasets.cells import Column
 from exhaust.datasets.selection import Selection
 from exhaust.files import writer
 from exhaust.jobs import preview as previews

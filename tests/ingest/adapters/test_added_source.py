@@ -31,9 +31,9 @@ from ingest.adapters.base import (
     SourceDocs,
     accept_json,
 )
-from ingest.adapters.body import parse_value, split_lines
 from ingest.adapters.docs import source_table
 from ingest.adapters.fields import bounded_text, identifier
+from ingest.adapters.json_body import parse_value, split_lines
 from ingest.events import (
     Batch,
     Call,
@@ -46,7 +46,7 @@ from ingest.events import (
 )
 from ingest.feed import reader
 from ingest.feed.values import EventRow
-from ingest.http.bodies import Body, integer, text
+from ingest.http.response_fields import Body, integer, text
 from ingest.http.schema import NDJSON
 from ingest.limits.admission import reject_overloaded
 from ingest.limits.rate_limits import EVENTS, READS, WRITES, is_ingest_request, select_limit

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.adapters import ADAPTERS, body
+from ingest.adapters import ADAPTERS, json_body
 from ingest.events import Batch, Call, RequestError, parse_timestamp
 
 RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -78,12 +78,15 @@ def describe_batch(read: Callable[..., Any], *args: Any) -> Any:
 
 
 def parse_both_ways(raw: bytes) -> None:
-    quick, whole = describe_batch(body.parse_value, raw), describe_batch(body.parse_unusual, raw)
+    quick, whole = (
+        describe_batch(json_body.parse_value, raw),
+        describe_batch(json_body.parse_unusual, raw),
+    )
     assert repr(quick) == repr(whole)  # 1 is not 1.0, nor True
 
 
 def batch(source: str, sent: bytes) -> Any:
-    content_type = body.NDJSON if source == "desk" else ""
+    content_type = json_body.NDJSON if source == "desk" else ""
     return describe_batch(
         ADAPTERS[source].parse, sent, Call("c", RECEIVED_AT, content_type, "app", 1)
     )
@@ -92,7 +95,7 @@ def batch(source: str, sent: bytes) -> Any:
 def parse_batch_both_ways(source: str, sent: bytes) -> None:
     quick = batch(source, sent)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body, "parse_value", body.parse_unusual)
+        patch.setattr(json_body, "parse_value", json_body.parse_unusual)
         assert repr(quick) == repr(batch(source, sent))
 
 
@@ -126,7 +129,7 @@ def test_usual_event_takes_the_fast_path():
     for event in EVENTS.values():
         raw = json.dumps(event).encode()
 
-        assert body.decode_usual(raw) == event
+        assert json_body.decode_usual(raw) == event
 
 
 # Any bytes --------------------------------------------------------------------------------------

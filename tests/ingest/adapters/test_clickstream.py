@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
 from exhaust.files import writer
-from ingest.adapters import ADAPTERS, body
+from ingest.adapters import ADAPTERS, json_body
 from ingest.adapters.clickstream import parser as clickstream
 from ingest.adapters.clickstream.http import MAX_BYTES
 from ingest.auth import failures, keys
@@ -614,7 +614,7 @@ def test_hostile_bytes(name: str, shop: Client):
     assert tuple(reasons) == hostile.reasons
     notes = set(StoredEvent.objects.values_list("note", flat=True)) - {
         "",
-        body.REPAIRED_NOTE,
+        json_body.REPAIRED_NOTE,
         ARRIVAL,
     }
     assert notes == set()
@@ -640,7 +640,7 @@ def test_gzip_bomb_is_refused_cheaply(raw: bytes):
 def test_only_repaired_event_has_note(name: str):
     read = parse_body(HOSTILE[name].raw)
 
-    assert [got.note for got in read.events] == ["", body.REPAIRED_NOTE, ""]
+    assert [got.note for got in read.events] == ["", json_body.REPAIRED_NOTE, ""]
 
 
 @pytest.mark.parametrize("name", [n for n, h in HOSTILE.items() if h.reasons])

@@ -12,7 +12,7 @@ from django.utils import timezone
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ingest.adapters import ADAPTERS, body
+from ingest.adapters import ADAPTERS, json_body
 from ingest.adapters.desk import parser as desk
 from ingest.auth import keys
 from ingest.events import Batch, Call, RequestError
@@ -240,10 +240,10 @@ def test_only_repaired_item_has_note():
     read = parsed(raw)
 
     assert [(event.type, event.note) for event in read.events] == [
-        ("session", body.REPAIRED_NOTE),
-        ("userAction", body.REPAIRED_NOTE),
+        ("session", json_body.REPAIRED_NOTE),
+        ("userAction", json_body.REPAIRED_NOTE),
         ("event", ""),
-        ("error", body.REPAIRED_NOTE),
+        ("error", json_body.REPAIRED_NOTE),
     ]
     assert json.loads(read.events[1].payload)["name"] == "Check\ufffdout"
 
@@ -978,7 +978,7 @@ def test_any_bulk_bytes_parse_or_reject(raw: bytes):
     items = read.details
 
     assert len(read.rejections) == len(items)
-    assert [item.raw for item in items] == body.split_lines(raw)
+    assert [item.raw for item in items] == json_body.split_lines(raw)
 
 
 @_quick

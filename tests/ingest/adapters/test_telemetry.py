@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.adapters import ADAPTERS, body
+from ingest.adapters import ADAPTERS, json_body
 from ingest.adapters.telemetry import parser as telemetry
 from ingest.events import Batch, Call, RequestError
 from tests.ingest.telemetry_samples import (
@@ -413,7 +413,7 @@ def test_repaired_event_has_note(odd: bytes, wrap: bytes):
 
     assert (len(read.events), len(read.rejections)) == (1, 0)
     assert json.loads(read.events[0].payload)["edata"]["resvalues"][0]["ans1"][0] == "\ufffd"
-    assert read.events[0].note == body.REPAIRED_NOTE
+    assert read.events[0].note == json_body.REPAIRED_NOTE
 
 
 def test_payload_is_unchanged():

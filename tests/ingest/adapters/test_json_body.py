@@ -10,7 +10,7 @@ import pytest
 from django.http import HttpRequest
 from django.test import RequestFactory
 
-from ingest.adapters import body
+from ingest.adapters import json_body
 from ingest.events import RequestError
 from ingest.http import request_body
 
@@ -65,7 +65,8 @@ def test_body_of_exactly_the_limit():
 
 def test_too_large_length_is_refused_unread():
     refused = refusal(
-        request_body.read_body, request(stream=Untouched(), CONTENT_LENGTH=str(body.MAX_BYTES + 1))
+        request_body.read_body,
+        request(stream=Untouched(), CONTENT_LENGTH=str(json_body.MAX_BYTES + 1)),
     )
 
     assert (refused.status, refused.reason) == (413, "too_large")
@@ -136,7 +137,7 @@ def test_nested_gzip_is_decompressed_once():
     taken = request_body.read_body(gzipped(gzip.compress(inner)))
 
     assert taken == inner
-    assert refusal(body.split_documents, taken, "").reason == "not_json"
+    assert refusal(json_body.split_documents, taken, "").reason == "not_json"
 
 
 @pytest.mark.parametrize("kept", [1, 9, 12, -8, -1])
@@ -168,8 +169,8 @@ def test_plain_text_labeled_gzip_is_refused():
 
 
 def test_gzip_limit_is_on_decompressed_size():
-    assert body.gunzip(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
-    assert refusal(body.gunzip, gzip.compress(b"x" * 1001), 1000).status == 413
+    assert json_body.gunzip(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
+    assert refusal(json_body.gunzip, gzip.compress(b"x" * 1001), 1000).status == 413
 
 
 def test_gzip_bomb_uses_bounded_memory():
@@ -188,7 +189,7 @@ def test_gzip_member_bomb_bounded_memory():
     sent = gzip.compress(bytes(MIB)) * 1000
 
     tracemalloc.start()
-    refused = refusal(body.gunzip, sent)
+    refused = refusal(json_body.gunzip, sent)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -208,7 +209,7 @@ def _seconds(sent: bytes) -> float:
     spent = []
     for _ in range(3):
         begun = time.process_time()
-        body.gunzip(sent)
+        json_body.gunzip(sent)
         spent.append(time.process_time() - begun)
     return min(spent)
 
@@ -231,10 +232,10 @@ def _seconds(sent: bytes) -> float:
     ],
 )
 def test_unstorable_characters_are_repaired(raw: bytes, mended: bytes):
-    seen, text, note = body.parse_value(raw)
+    seen, text, note = json_body.parse_value(raw)
 
-    assert body.repair(raw) == text == mended
-    assert note == body.REPAIRED_NOTE
+    assert json_body.repair(raw) == text == mended
+    assert note == json_body.REPAIRED_NOTE
     assert "\0" not in str(seen)
 
 
@@ -251,14 +252,14 @@ def test_unstorable_characters_are_repaired(raw: bytes, mended: bytes):
     ],
 )
 def test_valid_text_is_unchanged(raw: bytes):
-    _, text, note = body.parse_value(raw)
+    _, text, note = json_body.parse_value(raw)
 
     assert (text, note) == (raw, "")
-    assert body.repair(raw) == raw
+    assert json_body.repair(raw) == raw
 
 
 def test_escaped_backslash_before_u0000():
-    assert body.parse_value(rb'"\\u0000"')[0] == r"\u0000"
+    assert json_body.parse_value(rb'"\\u0000"')[0] == r"\u0000"
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_escaped_backslash_before_u0000():
     ids=lambda part: repr(part)[:24],
 )
 def test_invalid_json_names_the_reason(raw: bytes, reason: str):
-    refused = refusal(body.parse_value, raw)
+    refused = refusal(json_body.parse_value, raw)
 
     assert (refused.status, refused.reason) == (400, reason)
 
@@ -297,11 +298,11 @@ def test_invalid_json_names_the_reason(raw: bytes, reason: str):
 def test_integer_beyond_float_is_refused(digits: int, form: bytes):
     raw = form.replace(b"%b", b"9" * digits)
 
-    assert refusal(body.parse_value, raw).reason == "number_out_of_range"
+    assert refusal(json_body.parse_value, raw).reason == "number_out_of_range"
 
 
 def test_digits_in_a_string_are_accepted():
-    assert body.parse_value(b'"' + b"9" * 5000 + b'"')[0] == "9" * 5000
+    assert json_body.parse_value(b'"' + b"9" * 5000 + b'"')[0] == "9" * 5000
 
 
 @pytest.mark.parametrize("levels", [b'{"a":%b}', b"[%b]", b'[{"a":%b}]'])
@@ -312,21 +313,21 @@ def test_json_depth_limit_is_one_hundred(levels: bytes):
         before, after = levels.split(b"%b")
         return before * times + b"1" + after * times
 
-    assert body.parse_value(nested(100 // one))[2] == ""
-    assert refusal(body.parse_value, nested(100 // one + 1)).reason == "too_deep"
-    assert body.parse_value(b"[" + b"[]," * 500 + b"1]")[2] == ""  # wide is not deep
+    assert json_body.parse_value(nested(100 // one))[2] == ""
+    assert refusal(json_body.parse_value, nested(100 // one + 1)).reason == "too_deep"
+    assert json_body.parse_value(b"[" + b"[]," * 500 + b"1]")[2] == ""  # wide is not deep
 
 
 @pytest.mark.parametrize("digits", [20, 100, 308])
 def test_long_integer_keeps_its_digits(digits: int):
     raw = b"9" * digits
 
-    assert body.parse_value(raw) == (10**digits - 1, raw, "")
-    assert body.normalize_json(raw) == raw
+    assert json_body.parse_value(raw) == (10**digits - 1, raw, "")
+    assert json_body.normalize_json(raw) == raw
 
 
 def test_not_utf8_names_the_byte_offset():
-    refused = refusal(body.parse_value, b'{"abc": "abcdef\xc3"}')
+    refused = refusal(json_body.parse_value, b'{"abc": "abcdef\xc3"}')
 
     assert refused.detail in {"The text is not UTF-8 at byte 15.", "The text is not UTF-8."}
 
@@ -334,8 +335,8 @@ def test_not_utf8_names_the_byte_offset():
 def test_repeated_keys_keep_the_last():
     raw = b'{"a": 1, "b": {"c": 1, "c": 2}, "a": 3}'
 
-    assert body.parse_value(raw)[0] == {"a": 3, "b": {"c": 2}}
-    assert body.normalize_json(raw) == b'{"a":3,"b":{"c":2}}'
+    assert json_body.parse_value(raw)[0] == {"a": 3, "b": {"c": 2}}
+    assert json_body.normalize_json(raw) == b'{"a":3,"b":{"c":2}}'
 
 
 @pytest.mark.parametrize(
@@ -353,7 +354,7 @@ def test_repeated_keys_keep_the_last():
     ],
 )
 def test_normalized_numbers_stay_as_sent(raw: bytes, kept: bytes):
-    assert format(Decimal(body.normalize_json(raw).decode()), "f").encode() == kept
+    assert format(Decimal(json_body.normalize_json(raw).decode()), "f").encode() == kept
 
 
 @pytest.mark.parametrize(
@@ -370,9 +371,9 @@ def test_normalized_numbers_stay_as_sent(raw: bytes, kept: bytes):
     ids=lambda raw: repr(raw)[:24],
 )
 def test_normalize_refuses_excess_decimals(raw: bytes):
-    body.parse_value(raw)  # parsed: as a float it is 0
+    json_body.parse_value(raw)  # parsed: as a float it is 0
 
-    refused = refusal(body.normalize_json, b'{"a": ' + raw + b"}")
+    refused = refusal(json_body.normalize_json, b'{"a": ' + raw + b"}")
 
     assert refused.reason == "number_out_of_range"
 
@@ -385,29 +386,29 @@ def test_normalize_refuses_excess_decimals(raw: bytes):
     [b'{"events": []}', b'{\n  "events": [\n  ]\n}', b"[\n{}\n,\n{}\n]", b" \n{}\n ", b"1"],
 )
 def test_one_json_text_is_one_document(whole: bytes):
-    assert body.split_documents(whole, "application/json") == [whole.strip()]
+    assert json_body.split_documents(whole, "application/json") == [whole.strip()]
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-ndjson", ""])
 def test_each_line_is_a_document(content_type: str):
-    assert body.split_documents(b'{"a": 1}\r\n\n  \n{"a": 2}\n', content_type) == [
+    assert json_body.split_documents(b'{"a": 1}\r\n\n  \n{"a": 2}\n', content_type) == [
         b'{"a": 1}',
         b'{"a": 2}',
     ]
 
 
 def test_invalid_second_line_is_a_document():
-    assert body.split_documents(b"{}\n{oops\n{}", "") == [b"{}", b"{oops", b"{}"]
+    assert json_body.split_documents(b"{}\n{oops\n{}", "") == [b"{}", b"{oops", b"{}"]
 
 
 def test_ndjson_with_invalid_first_line():
-    assert body.split_documents(b"{oops\n{}", "application/x-ndjson") == [b"{oops", b"{}"]
+    assert json_body.split_documents(b"{oops\n{}", "application/x-ndjson") == [b"{oops", b"{}"]
 
 
 def test_repairable_first_line_is_a_document():
     raw = rb'{"a": "\ud800"}' + b"\n" + b'{"a": 1}'
 
-    assert len(body.split_documents(raw, "application/json")) == 2
+    assert len(json_body.split_documents(raw, "application/json")) == 2
 
 
 @pytest.mark.parametrize(
@@ -421,19 +422,19 @@ def test_repairable_first_line_is_a_document():
     ],
 )
 def test_invalid_document_is_refused(raw: bytes, reason: str):
-    refused = refusal(body.split_documents, raw, "application/json")
+    refused = refusal(json_body.split_documents, raw, "application/json")
 
     assert (refused.status, refused.reason) == (400, reason)
 
 
 @pytest.mark.parametrize("content_type", ["", "application/json", "application/x-ndjson"])
 def test_json_content_types_are_accepted(content_type: str):
-    body.require_json(content_type)
+    json_body.require_json(content_type)
 
 
 @pytest.mark.parametrize("content_type", ["text/csv", "multipart/form-data", "application/xml"])
 def test_other_content_types_are_refused(content_type: str):
-    refused = refusal(body.require_json, content_type)
+    refused = refusal(json_body.require_json, content_type)
 
     assert refused.status == 415
     assert content_type not in refused.detail
@@ -445,7 +446,9 @@ def test_other_content_types_are_refused(content_type: str):
 def test_digit_run_is_found_at_any_offset(count: int, before: int):
     begun = b"x" * before
 
-    assert body.has_digit_run(begun + b"1234567890" * 1000 + b"x", count)
-    assert body.has_digit_run(begun + b"7" * count, count)
-    assert not body.has_digit_run(begun + b"7" * (count - 1) + b"x" + b"7" * (count - 1), count)
-    assert not body.has_digit_run(begun, count)
+    assert json_body.has_digit_run(begun + b"1234567890" * 1000 + b"x", count)
+    assert json_body.has_digit_run(begun + b"7" * count, count)
+    assert not json_body.has_digit_run(
+        begun + b"7" * (count - 1) + b"x" + b"7" * (count - 1), count
+    )
+    assert not json_body.has_digit_run(begun, count)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.columns import (
+from exhaust.datasets.cells import (
     Column,
     cells_sql,
     escape_formula,

@@ -8,7 +8,7 @@ from typing import Any
 from django.utils import timezone
 
 from exhaust.datasets import DATASETS
-from exhaust.datasets.columns import Column
+from exhaust.datasets.cells import Column
 from exhaust.delivery import destinations
 from exhaust.feed.documents import to_epoch_ms
 from exhaust.files import links
@@ -21,7 +21,7 @@ from exhaust.models import Destination as DestinationRow
 from exhaust.models import File, Link
 from exhaust.models import Job as JobRow
 from exhaust.models import Schedule as ScheduleRow
-from ingest.http.bodies import (
+from ingest.http.response_fields import (  # fmt: skip
     Body,
     choice,
     epoch_ms,
@@ -32,7 +32,7 @@ from ingest.http.bodies import (
     nested,
     number,
     text,
-)  # fmt: skip
+)
 
 DESTINATION_STATES = ["working", "paused", "failing", "circuit_open", "disabled"]
 POSITION = "The position in the feed: the same in a page, a push and a file."
