@@ -18,8 +18,8 @@ from ingest.feed.watermark import fetch_watermark
 from ingest.models import Session, StoredEvent
 from ingest.times import from_microseconds
 
-MAX_DOCUMENTS = 1_000
-MAX_BYTES = 896_000
+MAX_BATCH_DOCUMENTS = 1_000
+MAX_BATCH_BYTES = 896_000
 FIRST_READ_ROWS = 200
 MAX_COUNTED = 10_000  # waiting documents
 
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
 
 def read_batch(destination: Destination, limit: int, position: FeedPosition) -> Batch:
-    """Returns the batch after a position: up to `limit` documents and `MAX_BYTES`, or one."""
+    """Returns the batch after a position: up to `limit` documents and `MAX_BATCH_BYTES`, or one."""
     watermark_xid = fetch_watermark()
     documents: list[Document] = []
     size, count = 0, FIRST_READ_ROWS
@@ -56,7 +56,7 @@ def read_batch(destination: Destination, limit: int, position: FeedPosition) -> 
         )
         for document in rows:
             size += len(document.wire_bytes)
-            if documents and size > MAX_BYTES:
+            if documents and size > MAX_BATCH_BYTES:
                 return Batch(documents, documents[-1].position, is_full=True)
             documents.append(document)
             if len(documents) >= limit:
@@ -70,7 +70,7 @@ def read_batch(destination: Destination, limit: int, position: FeedPosition) -> 
         # enough to fill the batch if they are as long as those before, and a few more
         count = min(
             limit - len(documents),
-            (MAX_BYTES - size) * len(documents) // size + FIRST_READ_ROWS // 10,
+            (MAX_BATCH_BYTES - size) * len(documents) // size + FIRST_READ_ROWS // 10,
         )
 
 

@@ -139,7 +139,7 @@ def deliver_due(seconds: float) -> bool:
 
 
 def _max_documents(destination: Destination) -> int:
-    return min(destination.batch_limit or batches.MAX_DOCUMENTS, batches.MAX_DOCUMENTS)
+    return min(destination.batch_limit or batches.MAX_BATCH_DOCUMENTS, batches.MAX_BATCH_DOCUMENTS)
 
 
 def _select_batch(destination: Destination, prefetched: Prefetched | None) -> Work | None:
@@ -277,7 +277,7 @@ def _finish_delivery(work: Work, *, is_delivered: bool) -> None:
         limit = _max_documents(destination) * 4
         values = {
             "failures": 0,
-            "batch_limit": limit if limit < batches.MAX_DOCUMENTS else None,
+            "batch_limit": limit if limit < batches.MAX_BATCH_DOCUMENTS else None,
             "delivered_at": Now(),
         }
         if destination.failures >= CIRCUIT_BREAKER_FAILURES:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.adapters.fields import identifier
 from ingest.events import RequestError
 
@@ -75,7 +75,7 @@ def _parse_json_text(value: Any) -> Any:
     """Returns the list or object in a JSON text, since SDKs send text only; else the value."""
     if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
         try:
-            return text.parse_value(value.encode())[0]
+            return json_body.parse_value(value.encode())[0]
         except RequestError:
             return value
     return value

@@ -144,7 +144,7 @@ class Endpoint:
     is_shared: bool = False  # other methods of the address belong to another view
     method_detail: str = ""  # of the 405 response
     read_parameters: Callable[[bytes], dict[str, str]] | None = None  # of the raw query
-    max_bytes: int = json_body.MAX_BYTES  # of the body as sent
+    max_bytes: int = json_body.MAX_BODY_BYTES  # of the body as sent
     check: Callable[[Call], None] = accept_any
     reads_body: Callable[[Call], bool] = lambda call: True
     decode: Callable[[bytes, Call], bytes] = decode_body

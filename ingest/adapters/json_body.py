@@ -11,12 +11,12 @@ import msgspec
 
 from ingest.events import RequestError
 
-MAX_BYTES = 8 * 1024 * 1024  # of a body, as sent and decompressed
+MAX_BODY_BYTES = 8 * 1024 * 1024  # of a body, as sent and decompressed
 NDJSON = "application/x-ndjson"
 _STEP = 64 * 1024
 
 
-def decode(sent: bytes, encoding: str = "identity", max_bytes: int = MAX_BYTES) -> bytes:
+def decode(sent: bytes, encoding: str = "identity", max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Returns the body, decompressed if the encoding is gzip, without a byte order mark.
 
     Raises `RequestError`: 415 for another encoding, 413 over `max_bytes`, 400 for broken gzip and
@@ -33,7 +33,7 @@ def decode(sent: bytes, encoding: str = "identity", max_bytes: int = MAX_BYTES) 
     return sent
 
 
-def gunzip(sent: bytes, max_bytes: int = MAX_BYTES) -> bytes:
+def gunzip(sent: bytes, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Returns the content of one layer of gzip. Raises `RequestError`: 413 over `max_bytes`."""
     plain = bytearray()
     offset = 0

@@ -8,13 +8,13 @@ from ingest.events import RequestError
 _READ_BYTES = 64 * 1024
 
 
-def read_body(request: HttpRequest, max_bytes: int = json_body.MAX_BYTES) -> bytes:
+def read_body(request: HttpRequest, max_bytes: int = json_body.MAX_BODY_BYTES) -> bytes:
     """Returns the decompressed body. Raises `RequestError` as `read_raw` and `body.decode` do."""
     encoding = request.headers.get("Content-Encoding", "identity")
     return json_body.decode(read_raw(request, max_bytes), encoding, max_bytes)
 
 
-def read_raw(request: HttpRequest, max_bytes: int = json_body.MAX_BYTES) -> bytes:
+def read_raw(request: HttpRequest, max_bytes: int = json_body.MAX_BODY_BYTES) -> bytes:
     """Returns the body as sent, read in bounded steps.
 
     Raises `RequestError`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.

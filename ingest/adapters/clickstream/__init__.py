@@ -14,7 +14,7 @@ ADAPTER = Adapter(
         Endpoint(
             routes=("collect",),
             read_parameters=http.read_parameters,
-            max_bytes=http.MAX_BYTES,
+            max_bytes=http.MAX_BODY_BYTES,
             decode=http.keep_as_sent,
             parse=parse,
             respond=http.respond,

@@ -5,7 +5,7 @@ from django.http import QueryDict
 from ingest.adapters.base import Cors, Receipt, Response
 from ingest.events import Call
 
-MAX_BYTES = 1024 * 1024  # of a body as sent
+MAX_BODY_BYTES = 1024 * 1024  # of a body as sent
 CORS = Cors(
     methods="GET, POST, OPTIONS",
     headers=(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ingest.adapters import answer_attributes as answers
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,
@@ -58,7 +58,7 @@ def parse(body: bytes, call: Call) -> Batch:
     events: list[Event] = []
     rejections: list[Rejection] = []
     try:
-        raws, is_repaired = text.split_repaired(_split_events, decompress(body))
+        raws, is_repaired = json_body.split_repaired(_split_events, decompress(body))
     except RequestError as error:
         if error.status == 413:
             raise
@@ -89,7 +89,7 @@ def decompress(body: bytes) -> bytes:
     Raises `RequestError`.
     """
     if body.startswith(_GZIP):
-        body = text.gunzip(body)
+        body = json_body.gunzip(body)
     document = body.removeprefix(b"\xef\xbb\xbf").strip()
     if not document:
         raise RequestError("empty", "The body is empty.")
@@ -104,7 +104,7 @@ def decompress(body: bytes) -> bytes:
         raise RequestError(
             "not_a_batch", "Send an array of events, an event, or base64 of its gzip."
         )
-    document = text.gunzip(compressed).removeprefix(b"\xef\xbb\xbf").strip()
+    document = json_body.gunzip(compressed).removeprefix(b"\xef\xbb\xbf").strip()
     if document[:1] not in {b"[", b"{"}:
         raise RequestError("not_a_batch", "In the gzip is neither an array of events nor an event.")
     return document
@@ -118,7 +118,7 @@ def _split_events(document: bytes) -> list[bytes]:
     try:
         elements = _decode_list(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise text.json_error(error, document) from None
+        raise json_body.json_error(error, document) from None
     if len(elements) > MAX_EVENTS:
         raise _too_many_events()
     return [bytes(raw) for raw in elements]
@@ -142,11 +142,11 @@ class _BatchContext(NamedTuple):
 
 def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
     application, clock, note, is_repaired, names = context
-    event, payload, repaired = text.parse_value(raw)
+    event, payload, repaired = json_body.parse_value(raw)
     if not isinstance(event, dict):
         raise RequestError("not_an_object", "An event is a JSON object.")
     if is_repaired and b"\\ufffd" in raw:
-        repaired = text.REPAIRED_NOTE
+        repaired = json_body.REPAIRED_NOTE
     event_type = event.get("event_type")
     if not isinstance(event_type, str):
         raise RequestError("event_type", "event_type must be the event's name.")

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.adapters.fields import identifier
 from ingest.events import (
     Batch,
@@ -74,9 +74,9 @@ def parse(body: bytes, call: Call) -> Batch:
     """
     _reject_gzip(body)
     try:
-        sources = text.split_documents(body, call.content_type)
+        sources = json_body.split_documents(body, call.content_type)
     except RequestError:
-        sources = text.split_lines(body)  # so that a bad first line rejects itself only
+        sources = json_body.split_lines(body)  # so that a bad first line rejects itself only
     _require_batch_limit(len(sources))
     events: list[Event] = []
     rejections: list[Rejection] = []
@@ -98,7 +98,7 @@ def parse_bulk(body: bytes, call: Call) -> Batch:
     events: list[Event] = []
     rejections: list[Rejection] = []
     for position, item in enumerate(
-        _bulk_items(text.split_lines(body), call.route.get("index", SOURCE))
+        _bulk_items(json_body.split_lines(body), call.route.get("index", SOURCE))
     ):
         _require_batch_limit(position + 1)
         items.append(item)
@@ -140,7 +140,7 @@ def _bulk_items(lines: list[bytes], index: str) -> Iterator[BulkItem]:
     rest = iter(lines)
     for line in rest:
         try:
-            action, _, _ = text.parse_value(line)
+            action, _, _ = json_body.parse_value(line)
         except RequestError as error:
             yield BulkItem("index", index, "", line, error)
             continue
@@ -170,19 +170,21 @@ def _bulk_items(lines: list[bytes], index: str) -> Iterator[BulkItem]:
 
 def _document_id(session: Event) -> str:
     """Returns the id that the sender would write."""
-    document, _, _ = text.parse_value(session.payload)
+    document, _, _ = json_body.parse_value(session.payload)
     started = round(session.occurred_at.timestamp() * 1000)
     return f"{identifier(document, 'tenantId')}-{session.session_id}-{started}"
 
 
 def parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Event]:
     """Returns the session's event, then those of its items."""
-    document, payload, note = text.parse_value(raw)
+    document, payload, note = json_body.parse_value(raw)
     if not isinstance(document, dict):
         raise RequestError("not_an_object", "A session is a JSON object.")
     # only such numbers can have more decimal places than a database stores
-    if any(small.search(payload) for small in _TINY_EXPONENTS) or text.has_digit_run(payload, 9999):
-        text.normalize_json(payload)
+    if any(small.search(payload) for small in _TINY_EXPONENTS) or json_body.has_digit_run(
+        payload, 9999
+    ):
+        json_body.normalize_json(payload)
     tenant_id = identifier(document, "tenantId")
     session_id = identifier(document, "userSessionId")
     if not session_id:

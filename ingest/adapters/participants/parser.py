@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Batch, Call, Profile, Rejection, RequestError
 
@@ -18,8 +18,10 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 def parse(body: bytes, call: Call) -> Batch:
     """Returns the profiles of a body. Raises `RequestError` when it is no JSON."""
     raws: list[bytes] = []
-    for line in text.split_documents(body, call.content_type):
-        raws.extend(text.split_repaired(_split_array, line)[0] if line.startswith(b"[") else [line])
+    for line in json_body.split_documents(body, call.content_type):
+        raws.extend(
+            json_body.split_repaired(_split_array, line)[0] if line.startswith(b"[") else [line]
+        )
     profiles: list[Profile] = []
     rejections: list[Rejection] = []
     for position, raw in enumerate(raws):
@@ -34,11 +36,11 @@ def _split_array(document: bytes) -> list[bytes]:
     try:
         return [bytes(raw) for raw in _decode_list(document)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise text.json_error(error, document) from None
+        raise json_body.json_error(error, document) from None
 
 
 def _parse_profile(raw: bytes, received_at: datetime, position: int) -> Profile:
-    document, _, _ = text.parse_value(raw)
+    document, _, _ = json_body.parse_value(raw)
     if not isinstance(document, dict):
         raise RequestError("not_an_object", "A participant is a JSON object.")
     device_id = _optional_text(document, "deviceId")

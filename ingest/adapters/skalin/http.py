@@ -1,11 +1,11 @@
 """Skalin's requests and responses: bulks in a body or a query, single hits in a query."""
 
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.adapters.base import OVERLOADED_DETAIL, Receipt, Response, list_rejections
 from ingest.adapters.skalin import query
 from ingest.events import Call, RequestError
 
-MAX_BYTES = 1024 * 1024  # of a body: five kilobytes a row
+MAX_BODY_BYTES = 1024 * 1024  # of a body: five kilobytes a row
 
 
 def read_bulk_parameters(raw_query: bytes) -> dict[str, str]:
@@ -28,7 +28,7 @@ def decode_bulk(sent: bytes, call: Call) -> bytes:
     _, json_in_query = query.split_query(call.query)
     if call.method == "POST":
         try:
-            return text.decode(sent, call.content_encoding, MAX_BYTES)
+            return json_body.decode(sent, call.content_encoding, MAX_BODY_BYTES)
         except RequestError as error:
             if error.reason != "empty" or not json_in_query:
                 raise

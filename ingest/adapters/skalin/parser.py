@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,
@@ -48,7 +48,7 @@ def parse(body: bytes, call: Call) -> Batch:
     try:
         rows = _split_rows(body)
     except RequestError:
-        if (clean := text.repair(body)) == body:
+        if (clean := json_body.repair(body)) == body:
             raise
         rows, is_repaired = _split_rows(clean), True
     events: list[Event] = []
@@ -91,7 +91,7 @@ def _split_rows(body: bytes) -> list[tuple[str, int, bytes]]:
             "not_a_batch", f"{error}; send {{'identities': [...], 'features': [...]}}."
         ) from None
     except _UNREADABLE as error:
-        raise text.json_error(error, body) from None
+        raise json_body.json_error(error, body) from None
     if bulk.identities is msgspec.UNSET and bulk.features is msgspec.UNSET:
         raise RequestError("not_a_batch", "Neither 'identities' nor 'features' is there.")
     rows: list[tuple[str, int, bytes]] = []
@@ -110,9 +110,9 @@ def _parse_event(
     raw: bytes, kind: str, visit: str, position: int, call: Call, *, is_repaired: bool
 ) -> tuple[Event, str]:
     """Returns the event and the email of its identity."""
-    row, payload, note = text.parse_value(raw)
+    row, payload, note = json_body.parse_value(raw)
     if is_repaired and b"\\ufffd" in raw:
-        note = text.REPAIRED_NOTE
+        note = json_body.REPAIRED_NOTE
     if not isinstance(row, dict):
         raise RequestError("not_an_object", f"Each {kind} is a JSON object.")
     device_id, email = _read_identity(row)
@@ -122,7 +122,7 @@ def _parse_event(
         )
     event_id = identifier(row, "eventId")
     ts = identifier(row, "ts")
-    content = text.normalize_json(
+    content = json_body.normalize_json(
         payload
     ).decode()  # refuses numbers that only one of the databases stores
     if event_id:

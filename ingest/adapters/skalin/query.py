@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.events import RequestError
 
 MAX_PARAMETERS = 100
@@ -49,9 +49,9 @@ def bulk_from_query(residue: bytes) -> bytes:
     Raises `RequestError` for no JSON, or for an encoded text with a '+', which may be a
     plus or a blank.
     """
-    if _is_json(text.repair(residue)):
+    if _is_json(json_body.repair(residue)):
         return residue
-    if b"+" not in residue and _is_json(text.repair(decoded := unquote_to_bytes(residue))):
+    if b"+" not in residue and _is_json(json_body.repair(decoded := unquote_to_bytes(residue))):
         return decoded
     raise RequestError(
         "json_in_query",
@@ -87,7 +87,7 @@ def bulk_from_hit(parameters: dict[str, str]) -> bytes:
     if kind == "features" and "event" in parameters:
         row["event"] = _json_or_quoted(parameters["event"])
         try:
-            event = _decode_members(text.repair(row["event"]))
+            event = _decode_members(json_body.repair(row["event"]))
         except _UNREADABLE:
             event = {}
         if "name" in event:
@@ -110,7 +110,7 @@ def _quote(text: str) -> bytes:
 
 def _json_or_quoted(said: str) -> bytes:
     raw = said.encode(errors="surrogateescape")
-    return raw if _is_json(text.repair(raw)) else _quote(said)
+    return raw if _is_json(json_body.repair(raw)) else _quote(said)
 
 
 def _is_json(raw: bytes) -> bool:

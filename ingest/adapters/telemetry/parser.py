@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.adapters import json_body as text
+from ingest.adapters import json_body
 from ingest.adapters.fields import identifier
 from ingest.events import (
     Batch,
@@ -51,14 +51,14 @@ def parse(body: bytes, call: Call) -> Batch:
 
 def _split_body(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
     """Returns the texts of the events, and whether each was repaired for the split."""
-    if content_type != text.NDJSON and len(body) <= text.MAX_PARTS:
+    if content_type != json_body.NDJSON and len(body) <= json_body.MAX_PARTS:
         with suppress(RequestError):  # the usual body, without a scan
             return [(raw, False) for raw in _unwrap_events(body.strip())]
-    texts = text.split_documents(body, content_type)
+    texts = json_body.split_documents(body, content_type)
     raws: list[tuple[bytes, bool]] = []
     for line in texts:
         try:
-            events, is_repaired = text.split_repaired(_unwrap_events, line)
+            events, is_repaired = json_body.split_repaired(_unwrap_events, line)
             raws.extend((raw, is_repaired) for raw in events)
         except RequestError:
             if len(texts) == 1:
@@ -77,7 +77,7 @@ def _unwrap_events(document: bytes) -> list[bytes]:
             "not_a_batch", f"{error}; send {{'events': [...]}} or an event."
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise text.json_error(error, document) from None
+        raise json_body.json_error(error, document) from None
     if isinstance(envelope.events, list):
         return [bytes(raw) for raw in envelope.events]
     if envelope.eid is not msgspec.UNSET:
@@ -88,9 +88,9 @@ def _unwrap_events(document: bytes) -> list[bytes]:
 def _parse_event(
     raw: bytes, channel: str, latest: datetime, position: int, *, is_repaired: bool
 ) -> Event:
-    event, payload, note = text.parse_value(raw)
+    event, payload, note = json_body.parse_value(raw)
     if is_repaired and b"\\ufffd" in raw:
-        note = text.REPAIRED_NOTE
+        note = json_body.REPAIRED_NOTE
     if not isinstance(event, dict):
         raise RequestError("not_an_object", "An event is a JSON object.")
     eid = identifier(event, "eid", required=True)

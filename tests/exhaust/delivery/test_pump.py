@@ -171,9 +171,9 @@ def test_basic_auth_and_signature() -> None:
 def test_batch_ends_by_count_bytes_or_linger(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batches, "MAX_DOCUMENTS", 3)
+    monkeypatch.setattr(batches, "MAX_BATCH_DOCUMENTS", 3)
     monkeypatch.setattr(batches, "FIRST_READ_ROWS", 2)
-    monkeypatch.setattr(batches, "MAX_BYTES", 4_000)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 4_000)
     emit_sessions(*range(7))
     with Receiver() as receiver:
         destination = deliver_all(make_destination(receiver))

@@ -22,7 +22,7 @@ from exhaust.datasets.selection import Selection
 from exhaust.files import writer
 from ingest.adapters import ADAPTERS, json_body
 from ingest.adapters.clickstream import parser as clickstream
-from ingest.adapters.clickstream.http import MAX_BYTES
+from ingest.adapters.clickstream.http import MAX_BODY_BYTES
 from ingest.auth import failures, keys
 from ingest.events import Batch, Call, Event, RequestError
 from ingest.limits import rate_limits, token_bucket
@@ -491,7 +491,7 @@ def bomb() -> bytes:
     folder = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = folder.compress(bytes(1 << 20)) + folder.flush(zlib.Z_FULL_FLUSH)
     block = folder.compress(bytes(1 << 20)) + folder.flush(zlib.Z_FULL_FLUSH)
-    return gzip.compress(b"")[:10] + block * ((MAX_BYTES - 10) // len(block))
+    return gzip.compress(b"")[:10] + block * ((MAX_BODY_BYTES - 10) // len(block))
 
 
 def event_with(inside: bytes, number: int = 2) -> bytes:
@@ -549,7 +549,7 @@ HOSTILE = {
     "a gzip bomb": Hostile(bomb(), 0, status=413),
     "a gzip bomb in base64": Hostile(base64.b64encode(bomb()[:700_000]), 0, status=413),
     "50,000 gzip members of nothing": Hostile(gzip.compress(b"") * 50_000, 0, ("empty",)),
-    "more than a megabyte": Hostile(b" " * (MAX_BYTES + 1), 0, status=413),
+    "more than a megabyte": Hostile(b" " * (MAX_BODY_BYTES + 1), 0, status=413),
     "too many events": Hostile(b"[" + b"5," * clickstream.MAX_EVENTS + b"5]", 0, status=413),
     "millions of events": Hostile(
         gzip.compress(b"[" + b"5," * (4 * 1024 * 1024 - 8) + b"5]"), 0, status=413
@@ -881,7 +881,7 @@ def test_too_large_body_is_refused_unread(shop: Client):
 
     response = shop.generic(
         "POST", "/collect?appId=shop", b"",
-        CONTENT_LENGTH=str(MAX_BYTES + 1), **{"wsgi.input": stream},
+        CONTENT_LENGTH=str(MAX_BODY_BYTES + 1), **{"wsgi.input": stream},
     )  # fmt: skip
 
     problem(response, 413, "too_large")
@@ -889,7 +889,7 @@ def test_too_large_body_is_refused_unread(shop: Client):
 
 
 def test_body_of_exactly_one_mebibyte(shop: Client):
-    raw = encode_events(event(1)).ljust(MAX_BYTES)
+    raw = encode_events(event(1)).ljust(MAX_BODY_BYTES)
 
     assert post(shop, raw, hashCode=digest(raw)).status_code == 200
     assert StoredEvent.objects.get().note == ""

@@ -66,7 +66,7 @@ def test_body_of_exactly_the_limit():
 def test_too_large_length_is_refused_unread():
     refused = refusal(
         request_body.read_body,
-        request(stream=Untouched(), CONTENT_LENGTH=str(json_body.MAX_BYTES + 1)),
+        request(stream=Untouched(), CONTENT_LENGTH=str(json_body.MAX_BODY_BYTES + 1)),
     )
 
     assert (refused.status, refused.reason) == (413, "too_large")
