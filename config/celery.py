@@ -83,8 +83,8 @@ def replace_children_lost_without_redis(**_: Any) -> None:
 app = Celery("exhaust")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["exhaust"])
-# A worker takes from all of them, or from those of `-Q`: who waits for a file must not wait behind
-# the nightly ones, nor for a receiver that is slow.
+# A worker consumes all queues, or those of `-Q`. Interactive jobs have their own, so that they wait
+# neither behind nightly jobs nor for a slow receiver.
 app.conf.task_queues = [
     Queue(name, Exchange(name), routing_key=name)
     for name in ("default", "interactive", "nightly", "push")
@@ -92,7 +92,7 @@ app.conf.task_queues = [
 app.conf.task_default_queue = "default"
 app.conf.task_routes = {"exhaust.push_documents": "push", "exhaust.work": "nightly"}
 app.conf.beat_schedule = {
-    # one that waited behind a long job has nothing to add to the next
+    # one that waited behind a long job adds nothing to the next
     "sweep": {"task": "exhaust.sweep", "schedule": 5.0, "options": {"expires": 5}},
     "derive": {"task": "exhaust.derive_sessions", "schedule": 10.0, "options": {"expires": 10}},
 }

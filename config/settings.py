@@ -75,7 +75,7 @@ _aws_id: str = env.str("AWS_ACCESS_KEY_ID", "")
 #: Secret of that credential.
 _aws_secret: str = env.str("AWS_SECRET_ACCESS_KEY", "")
 
-# What requests may ask for
+# Limits of requests
 #: Longest range of a request, in days.
 EXHAUST_MAX_DAYS: int = env.int("EXHAUST_MAX_DAYS", 366, validate=validate.Range(min=1))
 #: Lifetime of a download link.
@@ -162,7 +162,7 @@ if bool(_aws_id) != bool(_aws_secret):
 if FAILPOINTS and EXHAUST_PUBLIC_URL.startswith("https://"):
     raise setting_error("EXHAUST_FAILPOINTS", "makes processes fail on purpose; only tests set it.")
 if 0 < EXHAUST_EVENT_RETENTION_DAYS <= EXHAUST_FILE_RETENTION_DAYS:
-    # who is in a file is found by its events: consent taken back must end it
+    # a withdrawal finds the files of a person by their events
     raise setting_error(
         "EXHAUST_EVENT_RETENTION_DAYS", "must be more than EXHAUST_FILE_RETENTION_DAYS, or 0."
     )
@@ -286,8 +286,8 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
-# Ten wrong passwords for a name, or from an address, and neither signs in for a quarter of an hour.
-# What is kept of them goes at the next wrong one after that; the audit log names them.
+# Ten wrong passwords lock a name, or an address, for 15 minutes. The first wrong one after that
+# deletes the record of them. The audit log keeps the lock.
 AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesBackend",
     "django.contrib.auth.backends.ModelBackend",
@@ -296,7 +296,7 @@ AXES_LOCKOUT_PARAMETERS = ["username", "ip_address"]
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or a guesser locks a name for ever
-AXES_RESET_ON_SUCCESS = False  # or a guesser of one name starts anew with each own login
+AXES_RESET_ON_SUCCESS = False  # or an attacker resets the count by signing in as themselves
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
 AXES_CLIENT_IP_CALLABLE = "ingest.limits.token_bucket.get_client_address"
@@ -316,12 +316,12 @@ CSRF_TRUSTED_ORIGINS = [EXHAUST_PUBLIC_URL]
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" takes the Origin that forms need
 SESSION_COOKIE_HTTPONLY = True
-SESSION_COOKIE_AGE = 30 * 60  # and no longer than ingest/http/security_headers.py says
+SESSION_COOKIE_AGE = 30 * 60  # ingest/http/security_headers.py ends it sooner
 if EXHAUST_PUBLIC_URL.startswith("https://"):
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = True
-    # a browser takes these from this host alone, and only over https
+    # a browser accepts these from this host only, and over https
     SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-session", "__Host-csrf"
-    SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]  # probes speak to the process itself
+    SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]  # probes call the process directly
     SECURE_HSTS_SECONDS = 31_536_000
     SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 if EXHAUST_BEHIND_PROXY:
@@ -354,14 +354,14 @@ def load_database() -> dict[str, Any]:
             )
         config["OPTIONS"] = {
             "pool": {"min_size": 1, "max_size": EXHAUST_DATABASE_POOL_SIZE, "timeout": 10},
-            # a server that is silent, not gone, is given up: a lease is thirty seconds
+            # give up a silent server within a lease of 30 seconds
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 25_000,
-            # planning the store's long statement anew for each batch costs an eighth of the rate
+            # planning the long statement of each batch would cost an eighth of the rate
             "prepare_threshold": 5,
-            # jit costs more than it gives at our query sizes; an idle writer would hold the feed
+            # jit costs more than it saves here; an idle writer would hold the feed back
             "options": "-c jit=off -c idle_in_transaction_session_timeout=60000"
             " -c lock_timeout=20000",
         }
@@ -372,7 +372,7 @@ def load_database() -> dict[str, Any]:
 
 DATABASES = {"default": load_database()}
 
-# Counting: every process writes into a file of its own; whoever is asked adds them up ------------
+# Metrics: each process writes a file, and a scrape adds them up -----------------------------------
 
 if EXHAUST_METRICS_TOKEN or EXHAUST_METRICS_PORT:
     (DATA_DIR / "metrics").mkdir(parents=True, exist_ok=True)
@@ -401,9 +401,7 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = False
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = (
-    EXHAUST_WORKER_SHUTDOWN_SECONDS  # then its jobs are given back
-)
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = EXHAUST_WORKER_SHUTDOWN_SECONDS  # then its jobs are released
 CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
 CELERY_WORKER_MAX_MEMORY_PER_CHILD = 512_000  # KiB; a child that grew is replaced between jobs
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -413,9 +411,9 @@ STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # WhiteNoise warns of a missing 
 
 # Files ------------------------------------------------------------------------------------------
 
-FILES_DIR = DATA_DIR / "files"  # where exhausts lie when no bucket is named
+FILES_DIR = DATA_DIR / "files"  # of the files, without a bucket
 
-# Pushing: private receivers that an operator vouches for ----------------------------------------
+# Pushing: private receivers that the operator allows ----------------------------------------
 
 EXHAUST_PUSH_ALLOWED_NETWORKS: list[IPv4Network | IPv6Network] = []
 for _network in _push_networks:
@@ -438,9 +436,9 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
     "EXCEPTION_HANDLER": "ingest.http.problems.handle_exception",
     "DEFAULT_SCHEMA_CLASS": "exhaust.openapi.document.ApiSchema",
-    "URL_FORMAT_OVERRIDE": None,  # a sample has formats of its own
+    "URL_FORMAT_OVERRIDE": None,  # a sample has its own formats
 }
-SPECTACULAR_SETTINGS = {  # read when the description is made: see exhaust/openapi
+SPECTACULAR_SETTINGS = {  # read by exhaust/openapi
     "TITLE": "Exhaust",
     "VERSION": "1",
     "DESCRIPTION": "Takes in what people say to bots and what apps record, and gives it back.",
@@ -461,13 +459,13 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
     "root": {"handlers": ["stderr"], "level": _log_level},
     "loggers": {
-        "axes": {"level": "ERROR"},  # it names who failed, and from where
-        # Django's own would write in words of its own where DEBUG is on
+        "axes": {"level": "ERROR"},  # its lines name users and addresses
+        # Django's own handlers would write plain text where DEBUG is on
         "django": {"handlers": [], "level": _log_level},
-        # a line for each message, every few seconds, that holds nothing
+        # else a line for each message, every few seconds
         "celery.app.trace": {"level": "WARNING"},
         "celery.beat": {"level": "WARNING"},
-        "django.request": {"level": "ERROR"},  # a refusal is the caller's matter
+        "django.request": {"level": "ERROR"},  # a 4xx is the caller's error
         "botocore": {"level": "WARNING"},
         "boto3": {"level": "WARNING"},
         "s3transfer": {"level": "WARNING"},

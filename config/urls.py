@@ -7,7 +7,7 @@ from exhaust.monitoring import health, metrics
 from ingest.views import sources
 
 urlpatterns = [
-    path(  # pull reads here, and a source is received here
+    path(  # GET is the pull API, PUT and POST an ingest endpoint
         "export/events",
         sources.dispatch_by_method(
             GET=EventsView.as_view(), **sources.shared_views("export/events")
@@ -15,7 +15,7 @@ urlpatterns = [
     ),
     path("", include("ingest.urls")),
     path("", include("exhaust.urls")),
-    path("api/", include("exhaust.urls")),  # the dataset API is seen under both
+    path("api/", include("exhaust.urls")),  # the same API under both prefixes
     path("console/", include("exhaust.console.urls")),
     path("admin/", admin.site.urls),
     path("docs/", openapi.page),

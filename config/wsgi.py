@@ -14,8 +14,8 @@ from ingest.limits.admission import AdmissionControl  # noqa: E402
 
 application = AdmissionControl(
     _django, slots=max(1, settings.EXHAUST_DATABASE_POOL_SIZE - 1)
-)  # one is the probes'
+)  # one connection is for probes
 idle_connections.start_reaper(application.is_overloaded)
-sys.setswitchinterval(0.001)  # who is sent away waits for those at work no longer
+sys.setswitchinterval(0.001)  # busy threads delay 503 responses less
 gc.collect()
-gc.freeze()  # what is loaded stays; only what requests leave is looked through, and so more often
+gc.freeze()  # collections skip loaded modules, so they are fast enough to be frequent

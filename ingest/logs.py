@@ -34,7 +34,7 @@ ALLOWED_FIELDS = {
     "file", "job", "jobs", "key", "method", "ms", "networks", "permanent", "request", "role",
     "route", "schedule", "status", "won",
 }  # fmt: skip
-# what these put into their texts are names of tasks and queues, and addresses of our own servers
+# their arguments are names of tasks and queues, and addresses of our own servers
 TRUSTED_LOGGERS = {"_granian", "celery", "granian", "kombu", "psycopg"}
 MAX_MESSAGE_CHARACTERS = 500
 _CONNECTION_ERRORS = {"ConnectionError", "OSError", "OperationalError"}
