@@ -40,7 +40,7 @@ CHANNELS = 16  # channels that submit
 PAGES = 60
 BARS = {"read": 2000, "list": 1000, "submit": 500}
 P99_MS = {"read": 25}
-PAGE_MS = {"jobs page": 100, "conversation search": 50}
+PAGE_MS = {"exports page": 100, "conversation search": 50}
 WORDS = ("lunch", "school", "a", "7", "bot 99", "bot-000123", "nothing like it")
 _DAY = timedelta(days=1)
 
@@ -280,9 +280,11 @@ def forget_statistics() -> None:
 
 def time_pages(port: int, cookie: str) -> list[Result]:
     """Times the two pages that must be fast."""
-    searches = cycle(f"/console/{CHANNEL}/ask/conversations?q={quote(word)}" for word in WORDS)
+    searches = cycle(
+        f"/console/{CHANNEL}/exports/new/conversations?q={quote(word)}" for word in WORDS
+    )
     sides: dict[str, Callable[[], str]] = {
-        "jobs page": lambda: f"/console/{CHANNEL}/jobs",
+        "exports page": lambda: f"/console/{CHANNEL}/exports",
         "conversation search": lambda: next(searches),
     }
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

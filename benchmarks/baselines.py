@@ -95,7 +95,7 @@ def export_by_orm(selected: SelectedRows, _: list[Path], target: Path) -> list[P
 
 
 def _cell(column: Any, event: Any, selected: SelectedRows, is_refused: bool) -> Any:
-    if column.consented and is_refused:
+    if column.needs_consent and is_refused:
         return None
     match column.path:
         case ("payload", *names):
@@ -184,7 +184,7 @@ def _column_sql(column: Any) -> str:
             cell = "%(name)s::text"
         case (name,):
             cell = f"e.{name}"
-    return f"CASE WHEN p.consent IS NOT FALSE THEN {cell} END" if column.consented else cell
+    return f"CASE WHEN p.consent IS NOT FALSE THEN {cell} END" if column.needs_consent else cell
 
 
 # From files --------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def export_by_duckdb(
                 cell = "strftime(occurred_at, '%Y-%m-%dT%H:%M:%S.%g')"
             case (name,):
                 cell = name
-        if column.consented:
+        if column.needs_consent:
             cell = f"CASE WHEN NOT list_contains($refused, device_id) THEN {cell} END"
         cells.append(f'{cell} AS "{column.header}"')
     with duckdb.connect() as connection:
@@ -283,7 +283,7 @@ def export_by_spark(selected: SelectedRows, lines: list[Path], target: Path) -> 
         "lines": [str(path) for path in lines],
         "target": str(target),
         "columns": [
-            (column.header, column.kind, column.path, column.consented)
+            (column.header, column.kind, column.path, column.needs_consent)
             for column in export_columns()
         ],
         "conversation": selected.selection.conversation,

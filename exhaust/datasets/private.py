@@ -13,7 +13,7 @@ from ingest.privacy.encryption import decrypt
 
 class PrivateDataset(Dataset):
     name = "uci-private-exhaust"
-    title = "Participants"
+    title = "Participants (names, phones)"
     is_private = True
     scope = "export:private"
     name_suffix = "userinfo"

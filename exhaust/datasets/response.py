@@ -17,7 +17,7 @@ _ROLLUP = ("payload", "context", "rollup")
 
 class ResponseDataset(Dataset):
     name = "uci-response-exhaust"
-    title = "Answers"
+    title = "Responses"
     is_private = False
     scope = "export:response"
     name_suffix = "response"

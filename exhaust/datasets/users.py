@@ -6,7 +6,7 @@ from exhaust.datasets.cells import Column, decode_json, format_json
 
 class UsersDataset(FeedDataset):
     name = "users-exhaust"
-    title = "Users"
+    title = "User profiles"
     is_private = True
     scope = "export:private"
     pull_resource = "users"
