@@ -224,7 +224,7 @@ def run_campaign(
     builtins._is_active = campaign.is_active  # type: ignore[attr-defined]
     sys.meta_path.insert(0, Finder())
     signal.signal(signal.SIGALRM, _raise_timeout)
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "not browser"]
+    options = ["-q", "-n0", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "not browser"]
     if away:
         return int(pytest.main([*options, "-x", "--no-header", *tests]))
     exit_code = pytest.main([*options, *tests], plugins=[campaign])
