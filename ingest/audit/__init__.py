@@ -4,6 +4,8 @@ Authentication sets the actor once; the code below it records the act alone. An 
 a payload, a phone number or a link.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -62,6 +64,19 @@ ACTIONS = {
 }
 SERVICE_ACTOR = Actor("service")
 current_actor: ContextVar[Actor] = ContextVar("acting", default=SERVICE_ACTOR)
+
+
+@contextmanager
+def act_as(actor: Actor | None) -> Iterator[None]:
+    """Makes this the actor of what is recorded within; None changes nothing."""
+    if actor is None:
+        yield
+        return
+    token = current_actor.set(actor)
+    try:
+        yield
+    finally:
+        current_actor.reset(token)
 
 
 def record(

@@ -1,22 +1,33 @@
-"""Stores a batch: its events, rejections and profiles become rows in one commit.
+"""Stores batches: their events, rejections and profiles become rows.
 
 PostgreSQL takes binary arrays in one statement; SQLite takes the same rows one by one. Both end
 with the same rows.
 
-One statement stores nearly every batch: it looks for existing events and inserts the others, unless
-one of the existing has to be superseded. It takes no lock. Where another batch inserts one of the
-events first, or where there is more to do, the batch takes the slow path.
+`append_batches` stores many batches in one commit. One statement stores nearly all that a channel
+and a source bring at a time: it looks for existing events and inserts the others, unless one of the
+existing has to be superseded. It takes no lock. Where another transaction inserts one of the events
+first, or where there is more to do, each batch takes the slow path by itself, in its own commit.
+
+Rejections are written after the events' commit, so that they never hold the feed back.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import psycopg
-from django.db import DataError, connection, transaction
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    transaction,
+)
 
-from ingest import metrics
+from ingest import audit, metrics
 from ingest.adapters.json_body import json_equal, normalize_json
+from ingest.audit import Actor
 from ingest.db import binary_arrays
 from ingest.events import Batch, Event, Profile, Rejection, RequestError, StoreResult
 from ingest.feed.watermark import lock_positioned_tables
@@ -30,27 +41,246 @@ class _NeedsSlowPath(Exception):
     another batch brings one of the events at this moment."""
 
 
+class Pending(NamedTuple):
+    """A batch that waits to be stored, with the actor of its audit events."""
+
+    channel_id: int
+    batch: Batch
+    actor: Actor | None = None  # None: the current one
+
+
+Outcome = StoreResult | Exception
+
+
 def append_batch(channel_id: int, batch: Batch) -> StoreResult:
-    """Stores a batch with its rejections and profiles in one commit."""
-    result = _choose_path(channel_id, batch)
-    metrics.count_batch(batch.source, result.stored, result.duplicate, len(result.rejections))
+    """Stores one batch. Raises `django.db.Error` where the database does not take it."""
+    outcome = append_batches([Pending(channel_id, batch)])[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def append_batches(pending: Sequence[Pending]) -> list[Outcome]:
+    """Stores batches, in one commit where that is possible.
+
+    Returns for each its result, or the error that kept it from being stored. A batch that fails
+    does not fail the others. All that a result counts is committed.
+    """
+    outcomes: list[Outcome | None] = [None] * len(pending)
+    outage: OperationalError | None = None
+    if connection.vendor == "postgresql" and not connection.in_atomic_block:
+        _append_by_group(pending, outcomes)
+    elif len(pending) > 1:
+        _append_in_one_transaction(pending, outcomes)
+    for index, each in enumerate(pending):
+        outcome = outcomes[index]
+        if outcome is None:
+            outcome = outcomes[index] = outage or _append_alone(each)
+            if isinstance(outcome, OperationalError):
+                outage = outcome  # the others need not wait for the same server
+        if isinstance(outcome, StoreResult):
+            metrics.count_batch(
+                each.batch.source, outcome.stored, outcome.duplicate, len(outcome.rejections)
+            )
+    return outcomes  # type: ignore[return-value] # each has one by now
+
+
+def _append_alone(pending: Pending) -> Outcome:
+    try:
+        return _append(pending)
+    except Exception as error:  # the others go on
+        return error
+
+
+def _append(pending: Pending) -> StoreResult:
+    channel_id, batch, actor = pending
+    with audit.act_as(actor):
+        if batch.profiles and not batch.events:
+            erased = store_participants(channel_id, batch.received_at, batch.profiles)
+            result = StoreResult(len(batch.profiles), 0, batch.rejections, erased)
+        else:
+            result = _append_slowly(channel_id, batch)
+    _store_rejections(channel_id, batch, result.rejections)
     return result
 
 
-def _choose_path(channel_id: int, batch: Batch) -> StoreResult:
-    if batch.profiles and not batch.events:
-        return _store_profiles(channel_id, batch)
-    winners: dict[bytes, Event] = {}
-    for event in reversed(batch.events) if not batch.last_wins else batch.events:
-        winners[event.identity] = event
+def _store_rejections(channel_id: int, batch: Batch, rejected: Sequence[Rejection]) -> None:
+    if rejected:
+        rejections.store_rejections(
+            channel_id, batch.source, batch.received_at, rejected, batch.application_id
+        )
+
+
+# SQLite: each batch in a savepoint ----------------------------------------------------------------
+
+
+def _append_in_one_transaction(pending: Sequence[Pending], outcomes: list[Outcome | None]) -> None:
+    try:
+        with transaction.atomic():
+            for index, each in enumerate(pending):
+                try:
+                    with transaction.atomic():
+                        outcomes[index] = _append(each)
+                except Exception as error:  # the others go on
+                    outcomes[index] = error
+    except DatabaseError as error:  # of the commit
+        outcomes[:] = [error] * len(pending)
+
+
+# PostgreSQL: one statement for each group, all in one commit --------------------------------------
+
+_GroupKey = tuple[int, str, int, bool]  # channel, source, application or 0, whether the last wins
+
+
+class _Group:
+    """The batches of a channel and a source that one statement stores."""
+
+    def __init__(self) -> None:
+        self.indexes: list[int] = []  # of the batches
+        self.winners: dict[bytes, tuple[Event, int]] = {}  # and the index of its batch
+
+    def add(self, index: int, batch: Batch) -> bool:
+        """Adds a batch. Returns False where it must be stored after those that are here."""
+        if batch.last_wins and not self.winners.keys().isdisjoint(
+            [event.identity for event in batch.events]
+        ):
+            return False  # both versions get a row, as if one came later
+        self.indexes.append(index)
+        for identity, event in _choose_winners(batch).items():
+            self.winners.setdefault(identity, (event, index))
+        return True
+
+
+def _choose_winners(batch: Batch) -> dict[bytes, Event]:
+    ordered = batch.events if batch.last_wins else reversed(batch.events)
+    return {event.identity: event for event in ordered}
+
+
+def _append_by_group(pending: Sequence[Pending], outcomes: list[Outcome | None]) -> None:
+    groups: dict[_GroupKey, _Group] = {}
+    profiles: dict[tuple[int, Actor | None], list[int]] = {}
+    for index, (channel_id, batch, actor) in enumerate(pending):
+        if batch.events and not batch.profiles:
+            key = (channel_id, batch.source, batch.application_id or 0, batch.last_wins)
+            groups.setdefault(key, _Group()).add(index, batch)
+        elif batch.profiles and not batch.events:
+            profiles.setdefault((channel_id, actor), []).append(index)
+        elif not batch.events:
+            outcomes[index] = StoreResult(0, 0, batch.rejections)
+    ordered = [(key, groups[key]) for key in sorted(groups)]  # one order of locking
+    if ordered and not _insert_groups(ordered, pending, outcomes) and len(ordered) > 1:
+        for each in ordered:  # the one that fails does not fail the others
+            _insert_groups([each], pending, outcomes)
+    for (channel_id, _), indexes in profiles.items():
+        if len(indexes) > 1:
+            _store_profile_group(channel_id, indexes, pending, outcomes)
+    for index, (channel_id, batch, _) in enumerate(pending):
+        if outcomes[index] is not None and batch.rejections:
+            try:
+                _store_rejections(channel_id, batch, batch.rejections)
+            except DatabaseError as error:
+                outcomes[index] = error
+
+
+def _insert_groups(
+    groups: Sequence[tuple[_GroupKey, _Group]],
+    pending: Sequence[Pending],
+    outcomes: list[Outcome | None],
+) -> bool:
+    """Stores groups in one commit and one round trip. Returns False where nothing was stored.
+
+    A group that needs the slow path leaves no outcomes.
+    """
+    statements = []
+    for (channel_id, source, application_id, last_wins), group in groups:
+        rows = sorted(group.winners.values(), key=lambda row: row[0].identity)
+        columns = _build_columns(
+            channel_id,
+            source,
+            application_id or None,
+            [event for event, _ in rows],
+            [pending[index].batch.received_at for _, index in rows],
+        )
+        statements.append((_select_insert(last_wins), columns))
+    connection.ensure_connection()
+    database = connection.connection
+    try:
+        with connection.wrap_database_errors:
+            cursors = []
+            try:
+                with database.pipeline():  # one round trip
+                    database.execute("BEGIN")
+                    database.execute(_DISABLE_SEQSCAN)
+                    for sql, columns in statements:
+                        cursors.append(cursor := psycopg.Cursor(database))
+                        cursor.execute(sql, columns)
+                    database.execute("COMMIT")
+            finally:
+                if not database.closed:
+                    database.rollback()  # does nothing after a commit
+    except (DataError, IntegrityError, OperationalError):
+        connection.close_if_unusable_or_obsolete()
+        return False
+    for (_, group), cursor in zip(groups, cursors, strict=True):
+        stored_count, needs_slow_path, stored = cursor.fetchone() or (0, True, None)
+        if not needs_slow_path:
+            _count_group(group, stored_count, stored, pending, outcomes)
+    return True
+
+
+def _count_group(
+    group: _Group,
+    stored_count: int,
+    stored: bytes | None,
+    pending: Sequence[Pending],
+    outcomes: list[Outcome | None],
+) -> None:
+    """Counts for each batch of a group what was stored; `stored` names it where not all was."""
+    counts = dict.fromkeys(group.indexes, 0)
+    if stored_count == len(group.winners):
+        for _, index in group.winners.values():
+            counts[index] += 1
+    elif stored:
+        for offset in range(0, len(stored), 16):
+            counts[group.winners[stored[offset : offset + 16]][1]] += 1
+    for index, count in counts.items():
+        batch = pending[index].batch
+        outcomes[index] = StoreResult(count, len(batch.events) - count, batch.rejections)
+
+
+def _store_profile_group(
+    channel_id: int,
+    indexes: list[int],
+    pending: Sequence[Pending],
+    outcomes: list[Outcome | None],
+) -> None:
+    """Stores the profiles of batches of one actor in one commit; on an error none of them."""
+    batches = [pending[index].batch for index in indexes]
+    actor = pending[indexes[0]].actor
+    try:
+        with audit.act_as(actor):
+            erased = store_participants(
+                channel_id,
+                max(batch.received_at for batch in batches),
+                [profile for batch in batches for profile in batch.profiles],
+            )
+    except DatabaseError:
+        connection.close_if_unusable_or_obsolete()
+        return
+    erased_ids = set(map(id, erased))
+    for index, batch in zip(indexes, batches, strict=True):
+        own = [profile for profile in batch.profiles if id(profile) in erased_ids]
+        outcomes[index] = StoreResult(len(batch.profiles), 0, batch.rejections, own)
+
+
+# One batch by itself ------------------------------------------------------------------------------
+
+
+def _append_slowly(channel_id: int, batch: Batch) -> StoreResult:
     # one order on both databases, and one order of locking
-    events = sorted(winners.values(), key=lambda event: event.identity)
+    events = sorted(_choose_winners(batch).values(), key=lambda event: event.identity)
     if connection.in_atomic_block:
         lock_positioned_tables()  # before our savepoint, whose end would release the lock
-    elif connection.vendor == "postgresql" and events and not (batch.rejections or batch.profiles):
-        with suppress(_NeedsSlowPath, DataError):
-            stored = _insert_fast_path(channel_id, batch, events)
-            return StoreResult(stored, len(batch.events) - stored, [])
     insert, may_supersede = _insert, False
     while True:
         try:
@@ -83,23 +313,11 @@ def _insert_slow_path(
                     cursor.execute(_LOCK_IDENTITIES, {"i": [e.identity for e in events]})
         stored = insert(channel_id, batch, events, late_rejections, may_supersede)
         rejected = [*batch.rejections, *late_rejections]
-        rejections.store_rejections(
-            channel_id, batch.source, batch.received_at, rejected, batch.application_id
-        )
         erased: Sequence[Profile] = ()
         if batch.profiles:
             erased = store_participants(channel_id, batch.received_at, batch.profiles)
     duplicate = len(batch.events) - stored - len(late_rejections)
     return StoreResult(stored, duplicate, rejected, erased)
-
-
-def _store_profiles(channel_id: int, batch: Batch) -> StoreResult:
-    with transaction.atomic():
-        erased = store_participants(channel_id, batch.received_at, batch.profiles)
-        rejections.store_rejections(
-            channel_id, batch.source, batch.received_at, batch.rejections, batch.application_id
-        )
-    return StoreResult(len(batch.profiles), 0, batch.rejections, erased)
 
 
 def ensure_conversations(channel_id: int, events: list[Event]) -> dict[str, int]:
@@ -196,17 +414,19 @@ WITH existing AS MATERIALIZED (
     WHERE channel_id = %(channel)s AND identifier = ANY(%(conversations)b)
 ), stored AS (
     INSERT INTO ingest_storedevent ({_COLUMNS})
-    SELECT o, %(received_at)s, %(channel)s, %(application)s, conversation.id, a, i, %(source)s,
+    SELECT o, r, %(channel)s, %(application)s, conversation.id, a, i, %(source)s,
            t, d, s, n, p::jsonb
-    FROM unnest(%(o)b, %(c)b, %(a)b, %(i)b, %(t)b, %(d)b, %(s)b, %(n)b, %(p)b)
-         AS new(o, c, a, i, t, d, s, n, p) LEFT JOIN conversation ON conversation.identifier = c
+    FROM unnest(%(o)b, %(r)b, %(c)b, %(a)b, %(i)b, %(t)b, %(d)b, %(s)b, %(n)b, %(p)b)
+         AS new(o, r, c, a, i, t, d, s, n, p) LEFT JOIN conversation ON conversation.identifier = c
     WHERE i NOT IN (SELECT i FROM existing) AND NOT EXISTS (SELECT FROM existing WHERE differs)
           AND (SELECT count(*) FROM conversation) = cardinality(%(conversations)b)
     ORDER BY i {{conflict}}
-    RETURNING 1
+    RETURNING identity
 )
 SELECT (SELECT count(*) FROM stored), EXISTS (SELECT FROM existing WHERE differs)
-       OR (SELECT count(*) FROM conversation) < cardinality(%(conversations)b)
+       OR (SELECT count(*) FROM conversation) < cardinality(%(conversations)b),
+       CASE WHEN (SELECT count(*) FROM stored) < cardinality(%(i)b)
+            THEN (SELECT string_agg(uuid_send(identity), NULL) FROM stored) END
 """  # noqa: S608
 _INSERT_FIRST_WINS = _INSERT_BATCH.format(
     differs="false",
@@ -252,31 +472,18 @@ SELECT id, payload, device_id FROM ingest_storedevent WHERE identity = %s AND su
 _SUPERSEDE_ROW = "UPDATE ingest_storedevent SET superseded_xid = %s WHERE id = %s"
 
 
-def _insert_fast_path(channel_id: int, batch: Batch, events: list[Event]) -> int:
-    """Commits, and returns the number of new rows. Raises `DataError` and `_NeedsSlowPath`."""
-    columns = _build_columns(channel_id, batch, events)
-    connection.ensure_connection()
-    database = connection.connection
-    with connection.wrap_database_errors:
-        try:
-            with database.pipeline():  # one round trip
-                database.execute("BEGIN")
-                database.execute(_DISABLE_SEQSCAN)
-                cursor = psycopg.Cursor(database)
-                cursor.execute(
-                    _INSERT_LAST_WINS if batch.last_wins else _INSERT_FIRST_WINS, columns
-                )
-                database.execute("COMMIT")
-            return _read_stored_count(cursor)
-        except _RACE_ERRORS as error:
-            raise _NeedsSlowPath from error
-        finally:
-            if not database.closed:
-                database.rollback()  # does nothing after a commit
+def _select_insert(last_wins: bool) -> str:
+    return _INSERT_LAST_WINS if last_wins else _INSERT_FIRST_WINS
 
 
 def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], may_supersede: bool) -> int:
-    columns = _build_columns(channel_id, batch, events)
+    columns = _build_columns(
+        channel_id,
+        batch.source,
+        batch.application_id,
+        events,
+        [batch.received_at] * len(events),
+    )
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         try:
             if may_supersede:
@@ -284,7 +491,7 @@ def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], may_super
             # An insert gives the transaction its number. Superseding comes first, so that no
             # version gets a lower position than the one that it replaces.
             ensure_conversations(channel_id, events)
-            cursor.execute(_INSERT_LAST_WINS if batch.last_wins else _INSERT_FIRST_WINS, columns)
+            cursor.execute(_select_insert(batch.last_wins), columns)
             return _read_stored_count(cursor)
         except _RACE_ERRORS as error:
             raise _NeedsSlowPath from error
@@ -294,23 +501,29 @@ def _insert_arrays(channel_id: int, batch: Batch, events: list[Event], may_super
 _RACE_ERRORS = (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected)
 
 
-def _read_stored_count(cursor: psycopg.Cursor[tuple[int, bool]]) -> int:
+def _read_stored_count(cursor: psycopg.Cursor[tuple[int, bool, bytes | None]]) -> int:
     """Returns the statement's number of new rows. Raises `_NeedsSlowPath`."""
-    stored, needs_slow_path = cursor.fetchone() or (0, True)
+    stored, needs_slow_path, _ = cursor.fetchone() or (0, True, None)
     if needs_slow_path:
         raise _NeedsSlowPath
     return stored
 
 
-def _build_columns(channel_id: int, batch: Batch, events: list[Event]) -> dict[str, Any]:
+def _build_columns(
+    channel_id: int,
+    source: str,
+    application_id: int | None,
+    events: list[Event],
+    received_at: list[datetime],
+) -> Mapping[str, Any]:
     conversations = [e.conversation for e in events]
     return {
-        "received_at": batch.received_at,
         "channel": channel_id,
-        "application": batch.application_id,
-        "source": batch.source,
+        "application": application_id,
+        "source": source,
         "conversations": binary_arrays.texts(sorted(set(conversations) - {""})),
         "o": binary_arrays.moments([e.occurred_at for e in events]),
+        "r": binary_arrays.moments(received_at),
         "c": binary_arrays.texts(conversations),
         "a": binary_arrays.booleans([e.is_answer for e in events]),
         "i": binary_arrays.uuids([e.identity for e in events]),

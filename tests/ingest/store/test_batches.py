@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
+from msgspec import structs
 
 from ingest.adapters import telemetry
+from ingest.audit import Actor
 from ingest.events import Batch, Call, Event, Profile, Rejection, event_identity
-from ingest.models import Conversation, Participant, RejectedEvent, StoredEvent
+from ingest.models import AuditEvent, Conversation, Participant, RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt
 from ingest.store import batches, rejections
 from tests.conftest import make_channel
@@ -210,17 +212,21 @@ def test_rejected_event_keeps_first_256_kib():
     assert decrypt(row.encrypted_body) == raw[: 256 * 1024]
 
 
-def test_failed_batch_stores_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.django_db(transaction=True)
+def test_batch_without_its_rejections_is_resent(monkeypatch: pytest.MonkeyPatch):
     channel = make_channel()
 
     def fail(*_: Any) -> None:
         raise IntegrityError("the disk is full")
 
-    monkeypatch.setattr(rejections, "store_rejections", fail)
-    with pytest.raises(IntegrityError):
-        batches.append_batch(channel.id, batch(answer(1), 5, answer(2)))
+    with monkeypatch.context() as patch:
+        patch.setattr(rejections, "store_rejections", fail)
+        with pytest.raises(IntegrityError):
+            batches.append_batch(channel.id, batch(answer(1), 5, answer(2)))
 
-    assert counts() == (0, 0, 0)
+    outcome = batches.append_batch(channel.id, batch(answer(1), 5, answer(2)))
+    assert outcome_counts(outcome) == (0, 2, 1)
+    assert counts() == (2, 1, 1)
 
 
 def test_unstorable_event_on_both_databases():
@@ -609,18 +615,136 @@ def test_first_consent_may_be_old():
     assert fetch_participant().consent is False
 
 
-def test_profiles_share_one_commit(monkeypatch: pytest.MonkeyPatch):
+def test_profiles_and_their_rejections():
     store_profiles(profile(), rejections=(Rejection(1, "phone", "no phone", b"{}"),))
     assert (Participant.objects.count(), RejectedEvent.objects.count()) == (1, 1)
     assert RejectedEvent.objects.get().source == "participants"
 
-    def fail(*_: Any) -> None:
-        raise IntegrityError
 
-    monkeypatch.setattr(rejections, "store_rejections", fail)
-    with pytest.raises(IntegrityError):
-        store_profiles(profile(device_id="other"))
-    assert Participant.objects.count() == 1
+# Several batches in one commit -------------------------------------------------------------------
+
+
+def append_all(*pending: batches.Pending) -> list[tuple[int, int, int] | str]:
+    """Stores batches at once. Returns the counts of each, or the name of its error."""
+    return [
+        outcome_counts(outcome)
+        if isinstance(outcome, batches.StoreResult)
+        else type(outcome).__name__
+        for outcome in batches.append_batches(pending)
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_batch_has_its_counts():
+    here, there = make_channel(), make_channel("ORG_002")
+    batches.append_batch(here.id, batch(answer(9)))
+    other = telemetry.parse(json.dumps([answer(1), 5]).encode(), Call("ORG_002", RECEIVED_AT))
+
+    outcomes = append_all(
+        batches.Pending(here.id, batch(answer(1), answer(2))),
+        batches.Pending(there.id, other),
+        batches.Pending(here.id, batch(answer(2), answer(3), answer(9))),
+        batches.Pending(here.id, batch()),
+        batches.Pending(here.id, batch(answer(3), answer(3))),
+    )
+
+    assert outcomes == [(2, 0, 0), (1, 0, 1), (1, 2, 0), (0, 0, 0), (0, 2, 0)]
+    assert counts()[:2] == (5, 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_moment_of_arrival_is_each_batchs_own():
+    channel = make_channel()
+    first, second = (
+        batch(answer(1)),
+        structs.replace(batch(answer(2)), received_at=RECEIVED_AT + timedelta(hours=1)),
+    )
+
+    append_all(batches.Pending(channel.id, first), batches.Pending(channel.id, second))
+
+    times = StoredEvent.objects.order_by("occurred_at").values_list("received_at", flat=True)
+    assert list(times) == [first.received_at, RECEIVED_AT + timedelta(hours=1)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_versions_at_once_are_versions_in_turn():
+    channel = make_channel()
+
+    outcomes = append_all(
+        *(
+            batches.Pending(
+                channel.id,
+                Batch("skalin", RECEIVED_AT, [version(text)], [], last_wins=True),
+            )
+            for text in ("1", "2", "2")
+        )
+    )
+
+    assert outcomes == [(1, 0, 0), (1, 0, 0), (0, 1, 0)]
+    assert StoredEvent.objects.count() == 2
+    assert current_events() == [2]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_failed_batch_fails_no_other(monkeypatch: pytest.MonkeyPatch):
+    channel = make_channel()
+    store_rejections = rejections.store_rejections
+
+    def fail_for_skalin(channel_id: int, source: str, *rest: Any) -> None:
+        if source == "skalin":
+            raise IntegrityError
+        store_rejections(channel_id, source, *rest)
+
+    monkeypatch.setattr(rejections, "store_rejections", fail_for_skalin)
+    refused = (Rejection(0, "type", "no type", b"{}"),)
+
+    outcomes = append_all(
+        batches.Pending(channel.id, batch(answer(1), 5)),
+        batches.Pending(channel.id, Batch("skalin", RECEIVED_AT, [version("1")], list(refused))),
+        batches.Pending(channel.id, batch(answer(2), answer(3))),
+    )
+
+    assert outcomes[0] == (1, 0, 1)
+    assert outcomes[1] == "IntegrityError"
+    assert outcomes[2] == (2, 0, 0)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_unstorable_event_among_batches():
+    channel = make_channel()
+    unstorable = parse_sample(b"[" + small_body(2) + b"]")
+
+    outcomes = append_all(
+        batches.Pending(channel.id, batch(answer(1))),
+        batches.Pending(channel.id, unstorable),
+        batches.Pending(channel.id, batch(answer(3))),
+    )
+
+    assert outcomes == [(1, 0, 0), (0, 0, 1), (1, 0, 0)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_profiles_at_once_have_their_actors():
+    channel = make_channel()
+    granted = [
+        batches.Pending(
+            channel.id,
+            Batch(
+                "participants",
+                RECEIVED_AT,
+                [],
+                [],
+                profiles=(profile(device_id=name, consent=True),),
+            ),
+            Actor(actor),
+        )
+        for name, actor in (("a", "one"), ("b", "one"), ("c", "two"))
+    ]
+
+    assert append_all(*granted) == [(1, 0, 0)] * 3
+    assert Participant.objects.count() == 3
+    actors = AuditEvent.objects.filter(action="consent.changed").values_list("actor", flat=True)
+    assert set(actors) == {"one", "two"}
 
 
 # Concurrency ------------------------------------------------------------------------------------
