@@ -5,6 +5,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from decimal import Context, Decimal
+from io import BytesIO
 from typing import Annotated, Any
 
 import msgspec
@@ -12,6 +13,8 @@ import msgspec
 from ingest.events import RequestError
 
 MAX_BODY_BYTES = 8 * 1024 * 1024  # of a body, as sent and decompressed
+MAX_UNPACKED_BYTES = 16 * 1024 * 1024  # of gzip, where a source takes more than that
+MAX_RATIO = 100  # of what gzip unpacks to beyond `MAX_BODY_BYTES`; batches of events reach 30
 NDJSON = "application/x-ndjson"
 _STEP = 64 * 1024
 
@@ -23,20 +26,25 @@ def decode(sent: bytes, encoding: str = "identity", max_bytes: int = MAX_BODY_BY
     for an empty body.
     """
     encoding = encoding.strip().lower()
-    if encoding == "gzip":
+    if encoding in {"gzip", "x-gzip"}:
         sent = gunzip(sent, max_bytes)
-    elif encoding != "identity":
+    elif encoding not in {"", "identity"}:
         raise RequestError("encoding", "This Content-Encoding is not read; use gzip.", 415)
-    sent = sent.removeprefix(b"\xef\xbb\xbf")
-    if not sent.strip():
+    # without the last line feed, which a parser would strip from a further copy
+    sent = sent.removeprefix(b"\xef\xbb\xbf").rstrip()
+    if not sent:
         raise RequestError("empty", "The body is empty.")
     return sent
 
 
 def gunzip(sent: bytes, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """Returns the content of one layer of gzip. Raises `RequestError`: 413 over `max_bytes`."""
-    plain = bytearray()
-    offset = 0
+    """Returns the content of one layer of gzip.
+
+    Raises `RequestError`: 413 over `max_bytes`, and over 8 MiB for gzip that unpacks to more than
+    `MAX_RATIO` times what was read of it so far; 400 for broken gzip.
+    """
+    plain = BytesIO()  # its value is the buffer itself, so that there is never a second copy
+    size = offset = 0
     while offset < len(sent):
         member = zlib.decompressobj(31)
         step = 512  # grows: bytes after a member's end are copied, and there may be many members
@@ -52,11 +60,19 @@ def gunzip(sent: bytes, max_bytes: int = MAX_BODY_BYTES) -> bytes:
                 raise RequestError("gzip", "The body says gzip but cannot be unfolded.") from None
             if not piece and not more and not member.eof:
                 raise RequestError("gzip", "The gzip body is cut off.")
-            plain += more
-            if len(plain) > max_bytes:
+            size += plain.write(more)
+            if size > max_bytes:
                 raise too_large(max_bytes)
+            consumed = offset - len(member.unconsumed_tail)
+            if size > MAX_BODY_BYTES and size > MAX_RATIO * consumed:
+                raise RequestError(
+                    "too_large",
+                    f"The gzip unpacks to more than {MAX_BODY_BYTES} bytes and {MAX_RATIO} times"
+                    " its size; send less at once.",
+                    413,
+                )
         offset -= len(member.unused_data)
-    return bytes(plain)
+    return plain.getvalue()
 
 
 def too_large(max_bytes: int) -> RequestError:

@@ -275,9 +275,9 @@ def _decompress(raw: bytes) -> bytes:
         for offset in range(0, len(compressed), _DECOMPRESS_BYTES):
             plain += gzip.decompress(
                 compressed[offset : offset + _DECOMPRESS_BYTES],
-                json_body.MAX_BODY_BYTES - len(plain) + 1,
+                json_body.MAX_UNPACKED_BYTES - len(plain) + 1,
             )
-            if len(plain) > json_body.MAX_BODY_BYTES:
+            if len(plain) > json_body.MAX_UNPACKED_BYTES:
                 break
     return bytes(plain)
 

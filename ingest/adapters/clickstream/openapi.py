@@ -53,7 +53,8 @@ OPERATIONS = (
         "collectClicks",
         """Send AWS Clickstream events.
 
-        200 without a body means that they are stored. The body may be gzip, or base64 of gzip.
+        200 without a body means that they are stored. The body may be gzip, or base64 of gzip: up
+        to 1 MiB as sent, and 16 MiB unpacked.
         """,
         None,
         {schema.JSON: (ClickstreamEvent(many=True), ClickstreamEvent)},

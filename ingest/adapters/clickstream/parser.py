@@ -89,7 +89,7 @@ def decompress(body: bytes) -> bytes:
     Raises `RequestError`.
     """
     if body.startswith(_GZIP):
-        body = json_body.gunzip(body)
+        body = json_body.gunzip(body, json_body.MAX_UNPACKED_BYTES)
     document = body.removeprefix(b"\xef\xbb\xbf").strip()
     if not document:
         raise RequestError("empty", "The body is empty.")
@@ -104,7 +104,8 @@ def decompress(body: bytes) -> bytes:
         raise RequestError(
             "not_a_batch", "Send an array of events, an event, or base64 of its gzip."
         )
-    document = json_body.gunzip(compressed).removeprefix(b"\xef\xbb\xbf").strip()
+    document = json_body.gunzip(compressed, json_body.MAX_UNPACKED_BYTES)
+    document = document.removeprefix(b"\xef\xbb\xbf").strip()
     if document[:1] not in {b"[", b"{"}:
         raise RequestError("not_a_batch", "In the gzip is neither an array of events nor an event.")
     return document

@@ -7,7 +7,9 @@ import json
 import time
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
@@ -80,6 +82,60 @@ def encode_events(*events: Any) -> bytes:
 def mobile(raw: bytes) -> bytes:
     """A body as the Android and Swift SDKs send it."""
     return base64.b64encode(gzip.compress(raw))
+
+
+def load_generator_batch() -> bytes:
+    """A batch in the size and the shape that AWS' own load generator sends by default."""
+    random = Random(1)
+    events = []
+    for number in range(10_000):
+        if number % 4 == 0:  # the next user, with four events
+            unique_id, device_id = f"{random.getrandbits(128):032x}", f"{random.getrandbits(64):x}"
+            begun = HAPPENED_MS + random.randrange(40_000_000)
+        at = begun + number % 4 * 9000 + random.randrange(2000)
+        events.append(
+            {
+                "unique_id": unique_id, "event_type": "_screen_view", "app_id": APP,
+                "event_id": f"{random.getrandbits(128):032x}", "timestamp": at,
+                "device_id": device_id, "platform": "Android", "os_version": "12.1",
+                "make": "Samsung", "brand": "Samsung", "model": "Galaxy S22", "locale": "en_US",
+                "carrier": "T-Mobile", "network_type": "Mobile", "screen_height": 2400,
+                "screen_width": 1080, "zone_offset": 28_800_000, "system_language": "en",
+                "country": "United States", "country_code": "US", "sdk_version": "0.7.1",
+                "sdk_name": "aws-solution-clickstream-sdk", "app_version": "1.2.0",
+                "app_package_name": "com.example.notepad", "app_title": "Notepad",
+                "user": {
+                    name: {"value": value, "set_timestamp": begun}
+                    for name, value in (
+                        ("_user_first_touch_timestamp", begun),
+                        ("_user_id", unique_id[:8]),
+                        ("_user_name", "Asha of " + unique_id[:4]),
+                    )
+                },
+                "attributes": {
+                    "_session_id": f"{unique_id[-8:]}-{begun}", "_session_duration": at - begun,
+                    "_session_start_timestamp": begun, "_channel": "Play Store",
+                    "_traffic_source_source": "search", "_traffic_source_medium": "organic",
+                    "_screen_name": "NotepadActivity", "_entrances": 0,
+                    "_screen_id": "com.example.notepad.NotepadActivity",
+                    "_previous_screen_name": "LoginActivity",
+                    "_previous_screen_id": "com.example.notepad.LoginActivity",
+                    "_engagement_time_msec": random.randrange(60_000),
+                    "note_id": random.randrange(500),
+                },
+            }
+        )  # fmt: skip
+    return mobile(json.dumps(events).encode())
+
+
+def traced_peak(read: Callable[[], object]) -> int:
+    """Returns the most bytes that were held meanwhile."""
+    tracemalloc.start()
+    try:
+        read()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def digest(raw: bytes) -> str:
@@ -481,6 +537,45 @@ def test_numeric_ids_become_text():
 
     assert (got.conversation, got.is_answer) == ("9", True)
     assert json.loads(got.payload)["edata"]["item"]["id"] == "4"
+
+
+# Large bodies -----------------------------------------------------------------------------------
+
+
+def test_load_generator_batch_is_stored(shop: Client):
+    sent = load_generator_batch()
+    assert 0.8e6 < len(sent) < MAX_BODY_BYTES
+    assert len(clickstream.decompress(sent)) > 12e6
+
+    assert post(shop, sent, platform="Android", compression="gzip").status_code == 200
+    assert StoredEvent.objects.count() == 10_000
+    assert not RejectedEvent.objects.exists()
+
+
+def test_large_batch_is_in_memory_twice():
+    sent = load_generator_batch()
+    size = len(clickstream.decompress(sent))
+
+    assert traced_peak(lambda: clickstream.decompress(sent)) < 1.25 * size
+    # the text, and the events made of it
+    assert traced_peak(lambda: parse_body(sent)) < 2.5 * size
+
+
+def test_unpacked_size_and_ratio_limit():
+    noise = Random(2).randbytes(300_000).hex().encode()  # unpacks to twice its size
+    largest = json_body.MAX_UNPACKED_BYTES - 2
+    for inside in (noise.ljust(largest), b" " * 8_000_000):
+        assert parse_body(gzip.compress(b"[" + inside + b"]")).events == []
+
+    for inside in (noise.ljust(largest + 1), b" " * 9_000_000):
+        with pytest.raises(RequestError) as refused:
+            parse_body(gzip.compress(b"[" + inside + b"]"))
+        assert (refused.value.status, refused.value.reason) == (413, "too_large")
+
+
+def test_bomb_is_refused_after_eight_mebibytes():
+    for sent in (bomb(), base64.b64encode(bomb()[:700_000])):
+        assert traced_peak(lambda sent=sent: read_or_refused(sent)) < 13 * 2**20
 
 
 # Any bytes --------------------------------------------------------------------------------------
