@@ -220,7 +220,7 @@ def list_endpoints(
     """(path, regular expression, method, view) of each operation."""
     for pattern in patterns:
         path = prefix + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(pattern.pattern))
-        if path.startswith(SKIPPED):
+        if path in SKIPPED:
             continue
         if isinstance(pattern, URLResolver):
             yield from list_endpoints(pattern.url_patterns, path)

@@ -12,7 +12,16 @@ ADAPTER = Adapter(
     openapi="ingest.adapters.telemetry.openapi",
     endpoints=(
         Endpoint(
-            routes=("v1/telemetry", "data/v1/telemetry", "data/v3/telemetry"),
+            routes=(
+                "v1/telemetry",
+                "data/v1/telemetry",
+                "data/v3/telemetry",
+                # as Sunbird's gateway, portal and editors name them in public
+                "api/data/v1/telemetry",
+                "api/data/v3/telemetry",
+                "content/data/v1/telemetry",
+                "action/data/v3/telemetry",
+            ),
             method_detail="Telemetry comes by POST.",
             check=accept_json,
             parse=parse,

@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
 
+from ingest.adapters import ADAPTERS
 from ingest.models import ApiKey, Channel, Conversation, Participant, RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt, reencrypt
 from ingest.store import batches
@@ -71,9 +72,9 @@ def problem(response: HttpResponse, status: int, reason: str) -> str:
 # Telemetry --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/v1/telemetry", "/data/v1/telemetry", "/data/v3/telemetry"])
-def test_batch_is_stored_and_counted(sender: Client, path: str):
-    response = post(sender, PUBLISHED, path)
+@pytest.mark.parametrize("route", ADAPTERS["telemetry"].endpoints[0].routes)
+def test_batch_is_stored_and_counted(sender: Client, route: str):
+    response = post(sender, PUBLISHED, "/" + route)
 
     said = response.json()
     assert response.status_code == 200
