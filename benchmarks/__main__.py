@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,13 @@ TIMED = {
         "--rows 20000 --seconds 2",
         "--rows 100000 --seconds 5",
         "--rows 1000000 --seconds 60 --rounds 3",
+    ),
+    "hot_paths": Timed(
+        "ingest and polling by small requests, against FastAPI, Fastify and COPY; needs Redis, wrk",
+        "--only ingest-1-16 read-16 --no-peers --seconds 1 --rounds 1 --jobs 500",
+        "--only ingest source read list submit latency tenants embedded memory --seconds 3"
+        " --rounds 2",
+        "--seconds 10 --rounds 5",
     ),
     "overload": Timed(
         "ten times more requests than the capacity; needs Redis",
@@ -193,8 +201,10 @@ def skip_reason(name: str) -> str:
     if find_spec(f"benchmarks.{name}") is None:
         return "there is no such benchmark"
     redis = os.environ.get("CELERY_BROKER_URL", "").startswith("redis")
-    if name == "overload" and not redis:
+    if name in {"overload", "hot_paths"} and not redis:
         return "CELERY_BROKER_URL names no Redis server"
+    if name == "hot_paths" and not shutil.which("wrk"):
+        return "wrk is missing: apt-get install wrk"
     return ""
 
 

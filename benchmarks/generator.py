@@ -43,7 +43,13 @@ class Generator:
         self._count = 0
         self.acknowledged: list[str] = []
 
-    def run(self, rate: float, seconds: float, is_awake: bool = False) -> dict[str, Any]:
+    def run(
+        self,
+        rate: float,
+        seconds: float,
+        is_awake: bool = False,
+        connections: int = CONNECTIONS,
+    ) -> dict[str, Any]:
         """Sends `rate` requests per second without waiting; 0 waits for each response."""
         while self._free:
             self._close(self._free.popleft())  # a server closes idle connections
@@ -64,7 +70,7 @@ class Generator:
                         unsent += 1
                     due_at += 1 / rate
             else:
-                while self._busy < CONNECTIONS and self._send(now):
+                while self._busy < connections and self._send(now):
                     sent += 1
             patience = max(0.0, min(due_at, end) - time.monotonic()) if rate else 0.1
             self._poll_once(0 if is_awake else patience)

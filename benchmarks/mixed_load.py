@@ -48,7 +48,8 @@ def main() -> None:
     with harness.temporary_folder() as var, harness.postgresql() as url:
         variables = {
             **harness.environment(url, var),
-            "EXHAUST_RATE_LIMIT_MULTIPLIER": "0",
+            "EXHAUST_LOG_LEVEL": "INFO",
+            "EXHAUST_RATE_LIMIT_MULTIPLIER": "10000",
             "EXHAUST_MAX_RUNNING_PER_CHANNEL": "1",
         }
         if broker.startswith("redis"):

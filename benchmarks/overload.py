@@ -128,7 +128,9 @@ def measure(
     unknown = [number for number in stored if number not in acknowledged]
     print(f"\nacknowledged {len(acknowledged):,} batches of {options.batch}; lost or in part "
           f"{len(lost)}; stored without an acknowledgement {len(unknown)}")  # fmt: skip
-    return [*build_results(capacity_runs, floods, options.batch), *memory_growth(samples)], not lost
+    lost_line = Result("acknowledged batches that are lost", "batches", [len(lost)], bar="<= 0")
+    lines = build_results(capacity_runs, floods, options.batch)
+    return [*lines, *memory_growth(samples), lost_line], not lost
 
 
 def build_results(
