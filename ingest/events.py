@@ -128,25 +128,28 @@ def event_identity(occurred_at: datetime | None, *parts: str, prefix: bytes = b"
 
 def length_prefixed(*parts: str) -> bytes:
     """Each part behind its length, so that no two lists of parts are one."""
-    prefixed = b""
+    pieces: list[bytes] = []
     for part in parts:
         encoded = part.encode()
-        prefixed += len(encoded).to_bytes(4) + encoded
-    return prefixed
+        size = len(encoded)
+        pieces += (_SIZES[size] if size < 256 else size.to_bytes(4), encoded)
+    return b"".join(pieces)
 
 
+_SIZES = [size.to_bytes(4) for size in range(256)]
 EARLIEST_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+_EARLIEST_MS = int(EARLIEST_TIME.timestamp() * 1000)
 
 
 def parse_timestamp(value: float, field: str) -> datetime:
     """The moment a number since 1970 names: seconds, milliseconds or microseconds, by its size."""
+    if isinstance(value, int) and _EARLIEST_MS <= value < 10**14:
+        return datetime.fromtimestamp(value / 1000, UTC)  # nearly always
     try:
         if abs(value) < 1e11:
             seconds = round(value, 3)
         elif abs(value) < 1e14:
-            seconds = value / 1000
-            if not isinstance(value, int):  # whole milliseconds are as round as they get
-                seconds = round(seconds, 3)
+            seconds = round(value / 1000, 3)
         else:
             seconds = round(value / 1_000_000, 3)
         moment = datetime.fromtimestamp(seconds, UTC)

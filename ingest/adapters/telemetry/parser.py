@@ -51,8 +51,9 @@ def parse(body: bytes, call: Call) -> Batch:
 
 def _split_body(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
     """Returns the texts of the events, and whether each was repaired for the split."""
-    if content_type != json_body.NDJSON and len(body) <= json_body.MAX_PARTS:
-        with suppress(RequestError):  # the usual body, without a scan
+    json_body.require_few_parts(body)
+    if content_type != json_body.NDJSON:
+        with suppress(RequestError):  # the usual body
             return [(raw, False) for raw in _unwrap_events(body.strip())]
     texts = json_body.split_documents(body, content_type)
     raws: list[tuple[bytes, bool]] = []
