@@ -116,6 +116,10 @@ EXHAUST_METRICS_PORT: int = env.int(
 EXHAUST_EVENT_RETENTION_DAYS: int = env.int(
     "EXHAUST_EVENT_RETENTION_DAYS", 0, validate=validate.Range(min=0, max=36_500)
 )
+#: Lifetime of rejected events.
+EXHAUST_REJECTED_RETENTION_DAYS: int = env.int(
+    "EXHAUST_REJECTED_RETENTION_DAYS", 30, validate=validate.Range(min=1, max=36_500)
+)
 #: Private networks that destinations and callbacks may reach, as `10.1.2.0/24`.
 _push_networks: list[str] = env.list("EXHAUST_PUSH_ALLOWED_NETWORKS", [])
 #: Factor of all rate limits; 0 turns them off.

@@ -26,7 +26,7 @@ from ingest.models import (
     StoredEvent,
 )
 from ingest.privacy.encryption import decrypt
-from ingest.store.replay import replay
+from ingest.store.replay import replay, waiting_rejections
 
 
 class TenantScopedAdmin(admin.ModelAdmin):
@@ -225,7 +225,8 @@ class StoredEventAdmin(AuditedAdmin, ReadOnlyAdmin):
 class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
     permission = "administer"
     list_display = [
-        "id", "channel", "source", "reason", "detail", "size", "received_at", "replayed_at",
+        "id", "channel", "source", "reason", "detail", "count", "size", "received_at",
+        "replayed_at",
     ]  # fmt: skip
     list_filter = [("channel", VisibleRelatedFilter), "source", "reason", "replayed_at"]
     list_select_related = ["channel"]
@@ -237,8 +238,7 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
 
     @admin.action(description="Replay the selected events", permissions=["view"])
     def replay(self, request: HttpRequest, queryset: QuerySet[RejectedEvent]) -> None:
-        waiting = queryset.filter(replayed_at__isnull=True)
-        counts = replay(waiting.select_related("channel", "application").order_by("id"))
+        counts = replay(waiting_rejections().filter(pk__in=queryset))
         self.message_user(
             request,
             f"{counts.accepted} accepted, {counts.still_rejected} still rejected,"
@@ -247,6 +247,8 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
 
     @admin.display(description="As sent")
     def as_sent(self, rejected: RejectedEvent) -> str:
+        if not rejected.encrypted_body:
+            return "not kept"
         try:
             return decrypt(rejected.encrypted_body).decode("utf-8", "backslashreplace")
         except InvalidToken:  # its encryption key is gone

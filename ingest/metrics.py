@@ -7,6 +7,11 @@ EVENTS = Counter(
     "Events and profiles that were sent, by source and outcome.",
     ["source", "outcome"],
 )
+REJECTED_NOT_KEPT = Counter(
+    "exhaust_rejected_events_not_kept",
+    "Rejected events that are only counted: beyond the bounds of a `batch`, or of a `day`.",
+    ["bound"],
+)
 RATE_LIMIT_DECISIONS = Counter(
     "exhaust_rate_limit_decisions",
     "Calls of authenticated callers, by rate limit.",

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from django.db.models import Count
+from django.db.models import Count, Sum
 from django.db.models.functions import TruncDate
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -308,8 +308,8 @@ def rejections_by_reason(ctx: ChannelContext, days: DayRange) -> Chart:
             channel=ctx.channel_id, received_at__gte=days.start, received_at__lt=days.end
         )
         .values_list("reason")
-        .annotate(count=Count("pk"))
-        .order_by("-count")[:12]
+        .annotate(total=Sum("count"))
+        .order_by("-total")[:12]
     )
     if not rows:
         return Chart(

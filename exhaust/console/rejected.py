@@ -3,8 +3,9 @@
 from urllib.parse import urlencode
 
 from cryptography.fernet import InvalidToken
+from django.conf import settings
 from django.contrib import messages
-from django.db.models import Count, Max
+from django.db.models import Max, Sum
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
@@ -18,9 +19,10 @@ from exhaust.console.permissions import (
 )
 from ingest import audit
 from ingest.events import RequestError
-from ingest.models import RejectedEvent
+from ingest.models import RejectedDay, RejectedEvent
 from ingest.privacy.encryption import decrypt
-from ingest.store.replay import replay
+from ingest.store.rejections import NOT_KEPT
+from ingest.store.replay import replay, waiting_rejections
 
 REPLAY_LIMIT = 1000  # events per click
 
@@ -30,7 +32,7 @@ def list_rejected(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     params = clean_params(request.GET)
     pending = RejectedEvent.objects.filter(channel=ctx.channel_id, replayed_at=None)
     reasons = pending.values("reason", "source").annotate(
-        count=Count("pk"), last=Max("received_at")
+        total=Sum("count"), last=Max("received_at")
     )
     reason = params.get("reason", "")
     rows = pending.filter(reason=reason) if reason else pending
@@ -44,7 +46,12 @@ def list_rejected(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
         ctx,
         "rejected_events.html",
         {
-            "reasons": list(reasons.order_by("-count")[:50]),
+            "reasons": list(reasons.order_by("-total")[:50]),
+            "sampled_out": RejectedDay.objects.filter(channel=ctx.channel_id).aggregate(
+                total=Sum("sampled_out", default=0)
+            )["total"],
+            "retention_days": settings.EXHAUST_REJECTED_RETENTION_DAYS,
+            "not_kept": NOT_KEPT,
             "reason": reason,
             "query_string": urlencode({"reason": reason}) if reason else "",
             "rows": page,
@@ -61,27 +68,29 @@ def show_rejected(request: HttpRequest, ctx: ChannelContext, pk: int) -> HttpRes
     if row is None:
         raise Http404
     raw = None
-    if ctx.is_administrator:
+    if ctx.is_administrator and row.reason != NOT_KEPT:
         try:
             raw = decrypt(row.encrypted_body).decode("utf-8", "backslashreplace")
         except InvalidToken:
             raw = None
         audit.record("rejected.viewed", channel=ctx.channel, subject=str(row.pk))
-    return render_page(request, ctx, "rejected_event.html", {"row": row, "raw": raw})
+    return render_page(
+        request, ctx, "rejected_event.html", {"row": row, "raw": raw, "not_kept": NOT_KEPT}
+    )
 
 
 @requires("administer", methods=("POST",))
 def replay_events(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """Replays one rejected event, or up to `REPLAY_LIMIT` of one reason."""
     params = clean_params(request.POST)
-    rows = RejectedEvent.objects.filter(channel=ctx.channel_id, replayed_at=None)
+    rows = waiting_rejections().filter(channel=ctx.channel_id)
     if (pk := params.get("pk", "")).isdecimal():
         rows = rows.filter(pk=int(pk[:18]))
     elif reason := params.get("reason", ""):
         rows = rows.filter(reason=reason)
     else:
         raise Http404
-    counts = replay(rows.select_related("channel", "application").order_by("pk")[:REPLAY_LIMIT])
+    counts = replay(rows[:REPLAY_LIMIT])
     summary = f"{counts.accepted} accepted, {counts.still_rejected} still rejected"
     if counts.unreadable:
         summary += f", {counts.unreadable} without all of their bytes, so we cannot reprocess them"

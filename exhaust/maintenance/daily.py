@@ -35,7 +35,7 @@ def is_due(now: datetime | None = None) -> bool:
 
 
 def run_daily(now: datetime | None = None) -> bool:
-    """Deletes expired files, events and orphans; False when the day's run exists already."""
+    """Deletes all that is expired, and orphans; False when the day's run exists already."""
     day = run_day(now or timezone.now())
     if not _claim_day(day):
         return False
@@ -44,6 +44,8 @@ def run_daily(now: datetime | None = None) -> bool:
         daily_run.update(files_deleted=F("files_deleted") + count, renewed_at=Now())
     for _, count in retention.prune_events():
         daily_run.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
+    for _ in retention.delete_expired_rejections():
+        daily_run.update(renewed_at=Now())
     pump.purge_history(timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS))
     try:
         for count in orphans.remove_all():

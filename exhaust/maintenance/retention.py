@@ -1,4 +1,4 @@
-"""Deletes files and events past their retention."""
+"""Deletes files, events and rejected events past their retention."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -14,9 +14,10 @@ from exhaust.files import storage
 from exhaust.models import Destination, File, Job
 from ingest import logs
 from ingest.feed import pruning
-from ingest.models import Channel, StoredEvent
+from ingest.models import Channel, RejectedDay, RejectedEvent, StoredEvent
 
 log = logs.get_logger(__name__)
+REJECTED_ROWS = 1000
 
 
 def expired_files() -> "QuerySet[File]":
@@ -50,6 +51,28 @@ def _delete_files(files: QuerySet[File]) -> Iterator[int]:
         else:
             File.objects.filter(pk=file.pk).update(deleted_at=timezone.now())
             yield 1
+
+
+def expired_rejections() -> "QuerySet[RejectedEvent]":
+    """Rejected events that arrived before `EXHAUST_REJECTED_RETENTION_DAYS`."""
+    return RejectedEvent.objects.filter(received_at__lt=_rejected_cutoff())
+
+
+def delete_expired_rejections() -> Iterator[int]:
+    """Deletes rejected events older than `EXHAUST_REJECTED_RETENTION_DAYS`.
+
+    Yields how many, at most `REJECTED_ROWS` a commit.
+    """
+    RejectedDay.objects.filter(day__lt=_rejected_cutoff().date()).delete()
+    for channel_id in Channel.objects.order_by("id").values_list("pk", flat=True):
+        expired = expired_rejections().filter(channel=channel_id).order_by("received_at")
+        while ids := list(expired.values_list("pk", flat=True)[:REJECTED_ROWS]):
+            RejectedEvent.objects.filter(pk__in=ids).only("pk").delete()  # reads no bodies
+            yield len(ids)
+
+
+def _rejected_cutoff() -> datetime:
+    return timezone.now() - timedelta(days=settings.EXHAUST_REJECTED_RETENTION_DAYS)
 
 
 def event_cutoff() -> datetime | None:

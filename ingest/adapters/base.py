@@ -176,6 +176,7 @@ class Adapter:
     address_limit: AddressLimit | None = None
     # events, and the records that are derived from them
     read_context: Callable[[EventRow], EventContext] = read_no_context
+    device_fields: frozenset[str] = frozenset()  # that name a device or its person, at any depth
     page_path: tuple[str, ...] = ()  # of a page's address in a payload
     page_view_types: frozenset[str] = frozenset()
     error_types: frozenset[str] = frozenset()

@@ -43,6 +43,11 @@ def moments(values: Iterable[datetime]) -> Column:
     return _column(1185, 1184, items)
 
 
+def integers(values: Iterable[int]) -> Column:
+    """Encodes bigint."""
+    return _column(1016, 20, [b"\0\0\0\x08" + value.to_bytes(8, signed=True) for value in values])
+
+
 def texts(values: Iterable[str]) -> Column:
     return utf8([value.encode() for value in values])
 
@@ -50,6 +55,11 @@ def texts(values: Iterable[str]) -> Column:
 def utf8(values: Iterable[bytes]) -> Column:
     """Encodes text that is UTF-8 already."""
     return _column(1009, 25, [len(value).to_bytes(4) + value for value in values])
+
+
+def byte_strings(values: Iterable[bytes]) -> Column:
+    """Encodes bytea."""
+    return _column(1001, 17, [len(value).to_bytes(4) + value for value in values])
 
 
 def uuids(values: Iterable[bytes]) -> Column:

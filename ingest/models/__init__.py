@@ -10,7 +10,14 @@ from ingest.models.accounts import (
     validate_identifier,
 )
 from ingest.models.audit import AuditDigest, AuditEvent, AuthFailureCount
-from ingest.models.events import Conversation, PruneState, RejectedEvent, StoredEvent
+from ingest.models.events import (
+    Conversation,
+    PruneState,
+    RejectedDay,
+    RejectedEvent,
+    RejectedWord,
+    StoredEvent,
+)
 from ingest.models.participants import Erasure, Participant
 from ingest.models.sessions import AppUser, DerivationState, Session
 
@@ -28,7 +35,9 @@ __all__ = [
     "Erasure",
     "Participant",
     "PruneState",
+    "RejectedDay",
     "RejectedEvent",
+    "RejectedWord",
     "Role",
     "Session",
     "StoredEvent",

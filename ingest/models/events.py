@@ -96,7 +96,18 @@ class RejectedEvent(models.Model):
     detail = models.TextField()
     digest = models.CharField(max_length=64, help_text="SHA-256 of the bytes as sent.")
     size = models.IntegerField(help_text="Bytes as sent.")
-    encrypted_body = models.BinaryField(help_text="The first 256 KiB as sent, encrypted.")
+    encrypted_body = models.BinaryField(
+        help_text="The first 256 KiB as sent, encrypted; empty where events are only counted."
+    )
+    count = models.IntegerField(
+        default=1, db_default=1, help_text="Rejected events that the row stands for."
+    )
+    is_indexed = models.BooleanField(
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text="Whether `RejectedWord` has every word that could be a device id.",
+    )
     replayed_at = models.DateTimeField(null=True, help_text="When a replay accepted it.")
 
     class Meta:
@@ -108,7 +119,39 @@ class RejectedEvent(models.Model):
             )
         ]
         indexes = [
-            models.Index(fields=["channel", "reason", "received_at"], name="rejectedevent_reason")
+            models.Index(fields=["channel", "reason", "received_at"], name="rejectedevent_reason"),
+            models.Index(fields=["channel", "received_at"], name="rejectedevent_arrival"),
+            models.Index(
+                fields=["channel", "id"],
+                condition=models.Q(is_indexed=False),
+                name="rejectedevent_unindexed",
+            ),
+        ]
+
+
+class RejectedWord(models.Model):
+    """A word of a rejected event that could be a device id, so that an erasure finds the row."""
+
+    pk = models.CompositePrimaryKey("digest", "rejected_event")
+    digest = models.BigIntegerField(help_text="The start of the word's hash under a channel's key.")
+    rejected_event = models.ForeignKey(RejectedEvent, on_delete=models.CASCADE)
+
+
+class RejectedDay(models.Model):
+    """The rejected events of a channel that arrived on a day, and those of them that were deleted
+    because there were more than a day keeps."""
+
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
+    day = models.DateField(help_text="In UTC.")
+    row_count = models.IntegerField(help_text="About how many rows there are.")
+    byte_count = models.BigIntegerField(help_text="About how many bytes of events they hold.")
+    sampled_out = models.BigIntegerField(
+        default=0, db_default=0, help_text="Rejected events that were deleted, the oldest first."
+    )
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "day"], name="rejectedday_identity")
         ]
 
 

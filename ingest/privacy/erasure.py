@@ -38,7 +38,7 @@ from ingest.models import (
     StoredEvent,
 )
 from ingest.models.fields import CurrentPosition
-from ingest.privacy import consent, device_hash
+from ingest.privacy import consent, device_hash, device_words
 from ingest.privacy.encryption import decrypt, encrypt
 
 # keyword arguments: channel_id, and the queryset `events` or `sessions` that is erased next
@@ -214,19 +214,39 @@ class _Step:
 
     def _rejected(self, device_id: str, erasure: Erasure) -> int:
         """Returns the number of deleted rows; -1 for a step without one, 0 at the end."""
-        rows = RejectedEvent.objects.filter(
-            channel_id=self._channel_id, id__gt=erasure.last_rejected
+        rows = RejectedEvent.objects.filter(channel_id=self._channel_id)
+        lookup = device_words.build_lookup(self._channel_id, device_id)
+        named_ids = list(
+            rows.filter(rejectedword__digest=lookup.exact).values_list("pk", flat=True)[:STEP_ROWS]
         )
-        rejected_rows = list(
-            rows.order_by("id").only("encrypted_body", "detail")[:_REJECTED_STEP_ROWS]
-        )
-        if not rejected_rows:
+        if named_ids:
+            _delete_rejected(named_ids)
+            return len(named_ids)
+        later = rows.filter(id__gt=erasure.last_rejected).order_by("id")
+        if lookup.part is None:
+            possible_ids = set(later.values_list("pk", flat=True)[:_REJECTED_STEP_ROWS])
+        else:
+            possible_ids = {
+                pk
+                for possible in (
+                    later.filter(is_indexed=False),
+                    later.filter(rejectedword__digest=lookup.part),
+                )
+                for pk in possible.values_list("pk", flat=True)[:_REJECTED_STEP_ROWS]
+            }
+        step_ids = sorted(possible_ids)[:_REJECTED_STEP_ROWS]
+        if not step_ids:
             return 0
         is_naming_device = _build_device_matcher(device_id)
-        matching_ids = [row.pk for row in rejected_rows if is_naming_device(row)]
-        RejectedEvent.objects.filter(pk__in=matching_ids).delete()
-        erasure.last_rejected = rejected_rows[-1].pk
+        possible_rows = rows.filter(pk__in=step_ids).only("encrypted_body", "detail")
+        matching_ids = [row.pk for row in possible_rows if is_naming_device(row)]
+        _delete_rejected(matching_ids)
+        erasure.last_rejected = step_ids[-1]
         return len(matching_ids) or -1
+
+
+def _delete_rejected(row_ids: list[int]) -> None:
+    RejectedEvent.objects.filter(pk__in=row_ids).only("pk").delete()  # reads no bodies
 
 
 def _change_fields() -> dict[str, Any]:
@@ -241,8 +261,11 @@ def _build_device_matcher(device_id: str) -> Any:
     """Returns a test for rejected rows that name the device, as a JSON text or as a word."""
     raw_pattern = re.escape(device_id.encode())
     json_pattern = re.escape(json.dumps(device_id)[1:-1].encode())
+    inside = device_words.WORD_CHARACTERS
     word_pattern = (
-        rb"(?<![\w.-])(?:" + raw_pattern + rb")(?![\w.-])" if len(device_id) >= 6 else rb"(?!)"
+        rb"(?<!%b)(?:%b)(?!%b)" % (inside, raw_pattern, inside)
+        if len(device_id.encode()) >= device_words.MIN_WORD
+        else rb"(?!)"
     )
     pattern = re.compile(rb'"(?:' + raw_pattern + rb"|" + json_pattern + rb')"|' + word_pattern)
 

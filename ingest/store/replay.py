@@ -6,6 +6,7 @@ from uuid import UUID
 
 from cryptography.fernet import InvalidToken
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 from msgspec import structs
 
@@ -15,6 +16,7 @@ from ingest.events import Batch, Call, Event, Rejection, RequestError
 from ingest.models import RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt
 from ingest.store import batches
+from ingest.store.rejections import NOT_KEPT
 
 
 @dataclass
@@ -24,6 +26,12 @@ class ReplayCounts:
     accepted: int = 0
     still_rejected: int = 0
     unreadable: int = 0  # truncated when stored, or encrypted with a key that is gone
+
+
+def waiting_rejections() -> QuerySet[RejectedEvent]:
+    """Returns the rejected events that no replay has accepted, without those only counted."""
+    rows = RejectedEvent.objects.filter(replayed_at=None).exclude(reason=NOT_KEPT)
+    return rows.select_related("channel", "application").order_by("id")
 
 
 def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
@@ -40,13 +48,14 @@ def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
             continue
         with transaction.atomic():
             rejections = _replay_one(rejected, raw)
+            # none where the sample of its day, or an erasure, has deleted it meanwhile
+            row = RejectedEvent.objects.filter(pk=rejected.pk)
             if rejections:
                 counts.still_rejected += 1
-                rejected.reason, rejected.detail = rejections[0].reason[:64], rejections[0].detail
+                row.update(reason=rejections[0].reason[:64], detail=rejections[0].detail)
             else:
                 counts.accepted += 1
-                rejected.replayed_at = timezone.now()
-            rejected.save(update_fields=["reason", "detail", "replayed_at"])
+                row.update(replayed_at=timezone.now())
             audit.record(
                 "rejected_event.replayed",
                 channel=rejected.channel.identifier,

@@ -36,7 +36,9 @@ from ingest.models import (
     DerivationState,
     Erasure,
     Participant,
+    RejectedDay,
     RejectedEvent,
+    RejectedWord,
     Session,
     StoredEvent,
 )
@@ -140,7 +142,7 @@ def make_tenant(names: Names) -> Tenant:
     DerivationState.objects.create(
         channel=channel, xid=1, event_id=event.pk, derived_at=timezone.now()
     )
-    RejectedEvent.objects.create(
+    rejected = RejectedEvent.objects.create(
         channel=channel,
         application=application,
         source="telemetry",
@@ -152,6 +154,8 @@ def make_tenant(names: Names) -> Tenant:
         size=3,
         encrypted_body=encrypt(names.secret.encode()),
     )
+    RejectedWord.objects.create(rejected_event=rejected, digest=1)
+    RejectedDay.objects.create(channel=channel, day=MOMENT.date(), row_count=1, byte_count=3)
     Participant.objects.create(
         channel=channel,
         device_id=names.device,
@@ -309,6 +313,8 @@ OWNED: tuple[tuple[Any, str], ...] = (
     (StoredEvent, "channel__identifier"),
     (DerivationState, "channel__identifier"),
     (RejectedEvent, "channel__identifier"),
+    (RejectedWord, "rejected_event__channel__identifier"),
+    (RejectedDay, "channel__identifier"),
     (Participant, "channel__identifier"),
     (Session, "channel__identifier"),
     (AppUser, "channel__identifier"),

@@ -33,6 +33,7 @@ ADAPTER = Adapter(
     application_parameters=("appId",),
     checks_cookie=True,
     cors=http.CORS,
+    device_fields=frozenset({"device_id", "unique_id"}),
     read_context=read_context,
     page_path=("attributes", "_page_url"),
     page_view_types=frozenset({"_page_view", "_screen_view"}),

@@ -40,6 +40,7 @@ ADAPTER = Adapter(
         ),
     ),
     credential=Credential.PASSWORD,
+    device_fields=frozenset({"internalUserId", "userId"}),
     read_context=read_context,
     page_view_types=frozenset({"userAction"}),
     error_types=frozenset({"error", "crash"}),

@@ -19,6 +19,7 @@ ADAPTER = Adapter(
             operation="sendParticipants",
         ),
     ),
+    device_fields=frozenset({"deviceId"}),
     docs=SourceDocs(
         addresses="`POST /v1/participants`",
         sender="a key with `ingest`",

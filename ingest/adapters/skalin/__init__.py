@@ -41,6 +41,7 @@ ADAPTER = Adapter(
     credential=Credential.APPLICATION_ID,
     application_parameters=("client_id", "clientId"),
     address_limit=AddressLimit(calls_per_second=100, burst=500),
+    device_fields=frozenset({"id", "email"}),
     read_context=read_context,
     page_path=("url",),
     page_view_types=frozenset({"view"}),

@@ -31,6 +31,7 @@ ADAPTER = Adapter(
             operation="sendTelemetry",
         ),
     ),
+    device_fields=frozenset({"did", "id"}),
     read_context=read_context,
     page_path=("edata", "uri"),
     page_view_types=frozenset({"IMPRESSION"}),

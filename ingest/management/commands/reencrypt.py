@@ -43,7 +43,7 @@ class Command(BaseCommand):
     def _reencrypt(self, model: type[models.Model], column: str, *, dry: bool) -> tuple[int, int]:
         """Returns the numbers of re-encrypted and of unreadable values."""
         done = failed = last_pk = 0
-        rows = model._base_manager.exclude(**{column: None}).order_by("pk")
+        rows = model._base_manager.exclude(**{column: None}).exclude(**{column: b""}).order_by("pk")
         while chunk := list(rows.filter(pk__gt=last_pk).values_list("pk", column)[:CHUNK_ROWS]):
             for pk, ciphertext in chunk:
                 try:

@@ -7,8 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from ingest.adapters import ADAPTERS
-from ingest.models import RejectedEvent
-from ingest.store.replay import replay
+from ingest.store.replay import replay, waiting_rejections
 
 
 class Command(BaseCommand):
@@ -20,7 +19,7 @@ class Command(BaseCommand):
         parser.add_argument("--since", help="Arrived on this day or later, as 2026-01-31.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        rows = RejectedEvent.objects.filter(replayed_at__isnull=True)
+        rows = waiting_rejections()
         if options["reason"]:
             rows = rows.filter(reason=options["reason"])
         if options["source"]:
@@ -31,7 +30,7 @@ class Command(BaseCommand):
             except ValueError:
                 raise CommandError("--since: write a day as 2026-01-31.") from None
             rows = rows.filter(received_at__gte=since.replace(tzinfo=since.tzinfo or UTC))
-        counts = replay(rows.select_related("channel", "application").order_by("id").iterator())
+        counts = replay(rows.iterator())
         self.stdout.write(
             f"accepted {counts.accepted}, still rejected {counts.still_rejected},"
             f" unreadable {counts.unreadable}"

@@ -25,6 +25,7 @@ from ingest.models import (
     Channel,
     Conversation,
     Participant,
+    RejectedDay,
     RejectedEvent,
     StoredEvent,
 )
@@ -226,6 +227,29 @@ def test_viewing_rejected_bytes_is_audited() -> None:
     assert (entry.actor, entry.channel, entry.subject) == ("asha", "ORG_001", str(row.pk))
     elsewhere = sign_in("uma", "ORG_002", administer=True)
     assert elsewhere.get(f"/console/ORG_002/rejected/{row.pk}").status_code == 404
+
+
+def test_rejected_events_only_counted() -> None:
+    sender = Client(headers=bearer(make_key("ingest")))
+    body = json.dumps({"events": list(range(1234))})
+    sender.post("/v1/telemetry", body, content_type="application/json")
+    admin = sign_in(administer=True)
+    html = read_html(admin.get(f"{C}/rejected"))
+    assert '<td class="number">1,134</td>' in html
+    assert html.count('name="reason"') == 1  # you cannot reprocess what is only counted
+    assert "We deleted" not in html
+
+    row = RejectedEvent.objects.get(reason="not_kept")
+    html = read_html(admin.get(f"{C}/rejected/{row.pk}"))
+    assert "1,134, counted and not kept" in html
+    assert "Reprocess" not in html
+    assert not AuditEvent.objects.filter(action="rejected.viewed").exists()
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"))
+    assert "not kept" in read_html(root.get(f"/admin/ingest/rejectedevent/{row.pk}/change/"))
+
+    RejectedDay.objects.update(sampled_out=4321)
+    assert "We deleted 4,321 more of the last 30 days" in read_html(admin.get(f"{C}/rejected"))
 
 
 def test_replay_rejected_events() -> None:

@@ -29,11 +29,16 @@ TEXTS = ["", "a", 'quo"ted', "back\\slash", "{1,2}", "NULL", "\u00e9\U0001f600",
         (binary_arrays.texts(TEXTS), "text[]", TEXTS),
         (binary_arrays.utf8(text.encode() for text in TEXTS), "text[]", TEXTS),
         (binary_arrays.uuids([bytes(range(16))]), "uuid[]", [UUID(bytes=bytes(range(16)))]),
+        (binary_arrays.integers([-(2**63), 5]), "bigint[]", [-(2**63), 5]),
+        (binary_arrays.byte_strings([b"", b"\0a"]), "bytea[]", [b"", b"\0a"]),
         (binary_arrays.texts([]), "text[]", []),
         (binary_arrays.uuids([]), "uuid[]", []),
     ],
-    ids=["booleans", "moments", "texts", "utf8", "uuids", "no texts", "no uuids"],
-)
+    ids=[
+        "booleans", "moments", "texts", "utf8", "uuids", "integers", "byte strings", "no texts",
+        "no uuids",
+    ],
+)  # fmt: skip
 def test_postgresql_reads_binary_arrays(column: Column, type_: str, held: list[Any]):
     with psycopg.Cursor(connection.connection) as cursor:
         cursor.execute("SELECT pg_typeof(%(c)b)::text, %(c)b", {"c": column})

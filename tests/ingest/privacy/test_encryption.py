@@ -4,9 +4,11 @@ import pytest
 from cryptography.fernet import Fernet, InvalidToken
 from django.core.management import CommandError, call_command
 
+from ingest.events import Rejection
 from ingest.management.commands.reencrypt import encrypted_columns
 from ingest.models import Participant
 from ingest.privacy.encryption import decrypt, encrypt, reencrypt
+from ingest.store.rejections import store_rejections
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import RECEIVED_AT
 
@@ -69,6 +71,10 @@ def test_reencrypt_uses_first_key(settings: Any):
         Participant.objects.create(
             channel=channel, device_id=device, encrypted_phone=phone, updated_at=RECEIVED_AT
         )
+
+    # and events that are only counted
+    rejected = [Rejection(number, "bad", "", b"%d" % number) for number in range(150)]
+    store_rejections(channel.pk, "telemetry", RECEIVED_AT, rejected)
 
     # when a new one is put in front, and all is sealed anew
     settings.EXHAUST_ENCRYPTION_KEYS = [new, old]

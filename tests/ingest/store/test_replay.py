@@ -16,6 +16,7 @@ from ingest.adapters.telemetry import parser as telemetry
 from ingest.auth import keys
 from ingest.events import RequestError
 from ingest.models import Participant, RejectedEvent, StoredEvent
+from ingest.store import batches
 from tests.conftest import make_channel
 from tests.ingest.telemetry_samples import answer, encode_batch
 
@@ -73,6 +74,26 @@ def test_dropped_key_makes_it_unreadable(rejected: RejectedEvent, settings):
     settings.EXHAUST_ENCRYPTION_KEYS = ["A" * 43 + "="]
 
     assert replay() == "accepted 0, still rejected 0, unreadable 1"
+
+
+def test_counted_events_are_not_replayed(sender: Client):
+    sender.post("/v1/telemetry", encode_batch(*range(150)), "application/json")
+
+    assert replay() == "accepted 0, still rejected 100, unreadable 0"
+    assert RejectedEvent.objects.get(reason="not_kept").count == 50
+
+
+def test_replay_outlives_a_deleted_row(rejected: RejectedEvent, monkeypatch: pytest.MonkeyPatch):
+    # given a sample of its day, or an erasure, that deletes the row meanwhile
+    append_batch = batches.append_batch
+
+    def append_and_delete(*args: Any) -> Any:
+        RejectedEvent.objects.all().delete()
+        return append_batch(*args)
+
+    monkeypatch.setattr(batches, "append_batch", append_and_delete)
+
+    assert replay() == "accepted 0, still rejected 1, unreadable 0"
 
 
 @pytest.mark.parametrize(
