@@ -183,7 +183,7 @@ def time_pull(variables: dict[str, str], events: int) -> list[Result]:
     key = keys.create_key("puller", ["pull"], [Channel.objects.get(identifier=CHANNEL)])[1]
     port = harness.free_port()
     command = [
-        sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
+        sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application",
         "--workers", "1", "--port", str(port), "--log-level", "error",
     ]  # fmt: skip
     with Process(command, variables):

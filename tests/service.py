@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from exhaust.demo.processes import GRANIAN_LIMITS
+from exhaust.demo.processes import web_command
 
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
@@ -262,11 +262,7 @@ def _boot(service: Service) -> None:
     scopes = {"sender": "ingest", "asker": "export:response"}
     keys = service.run("-c", SETUP.format(scopes=scopes, channel=CHANNEL))
     service.keys |= dict(zip(scopes, keys.splitlines(), strict=True))
-    web = service.start(
-        "web",
-        *("granian", "--interface", "wsgi", "config.wsgi:application"),
-        *("--host", HOST, "--port", str(service.port), "--workers", "1", *GRANIAN_LIMITS),
-    )
+    web = service.start("web", *web_command(service.port, HOST, workers=1)[2:])
     service.start_worker()
 
     def answers() -> bool:

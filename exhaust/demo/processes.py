@@ -12,8 +12,8 @@ from pathlib import Path
 GRACE_SECONDS = 15
 # limits per client: docs/limits.md
 GRANIAN_LIMITS = (
-    "--http", "1", "--http1-header-read-timeout", "15000", "--http1-buffer-size", "65536",
-    "--backlog", "2048", "--backpressure", "4096", "--blocking-threads", "64",
+    "--http", "1", "--no-ws", "--http1-header-read-timeout", "15000",
+    "--http1-buffer-size", "65536", "--backlog", "2048", "--backpressure", "4096",
     "--workers-kill-timeout", "30",
 )  # fmt: skip
 
@@ -24,11 +24,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def web_command(port: int) -> list[str]:
-    """Returns the command of the web server."""
+def web_command(port: int, host: str = "127.0.0.1", workers: int = 2) -> list[str]:
+    """Returns the command of the web server: the whole service on one address."""
     return [
-        sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
-        "--host", "127.0.0.1", "--port", str(port), "--workers", "2",
+        sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application",
+        "--host", host, "--port", str(port), "--workers", str(workers),
         "--respawn-failed-workers", *GRANIAN_LIMITS,
     ]  # fmt: skip
 

@@ -18,8 +18,12 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 class Match(NamedTuple):
+    """The endpoint at an address, its route, and the variable parts of the path."""
+
     adapter: Adapter
     endpoint: Endpoint
+    route: str = ""
+    variables: dict[str, str] = {}
 
 
 @lru_cache(maxsize=256)
@@ -32,16 +36,20 @@ def find_endpoint(method: str, path: str) -> Match | None:
         for endpoint in adapter.endpoints:
             if endpoint.is_shared and method not in endpoint.methods:
                 continue
-            if any(_compile_route(route).fullmatch(path) for route in endpoint.routes):
-                return Match(adapter, endpoint)
+            for route in endpoint.routes:
+                if match := _compile_route(route).fullmatch(path):
+                    return Match(adapter, endpoint, route, match.groupdict())
     return None
 
 
 @cache
 def _compile_route(route: str) -> re.Pattern[str]:
     """Returns the pattern of the paths of a Django route."""
-    parts = re.split(r"<(?:\w+:)?\w+>", route)
-    return re.compile("/" + "[^/]+".join(map(re.escape, parts)))
+    literal, *rest = re.split(r"<(?:\w+:)?(\w+)>", route)
+    pattern = "/" + re.escape(literal)
+    for name, literal in zip(rest[::2], rest[1::2], strict=True):
+        pattern += f"(?P<{name}>[^/]+)" + re.escape(literal)
+    return re.compile(pattern)
 
 
 def read_context(row: EventRow) -> EventContext:

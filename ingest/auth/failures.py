@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import DatabaseError, close_old_connections, connection, transaction
-from django.http import HttpRequest
 from django.utils import timezone
 
 from ingest import audit, logs
 from ingest.audit import Actor
 from ingest.limits import token_bucket
+from ingest.limits.token_bucket import HttpMessage
 from ingest.models import AuthFailureCount
 
 log = logs.get_logger(__name__)
@@ -34,7 +34,7 @@ DO UPDATE SET count = ingest_authfailurecount.count + excluded.count
 """
 
 
-def count_failure(action: str, request: HttpRequest | None) -> None:
+def count_failure(action: str, request: HttpMessage | None) -> None:
     """Counts one failure. The credential is not stored: it may be a secret with a typing error."""
     address = (
         audit.truncate_address(token_bucket.get_client_address(request))

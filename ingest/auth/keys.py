@@ -26,6 +26,7 @@ from ingest.auth import failures
 from ingest.db.prepared import fetch_all
 from ingest.events import RequestError
 from ingest.limits import rate_limits, token_bucket
+from ingest.limits.token_bucket import HttpMessage
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
 from ingest.tenancy import session
 
@@ -193,6 +194,15 @@ WHERE k.public_id = %s AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.e
 """
 
 
+@dataclass(frozen=True)
+class VerifiedKey:
+    """A key that is known and valid, and the networks that it may be used from."""
+
+    caller: Caller
+    public_id: str
+    networks: str
+
+
 def authenticate(request: HttpRequest | Request) -> Caller:
     """Returns the caller of `Authorization: Bearer` or `X-API-Key`, and makes it the audit actor.
 
@@ -200,17 +210,34 @@ def authenticate(request: HttpRequest | Request) -> Caller:
     (429).
     """
     plain = request._request if isinstance(request, Request) else request
-    text = request.headers.get("X-API-Key", "")
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    verified = verify_key(plain, read_key(request))
+    set_actor(request, verified.caller.name, verified.public_id)
+    rate_limits.count_call(plain, f"key:{verified.caller.key_id}")
+    return verified.caller
+
+
+def read_key(request: HttpRequest | Request | HttpMessage) -> str:
+    """Returns the text of the key that a request carries, "" for none."""
+    scheme, _, token = (request.headers.get("Authorization") or "").partition(" ")
     if scheme.lower() == "bearer":
-        text = token.strip()
-    with rate_limits.throttle_auth_failures(plain, text):
-        caller = _verify_key(plain, text)
-    rate_limits.count_call(plain, f"key:{caller.key_id}")
-    return caller
+        return token.strip()
+    return request.headers.get("X-API-Key") or ""
 
 
-def _verify_key(request: HttpRequest, text: str) -> Caller:
+def verify_key(request: HttpMessage, text: str) -> VerifiedKey:
+    """Returns the key of that text. Raises as `authenticate` does, and counts the failure."""
+    with rate_limits.throttle_auth_failures(request, text):
+        return _verify_key(request, text)
+
+
+def is_allowed_from(verified: VerifiedKey, request: HttpMessage) -> bool:
+    """Returns whether the key may be used from the address of the request."""
+    return not verified.networks or _is_in_networks(
+        token_bucket.get_client_address(request), verified.networks
+    )
+
+
+def _verify_key(request: HttpMessage, text: str) -> VerifiedKey:
     if not text or not text.isascii():
         raise AccessDenied(
             "unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401
@@ -227,18 +254,22 @@ def _verify_key(request: HttpRequest, text: str) -> Caller:
         failures.count_failure("key.rejected", request)
         raise AccessDenied("unauthorized", "The key is unknown, expired or revoked.", 401)
     key_id, name, _, scopes, is_last_use_old, _, _, networks = rows[0]
-    if networks and not _is_in_networks(token_bucket.get_client_address(request), networks):
+    verified = VerifiedKey(
+        Caller(
+            key_id=key_id,
+            name=name,
+            scopes=frozenset(scopes.split()),
+            channels={row[5]: row[6] for row in rows if row[5] is not None},
+        ),
+        _extract_public_id(text),
+        networks,
+    )
+    if not is_allowed_from(verified, request):
         failures.count_failure("key.rejected", request)
         raise AccessDenied("forbidden", "This key may not be used from this address.", 403)
     if is_last_use_old:  # the digest moves to the newest pepper
         ApiKey.objects.filter(pk=key_id).update(last_used_at=now, digest=_digest_secret(text))
-    set_actor(request, name, _extract_public_id(text))
-    return Caller(
-        key_id=key_id,
-        name=name,
-        scopes=frozenset(scopes.split()),
-        channels={row[5]: row[6] for row in rows if row[5] is not None},
-    )
+    return verified
 
 
 def set_actor(request: HttpRequest | Request, name: str, key: str = "") -> None:

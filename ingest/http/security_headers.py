@@ -19,6 +19,17 @@ _DISABLED_FEATURES = ("camera", "display-capture", "geolocation", "microphone", 
 _PERMISSIONS_POLICY = ", ".join(f"{name}=()" for name in _DISABLED_FEATURES)
 
 
+# Django sets some of these only for requests that reach its own middleware
+API_HEADERS = {
+    "Content-Security-Policy": _API_POLICY,
+    "Permissions-Policy": _PERMISSIONS_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+
+
 class SecurityHeadersMiddleware:
     """Adds security headers to each response. A view with another policy sets it itself."""
 
@@ -27,14 +38,10 @@ class SecurityHeadersMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         response = self.get_response(request)
-        is_page = response.get("Content-Type", "").startswith("text/html")
-        response.setdefault("Content-Security-Policy", _PAGE_POLICY if is_page else _API_POLICY)
-        response.setdefault("Permissions-Policy", _PERMISSIONS_POLICY)
-        # Django sets these only for requests that reach its own middleware
-        response.setdefault("X-Content-Type-Options", "nosniff")
-        response.setdefault("Referrer-Policy", "same-origin")
-        response.setdefault("Cross-Origin-Opener-Policy", "same-origin")
-        response.setdefault("X-Frame-Options", "DENY")
+        if response.get("Content-Type", "").startswith("text/html"):
+            response.setdefault("Content-Security-Policy", _PAGE_POLICY)
+        for name, value in API_HEADERS.items():
+            response.setdefault(name, value)
         return response
 
 

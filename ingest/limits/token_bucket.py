@@ -11,10 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.conf import settings
-from django.http import HttpRequest
 
 from ingest import logs
 
@@ -43,7 +42,23 @@ def spend(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, flo
     return get_limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
 
 
-def get_client_address(request: HttpRequest) -> str:
+class HttpMessage(Protocol):
+    """What limits and authentication read of a request: Django's, or an event loop's."""
+
+    @property
+    def META(self) -> dict[str, Any]: ...  # Django's name
+
+    @property
+    def headers(self) -> Any: ...
+
+    @property
+    def method(self) -> str | None: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+def get_client_address(request: HttpMessage) -> str:
     """Returns the client's address. Behind a proxy it is the last entry of X-Forwarded-For."""
     if settings.EXHAUST_BEHIND_PROXY:
         last: str = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()

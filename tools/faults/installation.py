@@ -195,7 +195,7 @@ class Installation:
         beat = [*celery, "beat", "-l", "WARNING", "-s", str(self.var / "beat"), "--pidfile="]
         self.beat = self._group(stack, "beat", beat, variables)
         web = [
-            sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
+            sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application",
             "--host", "127.0.0.1", "--port", str(self.web_port), "--workers", "1",
         ]  # fmt: skip
         self._group(stack, "web", web, variables)

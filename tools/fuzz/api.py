@@ -272,7 +272,7 @@ def run_campaign(requests: int, seed: int, count: int) -> None:
         credentials = create_credentials()
         log = stack.enter_context((var / "web.log").open("w"))
         command = [
-            *(sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application"),
+            *(sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application"),
             *("--port", str(port), "--workers", "2", "--respawn-failed-workers"),
         ]
         server = subprocess.Popen(

@@ -64,12 +64,6 @@ def parsed(body: bytes, **overrides: Any) -> Batch:
     return skalin.parse(body, a_call(**overrides))
 
 
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lifts the limit of the address that all tests share."""
-    monkeypatch.setattr(token_bucket, "take", lambda *_: 0.0)
-
-
 @pytest.fixture
 def application(db: None) -> Application:
     return keys.create_application(CLIENT, make_channel())[0]
@@ -668,9 +662,12 @@ def test_events_and_profiles_in_one_commit(
 # Rate limits ------------------------------------------------------------------------------------
 
 
-def test_rate_limited_hit_has_retry_after(hits: Client, monkeypatch: pytest.MonkeyPatch):
+def test_rate_limited_hit_has_retry_after(
+    hits: Client, monkeypatch: pytest.MonkeyPatch, settings: Any
+):
     asked: list[Any] = []
-    monkeypatch.setattr(token_bucket, "take", lambda *said: asked.append(said) or 1.01)
+    monkeypatch.setattr(token_bucket, "spend", lambda *args: asked.append(args) or (1.01, 2.0))
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
     monkeypatch.delattr(keys, "fetch_application")  # no lookup for limited callers
 
     response = post(hits, a_bulk(a_feature()), REMOTE_ADDR="192.0.2.7")
@@ -679,12 +676,13 @@ def test_rate_limited_hit_has_retry_after(hits: Client, monkeypatch: pytest.Monk
         "Too many calls from this address; wait."
     )
     assert response["Retry-After"] == "2"
-    assert asked == [("skalin:192.0.2.7", 100, 500)]
+    assert asked == [("skalin:192.0.2.7", 100, 500, 1)]
 
 
-def test_rate_limit_of_an_address(hits: Client, monkeypatch: pytest.MonkeyPatch):
+def test_rate_limit_of_an_address(hits: Client, monkeypatch: pytest.MonkeyPatch, settings: Any):
     buckets = token_bucket.ProcessLimiter(lambda: 0)
-    monkeypatch.setattr(token_bucket, "take", buckets.take)
+    monkeypatch.setattr(token_bucket, "spend", buckets.spend)
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
 
     statuses = [hits.put("/hit", REMOTE_ADDR="192.0.2.7").status_code for _ in range(501)]
 
@@ -695,7 +693,7 @@ def test_rate_limit_of_an_address(hits: Client, monkeypatch: pytest.MonkeyPatch)
 
 def test_redis_failure_lets_hits_pass(hits: Client, monkeypatch: pytest.MonkeyPatch):
     dead = token_bucket.RedisLimiter("redis://127.0.0.1:1/0")
-    monkeypatch.setattr(token_bucket, "take", dead.take)
+    monkeypatch.setattr(token_bucket, "spend", dead.spend)
 
     counted(post(hits, a_bulk(a_feature())), 1)
 

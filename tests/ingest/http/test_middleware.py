@@ -1,4 +1,4 @@
-from base64 import b64encode
+import json
 from typing import Any
 
 import pytest
@@ -12,9 +12,8 @@ from django.urls import path
 from config.urls import urlpatterns as served
 from ingest import audit
 from ingest.auth import keys
-from ingest.events import RequestError
 from ingest.models import AuditEvent
-from tests.conftest import bearer, make_channel, make_key
+from tests.conftest import bearer, make_key
 
 
 def act(request: HttpRequest) -> HttpResponse:
@@ -99,25 +98,14 @@ def test_api_call_opens_no_session():
     assert "Cookie" not in answer.headers.get("Vary", "")
 
 
-@pytest.mark.parametrize(
-    ("method", "address", "body"),
-    [
-        ("POST", "/collect?appId=shop", b"[]"),
-        ("POST", "/hit/bulk?client_id=shop", b'{"features": [{"id": "f"}]}'),
-        ("PUT", "/export/events", b"{}"),
-    ],
-)
-def test_application_is_the_actor(monkeypatch: Any, method: str, address: str, body: bytes):
-    secret = keys.create_application("shop", make_channel())[1]
-    seen: list[str] = []
+def test_key_is_the_actor_of_a_consent():
+    key = make_key("ingest")
+    profile = {"deviceId": "d", "consent": True, "consentAt": "2026-11-01T00:00:00Z"}
 
-    def append(*_: Any) -> None:
-        seen.append(audit.current_actor.get().name)
-        raise RequestError("seen", "Seen.")
+    answer = Client(headers=bearer(key)).post(
+        "/v1/participants", json.dumps([profile]), "application/json", REMOTE_ADDR="192.0.2.7"
+    )
 
-    monkeypatch.setattr("ingest.store.batches.append_batch", append)
-    basic = b64encode(f"shop:{secret}".encode()).decode()
-    client = Client(headers={"Authorization": f"Basic {basic}"})
-    client.generic(method, address, body, "application/json")
-
-    assert seen == ["shop"]
+    assert answer.status_code == 200, answer.content
+    event = AuditEvent.objects.get(action="consent.changed")
+    assert (event.actor, event.key, event.address) == ("test", key[4:12], "192.0.2.0/24")

@@ -1,0 +1,155 @@
+"""Work on all that waits: a thread takes it in groups, in turns between those who sent it."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Work = Callable[[Sequence[Item]], Sequence[Result | Exception]]
+
+
+class ShareFull(Exception):
+    """The caller's share, or the whole, is used up; ask again later."""
+
+
+class Shares:
+    """Bounds what one caller, and all together, have in progress: requests and bytes."""
+
+    def __init__(
+        self, requests: int, size: int = 0, total_requests: int = 0, total_size: int = 0
+    ) -> None:
+        self._limit = requests, size
+        self._total_limit = total_requests or 4 * requests, total_size or 2 * size
+        self._used: dict[Hashable, list[int]] = {}
+        self._total = [0, 0]
+
+    def add(self, owner: Hashable, requests: int, size: int = 0) -> None:
+        """Raises `ShareFull`, and then adds nothing."""
+        used = self._used.get(owner)
+        if used is None:
+            used = self._used[owner] = [0, 0]
+        total = self._total
+        if (
+            used[0] + requests > self._limit[0]
+            or total[0] + requests > self._total_limit[0]
+            or (size and used[1] + size > self._limit[1])
+            or (size and total[1] + size > self._total_limit[1])
+        ):
+            if not used[0]:
+                del self._used[owner]
+            raise ShareFull
+        used[0] += requests
+        used[1] += size
+        total[0] += requests
+        total[1] += size
+
+    def remove(self, owner: Hashable, size: int) -> None:
+        """Takes back one request and its bytes."""
+        used = self._used[owner]
+        used[0] -= 1
+        used[1] -= size
+        self._total[0] -= 1
+        self._total[1] -= size
+        if not used[0]:
+            del self._used[owner]
+
+
+class GroupWorker(Generic[Item, Result]):
+    """Calls `work` with all items that wait, one group at a time, in a thread of its own.
+
+    `work` returns for each item its result or an error. Owners take turns: from each, one item goes
+    into the group, until its cost is `max_cost`. One item goes in whatever it costs.
+    """
+
+    def __init__(self, name: str, work: Work[Item, Result], max_cost: int = 1000) -> None:
+        self._name = name
+        self._work = work
+        self._max_cost = max_cost
+        self._condition = threading.Condition()
+        self._waiting: dict[Hashable, deque[tuple[Item, int, asyncio.Future[Result]]]] = {}
+        self._is_idle = False
+        self._thread: threading.Thread | None = None
+
+    async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
+        """Returns the item's result, or raises its error."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        with self._condition:
+            queue = self._waiting.get(owner)
+            if queue is None:
+                queue = self._waiting[owner] = deque()
+            queue.append((item, cost, future))
+            if self._is_idle:
+                self._condition.notify()
+            elif self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._thread.start()
+        return await future
+
+    def _serve(self) -> None:
+        while True:
+            with self._condition:
+                while not self._waiting:
+                    self._is_idle = True
+                    self._condition.wait()
+                    self._is_idle = False
+                group = self._take()
+            outcomes: Sequence[Result | Exception]
+            try:
+                outcomes = self._work([item for item, _, _ in group])
+            except Exception as error:
+                outcomes = [error] * len(group)
+            futures = [future for _, _, future in group]
+            loop = futures[0].get_loop()  # a process has one
+            loop.call_soon_threadsafe(_deliver, futures, outcomes)
+
+    def _take(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
+        group: list[tuple[Item, int, asyncio.Future[Result]]] = []
+        cost = 0
+        while self._waiting:
+            for owner in list(self._waiting):
+                queue = self._waiting[owner]
+                if group and cost + queue[0][1] > self._max_cost:
+                    # who was passed over is first in the next group
+                    return group
+                item = queue.popleft()
+                group.append(item)
+                cost += item[1]
+                del self._waiting[owner]
+                if queue:
+                    self._waiting[owner] = queue  # behind the others
+        return group
+
+
+def _deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
+    for future, outcome in zip(futures, outcomes, strict=True):
+        if future.done():
+            continue  # its client has gone
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+class InlineWorker(Generic[Item, Result]):
+    """The same in the calling thread, an item at a time, without an event loop."""
+
+    def __init__(self, work: Work[Item, Result]) -> None:
+        self._work = work
+
+    async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
+        outcome = self._work([item])[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def run_inline(coroutine: Any) -> Any:
+    """Returns the result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    raise RuntimeError("The coroutine waits for an event loop.")

@@ -1,0 +1,273 @@
+"""The way of a call through the collector: authenticate, count, read, parse, store, respond."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import cycle
+from time import monotonic
+from typing import Any, cast
+
+import msgspec
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+from msgspec import structs
+
+from ingest import logs, metrics
+from ingest.adapters import Match, find_endpoint
+from ingest.adapters.base import Adapter, Endpoint, Receipt, Response
+from ingest.auth import failures
+from ingest.collector.exchange import Handler, Reply, Request
+from ingest.collector.fresh import FreshCache, NoCache
+from ingest.collector.groups import GroupWorker, InlineWorker, ShareFull, Shares
+from ingest.collector.senders import Sender, Senders
+from ingest.events import Batch, Call, RequestError, StoreResult
+from ingest.limits import rate_limits
+from ingest.store import batches
+from ingest.store.batches import Pending
+
+log = logs.get_logger(__name__)
+MAX_LOOP_BYTES = 128 * 1024  # of a body that the loop parses itself
+MAX_COMPRESSED_LOOP_BYTES = 2 * 1024
+GROUP_EVENTS = 1000  # of one commit
+BULK_EVENTS = 500  # of a batch that has to wait for batches like it
+CHANNEL_REQUESTS, CHANNEL_BYTES = 512, 32 * 1024 * 1024  # in progress, of a channel in a process
+RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
+_next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
+_encode = msgspec.json.Encoder().encode
+_EMPTY = StoreResult(0, 0, [])
+Writer = GroupWorker[Pending, StoreResult] | InlineWorker[Pending, StoreResult]
+Parser = GroupWorker[Callable[[], Batch], Batch] | InlineWorker[Callable[[], Batch], Batch]
+
+
+class Collector:
+    """Every source's endpoint."""
+
+    def __init__(
+        self,
+        senders: Senders,
+        parser: Parser,
+        writer: Writer,
+        bulk_writer: Writer,
+    ) -> None:
+        self.senders = senders
+        self._parser = parser
+        self._writer = writer
+        self._bulk_writer = bulk_writer
+        self._shares = Shares(CHANNEL_REQUESTS, CHANNEL_BYTES)
+
+    def find_handler(self, method: str, path: str) -> Handler | None:
+        """Returns the handler of a source's address; None for any other."""
+        match = find_endpoint(method, path)
+        return None if match is None else partial(self.handle, match)
+
+    async def handle(self, match: Match, request: Request) -> Reply:
+        """Returns the reply in the source's protocol, whatever happens."""
+        adapter, endpoint = match.adapter, match.endpoint
+        request.route, request.variables = match.route, match.variables
+        content_type: str = request.headers.get("Content-Type") or ""
+        call = Call(
+            channel="",
+            received_at=request.received_at,
+            content_type=content_type.partition(";")[0].strip().lower(),
+            content_encoding=request.headers.get("Content-Encoding") or "identity",
+            method=request.method,
+            query=request.query,
+            route=match.variables,
+        )
+        visit = _Visit(adapter, endpoint, request, call)
+        try:
+            response = await self._receive(visit)
+        except RequestError as error:
+            response = endpoint.refuse(error, call)
+            if error.status == 405:
+                response = _with_headers(response, Allow=_allow(adapter, endpoint))
+            if visit.wait_seconds:
+                wait = str(math.ceil(visit.wait_seconds))
+                response = _with_headers(response, **{"Retry-After": wait})
+        except ShareFull:
+            metrics.OVERLOAD_REJECTIONS.inc()
+            response = _reject_overload(endpoint)
+        except (DatabaseError, InterfaceError) as error:
+            log.error("collector.store_failed", exc_info=error)
+            response = _reject_overload(endpoint)
+        headers = {**response.headers, **rate_limits.build_headers(request)}
+        if adapter.cors:
+            headers |= _build_cors_headers(visit)
+        body = b"" if response.content is None else _encode(response.content)
+        return Reply(response.status, body, response.content_type, headers)
+
+    async def _receive(self, visit: "_Visit") -> Response:
+        adapter, endpoint, request = visit.adapter, visit.endpoint, visit.request
+        if wait_seconds := await self.senders.count_address(request, adapter):
+            visit.wait_seconds = wait_seconds
+            detail = "Too many calls from this address; wait."
+            raise RequestError("too_many_requests", detail, 429)
+        if adapter.cors is None:
+            _require_method(visit)
+        call = visit.call
+        if endpoint.read_parameters:
+            call = structs.replace(call, parameters=endpoint.read_parameters(call.query))
+        sender = visit.sender = await self.senders.authenticate(request, adapter, call)
+        if adapter.cors:
+            if call.method == "OPTIONS":
+                return Response(status=204, content_type=None)
+            _require_method(visit)  # only now, so that the page can read the error
+        await self.senders.count_call(request, adapter, sender)
+        application = sender.application
+        if application is None:
+            call = structs.replace(call, channel=sender.channel)
+        else:
+            if adapter.checks_cookie and application.cookie_digest:
+                await self.senders.check_cookie(request, application)
+            call = structs.replace(
+                call,
+                channel=sender.channel,
+                application=application.identifier,
+                application_id=application.id,
+                is_hash_required=application.strict_hash,
+            )
+        return await self._store(visit, call, sender)
+
+    async def _store(self, visit: "_Visit", call: Call, sender: Sender) -> Response:
+        """Reads, parses and stores the body; the response after the commit."""
+        endpoint, owner = visit.endpoint, sender.channel_id
+        if endpoint.parse is None:
+            return endpoint.respond(Receipt(call, Batch("", call.received_at, [], []), _EMPTY, 0))
+        endpoint.check(call)
+        size = 0
+
+        def reserve(more: int) -> None:
+            nonlocal size
+            self._shares.add(owner, 0, more)
+            size += more
+
+        self._shares.add(owner, 1)
+        try:
+            sent = b""
+            if endpoint.reads_body(call):
+                sent = await visit.request.read_body(endpoint.max_bytes, reserve)
+            batch = await self._parse(endpoint, sent, call, owner)
+            result = await self._append(batch, sender, visit.request)
+        finally:
+            self._shares.remove(owner, size)
+        elapsed_ms = int((monotonic() - visit.started_at) * 1000)
+        return endpoint.respond(Receipt(call, batch, result, elapsed_ms))
+
+    async def _parse(self, endpoint: Endpoint, sent: bytes, call: Call, owner: int) -> Batch:
+        parse = partial(_decode_and_parse, endpoint, sent, call)
+        max_bytes = MAX_LOOP_BYTES
+        if call.content_encoding != "identity" or "compression" in call.parameters:
+            max_bytes = MAX_COMPRESSED_LOOP_BYTES
+        if len(sent) <= max_bytes:
+            return parse()
+        return await self._parser.run(owner, parse, len(sent))
+
+    async def _append(self, batch: Batch, sender: Sender, request: Request) -> StoreResult:
+        if not (batch.events or batch.rejections or batch.profiles):
+            return _EMPTY
+        actor = sender.actor(request) if batch.profiles else None
+        cost = max(1, len(batch.events) + len(batch.profiles))
+        writer = self._writer if cost < BULK_EVENTS else self._bulk_writer
+        pending = Pending(sender.channel_id, batch, actor)
+        return await writer.run(sender.channel_id, pending, cost)
+
+
+class _Visit:
+    """A request on its way, with what is known so far."""
+
+    __slots__ = ("adapter", "call", "endpoint", "request", "sender", "started_at", "wait_seconds")
+
+    def __init__(self, adapter: Adapter, endpoint: Endpoint, request: Request, call: Call) -> None:
+        self.adapter = adapter
+        self.endpoint = endpoint
+        self.request = request
+        self.call = call
+        self.sender: Sender | None = None
+        self.wait_seconds = 0.0
+        self.started_at = monotonic()
+
+
+def _decode_and_parse(endpoint: Endpoint, sent: bytes, call: Call) -> Batch:
+    parse = cast(Callable[[bytes, Call], Batch], endpoint.parse)
+    return parse(endpoint.decode(sent, call), call)
+
+
+def _require_method(visit: _Visit) -> None:
+    """Raises `RequestError` (405) for another method."""
+    endpoint = visit.endpoint
+    if visit.call.method not in endpoint.methods:
+        detail = endpoint.method_detail or f"This address takes {endpoint.allow}."
+        raise RequestError("method_not_allowed", detail, 405)
+
+
+def _allow(adapter: Adapter, endpoint: Endpoint) -> str:
+    return f"{endpoint.allow}, OPTIONS" if adapter.cors else endpoint.allow
+
+
+def _with_headers(response: Response, **headers: str) -> Response:
+    return response._replace(headers={**response.headers, **headers})
+
+
+def _reject_overload(endpoint: Endpoint) -> Response:
+    return _with_headers(endpoint.overload, **{"Retry-After": str(_next_retry_seconds())})
+
+
+def _build_cors_headers(visit: _Visit) -> dict[str, str]:
+    """Lets pages of the application's origins read the response, errors included."""
+    headers = {"Vary": "Origin"}
+    cors, application = visit.adapter.cors, visit.sender and visit.sender.application
+    origin = visit.request.headers.get("Origin") or ""
+    if not cors or not application or origin not in application.allowed_origins.split():
+        return headers
+    headers |= {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Credentials": "true",
+    }
+    if visit.request.method == "OPTIONS":
+        headers |= {
+            "Access-Control-Allow-Methods": cors.methods,
+            "Access-Control-Allow-Headers": cors.headers,
+        }
+    return headers
+
+
+# The threads -------------------------------------------------------------------------------------
+
+
+def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    outcomes: list[Any] = []
+    for call in calls:
+        try:
+            outcomes.append(call())
+        except Exception as error:  # the caller's own
+            outcomes.append(error)
+            if isinstance(error, DatabaseError | InterfaceError):
+                connection.close_if_unusable_or_obsolete()
+    return outcomes
+
+
+def _look_up(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    outcomes = _call_each(calls)
+    failures.flush_when_due()
+    return outcomes
+
+
+def build_collector() -> Collector:
+    """Returns the collector of a server's process, with its threads."""
+    writer = GroupWorker("writer", batches.append_batches, GROUP_EVENTS)
+    bulk_writer = writer
+    if "postgresql" in settings.DATABASES["default"]["ENGINE"]:  # SQLite has one writer at a time
+        bulk_writer = GroupWorker("bulk-writer", batches.append_batches, GROUP_EVENTS)
+    return Collector(
+        Senders(GroupWorker("lookups", _look_up, 100), FreshCache()),
+        GroupWorker("parser", _call_each, 1),
+        writer,
+        bulk_writer,
+    )
+
+
+def build_inline_collector() -> Collector:
+    """Returns a collector that does all in the calling thread, for `run_inline`."""
+    writer = InlineWorker(batches.append_batches)
+    senders = Senders(InlineWorker(_call_each), NoCache())
+    return Collector(senders, InlineWorker(_call_each), writer, writer)

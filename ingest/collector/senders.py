@@ -1,0 +1,182 @@
+"""Who sends: the key or the application of a request, from memory or from the database."""
+
+from base64 import b64decode
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ingest.adapters.base import Adapter, Credential
+from ingest.audit import Actor, truncate_address
+from ingest.auth import failures, keys
+from ingest.auth.keys import AccessDenied, RegisteredApplication
+from ingest.collector.exchange import Request
+from ingest.collector.fresh import FreshCache, NoCache
+from ingest.collector.groups import GroupWorker, InlineWorker, Shares
+from ingest.events import Call
+from ingest.limits import rate_limits, token_bucket
+
+Lookups = GroupWorker[Callable[[], Any], Any] | InlineWorker[Callable[[], Any], Any]
+MAX_WAITING = 256  # of one address, whose key is looked up
+
+
+class Sender(NamedTuple):
+    """The authenticated sender of a call."""
+
+    channel_id: int
+    channel: str
+    caller: str  # whose calls are counted
+    name: str
+    key: str = ""  # public id
+    application: RegisteredApplication | None = None
+
+    def actor(self, request: Request) -> Actor:
+        """Returns the actor of audit events."""
+        address = token_bucket.get_client_address(request)
+        return Actor(self.name, self.key, truncate_address(address))
+
+
+class Senders:
+    """Authenticates requests, and counts the calls of each sender.
+
+    What has to ask the database or Redis does so in the thread of `lookups`.
+    """
+
+    def __init__(self, lookups: Lookups, cache: FreshCache | NoCache) -> None:
+        self._lookups = lookups
+        self._cache = cache
+        self._waiting = Shares(MAX_WAITING)
+
+    async def look_up(self, address: str, load: Callable[[], Any]) -> Any:
+        """Returns the result of a call that asks the database. Raises `ShareFull`."""
+        self._waiting.add(address, 1)
+        try:
+            return await self._lookups.run(address, load)
+        finally:
+            self._waiting.remove(address, 0)
+
+    async def authenticate(self, request: Request, adapter: Adapter, call: Call) -> Sender:
+        """Raises `AccessDenied` (401, 403), `RateLimited` (429) and `ShareFull`."""
+        if adapter.credential is Credential.KEY:
+            verified = await self.verify_key(request)
+            caller = verified.caller
+            request.caller = verified.public_id
+            caller.require("ingest")
+            channel_id, channel = caller.resolve_channel(request.headers.get("X-Channel-ID"))
+            request.channel = channel
+            key_caller = f"key:{caller.key_id}"
+            return Sender(channel_id, channel, key_caller, caller.name, verified.public_id)
+        application = await self._find_application(request, adapter, call)
+        request.channel = application.channel
+        return Sender(
+            application.channel_id,
+            application.channel,
+            f"application:{application.id}",
+            application.identifier,
+            application=application,
+        )
+
+    async def verify_key(self, request: Request) -> keys.VerifiedKey:
+        """Returns the key of a request, at most a second old."""
+        text = keys.read_key(request)
+
+        async def load() -> keys.VerifiedKey:
+            rate_limits.check_blocked(request, text)
+            address = token_bucket.get_client_address(request)
+            verified: keys.VerifiedKey = await self.look_up(
+                address, lambda: keys.verify_key(request, text)
+            )
+            return verified
+
+        verified = await self._cache.get(text, load)
+        if verified.networks and not keys.is_allowed_from(verified, request):
+            verified = await load()  # which counts the failure
+        return verified
+
+    async def _find_application(
+        self, request: Request, adapter: Adapter, call: Call
+    ) -> RegisteredApplication:
+        find: Callable[[Request, str], RegisteredApplication]
+        if adapter.credential is Credential.PASSWORD:
+            credential = request.headers.get("Authorization") or ""
+            find = _verify_password
+        else:
+            named = (call.parameters.get(name) for name in adapter.application_parameters)
+            credential = next(filter(None, named), "")
+            find = _find_by_id
+
+        def find_throttled() -> RegisteredApplication:
+            with rate_limits.throttle_auth_failures(request, credential):
+                return find(request, credential)
+
+        async def load() -> RegisteredApplication:
+            rate_limits.check_blocked(request, credential)
+            address = token_bucket.get_client_address(request)
+            application: RegisteredApplication = await self.look_up(address, find_throttled)
+            return application
+
+        return await self._cache.get((adapter.credential, credential), load)
+
+    async def count_call(self, request: Request, adapter: Adapter, sender: Sender) -> None:
+        """Raises `RateLimited` (429)."""
+        limit = rate_limits.find_limit(adapter.rate_limit)
+        if limit is not rate_limits.EVENTS or not rate_limits.count_locally(limit, sender.caller):
+            await self._lookups.run(
+                sender.caller, lambda: rate_limits.count_call(request, sender.caller)
+            )
+
+    async def count_address(self, request: Request, adapter: Adapter) -> float:
+        """Returns the seconds that the caller's address has to wait; 0.0 to go on."""
+        if adapter.address_limit is None:
+            return 0.0
+        rate, burst = adapter.address_limit
+        address = token_bucket.get_client_address(request)
+        limit = rate_limits.Limit(adapter.name, rate, burst)
+        if rate_limits.count_locally(limit, address):
+            return 0.0
+        wait_seconds: float = await self.look_up(
+            address, lambda: rate_limits.count_address(limit, address)
+        )
+        return wait_seconds
+
+    async def check_cookie(self, request: Request, application: RegisteredApplication) -> None:
+        """Raises `AccessDenied` (403) for a cookie that is not the application's."""
+        cookie = request.headers.get("Cookie") or ""
+        if keys.verify_secret(application.cookie_digest, cookie):
+            return
+
+        def reject() -> None:
+            # with the id, which has passed by itself already: it must not vouch for a guess
+            with rate_limits.throttle_auth_failures(request, f"{application.identifier} {cookie}"):
+                failures.count_failure("application.rejected", request)
+                raise AccessDenied("forbidden", "The cookie is not this application's.", 403)
+
+        await self.look_up(token_bucket.get_client_address(request), reject)
+
+
+def _find_by_id(request: Request, identifier: str) -> RegisteredApplication:
+    return keys.fetch_application(identifier)
+
+
+def _verify_password(request: Request, authorization: str) -> RegisteredApplication:
+    """The application that HTTP Basic names. Raises `AccessDenied` (401)."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        detail = "Send the application's id and password by HTTP Basic."
+        raise AccessDenied("unauthorized", detail, 401)
+    try:
+        identifier, _, password = b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        detail = "The HTTP Basic credentials cannot be read."
+        raise AccessDenied("unauthorized", detail, 401) from None
+    application: RegisteredApplication | None
+    try:
+        # PostgreSQL accepts no NUL, and no id has one
+        application = keys.fetch_application(identifier.replace("\0", "\ufffd"))
+    except AccessDenied:
+        application = None
+    # always compared, so that an unknown id takes no less time
+    digest = application.secret_digest if application else ""
+    if not keys.verify_secret(digest, password) or not application:
+        failures.count_failure("application.rejected", request)
+        detail = "The application or its password is not known here."
+        raise AccessDenied("unauthorized", detail, 401)
+    return application

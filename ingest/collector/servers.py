@@ -1,0 +1,254 @@
+"""The event loop's application: RSGI for speed, ASGI for every other server.
+
+Handlers answer the addresses that they know. All others go to Django, in a thread.
+"""
+
+import logging
+import os
+import sys
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from time import monotonic
+from typing import Any
+
+import msgspec
+from django.conf import settings
+from django.http.request import split_domain_port, validate_host
+
+from ingest import logs
+from ingest.adapters.base import PROBLEM, problem_members
+from ingest.collector.exchange import Reply, Request, Router
+from ingest.collector.wsgi_bridge import Answer, Stream, WsgiBridge
+from ingest.events import RequestError
+from ingest.http.security_headers import API_HEADERS
+
+log = logs.get_logger(__name__)
+_UNREADABLE = "\ufffd"  # a header that is there, and no text
+_FLUSH_SECONDS = 0.05
+_request_log = logging.getLogger("ingest.logs")
+
+
+class Application:
+    """Answers with the first router's handler, or with Django."""
+
+    def __init__(self, routers: Sequence[Router], django: WsgiBridge) -> None:
+        self._routers = routers
+        self._django = django
+        self._lines = LineBuffer()
+
+    async def respond(self, request: Request) -> Answer:
+        """Returns the answer with all its headers. It never raises."""
+        started_at = monotonic()
+        try:
+            for router in self._routers:
+                if handler := router(request.method, request.path):
+                    reply = _refuse_host(request) or await handler(request)
+                    break
+            else:
+                return await self._django.respond(request)
+        except RequestError as error:
+            reply = build_problem(error.status, error.reason, error.detail)
+        except Exception as error:
+            log.error("request.failed", exc_info=error)
+            reply = build_problem(500, "server_error", "We failed; the cause is in our log.")
+        if _request_log.isEnabledFor(logging.INFO):
+            self._lines.add(request, reply.status, monotonic() - started_at)
+        headers = {**API_HEADERS, **reply.headers, "X-Request-ID": request.request_id}
+        if reply.content_type is not None:
+            headers["Content-Type"] = reply.content_type
+        if settings.SECURE_HSTS_SECONDS and is_secure(request):
+            headers["Strict-Transport-Security"] = (
+                f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains; preload"
+            )
+        return Answer(reply.status, list(headers.items()), reply.body)
+
+    # RSGI ----------------------------------------------------------------------------------------
+
+    async def __rsgi__(self, scope: Any, proto: Any) -> None:
+        if scope.proto != "http":
+            proto.close(1008)
+            return
+        status, headers, body = await self.respond(RsgiRequest(scope, proto))
+        if isinstance(body, Stream):
+            await body.send(proto.response_stream(status, headers).send_bytes)
+        elif body:
+            proto.response_bytes(status, headers, body)
+        else:
+            proto.response_empty(status, headers)
+
+    def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
+        """Called by the server before the first request."""
+
+    def __rsgi_del__(self, loop: AbstractEventLoop) -> None:
+        """Called by the server after the last request."""
+        self._lines.flush()
+
+    # ASGI ----------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            self._lines.flush()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+
+        async def send_body(piece: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+        status, pairs, body = await self.respond(AsgiRequest(scope, receive))
+        headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs
+        ]
+        if not isinstance(body, Stream) and status != 304:
+            headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if isinstance(body, Stream):
+            await body.send(send_body)
+            body = b""
+        await send_body(body, more=False)
+
+
+class RsgiRequest(Request):
+    """A request of granian's own interface."""
+
+    __slots__ = ("_proto",)
+
+    def __init__(self, scope: Any, proto: Any) -> None:
+        address = scope.client.rpartition(":")[0].strip("[]")
+        query = scope.query_string.encode("latin-1", "replace")
+        headers = _RsgiHeaders(scope.headers)
+        super().__init__(scope.method, scope.path, query, headers, address, scope.scheme)
+        self._proto = proto
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        chunks: AsyncIterator[bytes] = self._proto
+        return chunks
+
+
+class _RsgiHeaders:
+    """Repeated headers are joined, as WSGI does: of two keys, neither is taken for the only one."""
+
+    __slots__ = ("_headers", "items")
+
+    def __init__(self, headers: Any) -> None:
+        self._headers = headers
+        self.items = headers.items
+
+    def get(self, name: str, default: Any = None) -> Any:
+        values = self._headers.get_all(name)
+        if len(values) == 1:
+            return values[0]
+        if values:
+            return ",".join(values)
+        return _UNREADABLE if name in self._headers else default
+
+
+class AsgiRequest(Request):
+    """A request of an ASGI server."""
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, scope: Any, receive: Any) -> None:
+        address = (scope.get("client") or ("", 0))[0]
+        headers = _AsgiHeaders(scope["headers"])
+        query = scope["query_string"]
+        super().__init__(scope["method"], scope["path"], query, headers, address, scope["scheme"])
+        self._receive = receive
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return
+            yield message.get("body", b"")
+            if not message.get("more_body"):
+                return
+
+
+class _AsgiHeaders:
+    def __init__(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        self._values: dict[str, str] = {}
+        for name, value in pairs:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            self._values[key] = f"{self._values[key]},{text}" if key in self._values else text
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._values.get(name.lower(), default)
+
+    def items(self) -> Any:
+        return self._values.items()
+
+
+def is_secure(request: Request) -> bool:
+    """Returns whether the client came by https."""
+    if settings.EXHAUST_BEHIND_PROXY:
+        return bool(request.headers.get("X-Forwarded-Proto", "") == "https")
+    return bool(request.scheme == "https")
+
+
+def _refuse_host(request: Request) -> Reply | None:
+    """Returns the reply to a host that is not ours, and to plain http where there is https."""
+    host = request.headers.get("Host") or ""
+    if not _is_allowed_host(host):
+        detail = "This service has another name; operators add names in ALLOWED_HOSTS."
+        return build_problem(400, "host", detail)
+    if settings.SECURE_SSL_REDIRECT and not is_secure(request):
+        query = f"?{request.query.decode('latin-1')}" if request.query else ""
+        location = f"https://{host}{request.path}{query}"
+        return Reply(301, content_type=None, headers={"Location": location})
+    return None
+
+
+@lru_cache(maxsize=256)
+def _is_allowed_host(host: str) -> bool:
+    domain, _ = split_domain_port(host)
+    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
+
+
+def build_problem(status: int, reason: str, detail: str) -> Reply:
+    """Returns an error as a problem document."""
+    body = msgspec.json.encode(problem_members(status, reason, detail))
+    return Reply(status, body, PROBLEM)
+
+
+class LineBuffer:
+    """Writes the line of each request, as `RequestIdMiddleware` does, twenty times a second.
+
+    A line through the loggers would take longer than the request itself.
+    """
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+
+    def add(self, request: Request, status: int, seconds: float) -> None:
+        """Adds the line of an answered request."""
+        line: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": "INFO",
+            "logger": _request_log.name,
+            "event": "request.answered",
+            "request": request.request_id,
+            "method": request.method,
+            "route": request.route,
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+        }
+        if request.channel:
+            line["channel"] = request.channel
+        if request.caller:
+            line["caller"] = request.caller
+        if not self._lines:
+            get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
+        self._lines.append(msgspec.json.encode(line))
+
+    def flush(self) -> None:
+        """Writes what has been added."""
+        lines, self._lines = self._lines, []
+        if lines:
+            os.write(sys.stderr.fileno(), b"\n".join([*lines, b""]))

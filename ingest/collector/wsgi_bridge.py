@@ -1,0 +1,120 @@
+"""Runs a WSGI application for the event loop, in threads. The loop reads the body first."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from ingest.collector.exchange import Request
+
+MAX_BODY_BYTES = 9 * 1024 * 1024  # more than any address takes; each says its own limit
+THREADS = 64
+PIECE_BYTES = 256 * 1024  # of a stream, made by one call into a thread
+SEND_SECONDS = 30.0  # for a client to take one piece of a stream
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+_pool = ThreadPoolExecutor(THREADS, "django")
+
+
+class Stream:
+    """A body that is sent while it is made."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self._chunks = iter(response)
+
+    async def send(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Sends all of it. A client that takes nothing for `SEND_SECONDS` is left."""
+        loop = asyncio.get_running_loop()
+        try:
+            while piece := await loop.run_in_executor(_pool, self._make_piece):
+                async with asyncio.timeout(SEND_SECONDS):
+                    await send(piece)
+        finally:
+            close = getattr(self._response, "close", None)
+            if close is not None:
+                await loop.run_in_executor(_pool, close)
+
+    def _make_piece(self) -> bytes:
+        piece = bytearray()
+        for chunk in self._chunks:
+            piece += chunk
+            if len(piece) >= PIECE_BYTES:
+                break
+        return bytes(piece)
+
+
+class Answer(NamedTuple):
+    """What a server sends."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes | Stream = b""
+
+
+class WsgiBridge:
+    """Answers requests with a WSGI application."""
+
+    def __init__(self, app: WsgiApp) -> None:
+        self._app = app
+        address = urlsplit(settings.EXHAUST_PUBLIC_URL)
+        self._server = address.hostname or "", str(address.port or 80)
+
+    async def respond(self, request: Request) -> Answer:
+        """Returns the application's answer.
+
+        Raises `RequestError` for a body that stalls or is cut off, and for one in chunks that is
+        too large.
+        """
+        length = request.content_length()
+        # one that is far too large is not read: the view says its own limit
+        body = (
+            await request.read_body(MAX_BODY_BYTES)
+            if length is None or length <= MAX_BODY_BYTES
+            else b""
+        )
+        environ = self._build_environ(request, body, length or len(body))
+        return await asyncio.get_running_loop().run_in_executor(_pool, self._run, environ)
+
+    def _build_environ(self, request: Request, body: bytes, length: int) -> dict[str, Any]:
+        environ = {
+            "REQUEST_METHOD": request.method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": request.path.encode().decode("latin-1"),
+            "QUERY_STRING": request.query.decode("latin-1"),
+            "SERVER_NAME": self._server[0],
+            "SERVER_PORT": self._server[1],
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "REMOTE_ADDR": request.META["REMOTE_ADDR"],
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": request.scheme,
+            "wsgi.input": BytesIO(body),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+        }
+        for name, value in request.headers.items():
+            if "_" in name or name in {"content-length", "transfer-encoding"}:
+                continue  # an underscore would make two names one
+            key = name.upper().replace("-", "_")
+            key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
+            separator = "; " if key == "HTTP_COOKIE" else ","
+            environ[key] = f"{environ[key]}{separator}{value}" if key in environ else value
+        if length:
+            environ["CONTENT_LENGTH"] = str(length)
+        return environ
+
+    def _run(self, environ: dict[str, Any]) -> Answer:
+        started: list[Any] = []
+
+        def start(status: str, headers: list[tuple[str, str]], _: Any = None) -> None:
+            started[:] = int(status[:3]), headers
+
+        response = self._app(environ, start)
+        body = b"".join(response) if isinstance(response, list) else Stream(response)
+        return Answer(started[0], started[1], body)
