@@ -18,6 +18,11 @@ from ingest.feed.values import START
 class DestinationForm(forms.ModelForm):
     """The fields of a destination of the API."""
 
+    types = forms.CharField(
+        required=False,
+        widget=forms.Textarea({"rows": 3}),
+        help_text="Types of events that are pushed, one per line. Empty means all.",
+    )
     password = forms.CharField(
         required=False,
         strip=False,
@@ -40,6 +45,14 @@ class DestinationForm(forms.ModelForm):
         ]  # fmt: skip
         widgets = {"url": forms.TextInput({"size": 80})}
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial["types"] = "\n".join(self.instance.types)
+
+    def clean_types(self) -> list[str]:
+        lines = self.cleaned_data["types"].splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
     def _post_clean(self) -> None:
         """Validates the instance that Django has filled."""
         super()._post_clean()  # type: ignore[misc] # the stubs leave it out
@@ -55,7 +68,7 @@ class DestinationAdmin(TenantScopedAdmin):
     permission = "administer"
     form = DestinationForm
     list_display = [
-        "name", "channel", "kind", "resource", "state", "show_lag", "failures", "next_at",
+        "name", "channel", "kind", "resource", "state", "show_lag", "failures_in_a_row", "next_at",
         "delivered_at", "disabled_reason",
     ]  # fmt: skip
     list_filter = [
@@ -134,7 +147,7 @@ class DestinationAdmin(TenantScopedAdmin):
     def test(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
         for destination in queryset.select_related("channel"):
             delivery = destinations.send_test(destination)
-            outcome = delivery.error or f"The answer was {delivery.answer}."
+            outcome = delivery.error or f"The receiver answered {delivery.answer}."
             level = messages.WARNING if delivery.error else messages.INFO
             self.message_user(request, f"{destination}: {outcome}", level)
 
@@ -153,14 +166,18 @@ class DestinationAdmin(TenantScopedAdmin):
         lag = destinations.measure_lag(destination)
         return f"{lag.documents} documents, {lag.seconds:.0f} s" if lag.documents else "none"
 
+    @admin.display(description="Failures in a row", ordering="failures")
+    def failures_in_a_row(self, destination: Destination) -> int:
+        return destination.failures
+
     @admin.display(description="Dead letters")
     def dead_letter_count(self, destination: Destination) -> int:
         return destination.dead_letters.filter(delivered_at=None).count()
 
 
 _STATUS_FIELDS = [
-    "state", "show_lag", "dead_letter_count", "failures", "next_at", "delivered_at", "paused_at",
-    "disabled_reason",
+    "state", "show_lag", "dead_letter_count", "failures_in_a_row", "next_at", "delivered_at",
+    "paused_at", "disabled_reason",
 ]  # fmt: skip
 
 
@@ -168,12 +185,16 @@ _STATUS_FIELDS = [
 class DeliveryAdmin(ReadOnlyAdmin):
     permission = "administer"
     list_display = [
-        "destination", "kind", "status", "documents", "byte_count", "attempt", "answer", "error",
-        "created_at", "ended_at",
+        "destination", "kind", "status", "documents", "byte_count", "attempt", "receiver_status",
+        "error", "created_at", "ended_at",
     ]  # fmt: skip
     list_filter = ["status", "kind", ("destination", VisibleRelatedFilter)]
     list_select_related = ["destination"]
     ordering = ["-id"]
+
+    @admin.display(description="Receiver's status", ordering="answer")
+    def receiver_status(self, delivery: Delivery) -> int | None:
+        return delivery.answer
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Callbacks have a page of their own."""
@@ -185,7 +206,7 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     permission = "administer"
     channel_path = "destination__channel"
     list_display = [
-        "document_id", "destination", "answer", "reason", "created_at", "requeued_at",
+        "document_id", "destination", "receiver_status", "reason", "created_at", "requeued_at",
         "delivered_at",
     ]  # fmt: skip
     list_filter = [
@@ -197,6 +218,10 @@ class DeadLetterAdmin(ReadOnlyAdmin):
     search_fields = ["document_id", "reason"]
     ordering = ["-id"]
     actions = ["requeue"]
+
+    @admin.display(description="Receiver's status", ordering="answer")
+    def receiver_status(self, dead_letter: DeadLetter) -> int:
+        return dead_letter.answer
 
     @admin.action(description="Send the selected documents again", permissions=["view"])
     def requeue(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:

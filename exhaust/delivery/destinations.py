@@ -70,7 +70,7 @@ def validate(
     elif not isinstance(destination.types, list) or not all(
         isinstance(name, str) and 0 < len(name) <= 255 for name in destination.types
     ):
-        errors["types"] = "Write a list of events' types."
+        errors["types"] = "Write a list of event types, each of 1 to 255 characters."
     if ":" in destination.user or not destination.user.isprintable():
         errors["user"] = "HTTP Basic allows no ':' in it."
     if password and not destination.user:

@@ -36,6 +36,7 @@ class Destination(Claimable):
     """A receiver of a channel's sessions or events.
 
     `cursor_xid` and `cursor_id` are its cursor: it accepted everything up to that position.
+    `failures` counts its failed requests in a row.
     """
 
     class Kind(models.TextChoices):
@@ -107,7 +108,8 @@ class Destination(Claimable):
 class Delivery(Claimable):
     """One request until it is accepted: a batch for a destination, or the callback of a job's end.
 
-    A batch is claimed with its destination; a callback is claimed by itself.
+    A batch is claimed with its destination; a callback is claimed by itself. `documents` counts the
+    documents of a batch, `answer` is the last HTTP status from the receiver.
     """
 
     class Status(models.TextChoices):
@@ -189,7 +191,10 @@ class Callback(Delivery):
 
 
 class DeadLetter(models.Model):
-    """A document that a receiver rejected, and why. It is requeued as it is then."""
+    """A document that a receiver rejected, and why. It is requeued as it is then.
+
+    `row` is the id of its event or session, `answer` the status that the receiver gave it.
+    """
 
     destination = models.ForeignKey(
         Destination, on_delete=models.CASCADE, related_name="dead_letters"

@@ -149,7 +149,7 @@ def test_destination_needs_event_permission(own: Tenant, rights: list[str]):
     destination = Destination.objects.get(channel=own.channel)
     words = {
         "channel": own.channel.pk, "name": "new", "kind": "webhook", "resource": "events",
-        "url": "https://mine.example/hook", "method": "POST", "types": "[]", "user": "",
+        "url": "https://mine.example/hook", "method": "POST", "types": "", "user": "",
         "content_type": "application/x-ndjson", "index": "", "doc_type": "",
     }  # fmt: skip
 
@@ -222,7 +222,7 @@ def test_create_stays_in_permitted_channels(own: Tenant, others: list[Tenant]):
         "output_format": "csv", "dataset": "uci-response-exhaust", "conversation": "c",
     }  # fmt: skip
     destination = {
-        "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
+        "name": "new", "kind": "webhook", "resource": "events", "types": "", "method": "PUT",
         "url": "https://destination.example/hook", "content_type": "application/json",
     }  # fmt: skip
 
@@ -245,7 +245,7 @@ def test_destination_needs_export_permission(own: Tenant, others: list[Tenant]):
     group = Group.objects.get(name="administer submit_private")
     Role.objects.create(group=group, channel=others[0].channel, administer=True)
     words = {
-        "name": "new", "kind": "webhook", "resource": "events", "types": "[]", "method": "PUT",
+        "name": "new", "kind": "webhook", "resource": "events", "types": "", "method": "PUT",
         "url": "https://destination.example/hook", "content_type": "application/json",
     }  # fmt: skip
 

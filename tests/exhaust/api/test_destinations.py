@@ -256,7 +256,7 @@ def test_admin_actions_on_destinations(admin_client: Client) -> None:
     with Receiver() as receiver:
         fields = {
             "channel": make_channel().pk, "name": "ours", "kind": "webhook", "user": "us",
-            "resource": "sessions", "types": "[]", "url": f"http://127.0.0.1:{receiver.port}/hook",
+            "resource": "sessions", "types": "", "url": f"http://127.0.0.1:{receiver.port}/hook",
             "method": "PUT", "content_type": "application/x-ndjson", "password": "secret word",
         }  # fmt: skip
         answer = admin_client.post(ADMIN + "add/", fields, follow=True)
@@ -288,6 +288,20 @@ def test_admin_actions_on_destinations(admin_client: Client) -> None:
         assert received_ids(receiver)[1:] == emitted
         assert b"ours" in admin_client.get(ADMIN).content
         assert admin_client.get("/admin/exhaust/delivery/").status_code == 200
+
+
+def test_admin_reads_types_by_line(admin_client: Client) -> None:
+    fields = {
+        "channel": make_channel().pk, "name": "typed", "kind": "webhook", "resource": "events",
+        "url": "https://example.com/hook", "method": "PUT", "content_type": "application/json",
+    }  # fmt: skip
+    page = admin_client.post(ADMIN + "add/", {**fields, "types": "[" * 5000})
+    assert b"each of 1 to 255 characters" in page.content
+    admin_client.post(ADMIN + "add/", {**fields, "types": "ASSESS\r\n END \r\n"})
+    destination = Destination.objects.get()
+    assert destination.types == ["ASSESS", "END"]
+    page = admin_client.get(f"{ADMIN}{destination.pk}/change/")
+    assert b"ASSESS\nEND" in page.content
 
 
 def test_admin_requeues_dead_letters(admin_client: Client) -> None:
