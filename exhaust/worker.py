@@ -19,7 +19,7 @@ from exhaust.monitoring import metrics
 from ingest import logs
 
 log = logs.get_logger(__name__)
-BROKER_STALL = timedelta(seconds=7)  # longer than the sweep's interval
+BROKER_STALL = timedelta(seconds=7)  # longer than the sweep's interval in config/celery.py
 work_lock = threading.Lock()  # held while this process runs a job
 _worker_pid = 0  # the parent of a worker's processes
 

@@ -1,5 +1,6 @@
-"""The embedded broker: a folder whose files are messages."""
+"""The embedded broker, a folder whose files are messages; and the schedule."""
 
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from time import monotonic
@@ -7,36 +8,39 @@ from typing import Any
 
 from kombu import Connection, Producer
 
+from config.celery import app
+from exhaust import worker
+
 
 def test_partial_message_is_never_read(tmp_path: Path) -> None:
-    # given a reader that looks all the time
+    # given a reader that never pauses
     folders = dict.fromkeys(("data_folder_in", "data_folder_out", "control_folder"), str(tmp_path))
-    read: list[Any] = []
+    received: list[Any] = []
     with Connection("filesystem://", transport_options=folders) as connection:
         reader, writer = connection.channel(), connection.channel()
 
-        def look() -> None:
+        def read_messages() -> None:
             end = monotonic() + 60
-            while len(read) < 2000 and monotonic() < end:
+            while len(received) < 2000 and monotonic() < end:
                 try:
                     message = reader.basic_get("nightly", no_ack=True)
                 except ValueError as error:  # what ends a worker
-                    read.append(error)
+                    received.append(error)
                 else:
                     if message is not None:
-                        read.append(message.payload)
+                        received.append(message.payload)
 
-        looking = Thread(target=look)
-        looking.start()
+        reading = Thread(target=read_messages)
+        reading.start()
 
         # when
         producer = Producer(writer)
         for number in range(2000):
             producer.publish({"number": number, "text": "x" * 5000}, routing_key="nightly")
-        looking.join()
+        reading.join()
 
     # then
-    assert sorted(message["number"] for message in read if isinstance(message, dict)) == list(
+    assert sorted(message["number"] for message in received if isinstance(message, dict)) == list(
         range(2000)
     )
     assert not list(tmp_path.glob("*.msg"))
@@ -71,3 +75,9 @@ def test_concurrent_starts_share_queues(tmp_path: Path) -> None:
         for exchange in range(100):
             bound = connection.channel().get_table(f"exchange-{exchange}")
             assert {queue.queue for queue in bound} == {f"queue-{number}" for number in range(4)}
+
+
+def test_sweep_wakes_before_poller() -> None:
+    # a poller that looked first would report a stalled broker whenever one message is late
+    sweep_interval = timedelta(seconds=app.conf.beat_schedule["sweep"]["schedule"])
+    assert sweep_interval < worker.BROKER_STALL

@@ -10,6 +10,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.exhaust.factories import BOT, RESPONSE, make_answer
 from tests.service import CHANNEL, HOST, Answer, Service, until
 
@@ -194,6 +196,34 @@ def test_chunked_submission_is_accepted(service: Service) -> None:
     status, answer = send_in_chunks(service, SUBMIT, "asker", b'{"request": {}', b"}")
 
     assert status in {400, 415}, answer  # read, and found incomplete
+
+
+@pytest.mark.parametrize("levels", [101, 500, 900, 5000])
+def test_too_deep_body_is_rejected(service: Service, levels: int) -> None:
+    # given values so deep that a server with little stack left could not read them
+    nested = b"[" * levels + b"]" * levels
+    event = json.dumps(of_bot(make_answer(1), "deep-bot")).encode()
+    bodies = (
+        (SUBMIT, "asker", b'{"request": {"tag": "deep", "datasetConfig": %b}}' % nested),
+        (TELEMETRY, "sender", event[:-1] + b', "more": %b}' % nested),
+    )
+
+    # when they are sent
+    submission, batch = (
+        service.call("POST", path, body, key, Content_Type="application/json")
+        for path, key, body in bodies
+    )
+
+    # then the error names the limit, of the body or of its event
+    remedy = "nested deeper than 100 levels"
+    assert submission.status == 400
+    assert remedy in submission.said["params"]["errmsg"]
+    if batch.status == 400:
+        assert remedy in batch.said["params"]["errmsg"]
+    else:
+        assert batch.status == 200
+        (rejection,) = batch.said["result"]["rejections"]
+        assert rejection["reason"] == "too_deep"
 
 
 def test_key_is_required(service: Service) -> None:
