@@ -30,7 +30,8 @@ class Connection:
         self.received = b""
         self.due_at = 0.0
         self.number = ""
-        poll.register(self.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
+        self.events = selectors.EVENT_READ | selectors.EVENT_WRITE
+        poll.register(self.socket, self.events, self)
 
 
 class Generator:
@@ -112,9 +113,10 @@ class Generator:
         connection.due_at = due_at
         connection.received = b""
         self._busy += 1
-        if connection.socket in self._poll.get_map():
-            self._poll.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE,
-                              connection)  # fmt: skip
+        try:
+            self._write(connection)
+        except OSError:  # not connected, or the rest later: `_poll_once` tries again
+            self._watch(connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
         return True
 
     def _poll_once(self, patience: float) -> None:
@@ -136,7 +138,12 @@ class Generator:
                 connection.out = connection.out[connection.socket.send(connection.out) :]
         except (BrokenPipeError, ConnectionResetError):
             connection.out = memoryview(b"")  # the response may have arrived
-        self._poll.modify(connection.socket, selectors.EVENT_READ, connection)
+        self._watch(connection, selectors.EVENT_READ)
+
+    def _watch(self, connection: Connection, events: int) -> None:
+        if connection.events != events:
+            connection.events = events
+            self._poll.modify(connection.socket, events, connection)
 
     def _read(self, connection: Connection) -> None:
         chunk = connection.socket.recv(65536)
