@@ -7,8 +7,8 @@ Needs the PostgreSQL server of DATABASE_URL; the broker is the Redis of CELERY_B
 The server is the shipped one with two workers and its own settings, without rate limits and limits
 of waiting requests. One process on the same cores keeps 12 connections busy. One channel has all
 the jobs, each with its file; `read` and `list` request different jobs each time, `submit` goes to
-16 channels. The sides take turns. `benchmarks.reference`, started by the same command, is the
-reference of `read`. The console's pages are fetched one after the other.
+16 channels. The sides take turns. `benchmarks.reference` by WSGI is the reference
+of `read`. The console's pages are fetched one after the other.
 """
 
 import argparse
@@ -77,10 +77,9 @@ def main() -> None:
             rows=f"{options.jobs:,} jobs, {options.conversations:,} conversations in a channel",
         )
         requester, cookie = prepare(options.jobs, options.conversations)
-        reference = [
-            word.replace("config.wsgi:application", "benchmarks.reference:application")
-            for word in [*web_command(reference_port), *shlex.split(options.flags)]
-        ]
+        reference = harness.wsgi_command(
+            reference_port, "benchmarks.reference:application", *shlex.split(options.flags)
+        )
         output = {
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.DEVNULL,

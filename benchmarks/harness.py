@@ -183,6 +183,15 @@ class Helper(Process):
         return json.loads(line)
 
 
+def wsgi_command(port: int, application: str, *flags: str) -> list[str]:
+    """Returns the command of a WSGI application with two processes, as a reference of ours."""
+    return [
+        sys.executable, "-m", "granian", "--interface", "wsgi", application, "--port", str(port),
+        "--workers", "2", "--http", "1", "--backlog", "2048", "--backpressure", "4096",
+        "--blocking-threads", "64", *flags,
+    ]  # fmt: skip
+
+
 def wait_for_server(port: int, server: Process) -> None:
     """Waits until the web server on that port is ready."""
     deadline = time.monotonic() + 30

@@ -468,9 +468,11 @@ def run_peers(
 def run_both_embedded(bench: Bench, running: ExitStack) -> dict[str, Service]:
     """Runs ours on SQLite, and the view by WSGI as it was before ingest left it, if it is there."""
     services: dict[str, Service] = {}
-    for side, build_command in ((OURS, web_command), (BEFORE, build_wsgi_command)):
+    for side in (OURS, BEFORE):
         folder, port = bench.folder / f"embedded-{len(services)}", harness.free_port()
-        services[side] = running.enter_context(run_embedded(folder, build_command(port), port))
+        wsgi = harness.wsgi_command(port, "config.wsgi:application")
+        command = web_command(port) if side == OURS else wsgi
+        services[side] = running.enter_context(run_embedded(folder, command, port))
     request = wrk.build_batch(TELEMETRY, 1, services[BEFORE].sender)
     try:
         send_once(services[BEFORE].port, wrk.fill_numbers(request, 0))
@@ -478,14 +480,6 @@ def run_both_embedded(bench: Bench, running: ExitStack) -> dict[str, Service]:
         del services[BEFORE]
         bench.absent[BEFORE] = f"recorded: {BEFORE_EVENTS_PER_SECOND:.0f}"
     return services
-
-
-def build_wsgi_command(port: int) -> list[str]:
-    return [
-        sys.executable, "-m", "granian", "--interface", "wsgi", "config.wsgi:application",
-        "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--http", "1",
-        "--backlog", "2048", "--backpressure", "4096", "--blocking-threads", "64",
-    ]  # fmt: skip
 
 
 def build_sides(
@@ -497,6 +491,7 @@ def build_sides(
     if any(TELEMETRY in row.bars for row in rows) and SOURCE_REFERENCE not in chosen:
         rows.append(find_row(SOURCE_REFERENCE))
     sides: list[Callable[[], dict[str, float]]] = []
+    copy_sides: list[Callable[[], dict[str, float]]] = []
     for row in rows:
         services = run_both_embedded(bench, running) if row.name == EMBEDDED else bench.services
         sides += [
@@ -506,9 +501,10 @@ def build_sides(
         ]
         if BEFORE in row.bars and BEFORE not in services:
             sides.append(lambda: {f"{EMBEDDED}/{BEFORE}": BEFORE_EVENTS_PER_SECOND})
-    if any(COPY in row.bars for row in rows):
-        lines = make_copy_lines(ours.sender, COPIED_PER_SECOND * bench.seconds)
-        sides.append(partial(bench.time_copy, lines, url))
+        if COPY in row.bars and not copy_sides:
+            lines = make_copy_lines(ours.sender, COPIED_PER_SECOND * bench.seconds)
+            copy_sides.append(partial(bench.time_copy, lines, url))
+            sides += copy_sides
     for name, key, measure in (
         (LATENCY, "key", bench.time_at_share),
         (TENANTS, "neighbour", bench.time_neighbour),

@@ -37,10 +37,8 @@ from benchmarks import harness, results
 from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result, compare
 from benchmarks.sources import APPLICATION, RECEIVED_AT, SOURCES, build_request, parse_body
+from exhaust.demo.processes import web_command
 
-GRANIAN = "-m granian --interface wsgi --workers 2 --respawn-failed-workers"
-SERVER = f"{GRANIAN} config.wsgi:application"
-DRF_SERVER = f"{GRANIAN} benchmarks.drf:application"
 CONNECTIONS = 8
 BATCH, LARGE = 100, 1000
 
@@ -76,13 +74,13 @@ def main() -> None:
         ground_facts = harness.print_environment(
             url,
             data=f"{options.events:,} rows by {', '.join(sources)}",
-            server=f"python {SERVER} {options.flags}".rstrip(),
+            server=" ".join(["python", *web_command(0)[1:], options.flags]).rstrip(),
             load=f"{CONNECTIONS} keep-alive connections, one process, on the same cores",
         )
         with ExitStack() as running:
             setup = {**prepare_database(), "url": url}
-            for name, command in (("port", f"{SERVER} {options.flags}"), ("drf_port", DRF_SERVER)):
-                setup[name] = running.enter_context(run_server(command, variables))
+            setup["port"] = running.enter_context(run_server(variables, options.flags))
+            setup["drf_port"] = running.enter_context(run_drf(variables))
             feeders: dict[str, tuple[Helper, int, int]] = {}
             for source in sources:
                 sizes = (options.events, options.peer_events)
@@ -106,11 +104,21 @@ def main() -> None:
 
 
 @contextmanager
-def run_server(command: str, variables: dict[str, str]) -> Iterator[int]:
-    """Runs a web server; yields its port once it is ready."""
+def run_server(variables: dict[str, str], flags: str = "") -> Iterator[int]:
+    """Runs the shipped web server; yields its port once it is ready."""
     port = harness.free_port()
-    line = [sys.executable, *shlex.split(command), "--port", str(port)]
-    with Process(line, variables, stdout=subprocess.DEVNULL) as server:
+    command = [*web_command(port), *shlex.split(flags)]
+    with Process(command, variables, stdout=subprocess.DEVNULL) as server:
+        wait_for_server(port, server)
+        yield port
+
+
+@contextmanager
+def run_drf(variables: dict[str, str]) -> Iterator[int]:
+    """Runs the endpoints of serializers; yields their port once they are ready."""
+    port = harness.free_port()
+    command = harness.wsgi_command(port, "benchmarks.drf:application")
+    with Process(command, variables, stdout=subprocess.DEVNULL) as server:
         wait_for_server(port, server)
         yield port
 

@@ -19,6 +19,7 @@ import psycopg
 from benchmarks import export_data, harness, ingest, results
 from benchmarks.harness import Helper
 from benchmarks.results import Result
+from exhaust.demo.processes import web_command
 
 SOURCE_NAMES = ("telemetry", "skalin")
 COMMAND = [sys.executable, "-m", "benchmarks.large_table", "--installation"]
@@ -44,12 +45,12 @@ def main() -> None:
             installation = running.enter_context(Helper(COMMAND, variables))
             setup = {**installation.call({"load": rows}), "url": url}
             ground_facts = {name: setup.pop(name) for name in ground_facts}
-            setup["port"] = running.enter_context(ingest.run_server(ingest.SERVER, variables))
+            setup["port"] = running.enter_context(ingest.run_server(variables))
             for source in SOURCE_NAMES:
                 feed = running.enter_context(start_feeder(variables, setup, source, options.events))
                 sides.append(partial(time_ingest, feed, url, source, name))
         facts = harness.print_environment(
-            url, data=ground_facts["data"], server=f"python {ingest.SERVER}"
+            url, data=ground_facts["data"], server=" ".join(["python", *web_command(0)[1:]])
         )
         figures = harness.run_rounds(options.rounds, sides)
         into = f"HTTP, batches of {ingest.BATCH}, into {ground_facts['rows']:,} rows"
