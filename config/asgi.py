@@ -4,9 +4,19 @@ granian runs it by RSGI, any other server by ASGI. Large installations put a pro
 sends all but the sources' addresses to `config.wsgi`.
 """
 
-from config.wsgi import application as django
-from ingest.collector.intake import build_collector
+import gc
+
+from django.conf import settings
+
+from config.wsgi import django
+from ingest.collector.intake import DATABASE_CONNECTIONS, build_collector
 from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
+from ingest.limits.admission import AdmissionControl
 
-application = Application([build_collector().find_handler], WsgiBridge(django))
+_slots = settings.EXHAUST_DATABASE_POOL_SIZE - 1 - DATABASE_CONNECTIONS  # one is for probes
+application = Application(
+    [build_collector().find_handler], WsgiBridge(AdmissionControl(django, _slots))
+)
+gc.collect()
+gc.freeze()  # the collector's modules too

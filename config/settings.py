@@ -126,9 +126,9 @@ _push_networks: list[str] = env.list("EXHAUST_PUSH_ALLOWED_NETWORKS", [])
 EXHAUST_RATE_LIMIT_MULTIPLIER: float = env.float(
     "EXHAUST_RATE_LIMIT_MULTIPLIER", 1.0, validate=validate.Range(min=0)
 )
-#: Connections of a process; a web process works on one request less.
+#: Connections of a process, and so the requests that a web process works on at once.
 EXHAUST_DATABASE_POOL_SIZE: int = env.int(
-    "EXHAUST_DATABASE_POOL_SIZE", 6, validate=validate.Range(min=1)
+    "EXHAUST_DATABASE_POOL_SIZE", 8, validate=validate.Range(min=1)
 )
 #: Least level that is logged.
 _log_level: str = env.str(

@@ -252,6 +252,9 @@ def _look_up(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return outcomes
 
 
+DATABASE_CONNECTIONS = 3  # held by the threads of a collector: lookups, writer, bulk writer
+
+
 def build_collector() -> Collector:
     """Returns the collector of a server's process, with its threads."""
     writer = GroupWorker("writer", batches.append_batches, GROUP_EVENTS)

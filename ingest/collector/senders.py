@@ -80,7 +80,7 @@ class Senders:
 
         async def load() -> keys.VerifiedKey:
             rate_limits.check_blocked(request, text)
-            address = token_bucket.get_client_address(request)
+            address = token_bucket.get_client_network(request)
             verified: keys.VerifiedKey = await self.look_up(
                 address, lambda: keys.verify_key(request, text)
             )
@@ -109,7 +109,7 @@ class Senders:
 
         async def load() -> RegisteredApplication:
             rate_limits.check_blocked(request, credential)
-            address = token_bucket.get_client_address(request)
+            address = token_bucket.get_client_network(request)
             application: RegisteredApplication = await self.look_up(address, find_throttled)
             return application
 
@@ -128,7 +128,7 @@ class Senders:
         if adapter.address_limit is None:
             return 0.0
         rate, burst = adapter.address_limit
-        address = token_bucket.get_client_address(request)
+        address = token_bucket.get_client_network(request)
         limit = rate_limits.Limit(adapter.name, rate, burst)
         if rate_limits.count_locally(limit, address):
             return 0.0
@@ -149,7 +149,7 @@ class Senders:
                 failures.count_failure("application.rejected", request)
                 raise AccessDenied("forbidden", "The cookie is not this application's.", 403)
 
-        await self.look_up(token_bucket.get_client_address(request), reject)
+        await self.look_up(token_bucket.get_client_network(request), reject)
 
 
 def _find_by_id(request: Request, identifier: str) -> RegisteredApplication:

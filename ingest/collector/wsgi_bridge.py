@@ -11,8 +11,12 @@ from urllib.parse import urlsplit
 from django.conf import settings
 
 from ingest.collector.exchange import Request
+from ingest.collector.groups import ShareFull, Shares
+from ingest.limits.admission import build_overload, identify_caller
 
 MAX_BODY_BYTES = 9 * 1024 * 1024  # more than any address takes; each says its own limit
+CALLER_REQUESTS, CALLER_BYTES = 1_000, 16 * 1024 * 1024  # in progress, of a caller in a process
+TOTAL_REQUESTS, TOTAL_BYTES = 4_000, 64 * 1024 * 1024
 THREADS = 64
 PIECE_BYTES = 256 * 1024  # of a stream, made by one call into a thread
 SEND_SECONDS = 30.0  # for a client to take one piece of a stream
@@ -61,6 +65,7 @@ class WsgiBridge:
 
     def __init__(self, app: WsgiApp) -> None:
         self._app = app
+        self._shares = Shares(CALLER_REQUESTS, CALLER_BYTES, TOTAL_REQUESTS, TOTAL_BYTES)
         address = urlsplit(settings.EXHAUST_PUBLIC_URL)
         self._server = address.hostname or "", str(address.port or 80)
 
@@ -70,17 +75,37 @@ class WsgiBridge:
         Raises `RequestError` for a body that stalls or is cut off, and for one in chunks that is
         too large.
         """
-        length = request.content_length()
-        # one that is far too large is not read: the view says its own limit
-        body = (
-            await request.read_body(MAX_BODY_BYTES)
-            if length is None or length <= MAX_BODY_BYTES
-            else b""
-        )
-        environ = self._build_environ(request, body, length or len(body))
-        return await asyncio.get_running_loop().run_in_executor(_pool, self._run, environ)
+        environ = self._build_environ(request)
+        caller = identify_caller(environ).name
+        size = 0
 
-    def _build_environ(self, request: Request, body: bytes, length: int) -> dict[str, Any]:
+        def reserve(more: int) -> None:
+            nonlocal size
+            self._shares.add(caller, 0, more)
+            size += more
+
+        try:
+            self._shares.add(caller, 1)
+        except ShareFull:
+            return Answer(503, *build_overload(environ))
+        try:
+            length = request.content_length()
+            # one that is far too large is not read: the view says its own limit
+            body = (
+                await request.read_body(MAX_BODY_BYTES, reserve)
+                if length is None or length <= MAX_BODY_BYTES
+                else b""
+            )
+            environ["wsgi.input"] = BytesIO(body)
+            if length := length or len(body):
+                environ["CONTENT_LENGTH"] = str(length)
+            return await asyncio.get_running_loop().run_in_executor(_pool, self._run, environ)
+        except ShareFull:
+            return Answer(503, *build_overload(environ))
+        finally:
+            self._shares.remove(caller, size)
+
+    def _build_environ(self, request: Request) -> dict[str, Any]:
         environ = {
             "REQUEST_METHOD": request.method,
             "SCRIPT_NAME": "",
@@ -92,7 +117,6 @@ class WsgiBridge:
             "REMOTE_ADDR": request.META["REMOTE_ADDR"],
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": request.scheme,
-            "wsgi.input": BytesIO(body),
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
@@ -105,8 +129,6 @@ class WsgiBridge:
             key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
             separator = "; " if key == "HTTP_COOKIE" else ","
             environ[key] = f"{environ[key]}{separator}{value}" if key in environ else value
-        if length:
-            environ["CONTENT_LENGTH"] = str(length)
         return environ
 
     def _run(self, environ: dict[str, Any]) -> Answer:
@@ -116,5 +138,6 @@ class WsgiBridge:
             started[:] = int(status[:3]), headers
 
         response = self._app(environ, start)
+        environ["wsgi.input"].close()  # Django's request waits for the garbage collector
         body = b"".join(response) if isinstance(response, list) else Stream(response)
         return Answer(started[0], started[1], body)

@@ -1,41 +1,36 @@
 """Limits concurrent requests in front of Django, queues a few more, and rejects the rest with 503.
 
-A slot stands for a connection to the database, so no request waits for a connection. The queue
-holds the requests that are served within `QUEUE_WAIT_SECONDS`, by the latency of late, and at least
-two requests a slot. When it is full, 503 is returned before the body is read. A request that waits
-for its client holds no slot, neither for a slow body nor for a slowly read response.
+A slot stands for a connection to the database, so no request waits for a connection. One caller has
+at most half of the slots, and all callers without an identity have one together. A caller is named
+by the request alone, before anything is looked up.
 """
 
 import threading
-import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from io import BytesIO
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+from django.conf import settings
 from django.db import connections
+from django.http import parse_cookie
 
 from ingest import metrics
 from ingest.adapters import find_endpoint
 from ingest.adapters.base import OVERLOAD_PROBLEM, OVERLOADED_DETAIL, Response
-from ingest.limits import rate_limits
+from ingest.limits import token_bucket
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-QUEUE_WAIT_SECONDS = 0.15  # of a queued request
 MAX_QUEUE_LENGTH = 16
-SLOW_BODY_SECONDS = 0.25  # after which an awaited body lends its slot
-MAX_SLOW_BODIES = 32  # at once; one more is rejected
-MAX_STREAMS = 16  # streamed responses at once
-READ_BYTES = 8 * 1024 * 1024
-MAX_UNREAD_BYTES = 16 * 1024  # of a body, on a connection that is kept alive
+MAX_WAIT_SECONDS = 1.0  # in the queue
+MAX_STREAMS = 16  # downloads at once
 DOWNLOAD_PATH = "/dataset/v1/download/"
 PROBE_PATHS = {"/healthz", "/metrics", "/readyz"}
 RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
-_next_retry_index = cycle(range(len(RETRY_AFTER_SECONDS))).__next__
+_next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
 DATASET_API = "/dataset/"
 _DATASET_OVERLOAD = Response(
     {
@@ -49,250 +44,155 @@ _DATASET_OVERLOAD = Response(
 )
 
 
-class PrebuiltResponse:
-    """The bytes and headers of a 503 response, for each value of `Retry-After`."""
+class Caller(NamedTuple):
+    """Whose share a request takes: a key, a session, or a network of callers without either."""
 
-    def __init__(self, response: Response) -> None:
-        self.body = msgspec.json.encode(response.content)
-        self.keep_alive_headers = [
-            [
-                ("Content-Type", str(response.content_type)),
-                ("Content-Length", str(len(self.body))),
-                ("Retry-After", str(seconds)),
-                *response.headers.items(),
-            ]
-            for seconds in RETRY_AFTER_SECONDS
-        ]
-        self.close_headers = [
-            [*headers, ("Connection", "close")] for headers in self.keep_alive_headers
-        ]
+    name: str
+    is_anonymous: bool = False
 
 
-def _select_overload_response(path: str) -> PrebuiltResponse:
-    """The response in the protocol of the address."""
-    if match := find_endpoint("POST", path):
-        return _prebuild(match.endpoint.overload)
-    return _prebuild(_DATASET_OVERLOAD if DATASET_API in path else OVERLOAD_PROBLEM)
+def identify_caller(environ: Environ) -> Caller:
+    """Returns the caller that a request names. Nothing is verified."""
+    if DOWNLOAD_PATH not in environ["PATH_INFO"]:  # there the link is the right
+        # of a key, the same text in either header is the same caller
+        authorization = environ.get("HTTP_AUTHORIZATION", "").rpartition(" ")[2]
+        if credential := authorization or environ.get("HTTP_X_API_KEY"):
+            return Caller(f"key {credential}")
+        cookies = parse_cookie(environ.get("HTTP_COOKIE", ""))
+        if session := cookies.get(settings.SESSION_COOKIE_NAME):
+            return Caller(f"session {session}")
+    address = token_bucket.read_client_address(environ)
+    return Caller(f"network {token_bucket.find_network(address)}", is_anonymous=True)
 
 
-_prebuilt: dict[int, tuple[Response, PrebuiltResponse]] = {}
+class Slots:
+    """Slots that callers share, and a short queue in which they take turns."""
 
-
-def _prebuild(response: Response) -> PrebuiltResponse:
-    if id(response) not in _prebuilt:
-        _prebuilt[id(response)] = response, PrebuiltResponse(response)
-    return _prebuilt[id(response)][1]
-
-
-class ConcurrencyLimiter:
-    """Slots for requests, and a queue for a free one."""
-
-    def __init__(self, slots: int) -> None:
-        self._slots = self.free_slots = slots
-        self.queue: deque[threading.Lock] = deque()
+    def __init__(self, count: int, queue_length: int = MAX_QUEUE_LENGTH) -> None:
+        self._free_count = count
+        self._share = max(1, count // 2)  # of one caller
+        self._used: Counter[str] = Counter()
+        self._queue_length = queue_length
+        self._waiting: dict[Caller, deque[threading.Event]] = {}  # the next one's turn comes first
         self._lock = threading.Lock()
-        self._mean_seconds = 0.0  # that a request took of late
 
-    def acquire(self) -> bool:
-        """Waits for a slot. Returns False at once where the queue is full."""
-        if self._is_full():  # without the lock: a rejection must delay no other request
-            return False
+    def acquire(self, caller: Caller) -> bool:
+        """Waits for a slot. Returns False when the queue is full, or the wait is over."""
         with self._lock:
-            if self.free_slots:
-                self.free_slots -= 1
+            if self._may_start(caller):
+                self._start(caller)
                 return True
-            if self._is_full():
+            queue = self._waiting.get(caller, deque())
+            queued_count = sum(map(len, self._waiting.values()))
+            if queued_count >= self._queue_length or len(queue) >= self._queue_length // 2:
                 return False
-            self.queue.append(ticket := threading.Lock())
-            ticket.acquire()
-        ticket.acquire()
-        return True
-
-    def _is_full(self) -> bool:
-        queue_length = len(self.queue) + 1
-        rounds = queue_length / self._slots  # until the last of them is served
-        return not self.free_slots and (
-            queue_length > MAX_QUEUE_LENGTH
-            or (rounds > 2 and rounds * self._mean_seconds > QUEUE_WAIT_SECONDS)
-        )
-
-    def reacquire(self) -> None:
-        """Waits for the next free slot, for a request that was admitted before."""
+            self._waiting[caller] = queue
+            queue.append(ticket := threading.Event())
+        if ticket.wait(MAX_WAIT_SECONDS):
+            return True
         with self._lock:
-            if self.free_slots:
-                self.free_slots -= 1
-                return
-            self.queue.appendleft(ticket := threading.Lock())
-            ticket.acquire()
-        ticket.acquire()
+            if ticket.is_set():  # in the last moment
+                return True
+            self._leave(caller, ticket)
+            return False
 
-    def release(self) -> None:
+    def release(self, caller: Caller) -> None:
+        """Gives the slot to the next caller whose share allows it."""
         with self._lock:
-            if self.queue:
-                self.queue.popleft().release()
-            else:
-                self.free_slots += 1
+            self._free_count += 1
+            owner = _find_owner(caller)
+            self._used[owner] -= 1
+            if not self._used[owner]:
+                del self._used[owner]
+            for waiting in self._waiting:
+                if self._may_start(waiting):
+                    self._start(waiting)
+                    queue = self._waiting[waiting]
+                    ticket = queue[0]
+                    self._leave(waiting, ticket)
+                    if queue:
+                        self._waiting[waiting] = self._waiting.pop(waiting)  # behind the others
+                    ticket.set()
+                    return
 
-    def record_latency(self, seconds: float) -> None:
-        self._mean_seconds += (seconds - self._mean_seconds) / 16
+    def _may_start(self, caller: Caller) -> bool:
+        share = 1 if caller.is_anonymous else self._share
+        return self._free_count > 0 and self._used[_find_owner(caller)] < share
+
+    def _start(self, caller: Caller) -> None:
+        self._free_count -= 1
+        self._used[_find_owner(caller)] += 1
+
+    def _leave(self, caller: Caller, ticket: threading.Event) -> None:
+        queue = self._waiting[caller]
+        queue.remove(ticket)
+        if not queue:
+            del self._waiting[caller]
+
+
+def _find_owner(caller: Caller) -> str:
+    return "anonymous" if caller.is_anonymous else caller.name
 
 
 class AdmissionControl:
-    """A WSGI application around another.
-
-    The ingest endpoints have half of the slots, so that neither ingest nor the APIs starve the
-    other. It is the smaller half: their work is Python's, which a process does one at a time.
-    """
+    """A WSGI application around another. A download holds a slot only until it starts."""
 
     def __init__(self, app: App, slots: int) -> None:
         self._app = app
-        self.ingest_slots = ConcurrencyLimiter(max(1, slots // 2))
-        self.other_slots = ConcurrencyLimiter(max(1, slots - slots // 2))
-        self._lock = threading.Lock()
-        self._stream_count = 0
-        self.awaited_bodies: dict[RequestBody, None] = {}  # that are being read
-        self.slow_count = 0
-        self._slow_body_thread: threading.Thread | None = None
+        self.slots = Slots(max(1, slots))
+        self.streams = Slots(MAX_STREAMS, queue_length=0)
 
     def __call__(self, environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path in PROBE_PATHS:
             return self._app(environ, start)
-        limiter = (
-            self.ingest_slots
-            if rate_limits.is_ingest_request(environ["REQUEST_METHOD"], path)
-            else self.other_slots
-        )
-        has_body = environ.get("CONTENT_LENGTH") not in {None, "", "0"}
-        is_over_stream_limit = (
-            DOWNLOAD_PATH in path and self._stream_count >= MAX_STREAMS
-        )  # before it is counted as a use
-        if (
-            is_over_stream_limit
-            or (has_body and self.slow_count >= MAX_SLOW_BODIES)
-            or not limiter.acquire()
-        ):
+        caller = identify_caller(environ)
+        if DOWNLOAD_PATH in path:
+            return self._serve_download(environ, start, caller)
+        if not self.slots.acquire(caller):
             return reject_overloaded(environ, start)
-        started_at = time.monotonic()
-        environ["wsgi.input"] = body = RequestBody(self, limiter, environ)
         try:
-            response = self._app(environ, start)
-            if not getattr(response, "streaming", True):
-                try:
-                    return list(response)
-                finally:
-                    response.close()  # type: ignore[attr-defined]
-            connections.close_all()  # a download needs none, and may last
+            return _read_whole(self._app(environ, start))
         finally:
-            limiter.record_latency(time.monotonic() - started_at - body.waited_seconds)
-            limiter.release()
-            body.discard()
-        stream = CountedStream(self, response)
-        if self.add_streams(1) > MAX_STREAMS:
-            stream.close()
+            self.slots.release(caller)
+
+    def _serve_download(
+        self, environ: Environ, start: Callable[..., Any], caller: Caller
+    ) -> Iterable[bytes]:
+        receiver = Caller(caller.name)
+        if not self.streams.acquire(receiver):  # before it is counted as a use
             return reject_overloaded(environ, start)
-        return stream
-
-    def add_streams(self, change: int) -> int:
-        with self._lock:
-            self._stream_count += change
-            return self._stream_count
-
-    def body_waiting(self, body: "RequestBody") -> None:
-        self.awaited_bodies[body] = None
-        if not self._slow_body_thread:
-            with self._lock:
-                if not self._slow_body_thread:
-                    self._slow_body_thread = threading.Thread(
-                        target=self._release_slow_slots, name="slow-body-slots", daemon=True
-                    )
-                    self._slow_body_thread.start()
-
-    def body_received(self, body: "RequestBody") -> None:
-        with self._lock:
-            del self.awaited_bodies[body]
-            was_slow, body.is_slow = body.is_slow, False
-            self.slow_count -= was_slow
-        if was_slow:
-            body.limiter.reacquire()
-
-    def _release_slow_slots(self) -> None:
-        """Releases the slots of requests whose bodies are slow, again and again."""
-        while True:
-            time.sleep(SLOW_BODY_SECONDS / 2)
-            slow_since = time.monotonic() - SLOW_BODY_SECONDS
-            with self._lock:
-                slow = [
-                    pending
-                    for pending in list(self.awaited_bodies)
-                    if pending.waiting_since < slow_since
-                ]
-                for body in slow:
-                    if not body.is_slow:
-                        body.is_slow = True
-                        self.slow_count += 1
-                        body.limiter.release()
-
-    def is_overloaded(self) -> bool:
-        """Returns whether so many bodies are slow that idle ones should be closed sooner."""
-        return self.slow_count > MAX_SLOW_BODIES / 2
-
-
-class RequestBody:
-    """`wsgi.input`. granian waits for a body without a limit; `idle_connections` ends that."""
-
-    def __init__(
-        self, admission: AdmissionControl, limiter: ConcurrencyLimiter, environ: Environ
-    ) -> None:
-        length = environ.get("CONTENT_LENGTH") or ""
-        self._remaining_bytes = int(length) if length.isdecimal() else 0
-        self._admission = admission
-        self._input = environ["wsgi.input"]
-        self.buffer = BytesIO()
-        self.limiter = limiter
-        self.waiting_since = 0.0
-        self.is_slow = False
-        self.waited_seconds = 0.0
-
-    def read(self, size: int = -1) -> bytes:
-        buffered = self.buffer.read(size)
-        if len(buffered) == size or not self._remaining_bytes:
-            return buffered
-        self.buffer = BytesIO(self._fetch(min(self._remaining_bytes, READ_BYTES)))
-        if size < 0:
-            return buffered + self.buffer.read() + self.read()
-        return buffered + self.buffer.read(size - len(buffered))
-
-    def readline(self, size: int = -1) -> bytes:
-        self.buffer = BytesIO(self.read())
-        return self.buffer.readline(size)
-
-    def discard(self) -> None:
-        """Frees the bytes before the garbage collector frees the request, which is in a cycle."""
-        self._remaining_bytes = 0
-        self.buffer = BytesIO()
-
-    def _fetch(self, size: int) -> bytes:
-        for connection in connections.all(initialized_only=True):
-            if getattr(connection, "pool", None) and not connection.in_atomic_block:
-                connection.close()  # released to the pool while the client is slow
-        self.waiting_since = time.monotonic()
-        self._admission.body_waiting(self)
+        stream = None
         try:
-            chunk: bytes = self._input.read(size)
+            if not self.slots.acquire(caller):
+                return reject_overloaded(environ, start)
+            try:
+                response = self._app(environ, start)
+                if not getattr(response, "streaming", True):
+                    return _read_whole(response)
+                connections.close_all()  # a stream needs none, and may last
+                stream = Download(response, lambda: self.streams.release(receiver))
+                return stream
+            finally:
+                self.slots.release(caller)
         finally:
-            self._admission.body_received(self)
-        self.waited_seconds += time.monotonic() - self.waiting_since
-        self._remaining_bytes = self._remaining_bytes - len(chunk) if chunk else 0
-        return chunk
+            if stream is None:
+                self.streams.release(receiver)
 
 
-class CountedStream:
+def _read_whole(response: Iterable[bytes]) -> list[bytes]:
+    try:
+        return list(response)
+    finally:
+        response.close()  # type: ignore[attr-defined]
+
+
+class Download:
     """A streamed response, counted until it is closed."""
 
-    def __init__(self, admission: AdmissionControl, response: Iterable[bytes]) -> None:
-        self._admission = admission
+    def __init__(self, response: Iterable[bytes], release: Callable[[], None]) -> None:
         self._response = response
+        self._release = release
         self._is_open = True
 
     def __iter__(self) -> Iterator[bytes]:
@@ -301,23 +201,31 @@ class CountedStream:
     def close(self) -> None:
         if self._is_open:
             self._is_open = False
-            self._admission.add_streams(-1)
-            if hasattr(self._response, "close"):
-                self._response.close()
+            self._release()
+            self._response.close()  # type: ignore[attr-defined]
+
+    __del__ = close  # of one whose client left before the first byte
+
+
+def build_overload(environ: Environ) -> tuple[list[tuple[str, str]], bytes]:
+    """Returns the headers and the body of 503, in the protocol of the address."""
+    metrics.OVERLOAD_REJECTIONS.inc()
+    path = environ["PATH_INFO"]
+    response = _DATASET_OVERLOAD if DATASET_API in path else OVERLOAD_PROBLEM
+    if match := find_endpoint(environ["REQUEST_METHOD"], path):
+        response = match.endpoint.overload
+    body = msgspec.json.encode(response.content)
+    headers = [
+        ("Content-Type", str(response.content_type)),
+        ("Content-Length", str(len(body))),
+        ("Retry-After", str(_next_retry_seconds())),
+        *response.headers.items(),
+    ]
+    return headers, body
 
 
 def reject_overloaded(environ: Environ, start: Callable[..., Any]) -> list[bytes]:
-    """Returns 503 in the protocol of the address, with `Retry-After`."""
-    metrics.OVERLOAD_REJECTIONS.inc()
-    response = _select_overload_response(environ["PATH_INFO"])
-    length = environ.get("CONTENT_LENGTH") or "0"
-    is_body_readable = (
-        length.isdecimal() and int(length) <= MAX_UNREAD_BYTES
-    )  # else the server closes in front of it
-    start(
-        "503 Service Unavailable",
-        (response.keep_alive_headers if is_body_readable else response.close_headers)[
-            _next_retry_index()
-        ],
-    )
-    return [response.body]
+    """Answers 503 in the protocol of the address, with `Retry-After`."""
+    headers, body = build_overload(environ)
+    start("503 Service Unavailable", headers)
+    return [body]

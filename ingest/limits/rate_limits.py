@@ -1,6 +1,7 @@
 """Rate limits by caller, a limit for each class of calls, shown in the answer's headers.
 
-An authenticated caller is counted by key or application, failed authentication by address.
+An authenticated caller is counted by key or application, failed authentication by address: of
+IPv6, by the first 64 bits.
 """
 
 import math
@@ -69,11 +70,6 @@ def select_limit(request: HttpMessage) -> Limit:
 def find_limit(name: str) -> Limit:
     """Returns the limit that a source names."""
     return {"events": EVENTS, "writes": WRITES, "reads": READS}[name]
-
-
-def is_ingest_request(method: str, path: str) -> bool:
-    """Returns whether a call brings events or profiles."""
-    return path.startswith(_INGEST_API) or find_endpoint(method, path) is not None
 
 
 def count_locally(limit: Limit, caller: str) -> bool:
@@ -197,7 +193,7 @@ def throttle_auth_failures(request: HttpMessage, credential: str) -> Iterator[No
         yield
         return
     check_blocked(request, credential)
-    address = token_bucket.get_client_address(request)
+    address = token_bucket.get_client_network(request)
     limit = AUTH_FAILURES.scale()
     try:
         yield
@@ -219,7 +215,7 @@ def check_blocked(request: HttpMessage, credential: str) -> None:
     """Raises `RateLimited` for a blocked address, unless the credential was accepted before."""
     if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
         return
-    blocked_until = blocked_addresses.get(token_bucket.get_client_address(request))
+    blocked_until = blocked_addresses.get(token_bucket.get_client_network(request))
     seconds = blocked_until - time.monotonic() if blocked_until else 0.0
     if seconds > 0 and not verified_credentials.get(_digest(credential)):
         request.rate_limit_state = AUTH_FAILURES.scale(), seconds, seconds  # type: ignore[attr-defined]

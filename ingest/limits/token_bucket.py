@@ -9,8 +9,9 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Protocol
 
 from django.conf import settings
@@ -60,11 +61,33 @@ class HttpMessage(Protocol):
 
 def get_client_address(request: HttpMessage) -> str:
     """Returns the client's address. Behind a proxy it is the last entry of X-Forwarded-For."""
+    return read_client_address(request.META)
+
+
+def read_client_address(meta: Mapping[str, Any]) -> str:
+    """Returns the same from Django's `META`, or from what a WSGI server passes."""
     if settings.EXHAUST_BEHIND_PROXY:
-        last: str = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+        last: str = meta.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
         if last:
             return last[:64]
-    return str(request.META.get("REMOTE_ADDR", ""))
+    return str(meta.get("REMOTE_ADDR", ""))
+
+
+def get_client_network(request: HttpMessage) -> str:
+    """Returns the network of the client's address."""
+    return find_network(get_client_address(request))
+
+
+@lru_cache(maxsize=4096)
+def find_network(address: str) -> str:
+    """Returns the network that one caller has: the address, or for IPv6 its first 64 bits."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, IPv6Address):
+        return str(ip.ipv4_mapped or ip_network((ip, 64), strict=False))
+    return address
 
 
 class ProcessLimiter:

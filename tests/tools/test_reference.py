@@ -19,7 +19,7 @@ def test_defaults_are_read_from_the_code():
     defaults = {setting.name: setting.default for setting in reference.list_settings()}
 
     assert defaults["EXHAUST_PART_BYTES"] == "5368709120"
-    assert defaults["EXHAUST_DATABASE_POOL_SIZE"] == "6"
+    assert defaults["EXHAUST_DATABASE_POOL_SIZE"] == "8"
 
 
 @pytest.mark.django_db

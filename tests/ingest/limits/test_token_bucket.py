@@ -332,6 +332,19 @@ def test_client_address_is_peer_or_forwarded(
     assert token_bucket.get_client_address(request) == expected
 
 
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("no address", "no address"),
+    ],
+)
+def test_network_of_a_caller(address: str, network: str):
+    assert token_bucket.find_network(address) == network
+
+
 def test_embedded_uses_process_limiter(settings: Any):
     settings.CELERY_BROKER_URL = "filesystem://localhost//"
 

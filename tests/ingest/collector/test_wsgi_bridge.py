@@ -1,0 +1,97 @@
+"""What the event loop hands to Django, and how much of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from ingest.collector import wsgi_bridge
+from ingest.collector.exchange import Request
+from ingest.collector.wsgi_bridge import Answer, WsgiBridge
+
+
+class Headers(dict[str, str]):
+    pass
+
+
+class Upload(Request):
+    """A request whose body comes in pieces; the last one when it is let go."""
+
+    __slots__ = ("_is_last_due", "_pieces")
+
+    def __init__(self, key: str, *pieces: bytes, is_slow: bool = False) -> None:
+        super().__init__("POST", "/dataset/v1/x", b"", Headers({"x-api-key": key}), "192.0.2.1")
+        self._pieces = pieces
+        self._is_last_due = asyncio.Event()
+        if not is_slow:
+            self.let_go()
+
+    def let_go(self) -> None:
+        self._is_last_due.set()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        *first, last = self._pieces
+        for piece in first:
+            yield piece
+        await self._is_last_due.wait()
+        yield last
+
+
+@pytest.fixture
+def environs() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def bridge(environs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> WsgiBridge:
+    monkeypatch.setattr(wsgi_bridge, "CALLER_BYTES", 10)
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        environs.append(environ)
+        start("200 OK", [])
+        return [environ["wsgi.input"].read()]
+
+    return WsgiBridge(answer)
+
+
+def test_body_is_whole_and_freed(bridge: WsgiBridge, environs: list[dict[str, Any]]):
+    async def call() -> Answer:
+        return await bridge.respond(Upload("a", b"ab", b"", b"cd"))
+
+    assert asyncio.run(call()) == Answer(200, [], b"abcd")
+    assert environs[0]["CONTENT_LENGTH"] == "4"
+    assert environs[0]["wsgi.input"].closed
+
+
+def test_bodies_of_a_caller_are_bounded(bridge: WsgiBridge, environs: list[dict[str, Any]]):
+    async def call() -> tuple[int, list[int], list[int]]:
+        slow = [Upload(key, b"x" * 8, b"y", is_slow=True) for key in "abb"]
+        tasks = [asyncio.create_task(bridge.respond(upload)) for upload in slow]
+        await asyncio.sleep(0)
+        refused = (await bridge.respond(Upload("a", b"xyz"))).status
+        other = (await bridge.respond(Upload("c", b"xyz"))).status
+        for upload in slow:
+            upload.let_go()
+        waited = [(await task).status for task in tasks]
+        after = [(await bridge.respond(Upload(key, b"x" * 10))).status for key in "abc"]
+        return refused, [other, *after], waited
+
+    refused, others, waited = asyncio.run(call())
+
+    assert refused == 503
+    assert others == [200] * 4
+    assert waited == [200, 200, 503]  # the second body of the same caller
+    assert len(environs) == 6
+
+
+def test_too_large_body_is_not_read(
+    bridge: WsgiBridge, environs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
+    async def call() -> Answer:
+        upload = Upload("a", b"x" * 20)
+        upload.headers["content-length"] = str(wsgi_bridge.MAX_BODY_BYTES + 1)
+        return await bridge.respond(upload)
+
+    assert asyncio.run(call()).body == b""
+    assert environs[0]["CONTENT_LENGTH"] == str(wsgi_bridge.MAX_BODY_BYTES + 1)
