@@ -15,6 +15,7 @@ from ingest.events import RequestError
 MAX_BODY_BYTES = 8 * 1024 * 1024  # of a body, as sent and decompressed
 MAX_UNPACKED_BYTES = 16 * 1024 * 1024  # of gzip, where a source takes more than that
 MAX_RATIO = 100  # of what gzip unpacks to beyond `MAX_BODY_BYTES`; batches of events reach 30
+MAX_EVENTS = 10_000  # of a batch, whatever its source
 NDJSON = "application/x-ndjson"
 _STEP = 64 * 1024
 
@@ -243,6 +244,18 @@ def json_equal(text: str, other: str) -> bool:
 
 
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def require_few_events(count: int) -> None:
+    """Raises `RequestError` (413) for more than `MAX_EVENTS`."""
+    if count > MAX_EVENTS:
+        raise too_many_events()
+
+
+def too_many_events() -> RequestError:
+    return RequestError(
+        "too_many", f"A batch holds up to {MAX_EVENTS} events; send less at once.", 413
+    )
 
 
 def require_few_parts(body: bytes) -> None:

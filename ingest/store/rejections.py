@@ -20,12 +20,14 @@ from ingest import metrics
 from ingest.adapters import ADAPTERS
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.db import binary_arrays
+from ingest.db.prepared import fetch_all
 from ingest.events import Rejection
 from ingest.models import RejectedDay, RejectedEvent
 from ingest.privacy import device_words
 from ingest.privacy.encryption import encrypt
 
 MAX_BATCH_TEXTS = MAX_LISTED_REJECTIONS  # the ones that the response lists
+MAX_SAMPLE_TEXTS = 10  # of a batch, once its day was full
 MAX_BATCH_BYTES = 1024 * 1024  # of these texts
 MAX_STORED_BYTES = 256 * 1024  # of one text; the rest of it is cut off
 MAX_DAY_ROWS = 10_000  # of a channel
@@ -62,9 +64,11 @@ def store_rejections(
     """
     if not rejections:
         return
-    rows = {row.digest: row for row in _build_rows(channel_id, source, rejections)}
-    in_order = [rows[digest] for digest in sorted(rows)]  # so that no two batches block each other
     day = received_at.astimezone(UTC).date()
+    was_full = bool(fetch_all(_SELECT_FULL_DAY, [channel_id, day]))
+    max_texts = MAX_SAMPLE_TEXTS if was_full else MAX_BATCH_TEXTS
+    rows = {row.digest: row for row in _build_rows(channel_id, source, rejections, max_texts)}
+    in_order = [rows[digest] for digest in sorted(rows)]  # so that no two batches block each other
     insert = _insert_arrays if connection.vendor == "postgresql" else _insert_rows
     row_count, byte_count = insert(
         {
@@ -83,8 +87,10 @@ def store_rejections(
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def _build_rows(channel_id: int, source: str, rejections: Sequence[Rejection]) -> Iterator[_Row]:
-    kept = list(_choose_kept(rejections))
+def _build_rows(
+    channel_id: int, source: str, rejections: Sequence[Rejection], max_texts: int
+) -> Iterator[_Row]:
+    kept = list(_choose_kept(rejections[:max_texts]))
     digests = []
     for rejection, hashes in zip(kept, _hash_words(channel_id, source, kept), strict=True):
         digests.append(hashlib.sha256(rejection.raw).hexdigest())
@@ -107,7 +113,7 @@ def _build_rows(channel_id: int, source: str, rejections: Sequence[Rejection]) -
             position=rejections[len(kept)].position,
             reason=NOT_KEPT,
             detail=f"{rest:,} more rejected events of this batch are counted and not kept: of a"
-            f" batch we keep the first {MAX_BATCH_TEXTS}, up to {MAX_BATCH_BYTES:,} bytes.",
+            f" batch we keep the first {max_texts}, up to {MAX_BATCH_BYTES:,} bytes.",
             size=0,
             count=rest,
             encrypted_body=b"",
@@ -117,7 +123,7 @@ def _build_rows(channel_id: int, source: str, rejections: Sequence[Rejection]) -
 
 def _choose_kept(rejections: Sequence[Rejection]) -> Iterator[Rejection]:
     byte_count = 0
-    for rejection in rejections[:MAX_BATCH_TEXTS]:
+    for rejection in rejections:
         byte_count += min(len(rejection.raw), MAX_STORED_BYTES)
         if byte_count > MAX_BATCH_BYTES:
             return
@@ -148,6 +154,9 @@ _COLUMNS = (
     "channel_id, application_id, source, received_at, position, reason, detail, digest, size,"
     " count, encrypted_body, is_indexed"
 )
+_SELECT_FULL_DAY = """
+SELECT 1 FROM ingest_rejectedday WHERE channel_id = %s AND day = %s AND sampled_out > 0
+"""
 _ADD_TO_DAY = """
 ON CONFLICT (channel_id, day) DO UPDATE SET
     row_count = ingest_rejectedday.row_count + excluded.row_count,

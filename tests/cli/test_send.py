@@ -150,7 +150,7 @@ def test_requests_of_each_source(command: Command, tmp_path: Path, monkeypatch: 
 
 def test_batches_are_below_server_limits():
     from ingest.adapters import ADAPTERS, find_endpoint
-    from ingest.adapters.clickstream.parser import MAX_EVENTS
+    from ingest.adapters.json_body import MAX_EVENTS
     from ingest.adapters.skalin.parser import MAX_ROWS
 
     for name, source in SOURCES.items():
@@ -158,7 +158,7 @@ def test_batches_are_below_server_limits():
         assert match is not None
         assert match.adapter.name == name
         assert source.max_bytes < match.endpoint.max_bytes
-    assert SOURCES["clickstream"].max_events <= MAX_EVENTS
+        assert source.max_events <= MAX_EVENTS
     assert SOURCES["skalin"].max_events <= MAX_ROWS
     assert set(SOURCES) == set(ADAPTERS) == set(get_args(SourceName))
 

@@ -13,6 +13,7 @@ import msgspec
 
 from ingest.adapters import answer_attributes as answers
 from ingest.adapters import json_body
+from ingest.adapters.base import NOT_AN_OBJECT, is_unlisted_scalar
 from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,
@@ -25,7 +26,6 @@ from ingest.events import (
 )
 
 SOURCE = "clickstream"
-MAX_EVENTS = 10_000  # of a batch; the SDKs stop at 512 KiB
 MAX_COMMAS = 1_000_000  # of a body: each element costs memory
 MAX_NAME = 50
 MAX_ATTRIBUTES, MAX_VALUE = 500, 1024
@@ -67,6 +67,9 @@ def parse(body: bytes, call: Call) -> Batch:
     note = "" if has_valid_hash(body, call, absent=True) else HASH_MISMATCH
     context = _BatchContext(call.application, _sender_clock(call), note, is_repaired, set())
     for position, raw in enumerate(raws):
+        if is_unlisted_scalar(raw, rejections):
+            rejections.append(Rejection(position, *NOT_AN_OBJECT, raw))
+            continue
         try:
             event = _parse_event(raw, position, context)
         except RequestError as error:
@@ -116,20 +119,13 @@ def _split_events(document: bytes) -> list[bytes]:
         return [document]
     # an element is a byte and a comma at least, so most bodies need no count
     if len(document) > 2 * MAX_COMMAS and document.count(b",") > MAX_COMMAS:
-        raise _too_many_events()
+        raise json_body.too_many_events()
     try:
         elements = _decode_list(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise json_body.json_error(error, document) from None
-    if len(elements) > MAX_EVENTS:
-        raise _too_many_events()
+    json_body.require_few_events(len(elements))
     return [bytes(raw) for raw in elements]
-
-
-def _too_many_events() -> RequestError:
-    return RequestError(
-        "too_many", f"A batch holds up to {MAX_EVENTS} events; send less at once.", 413
-    )
 
 
 class _BatchContext(NamedTuple):
@@ -146,7 +142,7 @@ def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
     application, clock, note, is_repaired, names = context
     event, payload, repaired = json_body.parse_value(raw)
     if not isinstance(event, dict):
-        raise RequestError("not_an_object", "An event is a JSON object.")
+        raise RequestError(*NOT_AN_OBJECT)
     if is_repaired and b"\\ufffd" in raw:
         repaired = json_body.REPAIRED_NOTE
     event_type = event.get("event_type")

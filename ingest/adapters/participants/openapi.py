@@ -38,7 +38,7 @@ OPERATIONS = (
         "sendParticipants",
         """Send profiles and consents.
 
-        An array, or one a line. Needs `ingest`.
+        An array of up to 10,000, or one a line. Needs `ingest`.
         """,
         ParticipantsAnswer,
         {schema.JSON: (Participant(many=True), Participant)},

@@ -7,24 +7,32 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import json_body
+from ingest.adapters.base import is_unlisted_scalar
 from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Batch, Call, Profile, Rejection, RequestError
 
 SOURCE = "participants"
+_NOT_AN_OBJECT = ("not_an_object", "A participant is a JSON object.")
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """Returns the profiles of a body. Raises `RequestError` when it is no JSON."""
+    """Returns the profiles of a body. Raises `RequestError` for no JSON, and 413 for too many."""
+    lines = json_body.split_documents(body, call.content_type)
+    json_body.require_few_events(len(lines))
     raws: list[bytes] = []
-    for line in json_body.split_documents(body, call.content_type):
+    for line in lines:
         raws.extend(
             json_body.split_repaired(_split_array, line)[0] if line.startswith(b"[") else [line]
         )
+        json_body.require_few_events(len(raws))
     profiles: list[Profile] = []
     rejections: list[Rejection] = []
     for position, raw in enumerate(raws):
+        if is_unlisted_scalar(raw, rejections):
+            rejections.append(Rejection(position, *_NOT_AN_OBJECT, raw))
+            continue
         try:
             profiles.append(_parse_profile(raw, call.received_at, position))
         except RequestError as error:
@@ -42,7 +50,7 @@ def _split_array(document: bytes) -> list[bytes]:
 def _parse_profile(raw: bytes, received_at: datetime, position: int) -> Profile:
     document, _, _ = json_body.parse_value(raw)
     if not isinstance(document, dict):
-        raise RequestError("not_an_object", "A participant is a JSON object.")
+        raise RequestError(*_NOT_AN_OBJECT)
     device_id = _optional_text(document, "deviceId")
     if not device_id:
         raise RequestError("deviceId", "deviceId is required.")

@@ -74,8 +74,8 @@ OPERATIONS = (
         "sendTelemetry",
         """Send Sunbird telemetry.
 
-        A batch, events or one event. Needs `ingest`. Events that cannot be read are kept aside; the
-        others are stored.
+        A batch of up to 10,000 events, or one event. Needs `ingest`. Events that cannot be read are
+        kept aside; the others are stored.
         """,
         TelemetryAnswer,
         {schema.JSON: (TelemetryBatch, TelemetryEvent(many=True), TelemetryEvent),

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import json_body
+from ingest.adapters.base import NOT_AN_OBJECT, is_unlisted_scalar
 from ingest.adapters.fields import identifier
 from ingest.events import (
     Batch,
@@ -34,12 +35,16 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def parse(body: bytes, call: Call) -> Batch:
-    """Returns the events of a body. Raises `RequestError` when it has no batch."""
+    """Returns the events of a body. Raises `RequestError` for no batch, and 413 for a large one."""
     raws = _split_body(body, call.content_type)
+    json_body.require_few_events(len(raws))
     events: list[Event] = []
     rejections: list[Rejection] = []
     latest = call.received_at + timedelta(days=1)
     for position, (raw, is_repaired) in enumerate(raws):
+        if is_unlisted_scalar(raw, rejections):
+            rejections.append(Rejection(position, *NOT_AN_OBJECT, raw))
+            continue
         try:
             event = _parse_event(raw, call.channel, latest, position, is_repaired=is_repaired)
         except RequestError as error:
@@ -56,8 +61,10 @@ def _split_body(body: bytes, content_type: str) -> list[tuple[bytes, bool]]:
         with suppress(RequestError):  # the usual body
             return [(raw, False) for raw in _unwrap_events(body.strip())]
     texts = json_body.split_documents(body, content_type)
+    json_body.require_few_events(len(texts))
     raws: list[tuple[bytes, bool]] = []
     for line in texts:
+        json_body.require_few_events(len(raws))
         try:
             events, is_repaired = json_body.split_repaired(_unwrap_events, line)
             raws.extend((raw, is_repaired) for raw in events)
@@ -93,7 +100,7 @@ def _parse_event(
     if is_repaired and b"\\ufffd" in raw:
         note = json_body.REPAIRED_NOTE
     if not isinstance(event, dict):
-        raise RequestError("not_an_object", "An event is a JSON object.")
+        raise RequestError(*NOT_AN_OBJECT)
     eid = identifier(event, "eid", required=True)
     ets = event.get("ets")
     if isinstance(ets, bool) or not isinstance(ets, int | float):

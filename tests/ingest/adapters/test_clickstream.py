@@ -645,7 +645,7 @@ HOSTILE = {
     "a gzip bomb in base64": Hostile(base64.b64encode(bomb()[:700_000]), 0, status=413),
     "50,000 gzip members of nothing": Hostile(gzip.compress(b"") * 50_000, 0, ("empty",)),
     "more than a megabyte": Hostile(b" " * (MAX_BODY_BYTES + 1), 0, status=413),
-    "too many events": Hostile(b"[" + b"5," * clickstream.MAX_EVENTS + b"5]", 0, status=413),
+    "too many events": Hostile(b"[" + b"5," * json_body.MAX_EVENTS + b"5]", 0, status=413),
     "millions of events": Hostile(
         gzip.compress(b"[" + b"5," * (4 * 1024 * 1024 - 8) + b"5]"), 0, status=413
     ),

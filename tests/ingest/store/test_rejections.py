@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,6 +223,35 @@ def test_full_day_has_no_deadlock(small_day: None):
 
     assert wrong == []
     assert RejectedEvent.objects.count() == read_day()[0] <= 20
+
+
+def test_full_day_keeps_ten_of_a_batch(small_day: None):
+    store(make_rejections(range(30)))
+    assert read_day()[2] == 12
+
+    store(make_rejections(range(100, 150)))
+
+    kept = RejectedEvent.objects.filter(position__gte=100).order_by("position")
+    assert [row.position for row in kept] == list(range(100, 111))
+    assert (kept[10].reason, kept[10].count) == ("not_kept", 40)
+    assert "we keep the first 10," in kept[10].detail
+
+
+def test_limits_are_documented():
+    page = (Path(__file__).parents[3] / "docs" / "limits.md").read_text()
+    bounds = {
+        cells[1].strip(): cells[2].strip()
+        for line in page.partition("## Rejected events")[2].splitlines()
+        if len(cells := line.split("|")) == 5
+    }
+
+    assert bounds["texts of a batch"] == (
+        f"the first {rejections.MAX_BATCH_TEXTS}, up to {rejections.MAX_BATCH_BYTES >> 20} MiB;"
+        f" the first {rejections.MAX_SAMPLE_TEXTS} on a day that was full"
+    )
+    assert bounds["bytes of a text"] == f"{rejections.MAX_STORED_BYTES >> 10} KiB"
+    assert bounds["a channel's rows of a day (UTC)"] == f"{rejections.MAX_DAY_ROWS:,}"
+    assert bounds["a channel's bytes of a day"] == f"{rejections.MAX_DAY_BYTES >> 20} MiB"
 
 
 # Words ------------------------------------------------------------------------------------------
