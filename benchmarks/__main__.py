@@ -54,6 +54,12 @@ TIMED = {
         "--grown 500000 --rounds 3",
         "--grown 10000000 --events 60000 --rounds 9",
     ),
+    "rejected": Timed(
+        "batches that are rejected whole, against good ones",
+        "--batches 20 --rounds 1",
+        "--batches 300 --rounds 3",
+        "",
+    ),
     "space": Timed(
         "bytes per event, and the cost of each index",
         "--events 2000 --rounds 1",

@@ -1,6 +1,6 @@
 """The description of a source. The rest of the service iterates `ADAPTERS`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -18,8 +18,7 @@ from ingest.events import (
 )
 from ingest.feed.values import EventRow
 
-MAX_LISTED_REJECTIONS = 100
-NOT_AN_OBJECT = ("not_an_object", "An event is a JSON object.")
+MAX_LISTED_REJECTIONS = 100  # the reasons of further ones are told to no one
 OVERLOADED_DETAIL = "More comes than we can serve; send it again after Retry-After seconds."
 PROBLEM = "application/problem+json"
 
@@ -119,14 +118,6 @@ def list_rejections(rejections: Iterable[Rejection]) -> list[dict[str, Any]]:
         {"position": each.position, "reason": each.reason, "detail": each.detail}
         for each in islice(rejections, MAX_LISTED_REJECTIONS)
     ]
-
-
-def is_unlisted_scalar(raw: bytes, rejections: Sequence[Rejection]) -> bool:
-    """Whether a text is no object, and its rejection is only counted.
-
-    Its reason is told to no one, so the text is not parsed: a batch may have thousands of them.
-    """
-    return len(rejections) >= MAX_LISTED_REJECTIONS and not raw.startswith(b"{")
 
 
 OVERLOAD_PROBLEM = Response(

@@ -17,6 +17,7 @@ MAX_UNPACKED_BYTES = 16 * 1024 * 1024  # of gzip, where a source takes more than
 MAX_RATIO = 100  # of what gzip unpacks to beyond `MAX_BODY_BYTES`; batches of events reach 30
 MAX_EVENTS = 10_000  # of a batch, whatever its source
 NDJSON = "application/x-ndjson"
+OBJECT_START = ord("{")
 _STEP = 64 * 1024
 
 

@@ -6,15 +6,17 @@ import secrets
 
 from django.db import transaction
 
+from ingest.db.prepared import fetch_all
 from ingest.models import Channel
 from ingest.privacy.encryption import decrypt, encrypt
 
 
 def fetch_channel_secret(channel_id: int) -> bytes:
     """Returns the channel's 32 secret bytes, made at the first use."""
-    rows = Channel.objects.filter(pk=channel_id)
-    encrypted = rows.values_list("encrypted_secret", flat=True).get()
+    found = fetch_all("SELECT encrypted_secret FROM ingest_channel WHERE id = %s", [channel_id])
+    encrypted = found[0][0] if found else None
     if encrypted is None:
+        rows = Channel.objects.filter(pk=channel_id)
         with transaction.atomic():
             rows.filter(encrypted_secret=None).update(
                 encrypted_secret=encrypt(secrets.token_bytes(32))

@@ -13,7 +13,7 @@ import msgspec
 
 from ingest.adapters import answer_attributes as answers
 from ingest.adapters import json_body
-from ingest.adapters.base import NOT_AN_OBJECT, is_unlisted_scalar
+from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,
@@ -67,8 +67,9 @@ def parse(body: bytes, call: Call) -> Batch:
     note = "" if has_valid_hash(body, call, absent=True) else HASH_MISMATCH
     context = _BatchContext(call.application, _sender_clock(call), note, is_repaired, set())
     for position, raw in enumerate(raws):
-        if is_unlisted_scalar(raw, rejections):
-            rejections.append(Rejection(position, *NOT_AN_OBJECT, raw))
+        if raw[0] != json_body.OBJECT_START and len(rejections) >= MAX_LISTED_REJECTIONS:
+            # not parsed: a batch may have thousands
+            rejections.append(Rejection(position, "not_an_object", "", raw))
             continue
         try:
             event = _parse_event(raw, position, context)
@@ -142,7 +143,7 @@ def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
     application, clock, note, is_repaired, names = context
     event, payload, repaired = json_body.parse_value(raw)
     if not isinstance(event, dict):
-        raise RequestError(*NOT_AN_OBJECT)
+        raise RequestError("not_an_object", "An event is a JSON object.")
     if is_repaired and b"\\ufffd" in raw:
         repaired = json_body.REPAIRED_NOTE
     event_type = event.get("event_type")

@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import json_body
-from ingest.adapters.base import is_unlisted_scalar
+from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.adapters.fields import MAX_TEXT
 from ingest.events import Batch, Call, Profile, Rejection, RequestError
 
 SOURCE = "participants"
-_NOT_AN_OBJECT = ("not_an_object", "A participant is a JSON object.")
 E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -30,8 +29,9 @@ def parse(body: bytes, call: Call) -> Batch:
     profiles: list[Profile] = []
     rejections: list[Rejection] = []
     for position, raw in enumerate(raws):
-        if is_unlisted_scalar(raw, rejections):
-            rejections.append(Rejection(position, *_NOT_AN_OBJECT, raw))
+        if raw[0] != json_body.OBJECT_START and len(rejections) >= MAX_LISTED_REJECTIONS:
+            # not parsed: a batch may have thousands
+            rejections.append(Rejection(position, "not_an_object", "", raw))
             continue
         try:
             profiles.append(_parse_profile(raw, call.received_at, position))
@@ -50,7 +50,7 @@ def _split_array(document: bytes) -> list[bytes]:
 def _parse_profile(raw: bytes, received_at: datetime, position: int) -> Profile:
     document, _, _ = json_body.parse_value(raw)
     if not isinstance(document, dict):
-        raise RequestError(*_NOT_AN_OBJECT)
+        raise RequestError("not_an_object", "A participant is a JSON object.")
     device_id = _optional_text(document, "deviceId")
     if not device_id:
         raise RequestError("deviceId", "deviceId is required.")

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ingest.adapters import json_body
-from ingest.adapters.base import NOT_AN_OBJECT, is_unlisted_scalar
+from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.adapters.fields import identifier
 from ingest.events import (
     Batch,
@@ -42,8 +42,9 @@ def parse(body: bytes, call: Call) -> Batch:
     rejections: list[Rejection] = []
     latest = call.received_at + timedelta(days=1)
     for position, (raw, is_repaired) in enumerate(raws):
-        if is_unlisted_scalar(raw, rejections):
-            rejections.append(Rejection(position, *NOT_AN_OBJECT, raw))
+        if raw[0] != json_body.OBJECT_START and len(rejections) >= MAX_LISTED_REJECTIONS:
+            # not parsed: a batch may have thousands
+            rejections.append(Rejection(position, "not_an_object", "", raw))
             continue
         try:
             event = _parse_event(raw, call.channel, latest, position, is_repaired=is_repaired)
@@ -100,7 +101,7 @@ def _parse_event(
     if is_repaired and b"\\ufffd" in raw:
         note = json_body.REPAIRED_NOTE
     if not isinstance(event, dict):
-        raise RequestError(*NOT_AN_OBJECT)
+        raise RequestError("not_an_object", "An event is a JSON object.")
     eid = identifier(event, "eid", required=True)
     ets = event.get("ets")
     if isinstance(ets, bool) or not isinstance(ets, int | float):
