@@ -13,6 +13,7 @@ urlpatterns = [
             GET=EventsView.as_view(), **sources.shared_views("export/events")
         ),
     ),
+    path("", sources.dispatch_by_accept("")),
     path("", include("ingest.urls")),
     path("", include("exhaust.urls")),
     path("api/", include("exhaust.urls")),  # the same API under both prefixes

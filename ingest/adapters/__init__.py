@@ -26,15 +26,21 @@ class Match(NamedTuple):
     variables: dict[str, str] = {}
 
 
-@lru_cache(maxsize=256)
-def find_endpoint(method: str, path: str) -> Match | None:
+def find_endpoint(method: str, path: str, accept: str = "") -> Match | None:
     """Returns the endpoint at an address, or None where no source has it.
 
-    An endpoint that shares its address with another view matches its own methods only.
+    An endpoint that shares its address with another view matches its own methods and `Accept`.
     """
+    match = _find_endpoint(method, path)
+    return match if match and match.endpoint.accept in accept else None
+
+
+@lru_cache(maxsize=256)
+def _find_endpoint(method: str, path: str) -> Match | None:
     for adapter in ADAPTERS.values():
         for endpoint in adapter.endpoints:
-            if endpoint.is_shared and method not in endpoint.methods:
+            own_methods = (*endpoint.methods, "OPTIONS") if adapter.cors else endpoint.methods
+            if endpoint.is_shared and method not in own_methods:
                 continue
             for route in endpoint.routes:
                 if match := _compile_route(route).fullmatch(path):
@@ -89,5 +95,5 @@ def system_types() -> frozenset[str]:
 
 def clear_caches() -> None:
     """Forgets what is computed from `ADAPTERS`. Call it after a change of them."""
-    for cached in (find_endpoint, page_view_types, error_types, system_types):
+    for cached in (_find_endpoint, page_view_types, error_types, system_types):
         cached.cache_clear()

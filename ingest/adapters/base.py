@@ -49,11 +49,24 @@ class Credential(Enum):
     PASSWORD = auto()  # an application's id and password by HTTP Basic
 
 
+# what a page may send to any source
+COMMON_HEADERS = (
+    "Authorization, X-API-Key, X-Channel-ID, Content-Type, Content-Encoding, X-Request-ID"
+)
+
+
 class Cors(NamedTuple):
-    """The methods and headers that a page of a registered origin may send."""
+    """The methods and headers that a page of a registered origin may send, and those it may read.
+
+    An application in the query is asked for its own origins, by a preflight too. A key or a
+    password is not in a preflight, so that one is let through for the origin of any application.
+    The call itself is answered for the origins of the key's channel, or of the application.
+    """
 
     methods: str
-    headers: str
+    headers: str = COMMON_HEADERS
+    exposed: str = "Retry-After, X-Request-ID"
+    max_age_seconds: int = 600  # for which a browser keeps a preflight
 
 
 class AddressLimit(NamedTuple):
@@ -101,6 +114,11 @@ def decode_body(sent: bytes, call: Call) -> bytes:
     return json_body.decode(sent, call.content_encoding)
 
 
+def is_encoded(sent: bytes, call: Call) -> bool:
+    """Whether the body names a content encoding."""
+    return call.content_encoding.strip().lower() not in {"", "identity"}
+
+
 def problem_members(status: int, reason: str, detail: str) -> dict[str, Any]:
     """Returns the members of a problem document (RFC 9457)."""
     return {"type": "about:blank", "title": reason, "status": status, "detail": detail}
@@ -142,11 +160,13 @@ class Endpoint:
     methods: tuple[str, ...] = ("POST",)
     documented_methods: tuple[str, ...] = ()  # of the Allow header, where they differ
     is_shared: bool = False  # other methods of the address belong to another view
+    accept: str = ""  # a part of `Accept`; calls without it belong to another view
     method_detail: str = ""  # of the 405 response
     read_parameters: Callable[[bytes], dict[str, str]] | None = None  # of the raw query
     max_bytes: int = json_body.MAX_BODY_BYTES  # of the body as sent
     check: Callable[[Call], None] = accept_any
     reads_body: Callable[[Call], bool] = lambda call: True
+    is_compressed: Callable[[bytes, Call], bool] = is_encoded  # it may unpack to many times more
     decode: Callable[[bytes, Call], bytes] = decode_body
     parse: Callable[[bytes, Call], Batch] | None  # None stores nothing
     respond: Callable[[Receipt], Response]

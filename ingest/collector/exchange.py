@@ -144,6 +144,6 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 
 class Router(Protocol):
-    """Returns the handler of an address, or None where another serves it."""
+    """Returns the handler of a request, or None where another serves it."""
 
-    def __call__(self, method: str, path: str) -> Handler | None: ...
+    def __call__(self, request: Request) -> Handler | None: ...

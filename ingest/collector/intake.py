@@ -14,8 +14,9 @@ from msgspec import structs
 
 from ingest import logs, metrics
 from ingest.adapters import Match, find_endpoint
-from ingest.adapters.base import Adapter, Endpoint, Receipt, Response
+from ingest.adapters.base import Adapter, Credential, Endpoint, Receipt, Response
 from ingest.auth import failures
+from ingest.auth.origins import build_cors_headers
 from ingest.collector.exchange import Handler, Reply, Request
 from ingest.collector.fresh import FreshCache, NoCache
 from ingest.collector.groups import GroupWorker, InlineWorker, ShareFull, Shares
@@ -35,6 +36,7 @@ RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not re
 _next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
 _encode = msgspec.json.Encoder().encode
 _EMPTY = StoreResult(0, 0, [])
+_NO_CONTENT = Response(status=204, content_type=None)
 Writer = GroupWorker[Pending, StoreResult] | InlineWorker[Pending, StoreResult]
 Parser = GroupWorker[Callable[[], Batch], Batch] | InlineWorker[Callable[[], Batch], Batch]
 
@@ -55,9 +57,9 @@ class Collector:
         self._bulk_writer = bulk_writer
         self._shares = Shares(CHANNEL_REQUESTS, CHANNEL_BYTES)
 
-    def find_handler(self, method: str, path: str) -> Handler | None:
+    def find_handler(self, request: Request) -> Handler | None:
         """Returns the handler of a source's address; None for any other."""
-        match = find_endpoint(method, path)
+        match = find_endpoint(request.method, request.path, request.headers.get("Accept") or "")
         return None if match is None else partial(self.handle, match)
 
     async def handle(self, match: Match, request: Request) -> Reply:
@@ -92,7 +94,11 @@ class Collector:
             response = _reject_overload(endpoint)
         headers = {**response.headers, **rate_limits.build_headers(request)}
         if adapter.cors:
-            headers |= _build_cors_headers(visit)
+            origin = request.headers.get("Origin") or ""
+            is_allowed = origin != "" and await self._is_allowed_page(visit, origin)
+            headers |= build_cors_headers(
+                adapter.cors, request.method, origin, is_allowed=is_allowed
+            )
         body = b"" if response.content is None else _encode(response.content)
         return Reply(response.status, body, response.content_type, headers)
 
@@ -102,16 +108,16 @@ class Collector:
             visit.wait_seconds = wait_seconds
             detail = "Too many calls from this address; wait."
             raise RequestError("too_many_requests", detail, 429)
-        if adapter.cors is None:
-            _require_method(visit)
+        # only the application that the query names has the origins of such a call
+        is_checked_late = adapter.cors and adapter.credential is Credential.APPLICATION_ID
+        if not is_checked_late and _is_preflight(visit):
+            return _NO_CONTENT
         call = visit.call
         if endpoint.read_parameters:
             call = structs.replace(call, parameters=endpoint.read_parameters(call.query))
         sender = visit.sender = await self.senders.authenticate(request, adapter, call)
-        if adapter.cors:
-            if call.method == "OPTIONS":
-                return Response(status=204, content_type=None)
-            _require_method(visit)  # only now, so that the page can read the error
+        if is_checked_late and _is_preflight(visit):
+            return _NO_CONTENT
         await self.senders.count_call(request, adapter, sender)
         application = sender.application
         if application is None:
@@ -127,6 +133,19 @@ class Collector:
                 is_hash_required=application.strict_hash,
             )
         return await self._store(visit, call, sender)
+
+    async def _is_allowed_page(self, visit: "_Visit", origin: str) -> bool:
+        """Whether a page of the origin may read the response, errors included."""
+        sender = visit.sender
+        if sender and sender.application:
+            return origin in sender.application.allowed_origins.split()
+        if visit.adapter.credential is Credential.APPLICATION_ID:
+            return False
+        try:
+            known = await self.senders.find_origins(visit.request)
+        except (ShareFull, DatabaseError, InterfaceError):
+            return False
+        return known.allow(origin, sender.channel_id if sender else None)
 
     async def _store(self, visit: "_Visit", call: Call, sender: Sender) -> Response:
         """Reads, parses and stores the body; the response after the commit."""
@@ -147,6 +166,9 @@ class Collector:
             if endpoint.reads_body(call):
                 sent = await visit.request.read_body(endpoint.max_bytes, reserve)
             batch = await self._parse(endpoint, sent, call, owner)
+            if endpoint.is_compressed(sent, call):
+                unpacked = sum(len(event.payload) for event in batch.events)
+                reserve(max(0, unpacked - size))
             result = await self._append(batch, sender, visit.request)
         finally:
             self._shares.remove(owner, size)
@@ -156,7 +178,7 @@ class Collector:
     async def _parse(self, endpoint: Endpoint, sent: bytes, call: Call, owner: int) -> Batch:
         parse = partial(_decode_and_parse, endpoint, sent, call)
         max_bytes = MAX_LOOP_BYTES
-        if call.content_encoding != "identity" or "compression" in call.parameters:
+        if endpoint.is_compressed(sent, call):
             max_bytes = MAX_COMPRESSED_LOOP_BYTES
         if len(sent) <= max_bytes:
             return parse()
@@ -192,12 +214,15 @@ def _decode_and_parse(endpoint: Endpoint, sent: bytes, call: Call) -> Batch:
     return parse(endpoint.decode(sent, call), call)
 
 
-def _require_method(visit: _Visit) -> None:
-    """Raises `RequestError` (405) for another method."""
+def _is_preflight(visit: _Visit) -> bool:
+    """Whether a page asks what it may send. Raises `RequestError` (405) for another method."""
     endpoint = visit.endpoint
+    if visit.adapter.cors and visit.call.method == "OPTIONS":
+        return True
     if visit.call.method not in endpoint.methods:
         detail = endpoint.method_detail or f"This address takes {endpoint.allow}."
         raise RequestError("method_not_allowed", detail, 405)
+    return False
 
 
 def _allow(adapter: Adapter, endpoint: Endpoint) -> str:
@@ -210,25 +235,6 @@ def _with_headers(response: Response, **headers: str) -> Response:
 
 def _reject_overload(endpoint: Endpoint) -> Response:
     return _with_headers(endpoint.overload, **{"Retry-After": str(_next_retry_seconds())})
-
-
-def _build_cors_headers(visit: _Visit) -> dict[str, str]:
-    """Lets pages of the application's origins read the response, errors included."""
-    headers = {"Vary": "Origin"}
-    cors, application = visit.adapter.cors, visit.sender and visit.sender.application
-    origin = visit.request.headers.get("Origin") or ""
-    if not cors or not application or origin not in application.allowed_origins.split():
-        return headers
-    headers |= {
-        "Access-Control-Allow-Origin": origin,
-        "Access-Control-Allow-Credentials": "true",
-    }
-    if visit.request.method == "OPTIONS":
-        headers |= {
-            "Access-Control-Allow-Methods": cors.methods,
-            "Access-Control-Allow-Headers": cors.headers,
-        }
-    return headers
 
 
 # The threads -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from ingest.adapters.base import Adapter, Credential
 from ingest.audit import Actor, truncate_address
 from ingest.auth import failures, keys
 from ingest.auth.keys import AccessDenied, RegisteredApplication
+from ingest.auth.origins import Origins, fetch_origins
 from ingest.collector.exchange import Request
 from ingest.collector.fresh import FreshCache, NoCache
 from ingest.collector.groups import GroupWorker, InlineWorker, Shares
@@ -90,6 +91,14 @@ class Senders:
         if verified.networks and not keys.is_allowed_from(verified, request):
             verified = await load()  # which counts the failure
         return verified
+
+    async def find_origins(self, request: Request) -> Origins:
+        """Returns the origins of pages that may send, at most a second old. Raises `ShareFull`."""
+        address = token_bucket.get_client_address(request)
+        known: Origins = await self._cache.get(
+            Origins, lambda: self.look_up(address, fetch_origins)
+        )
+        return known
 
     async def _find_application(
         self, request: Request, adapter: Adapter, call: Call

@@ -43,7 +43,7 @@ class Application:
         started_at = monotonic()
         try:
             for router in self._routers:
-                if handler := router(request.method, request.path):
+                if handler := router(request):
                     reply = _refuse_host(request) or await handler(request)
                     break
             else:

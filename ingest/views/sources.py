@@ -8,11 +8,11 @@ from functools import cache
 from importlib import import_module
 from typing import cast
 
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from ingest import logs
-from ingest.adapters import ADAPTERS, Match
+from ingest.adapters import ADAPTERS, Match, find_endpoint
 from ingest.adapters.base import Adapter, Credential, Endpoint, Operation
 from ingest.collector.exchange import Headers, Reply, Request
 from ingest.collector.groups import run_inline
@@ -56,7 +56,7 @@ def shared_views(route: str) -> dict[str, View]:
         for adapter in ADAPTERS.values()
         for endpoint in adapter.endpoints
         if endpoint.is_shared and route in endpoint.routes
-        for method in endpoint.methods
+        for method in (*endpoint.methods, *(("OPTIONS",) if adapter.cors else ()))
     }
 
 
@@ -74,6 +74,21 @@ def dispatch_by_method(**views: View) -> View:
         )
         response["Allow"] = allowed
         return response
+
+    dispatch.views = views  # type: ignore[attr-defined] # for the OpenAPI document
+    return dispatch
+
+
+def dispatch_by_accept(route: str) -> View:
+    """The sources' view at an address that has no other: calls with another `Accept` find none."""
+    views = shared_views(route)
+
+    @csrf_exempt
+    def dispatch(request: HttpRequest) -> HttpResponse:
+        method = request.method or ""
+        if find_endpoint(method, request.path, request.headers.get("Accept", "")) is None:
+            raise Http404
+        return views[method](request)
 
     dispatch.views = views  # type: ignore[attr-defined] # for the OpenAPI document
     return dispatch

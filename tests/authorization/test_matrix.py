@@ -43,6 +43,7 @@ SCOPE = {
     "v1/conversations/<identifier>": "ingest",
     "collect": "application",
     "ping": "application",
+    "": "application",
     "_bulk": "application",
     "<index>/_bulk": "application",
     "hit": "application",

@@ -1,6 +1,7 @@
 """The calls that the senders' own guides print, by curl, against the service as it runs."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -207,3 +208,27 @@ def test_dataset_api_guide_calls(service: Service) -> None:
 
     assert (status, json.loads(submitted)["responseCode"]) == (200, "OK")
     assert json.loads(listed[1])["result"]["count"] == 1
+
+
+def test_page_sends_telemetry(service: Service) -> None:
+    # given an application that names the page's origin, and Sunbird's SDK in a page
+    page, origin = "https://page.example", ("-H", "Origin: https://page.example")
+    channel = ("--channel", "PAGES")
+    service.run("manage.py", "create_application", "page-app", *channel, "--origin", page)
+    key = service.run("manage.py", "create_key", "page", *channel, "--scope", "ingest")
+    path = "/action/data/v3/telemetry"
+    asked = ("-H", "Access-Control-Request-Headers: authorization,content-type,datatype")
+
+    preflight = curl(service, path, "-i", "-X", "OPTIONS", *origin, *asked)
+    event = {"eid": "LOG", "ets": 1648785600123, "mid": "m", "context": {}, "edata": {}}
+    call = ("-H", "Content-Type: application/json", "-H", f"Authorization: Bearer {key}")
+    status, answer = curl(service, path, "-i", *origin, *call, "-d", json.dumps([event]))
+
+    assert preflight[0] == 204
+    allowed = re.search(r"(?im)^access-control-allow-headers: (.*)$", preflight[1])
+    assert allowed
+    assert {"authorization", "content-type", "datatype"} <= set(
+        allowed[1].strip().lower().split(", ")
+    )
+    assert (status, json.loads(answer.split("\n\n")[1])["result"]["stored"]) == (200, 1)
+    assert f"access-control-allow-origin: {page}\n" in answer.lower()

@@ -15,6 +15,7 @@ ADAPTER = Adapter(
             routes=("collect",),
             read_parameters=http.read_parameters,
             max_bytes=http.MAX_BODY_BYTES,
+            is_compressed=http.is_compressed,
             decode=http.keep_as_sent,
             parse=parse,
             respond=http.respond,

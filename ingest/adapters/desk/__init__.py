@@ -1,7 +1,9 @@
 """User sessions as Dynatrace exports them, as lines of documents or Elasticsearch bulks."""
 
 from ingest.adapters.base import (
+    COMMON_HEADERS,
     Adapter,
+    Cors,
     Credential,
     Endpoint,
     SourceDocs,
@@ -38,9 +40,22 @@ ADAPTER = Adapter(
             overload=http.BULK_OVERLOAD,
             operation="sendBulk",
         ),
+        Endpoint(  # where Elasticsearch's clients look for Elasticsearch
+            routes=("",),
+            methods=("GET", "HEAD"),
+            documented_methods=("GET",),
+            is_shared=True,
+            accept="json",
+            parse=None,
+            respond=http.respond_with_product,
+            refuse=http.refuse_bulk,
+            overload=http.BULK_OVERLOAD,
+            operation="getProduct",
+        ),
     ),
     credential=Credential.PASSWORD,
     device_fields=frozenset({"internalUserId", "userId"}),
+    cors=Cors("PUT, POST, OPTIONS", f"{COMMON_HEADERS}, X-Elastic-Client-Meta"),
     read_context=read_context,
     page_view_types=frozenset({"userAction"}),
     error_types=frozenset({"error", "crash"}),

@@ -18,6 +18,23 @@ BASIC_CHALLENGE = 'Basic realm="exhaust", charset="UTF-8"'
 BULK_NDJSON = "application/vnd.elasticsearch+x-ndjson"
 BULK_TYPES = {"application/vnd.elasticsearch+json", BULK_NDJSON}
 _PRODUCT = {"X-Elastic-Product": "Elasticsearch"}
+PRODUCT_INFO = {
+    "name": "exhaust",
+    "cluster_name": "exhaust",
+    "cluster_uuid": "ZXhoYXVzdC1zZXNzaW9ucw",
+    "version": {
+        "number": "8.19.0",  # whose bulks these are; newer clients send the same
+        "build_flavor": "default",
+        "build_type": "docker",
+        "build_hash": "0" * 40,
+        "build_date": "2025-07-01T00:00:00.000Z",
+        "build_snapshot": False,
+        "lucene_version": "9.12.2",
+        "minimum_wire_compatibility_version": "7.17.0",
+        "minimum_index_compatibility_version": "7.0.0",
+    },
+    "tagline": "You Know, for Search",
+}
 _ERROR_TYPES = {401: "security_exception", 429: "es_rejected_execution_exception"}
 _OVERLOAD_CAUSE = {"type": "es_rejected_execution_exception", "reason": OVERLOADED_DETAIL}
 
@@ -52,6 +69,11 @@ def check_bulk(call: Call) -> None:
         require_json(call.content_type)
     if len(call.route.get("index", "")) > MAX_TEXT:
         raise RequestError("index", f"An index's name has up to {MAX_TEXT} characters.")
+
+
+def respond_with_product(receipt: Receipt) -> Response:
+    """Returns what Elasticsearch's clients ask for before they send. A HEAD has no body."""
+    return Response(PRODUCT_INFO if receipt.call.method == "GET" else None, headers=_PRODUCT)
 
 
 def respond_bulk(receipt: Receipt) -> Response:

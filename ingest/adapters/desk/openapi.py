@@ -84,7 +84,33 @@ class BulkError(response_fields.Body):
     status = response_fields.integer("The HTTP status.")
 
 
+class ProductVersion(response_fields.Body):
+    """The version whose bulks are read."""
+
+    is_extensible = True
+    number = response_fields.text("The version.")
+    build_flavor = response_fields.text("Always default.")
+
+
+class Product(response_fields.Body):
+    """What an Elasticsearch says of itself."""
+
+    name = response_fields.text("Always exhaust.")
+    cluster_name = response_fields.text("Always exhaust.")
+    cluster_uuid = response_fields.text("Always the same.")
+    version = ProductVersion()
+    tagline = response_fields.text("As Elasticsearch says it.")
+
+
 OPERATIONS = (
+    Operation(
+        "getProduct",
+        """Pass the product check of Elasticsearch's clients.
+
+        Only where `Accept` asks for JSON; 404 otherwise.
+        """,
+        {200: Product, 404: schema.Problem}, rejection=BulkError,
+    ),
     Operation(
         "sendBulk", "Send sessions by Elasticsearch's bulk protocol.", BulkAnswer,
         dict.fromkeys((schema.NDJSON, BULK_NDJSON), BULK_LINES), BulkError,

@@ -1,6 +1,6 @@
 """Participants: the profiles of persons, with their consent, sent with a key."""
 
-from ingest.adapters.base import Adapter, Endpoint, SourceDocs, accept_json
+from ingest.adapters.base import Adapter, Cors, Endpoint, SourceDocs, accept_json
 from ingest.adapters.participants import http
 from ingest.adapters.participants.parser import SOURCE, parse
 
@@ -20,6 +20,7 @@ ADAPTER = Adapter(
         ),
     ),
     device_fields=frozenset({"deviceId"}),
+    cors=Cors("POST, OPTIONS"),
     docs=SourceDocs(
         addresses="`POST /v1/participants`",
         sender="a key with `ingest`",

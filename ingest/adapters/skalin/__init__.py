@@ -1,6 +1,6 @@
 """Skalin: identities and features, up to a hundred of each at once, or one hit in a query."""
 
-from ingest.adapters.base import Adapter, AddressLimit, Credential, Endpoint, SourceDocs
+from ingest.adapters.base import Adapter, AddressLimit, Cors, Credential, Endpoint, SourceDocs
 from ingest.adapters.skalin import http, query
 from ingest.adapters.skalin.context import read_context
 from ingest.adapters.skalin.parser import SOURCE, parse
@@ -40,6 +40,7 @@ ADAPTER = Adapter(
     ),
     credential=Credential.APPLICATION_ID,
     application_parameters=("client_id", "clientId"),
+    cors=Cors("GET, POST, OPTIONS"),
     address_limit=AddressLimit(calls_per_second=100, burst=500),
     device_fields=frozenset({"id", "email"}),
     read_context=read_context,

@@ -32,6 +32,7 @@ ADAPTER = Adapter(
         ),
     ),
     device_fields=frozenset({"did", "id"}),
+    cors=http.CORS,
     read_context=read_context,
     page_path=("edata", "uri"),
     page_view_types=frozenset({"IMPRESSION"}),

@@ -3,9 +3,25 @@
 from typing import Any
 from uuid import uuid4
 
-from ingest.adapters.base import OVERLOADED_DETAIL, Receipt, Response, list_rejections
+from ingest.adapters.base import (
+    COMMON_HEADERS,
+    OVERLOADED_DETAIL,
+    Cors,
+    Receipt,
+    Response,
+    list_rejections,
+)
 from ingest.events import Call, RequestError
 
+CORS = Cors(
+    "POST, OPTIONS",
+    headers=(  # the second line: Sunbird's SDK; then its portals and service
+        f"{COMMON_HEADERS},"
+        " dataType, X-App-ID, X-Device-ID,"
+        " X-App-Version, X-Authenticated-User-Token, X-Consumer-ID, X-Msgid, X-Org-Code,"
+        " X-Session-ID, X-Source, X-Requested-With, Cache-Control, ts, cid, user-id, x-auth"
+    ),
+)
 _CODES = {403: "FORBIDDEN", 429: "TOO_MANY_REQUESTS"}
 
 OVERLOAD = Response(

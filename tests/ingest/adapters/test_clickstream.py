@@ -1098,7 +1098,11 @@ def test_ping_returns_server_time(shop: Client):
 
 # Browsers ---------------------------------------------------------------------------------------
 
-CORS = {"Access-Control-Allow-Origin": PAGE, "Access-Control-Allow-Credentials": "true"}
+CORS = {
+    "Access-Control-Allow-Origin": PAGE,
+    "Access-Control-Allow-Credentials": "true",
+    "Access-Control-Expose-Headers": "Retry-After, X-Request-ID",
+}
 
 
 @pytest.mark.parametrize(
@@ -1137,6 +1141,7 @@ def test_preflight_lists_headers(shop: Client, path: str):
             "DNT, X-CustomHeader, Keep-Alive, User-Agent, X-Requested-With, If-Modified-Since,"
             " Cache-Control, Content-Type"
         ),
+        "Access-Control-Max-Age": "600",
     }
     assert response["Vary"] == "Origin"
 

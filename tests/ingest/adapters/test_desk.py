@@ -514,12 +514,12 @@ def test_session_creates_its_conversation(monitor: Client):
     assert StoredEvent.objects.filter(conversation__identifier="bot-1").count() == 4
 
 
-@pytest.mark.parametrize("method", ["HEAD", "DELETE", "PATCH", "OPTIONS", "PROPFIND"])
+@pytest.mark.parametrize("method", ["HEAD", "DELETE", "PATCH", "PROPFIND"])
 def test_other_methods_are_refused(monitor: Client, method: str):
     response = monitor.generic(method, EVENTS)
 
     assert response.status_code == 405
-    assert response["Allow"] == "GET, PUT, POST"
+    assert response["Allow"] == "GET, PUT, POST, OPTIONS"
     assert nothing_happened()
 
 
@@ -792,7 +792,25 @@ def test_bulk_item_limit(monitor: Client):
 def test_bulk_methods(monitor: Client, method: str):
     response = monitor.generic(method, BULK)
 
-    assert (response.status_code, response["Allow"]) == (405, "POST, PUT")
+    assert (response.status_code, response["Allow"]) == (405, "POST, PUT, OPTIONS")
+
+
+def test_product_where_json_is_accepted(monitor: Client):
+    asked = {"Accept": "application/vnd.elasticsearch+json; compatible-with=8"}
+
+    response = monitor.get("/", headers=asked)
+    assert (response.status_code, response["X-Elastic-Product"]) == (200, "Elasticsearch")
+    assert response.json()["tagline"] == "You Know, for Search"
+    response = monitor.head("/", headers=asked)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response["X-Elastic-Product"] == "Elasticsearch"
+    assert Client().get("/", headers=asked).status_code == 401
+
+
+@pytest.mark.parametrize("accept", ["text/html,*/*;q=0.8", "*/*", ""])
+def test_no_product_for_browsers(monitor: Client, accept: str):
+    assert monitor.get("/", headers={"Accept": accept}).status_code == 404
+    assert monitor.post("/", headers={"Accept": "application/json"}).status_code == 404
 
 
 def test_too_long_index_name_is_refused(monitor: Client):
