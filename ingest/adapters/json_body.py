@@ -264,7 +264,9 @@ def require_few_parts(body: bytes) -> None:
     # a part is a byte and a separator at least, so most bodies need no count
     if len(body) > 2 * MAX_PARTS and body.count(b",") + body.count(b"\n") > MAX_PARTS:
         raise RequestError(
-            "too_many", "The body has too many parts; send fewer events at once.", 413
+            "too_many",
+            f"The body has more than {MAX_PARTS} commas and lines; send fewer events at once.",
+            413,
         )
 
 

@@ -42,7 +42,7 @@ def find_words(raw: bytes, fields: frozenset[str]) -> set[bytes] | None:
         if words or words is None:
             return words
         return _collect(_any_words(raw))
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
@@ -64,7 +64,7 @@ def _collect(words: Iterable[bytes]) -> set[bytes] | None:
 
 
 def _unescape(text: bytes) -> bytes:
-    """Returns the value of a JSON string. Raises `msgspec.DecodeError`."""
+    """Returns the value of a JSON string. Raises `DecodeError` and `UnicodeDecodeError`."""
     return _decode_text(b'"%b"' % text).encode() if b"\\" in text else text
 
 

@@ -5,6 +5,8 @@ import json
 from base64 import b64encode
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ingest.privacy.device_words import MAX_WORDS, find_words
 
@@ -22,6 +24,7 @@ LONG = json.dumps({"did": "d", "noise": "x" * 5000}).encode()
         ('{"did": "café"}'.encode(), "café".encode()),
         (b'{"did": "say \\"hi\\""}', b'say "hi"'),
         (b'{"did": "\\ud800"}', None),
+        (b'{"did": "\\u00e9\xff"}', None),
         (b'{"did": "", "kind": "x"}', {b"did", b"kind", b"x"}),
         (b'{"other": "d-1", "text": "of device-77, says she"}',
          {b"other", b"d-1", b"text", b"of device-77, says she", b"device-77"}),
@@ -50,6 +53,20 @@ def test_find_words(raw: bytes, words: set[bytes] | bytes | int | None):
         assert len(found) == words
     else:
         assert found == ({words} if isinstance(words, bytes) else words)
+
+
+PIECES = (
+    b'"', b"\\", b'"did":', b"\xff", b"\\u00e9", b" ", b"{", b"\n", b"\\ud800", b"word-7", b"7",
+    b"H4s", b"\x1f\x8b",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=20))
+@example([b'"did":', b'"', b"\\u00e9", b"\xff", b'"'])
+def test_any_bytes_have_words(pieces: list[bytes]):
+    words = find_words(b"".join(pieces), FIELDS)
+
+    assert words is None or len(words) <= MAX_WORDS
 
 
 def test_source_without_fields():
