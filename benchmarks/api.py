@@ -32,7 +32,7 @@ from benchmarks import harness, results
 from benchmarks.generator import CONNECTIONS, GENERATOR, NUMBER_PLACEHOLDER, percentile
 from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 JOBS_PER_TAG = 10  # jobs that a list shows
 JOBS_READ = 1000  # jobs that are read in turns

@@ -40,7 +40,7 @@ from benchmarks.generator import GENERATOR
 from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
 from benchmarks.sources import APPLICATION, parse_body
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 PEERS = harness.ROOT / "benchmarks" / "peers"
 OURS, FASTAPI, FASTIFY, COPY = "ours", "FastAPI", "Fastify", "COPY, 2 connections"

@@ -37,7 +37,7 @@ from benchmarks import harness, results
 from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result, compare
 from benchmarks.sources import APPLICATION, RECEIVED_AT, SOURCES, build_request, parse_body
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 CONNECTIONS = 8
 BATCH, LARGE = 100, 1000

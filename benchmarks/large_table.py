@@ -19,7 +19,7 @@ import psycopg
 from benchmarks import export_data, harness, ingest, results
 from benchmarks.harness import Helper
 from benchmarks.results import Result
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 SOURCE_NAMES = ("telemetry", "skalin")
 COMMAND = [sys.executable, "-m", "benchmarks.large_table", "--installation"]

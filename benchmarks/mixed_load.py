@@ -28,7 +28,7 @@ from benchmarks import api, export_data, harness, overload, results, submit_late
 from benchmarks.generator import GENERATOR
 from benchmarks.harness import Helper, Process, wait_for_server
 from benchmarks.results import Result
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 JOBS = 300  # jobs that are read in turns
 READS, BATCHES, BATCH = 50, 20, 100  # per second, per second, events per batch

@@ -37,7 +37,7 @@ from benchmarks.generator import GENERATOR, NUMBER_PLACEHOLDER
 from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
 from benchmarks.sources import SOURCES, build_request
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 KEYS = 20
 

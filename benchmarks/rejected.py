@@ -20,7 +20,7 @@ from benchmarks.harness import CHANNEL, Helper
 from benchmarks.ingest import CONNECTIONS, post_requests, prepare_database, run_server
 from benchmarks.results import compare
 from benchmarks.sources import SOURCES, build_request
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 NUMBERS = 9_999  # of a batch
 SAME_BYTES = 285  # events that take as many bytes

@@ -15,7 +15,7 @@ from benchmarks import export_data, harness, results
 from benchmarks.export import WORKER
 from benchmarks.harness import Helper, Process, wait_for_server
 from benchmarks.results import Result
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 ROWS = 1_000
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from exhaust.demo.processes import web_command
+from exhaust.processes import web_command
 
 ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"

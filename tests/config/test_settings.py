@@ -198,7 +198,7 @@ def test_each_part_moves_to_a_server_with_one_variable(read: Any, var: Path):
     database = settings["DATABASES"]["default"]
     assert database["ENGINE"] == "django.db.backends.postgresql"
     assert (database["HOST"], database["PORT"], database["NAME"]) == ("db.example", 5433, "exhaust")
-    assert database["OPTIONS"]["pool"]["max_size"] == 6
+    assert database["OPTIONS"]["pool"]["max_size"] == 8
     assert settings["CELERY_BROKER_URL"] == "redis://redis.example:6379/0"
     assert "CELERY_WORKER_POOL" not in settings
     assert not (var / "broker").exists()

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import secrets
-import signal
 import time
 from argparse import ArgumentParser
 from contextlib import ExitStack
@@ -20,7 +19,8 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from exhaust.demo import conversations, processes
+from exhaust import processes
+from exhaust.demo import conversations
 from exhaust.demo.client import CallFailed, Client, chunks, open_link
 from exhaust.files import links, storage
 from exhaust.models import File, Job, Link
@@ -42,7 +42,7 @@ class Command(BaseCommand):
         parser.add_argument("--serve", action="store_true", help="Keep running until Ctrl-C.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        signal.signal(signal.SIGTERM, _raise_interrupt)
+        processes.interrupt_on_sigterm()
         start_time = time.monotonic()
         try:
             with ExitStack() as stack:
@@ -265,7 +265,3 @@ class Command(BaseCommand):
     def _print_line(self, text: str) -> None:
         self.stdout.write(f"  {text}")
         self.stdout.flush()
-
-
-def _raise_interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

@@ -5,8 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 GRACE_SECONDS = 15
@@ -36,33 +37,55 @@ def web_command(port: int, host: str = "127.0.0.1", workers: int = 2) -> list[st
 def worker_command() -> list[str]:
     """Returns the command of a worker that also runs Celery's schedule."""
     return [
-        sys.executable, "-m", "celery", "-A", "config", "worker", "--pool=solo", "-B",
+        sys.executable, "-m", "celery", "-A", "config", "worker", "-B",
         "--loglevel=INFO", "--without-mingle", "--without-gossip",
     ]  # fmt: skip
 
 
 @contextmanager
 def run_child(
-    command: list[str], log: Path, environment: Mapping[str, str]
+    command: list[str], log: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a process with its output in `log`; stops it when the block ends."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
+    """Runs a process with its output in `log`, or in ours; stops it when the block ends."""
+    with ExitStack() as stack:
+        output = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output = stack.enter_context(log.open("wb"))
         process = subprocess.Popen(  # noqa: S603
             command,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=None if output is None else subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment},
+            env={**os.environ, **(environment or {})},
             start_new_session=True,  # Ctrl-C reaches only this process, which stops its children
         )
     try:
         yield process
     finally:
+        stop_children([process])
+
+
+def stop_children(
+    processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float = GRACE_SECONDS
+) -> None:
+    """Lets processes end their work, all at the same time, and then kills what is left."""
+    for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # and its own children
-                process.wait()
+    deadline = time.monotonic() + grace_seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and its own children
+            process.wait()
+
+
+def interrupt_on_sigterm() -> None:
+    """Lets SIGTERM raise `KeyboardInterrupt`, as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
