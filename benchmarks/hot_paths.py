@@ -36,6 +36,7 @@ from typing import Any
 import psycopg
 
 from benchmarks import api, harness, ingest, overload, results, wrk
+from benchmarks.__main__ import run_child
 from benchmarks.generator import GENERATOR
 from benchmarks.harness import CHANNEL, Helper, Process, wait_for_server
 from benchmarks.results import Result
@@ -319,7 +320,11 @@ class Bench:
             part = generator.call({"rate": rate, "seconds": self.seconds})
             expected += count_answers(full, part)
         self.refused[name] += part["sent"] + part["unsent"] - part["answers"].get("200", 0)
-        return {name: part["accepted_p99"] * 1e3, f"{LATENCY}/capacity": api.rate(full)}
+        return {
+            name: part["accepted_p99"] * 1e3,
+            f"{LATENCY}/capacity": api.rate(full),
+            f"{LATENCY}/cores": full["cpu"],
+        }
 
     def time_neighbour(self, generator: Helper) -> dict[str, float]:
         """Returns p99 in ms of a tenant, alone and beside a busy one, and the share refused."""
@@ -582,7 +587,8 @@ def build_results(bench: Bench, chosen: Sequence[str], figures: Figures) -> list
         add(work, "ms", f"{LATENCY}/p99", "", "", "<= 25")
         refused = bench.refused[f"{LATENCY}/p99"]
         lines.append(Result(f"{work}, answers that are not 200", "answers", [refused], bar="<= 0"))
-        add("capacity of 64 connections", "requests/s", f"{LATENCY}/capacity", "", "", "")
+        add("its capacity by 64 connections", "requests/s", f"{LATENCY}/capacity", "", "", "")
+        add("share of a core that its load took", "cores", f"{LATENCY}/cores", "", "", "")
     if TENANTS in chosen:
         work = f"{NEIGHBOUR_RATE} requests a second, p99, beside a tenant with 64 connections"
         add(work, "ms", f"{TENANTS}/beside", "alone", f"{TENANTS}/alone", "<= 3")
@@ -595,7 +601,7 @@ def build_results(bench: Bench, chosen: Sequence[str], figures: Figures) -> list
 def run_others(folder: Path, chosen: Sequence[str], options: Namespace) -> list[Result]:
     """Runs other benchmarks, and returns their lines that have a bar here."""
     arguments = {
-        MIXED_LOAD: f"--rounds {options.rounds} --seconds {max(5, options.seconds)}",
+        MIXED_LOAD: f"--rounds {options.rounds} --seconds {max(15, options.seconds)}",
         OVERLOAD: f"--rounds 1 --seconds {options.overload_seconds}",
     }
     bars = {
@@ -607,10 +613,9 @@ def run_others(folder: Path, chosen: Sequence[str], options: Namespace) -> list[
         if name not in chosen:
             continue
         report = folder / f"{name}.json"
-        command = [sys.executable, "-m", f"benchmarks.{name}", *arguments[name].split()]
-        ended = subprocess.run([*command, "--json", report], cwd=harness.ROOT)
-        if ended.returncode:
-            note = f"FAILED: it ended with {ended.returncode}"
+        code = run_child([name, *arguments[name].split(), "--json", str(report)])
+        if code:
+            note = f"FAILED: it ended with {code}"
             lines.append(Result(name, "", bar="<= 0", note=note))
         for each in json.loads(report.read_text())["results"] if report.exists() else ():
             bar = next((bars[start] for start in bars if each["work"].startswith(start)), "")

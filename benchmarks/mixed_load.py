@@ -69,7 +69,7 @@ def main() -> None:
             broker="Redis" if broker.startswith("redis") else "files",
             load=f"{READS} reads a second; {BATCHES} batches of {BATCH} events a second",
         )
-        quiet = partial(Process, stdout=subprocess.DEVNULL)
+        quiet = partial(Process, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with ExitStack() as running:
             granian = running.enter_context(quiet(web_command(port), variables))
             running.enter_context(
