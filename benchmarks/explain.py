@@ -41,12 +41,11 @@ def explain_store(name: str, size: int, installation: dict[str, Any]) -> None:
         for thing in source.make_events(size // source.rows_per_event, Random("explain"))
     ]
     batch = sources.parse_body(name, source.join_events(items), installation["application"])
-    events = sorted(batch.events, key=lambda event: event.identity)
-    sql = batches._INSERT_LAST_WINS if batch.last_wins else batches._INSERT_FIRST_WINS
-    columns = batches._build_columns(installation["channel"], batch, events)
-    print_plan(
-        f"A batch of {len(events):,} by {name}", batches._DISABLE_SEQSCAN, sql, columns, ", WAL"
-    )
+    pending = [batches.Pending(installation["channel"], batch)]
+    (group,) = batches.group_events(pending)
+    sql, columns = group.build_statement(pending)
+    settings = f"SET LOCAL {batches.NO_SEQSCAN}"
+    print_plan(f"A batch of {len(batch.events):,} by {name}", settings, sql, columns, ", WAL")
 
 
 def explain_export(months: int) -> None:

@@ -1,5 +1,7 @@
 """Counters of ingest. `exhaust/monitoring/metrics.py` serves them."""
 
+from functools import cache
+
 from prometheus_client import Counter
 
 EVENTS = Counter(
@@ -22,8 +24,16 @@ OVERLOAD_REJECTIONS = Counter(
 )
 
 
+_find_counter = cache(lambda counter, *labels: counter.labels(*labels))
+
+
 def count_batch(source: str, stored: int, duplicate: int, rejected: int) -> None:
     """Counts the outcomes of a batch."""
     for outcome, number in (("stored", stored), ("duplicate", duplicate), ("rejected", rejected)):
         if number:
-            EVENTS.labels(source, outcome).inc(number)
+            _find_counter(EVENTS, source, outcome).inc(number)
+
+
+def count_decision(limit: str, decision: str) -> None:
+    """Counts a call that a rate limit allowed or rejected."""
+    _find_counter(RATE_LIMIT_DECISIONS, limit, decision).inc()

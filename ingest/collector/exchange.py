@@ -1,28 +1,44 @@
 """A request as the event loop's handlers read it, and their reply, whatever server runs them."""
 
 import asyncio
+import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
-from uuid import uuid4
-
-from django.utils import timezone
 
 from ingest.adapters import json_body
 from ingest.events import RequestError
+from ingest.ids import make_uuid
 
 IDLE_BODY_SECONDS = 15.0  # for a body's first byte, and beyond its rate
+SMALL_BODY_BYTES = 256 * 1024  # are read in one piece, which takes less time
 MIN_BYTES_PER_SECOND = 32 * 1024  # of a body
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{32,36}\Z")  # a UUID, with or without dashes: no phone
 
 
-class Headers(Protocol):
-    """The headers of a request; names match in any case."""
+class Headers:
+    """The headers of a request; names match in any case.
 
-    def get(self, name: str, default: Any = None) -> Any: ...
+    Repeated headers are joined, as WSGI does: of two keys, neither is taken for the only one.
+    """
 
-    def items(self) -> Any: ...
+    __slots__ = ("_values",)
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._values: dict[str, str] = {}
+        for name, value in pairs:  # names are in lower case
+            if name in self._values:
+                separator = "; " if name == "cookie" else ","
+                self._values[name] += separator + value
+            else:
+                self._values[name] = value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._values.get(name.lower(), default)
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        return self._values.items()
 
 
 class Reply(NamedTuple):
@@ -75,9 +91,10 @@ class Request:
             "REMOTE_ADDR": address,
             "HTTP_X_FORWARDED_FOR": headers.get("x-forwarded-for", ""),
         }
-        self.received_at: datetime = timezone.now()
+        self.rate_limit_state: Any = None
+        self.received_at: datetime = datetime.now(UTC)
         given_id: str = headers.get("x-request-id", "")
-        self.request_id = given_id if _REQUEST_ID.match(given_id) else str(uuid4())
+        self.request_id = given_id if _REQUEST_ID.match(given_id) else make_uuid()
         self.caller = self.channel = ""  # of the log line, once they are known
         self.route = "none"  # the address without its variable parts
         self.variables: dict[str, str] = {}  # which are here
@@ -85,6 +102,10 @@ class Request:
     def chunks(self) -> AsyncIterator[bytes]:
         """Yields the body as it arrives."""
         raise NotImplementedError
+
+    async def read_small_body(self) -> bytes:
+        """Returns the whole body at once."""
+        return b"".join([chunk async for chunk in self.chunks()])
 
     async def read_body(
         self, max_bytes: int, reserve: Callable[[int], None] = lambda size: None
@@ -97,28 +118,25 @@ class Request:
         length = self.content_length()
         if length is not None and length > max_bytes:
             raise json_body.too_large(max_bytes)
+        if length is not None and length <= SMALL_BODY_BYTES:
+            reserve(length)
+            with deadlines.limit(IDLE_BODY_SECONDS):
+                body = await self.read_small_body()
+            if len(body) < length:
+                raise cut_off(length - len(body))
+            return body
         received: list[bytes] = []
         size = 0
-        chunks = self.chunks()
-        loop = asyncio.get_running_loop()
-        started_at = loop.time()
-        try:
-            async with asyncio.timeout_at(started_at + IDLE_BODY_SECONDS) as deadline:
-                async for chunk in chunks:
-                    if not chunk:
-                        continue
-                    size += len(chunk)
-                    if size > max_bytes:
-                        raise json_body.too_large(max_bytes)
-                    reserve(len(chunk))
-                    received.append(chunk)
-                    deadline.reschedule(
-                        started_at + IDLE_BODY_SECONDS + size / MIN_BYTES_PER_SECOND
-                    )
-        except TimeoutError:
-            raise RequestError(
-                "too_slow", "The body came too slowly; send it in one go, or send less.", 408
-            ) from None
+        with deadlines.limit(IDLE_BODY_SECONDS) as deadline:
+            async for chunk in self.chunks():
+                if not chunk:
+                    continue
+                size += len(chunk)
+                if size > max_bytes:
+                    raise json_body.too_large(max_bytes)
+                reserve(len(chunk))
+                received.append(chunk)
+                deadline.extend(len(chunk) / MIN_BYTES_PER_SECOND)
         if length is not None and size < length:
             raise cut_off(length - size)
         return received[0] if len(received) == 1 else b"".join(received)
@@ -134,6 +152,64 @@ class Request:
         if not (text.isascii() and text.isdigit()):
             raise RequestError("length_required", "Content-Length is no number of bytes.", 411)
         return int(text)
+
+
+class Deadlines:
+    """Ends the tasks that wait for slow bodies, once a second: a timer each would cost more."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Task[Any], float] = {}
+        self._checked_on: asyncio.AbstractEventLoop | None = None  # a process has one loop
+
+    def limit(self, seconds: float) -> "Deadline":
+        """Returns a context that raises `RequestError` (408) when the seconds are over."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("A deadline needs a task.")
+        self._waiting[task] = loop.time() + seconds
+        if self._checked_on is not loop:
+            self._checked_on = loop
+            loop.call_later(1.0, self._check, loop)
+        return Deadline(self._waiting, task)
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for task, ends_at in list(self._waiting.items()):
+            if ends_at < now:
+                self._waiting[task] = math.inf
+                task.cancel()
+        if self._waiting:
+            loop.call_later(1.0, self._check, loop)
+        else:
+            self._checked_on = None
+
+
+class Deadline:
+    """The deadline of one task."""
+
+    __slots__ = ("_task", "_waiting")
+
+    def __init__(self, waiting: dict[asyncio.Task[Any], float], task: asyncio.Task[Any]) -> None:
+        self._waiting = waiting
+        self._task = task
+
+    def extend(self, seconds: float) -> None:
+        self._waiting[self._task] += seconds
+
+    def __enter__(self) -> "Deadline":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        ends_at = self._waiting.pop(self._task)
+        if kind is asyncio.CancelledError and ends_at == math.inf:
+            self._task.uncancel()
+            raise RequestError(
+                "too_slow", "The body came too slowly; send it in one go, or send less.", 408
+            ) from None
+
+
+deadlines = Deadlines()
 
 
 def cut_off(missing: int) -> RequestError:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
+from django.db import connections
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[Sequence[Item]], Sequence[Result | Exception]]
@@ -57,11 +59,46 @@ class Shares:
             del self._used[owner]
 
 
+class FairQueue(Generic[Item]):
+    """A queue in which the owners of items take turns."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[tuple[Item, int]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, owner: Hashable, item: Item, cost: int) -> None:
+        queue = self._waiting.get(owner)
+        if queue is None:
+            queue = self._waiting[owner] = deque()
+        queue.append((item, cost))
+
+    def take(self, max_cost: int) -> list[Item]:
+        """Returns the next items, in turns of their owners, of at most that cost together.
+
+        The first one is taken whatever it costs.
+        """
+        group: list[Item] = []
+        total = 0
+        while self._waiting:
+            owner, queue = next(iter(self._waiting.items()))
+            item, cost = queue[0]
+            if group and total + cost > max_cost:
+                break  # it is the first of the next group
+            queue.popleft()
+            group.append(item)
+            total += cost
+            del self._waiting[owner]
+            if queue:
+                self._waiting[owner] = queue  # behind the others
+        return group
+
+
 class GroupWorker(Generic[Item, Result]):
     """Calls `work` with all items that wait, one group at a time, in a thread of its own.
 
-    `work` returns for each item its result or an error. Owners take turns: from each, one item goes
-    into the group, until its cost is `max_cost`. One item goes in whatever it costs.
+    `work` returns for each item its result or an error.
     """
 
     def __init__(self, name: str, work: Work[Item, Result], max_cost: int = 1000) -> None:
@@ -69,7 +106,7 @@ class GroupWorker(Generic[Item, Result]):
         self._work = work
         self._max_cost = max_cost
         self._condition = threading.Condition()
-        self._waiting: dict[Hashable, deque[tuple[Item, int, asyncio.Future[Result]]]] = {}
+        self._queue: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue()
         self._is_idle = False
         self._thread: threading.Thread | None = None
 
@@ -77,10 +114,7 @@ class GroupWorker(Generic[Item, Result]):
         """Returns the item's result, or raises its error."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._condition:
-            queue = self._waiting.get(owner)
-            if queue is None:
-                queue = self._waiting[owner] = deque()
-            queue.append((item, cost, future))
+            self._queue.put(owner, (item, future), cost)
             if self._is_idle:
                 self._condition.notify()
             elif self._thread is None:
@@ -88,42 +122,37 @@ class GroupWorker(Generic[Item, Result]):
                 self._thread.start()
         return await future
 
+    def close(self) -> None:
+        """Ends the thread after what waits, and its connection. A later call starts another."""
+        with self._condition:
+            thread, self._thread = self._thread, None
+            self._condition.notify()
+        if thread is not None:
+            thread.join()
+
     def _serve(self) -> None:
         while True:
             with self._condition:
-                while not self._waiting:
+                while not self._queue and self._thread is threading.current_thread():
                     self._is_idle = True
                     self._condition.wait()
                     self._is_idle = False
-                group = self._take()
+                group = self._queue.take(self._max_cost)
+            if not group:
+                connections.close_all()
+                return
             outcomes: Sequence[Result | Exception]
             try:
-                outcomes = self._work([item for item, _, _ in group])
+                outcomes = self._work([item for item, _ in group])
             except Exception as error:
                 outcomes = [error] * len(group)
-            futures = [future for _, _, future in group]
+            futures = [future for _, future in group]
             loop = futures[0].get_loop()  # a process has one
-            loop.call_soon_threadsafe(_deliver, futures, outcomes)
-
-    def _take(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
-        group: list[tuple[Item, int, asyncio.Future[Result]]] = []
-        cost = 0
-        while self._waiting:
-            for owner in list(self._waiting):
-                queue = self._waiting[owner]
-                if group and cost + queue[0][1] > self._max_cost:
-                    # who was passed over is first in the next group
-                    return group
-                item = queue.popleft()
-                group.append(item)
-                cost += item[1]
-                del self._waiting[owner]
-                if queue:
-                    self._waiting[owner] = queue  # behind the others
-        return group
+            loop.call_soon_threadsafe(deliver, futures, outcomes)
 
 
-def _deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
+def deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
+    """Ends each future with its result or its error."""
     for future, outcome in zip(futures, outcomes, strict=True):
         if future.done():
             continue  # its client has gone
@@ -138,6 +167,9 @@ class InlineWorker(Generic[Item, Result]):
 
     def __init__(self, work: Work[Item, Result]) -> None:
         self._work = work
+
+    def close(self) -> None:
+        """Has nothing to end."""
 
     async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
         outcome = self._work([item])[0]

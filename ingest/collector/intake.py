@@ -21,6 +21,7 @@ from ingest.collector.exchange import Handler, Reply, Request
 from ingest.collector.fresh import FreshCache, NoCache
 from ingest.collector.groups import GroupWorker, InlineWorker, ShareFull, Shares
 from ingest.collector.senders import Sender, Senders
+from ingest.collector.writer import LoopWriter
 from ingest.events import Batch, Call, RequestError, StoreResult
 from ingest.limits import rate_limits
 from ingest.store import batches
@@ -37,7 +38,7 @@ _next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
 _encode = msgspec.json.Encoder().encode
 _EMPTY = StoreResult(0, 0, [])
 _NO_CONTENT = Response(status=204, content_type=None)
-Writer = GroupWorker[Pending, StoreResult] | InlineWorker[Pending, StoreResult]
+Writer = GroupWorker[Pending, StoreResult] | InlineWorker[Pending, StoreResult] | LoopWriter
 Parser = GroupWorker[Callable[[], Batch], Batch] | InlineWorker[Callable[[], Batch], Batch]
 
 
@@ -56,6 +57,11 @@ class Collector:
         self._writer = writer
         self._bulk_writer = bulk_writer
         self._shares = Shares(CHANNEL_REQUESTS, CHANNEL_BYTES)
+
+    def close(self) -> None:
+        """Ends the threads and closes the connections. A later call makes them again."""
+        for worker in (self.senders, self._parser, self._writer, self._bulk_writer):
+            worker.close()
 
     def find_handler(self, request: Request) -> Handler | None:
         """Returns the handler of a source's address; None for any other."""
@@ -104,7 +110,11 @@ class Collector:
 
     async def _receive(self, visit: "_Visit") -> Response:
         adapter, endpoint, request = visit.adapter, visit.endpoint, visit.request
-        if wait_seconds := await self.senders.count_address(request, adapter):
+        if adapter.address_limit is not None and (
+            wait_seconds := await self.senders.count_address(
+                request, adapter.address_limit, adapter.name
+            )
+        ):
             visit.wait_seconds = wait_seconds
             detail = "Too many calls from this address; wait."
             raise RequestError("too_many_requests", detail, 429)
@@ -210,8 +220,7 @@ class _Visit:
 
 
 def _decode_and_parse(endpoint: Endpoint, sent: bytes, call: Call) -> Batch:
-    parse = cast(Callable[[bytes, Call], Batch], endpoint.parse)
-    return parse(endpoint.decode(sent, call), call)
+    return endpoint.parse(endpoint.decode(sent, call), call)  # type: ignore[misc] # it has one
 
 
 def _is_preflight(visit: _Visit) -> bool:
@@ -263,10 +272,10 @@ DATABASE_CONNECTIONS = 3  # held by the threads of a collector: lookups, writer,
 
 def build_collector() -> Collector:
     """Returns the collector of a server's process, with its threads."""
-    writer = GroupWorker("writer", batches.append_batches, GROUP_EVENTS)
-    bulk_writer = writer
-    if "postgresql" in settings.DATABASES["default"]["ENGINE"]:  # SQLite has one writer at a time
-        bulk_writer = GroupWorker("bulk-writer", batches.append_batches, GROUP_EVENTS)
+    fallback = GroupWorker("writer", batches.append_batches, GROUP_EVENTS)
+    writer = bulk_writer = cast(Writer, fallback)  # SQLite has one writer at a time
+    if "postgresql" in settings.DATABASES["default"]["ENGINE"]:
+        writer, bulk_writer = (LoopWriter(fallback, GROUP_EVENTS) for _ in range(2))
     return Collector(
         Senders(GroupWorker("lookups", _look_up, 100), FreshCache()),
         GroupWorker("parser", _call_each, 1),

@@ -4,7 +4,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ingest.adapters.base import Adapter, Credential
+from ingest.adapters.base import Adapter, AddressLimit, Credential
 from ingest.audit import Actor, truncate_address
 from ingest.auth import failures, keys
 from ingest.auth.keys import AccessDenied, RegisteredApplication
@@ -45,6 +45,10 @@ class Senders:
         self._lookups = lookups
         self._cache = cache
         self._waiting = Shares(MAX_WAITING)
+
+    def close(self) -> None:
+        """Ends the thread of the lookups."""
+        self._lookups.close()
 
     async def look_up(self, address: str, load: Callable[[], Any]) -> Any:
         """Returns the result of a call that asks the database. Raises `ShareFull`."""
@@ -132,17 +136,14 @@ class Senders:
                 sender.caller, lambda: rate_limits.count_call(request, sender.caller)
             )
 
-    async def count_address(self, request: Request, adapter: Adapter) -> float:
+    async def count_address(self, request: Request, limit: AddressLimit, name: str) -> float:
         """Returns the seconds that the caller's address has to wait; 0.0 to go on."""
-        if adapter.address_limit is None:
-            return 0.0
-        rate, burst = adapter.address_limit
         address = token_bucket.get_client_network(request)
-        limit = rate_limits.Limit(adapter.name, rate, burst)
-        if rate_limits.count_locally(limit, address):
+        bucket = rate_limits.Limit(name, *limit)
+        if rate_limits.count_locally(bucket, address):
             return 0.0
         wait_seconds: float = await self.look_up(
-            address, lambda: rate_limits.count_address(limit, address)
+            address, lambda: rate_limits.count_address(bucket, address)
         )
         return wait_seconds
 

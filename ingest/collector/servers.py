@@ -6,11 +6,11 @@ Handlers answer the addresses that they know. All others go to Django, in a thre
 import logging
 import os
 import sys
+import time
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from time import monotonic
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from django.http.request import split_domain_port, validate_host
 
 from ingest import logs
 from ingest.adapters.base import PROBLEM, problem_members
-from ingest.collector.exchange import Reply, Request, Router
+from ingest.collector.exchange import Headers, Reply, Request, Router
 from ingest.collector.wsgi_bridge import Answer, Stream, WsgiBridge
 from ingest.events import RequestError
 from ingest.http.security_headers import API_HEADERS
@@ -27,6 +27,8 @@ from ingest.http.security_headers import API_HEADERS
 log = logs.get_logger(__name__)
 _UNREADABLE = "\ufffd"  # a header that is there, and no text
 _FLUSH_SECONDS = 0.05
+_encode = msgspec.json.Encoder().encode
+_API_HEADERS = tuple(API_HEADERS.items())
 _request_log = logging.getLogger("ingest.logs")
 
 
@@ -37,10 +39,15 @@ class Application:
         self._routers = routers
         self._django = django
         self._lines = LineBuffer()
+        self._strict_transport = ""
+        if settings.SECURE_HSTS_SECONDS:
+            self._strict_transport = (
+                f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains; preload"
+            )
 
     async def respond(self, request: Request) -> Answer:
         """Returns the answer with all its headers. It never raises."""
-        started_at = monotonic()
+        started_at = time.monotonic()
         try:
             for router in self._routers:
                 if handler := router(request):
@@ -54,15 +61,13 @@ class Application:
             log.error("request.failed", exc_info=error)
             reply = build_problem(500, "server_error", "We failed; the cause is in our log.")
         if _request_log.isEnabledFor(logging.INFO):
-            self._lines.add(request, reply.status, monotonic() - started_at)
-        headers = {**API_HEADERS, **reply.headers, "X-Request-ID": request.request_id}
+            self._lines.add(request, reply.status, time.monotonic() - started_at)
+        headers = [*_API_HEADERS, *reply.headers.items(), ("X-Request-ID", request.request_id)]
         if reply.content_type is not None:
-            headers["Content-Type"] = reply.content_type
-        if settings.SECURE_HSTS_SECONDS and is_secure(request):
-            headers["Strict-Transport-Security"] = (
-                f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains; preload"
-            )
-        return Answer(reply.status, list(headers.items()), reply.body)
+            headers.append(("Content-Type", reply.content_type))
+        if self._strict_transport and is_secure(request):
+            headers.append(("Strict-Transport-Security", self._strict_transport))
+        return Answer(reply.status, headers, reply.body)
 
     # RSGI ----------------------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ class RsgiRequest(Request):
     def __init__(self, scope: Any, proto: Any) -> None:
         address = scope.client.rpartition(":")[0].strip("[]")
         query = scope.query_string.encode("latin-1", "replace")
-        headers = _RsgiHeaders(scope.headers)
+        headers = _read_rsgi_headers(scope.headers)
         super().__init__(scope.method, scope.path, query, headers, address, scope.scheme)
         self._proto = proto
 
@@ -130,23 +135,9 @@ class RsgiRequest(Request):
         chunks: AsyncIterator[bytes] = self._proto
         return chunks
 
-
-class _RsgiHeaders:
-    """Repeated headers are joined, as WSGI does: of two keys, neither is taken for the only one."""
-
-    __slots__ = ("_headers", "items")
-
-    def __init__(self, headers: Any) -> None:
-        self._headers = headers
-        self.items = headers.items
-
-    def get(self, name: str, default: Any = None) -> Any:
-        values = self._headers.get_all(name)
-        if len(values) == 1:
-            return values[0]
-        if values:
-            return ",".join(values)
-        return _UNREADABLE if name in self._headers else default
+    async def read_small_body(self) -> bytes:
+        body: bytes = await self._proto()
+        return body
 
 
 class AsgiRequest(Request):
@@ -156,9 +147,11 @@ class AsgiRequest(Request):
 
     def __init__(self, scope: Any, receive: Any) -> None:
         address = (scope.get("client") or ("", 0))[0]
-        headers = _AsgiHeaders(scope["headers"])
+        pairs = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"]]
         query = scope["query_string"]
-        super().__init__(scope["method"], scope["path"], query, headers, address, scope["scheme"])
+        super().__init__(
+            scope["method"], scope["path"], query, Headers(pairs), address, scope["scheme"]
+        )
         self._receive = receive
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -171,18 +164,12 @@ class AsgiRequest(Request):
                 return
 
 
-class _AsgiHeaders:
-    def __init__(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
-        self._values: dict[str, str] = {}
-        for name, value in pairs:
-            key, text = name.decode("latin-1"), value.decode("latin-1")
-            self._values[key] = f"{self._values[key]},{text}" if key in self._values else text
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._values.get(name.lower(), default)
-
-    def items(self) -> Any:
-        return self._values.items()
+def _read_rsgi_headers(headers: Any) -> Headers:
+    pairs = headers.items()
+    if len(pairs) != len(headers):  # one is no text
+        readable = {name for name, _ in pairs}
+        pairs += [(name, _UNREADABLE) for name in headers.keys() if name not in readable]  # noqa: SIM118
+    return Headers(pairs)
 
 
 def is_secure(request: Request) -> bool:
@@ -213,7 +200,7 @@ def _is_allowed_host(host: str) -> bool:
 
 def build_problem(status: int, reason: str, detail: str) -> Reply:
     """Returns an error as a problem document."""
-    body = msgspec.json.encode(problem_members(status, reason, detail))
+    body = _encode(problem_members(status, reason, detail))
     return Reply(status, body, PROBLEM)
 
 
@@ -225,11 +212,17 @@ class LineBuffer:
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
+        self._second = 0
+        self._time = ""  # of that second
 
     def add(self, request: Request, status: int, seconds: float) -> None:
         """Adds the line of an answered request."""
+        second, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+        if second != self._second:
+            self._second = second
+            self._time = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         line: dict[str, Any] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": f"{self._time}.{milliseconds:03}+00:00",
             "level": "INFO",
             "logger": _request_log.name,
             "event": "request.answered",
@@ -245,7 +238,7 @@ class LineBuffer:
             line["caller"] = request.caller
         if not self._lines:
             get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
-        self._lines.append(msgspec.json.encode(line))
+        self._lines.append(_encode(line))
 
     def flush(self) -> None:
         """Writes what has been added."""

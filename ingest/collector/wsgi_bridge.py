@@ -126,9 +126,7 @@ class WsgiBridge:
             if "_" in name or name in {"content-length", "transfer-encoding"}:
                 continue  # an underscore would make two names one
             key = name.upper().replace("-", "_")
-            key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
-            separator = "; " if key == "HTTP_COOKIE" else ","
-            environ[key] = f"{environ[key]}{separator}{value}" if key in environ else value
+            environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
         return environ
 
     def _run(self, environ: dict[str, Any]) -> Answer:

@@ -81,7 +81,7 @@ def count_locally(limit: Limit, caller: str) -> bool:
         return True
     if not local_quota.take(f"{limit.name}:{caller}"):
         return False
-    metrics.RATE_LIMIT_DECISIONS.labels(limit.name, "allowed").inc()
+    metrics.count_decision(limit.name, "allowed")
     return True
 
 
@@ -100,7 +100,7 @@ def count_call(request: HttpMessage, caller: str) -> None:
     wait_seconds, full_in_seconds = _spend(f"{limit.name}:{caller}", limit.scale(), limit is EVENTS)
     request.rate_limit_state = limit.scale(), wait_seconds, full_in_seconds  # type: ignore[attr-defined]
     decision = "rejected" if wait_seconds else "allowed"
-    metrics.RATE_LIMIT_DECISIONS.labels(limit.name, decision).inc()
+    metrics.count_decision(limit.name, decision)
     if wait_seconds:
         raise RateLimited(f"Too many {limit.name} by this caller; wait.")
 
@@ -246,7 +246,7 @@ def add_rate_limit_headers(get_response: Callable[[HttpRequest], HttpResponse]) 
 
 def build_headers(request: HttpMessage) -> dict[str, str]:
     """Returns the headers that tell the caller its limit; none for accepted events."""
-    state = getattr(request, "rate_limit_state", None)
+    state = getattr(request, "rate_limit_state", None)  # Django's requests have none at first
     if state is None:
         return {}
     limit, wait_seconds, full_in_seconds = state

@@ -50,6 +50,8 @@ class Pending(NamedTuple):
 
 
 Outcome = StoreResult | Exception
+Statement = tuple[str, Mapping[str, Any]]
+StoredRow = tuple[int, bool, bytes | None]  # new rows, needs the slow path, identities if some
 
 
 def append_batch(channel_id: int, batch: Batch) -> StoreResult:
@@ -129,26 +131,60 @@ def _append_in_one_transaction(pending: Sequence[Pending], outcomes: list[Outcom
 
 # PostgreSQL: one statement for each group, all in one commit --------------------------------------
 
-_GroupKey = tuple[int, str, int, bool]  # channel, source, application or 0, whether the last wins
+GroupKey = tuple[int, str, int, bool]  # channel, source, application or 0, whether the last wins
 
 
-class _Group:
+class Group:
     """The batches of a channel and a source that one statement stores."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: GroupKey) -> None:
+        self.key = key
         self.indexes: list[int] = []  # of the batches
         self.winners: dict[bytes, tuple[Event, int]] = {}  # and the index of its batch
 
-    def add(self, index: int, batch: Batch) -> bool:
-        """Adds a batch. Returns False where it must be stored after those that are here."""
+    def add(self, index: int, batch: Batch) -> None:
+        """Adds a batch, unless it must be stored after those that are here."""
         if batch.last_wins and not self.winners.keys().isdisjoint(
             [event.identity for event in batch.events]
         ):
-            return False  # both versions get a row, as if one came later
+            return  # both versions get a row, as if one came later
         self.indexes.append(index)
         for identity, event in _choose_winners(batch).items():
             self.winners.setdefault(identity, (event, index))
-        return True
+
+    def build_statement(self, pending: Sequence[Pending]) -> Statement:
+        """Returns the insert of the group's events and its parameters."""
+        channel_id, source, application_id, last_wins = self.key
+        rows = sorted(self.winners.values(), key=lambda row: row[0].identity)
+        columns = _build_columns(
+            channel_id,
+            source,
+            application_id or None,
+            [event for event, _ in rows],
+            [pending[index].batch.received_at for _, index in rows],
+        )
+        return _select_insert(last_wins), columns
+
+    def count(
+        self, row: StoredRow, pending: Sequence[Pending], outcomes: list[Outcome | None]
+    ) -> None:
+        """Sets the results of the batches from the statement's row.
+
+        A group that needs the slow path gets none.
+        """
+        stored_count, needs_slow_path, stored = row
+        if needs_slow_path:
+            return
+        counts = dict.fromkeys(self.indexes, 0)
+        if stored_count == len(self.winners):
+            for _, index in self.winners.values():
+                counts[index] += 1
+        elif stored:
+            for offset in range(0, len(stored), 16):
+                counts[self.winners[stored[offset : offset + 16]][1]] += 1
+        for index, count in counts.items():
+            batch = pending[index].batch
+            outcomes[index] = StoreResult(count, len(batch.events) - count, batch.rejections)
 
 
 def _choose_winners(batch: Batch) -> dict[bytes, Event]:
@@ -156,21 +192,29 @@ def _choose_winners(batch: Batch) -> dict[bytes, Event]:
     return {event.identity: event for event in ordered}
 
 
-def _append_by_group(pending: Sequence[Pending], outcomes: list[Outcome | None]) -> None:
-    groups: dict[_GroupKey, _Group] = {}
-    profiles: dict[tuple[int, Actor | None], list[int]] = {}
-    for index, (channel_id, batch, actor) in enumerate(pending):
+def group_events(pending: Sequence[Pending]) -> list[Group]:
+    """Returns the groups of the batches that bring events and no profiles."""
+    groups: dict[GroupKey, Group] = {}
+    for index, (channel_id, batch, _) in enumerate(pending):
         if batch.events and not batch.profiles:
             key = (channel_id, batch.source, batch.application_id or 0, batch.last_wins)
-            groups.setdefault(key, _Group()).add(index, batch)
-        elif batch.profiles and not batch.events:
+            if key not in groups:
+                groups[key] = Group(key)
+            groups[key].add(index, batch)
+    return [groups[key] for key in sorted(groups)]  # one order of locking
+
+
+def _append_by_group(pending: Sequence[Pending], outcomes: list[Outcome | None]) -> None:
+    groups = group_events(pending)
+    if groups and not _insert_groups(groups, pending, outcomes) and len(groups) > 1:
+        for group in groups:  # the one that fails does not fail the others
+            _insert_groups([group], pending, outcomes)
+    profiles: dict[tuple[int, Actor | None], list[int]] = {}
+    for index, (channel_id, batch, actor) in enumerate(pending):
+        if batch.profiles and not batch.events:
             profiles.setdefault((channel_id, actor), []).append(index)
         elif not batch.events:
             outcomes[index] = StoreResult(0, 0, batch.rejections)
-    ordered = [(key, groups[key]) for key in sorted(groups)]  # one order of locking
-    if ordered and not _insert_groups(ordered, pending, outcomes) and len(ordered) > 1:
-        for each in ordered:  # the one that fails does not fail the others
-            _insert_groups([each], pending, outcomes)
     for (channel_id, _), indexes in profiles.items():
         if len(indexes) > 1:
             _store_profile_group(channel_id, indexes, pending, outcomes)
@@ -183,69 +227,39 @@ def _append_by_group(pending: Sequence[Pending], outcomes: list[Outcome | None])
 
 
 def _insert_groups(
-    groups: Sequence[tuple[_GroupKey, _Group]],
-    pending: Sequence[Pending],
-    outcomes: list[Outcome | None],
+    groups: Sequence[Group], pending: Sequence[Pending], outcomes: list[Outcome | None]
 ) -> bool:
-    """Stores groups in one commit and one round trip. Returns False where nothing was stored.
-
-    A group that needs the slow path leaves no outcomes.
-    """
-    statements = []
-    for (channel_id, source, application_id, last_wins), group in groups:
-        rows = sorted(group.winners.values(), key=lambda row: row[0].identity)
-        columns = _build_columns(
-            channel_id,
-            source,
-            application_id or None,
-            [event for event, _ in rows],
-            [pending[index].batch.received_at for _, index in rows],
-        )
-        statements.append((_select_insert(last_wins), columns))
-    connection.ensure_connection()
-    database = connection.connection
+    """Stores groups in one commit and one round trip. Returns False where nothing was stored."""
+    statements = [group.build_statement(pending) for group in groups]
     try:
         with connection.wrap_database_errors:
-            cursors = []
-            try:
-                with database.pipeline():  # one round trip
-                    database.execute("BEGIN")
-                    database.execute(_DISABLE_SEQSCAN)
-                    for sql, columns in statements:
-                        cursors.append(cursor := psycopg.Cursor(database))
-                        cursor.execute(sql, columns)
-                    database.execute("COMMIT")
-            finally:
-                if not database.closed:
-                    database.rollback()  # does nothing after a commit
+            cursors = _execute_in_one_commit(statements)
     except (DataError, IntegrityError, OperationalError):
         connection.close_if_unusable_or_obsolete()
         return False
-    for (_, group), cursor in zip(groups, cursors, strict=True):
-        stored_count, needs_slow_path, stored = cursor.fetchone() or (0, True, None)
-        if not needs_slow_path:
-            _count_group(group, stored_count, stored, pending, outcomes)
+    for group, cursor in zip(groups, cursors, strict=True):
+        group.count(cursor.fetchone() or (0, True, None), pending, outcomes)
     return True
 
 
-def _count_group(
-    group: _Group,
-    stored_count: int,
-    stored: bytes | None,
-    pending: Sequence[Pending],
-    outcomes: list[Outcome | None],
-) -> None:
-    """Counts for each batch of a group what was stored; `stored` names it where not all was."""
-    counts = dict.fromkeys(group.indexes, 0)
-    if stored_count == len(group.winners):
-        for _, index in group.winners.values():
-            counts[index] += 1
-    elif stored:
-        for offset in range(0, len(stored), 16):
-            counts[group.winners[stored[offset : offset + 16]][1]] += 1
-    for index, count in counts.items():
-        batch = pending[index].batch
-        outcomes[index] = StoreResult(count, len(batch.events) - count, batch.rejections)
+def _execute_in_one_commit(
+    statements: Sequence[Statement],
+) -> list[psycopg.Cursor[Any]]:
+    """Executes statements, commits, and returns the cursors with their results."""
+    connection.ensure_connection()
+    database = connection.connection
+    cursors = [psycopg.Cursor(database) for _ in statements]
+    try:
+        with database.pipeline():  # one round trip
+            database.execute("BEGIN")
+            database.execute(f"SET LOCAL {NO_SEQSCAN}")
+            for cursor, statement in zip(cursors, statements, strict=True):
+                cursor.execute(*statement)
+            database.execute("COMMIT")
+    finally:
+        if not database.closed:
+            database.rollback()  # does nothing after a commit
+    return cursors
 
 
 def _store_profile_group(
@@ -308,7 +322,7 @@ def _insert_slow_path(
             lock_positioned_tables()  # as above
         if connection.vendor == "postgresql":
             with psycopg.Cursor(connection.connection) as cursor:
-                cursor.execute(_DISABLE_SEQSCAN)
+                cursor.execute(f"SET LOCAL {NO_SEQSCAN}")
                 if may_supersede:
                     cursor.execute(_LOCK_IDENTITIES, {"i": [e.identity for e in events]})
         stored = insert(channel_id, batch, events, late_rejections, may_supersede)
@@ -455,7 +469,7 @@ SELECT pg_advisory_xact_lock(7381, h) FROM (
 """
 # One index lookup an identity, whatever the planner expects: a connection keeps a plan that it made
 # while the table was small, and would read the whole table after it has grown.
-_DISABLE_SEQSCAN = "SET LOCAL enable_seqscan = off"
+NO_SEQSCAN = "enable_seqscan = off"
 _SUPERSEDE_BATCH = f"""
 UPDATE ingest_storedevent SET superseded_xid = exhaust_position() WHERE id = ANY(ARRAY(
     SELECT current.id FROM unnest(%(i)b, %(p)b) AS new(i, p)
@@ -470,6 +484,10 @@ _SELECT_CURRENT_ROW = """
 SELECT id, payload, device_id FROM ingest_storedevent WHERE identity = %s AND superseded_xid IS NULL
 """
 _SUPERSEDE_ROW = "UPDATE ingest_storedevent SET superseded_xid = %s WHERE id = %s"
+
+
+INSERT_STATEMENTS = (_INSERT_FIRST_WINS, _INSERT_LAST_WINS)
+SCALAR_TYPES = {"channel": 20, "application": 20, "source": 25}  # bigint, bigint, text
 
 
 def _select_insert(last_wins: bool) -> str:

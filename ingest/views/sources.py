@@ -122,4 +122,7 @@ def _collect(http: HttpRequest, match: Match) -> HttpResponse:
     reply: Reply = run_inline(_collector().handle(match, request))
     if request.channel:
         logs.bind(channel=request.channel, **({"caller": request.caller} if request.caller else {}))
-    return HttpResponse(reply.body, reply.content_type, reply.status, headers=reply.headers)
+    response = HttpResponse(reply.body, reply.content_type, reply.status, headers=reply.headers)
+    if reply.content_type is None:
+        del response["Content-Type"]  # Django's default
+    return response

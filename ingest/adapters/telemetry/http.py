@@ -1,7 +1,6 @@
 """Telemetry's responses: the Sunbird envelope."""
 
 from typing import Any
-from uuid import uuid4
 
 from ingest.adapters.base import (
     COMMON_HEADERS,
@@ -12,6 +11,7 @@ from ingest.adapters.base import (
     list_rejections,
 )
 from ingest.events import Call, RequestError
+from ingest.ids import make_uuid
 
 CORS = Cors(
     "POST, OPTIONS",
@@ -61,7 +61,7 @@ def _envelope(
         "id": "api.telemetry",
         "ver": "1.0",
         "ets": int(call.received_at.timestamp() * 1000),
-        "params": {"resmsgid": str(uuid4()), **params},
+        "params": {"resmsgid": make_uuid(), **params},
         "responseCode": code,
         "result": result,
     }

@@ -689,7 +689,9 @@ def test_rate_limit_of_an_address(hits: Client, monkeypatch: pytest.MonkeyPatch,
         for _ in range(501)
     ]
 
-    assert statuses == [405] * 500 + [429]
+    passed = statuses.count(405)
+    assert statuses == [405] * passed + [429] * (501 - passed)
+    assert 490 <= passed <= 500  # a share that is not used in time is lost
     assert hits.put("/hit", REMOTE_ADDR="192.0.2.7")["Retry-After"] == "1"
     counted(post(hits, a_bulk(a_feature()), REMOTE_ADDR="192.0.2.8"), 1)
 

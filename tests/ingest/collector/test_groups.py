@@ -1,0 +1,172 @@
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from ingest.collector.fresh import FreshCache
+from ingest.collector.groups import FairQueue, GroupWorker, ShareFull, Shares
+
+
+def test_owners_take_turns():
+    queue: FairQueue[str] = FairQueue()
+    for item in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        queue.put(item[0], item, 1)
+
+    assert queue.take(4) == ["a1", "b1", "c1", "a2"]
+    assert queue.take(4) == ["c2", "a3"]
+    assert not queue
+
+
+def test_group_is_bounded_by_cost():
+    queue: FairQueue[str] = FairQueue()
+    for owner, cost in (("big", 900), ("big", 900), ("small", 1)):
+        queue.put(owner, f"{owner}-{cost}", cost)
+
+    assert queue.take(1000) == ["big-900", "small-1"]
+    assert queue.take(1000) == ["big-900"]
+
+
+def test_item_above_the_cost_goes_alone():
+    queue: FairQueue[str] = FairQueue()
+    queue.put("a", "huge", 5000)
+    queue.put("b", "small", 1)
+
+    assert queue.take(1000) == ["huge"]
+    assert queue.take(1000) == ["small"]
+
+
+def test_share_of_one_owner_is_bounded():
+    shares = Shares(requests=2, size=100)
+    shares.add("a", 1, 90)
+
+    with pytest.raises(ShareFull):
+        shares.add("a", 0, 11)
+    shares.add("a", 1)
+    with pytest.raises(ShareFull):
+        shares.add("a", 1)
+    shares.add("b", 1, 100)  # another owner has its own
+
+
+def test_share_of_all_is_bounded():
+    shares = Shares(requests=2, total_requests=3)
+    shares.add("a", 1)
+    shares.add("a", 1)
+    shares.add("b", 1)
+
+    with pytest.raises(ShareFull):
+        shares.add("c", 1)
+    shares.remove("a", 0)
+    shares.add("c", 1)
+
+
+def test_waiting_items_go_in_one_group():
+    entered, release = threading.Event(), threading.Event()
+    groups: list[list[int]] = []
+
+    def work(items: Sequence[int]) -> list[int | Exception]:
+        groups.append(list(items))
+        entered.set()
+        release.wait(10)
+        return [ValueError(str(item)) if item == 3 else item * 2 for item in items]
+
+    async def run() -> list[int | BaseException]:
+        worker: GroupWorker[int, int] = GroupWorker("test", work)
+        first = asyncio.ensure_future(worker.run("a", 1))
+        await asyncio.to_thread(entered.wait, 10)
+        rest = [asyncio.ensure_future(worker.run("a", number)) for number in (2, 3, 4)]
+        await asyncio.sleep(0)
+        release.set()
+        return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    outcomes = asyncio.run(run())
+
+    assert groups == [[1], [2, 3, 4]]
+    assert [outcomes[0], outcomes[1], outcomes[3]] == [2, 4, 8]
+    assert isinstance(outcomes[2], ValueError)
+
+
+def test_failed_work_fails_its_group_only():
+    def work(items: Sequence[int]) -> list[int]:
+        if 1 in items:
+            raise OSError
+        return list(items)
+
+    async def run() -> list[int | BaseException]:
+        worker: GroupWorker[int, int] = GroupWorker("test", work, max_cost=1)
+        return await asyncio.gather(worker.run("a", 1), worker.run("a", 2), return_exceptions=True)
+
+    failed, done = asyncio.run(run())
+    assert isinstance(failed, OSError)
+    assert done == 2
+
+
+# Fresh values ------------------------------------------------------------------------------------
+
+
+def test_value_is_loaded_again_after_a_second(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("ingest.collector.fresh.monotonic", lambda: now)
+    values = iter(range(10))
+
+    async def run() -> list[int]:
+        nonlocal now
+        cache = FreshCache()
+
+        async def load() -> int:
+            return next(values)
+
+        seen = [await cache.get("k", load)]
+        now += 0.4
+        seen.append(await cache.get("k", load))  # from memory
+        now += 0.2
+        seen.append(await cache.get("k", load))  # from memory, and renewed meanwhile
+        await asyncio.sleep(0.01)
+        seen.append(await cache.get("k", load))
+        now += 1.0
+        seen.append(await cache.get("k", load))
+        return seen
+
+    assert asyncio.run(run()) == [0, 0, 0, 1, 2]
+
+
+def test_refused_value_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("ingest.collector.fresh.monotonic", lambda: now)
+    is_revoked = False
+
+    async def run() -> None:
+        nonlocal now, is_revoked
+        cache = FreshCache()
+
+        async def load() -> int:
+            if is_revoked:
+                raise PermissionError
+            return 1
+
+        assert await cache.get("k", load) == 1
+        is_revoked = True
+        now += 0.6
+        assert await cache.get("k", load) == 1
+        await asyncio.sleep(0.01)
+        with pytest.raises(PermissionError):
+            await cache.get("k", load)
+
+    asyncio.run(run())
+
+
+def test_requests_that_miss_share_one_load():
+    loads = 0
+
+    async def run() -> list[int]:
+        cache = FreshCache()
+
+        async def load() -> int:
+            nonlocal loads
+            loads += 1
+            await asyncio.sleep(0.01)
+            return loads
+
+        return await asyncio.gather(*(cache.get("k", load) for _ in range(20)))
+
+    assert asyncio.run(run()) == [1] * 20

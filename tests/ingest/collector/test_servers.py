@@ -1,0 +1,322 @@
+import asyncio
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import OperationalError, connection
+from django.test import Client
+
+from ingest.auth import keys
+from ingest.collector import exchange
+from ingest.collector.intake import build_collector
+from ingest.collector.servers import Application
+from ingest.collector.wsgi_bridge import WsgiBridge
+from ingest.models import ApiKey, RejectedEvent, StoredEvent
+from ingest.store import batches
+from tests.conftest import bearer, make_channel, make_key
+from tests.ingest.collector.asgi_client import Answer, call
+from tests.ingest.telemetry_samples import answer, encode_batch
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+collector = build_collector()
+
+
+@pytest.fixture
+def app() -> Any:
+    from config.wsgi import application as django
+
+    return Application([collector.find_handler], WsgiBridge(django))
+
+
+def run_on_loop(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Returns the result of a coroutine on a loop of its own, with connections of its own."""
+
+    async def run() -> Any:
+        try:
+            return await make()
+        finally:
+            collector.close()
+
+    return asyncio.run(run())
+
+
+def send(app: Any, *calls: tuple[Any, ...]) -> list[Answer]:
+    """Makes calls at once: (method, address, body, headers)."""
+
+    async def run() -> list[Answer]:
+        return await asyncio.gather(*(call(app, *each) for each in calls))
+
+    return run_on_loop(run)
+
+
+def key_headers(**overrides: Any) -> list[tuple[str, str]]:
+    headers = bearer(make_key("ingest", **overrides))
+    return [*headers.items(), ("Content-Type", "application/json")]
+
+
+def counts(response: Answer) -> tuple[int, int, int]:
+    result = json.loads(response.body)["result"]
+    return result["stored"], result["duplicate"], result["rejected"]
+
+
+def test_calls_at_once_have_their_own_counts(app: Any):
+    headers = key_headers()
+    calls = [
+        ("POST", "/v1/telemetry", encode_batch(answer(number), answer(number + 1)), headers)
+        for number in range(0, 40, 2)
+    ]
+
+    answers = send(app, *calls)
+
+    assert [response.status for response in answers] == [200] * 20
+    assert [counts(response) for response in answers] == [(2, 0, 0)] * 20
+    assert StoredEvent.objects.count() == 40
+    assert [counts(response) for response in send(app, *calls)] == [(0, 2, 0)] * 20
+
+
+def test_refused_batch_fails_no_other(app: Any):
+    headers = key_headers()
+    unstorable = encode_batch(answer(5)).replace(b'"score"', b'"tiny": 1e-20000, "score"')
+
+    answers = send(
+        app,
+        ("POST", "/v1/telemetry", encode_batch(answer(1), 7), headers),
+        ("POST", "/v1/telemetry", unstorable, headers),
+        ("POST", "/v1/telemetry", b"[", headers),
+        ("POST", "/v1/telemetry", encode_batch(answer(2)), headers),
+    )
+
+    assert [counts(answers[0]), counts(answers[1]), counts(answers[3])] == [
+        (1, 0, 1),
+        (0, 0, 1),
+        (1, 0, 0),
+    ]
+    assert answers[2].status == 400
+    assert (StoredEvent.objects.count(), RejectedEvent.objects.count()) == (2, 2)
+
+
+def test_outage_is_503_in_the_sources_words(app: Any, monkeypatch: pytest.MonkeyPatch):
+    headers = key_headers()
+    one = ("POST", "/v1/telemetry", encode_batch(answer(1)), headers)
+
+    def fail(*_: Any) -> None:
+        raise OperationalError
+
+    async def fail_on_loop(*_: Any) -> None:
+        raise psycopg.OperationalError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "append_batches", fail)
+        patch.setattr("ingest.db.loop_connection.LoopConnection.execute", fail_on_loop)
+        patch.setattr(batches, "_append", fail)
+        (failed,) = send(app, one)
+
+    assert failed.status == 503
+    assert json.loads(failed.body)["params"]["err"] == "SERVER_ERROR"
+    assert 1 <= int(failed.headers["retry-after"]) <= 5
+    assert counts(send(app, one)[0]) == (1, 0, 0)
+
+
+@pytest.mark.postgresql
+def test_lost_connection_is_made_again(app: Any):
+    headers = key_headers()
+
+    def terminate() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND query LIKE '%INSERT INTO ingest_storedevent%'"
+            )
+        connection.close()
+
+    async def run() -> list[Answer]:
+        answers = []
+        for number in range(6):
+            body = encode_batch(answer(number))
+            answers.append(await call(app, "POST", "/v1/telemetry", body, headers))
+            if number % 2 == 0:
+                await asyncio.to_thread(terminate)
+        return answers
+
+    answers = run_on_loop(run)
+
+    assert [response.status for response in answers] == [200] * 6
+    assert StoredEvent.objects.count() == 6
+
+
+def test_revoked_key_is_refused_within_a_second(app: Any):
+    headers = key_headers()
+    one = ("POST", "/v1/telemetry", encode_batch(answer(1)), headers)
+
+    def revoke() -> None:
+        keys.revoke_key(ApiKey.objects.get())
+        connection.close()
+
+    async def run() -> list[int]:
+        statuses = [(await call(app, *one)).status]
+        await asyncio.to_thread(revoke)
+        loop = asyncio.get_running_loop()
+        revoked_at = loop.time()
+        while loop.time() < revoked_at + 1.0:
+            await call(app, *one)
+            await asyncio.sleep(0.05)
+        statuses.append((await call(app, *one)).status)
+        return statuses
+
+    assert run_on_loop(run) == [200, 401]
+
+
+def test_two_keys_are_none(app: Any):
+    headers = key_headers()
+    other = ("Authorization", f"Bearer {make_key('ingest')}")
+
+    (response,) = send(app, ("POST", "/v1/telemetry", encode_batch(answer(1)), [*headers, other]))
+
+    assert response.status == 401
+
+
+# Bodies ------------------------------------------------------------------------------------------
+
+
+async def in_chunks(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        await asyncio.sleep(0)
+        yield chunk
+
+
+def test_body_without_a_length(app: Any):
+    body = encode_batch(answer(1))
+
+    (response,) = send(
+        app, ("POST", "/v1/telemetry", in_chunks(body[:50], body[50:]), key_headers())
+    )
+
+    assert counts(response) == (1, 0, 0)
+
+
+def test_body_without_a_length_is_bounded(app: Any):
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            await asyncio.sleep(0)
+            yield b" " * 1024 * 1024
+
+    (response,) = send(app, ("POST", "/v1/telemetry", endless(), key_headers()))
+
+    assert response.status == 413
+    assert json.loads(response.body)["params"]["err"] == "too_large"
+    assert read == 9
+
+
+def test_body_that_stalls(app: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exchange, "IDLE_BODY_SECONDS", 0.1)
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"["
+        await asyncio.sleep(30)
+
+    (response,) = send(app, ("POST", "/v1/telemetry", stalled(), key_headers()))
+
+    assert response.status == 408
+    assert json.loads(response.body)["params"]["err"] == "too_slow"
+
+
+def test_body_that_ends_early(app: Any):
+    headers = [*key_headers(), ("Content-Length", "500")]
+
+    (response,) = send(app, ("POST", "/v1/telemetry", in_chunks(b"[]"), headers))
+
+    assert response.status == 400
+    assert json.loads(response.body)["params"]["err"] == "cut_off"
+
+
+# One shape ---------------------------------------------------------------------------------------
+
+_VOLATILE = {"date", "x-request-id", "content-length", "vary", "set-cookie"}
+
+
+def prepare_calls() -> list[tuple[str, str, bytes, list[tuple[str, str]]]]:
+    """Calls of every source, with their errors."""
+    secret = keys.create_application(
+        "shop", make_channel(), allowed_origins="https://shop.example"
+    )[1]
+    key = key_headers()
+    basic = [("Authorization", f"Basic {b64encode(f'shop:{secret}'.encode()).decode()}")]
+    page = [("Origin", "https://shop.example"), ("Content-Type", "application/json")]
+    return [
+        ("POST", "/v1/telemetry", encode_batch(answer(1), 5), key),
+        ("POST", "/v1/telemetry", b"{", key),
+        ("POST", "/v1/telemetry", b"[]", []),
+        ("GET", "/v1/telemetry", b"", key),
+        ("POST", "/v1/participants", b'[{"deviceId": "d"}, {}]', key),
+        ("POST", "/collect?appId=shop", b"[]", page),
+        ("POST", "/collect?appId=none", b"[]", page),
+        ("OPTIONS", "/collect?appId=shop", b"", page),
+        ("GET", "/hit?client_id=shop&id=1&name=open", b"", []),
+        ("POST", "/hit/bulk?client_id=shop", b'{"features": [{"id": "f"}]}', page),
+        ("PUT", "/export/events", b'{"a": 1}', [*basic, ("Content-Type", "application/json")]),
+        ("POST", "/_bulk", b"{}\n", [*basic, ("Content-Type", "application/x-ndjson")]),
+        ("POST", "/_bulk", b"{}\n", []),
+        ("GET", "/healthz", b"", []),
+        ("GET", "/nothing", b"", []),
+    ]
+
+
+def test_loop_and_django_answer_alike(app: Any):
+    calls = prepare_calls()
+    by_loop = send(app, *calls)
+    StoredEvent.objects.all().delete()
+
+    for (method, address, body, headers), here in zip(calls, by_loop, strict=True):
+        sent = dict(headers)
+        there = Client(headers=sent).generic(
+            method, address, body, sent.get("Content-Type", ""), REMOTE_ADDR="192.0.2.7"
+        )
+        assert (here.status, stable(here.body)) == (there.status_code, stable(there.content)), (
+            address
+        )
+        headers_here = {n: v for n, v in here.headers.items() if n not in _VOLATILE}
+        headers_there = {
+            name.lower(): value
+            for name, value in there.headers.items()
+            if name.lower() not in _VOLATILE
+        }
+        assert headers_here == headers_there, address
+
+
+def stable(body: bytes) -> Any:
+    """A body without what differs from call to call."""
+    if not body:
+        return None
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return body
+    if isinstance(content, dict):
+        content.pop("ets", None)
+        content.pop("took", None)
+        content.get("params", {}).pop("resmsgid", None)
+    return content
+
+
+def test_unknown_host_is_refused(app: Any):
+    (response,) = send(
+        app, ("POST", "/v1/telemetry", b"[]", [*key_headers(), ("X-Forwarded-Host", "a")])
+    )
+    assert response.status == 200
+
+    async def run() -> Answer:
+        return await call(app, "POST", "/v1/telemetry", b"[]", [("Host", "evil.example")])
+
+    refused = run_on_loop(run)
+    assert refused.status == 400
+    assert json.loads(refused.body)["title"] == "host"
