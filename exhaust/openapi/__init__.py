@@ -3,11 +3,14 @@
 The first request loads the generator, so that a start does not pay for it.
 """
 
+import json
+from functools import cache
 from threading import Lock
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.views.decorators.cache import cache_control
 from django.views.decorators.http import require_safe
 
 from ingest.http.schema import extend_schema
@@ -18,25 +21,33 @@ POLICY = (
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+_keep = cache_control(public=True, max_age=300)  # by browsers and proxies
 _making = Lock()
 
 
 def _describe_document(media: str, kind: str = "object") -> dict[Any, Any]:
-    schema: dict[str, Any] = {"type": kind, "description": "This document."}
-    if kind == "object":
-        schema["additionalProperties"] = True
+    more = {"additionalProperties": True} if kind == "object" else {}
+    schema: dict[str, Any] = {"type": kind, "description": "This document.", **more}
     return {(200, media): schema, "4XX": None}
 
 
-def _document() -> dict[str, Any]:
-    # two threads would share the parts of a document
-    with _making:
-        from exhaust.openapi.document import document
+@cache
+def _write(kind: str) -> bytes:
+    import yaml
 
-        return document()
+    from exhaust.openapi.document import document
+
+    text = json.dumps(document()) if kind == "json" else yaml.safe_dump(document(), sort_keys=False)
+    return text.encode()
+
+
+def _answer(kind: str) -> HttpResponse:
+    with _making:  # two threads would share the parts of a document
+        return HttpResponse(_write(kind), f"application/{kind}")
 
 
 @require_safe
+@_keep
 @extend_schema("docs", _describe_document("text/html", "string"), methods=["GET"], auth=[])
 def page(request: HttpRequest) -> HttpResponse:
     """Read and try this document as a page."""
@@ -46,17 +57,16 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
+@_keep
 @extend_schema("openapiJson", _describe_document("application/json"), methods=["GET"], auth=[])
-def as_json(request: HttpRequest) -> JsonResponse:
+def as_json(request: HttpRequest) -> HttpResponse:
     """Get this document as JSON."""
-    return JsonResponse(_document())
+    return _answer("json")
 
 
 @require_safe
+@_keep
 @extend_schema("openapiYaml", _describe_document("application/yaml"), methods=["GET"], auth=[])
 def as_yaml(request: HttpRequest) -> HttpResponse:
     """Get this document as YAML."""
-    import yaml
-
-    text = yaml.safe_dump(_document(), sort_keys=False, allow_unicode=True)
-    return HttpResponse(text, content_type="application/yaml")
+    return _answer("yaml")

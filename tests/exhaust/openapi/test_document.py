@@ -108,7 +108,9 @@ def test_document_is_public(client: Client) -> None:
     import yaml
 
     assert client.get("/docs/").status_code == 200
-    assert client.get("/docs/openapi.json").json() == document()
+    answer = client.get("/docs/openapi.json")
+    assert answer.json() == document()
+    assert answer["Cache-Control"] == "public, max-age=300"
     from_yaml = yaml.safe_load(client.get("/docs/openapi.yaml").content)
     assert from_yaml["paths"].keys() == document()["paths"].keys()
 
