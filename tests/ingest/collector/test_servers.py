@@ -10,7 +10,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 
 from ingest.auth import keys
-from ingest.collector import exchange
+from ingest.collector import exchange, intake
 from ingest.collector.intake import build_collector
 from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
@@ -320,3 +320,59 @@ def test_unknown_host_is_refused(app: Any):
     refused = run_on_loop(run)
     assert refused.status == 400
     assert json.loads(refused.body)["title"] == "host"
+
+
+# Shares ------------------------------------------------------------------------------------------
+
+
+def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.MonkeyPatch):
+    from config.wsgi import application as django
+
+    monkeypatch.setattr(intake, "CHANNEL_REQUESTS", 1)
+    busy = build_collector()
+    app = Application([busy.find_handler], WsgiBridge(django))
+    here, there = key_headers(), key_headers(channels=("ORG_002",))
+    of_other = answer(1)
+    of_other["context"]["channel"] = "ORG_002"
+
+    async def run() -> list[Answer]:
+        is_over = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield encode_batch(answer(1))
+            await is_over.wait()
+
+        try:
+            first = asyncio.ensure_future(call(app, "POST", "/v1/telemetry", slow(), here))
+            while not busy._shares._used:
+                await asyncio.sleep(0.01)
+            second = await call(app, "POST", "/v1/telemetry", encode_batch(answer(2)), here)
+            other = await call(app, "POST", "/v1/telemetry", encode_batch(of_other), there)
+            is_over.set()
+            return [second, other, await first]
+        finally:
+            busy.close()
+
+    second, other, first = asyncio.run(run())
+
+    assert second.status == 503
+    assert json.loads(second.body)["params"]["err"] == "SERVER_ERROR"
+    assert 1 <= int(second.headers["retry-after"]) <= 5
+    assert (counts(other), counts(first)) == ((1, 0, 0), (1, 0, 0))
+
+
+def test_each_request_has_its_line(app: Any, capfd: pytest.CaptureFixture[str]):
+    headers = [*key_headers(), ("X-Request-ID", "0123456789abcdef0123456789abcdef")]
+
+    async def run() -> None:
+        await call(app, "POST", "/v1/telemetry", encode_batch(answer(1)), headers)
+        await asyncio.sleep(0.2)
+
+    run_on_loop(run)
+
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line[:1] == "{"]
+    (line,) = (line for line in lines if line.get("event") == "request.answered")
+    assert line["request"] == "0123456789abcdef0123456789abcdef"
+    assert (line["method"], line["route"], line["status"]) == ("POST", "v1/telemetry", 200)
+    assert (line["channel"], line["level"]) == ("ORG_001", "INFO")
+    assert len(line["caller"]) == 8
