@@ -9,12 +9,12 @@ import gc
 from django.conf import settings
 
 from config.wsgi import django
-from ingest.collector.intake import DATABASE_CONNECTIONS, build_collector
+from ingest.collector.intake import POOLED_CONNECTIONS, build_collector
 from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
 from ingest.limits.admission import AdmissionControl
 
-_slots = settings.EXHAUST_DATABASE_POOL_SIZE - 1 - DATABASE_CONNECTIONS  # one is for probes
+_slots = settings.EXHAUST_DATABASE_POOL_SIZE - 1 - POOLED_CONNECTIONS  # one is for probes
 application = Application(
     [build_collector().find_handler], WsgiBridge(AdmissionControl(django, _slots))
 )

@@ -11,11 +11,11 @@ django = get_wsgi_application()
 
 from django.conf import settings  # noqa: E402
 
-from ingest.limits.admission import AdmissionControl  # noqa: E402
+from ingest.limits.admission import AdmissionControl, discard_bodies  # noqa: E402
 
-application = AdmissionControl(
-    django, slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1
-)  # one connection is for probes
+application = discard_bodies(  # one connection is for probes
+    AdmissionControl(django, slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1)
+)
 sys.setswitchinterval(0.001)  # busy threads delay 503 responses less
 gc.collect()
 gc.freeze()  # collections skip loaded modules, so they are fast enough to be frequent

@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from ingest.ids import make_uuid
 IDLE_BODY_SECONDS = 15.0  # for a body's first byte, and beyond its rate
 SMALL_BODY_BYTES = 256 * 1024  # are read in one piece, which takes less time
 MIN_BYTES_PER_SECOND = 32 * 1024  # of a body
+DISCARD_SECONDS, MAX_DISCARDED_BYTES = 5.0, 32 * 1024 * 1024  # of a body that is not wanted
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{32,36}\Z")  # a UUID, with or without dashes: no phone
 
 
@@ -62,6 +64,7 @@ class Request:
         "caller",
         "channel",
         "headers",
+        "is_body_read",
         "method",
         "path",
         "query",
@@ -96,6 +99,7 @@ class Request:
         given_id: str = headers.get("x-request-id", "")
         self.request_id = given_id if _REQUEST_ID.match(given_id) else make_uuid()
         self.caller = self.channel = ""  # of the log line, once they are known
+        self.is_body_read = False
         self.route = "none"  # the address without its variable parts
         self.variables: dict[str, str] = {}  # which are here
 
@@ -122,6 +126,7 @@ class Request:
             reserve(length)
             with deadlines.limit(IDLE_BODY_SECONDS):
                 body = await self.read_small_body()
+            self.is_body_read = True
             if len(body) < length:
                 raise cut_off(length - len(body))
             return body
@@ -137,9 +142,29 @@ class Request:
                 reserve(len(chunk))
                 received.append(chunk)
                 deadline.extend(len(chunk) / MIN_BYTES_PER_SECOND)
+        self.is_body_read = True
         if length is not None and size < length:
             raise cut_off(length - size)
         return received[0] if len(received) == 1 else b"".join(received)
+
+    async def discard_body(self) -> None:
+        """Reads the rest of a body that was answered before it was read, and forgets it.
+
+        To close the connection instead would reset it, and a sender or a proxy that still writes
+        would lose the response.
+        """
+        headers = self.headers
+        if self.is_body_read or not (
+            headers.get("content-length") or headers.get("transfer-encoding")
+        ):
+            return
+        size = 0
+        with suppress(Exception):  # the client has gone, or takes too long
+            async with asyncio.timeout(DISCARD_SECONDS):
+                async for chunk in self.chunks():
+                    size += len(chunk)
+                    if size > MAX_DISCARDED_BYTES:
+                        return
 
     def content_length(self) -> int | None:
         """The length that the header tells, or None for a body in chunks.

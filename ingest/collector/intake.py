@@ -267,7 +267,7 @@ def _look_up(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return outcomes
 
 
-DATABASE_CONNECTIONS = 3  # held by the threads of a collector: lookups, writer, bulk writer
+POOLED_CONNECTIONS = 2  # held by the threads of a collector: lookups, writer
 
 
 def build_collector() -> Collector:

@@ -75,13 +75,16 @@ class Application:
         if scope.proto != "http":
             proto.close(1008)
             return
-        status, headers, body = await self.respond(RsgiRequest(scope, proto))
+        request = RsgiRequest(scope, proto)
+        status, headers, body = await self.respond(request)
         if isinstance(body, Stream):
             await body.send(proto.response_stream(status, headers).send_bytes)
         elif body:
             proto.response_bytes(status, headers, body)
         else:
             proto.response_empty(status, headers)
+        if not request.is_body_read:
+            await request.discard_body()
 
     def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
         """Called by the server before the first request."""
@@ -122,7 +125,7 @@ class Application:
 class RsgiRequest(Request):
     """A request of granian's own interface."""
 
-    __slots__ = ("_proto",)
+    __slots__ = ("_chunks", "_proto")
 
     def __init__(self, scope: Any, proto: Any) -> None:
         address = scope.client.rpartition(":")[0].strip("[]")
@@ -130,10 +133,16 @@ class RsgiRequest(Request):
         headers = _read_rsgi_headers(scope.headers)
         super().__init__(scope.method, scope.path, query, headers, address, scope.scheme)
         self._proto = proto
+        self._chunks: AsyncIterator[bytes] | None = None
 
     def chunks(self) -> AsyncIterator[bytes]:
-        chunks: AsyncIterator[bytes] = self._proto
-        return chunks
+        if self._chunks is None:  # a later call goes on where one stopped
+            self._chunks = self._iterate()
+        return self._chunks
+
+    async def _iterate(self) -> AsyncIterator[bytes]:
+        async for chunk in self._proto:
+            yield chunk
 
     async def read_small_body(self) -> bytes:
         body: bytes = await self._proto()

@@ -9,7 +9,6 @@ import pytest
 from tests.service import CHANNEL, HOST, Service
 
 COUNT = 150
-FEW = 14  # more than all connections to the database, and not so many that bodies are refused
 HEAD = f"POST /v1/telemetry HTTP/1.1\r\nHost: {HOST}\r\n"
 EVENT = (
     b'{"eid": "LOG", "ets": 1648785600123, "mid": "slow:%d", "ver": "3.0", "context": {"channel":'
@@ -33,7 +32,7 @@ def test_slow_clients_do_not_block_others(service: Service, action: str):
         "no sign-in": SIGN_IN,
     }[action]
     with ExitStack() as stack:
-        for _ in range(FEW if action == "no sign-in" else COUNT):
+        for _ in range(COUNT):
             slow = stack.enter_context(socket.create_connection((HOST, service.port), timeout=10))
             slow.sendall(content.encode())
         time.sleep(0.5)
@@ -49,3 +48,24 @@ def test_slow_clients_do_not_block_others(service: Service, action: str):
             assert answer.said["result"]["rejected"] == 0
         assert sorted(seconds)[-2] < 2
         assert service.call("GET", "/readyz").status == 200
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "size", "status"),
+    [
+        ("no key", "/v1/telemetry", 8_000_000, 401),
+        ("sender", "/v1/telemetry", 20_000_000, 413),
+        ("no key", "/dataset/v1/request/submit", 8_000_000, 401),
+    ],
+)
+def test_early_answer_reaches_its_caller(
+    service: Service, key: str, path: str, size: int, status: int
+):
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nX-API-Key: {service.keys.get(key, key)}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    ).encode()
+    with socket.create_connection((HOST, service.port), timeout=60) as client:
+        client.sendall(head + b" " * size)  # a closed connection would end it with an error
+
+        assert client.recv(12) == f"HTTP/1.1 {status}".encode()
