@@ -369,7 +369,8 @@ def broken_sources(call: Driver) -> None:
     }  # fmt: skip
     for table, (method, path, body, key) in tables.items():
         with breaking(call.service, table, canary("name")):
-            call(method, path, body, key, status=500)
+            # a source asks its sender to send again; the API has failed
+            call(method, path, body, key, status=503 if path.startswith("/v1/") else 500)
 
 
 class breaking:
