@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from django.db import connections
@@ -11,6 +12,11 @@ from django.db import connections
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[Sequence[Item]], Sequence[Result | Exception]]
+
+
+MAX_WAIT_SECONDS = 0.35  # of admitted work
+MIN_BACKLOG_BYTES = 2 * 1024 * 1024
+MEASURE_SECONDS = 0.25
 
 
 class ShareFull(Exception):
@@ -57,6 +63,52 @@ class Shares:
         self._total[1] -= size
         if not used[0]:
             del self._used[owner]
+
+
+class Backlog:
+    """Bounds the work in progress to what is done within a wait that callers accept.
+
+    It measures the bytes that are done a second, and admits no more than are done in
+    `MAX_WAIT_SECONDS`. A caller with nothing in progress is always admitted, so that a busy one
+    shuts out nobody.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._owners: dict[Hashable, int] = {}  # bytes in progress
+        self._total = 0
+        self._rate = MIN_BACKLOG_BYTES * 4 / MAX_WAIT_SECONDS  # bytes a second; a first guess
+        self._done = 0  # bytes, since then
+        self._since = clock()
+        self._was_idle = True  # at some time since then: the rate may be higher
+
+    def check(self, owner: Hashable, size: int) -> None:
+        """Raises `ShareFull` where work of so many bytes would have to wait too long."""
+        limit = max(MIN_BACKLOG_BYTES, self._rate * MAX_WAIT_SECONDS)
+        if owner in self._owners and self._total + size > limit:
+            raise ShareFull
+
+    def enter(self, owner: Hashable, size: int) -> None:
+        """Adds work, or raises `ShareFull` as `check` does."""
+        self.check(owner, size)
+        self._owners[owner] = self._owners.get(owner, 0) + size
+        self._total += size
+
+    def leave(self, owner: Hashable, size: int) -> None:
+        """Takes back the work of one `enter`."""
+        remaining = self._owners[owner] - size
+        if remaining > 0:
+            self._owners[owner] = remaining
+        else:
+            del self._owners[owner]
+        self._total -= size
+        self._done += size
+        self._was_idle |= not self._total
+        elapsed = self._clock() - self._since
+        if elapsed >= MEASURE_SECONDS:
+            rate = self._done / elapsed
+            self._rate = max(self._rate, rate) if self._was_idle else (self._rate + rate) / 2
+            self._done, self._since, self._was_idle = 0, self._clock(), not self._total
 
 
 class FairQueue(Generic[Item]):

@@ -19,7 +19,7 @@ from ingest.auth import failures
 from ingest.auth.origins import build_cors_headers
 from ingest.collector.exchange import Handler, Reply, Request
 from ingest.collector.fresh import FreshCache, NoCache
-from ingest.collector.groups import GroupWorker, InlineWorker, ShareFull, Shares
+from ingest.collector.groups import Backlog, GroupWorker, InlineWorker, ShareFull, Shares
 from ingest.collector.senders import Sender, Senders
 from ingest.collector.writer import LoopWriter
 from ingest.events import Batch, Call, RequestError, StoreResult
@@ -33,6 +33,7 @@ MAX_COMPRESSED_LOOP_BYTES = 2 * 1024
 GROUP_EVENTS = 1000  # of one commit
 BULK_EVENTS = 500  # of a batch that has to wait for batches like it
 CHANNEL_REQUESTS, CHANNEL_BYTES = 512, 32 * 1024 * 1024  # in progress, of a channel in a process
+REQUEST_BYTES = 512  # of work that a request is besides its body
 RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
 _next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
 _encode = msgspec.json.Encoder().encode
@@ -57,6 +58,7 @@ class Collector:
         self._writer = writer
         self._bulk_writer = bulk_writer
         self._shares = Shares(CHANNEL_REQUESTS, CHANNEL_BYTES)
+        self._backlog = Backlog()
 
     def close(self) -> None:
         """Ends the threads and closes the connections. A later call makes them again."""
@@ -170,16 +172,23 @@ class Collector:
             self._shares.add(owner, 0, more)
             size += more
 
+        request = visit.request
+        self._backlog.check(owner, request.content_length() or 0)  # before the body is read
         self._shares.add(owner, 1)
         try:
             sent = b""
             if endpoint.reads_body(call):
-                sent = await visit.request.read_body(endpoint.max_bytes, reserve)
-            batch = await self._parse(endpoint, sent, call, owner)
-            if endpoint.is_compressed(sent, call):
-                unpacked = sum(len(event.payload) for event in batch.events)
-                reserve(max(0, unpacked - size))
-            result = await self._append(batch, sender, visit.request)
+                sent = await request.read_body(endpoint.max_bytes, reserve)
+            work = len(sent) + REQUEST_BYTES
+            self._backlog.enter(owner, work)  # not earlier: a slow body is no work
+            try:
+                batch = await self._parse(endpoint, sent, call, owner)
+                if endpoint.is_compressed(sent, call):
+                    unpacked = sum(len(event.payload) for event in batch.events)
+                    reserve(max(0, unpacked - size))
+                result = await self._append(batch, sender, request)
+            finally:
+                self._backlog.leave(owner, work)
         finally:
             self._shares.remove(owner, size)
         elapsed_ms = int((monotonic() - visit.started_at) * 1000)

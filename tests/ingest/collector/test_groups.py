@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from ingest.collector.fresh import FreshCache
-from ingest.collector.groups import FairQueue, GroupWorker, ShareFull, Shares
+from ingest.collector.groups import Backlog, FairQueue, GroupWorker, ShareFull, Shares
 
 
 def test_owners_take_turns():
@@ -58,6 +58,53 @@ def test_share_of_all_is_bounded():
         shares.add("c", 1)
     shares.remove("a", 0)
     shares.add("c", 1)
+
+
+def test_backlog_is_what_is_done_in_time():
+    now = 0.0
+    backlog = Backlog(lambda: now)
+    mebibyte = 1024 * 1024
+    backlog.enter("a", 20 * mebibyte)  # alone, whatever it is
+    with pytest.raises(ShareFull):
+        backlog.enter("a", mebibyte)
+    backlog.enter("b", mebibyte)  # another is admitted
+    with pytest.raises(ShareFull):
+        backlog.check("b", 1)
+    now = 1.0
+    backlog.leave("a", 20 * mebibyte)  # so 20 MiB were done in a second
+    assert_room(backlog, 8, mebibyte)  # at the least what was guessed at first
+
+
+def test_backlog_of_a_slow_database_shrinks():
+    now = 0.0
+    backlog = Backlog(lambda: now)
+    kibibyte = 1024
+    backlog.enter("a", kibibyte)
+    for _ in range(40):  # never idle, a kibibyte a second
+        backlog.enter("a", kibibyte)
+        now += 1.0
+        backlog.leave("a", kibibyte)
+    assert_room(backlog, 2048, kibibyte)
+
+
+def test_idle_time_does_not_shrink_the_backlog():
+    now = 0.0
+    backlog = Backlog(lambda: now)
+    mebibyte = 1024 * 1024
+    for _ in range(10):
+        backlog.enter("a", mebibyte)
+        now += 10.0
+        backlog.leave("a", mebibyte)
+    assert_room(backlog, 8, mebibyte)  # as at first
+
+
+def assert_room(backlog: Backlog, count: int, size: int) -> None:
+    """There is room for at most so much work of one caller, and for nearly as much."""
+    for _ in range(round(count * 0.7)):
+        backlog.enter("a", size)
+    rest = count - round(count * 0.7)
+    with pytest.raises(ShareFull):
+        backlog.check("a", (rest + 1) * size)
 
 
 def test_waiting_items_go_in_one_group():
