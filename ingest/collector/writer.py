@@ -5,11 +5,12 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import psycopg
+from django.db import OperationalError
 from msgspec import structs
 
 from ingest import metrics
 from ingest.collector.groups import FairQueue, GroupWorker, deliver
-from ingest.db.loop_connection import LoopConnection
+from ingest.db.loop_connection import LoopConnection, Unavailable
 from ingest.events import StoreResult
 from ingest.store import batches
 from ingest.store.batches import Group, Outcome, Pending
@@ -69,9 +70,13 @@ class LoopWriter:
         """Returns the results; None for a batch that the fallback has to store."""
         outcomes: list[Outcome | None] = [None] * len(pending)
         groups = batches.group_events(pending)
-        if not await self._insert(groups, pending, outcomes) and len(groups) > 1:
-            for each in groups:  # the one that fails does not fail the others
-                await self._insert([each], pending, outcomes)
+        try:
+            if not await self._insert(groups, pending, outcomes) and len(groups) > 1:
+                for each in groups:  # the one that fails does not fail the others
+                    await self._insert([each], pending, outcomes)
+        except (Unavailable, *batches.WAITED_IN_VAIN) as error:
+            failure = OperationalError(str(error))  # the rest would wait as long for the same
+            return [failure if outcome is None else outcome for outcome in outcomes]
         return outcomes
 
     async def _insert(
@@ -84,6 +89,8 @@ class LoopWriter:
             rows = await self._connection.execute(
                 [group.build_statement(pending) for group in groups]
             )
+        except (Unavailable, *batches.WAITED_IN_VAIN):
+            raise
         except psycopg.Error:
             return False
         for group, (count, needs_slow_path, stored) in zip(groups, rows, strict=True):

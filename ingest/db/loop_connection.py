@@ -16,9 +16,15 @@ from psycopg.pq import ExecStatus, Format
 
 from ingest.db.binary_arrays import Column
 
+CONNECT_SECONDS = 10
 TIMEOUT_SECONDS = 30.0  # of one call
+LOOK_SECONDS = 0.2  # uvloop does not tell every reset connection
 _PARAMETER = re.compile(r"%\((\w+)\)[bs]")
 Row = tuple[bytes | None, ...]
+
+
+class Unavailable(psycopg.OperationalError):
+    """The database cannot be reached, or does not answer in time."""
 
 
 class LoopConnection:
@@ -39,12 +45,14 @@ class LoopConnection:
         self._rows: list[Row] = []
         self._error: psycopg.Error | None = None
         self._done: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def execute(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Row]:
         """Executes statements in one commit and one round trip. Returns the first row of each.
 
         A row has PostgreSQL's binary values. Raises `psycopg.Error`, and then nothing is stored;
-        after `OperationalError` that is not sure.
+        after `OperationalError` that is not sure. Raises `Unavailable` where a second call would
+        wait in vain, too.
         """
         loop = asyncio.get_running_loop()
         if self._connection is None:
@@ -62,14 +70,17 @@ class LoopConnection:
             pgconn.pipeline_sync()
             if pgconn.flush():
                 loop.add_writer(self._socket, self._write)
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await self._done
-        except BaseException as error:
+            self._look_later(loop, loop.time() + TIMEOUT_SECONDS)
+            await self._done
+        except BaseException:
             self.close()
-            if isinstance(error, TimeoutError):
-                raise psycopg.OperationalError("The database does not answer.") from None
             raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
         if self._error is not None:
+            if isinstance(self._error, psycopg.errors.ReadOnlySqlTransaction):
+                self.close()  # a new one may be able to write
             raise self._error
         return self._rows
 
@@ -83,7 +94,12 @@ class LoopConnection:
             self._connection = None
 
     def _connect(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> psycopg.Connection[Any]:
-        connected = psycopg.connect(**django_connection.get_connection_params(), autocommit=True)
+        parameters: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "autocommit": True}
+        parameters |= django_connection.get_connection_params()
+        try:
+            connected = psycopg.connect(**parameters)
+        except psycopg.OperationalError as error:
+            raise Unavailable(str(error)) from error
         if self._settings:
             connected.execute(self._settings)
         types = {
@@ -99,6 +115,18 @@ class LoopConnection:
         connected.pgconn.nonblocking = 1
         connected.pgconn.enter_pipeline_mode()
         return connected
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> None:
+        self._timer = loop.call_later(LOOK_SECONDS, self._look, loop, ends_at)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, ends_at: float) -> None:
+        self._read()
+        if self._done is None or self._done.done():
+            return
+        if loop.time() > ends_at:
+            self._done.set_exception(Unavailable("The database does not answer."))
+        else:
+            self._look_later(loop, ends_at)
 
     def _write(self) -> None:
         self._guard(self._flush)

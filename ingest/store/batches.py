@@ -16,10 +16,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
+import psycopg_pool
 from django.db import (
     DatabaseError,
     DataError,
-    IntegrityError,
     OperationalError,
     connection,
     transaction,
@@ -49,6 +49,12 @@ class Pending(NamedTuple):
     actor: Actor | None = None  # None: the current one
 
 
+# a lock, an answer or a connection; a second try would wait as long
+WAITED_IN_VAIN = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg_pool.PoolTimeout,
+)
 Outcome = StoreResult | Exception
 Statement = tuple[str, Mapping[str, Any]]
 StoredRow = tuple[int, bool, bytes | None]  # new rows, needs the slow path, identities if some
@@ -69,11 +75,11 @@ def append_batches(pending: Sequence[Pending]) -> list[Outcome]:
     does not fail the others. All that a result counts is committed.
     """
     outcomes: list[Outcome | None] = [None] * len(pending)
-    outage: OperationalError | None = None
     if connection.vendor == "postgresql" and not connection.in_atomic_block:
         _append_by_group(pending, outcomes)
     elif len(pending) > 1:
         _append_in_one_transaction(pending, outcomes)
+    outage = next((each for each in outcomes if isinstance(each, OperationalError)), None)
     for index, each in enumerate(pending):
         outcome = outcomes[index]
         if outcome is None:
@@ -91,7 +97,16 @@ def _append_alone(pending: Pending) -> Outcome:
     try:
         return _append(pending)
     except Exception as error:  # the others go on
+        _close_if_useless(error)
         return error
+
+
+def _close_if_useless(error: Exception) -> None:
+    """Closes a connection that is lost, and one that may only read: a new one may write."""
+    if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction):
+        connection.connection.close()  # the pool would give it out again
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()
 
 
 def _append(pending: Pending) -> StoreResult:
@@ -234,9 +249,13 @@ def _insert_groups(
     try:
         with connection.wrap_database_errors:
             cursors = _execute_in_one_commit(statements)
-    except (DataError, IntegrityError, OperationalError):
-        connection.close_if_unusable_or_obsolete()
-        return False
+    except DatabaseError as error:
+        _close_if_useless(error)
+        if not isinstance(error.__cause__, WAITED_IN_VAIN):
+            return False
+        for index in (index for group in groups for index in group.indexes):
+            outcomes[index] = error
+        return True
     for group, cursor in zip(groups, cursors, strict=True):
         group.count(cursor.fetchone() or (0, True, None), pending, outcomes)
     return True
@@ -321,7 +340,7 @@ def _insert_slow_path(
         if insert is _insert_valid_events:
             lock_positioned_tables()  # as above
         if connection.vendor == "postgresql":
-            with psycopg.Cursor(connection.connection) as cursor:
+            with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
                 cursor.execute(f"SET LOCAL {NO_SEQSCAN}")
                 if may_supersede:
                     cursor.execute(_LOCK_IDENTITIES, {"i": [e.identity for e in events]})

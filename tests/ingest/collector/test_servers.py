@@ -14,6 +14,7 @@ from ingest.collector import exchange, intake
 from ingest.collector.intake import build_collector
 from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
+from ingest.db.loop_connection import Unavailable
 from ingest.models import ApiKey, RejectedEvent, StoredEvent
 from ingest.store import batches
 from tests.conftest import bearer, make_channel, make_key
@@ -148,6 +149,32 @@ def test_lost_connection_is_made_again(app: Any):
 
     assert [response.status for response in answers] == [200] * 6
     assert StoredEvent.objects.count() == 6
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("error", [psycopg.errors.LockNotAvailable, Unavailable])
+def test_nobody_waits_twice_in_vain(
+    app: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+):
+    """A group of channels waits once; one by one they would wait for minutes."""
+    calls = [
+        ("POST", "/v1/telemetry", encode_batch(answer(number, context={"channel": name})), headers)
+        for number, name in enumerate(("ORG_001", "ORG_002", "ORG_003"))
+        if (headers := key_headers(channels=(name,)))
+    ]
+    waits = []
+
+    async def wait_in_vain(_: Any, statements: list[Any]) -> None:
+        waits.append(len(statements))
+        raise error("waited")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest.db.loop_connection.LoopConnection.execute", wait_in_vain)
+        answers = send(app, *calls)
+
+    assert [response.status for response in answers] == [503] * 3
+    assert sum(waits) == 3  # each batch is in one statement
+    assert StoredEvent.objects.count() == 0
 
 
 def test_revoked_key_is_refused_within_a_second(app: Any):

@@ -5,8 +5,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import IntegrityError, OperationalError, connection, connections, transaction
 from msgspec import structs
 
 from ingest.adapters import telemetry
@@ -762,6 +763,63 @@ def plain(number: int) -> Event:
         is_answer=False,
         payload=b'{"n": %d}' % number,
     )
+
+
+def pend(*names: str) -> list[batches.Pending]:
+    """Batches of one event each, of a channel each."""
+    return [
+        batches.Pending(make_channel(name).id, Batch("test", RECEIVED_AT, [plain(number)], []))
+        for number, name in enumerate(names)
+    ]
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_no_batch_waits_again_for_what_a_group_waited_in_vain(monkeypatch: pytest.MonkeyPatch):
+    pending = pend("A", "B", "C")
+    waits = []
+
+    def wait_in_vain(statements: list[Any]) -> None:
+        waits.append(len(statements))
+        raise psycopg.errors.LockNotAvailable
+
+    monkeypatch.setattr(batches, "_execute_in_one_commit", wait_in_vain)
+
+    outcomes = batches.append_batches(pending)
+
+    assert [type(outcome) for outcome in outcomes] == [OperationalError] * 3
+    assert waits == [3]
+    assert StoredEvent.objects.count() == 0
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_read_only_connection_is_not_used_again():
+    (pending,) = pend("A")
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+
+    outcomes = [batches.append_batches([pending])[0] for _ in range(2)]
+
+    # the connection that may write is found within the first call, or by the second
+    assert isinstance(outcomes[1], batches.StoreResult)
+    assert StoredEvent.objects.count() == 1
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_lost_connection_of_a_batch_alone_is_an_outage(monkeypatch: pytest.MonkeyPatch):
+    (pending,) = pend("A")
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+    with psycopg.connect(**connection.get_connection_params(), autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+    monkeypatch.setattr(batches, "_insert_groups", lambda *_: False)
+
+    (outcome,) = batches.append_batches([pending])
+
+    assert isinstance(outcome, OperationalError)
+    assert isinstance(batches.append_batches([pending])[0], batches.StoreResult)
 
 
 @pytest.mark.postgresql
