@@ -36,15 +36,15 @@ WITHOUT = os.environ.get("COMPOSE_WITHOUT", "").split()
 PATIENCE = 120.0
 
 
-def main(words: list[str]) -> int:
-    if words[:3] == ["buildx", "imagetools", "inspect"]:
-        print("sha256:" + hashlib.sha256(words[3].encode()).hexdigest())  # noqa: T201
+def main(arguments: list[str]) -> int:
+    if arguments[:3] == ["buildx", "imagetools", "inspect"]:
+        print("sha256:" + hashlib.sha256(arguments[3].encode()).hexdigest())  # noqa: T201
         return 0
-    assert words[0] == "compose", words
-    verb, *rest = words[1:]
+    assert arguments[0] == "compose", arguments
+    verb, *rest = arguments[1:]
     if verb in ("exec", "run"):
         return inside(verb, rest)
-    named = [word for word in rest if re.fullmatch("[a-z][a-z0-9]+", word)]
+    named = [part for part in rest if re.fullmatch("[a-z][a-z0-9]+", part)]
     match verb:
         case "up":
             up(named or [name for name in services() if name not in ONCE], whole=not named)
@@ -70,30 +70,30 @@ def main(words: list[str]) -> int:
 
 def services() -> dict[str, dict[str, Any]]:
     """The composed services, their `${VARIABLES}` taken from `.env`."""
-    said = dict(line.split("=", 1) for line in Path(".env").read_text().splitlines() if line)
+    env_file = dict(line.split("=", 1) for line in Path(".env").read_text().splitlines() if line)
 
     def value(match: re.Match[str]) -> str:
-        found = said.get(match[1], "")
-        if match[2] == ":?" and not found:
+        setting = env_file.get(match[1], "")
+        if match[2] == ":?" and not setting:
             raise SystemExit(f"required variable {match[1]} is missing a value")
-        return found or (match[2] or "").removeprefix(":-")
+        return setting or (match[2] or "").removeprefix(":-")
 
     text = re.sub(r"\$\{(\w+)(:\?|:-[^}]*)?\}", value, Path("docker-compose.yml").read_text())
-    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["services"]
-    for service in found.values():
-        given = service.get("environment", {})
+    parsed_services: dict[str, dict[str, Any]] = yaml.safe_load(text)["services"]
+    for service in parsed_services.values():
+        variables = service.get("environment", {})
         # one without a value is passed on, or not there at all
         service["environment"] = {
-            name: said.get(name) if value is None else value
-            for name, value in given.items()
-            if value is not None or name in said
+            name: env_file.get(name) if value is None else value
+            for name, value in variables.items()
+            if value is not None or name in env_file
         }
-    return found
+    return parsed_services
 
 
 def environment(name: str) -> dict[str, str]:
     """What a container of the service has in its environment, the servers' addresses being ours."""
-    given = {key: str(value) for key, value in services()[name].get("environment", {}).items()}
+    variables = {key: str(value) for key, value in services()[name].get("environment", {}).items()}
     port = os.environ["COMPOSE_PORT"]
     ours = {
         "EXHAUST_DATA_DIR": str(STATE / name),
@@ -106,22 +106,26 @@ def environment(name: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
         "EXHAUST_METRICS_PORT": "0",  # each container has one of its own
     }
-    kept = ("PATH", "PYTHONPATH", "HOME", "LANG")
+    inherited_names = ("PATH", "PYTHONPATH", "HOME", "LANG")
     return {
-        **{key: os.environ[key] for key in kept if key in os.environ},
-        **given,
-        **{key: value for key, value in ours.items() if key in given or key == "EXHAUST_DATA_DIR"},
+        **{key: os.environ[key] for key in inherited_names if key in os.environ},
+        **variables,
+        **{
+            key: value
+            for key, value in ours.items()
+            if key in variables or key == "EXHAUST_DATA_DIR"
+        },
     }
 
 
 def words_of(name: str) -> list[str]:
-    said = services()[name].get("command")
-    if said is None:
-        found = re.search(r"^CMD (\[.*\])$", Path("Dockerfile").read_text(), re.M)
-        assert found
-        said = yaml.safe_load(found[1])
+    command_words = services()[name].get("command")
+    if command_words is None:
+        match = re.search(r"^CMD (\[.*\])$", Path("Dockerfile").read_text(), re.M)
+        assert match
+        command_words = yaml.safe_load(match[1])
     ports = {"8000": os.environ["COMPOSE_PORT"], "0.0.0.0": "127.0.0.1"}  # noqa: S104
-    return [ports.get(word, word) for word in said]
+    return [ports.get(part, part) for part in command_words]
 
 
 def up(names: list[str], *, whole: bool) -> None:
@@ -140,27 +144,29 @@ def up(names: list[str], *, whole: bool) -> None:
 
 def once(name: str) -> None:
     """Not again where nothing was changed for it: Compose would, and it would do nothing."""
-    kept, mark = STATE / f"{name}.mark", marked(name)
-    if kept.exists() and kept.read_text() == mark:
+    mark_file, mark = STATE / f"{name}.mark", marked(name)
+    if mark_file.exists() and mark_file.read_text() == mark:
         return
     if code := command("run", name, []):
         raise SystemExit(code)
     STATE.mkdir(exist_ok=True)
-    kept.write_text(mark)
+    mark_file.write_text(mark)
 
 
 def marked(name: str) -> str:
     """A digest of what a container of the service would be given."""
-    given = {key: value for key, value in environment(name).items() if key != "PATH"}
-    return hashlib.sha256(json.dumps([given, words_of(name)]).encode()).hexdigest()
+    variables = {key: value for key, value in environment(name).items() if key != "PATH"}
+    return hashlib.sha256(json.dumps([variables, words_of(name)]).encode()).hexdigest()
 
 
 def serve(name: str) -> None:
     """A server that is the suite's is there; its volume is made when it is missing."""
     if name == "postgres":
         database = urlsplit(os.environ["COMPOSE_DATABASE"]).path.strip("/")
-        there = postgres("psql", "-Atc", f"SELECT 1 FROM pg_database WHERE datname = '{database}'")
-        if not subprocess.run(there, check=True, capture_output=True).stdout:
+        find_database = postgres(
+            "psql", "-Atc", f"SELECT 1 FROM pg_database WHERE datname = '{database}'"
+        )
+        if not subprocess.run(find_database, check=True, capture_output=True).stdout:
             subprocess.run(postgres("createdb", database), check=True)
     elif name == "s3" and not alive("s3"):
         launch(
@@ -173,11 +179,11 @@ def serve(name: str) -> None:
         )
 
 
-def postgres(program: str, *words: str) -> list[str]:
+def postgres(program: str, *arguments: str) -> list[str]:
     server = urlsplit(os.environ["COMPOSE_DATABASE"])
     address = urlunsplit(server._replace(path="/postgres"))
     if program == "psql":
-        return ["psql", "-d", address, *words]
+        return ["psql", "-d", address, *arguments]
     return [
         program,
         "-h",
@@ -186,51 +192,51 @@ def postgres(program: str, *words: str) -> list[str]:
         str(server.port),
         "-U",
         str(server.username),
-        *words,
+        *arguments,
     ]
 
 
-def inside(verb: str, words: list[str]) -> int:
+def inside(verb: str, arguments: list[str]) -> int:
     """`exec` and `run`: their options `-T`, `--rm`, `-e NAME=VALUE` and `-v HERE:THERE`."""
     more: dict[str, str] = {}
     mounts: dict[str, str] = {}
-    while words[0].startswith("-"):
-        option = words.pop(0)
+    while arguments[0].startswith("-"):
+        option = arguments.pop(0)
         if option == "-e":
-            name, _, value = words.pop(0).partition("=")
+            name, _, value = arguments.pop(0).partition("=")
             more[name] = value
         elif option == "-v":
-            here, there, *_ = words.pop(0).split(":")
-            mounts[there] = here
-    name, *command_words = words
-    return command(verb, name, [mounts.get(word, word) for word in command_words], more)
+            outside_path, inside_path, *_ = arguments.pop(0).split(":")
+            mounts[inside_path] = outside_path
+    name, *command_words = arguments
+    return command(verb, name, [mounts.get(part, part) for part in command_words], more)
 
 
-def command(verb: str, name: str, words: list[str], more: dict[str, str] | None = None) -> int:
+def command(verb: str, name: str, arguments: list[str], more: dict[str, str] | None = None) -> int:
     """A command in a container: in the one that runs, or in one of its own."""
     if name == "redis":
         server = urlsplit(os.environ["COMPOSE_BROKER"])
-        assert words[0] == "redis-cli", words
+        assert arguments[0] == "redis-cli", arguments
         to = ["-h", str(server.hostname), "-p", str(server.port), "-n", server.path.strip("/")]
-        return subprocess.run(["redis-cli", *to, *words[1:]], check=False).returncode
+        return subprocess.run(["redis-cli", *to, *arguments[1:]], check=False).returncode
     if name == "postgres":
-        return subprocess.run(in_postgres(words), check=False).returncode
+        return subprocess.run(in_postgres(arguments), check=False).returncode
     if verb == "exec" and not alive(name):
         raise SystemExit(f'service "{name}" is not running')
     return subprocess.run(
-        words or words_of(name), env=environment(name) | (more or {}), check=False
+        arguments or words_of(name), env=environment(name) | (more or {}), check=False
     ).returncode
 
 
-def in_postgres(words: list[str]) -> list[str]:
+def in_postgres(arguments: list[str]) -> list[str]:
     """A client's command as its user `exhaust` and for its database `exhaust`, both ours here."""
     server = urlsplit(os.environ["COMPOSE_DATABASE"])
-    program, *rest = words
+    program, *rest = arguments
     ours: list[str] = []
-    for before, word in zip([program, *rest], rest, strict=False):
-        if word == "exhaust":
-            word = str(server.username) if before == "-U" else server.path.strip("/")
-        ours.append(word)
+    for before, part in zip([program, *rest], rest, strict=False):
+        if part == "exhaust":
+            part = str(server.username) if before == "-U" else server.path.strip("/")
+        ours.append(part)
     if program == "psql" and "-d" not in ours:
         ours += ["-d", server.path.strip("/")]
     return [program, "-h", str(server.hostname), "-p", str(server.port), *ours]
@@ -238,22 +244,22 @@ def in_postgres(words: list[str]) -> list[str]:
 
 def start(name: str) -> None:
     """As compose does: one that runs with what it would be given is left alone."""
-    kept, mark = STATE / f"{name}.mark", marked(name)
-    if alive(name) and kept.exists() and kept.read_text() == mark:
+    mark_file, mark = STATE / f"{name}.mark", marked(name)
+    if alive(name) and mark_file.exists() and mark_file.read_text() == mark:
         return
     stop(name)
     shutil.rmtree(STATE / name, ignore_errors=True)  # a container's tmpfs
     (STATE / name).mkdir(parents=True)
-    kept.write_text(mark)
+    mark_file.write_text(mark)
     launch(name, words_of(name), environment(name))
 
 
-def launch(name: str, words: list[str], environment: dict[str, str]) -> None:
+def launch(name: str, arguments: list[str], environment: dict[str, str]) -> None:
     STATE.mkdir(exist_ok=True)
     with (STATE / f"{name}.log").open("ab") as log:
         child = subprocess.Popen(
-            words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            arguments, env=environment, stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     (STATE / f"{name}.pid").write_text(str(child.pid))
 
@@ -272,8 +278,8 @@ def stop(name: str, number: int | None = None) -> None:
     if name in ("postgres", "redis") or not alive(name):
         return
     pid = int((STATE / f"{name}.pid").read_text())
-    said = services()[name].get("stop_signal", "SIGTERM")
-    os.kill(pid, getattr(signal, said) if number is None else number)
+    signal_name = services()[name].get("stop_signal", "SIGTERM")
+    os.kill(pid, getattr(signal, signal_name) if number is None else number)
     until = time.monotonic() + PATIENCE
     while alive(name) and time.monotonic() < until:
         time.sleep(0.1)

@@ -54,8 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "s3": "needs the s3local extra: pip install '.[s3local]'",
     }
     for item in items:
-        for name, there in servers.items():
-            if item.get_closest_marker(name) and not there:
+        for name, is_there in servers.items():
+            if item.get_closest_marker(name) and not is_there:
                 item.add_marker(pytest.mark.skip(reason=remedies[name]))
 
 
@@ -86,13 +86,15 @@ def emptied_between_tests() -> Iterator[None]:
 
 
 def _empty_tables() -> None:
-    found = connection.introspection.django_table_names(only_existing=True, include_views=False)
-    names = sorted(set(found) - _PRESERVED_TABLES)
-    some = " UNION ALL ".join(
+    table_names = connection.introspection.django_table_names(
+        only_existing=True, include_views=False
+    )
+    names = sorted(set(table_names) - _PRESERVED_TABLES)
+    query = " UNION ALL ".join(
         f"SELECT '{name}' WHERE EXISTS (SELECT 1 FROM {name})" for name in names
     )
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(some)
+        cursor.execute(query)
         for (name,) in cursor.fetchall():
             off, on = _guard_statements(cursor, name) if name in _APPEND_ONLY_TABLES else ([], [])
             for sql in (*off, f"DELETE FROM {name}", *on):
@@ -102,13 +104,13 @@ def _empty_tables() -> None:
 def _guard_statements(cursor: Any, table: str) -> tuple[list[str], list[str]]:
     """What lifts the guard of a table for a moment, and what puts it back."""
     if connection.vendor == "postgresql":
-        off, on = (f"ALTER TABLE {table} {word} TRIGGER USER" for word in ("DISABLE", "ENABLE"))
+        off, on = (f"ALTER TABLE {table} {verb} TRIGGER USER" for verb in ("DISABLE", "ENABLE"))
         return [off], [on]
     cursor.execute(
         "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = %s", [table]
     )
     guards = cursor.fetchall()
-    return [f"DROP TRIGGER {name}" for name, _ in guards], [made for _, made in guards]
+    return [f"DROP TRIGGER {name}" for name, _ in guards], [sql for _, sql in guards]
 
 
 @pytest.fixture(autouse=True)
@@ -136,10 +138,13 @@ def described(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def checked(self: Client, **request: Any) -> Any:
         answer = plain(self, **request)
-        said = openapi_checks.find_operation(request["REQUEST_METHOD"], request["PATH_INFO"])
-        if said is not None and not answer.streaming:
+        operation = openapi_checks.find_operation(request["REQUEST_METHOD"], request["PATH_INFO"])
+        if operation is not None and not answer.streaming:
             kind = answer.headers.get("Content-Type", "")
-            assert openapi_checks.find_faults(said, answer.status_code, kind, answer.content) == []
+            assert (
+                openapi_checks.find_faults(operation, answer.status_code, kind, answer.content)
+                == []
+            )
         return answer
 
     monkeypatch.setattr(Client, "request", checked)
@@ -156,8 +161,8 @@ def make_channel(identifier: str = "ORG_001") -> Channel:
 
 def make_key(*scopes: str, channels: tuple[str, ...] = ("ORG_001",), **overrides: Any) -> str:
     """The text of a new key."""
-    made = [make_channel(identifier) for identifier in channels]
-    return keys.create_key("test", scopes or ("ingest",), made, **overrides)[1]
+    key_channels = [make_channel(identifier) for identifier in channels]
+    return keys.create_key("test", scopes or ("ingest",), key_channels, **overrides)[1]
 
 
 def bearer(key: str, **headers: str) -> dict[str, str]:

@@ -59,14 +59,14 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """All fenced blocks of a page."""
-    written = page.read_text()
-    found = []
-    for match in _FENCE.finditer(written):
-        line = written.count("\n", 0, match.start()) + 2
-        excuse = _EXCUSE.search(written, 0, match.start())
+    text = page.read_text()
+    page_blocks = []
+    for match in _FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 2
+        excuse = _EXCUSE.search(text, 0, match.start())
         reason, cover = excuse.groups() if excuse else ("", "")
-        found.append(Block(page, line, match[2], match[3], reason, cover))
-    return found
+        page_blocks.append(Block(page, line, match[2], match[3], reason, cover))
+    return page_blocks
 
 
 def typed(page: Path) -> list[Block]:
@@ -74,13 +74,15 @@ def typed(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.language == SHELL and not block.reason]
 
 
-def expected(text: str) -> list[str]:
+def expected(block_text: str) -> list[str]:
     """What a block says its commands print, each as a pattern."""
-    groups = groupby(text.splitlines(), key=lambda line: line.startswith("#>"))
-    told = (
+    groups = groupby(block_text.splitlines(), key=lambda line: line.startswith("#>"))
+    printed_texts = (
         "".join(line.removeprefix("#>") for line in lines) for printed, lines in groups if printed
     )
-    return [".*?".join(re.escape(part) for part in _packed(words).split("…")) for words in told]
+    return [
+        ".*?".join(re.escape(part) for part in _packed(text).split("…")) for text in printed_texts
+    ]
 
 
 def _packed(text: str) -> str:
@@ -104,27 +106,29 @@ class Place:
         if page not in (START, OPERATIONS):  # which begins anew
             self.run(START)
         self.begun.add(page)
-        found = typed(page)
-        if found:
-            self._check(found, self._typed(page.stem, found))
+        page_blocks = typed(page)
+        if page_blocks:
+            self._check(page_blocks, self._typed(page.stem, page_blocks))
 
-    def _typed(self, name: str, found: list[Block]) -> str:
-        kept = self.folder / ".kept"
-        names = {name for block in found for name in _KEPT.findall(block.text)}
+    def _typed(self, name: str, page_blocks: list[Block]) -> str:
+        variables_file = self.folder / ".kept"
+        names = {name for block in page_blocks for name in _KEPT.findall(block.text)}
         script = [
             "set -eE -o pipefail",
             """trap 'echo "@@ failed: $BASH_COMMAND"' ERR""",
-            f"[ ! -f {kept} ] || . {kept}",
+            f"[ ! -f {variables_file} ] || . {variables_file}",
         ]
-        for block in found:
+        for block in page_blocks:
             script += [f"echo; echo '@@ {block.name}'", self._here(block.text)]
-        script += [f"declare -p {name} >> {kept} 2>/dev/null || true" for name in sorted(names)]
-        written = self.folder / f".{name}.sh"
-        written.write_text("\n".join(script) + "\n")
+        script += [
+            f"declare -p {name} >> {variables_file} 2>/dev/null || true" for name in sorted(names)
+        ]
+        script_file = self.folder / f".{name}.sh"
+        script_file.write_text("\n".join(script) + "\n")
         printed = self.folder / f".{name}.log"
         with printed.open("wb") as output:
             shell = subprocess.Popen(
-                ["bash", str(written)],
+                ["bash", str(script_file)],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -134,14 +138,14 @@ class Place:
             )
         self.shells.append(shell)
         code = shell.wait(PATIENCE)
-        said = printed.read_text(errors="replace")
-        assert code == 0, f"{name}: a command failed\n{said[-6000:]}"
-        return said
+        output_text = printed.read_text(errors="replace")
+        assert code == 0, f"{name}: a command failed\n{output_text[-6000:]}"
+        return output_text
 
-    def _check(self, found: list[Block], said: str) -> None:
-        parts = re.split(r"^@@ (\S+:\d+)$", said, flags=re.M)
+    def _check(self, page_blocks: list[Block], output_text: str) -> None:
+        parts = re.split(r"^@@ (\S+:\d+)$", output_text, flags=re.M)
         printed = dict(zip(parts[1::2], parts[2::2], strict=True))
-        for block in found:
+        for block in page_blocks:
             for pattern in expected(self._here(block.text)):
                 assert re.search(pattern, _packed(printed[block.name])), (
                     f"{block.name}: printed\n{printed[block.name]}"

@@ -139,11 +139,11 @@ class Service:
         key: str = "",
         **headers: str,
     ) -> Answer:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        all_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if key:
-            sent["Authorization"] = f"Bearer {self.keys[key]}"
+            all_headers["Authorization"] = f"Bearer {self.keys[key]}"
         with closing(http.client.HTTPConnection(HOST, self.port, timeout=PATIENCE)) as connection:
-            connection.request(method, path, body, sent)
+            connection.request(method, path, body, all_headers)
             answered = connection.getresponse()
             return Answer(answered.status, answered.headers, answered.read())
 
@@ -174,14 +174,14 @@ class Service:
             yield log.name, log.read_text(errors="replace")[-8000:]
 
 
-def until(told: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+def until(condition: Callable[[], Any], description: str, patience: float = PATIENCE) -> Any:
     """The first true answer; fails in words when there is none in time."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        if answer := told():
+        if answer := condition():
             return answer
         time.sleep(0.02)
-    pytest.fail(f"waited {patience:.0f} s for {what}")
+    pytest.fail(f"waited {patience:.0f} s for {description}")
 
 
 @pytest.fixture(scope="module")

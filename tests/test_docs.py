@@ -90,9 +90,9 @@ def test_every_source_is_described(source: str):
     assert source in SOURCES
 
 
-@pytest.mark.parametrize("word", [*Destination.Kind.values, *Destination.Resource.values])
-def test_every_kind_of_destination_is_described(word: str):
-    assert f"`{word}`" in RECEIVING.partition("## Push")[2]
+@pytest.mark.parametrize("value", [*Destination.Kind.values, *Destination.Resource.values])
+def test_every_kind_of_destination_is_described(value: str):
+    assert f"`{value}`" in RECEIVING.partition("## Push")[2]
 
 
 @pytest.mark.parametrize("scope", ApiKey.SCOPES)
@@ -108,10 +108,10 @@ def test_every_metric_is_described_and_every_described_one_is_there():
         for family in registered.collect()
         if family.name.startswith("exhaust_")
     }
-    told = set(
+    described_metrics = set(
         re.findall(r"`(exhaust_\w+)`", "".join(re.findall(r"^\| `exhaust_.*", OPERATIONS, re.M)))
     )
-    assert told == counted
+    assert described_metrics == counted
 
 
 def test_the_readme_leads_to_every_page():
@@ -171,21 +171,23 @@ def test_cli_command_is_described(command: str):
 def test_every_command_that_is_named_exists_with_its_options(page: Path):
     for program, name, options in commands(page.read_text()):
         if program == "exhaust":
-            known = CLI_OPTIONS[name] | {"--help"}
+            known_options = CLI_OPTIONS[name] | {"--help"}
         else:
             assert name in get_commands(), name
-            taken = load_command_class(get_commands()[name], name).create_parser("", name)
-            known = {option for action in taken._actions for option in action.option_strings}
-            nested = [a for a in taken._actions if isinstance(a, argparse._SubParsersAction)]
+            parser = load_command_class(get_commands()[name], name).create_parser("", name)
+            known_options = {
+                option for action in parser._actions for option in action.option_strings
+            }
+            nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
             for action in nested:
                 for inner in action.choices.values():
-                    known |= {option for a in inner._actions for option in a.option_strings}
-        assert [option for option in options if option not in known] == [], name
+                    known_options |= {option for a in inner._actions for option in a.option_strings}
+        assert [option for option in options if option not in known_options] == [], name
 
 
 def commands(text: str) -> Iterator[tuple[str, str, list[str]]]:
     """(program, its command, the options named with it), wherever a page names one."""
-    for found in re.finditer(r"(?:`|\b)(manage\.py|exhaust) ([a-z_]+)((?: [^`\n|;&#<]*)?)", text):
-        program, name, rest = found.groups()
+    for match in re.finditer(r"(?:`|\b)(manage\.py|exhaust) ([a-z_]+)((?: [^`\n|;&#<]*)?)", text):
+        program, name, rest = match.groups()
         if program == "manage.py" or name in CLI_OPTIONS:
             yield program, name, re.findall(r"(?<![\w-])--[a-z-]+", rest)

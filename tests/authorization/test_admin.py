@@ -92,7 +92,9 @@ def furnished(names: Names) -> Tenant:
 
 
 def is_clean(text: str) -> bool:
-    return not any(word in text for word in (OTHER.secret, OTHER.channel, "SECRET-shared"))
+    return not any(
+        private_word in text for private_word in (OTHER.secret, OTHER.channel, "SECRET-shared")
+    )
 
 
 def test_every_page_states_its_permission():
@@ -120,48 +122,52 @@ def test_no_page_shows_another_channel(own: Tenant, others: list[Tenant], model:
     before = rows_of(OTHER)
 
     listed = client.get(page(model))
-    said = [listed, client.get(page(model) + "add/")]
+    answers = [listed, client.get(page(model) + "add/")]
     for filter_ in ("channel__id__exact", "job__channel__id__exact", "channels__id__exact"):
-        said.append(client.get(page(model), {filter_: others[0].channel.pk}))
+        answers.append(client.get(page(model), {filter_: others[0].channel.pk}))
     foreign = [row.pk for row in rows if not _is_own(row, own)]
     for pk in (rows[0].pk, *foreign[:1]) if rows else ():
         for step in ("change/", "history/", "delete/"):
-            said.append(client.get(f"{page(model)}{pk}/{step}"))
+            answers.append(client.get(f"{page(model)}{pk}/{step}"))
     for pk in foreign:
-        said.append(client.post(f"{page(model)}{pk}/delete/", {"post": "yes"}))
+        answers.append(client.post(f"{page(model)}{pk}/delete/", {"post": "yes"}))
     for name in _actions(model):
         chosen = {"action": name, "_selected_action": foreign}
-        said.append(client.post(page(model), chosen))
+        answers.append(client.post(page(model), chosen))
 
-    assert [answer.status_code for answer in said if answer.status_code >= 500] == []
-    assert [text for answer in said if not is_clean(text := answer.content.decode())] == []
+    assert [answer.status_code for answer in answers if answer.status_code >= 500] == []
+    assert [text for answer in answers if not is_clean(text := answer.content.decode())] == []
     assert rows_of(OTHER) == before
     if OPENED_BY[model._meta.label_lower]:
         assert OWN.secret in listed.content.decode() or OWN.channel in listed.content.decode()
         for search in (OTHER.tag, OTHER.device, "SECRET"):
-            found = client.get(page(model), {"q": search}).context["cl"].result_list
-            assert [row for row in found if not _is_own(row, own)] == []
+            result_rows = client.get(page(model), {"q": search}).context["cl"].result_list
+            assert [row for row in result_rows if not _is_own(row, own)] == []
 
 
 @pytest.mark.parametrize("rights", [["administer"], ["administer", "submit_private"]])
 def test_destination_needs_event_permission(own: Tenant, rights: list[str]):
     client = sign_in_person(own, *rights)
     destination = Destination.objects.get(channel=own.channel)
-    words = {
+    form = {
         "channel": own.channel.pk, "name": "new", "kind": "webhook", "resource": "events",
         "url": "https://mine.example/hook", "method": "POST", "types": "", "user": "",
         "content_type": "application/x-ndjson", "index": "", "doc_type": "",
     }  # fmt: skip
 
-    added = client.post("/admin/exhaust/destination/add/", words)
-    seen = client.get(f"/admin/exhaust/destination/{destination.pk}/change/")
-    changed = client.post(f"/admin/exhaust/destination/{destination.pk}/change/", words)
+    added = client.post("/admin/exhaust/destination/add/", form)
+    shown_page = client.get(f"/admin/exhaust/destination/{destination.pk}/change/")
+    changed = client.post(f"/admin/exhaust/destination/{destination.pk}/change/", form)
 
-    may = "submit_private" in rights
-    assert Destination.objects.filter(name="new").exists() == may, added.content.decode()
-    assert seen.status_code == 200
-    assert (Destination.objects.get(pk=destination.pk).url == "https://mine.example/hook") == may
-    assert [answer.status_code for answer in (added, changed)] == ([302] * 2 if may else [403] * 2)
+    is_permitted = "submit_private" in rights
+    assert Destination.objects.filter(name="new").exists() == is_permitted, added.content.decode()
+    assert shown_page.status_code == 200
+    assert (
+        Destination.objects.get(pk=destination.pk).url == "https://mine.example/hook"
+    ) == is_permitted
+    assert [answer.status_code for answer in (added, changed)] == (
+        [302] * 2 if is_permitted else [403] * 2
+    )
 
 
 def _actions(model: Any) -> list[str]:
@@ -187,8 +193,8 @@ def test_personal_pages_need_permission(own: Tenant):
         ("submit_private", {"uci-private-exhaust"}),
     ):
         client = sign_in_person(own, right)
-        shown = client.get("/admin/exhaust/job/").context["cl"].result_list
-        assert {job.dataset for job in shown} == expected
+        jobs = client.get("/admin/exhaust/job/").context["cl"].result_list
+        assert {job.dataset for job in jobs} == expected
         files = client.get("/admin/exhaust/file/").context["cl"].result_list
         assert {file.job.dataset for file in files} == expected
 
@@ -227,15 +233,15 @@ def test_create_stays_in_permitted_channels(own: Tenant, others: list[Tenant]):
     }  # fmt: skip
 
     for place in (others[0], own):
-        said = {"channel": str(place.channel.pk)}
-        client.post("/admin/exhaust/schedule/add/", {**schedule, **said})
-        sender.post("/admin/exhaust/destination/add/", {**destination, **said})
+        channel_field = {"channel": str(place.channel.pk)}
+        client.post("/admin/exhaust/schedule/add/", {**schedule, **channel_field})
+        sender.post("/admin/exhaust/destination/add/", {**destination, **channel_field})
     private = {**schedule, "name": "private", "dataset": "uci-private-exhaust"}
     client.post("/admin/exhaust/schedule/add/", {**private, "channel": str(own.channel.pk)})
 
-    made = {*Schedule.objects.filter(name="new"), *Destination.objects.filter(name="new")}
-    assert {row.channel_id for row in made} == {own.channel.pk}
-    assert len(made) == 2
+    created_rows = {*Schedule.objects.filter(name="new"), *Destination.objects.filter(name="new")}
+    assert {row.channel_id for row in created_rows} == {own.channel.pk}
+    assert len(created_rows) == 2
     assert not Schedule.objects.filter(name="private").exists()
 
 
@@ -244,14 +250,14 @@ def test_destination_needs_export_permission(own: Tenant, others: list[Tenant]):
     sender = sign_in_person(own, "administer", "submit_private")
     group = Group.objects.get(name="administer submit_private")
     Role.objects.create(group=group, channel=others[0].channel, administer=True)
-    words = {
+    form = {
         "name": "new", "kind": "webhook", "resource": "events", "types": "", "method": "PUT",
         "url": "https://destination.example/hook", "content_type": "application/json",
     }  # fmt: skip
 
     # when
     for place in (others[0], own):
-        sender.post("/admin/exhaust/destination/add/", {**words, "channel": str(place.channel.pk)})
+        sender.post("/admin/exhaust/destination/add/", {**form, "channel": str(place.channel.pk)})
 
     # then
     assert [destination.channel for destination in Destination.objects.filter(name="new")] == [
@@ -267,12 +273,12 @@ def test_auditor_cannot_name_conversation(own: Tenant, others: list[Tenant]):
 
     # when
     for place in (others[0], own):
-        words = {"channel": str(place.channel.pk), "identifier": "new", "name": "New"}
-        client.post("/admin/ingest/conversation/add/", words)
+        form = {"channel": str(place.channel.pk), "identifier": "new", "name": "New"}
+        client.post("/admin/ingest/conversation/add/", form)
 
     # then
-    made = Conversation.objects.filter(identifier="new")
-    assert [conversation.channel for conversation in made] == [own.channel]
+    conversations = Conversation.objects.filter(identifier="new")
+    assert [conversation.channel for conversation in conversations] == [own.channel]
 
 
 def test_admin_revokes_and_rotates_keys(own: Tenant):
@@ -286,8 +292,8 @@ def test_admin_revokes_and_rotates_keys(own: Tenant):
     pull = Client(headers={"X-API-Key": text}).get("/export/events")
     assert pull.status_code == 200
     assert "no-store" in answer["Cache-Control"]
-    told = AuditEvent.objects.filter(actor="administer submit_private").order_by("pk")
-    assert list(told.values_list("action", "channel", "subject")) == [
+    audit_events = AuditEvent.objects.filter(actor="administer submit_private").order_by("pk")
+    assert list(audit_events.values_list("action", "channel", "subject")) == [
         ("key.rotated", OWN.channel, key.public_id),
         ("key.revoked", OWN.channel, key.public_id),
     ]
@@ -313,12 +319,12 @@ def test_rotate_rejects_excess_scopes(own: Tenant, scope: str, lacks: set[str], 
     key, _ = access.create_key("stronger", [scope], [own.channel])
     senders, _ = access.create_key("a sender's", ["ingest"], [own.channel])
 
-    said = rotate_keys(client, key, senders).splitlines()
+    lines = rotate_keys(client, key, senders).splitlines()
 
-    assert [line for line in said if line.startswith(str(key))] == [
+    assert [line for line in lines if line.startswith(str(key))] == [
         f"{key} is not rotated: in {OWN.channel}, {scope} needs {takes}."
     ]
-    assert [line for line in said if "exh_" in line and line.startswith(str(senders))]
+    assert [line for line in lines if "exh_" in line and line.startswith(str(senders))]
     assert ApiKey.objects.filter(name="stronger").count() == 1
     key.refresh_from_db()
     assert key.expires_at is None
@@ -354,27 +360,27 @@ def test_personal_schedule_needs_permission(own: Tenant, dataset: str):
     schedule = Schedule.objects.get(channel=own.channel)
     Schedule.objects.update(dataset=dataset)
     before = rows_of(OWN)
-    words = {
+    form = {
         "cron": "0 7 * * *", "zone": "UTC", "window": "yesterday", "tag": "new",
         "output_format": "csv", "dataset": "uci-response-exhaust", "conversation": "c",
     }  # fmt: skip
     change = f"{SCHEDULES}{schedule.pk}/change/"
 
-    shown = client.get(SCHEDULES).context["cl"].result_list
-    client.post(change, words)
+    schedules = client.get(SCHEDULES).context["cl"].result_list
+    client.post(change, form)
     client.post(f"{SCHEDULES}{schedule.pk}/delete/", {"post": "yes"})
     for action in ("pause", "delete_selected"):
-        said = {"action": action, "_selected_action": [schedule.pk], "post": "yes"}
-        client.post(SCHEDULES, said)
+        action_form = {"action": action, "_selected_action": [schedule.pk], "post": "yes"}
+        client.post(SCHEDULES, action_form)
     paused = timezone.now()
-    assert list(shown) == []
+    assert list(schedules) == []
     assert rows_of(OWN) == before
     Schedule.objects.update(paused_at=paused)
     client.post(SCHEDULES, {"action": "resume", "_selected_action": [schedule.pk]})
 
     assert Schedule.objects.get().paused_at == paused
-    may = sign_in_person(own, "administer", "submit_private", "submit_response")
-    assert may.post(change, words).status_code == 302
+    permitted_client = sign_in_person(own, "administer", "submit_private", "submit_response")
+    assert permitted_client.post(change, form).status_code == 302
     assert Schedule.objects.get().dataset == "uci-response-exhaust"
 
 

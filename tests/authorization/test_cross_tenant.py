@@ -50,10 +50,11 @@ def enqueued_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exhaust.jobs.wakeup.enqueue", lambda *_, **__: None)
 
 
-def store_answers(channel: str, *numbers: int, **said: Any) -> None:
+def store_answers(channel: str, *numbers: int, **profile_fields: Any) -> None:
     send_events(*(make_answer(number, f"said in {channel}") for number in numbers), channel=channel)
     participants = [
-        {**make_participant(number, **said), "userName": f"of {channel}"} for number in numbers
+        {**make_participant(number, **profile_fields), "userName": f"of {channel}"}
+        for number in numbers
     ]
     post_participants(*participants, channel=channel)
 
@@ -70,14 +71,14 @@ def both() -> None:
 def test_file_holds_only_its_channel(both: None, dataset: str) -> None:
     _, path = make_file(dataset, channel=OURS)
 
-    found = read_rows(path)
+    rows = read_rows(path)
 
-    assert len(found) == 2
-    assert THEIRS not in str(found)
+    assert len(rows) == 2
+    assert THEIRS not in str(rows)
     if dataset in (RESPONSE, EVENTS):  # who refused there, refused nothing here
-        assert str(found).count(f"said in {OURS}") == 2
+        assert str(rows).count(f"said in {OURS}") == 2
     if dataset == PRIVATE:
-        assert sorted(row["Phone Number"] for row in found) == [
+        assert sorted(row["Phone Number"] for row in rows) == [
             make_participant(n)["phone"] for n in (1, 2)
         ]
 
@@ -101,10 +102,12 @@ def test_supplement_continues_own_file(both: None) -> None:
 
 def test_other_channels_application_unknown(both: None) -> None:
     keys.create_application("theirs", make_channel(THEIRS))
-    asked = {**config(EVENTS), "application": "theirs"}
+    request_config = {**config(EVENTS), "application": "theirs"}
 
     with pytest.raises(RequestError, match="application"):
-        submit.check_configuration(make_submission(dataset=EVENTS, config=asked, channel=OURS))
+        submit.check_configuration(
+            make_submission(dataset=EVENTS, config=request_config, channel=OURS)
+        )
 
 
 def test_same_request_makes_job_per_channel(enqueued_tasks: None) -> None:
@@ -128,9 +131,9 @@ def test_device_sessions_stay_in_channel(both: None) -> None:
     theirs = Session.objects.filter(channel__identifier=THEIRS).order_by("pk")
     before = list(theirs.values())
 
-    late = make_answer(1, "later")
-    late["mid"], late["ets"] = "later", late["ets"] + 60_000
-    send_events(late, channel=OURS)
+    later_event = make_answer(1, "later")
+    later_event["mid"], later_event["ets"] = "later", later_event["ets"] + 60_000
+    send_events(later_event, channel=OURS)
     deriver.derive_all(5)
 
     assert (
@@ -163,8 +166,8 @@ def test_pruning_stays_in_its_channel(both: None) -> None:
 
     assert pruning.prune_events(make_channel(OURS).pk, soon) == 2
 
-    left = StoredEvent.objects.values_list("channel__identifier", flat=True)
-    assert set(left) == {THEIRS}
+    remaining_channels = StoredEvent.objects.values_list("channel__identifier", flat=True)
+    assert set(remaining_channels) == {THEIRS}
 
 
 def test_other_channel_blocks_no_pruning(both: None) -> None:
@@ -177,9 +180,9 @@ def test_other_channel_blocks_no_pruning(both: None) -> None:
     assert not retention.is_being_read(make_channel(THEIRS).pk)
 
 
-def make_destination(channel: str, **said: Any) -> Destination:
-    made = {"name": "s", "url": "https://x", "resource": "events", **said}
-    return Destination.objects.create(channel=make_channel(channel), **made)
+def make_destination(channel: str, **overrides: Any) -> Destination:
+    values = {"name": "s", "url": "https://x", "resource": "events", **overrides}
+    return Destination.objects.create(channel=make_channel(channel), **values)
 
 
 def test_pruning_disables_no_other_channel(both: None) -> None:
@@ -205,13 +208,15 @@ def test_pruning_lists_only_named_channels(both: None, settings: Any) -> None:
 @pytest.mark.parametrize(("resource", "count"), [("events", 2), ("sessions", 2)])
 def test_destination_gets_only_its_channel(both: None, resource: str, count: int) -> None:
     Session.objects.update(closed=True)
-    made = make_destination(OURS, resource=resource)
+    destination = make_destination(OURS, resource=resource)
 
-    found = batches.read_batch(made, 100, FeedPosition(made.cursor_xid, made.cursor_id))
+    batch = batches.read_batch(
+        destination, 100, FeedPosition(destination.cursor_xid, destination.cursor_id)
+    )
 
-    assert batches.count_waiting(made)[0] == count
-    assert len(found.documents) == count
-    assert THEIRS.encode() not in b"".join(document.wire_bytes for document in found.documents)
+    assert batches.count_waiting(destination)[0] == count
+    assert len(batch.documents) == count
+    assert THEIRS.encode() not in b"".join(document.wire_bytes for document in batch.documents)
 
 
 def test_full_channel_blocks_no_other(settings: Any) -> None:
@@ -321,8 +326,10 @@ def test_other_destinations_take_no_room(db: None, monkeypatch: pytest.MonkeyPat
 def test_pushed_session_holds_own_events(both: None) -> None:
     Session.objects.update(closed=True)
 
-    told = session_documents.fetch_sessions(Session.objects.filter(channel__identifier=OURS))
-    found = [json.loads(document) for _, document in session_documents.build_documents(OURS, told)]
+    sessions = session_documents.fetch_sessions(Session.objects.filter(channel__identifier=OURS))
+    documents = [
+        json.loads(document) for _, document in session_documents.build_documents(OURS, sessions)
+    ]
 
     lists = ("userActions", "events", "errors")
-    assert [sum(len(each[name]) for name in lists) for each in found] == [1, 1]
+    assert [sum(len(each[name]) for name in lists) for each in documents] == [1, 1]

@@ -99,7 +99,7 @@ VERBS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 
 def addresses() -> dict[str, tuple[str, Any]]:
     """Every address that is served, with its template and view."""
-    found: dict[str, tuple[str, Any]] = {}
+    addresses_by_template: dict[str, tuple[str, Any]] = {}
 
     def walk(patterns: Any, before: str) -> None:
         for pattern in patterns:
@@ -110,10 +110,10 @@ def addresses() -> dict[str, tuple[str, Any]]:
                 walk(pattern.url_patterns, route)
             elif isinstance(pattern, URLPattern):
                 template = re.sub(r"<\w+:(\w+)>", r"<\1>", route)
-                found[template] = template.removeprefix("api/"), pattern.callback
+                addresses_by_template[template] = template.removeprefix("api/"), pattern.callback
 
     walk(get_resolver().url_patterns, "")
-    return found
+    return addresses_by_template
 
 
 ADDRESSES = addresses()
@@ -184,7 +184,7 @@ def fill_template(template: str, names: Names, token: str) -> str:
         values["identifier"] = names.device
     elif "events" in template:
         values["identifier"] = names.event
-    return "/" + re.sub(r"<(\w+)>", lambda found: values[found[1]], template)
+    return "/" + re.sub(r"<(\w+)>", lambda match: values[match[1]], template)
 
 
 def request_body(template: str, names: Names) -> Any:
@@ -192,13 +192,13 @@ def request_body(template: str, names: Names) -> Any:
     if re.search(r"submit?$|preview$", template):
         config = {"conversationId": names.conversation, "startDate": "2022-04-01"}
         config |= {"endDate": "2022-04-02", "since": names.request_id}
-        said: dict[str, Any] = {"dataset": "uci-response-exhaust", "datasetConfig": config}
-        return {"request": {"tag": names.tag, **said}}
+        fields: dict[str, Any] = {"dataset": "uci-response-exhaust", "datasetConfig": config}
+        return {"request": {"tag": names.tag, **fields}}
     if template.endswith("search"):
         return {"request": {"filters": {"tag": names.tag}}}
     if template.endswith("schedule/<name>"):
-        said = {"cron": "0 6 * * *", "dataset": "uci-response-exhaust", "window": "yesterday"}
-        return {"request": {**said, "tag": "t", "conversationId": names.conversation}}
+        fields = {"cron": "0 6 * * *", "dataset": "uci-response-exhaust", "window": "yesterday"}
+        return {"request": {**fields, "tag": "t", "conversationId": names.conversation}}
     if template.endswith("destination/<name>"):
         return {"request": {"url": "https://destination.example/hook"}}
     if template.endswith("rewind"):
@@ -224,10 +224,10 @@ _CHANGING = re.compile(
 def normalized_answer(answer: Any, names: Names) -> tuple[int, str]:
     """What an answer says, but for names that the request gave, ids and times."""
     text = b"".join(answer.streaming_content) if answer.streaming else answer.content
-    said = text.decode() + "".join(f"\n{name}: {value}" for name, value in answer.items())
+    full_text = text.decode() + "".join(f"\n{name}: {value}" for name, value in answer.items())
     for name in ("tag", "schedule", "destination", "conversation", "application", "device"):
-        said = said.replace(getattr(names, name), f"<{name}>")
-    return answer.status_code, _CHANGING.sub("<>", said)
+        full_text = full_text.replace(getattr(names, name), f"<{name}>")
+    return answer.status_code, _CHANGING.sub("<>", full_text)
 
 
 @pytest.fixture
@@ -293,8 +293,8 @@ def test_other_channel_changes_no_answer(db: None, monkeypatch: Any):
     make_tenant(OTHER), make_tenant(TWIN)
 
     assert all_told() == alone
-    shown = [case for case, (_, said) in alone.items() if OWN.secret in said]
-    assert len(shown) >= 25, alone  # else nothing was compared
+    cases_with_data = [case for case, (_, content) in alone.items() if OWN.secret in content]
+    assert len(cases_with_data) >= 25, alone  # else nothing was compared
 
 
 def _searched(template: str, body: Any) -> Any:
@@ -323,11 +323,11 @@ def test_key_without_scope_is_denied(places: list[Tenant], template: str):
                     fill_template(template, OWN, "") + query,
                     request_body(template, OWN),
                 )
-                status, said = normalized_answer(answer, OWN)
+                status, content = normalized_answer(answer, OWN)
                 assert status < 500
                 if scope not in needs or SCOPE[template] == "export:private":
-                    assert OWN.secret not in said
-                    assert status >= 400 or '"count":0' in said, (scope, verb)
+                    assert OWN.secret not in content
+                    assert status >= 400 or '"count":0' in content, (scope, verb)
 
 
 @pytest.mark.parametrize("scope", ["export:response", "export:private", "pull"])
@@ -346,11 +346,11 @@ def test_key_sees_only_its_datasets(places: list[Tenant], scope: str):
             answer = call_address(caller, verb, where, {})
             # what has its file can be neither stopped nor run again
             assert answer.status_code == (status if step == "read" or status == 403 else 409)
-        for said in (
+        for listed in (
             call_address(caller, "GET", f"/dataset/v1/request/list/{OWN.tag}", {}),
             call_address(caller, "POST", "/dataset/v1/request/search", {"request": {}}),
         ):
-            assert (dataset in said.content.decode()) == (dataset in mine)
+            assert (dataset in listed.content.decode()) == (dataset in mine)
         for name in DATASETS:
             config = {"startDate": "2022-04-01", "endDate": "2022-04-02"}
             if DATASETS[name].required_fields:
@@ -375,9 +375,11 @@ def test_other_channels_cursor_is_denied(places: list[Tenant], resource: str):
 
     answer = client.get(f"/export/{resource}", {"cursor": other.cursors[resource]})
     mine = client.get(f"/export/{resource}", {"cursor": own.cursors[resource]})
-    said = {"request": {"cursor": other.cursors[resource]}}
+    rewind_body = {"request": {"cursor": other.cursors[resource]}}
     destination = client.post(
-        f"/dataset/v1/destination/{OWN.destination}/rewind", said, content_type="application/json"
+        f"/dataset/v1/destination/{OWN.destination}/rewind",
+        rewind_body,
+        content_type="application/json",
     )
 
     assert (answer.status_code, mine.status_code, destination.status_code) == (400, 200, 400)
@@ -454,7 +456,7 @@ def test_matrix_is_large(places: list[Tenant]):
 def test_no_address_crosses_channels(places: list[Tenant], address: str):
     before = rows_of(OTHER, TWIN)
     template = ADDRESSES[address][0]
-    found: list[str] = []
+    faults: list[str] = []
     answers: dict[Any, set[Any]] = {}
     for verb, caller, query, names in cases(address, callers(*places)):
         token = "altered:token" if names is OTHER else "another:token"
@@ -464,28 +466,28 @@ def test_no_address_crosses_channels(places: list[Tenant], address: str):
         answer = normalized_answer(
             call_address(caller, verb, where, request_body(template, names)), names
         )
-        status, said = answer
+        status, content = answer
         case = f"{caller.name}: {verb} {where}"
         if status >= 500:
-            found.append(f"{case}: {status}")
-        if find_leaks(said):
-            found.append(f"{case}: tells {find_leaks(said)}")
-        if OWN.secret in said and not caller.lets_in:
-            found.append(f"{case}: lets in")
+            faults.append(f"{case}: {status}")
+        if find_leaks(content):
+            faults.append(f"{case}: tells {find_leaks(content)}")
+        if OWN.secret in content and not caller.lets_in:
+            faults.append(f"{case}: lets in")
         alike = answers.setdefault((verb, caller.name, query), set())
         alike.add(answer)
         if len(alike) > 1:
-            found.append(f"{case}: differs from what nobody has: {alike}")
+            faults.append(f"{case}: differs from what nobody has: {alike}")
 
     assert answers
-    assert found == []
+    assert faults == []
     assert rows_of(OTHER, TWIN) == before
 
 
 def callers_of(address: str, view: Any, verb: str, all_: list[Caller]) -> list[Caller]:
     """Under its second address, and by a verb that no view knows, the nearest callers do."""
-    known = getattr(view, "view_class", None)
-    is_known = hasattr(known, verb.lower()) if known else verb in {"GET", "POST", "PUT"}
+    view_class = getattr(view, "view_class", None)
+    is_known = hasattr(view_class, verb.lower()) if view_class else verb in {"GET", "POST", "PUT"}
     if address.startswith("api/") or not is_known or verb in {"HEAD", "OPTIONS"}:
         return [each for each in all_ if each.name in {"the own key", "another channel"}]
     return all_

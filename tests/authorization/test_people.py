@@ -45,7 +45,7 @@ def enqueued_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def files_of(enqueued_tasks: None) -> dict[str, list[str]]:
     """By channel, the paths of the links of a private and a response file that hold device-1."""
-    found = {}
+    files_by_channel = {}
     for channel in (OURS, THEIRS):
         send_events(make_answer(1, f"said in {channel}"), make_answer(2), channel=channel)
         post_participants(make_participant(1), make_participant(2), channel=channel)
@@ -63,8 +63,10 @@ def files_of(enqueued_tasks: None) -> dict[str, list[str]]:
             answer=400,
             reason="bad: device-1",
         )
-        found[channel] = [make_file(dataset, channel=channel)[1] for dataset in (PRIVATE, RESPONSE)]
-    return found
+        files_by_channel[channel] = [
+            make_file(dataset, channel=channel)[1] for dataset in (PRIVATE, RESPONSE)
+        ]
+    return files_by_channel
 
 
 def rows(channel: str) -> list[Any]:
@@ -105,19 +107,19 @@ NONE = dict.fromkeys(ALL, 0)
 @pytest.fixture
 def acted_as(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The role of each erasure's first step."""
-    seen: list[str] = []
+    roles: list[str] = []
     begin = erasure.start_erasure
 
-    def told(*said: Any) -> Any:
-        seen.append(session.TENANT_ROLE)
+    def record_role(*args: Any) -> Any:
+        roles.append(session.TENANT_ROLE)
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
                 cursor.execute("SELECT current_user")
-                seen[-1] = str(cursor.fetchone()[0])
-        return begin(*said)
+                roles[-1] = str(cursor.fetchone()[0])
+        return begin(*args)
 
-    monkeypatch.setattr(erasure, "start_erasure", told)
-    return seen
+    monkeypatch.setattr(erasure, "start_erasure", record_role)
+    return roles
 
 
 def erase(**headers: str) -> Any:
@@ -132,10 +134,10 @@ def test_erasure_stays_in_its_channel(
     assert count_left(OURS) == count_left(THEIRS) == ALL
     before = rows(THEIRS)
 
-    said = erase(**headers)
+    answer = erase(**headers)
 
-    assert (said.status_code, acted_as) == (200, [session.TENANT_ROLE])
-    assert said.json()["erased"] == {
+    assert (answer.status_code, acted_as) == (200, [session.TENANT_ROLE])
+    assert answer.json()["erased"] == {
         "participants": 1, "events": 1, "sessions": 1, "users": 1, "rejected": 1,
     }  # fmt: skip
     assert count_left(OURS) == NONE
@@ -153,9 +155,9 @@ def test_unfiltered_erasure_stays_in_channel(
     before = rows(THEIRS)
     request.getfixturevalue("forgetful")
 
-    said = erase()
+    answer = erase()
 
-    assert (said.status_code, acted_as) == (200, [session.TENANT_ROLE])
+    assert (answer.status_code, acted_as) == (200, [session.TENANT_ROLE])
     request.getfixturevalue("monkeypatch").undo()
     assert count_left(OURS) == NONE
     assert rows(THEIRS) == before
@@ -183,10 +185,10 @@ def test_withdrawal_stays_in_its_channel(
     """The endpoint acts as the login role; a restricted session does no less and no more."""
     before = rows(THEIRS)
     channel = make_channel(OURS)
-    word = make_participant(1, consent=False, consentAt="2022-06-01T00:00:00Z")
+    profile = make_participant(1, consent=False, consentAt="2022-06-01T00:00:00Z")
     received_at = timezone.now()
     call = Call("", received_at, "application/json")
-    profiles = participants.parse(json.dumps(word).encode(), call).profiles
+    profiles = participants.parse(json.dumps(profile).encode(), call).profiles
     if forgets:
         request.getfixturevalue("forgetful")
 

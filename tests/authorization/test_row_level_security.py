@@ -37,8 +37,8 @@ def forgetful(monkeypatch: Any) -> None:
 
     def forgetting(method: Any) -> Any:
         def filtered(self: Any, *args: Any, **kwargs: Any) -> Any:
-            kept = {name: value for name, value in kwargs.items() if "channel" not in name}
-            return method(self, *args, **kept)
+            other_kwargs = {name: value for name, value in kwargs.items() if "channel" not in name}
+            return method(self, *args, **other_kwargs)
 
         return filtered
 
@@ -89,10 +89,10 @@ def iterate_answers(client: Client, places: tuple[Tenant, ...]) -> Iterator[str]
 def test_unfiltered_query_stays_in_channel(own: Tenant, other: Tenant, forgetful: None):
     client = Client(headers=bearer(make_key(own.channel)))
 
-    said = list(iterate_answers(client, (own, other)))
+    texts = list(iterate_answers(client, (own, other)))
 
-    assert [text for text in said if OTHER.secret in text] == []
-    assert sum(OWN.secret in text for text in said) >= len(READS)
+    assert [text for text in texts if OTHER.secret in text] == []
+    assert sum(OWN.secret in text for text in texts) >= len(READS)
 
 
 def test_unfiltered_query_leaks_without_rls(
@@ -101,22 +101,22 @@ def test_unfiltered_query_leaks_without_rls(
     monkeypatch.setattr(session, "has_policies", lambda _: False)
     client = Client(headers=bearer(make_key(own.channel)))
 
-    said = list(iterate_answers(client, (own, other)))
+    texts = list(iterate_answers(client, (own, other)))
 
-    assert sum(OTHER.secret in text for text in said) >= len(READS) // 2
+    assert sum(OTHER.secret in text for text in texts) >= len(READS) // 2
 
 
 def test_key_of_two_channels_sees_named_one(own: Tenant, other: Tenant, forgetful: None):
     both = make_key(own.channel, other.channel)
 
     by_header = Client(headers=bearer(both, **{"X-Channel-ID": OWN.channel}))
-    said = list(iterate_answers(by_header, (own, other)))
+    texts = list(iterate_answers(by_header, (own, other)))
     body = {"request": {"filters": {"channel": OWN.channel}}}
     by_filter = Client(headers=bearer(both)).post(
         "/dataset/v1/request/search", json.dumps(body), content_type="application/json"
     )
 
-    assert [text for text in said if OTHER.secret in text] == []
+    assert [text for text in texts if OTHER.secret in text] == []
     assert OTHER.secret not in by_filter.content.decode()
     assert OWN.secret in by_filter.content.decode()
 
@@ -129,14 +129,14 @@ def test_every_table_shows_only_its_channel(own: Tenant, other: Tenant, model: A
     session.restrict_to_channels([own.channel.pk])
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM {table}")
-        seen = cursor.fetchone()[0]
+        visible_count = cursor.fetchone()[0]
     session.restrict_to_channels([])
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM {table}")
         assert cursor.fetchone()[0] == 0
     session.lift_restriction()
 
-    assert seen == model.objects.filter(**{path: OWN.channel}).count() > 0
+    assert visible_count == model.objects.filter(**{path: OWN.channel}).count() > 0
 
 
 def test_every_channel_table_has_policy():
@@ -190,10 +190,10 @@ def role() -> str:
 def test_connection_is_reset_after_request(own: Tenant, monkeypatch: Any):
     before = role()
     client = Client(headers=bearer(make_key(own.channel)), raise_request_exception=False)
-    seen: list[str] = []
+    roles: list[str] = []
 
     def fail(*_: Any) -> None:
-        seen.append(role())
+        roles.append(role())
         raise RuntimeError
 
     assert client.get("/export/events").status_code == 200
@@ -201,7 +201,7 @@ def test_connection_is_reset_after_request(own: Tenant, monkeypatch: Any):
     monkeypatch.setattr("exhaust.feed.pages.read_page", fail)
     assert client.get("/export/events").status_code == 500
 
-    assert seen == [session.TENANT_ROLE]
+    assert roles == [session.TENANT_ROLE]
     assert role() == before
 
 
@@ -292,8 +292,8 @@ def test_policy_keeps_index_scan(sql: str, index: str):
 
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
-        asked = sql.format(channel=channel.pk, uuid="0" * 32)
-        cursor.execute(f"EXPLAIN {asked}")
+        query = sql.format(channel=channel.pk, uuid="0" * 32)
+        cursor.execute(f"EXPLAIN {query}")
         plan = "\n".join(line for (line,) in cursor.fetchall())
 
     assert index in plan

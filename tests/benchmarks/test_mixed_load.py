@@ -42,8 +42,8 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return stored
 
 
-def measure(reads: dict[str, int], batches: dict[str, int]) -> dict[str, Any]:
-    reader, sender = Generator(reads), Generator(batches)
+def measure(read_counts: dict[str, int], batch_counts: dict[str, int]) -> dict[str, Any]:
+    reader, sender = Generator(read_counts), Generator(batch_counts)
     results = mixed_load.measure(reader, sender, months=1, seconds=2, times=1)  # type: ignore[arg-type]
     return {line.work: line for line in reversed(results)}
 
@@ -60,14 +60,14 @@ def test_bar_applies_to_reads_under_load(load: dict[str, int]):
 
 
 @pytest.mark.parametrize(
-    ("reads", "batches"),
+    ("read_counts", "batch_counts"),
     [({"200": 99, "503": 1}, {"200": 40}), ({"200": 100}, {"200": 39, "503": 1})],
 )
 def test_unexpected_status_stops_run(
-    load: dict[str, int], reads: dict[str, int], batches: dict[str, int]
+    load: dict[str, int], read_counts: dict[str, int], batch_counts: dict[str, int]
 ):
     with pytest.raises(SystemExit, match="returned"):
-        measure(reads, batches)
+        measure(read_counts, batch_counts)
 
 
 def test_lost_batch_stops_run(load: dict[str, int]):

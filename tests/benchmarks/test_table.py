@@ -38,8 +38,8 @@ def test_every_benchmark_is_listed():
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
 
-    words = set(run.stdout.replace("benchmarks.", " ").split())
-    assert [name for name in commands() if name not in words] == []
+    listed = set(run.stdout.replace("benchmarks.", " ").split())
+    assert [name for name in commands() if name not in listed] == []
 
 
 @pytest.mark.parametrize("name", runner.TIMED)
@@ -95,12 +95,12 @@ def test_table_shows_missed_bars():
 
 
 def test_render_json_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    written = tmp_path / "one.json"
+    report = tmp_path / "one.json"
     results.print_report(
-        "space", [Result("bytes", "B", [3.0], bar="<= 2")], {"machine": "m"}, written
+        "space", [Result("bytes", "B", [3.0], bar="<= 2")], {"machine": "m"}, report
     )
     capsys.readouterr()
-    one = json.loads(written.read_text()) | {"command": "space --rounds 1", "seconds": 4}
+    one = json.loads(report.read_text()) | {"command": "space --rounds 1", "seconds": 4}
     message = {
         "command": "python -m benchmarks",
         "began": "2026-01-02T03:04:05+00:00",

@@ -103,15 +103,15 @@ def test_preview_create_watch_download(page: Any, worker_stopped: Service) -> No
     page.click("text=Create export")
     page.wait_for_url(f"{base}/console/{CHANNEL}/exports/watched/*")
     page.wait_for_selector(".pill:has-text('Queued')")
-    seen = []
+    progress_values = []
     for finished in (25, 60):
         worker_stopped.change(
             f"UPDATE exhaust_job SET status = 'PROCESSING', attempt = 1, rows_estimated = 100,"
             f" rows_done = {finished} WHERE tag = 'watched'"
         )
         page.wait_for_selector(f"progress[value='{finished}']")
-        seen.append(page.get_attribute("progress", "value"))
-    assert seen == ["25", "60"]  # the bar moved, and nobody loaded the page
+        progress_values.append(page.get_attribute("progress", "value"))
+    assert progress_values == ["25", "60"]  # the bar moved, and nobody loaded the page
     worker_stopped.change(
         "UPDATE exhaust_job SET status = 'SUBMITTED', attempt = 0, rows_done = 0"
         " WHERE tag = 'watched'"

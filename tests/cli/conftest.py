@@ -60,7 +60,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return run
 
 
-def on_terminal(url: str, *words: str, **more: Any) -> tuple[bytes, str]:
+def on_terminal(url: str, *arguments: str, **more: Any) -> tuple[bytes, str]:
     """Runs `exhaust …` on a terminal.
 
     Returns the terminal's bytes, and the text of a pipe if `more` names one.
@@ -71,19 +71,19 @@ def on_terminal(url: str, *words: str, **more: Any) -> tuple[bytes, str]:
     }
     environment |= {"EXHAUST_URL": url, "EXHAUST_KEY": KEY, "TERM": "xterm", "COLUMNS": "80"}
     with subprocess.Popen(
-        [sys.executable, "-m", "exhaust.cli", *words],
+        [sys.executable, "-m", "exhaust.cli", *arguments],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
         **{"stdout": follower, "stderr": follower, **more},
     ) as running:
         os.close(follower)
-        shown = b""
+        terminal_output = b""
         try:
             while piece := os.read(leader, 65536):
-                shown += piece
+                terminal_output += piece
         except OSError:  # the command has ended
             pass
         os.close(leader)
         piped = running.stdout.read().decode() if running.stdout else ""
-    return shown, piped
+    return terminal_output, piped

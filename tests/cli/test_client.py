@@ -59,7 +59,7 @@ def failed(status: int, message: str = "because", **headers: str) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "words"),
+    ("answer", "code", "message"),
     [
         (failed(400, "startDate: Write a day as YYYY-MM-DD."), 2, "startDate: Write a day"),
         (failed(401), 3, "EXHAUST_KEY"),
@@ -73,35 +73,35 @@ def failed(status: int, message: str = "because", **headers: str) -> Answer:
         (Answer(502, b"<html>" + b"x" * 9000), 5, "502"),
     ],
 )
-def test_status_gives_exit_code(command: Command, answer: Answer, code: int, words: str):
+def test_status_gives_exit_code(command: Command, answer: Answer, code: int, message: str):
     with serving(lambda _: answer) as stub:
-        ended = command(stub.url, *STATUS)
-    assert (ended.code, ended.out) == (code, "")
-    assert words in ended.err
-    assert len(ended.err) < 2000
+        completed = command(stub.url, *STATUS)
+    assert (completed.code, completed.out) == (code, "")
+    assert message in completed.err
+    assert len(completed.err) < 2000
 
 
 def test_retry_after_is_obeyed(command: Command):
     answers = in_turn(failed(429, Retry_After="7"), failed(503, Retry_After="2"), enveloped(job()))
     with serving(answers) as stub:
-        ended = command(stub.url, *STATUS)
-    assert (ended.code, ended.waits, len(stub.requests)) == (0, [7.0, 2.0], 3)
+        completed = command(stub.url, *STATUS)
+    assert (completed.code, completed.waits, len(stub.requests)) == (0, [7.0, 2.0], 3)
 
 
 def test_backoff_doubles_and_ends(command: Command):
     with serving(lambda _: failed(503)) as stub:
-        ended = command(stub.url, *STATUS, "--retries", "4")
-    assert ended.code == 5
+        completed = command(stub.url, *STATUS, "--retries", "4")
+    assert completed.code == 5
     assert len(stub.requests) == 5
-    for attempt, seconds in enumerate(ended.waits, 1):
+    for attempt, seconds in enumerate(completed.waits, 1):
         assert 0.25 * 2**attempt <= seconds <= 0.5 * 2**attempt
 
 
 def test_wait_of_hours_ends_command(command: Command):
     with serving(lambda _: failed(429, Retry_After="7200")) as stub:
-        ended = command(stub.url, *STATUS)
-    assert (ended.code, ended.waits, len(stub.requests)) == (5, [], 1)
-    assert "7200" in ended.err
+        completed = command(stub.url, *STATUS)
+    assert (completed.code, completed.waits, len(stub.requests)) == (5, [], 1)
+    assert "7200" in completed.err
 
 
 def test_retry_command_is_not_repeated(command: Command):
@@ -120,8 +120,8 @@ def test_broken_connection_is_retried(command: Command):
     whole = enveloped(job())
     cut = Answer(body=whole.body, cut=9)
     with serving(in_turn(cut, whole)) as stub:
-        ended = command(stub.url, *STATUS)
-        assert (ended.code, len(stub.requests)) == (0, 2)
+        completed = command(stub.url, *STATUS)
+        assert (completed.code, len(stub.requests)) == (0, 2)
     with serving(in_turn(cut, whole)) as stub:
         assert command(stub.url, "retry", "april", "ABC").code == 5
         assert len(stub.requests) == 1  # the server may have done it
@@ -135,33 +135,33 @@ def test_retry_after_seconds(value: str, seconds: float | None):
     assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
-@pytest.mark.parametrize("words", [STATUS, ("retry", "april", "ABC")])
-def test_unreachable_server(command: Command, words: tuple[str, ...]):
+@pytest.mark.parametrize("arguments", [STATUS, ("retry", "april", "ABC")])
+def test_unreachable_server(command: Command, arguments: tuple[str, ...]):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    ended = command(url, *words, "--retries", "2")
-    assert ended.code == 5
-    assert f"No answer from {url}" in ended.err
-    assert "refused" in ended.err
-    assert len(ended.waits) == 2
+    completed = command(url, *arguments, "--retries", "2")
+    assert completed.code == 5
+    assert f"No answer from {url}" in completed.err
+    assert "refused" in completed.err
+    assert len(completed.waits) == 2
 
 
 @pytest.mark.parametrize(
     "url", ["ftp://x", "exhaust.example.org", "http://", "http://a:b@host", "http://host:port"]
 )
 def test_invalid_url(command: Command, url: str):
-    ended = command(url, *STATUS)
-    assert ended.code == 2
-    assert "EXHAUST_URL" in ended.err
+    completed = command(url, *STATUS)
+    assert completed.code == 2
+    assert "EXHAUST_URL" in completed.err
 
 
 @pytest.mark.parametrize("key", ["", f"{KEY}\nX-Admin: 1", f"{KEY}é"])
 def test_invalid_key_is_not_printed(command: Command, key: str):
     with serving(lambda _: Answer()) as stub:
-        ended = command(stub.url, *STATUS, key=key)
-    assert (ended.code, stub.requests) == (2, [])
-    assert "EXHAUST_KEY" in ended.err
+        completed = command(stub.url, *STATUS, key=key)
+    assert (completed.code, stub.requests) == (2, [])
+    assert "EXHAUST_KEY" in completed.err
 
 
 def test_key_follows_no_redirect(command: Command):
@@ -228,9 +228,9 @@ def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
 def test_certificate_is_verified(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, context = certificate(tmp_path)
     with serving(lambda _: enveloped(job()), tls=context) as stub:
-        ended = command(stub.url, *STATUS)
-        assert (ended.code, ended.waits, stub.requests) == (5, [], [])
-        assert "SSL_CERT_FILE" in ended.err
+        completed = command(stub.url, *STATUS)
+        assert (completed.code, completed.waits, stub.requests) == (5, [], [])
+        assert "SSL_CERT_FILE" in completed.err
         monkeypatch.setenv("SSL_CERT_FILE", str(path))
         assert command(stub.url, *STATUS).code == 0
 
@@ -238,8 +238,12 @@ def test_certificate_is_verified(command: Command, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("proxy", ["socks5://u:secret@127.0.0.1:9", "gopher://u:secret@h"])
 def test_unusable_proxy(command: Command, monkeypatch: pytest.MonkeyPatch, proxy: str):
     monkeypatch.setenv("ALL_PROXY", proxy)
-    ended = command("http://127.0.0.1:9", *STATUS)
-    assert (ended.code, "ALL_PROXY" in ended.err, "secret" in ended.err) == (2, True, False)
+    completed = command("http://127.0.0.1:9", *STATUS)
+    assert (completed.code, "ALL_PROXY" in completed.err, "secret" in completed.err) == (
+        2,
+        True,
+        False,
+    )
 
 
 def test_proxy_is_used(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -259,7 +263,7 @@ def test_starts_fast_without_django():
         " if name.split('.')[0] in {'django', 'rest_framework', 'boto3', 'pandas', 'celery'}])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
@@ -267,6 +271,6 @@ def test_starts_fast_without_django():
         env=environment,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert ended.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"
     # seconds of work, not of waiting for other tests; all commands' parts at once
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6

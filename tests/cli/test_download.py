@@ -46,11 +46,11 @@ def fetch(
     command: Command, bucket: Stub, folder: Path, *files: dict[str, Any], more: tuple[str, ...] = ()
 ) -> Any:
     """Runs the command against an API with links to the bucket."""
-    reads: list[int] = []
+    calls: list[int] = []
 
     def api(_: Request) -> Answer:
-        reads.append(1)  # each call gives other links
-        links = [f"{bucket.url}/{number}?read={len(reads)}" for number, _ in enumerate(files)]
+        calls.append(1)  # each call gives other links
+        links = [f"{bucket.url}/{number}?read={len(calls)}" for number, _ in enumerate(files)]
         return enveloped(job(files=list(files), downloadUrls=links))
 
     with serving(api) as stub:
@@ -63,8 +63,8 @@ def names(folder: Path) -> list[str]:
 
 def test_link_gets_no_key(command: Command, tmp_path: Path):
     with serving(Bucket()) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-    assert (ended.code, ended.out) == (0, f"{tmp_path}/april.csv\n")
+        completed = fetch(command, bucket, tmp_path, file_of())
+    assert (completed.code, completed.out) == (0, f"{tmp_path}/april.csv\n")
     assert (tmp_path / "april.csv").read_bytes() == CONTENT
     assert names(tmp_path) == ["april.csv"]
     assert KEY not in json.dumps([each.headers for each in bucket.requests])
@@ -93,8 +93,8 @@ def test_same_file_is_not_downloaded_twice(command: Command, tmp_path: Path):
 
 def test_broken_connection_is_continued(command: Command, tmp_path: Path):
     with serving(Bucket(Answer(body=CONTENT, cut=HALF))) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-    assert ended.code == 0
+        completed = fetch(command, bucket, tmp_path, file_of())
+    assert completed.code == 0
     assert bucket.requests[1].headers["Range"] == f"bytes={HALF}-"
     assert (tmp_path / "april.csv").read_bytes() == CONTENT
 
@@ -109,16 +109,16 @@ def test_next_run_continues(command: Command, tmp_path: Path):
     # given a server that gave half, and then nothing
     broken = [Answer(body=CONTENT, cut=HALF), *[failed(503)] * 7]
     with serving(Bucket(*broken)) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-        assert (ended.code, names(tmp_path)) == (5, ["april.csv.part"])
-        assert "continues" in ended.err
+        completed = fetch(command, bucket, tmp_path, file_of())
+        assert (completed.code, names(tmp_path)) == (5, ["april.csv.part"])
+        assert "continues" in completed.err
         del bucket.requests[:]
 
         # when the command runs again
-        ended = fetch(command, bucket, tmp_path, file_of())
+        completed = fetch(command, bucket, tmp_path, file_of())
 
     # then only the rest came
-    assert (ended.code, len(bucket.requests)) == (0, 1)
+    assert (completed.code, len(bucket.requests)) == (0, 1)
     assert bucket.requests[0].headers["Range"] == f"bytes={HALF}-"
     assert (tmp_path / "april.csv").read_bytes() == CONTENT
 
@@ -127,8 +127,8 @@ def test_next_run_continues(command: Command, tmp_path: Path):
 def test_draft_of_another_file(command: Command, tmp_path: Path, draft: bytes):
     (tmp_path / "april.csv.part").write_bytes(draft)
     with serving(Bucket()) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-    assert (ended.code, names(tmp_path)) == (0, ["april.csv"])
+        completed = fetch(command, bucket, tmp_path, file_of())
+    assert (completed.code, names(tmp_path)) == (0, ["april.csv"])
     assert (tmp_path / "april.csv").read_bytes() == CONTENT
 
 
@@ -136,8 +136,8 @@ def test_draft_of_another_file(command: Command, tmp_path: Path, draft: bytes):
 def test_wrong_sha256_gets_no_name(command: Command, tmp_path: Path, wrong: bytes):
     (tmp_path / "april.csv").write_bytes(b"the file of yesterday")
     with serving(Bucket(content=wrong)) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-    assert (ended.code, "SHA-256" in ended.err) == (1, True)
+        completed = fetch(command, bucket, tmp_path, file_of())
+    assert (completed.code, "SHA-256" in completed.err) == (1, True)
     assert (tmp_path / "april.csv").read_bytes() == b"the file of yesterday"
     assert names(tmp_path) == ["april.csv"]
 
@@ -146,16 +146,16 @@ def test_wrong_sha256_gets_no_name(command: Command, tmp_path: Path, wrong: byte
 def test_expired_link_is_renewed(command: Command, tmp_path: Path, status: int):
     # given a link that expires during the download
     with serving(Bucket(Answer(body=CONTENT, cut=HALF), failed(status))) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-    assert ended.code == 0
+        completed = fetch(command, bucket, tmp_path, file_of())
+    assert completed.code == 0
     assert [each.path for each in bucket.requests] == ["/0?read=1", "/0?read=1", "/0?read=2"]
     assert bucket.requests[2].headers["Range"] == f"bytes={HALF}-"
 
 
 def test_forbidden_link_ends(command: Command, tmp_path: Path):
     with serving(lambda _: failed(403, "no")) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-    assert (ended.code, names(tmp_path)) == (3, [])
+        completed = fetch(command, bucket, tmp_path, file_of())
+    assert (completed.code, names(tmp_path)) == (3, [])
 
 
 def test_link_retry_after_is_obeyed(command: Command, tmp_path: Path):
@@ -166,16 +166,16 @@ def test_link_retry_after_is_obeyed(command: Command, tmp_path: Path):
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
 def test_link_is_retried(command: Command, tmp_path: Path, status: int):
     with serving(Bucket(failed(status))) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of())
-    assert (ended.code, len(ended.waits), len(bucket.requests)) == (0, 1, 2)
+        completed = fetch(command, bucket, tmp_path, file_of())
+    assert (completed.code, len(completed.waits), len(bucket.requests)) == (0, 1, 2)
 
 
 def test_all_parts_are_downloaded(command: Command, tmp_path: Path):
     parts = [file_of(name="a.csv"), file_of(name="b.csv")]
     with serving(Bucket()) as bucket:
-        ended = fetch(command, bucket, tmp_path / "new", *parts, more=("--json",))
+        completed = fetch(command, bucket, tmp_path / "new", *parts, more=("--json",))
         assert names(tmp_path / "new") == ["a.csv", "b.csv"]
-        assert [each["sha256"] for each in json.loads(ended.out)] == [parts[0]["sha256"]] * 2
+        assert [each["sha256"] for each in json.loads(completed.out)] == [parts[0]["sha256"]] * 2
         (tmp_path / "one.csv").write_bytes(b"")
         assert fetch(command, bucket, tmp_path / "one.csv", *parts).code == 2
 
@@ -183,19 +183,19 @@ def test_all_parts_are_downloaded(command: Command, tmp_path: Path):
 def test_output_names_one_file(command: Command, tmp_path: Path):
     with serving(Bucket()) as bucket:
         (tmp_path / "mine.csv").write_bytes(b"old")
-        ended = fetch(command, bucket, tmp_path / "mine.csv", file_of())
-        assert (ended.code, (tmp_path / "mine.csv").read_bytes()) == (0, CONTENT)
+        completed = fetch(command, bucket, tmp_path / "mine.csv", file_of())
+        assert (completed.code, (tmp_path / "mine.csv").read_bytes()) == (0, CONTENT)
 
 
 @pytest.mark.parametrize("name", ["../up.csv", "/etc/x", ".bashrc", "a\x1b.csv", "", "a\\b"])
 def test_name_stays_in_folder(command: Command, tmp_path: Path, name: str):
     with serving(Bucket()) as bucket:
-        ended = fetch(command, bucket, tmp_path, file_of(name=name))
-    assert (ended.code, bucket.requests, names(tmp_path)) == (1, [], [])
+        completed = fetch(command, bucket, tmp_path, file_of(name=name))
+    assert (completed.code, bucket.requests, names(tmp_path)) == (1, [], [])
 
 
 @pytest.mark.parametrize(
-    ("shown", "code", "words"),
+    ("result", "code", "message"),
     [
         (job(status="FAILED", statusMessage="too many rows"), 1, "too many rows"),
         (job(status="PROCESSING"), 1, "--watch"),
@@ -203,18 +203,18 @@ def test_name_stays_in_folder(command: Command, tmp_path: Path, name: str):
     ],
 )
 def test_request_without_files(
-    command: Command, tmp_path: Path, shown: dict[str, Any], code: int, words: str
+    command: Command, tmp_path: Path, result: dict[str, Any], code: int, message: str
 ):
-    with serving(lambda _: enveloped(shown)) as stub:
-        ended = command(stub.url, "download", "april", "ABC", "-o", str(tmp_path))
-    assert (ended.code, words in ended.err) == (code, True)
+    with serving(lambda _: enveloped(result)) as stub:
+        completed = command(stub.url, "download", "april", "ABC", "-o", str(tmp_path))
+    assert (completed.code, message in completed.err) == (code, True)
 
 
 def test_download_shows_progress_bar(tmp_path: Path):
     with serving(Bucket()) as bucket:
-        shown = enveloped(job(files=[file_of()], downloadUrls=[bucket.url]))
-        with serving(lambda _: shown) as stub:
-            words = ("download", "april", "ABC", "-o", str(tmp_path))
-            terminal, printed = on_terminal(stub.url, *words, stdout=subprocess.PIPE)
+        answer = enveloped(job(files=[file_of()], downloadUrls=[bucket.url]))
+        with serving(lambda _: answer) as stub:
+            arguments = ("download", "april", "ABC", "-o", str(tmp_path))
+            terminal, printed = on_terminal(stub.url, *arguments, stdout=subprocess.PIPE)
     assert "1.0/1.0 MB" in terminal.decode()
     assert printed == f"{tmp_path}/april.csv\n"

@@ -43,9 +43,9 @@ def test_next_pull_continues(command: Command, tmp_path: Path):
 
 
 def test_pull_query(command: Command):
-    words = ("--start", "2022-04-01", "--end", "1648785600", "--event", "A", "--event", "B")
+    options = ("--start", "2022-04-01", "--end", "1648785600", "--event", "A", "--event", "B")
     with serving(lambda _: Answer(body=b'{"items":[],"nextCursor":"c"}')) as stub:
-        assert command(stub.url, "pull", "events", *words, "--page-size", "7").code == 0
+        assert command(stub.url, "pull", "events", *options, "--page-size", "7").code == 0
     assert stub.requests[0].path == (
         "/export/events?pageSize=7&events=A&events=B&start=1648771200000&end=1648785600"
     )
@@ -58,8 +58,8 @@ def test_failure_keeps_cursor(command: Command, tmp_path: Path):
 
     file = tmp_path / "cursor"
     with serving(rejecting) as stub:
-        ended = command(stub.url, "pull", "events", "--cursor-file", str(file))
-    assert (ended.code, ids(ended.out), file.read_text()) == (2, [0, 1, 2, 3], "2\n")
+        completed = command(stub.url, "pull", "events", "--cursor-file", str(file))
+    assert (completed.code, ids(completed.out), file.read_text()) == (2, [0, 1, 2, 3], "2\n")
 
 
 def test_cursor_waits_for_pipe_reader(tmp_path: Path):
@@ -96,8 +96,8 @@ def test_closed_pipe_ends_silently(command: Command, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pull, "write_all", closed)
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     with serving(feed) as stub:
-        ended = command(stub.url, "pull", "events")
-    assert (ended.code, ended.err) == (141, "")
+        completed = command(stub.url, "pull", "events")
+    assert (completed.code, completed.err) == (141, "")
 
 
 def test_broken_line_spoils_no_other(tmp_path: Path):
@@ -115,8 +115,8 @@ def test_broken_line_spoils_no_other(tmp_path: Path):
 
 def test_missing_folder_is_reported_first(command: Command):
     with serving(feed) as stub:
-        ended = command(stub.url, "pull", "events", "--cursor-file", "/nowhere/cursor")
-    assert (ended.code, ended.out, "/nowhere/cursor" in ended.err) == (2, "", True)
+        completed = command(stub.url, "pull", "events", "--cursor-file", "/nowhere/cursor")
+    assert (completed.code, completed.out, "/nowhere/cursor" in completed.err) == (2, "", True)
 
 
 def test_tail_starts_now_without_payload(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -133,9 +133,9 @@ def test_tail_starts_now_without_payload(command: Command, monkeypatch: pytest.M
     # its own, not that of threads that other tests left running
     monkeypatch.setattr(pull, "time", SimpleNamespace(sleep=interrupted))
     with serving(lambda _: Answer(body=page, headers={"X-Feed-End": "true"})) as stub:
-        ended = command(stub.url, "tail", "--event", "ASSESS")
-    assert ended.code == 130
-    assert ended.out == (
+        completed = command(stub.url, "tail", "--event", "ASSESS")
+    assert completed.code == 130
+    assert completed.out == (
         "04:00:01  of 2022-04-01T04:00:00Z  ASSESS  telemetry"
         "  d\N{REPLACEMENT CHARACTER}[2J  s  e-1\n"
     )

@@ -23,11 +23,11 @@ DAYS = ("--from", "2022-04-01", "--to", "2022-04-30")
 
 
 def test_submit_prints_only_request_id(command: Command):
-    words = ("submit", "events-exhaust", *DAYS)
+    arguments = ("submit", "events-exhaust", *DAYS)
     more = ("--tag", "april", "--format", "jsonl", "--since", "AAA", "--type", "A", "--type", "B")
     with serving(lambda _: enveloped(job(status="SUBMITTED"))) as stub:
-        ended = command(stub.url, *words, *more, "--nightly")
-    assert (ended.code, ended.out) == (0, "ABC\n")
+        completed = command(stub.url, *arguments, *more, "--nightly")
+    assert (completed.code, completed.out) == (0, "ABC\n")
     assert json.loads(stub.requests[0].body)["request"] == {
         "tag": "april",
         "dataset": "events-exhaust",
@@ -43,9 +43,9 @@ def test_submit_prints_only_request_id(command: Command):
 def test_submit_wait(command: Command, status: str, code: int):
     answers = in_turn(enveloped(job(status="SUBMITTED")), enveloped(job(status=status)))
     with serving(answers) as stub:
-        ended = command(stub.url, "submit", "events-exhaust", *DAYS, "--wait")
-    assert (ended.code, ended.out) == (code, "ABC\n")
-    assert ("exhaust retry cli ABC" in ended.err) == bool(code)
+        completed = command(stub.url, "submit", "events-exhaust", *DAYS, "--wait")
+    assert (completed.code, completed.out) == (code, "ABC\n")
+    assert ("exhaust retry cli ABC" in completed.err) == bool(code)
 
 
 @pytest.mark.parametrize(
@@ -56,29 +56,29 @@ def test_watch_ends_with_the_job(command: Command, status: str, code: int):
     running = job(status="PROCESSING", progress={**writing, "percent": 33})
     answers = in_turn(enveloped(running), enveloped(running), enveloped(job(status=status)))
     with serving(answers) as stub:
-        ended = command(stub.url, *STATUS, "--watch")
+        completed = command(stub.url, *STATUS, "--watch")
         assert json.loads(command(stub.url, *STATUS, "--json").out)["status"] == status
-    assert ended.code == code
+    assert completed.code == code
     # no terminal: plain lines, one for each change
-    assert [line.split()[:2] for line in ended.err.splitlines()] == [
+    assert [line.split()[:2] for line in completed.err.splitlines()] == [
         ["PROCESSING", "33"],
         [status, "100"],
     ]
-    assert "\x1b" not in ended.err
+    assert "\x1b" not in completed.err
 
 
 def test_quiet_watch_prints_result_alone(command: Command):
     with serving(in_turn(enveloped(job(status="PROCESSING")), enveloped(job()))) as stub:
-        ended = command(stub.url, *STATUS, "--watch", "--quiet")
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "ABC  SUCCESS     events-exhaust  2022-04-01T04:00:00Z  3 rows\n"
+        completed = command(stub.url, *STATUS, "--watch", "--quiet")
+    assert (completed.code, completed.err) == (0, "")
+    assert completed.out == "ABC  SUCCESS     events-exhaust  2022-04-01T04:00:00Z  3 rows\n"
 
 
 def test_control_characters_are_replaced(command: Command):
     hostile = enveloped(job(status="FAILED", statusMessage="\x1b]0;x\x07\r"))
     with serving(lambda _: hostile) as stub:
-        ended = command(stub.url, *STATUS)
-    assert (ended.code, "\x1b" in ended.out, "\x07" in ended.out) == (1, False, False)
+        completed = command(stub.url, *STATUS)
+    assert (completed.code, "\x1b" in completed.out, "\x07" in completed.out) == (1, False, False)
 
 
 def test_list_reads_all_pages(command: Command):
@@ -87,8 +87,8 @@ def test_list_reads_all_pages(command: Command):
         enveloped({"jobs": [job()], "nextCursor": None}),
     )
     with serving(pages) as stub:
-        ended = command(stub.url, "list", "a/b")
-    assert len(ended.out.splitlines()) == 3
+        completed = command(stub.url, "list", "a/b")
+    assert len(completed.out.splitlines()) == 3
     assert [each.path for each in stub.requests] == [
         "/dataset/v1/request/list/a%2Fb?limit=100",
         "/dataset/v1/request/list/a%2Fb?limit=98&cursor=c",
@@ -97,10 +97,10 @@ def test_list_reads_all_pages(command: Command):
 
 def test_preview_for_scripts(command: Command):
     with serving(lambda _: enveloped(PREVIEW)) as stub:
-        ended = command(stub.url, "preview", "events-exhaust", *DAYS)
+        completed = command(stub.url, "preview", "events-exhaust", *DAYS)
         as_json = command(stub.url, "preview", "events-exhaust", *DAYS, "--json")
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out.splitlines() == [
+    assert (completed.code, completed.err) == (0, "")
+    assert completed.out.splitlines() == [
         "about 12,000 rows, about unknown bytes as CSV",
         "  Device (text, personal): The device.",
         "  Score (number): Its score.",
@@ -111,7 +111,7 @@ def test_preview_for_scripts(command: Command):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("send", "x"),
         ("send", "x", "--source", "fax"),
@@ -124,20 +124,24 @@ def test_preview_for_scripts(command: Command):
         ("nothing",),
     ],
 )
-def test_invalid_usage(command: Command, words: tuple[str, ...]):
-    ended = command("http://127.0.0.1:9", *words)
-    assert (ended.code, ended.out) == (2, "")
+def test_invalid_usage(command: Command, arguments: tuple[str, ...]):
+    completed = command("http://127.0.0.1:9", *arguments)
+    assert (completed.code, completed.out) == (2, "")
 
 
 def test_without_command_shows_help(command: Command):
-    ended = command("http://127.0.0.1:9")
-    assert (ended.code, "submit" in ended.out, "EXHAUST_KEY" in ended.out) == (2, True, True)
+    completed = command("http://127.0.0.1:9")
+    assert (completed.code, "submit" in completed.out, "EXHAUST_KEY" in completed.out) == (
+        2,
+        True,
+        True,
+    )
     assert command("http://127.0.0.1:9", "--help").code == 0
 
 
 def test_version(command: Command):
-    ended = command("http://127.0.0.1:9", "--version")
-    assert (ended.code, ended.out, ended.err) == (0, f"exhaust {__version__}\n", "")
+    completed = command("http://127.0.0.1:9", "--version")
+    assert (completed.code, completed.out, completed.err) == (0, f"exhaust {__version__}\n", "")
 
 
 def test_completion(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -152,14 +156,14 @@ def test_completion(command: Command, monkeypatch: pytest.MonkeyPatch):
 def test_terminal_shows_tables():
     listed = enveloped({"jobs": [job(statusMessage="[red]x")], "nextCursor": None})
     with serving(lambda _: listed) as stub:
-        shown, _ = on_terminal(stub.url, "list", "april")
-    assert b"Request ID" in shown
-    assert b"[red]x" in shown  # the text of others is no markup
+        terminal_output, _ = on_terminal(stub.url, "list", "april")
+    assert b"Request ID" in terminal_output
+    assert b"[red]x" in terminal_output  # the text of others is no markup
     with serving(lambda _: enveloped(PREVIEW)) as stub:
-        shown, _ = on_terminal(stub.url, "preview", "events-exhaust", *DAYS)
-    assert b"Description" in shown
-    assert b"[b]x[/b]" in shown
-    assert b"\x1b[2J" not in shown
+        terminal_output, _ = on_terminal(stub.url, "preview", "events-exhaust", *DAYS)
+    assert b"Description" in terminal_output
+    assert b"[b]x[/b]" in terminal_output
+    assert b"\x1b[2J" not in terminal_output
 
 
 def test_terminal_shows_progress_bar():
@@ -170,8 +174,8 @@ def test_terminal_shows_progress_bar():
         enveloped(job()),
     )
     with serving(answers) as stub:
-        shown, piped = on_terminal(stub.url, *STATUS, "--watch", stdout=subprocess.PIPE)
-    text = shown.decode()
+        terminal_output, piped = on_terminal(stub.url, *STATUS, "--watch", stdout=subprocess.PIPE)
+    text = terminal_output.decode()
     assert "33 %" in text
     assert "[b]x" in text
     assert "503" in text  # a note above the bar

@@ -78,11 +78,11 @@ def write_events(tmp_path: Path, *rows: Any, name: str = "events.ndjson") -> str
 def test_rejections_name_file_positions(command: Command, tmp_path: Path):
     rows = [{"eid": "X", "bad": number == 2500} for number in range(4001)]
     with serving(accept) as stub:
-        words = ("send", write_events(tmp_path, *rows), "--source", "telemetry")
-        ended, as_json = command(stub.url, *words), command(stub.url, *words, "--json")
-    assert ended.code == as_json.code == 1
-    assert "4001 sent: 4000 accepted, 0 duplicate, 1 rejected" in ended.out
-    assert "event 2501: ets: no time" in ended.out
+        arguments = ("send", write_events(tmp_path, *rows), "--source", "telemetry")
+        completed, as_json = command(stub.url, *arguments), command(stub.url, *arguments, "--json")
+    assert completed.code == as_json.code == 1
+    assert "4001 sent: 4000 accepted, 0 duplicate, 1 rejected" in completed.out
+    assert "event 2501: ets: no time" in completed.out
     assert json.loads(as_json.out)["rejections"][0]["position"] == 2500
     assert len(stub.requests) == 6
     assert stub.requests[0].headers["Content-Encoding"] == "gzip"
@@ -98,9 +98,14 @@ def test_413_halves_the_batch(command: Command, tmp_path: Path):
 
     rows = [{"eid": "X", "text": "y" * (60 if number == 5 else 1)} for number in range(10)]
     with serving(limited) as stub:
-        ended = command(stub.url, "send", write_events(tmp_path, *rows), "--source", "participants")
-    assert (ended.code, "10 sent: 9 accepted, 0 duplicate, 1 rejected" in ended.out) == (1, True)
-    assert "event 6: too_large" in ended.out
+        completed = command(
+            stub.url, "send", write_events(tmp_path, *rows), "--source", "participants"
+        )
+    assert (completed.code, "10 sent: 9 accepted, 0 duplicate, 1 rejected" in completed.out) == (
+        1,
+        True,
+    )
+    assert "event 6: too_large" in completed.out
 
 
 def test_gzip_and_standard_input(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,14 +122,16 @@ def test_gzip_and_standard_input(command: Command, tmp_path: Path, monkeypatch: 
 
 
 def test_missing_file(command: Command):
-    ended = command("http://127.0.0.1:9", "send", "/nowhere", "--source", "telemetry")
-    assert (ended.code, "/nowhere: No such file" in ended.err) == (2, True)
+    completed = command("http://127.0.0.1:9", "send", "/nowhere", "--source", "telemetry")
+    assert (completed.code, "/nowhere: No such file" in completed.err) == (2, True)
 
 
 @pytest.mark.parametrize("source", ["clickstream", "skalin", "desk"])
 def test_source_needs_application(command: Command, tmp_path: Path, source: str):
-    ended = command("http://127.0.0.1:9", "send", write_events(tmp_path, {}), "--source", source)
-    assert (ended.code, "--application" in ended.err) == (2, True)
+    completed = command(
+        "http://127.0.0.1:9", "send", write_events(tmp_path, {}), "--source", source
+    )
+    assert (completed.code, "--application" in completed.err) == (2, True)
 
 
 def test_requests_of_each_source(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -166,8 +173,8 @@ def test_batches_are_below_server_limits():
 def test_broken_gzip_is_reported(command: Command, tmp_path: Path):
     (tmp_path / "x.gz").write_bytes(gzip.compress(EVENT * 100)[:-9])
     with serving(accept) as stub:
-        ended = command(stub.url, "send", str(tmp_path / "x.gz"), "--source", "telemetry")
-    assert (ended.code, "truncated or broken" in ended.err) == (2, True)
+        completed = command(stub.url, "send", str(tmp_path / "x.gz"), "--source", "telemetry")
+    assert (completed.code, "truncated or broken" in completed.err) == (2, True)
 
 
 def test_failure_tells_sent_events(command: Command, tmp_path: Path):
@@ -175,15 +182,15 @@ def test_failure_tells_sent_events(command: Command, tmp_path: Path):
     answers = iter([accept, lambda _: Answer(500)])
     file = write_events(tmp_path, *[{"eid": "X"}] * 2500)
     with serving(lambda request: next(answers)(request)) as stub:
-        ended = command(stub.url, "send", file, "--source", "telemetry")
-    assert (ended.code, "2000 events were sent" in ended.err) == (5, True)
+        completed = command(stub.url, "send", file, "--source", "telemetry")
+    assert (completed.code, "2000 events were sent" in completed.err) == (5, True)
 
 
 def test_send_shows_progress_bar(tmp_path: Path):
     file = write_events(tmp_path, *[{"eid": "X"}] * 4500)
     with serving(accept) as stub:
-        shown, printed = on_terminal(
+        terminal_output, printed = on_terminal(
             stub.url, "send", file, "--source", "telemetry", stdout=subprocess.PIPE
         )
-    assert "4,500 sent, 0 rejected" in shown.decode()
+    assert "4,500 sent, 0 rejected" in terminal_output.decode()
     assert printed == "4500 sent: 4500 accepted, 0 duplicate, 0 rejected\n"

@@ -33,12 +33,12 @@ SECRETS = (
 
 
 def command(name: str) -> list[str]:
-    given = SERVICES[name].get("command")
-    if given is None:
-        found = re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.M)
-        assert found
-        given = yaml.safe_load(found[1])
-    return list(given)
+    command_words = SERVICES[name].get("command")
+    if command_words is None:
+        match = re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.M)
+        assert match
+        command_words = yaml.safe_load(match[1])
+    return list(command_words)
 
 
 def test_compose_has_every_service() -> None:
@@ -53,10 +53,10 @@ def test_every_variable_is_a_setting(name: str) -> None:
 
 
 def test_readme_settings_reach_containers() -> None:
-    told = set(re.findall(r'env\.\w+\(\s*"([A-Z0-9_]+)"', SETTINGS))
-    given = {name for service in OURS.values() for name in service["environment"]}
+    settings = set(re.findall(r'env\.\w+\(\s*"([A-Z0-9_]+)"', SETTINGS))
+    container_variables = {name for service in OURS.values() for name in service["environment"]}
     # where it lies, what a developer sets, and what a test does
-    assert told - given == {"EXHAUST_DATA_DIR", "DEBUG", "EXHAUST_FAILPOINTS"}
+    assert settings - container_variables == {"EXHAUST_DATA_DIR", "DEBUG", "EXHAUST_FAILPOINTS"}
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -76,29 +76,29 @@ def test_every_command_exists(name: str) -> None:
         assert rest[1] in get_commands()
     else:
         assert shutil.which(program) or program in {"celery", "granian"}
-    options = {word for word in rest if word.startswith("--")}
+    options = {part for part in rest if part.startswith("--")}
     if program == "granian":
-        shown = subprocess.run(
+        help_text = subprocess.run(
             [sys.executable, "-m", "granian", "--help"], capture_output=True, text=True, check=True
         ).stdout
-        assert [option for option in options if option not in shown] == []
+        assert [option for option in options if option not in help_text] == []
         assert rest[rest.index("--interface") + 2] == "config.wsgi:application"
 
 
 def test_every_queue_has_workers() -> None:
-    taken = set()
+    consumed = set()
     for name in ("worker", "nightly"):
-        words = command(name)
-        taken |= set(words[words.index("-Q") + 1].split(","))
-    assert taken == set(app.amqp.queues)
+        parts = command(name)
+        consumed |= set(parts[parts.index("-Q") + 1].split(","))
+    assert consumed == set(app.amqp.queues)
 
 
 def test_stop_grace_exceeds_shutdown_timeout() -> None:
     for name in ("worker", "nightly"):
         service = SERVICES[name]
-        waits = int(service["environment"]["EXHAUST_WORKER_SHUTDOWN_SECONDS"])
+        shutdown_seconds = int(service["environment"]["EXHAUST_WORKER_SHUTDOWN_SECONDS"])
         assert service["stop_signal"] == "SIGQUIT"
-        assert int(service["stop_grace_period"].removesuffix("s")) >= waits + 15
+        assert int(service["stop_grace_period"].removesuffix("s")) >= shutdown_seconds + 15
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -122,14 +122,14 @@ def test_containers_run_with_least_privilege(name: str) -> None:
 def test_dependencies_wait_for_health() -> None:
     for name, service in SERVICES.items():
         for other, how in service.get("depends_on", {}).items():
-            ended = how["condition"] == "service_completed_successfully"
-            assert ended or "healthcheck" in SERVICES[other], (name, other)
+            must_complete = how["condition"] == "service_completed_successfully"
+            assert must_complete or "healthcheck" in SERVICES[other], (name, other)
 
 
 def test_redis_persists_and_never_evicts() -> None:
-    words = " ".join(command("redis"))
-    assert "--appendonly yes" in words
-    assert "--maxmemory-policy noeviction" in words
+    command_line = " ".join(command("redis"))
+    assert "--appendonly yes" in command_line
+    assert "--maxmemory-policy noeviction" in command_line
 
 
 def test_dev_file_overrides_known_services() -> None:
@@ -140,18 +140,18 @@ def test_dev_file_overrides_known_services() -> None:
 def test_image_installs_constraints() -> None:
     pinned = re.compile(r"^([\w.-]+)==([\w.]+)", re.M)
     locked = dict(pinned.findall((ROOT / "requirements.lock").read_text()))
-    said = dict(pinned.findall((ROOT / "constraints.txt").read_text()))
+    constraints = dict(pinned.findall((ROOT / "constraints.txt").read_text()))
     assert locked.pop("hatchling")
-    assert {name: said.get(name, version) for name, version in locked.items()} == locked
+    assert {name: constraints.get(name, version) for name, version in locked.items()} == locked
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(re.findall(r"^[\w-]+", "\n".join(project["dependencies"]), re.M)) <= set(locked)
     assert "--require-hashes -r requirements.lock" in DOCKERFILE
 
 
 def test_commands_match_without_docker() -> None:
-    (block,) = [found for found in blocks(OPERATIONS) if found.text.count("celery -A") == 3]
+    (block,) = [each for each in blocks(OPERATIONS) if each.text.count("celery -A") == 3]
     typed = [shlex.split(line) for line in block.text.replace("\\\n", "").splitlines()]
     assert typed[1:] == [command(name) for name in ("web", "worker", "nightly", "beat")]
     assert [" ".join(command(name)[:3]) for name in ("migrate", "bucket")] == [
-        words.strip() for words in " ".join(typed[0]).split("&&")
+        part.strip() for part in " ".join(typed[0]).split("&&")
     ]

@@ -67,8 +67,8 @@ def test_removal_is_found(step: operations.base.Operation, fault: str) -> None:
     migration = Migration("9999_made_up", "exhaust")
     migration.operations = [step]
 
-    (found,) = find_faults(migration)
-    assert found.startswith(fault)
+    (found_fault,) = find_faults(migration)
+    assert found_fault.startswith(fault)
 
 
 @pytest.mark.parametrize(

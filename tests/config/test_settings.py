@@ -126,12 +126,12 @@ def test_secrets_are_made_once_and_are_for_the_owner_alone(read: Any, var: Path)
     first, second = read(), read()
 
     for name in SECRETS:
-        kept = var / f"{name.lower().removeprefix('exhaust_')}.txt"
-        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+        secret_file = var / f"{name.lower().removeprefix('exhaust_')}.txt"
+        assert stat.S_IMODE(secret_file.stat().st_mode) == 0o600
         assert first[name] == second[name]
-        made = first[name][0] if name == "EXHAUST_ENCRYPTION_KEYS" else first[name]
-        assert kept.read_text() == made
-        assert len(made) >= 44
+        secret = first[name][0] if name == "EXHAUST_ENCRYPTION_KEYS" else first[name]
+        assert secret_file.read_text() == secret
+        assert len(secret) >= 44
     assert (
         len({first["SECRET_KEY"], first["EXHAUST_KEY_PEPPER"], *first["EXHAUST_ENCRYPTION_KEYS"]})
         == 3
@@ -174,11 +174,11 @@ def test_processes_that_start_together_agree_and_answer(var: Path):
         )
         for _ in range(3)
     ]
-    ended = [process.communicate(timeout=60) for process in started]
+    outputs = [process.communicate(timeout=60) for process in started]
 
     # then all of them work, with the same secrets
-    assert [process.returncode for process in started] == [0, 0, 0], ended
-    assert len({out.splitlines()[-1] for out, _ in ended}) == 1
+    assert [process.returncode for process in started] == [0, 0, 0], outputs
+    assert len({out.splitlines()[-1] for out, _ in outputs}) == 1
     assert len(list(var.glob("*.txt"))) == 3
 
 
@@ -224,9 +224,9 @@ def test_links_go_to_the_s3_endpoint_where_no_public_one_is_named(read: Any):
 def test_a_server_wants_its_secrets_from_the_environment(
     read: Any, var: Path, server: dict[str, str], missing: str
 ):
-    given = {name: value for name, value in SECRETS.items() if name != missing}
+    others = {name: value for name, value in SECRETS.items() if name != missing}
 
-    sentence = failure(read, **server, **given)
+    sentence = failure(read, **server, **others)
 
     assert sentence == (
         f"{missing}: must be set as soon as a database, broker or S3 server is named."
@@ -272,7 +272,7 @@ def test_several_encryption_keys_are_kept_in_their_order(read: Any):
 
 
 @pytest.mark.parametrize(
-    ("variable", "sentence", "given"),
+    ("variable", "sentence", "variables"),
     [
         ("AWS_SECRET_ACCESS_KEY", "must be set, its other half is.", {"AWS_ACCESS_KEY_ID": "a"}),
         ("AWS_ACCESS_KEY_ID", "must be set, its other half is.", {"AWS_SECRET_ACCESS_KEY": "a"}),
@@ -305,9 +305,9 @@ def test_several_encryption_keys_are_kept_in_their_order(read: Any):
     ids=lambda part: part if isinstance(part, str) and part.isupper() else "",
 )
 def test_a_half_set_variable_stops_the_start(
-    read: Any, variable: str, sentence: str, given: dict[str, str]
+    read: Any, variable: str, sentence: str, variables: dict[str, str]
 ):
-    assert failure(read, **given) == f"{variable}: {sentence}"
+    assert failure(read, **variables) == f"{variable}: {sentence}"
 
 
 @pytest.mark.parametrize(
@@ -320,9 +320,9 @@ def test_a_wrong_public_url_stops_the_start(read: Any, url: str):
 @pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL"])
 @pytest.mark.parametrize("url", ["http://[::1", "https://", "http:///bucket"])
 def test_an_s3_address_without_a_host_stops_the_start(read: Any, variable: str, url: str):
-    given = {**SECRETS, "S3_BUCKET": "b", variable: url}
+    variables = {**SECRETS, "S3_BUCKET": "b", variable: url}
 
-    assert failure(read, **given).startswith(f"{variable}: ")
+    assert failure(read, **variables).startswith(f"{variable}: ")
 
 
 @pytest.mark.parametrize(
@@ -382,10 +382,10 @@ def test_a_value_out_of_range_stops_the_start(read: Any, variable: str, value: s
 
 def test_what_makes_processes_fail_is_nothing_for_production(read: Any, tmp_path: Path):
     assert read(EXHAUST_FAILPOINTS=str(tmp_path))["FAILPOINTS"] == str(tmp_path)
-    told = failure(
+    message = failure(
         read, EXHAUST_FAILPOINTS=str(tmp_path), EXHAUST_PUBLIC_URL="https://exhaust.example"
     )
-    assert told.startswith("EXHAUST_FAILPOINTS: ")
+    assert message.startswith("EXHAUST_FAILPOINTS: ")
 
 
 def test_all_wrong_values_are_told_at_once(read: Any):
@@ -410,7 +410,7 @@ def test_a_malformed_encryption_key_stops_the_start_and_is_not_shown(read: Any, 
 
 
 def test_a_refused_start_says_so_on_the_command_line(var: Path):
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "manage.py", "check"],
         cwd=ROOT,
         env={**os.environ, "EXHAUST_MAX_DAYS": "many"},
@@ -420,8 +420,8 @@ def test_a_refused_start_says_so_on_the_command_line(var: Path):
         check=False,
     )
 
-    assert ended.returncode != 0
-    assert "EXHAUST_MAX_DAYS" in ended.stderr
+    assert completed.returncode != 0
+    assert "EXHAUST_MAX_DAYS" in completed.stderr
 
 
 def test_every_variable_is_tried_here():
@@ -438,7 +438,7 @@ def test_every_variable_is_tried_here():
 
 
 @pytest.mark.parametrize(
-    ("misspelt", "meant"),
+    ("misspelt", "intended"),
     [
         ("EXHAUST_MAX_DAY", "EXHAUST_MAX_DAYS"),
         ("EXHAUST_PUBLICURL", "EXHAUST_PUBLIC_URL"),
@@ -446,11 +446,11 @@ def test_every_variable_is_tried_here():
         ("EXHAUST_KEY_PEPER_FILE", "EXHAUST_KEY_PEPPER"),
     ],
 )
-def test_misspelt_variable_stops_the_start(read: Any, misspelt: str, meant: str, tmp_path: Path):
+def test_misspelt_variable_stops_the_start(read: Any, misspelt: str, intended: str, tmp_path: Path):
     (tmp_path / "value").write_text("1")
 
     assert failure(read, **{misspelt: str(tmp_path / "value")}) == (
-        f"{misspelt}: there is no such setting; did you mean {meant}?"
+        f"{misspelt}: there is no such setting; did you mean {intended}?"
     )
 
 
@@ -486,9 +486,12 @@ def test_missing_secret_file_stops_the_start(read: Any, tmp_path: Path):
 
 
 def test_wrong_setting_is_one_sentence(var: Path):
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "manage.py", "check"], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "EXHAUST_MAX_DAYS": "many"},
     )  # fmt: skip
 
-    assert (ended.returncode, ended.stderr) == (1, "EXHAUST_MAX_DAYS: Not a valid integer.\n")
+    assert (completed.returncode, completed.stderr) == (
+        1,
+        "EXHAUST_MAX_DAYS: Not a valid integer.\n",
+    )

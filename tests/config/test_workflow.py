@@ -44,10 +44,10 @@ def test_readme_lines_run_on_each_python() -> None:
     assert PROJECT["requires-python"] == f">={pythons[0]}"
 
     # what each step types is the README's own line, and they are all of them
-    found = [
+    lines = [
         printed_by(re.sub(r"eval .*", 'echo "$line"', script)) for script in scripts_of("readme")
     ]
-    assert found == README_LINES[:2]
+    assert lines == README_LINES[:2]
     assert all(re.search(r'^eval "\$line\b', script, re.M) for script in scripts_of("readme"))
 
 
@@ -60,8 +60,8 @@ def test_readme_has_ci_setup_line() -> None:
 
 def test_image_starts_by_documented_block() -> None:
     (script,) = [script for script in scripts_of("image") if "operations.md" in script]
-    taken, ran = script.strip().splitlines()
-    assert printed_by(taken.partition(" > ")[0]) == blocks(OPERATIONS)[0].text.strip()
+    export_line, ran = script.strip().splitlines()
+    assert printed_by(export_line.partition(" > ")[0]) == blocks(OPERATIONS)[0].text.strip()
     assert ran.startswith("bash -e")
 
 

@@ -78,13 +78,13 @@ def test_one_process_takes_the_failpoint(armed: Path) -> None:
     (armed / "part.first").write_text("kill")
 
     # when three processes pass
-    ended = [
+    exit_codes = [
         (process.communicate()[0], process.returncode)
         for process in map(start_passing, [armed] * 3)
     ]
 
     # then one is no more, in the middle, and the others have noticed nothing
-    assert sorted(ended) == [
+    assert sorted(exit_codes) == [
         ("before\n", -signal.SIGKILL),
         ("before\nafter\n", 0),
         ("before\nafter\n", 0),

@@ -42,18 +42,18 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @contextmanager
 def holding(lock: Any) -> Iterator[None]:
     """Another process that was stopped inside a transaction, with a row's lock."""
-    held, over = threading.Event(), threading.Event()
+    is_held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
         with transaction.atomic():
             list(lock.select_for_update(no_key=True))
-            held.set()
+            is_held.set()
             over.wait(30)
         connections.close_all()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert held.wait(5)
+    assert is_held.wait(5)
     try:
         yield
     finally:
@@ -76,12 +76,12 @@ def test_stopped_claim_blocks_one_channel(monkeypatch: Any) -> None:
     other = make_job(channel="ORG_002")
 
     # when / then another channel's job is claimed soon
-    begun = time.monotonic()
+    start_time = time.monotonic()
     with holding(Channel.objects.filter(identifier="ORG_001")):
         claimed = transitions.claim()
     assert claimed is not None
     assert claimed.pk == other.pk
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - start_time < 5
 
 
 @pytest.mark.postgresql
@@ -105,12 +105,12 @@ def test_stopped_publish_blocks_no_claim() -> None:
     Job.objects.filter(pk=stuck.pk).update(lease_until=lapsed())
 
     # when / then the channel's next is claimed soon
-    begun = time.monotonic()
+    start_time = time.monotonic()
     with holding(Job.objects.filter(pk=stuck.pk)):
         claimed = transitions.claim()
     assert claimed is not None
     assert claimed.pk == other.pk
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - start_time < 2
 
 
 @pytest.mark.postgresql
@@ -120,10 +120,10 @@ def test_stopped_publish_blocks_no_sweep() -> None:
     Job.objects.update(lease_until=lapsed())
 
     # when / then
-    begun = time.monotonic()
+    start_time = time.monotonic()
     with holding(Job.objects.filter(pk=stuck.pk)):
         assert transitions.fail_expired() == [dead.pk]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - start_time < 2
     assert transitions.fail_expired() == [stuck.pk]
 
 
@@ -137,18 +137,18 @@ def test_late_commit_keeps_its_file(files: Path, monkeypatch: Any) -> None:
     publish, threads = transitions.publish, []
 
     def cut_off(*args: Any, **kwargs: Any) -> bool:
-        asked = threading.Event()
+        commit_sent = threading.Event()
 
         def commit() -> None:
             with transaction.atomic():
                 publish(*args, **kwargs)
-                asked.set()
+                commit_sent.set()
                 time.sleep(1)
             connections.close_all()
 
         threads.append(threading.Thread(target=commit))
         threads[0].start()
-        assert asked.wait(5)
+        assert commit_sent.wait(5)
         raise OperationalError("the connection was lost")
 
     monkeypatch.setattr(transitions, "publish", cut_off)
@@ -206,9 +206,9 @@ def test_storage_failure_midway_is_retried(files: Path, monkeypatch: Any) -> Non
     job = make_claimed()
 
     # when / then
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert not attempt.run(job)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start_time < 10
     assert fetch_job_row(job)["status_message"] == "The file could not be stored."
 
 

@@ -106,11 +106,11 @@ def test_submit_survives_broker_outage(
         started = time.monotonic()
         body = {"request": {**BODY["request"], "tag": tag}}
         answer = asker.post("/dataset/v1/request/submit", body, content_type="application/json")
-        took = time.monotonic() - started
+        submit_seconds = time.monotonic() - started
 
         # then each is answered soon, is a job that a sweep will find, and the log tells
         assert answer.status_code == 200
-        assert took < 3
+        assert submit_seconds < 3
         job = Job.objects.get(tag=tag)
         assert job.status == Job.Status.SUBMITTED
         assert "broker.connection_failed" in caplog.text
@@ -358,10 +358,10 @@ def test_run_jobs_runs_due_jobs() -> None:
     lines = run_jobs()
 
     # then
-    nothing = "This channel has no conversation with this id; the file holds only its header."
+    message = "This channel has no conversation with this id; the file holds only its header."
     assert lines == [
-        f"{older.request_id} SUCCESS {nothing}",
-        f"{newer.request_id} SUCCESS {nothing}",
+        f"{older.request_id} SUCCESS {message}",
+        f"{newer.request_id} SUCCESS {message}",
     ]
     assert fetch_job_row(later)["status"] == "SUBMITTED"
     assert fetch_job_row(dead)["status"] == "FAILED"

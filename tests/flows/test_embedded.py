@@ -255,8 +255,8 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
     worker.kill()
 
     # then the job is in work for nobody, and there is no file of it
-    left = "SELECT status, attempt FROM exhaust_job WHERE tag = 'killed'"
-    assert service.query(left) == [("PROCESSING", 1)]
+    job_state = "SELECT status, attempt FROM exhaust_job WHERE tag = 'killed'"
+    assert service.query(job_state) == [("PROCESSING", 1)]
     assert set(folder.rglob("[0-9]*.csv")) == before
     result = shown(service, "killed", request_id)
     assert (result["status"], result["downloadUrls"]) == ("PROCESSING", [])
@@ -265,7 +265,7 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
     worker = service.start_worker()
     service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
     finished(service, "meanwhile", submitted(service, "meanwhile", "unknown-bot"))
-    assert service.query(left) == [("PROCESSING", 1)]
+    assert service.query(job_state) == [("PROCESSING", 1)]
 
     # but finishes it once the lease has lapsed and the sweep comes round
     expired = service.change(
@@ -274,7 +274,7 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
     assert expired == 1
     service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
     result = finished(service, "killed", request_id)
-    assert service.query(left) == [("SUCCESS", 2)]
+    assert service.query(job_state) == [("SUCCESS", 2)]
     assert result["attempts"] == 1
     content = downloaded(service, result).body
     assert_is(result["files"][0], content)

@@ -169,10 +169,10 @@ def test_private_values_do_not_leak(service: Service, canary: Canaries):
         child.stop()
 
     assert len(canary.kinds) >= 200
-    written = {log.name: log.read_bytes() for log in service.var.glob("*.log")}
-    assert_lines(written)
+    logs = {log.name: log.read_bytes() for log in service.var.glob("*.log")}
+    assert_lines(logs)
     places = {
-        **written,
+        **logs,
         "the broker": in_the_broker,
         "the audit log": rows(service, "ingest_audit"),
     }
@@ -202,16 +202,16 @@ def make_keys(service: Service, canary: Canaries) -> None:
         ("puller", "pull", "export:private"),
         ("auditor", "audit"),
     ):
-        words = [word for scope in scopes for word in ("--scope", scope)]
-        key = service.run("manage.py", "create_key", name, "--channel", CHANNEL, *words)
+        options = [part for scope in scopes for part in ("--scope", scope)]
+        key = service.run("manage.py", "create_key", name, "--channel", CHANNEL, *options)
         service.keys[name] = key
     for key in service.keys.values():
         canary.keep("key", key[13:])
     cookie = canary("cookie")
-    words = ["create_application", "app", "--channel", CHANNEL]
-    canary.keep("password", service.run("manage.py", *words))
-    words[1] = "strict"
-    canary.keep("password", service.run("manage.py", *words, "--cookie", cookie))
+    options = ["create_application", "app", "--channel", CHANNEL]
+    canary.keep("password", service.run("manage.py", *options))
+    options[1] = "strict"
+    canary.keep("password", service.run("manage.py", *options, "--cookie", cookie))
     canary.keep("secret", service.run("manage.py", "callback_secret", CHANNEL).partition("_")[2])
     service.environment["DJANGO_SUPERUSER_PASSWORD"] = canary("password")
     service.run(
@@ -327,22 +327,27 @@ def wrong_callers(call: Driver) -> None:
     ):  # fmt: skip
         call("POST", "/dataset/v1/request/submit", {"request": request}, "reader",
              status=(200, 400))  # fmt: skip
-    words = {"cron": "0 6 * * *", "dataset": RESPONSE, "window": "today", "tag": "t"}
-    for word in (*words, "timezone", "outputFormat", "callbackUrl"):
-        request = {"conversationId": BOT, **words, word: canary("text") + "!"}
+    schedule_fields = {"cron": "0 6 * * *", "dataset": RESPONSE, "window": "today", "tag": "t"}
+    for field_name in (*schedule_fields, "timezone", "outputFormat", "callbackUrl"):
+        request = {"conversationId": BOT, **schedule_fields, field_name: canary("text") + "!"}
         call("PUT", "/dataset/v1/schedule/s", {"request": request}, "reader",
              status=400)  # fmt: skip
-    for word in ("dataset", "output_format", "priority", "callbackUrl"):
-        request = {"tag": "t", "dataset": RESPONSE, "datasetConfig": DAYS, word: canary("text")}
+    for field_name in ("dataset", "output_format", "priority", "callbackUrl"):
+        request = {
+            "tag": "t",
+            "dataset": RESPONSE,
+            "datasetConfig": DAYS,
+            field_name: canary("text"),
+        }
         call("POST", "/dataset/v1/request/submit", {"request": request}, "reader", status=400)
-    for word in ("dataset", "status", "channel", "requestedDate", "tagPrefix"):
-        request = {"filters": {word: canary("text")}}
+    for field_name in ("dataset", "status", "channel", "requestedDate", "tagPrefix"):
+        request = {"filters": {field_name: canary("text")}}
         call("POST", "/dataset/v1/request/search", {"request": request}, "reader",
              status=(200, 400, 403))  # fmt: skip
     call("GET", f"/export/sample?format={canary('text')}", key="puller", status=400)
     call("GET", f"/dataset/v1/audit?format={canary('text')}", key="auditor", status=400)
-    for word in ("limit", "cursor"):
-        path = f"/dataset/v1/request/list/t?{word}={canary('text')}"
+    for field_name in ("limit", "cursor"):
+        path = f"/dataset/v1/request/list/t?{field_name}={canary('text')}"
         call("GET", path, key="reader", status=400)
     destination = {"url": "https://x.example", "signingSecret": canary("secret")}
     for request in (
@@ -378,11 +383,11 @@ class breaking:
 
     def __init__(self, service: Service, table: str, quoted: str) -> None:
         self.service, self.table = service, table
-        words = f"Key (name)=({quoted}) already exists."
+        message = f"Key (name)=({quoted}) already exists."
         if service.database.startswith("postgres"):
             self.make = (
                 "CREATE OR REPLACE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS"
-                f" $$ BEGIN RAISE EXCEPTION '{words}' USING DETAIL = '{words}'; END $$;"
+                f" $$ BEGIN RAISE EXCEPTION '{message}' USING DETAIL = '{message}'; END $$;"
                 f" CREATE TRIGGER broken BEFORE INSERT ON {table} FOR EACH ROW"
                 " EXECUTE FUNCTION broken()"
             )
@@ -390,7 +395,7 @@ class breaking:
         else:
             self.make = (
                 f"CREATE TRIGGER broken BEFORE INSERT ON {table}"
-                f" BEGIN SELECT RAISE(ABORT, '{words}'); END"
+                f" BEGIN SELECT RAISE(ABORT, '{message}'); END"
             )
             self.drop = "DROP TRIGGER broken"
 
@@ -418,8 +423,8 @@ def files_and_links(call: Driver, requests: dict[str, str]) -> None:
         (link,) = job["downloadUrls"]
         path = urlsplit(link).path
         shows = {"name", "phone"} if dataset == PRIVATE else {"text", "name"}
-        got = call("GET", path, shows={*shows, "link"})
-        assert canary.found(unzipped(got.body)), f"the file of {dataset} holds none of them"
+        download = call("GET", path, shows={*shows, "link"})
+        assert canary.found(unzipped(download.body)), f"the file of {dataset} holds none of them"
         call("GET", path[:-2] + "xx", status=403)
     config = {"tag": "p", "dataset": PRIVATE, "datasetConfig": DAYS}
     call("POST", "/dataset/v1/request/preview", {"request": config}, "reader")
@@ -556,15 +561,15 @@ def log_of(service: Service, name: str) -> bytes:
     return (service.var / f"{name}.log").read_bytes()
 
 
-def assert_lines(written: dict[str, bytes]) -> None:
+def assert_lines(logs: dict[str, bytes]) -> None:
     """Of ours each line is one of JSON, at DEBUG, and what failed is among it."""
-    content = [json.loads(line) for line in b"\n".join(written.values()).split(b"\n")
+    content = [json.loads(line) for line in b"\n".join(logs.values()).split(b"\n")
             if line.startswith(b"{")]  # fmt: skip
     events = {line.get("event") for line in content}
     assert {"request.answered", "request.failed", "job.storage_failed", "job.attempt_failed",
             "destination.delivery_failed", "callback.failed"} <= events  # fmt: skip
     assert "DEBUG" in {line["level"] for line in content}
-    assert not any(b"Traceback (most recent call last)" in text for text in written.values())
+    assert not any(b"Traceback (most recent call last)" in text for text in logs.values())
 
 
 def broker(service: Service) -> bytes:

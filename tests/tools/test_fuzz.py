@@ -64,14 +64,16 @@ def test_api_fuzz_detects_server_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "finding"),
     [
         (lambda answer: replace(answer, status=302), "UndefinedStatusCode"),
         (lambda answer: replace(answer, headers=[("Content-Type", "text/css")]), "ContentType"),
         (lambda answer: replace(answer, content=b'{"count": "many"}'), "JsonSchema"),
     ],
 )
-def test_api_fuzz_detects_undescribed_answer(spoil: Callable[[Answer], Answer], told: str) -> None:
+def test_api_fuzz_detects_undescribed_answer(
+    spoil: Callable[[Answer], Answer], finding: str
+) -> None:
     import schemathesis
 
     from config.wsgi import application
@@ -87,7 +89,7 @@ def test_api_fuzz_detects_undescribed_answer(spoil: Callable[[Answer], Answer], 
     )
     campaign.run()
 
-    assert any(told in kind and "GET /dataset/v1/schedule" in kind for kind in campaign.findings)
+    assert any(finding in kind and "GET /dataset/v1/schedule" in kind for kind in campaign.findings)
     assert any("curl -X GET" in detail for detail in campaign.findings.values())
 
 
@@ -98,12 +100,12 @@ def test_fuzz_variants_extend_sent_bodies() -> None:
     variants.learn("POST /a", one)
     variants.learn("POST /a", other)
 
-    made = [variants.mutate("POST /a", one) for _ in range(500)]
+    variant_calls = [variants.mutate("POST /a", one) for _ in range(500)]
 
-    assert {each.method for each in made} == {"POST"}
-    assert {each.path for each in made} == {"/a/1", "/a/2"}
-    assert {"q=1&r=2", "q=3", "q=1"} < {each.query for each in made}
-    assert any("%00" in each.query for each in made)
-    assert any(each.content == other.content and each.path == one.path for each in made)
-    assert any(b"\0" in each.content for each in made)
-    assert any(("Content-Encoding", "br") in each.headers for each in made)
+    assert {each.method for each in variant_calls} == {"POST"}
+    assert {each.path for each in variant_calls} == {"/a/1", "/a/2"}
+    assert {"q=1&r=2", "q=3", "q=1"} < {each.query for each in variant_calls}
+    assert any("%00" in each.query for each in variant_calls)
+    assert any(each.content == other.content and each.path == one.path for each in variant_calls)
+    assert any(b"\0" in each.content for each in variant_calls)
+    assert any(("Content-Encoding", "br") in each.headers for each in variant_calls)

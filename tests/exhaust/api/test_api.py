@@ -160,10 +160,10 @@ def assert_shape(value: dict[str, Any], shape: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-@pytest.mark.parametrize("word", ["submit", "submi"])
-def test_submit_guide_request(asker: Client, prefix: str, word: str) -> None:
+@pytest.mark.parametrize("verb", ["submit", "submi"])
+def test_submit_guide_request(asker: Client, prefix: str, verb: str) -> None:
     # when the guide's request is sent to either address
-    answer = post(asker, submit_body(), f"{prefix}/dataset/v1/request/{word}")
+    answer = post(asker, submit_body(), f"{prefix}/dataset/v1/request/{verb}")
 
     # then it is a job, and the header's channel (the key's only one) wins over the body's
     job = Job.objects.get()
@@ -891,8 +891,8 @@ def test_500_uses_envelope_without_cause(
     for answer, operation in answers:
         sentence = assert_refused(answer, 500, "SERVER_ERROR", operation)
         assert "log" in sentence
-        for word in (b"hunter2", b"secret", b"RuntimeError", b"Traceback"):
-            assert word not in answer.content
+        for detail in (b"hunter2", b"secret", b"RuntimeError", b"Traceback"):
+            assert detail not in answer.content
     assert caplog.text.count("builtins.RuntimeError") >= 3
     assert "hunter2" not in caplog.text
 

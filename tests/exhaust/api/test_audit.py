@@ -178,7 +178,7 @@ def test_audit_csv_escapes_formulas(auditor: Client, by_header: bool):
 
 
 @pytest.mark.parametrize(
-    ("query", "word"),
+    ("query", "field"),
     [
         ({"from": "yesterday"}, "from"),
         ({"to": "9999-12-31"}, "to"),
@@ -189,10 +189,10 @@ def test_audit_csv_escapes_formulas(auditor: Client, by_header: bool):
         ({"cursor": "x"}, "cursor"),
     ],
 )
-def test_invalid_audit_query_names_field(auditor: Client, query: dict[str, str], word: str):
+def test_invalid_audit_query_names_field(auditor: Client, query: dict[str, str], field: str):
     answer = auditor.get(AUDIT, query, headers={"Accept": "text/csv"})
     assert answer.status_code == 400
-    assert word in answer.json()["params"]["errmsg"]
+    assert field in answer.json()["params"]["errmsg"]
 
 
 def test_cursor_is_bound_to_its_query(auditor: Client):

@@ -338,8 +338,8 @@ def test_deleted_meanwhile_is_not_found(puller: Client, monkeypatch: pytest.Monk
 
     original_find = destinations.find
 
-    def find_then_delete(*asked: Any) -> Any:
-        destination = original_find(*asked)
+    def find_then_delete(*args: Any) -> Any:
+        destination = original_find(*args)
         Destination.objects.all().delete()
         return destination
 

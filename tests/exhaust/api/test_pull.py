@@ -72,8 +72,8 @@ def test_events_in_order_for_any_page_size(size: int, puller: Client) -> None:
     assert message_ids(items) == [f"ASSESS:{number}" for number in numbers]
 
     # and the cursor of the empty page goes on later
-    nothing, cursor = walk_pages(puller, "events", size, cursor)
-    assert nothing == []
+    last_page, cursor = walk_pages(puller, "events", size, cursor)
+    assert last_page == []
     send_events(make_answer(8), make_answer(9))
     later, _ = walk_pages(puller, "events", size, cursor)
     assert message_ids(later) == ["ASSESS:8", "ASSESS:9"]
@@ -112,9 +112,11 @@ def test_event_document(puller: Client) -> None:
 def test_pull_reads_every_source(puller: Client) -> None:
     send_events(make_answer(1))
     keys.create_application("my-app", make_channel())
-    sent = {"event_type": "_page_view", "event_id": "e-1", "timestamp": 1648785600123,
+    clickstream_event = {"event_type": "_page_view", "event_id": "e-1", "timestamp": 1648785600123,
             "device_id": "d-2", "attributes": {"_page_url": "https://shop.example/"}}  # fmt: skip
-    response = Client().post("/collect?appId=my-app", json.dumps([sent]), "application/json")
+    response = Client().post(
+        "/collect?appId=my-app", json.dumps([clickstream_event]), "application/json"
+    )
     assert response.status_code == 200
     items, _ = walk_pages(puller, "events", 10)
     assert [item["dialect"] for item in items] == ["telemetry", "clickstream"]

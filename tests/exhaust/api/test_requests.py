@@ -379,9 +379,9 @@ def test_page_queries_do_not_grow(asker: Client) -> None:
             make_finished()
             make_job()
         list_jobs(asker, "daily")  # makes the links
-        with CaptureQueriesContext(connection) as seen:
+        with CaptureQueriesContext(connection) as queries:
             assert len(list_jobs(asker, "daily").json()["result"]["jobs"]) == 2 * (
                 more // 49 * 49 + 1
             )
-        counts.append(len(seen))
+        counts.append(len(queries))
     assert counts[0] == counts[1] < 12

@@ -282,8 +282,8 @@ def test_events_filters_and_callback() -> None:
     assert call["datasetConfig"] == job.config
     assert call["callbackUrl"] == job.callback_url
     # and it can be asked again as it was
-    shown = bela.get(job_path(job)).content.decode()
-    repeated = html.unescape(re.findall(r'href="([^"]*/exports/new\?[^"]*)"', shown)[0])
+    page = bela.get(job_path(job)).content.decode()
+    repeated = html.unescape(re.findall(r'href="([^"]*/exports/new\?[^"]*)"', page)[0])
     filled = bela.get(repeated).content.decode()
     assert ">ASSESS\nEND</textarea>" in filled
     assert '<option value="our-app" selected>' in filled

@@ -398,9 +398,9 @@ def test_private_schedule_needs_permission() -> None:
         response = admin.post(f"{C}/schedules/new", schedule_form(name="people", changes=changes))
         assert "This name is in use. Choose another" in read_html(response, 400)
     assert Schedule.objects.get().dataset == PRIVATE
-    may = sign_in("bela", administer=True, submit_response=True, submit_private=True)
+    permitted_client = sign_in("bela", administer=True, submit_response=True, submit_private=True)
     values = schedule_form(name="people", changes="people")
-    assert may.post(f"{C}/schedules/new", values).status_code == 302
+    assert permitted_client.post(f"{C}/schedules/new", values).status_code == 302
     assert Schedule.objects.get().dataset == RESPONSE
 
 

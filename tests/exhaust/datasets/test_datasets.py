@@ -365,7 +365,7 @@ def store_versions(channel: Channel) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    ("mark", "seen"),
+    ("mark", "expected"),
     [
         (5, []),
         (6, ["old"]),
@@ -376,11 +376,11 @@ def store_versions(channel: Channel) -> None:
         (2**62, ["new", "other"]),
     ],
 )
-def test_version_at_watermark_is_read(mark: int, seen: list[str], portable: bool):
+def test_version_at_watermark_is_read(mark: int, expected: list[str], portable: bool):
     store_versions(make_channel())
 
-    assert read_mids(watermark=mark, portable=portable) == seen
-    assert [row["Device ID"] for row in read_rows(PRIVATE, watermark=mark)] == seen
+    assert read_mids(watermark=mark, portable=portable) == expected
+    assert [row["Device ID"] for row in read_rows(PRIVATE, watermark=mark)] == expected
 
 
 # private ----------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_page_matches_code(tmp_path: Path) -> None:
     fill()
 
     by_hand = PAGE.read_text().partition(MARK)[0]
-    made = by_hand + MARK + "".join(section(dataset) for dataset in DATASETS.values())
+    text = by_hand + MARK + "".join(section(dataset) for dataset in DATASETS.values())
 
-    (tmp_path / "datasets.md").write_text(made)
-    assert made == PAGE.read_text(), f"cp {tmp_path / 'datasets.md'} {PAGE}"
+    (tmp_path / "datasets.md").write_text(text)
+    assert text == PAGE.read_text(), f"cp {tmp_path / 'datasets.md'} {PAGE}"

@@ -398,7 +398,7 @@ def test_file_has_private_prefix(dataset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "said", "sentence"),
+    ("dataset", "filters", "sentence"),
     [
         (SESSIONS, {"conversationId": BOT}, "conversationId: A session belongs to a device"),
         (SESSIONS, {"types": ["a"]}, "types: sessions-exhaust takes none; leave it out."),
@@ -414,11 +414,11 @@ def test_file_has_private_prefix(dataset: str) -> None:
     ],
 )
 def test_rejections_name_field_and_remedy(
-    dataset: str, said: dict[str, Any], sentence: str
+    dataset: str, filters: dict[str, Any], sentence: str
 ) -> None:
     keys.create_application("theirs", make_channel("ORG_002"))
     caller = Client(headers=bearer(make_key("pull", "export:private", "export:response")))
-    body = {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset, **said)}
+    body = {"tag": "t", "dataset": dataset, "datasetConfig": config(dataset, **filters)}
     answered = caller.post("/dataset/v1/request/submit", {"request": body}, "application/json")
     assert answered.status_code == 400
     detail = answered.json()["params"]["errmsg"].replace("types[0]", "types.0")
@@ -430,7 +430,7 @@ def test_rejections_name_field_and_remedy(
 
 
 @pytest.mark.parametrize(
-    ("dataset", "named", "field", "words"),
+    ("dataset", "named", "field", "message"),
     [
         (EVENTS, "channel", None, ""),
         (SESSIONS, "channel", None, ""),
@@ -446,7 +446,7 @@ def test_admin_form_submits_datasets(
     dataset: str,
     named: str,
     field: str | None,
-    words: str,
+    message: str,
 ) -> None:
     send_events(make_answer(1))
     chosen = {"channel": make_channel().pk, "conversation": Conversation.objects.get().pk}
@@ -463,16 +463,16 @@ def test_admin_form_submits_datasets(
         assert (config["type"], config["startDate"]) == (dataset, "2022-03-01")
     else:
         errors = answered.context["adminform"].form.errors
-        assert words in str(errors[field])
+        assert message in str(errors[field])
         assert not Job.objects.exists()
 
 
 @pytest.mark.parametrize("dataset", NEW)
 def test_schedule_submits_datasets(enqueued_tasks: list[str], dataset: str) -> None:
     caller = Client(headers=bearer(make_key(DATASETS[dataset].scope)))
-    words = {"cron": "0 6 * * *", "dataset": dataset, "window": "yesterday", "tag": "d-{start}"}
+    request = {"cron": "0 6 * * *", "dataset": dataset, "window": "yesterday", "tag": "d-{start}"}
     path = "/dataset/v1/schedule/daily"
-    answered = caller.put(path, {"request": words}, "application/json")
+    answered = caller.put(path, {"request": request}, "application/json")
     assert answered.status_code == 200, answered.content
     assert answered.json()["result"]["conversationId"] == ""
     Schedule.objects.update(next_at=timezone.now() - timedelta(minutes=1))

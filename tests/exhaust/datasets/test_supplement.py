@@ -134,10 +134,10 @@ def test_supplement_holds_new_versions(caller: Client, dataset: str) -> None:
     (row,) = supplement
     assert "third" in str(row)
     assert count_rows(whole) == count_rows(
-        [row, *(kept for kept in first if "first" not in str(kept))]
+        [row, *(former for former in first if "first" not in str(former))]
     )
     if dataset == EVENTS:  # and names what it takes the place of
-        assert [kept["Event ID"] for kept in first].count(row["Event ID"]) == 1
+        assert [former["Event ID"] for former in first].count(row["Event ID"]) == 1
 
 
 def test_supplement_holds_changed_sessions(caller: Client) -> None:
@@ -148,7 +148,7 @@ def test_supplement_holds_changed_sessions(caller: Client) -> None:
     send_events(more)
     _, supplement = make_file_rows(caller, SESSIONS, since=base)
     (row,) = supplement
-    (former,) = (kept for kept in first if kept["Session ID"] == row["Session ID"])
+    (former,) = (each for each in first if each["Session ID"] == row["Session ID"])
     assert (former["Version"], row["Version"], row["Events"]) == ("1", "2", "2")
 
 
@@ -325,7 +325,7 @@ def test_since_must_name_own_file(caller: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "said"),
+    ("field", "value"),
     [
         ("startDate", "2022-03-02"),
         ("endDate", "2022-12-30"),
@@ -334,9 +334,9 @@ def test_since_must_name_own_file(caller: Client) -> None:
         ("types", ["START"]),
     ],
 )
-def test_since_requires_same_filters(caller: Client, field: str, said: Any) -> None:
+def test_since_requires_same_filters(caller: Client, field: str, value: Any) -> None:
     base = make_finished(dataset=EVENTS, config=config(EVENTS))
-    answered = submit_request(caller, EVENTS, since=base.request_id, **{field: said})
+    answered = submit_request(caller, EVENTS, since=base.request_id, **{field: value})
     assert answered.status_code == 400
     sentence = answered.json()["params"]["errmsg"]
     assert sentence.startswith(f"request.datasetConfig.{field}: Differs from the request in since")

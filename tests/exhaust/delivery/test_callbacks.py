@@ -187,13 +187,13 @@ def test_task_enqueues_itself_for_more(
 
 
 def test_signature_equals_reference_vector() -> None:
-    said = webhook.compute_signature(
+    signature = webhook.compute_signature(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
         1614265330,
         b'{"test": 2432232314}',
     )
-    assert said == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 def test_generated_secret_format() -> None:
@@ -209,15 +209,15 @@ def test_receiver_verifies_callback() -> None:
 
     assert (callback.answer, callback.error, callback.attempt) == (204, "", 1)
     assert callback.status == "delivered"
-    (said,) = receiver.received
-    assert said.line == "POST /hook?job=1 HTTP/1.1"
-    assert said.headers["content-type"] == "application/json"
+    (request,) = receiver.received
+    assert request.line == "POST /hook?job=1 HTTP/1.1"
+    assert request.headers["content-type"] == "application/json"
     (secret,) = callbacks.fetch_active_secrets(callback.job.channel)
-    told = Webhook(secret).verify(said.body, said.headers)
+    payload = Webhook(secret).verify(request.body, request.headers)
     file = callback.job.files.get()
-    assert told == {
+    assert payload == {
         "type": "dataset.request.ended",
-        "timestamp": told["timestamp"],
+        "timestamp": payload["timestamp"],
         "data": {
             "requestId": callback.job.request_id,
             "tag": "april",
@@ -230,16 +230,16 @@ def test_receiver_verifies_callback() -> None:
             "sha256": file.sha256,
         },
     }
-    assert told["timestamp"].endswith("Z")
-    assert datetime.fromisoformat(told["timestamp"]) == callback.created_at
+    assert payload["timestamp"].endswith("Z")
+    assert datetime.fromisoformat(payload["timestamp"]) == callback.created_at
 
     # and a changed byte, id or moment, or another's secret, does not hold
-    earlier = str(int(said.headers["webhook-timestamp"]) - 1)
+    earlier = str(int(request.headers["webhook-timestamp"]) - 1)
     for body, headers, key in (
-        (said.body.replace(b"april", b"APRIL"), said.headers, secret),
-        (said.body, {**said.headers, "webhook-id": "msg_1"}, secret),
-        (said.body, {**said.headers, "webhook-timestamp": earlier}, secret),
-        (said.body, said.headers, webhook.generate_secret()),
+        (request.body.replace(b"april", b"APRIL"), request.headers, secret),
+        (request.body, {**request.headers, "webhook-id": "msg_1"}, secret),
+        (request.body, {**request.headers, "webhook-timestamp": earlier}, secret),
+        (request.body, request.headers, webhook.generate_secret()),
     ):
         with pytest.raises(WebhookVerificationError):
             Webhook(key).verify(body, headers)
@@ -253,14 +253,14 @@ def test_callback_holds_no_name_or_link() -> None:
         deliver_once(Callback.objects.get())
         deliver_once(make_callback(receiver.url, requested_by="Asha Rao"))
 
-    assert [json.loads(said.body)["data"]["status"] for said in receiver.received] == [
+    assert [json.loads(request.body)["data"]["status"] for request in receiver.received] == [
         "CANCELLED",
         "SUCCESS",
     ]
-    for said in receiver.received:
-        assert b"Asha" not in said.body
-        assert b"http" not in said.body
-        assert b"download" not in said.body
+    for request in receiver.received:
+        assert b"Asha" not in request.body
+        assert b"http" not in request.body
+        assert b"download" not in request.body
 
 
 @pytest.mark.django_db
@@ -271,9 +271,9 @@ def test_late_callback_reports_original_end() -> None:
         transitions.fail(job, "The storage is full.", permanent=True)
         job.refresh_from_db()
         assert transitions.resubmit(job)
-        again = transitions.claim(job.pk)
-        assert again is not None
-        transitions.publish(again, [], "No data.")
+        second_attempt = transitions.claim(job.pk)
+        assert second_attempt is not None
+        transitions.publish(second_attempt, [], "No data.")
 
         # when both ends are told, the one after the other
         Callback.objects.update(next_at=timezone.now() + timedelta(hours=1))
@@ -281,20 +281,20 @@ def test_late_callback_reports_original_end() -> None:
             deliver_once(callback)
 
     # then each says what was then
-    told = [json.loads(said.body)["data"] for said in receiver.received]
-    assert [(end["status"], end["statusMessage"]) for end in told] == [
+    ends = [json.loads(request.body)["data"] for request in receiver.received]
+    assert [(end["status"], end["statusMessage"]) for end in ends] == [
         ("FAILED", "The storage is full."),
         ("SUCCESS", "No data."),
     ]
-    assert len({said.headers["webhook-id"] for said in receiver.received}) == 2
+    assert len({request.headers["webhook-id"] for request in receiver.received}) == 2
 
 
 # Secrets ------------------------------------------------------------------------------------------
 
 
-def verifies(secret: str, said: Any) -> bool:
+def verifies(secret: str, request: Any) -> bool:
     try:
-        Webhook(secret).verify(said.body, said.headers)
+        Webhook(secret).verify(request.body, request.headers)
     except WebhookVerificationError:
         return False
     return True
@@ -320,12 +320,12 @@ def test_rotated_secrets_both_sign(capsys: pytest.CaptureFixture[str]) -> None:
         assert also_second == second
         alone = secrets("--rotate", "--retire-old")
 
-    both, late = receiver.received
+    both, later = receiver.received
     assert len(both.headers["webhook-signature"].split(" ")) == 2
     assert verifies(first, both)
     assert verifies(second, both)
-    assert not verifies(first, late)
-    assert verifies(second, late)
+    assert not verifies(first, later)
+    assert verifies(second, later)
     assert len(alone) == 1
     assert alone[0] not in {first, second, third}
     assert CallbackSecret.objects.filter(retired_at=None).count() == 1
@@ -374,21 +374,21 @@ def test_retry_keeps_id_and_body() -> None:
         [respond_with(500), reset_connection, respond_with(302), respond_with(200)]
     ) as receiver:
         callback = make_callback(receiver.url)
-        told = [
-            (seen.answer, seen.error, seen.status == "delivered")
-            for seen in (deliver_once(callback) for _ in range(4))
+        outcomes = [
+            (delivery.answer, delivery.error, delivery.status == "delivered")
+            for delivery in (deliver_once(callback) for _ in range(4))
         ]
         callbacks.deliver_due(seconds=0)  # and then never again
 
-    assert told == [
+    assert outcomes == [
         (500, "The answer was 500.", False),
         (None, "The connection broke.", False),
         (302, "The answer was 302.", False),
         (200, "", True),
     ]
     assert len(receiver.received) == 4
-    assert len({said.headers["webhook-id"] for said in receiver.received}) == 1
-    assert len({said.body for said in receiver.received}) == 1
+    assert len({request.headers["webhook-id"] for request in receiver.received}) == 1
+    assert len({request.body for request in receiver.received}) == 1
 
 
 @pytest.mark.django_db
@@ -399,9 +399,9 @@ def test_retry_keeps_id_and_body() -> None:
 def test_bad_receiver_times_out(behaviour: Any, seconds: float) -> None:
     with Receiver([behaviour]) as receiver:
         callback = make_callback(receiver.url)
-        begun = time.monotonic()
+        start_time = time.monotonic()
         deliver_once(callback)
-        assert time.monotonic() - begun < seconds
+        assert time.monotonic() - start_time < seconds
     assert callback.status != "delivered"
     assert callback.error
     assert callback.next_at <= timezone.now() + timedelta(
@@ -418,10 +418,10 @@ def test_hanging_receiver_blocks_no_other(monkeypatch: pytest.MonkeyPatch) -> No
         for _ in range(loop.CONCURRENCY - 1):
             make_callback(hanging.url)
         callback = make_callback(good.url)
-        begun = time.monotonic()
+        start_time = time.monotonic()
         assert not callbacks.deliver_due(seconds=0)
         # all of them at once
-        assert time.monotonic() - begun < (loop.CONCURRENCY - 1) * callbacks.TIMEOUT_SECONDS
+        assert time.monotonic() - start_time < (loop.CONCURRENCY - 1) * callbacks.TIMEOUT_SECONDS
     callback.refresh_from_db()
     assert callback.status == "delivered"
     assert Callback.objects.filter(status="failing").count() == loop.CONCURRENCY - 1
@@ -529,7 +529,7 @@ def test_parallel_workers_send_once() -> None:
             list(pool.map(lambda _: (start.wait(), deliver()), range(4)))
         deliver()
 
-    ids = [said.headers["webhook-id"] for said in receiver.received]
+    ids = [request.headers["webhook-id"] for request in receiver.received]
     assert len(ids) == len(set(ids)) == 5
     assert set(Callback.objects.values_list("attempt", flat=True)) == {1}
 
@@ -549,8 +549,8 @@ def test_first_secret_is_made_once() -> None:
             connections.close_all()
 
     with ThreadPoolExecutor(4) as pool:
-        seen = {tuple(made.result()) for made in [pool.submit(first) for _ in range(4)]}
-    assert len(seen) == 1
+        secrets = {tuple(future.result()) for future in [pool.submit(first) for _ in range(4)]}
+    assert len(secrets) == 1
     assert CallbackSecret.objects.count() == 1
 
 
@@ -568,8 +568,8 @@ def test_claimed_callback_is_leased() -> None:
     claimed = start_attempt().delivery
     assert loop.claim(callbacks.find_due()) is None
     make_due(claimed)
-    again = start_attempt().delivery
-    assert (again.pk, again.attempt) == (claimed.pk, 2)
+    second_claim = start_attempt().delivery
+    assert (second_claim.pk, second_claim.attempt) == (claimed.pk, 2)
 
 
 @pytest.mark.django_db
@@ -611,12 +611,12 @@ def test_crash_keeps_other_outcomes(
 @pytest.mark.django_db
 def test_due_callbacks_use_an_index() -> None:
     job = make_finished(callback_url=URL)
-    ended = {
+    values = {
         "channel": job.channel, "kind": "callback", "job": job, "job_status": "SUCCESS",
         "url": URL, "status": "delivered", "ended_at": timezone.now(),
     }  # fmt: skip
     for _ in range(6):  # the server ends a transaction that is idle for long
-        Callback.objects.bulk_create(Callback(**ended) for _ in range(500))
+        Callback.objects.bulk_create(Callback(**values) for _ in range(500))
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE exhaust_delivery")
     assert "callback_due" in callbacks.find_due().explain()
@@ -640,8 +640,8 @@ def test_submit_takes_callback_url(asker: Client) -> None:
     answer = submitted(asker, URL)
 
     assert answer.status_code == 200
-    shown = {"url": URL, "delivered": False, "attempts": 0, "answer": None, "error": ""}
-    assert answer.json()["result"]["callback"] == shown
+    expected = {"url": URL, "delivered": False, "attempts": 0, "answer": None, "error": ""}
+    assert answer.json()["result"]["callback"] == expected
     assert Job.objects.get().callback_url == URL
     assert submitted(asker, URL).json()["result"]["requestId"] == Job.objects.get().request_id
 
@@ -682,17 +682,17 @@ def test_bad_callback_url_is_rejected(url: Any, remedy: str, asker: Client, sett
 def test_job_shows_callback_state(asker: Client) -> None:
     with Receiver([respond_with(500), respond_with(200)]) as receiver:
         callback = make_callback(receiver.url)
-        shown = []
+        states = []
         for _ in range(2):
             deliver_once(callback)
             job = queries_.find_job(callback.job.channel_id, "daily", callback.job.request_id)
             assert job is not None
             answer = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id})
-            shown.append(answer.json()["result"]["callback"])
+            states.append(answer.json()["result"]["callback"])
 
     base = {"url": receiver.url}
     failed = {"delivered": False, "attempts": 1, "answer": 500, "error": "The answer was 500."}
-    assert shown == [
+    assert states == [
         {**base, **failed},
         {**base, "delivered": True, "attempts": 2, "answer": 200, "error": ""},
     ]
@@ -706,8 +706,8 @@ def test_rerun_job_hides_earlier_callback(asker: Client) -> None:
     Callback.objects.update(attempt=5, answer=500, error="no")
     job.refresh_from_db()
     transitions.resubmit(job)
-    said = asker.get("/dataset/v1/request/list/daily").json()["result"]["jobs"][0]["callback"]
-    assert (said["attempts"], said["answer"], said["error"]) == (0, None, "")
+    state = asker.get("/dataset/v1/request/list/daily").json()["result"]["jobs"][0]["callback"]
+    assert (state["attempts"], state["answer"], state["error"]) == (0, None, "")
 
 
 @pytest.mark.django_db
@@ -720,9 +720,9 @@ def test_job_without_url_has_no_callback(asker: Client) -> None:
 @pytest.mark.django_db
 def test_list_query_count_is_constant(asker: Client, django_assert_max_num_queries: Any) -> None:
     def queries() -> int:
-        with django_assert_max_num_queries(100) as asked:
+        with django_assert_max_num_queries(100) as captured:
             asker.get("/dataset/v1/request/list/daily")
-        return len(asked)
+        return len(captured)
 
     def end(count: int) -> None:
         for _ in range(count):
@@ -773,7 +773,7 @@ def test_admin_requeues_callbacks(operator: Client) -> None:
         deliver_once(callback)
 
     assert (callback.answer, callback.attempt, callback.status) == (200, 1, "delivered")
-    ids = [said.headers["webhook-id"] for said in receiver.received]
+    ids = [request.headers["webhook-id"] for request in receiver.received]
     assert sorted(map(ids.count, set(ids))) == [1, 2]  # the same id as before
 
 

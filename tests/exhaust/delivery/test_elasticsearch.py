@@ -68,7 +68,7 @@ def test_official_client_sends_same_body() -> None:
         body = receiver.received[0].body
 
     def deciding(request: Any) -> Any:
-        told = theirs(request)
+        respond = theirs(request)
 
         def act(peer: Any) -> None:
             class Marked:
@@ -76,7 +76,7 @@ def test_official_client_sends_same_body() -> None:
                     head = b"\r\nX-Elastic-Product: Elasticsearch\r\n"
                     peer.sendall(data.replace(b"\r\n", head, 1))
 
-            told(Marked())  # type: ignore[arg-type]
+            respond(Marked())  # type: ignore[arg-type]
 
         return act
 
@@ -90,9 +90,9 @@ def test_official_client_sends_same_body() -> None:
         Elasticsearch(f"http://127.0.0.1:{receiver.port}") as client,
     ):
         assert helpers.bulk(client, actions) == (5, [])
-        (got,) = receiver.received
-    assert got.line.startswith(("PUT /_bulk", "POST /_bulk"))
-    assert [json.loads(line) for line in got.body.splitlines()] == rows
+        (request_of_client,) = receiver.received
+    assert request_of_client.line.startswith(("PUT /_bulk", "POST /_bulk"))
+    assert [json.loads(line) for line in request_of_client.body.splitlines()] == rows
     assert theirs.indexed == ours.indexed
 
 
@@ -113,9 +113,9 @@ def test_official_client_reads_sample(client: Client) -> None:
     lines = client.get("/export/sample", headers=headers).content.splitlines()
     assert sorted(map(str, map(json.loads, lines))) == sorted(map(str, elastic.indexed.values()))
     mapping = client.get("/export/mapping", headers=headers).json()
-    told = {name for source in elastic.indexed.values() for name in source}
+    field_names = {name for source in elastic.indexed.values() for name in source}
     assert mapping["mappings"]["properties"]["startTime"]["type"] == "date"
-    assert told - set(mapping["mappings"]["properties"]) <= {"stringTags", "numTags"}
+    assert field_names - set(mapping["mappings"]["properties"]) <= {"stringTags", "numTags"}
     for address in ("sample", "mapping"):
         refused = client.get(f"/export/{address}", headers=bearer(make_key("export:response")))
         assert refused.status_code == 403
@@ -124,9 +124,9 @@ def test_official_client_reads_sample(client: Client) -> None:
 
 def test_bulk_items_are_judged_singly() -> None:
     emitted = emit_sessions(*range(6))
-    first, there, busy, broken, bad, last = sorted(emitted)
-    said = {there: 409, busy: 429, broken: 503, bad: 400}
-    elastic = FakeElasticsearch(lambda identifier: said.get(identifier, 201))
+    first, conflicting, busy, broken, bad, last = sorted(emitted)
+    statuses = {conflicting: 409, busy: 429, broken: 503, bad: 400}
+    elastic = FakeElasticsearch(lambda identifier: statuses.get(identifier, 201))
     with Receiver(choose_behaviour=elastic) as receiver:
         destination = deliver_all(make_index(receiver))
         assert destination.cursor_xid == 0  # not yet
@@ -135,7 +135,7 @@ def test_bulk_items_are_judged_singly() -> None:
         assert (letter.document_id, letter.answer) == (bad, 400)
         assert letter.reason == f"because: of {bad}"
 
-        said.clear()
+        statuses.clear()
         deliver_all(destination)
         assert sorted(elastic.requested_ids[1]) == [busy, broken]
         assert is_at_end(destination)
@@ -160,7 +160,7 @@ def test_failing_item_does_not_block_others() -> None:
     assert is_at_end(destination)
     assert destination.failures == 0
     assert destination.dead_letters.get().document_id == never
-    assert Counter(name for asked in elastic.requested_ids for name in asked)[emitted[0]] == 1
+    assert Counter(name for ids in elastic.requested_ids for name in ids)[emitted[0]] == 1
 
 
 def test_pending_document_is_sent_updated() -> None:
@@ -197,8 +197,8 @@ def test_dead_letter_during_erasure_is_blank(
     with Receiver(choose_behaviour=FakeElasticsearch(lambda _: 400)) as receiver:
         destination = deliver_all(make_index(receiver))
     letter = destination.dead_letters.get()
-    told = (letter.document_id, letter.reason)
-    assert told == (("erased",) * 2 if is_erasing else (emitted, f"because: of {emitted}"))
+    texts = (letter.document_id, letter.reason)
+    assert texts == (("erased",) * 2 if is_erasing else (emitted, f"because: of {emitted}"))
 
 
 def test_unreadable_response_is_a_failure() -> None:
@@ -225,16 +225,16 @@ def test_documents_are_indexed_or_dead() -> None:
     def judging(identifier: str) -> int:
         if identifier.endswith(("7-1511441593539", "3-1511441593539")):
             return 400  # some are bad for ever
-        there = identifier in elastic.indexed
-        return dice.choice([200, 201, 409 if there else 201, 429, 500])
+        is_indexed = identifier in elastic.indexed
+        return dice.choice([200, 201, 409 if is_indexed else 201, 429, 500])
 
     elastic.judge = judging
 
     def deciding(request: Any) -> Any:
-        told = elastic(request)  # it has its effect
+        response = elastic(request)  # it has its effect
         if dice.random() < 0.25:
             return lambda _: time.sleep(0.6)  # and the yes comes too late
-        return told
+        return response
 
     with Receiver(choose_behaviour=deciding) as receiver:
         destination = make_index(receiver)

@@ -217,18 +217,21 @@ def test_dns_rebinding_is_blocked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a name server that says a public address to the first question and a private to others
-    asked: list[str] = []
+    looked_up: list[str] = []
 
     def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
-        asked.append(host)
-        return infos(PUBLIC if len(asked) == 1 else "127.0.0.1")
+        looked_up.append(host)
+        return infos(PUBLIC if len(looked_up) == 1 else "127.0.0.1")
 
     reached = _recorded(monkeypatch, resolve)
 
     # when it is pushed to twice
     with pytest.raises(Unreachable):
         post("http://rebind.example/")
-    assert (asked, reached) == (["rebind.example"], [PUBLIC])  # asked once, and that was reached
+    assert (looked_up, reached) == (
+        ["rebind.example"],
+        [PUBLIC],
+    )  # asked once, and that was reached
     with pytest.raises(AddressNotAllowed):
         post("http://rebind.example/")
 
@@ -285,11 +288,11 @@ def test_post_sends_bytes_unchanged() -> None:
         )
 
     assert answer == http_client.Answer(201, b"thanks", 7)
-    (said,) = receiver.received
-    assert said.line == "POST /hook?job=1 HTTP/1.1"
-    assert said.headers["host"] == f"127.0.0.1:{receiver.port}"
-    assert said.headers["content-type"] == "application/json"
-    assert said.body == b'{"a": 1}'
+    (request,) = receiver.received
+    assert request.line == "POST /hook?job=1 HTTP/1.1"
+    assert request.headers["host"] == f"127.0.0.1:{receiver.port}"
+    assert request.headers["content-type"] == "application/json"
+    assert request.body == b'{"a": 1}'
 
 
 @pytest.mark.usefixtures("local_receivers")
@@ -331,29 +334,29 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 )
 def test_total_timeout_cuts_receiver(scheme: str, behaviour: Any) -> None:
     with Receiver([behaviour]) as receiver:
-        begun = time.monotonic()
+        start_time = time.monotonic()
         with pytest.raises(Unreachable, match=r"No answer within 0\.4 seconds"):
             post(receiver.url.replace("http", scheme), seconds=0.4)
-        assert 0.35 < time.monotonic() - begun < 1
+        assert 0.35 < time.monotonic() - start_time < 1
     assert receiver.connections == 1
 
 
 @pytest.mark.usefixtures("local_receivers")
 def test_timeout_while_sending_body() -> None:
     with Receiver([Silent()]) as receiver:
-        begun = time.monotonic()
+        start_time = time.monotonic()
         with pytest.raises(Unreachable, match=r"No answer within 0\.4 seconds"):
             http_client.send("POST", receiver.url, b"x" * 30_000_000, {}, seconds=0.4)
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - start_time < 1.5
 
 
 @pytest.mark.usefixtures("local_receivers")
 def test_dripping_body_keeps_status() -> None:
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     with Receiver([drip(start, b"x")]) as receiver:
-        begun = time.monotonic()
+        start_time = time.monotonic()
         assert post(receiver.url, seconds=0.4).status == 200
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - start_time < 1
 
 
 @pytest.mark.usefixtures("local_receivers")
@@ -365,15 +368,15 @@ def test_endless_body_is_cut() -> None:
 @pytest.mark.usefixtures("local_receivers")
 def test_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1.5))
-    begun = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(Unreachable, match="resolved"):
         post("http://slow.example/", seconds=0.3)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - start_time < 1
 
 
 @pytest.mark.usefixtures("local_receivers")
 @pytest.mark.parametrize(
-    ("behaviour", "told"),
+    ("behaviour", "message"),
     [
         (reset_connection, "The connection broke."),
         (lambda peer: None, "The connection broke."),
@@ -381,8 +384,8 @@ def test_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda peer: peer.sendall(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000), "no HTTP"),
     ],
 )
-def test_broken_answer_message(behaviour: Any, told: str) -> None:
-    with Receiver([behaviour]) as receiver, pytest.raises(Unreachable, match=told):
+def test_broken_answer_message(behaviour: Any, message: str) -> None:
+    with Receiver([behaviour]) as receiver, pytest.raises(Unreachable, match=message):
         post(receiver.url)
 
 
@@ -449,22 +452,22 @@ def test_certificate_name_is_checked(certified: Any, monkeypatch: pytest.MonkeyP
             post(good.replace("receiver.example", "127.0.0.1"))
 
     assert names == ["receiver.example", "receiver.example", "another.example", None]
-    assert [said.headers["host"] for said in receiver.received] == [good[8:-1]]
+    assert [request.headers["host"] for request in receiver.received] == [good[8:-1]]
 
 
 # The setting --------------------------------------------------------------------------------------
 
 
-def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str) -> Any:
+def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: str) -> Any:
     monkeypatch.setenv("EXHAUST_DATA_DIR", str(tmp_path))
     for name in ("DATABASE_URL", "CELERY_BROKER_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("EXHAUST_PUSH_ALLOWED_NETWORKS", said)
+    monkeypatch.setenv("EXHAUST_PUSH_ALLOWED_NETWORKS", allowed)
     return runpy.run_path(str(SETTINGS))["EXHAUST_PUSH_ALLOWED_NETWORKS"]
 
 
 @pytest.mark.parametrize(
-    ("said", "networks"),
+    ("allowed", "networks"),
     [
         ("", []),
         ("10.1.2.0/24", ["10.1.2.0/24"]),
@@ -472,15 +475,15 @@ def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str) ->
     ],
 )
 def test_allowed_networks_setting(
-    said: str, networks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    allowed: str, networks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    read = read_settings(monkeypatch, tmp_path, said)
+    read = read_settings(monkeypatch, tmp_path, allowed)
     assert read == [ip_network(text) for text in networks]
 
 
-@pytest.mark.parametrize("said", ["10.0.0.1/8", "10.0.0.0/33", "internal", "10.0.0.0/8,,", "*"])
+@pytest.mark.parametrize("allowed", ["10.0.0.1/8", "10.0.0.0/33", "internal", "10.0.0.0/8,,", "*"])
 def test_invalid_network_stops_start(
-    said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    allowed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit, match=r"^EXHAUST_PUSH_ALLOWED_NETWORKS: .* 10\.1\.2\.0/24"):
-        read_settings(monkeypatch, tmp_path, said)
+        read_settings(monkeypatch, tmp_path, allowed)

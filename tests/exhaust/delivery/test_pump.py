@@ -75,12 +75,12 @@ def test_closed_sessions_are_sent_once() -> None:
         emitted += emit_sessions(4)
         deliver_all(destination)
         assert sorted(received_ids(receiver)) == sorted(emitted)
-    (got, _) = receiver.received
-    assert got.line == "PUT /hook HTTP/1.1"
-    assert got.headers["content-type"] == "application/x-ndjson"
-    assert got.body.endswith(b"\n")
-    assert "authorization" not in got.headers
-    assert "webhook-id" not in got.headers
+    (request, _) = receiver.received
+    assert request.line == "PUT /hook HTTP/1.1"
+    assert request.headers["content-type"] == "application/x-ndjson"
+    assert request.body.endswith(b"\n")
+    assert "authorization" not in request.headers
+    assert "webhook-id" not in request.headers
     assert [each.status for each in destination.deliveries.all()] == ["delivered"] * 2
     assert [each.documents for each in destination.deliveries.order_by("id")] == [3, 1]
 
@@ -89,12 +89,12 @@ def test_client_session_is_sent_unchanged() -> None:
     emit_sessions(7, stringTags={"ä": "\n"}, big=12345678901234567890, half=0.1)
     with Receiver() as receiver:
         deliver_all(make_destination(receiver, method="POST", content_type="application/json"))
-    (said,) = received_documents(receiver)
-    assert said["userSessionId"] == "1394_1015"
-    assert (said["stringTags"], said["big"], said["half"]) == (
+    (document,) = received_documents(receiver)
+    assert document["userSessionId"] == "1394_1015"
+    assert (document["stringTags"], document["big"], document["half"]) == (
         {"ä": "\n"}, 12345678901234567890, 0.1,
     )  # fmt: skip
-    assert [len(said[name]) for name in ("userActions", "events", "errors")] == [1, 1, 1]
+    assert [len(document[name]) for name in ("userActions", "events", "errors")] == [1, 1, 1]
     assert receiver.received[0].line.startswith("POST ")
     assert receiver.received[0].headers["content-type"] == "application/json"
 
@@ -113,18 +113,22 @@ def test_derived_session_document() -> None:
 
     with Receiver() as receiver:
         deliver_all(make_destination(receiver))
-    said = next(
+    document = next(
         each for each in received_documents(receiver) if each["internalUserId"] == "device-1"
     )
-    begun = int(start.timestamp() * 1000)
-    assert (said["tenantId"], said["userSessionId"]) == ("ORG_001", str(key))
-    assert (said["startTime"], said["endTime"]) == (begun, begun + 180_000)
-    assert said["duration"] == 180_000
-    assert [each["name"] for each in said["userActions"]] == ["_page_view", "_click"]
-    assert [each["name"] for each in said["events"]] == ["_session_start"]
-    assert [each["name"] for each in said["errors"]] == ["_app_exception"]
-    assert (said["userActionCount"], said["totalErrorCount"], said["bounce"]) == (2, 1, False)
-    assert said["userActions"][0]["startTime"] == begun + 60_000
+    start_ms = int(start.timestamp() * 1000)
+    assert (document["tenantId"], document["userSessionId"]) == ("ORG_001", str(key))
+    assert (document["startTime"], document["endTime"]) == (start_ms, start_ms + 180_000)
+    assert document["duration"] == 180_000
+    assert [each["name"] for each in document["userActions"]] == ["_page_view", "_click"]
+    assert [each["name"] for each in document["events"]] == ["_session_start"]
+    assert [each["name"] for each in document["errors"]] == ["_app_exception"]
+    assert (document["userActionCount"], document["totalErrorCount"], document["bounce"]) == (
+        2,
+        1,
+        False,
+    )
+    assert document["userActions"][0]["startTime"] == start_ms + 60_000
 
 
 def test_open_session_is_not_sent() -> None:
@@ -162,9 +166,9 @@ def test_basic_auth_and_signature() -> None:
         deliver_all(deliver_all(destination))
     first, second = receiver.received
     assert first.headers["authorization"] == "Basic " + b64encode(b"us:pass:word").decode()
-    for got in (first, second):
-        line = got.body.strip()
-        assert Webhook(SECRET).verify(got.body, got.headers) == json.loads(line)
+    for request in (first, second):
+        line = request.body.strip()
+        assert Webhook(SECRET).verify(request.body, request.headers) == json.loads(line)
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
 
@@ -177,13 +181,13 @@ def test_batch_ends_by_count_bytes_or_linger(
     emit_sessions(*range(7))
     with Receiver() as receiver:
         destination = deliver_all(make_destination(receiver))
-        assert [len(got.body.splitlines()) for got in receiver.received] == [3, 3, 1]
+        assert [len(request.body.splitlines()) for request in receiver.received] == [3, 3, 1]
 
         emit_sessions(8, note="x" * 3_000)
         emit_sessions(9, note="x" * 3_000)
         emit_sessions(10, note="x" * 9_000)  # longer than any batch: alone
         deliver_all(destination)
-        assert [len(got.body.splitlines()) for got in receiver.received[3:]] == [1, 1, 1]
+        assert [len(request.body.splitlines()) for request in receiver.received[3:]] == [1, 1, 1]
 
         # one that is not full waits until its first has waited long enough
         monkeypatch.setattr(pump, "LINGER", timedelta(seconds=30))
@@ -214,27 +218,27 @@ def test_own_ingest_accepts_push(client: Client) -> None:
                 user="peer", password=password,
             )  # fmt: skip
             deliver_all(destination)
-        (got, *_) = receiver.received
+        (request, *_) = receiver.received
         answer = client.generic(
             "PUT" if kind == "webhook" else "POST",
             "/export/events" if kind == "webhook" else "/_bulk",
-            got.body,
-            content_type=got.headers["content-type"],
-            headers={"Authorization": got.headers["authorization"]},
+            request.body,
+            content_type=request.headers["content-type"],
+            headers={"Authorization": request.headers["authorization"]},
         )
         assert answer.status_code == 200, answer.content
-        said = answer.json()
+        counts = answer.json()
         if kind == "webhook":
-            assert (said["sessions"], said["rejected"]) == (3, 0)
+            assert (counts["sessions"], counts["rejected"]) == (3, 0)
         else:
-            assert not said["errors"]
+            assert not counts["errors"]
     derive_sessions(other)
-    there = Session.objects.filter(channel=other)
+    pushed_sessions = Session.objects.filter(channel=other)
     assert Application.objects.get(pk=application.pk).channel == other
-    assert there.count() == 3
-    assert {f"xxx-{name}" for name in there.values_list("sender_session_id", flat=True)} >= {
-        name.rpartition("-")[0] for name in emitted
-    }
+    assert pushed_sessions.count() == 3
+    assert {
+        f"xxx-{name}" for name in pushed_sessions.values_list("sender_session_id", flat=True)
+    } >= {name.rpartition("-")[0] for name in emitted}
 
 
 # When it fails ------------------------------------------------------------------------------------
@@ -277,16 +281,16 @@ def test_retries_grow_then_disable(
     emit_sessions(1)
     with Receiver([respond_with(500)]) as receiver:
         destination = make_destination(receiver)
-        waits = []
+        delays = []
         for _ in pump.BACKOFF.delays_seconds:
             deliver_all(destination)
-            waits.append((destination.next_at - timezone.now()).total_seconds())
+            delays.append((destination.next_at - timezone.now()).total_seconds())
             assert destinations.determine_state(destination) == (
                 "circuit_open"
                 if destination.failures >= pump.CIRCUIT_BREAKER_FAILURES
                 else "failing"
             )
-        for seconds, delay in zip(waits, pump.BACKOFF.delays_seconds, strict=True):
+        for seconds, delay in zip(delays, pump.BACKOFF.delays_seconds, strict=True):
             assert delay * 0.75 <= seconds <= delay * 1.25
         assert caplog.text.count("destination.circuit_opened") == 1
 
@@ -317,10 +321,10 @@ def test_circuit_closes_after_success() -> None:
     assert destinations.determine_state(destination) == "working"
 
 
-@pytest.mark.parametrize(("asked", "seconds"), [("60", 60), ("1", 1), ("999999", 86_400)])
-def test_retry_after_is_obeyed(asked: str, seconds: int) -> None:
+@pytest.mark.parametrize(("retry_after", "seconds"), [("60", 60), ("1", 1), ("999999", 86_400)])
+def test_retry_after_is_obeyed(retry_after: str, seconds: int) -> None:
     emit_sessions(1)
-    with Receiver([respond_with(503, Retry_After=asked)]) as receiver:
+    with Receiver([respond_with(503, Retry_After=retry_after)]) as receiver:
         destination = deliver_all(make_destination(receiver))
     assert abs((destination.next_at - timezone.now()).total_seconds() - seconds) < 2
 
@@ -363,13 +367,13 @@ def test_rejected_document_is_dead_lettered() -> None:
         letter = destination.dead_letters.get()
         assert (letter.document_id, letter.answer) == (bad, 400)
         assert is_at_end(destination)
-        taken = [
+        accepted = [
             name
-            for got in receiver.received
-            if bad.split("-")[1].encode() not in got.body
-            for name in [json.loads(line)["userSessionId"] for line in got.body.splitlines()]
+            for each in receiver.received
+            if bad.split("-")[1].encode() not in each.body
+            for name in [json.loads(line)["userSessionId"] for line in each.body.splitlines()]
         ]
-        assert sorted(taken) == sorted(name.split("-")[1] for name in emitted if name != bad)
+        assert sorted(accepted) == sorted(name.split("-")[1] for name in emitted if name != bad)
 
         # mended, and sent again
         receiver.choose_behaviour = None
@@ -566,9 +570,9 @@ def test_batch_is_read_in_two_queries(
     read = batches.build_documents
 
     def counted(destination: Destination, rows: Any) -> Any:
-        found = read(destination, rows)
-        steps.append(len(found))
-        return found
+        batch_documents = read(destination, rows)
+        steps.append(len(batch_documents))
+        return batch_documents
 
     monkeypatch.setattr(batches, "build_documents", counted)
     monkeypatch.setattr(batches, "FIRST_READ_ROWS", 2)
@@ -692,12 +696,12 @@ def test_new_destination_starts_now() -> None:
         )
         deliver_all(destination)
         assert receiver.received == []
-        here = destinations.encode_cursor(destination)
+        own_cursor = destinations.encode_cursor(destination)
 
         new = emit_sessions(3)
         deliver_all(destination)
         assert received_ids(receiver) == new
-        destinations.rewind(destination, destinations.decode_cursor(destination, here))
+        destinations.rewind(destination, destinations.decode_cursor(destination, own_cursor))
         deliver_all(destination)
         assert received_ids(receiver) == new * 2
         destinations.rewind(
@@ -720,14 +724,14 @@ def test_unreadable_secret_disables(settings: Any) -> None:
     with Receiver() as receiver:
         destination = make_destination(receiver, user="us", password="secret word")
         other = make_destination(receiver, name="other")
-        kept, settings.EXHAUST_ENCRYPTION_KEYS = (
+        former_keys, settings.EXHAUST_ENCRYPTION_KEYS = (
             settings.EXHAUST_ENCRYPTION_KEYS,
             [Fernet.generate_key().decode()],
         )
         deliver_all(destination)
         assert "decrypted" in destination.disabled_reason
         assert received_ids(receiver) == emitted  # of the other
-        settings.EXHAUST_ENCRYPTION_KEYS = kept
+        settings.EXHAUST_ENCRYPTION_KEYS = former_keys
         assert destinations.resume(destination)
         deliver_all(destination)
         assert received_ids(receiver) == emitted * 2

@@ -96,8 +96,10 @@ def test_other_tools_open_encrypted_file(form: str, encryption: str) -> None:
     plain = stored(run(make(output_format=form, tag="plain")).files.get())
 
     # when the same is asked for encrypted
-    asked = {"encryption_key": KEY} if encryption == "password" else {"encryption": encryption}
-    job = run(make(output_format=form, tag="encrypted", **asked))
+    encryption_fields = (
+        {"encryption_key": KEY} if encryption == "password" else {"encryption": encryption}
+    )
+    job = run(make(output_format=form, tag="encrypted", **encryption_fields))
 
     # then it is told as what it is
     assert job.status == "SUCCESS"
@@ -116,17 +118,17 @@ def test_other_tools_open_encrypted_file(form: str, encryption: str) -> None:
 
     # and another program finds the plain file in it
     if suffix == "zip":
-        name, found = unzipped(content)
+        name, decrypted = unzipped(content)
         assert name == f"exhaust.{form}"
         with zipfile.ZipFile(io.BytesIO(content)) as opened, pytest.raises(RuntimeError):
             opened.read(name)
         with pytest.raises(RuntimeError, match="Bad password"):
             unzipped(content, "another password")
     else:
-        found = pyrage.decrypt(content, [IDENTITY])
+        decrypted = pyrage.decrypt(content, [IDENTITY])
         with pytest.raises(pyrage.DecryptError):
             pyrage.decrypt(content, [pyrage.x25519.Identity.generate()])
-    assert found == plain
+    assert decrypted == plain
 
 
 @pytest.mark.django_db(transaction=True)
@@ -150,9 +152,11 @@ def test_parts_and_manifest_are_encrypted(encryption: str, settings: Any) -> Non
         else:
             assert file.name.endswith(".age")
             opened = pyrage.decrypt(content, [IDENTITY])
-    told = json.loads(opened)
-    assert [part["name"] for part in told["parts"]] == [file.name for file in files[:3]]
-    assert [part["sha256"] for part in told["parts"]] == [file.sha256 for file in files[:3]]
+    manifest_fields = json.loads(opened)
+    assert [part["name"] for part in manifest_fields["parts"]] == [file.name for file in files[:3]]
+    assert [part["sha256"] for part in manifest_fields["parts"]] == [
+        file.sha256 for file in files[:3]
+    ]
 
 
 # Keys -------------------------------------------------------------------------------------------
@@ -172,8 +176,8 @@ def test_password_is_never_stored_plain(
         }
     }  # fmt: skip
     submit = "/dataset/v1/request/submit"
-    told = [client.post(submit, body, content_type="application/json").content.decode()]
-    assert json.loads(told[0])["result"]["encryption"] == "password"
+    answers = [client.post(submit, body, content_type="application/json").content.decode()]
+    assert json.loads(answers[0])["result"]["encryption"] == "password"
     job = Job.objects.get()
     assert job.encrypted_key is not None
     assert KEY not in repr(make_submission(encryption_key=KEY))
@@ -181,25 +185,25 @@ def test_password_is_never_stored_plain(
     # when it is made and read
     waiting = everything()
     run(job)
-    told.append(
+    answers.append(
         client.get(f"/dataset/v1/request/read/t?requestId={job.request_id}").content.decode()
     )
-    told.append(client.get("/dataset/v1/request/list/t").content.decode())
+    answers.append(client.get("/dataset/v1/request/list/t").content.decode())
     refused = json.loads(json.dumps(body).replace(KEY, "canary"))
-    told.append(client.post(submit, refused, content_type="application/json").content.decode())
+    answers.append(client.post(submit, refused, content_type="application/json").content.decode())
 
     # then nobody has seen it, and nothing keeps it
     assert job.status == "SUCCESS"
     assert job.encrypted_key is None
-    for text in (*told, waiting, everything(), caplog.text, *capfd.readouterr()):
+    for text in (*answers, waiting, everything(), caplog.text, *capfd.readouterr()):
         assert "canary" not in text
 
 
 def everything() -> str:
-    said: list[str] = []
+    texts: list[str] = []
     for model in (Job, Transition, File, AuditEvent, Schedule):
-        said += [str(row) for row in model.objects.values()]
-    return "\n".join(said)
+        texts += [str(row) for row in model.objects.values()]
+    return "\n".join(texts)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -223,9 +227,9 @@ def test_password_is_wiped_at_job_end(ending: str) -> None:
     assert refused.value.status == 409
 
     # when it is sent again with it, then it is the same job, and encrypted
-    again = make(encryption_key=KEY)
-    assert again.pk == job.pk
-    assert unzipped(stored(run(again).files.get()))[0] == "exhaust.csv"
+    same_job = make(encryption_key=KEY)
+    assert same_job.pk == job.pk
+    assert unzipped(stored(run(same_job).files.get()))[0] == "exhaust.csv"
 
     # and another key is another request
     assert make(encryption_key=KEY + "!").pk != job.pk
@@ -316,7 +320,7 @@ def test_channel_requires_public_key() -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
-    ("asked", "later", "words"),
+    ("request", "later", "message"),
     [
         ({}, {"private_encryption": "password"}, "encryptionKey is no longer"),
         ({"encryption_key": KEY}, {"private_encryption": "publickey"}, "now requires"),
@@ -324,15 +328,15 @@ def test_channel_requires_public_key() -> None:
     ],
 )
 def test_stricter_channel_rule_fails_job(
-    asked: dict[str, Any], later: dict[str, Any], words: str
+    request: dict[str, Any], later: dict[str, Any], message: str
 ) -> None:
     send_events(make_answer(1))
     policy(recipient=RECIPIENT)
-    job = make(dataset=PRIVATE, **asked)
+    job = make(dataset=PRIVATE, **request)
     Channel.objects.update(**later)
     job = run(job)
     assert job.status == "FAILED"
-    assert words in job.status_message
+    assert message in job.status_message
     assert not File.objects.exists()
 
 
@@ -349,22 +353,22 @@ def test_channel_recipient_is_validated() -> None:
 @pytest.mark.django_db
 def test_schedule_takes_no_password() -> None:
     client = Client(headers=bearer(make_key("export:response", "export:private")))
-    words = {
+    request = {
         "cron": "0 6 * * *", "dataset": PRIVATE, "conversationId": "b", "window": "yesterday",
         "tag": "d",
     }  # fmt: skip
 
-    def put(**said: Any) -> Any:
-        body = {"request": {**words, **said}}
+    def put_schedule(**more: Any) -> Any:
+        body = {"request": {**request, **more}}
         return client.put("/dataset/v1/schedule/s", body, content_type="application/json").json()
 
-    assert "No password is kept" in put(encryptionKey=KEY)["params"]["errmsg"]
-    assert "use publickey" in put(encryption="password")["params"]["errmsg"]
-    assert "no public key" in put(encryption="publickey")["params"]["errmsg"]
+    assert "No password is kept" in put_schedule(encryptionKey=KEY)["params"]["errmsg"]
+    assert "use publickey" in put_schedule(encryption="password")["params"]["errmsg"]
+    assert "no public key" in put_schedule(encryption="publickey")["params"]["errmsg"]
     policy(private_encryption="password")
-    assert put()["params"]["errmsg"].startswith("request.encryption: ")
+    assert put_schedule()["params"]["errmsg"].startswith("request.encryption: ")
     policy(private_encryption="publickey", recipient=RECIPIENT)
-    assert put(encryption="publickey")["result"]["encryption"] == "publickey"
+    assert put_schedule(encryption="publickey")["result"]["encryption"] == "publickey"
     schedule = Schedule.objects.get()
     assert schedules.submit_due(schedule.next_at) == 1
     assert Job.objects.get().encryption == "publickey"

@@ -128,7 +128,7 @@ def unescaped(value: Any) -> Any:
     """Decodes the escapes of control characters, which openpyxl keeps."""
     if not isinstance(value, str):
         return value
-    return re.sub("_x([0-9A-F]{4})_", lambda found: chr(int(found[1], 16)), value)
+    return re.sub("_x([0-9A-F]{4})_", lambda match: chr(int(match[1], 16)), value)
 
 
 READERS = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet, "xlsx": read_xlsx}
@@ -173,8 +173,8 @@ def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable
 
     data = made(form, dataset, selection, portable=portable)
 
-    found, rows = read(form.name, data, dataset)
-    assert found == headers
+    found_headers, rows = read(form.name, data, dataset)
+    assert found_headers == headers
     assert len(rows) == len(cells) > 1
     for row, line in zip(rows, cells, strict=True):
         assert row == [expected(form.name, *pair) for pair in zip(kinds, line, strict=True)]
@@ -258,7 +258,7 @@ def body_of(form: str, *rows: list[str | None], kinds: tuple[Kind, ...] = ("text
 
 
 @pytest.mark.parametrize(
-    ("kind", "cell", "held"),
+    ("kind", "cell", "value"),
     [
         ("whole", "9223372036854775807", 2**63 - 1),
         ("whole", "9223372036854775808", None),
@@ -278,13 +278,13 @@ def body_of(form: str, *rows: list[str | None], kinds: tuple[Kind, ...] = ("text
         ("number", "-0", 0.0),
     ],
 )
-def test_parquet_counts_unconvertible_cells(kind: Kind, cell: str, held: Any):
+def test_parquet_counts_unconvertible_cells(kind: Kind, cell: str, value: Any):
     # given the cell between numbers and nothing
     body, data = body_of("parquet", ["1"], [cell], [None], ["-2"], kinds=(kind,))
 
     _, rows = read_parquet(data, None)
-    assert [row[0] for row in rows] == [1, held, None, -2]
-    assert body.unconvertible_cells == (held is None)
+    assert [row[0] for row in rows] == [1, value, None, -2]
+    assert body.unconvertible_cells == (value is None)
 
 
 def test_xlsx_keeps_markup_as_text():
@@ -350,9 +350,9 @@ def test_job_makes_requested_format(form: Format, files: Path, asker: Client):
     assert [row[0] for row in rows] == ["ASSESS:1", "ASSESS:2"]
 
     # and its requester is told so
-    said = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id}).json()
-    assert [file["format"] for file in said["result"]["files"]] == [form.name]
-    address = said["result"]["downloadUrls"][0].removeprefix("http://127.0.0.1:8000")
+    answer = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id}).json()
+    assert [file["format"] for file in answer["result"]["files"]] == [form.name]
+    address = answer["result"]["downloadUrls"][0].removeprefix("http://127.0.0.1:8000")
     download = Client().get(address)
     assert download["Content-Type"] == form.content_type
     assert download["Content-Disposition"] == storage.content_disposition(file.name)
@@ -366,8 +366,8 @@ def test_empty_result_message_by_format(form: Format, files: Path):
 
     job = run(output_format=form.name)
 
-    nothing = "is empty" if "json" in form.name else "holds only its header"
-    assert job.status_message == f"Nothing was found in these dates; the file {nothing}."
+    emptiness = "is empty" if "json" in form.name else "holds only its header"
+    assert job.status_message == f"Nothing was found in these dates; the file {emptiness}."
 
 
 @pytest.mark.django_db(transaction=True)
@@ -398,8 +398,8 @@ def test_large_result_comes_in_parts(form: Format, files: Path, settings: Any, a
     assert len({file.key for file in [*parts, manifest]}) == len(parts) + 1
 
     # and the manifest tells the truth of them
-    said = json.loads(content(files, manifest))
-    assert said == {
+    manifest_fields = json.loads(content(files, manifest))
+    assert manifest_fields == {
         "dataset": RESPONSE,
         "datasetConfig": CONFIG,
         "format": form.name,
@@ -453,8 +453,8 @@ def test_attempts_make_same_parts(form: Format, files: Path, settings: Any):
     job = run(output_format=form.name)
     first = list(File.objects.filter(job=job).order_by("part").values("name", "sha256"))
     File.objects.filter(job=job).delete()
-    again = {"status": "SUBMITTED", "completed_at": None, "due_at": job.submitted_at}
-    Job.objects.filter(pk=job.pk).update(**again)
+    due_values = {"status": "SUBMITTED", "completed_at": None, "due_at": job.submitted_at}
+    Job.objects.filter(pk=job.pk).update(**due_values)
 
     # when another makes them, after more has arrived
     send_events(make_answer(1000))
@@ -464,8 +464,8 @@ def test_attempts_make_same_parts(form: Format, files: Path, settings: Any):
 
     # then they are the same, and the manifest too
     assert len(first) > 2
-    found = File.objects.filter(job=job).order_by("part").values("name", "sha256")
-    assert list(found) == first
+    second = File.objects.filter(job=job).order_by("part").values("name", "sha256")
+    assert list(second) == first
 
 
 @pytest.mark.django_db(transaction=True)
@@ -507,12 +507,12 @@ def test_failure_between_parts_keeps_none(
     # given a storage that takes some parts (the fourth file is the manifest) and then no more
     settings.EXHAUST_PART_BYTES = 1
     send_events(make_answer(1), make_answer(2), make_answer(3))
-    put = storage.FolderStorage.put
+    original_put = storage.FolderStorage.put
 
     def full(self: Any, key: str, stream: Any, content_type: str) -> None:
         if len(stored_paths(files)) == stored_before:
             raise storage.StorageError("full")
-        put(self, key, stream, content_type)
+        original_put(self, key, stream, content_type)
 
     monkeypatch.setattr(storage.FolderStorage, "put", full)
 
@@ -525,11 +525,11 @@ def test_failure_between_parts_keeps_none(
     assert File.objects.count() == 0
 
     # and a later attempt makes them all
-    monkeypatch.setattr(storage.FolderStorage, "put", put)
+    monkeypatch.setattr(storage.FolderStorage, "put", original_put)
     transitions.run_now(job)
-    again = transitions.claim(job.pk)
-    assert again is not None
-    assert attempt.run(again)
+    second_attempt = transitions.claim(job.pk)
+    assert second_attempt is not None
+    assert attempt.run(second_attempt)
     assert File.objects.count() == len(stored_paths(files)) == 4
 
 
@@ -574,12 +574,14 @@ def test_too_many_rows_fail_before_writing(
     dataset: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ):
     send_events(make_answer(1), make_answer(2), make_answer(3))
-    begun: list[str] = []
-    monkeypatch.setattr(storage.FolderStorage, "put", lambda self, key, *_: begun.append(key))
+    written_keys: list[str] = []
+    monkeypatch.setattr(
+        storage.FolderStorage, "put", lambda self, key, *_: written_keys.append(key)
+    )
 
     job = run(dataset=dataset, output_format="xlsx")
 
-    assert (job.status, begun) == ("FAILED", [])
+    assert (job.status, written_keys) == ("FAILED", [])
     assert job.status_message == (
         "There are more than the 2 rows that xlsx holds; ask for fewer days, or for another format."
     )
@@ -652,8 +654,8 @@ def test_removed_format_fails_job(files: Path):
 @pytest.mark.django_db
 @pytest.mark.parametrize("field", ["output_format", "outputFormat"])
 def test_formats_are_separate_requests(field: str, asker: Client, enqueued_tasks: list[str]):
-    def submitted(**said: str) -> str:
-        request = {"tag": "t", "dataset": RESPONSE, "datasetConfig": CONFIG, **said}
+    def submitted(**fields: str) -> str:
+        request = {"tag": "t", "dataset": RESPONSE, "datasetConfig": CONFIG, **fields}
         answered = asker.post(
             "/dataset/v1/request/submit", {"request": request}, content_type="application/json"
         )

@@ -47,11 +47,11 @@ def taken(answer: Any) -> bytes:
     return content
 
 
-def assert_closed(answer: Any, status: int, words: str) -> None:
+def assert_closed(answer: Any, status: int, message: str) -> None:
     """Asserts an answer without the file, with a sentence, that no cache keeps."""
     assert answer.status_code == status
     assert not answer.streaming
-    assert words in answer.content.decode()
+    assert message in answer.content.decode()
     assert b"1,2" not in answer.content
     assert answer["Content-Type"] == "text/plain; charset=utf-8"
     assert_not_kept(answer)
@@ -158,9 +158,9 @@ def test_concurrent_last_use_is_rejected() -> None:
 def test_record_download_locks_link_only() -> None:
     """With a join PostgreSQL would read the row as it was before the wait."""
     _, link, _ = made()
-    with CaptureQueriesContext(connection) as asked:
+    with CaptureQueriesContext(connection) as queries:
         links.record_download(link)
-    update = next(each["sql"] for each in asked if each["sql"].startswith("UPDATE"))
+    update = next(each["sql"] for each in queries if each["sql"].startswith("UPDATE"))
     assert "JOIN" not in update
     assert '"use_count" <' in update.partition("EXISTS")[0]
 
@@ -316,10 +316,10 @@ def test_private_file_gets_own_link(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given a storage that signs
-    asked: list[tuple[str, str, str, datetime]] = []
+    signed: list[tuple[str, str, str, datetime]] = []
 
     def sign(_: Any, key: str, name: str, content_type: str, until: datetime) -> str:
-        asked.append((key, name, content_type, until))
+        signed.append((key, name, content_type, until))
         return f"https://bucket.example/{key}?signed"
 
     public, private = make_finished().files.get(), make_finished(dataset=PRIVATE).files.get()
@@ -334,7 +334,7 @@ def test_private_file_gets_own_link(
     # then only the response file's address is the bucket's, for the life of the link
     assert addresses[0] == f"https://bucket.example/{public.key}?signed"
     assert addresses[1].startswith(f"{OURS}/dataset/v1/download/")
-    assert asked == [(public.key, public.name, public.content_type, opened[0].expires_at)]
+    assert signed == [(public.key, public.name, public.content_type, opened[0].expires_at)]
 
     # and ours hops to the bucket for two minutes
     answer = Client().get(addresses[1].removeprefix(OURS))
@@ -343,17 +343,20 @@ def test_private_file_gets_own_link(
         f"https://bucket.example/{private.key}?signed",
     )
     assert_not_kept(answer)
-    assert len(asked) == 2
-    assert 115 < (asked[1][3] - timezone.now()).total_seconds() <= 120
+    assert len(signed) == 2
+    assert 115 < (signed[1][3] - timezone.now()).total_seconds() <= 120
 
 
 def test_database_dump_opens_no_file() -> None:
     # given links, of which the database keeps something
     file, link, path = made()
     token = path.rpartition("/")[2]
-    kept = [str(value) for row in Link.objects.values() for value in row.values()]
-    kept += [
-        bytes(value).decode() for value in Link.objects.values_list("encrypted_token", flat=True)
+    dumped_values = [
+        str(each_value) for row in Link.objects.values() for each_value in row.values()
+    ]
+    dumped_values += [
+        bytes(each_value).decode()
+        for each_value in Link.objects.values_list("encrypted_token", flat=True)
     ]
 
     # when / then it is not the token, and none of it opens anything
@@ -361,8 +364,8 @@ def test_database_dump_opens_no_file() -> None:
     for model in (Job, File, Link, AuditEvent):
         for row in model.objects.values():
             assert token not in str(row)
-    for word in kept:
-        answer = Client().get("/dataset/v1/download/" + quote(word, safe=""))
+    for value in dumped_values:
+        answer = Client().get("/dataset/v1/download/" + quote(value, safe=""))
         assert answer.status_code in (403, 404)
     assert links.build_url(Link.objects.get(pk=link.pk)).endswith(path)  # and it is told again
     assert links.get_or_create(File.objects.get(pk=file.pk)) == link
@@ -371,9 +374,9 @@ def test_database_dump_opens_no_file() -> None:
 def test_unreadable_token_gets_new_link(settings: Any) -> None:
     file, link, path = made()
     settings.EXHAUST_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
-    again = links.get_or_create(File.objects.get(pk=file.pk))
-    assert again is not None
-    assert again != link
+    new_link = links.get_or_create(File.objects.get(pk=file.pk))
+    assert new_link is not None
+    assert new_link != link
     assert taken(Client().get(path)) == CONTENT  # the former one goes on
 
 
@@ -399,9 +402,9 @@ def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
     address = f"/dataset/v1/request/revoke/{job.tag}?requestId={job.request_id}"
 
     # when the links of one are revoked
-    told = asker.post(address).json()
-    assert told["id"] == "ekstep.analytics.dataset.request.revoke"
-    assert told["result"] == {
+    answer = asker.post(address).json()
+    assert answer["id"] == "ekstep.analytics.dataset.request.revoke"
+    assert answer["result"] == {
         "requestId": job.request_id, "tag": f"{job.tag}:ORG_001", "revoked": 1,
     }  # fmt: skip
 
@@ -449,8 +452,10 @@ def test_download_is_in_audit_log() -> None:
     Client().get(path)
 
     # then only the use is a download
-    told = AuditEvent.objects.order_by("id").values_list("action", "actor", "address", "subject")
-    assert list(told) == [
+    audit_events = AuditEvent.objects.order_by("id").values_list(
+        "action", "actor", "address", "subject"
+    )
+    assert list(audit_events) == [
         ("link.created", "service", "", file.job.request_id),
         ("file.downloaded", "link", "192.0.2.0/24", file.job.request_id),
         ("link.revoked", "service", "", file.job.request_id),
@@ -478,7 +483,7 @@ def test_replays_after_expiry_open_nothing(
     token = path.rpartition("/")[2]
 
     # when it is used again and again
-    begun = time.process_time()  # other processes may keep the cores busy
+    start_time = time.process_time()  # other processes may keep the cores busy
     replays = {-10: 3333, 0: 3334, 10: 3333}[minutes]
     methods = (rf.get, rf.get, rf.get, rf.head)
     answers = Counter(
@@ -488,13 +493,13 @@ def test_replays_after_expiry_open_nothing(
     # then no request gets the file, none is counted, and none takes long
     assert answers == {410: replays}
     assert uses(link) == 1
-    assert time.process_time() - begun < 60
+    assert time.process_time() - start_time < 60
 
     # and a usable link is one by the database's clock, not the process's
-    again = links.get_or_create(File.objects.get(pk=file.pk))
-    assert again is not None
-    assert again != link
-    assert abs((again.expires_at - real()).total_seconds() - 86_400) < 60
+    new_link = links.get_or_create(File.objects.get(pk=file.pk))
+    assert new_link is not None
+    assert new_link != link
+    assert abs((new_link.expires_at - real()).total_seconds() - 86_400) < 60
 
 
 # Retention ------------------------------------------------------------------------------------
@@ -522,12 +527,12 @@ def test_retention_deletes_old_files(files: Path, settings: Any, asker: Client) 
 
     # and its job says so, without a link
     job = old.job
-    shown = asker.get(f"/dataset/v1/request/read/{job.tag}", {"requestId": job.request_id}).json()[
+    result = asker.get(f"/dataset/v1/request/read/{job.tag}", {"requestId": job.request_id}).json()[
         "result"
     ]
-    assert (shown["status"], shown["downloadUrls"], shown["expiresAt"]) == ("SUCCESS", [], 0)
-    assert [file["deleted"] for file in shown["files"]] == [True]
-    assert shown["files"][0]["sha256"] == old.sha256
+    assert (result["status"], result["downloadUrls"], result["expiresAt"]) == ("SUCCESS", [], 0)
+    assert [file["deleted"] for file in result["files"]] == [True]
+    assert result["files"][0]["sha256"] == old.sha256
     assert Link.objects.filter(file=old).count() == 1
     assert uses(old_link) == 0
 
@@ -578,10 +583,12 @@ def test_range_request_resumes_download() -> None:
     assert_not_kept(answer)
 
 
-@pytest.mark.parametrize("asked", ["bytes=0-3", "bytes=-3", "bytes=1-2,4-5", "bytes=x-", "rows=1-"])
-def test_unsupported_range_returns_all(asked: str) -> None:
+@pytest.mark.parametrize(
+    "requested_range", ["bytes=0-3", "bytes=-3", "bytes=1-2,4-5", "bytes=x-", "rows=1-"]
+)
+def test_unsupported_range_returns_all(requested_range: str) -> None:
     _, _, path = made()
-    answer = Client().get(path, headers={"Range": asked})
+    answer = Client().get(path, headers={"Range": requested_range})
     assert (answer.status_code, taken(answer)) == (200, CONTENT)
     assert "Content-Range" not in answer
 

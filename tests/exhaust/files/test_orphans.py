@@ -29,7 +29,7 @@ def test_only_orphans_are_removed(files: Path) -> None:
     heir = transitions.claim(working.pk)
     assert heir is not None
     over = make_job(status="FAILED", attempt=3)
-    kept = {
+    expected_paths = {
         File.objects.get(job=done).key,
         leave_orphan(heir, 2),
         unfinished_key(heir, 2),
@@ -46,7 +46,7 @@ def test_only_orphans_are_removed(files: Path) -> None:
     removed = sum(orphans.remove_all())
 
     # then
-    assert set(stored_paths(files)) == kept
+    assert set(stored_paths(files)) == expected_paths
     assert removed == 13
     assert sum(orphans.remove_all()) == 0
 

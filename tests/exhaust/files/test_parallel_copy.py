@@ -92,8 +92,8 @@ def test_small_selection_is_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
     monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 100, raising=False)
     preview = replace(selection, limit=3)
-    nothing = replace(selection, start=selection.end, end=selection.end + timedelta(days=1))
-    for one in (preview, nothing):
+    empty_selection = replace(selection, start=selection.end, end=selection.end + timedelta(days=1))
+    for one in (preview, empty_selection):
         assert writer.split_by_time(RESPONSE, one) == [one]
 
 
@@ -121,13 +121,13 @@ def test_slice_error_follows_earlier_rows() -> None:
     )
 
     # when
-    came = []
+    chunks = []
     with pytest.raises(DataError):
-        came.extend(rows)
+        chunks.extend(rows)
 
     # then
-    assert [chunk.data for chunk in came] == [b"0\n1\n2\n3\n4\n"]
-    assert came[0].ends == [2, 4, 6, 8, 10]
+    assert [chunk.data for chunk in chunks] == [b"0\n1\n2\n3\n4\n"]
+    assert chunks[0].ends == [2, 4, 6, 8, 10]
     assert (lanes(), busy()) == ([], 0)
 
 
@@ -138,11 +138,11 @@ def test_closing_reader_does_not_wait() -> None:
     assert next(rows) == ("0",)
 
     # when
-    begun = time.monotonic()
+    start_time = time.monotonic()
     rows.close()  # type: ignore[attr-defined]
 
     # then
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - start_time < 60
     assert (lanes(), busy()) == ([], 0)
 
 
@@ -173,12 +173,12 @@ def test_slice_buffers_bounded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     monkeypatch.setattr(parallel_copy, "BATCH_ROWS", 1)
     monkeypatch.setattr(parallel_copy, "MAX_QUEUED_BATCHES", 2)
-    taken: list[int] = []
+    batches_put: list[int] = []
     real = parallel_copy.SliceWorker.put_item
 
-    def put(lane: Any, said: Any) -> None:
-        real(lane, said)
-        taken.append(1)
+    def put(lane: Any, batch: Any) -> None:
+        real(lane, batch)
+        batches_put.append(1)
 
     monkeypatch.setattr(parallel_copy.SliceWorker, "put_item", put)
     rows = copy_rows([five(0), five(10)], by_line=True, statements=CancellableQueries())
@@ -188,5 +188,5 @@ def test_slice_buffers_bounded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     time.sleep(1)
 
     # then: of each two wait, and one was taken
-    assert len(taken) <= 5
+    assert len(batches_put) <= 5
     assert [int(chunk.data) for chunk in rows] == [1, 2, 3, 4, 10, 11, 12, 13, 14]

@@ -56,7 +56,7 @@ def bucket(client: Any) -> Callable[[], list[str]]:
     def left() -> list[str]:
         objects = client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
         uploads = client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
-        return [found["Key"] for found in objects] + [f"upload {u['Key']}" for u in uploads]
+        return [entry["Key"] for entry in objects] + [f"upload {u['Key']}" for u in uploads]
 
     return left
 
@@ -80,9 +80,9 @@ def served(s3_endpoint: str) -> Iterator[StorageCase]:
             region_name=s3server.REGION,
             config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
         )
-        made = S3Storage(BUCKET, s3_endpoint, s3_endpoint, s3server.REGION)
+        storage = S3Storage(BUCKET, s3_endpoint, s3_endpoint, s3server.REGION)
         client.create_bucket(Bucket=BUCKET)
-    yield StorageCase(made, bucket(client), client)
+    yield StorageCase(storage, bucket(client), client)
     client.close()
 
 
@@ -122,8 +122,8 @@ def folder(tmp_path: Path) -> StorageCase:
 
 @pytest.fixture(params=["folder", "moto", pytest.param("s3", marks=pytest.mark.s3)])
 def storage_case(request: pytest.FixtureRequest) -> StorageCase:
-    found: StorageCase = request.getfixturevalue(request.param)
-    return found
+    case: StorageCase = request.getfixturevalue(request.param)
+    return case
 
 
 def stream(*blocks: bytes) -> Any:
@@ -194,11 +194,11 @@ def test_large_file_uses_multipart(storage_case: StorageCase) -> None:
     blocks = [bytes([number]) * MIB for number in range(20)] + [b"the end"]
 
     # when
-    sent = stream(*blocks)
-    storage_case.storage.put("long.csv", sent, CSV)
+    counted_stream = stream(*blocks)
+    storage_case.storage.put("long.csv", counted_stream, CSV)
 
     # then all of it is there, in its order
-    assert storage_case.storage.size("long.csv") == sent.byte_count == 20 * MIB + 7
+    assert storage_case.storage.size("long.csv") == counted_stream.byte_count == 20 * MIB + 7
     assert content(storage_case, "long.csv") == b"".join(blocks)
     assert storage_case.list_keys() == ["long.csv"]
     if storage_case.client is not None:
@@ -338,15 +338,15 @@ def test_failed_second_put_keeps_first(storage_case: StorageCase) -> None:
 )
 def test_content_disposition_names(name: str, plain: str) -> None:
     # when
-    said = storage.content_disposition(name)
+    header = storage.content_disposition(name)
 
     # then it is one line of plain ASCII that says the name twice where it must
-    assert said.isascii()
-    assert said.isprintable()
+    assert header.isascii()
+    assert header.isprintable()
     message = Message()
-    message["Content-Disposition"] = said
+    message["Content-Disposition"] = header
     match = re.fullmatch(
-        r'attachment; filename="([^"]*)"(; filename\*=UTF-8\'\'([\w.~%-]+))?', said
+        r'attachment; filename="([^"]*)"(; filename\*=UTF-8\'\'([\w.~%-]+))?', header
     )
     assert match is not None
     assert match[1] == plain
@@ -381,17 +381,17 @@ def test_unwritable_folder_is_storage_error(tmp_path: Path) -> None:
 
 def test_missing_bucket_is_storage_error(moto: StorageCase) -> None:
     # given
-    gone = S3Storage("no-such-bucket", "", "", "us-east-1")
+    missing_bucket = S3Storage("no-such-bucket", "", "", "us-east-1")
 
     # when / then
     with pytest.raises(StorageError, match="NoSuchBucket"):
-        gone.put("a.csv", stream(b"x"), CSV)
+        missing_bucket.put("a.csv", stream(b"x"), CSV)
     with pytest.raises(StorageError, match="NoSuchBucket"):
-        gone.put("a.csv", stream(b"x" * 9 * MIB), CSV)
+        missing_bucket.put("a.csv", stream(b"x" * 9 * MIB), CSV)
     with pytest.raises(StorageError, match="NoSuchBucket"):
-        gone.open("a.csv")
+        missing_bucket.open("a.csv")
     with pytest.raises(StorageError, match="NoSuchBucket"):
-        gone.delete("a.csv")
+        missing_bucket.delete("a.csv")
     assert moto.list_keys() == []
 
 
@@ -435,10 +435,10 @@ def test_lasting_credentials_never_expire(moto: StorageCase) -> None:
 def temporary(ends: datetime, later: datetime) -> tuple[S3Storage, list[datetime]]:
     """A storage with credentials that end, and that may be had again until `later`; and when
     they were."""
-    asked: list[datetime] = []
+    renewals: list[datetime] = []
 
     def again() -> dict[str, str]:
-        asked.append(later)
+        renewals.append(later)
         return {
             "access_key": "ASIANEW",
             "secret_key": "new",
@@ -447,25 +447,25 @@ def temporary(ends: datetime, later: datetime) -> tuple[S3Storage, list[datetime
         }
 
     place = S3Storage(BUCKET, "", "", "us-east-1")
-    held = RefreshableCredentials("ASIAOLD", "old", "token", ends, again, "test")
-    place.session.get_credentials = lambda: held  # type: ignore[method-assign]
-    return place, asked
+    credentials = RefreshableCredentials("ASIAOLD", "old", "token", ends, again, "test")
+    place.session.get_credentials = lambda: credentials  # type: ignore[method-assign]
+    return place, renewals
 
 
 def test_temporary_credentials_end_early() -> None:
     # given credentials that have hours to go
     ends = datetime.now(UTC) + timedelta(hours=5)
-    place, asked = temporary(ends, ends + timedelta(hours=6))
+    place, renewals = temporary(ends, ends + timedelta(hours=6))
 
     # when / then
     assert place.signing_expires_at() == ends - timedelta(seconds=60)
-    assert asked == []
+    assert renewals == []
 
 
 def test_expired_credentials_are_renewed() -> None:
     # given a process that signed nothing for longer than its credentials lasted
     now = datetime.now(UTC)
-    place, asked = temporary(now - timedelta(minutes=1), now + timedelta(hours=6))
+    place, renewals = temporary(now - timedelta(minutes=1), now + timedelta(hours=6))
 
     # when it is asked how long it can sign
     ends = place.signing_expires_at()
@@ -473,7 +473,7 @@ def test_expired_credentials_are_renewed() -> None:
     # then it speaks of the credentials that it would sign with
     assert ends is not None
     assert ends > now + timedelta(hours=5)
-    assert len(asked) == 1
+    assert len(renewals) == 1
 
 
 def test_no_credentials_is_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,10 +523,10 @@ def altered(address: str, **changes: str) -> str:
 @pytest.mark.parametrize("name", ["bot_response.csv", "नाम.csv", 'a"b\n.csv', "a\u202eb.csv"])
 def test_s3_returns_file_under_its_name(s3: StorageCase, name: str) -> None:
     # when
-    status, headers, sent = get(signed(s3, name=name))
+    status, headers, content = get(signed(s3, name=name))
 
     # then
-    assert (status, sent) == (200, b"a,b\n1,2\n")
+    assert (status, content) == (200, b"a,b\n1,2\n")
     assert headers["Content-Disposition"] == storage.content_disposition(name)
     assert headers["Content-Type"] == CSV
 
@@ -547,9 +547,9 @@ def test_s3_rejects_altered_url(s3: StorageCase) -> None:
         altered(address, **{"X-Amz-Date": "20220101T000000Z"}),
         address.replace("/a.csv?", "/b.csv?"),
     ):
-        status, _, sent = get(changed)
+        status, _, content = get(changed)
         assert status == 403
-        assert b"1,2" not in sent
+        assert b"1,2" not in content
 
 
 @pytest.mark.s3
@@ -593,27 +593,27 @@ def test_response_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> N
     # when it runs and its requester reads it
     assert attempt.run(job)
     path = "/dataset/v1/request/read/daily"
-    shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
+    result = asker.get(path, {"requestId": job.request_id}).json()["result"]
 
     # then the link goes straight to the bucket, and gives the file
     file = File.objects.get()
     assert in_s3.list_keys() == [file.key]
     assert not files.exists()
-    (address,) = shown["downloadUrls"]
+    (address,) = result["downloadUrls"]
     assert address.startswith(f"{in_s3.client.meta.endpoint_url}/{BUCKET}/{file.key}?")
     lives = int(parse_qs(urlsplit(address).query)["X-Amz-Expires"][0])
-    left = shown["expiresAt"] / 1000 - datetime.now(UTC).timestamp()
+    remaining_seconds = result["expiresAt"] / 1000 - datetime.now(UTC).timestamp()
     assert 86_300 < lives <= 86_400
-    assert abs(left - lives) < 5
-    status, headers, sent = get(address)
+    assert abs(remaining_seconds - lives) < 5
+    status, headers, content = get(address)
     assert status == 200
-    assert len(sent) == shown["files"][0]["bytes"] == file.byte_count
-    assert sent.count(b"\n") == 4
+    assert len(content) == result["files"][0]["bytes"] == file.byte_count
+    assert content.count(b"\n") == 4
     assert headers["Content-Disposition"] == storage.content_disposition(file.name)
 
     # and it is the same link at every poll, though signed anew
-    again = asker.get(path, {"requestId": job.request_id}).json()["result"]
-    assert again["expiresAt"] == shown["expiresAt"]
+    second_result = asker.get(path, {"requestId": job.request_id}).json()["result"]
+    assert second_result["expiresAt"] == result["expiresAt"]
     assert Link.objects.count() == 1
 
 
@@ -628,10 +628,10 @@ def test_private_job_in_s3(in_s3: StorageCase, asker: Client) -> None:
 
     # when its requester reads it
     path = "/dataset/v1/request/read/daily"
-    shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
+    result = asker.get(path, {"requestId": job.request_id}).json()["result"]
 
     # then the link is our own
-    (address,) = shown["downloadUrls"]
+    (address,) = result["downloadUrls"]
     assert address.startswith("http://127.0.0.1:8000/dataset/v1/download/")
     assert "X-Amz" not in address
 
@@ -642,9 +642,9 @@ def test_private_job_in_s3(in_s3: StorageCase, asker: Client) -> None:
     hop = answered["Location"]
     lives = int(parse_qs(urlsplit(hop).query)["X-Amz-Expires"][0])
     assert 115 <= lives <= 120
-    status, _, sent = get(hop)
+    status, _, content = get(hop)
     assert status == 200
-    assert sent.startswith(b"Conversation ID,")
+    assert content.startswith(b"Conversation ID,")
     assert Link.objects.get().use_count == 1
 
 
@@ -657,10 +657,10 @@ def test_lost_lease_leaves_no_s3_object(
     send_events(make_answer(1))
     job = transitions.claim(make_job().pk)
     assert job is not None
-    put = S3Storage.put
+    original_put = S3Storage.put
 
-    def overtaken(self: Any, key: str, sent: Any, content_type: str) -> None:
-        put(self, key, sent, content_type)
+    def overtaken(self: Any, key: str, stream: Any, content_type: str) -> None:
+        original_put(self, key, stream, content_type)
         assert in_s3.list_keys() == [key]
         type(job).objects.filter(pk=job.pk).update(attempt=2)
 
@@ -686,18 +686,18 @@ def test_s3_body_is_read_in_steps(s3: StorageCase) -> None:
 def test_private_files_use_own_kms_key(moto: StorageCase, size: int) -> None:
     # given a storage with a key of AWS KMS
     key = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-    made = S3Storage(BUCKET, "", "", "us-east-1", key)
-    made.client = moto.storage.client  # type: ignore[attr-defined]
+    kms_storage = S3Storage(BUCKET, "", "", "us-east-1", key)
+    kms_storage.client = moto.storage.client  # type: ignore[attr-defined]
 
     # when / then
-    for name, told in (("private/1/1-a.csv", ("aws:kms", key)), ("response/1/1-a.csv", None)):
-        made.put(name, io.BytesIO(b"x" * size), CSV)
-        found = moto.client.head_object(Bucket=BUCKET, Key=name)
-        assert found["ContentLength"] == size
-        if told:
-            assert (found["ServerSideEncryption"], found["SSEKMSKeyId"]) == told
+    for name, encryption in (("private/1/1-a.csv", ("aws:kms", key)), ("response/1/1-a.csv", None)):
+        kms_storage.put(name, io.BytesIO(b"x" * size), CSV)
+        head = moto.client.head_object(Bucket=BUCKET, Key=name)
+        assert head["ContentLength"] == size
+        if encryption:
+            assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == encryption
         else:
-            assert "SSEKMSKeyId" not in found
+            assert "SSEKMSKeyId" not in head
 
 
 @pytest.mark.s3
@@ -710,8 +710,8 @@ def test_erasure_ends_bucket_links(in_s3: StorageCase, asker: Client, dataset: s
     assert job is not None
     assert attempt.run(job)
     path = "/dataset/v1/request/read/daily"
-    shown = asker.get(path, {"requestId": job.request_id}).json()["result"]
-    (address,) = shown["downloadUrls"]
+    result = asker.get(path, {"requestId": job.request_id}).json()["result"]
+    (address,) = result["downloadUrls"]
     if dataset == PRIVATE:
         address = Client().get(address.removeprefix("http://127.0.0.1:8000"))["Location"]
     assert get(address)[0] == 200

@@ -93,10 +93,10 @@ def test_golden_file_has_17_fields_a_row():
 
 
 def test_golden_file_keeps_sent_texts():
-    found = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
+    rows_by_id = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
 
     for name, text in corpus.TEXTS.items():
-        row = found[f"text: {name}"]
+        row = rows_by_id[f"text: {name}"]
         for header in ("Question Title", "Question Description", "X Path", "Eof"):
             assert row[header].removeprefix("'") == text.removeprefix("'")
             assert row[header] in {text, "'" + text}
@@ -107,10 +107,10 @@ def test_golden_file_keeps_sent_texts():
 
 
 def test_golden_file_keeps_sent_numbers():
-    found = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
+    rows_by_id = {row["Message ID"]: row for row in rows(GOLDEN.read_bytes())}
 
     for spelling in corpus.NUMBERS:
-        row = found[f"number: {spelling}"]
+        row = rows_by_id[f"number: {spelling}"]
         assert float(row["Question Score"]) == float(spelling)
         assert row["Question Score"] == row["Question Max Score"] == row["Question Title"]
         assert row["Question Options"] == f'[{{"n": {row["Question Score"]}}}]'
@@ -153,11 +153,11 @@ def test_progress_counts_written_rows():
     )
     progress = writer.Progress()
 
-    made = writer.iter_blocks(RESPONSE, corpus.select_corpus(), progress)
+    blocks = writer.iter_blocks(RESPONSE, corpus.select_corpus(), progress)
 
-    next(made)
+    next(blocks)
     assert progress.rows == 0
-    list(made)
+    list(blocks)
     assert progress.rows == 3
 
 
@@ -249,8 +249,8 @@ def test_line_chunk_equals_single_lines(limit: int) -> None:
 
     # when
     blocks = []
-    for some in (lines[:7], lines[7:]):
-        chunk = LineChunk(b"".join(some), list(accumulate(map(len, some))))
+    for chunk_lines in (lines[:7], lines[7:]):
+        chunk = LineChunk(b"".join(chunk_lines), list(accumulate(map(len, chunk_lines))))
         while chunk.lines_left:
             blocks.append(together.add_lines(chunk))
 

@@ -204,10 +204,10 @@ def test_storage_failure_is_retried(files: Path, caplog: pytest.LogCaptureFixtur
 
 def test_truncated_file_is_not_published(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a storage that loses the last byte
-    put = storage.FolderStorage.put
+    original_put = storage.FolderStorage.put
 
     def loses(self: storage.FolderStorage, key: str, stream: Any, content_type: str) -> None:
-        put(self, key, stream, content_type)
+        original_put(self, key, stream, content_type)
         path = files / key
         path.write_bytes(path.read_bytes()[:-1])
 
@@ -257,13 +257,13 @@ def test_late_row_error_leaves_no_object(files: Path, monkeypatch: pytest.Monkey
     # given rows of several blocks, and an error while the database still has some to give
     send_events(*(make_answer(number, "x" * 1000) for number in range(600)))
     job = claim_job(make_job())
-    made = writer.iter_parts
-    seen: list[int] = []
+    original_iter_parts = writer.iter_parts
+    block_sizes: list[int] = []
 
     def broken(*args: Any, **kwargs: Any) -> Generator[bytes]:
-        for block in chain.from_iterable(made(*args, **kwargs)):
-            seen.append(len(block))
-            if len(seen) == 3:
+        for block in chain.from_iterable(original_iter_parts(*args, **kwargs)):
+            block_sizes.append(len(block))
+            if len(block_sizes) == 3:
                 raise RuntimeError
             yield block
 
@@ -273,10 +273,10 @@ def test_late_row_error_leaves_no_object(files: Path, monkeypatch: pytest.Monkey
     assert not attempt.run(job)
 
     # then nothing is left, and the same worker's next attempt makes the whole file
-    assert len(seen) == 3
+    assert len(block_sizes) == 3
     assert fetch_job_row(job)["status"] == "SUBMITTED"
     assert stored_paths(files) == []
-    monkeypatch.setattr(writer, "iter_parts", made)
+    monkeypatch.setattr(writer, "iter_parts", original_iter_parts)
     assert attempt.run(claim_job(job))
     file = File.objects.get()
     assert file.row_count == 600
@@ -326,10 +326,10 @@ def test_superseded_attempt_leaves_no_trace(
     elif moment == "among the rows":
         run_during_rows(monkeypatch, lambda: heirs.append(claim_expired(job)))
     else:
-        put = storage.FolderStorage.put
+        original_put = storage.FolderStorage.put
 
         def overtaken(self: Any, key: str, stream: Any, content_type: str) -> None:
-            put(self, key, stream, content_type)
+            original_put(self, key, stream, content_type)
             heirs.append(claim_expired(job))
 
         monkeypatch.setattr(storage.FolderStorage, "put", overtaken)
@@ -367,10 +367,10 @@ def test_cancelled_attempt_leaves_no_object(
 
         run_during_rows(monkeypatch, cancelled)
     else:
-        put = storage.FolderStorage.put
+        original_put = storage.FolderStorage.put
 
         def stored_then_cancelled(self: Any, key: str, stream: Any, content_type: str) -> None:
-            put(self, key, stream, content_type)
+            original_put(self, key, stream, content_type)
             assert transitions.cancel(job, "Cancelled by asha.")
 
         monkeypatch.setattr(storage.FolderStorage, "put", stored_then_cancelled)
@@ -460,19 +460,19 @@ def test_time_limit_fails_with_message(
     assert stored_paths(files) == []
 
 
-@pytest.mark.parametrize("kept", ["all of it", "less of it", "nothing"])
+@pytest.mark.parametrize("stored", ["all of it", "less of it", "nothing"])
 def test_lost_write_response_checks_store(
-    kept: str, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stored: str, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given a storage whose answer never comes
-    put = storage.FolderStorage.put
+    original_put = storage.FolderStorage.put
 
     def unheard(self: Any, key: str, stream: Any, content_type: str) -> None:
-        put(self, key, stream, content_type)
+        original_put(self, key, stream, content_type)
         path = files / key
-        if kept == "less of it":
+        if stored == "less of it":
             path.write_bytes(path.read_bytes()[:-1])
-        elif kept == "nothing":
+        elif stored == "nothing":
             path.unlink()
         raise storage.StorageError("timeout")
 
@@ -481,8 +481,8 @@ def test_lost_write_response_checks_store(
     job = claim_job(make_job())
 
     # when / then
-    assert attempt.run(job) == (kept == "all of it")
-    if kept == "all of it":
+    assert attempt.run(job) == (stored == "all of it")
+    if stored == "all of it":
         assert stored_paths(files) == [File.objects.get().key]
         assert "storage.write_response_lost" in caplog.text
     else:
@@ -524,11 +524,11 @@ def test_superseded_attempt_keeps_new_file(files: Path, monkeypatch: pytest.Monk
     # given an attempt that lost its lease, and a new one that is done before it goes on
     send_events(make_answer(1))
     job = claim_job(make_job())
-    put = storage.FolderStorage.put
+    original_put = storage.FolderStorage.put
     slept: list[str] = []
 
     def asleep(self: Any, key: str, stream: Any, content_type: str) -> None:
-        put(self, key, stream, content_type)
+        original_put(self, key, stream, content_type)
         if not slept:
             slept.append(key)
             assert attempt.run(claim_expired(job))
@@ -549,13 +549,13 @@ def test_attempts_make_same_bytes(files: Path, monkeypatch: pytest.MonkeyPatch) 
     # given an attempt that made all its rows and failed at the last moment
     send_events(make_answer(1), make_answer(2))
     job = claim_job(make_job())
-    made: list[bytes] = []
-    put = storage.FolderStorage.put
+    contents: list[bytes] = []
+    original_put = storage.FolderStorage.put
 
     def fails(self: Any, key: str, stream: Any, content_type: str) -> None:
-        put(self, key, stream, content_type)
-        made.append((files / key).read_bytes())
-        if len(made) == 1:
+        original_put(self, key, stream, content_type)
+        contents.append((files / key).read_bytes())
+        if len(contents) == 1:
             self.delete(key)
             raise storage.StorageError("down")
 
@@ -569,8 +569,8 @@ def test_attempts_make_same_bytes(files: Path, monkeypatch: pytest.MonkeyPatch) 
     assert attempt.run(claim_job(job))
 
     # then they are not in the file
-    assert made[0] == made[1]
-    assert made[0].count(b"\n") == 3
+    assert contents[0] == contents[1]
+    assert contents[0].count(b"\n") == 3
     assert fetch_job_row(job)["watermark"] == watermark
     assert File.objects.get().row_count == 2
 

@@ -61,27 +61,27 @@ def fetch_preview(caller: Client, dataset: str = RESPONSE, **filters: Any) -> di
 def test_preview_shape(caller: Client, enqueued_tasks: list[str]) -> None:
     send_events(*(make_answer(number) for number in range(30)))
 
-    shown = fetch_preview(caller)
+    preview = fetch_preview(caller)
 
-    assert set(shown) == {
+    assert set(preview) == {
         "dataset", "requestedChannel", "datasetConfig", "estimate", "columns", "rows", "message",
     }  # fmt: skip
-    assert (shown["dataset"], shown["requestedChannel"], shown["message"]) == (
+    assert (preview["dataset"], preview["requestedChannel"], preview["message"]) == (
         RESPONSE,
         "ORG_001",
         "",
     )
-    assert (shown["estimate"]["rows"], shown["estimate"]["counted"]) == (30, True)
+    assert (preview["estimate"]["rows"], preview["estimate"]["counted"]) == (30, True)
     columns = DATASETS[RESPONSE].columns
-    assert shown["columns"][0] == {
+    assert preview["columns"][0] == {
         "header": "Message ID",
         "kind": "text",
         "description": "The sender's id; not unique.",
         "personal": False,
     }
-    assert [column["header"] for column in shown["columns"]] == [each.header for each in columns]
-    assert len(shown["rows"]) == 20
-    assert shown["rows"][3] == {
+    assert [column["header"] for column in preview["columns"]] == [each.header for each in columns]
+    assert len(preview["rows"]) == 20
+    assert preview["rows"][3] == {
         "Message ID": "ASSESS:3",
         "Conversation ID": BOT,
         "Conversation Name": None,
@@ -208,12 +208,12 @@ def test_slow_count_becomes_estimate(
         DATASETS[RESPONSE], "count_sql", lambda _selection: (ENDLESS, {}), raising=False
     )
     started = time.monotonic()
-    shown = fetch_preview(caller)
+    preview = fetch_preview(caller)
     assert time.monotonic() - started < 3
-    assert shown["message"] == "Counting took too long; rows and bytes are estimates."
-    assert shown["estimate"]["counted"] is False
-    assert isinstance(shown["estimate"]["rows"], int) is on_postgresql
-    assert len(shown["rows"]) == 1
+    assert preview["message"] == "Counting took too long; rows and bytes are estimates."
+    assert preview["estimate"]["counted"] is False
+    assert isinstance(preview["estimate"]["rows"], int) is on_postgresql
+    assert len(preview["rows"]) == 1
 
 
 def test_slow_rows_are_left_out(caller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,11 +226,11 @@ def test_slow_rows_are_left_out(caller: Client, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(previews, "QUERY_SECONDS", 0.2)
     monkeypatch.setattr(DATASETS[RESPONSE], "iterate_rows", slow, raising=False)
     started = time.monotonic()
-    shown = fetch_preview(caller)
+    preview = fetch_preview(caller)
     assert time.monotonic() - started < 3
-    assert shown["rows"] == []
-    assert shown["estimate"] == {"rows": 1, "bytes": None, "counted": True}
-    assert shown["message"] == "Reading took too long; no row is shown."
+    assert preview["rows"] == []
+    assert preview["estimate"] == {"rows": 1, "bytes": None, "counted": True}
+    assert preview["message"] == "Reading took too long; no row is shown."
     # and the connection has no limit left over
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":

@@ -127,11 +127,11 @@ def test_window_days_use_schedule_zone(
     zone: str, slot: str, yesterday: str, this_month: str
 ) -> None:
     moment = datetime.fromisoformat(slot)
-    ask = Schedule(name="n", zone=zone, tag="{start}")
-    ask.window = "yesterday"
-    assert schedules.requested_window(ask, moment).tag == yesterday
-    ask.window = "this month"
-    assert schedules.requested_window(ask, moment).tag == this_month
+    schedule = Schedule(name="n", zone=zone, tag="{start}")
+    schedule.window = "yesterday"
+    assert schedules.requested_window(schedule, moment).tag == yesterday
+    schedule.window = "this month"
+    assert schedules.requested_window(schedule, moment).tag == this_month
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_window_limit_holds_in_any_month(settings: Any) -> None:
     ],
 )
 def test_tag_placeholders(pattern: str, tag: str) -> None:
-    ask = Schedule(name="daily", zone="UTC", window="last 7 days", tag=pattern)
-    assert schedules.requested_window(ask, SLOT).tag == tag
+    schedule = Schedule(name="daily", zone="UTC", window="last 7 days", tag=pattern)
+    assert schedules.requested_window(schedule, SLOT).tag == tag
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_tag_placeholders(pattern: str, tag: str) -> None:
     ["", "a b", "{day}", "{name.__class__}", "{start", "{{start}}", "x" * 119 + "{start}", "a\n"],
 )
 def test_invalid_tag_is_rejected(pattern: str) -> None:
-    ask = Schedule(
+    schedule = Schedule(
         name="daily",
         cron="0 6 * * *",
         dataset=RESPONSE,
@@ -178,7 +178,7 @@ def test_invalid_tag_is_rejected(pattern: str) -> None:
         window="yesterday",
         tag=pattern,
     )
-    assert list(schedules.find_errors(ask)) == ["tag"]
+    assert list(schedules.find_errors(schedule)) == ["tag"]
 
 
 # When ---------------------------------------------------------------------------------------------
@@ -239,14 +239,14 @@ def test_next_slot_is_always_later(cron: str, zone: str) -> None:
         "2026-11-01",
     ):
         start = local_time(f"{text}T00:00", zone)
-        known = [start]
-        while known[-1] < start + 8 * HOUR:
-            known.append(schedules.next_slot(cron, zone, known[-1]))
+        slots = [start]
+        while slots[-1] < start + 8 * HOUR:
+            slots.append(schedules.next_slot(cron, zone, slots[-1]))
         for minutes in range(0, 8 * 60, 5):
             moment = start + minutes * MINUTE
 
             # when / then the next slot is the first one behind it of one fixed list
-            expected = next(slot for slot in known[1:] if slot > moment)
+            expected = next(slot for slot in slots[1:] if slot > moment)
             assert schedules.next_slot(cron, zone, moment) == expected
 
 
@@ -305,8 +305,8 @@ def test_slot_submits_one_request() -> None:
 @pytest.mark.django_db
 def test_second_sweep_submits_nothing() -> None:
     make_schedule()
-    made = [schedules.submit_due(now) for now in (SLOT, SLOT, SLOT + MINUTE)]
-    assert made == [1, 0, 0]
+    counts = [schedules.submit_due(now) for now in (SLOT, SLOT, SLOT + MINUTE)]
+    assert counts == [1, 0, 0]
     assert Job.objects.count() == 1
 
 
@@ -532,7 +532,7 @@ def test_rejected_slot_is_dropped_later(
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "error"),
     [
         ({"dataset": "gone"}, "dataset: There is no dataset of that name"),
         ({"window": "last 400 days"}, "window: At most 366 days"),
@@ -542,12 +542,12 @@ def test_rejected_slot_is_dropped_later(
     ],
 )
 @pytest.mark.django_db
-def test_invalid_schedule_stops_no_other(broken: dict[str, str], said: str) -> None:
+def test_invalid_schedule_stops_no_other(broken: dict[str, str], error: str) -> None:
     bad = make_schedule(name="bad", next_at=SLOT - MINUTE, **broken)
     make_schedule(name="good")
     assert schedules.submit_due(SLOT) == 1
     assert Job.objects.get().tag == "good-2026-03-09"
-    assert schedule_values(bad)["last_error"].startswith(said)
+    assert schedule_values(bad)["last_error"].startswith(error)
 
 
 @pytest.mark.parametrize("broken", [{"zone": "Mars/Base"}, {"cron": "never"}])
@@ -669,9 +669,9 @@ def test_delete_waits_for_submission(
         assert go_on.wait(20)
         return job
 
-    def call(what: Any, *arguments: Any) -> None:
+    def call(function: Any, *arguments: Any) -> None:
         try:
-            what(*arguments)
+            function(*arguments)
         except BaseException as error:
             errors.append(error)
         finally:
@@ -686,13 +686,13 @@ def test_delete_waits_for_submission(
     # when the schedule is deleted meanwhile
     deleting.start()
     deleting.join(0.5)
-    waited = deleting.is_alive()
+    is_waiting = deleting.is_alive()
     go_on.set()
     making.join(20)
     deleting.join(20)
 
     # then both are done, one after the other
-    assert waited
+    assert is_waiting
     assert errors == []
     assert not Schedule.objects.exists()
     assert Job.objects.get().schedule_id is None
@@ -762,9 +762,13 @@ def test_put_and_get_schedule(asker: Client) -> None:
 @pytest.mark.django_db
 def test_put_applies_defaults(asker: Client) -> None:
     payload = schedule_body(timezone=GONE, outputFormat=GONE, requestedBy=GONE, callbackUrl=GONE)
-    made = assert_envelope(put_schedule(asker, payload=payload), "schedule.save", 200, "OK")
-    assert (made["timezone"], made["outputFormat"], made["requestedBy"]) == ("UTC", "csv", "test")
-    assert made["callbackUrl"] == ""
+    result = assert_envelope(put_schedule(asker, payload=payload), "schedule.save", 200, "OK")
+    assert (result["timezone"], result["outputFormat"], result["requestedBy"]) == (
+        "UTC",
+        "csv",
+        "test",
+    )
+    assert result["callbackUrl"] == ""
 
 
 @pytest.mark.django_db
@@ -784,11 +788,11 @@ def test_get_shows_last_five_jobs(asker: Client) -> None:
         schedules.submit_due(SLOT + number * DAY)
     other = make_schedule(name="other", tag="other")
     schedules.submit_due(SLOT)
-    made = asker.get(f"{ADDRESS}/daily").json()["result"]["jobs"]
-    assert [job["tag"] for job in made] == [f"daily-2026-03-{15 - back:02}" for back in range(5)]
-    assert {job["status"] for job in made} == {"SUBMITTED"}
+    jobs = asker.get(f"{ADDRESS}/daily").json()["result"]["jobs"]
+    assert [job["tag"] for job in jobs] == [f"daily-2026-03-{15 - back:02}" for back in range(5)]
+    assert {job["status"] for job in jobs} == {"SUBMITTED"}
     newest = Job.objects.filter(schedule=schedule).latest("pk")
-    assert made[0]["requestId"] == newest.request_id
+    assert jobs[0]["requestId"] == newest.request_id
     listed = asker.get(ADDRESS).json()["result"]["schedules"]
     assert [len(each["jobs"]) for each in listed] == [5, 1]
     assert listed[1]["name"] == other.name
@@ -830,10 +834,10 @@ def test_put_names_invalid_fields(asker: Client, changes: dict[str, Any], senten
     assert not Schedule.objects.exists()
 
 
-@pytest.mark.parametrize("said", ["{}", "[]", '{"request": []}', '{"request": null}', "{", "7"])
+@pytest.mark.parametrize("body", ["{}", "[]", '{"request": []}', '{"request": null}', "{", "7"])
 @pytest.mark.django_db
-def test_put_rejects_malformed_bodies(asker: Client, said: str) -> None:
-    assert assert_refused(put_schedule(asker, payload=said), operation="schedule.save")
+def test_put_rejects_malformed_bodies(asker: Client, body: str) -> None:
+    assert assert_refused(put_schedule(asker, payload=body), operation="schedule.save")
     assert not Schedule.objects.exists()
 
 
@@ -876,8 +880,8 @@ def test_foreign_schedule_is_404(asker: Client) -> None:
 def test_header_selects_channel() -> None:
     client = Client(headers=bearer(make_key("export:response", channels=("ORG_001", "ORG_002"))))
     assert_refused(put_schedule(client), 403, "FORBIDDEN", "schedule.save")
-    made = put_schedule(client, **{"X-Channel-ID": "ORG_002"})
-    assert made.json()["result"]["requestedChannel"] == "ORG_002"
+    created = put_schedule(client, **{"X-Channel-ID": "ORG_002"})
+    assert created.json()["result"]["requestedChannel"] == "ORG_002"
     answer = client.get(f"{ADDRESS}/daily", headers={"X-Channel-ID": "ORG_001"})
     assert_refused(answer, 404, "RESOURCE_NOT_FOUND", "schedule.read")
     assert_refused(
@@ -1002,9 +1006,9 @@ def test_list_continues_from_cursor(asker: Client) -> None:
 @pytest.mark.django_db
 def test_list_query_count_is_constant(asker: Client) -> None:
     def queries() -> int:
-        with CaptureQueriesContext(connection) as seen:
+        with CaptureQueriesContext(connection) as captured:
             assert asker.get(ADDRESS).status_code == 200
-        return len(seen)
+        return len(captured)
 
     make_schedule(name="s-0")
     asker.get(ADDRESS)  # the key's last use is written once
@@ -1089,7 +1093,7 @@ def test_admin_form_saves_like_api(operator: Client, asker: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "said"),
+    ("changes", "field", "message"),
     [
         ({"cron": "0 0 6 * * *"}, "cron", "Not five words"),
         ({"zone": "Mars/Base"}, "zone", "Unknown time zone"),
@@ -1103,13 +1107,13 @@ def test_admin_form_saves_like_api(operator: Client, asker: Client) -> None:
     ],
 )
 def test_admin_form_rejects_like_api(
-    operator: Client, changes: dict[str, str], field: str, said: str
+    operator: Client, changes: dict[str, str], field: str, message: str
 ) -> None:
     answer = operator.post(f"{PAGES}/add/", form_data(**changes))
     assert answer.status_code == 200
     errors = answer.context["adminform"].form.errors
     assert list(errors) == [field]
-    assert said in str(errors[field])
+    assert message in str(errors[field])
     assert not Schedule.objects.exists()
 
 
@@ -1151,7 +1155,7 @@ def test_admin_shows_next_run_and_jobs(operator: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "shown"),
+    ("query", "expected_names"),
     [
         ("", {"daily", "private", "paused"}),
         ("?q=priv", {"private"}),
@@ -1159,12 +1163,12 @@ def test_admin_shows_next_run_and_jobs(operator: Client) -> None:
         ("?paused_at__isempty=0", {"paused"}),
     ],
 )
-def test_admin_search_and_filters(operator: Client, query: str, shown: set[str]) -> None:
+def test_admin_search_and_filters(operator: Client, query: str, expected_names: set[str]) -> None:
     make_schedule(tag="one")
     make_schedule(name="private", dataset=PRIVATE, tag="two")
     make_schedule(name="paused", paused_at=SLOT, tag="three")
     answer = operator.get(f"{PAGES}/{query}")
-    assert {row.name for row in answer.context["cl"].result_list} == shown
+    assert {row.name for row in answer.context["cl"].result_list} == expected_names
 
 
 def run_admin_action(client: Client, action: str, *rows: Schedule) -> str:

@@ -67,10 +67,10 @@ def test_request_ids_match_published_ones(
 
 def test_request_id_without_type() -> None:
     # given the same words with and without a type
-    words = (RESPONSE, "daily", "user_id", "ORG_001", date(2022, 2, 15))
+    parts = (RESPONSE, "daily", "user_id", "ORG_001", date(2022, 2, 15))
 
     # when / then the id is the MD5 of the five parts alone
-    assert submit.make_request_id(*words, None) == "225FF65D30D0446E435FBBB7C6D2DD25"
+    assert submit.make_request_id(*parts, None) == "225FF65D30D0446E435FBBB7C6D2DD25"
 
 
 @pytest.mark.django_db

@@ -100,8 +100,8 @@ def test_moves(move: str, state: str) -> None:
     # and only a change of status is in the job's history
     is_changed = after["status"] != before["status"] or (move, state) == ("claim", "lapsed")
     transitions = Transition.objects.filter(job=job).values_list("status", "attempt", "message")
-    here = [(after["status"], after["attempt"], after["status_message"])]
-    assert list(transitions)[HISTORY[state] :] == (here if is_changed else [])
+    new_history = [(after["status"], after["attempt"], after["status_message"])]
+    assert list(transitions)[HISTORY[state] :] == (new_history if is_changed else [])
     published = move == "publish" and (move, state) in LEGAL
     assert File.objects.count() == (1 if published else 0)
 
@@ -158,8 +158,8 @@ def test_claim_stamps_attempt_and_lease() -> None:
     assert (claimed.status, claimed.attempt, claimed.rows_done) == ("PROCESSING", 1, 0)
     assert claimed.started_at is not None
     assert claimed.lease_until is not None
-    left = (claimed.lease_until - timezone.now()).total_seconds()
-    assert 25 < left <= 30
+    lease_seconds = (claimed.lease_until - timezone.now()).total_seconds()
+    assert 25 < lease_seconds <= 30
 
 
 @pytest.mark.django_db
@@ -299,9 +299,9 @@ def test_retry_delay_grows_within_bounds(
 
     # then the next one waits that long, give or take a quarter
     job.refresh_from_db()
-    waits = (job.due_at - timezone.now()).total_seconds()
+    delay = (job.due_at - timezone.now()).total_seconds()
     low, high = {"least": (0.75, 0.75), "most": (1.25, 1.25), "any": (0.75, 1.25)}[chance]
-    assert seconds * low - 2 < waits <= seconds * high
+    assert seconds * low - 2 < delay <= seconds * high
     assert transitions.claim(job.pk) is None
 
 
@@ -313,18 +313,18 @@ def test_max_attempts_has_one_home(monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job()
 
     # when every one of them fails
-    waits = []
+    delays = []
     for _ in range(5):
         claimed = transitions.claim(job.pk)
         assert claimed is not None
         assert transitions.fail(claimed, "cause")
         job.refresh_from_db()
-        waits.append(round((job.due_at - timezone.now()).total_seconds()))
+        delays.append(round((job.due_at - timezone.now()).total_seconds()))
         transitions.run_now(job)
 
     # then the job fails after the fifth, and the delays begin at the first one
     assert job.status == Job.Status.FAILED
-    assert waits[:4] == [10, 40, 160, 640]
+    assert delays[:4] == [10, 40, 160, 640]
 
 
 @pytest.mark.django_db
@@ -345,15 +345,15 @@ def test_permanent_failure_is_not_retried() -> None:
 @pytest.mark.django_db
 def test_fail_expired_spares_first_attempts() -> None:
     # given one of each state
-    made = {name: make() for name, make in STATES.items()}
-    before = {name: fetch_job_row(job) for name, job in made.items()}
+    jobs = {name: make() for name, make in STATES.items()}
+    before = {name: fetch_job_row(job) for name, job in jobs.items()}
 
     # when / then it is one, and only once
-    assert transitions.fail_expired() == [made["exhausted"].pk]
+    assert transitions.fail_expired() == [jobs["exhausted"].pk]
     assert transitions.fail_expired() == []
-    changed = {name for name, job in made.items() if fetch_job_row(job) != before[name]}
+    changed = {name for name, job in jobs.items() if fetch_job_row(job) != before[name]}
     assert changed == {"exhausted"}
-    after = fetch_job_row(made["exhausted"])
+    after = fetch_job_row(jobs["exhausted"])
     assert after["status_message"] == (
         "Every attempt lost its worker before the file was made. Send the request again."
     )
@@ -378,7 +378,7 @@ def test_publish_counts_rows_and_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "attempt", "shown"),
+    ("state", "attempt", "expected"),
     [
         ("SUBMITTED", 0, 0),
         ("PROCESSING", 1, 0),
@@ -392,8 +392,8 @@ def test_publish_counts_rows_and_time() -> None:
         ("CANCELLED", 2, 2),
     ],
 )
-def test_failed_attempts_by_state(state: str, attempt: int, shown: int) -> None:
-    assert transitions.count_failed_attempts(Job(status=state, attempt=attempt)) == shown
+def test_failed_attempts_by_state(state: str, attempt: int, expected: int) -> None:
+    assert transitions.count_failed_attempts(Job(status=state, attempt=attempt)) == expected
 
 
 def test_cancelled_attempt_did_not_fail() -> None:
@@ -497,8 +497,8 @@ def test_queue_wait_of_oldest_due_job() -> None:
     make_claimed(submitted_at=timezone.now() - 8 * HOUR)
     make_job(due_at=timezone.now() - 2 * HOUR, submitted_at=timezone.now() - 3 * HOUR)
     make_job()
-    waited = transitions.queue_wait()
-    assert timedelta(0) <= waited - 2 * HOUR < timedelta(minutes=1)
+    wait = transitions.queue_wait()
+    assert timedelta(0) <= wait - 2 * HOUR < timedelta(minutes=1)
 
     # and one whose worker died waits since its lease has lapsed, however old it is
     Job.objects.all().delete()

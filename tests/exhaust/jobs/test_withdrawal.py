@@ -130,12 +130,12 @@ def settled(monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("said", [{"consent": None}, {"consent": False}, {}])
-def test_unknown_consent_counts_as_no(said: dict[str, Any]) -> None:
+@pytest.mark.parametrize("consent_fields", [{"consent": None}, {"consent": False}, {}])
+def test_unknown_consent_counts_as_no(consent_fields: dict[str, Any]) -> None:
     # given a participant with unknown or refused consent, and one with consent
     send_events(make_answer(1), make_answer(2))
     unknown = {name: value for name, value in make_participant(1).items() if name != "consent"}
-    post_participants({**unknown, **said}, make_participant(2))
+    post_participants({**unknown, **consent_fields}, make_participant(2))
 
     # when / then
     _, path = make_file()
@@ -144,11 +144,11 @@ def test_unknown_consent_counts_as_no(said: dict[str, Any]) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
-    "word",
+    "withdrawal",
     [{"consent": False, "consentAt": "2022-06-01T00:00:00Z"}, {"phone": ""}],
     ids=["withdrawn", "phone removed"],
 )
-def test_withdrawal_revokes_link_and_phone(files: Any, word: dict[str, Any]) -> None:
+def test_withdrawal_revokes_link_and_phone(files: Any, withdrawal: dict[str, Any]) -> None:
     # given a private file that holds two people, and a link that works
     send_events(make_answer(1), make_answer(2))
     post_participants(make_participant(1), make_participant(2))
@@ -156,7 +156,7 @@ def test_withdrawal_revokes_link_and_phone(files: Any, word: dict[str, Any]) -> 
     assert read_phones(path)["device-1"] == PHONE
 
     # when the first one takes it back
-    post_participants({"deviceId": "device-1", **word})
+    post_participants({"deviceId": "device-1", **withdrawal})
 
     # then the link is dead with the answer, not with a sweep
     assert_closed(Client().get(path), 410, "send the request again")
@@ -230,7 +230,7 @@ def test_withdrawal_keeps_other_files() -> None:
     send_events(make_answer(1), channel="ORG_002")
     post_participants(make_participant(1), make_participant(2), make_participant(3))
     post_participants(make_participant(1), channel="ORG_002")
-    _, held = make_file()
+    _, withdrawn = make_file()
     _, responses = make_file(RESPONSE)
     _, elsewhere = make_file(channel="ORG_002")
     empty = {**config(PRIVATE), "startDate": "2022-03-20"}
@@ -248,32 +248,32 @@ def test_withdrawal_keeps_other_files() -> None:
     )
 
     # then nothing happens to any of them
-    for path in (held, responses, elsewhere, other):
+    for path in (withdrawn, responses, elsewhere, other):
         assert link_status(path) == 200
 
     # when a participant of some files withdraws
     post_participants({"deviceId": "device-1", "consent": False})
 
     # then only the private file that holds the person ends
-    assert link_status(held) == 410
+    assert link_status(withdrawn) == 410
     for path in (responses, elsewhere, other):
         assert link_status(path) == 200
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
-    "word",
+    "profile",
     [
         {"consent": True, "consentAt": "2022-06-01T00:00:00Z"},
         {"consent": False, "consentAt": "2021-01-01T00:00:00Z"},  # older than what is known
         {"userName": "Asha"},
     ],
 )
-def test_unrelated_profile_revokes_nothing(word: dict[str, Any]) -> None:
+def test_unrelated_profile_revokes_nothing(profile: dict[str, Any]) -> None:
     send_events(make_answer(1))
     post_participants(make_participant(1))
     _, path = make_file()
-    post_participants({"deviceId": "device-1", **word})
+    post_participants({"deviceId": "device-1", **profile})
     assert read_phones(path) == {"device-1": PHONE}
 
 
@@ -486,8 +486,8 @@ def test_erasure_holds_until_new_consent() -> None:
     # when old copies come: the event, the profile with and without a consent
     batch = telemetry.parse(json.dumps([make_answer(1)]).encode(), Call("ORG_001", timezone.now()))
     assert batches.append_batch(make_channel().pk, batch).duplicate == 1
-    for late in (make_participant(1), {"deviceId": "device-1", "userName": "Asha"}):
-        response = post_participants(late)
+    for late_profile in (make_participant(1), {"deviceId": "device-1", "userName": "Asha"}):
+        response = post_participants(late_profile)
         assert (response["accepted"], response["rejected"]) == (0, 1)
         assert response["rejections"][0]["reason"] == "erased"
 
@@ -535,11 +535,11 @@ def test_rejected_bodies_are_erased(made_of: str) -> None:
     folded = gzip.compress(json.dumps({"device": "device-77", "noise": noise}).encode())
     raw = folded if "gzip" in made_of else base64.encodebytes(folded)
     raw = raw[: len(raw) // 2] if "cut" in made_of else raw
-    for number, sent in enumerate((raw, b"of somebody else")):
+    for number, body in enumerate((raw, b"of somebody else")):
         RejectedEvent.objects.create(
             channel=channel, source="clickstream", received_at=timezone.now(), position=0,
-            reason="too_many", detail="", digest=str(number), size=len(sent),
-            encrypted_body=encrypt(sent),
+            reason="too_many", detail="", digest=str(number), size=len(body),
+            encrypted_body=encrypt(body),
         )  # fmt: skip
 
     # when
@@ -662,12 +662,12 @@ def test_device_lookup_uses_index() -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE ingest_storedevent")
     selection = resolve_selection(DATASETS[PRIVATE], channel.pk, config(PRIVATE), 2**40)
-    with CaptureQueriesContext(connection) as asked:
+    with CaptureQueriesContext(connection) as queries:
         DATASETS[PRIVATE].may_contain(selection, ["nobody"])
         erasure.erase(channel.pk, "nobody", 5)
     of_events = [
         query["sql"]
-        for query in asked
+        for query in queries
         if query["sql"].startswith("SELECT")
         and "ingest_storedevent" in query["sql"]
         and "nobody" in query["sql"]

@@ -157,11 +157,11 @@ def test_page_pruned_while_read_is_410(monkeypatch: Any) -> None:
     (first,) = StoredEvent.objects.order_by("id")[:1]
     read = pages.READERS["events"]
 
-    def late(*asked: Any) -> Any:
+    def read_late(*args: Any) -> Any:
         assert run_pruning() == 5
-        return read(*asked)
+        return read(*args)
 
-    monkeypatch.setitem(pages.READERS, "events", late)
+    monkeypatch.setitem(pages.READERS, "events", read_late)
     question = pages.FeedQuery(make_channel().pk, "events")
     with pytest.raises(RequestError, match="not kept"):
         pages.read_page(question, values.FeedPosition(first.xid, first.pk), 10)
@@ -206,7 +206,9 @@ def test_lagging_destination_is_disabled(puller: Client) -> None:
         deliver_all(behind)
         deliver_all(ahead)
         assert sessions.pk
-        sent_mids = [said["payload"]["mid"] for said in received_documents(receiver)[received:]]
+        sent_mids = [
+            document["payload"]["mid"] for document in received_documents(receiver)[received:]
+        ]
         assert sent_mids == mids_of(4, 4)
 
 
@@ -239,14 +241,14 @@ def test_supplement_of_pruned_file_is_410(puller: Client) -> None:
     # when the file's own events are pruned, it can go on
     with_two = timezone.now() - timedelta(days=DAYS)
     assert pruning.prune_events(make_channel().pk, with_two, 2) == 2
-    asked = {"request": {"tag": "t", "dataset": CONFIG["type"],
+    body = {"request": {"tag": "t", "dataset": CONFIG["type"],
                          "datasetConfig": {**CONFIG, "since": first.request_id}}}  # fmt: skip
-    ask = ("/dataset/v1/request/preview", asked, "application/json")
-    assert puller.post(*ask).status_code == 200
+    preview = ("/dataset/v1/request/preview", body, "application/json")
+    assert puller.post(*preview).status_code == 200
 
     # and not when what came after is
     assert run_pruning() == 2
-    refused = puller.post(*ask)
+    refused = puller.post(*preview)
     assert refused.status_code == 410
     assert "ask without since" in refused.json()["params"]["errmsg"]
     job = transitions.claim(waiting.pk)

@@ -38,10 +38,10 @@ def test_metrics_are_off_by_default(client: Client) -> None:
     assert client.get("/metrics").status_code == 404
 
 
-@pytest.mark.parametrize("said", ["", "Bearer", "Bearer other", "Basic t0ken", "t0ken"])
-def test_metrics_require_token(said: str, client: Client, settings: Any) -> None:
+@pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer other", "Basic t0ken", "t0ken"])
+def test_metrics_require_token(authorization: str, client: Client, settings: Any) -> None:
     settings.EXHAUST_METRICS_TOKEN = "t0ken"
-    answer = client.get("/metrics", headers={"Authorization": said})
+    answer = client.get("/metrics", headers={"Authorization": authorization})
     assert answer.status_code == 401
     assert b"exhaust_" not in answer.content
 
@@ -53,7 +53,7 @@ def test_job_outcomes_are_counted(client: Client, settings: Any) -> None:
     before = scrape(client)
 
     # when one is made, one failed, one stopped, one taken over, and one waits
-    made = make_finished(b"a,b\n1,2\n")
+    finished = make_finished(b"a,b\n1,2\n")
     transitions.fail(make_claimed(), "no", permanent=True)
     transitions.cancel(make_claimed(), "stop")
     make_claimed()
@@ -67,7 +67,7 @@ def test_job_outcomes_are_counted(client: Client, settings: Any) -> None:
     def grown(name: str, *labels: str) -> float:
         return after.get((name, labels), 0.0) - before.get((name, labels), 0.0)
 
-    dataset = made.dataset
+    dataset = finished.dataset
     for outcome in ("success", "failed", "cancelled"):
         assert grown("exhaust_jobs_total", dataset, outcome) == 1
     assert grown("exhaust_lease_takeovers_total", dataset, "worker_lost") == 1
@@ -86,8 +86,8 @@ def test_link_uses_are_counted(client: Client, settings: Any) -> None:
     link = links.get_or_create(file)
     assert link is not None
     before = scrape(client)
-    given = client.get(links.build_url(link).partition(":8000")[2])
-    assert (given.status_code, b"".join(given)) == (200, b"a,b\n1,2\n")
+    download = client.get(links.build_url(link).partition(":8000")[2])
+    assert (download.status_code, b"".join(download)) == (200, b"a,b\n1,2\n")
     assert client.get("/dataset/v1/download/altered").status_code in (403, 404)
     after = scrape(client)
     name = "exhaust_downloads_total"
@@ -119,7 +119,7 @@ def test_dashboard_and_alerts_metrics_exist(page: str, client: Client, settings:
         for family in text_string_to_metric_families(answer)
         if family.name.startswith("exhaust_") and not family.name.endswith("_created")
     }
-    there = {
+    existing_metrics = {
         name + suffix
         for name, kind in families.items()
         for suffix in {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(
@@ -127,13 +127,13 @@ def test_dashboard_and_alerts_metrics_exist(page: str, client: Client, settings:
         )
     }
     text = (MONITORING / page).read_text()
-    asked = set(re.findall(r"\bexhaust_\w+", text))
-    assert asked
-    assert asked <= there
+    used_metrics = set(re.findall(r"\bexhaust_\w+", text))
+    assert used_metrics
+    assert used_metrics <= existing_metrics
     if page.endswith("json"):
         assert len({panel["id"] for panel in json.loads(text)["panels"]}) > 10
         assert {name.removesuffix("_total") for name in families} <= {
-            re.sub("_(total|bucket|count|sum)$", "", name) for name in asked
+            re.sub("_(total|bucket|count|sum)$", "", name) for name in used_metrics
         } | {"exhaust_destination_disabled"}
 
 
@@ -197,8 +197,8 @@ def test_degraded_without_broker_and_storage(client: Client, settings: Any, tmp_
     storage.get_storage.cache_clear()
     answer = client.get("/readyz")
     assert answer.status_code == 200
-    told = answer.json()
-    assert (told["status"], told["broker"], told["storage"]) == (
+    state = answer.json()
+    assert (state["status"], state["broker"], state["storage"]) == (
         "degraded", "unreachable", "unreachable",
     )  # fmt: skip
 
