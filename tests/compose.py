@@ -92,7 +92,7 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def environment(name: str) -> dict[str, str]:
-    """What a container of the service has in its environment, the servers' addresses being ours."""
+    """Returns the environment of a service's container, with this machine's server addresses."""
     variables = {key: str(value) for key, value in services()[name].get("environment", {}).items()}
     port = os.environ["COMPOSE_PORT"]
     ours = {
@@ -104,7 +104,7 @@ def environment(name: str) -> dict[str, str]:
         "S3_PUBLIC_ENDPOINT_URL": f"http://127.0.0.1:{storage_port()}",
         "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
-        "EXHAUST_METRICS_PORT": "0",  # each container has one of its own
+        "EXHAUST_METRICS_PORT": "0",  # each container has its own
     }
     inherited_names = ("PATH", "PYTHONPATH", "HOME", "LANG")
     return {
@@ -143,7 +143,7 @@ def up(names: list[str], *, whole: bool) -> None:
 
 
 def once(name: str) -> None:
-    """Not again where nothing was changed for it: Compose would, and it would do nothing."""
+    """Runs a one-off service unless its inputs are unchanged; Compose would run it to no effect."""
     mark_file, mark = STATE / f"{name}.mark", marked(name)
     if mark_file.exists() and mark_file.read_text() == mark:
         return
@@ -154,7 +154,7 @@ def once(name: str) -> None:
 
 
 def marked(name: str) -> str:
-    """A digest of what a container of the service would be given."""
+    """Returns a digest of a container's command and environment."""
     variables = {key: value for key, value in environment(name).items() if key != "PATH"}
     return hashlib.sha256(json.dumps([variables, words_of(name)]).encode()).hexdigest()
 
@@ -213,7 +213,7 @@ def inside(verb: str, arguments: list[str]) -> int:
 
 
 def command(verb: str, name: str, arguments: list[str], more: dict[str, str] | None = None) -> int:
-    """A command in a container: in the one that runs, or in one of its own."""
+    """Runs a command in the running container, or in a new one."""
     if name == "redis":
         server = urlsplit(os.environ["COMPOSE_BROKER"])
         assert arguments[0] == "redis-cli", arguments
@@ -229,7 +229,7 @@ def command(verb: str, name: str, arguments: list[str], more: dict[str, str] | N
 
 
 def in_postgres(arguments: list[str]) -> list[str]:
-    """A client's command as its user `exhaust` and for its database `exhaust`, both ours here."""
+    """Returns a client's command with this machine's user and database in place of `exhaust`."""
     server = urlsplit(os.environ["COMPOSE_DATABASE"])
     program, *rest = arguments
     ours: list[str] = []
@@ -243,7 +243,7 @@ def in_postgres(arguments: list[str]) -> list[str]:
 
 
 def start(name: str) -> None:
-    """As compose does: one that runs with what it would be given is left alone."""
+    """Starts a service unless it runs with the same command and environment, as Compose does."""
     mark_file, mark = STATE / f"{name}.mark", marked(name)
     if alive(name) and mark_file.exists() and mark_file.read_text() == mark:
         return

@@ -1,4 +1,4 @@
-"""What every test may ask for; plain functions with overrides."""
+"""Fixtures and factories of all tests; the factories are plain functions with overrides."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ingest.tenancy import session
 
 pytest_plugins = ("tests.service",)
 
-# CI says the same of the same commit; elsewhere each run looks somewhere new
+# CI repeats the same inputs for a commit; elsewhere each run tries new ones
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
@@ -40,7 +40,7 @@ def pytest_xdist_setupnodes(specs: list[Any]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test whose server is not there says so and is skipped."""
+    """Skips tests whose server is missing, with the remedy."""
     from django.conf import settings
 
     servers = {
@@ -72,14 +72,16 @@ def files(tmp_path: Path, settings: Any) -> Iterator[Path]:
 _APPEND_ONLY_TABLES = (
     "ingest_auditevent",
     "ingest_auditdigest",
-)  # the database lets nobody empty these
+)  # triggers of the database protect these
 _PRESERVED_TABLES = {"django_content_type", "auth_permission"}  # as the migrations leave them
 
 
 @pytest.fixture(autouse=True, scope="session")
 def emptied_between_tests() -> Iterator[None]:
-    """After a test that commits, what has rows is emptied: truncating all tables and telling all
-    apps anew takes longer than most tests."""
+    """Empties the tables with rows after a test that commits.
+
+    Django truncates all tables and signals all apps, which takes longer than most tests.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", lambda _: _empty_tables())
         yield
@@ -102,7 +104,7 @@ def _empty_tables() -> None:
 
 
 def _guard_statements(cursor: Any, table: str) -> tuple[list[str], list[str]]:
-    """What lifts the guard of a table for a moment, and what puts it back."""
+    """Returns the SQL that switches a table's triggers off, and on again."""
     if connection.vendor == "postgresql":
         off, on = (f"ALTER TABLE {table} {verb} TRIGGER USER" for verb in ("DISABLE", "ENABLE"))
         return [off], [on]
@@ -115,9 +117,9 @@ def _guard_statements(cursor: Any, table: str) -> tuple[list[str], list[str]]:
 
 @pytest.fixture(autouse=True)
 def nobody_acts() -> Iterator[None]:
-    """Whom a test let in without a request acts in no other test."""
+    """Resets the actor and the counts of failed logins, which belong to one test only."""
     token = audit.current_actor.set(audit.SERVICE_ACTOR)
-    failures.pending_counts.clear()  # nor is what another test failed with written in this one
+    failures.pending_counts.clear()
     yield
     session.lift_restriction()
     audit.current_actor.reset(token)
@@ -125,13 +127,13 @@ def nobody_acts() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def unlimited(settings: Any) -> None:
-    """Buckets outlive a test, and keys come again with the same number."""
+    """Switches rate limits off: buckets outlive a test, and later keys get the same ids."""
     settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 0.0
 
 
 @pytest.fixture(autouse=True)
 def described(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every answer to a test's client is as the API's description says."""
+    """Checks every answer to a test's client against the API's description."""
     from tests import openapi_checks
 
     plain = Client.request
@@ -171,11 +173,11 @@ def bearer(key: str, **headers: str) -> dict[str, str]:
 
 @pytest.fixture
 def sender(db: None) -> Client:
-    """A client whose key may send into ORG_001."""
+    """A client with a key that may send to ORG_001."""
     return Client(headers=bearer(make_key("ingest")))
 
 
 @pytest.fixture
 def asker(db: None) -> Client:
-    """A client whose key may ask for both exhausts of ORG_001."""
+    """A client with a key that may request both exhausts of ORG_001."""
     return Client(headers=bearer(make_key("export:response", "export:private")))

@@ -28,15 +28,15 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 START = DOCS / "getting-started.md"
 OPERATIONS = DOCS / "operations.md"
 SHELL, QUERY = "bash", "sql"
-# what a page shows and nobody types
+# shown on a page, not typed
 SHOWN = {"text", "json", "nginx", "caddyfile", "yaml", "python"}
 PATIENCE = 900.0
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 _EXCUSE = re.compile(r"<!-- not run here: (.+); (\S+) -->\n\Z")
 _KEPT = re.compile(r"^(?:export )?([A-Z][A-Z_]*)=", re.M)
-# how the folder of a clone differs from ours: nothing of this machine's
+# a clone's folder has none of these
 _LEFT_OUT = {".git", ".venv", "venv", "var", ".env"}
-# what the place says itself
+# variables that the place sets itself
 _OURS = (
     *("EXHAUST_", "S3_", "AWS_", "DJANGO_", "PYTEST_", "DATABASE_", "CELERY_", "PUBLIC_"),
     *("SECRET_KEY", "EXHAUST_KEY_PEPPER", "ENCRYPTION_", "DEBUG"),
@@ -49,7 +49,7 @@ class Block:
     line: int
     language: str
     text: str
-    reason: str  # why it is not run, or nothing
+    reason: str  # the reason for not running it, else empty
     cover: str  # the file that covers it instead
 
     @property
@@ -75,7 +75,7 @@ def typed(page: Path) -> list[Block]:
 
 
 def expected(block_text: str) -> list[str]:
-    """What a block says its commands print, each as a pattern."""
+    """Returns the expected outputs of a block's commands, as patterns."""
     groups = groupby(block_text.splitlines(), key=lambda line: line.startswith("#>"))
     printed_texts = (
         "".join(line.removeprefix("#>") for line in lines) for printed, lines in groups if printed
@@ -94,16 +94,16 @@ class Place:
     """A folder like a clone, whose `.venv` is the Python that runs us."""
 
     folder: Path
-    ports: dict[int, int]  # one that a page names, and ours
+    ports: dict[int, int]  # a port on a page: the port in its place
     environment: dict[str, str]
     begun: set[Path] = field(default_factory=set)
     shells: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self, page: Path) -> None:
-        """All that is typed of a page; fails with the block that fails. START comes first, once."""
+        """Runs all commands of a page, after those of START; fails at the block that fails."""
         if page in self.begun:
             return
-        if page not in (START, OPERATIONS):  # which begins anew
+        if page not in (START, OPERATIONS):  # which needs no start
             self.run(START)
         self.begun.add(page)
         page_blocks = typed(page)
@@ -134,7 +134,7 @@ class Place:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # what it leaves running is ended with us
+                start_new_session=True,  # its background processes end with the test
             )
         self.shells.append(shell)
         code = shell.wait(PATIENCE)
@@ -152,13 +152,13 @@ class Place:
                 )
 
     def type(self, line: str) -> None:
-        """One line more, whatever comes of it."""
+        """Runs one more line and ignores its result."""
         subprocess.run(
             ["bash", "-c", line], cwd=self.folder, env=self.environment, check=False, timeout=60
         )
 
     def _here(self, text: str) -> str:
-        """The text with our ports in place of those that everybody has."""
+        """Returns the text with the place's ports."""
         for named, ours in self.ports.items():
             text = re.sub(
                 rf"\b(127\.0\.0\.1|localhost)(:|\", ){named}\b", rf"127.0.0.1\g<2>{ours}", text
@@ -166,7 +166,7 @@ class Place:
         return text
 
     def leave(self) -> None:
-        """Ends what the pages started and left running."""
+        """Stops the processes that the pages left running."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for shell in self.shells:
                 with suppress(ProcessLookupError):
@@ -197,7 +197,7 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
         "exhaust": f'exec {python} -m exhaust.cli "$@"',
         "celery": f'exec {python} -m celery "$@"',
         "granian": f'exec {python} -m granian "$@"',
-        # nothing is installed by a test
+        # a test installs no packages
         "pip": 'echo "pip: say <!-- not run here: … --> before the block" >&2; exit 1',
         # a page that shows a call shows one that works
         "curl": f'exec {shutil.which("curl")} --fail-with-body --max-time 60 "$@"',

@@ -86,7 +86,7 @@ def _with_components(schema: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _cached_validator(schema: str) -> jsonschema_rs.Draft202012Validator:
-    """The same for every answer of the suite, by Rust: it takes a hundredth of the time."""
+    """Returns a validator written in Rust, for every answer: a hundred times as fast."""
     full_schema = _with_components(json.loads(schema))
     _forbid_extra_fields(full_schema)
     return jsonschema_rs.Draft202012Validator(full_schema, validate_formats=True)

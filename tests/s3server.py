@@ -151,7 +151,7 @@ def running(dir: Path) -> Iterator[str]:
     dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.s3server", "--port", "0", "--dir", str(dir.resolve())]
     root = Path(__file__).resolve().parents[1]
-    log = dir / "server.log"  # a file: a pipe nobody reads could fill up
+    log = dir / "server.log"  # a file: a pipe without a reader could fill up
     with log.open("wb") as errors:
         child = subprocess.Popen(
             command, cwd=root, stdout=subprocess.PIPE, stderr=errors, text=True

@@ -44,7 +44,7 @@ _OUR_PREFIXES = ("EXHAUST_", "S3_", "AWS_", "ENCRYPTION_", "DJANGO_", "PYTEST_")
 
 @dataclass
 class Child:
-    """A process, with all that it started, and what they wrote."""
+    """A process with its children and their log."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -63,7 +63,7 @@ class Child:
             return
         self.process.terminate()
         end = time.monotonic() + 15
-        # not reaped before the last kill: until then its id is nobody else's
+        # not reaped before the last kill: until then no other process can have its id
         while os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if time.monotonic() > end:
                 break
@@ -117,7 +117,7 @@ class Service:
         )
 
     def run(self, *command: str) -> str:
-        """A command that ends; what it printed."""
+        """Runs a command to its end; returns its output."""
         done = subprocess.run(
             [sys.executable, *command],
             cwd=ROOT,
@@ -148,12 +148,12 @@ class Service:
             return Answer(answered.status, answered.headers, answered.read())
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """What the database says, past the service."""
+        """Returns rows from the database, past the service."""
         with self._connected() as connection:
             return list(connection.execute(sql).fetchall())
 
     def change(self, sql: str) -> int:
-        """Changes rows past the service; how many."""
+        """Changes rows past the service; returns their number."""
         with self._connected() as connection:
             count: int = connection.execute(sql).rowcount
             connection.commit()
@@ -175,7 +175,7 @@ class Service:
 
 
 def until(condition: Callable[[], Any], description: str, patience: float = PATIENCE) -> Any:
-    """The first true answer; fails in words when there is none in time."""
+    """Returns the first true value of `condition`; fails with `description` when time is up."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         if answer := condition():
@@ -193,8 +193,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @contextmanager
 def running(var: Path, beside: int = 1, **more: str) -> Iterator[Service]:
-    """A service of its own, with more in its environment; `beside` is how far its Redis database
-    lies from the suite's, whose tests must not lose their messages to our worker."""
+    """Yields a service of its own, with `more` in its environment.
+
+    `beside` is the distance of its Redis database from the suite's: its worker must not take the
+    messages of other tests.
+    """
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = int(probe.getsockname()[1])
@@ -278,7 +281,7 @@ def _boot(service: Service) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: Any) -> Generator[None, Any, Any]:
-    """A flow that failed shows what its processes wrote."""
+    """Adds the logs of the processes to the report of a failed flow."""
     report = yield
     if report.failed and (running := getattr(item, "funcargs", {}).get("service")):
         report.sections.extend(running.logs())

@@ -1,4 +1,4 @@
-"""Every command on our pages runs, in the order of its page, or says why not and what covers it."""
+"""Every command on the pages runs in page order, or names the reason and the covering test."""
 
 import os
 import shlex
@@ -60,7 +60,7 @@ def test_its_commands_run(page: Path, place: Place) -> None:
 def test_what_an_operator_does_can_be_done(tmp_path: Path) -> None:
     # given PostgreSQL, Redis and an S3 server, and our services as the compose file starts them
     database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/exhaust_{token_hex(6)}")
-    port = doc_commands.free_port()  # of a Redis of its own: the page empties it
+    port = doc_commands.free_port()  # its own Redis: the page empties it
     redis = subprocess.Popen(
         ["redis-server", "--port", str(port), "--save", ""],
         cwd=tmp_path,
@@ -70,7 +70,7 @@ def test_what_an_operator_does_can_be_done(tmp_path: Path) -> None:
         tmp_path,
         {"docker": f'exec {shlex.quote(sys.executable)} -m tests.compose "$@"'},
         COMPOSE_STATE=str(tmp_path / "compose"),
-        COMPOSE_WITHOUT="nightly beat",  # nothing here waits for them
+        COMPOSE_WITHOUT="nightly beat",  # no step here needs them
         COMPOSE_DATABASE=database.geturl(),
         COMPOSE_BROKER=f"redis://127.0.0.1:{port}/0",
         COMPOSE_STORAGE_PORT=str(doc_commands.free_port()),

@@ -1,4 +1,4 @@
-"""What there is, is documented; what is documented, is there."""
+"""The docs and the code name the same things."""
 
 import argparse
 import re
@@ -186,7 +186,7 @@ def test_every_command_that_is_named_exists_with_its_options(page: Path):
 
 
 def commands(text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(program, its command, the options named with it), wherever a page names one."""
+    """Returns (program, command, options) of each command on a page."""
     for match in re.finditer(r"(?:`|\b)(manage\.py|exhaust) ([a-z_]+)((?: [^`\n|;&#<]*)?)", text):
         program, name, rest = match.groups()
         if program == "manage.py" or name in CLI_OPTIONS:

@@ -1,4 +1,4 @@
-"""The admin, as a person sees it who has rights in one channel of two."""
+"""The admin pages of a person with rights in one of two channels."""
 
 from typing import Any
 
@@ -246,7 +246,7 @@ def test_create_stays_in_permitted_channels(own: Tenant, others: list[Tenant]):
 
 
 def test_destination_needs_export_permission(own: Tenant, others: list[Tenant]):
-    # given somebody who administers two channels and may have people's data of one
+    # given a person who administers two channels and may read personal data of one
     sender = sign_in_person(own, "administer", "submit_private")
     group = Group.objects.get(name="administer submit_private")
     Role.objects.create(group=group, channel=others[0].channel, administer=True)
@@ -266,7 +266,7 @@ def test_destination_needs_export_permission(own: Tenant, others: list[Tenant]):
 
 
 def test_auditor_cannot_name_conversation(own: Tenant, others: list[Tenant]):
-    # given somebody who administers one channel and audits another
+    # given a person who administers one channel and audits another
     client = sign_in_person(own, "administer")
     group = Group.objects.get(name="administer")
     Role.objects.create(group=group, channel=others[0].channel, audit=True)
@@ -334,7 +334,7 @@ def test_rotate_rejects_excess_scopes(own: Tenant, scope: str, lacks: set[str], 
 
 
 def test_rotate_needs_rights_in_each_channel(own: Tenant, others: list[Tenant]):
-    # given somebody who administers two channels and may have people's data of one
+    # given a person who administers two channels and may read personal data of one
     client = sign_in_person(own, "administer", "submit_private")
     group = Group.objects.get(name="administer submit_private")
     role = Role.objects.create(group=group, channel=others[0].channel, administer=True)

@@ -1,4 +1,4 @@
-"""The console, as a person sees it who has every right in one channel of three."""
+"""The console of a person with all rights in one of three channels."""
 
 import re
 from datetime import timedelta
@@ -24,7 +24,7 @@ _CHANGING = re.compile(r'value="\w{64}"|\d+ (seconds?|minutes?|hours?)|[\w-]+:[\
 
 
 def sign_in_person(place: Tenant, *rights: str) -> Client:
-    """Somebody with these rights in the channel; else with all of them."""
+    """Signs in a person with these rights in the channel, by default with all."""
     group = Group.objects.create(name="of one channel")
     Role.objects.create(
         group=group, channel=place.channel, **dict.fromkeys(rights or PERMISSIONS, True)
@@ -101,7 +101,7 @@ def test_page_shows_its_own_rows(path: str) -> None:
 
 
 def list_things(names: Names, place: Tenant | None) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By what is tried: its address, and what is sent there."""
+    """Returns the tried calls by name: address and form."""
     job = f"exports/{names.tag}/{names.request_id}"
     rejected = RejectedEvent.objects.filter(channel=place.channel).first() if place else None
     key = ApiKey.objects.filter(channels=place.channel).first() if place else None

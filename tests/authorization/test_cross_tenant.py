@@ -1,4 +1,4 @@
-"""What serves one channel after another, with one beside it where all has the same names."""
+"""Work for one channel after another, while another channel uses the same names."""
 
 import json
 from datetime import timedelta
@@ -61,7 +61,7 @@ def store_answers(channel: str, *numbers: int, **profile_fields: Any) -> None:
 
 @pytest.fixture
 def both() -> None:
-    """Theirs first: what takes the first that it finds would take theirs."""
+    """Stores the other channel's answers first: code that forgets the channel finds them first."""
     store_answers(THEIRS, 1, 2, 3, 4, consent=False)
     store_answers(OURS, 1, 2)
     deriver.derive_all(5)
@@ -75,7 +75,7 @@ def test_file_holds_only_its_channel(both: None, dataset: str) -> None:
 
     assert len(rows) == 2
     assert THEIRS not in str(rows)
-    if dataset in (RESPONSE, EVENTS):  # who refused there, refused nothing here
+    if dataset in (RESPONSE, EVENTS):  # a refusal in the other channel does not count here
         assert str(rows).count(f"said in {OURS}") == 2
     if dataset == PRIVATE:
         assert sorted(row["Phone Number"] for row in rows) == [
@@ -87,7 +87,7 @@ def test_supplement_continues_own_file(both: None) -> None:
     make_file(RESPONSE, channel=THEIRS)
     theirs = Job.objects.get()
     ours, _ = make_file(RESPONSE, channel=OURS)
-    for job in (theirs, ours):  # one question, asked in two channels
+    for job in (theirs, ours):  # one query in two channels
         Job.objects.filter(pk=job.pk).update(request_id="F" * 32)
     send_events(make_answer(5), channel=OURS)
     since = {**config(RESPONSE), "since": "F" * 32}
@@ -176,7 +176,7 @@ def test_other_channel_blocks_no_pruning(both: None) -> None:
 
     assert retention.is_being_read(make_channel(THEIRS).pk)
     assert not retention.is_being_read(make_channel(OURS).pk)
-    Job.objects.filter(pk=job.pk).update(dataset=SESSIONS)  # of what is not pruned
+    Job.objects.filter(pk=job.pk).update(dataset=SESSIONS)  # a dataset that is not pruned
     assert not retention.is_being_read(make_channel(THEIRS).pk)
 
 
@@ -270,7 +270,7 @@ def test_other_channels_withdrawal_no_wait(both: None) -> None:
 
 @pytest.mark.parametrize("dataset", [USERS, SESSIONS])
 def test_file_holds_no_other_channels_person(enqueued_tasks: None, dataset: str) -> None:
-    """Also where what is known there has changed since."""
+    """Also after a change in the other channel."""
     store_answers(THEIRS, 1)
     store_answers(OURS, 2)
     deriver.derive_all(5)

@@ -1,4 +1,4 @@
-"""Guessing passwords of people who sign in."""
+"""Sign-in against guessed passwords."""
 
 from datetime import timedelta
 from typing import Any

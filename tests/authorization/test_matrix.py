@@ -1,7 +1,7 @@
-"""Every address x verb x caller: nothing of another channel is told, written or hinted at.
+"""Every address x verb x caller: no call shows, changes or hints at another channel's rows.
 
-The addresses are the URLconf's. What is said of another channel's thing must be, byte for byte,
-what is said of a thing that nobody has; and no answer holds what only another channel knows.
+The addresses are the URLconf's. An answer about another channel's object must equal, byte for byte,
+the answer about a missing object; and no answer holds a text of another channel only.
 """
 
 import json
@@ -31,7 +31,7 @@ from tests.authorization.world import (
     rows_of,
 )
 
-# What opens each address; a new one has to be written here. "dataset": the scope of the asked one.
+# The scope of each address; add each new one. "dataset": the scope of the requested dataset.
 SCOPE = {
     "v1/telemetry": "ingest",
     "data/v1/telemetry": "ingest",
@@ -132,7 +132,7 @@ def test_every_dataset_scope_exists():
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls, and whether what it asks for is a channel of its own."""
+    """A caller, and whether the requested channel is its own."""
 
     name: str
     headers: dict[str, str]
@@ -222,7 +222,7 @@ _CHANGING = re.compile(
 
 
 def normalized_answer(answer: Any, names: Names) -> tuple[int, str]:
-    """What an answer says, but for names that the request gave, ids and times."""
+    """Returns the status and the text, without the request's own names, ids and times."""
     text = b"".join(answer.streaming_content) if answer.streaming else answer.content
     full_text = text.decode() + "".join(f"\n{name}: {value}" for name, value in answer.items())
     for name in ("tag", "schedule", "destination", "conversation", "application", "device"):
@@ -241,7 +241,7 @@ def places(db: None, monkeypatch: Any) -> list[Tenant]:
 
 
 def call_address(caller: Caller, verb: str, address: str, body: Any) -> Any:
-    """The answer; what the call wrote is taken back."""
+    """Returns the answer; the call's writes are rolled back."""
     client = Client(headers=caller.headers, **caller.environ)
     with transaction.atomic():
         answer: HttpResponse = client.generic(verb, address, json.dumps(body), "application/json")
@@ -294,7 +294,7 @@ def test_other_channel_changes_no_answer(db: None, monkeypatch: Any):
 
     assert all_told() == alone
     cases_with_data = [case for case, (_, content) in alone.items() if OWN.secret in content]
-    assert len(cases_with_data) >= 25, alone  # else nothing was compared
+    assert len(cases_with_data) >= 25, alone  # or the test compares nothing
 
 
 def _searched(template: str, body: Any) -> Any:
@@ -344,7 +344,7 @@ def test_key_sees_only_its_datasets(places: list[Tenant], scope: str):
         for step, verb in (("read", "GET"), ("cancel", "POST"), ("retry", "POST")):
             where = f"/dataset/v1/request/{step}/{OWN.tag}?requestId={request_id}"
             answer = call_address(caller, verb, where, {})
-            # what has its file can be neither stopped nor run again
+            # a finished job can be neither cancelled nor retried
             assert answer.status_code == (status if step == "read" or status == 403 else 409)
         for listed in (
             call_address(caller, "GET", f"/dataset/v1/request/list/{OWN.tag}", {}),
@@ -428,8 +428,7 @@ def test_no_event_enters_another_channel(places: list[Tenant]):
 
 
 def cases(address: str, all_callers: list[Caller]) -> Iterator[tuple[str, Caller, int, Names]]:
-    """By verb and caller, and by which of its queries, about another channel's things and about
-    things that nobody has."""
+    """Yields the calls of an address: verb, caller, number of the query, names in it."""
     template, view = ADDRESSES[address]
     for verb in VERBS:
         if SCOPE[template] == "application" and verb in {"PATCH", "DELETE", "HEAD"}:

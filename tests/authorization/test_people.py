@@ -1,6 +1,6 @@
-"""Erasure and withdrawal: all of a channel's, nothing of another's; on PostgreSQL behind its wall.
+"""Erasure and withdrawal reach all rows of a channel and none of another.
 
-Two channels hold the same device, in everything that can hold one.
+Two channels hold the same device, in every table that can hold one.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Row-level security: what a request sees whose code forgot the channel."""
+"""Row-level security: the rows that a request sees if its code forgets the channel."""
 
 import json
 from collections.abc import Iterator
@@ -149,7 +149,7 @@ def test_every_channel_table_has_policy():
         )
         bare = {name for (name,) in cursor.fetchall()}
 
-    # which channels a key has is asked before it is let in
+    # the channels of a key are read before the key is accepted
     assert bare == {"ingest_apikey_channels"}
     assert {model._meta.db_table for model, _ in OWNED} <= set(policies.build_conditions())
 

@@ -1,8 +1,8 @@
 """Channels side by side, each with one row of everything there is.
 
-All names of a channel have its two letters in the same places, so that what is said of a channel's
-thing can be compared with what is said of a thing that nobody has. `SECRET-<letters>` stands in
-everything that no request says.
+All names of a channel have its two letters in the same places, so that an answer about a channel's
+object can be compared with an answer about a missing one. `SECRET-<letters>` is in every text that
+no request names.
 """
 
 import io
@@ -51,7 +51,7 @@ READING = SCOPES[1:4]
 
 @dataclass(frozen=True)
 class Names:
-    """What a channel's things are called; of letters that no channel has, of nothing."""
+    """The names of a channel's objects; with letters that no channel has, names of no object."""
 
     letters: str
 
@@ -109,7 +109,7 @@ OWN, TWIN, OTHER, NONE = Names("bb"), Names("cc"), Names("dd"), Names("ee")
 
 @dataclass(frozen=True)
 class Tenant:
-    """A channel that stands, and what opens it."""
+    """A stored channel, with a link's token and its cursors."""
 
     names: Names
     channel: Channel

@@ -1,4 +1,4 @@
-"""What is said of reads while files are made and events come in, and when nothing is."""
+"""The report on reads under load: when it names figures, and when it stops the run."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ class Generator:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Files that are made while both ask; gives what is stored."""
+    """Replaces the export under load; returns the stored counts."""
     stored = {"000000001": mixed_load.BATCH}
 
     def under_load(reader: Generator, sender: Generator, *_: Any) -> Any:

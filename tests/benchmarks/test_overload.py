@@ -1,4 +1,4 @@
-"""What is said of floods between runs of as much as can be served."""
+"""The report on floods between runs at full load."""
 
 from typing import Any
 

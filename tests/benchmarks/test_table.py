@@ -1,4 +1,4 @@
-"""What the benchmarks say of their figures, and that all of them are said to be there."""
+"""The benchmarks' table of figures, and the list of benchmarks."""
 
 import ast
 import csv
@@ -115,7 +115,7 @@ def test_render_json_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert page.endswith("1 bars, 1 missed.")
 
 
-# The digest that says whether others made the same rows ------------------------------------------
+# The digest that shows whether a peer made the same rows ------------------------------------------
 
 
 def cells(**html: str) -> list[str]:

@@ -116,7 +116,7 @@ def test_cancel_shows_history(signed_in: Any, live_server: Any) -> None:
     page.select_option("select[name=action]", "cancel")
     page.click("button[name=index]")
 
-    # then one is, and what became of it can be read
+    # then one was sent, and its outcome can be read
     html = page.inner_text(".messagelist")
     assert "1 jobs are cancelled." in html
     assert "1 were left alone: they are ended already." in html
@@ -156,7 +156,7 @@ def test_every_model_lists_and_searches(signed_in: Any, live_server: Any, model:
 
 
 def test_admin_pages_keep_csp(page: Any, live_server: Any, request: pytest.FixtureRequest) -> None:
-    # given a listener for what the browser refuses
+    # given a listener for what the browser blocks
     refused: list[str] = []
     page.on("console", lambda html: refused.append(html.text) if _POLICY in html.text else None)
     page = request.getfixturevalue("signed_in")
@@ -175,7 +175,7 @@ def test_admin_pages_keep_csp(page: Any, live_server: Any, request: pytest.Fixtu
     page.click(".field-last_login .datetimeshortcuts a >> nth=0")
     page.click("#toggle-nav-sidebar")
 
-    # then nothing was refused, and an inline script would be
+    # then the browser blocked nothing, and would block an inline script
     assert refused == []
     page.evaluate(
         "() => { const s = document.createElement('script');"

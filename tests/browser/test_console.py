@@ -38,7 +38,7 @@ destinations.pause(destinations.save(Destination(
 
 @pytest.fixture(scope="module")
 def service_with_users(service: Service) -> Service:
-    """The service, with people who may sign in, and some answers."""
+    """The service, with people's logins and some answers."""
     service.run("manage.py", "shell", "-v", "0", "-c", _STAFF)
     body = json.dumps({"events": [make_answer(number) for number in range(40)] + ["no event"]})
     response = service.call(
@@ -99,7 +99,7 @@ def test_preview_create_watch_download(page: Any, worker_stopped: Service) -> No
     assert "because" not in page.inner_text("#preview")
     assert worker_stopped.query("SELECT count(*) FROM exhaust_job WHERE tag = 'watched'") == [(0,)]
 
-    # when it is sent, and a worker comes on with it
+    # when it is submitted, and a worker makes progress
     page.click("text=Create export")
     page.wait_for_url(f"{base}/console/{CHANNEL}/exports/watched/*")
     page.wait_for_selector(".pill:has-text('Queued')")
@@ -111,7 +111,7 @@ def test_preview_create_watch_download(page: Any, worker_stopped: Service) -> No
         )
         page.wait_for_selector(f"progress[value='{finished}']")
         progress_values.append(page.get_attribute("progress", "value"))
-    assert progress_values == ["25", "60"]  # the bar moved, and nobody loaded the page
+    assert progress_values == ["25", "60"]  # the bar moved without a reload of the page
     worker_stopped.change(
         "UPDATE exhaust_job SET status = 'SUBMITTED', attempt = 0, rows_done = 0"
         " WHERE tag = 'watched'"
@@ -225,13 +225,13 @@ def test_polling_does_not_extend_session(page: Any, worker_stopped: Service) -> 
     page.wait_for_selector(".pill:has-text('Queued')")
     address = page.url
 
-    # when it looks again by itself, then it says so: the server does not take that for a use
+    # when it refreshes by itself, then it shows this: the refresh does not extend the session
     for name in ("exports", address.removeprefix(f"{base}/console/{CHANNEL}/")):
         page.goto(f"{base}/console/{CHANNEL}/{name}")
         with page.expect_request(lambda response: "x-poll" in response.headers):
             pass
 
-    # and where the session is over, the page asks who is there
+    # and after the end of the session the page shows the sign-in form
     worker_stopped.change("UPDATE django_session SET expire_date = '2020-01-01 00:00:00+00:00'")
     page.wait_for_url(re.compile("/console/sign-in.next=.*left-open"))
 
@@ -248,7 +248,7 @@ def test_create_destination_hides_password(page: Any, service_with_users: Servic
     assert page.input_value("#f-user") == "exhaust"
     assert page.input_value("#f-password") == ""
     page.fill("#f-url", "https://warehouse.example.org/in")
-    page.click("text=Save")  # without the password, which was not kept between tries
+    page.click("text=Save")  # without the password, which the form does not keep
     assert "Type it again" in page.inner_text("#e-password")
     page.fill("#f-password", "hush hush")
     page.click("text=Save")
@@ -329,7 +329,7 @@ def test_axe_finds_no_violations(
 
 
 def find_violations(axe: Any, page: Any) -> list[str]:
-    """What axe holds against a page, whatever its weight."""
+    """Returns axe's findings about a page, of any severity."""
     page.wait_for_selector(".htmx-request", state="detached")  # a page at rest
     message = axe.run(page).response["violations"]
     return [

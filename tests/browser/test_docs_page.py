@@ -1,4 +1,4 @@
-"""The page of the API, in a browser that reaches nothing but this server."""
+"""The API's page, in a browser that reaches this server only."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
 def test_docs_page_shows_every_operation(page: Any, live_server: Any, tmp_path: Path) -> None:
-    # given a browser that notes what it asks for and what is refused to it
+    # given a browser that records its requests and the refused ones
     host = urlsplit(live_server.url).netloc
     foreign: list[str] = []
     html: list[str] = []

@@ -1,4 +1,4 @@
-"""Calls that fail: the exit code, the sentence, the retries, and where the key goes."""
+"""Failing calls: exit code, message, retries, and the servers that get the key."""
 
 import json
 import os

@@ -49,7 +49,7 @@ def fetch(
     calls: list[int] = []
 
     def api(_: Request) -> Answer:
-        calls.append(1)  # each call gives other links
+        calls.append(1)  # each call returns other links
         links = [f"{bucket.url}/{number}?read={len(calls)}" for number, _ in enumerate(files)]
         return enveloped(job(files=list(files), downloadUrls=links))
 
@@ -106,7 +106,7 @@ def test_without_ranges_it_restarts(command: Command, tmp_path: Path):
 
 
 def test_next_run_continues(command: Command, tmp_path: Path):
-    # given a server that gave half, and then nothing
+    # given a server that sends half and then stalls
     broken = [Answer(body=CONTENT, cut=HALF), *[failed(503)] * 7]
     with serving(Bucket(*broken)) as bucket:
         completed = fetch(command, bucket, tmp_path, file_of())
@@ -117,7 +117,7 @@ def test_next_run_continues(command: Command, tmp_path: Path):
         # when the command runs again
         completed = fetch(command, bucket, tmp_path, file_of())
 
-    # then only the rest came
+    # then only the rest was sent
     assert (completed.code, len(bucket.requests)) == (0, 1)
     assert bucket.requests[0].headers["Range"] == f"bytes={HALF}-"
     assert (tmp_path / "april.csv").read_bytes() == CONTENT

@@ -63,7 +63,7 @@ def test_failure_keeps_cursor(command: Command, tmp_path: Path):
 
 
 def test_cursor_waits_for_pipe_reader(tmp_path: Path):
-    # given a reader that takes the first page and closes
+    # given a reader that reads the first page and closes
     file = tmp_path / "cursor"
     reading, writing = os.pipe()
 
@@ -85,7 +85,7 @@ def test_cursor_waits_for_pipe_reader(tmp_path: Path):
     reader.join()
     os.close(writing)
 
-    # then the second page, though it fits into the pipe, comes again
+    # then the second page is sent again, though it fits into the pipe
     assert file.read_text() == "1\n"
 
 

@@ -117,7 +117,7 @@ def test_client_reads_all_and_continues(
         item_ids = list_ids(resource, first[resource])
         assert (len(item_ids), len(set(item_ids))) == (count, count), resource
 
-    # when more comes the next day
+    # when more events arrive the next day
     assert read_all() == {"events": [], "sessions": [], "users": []}
     send(range(10, 14))
     second = read_all()

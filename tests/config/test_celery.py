@@ -24,7 +24,7 @@ def test_partial_message_is_never_read(tmp_path: Path) -> None:
             while len(received) < 2000 and monotonic() < end:
                 try:
                     message = reader.basic_get("nightly", no_ack=True)
-                except ValueError as error:  # what ends a worker
+                except ValueError as error:  # this ends a worker
                     received.append(error)
                 else:
                     if message is not None:

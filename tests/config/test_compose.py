@@ -55,7 +55,7 @@ def test_every_variable_is_a_setting(name: str) -> None:
 def test_readme_settings_reach_containers() -> None:
     settings = set(re.findall(r'env\.\w+\(\s*"([A-Z0-9_]+)"', SETTINGS))
     container_variables = {name for service in OURS.values() for name in service["environment"]}
-    # where it lies, what a developer sets, and what a test does
+    # the data folder; set by developers; set by tests
     assert settings - container_variables == {"EXHAUST_DATA_DIR", "DEBUG", "EXHAUST_FAILPOINTS"}
 
 

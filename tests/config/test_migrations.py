@@ -23,7 +23,7 @@ REMOVALS = (
 
 
 def find_faults(migration: Migration) -> Iterator[str]:
-    """What old processes could not live with while they serve on."""
+    """Returns the operations that break old processes that still serve."""
     created = {
         step.name_lower for step in migration.operations if isinstance(step, operations.CreateModel)
     }

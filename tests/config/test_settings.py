@@ -55,7 +55,7 @@ POSTGRESQL = "postgresql://me:pass@db.example:5433/exhaust"
 
 @pytest.fixture
 def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the test's own, and an environment that says nothing else."""
+    """Runs with a folder of the test's own and without other variables."""
     for name in KNOWN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EXHAUST_DATA_DIR", str(tmp_path / "var"))
@@ -81,7 +81,7 @@ def failure(read: Any, **variables: str) -> str:
     return str(caught.value)
 
 
-# nothing set ------------------------------------------------------------------------------------
+# No variable set ----------------------------------------------------------------------------------
 
 
 def test_nothing_set_means_embedded(read: Any, var: Path):
@@ -152,7 +152,7 @@ def test_a_given_secret_is_taken_and_nothing_is_written(read: Any, var: Path):
 
 
 def test_processes_that_start_together_agree_and_answer(var: Path):
-    # given nothing at all, when three processes start at one moment
+    # given an empty folder, when three processes start at once
     program = (
         "import django; django.setup(); from django.conf import settings;"
         "from django.core.management import call_command; call_command('check');"

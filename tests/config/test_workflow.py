@@ -1,4 +1,4 @@
-"""The workflow is held to the README, the pages and the package: it runs what they say."""
+"""The workflow runs the commands of the README and the pages."""
 
 import re
 import subprocess
@@ -43,7 +43,7 @@ def test_readme_lines_run_on_each_python() -> None:
     ] == pythons
     assert PROJECT["requires-python"] == f">={pythons[0]}"
 
-    # what each step types is the README's own line, and they are all of them
+    # the steps are exactly the README's lines
     lines = [
         printed_by(re.sub(r"eval .*", 'echo "$line"', script)) for script in scripts_of("readme")
     ]

@@ -1,4 +1,4 @@
-"""What the tests of exhaust are made of; plain functions with overrides."""
+"""Factories of the tests of exhaust; plain functions with overrides."""
 
 import hashlib
 import io
@@ -52,7 +52,7 @@ def make_job(**overrides: Any) -> Job:
         "config": CONFIG,
         "fingerprint": "f" * 64,
         "requested_by": "user_id",
-        # SQLite's clock has milliseconds: what was submitted in this one is due in the next
+        # SQLite's clock has milliseconds: a job submitted in this one is due in the next
         "due_at": timezone.now() - timedelta(seconds=1),
         **overrides,
     }
@@ -67,7 +67,7 @@ def make_claimed(**overrides: Any) -> Job:
 
 
 def make_finished(content: bytes = b"a,b\n1,2\n", **overrides: Any) -> Job:
-    """A job that says SUCCESS, its one file in the storage."""
+    """Returns a job with status SUCCESS and one stored file."""
     job = make_claimed(**overrides)
     key = f"response/{job.pk}/{job.attempt}-{uuid4().hex}.csv"
     storage.get_storage().put(key, io.BytesIO(content), "text/csv; charset=utf-8")
@@ -77,7 +77,7 @@ def make_finished(content: bytes = b"a,b\n1,2\n", **overrides: Any) -> Job:
 
 
 def unfinished_key(job: Job, attempt: int, area: str = "response") -> str:
-    """What an attempt that was killed leaves in the folder: its path."""
+    """Writes the draft that a killed attempt leaves in the folder; returns its path."""
     name = f"{area}/{job.pk}/.part-{attempt}-{uuid4().hex}.csv"
     path = Path(settings.FILES_DIR) / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def unfinished_key(job: Job, attempt: int, area: str = "response") -> str:
 
 
 def leave_orphan(job: Job, attempt: int, area: str = "response", suffix: str = "csv") -> str:
-    """What an attempt that was overtaken leaves in the storage: its key."""
+    """Stores the object that a superseded attempt leaves; returns its key."""
     key = f"{area}/{job.pk}/{attempt}-{uuid4().hex}.{suffix}"
     storage.get_storage().put(key, io.BytesIO(b"a whole file"), "text/csv; charset=utf-8")
     return key
@@ -157,7 +157,7 @@ def revise_answer(number: int, text: str) -> None:
 
 
 def fetch_job_row(job: Job) -> dict[str, Any]:
-    """All that the database says of a job."""
+    """Returns a job's row."""
     return Job.objects.filter(pk=job.pk).values().get()
 
 

@@ -70,14 +70,14 @@ class Receiver:
                 behaviour = self.choose_behaviour(request)
             behaviour(peer)
         except OSError:
-            pass  # whoever pushed has gone
+            pass  # the sender closed the connection
         finally:
             peer.close()
 
 
 @dataclass(frozen=True)
 class Silent:
-    """Accepts a connection and reads nothing; sends `start`, then `drop` again and again."""
+    """Accepts a connection without reading; sends `start`, then `drop` repeatedly."""
 
     start: bytes = b""
     drop: bytes = b""

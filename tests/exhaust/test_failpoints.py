@@ -83,7 +83,7 @@ def test_one_process_takes_the_failpoint(armed: Path) -> None:
         for process in map(start_passing, [armed] * 3)
     ]
 
-    # then one is no more, in the middle, and the others have noticed nothing
+    # then one ended midway, and the others are unaffected
     assert sorted(exit_codes) == [
         ("before\n", -signal.SIGKILL),
         ("before\nafter\n", 0),

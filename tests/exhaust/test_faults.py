@@ -1,4 +1,4 @@
-"""What the campaign of faults found (`python -m tools.faults`), each in small."""
+"""Faults that `python -m tools.faults` found, each as a small test."""
 
 import os
 import signal
@@ -70,7 +70,7 @@ def lapsed() -> Any:
 
 @pytest.mark.postgresql
 def test_stopped_claim_blocks_one_channel(monkeypatch: Any) -> None:
-    # given a claim that was stopped in the channel whose turn it is
+    # given a stopped claim in the channel whose turn it is
     monkeypatch.setattr(transitions, "CLAIM_LOCK_TIMEOUT_MS", 300)
     make_job(channel="ORG_001")
     other = make_job(channel="ORG_002")
@@ -100,7 +100,7 @@ def test_stopped_claim_times_out(monkeypatch: Any) -> None:
 
 @pytest.mark.postgresql
 def test_stopped_publish_blocks_no_claim() -> None:
-    # given a lapsed job whose attempt was stopped in the middle of its publication
+    # given a lapsed job whose attempt was stopped while it published
     stuck, other = make_claimed(tag="stuck"), make_job(tag="other")
     Job.objects.filter(pk=stuck.pk).update(lease_until=lapsed())
 
@@ -127,7 +127,7 @@ def test_stopped_publish_blocks_no_sweep() -> None:
     assert transitions.fail_expired() == [stuck.pk]
 
 
-# A commit whose answer was lost -------------------------------------------------------------------
+# A commit with a lost response -------------------------------------------------------------------
 
 
 @pytest.mark.postgresql
@@ -167,7 +167,7 @@ def test_late_commit_keeps_its_file(files: Path, monkeypatch: Any) -> None:
 
 
 def test_unfinished_upload_is_removed(files: Path) -> None:
-    # given a published file, and an upload of its key whose beginning was never answered
+    # given a published file, and an upload of its key whose start got no response
     send_events(make_answer(1))
     job = make_claimed()
     assert attempt.run(job)
@@ -241,7 +241,7 @@ def test_poller_survives_any_error(files: Path, monkeypatch: Any) -> None:
     assert fetch_job_row(job)["status"] == "SUCCESS"
 
 
-# A broker that goes while messages wait -----------------------------------------------------------
+# A broker that fails while messages wait ----------------------------------------------------------
 
 
 def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.redis
 def test_worker_survives_redis_restart(tmp_path: Path) -> None:
-    # given a worker whose processes are busy for good, a message that waits, and room for another
+    # given a worker with busy processes, a waiting message, and room for another
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -286,7 +286,7 @@ def test_worker_survives_redis_restart(tmp_path: Path) -> None:
             tasks.sweep.apply_async(connection=broker)
         until(lambda: b" received" in log.read_bytes(), "the message")
 
-        # when Redis is gone, and there again
+        # when Redis stops, and starts again
         redis.kill()
         redis.wait()
         until(lambda: b"Cannot connect to" in log.read_bytes(), "the worker to callback")

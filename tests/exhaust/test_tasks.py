@@ -63,7 +63,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """The port of a server that accepts, sends nothing, and hangs up after five seconds."""
+    """Yields the port of a server that accepts, is silent, and closes after five seconds."""
     with socket.socket() as server, ExitStack() as accepted:
         server.bind(("127.0.0.1", 0))
         server.listen(16)
@@ -97,7 +97,7 @@ def test_submit_survives_broker_outage(
 ) -> None:
     # given a broker that refuses, or one that is silent
     broker(f"redis://127.0.0.1:{request.getfixturevalue(port)}/0")
-    # and what a process builds once: views, and the document that answers are checked by
+    # and build what a process builds once: views, and the OpenAPI document of the checks
     asker.post("/dataset/v1/request/submit", {}, content_type="application/json")
 
     # when two requests are submitted
@@ -108,7 +108,7 @@ def test_submit_survives_broker_outage(
         answer = asker.post("/dataset/v1/request/submit", body, content_type="application/json")
         submit_seconds = time.monotonic() - started
 
-        # then each is answered soon, is a job that a sweep will find, and the log tells
+        # then each is answered soon, a sweep will find its job, and the log has a warning
         assert answer.status_code == 200
         assert submit_seconds < 3
         job = Job.objects.get(tag=tag)
@@ -152,7 +152,7 @@ def test_enqueue_uses_configured_broker(caplog: pytest.LogCaptureFixture) -> Non
         # when
         wakeup.enqueue_work(Job.Priority.NIGHTLY)
 
-        # then one message lies there, which names the task and its queue, and holds nothing else
+        # then there is one message, which holds the names of the task and its queue only
         message = queue.get(timeout=5)
         message.ack()
         assert message.headers["task"] == "exhaust.work"
@@ -177,7 +177,7 @@ def test_work_runs_one_job_and_enqueues(enqueued_tasks: list[str]) -> None:
     tasks.work()
     tasks.work()
 
-    # then each was made once, and nothing to do is no reason to look again
+    # then each was made once, and without due jobs no further wake-up is sent
     assert fetch_job_row(newer)["status"] == "SUCCESS"
     assert File.objects.count() == 2
     assert len(enqueued_tasks) == 2
@@ -196,7 +196,7 @@ def test_work_enqueues_after_failure(
 @pytest.mark.usefixtures("daily_run_finished")
 @pytest.mark.parametrize("waiting", ["nothing", "not due", "in work", "done", "failed", "last"])
 def test_sweep_enqueues_nothing_when_idle(waiting: str, enqueued_tasks: list[str]) -> None:
-    # given nothing that a worker could do
+    # given no due work
     later = timezone.now() + timedelta(minutes=1)
     if waiting == "not due":
         make_job(due_at=later)
@@ -219,7 +219,7 @@ def test_sweep_enqueues_nothing_when_idle(waiting: str, enqueued_tasks: list[str
 
 @pytest.mark.usefixtures("daily_run_finished")
 def test_sweep_recovers_lost_message(enqueued_tasks: list[str]) -> None:
-    # given a job whose message never arrived
+    # given a job with a lost message
     make_job()
     make_job()
     assert enqueued_tasks == []
@@ -247,7 +247,7 @@ def test_sweep_recovers_dead_worker(enqueued_tasks: list[str]) -> None:
 
 @pytest.mark.django_db
 def test_sweep_enqueues_daily_run(enqueued_tasks: list[str]) -> None:
-    # given nothing to do but the day's run
+    # given the day's run as the only due work
     tasks.sweep()
     assert enqueued_tasks == ["exhaust.daily_run"]
 
@@ -262,7 +262,7 @@ def test_sweep_enqueues_daily_run(enqueued_tasks: list[str]) -> None:
 
 @pytest.mark.usefixtures("daily_run_finished")
 def test_sweep_removes_orphans_of_failed_job(enqueued_tasks: list[str], files: Path) -> None:
-    # given a job whose last attempt died in the middle of its file, and one at work
+    # given a job whose last attempt died while it wrote, and a running one
     dead = make_job(status="PROCESSING", attempt=3, lease_until=timezone.now() - timedelta(hours=1))
     working = make_claimed()
     drafts = [unfinished_key(dead, 3), unfinished_key(working, 1)]
@@ -271,7 +271,7 @@ def test_sweep_removes_orphans_of_failed_job(enqueued_tasks: list[str], files: P
     # when
     tasks.sweep()
 
-    # then only the living one's is left
+    # then only the running one's draft is left
     assert fetch_job_row(dead)["status"] == "FAILED"
     assert stored_paths(files) == [drafts[1]]
 
@@ -285,7 +285,7 @@ def test_beat_schedule_names_known_tasks() -> None:
     assert app.conf.beat_schedule["sweep"]["schedule"] <= 10
 
 
-# An idle worker that hears nothing ---------------------------------------------------------------
+# An idle worker without messages ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def is_done(*jobs_to_check: Job) -> bool:
 
 @pytest.mark.django_db(transaction=True)
 def test_poller_runs_overdue_job(poller: None, caplog: pytest.LogCaptureFixture) -> None:
-    # given jobs due for longer than any message takes
+    # given jobs that are due for longer than a message may take
     long_ago = timezone.now() - timedelta(seconds=30)
     missed = [make_job(due_at=long_ago, submitted_at=long_ago) for _ in range(2)]
 
@@ -408,7 +408,7 @@ def test_run_jobs_unknown_request() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_run_jobs_until_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given one job that is due, and one that comes while it pauses
+    # given one due job, and one that is submitted during the pause
     first = make_job()
     later: list[Job] = []
 

@@ -25,7 +25,7 @@ def lines(*events: dict[str, Any]) -> bytes:
 
 
 def of_bot(event: dict[str, Any], bot: str) -> dict[str, Any]:
-    """The same answer given to another bot, in another session."""
+    """Returns the same answer, given to another bot in another session."""
     event["context"] |= {"cdata": [{"type": "Conversation", "id": bot}], "sid": bot}
     return event
 
@@ -63,7 +63,7 @@ def shown(service: Service, tag: str, request_id: str) -> dict[str, Any]:
 
 
 def finished(service: Service, tag: str, request_id: str) -> dict[str, Any]:
-    """The job once it says SUCCESS."""
+    """Waits for the job; returns it with status SUCCESS."""
 
     def done() -> dict[str, Any] | None:
         result = shown(service, tag, request_id)
@@ -86,7 +86,7 @@ def table(content: bytes) -> list[list[str]]:
 
 
 def assert_is(file: dict[str, Any], content: bytes) -> None:
-    """The answer of the API tells of these bytes."""
+    """Asserts that the API's answer describes these bytes."""
     assert file["bytes"] == len(content)
     assert file["sha256"] == hashlib.sha256(content).hexdigest()
     assert file["rows"] == len(table(content)) - 1
@@ -107,12 +107,12 @@ def test_events_become_a_file(service: Service) -> None:
     repeated = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
     assert (repeated.said["result"]["stored"], repeated.said["result"]["duplicate"]) == (0, 51)
 
-    # when the answers are asked for and the file is downloaded
+    # when the responses are requested and the file is downloaded
     request_id = submitted(service, "whole-way")
     result = finished(service, "whole-way", request_id)
     response = downloaded(service, result)
 
-    # then it is each answer once, in order of time, and what the API said of it
+    # then the file has each answer once, by time, as the API describes it
     assert response.status == 200
     (file,) = result["files"]
     assert_is(file, response.body)
@@ -127,7 +127,7 @@ def test_events_become_a_file(service: Service) -> None:
     assert response.headers["Cache-Control"] == "no-store"
     assert (result["attempts"], result["tag"]) == (0, f"whole-way:{CHANNEL}")
 
-    # and looking at it gives no byte of it
+    # and a HEAD request returns no byte of it
     head = downloaded(service, result, "HEAD")
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Content-Length"] == str(file["bytes"])
@@ -234,7 +234,7 @@ def test_key_is_required(service: Service) -> None:
 
 
 def test_killed_worker_job_is_taken_over(service: Service) -> None:
-    # given a job that takes a while
+    # given a job that runs for some seconds
     text = "x" * 500
     for first in range(0, 15_000, 5000):
         events = (
@@ -254,20 +254,20 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
     )
     worker.kill()
 
-    # then the job is in work for nobody, and there is no file of it
+    # then the job is still PROCESSING without a worker, and has no file
     job_state = "SELECT status, attempt FROM exhaust_job WHERE tag = 'killed'"
     assert service.query(job_state) == [("PROCESSING", 1)]
     assert set(folder.rglob("[0-9]*.csv")) == before
     result = shown(service, "killed", request_id)
     assert (result["status"], result["downloadUrls"]) == ("PROCESSING", [])
 
-    # and another worker leaves it alone while its lease stands
+    # and another worker does not claim it before its lease ends
     worker = service.start_worker()
     service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
     finished(service, "meanwhile", submitted(service, "meanwhile", "unknown-bot"))
     assert service.query(job_state) == [("PROCESSING", 1)]
 
-    # but finishes it once the lease has lapsed and the sweep comes round
+    # but finishes it after the end of the lease, at the next sweep
     expired = service.change(
         "UPDATE exhaust_job SET lease_until = '2022-01-01 00:00:00' WHERE tag = 'killed'"
     )

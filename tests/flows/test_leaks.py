@@ -38,7 +38,7 @@ PERSONAL_PAGES = {"participant", "appuser", "session", "storedevent", "rejectede
 
 @dataclass
 class Canaries:
-    """Texts that stand nowhere else in the world, by what they are."""
+    """Unique texts by kind."""
 
     kinds: dict[str, str] = field(default_factory=dict)
     random: Random = field(default_factory=Random)
@@ -57,7 +57,7 @@ class Canaries:
         return "Basic " + self.keep("password", coded)
 
     def found(self, said: bytes) -> set[tuple[str, str]]:
-        """(kind, what stands about it) of each that stands in there."""
+        """Returns the kind and the surroundings of each text found."""
         hits = set()
         for text, kind in self.kinds.items():
             if (at := said.find(text.encode())) >= 0:
@@ -67,7 +67,7 @@ class Canaries:
 
 @dataclass
 class Driver:
-    """Calls the service and keeps what it answered, but where it had to show what is private."""
+    """Calls the service; stores the answers, except those that may show private texts."""
 
     service: Service
     canary: Canaries
@@ -406,7 +406,7 @@ class breaking:
         self.service.change(self.drop)
 
 
-# What comes of requests ---------------------------------------------------------------------------
+# Outcomes of requests ---------------------------------------------------------------------------
 
 
 def files_and_links(call: Driver, requests: dict[str, str]) -> None:
@@ -527,7 +527,7 @@ def pages(call: Driver) -> None:
     call.answers[-1] = (call.answers[-1][0], call.answers[-1][1].replace(name.encode(), b""))
     password = service.environment["DJANGO_SUPERUSER_PASSWORD"]
     post(login, 302, username="op", password=password)
-    call.answers.pop()  # it gives the cookie
+    call.answers.pop()  # it sets the cookie
     canary.keep("cookie", call.cookies["sessionid"].value)
     index = call("GET", "/admin/").body.decode()
     models = sorted(set(re.findall(r'href="/admin/(\w+/\w+)/"', index)))
@@ -562,7 +562,7 @@ def log_of(service: Service, name: str) -> bytes:
 
 
 def assert_lines(logs: dict[str, bytes]) -> None:
-    """Of ours each line is one of JSON, at DEBUG, and what failed is among it."""
+    """Asserts that each line of the service is JSON, at DEBUG, and that failures are among them."""
     content = [json.loads(line) for line in b"\n".join(logs.values()).split(b"\n")
             if line.startswith(b"{")]  # fmt: skip
     events = {line.get("event") for line in content}
@@ -597,7 +597,7 @@ def b64decoded(text: bytes) -> bytes:
 
 
 def rows(service: Service, prefix: str) -> bytes:
-    """Each row of each table whose name begins so."""
+    """Returns the rows of all tables with this prefix."""
     if service.database.startswith("postgres"):
         tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
         results = [

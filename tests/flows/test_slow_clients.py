@@ -1,4 +1,4 @@
-"""Callers who take their time cost the others nothing."""
+"""Slow clients do not slow down others."""
 
 import socket
 import time
@@ -16,7 +16,7 @@ EVENT = (
 )
 
 
-SIGN_IN = (  # without anybody's login
+SIGN_IN = (  # without a login
     f"POST /console/sign-in HTTP/1.1\r\nHost: {HOST}\r\nCookie: csrftoken={'a' * 32}\r\n"
     "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 5000\r\n\r\n"
 )

@@ -173,12 +173,12 @@ def test_killed_pull_loses_nothing(service: Service, sent_events: None, tmp_path
     with pulled.open("a") as target:  # and the last one is left to end
         target.write(run_successfully(service, "puller", *words))
 
-    # then nothing is lost, and at most a page for each kill came twice
+    # then no event is lost, and each kill repeats at most one page
     pulled_ids = read_ids(pulled.read_text())
     assert set(pulled_ids) == set(whole)
     assert len(pulled_ids) - len(whole) <= 20 * kills
 
-    # and the next pull gives nothing
+    # and the next pull returns no event
     assert run_successfully(service, "puller", *words) == ""
 
 

@@ -1,4 +1,4 @@
-"""The tree speaks the words of docs/glossary.md, and keeps its order."""
+"""The tree uses the words of docs/glossary.md, and its import order holds."""
 
 import pytest
 

@@ -448,7 +448,7 @@ def test_link_is_stable_until_expiry(asker: Client) -> None:
 
 @pytest.mark.parametrize("ending", ["expires_at", "revoked_at"])
 def test_expired_link_is_replaced(asker: Client, ending: str) -> None:
-    # given a job whose link has ended
+    # given a job whose link has expired
     job = make_finished()
     first = read_job(asker, "daily", job.request_id).json()["result"]
     Link.objects.update(**{ending: timezone.now() - timedelta(seconds=1)})
@@ -457,7 +457,7 @@ def test_expired_link_is_replaced(asker: Client, ending: str) -> None:
     second = read_job(asker, "daily", job.request_id).json()["result"]
     third = read_job(asker, "daily", job.request_id).json()["result"]
 
-    # then there is one new link, and the old one opens nothing
+    # then there is one new link, and the old one is closed
     assert second["downloadUrls"] != first["downloadUrls"]
     assert third["downloadUrls"] == second["downloadUrls"]
     assert Link.objects.count() == 2
@@ -688,7 +688,7 @@ def test_accepted_requests_can_run(asker: Client, changes: dict[str, str]) -> No
     assert attempt.run(claimed), fetch_job_row(claimed)["status_message"]
 
 
-# Who may --------------------------------------------------------------------------------------
+# Permissions ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["", "exh_unknown", "Basic abc", "схема"])
@@ -874,7 +874,7 @@ def test_413_for_large_body(asker: Client) -> None:
 def test_500_uses_envelope_without_cause(
     asker: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given an error whose text is secret
+    # given an error with a secret text
     def broken(*_: Any) -> Any:
         raise RuntimeError("password=hunter2 at /srv/secret")
 
@@ -887,7 +887,7 @@ def test_500_uses_envelope_without_cause(
         (list_jobs(asker, "daily"), "request.list"),
     ]
 
-    # then the answer says that it was the service, and the log has the cause
+    # then the answer blames the service, and the log has the cause
     for answer, operation in answers:
         sentence = assert_refused(answer, 500, "SERVER_ERROR", operation)
         assert "log" in sentence

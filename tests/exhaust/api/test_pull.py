@@ -20,7 +20,7 @@ from ingest.models import AppUser, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import FIRST_ANSWER, make_answer, send_events
 
-# a watermark passes only what is committed
+# a watermark passes committed rows only
 pytestmark = pytest.mark.django_db(transaction=True)
 RESOURCES = ("events", "sessions", "users")
 
@@ -236,7 +236,7 @@ def test_empty_page_moves_cursor(puller: Client) -> None:
     page = read_page(pull(puller, events="START"))
     assert page["items"] == []
 
-    # when one comes
+    # when one arrives
     send_events({**make_answer(9), "eid": "START", "mid": "START:9"})
 
     # then the next page begins after these
@@ -265,13 +265,13 @@ def test_changed_session_comes_again(puller: Client) -> None:
     assert (first["parentId"], first["externalUserId"]) == (None, None)
     assert puller.get(f"/export/session/{first['sessionId']}").json() == first
 
-    # when one of them goes on
+    # when one of them continues
     event = make_answer(1)
     event["context"]["did"] = "device-0"
     send_events(event)
     derive_all()
 
-    # then only it comes again, under its id
+    # then it alone is sent again, under its id
     (changed,), cursor = walk_pages(puller, "sessions", 5, cursor)
     assert changed["sessionId"] == first["sessionId"]
     assert (changed["version"], changed["statistics"]["events"]) == (2, 2)
@@ -346,7 +346,7 @@ def test_late_derived_records_come_later(resource: str, puller: Client) -> None:
     assert items == []
     derive_all()
 
-    # then nothing went past it
+    # then no event passed it
     second, _ = walk_pages(puller, resource, 5, cursor)
     assert [item["deviceId"] for item in first + second] == ["device-1", "device-200"]
 
@@ -521,7 +521,7 @@ def test_open_transaction_holds_back_page(puller: Client) -> None:
         over.set()
         thread.join()
 
-    # then the event waits for it, and the headers tell
+    # then the event waits for it, and the headers say so
     assert read_page(waiting)["items"] == []
     assert 0.2 < float(waiting["X-Feed-Lag"]) < 30
     later = pull(puller, cursor=read_page(waiting)["nextCursor"])
@@ -531,7 +531,7 @@ def test_open_transaction_holds_back_page(puller: Client) -> None:
 
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_cursor_now_skips_existing(puller: Client, resource: str):
-    # given what arrived before
+    # given events that arrived before
     send_events(*[make_answer(number) for number in range(3)])
     deriver.derive_all(seconds=30)
     first = read_page(pull(puller, resource, cursor="now"))
@@ -541,7 +541,7 @@ def test_cursor_now_skips_existing(puller: Client, resource: str):
     send_events(make_answer(-5))
     deriver.derive_all(seconds=30)
 
-    # then only that comes
+    # then only that one is sent
     later = read_page(pull(puller, resource, cursor=first["nextCursor"]))
     assert len(later["items"]) >= 1
     if resource == "events":

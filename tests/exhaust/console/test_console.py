@@ -1,4 +1,4 @@
-"""The staff pages: who may see and do what, and what each says when there is nothing to show."""
+"""The console's pages: permissions, actions, and the texts of empty pages."""
 
 import csv
 import html
@@ -43,7 +43,7 @@ DAYS = {"startDate": "2022-03-01", "endDate": "2022-04-01"}
 
 
 def sign_in(name: str = "asha", channel: str = "ORG_001", **rights: bool) -> Client:
-    """A browser where somebody with these rights in the channel is signed in."""
+    """A client signed in as a person with these rights in the channel."""
     user, _ = User.objects.get_or_create(username=name)
     if rights:
         group, _ = Group.objects.get_or_create(name=f"{name} of {channel}")
@@ -56,7 +56,7 @@ def sign_in(name: str = "asha", channel: str = "ORG_001", **rights: bool) -> Cli
 
 @pytest.fixture
 def asha() -> Client:
-    """May ask for answers, and for nothing else."""
+    """May request responses only."""
     return sign_in(submit_response=True)
 
 
@@ -175,7 +175,7 @@ def test_private_dataset_needs_permission(asha: Client) -> None:
         asha.post(f"{C}/exports/new/preview", export_form(dataset=PRIVATE))
     )
     assert Job.objects.count() == 2
-    # and who has that right alone sees nothing else
+    # and a person with that right alone sees no other page
     other_user = sign_in("usha", submit_private=True)
     values = read_html(other_user.get(f"{C}/exports"))
     assert "people" in values
@@ -281,7 +281,7 @@ def test_events_filters_and_callback() -> None:
     ]
     assert call["datasetConfig"] == job.config
     assert call["callbackUrl"] == job.callback_url
-    # and it can be asked again as it was
+    # and it can be duplicated unchanged
     page = bela.get(job_path(job)).content.decode()
     repeated = html.unescape(re.findall(r'href="([^"]*/exports/new\?[^"]*)"', page)[0])
     filled = bela.get(repeated).content.decode()

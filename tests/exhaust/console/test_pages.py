@@ -49,7 +49,7 @@ VIEW = {*ASK, "administer"}
 ADMINISTER = {"administer"}
 RIGHTS = ("submit_response", "submit_private", "administer", "audit")
 
-# by the address's name: who may, and what else stands in the address
+# by the name of the address: the permission, and the other parts of the address
 PAGE_ACCESS: dict[str, tuple[set[str], dict[str, Any]]] = {
     "start": ({*RIGHTS}, {}),
     "exports": (ASK, {}),
@@ -106,7 +106,7 @@ def test_page_permissions(name: str) -> None:
         for method in (browser.get, browser.post):
             status = method(page_url(name)).status_code
             if right in PAGE_ACCESS[name][0]:
-                # an address may lack what it is of, or take the other method, but is theirs
+                # the object may be missing, or the method wrong, but the permission suffices
                 assert status in (200, 302, 400, 404, 405), (name, right, status)
             else:
                 assert status == 403, (name, right, status)
@@ -197,7 +197,7 @@ def test_revoke_needs_all_key_channels() -> None:
     assert "is revoked" in read_html(both.post(f"{C}/keys/{row.public_id}/revoke", follow=True))
     make_key("ingest", channels=("ORG_002",))
     other = ApiKey.objects.exclude(pk=row.pk).get()
-    # who administers both finds it in its own channel alone
+    # an administrator of both channels finds it in its own channel only
     for browser in (admin, both, root):
         assert other.public_id not in read_html(browser.get(f"{C}/keys"))
         assert browser.post(f"{C}/keys/{other.public_id}/revoke").status_code == 404
@@ -236,7 +236,7 @@ def test_rejected_events_only_counted() -> None:
     admin = sign_in(administer=True)
     html = read_html(admin.get(f"{C}/rejected"))
     assert '<td class="number">1,134</td>' in html
-    assert html.count('name="reason"') == 1  # you cannot reprocess what is only counted
+    assert html.count('name="reason"') == 1  # an event that is only counted cannot be reprocessed
     assert "We deleted" not in html
 
     row = RejectedEvent.objects.get(reason="not_kept")
@@ -291,7 +291,7 @@ def test_participants_masked_and_audited() -> None:
     assert [(each.actor, each.subject) for each in entries] == [
         ("usha", ""),
         ("usha", f"participant {results.pk}"),
-        ("usha", ""),  # what was typed may be anybody's device, or phone
+        ("usha", ""),  # the typed text may be a person's device id or phone
         ("usha", ""),
     ]
     assert "device-" not in str(list(entries.values()))
@@ -393,7 +393,7 @@ def test_private_schedule_needs_permission() -> None:
     admin = sign_in(administer=True, submit_response=True)
     assert "people" not in read_html(admin.get(f"{C}/schedules")).split("<main")[1]
     assert admin.post(f"{C}/schedules/one/people/delete").status_code == 404
-    # nor is it replaced by one of answers, and no more is told of it than of any that stands
+    # nor replaced by one of responses; the error reveals only that the name is taken
     for changes in ("people", ""):
         response = admin.post(f"{C}/schedules/new", schedule_form(name="people", changes=changes))
         assert "This name is in use. Choose another" in read_html(response, 400)
@@ -455,7 +455,7 @@ SECRET = "whsec_" + "c2VjcmV0" * 4
 
 
 def sign_in_administrator() -> Client:
-    """May have what a destination sends, and administers."""
+    """Administers the channel and may read personal data."""
     return sign_in("bela", administer=True, submit_private=True)
 
 
@@ -480,7 +480,7 @@ def test_destination_secrets_stay_hidden() -> None:
         assert "hush" not in page
         assert SECRET not in page
 
-    # when it is changed, then what is left empty stays
+    # when it is changed, then empty secrets stay
     change = destination_form(
         changes="warehouse", user="exhaust", resource="events", types="END\r\nASSESS"
     )
@@ -496,7 +496,7 @@ def test_destination_secrets_stay_hidden() -> None:
     row.refresh_from_db()
     assert row.encrypted_secret is None
     assert row.encrypted_password is not None
-    # and another host is told neither
+    # and another host gets neither
     moved = change | {"url": "https://other.example.org/in"}
     assert "We deleted its password" in read_html(
         bela.post(f"{C}/destinations/new", moved, follow=True)
@@ -642,7 +642,7 @@ def test_charts_have_tables() -> None:
     assert '<th scope="row">Lunch bot</th><td class="number">4</td>' in html
     assert '<th scope="row">Median</th><td class="number">1 min 30 s</td>' in html
     assert '<th scope="row">not_an_object</th><td class="number">1</td>' in html
-    assert "Cancelled" not in html  # a job of people is not counted for who may not see it
+    assert "Cancelled" not in html  # a job of personal data is not counted without the permission
     assert "Destination" not in html
 
 
@@ -731,7 +731,7 @@ def test_format_durations(seconds: float | None, message: str) -> None:
     assert filters.duration(seconds) == message
 
 
-# What must not be lost ----------------------------------------------------------------------------
+# Values that must not get lost --------------------------------------------------------------------
 
 
 def test_password_encrypts_file() -> None:
@@ -743,14 +743,14 @@ def test_password_encrypts_file() -> None:
     assert job.encryption == "password"
     html = read_html(browser.get(response["Location"]))
     assert "with the password of the request" in html
-    assert "encryption=password" in html  # asked again, it is sealed again
+    assert "encryption=password" in html  # a new request is encrypted again
     assert "correct horse" not in html
     weak = browser.post(f"{C}/exports/new", export_form(encryptionKey="abc", tag="weak"))
     assert 'id="e-encryptionKey">Too weak' in read_html(weak, 400)
 
 
 def test_password_kept_required_after_error() -> None:
-    """It is not shown again; but what was to be sealed is not sent plain for that."""
+    """The form does not show it again, and never submits without encryption instead."""
     send_events(make_answer(1))
     browser = sign_in(submit_response=True)
     html = read_html(

@@ -89,7 +89,7 @@ def answer_at(mid: str, moment: str, **overrides: Any) -> dict[str, Any]:
     return answer(mid=mid, ets=ets, **overrides)
 
 
-# what there is ----------------------------------------------------------------------------------
+# The datasets ----------------------------------------------------------------------------------
 
 
 def test_datasets_and_scopes():

@@ -23,7 +23,7 @@ TYPES = {
     "text": "text", "number": "number", "whole": "whole number", "json": "JSON",
     "time": "time, UTC", "uuid": "UUID",
 }  # fmt: skip
-# what differs from run to run is shown as it may be: by header and kind
+# values that differ between runs are replaced by examples: by header and kind
 SHOWN = {
     ("Position", "text"): "1741.1",
     ("Session ID", "uuid"): "48151fa0-199a-4e3a-871c-f991fe30fd75",
@@ -98,7 +98,7 @@ def section(dataset: Dataset) -> str:
     )
 
 
-@pytest.mark.django_db(transaction=True)  # a watermark passes only what is committed
+@pytest.mark.django_db(transaction=True)  # a watermark passes committed rows only
 def test_page_matches_code(tmp_path: Path) -> None:
     fill()
 

@@ -22,7 +22,7 @@ from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
 from tests.exhaust.factories import BOT, make_answer, make_job, revise_answer, send_events
 
-# a watermark passes only what is committed
+# a watermark passes committed rows only
 pytestmark = pytest.mark.django_db(transaction=True)
 EVENTS, SESSIONS, USERS = "events-exhaust", "sessions-exhaust", "users-exhaust"
 NEW = (EVENTS, SESSIONS, USERS)
@@ -365,11 +365,11 @@ def test_changed_record_moves_past_watermark(
     later["context"]["did"] = later["actor"]["id"] = "device-1"
     send_events(later)
     deriver.derive_all(10)
-    # then the other's row is what it was
+    # then the row of the other version is unchanged
     second = parse_table(run_attempt(job))
     assert sorted(row["Device ID"] for row in first) == ["device-1", "device-200"]
     assert second == [row for row in first if row["Device ID"] == "device-200"]
-    # and the changed one stands above the file's watermark
+    # and the changed one is above the file's watermark
     job.refresh_from_db()
     behind = parse_table(write_file(dataset, since_xid=job.watermark))
     assert [(row["Device ID"], row["Version"]) for row in behind] == [("device-1", "2")]
@@ -510,7 +510,7 @@ def test_file_and_pull_are_complete(dataset: str, settings: Any) -> None:
         assert answered.status_code == 200, answered.content
         return [item["position"] for item in answered.json()["items"]]
 
-    # when a pull goes on behind it, then it finds what came since, and from its first all
+    # when a pull continues after it, then it finds later events, and from the start all
     assert pulled(manifest["pull"]["cursor"]) == []
     places = [row["Position"] for row in rows]
     assert pulled(manifest["from"]["cursor"]) == places

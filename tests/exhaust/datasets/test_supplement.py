@@ -1,4 +1,4 @@
-"""A file and what arrived after it are the whole: nothing is missing, nothing comes twice."""
+"""A file and its supplements hold each row once."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ from tests.exhaust.factories import (
 )
 from tests.service import until
 
-# a watermark passes only what is committed
+# a watermark passes committed rows only
 pytestmark = pytest.mark.django_db(transaction=True)
 EVENTS, SESSIONS, USERS = "events-exhaust", "sessions-exhaust", "users-exhaust"
 Row = dict[str, str]
@@ -66,7 +66,7 @@ def submit_request(caller: Client, dataset: str, **fields: Any) -> Any:
 
 
 def make_file_rows(caller: Client, dataset: str, **fields: Any) -> tuple[str, list[Row]]:
-    """Asks, and makes the file: its request id and rows."""
+    """Requests a dataset and makes its file; returns the request id and the rows."""
     response = submit_request(caller, dataset, **fields)
     assert response.status_code == 200, response.content
     request_id: str = response.json()["result"]["requestId"]
@@ -129,14 +129,14 @@ def test_supplement_holds_new_versions(caller: Client, dataset: str) -> None:
     revise_answer(1, "third")
     _, supplement = make_file_rows(caller, dataset, since=base)
     _, whole = make_file_rows(caller, dataset)
-    # then the supplement has the version that stands, and nothing of the others
+    # then the supplement has the current version only
     assert len(first) == len(whole) == 2
     (row,) = supplement
     assert "third" in str(row)
     assert count_rows(whole) == count_rows(
         [row, *(former for former in first if "first" not in str(former))]
     )
-    if dataset == EVENTS:  # and names what it takes the place of
+    if dataset == EVENTS:  # and names the row that it replaces
         assert [former["Event ID"] for former in first].count(row["Event ID"]) == 1
 
 
@@ -191,7 +191,7 @@ def test_supplement_attempts_match(caller: Client) -> None:
 
 @contextmanager
 def running_writers(*works: Callable[[], None]) -> Iterator[None]:
-    """Each work, again and again, in a thread of its own."""
+    """Repeats each function in a thread of its own."""
     over = threading.Event()
     failed: list[BaseException] = []
 

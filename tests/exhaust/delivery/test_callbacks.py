@@ -94,7 +94,7 @@ def test_job_end_creates_one_callback(ending: str) -> None:
 
     for one in (job, other):
         ENDINGS[ending](one)
-        # every other way to end comes too late
+        # every other end is too late
         transitions.publish(one, [], "")
         transitions.fail(one, "no", permanent=True)
         transitions.cancel(one, "no")
@@ -183,7 +183,7 @@ def test_task_enqueues_itself_for_more(
     assert enqueued_tasks == ["exhaust.deliver_callbacks"] * more
 
 
-# What is sent -------------------------------------------------------------------------------------
+# The request -------------------------------------------------------------------------------------
 
 
 def test_signature_equals_reference_vector() -> None:
@@ -265,7 +265,7 @@ def test_callback_holds_no_name_or_link() -> None:
 
 @pytest.mark.django_db
 def test_late_callback_reports_original_end() -> None:
-    # given a job that failed, was run again and has its file, before anybody was told
+    # given a job that failed, was retried and has its file, before any callback was sent
     with Receiver() as receiver:
         job = make_claimed(callback_url=receiver.url)
         transitions.fail(job, "The storage is full.", permanent=True)
@@ -275,12 +275,12 @@ def test_late_callback_reports_original_end() -> None:
         assert second_attempt is not None
         transitions.publish(second_attempt, [], "No data.")
 
-        # when both ends are told, the one after the other
+        # when the callbacks of both ends are sent
         Callback.objects.update(next_at=timezone.now() + timedelta(hours=1))
         for callback in Callback.objects.order_by("id"):
             deliver_once(callback)
 
-    # then each says what was then
+    # then each reports its own end
     ends = [json.loads(request.body)["data"] for request in receiver.received]
     assert [(end["status"], end["statusMessage"]) for end in ends] == [
         ("FAILED", "The storage is full."),
@@ -411,7 +411,7 @@ def test_bad_receiver_times_out(behaviour: Any, seconds: float) -> None:
 
 @pytest.mark.django_db
 def test_hanging_receiver_blocks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a drawn delay may be next to nothing: then one of them would be due again at once
+    # a random delay may be almost zero, and one of them due again at once
     whole = replace(callbacks.BACKOFF, jitter=(1.0, 1.0))
     monkeypatch.setattr(callbacks, "BACKOFF", whole)
     with Receiver([Silent()]) as hanging, Receiver() as good:

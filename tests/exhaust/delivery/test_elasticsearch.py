@@ -184,7 +184,7 @@ def test_rejecting_index_trips_breaker() -> None:
         deliver_all(destination)
     assert destination.dead_letters.count() == 2 * (pump.CIRCUIT_BREAKER_FAILURES - 1)
     assert destinations.determine_state(destination) == "circuit_open"
-    # what was said of a document stands in letters alone, where an erasure looks for it
+    # the receiver's reason is stored in dead letters only, where an erasure looks for it
     assert Delivery.objects.get(error__contains="All").error == "All were rejected: 403."
 
 
@@ -233,7 +233,7 @@ def test_documents_are_indexed_or_dead() -> None:
     def deciding(request: Any) -> Any:
         response = elastic(request)  # it has its effect
         if dice.random() < 0.25:
-            return lambda _: time.sleep(0.6)  # and the yes comes too late
+            return lambda _: time.sleep(0.6)  # and the acceptance comes too late
         return response
 
     with Receiver(choose_behaviour=deciding) as receiver:

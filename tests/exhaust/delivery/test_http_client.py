@@ -67,7 +67,7 @@ HOSTILE = [
     "http://0xa9fea9fe/", "http://0251.0376.0251.0376/", "http://169.254.43518/",
     "http://0xa9.254.0251.254/", "http://metadata.google.internal/", "http://metadata/",
     "http://169.254.169.254.xip.io/", "http://instance-data/",
-    # user names, and what a sloppy parser takes for one
+    # user names, and texts that a sloppy parser takes for one
     "http://user@example.com/", "http://user:pass@example.com/", "http://@example.com/",
     "http://example.com@127.0.0.1/", "http://example.com:80@127.0.0.1/",
     "http://127.0.0.1@example.com/", "http://example.com%40127.0.0.1/",
@@ -216,7 +216,7 @@ def test_public_addresses_are_allowed(address: str) -> None:
 def test_dns_rebinding_is_blocked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given a name server that says a public address to the first question and a private to others
+    # given a name server that answers the first query with a public address and others privately
     looked_up: list[str] = []
 
     def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
@@ -231,7 +231,7 @@ def test_dns_rebinding_is_blocked(
     assert (looked_up, reached) == (
         ["rebind.example"],
         [PUBLIC],
-    )  # asked once, and that was reached
+    )  # one query, and its address was reached
     with pytest.raises(AddressNotAllowed):
         post("http://rebind.example/")
 
@@ -277,7 +277,7 @@ def test_unresolved_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None
         post("http://nobody.example/")
 
 
-# What a receiver may do ---------------------------------------------------------------------------
+# Behaviour of receivers ---------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("local_receivers")
@@ -443,7 +443,7 @@ def test_certificate_name_is_checked(certified: Any, monkeypatch: pytest.MonkeyP
     with Receiver(tls=context) as receiver:
         good = f"https://receiver.example:{receiver.port}/"
         with pytest.raises(Unreachable, match="certificate does not hold"):
-            post(good)  # nobody vouches for it
+            post(good)  # no authority signed it
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert post(good).status == 200
         with pytest.raises(Unreachable, match="certificate does not hold"):

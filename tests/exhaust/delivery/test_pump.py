@@ -59,7 +59,7 @@ def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 
 
-# What is sent -------------------------------------------------------------------------------------
+# The request -------------------------------------------------------------------------------------
 
 
 def test_closed_sessions_are_sent_once() -> None:
@@ -683,7 +683,7 @@ def test_events_arriving_meanwhile_are_sent() -> None:
     assert not DeadLetter.objects.exists()
 
 
-# Told what to do ----------------------------------------------------------------------------------
+# Actions ----------------------------------------------------------------------------------
 
 
 def test_new_destination_starts_now() -> None:

@@ -72,7 +72,7 @@ def unzipped(content: bytes, key: str = KEY) -> tuple[str, bytes]:
     with pyzipper.AESZipFile(io.BytesIO(content)) as opened:
         (member,) = opened.infolist()
         assert member.wz_aes_strength == 3  # 256 bits
-        assert member.wz_aes_version == 2  # AE-2, which tells no checksum of the plain text
+        assert member.wz_aes_version == 2  # AE-2, which reveals no checksum of the plain text
         assert member.CRC == 0
         return member.filename, opened.read(member, pwd=key.encode())
 
@@ -95,13 +95,13 @@ def test_other_tools_open_encrypted_file(form: str, encryption: str) -> None:
     policy(recipient=RECIPIENT)
     plain = stored(run(make(output_format=form, tag="plain")).files.get())
 
-    # when the same is asked for encrypted
+    # when the same is requested encrypted
     encryption_fields = (
         {"encryption_key": KEY} if encryption == "password" else {"encryption": encryption}
     )
     job = run(make(output_format=form, tag="encrypted", **encryption_fields))
 
-    # then it is told as what it is
+    # then its metadata match
     assert job.status == "SUCCESS"
     file = job.files.get()
     content = stored(file)
@@ -192,7 +192,7 @@ def test_password_is_never_stored_plain(
     refused = json.loads(json.dumps(body).replace(KEY, "canary"))
     answers.append(client.post(submit, refused, content_type="application/json").content.decode())
 
-    # then nobody has seen it, and nothing keeps it
+    # then no answer, log or row holds it
     assert job.status == "SUCCESS"
     assert job.encrypted_key is None
     for text in (*answers, waiting, everything(), caplog.text, *capfd.readouterr()):
@@ -221,7 +221,7 @@ def test_password_is_wiped_at_job_end(ending: str) -> None:
     job.refresh_from_db()
     assert job.encrypted_key is None
 
-    # when it is to run again without the key, then it says so
+    # when it is retried without the key, then the error says so
     with pytest.raises(RequestError, match="encryptionKey was deleted") as refused:
         submissions.retry(job)
     assert refused.value.status == 409
@@ -320,7 +320,7 @@ def test_channel_requires_public_key() -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
-    ("request", "later", "message"),
+    ("job_fields", "later", "message"),
     [
         ({}, {"private_encryption": "password"}, "encryptionKey is no longer"),
         ({"encryption_key": KEY}, {"private_encryption": "publickey"}, "now requires"),
@@ -328,11 +328,11 @@ def test_channel_requires_public_key() -> None:
     ],
 )
 def test_stricter_channel_rule_fails_job(
-    request: dict[str, Any], later: dict[str, Any], message: str
+    job_fields: dict[str, Any], later: dict[str, Any], message: str
 ) -> None:
     send_events(make_answer(1))
     policy(recipient=RECIPIENT)
-    job = make(dataset=PRIVATE, **request)
+    job = make(dataset=PRIVATE, **job_fields)
     Channel.objects.update(**later)
     job = run(job)
     assert job.status == "FAILED"
@@ -395,7 +395,7 @@ def test_encryption_streams_blocks(encryption: FileEncryption) -> None:
             read += 1
             yield hashlib.shake_128(block + bytes([read])).digest(len(block))
 
-    # when / then what came out is never far behind what went in
+    # when / then the output is never far behind the input
     out = 0
     for block in encryption.encrypt_blocks(plain(), "csv", AT):
         out += len(block)

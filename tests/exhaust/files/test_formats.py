@@ -83,7 +83,7 @@ def made(form: Format, dataset: Dataset, selection: Selection, *, portable: bool
     )
 
 
-# reading back: every reader gives the header and rows of plain values -----------------------------
+# Reading back: every reader returns the header and rows of plain values ---------------------------
 
 
 def read(form: str, data: bytes, dataset: Dataset) -> tuple[list[str], Rows]:
@@ -159,10 +159,10 @@ def expected(form: str, kind: Kind, cell: str | None) -> Any:
     return cell
 
 
-# what a file holds --------------------------------------------------------------------------------
+# Contents of a file -------------------------------------------------------------------------------
 
 
-@pytest.mark.django_db(transaction=True)  # what is derived is committed
+@pytest.mark.django_db(transaction=True)  # derived rows are committed
 @each_form
 @each_dataset
 @each_way
@@ -219,7 +219,7 @@ def test_archives_hold_no_timestamp():
         assert file.testzip() is None
 
 
-@pytest.mark.django_db(transaction=True)  # what is derived is committed
+@pytest.mark.django_db(transaction=True)  # derived rows are committed
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "xlsx"])
 def test_typed_formats_escape_no_formulas(form: str):
     dataset = DATASETS["uci-private-exhaust"]
@@ -279,7 +279,7 @@ def body_of(form: str, *rows: list[str | None], kinds: tuple[Kind, ...] = ("text
     ],
 )
 def test_parquet_counts_unconvertible_cells(kind: Kind, cell: str, value: Any):
-    # given the cell between numbers and nothing
+    # given the cell between numbers and an empty cell
     body, data = body_of("parquet", ["1"], [cell], [None], ["-2"], kinds=(kind,))
 
     _, rows = read_parquet(data, None)
@@ -349,7 +349,7 @@ def test_job_makes_requested_format(form: Format, files: Path, asker: Client):
     _, rows = read(form.name, content(files, file), DATASETS[RESPONSE])
     assert [row[0] for row in rows] == ["ASSESS:1", "ASSESS:2"]
 
-    # and its requester is told so
+    # and the answer names it
     answer = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id}).json()
     assert [file["format"] for file in answer["result"]["files"]] == [form.name]
     address = answer["result"]["downloadUrls"][0].removeprefix("http://127.0.0.1:8000")
@@ -397,7 +397,7 @@ def test_large_result_comes_in_parts(form: Format, files: Path, settings: Any, a
     assert all(part.byte_count > 60_000 for part in parts[:-1])
     assert len({file.key for file in [*parts, manifest]}) == len(parts) + 1
 
-    # and the manifest tells the truth of them
+    # and the manifest describes them
     manifest_fields = json.loads(content(files, manifest))
     assert manifest_fields == {
         "dataset": RESPONSE,
@@ -504,7 +504,7 @@ def test_empty_result_has_no_parts(files: Path, settings: Any):
 def test_failure_between_parts_keeps_none(
     stored_before: int, files: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    # given a storage that takes some parts (the fourth file is the manifest) and then no more
+    # given a storage that stores some parts (the fourth file is the manifest) and then fails
     settings.EXHAUST_PART_BYTES = 1
     send_events(make_answer(1), make_answer(2), make_answer(3))
     original_put = storage.FolderStorage.put
@@ -535,7 +535,7 @@ def test_failure_between_parts_keeps_none(
 
 @pytest.mark.django_db(transaction=True)
 def test_parts_of_killed_attempt_are_removed(files: Path, settings: Any):
-    # given the parts of an attempt whose process is gone
+    # given the parts of a killed attempt
     settings.EXHAUST_PART_BYTES = 1
     send_events(make_answer(1), make_answer(2))
     job = make_job(attempt=1, output_format="csv.gz")
@@ -544,17 +544,17 @@ def test_parts_of_killed_attempt_are_removed(files: Path, settings: Any):
         leave_orphan(job, 1, suffix=suffix)
         leave_orphan(over, 3, suffix=suffix)
 
-    # when the next attempt is done, and somebody looks through the storage
+    # when the next attempt has ended, and orphans are removed
     claimed = transitions.claim(job.pk)
     assert claimed is not None
     assert attempt.run(claimed)
     assert sum(orphans.remove_all()) == len(FORMATS) + 1
 
-    # then only what rows name is left
+    # then only objects with a row are left
     assert stored_paths(files) == sorted(File.objects.values_list("key", flat=True))
 
 
-# what a format cannot hold ------------------------------------------------------------------------
+# Limits of a format ------------------------------------------------------------------------
 
 
 @pytest.fixture

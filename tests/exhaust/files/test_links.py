@@ -48,7 +48,7 @@ def taken(answer: Any) -> bytes:
 
 
 def assert_closed(answer: Any, status: int, message: str) -> None:
-    """Asserts an answer without the file, with a sentence, that no cache keeps."""
+    """Asserts an answer with a sentence in place of the file, which no cache stores."""
     assert answer.status_code == status
     assert not answer.streaming
     assert message in answer.content.decode()
@@ -140,7 +140,7 @@ def test_failed_download_is_not_counted() -> None:
 
 
 def test_concurrent_last_use_is_rejected() -> None:
-    # given two who were let in by the same look
+    # given two requests that passed the same check
     _, link, _ = made()
     Link.objects.filter(pk=link.pk).update(use_count=link.max_uses - 1)
     both = Link.objects.select_related("file__job__channel")
@@ -247,7 +247,7 @@ def test_ended_link_is_410(ending: Any, method: str) -> None:
     ending(link)
     answer = getattr(Client(), method)(path)
 
-    # then it opens nothing, and is not counted
+    # then it opens no file, and is not counted
     assert answer.status_code == 410
     assert_not_kept(answer)
     if method == "get":
@@ -258,7 +258,7 @@ def test_ended_link_is_410(ending: Any, method: str) -> None:
 
 
 def test_missing_file_is_410() -> None:
-    # given a file that somebody took away without telling us
+    # given a file that was deleted behind the service's back
     file, _, path = made()
     storage.get_storage().delete(file.key)
 
@@ -336,7 +336,7 @@ def test_private_file_gets_own_link(
     assert addresses[1].startswith(f"{OURS}/dataset/v1/download/")
     assert signed == [(public.key, public.name, public.content_type, opened[0].expires_at)]
 
-    # and ours hops to the bucket for two minutes
+    # and the service's own link redirects to the bucket for two minutes
     answer = Client().get(addresses[1].removeprefix(OURS))
     assert (answer.status_code, answer["Location"]) == (
         302,
@@ -348,7 +348,7 @@ def test_private_file_gets_own_link(
 
 
 def test_database_dump_opens_no_file() -> None:
-    # given links, of which the database keeps something
+    # given stored links
     file, link, path = made()
     token = path.rpartition("/")[2]
     dumped_values = [
@@ -367,7 +367,9 @@ def test_database_dump_opens_no_file() -> None:
     for value in dumped_values:
         answer = Client().get("/dataset/v1/download/" + quote(value, safe=""))
         assert answer.status_code in (403, 404)
-    assert links.build_url(Link.objects.get(pk=link.pk)).endswith(path)  # and it is told again
+    assert links.build_url(Link.objects.get(pk=link.pk)).endswith(
+        path
+    )  # and the same link is returned
     assert links.get_or_create(File.objects.get(pk=file.pk)) == link
 
 
@@ -377,7 +379,7 @@ def test_unreadable_token_gets_new_link(settings: Any) -> None:
     new_link = links.get_or_create(File.objects.get(pk=file.pk))
     assert new_link is not None
     assert new_link != link
-    assert taken(Client().get(path)) == CONTENT  # the former one goes on
+    assert taken(Client().get(path)) == CONTENT  # the former one still works
 
 
 def test_link_has_a_download_limit() -> None:
@@ -387,7 +389,7 @@ def test_link_has_a_download_limit() -> None:
     for _ in range(2):
         assert taken(Client().get(path)) == CONTENT
 
-    # when it is used once more, then it opens nothing, and the next reader gets another
+    # when it is used once more, then it opens no file, and the next reader gets another
     assert_closed(Client().get(path), 410, "expired")
     assert Client().head(path).status_code == 410
     assert uses(link) == 2
@@ -395,7 +397,7 @@ def test_link_has_a_download_limit() -> None:
 
 
 def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
-    # given two requests whose links work
+    # given two requests with working links
     file, link, path = made(dataset=PRIVATE)
     _, _, other = made(dataset=PRIVATE)
     job = file.job
@@ -408,14 +410,14 @@ def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
         "requestId": job.request_id, "tag": f"{job.tag}:ORG_001", "revoked": 1,
     }  # fmt: skip
 
-    # then they open nothing and their tokens are forgotten; the other's works
+    # then they open no file and their tokens are deleted; the other's works
     assert_closed(Client().get(path), 410, "revoked")
     link.refresh_from_db()
     assert link.encrypted_token is None
     assert taken(Client().get(other)) == CONTENT
     assert asker.post(address).json()["result"]["revoked"] == 0
 
-    # and reading gives a new one
+    # and the next read returns a new one
     read = asker.get(f"/dataset/v1/request/read/{job.tag}", {"requestId": job.request_id}).json()
     (new,) = read["result"]["downloadUrls"]
     assert not new.endswith(path)
@@ -470,7 +472,7 @@ def test_replays_after_expiry_open_nothing(
     minutes: int, monkeypatch: pytest.MonkeyPatch, rf: RequestFactory
 ) -> None:
     """10,000 requests in all, to web processes with wrong clocks."""
-    # given a link of a process whose clock is off, that expired by the database's clock
+    # given a link that expired by the database's clock, and a process with a wrong clock
     real = timezone.now
     file = make_finished(CONTENT).files.get()
     monkeypatch.setattr(timezone, "now", lambda: real() + timedelta(minutes=minutes))
@@ -557,7 +559,7 @@ def test_retention_survives_storage_failure(
     # when
     assert sum(retention.delete_expired_files()) == 1
 
-    # then the other is gone, this one is not said to be, and the next night tries again
+    # then the other is deleted, this one is not marked deleted, and the next night tries again
     first.refresh_from_db()
     second.refresh_from_db()
     assert (first.deleted_at is None, second.deleted_at is None) == (True, False)
@@ -571,10 +573,10 @@ def test_range_request_resumes_download() -> None:
     # given
     file, _, path = made()
 
-    # when it is asked for what lies behind a byte
+    # when the bytes after an offset are requested
     answer = Client().get(path, headers={"Range": "bytes=3-"})
 
-    # then it is that, and says so
+    # then the answer has them, and names the range
     assert answer.status_code == 206
     assert taken(answer) == CONTENT[3:]
     assert answer["Content-Range"] == f"bytes 3-{len(CONTENT) - 1}/{len(CONTENT)}"

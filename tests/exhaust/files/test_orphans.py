@@ -35,7 +35,7 @@ def test_only_orphans_are_removed(files: Path) -> None:
         unfinished_key(heir, 2),
     }
 
-    # and beside them what other attempts left, whole and half, in both areas
+    # and objects and drafts of other attempts, in both areas
     for job, attempt in ((done, 1), (heir, 1), (over, 3), (over, 1)):
         leave_orphan(job, attempt)
         unfinished_key(job, attempt)
@@ -63,7 +63,7 @@ def test_remove_for_jobs_spares_others(files: Path) -> None:
 
 
 def test_foreign_objects_stay(files: Path) -> None:
-    # given files that no attempt of ours could have made
+    # given files that no attempt can have made
     foreign = ["response/notes.txt", "response/12/readme.csv", "other/1/1-abc.csv", "response/1/x"]
     for name in foreign:
         path = files / name

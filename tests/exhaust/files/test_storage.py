@@ -146,7 +146,7 @@ def test_put_open_size_delete(storage_case: StorageCase) -> None:
     # given a stored file
     storage_case.storage.put("response/1/1-ab.csv", stream(b"a,b\n", "नमस्ते,2\n".encode()), CSV)
 
-    # when / then it is what was put
+    # when / then its content is unchanged
     expected = "a,b\nनमस्ते,2\n".encode()
     assert content(storage_case, "response/1/1-ab.csv") == expected
     assert storage_case.storage.size("response/1/1-ab.csv") == len(expected)
@@ -236,7 +236,7 @@ def _upload_until_killed(place: StorageCase) -> Any:
 def test_list_keys_and_list_unfinished(
     storage_case: StorageCase,
 ) -> None:
-    # given whole files and one half, in folders of which one's name begins another's
+    # given whole files and a draft, in folders of which one name begins with another
     for key in ("response/1/1-ab.csv", "response/1/2-ab.csv", "response/10/1-ab.csv"):
         storage_case.storage.put(key, stream(b"x"), CSV)
     start_upload(storage_case, "response/1/3-ab.csv")
@@ -256,7 +256,7 @@ def test_list_keys_and_list_unfinished(
 
 
 def test_abort_unfinished_keeps_whole_file(storage_case: StorageCase) -> None:
-    # given a file whose upload was begun twice: the first beginning was never answered
+    # given a file whose upload was started twice: the first start got no response
     key = "response/1/1-ab.csv"
     start_upload(storage_case, key)
     storage_case.storage.put(key, stream(b"whole"), CSV)
@@ -270,14 +270,14 @@ def test_abort_unfinished_keeps_whole_file(storage_case: StorageCase) -> None:
 
 
 def test_delete_removes_unfinished_upload(storage_case: StorageCase) -> None:
-    # given two half files, of which one's name begins the other's
+    # given two drafts, of which one name begins with the other
     start_upload(storage_case, "response/1/1-ab.csv")
     start_upload(storage_case, "response/1/1-ab.csv.other")
 
     # when
     storage_case.storage.delete("response/1/1-ab.csv")
 
-    # then only that one is gone
+    # then only that one is deleted
     assert list(storage_case.storage.list_unfinished("response/1/")) == [
         "response/1/1-ab.csv.other"
     ]
@@ -296,7 +296,7 @@ def test_stream_error_leaves_nothing(storage_case: StorageCase, before: int) -> 
         yield b"x" * before
         raise OurError("row 7")
 
-    # when / then the error passes through, and nothing is left
+    # when / then the error passes through, and no object is left
     with pytest.raises(OurError, match="row 7"):
         storage_case.storage.put("a/broken.csv", BlockStream(breaks()), CSV)
     assert storage_case.list_keys() == []
@@ -340,7 +340,7 @@ def test_content_disposition_names(name: str, plain: str) -> None:
     # when
     header = storage.content_disposition(name)
 
-    # then it is one line of plain ASCII that says the name twice where it must
+    # then it is one line of plain ASCII, with the name in both forms if needed
     assert header.isascii()
     assert header.isprintable()
     message = Message()
@@ -467,7 +467,7 @@ def test_expired_credentials_are_renewed() -> None:
     now = datetime.now(UTC)
     place, renewals = temporary(now - timedelta(minutes=1), now + timedelta(hours=6))
 
-    # when it is asked how long it can sign
+    # when it computes how long it can sign
     ends = place.signing_expires_at()
 
     # then it speaks of the credentials that it would sign with
@@ -485,7 +485,7 @@ def test_no_credentials_is_storage_error(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     place = S3Storage(BUCKET, "", "", "us-east-1")
 
-    # when / then no foreign error comes out
+    # when / then it raises no library's own error
     with pytest.raises(StorageError):
         place.sign_url("a.csv", "a.csv", CSV, datetime.now(UTC) + timedelta(hours=1))
 
@@ -595,7 +595,7 @@ def test_response_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> N
     path = "/dataset/v1/request/read/daily"
     result = asker.get(path, {"requestId": job.request_id}).json()["result"]
 
-    # then the link goes straight to the bucket, and gives the file
+    # then the link leads straight to the bucket, and returns the file
     file = File.objects.get()
     assert in_s3.list_keys() == [file.key]
     assert not files.exists()
@@ -611,7 +611,7 @@ def test_response_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> N
     assert content.count(b"\n") == 4
     assert headers["Content-Disposition"] == storage.content_disposition(file.name)
 
-    # and it is the same link at every poll, though signed anew
+    # and it expires at the same time at every poll, though signed again
     second_result = asker.get(path, {"requestId": job.request_id}).json()["result"]
     assert second_result["expiresAt"] == result["expiresAt"]
     assert Link.objects.count() == 1
@@ -653,7 +653,7 @@ def test_private_job_in_s3(in_s3: StorageCase, asker: Client) -> None:
 def test_lost_lease_leaves_no_s3_object(
     in_s3: StorageCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given an attempt that is overtaken once its object stands
+    # given an attempt that is superseded after its upload
     send_events(make_answer(1))
     job = transitions.claim(make_job().pk)
     assert job is not None
@@ -716,11 +716,11 @@ def test_erasure_ends_bucket_links(in_s3: StorageCase, asker: Client, dataset: s
         address = Client().get(address.removeprefix("http://127.0.0.1:8000"))["Location"]
     assert get(address)[0] == 200
 
-    # when somebody in the file is erased, and the sweep comes by
+    # when a person in the file is erased, and the sweep runs
     erasure.erase(job.channel_id, "device-1", 5)
     assert retention.delete_withdrawn_files() == 1
 
-    # then the signature is good and there is nothing behind it
+    # then the signature is valid and the object is deleted
     assert get(address)[0] == 404
     assert in_s3.list_keys() == []
 
@@ -739,7 +739,7 @@ def test_bucket_links_are_not_revoked(in_s3: StorageCase, asker: Client) -> None
 
 @pytest.mark.s3
 def test_copy_folder_to_bucket(in_s3: StorageCase, tmp_path: Path, capsys: Any) -> None:
-    # given an installation's folder, with a draft of somebody who still writes
+    # given an installation's folder, with a draft that is still being written
     old = FolderStorage(tmp_path / "old")
     for key in ("response/1/1-a.csv", "private/2/1-b.csv.gz", "private/2/1-c.json"):
         old.put(key, io.BytesIO(key.encode()), CSV)

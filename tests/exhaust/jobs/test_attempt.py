@@ -1,4 +1,4 @@
-"""One attempt at a job: what it leaves when it succeeds, fails, or is overtaken."""
+"""One attempt at a job: its rows and objects after success, failure, or a lost lease."""
 
 import csv
 import hashlib
@@ -35,7 +35,7 @@ from tests.exhaust.factories import (
     unfinished_key,
 )
 
-# a watermark passes only what is committed
+# a watermark passes committed rows only
 pytestmark = pytest.mark.django_db(transaction=True)
 HEADER = (
     b"Message ID,Conversation ID,Conversation Name,Device ID,Session ID,Question Id,"
@@ -57,7 +57,7 @@ def expire_lease(job: Job) -> None:
 
 
 def claim_expired(job: Job) -> Job:
-    """Another worker's claim, as seen when this one's lease has lapsed."""
+    """Claims the job for another worker, as after the end of this one's lease."""
     for _ in range(20):  # a renewal may come between the two
         expire_lease(job)
         if heir := transitions.claim(job.pk):
@@ -97,7 +97,7 @@ def test_success_publishes_stored_file(files: Path) -> None:
     # when
     assert attempt.run(job)
 
-    # then the row says what the stored file is
+    # then the row describes the stored file
     after = fetch_job_row(job)
     assert (after["status"], after["status_message"]) == ("SUCCESS", "")
     assert (after["rows_done"], after["rows_estimated"], after["attempt"]) == (3, 3, 1)
@@ -113,7 +113,7 @@ def test_success_publishes_stored_file(files: Path) -> None:
 
 
 def test_key_holds_no_caller_input(files: Path) -> None:
-    # given a job whose every word is the caller's
+    # given a job with values from the caller only
     config = {**CONFIG, "conversationId": "../../etc/cron.d/x"}
     job = claim_job(make_job(tag="tag-of-caller", requested_by="../root", config=config))
 
@@ -169,7 +169,7 @@ def test_unknown_conversation_has_message(files: Path) -> None:
     # when
     assert attempt.run(job)
 
-    # then nothing of it is seen
+    # then the file has none of it
     after = fetch_job_row(job)
     assert (after["status"], after["rows_done"]) == ("SUCCESS", 0)
     assert after["status_message"] == (
@@ -217,7 +217,7 @@ def test_truncated_file_is_not_published(files: Path, monkeypatch: pytest.Monkey
     # when
     assert not attempt.run(job)
 
-    # then nothing of it is left
+    # then no object is left
     assert fetch_job_row(job)["status_message"] == "The file could not be stored."
     assert File.objects.count() == 0
     assert stored_paths(files) == []
@@ -272,7 +272,7 @@ def test_late_row_error_leaves_no_object(files: Path, monkeypatch: pytest.Monkey
     # when
     assert not attempt.run(job)
 
-    # then nothing is left, and the same worker's next attempt makes the whole file
+    # then no object is left, and the same worker's next attempt makes the whole file
     assert len(block_sizes) == 3
     assert fetch_job_row(job)["status"] == "SUBMITTED"
     assert stored_paths(files) == []
@@ -298,7 +298,7 @@ def test_third_error_fails_job(files: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_lost_connection_is_retried(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given an attempt whose database connection goes away
+    # given an attempt that loses its database connection
     def breaks() -> None:
         connection.close()
         raise RuntimeError
@@ -390,7 +390,7 @@ def test_cancelled_attempt_leaves_no_object(
 def test_lost_lease_cancels_silent_query(
     files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a query that would say nothing for a minute
+    # given a query that returns no row for a minute
     job = claim_job(make_job())
 
     def silent(*_: Any, **__: Any) -> Iterator[bytes]:
@@ -441,7 +441,7 @@ TOO_LONG = "It took longer than 1 s; ask for fewer days."
 def test_time_limit_fails_with_message(
     where: str, files: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a second for all, of which a row takes two
+    # given a limit of one second, and a row that takes two
     settings.EXHAUST_MAX_SECONDS = 1
     send_events(make_answer(1))
     if where == "between rows":
@@ -464,7 +464,7 @@ def test_time_limit_fails_with_message(
 def test_lost_write_response_checks_store(
     stored: str, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # given a storage whose answer never comes
+    # given a storage that never responds
     original_put = storage.FolderStorage.put
 
     def unheard(self: Any, key: str, stream: Any, content_type: str) -> None:
@@ -491,7 +491,7 @@ def test_lost_write_response_checks_store(
 
 
 def test_early_lost_response_is_failure(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a storage that says no after an object of that length stands, the stream not at its end
+    # given a storage that fails after it stored an object of that length, before the stream's end
     def early(self: Any, key: str, stream: Any, content_type: str) -> None:
         first_bytes = stream.read(3)
         path = files / key
@@ -506,7 +506,7 @@ def test_early_lost_response_is_failure(files: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_attempt_removes_earlier_orphans(files: Path) -> None:
-    # given a job whose first attempt was killed in the middle, and another job at work
+    # given a job whose first attempt was killed midway, and another running job
     send_events(make_answer(1))
     job = claim_job(make_job())
     unfinished_key(job, 1)
@@ -521,7 +521,7 @@ def test_attempt_removes_earlier_orphans(files: Path) -> None:
 
 
 def test_superseded_attempt_keeps_new_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given an attempt that lost its lease, and a new one that is done before it goes on
+    # given an attempt that lost its lease, and a new one that ends before it continues
     send_events(make_answer(1))
     job = claim_job(make_job())
     original_put = storage.FolderStorage.put
@@ -589,7 +589,7 @@ def test_new_request_reads_new_events(files: Path) -> None:
 
 
 def test_resubmitted_job_reads_new_events(files: Path) -> None:
-    # given a job that failed for ever before an event came
+    # given a job that failed for good before an event arrived
     send_events(make_answer(1))
     job = claim_job(make_job())
     assert transitions.set_watermark(job, 1, 0)
@@ -698,7 +698,7 @@ def test_heartbeat_reports_lost_lease(files: Path, monkeypatch: pytest.MonkeyPat
     # when
     assert not attempt.run(job)
 
-    # then the work stopped at the next block, and left nothing
+    # then the work stopped at the next block, and left no object
     assert further == []
     assert stored_paths(files) == []
     assert (fetch_job_row(job)["status"], fetch_job_row(job)["attempt"]) == ("PROCESSING", 2)
@@ -719,7 +719,7 @@ def test_unreachable_database_ends_work(files: Path, monkeypatch: pytest.MonkeyP
     # when
     assert not attempt.run(job)
 
-    # then nothing was published or left, and nothing claimed to be failed
+    # then it published no file, left no object, and recorded no failure
     assert File.objects.count() == 0
     assert stored_paths(files) == []
     assert fetch_job_row(job)["status"] == "PROCESSING"

@@ -1,4 +1,4 @@
-"""What is read past the ORM is what the ORM gives."""
+"""The fast path reads the same values as the ORM."""
 
 from datetime import timedelta
 from typing import Any
@@ -123,7 +123,7 @@ def test_fast_read_matches_full_view() -> None:
     ):
         get_page(address, key)  # makes the link
         for token in (key, "exh_wrong"):
-            # DRF's own negotiation reads this one, ours does not
+            # DRF's own negotiation reads this header, the fast path does not
             fast, slow = (
                 get_page(address, token, Accept=accept)
                 for accept in ("*/*", "application/json;q=0.9")

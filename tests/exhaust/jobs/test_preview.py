@@ -27,7 +27,7 @@ from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust import corpus
 from tests.exhaust.factories import BOT, FIRST_ANSWER, PRIVATE, RESPONSE, make_answer, send_events
 
-# a watermark passes only what is committed
+# a watermark passes committed rows only
 pytestmark = pytest.mark.django_db(transaction=True)
 EVENTS, SESSIONS, USERS = "events-exhaust", "sessions-exhaust", "users-exhaust"
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
@@ -100,7 +100,7 @@ def test_preview_shape(caller: Client, enqueued_tasks: list[str]) -> None:
         "Eof": "false",
         "Timestamp": "2022-03-05T10:03:00.000Z",
     }
-    # and nothing was submitted
+    # and no job was submitted
     assert not Job.objects.exists()
     assert enqueued_tasks == []
 
@@ -128,7 +128,7 @@ SECRETS = ["Asha", "+919000000001", "asha@example.org", "device-1", "because", "
 
 
 def store_secrets() -> None:
-    """A person whose every word is a secret."""
+    """A person with secret texts in every field."""
     keys.create_application("my-app", make_channel())
     send_events(make_answer(1))
     asha = {"email": "asha@example.org", "phone": "+919000000001", "firstName": "Asha"}

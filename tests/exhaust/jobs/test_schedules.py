@@ -1,4 +1,4 @@
-"""Recurring requests: which days, when, once, and by whom they may be kept."""
+"""Recurring requests: days, slots, one job a slot, and permissions."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def make_schedule(**overrides: Any) -> Schedule:
 
 
 def schedule_values(schedule: Schedule) -> dict[str, Any]:
-    """All that the database says of it."""
+    """Returns the schedule's row."""
     return Schedule.objects.filter(pk=schedule.pk).values().get()
 
 
@@ -187,19 +187,19 @@ def test_invalid_tag_is_rejected(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("cron", "zone", "after", "expected"),
     [
-        # a plain day keeps its hour on the wall across both changes
+        # the local hour stays the same across both changes of the clock
         ("0 6 * * *", BERLIN, "2026-03-28T07:00",
          ["2026-03-29T06:00+02:00", "2026-03-30T06:00+02:00"]),
         ("0 6 * * *", NEW_YORK, "2026-10-31T07:00",
          ["2026-11-01T06:00-05:00", "2026-11-02T06:00-05:00"]),
-        # what the clock leaves out comes when it goes on, once
+        # a skipped hour runs once, after the change
         ("30 2 * * *", BERLIN, "2026-03-28T12:00",
          ["2026-03-29T03:00+02:00", "2026-03-30T02:30+02:00"]),
         ("0,30 2 * * *", NEW_YORK, "2026-03-07T12:00",
          ["2026-03-08T03:00-04:00", "2026-03-09T02:00-04:00"]),
         ("15 2 * * *", LORD_HOWE, "2026-10-03T12:00",
          ["2026-10-04T02:30+11:00", "2026-10-05T02:15+11:00"]),
-        # what it shows twice comes once
+        # a repeated hour runs once
         ("30 2 * * *", BERLIN, "2026-10-24T12:00",
          ["2026-10-25T02:30+02:00", "2026-10-26T02:30+01:00"]),
         ("30 1 * * *", NEW_YORK, "2026-10-31T12:00",
@@ -321,7 +321,7 @@ def test_stale_schedule_submits_nothing() -> None:
     second.window = "last 7 days"  # even an unlike question must not come twice
     assert not schedules.submit_slot(second, SLOT + MINUTE)
 
-    # then one request stands, and the slot moved once
+    # then there is one job, and the slot moved once
     assert Job.objects.count() == 1
     assert schedule_values(schedule)["next_at"] == SLOT + DAY
 
@@ -410,7 +410,7 @@ def test_idle_sweep_is_one_query() -> None:
     [
         ("0 6 * * *", "UTC", SLOT, SLOT + 3 * DAY + HOUR, "2026-03-12", SLOT + 4 * DAY),
         ("0 6 * * *", "UTC", SLOT, SLOT + 400 * DAY, "2027-04-13", SLOT + 401 * DAY),
-        # the slot, not the moment, says which days
+        # the slot, not the time of the run, decides on the days
         ("0 6 1 * *", "UTC", datetime(2026, 1, 1, 6, tzinfo=UTC), SLOT, "2026-02-28",
          datetime(2026, 4, 1, 6, tzinfo=UTC)),
         ("0 6 10 3 *", "UTC", SLOT, SLOT + 800 * DAY, "2028-03-09",
@@ -494,7 +494,7 @@ def test_rejected_slot_is_retried(settings: Any) -> None:
     assert schedules.submit_due(later) == 0
     assert schedules.submit_due(later + 59 * MINUTE) == 0
 
-    # then nothing was made, the slot is not lost, and the reason can be read
+    # then no job was made, the slot is not lost, and the error is stored
     row = schedule_values(schedule)
     assert not Job.objects.exclude(pk=waiting.pk).exists()
     assert (row["next_at"], row["failing_since"]) == (SLOT, later)
@@ -504,7 +504,7 @@ def test_rejected_slot_is_retried(settings: Any) -> None:
     waiting.delete()
     assert schedules.submit_due(later + 59 * MINUTE + timedelta(seconds=5)) == 1
 
-    # then the slot is made, and nothing is left of the refusal
+    # then the slot's job is made, and the error is cleared
     row = schedule_values(schedule)
     assert Job.objects.get().tag == "daily-2026-03-09"
     assert (row["next_at"], row["failing_since"], row["last_error"]) == (SLOT + DAY, None, "")
@@ -639,7 +639,7 @@ def test_only_clock_changes_move_the_slot() -> None:
     row = schedule_values(schedule)
     assert row["next_at"] == SLOT + DAY + 30 * MINUTE
     assert row["window"] == "yesterday"
-    assert row["paused_at"] is not None  # what is paused stays so
+    assert row["paused_at"] is not None  # a paused schedule stays paused
     assert Schedule.objects.count() == 1
 
 
@@ -657,7 +657,7 @@ def test_delete_keeps_jobs() -> None:
 def test_delete_waits_for_submission(
     enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a request whose job is written but not committed
+    # given a submission whose job is inserted but not committed
     schedule = make_schedule()
     submitted, go_on = threading.Event(), threading.Event()
     submit = submissions.submit
@@ -870,7 +870,7 @@ def test_foreign_schedule_is_404(asker: Client) -> None:
         assert assert_refused(missing, 404, "RESOURCE_NOT_FOUND", operation) == sentence
     assert asker.get(ADDRESS).json()["result"]["schedules"] == []
 
-    # and a schedule of that name in one's own channel is another
+    # and a schedule of that name in the own channel is another one
     assert put_schedule(asker).status_code == 200
     assert schedule_values(other) == before
     assert Schedule.objects.count() == 2

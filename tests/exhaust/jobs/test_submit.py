@@ -132,7 +132,7 @@ def test_configuration_key_order_is_ignored() -> None:
     # given a request
     first = submit.submit(make_submission(), NOON)
 
-    # when its configuration comes in another order
+    # when its configuration is sent in another order
     turned = dict(reversed(CONFIG.items()))
     assert list(turned) != list(CONFIG)
     second = submit.submit(make_submission(config=turned), NOON)
@@ -162,7 +162,7 @@ def test_changed_request_is_new_job(change: dict[str, str]) -> None:
     other_again = submit.submit(make_submission(config=config), NOON)
     first_again = submit.submit(make_submission(), NOON)
 
-    # then each has its own job and keeps it
+    # then each has its own job, and finds it again
     assert other.request_id != first.request_id
     assert len(other.request_id) == 32
     assert other.request_id == other.request_id.upper()
@@ -230,7 +230,7 @@ def test_failed_job_gets_new_attempts(enqueued_tasks: list[str]) -> None:
     # when it is sent again
     resubmitted = submit.submit(make_submission(), NOON)
 
-    # then it is the same job, due now, without what is left of the failure
+    # then it is the same job, due now, without traces of the failure
     assert resubmitted.pk == job.pk
     assert resubmitted.status == Job.Status.SUBMITTED
     assert (resubmitted.status_message, resubmitted.watermark, resubmitted.completed_at) == (
@@ -259,7 +259,7 @@ def test_identity_parts_are_independent(change: dict[str, Any]) -> None:
     # given a request
     first = submit.submit(make_submission(), NOON)
 
-    # when the same configuration comes under another one
+    # when the same configuration is sent under another one
     second = submit.submit(make_submission(**change), NOON)
 
     # then it is another job
@@ -276,7 +276,7 @@ def list_jobs(channel_id: int, datasets: list[str], **filters: Any) -> list[Job]
 def test_foreign_job_is_not_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given ids that do not tell channels apart
+    # given ids that are the same in both channels
     monkeypatch.setattr(submit, "make_request_id", lambda *_: "A" * 32)
     theirs = submit.submit(make_submission(channel="ORG_002"))
 

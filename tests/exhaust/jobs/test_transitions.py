@@ -46,7 +46,7 @@ MOVES: dict[str, Callable[[Job], Any]] = {
     "hasten": transitions.run_now,
     "cancel": lambda job: transitions.cancel(job, "Cancelled by asha."),
 }
-# The legal moves and where they lead; every other pair changes nothing.
+# The legal transitions and their results; every other pair changes no row.
 LEGAL: dict[tuple[str, str], str] = {
     ("claim", "waiting"): "PROCESSING",
     ("claim", "lapsed"): "PROCESSING",
@@ -88,7 +88,7 @@ def test_moves(move: str, state: str) -> None:
     # when
     answer = MOVES[move](job)
 
-    # then a legal move leads where it should, and any other changes nothing
+    # then a legal transition has its result, and any other changes no row
     after = fetch_job_row(job)
     if (move, state) in LEGAL:
         assert answer
@@ -116,10 +116,10 @@ def test_stale_attempt_changes_nothing(move: str) -> None:
     assert (zombie.attempt, heir.attempt) == (1, 2)
     before = fetch_job_row(heir)
 
-    # when the first one goes on
+    # when the first one continues
     answer = MOVES[move](zombie)
 
-    # then nothing changes, and the new attempt goes on
+    # then no row changes, and the new attempt continues
     assert answer is False
     assert fetch_job_row(heir) == before
     assert File.objects.count() == 0
@@ -138,7 +138,7 @@ def test_job_ends_once(ending: str) -> None:
     # when it ends again, in any way
     answers = [MOVES[move](job) for move in ("publish", "fail", "fail for ever", "renew")]
 
-    # then nothing changes any more
+    # then no row changes any more
     assert answers == [False] * 4
     assert fetch_job_row(job) == before
     assert File.objects.count() == (1 if ending == "publish" else 0)
@@ -173,7 +173,7 @@ def test_claim_takes_oldest_due_job() -> None:
     # when all that is due is claimed
     claimed = [transitions.claim(), transitions.claim(), transitions.claim()]
 
-    # then it goes by age, and the one that is not due stays
+    # then the oldest is first, and the one that is not due waits
     assert [job.pk for job in claimed if job] == [older.pk, newer.pk]
     assert claimed[2] is None
 
@@ -405,7 +405,7 @@ def test_cancelled_attempt_did_not_fail() -> None:
     )
 
 
-# Whose turn it is ---------------------------------------------------------------------------------
+# Turns of channels --------------------------------------------------------------------------------
 
 
 def claimed_tags(count: int) -> list[str]:
@@ -456,7 +456,7 @@ def test_channel_limit_on_running_jobs(settings: Any) -> None:
     running = [transitions.claim(), transitions.claim(), transitions.claim()]
     assert [job.tag for job in running if job] == ["A-1", "B-1", "A-2"]
 
-    # when / then its third waits, is not counted as overdue, and goes once one has ended
+    # when / then its third waits, is not counted as overdue, and runs once one has ended
     assert transitions.claim() is None
     assert not transitions.claimable_jobs().exists()
     assert transitions.queue_wait() == timedelta()
@@ -475,7 +475,7 @@ def test_expired_lease_is_not_counted(settings: Any) -> None:
     assert transitions.claim() is None
     make_state(dead, lease_until=timezone.now() - HOUR)
 
-    # when / then the same job goes on
+    # when / then the same job continues
     heir = transitions.claim()
     assert heir is not None
     assert (heir.pk, heir.attempt) == (dead.pk, 2)
@@ -500,7 +500,7 @@ def test_queue_wait_of_oldest_due_job() -> None:
     wait = transitions.queue_wait()
     assert timedelta(0) <= wait - 2 * HOUR < timedelta(minutes=1)
 
-    # and one whose worker died waits since its lease has lapsed, however old it is
+    # and one whose worker died counts from the end of its lease, however old it is
     Job.objects.all().delete()
     make_state(
         make_claimed(submitted_at=timezone.now() - 8 * HOUR), lease_until=timezone.now() - HOUR

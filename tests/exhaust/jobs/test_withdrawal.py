@@ -155,14 +155,14 @@ def test_withdrawal_revokes_link_and_phone(files: Any, withdrawal: dict[str, Any
     job, path = make_file()
     assert read_phones(path)["device-1"] == PHONE
 
-    # when the first one takes it back
+    # when the first one withdraws it
     post_participants({"deviceId": "device-1", **withdrawal})
 
     # then the link is dead with the answer, not with a sweep
     assert_closed(Client().get(path), 410, "send the request again")
     assert link_status(path) == 410
 
-    # and the job gives no other, and says why
+    # and the job gives no new link, and says why
     key = make_key("export:private")
     read = f"/dataset/v1/request/read/{job.tag}?requestId={job.request_id}"
     result = Client(headers=bearer(key)).get(read).json()["result"]
@@ -208,7 +208,7 @@ def test_withdrawal_covers_private_datasets(dataset: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_changed_session_still_counts() -> None:
-    # given a file of users, and then an event that gives one of them a newer version
+    # given a file of users, and then an event that makes a newer version of one
     send_events(make_answer(1), make_answer(2))
     post_participants(make_participant(1))
     _, path = make_file(USERS)
@@ -247,7 +247,7 @@ def test_withdrawal_keeps_other_files() -> None:
         {"deviceId": "device-3", "consent": False}, {"deviceId": "device-9", "consent": False}
     )
 
-    # then nothing happens to any of them
+    # then all links still work
     for path in (withdrawn, responses, elsewhere, other):
         assert link_status(path) == 200
 
@@ -265,7 +265,7 @@ def test_withdrawal_keeps_other_files() -> None:
     "profile",
     [
         {"consent": True, "consentAt": "2022-06-01T00:00:00Z"},
-        {"consent": False, "consentAt": "2021-01-01T00:00:00Z"},  # older than what is known
+        {"consent": False, "consentAt": "2021-01-01T00:00:00Z"},  # older than the stored consent
         {"userName": "Asha"},
     ],
 )
@@ -279,7 +279,7 @@ def test_unrelated_profile_revokes_nothing(profile: dict[str, Any]) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_failed_withdrawal_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a withdrawal whose transaction fails behind the files
+    # given a withdrawal whose transaction fails after its files were revoked
     send_events(make_answer(1))
     post_participants(make_participant(1))
     _, path = make_file()
@@ -319,7 +319,7 @@ def test_withdrawal_stops_running_attempt(
     assert not attempt.run(claimed)
     monkeypatch.undo()
 
-    # then nothing was published, and the next attempt has no phone
+    # then no file was published, and the next attempt has no phone
     job.refresh_from_db()
     assert job.status == "SUBMITTED"
     assert "withdrew consent" in job.status_message
@@ -436,7 +436,7 @@ def test_erasure_leaves_only_certificate() -> None:
     # when
     response = erase_participant("device-1")
 
-    # then nothing of the person is left anywhere, and the files that held the person are dead
+    # then no row of the person is left, and the files that held the person are revoked
     assert response.status_code == 200
     certificate = response.json()
     assert certificate["erased"] == {
@@ -469,7 +469,7 @@ def test_erasure_leaves_only_certificate() -> None:
     assert read_phones(path) == {"device-2": "+919000000002", "device-3": ""}
     assert len(read_rows(make_file(RESPONSE)[1])) == 2
 
-    # and it is certified without a word of whom
+    # and its certificate does not name the person
     entry = AuditEvent.objects.get(action="participant.erased")
     assert (entry.channel, entry.subject) == ("ORG_001", certificate["subject"])
     assert entry.details == certificate["erased"]
@@ -496,7 +496,7 @@ def test_erasure_holds_until_new_consent() -> None:
     assert not RejectedEvent.objects.exists()
     assert StoredEvent.objects.get().payload == {}
 
-    # when the person consents anew, then that counts
+    # when the person consents later, then that counts
     now = timezone.now().isoformat()
     assert post_participants(make_participant(1, consentAt=now))["accepted"] == 1
     assert Participant.objects.get().consent is True
@@ -567,7 +567,7 @@ def test_erasure_resumes_after_interruption(
     # when
     response = erase_participant("d")
 
-    # then the profile is gone at once, and the sweep has the rest done
+    # then the profile is deleted at once, and the sweep deletes the rest
     assert response.status_code == 202
     assert response.json()["finishedAt"] is None
     assert not Participant.objects.exists()
@@ -581,7 +581,7 @@ def test_erasure_resumes_after_interruption(
     assert erasure_row.finished_at is not None
     assert erasure_row.encrypted_device_id is None
 
-    # and once more finds nothing more
+    # and a second run finds no more rows
     monkeypatch.setattr("ingest.views.participants.ERASURE_SECONDS", 5)
     assert erase_participant("d").json()["erased"]["events"] == 7
 

@@ -61,7 +61,7 @@ def test_runs_once_a_day() -> None:
     assert daily.is_due(parse_time("2026-03-12T05:00:00"))
     assert daily.run_daily(parse_time("2026-03-12T05:00:00"))
 
-    # then what was missed is made up for once, and the next is at the usual hour
+    # then missed runs are made up for once, and the next is at the usual hour
     assert not daily.run_daily(parse_time("2026-03-12T05:00:05"))
     assert not daily.is_due(parse_time("2026-03-13T01:59:59"))
     assert daily.is_due(parse_time("2026-03-13T02:00:00"))
@@ -105,7 +105,7 @@ def test_dead_run_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     # when it has been silent for long
     DailyRun.objects.update(renewed_at=timezone.now() - timedelta(minutes=11))
 
-    # then the next look takes it up, and only that one
+    # then the next sweep starts it, once
     assert daily.is_due()
     assert daily.run_daily()
     assert not daily.is_due()

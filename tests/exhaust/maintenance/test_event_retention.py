@@ -50,7 +50,7 @@ def puller(db: None) -> Client:
 
 
 def store_arrivals(first: int, last: int, ago: timedelta = OLD, derived: bool = True) -> None:
-    """Answers of these numbers, which came so long ago, one batch each."""
+    """Stores answers with these numbers that arrived so long ago, one batch each."""
     for number in range(first, last + 1):
         send_events(make_answer(number))
     mids = [f"ASSESS:{number}" for number in range(first, last + 1)]
@@ -81,7 +81,7 @@ def identifiers_of(response: Any) -> list[str]:
 
 
 def test_prunes_only_expired_events(settings: Any) -> None:
-    # given more than one step of old events, and one that came late behind a younger one
+    # given more than one step of old events, and one that arrived late, after a younger one
     store_arrivals(1, 7)
     store_arrivals(8, 8, timedelta(days=1))
     store_arrivals(9, 9)
@@ -112,7 +112,7 @@ def test_underived_events_are_kept() -> None:
 
 
 def test_pruning_is_per_channel(puller: Client) -> None:
-    # given a cursor behind what was pruned of its channel, and before what was pruned of another
+    # given a cursor after its channel's pruned events, and before another channel's
     store_arrivals(1, 2)
     store_arrivals(3, 5, timedelta())
     run_pruning()
@@ -169,7 +169,7 @@ def test_page_pruned_while_read_is_410(monkeypatch: Any) -> None:
 
 def test_lagging_destination_is_disabled(puller: Client) -> None:
     with Receiver() as receiver:
-        # given one that has had everything, one that has had nothing, one of sessions
+        # given one that got all events, one that got none, one of sessions
         store_arrivals(1, 3)
         ahead = deliver_all(make_destination(receiver, name="ahead", resource="events"))
         store_arrivals(4, 4, timedelta(days=1))
@@ -181,7 +181,7 @@ def test_lagging_destination_is_disabled(puller: Client) -> None:
         # when
         assert run_pruning() == 3
 
-        # then it alone is off, with the reason, and nothing of it was sent
+        # then it alone is disabled, with the reason, and its events were not sent
         states = {
             destination.name: destinations.determine_state(destination)
             for destination in Destination.objects.all()
@@ -222,7 +222,7 @@ def test_pruning_fences_reading_destination() -> None:
     # when its events go before it reads them
     assert run_pruning() == 3
 
-    # then it moves nothing
+    # then it moves no cursor
     assert pump.PushQueue().prepare(destination) is None
     destination.refresh_from_db()
     assert (destination.cursor_xid, destination.cursor_id) == (0, 0)
@@ -230,7 +230,7 @@ def test_pruning_fences_reading_destination() -> None:
 
 
 def test_supplement_of_pruned_file_is_410(puller: Client) -> None:
-    # given a file, and what arrived since
+    # given a file, and events that arrived later
     store_arrivals(1, 2)
     first = make_claimed(request_id="A" * 32)
     assert attempt.run(first)
@@ -246,7 +246,7 @@ def test_supplement_of_pruned_file_is_410(puller: Client) -> None:
     preview = ("/dataset/v1/request/preview", body, "application/json")
     assert puller.post(*preview).status_code == 200
 
-    # and not when what came after is
+    # and not after the later events are pruned
     assert run_pruning() == 2
     refused = puller.post(*preview)
     assert refused.status_code == 410
@@ -259,7 +259,7 @@ def test_supplement_of_pruned_file_is_410(puller: Client) -> None:
 
 
 def test_pruning_waits_for_running_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a request whose first attempt broke behind its watermark
+    # given a request whose first attempt failed after it had its watermark
     store_arrivals(1, 4)
     store_arrivals(5, 5, timedelta())
     job = make_claimed()
@@ -268,7 +268,7 @@ def test_pruning_waits_for_running_jobs(monkeypatch: pytest.MonkeyPatch) -> None
         assert not attempt.run(job)
     Job.objects.update(due_at=timezone.now() - timedelta(seconds=1))
 
-    # when / then nothing is pruned until it has its file, with all of them
+    # when / then no event is pruned before the file with all of them is made
     assert run_pruning() == 0
     second_claim = transitions.claim(job.pk)
     assert second_claim is not None
@@ -278,7 +278,7 @@ def test_pruning_waits_for_running_jobs(monkeypatch: pytest.MonkeyPatch) -> None
     assert second_claim.status_message == ""
     assert run_pruning() == 4
 
-    # and a later file says what is no longer there
+    # and a later file's message names the pruned time
     later = make_claimed()
     assert attempt.run(later)
     later.refresh_from_db()

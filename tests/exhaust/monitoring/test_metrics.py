@@ -1,4 +1,4 @@
-"""What Prometheus sees, and whether a probe is told the truth."""
+"""The metrics for Prometheus, and the answers to probes."""
 
 import json
 import re
