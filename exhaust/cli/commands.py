@@ -1,9 +1,10 @@
 """The commands of `exhaust` and their options."""
 
-import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,40 +46,87 @@ Exit codes:
 - `141` the reader of the output closed it
 """
 
-Channel = Annotated[
-    str,
-    typer.Option(metavar="ID", envvar="EXHAUST_CHANNEL", help="For a key that has several."),
-]
-Retries = Annotated[int, typer.Option(min=0, metavar="N", help="Attempts after the first.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Tag = Annotated[str, typer.Argument(metavar="TAG", show_default=False)]
 RequestId = Annotated[str, typer.Argument(metavar="REQUESTID", show_default=False)]
 EventTypes = Annotated[
     list[str] | None, typer.Option("--event", metavar="TYPE", help="Repeat it for several.")
 ]
-Dataset = Annotated[
-    str,
-    typer.Argument(metavar="DATASET", help="Such as uci-response-exhaust.", show_default=False),
-]
-FirstDay = Annotated[str, typer.Option("--from", metavar="DAY", help="First day, YYYY-MM-DD.")]
-LastDay = Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included.")]
-TimeZone = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Time zone of --from and --to. [UTC]")
-]
-Conversation = Annotated[str | None, typer.Option(metavar="ID", help="Only this conversation.")]
-Application = Annotated[str | None, typer.Option(metavar="ID", help="Only this application.")]
-Types = Annotated[
-    list[str] | None, typer.Option("--type", metavar="NAME", help="Repeat it for several.")
-]
-NewTag = Annotated[str, typer.Option("--tag", metavar="NAME", help="Tag of the request.")]
-Format = Annotated[
-    str | None,
-    typer.Option("--format", metavar="NAME", help="csv, csv.gz, jsonl, jsonl.gz, parquet, xlsx."),
-]
-Since = Annotated[
-    str | None, typer.Option(metavar="REQUESTID", help="Only new data since that request.")
-]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """The options of every command."""
+
+    channel: Annotated[
+        str,
+        typer.Option(metavar="ID", envvar="EXHAUST_CHANNEL", help="For a key that has several."),
+    ] = ""
+    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Attempts after the first.")] = 7
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False
+
+    def connect(self) -> Server:
+        return Server(
+            read_environment("EXHAUST_URL") or "http://127.0.0.1:8000",
+            read_environment("EXHAUST_KEY"),
+            self.channel,
+            max_attempts=self.retries + 1,
+            quiet=self.quiet,
+        )
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The options that describe a request."""
+
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="DATASET", help="Such as uci-response-exhaust.", show_default=False),
+    ]
+    first_day: Annotated[str, typer.Option("--from", metavar="DAY", help="First day, YYYY-MM-DD.")]
+    last_day: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included.")]
+    timezone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Time zone of --from and --to. [UTC]")
+    ] = None
+    conversation: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this conversation.")
+    ] = None
+    application: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this application.")
+    ] = None
+    types: Annotated[
+        list[str] | None, typer.Option("--type", metavar="NAME", help="Repeat it for several.")
+    ] = None
+    tag: Annotated[str, typer.Option("--tag", metavar="NAME", help="Tag of the request.")] = "cli"
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help="csv, csv.gz, jsonl, jsonl.gz, parquet, xlsx."
+        ),
+    ] = None
+    since: Annotated[
+        str | None, typer.Option(metavar="REQUESTID", help="Only new data since that request.")
+    ] = None
+
+    def build_request(self, **more: str | None) -> dict[str, Any]:
+        """Returns the API's request, without the fields that are not given."""
+        config = {
+            "conversationId": self.conversation,
+            "startDate": self.first_day,
+            "endDate": self.last_day,
+            "timezone": self.timezone,
+            "application": self.application,
+            "types": self.types or None,
+            "since": self.since,
+        }
+        request = {
+            "tag": self.tag,
+            "dataset": self.dataset,
+            "datasetConfig": {name: value for name, value in config.items() if value is not None},
+            "outputFormat": self.output_format,
+            **more,
+        }
+        return {name: value for name, value in request.items() if value is not None}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,13 +165,27 @@ def _options(
     pass
 
 
-def _command(run: Callable[..., ExitCode]) -> Callable[..., None]:
-    """Registers a function as the command of its name; its failures become exit codes."""
+def _command(run: Callable[..., ExitCode]) -> None:
+    """Registers a function as the command of its name; its failures become exit codes.
 
-    @functools.wraps(run)
-    def command(*args: Any, **options: Any) -> None:
+    A parameter whose type is a dataclass stands for one option for each field.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(run).parameters.items():
+        if is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters += inspect.signature(groups[name]).parameters.values()
+        else:
+            parameters.append(parameter)
+
+    def command(**options: Any) -> None:
+        arguments = {
+            name: group(**{field.name: options.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
         try:
-            code = run(*args, **options)
+            code = run(**options, **arguments)
             sys.stdout.flush()
         except CommandFailed as failure:
             print_note(f"exhaust: {failure}")
@@ -140,22 +202,17 @@ def _command(run: Callable[..., ExitCode]) -> Callable[..., None]:
             code = ExitCode.USAGE
         raise typer.Exit(code)
 
-    name = run.__name__.removeprefix("_run_")
-    return app.command(name)(command)
-
-
-def _open_server(channel: str, retries: int, quiet: bool) -> Server:
-    return Server(
-        read_environment("EXHAUST_URL") or "http://127.0.0.1:8000",
-        read_environment("EXHAUST_KEY"),
-        channel,
-        max_attempts=retries + 1,
-        quiet=quiet,
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # typer reads it
+        [parameter.replace(kind=keyword_only) for parameter in parameters]
     )
+    command.__doc__ = run.__doc__
+    app.command(run.__name__.removeprefix("_run_"))(command)
 
 
 @_command
 def _run_send(
+    *,
     file: Annotated[
         str,
         typer.Argument(metavar="FILE", help="A path, or - for standard input.", show_default=False),
@@ -167,9 +224,7 @@ def _run_send(
         str,
         typer.Option(metavar="ID", envvar="EXHAUST_APPLICATION", help="The registered sender."),
     ] = "",
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Send a file of events.
@@ -177,7 +232,7 @@ def _run_send(
     The file is one event a line (NDJSON), an array, or a batch as the source knows it, plain or
     gzip. Sending it again adds nothing. "event 7" is the seventh event of the file.
     """
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         counts = send.send(server, file, source, application)
     print_json(counts.to_json()) if json else print_result(counts.to_text())
     return ExitCode.FAILED if counts.rejected else ExitCode.OK
@@ -185,16 +240,8 @@ def _run_send(
 
 @_command
 def _run_submit(
-    dataset: Dataset,
-    first_day: FirstDay,
-    last_day: LastDay,
-    timezone: TimeZone = None,
-    conversation: Conversation = None,
-    application: Application = None,
-    types: Types = None,
-    tag: NewTag = "cli",
-    output_format: Format = None,
-    since: Since = None,
+    *,
+    request: RequestOptions,
     requested_by: Annotated[
         str | None, typer.Option(metavar="NAME", help="Default: the key's name.")
     ] = None,
@@ -203,75 +250,43 @@ def _run_submit(
         str | None, typer.Option(metavar="URL", help="Receives a POST when the request ends.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the request ends.")] = False,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Request a dataset; prints the request id."""
-    request = _build_request(
-        dataset,
-        tag,
-        output_format,
-        first_day,
-        last_day,
-        timezone,
-        conversation,
-        application,
-        types,
-        since,
+    body = request.build_request(
         requestedBy=requested_by,
         callbackUrl=callback,
         priority="nightly" if nightly else None,
     )
-    with _open_server(channel, retries, quiet) as server:
-        job = requests.submit(server, request)
+    with options.connect() as server:
+        job = requests.submit(server, body)
         if wait:
-            job = requests.watch(server, tag, job["requestId"])
+            job = requests.watch(server, request.tag, job["requestId"])
     if json:
         print_json(job)
         return requests.exit_code_of(job)
     request_id = printable(job["requestId"])
     print_result(request_id)  # alone, so that ID=$(exhaust submit …) holds it
     if wait:
-        requests.require_success(job, tag)
-    elif not quiet:
-        print_note(f"  {printable(job['status'])}; `exhaust status {tag} {request_id} --watch`")
+        requests.require_success(job, request.tag)
+    elif not options.quiet:
+        print_note(
+            f"  {printable(job['status'])}; `exhaust status {request.tag} {request_id} --watch`"
+        )
     return ExitCode.OK
 
 
 @_command
 def _run_preview(
-    dataset: Dataset,
-    first_day: FirstDay,
-    last_day: LastDay,
-    timezone: TimeZone = None,
-    conversation: Conversation = None,
-    application: Application = None,
-    types: Types = None,
-    tag: NewTag = "cli",
-    output_format: Format = None,
-    since: Since = None,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    *,
+    request: RequestOptions,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Show a request's size, its columns and some masked rows; no job is queued."""
-    request = _build_request(
-        dataset,
-        tag,
-        output_format,
-        first_day,
-        last_day,
-        timezone,
-        conversation,
-        application,
-        types,
-        since,
-    )
-    with _open_server(channel, retries, quiet) as server:
-        preview = requests.preview(server, request)
+    with options.connect() as server:
+        preview = requests.preview(server, request.build_request())
     if json:
         print_json(preview)
         return ExitCode.OK
@@ -289,51 +304,17 @@ def _run_preview(
     return ExitCode.OK
 
 
-def _build_request(
-    dataset: str,
-    tag: str,
-    output_format: str | None,
-    first_day: str,
-    last_day: str,
-    timezone: str | None,
-    conversation: str | None,
-    application: str | None,
-    types: list[str] | None,
-    since: str | None,
-    **more: str | None,
-) -> dict[str, Any]:
-    """Returns the API's request, without the fields that are not given."""
-    config = {
-        "conversationId": conversation,
-        "startDate": first_day,
-        "endDate": last_day,
-        "timezone": timezone,
-        "application": application,
-        "types": types or None,
-        "since": since,
-    }
-    request = {
-        "tag": tag,
-        "dataset": dataset,
-        "datasetConfig": {name: value for name, value in config.items() if value is not None},
-        "outputFormat": output_format,
-        **more,
-    }
-    return {name: value for name, value in request.items() if value is not None}
-
-
 @_command
 def _run_status(
+    *,
     tag: Tag,
     request_id: RequestId,
     watch: Annotated[bool, typer.Option("--watch", help="Wait until the request ends.")] = False,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Show the status of a request."""
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         read = requests.watch if watch else requests.fetch_job
         job = read(server, tag, request_id)
     _print_job(job, json)
@@ -342,15 +323,14 @@ def _run_status(
 
 @_command
 def _run_list(
+    *,
     tag: Tag,
     limit: Annotated[int, typer.Option(min=1, metavar="N")] = 100,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """List the requests of a tag, newest first."""
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         jobs = requests.list_jobs(server, tag, limit)
     if json:
         print_json(jobs)
@@ -364,30 +344,28 @@ def _run_list(
 
 @_command
 def _run_cancel(
+    *,
     tag: Tag,
     request_id: RequestId,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Stop a request that has not ended."""
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         _print_job(requests.cancel(server, tag, request_id), json)
     return ExitCode.OK
 
 
 @_command
 def _run_retry(
+    *,
     tag: Tag,
     request_id: RequestId,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Run a FAILED or CANCELLED request again."""
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         _print_job(requests.retry(server, tag, request_id), json)
     return ExitCode.OK
 
@@ -398,14 +376,13 @@ def _print_job(job: requests.Job, as_json: bool) -> None:
 
 @_command
 def _run_download(
+    *,
     tag: Tag,
     request_id: RequestId,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="PATH", help="A folder, or one file's name.")
     ] = ".",
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
     json: AsJson = False,
 ) -> ExitCode:
     """Download a request's files.
@@ -413,7 +390,7 @@ def _run_download(
     A file gets its name when its size and SHA-256 are right. Until then it is NAME.part, and the
     same command continues with it.
     """
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         files = download.download(server, tag, request_id, output)
     if json:
         print_json(files)
@@ -434,6 +411,7 @@ def _parse_time(text: str) -> str:
 
 @_command
 def _run_pull(
+    *,
     resource: Annotated[Literal["events", "sessions", "users"], typer.Argument(show_default=False)],
     cursor_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Continue from it, and move it.")
@@ -448,9 +426,7 @@ def _run_pull(
     ] = None,
     event_types: EventTypes = None,
     page_size: Annotated[int, typer.Option(min=1, max=1000, metavar="N")] = 1000,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
 ) -> ExitCode:
     """Write events, sessions or users to standard output, one a line.
 
@@ -459,22 +435,21 @@ def _run_pull(
     """
     filters = [("pageSize", str(page_size)), *_event_filters(event_types)]
     filters += [(name, value) for name, value in (("start", start), ("end", end)) if value]
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         count = pull.pull(server, resource, filters, cursor_file, follow)
-    if not quiet:
+    if not options.quiet:
         print_note(f"  {count:,} {resource}")
     return ExitCode.OK
 
 
 @_command
 def _run_tail(
+    *,
     event_types: EventTypes = None,
-    channel: Channel = "",
-    retries: Retries = 7,
-    quiet: Quiet = False,
+    options: ServerOptions,
 ) -> ExitCode:
     """Show a short line for each event as it arrives."""
-    with _open_server(channel, retries, quiet) as server:
+    with options.connect() as server:
         pull.tail(server, [("pageSize", "1000"), *_event_filters(event_types)])
     return ExitCode.OK
 
