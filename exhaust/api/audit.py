@@ -110,9 +110,7 @@ class AuditView(DatasetView):
 
         Needs `audit`. CSV for `Accept: text/csv` too.
         """
-        serializer = AuditQuery(data=request.query_params.dict())
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data
+        params = validation.read_fields(AuditQuery, request.query_params.dict())
         keys.get_caller(request).require("audit")
         _, channel = self.resolve_channel(request)
         events = filter_events(channel, params["from"], params["to"], params["action"])

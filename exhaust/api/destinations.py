@@ -155,9 +155,7 @@ class DestinationView(NamedView):
 
         Needs `pull`.
         """
-        serializer = DestinationBody(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data["request"]
+        params = validation.read_fields(DestinationBody, request.data)["request"]
         channel_id, _ = self.authorize(request)
         destination = Destination(channel_id=channel_id, name=name)
         for field, wire in WIRE_NAMES.items():
@@ -225,9 +223,7 @@ class RewindView(DestinationView):
 
         To a cursor or a time. Needs `pull`.
         """
-        serializer = RewindBody(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data["request"]
+        params = validation.read_fields(RewindBody, request.data)["request"]
         destination = self.fetch_object(request, name)
         if "cursor" in params:
             position = destinations.decode_cursor(destination, params["cursor"])
@@ -276,9 +272,7 @@ class DeadLettersView(DestinationView):
 
         Needs `pull`.
         """
-        serializer = validation.Paging(data=request.query_params)
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data
+        params = validation.read_fields(validation.Paging, request.query_params)
         destination = self.fetch_object(request, name)
         query_fingerprint = ["deadletters", destination.pk]
         rows = destination.dead_letters.filter(delivered_at=None).order_by("id")

@@ -60,9 +60,7 @@ class SubmissionView(DatasetView):
 
     def read_submission(self, request: Request) -> Submission:
         raw_body: Any = request.data
-        serializer = validation.SubmitBody(data=raw_body)
-        serializer.is_valid(raise_exception=True)
-        fields: dict[str, Any] = serializer.validated_data["request"]
+        fields = validation.read_fields(validation.SubmitBody, raw_body)["request"]
         caller = keys.get_caller(request)
         channel_id, channel = self.resolve_channel(request)
         caller.require(required_scope(fields["dataset"]))
@@ -241,9 +239,7 @@ class ListView(FastReadView):
         """
         params: dict[str, Any] = dict(_DEFAULT_PAGING)
         if request.query_params:
-            serializer = validation.Paging(data=request.query_params)
-            serializer.is_valid(raise_exception=True)
-            params = serializer.validated_data
+            params = validation.read_fields(validation.Paging, request.query_params)
         caller = keys.get_caller(request)
         channel_id, _ = self.resolve_channel(request)
         page = polling.fetch_tag_page(
@@ -263,9 +259,7 @@ class SearchView(DatasetView):
 
         Those of datasets whose scope the key has.
         """
-        serializer = validation.SearchBody(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data["request"]
+        params = validation.read_fields(validation.SearchBody, request.data)["request"]
         caller = keys.get_caller(request)
         requested: dict[str, Any] = params["filters"]
         channel_id, _ = caller.resolve_channel(

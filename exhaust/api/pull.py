@@ -13,6 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from exhaust.api import validation
 from exhaust.api.pull_responses import (
     EventAnswer,
     EventPage,
@@ -120,9 +121,7 @@ class PageView(PullView):
 
     def read_page(self, request: Request) -> HttpResponse:
         channel_id, channel = self.resolve_channel(request)
-        serializer = PageQuery(data=_query_values(request))
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data
+        params = validation.read_fields(PageQuery, _query_values(request))
         query = FeedQuery(
             channel_id,
             self.resource,

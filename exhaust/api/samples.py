@@ -8,8 +8,8 @@ from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.request import Request
 
+from exhaust.api import validation
 from exhaust.api.pull import PullView
-from exhaust.api.validation import ChoiceField
 from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
 from ingest.http.schema import LINES, NDJSON, extend_schema
@@ -28,7 +28,7 @@ SAMPLE_WINDOW = timedelta(days=7)
 class SampleQuery(serializers.Serializer[dict[str, Any]]):
     """The query of a sample."""
 
-    format = ChoiceField(
+    format = validation.ChoiceField(
         ["ndjson", "bulk"], default="ndjson", help_text="bulk adds an action line to each."
     )
     index = serializers.CharField(
@@ -50,9 +50,7 @@ class SampleView(PullView):
         Needs `pull`.
         """
         channel_id, channel = self.resolve_channel(request)
-        serializer = SampleQuery(data=request.query_params)
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data
+        params = validation.read_fields(SampleQuery, request.query_params)
         rows = Session.objects.filter(
             channel_id=channel_id, closed=True, ended_at__gte=timezone.now() - SAMPLE_WINDOW
         )

@@ -116,9 +116,7 @@ class ScheduleView(NamedView):
 
         Needs the scope of the dataset.
         """
-        serializer = ScheduleBody(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data["request"]
+        params = validation.read_fields(ScheduleBody, request.data)["request"]
         caller = keys.get_caller(request)
         channel_id, _ = self.resolve_channel(request)
         fields = {field: params[wire] for field, wire in WIRE_NAMES.items() if wire in params}
@@ -187,9 +185,7 @@ class ScheduleListView(DatasetView):
 
         Those of datasets whose scope the key has.
         """
-        serializer = validation.Paging(data=request.query_params)
-        serializer.is_valid(raise_exception=True)
-        params: dict[str, Any] = serializer.validated_data
+        params = validation.read_fields(validation.Paging, request.query_params)
         caller = keys.get_caller(request)
         channel_id, _ = self.resolve_channel(request)
         page = schedules.fetch_page(

@@ -20,6 +20,14 @@ DATASET = {"enum": list(DATASETS)}
 URL = {"format": "uri", "maxLength": 2000}
 
 
+def read_fields(serializer: type[serializers.Serializer[Any]], data: Any) -> dict[str, Any]:
+    """Returns the validated fields. Raises `ValidationError`, which names the field."""
+    bound = serializer(data=data)
+    bound.is_valid(raise_exception=True)
+    fields: dict[str, Any] = bound.validated_data
+    return fields
+
+
 class FormatField(Text):
     """The name of a file format, in any case."""
 
