@@ -2,13 +2,13 @@
 
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.events import EVENTS
-from exhaust.datasets.private import PRIVATE
+from exhaust.datasets.participants import PARTICIPANTS
 from exhaust.datasets.response import RESPONSE
 from exhaust.datasets.sessions import SESSIONS
 from exhaust.datasets.users import USERS
 
 DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset for dataset in (RESPONSE, PRIVATE, EVENTS, SESSIONS, USERS)
+    dataset.name: dataset for dataset in (RESPONSE, PARTICIPANTS, EVENTS, SESSIONS, USERS)
 }
 
 

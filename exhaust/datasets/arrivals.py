@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from django.db import connection
 
-from exhaust.datasets import cells as columns
+from exhaust.datasets import cells
 from exhaust.datasets.base import Dataset, has_device, stream_rows
 from exhaust.datasets.cells import Cell
 from exhaust.datasets.selection import Selection
@@ -35,15 +35,15 @@ class FeedDataset(Dataset):
         self, selection: Selection, *, escape_formulas: bool = False
     ) -> tuple[str, dict[str, Any]]:
         where, params = self._filter_sql(selection)
-        cells = ",\n".join(
-            columns.cells_sql(self.columns, "false", "r", escape_formulas=escape_formulas)
+        select_list = ",\n".join(
+            cells.cells_sql(self.columns, "false", "r", escape_formulas=escape_formulas)
         )
         source = (
             f"SELECT {self._fields_sql()}, {self.payload_sql} AS payload, e.xid, e.id"  # noqa: S608
             f" FROM {self.table} e WHERE {where}"
         )
         return (
-            f"SELECT {cells}\nFROM ({source}) r\n{columns.joins_sql(self.columns, 'r')}\n"
+            f"SELECT {select_list}\nFROM ({source}) r\n{cells.joins_sql(self.columns, 'r')}\n"
             f"ORDER BY r.xid, r.id{selection.limit_clause}",
             params,
         )
@@ -55,7 +55,7 @@ class FeedDataset(Dataset):
             f"SELECT {raw_sql}, {self.refused_sql}, {self._fields_sql()} FROM {self.table} e"  # noqa: S608
             f" WHERE {where} ORDER BY e.xid, e.id{selection.limit_clause}"
         )
-        read_cells = columns.make_cell_reader(self.columns)
+        read_cells = cells.make_cell_reader(self.columns)
         with stream_rows(sql, params) as rows:
             for text, is_refused, *values in rows:
                 envelope = dict(zip(self.sql_fields, values, strict=True))

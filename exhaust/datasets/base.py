@@ -42,7 +42,7 @@ class Dataset(ABC):
     ) -> tuple[str, dict[str, Any]] | None:
         """The query whose cells PostgreSQL formats; None for a dataset that Python formats.
 
-        `escape_formulas` is for CSV: it escapes free text like `columns.escape_formula`.
+        `escape_formulas` is for CSV: it escapes free text like `cells.escape_formula`.
         """
         return None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db import connection
 
-from exhaust.datasets import cells as columns
+from exhaust.datasets import cells
 from exhaust.datasets.base import Dataset, stream_rows
 from exhaust.datasets.cells import Cell, Column
 from exhaust.datasets.selection import Selection
@@ -60,21 +60,19 @@ class ResponseDataset(Dataset):
         cell_overrides = {name: f"%({name})s" for name in self._constant_columns}
         if pads:  # a hash needs no escaping
             cell_overrides["device_id"] = device
-        cells = [
+        select_list = [
             cell_overrides.get(column.path[0], cell)
             for column, cell in zip(
                 self.columns,
-                columns.cells_sql(
-                    self.columns, CONSENT_REFUSED_SQL, escape_formulas=escape_formulas
-                ),
+                cells.cells_sql(self.columns, CONSENT_REFUSED_SQL, escape_formulas=escape_formulas),
                 strict=True,
             )
         ]
-        escape = columns.escape_formula if escape_formulas else str
+        escape = cells.escape_formula if escape_formulas else str
         separator = ",\n"
         return (
-            f"SELECT {separator.join(cells)}\n"
-            f"FROM ingest_storedevent e\n{columns.joins_sql(self.columns)}\n"
+            f"SELECT {separator.join(select_list)}\n"
+            f"FROM ingest_storedevent e\n{cells.joins_sql(self.columns)}\n"
             f"WHERE {where} ORDER BY e.occurred_at, e.id{selection.limit_clause}",
             {
                 **params,
@@ -92,7 +90,7 @@ class ResponseDataset(Dataset):
             f" FROM ingest_storedevent e WHERE {where}"
             f" ORDER BY e.occurred_at, e.id{selection.limit_clause}"
         )
-        read_cells = columns.make_cell_reader(self.columns)
+        read_cells = cells.make_cell_reader(self.columns)
         envelope = {
             "conversation": selection.conversation,
             "conversation_name": selection.conversation_name,

@@ -426,7 +426,7 @@ def test_phone_stays_encrypted_by_default(monkeypatch: pytest.MonkeyPatch):
     store_events(answer(1))
     store_participant(phone="+919000000001", consent=False)
     opened: list[Any] = []
-    monkeypatch.setattr("exhaust.datasets.private.decrypt", opened.append)
+    monkeypatch.setattr("exhaust.datasets.participants.decrypt", opened.append)
 
     assert len(read_rows(PRIVATE)) == 1
     assert opened == []

@@ -11,7 +11,7 @@ from exhaust.datasets.selection import Selection
 from ingest.privacy.encryption import decrypt
 
 
-class PrivateDataset(Dataset):
+class ParticipantsDataset(Dataset):
     name = "uci-private-exhaust"
     title = "Participants (names, phones)"
     is_private = True
@@ -74,4 +74,4 @@ class PrivateDataset(Dataset):
         )
 
 
-PRIVATE = PrivateDataset()
+PARTICIPANTS = ParticipantsDataset()
