@@ -62,7 +62,7 @@ def test_every_address_stands_in_the_readme(address: str):
 
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
-def test_every_dataset_stands_in_the_readme_and_on_its_page(dataset):
+def test_datasets_are_documented(dataset):
     # its columns do by tests/exhaust/datasets/test_datasets_page.py
     assert re.search(rf"^\| `{dataset.name}` \| `{dataset.scope}` \|", README, re.M)
     assert f"## `{dataset.name}`" in (DOCS / "datasets.md").read_text()
@@ -79,7 +79,7 @@ def test_every_status_is_described(status: str):
 
 
 @pytest.mark.parametrize("field", validation.SubmitRequest().fields)
-def test_every_field_of_a_request_is_described(field: str):
+def test_request_fields_are_described(field: str):
     assert f"`{field}`" in REQUESTING
 
 
@@ -91,7 +91,7 @@ def test_every_source_is_described(source: str):
 
 
 @pytest.mark.parametrize("value", [*Destination.Kind.values, *Destination.Resource.values])
-def test_every_kind_of_destination_is_described(value: str):
+def test_destination_kinds_are_described(value: str):
     assert f"`{value}`" in RECEIVING.partition("## Push")[2]
 
 
@@ -101,7 +101,7 @@ def test_every_scope_is_described(scope: str):
 
 
 @pytest.mark.django_db
-def test_every_metric_is_described_and_every_described_one_is_there():
+def test_metrics_and_docs_agree():
     counted = {
         family.name + ("_total" if family.type == "counter" else "")
         for registered in (REGISTRY, metrics.DatabaseCollector())
@@ -120,7 +120,7 @@ def test_the_readme_leads_to_every_page():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_between_pages_leads_somewhere(page: Path):
+def test_links_between_pages_resolve(page: Path):
     for target, _, anchor in re.findall(r"\]\(([^):#]*)(#?)([^):]*)\)", page.read_text()):
         path = page.parent / target if target else page
         assert path.exists(), target
@@ -168,7 +168,7 @@ def test_cli_command_is_described(command: str):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_that_is_named_exists_with_its_options(page: Path):
+def test_documented_commands_exist(page: Path):
     for program, name, options in commands(page.read_text()):
         if program == "exhaust":
             known_options = CLI_OPTIONS[name] | {"--help"}

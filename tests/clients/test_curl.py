@@ -142,7 +142,7 @@ def test_skalin_go_client_call(service: Service, password: str) -> None:
             method, query, b"", Content_Type="application/x-www-form-urlencoded",
             Accept_Language="fr",
         )  # fmt: skip
-        assert (answer.status, answer.said["stored"]) == (200, stored)
+        assert (answer.status, answer.json["stored"]) == (200, stored)
 
 
 def test_desk_by_hand(service: Service, password: str, tmp_path: Path) -> None:

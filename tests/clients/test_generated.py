@@ -73,7 +73,7 @@ def send(service: Service) -> Callable[[range], None]:
         body = json.dumps(events).encode()
         kind = {"Content_Type": "application/json"}
         answer = service.call("POST", "/v1/telemetry", body, "walked", **kind)
-        assert answer.said["result"]["stored"] == len(events)
+        assert answer.json["result"]["stored"] == len(events)
         service.run("manage.py", "derive")
 
     return send_events

@@ -103,7 +103,7 @@ def test_nothing_set_means_embedded(read: Any, var: Path):
     assert "SECURE_PROXY_SSL_HEADER" not in settings
 
 
-def test_an_empty_variable_is_one_that_is_not_set(read: Any, var: Path):
+def test_empty_variable_counts_as_unset(read: Any, var: Path):
     valued = (
         "EVENT",
         "EXHAUST_",
@@ -122,7 +122,7 @@ def test_an_empty_variable_is_one_that_is_not_set(read: Any, var: Path):
     assert read(**texts)["SECRET_KEY"] == read()["SECRET_KEY"]
 
 
-def test_secrets_are_made_once_and_are_for_the_owner_alone(read: Any, var: Path):
+def test_secrets_are_made_once_for_the_owner(read: Any, var: Path):
     first, second = read(), read()
 
     for name in SECRETS:
@@ -143,7 +143,7 @@ def test_secrets_are_made_once_and_are_for_the_owner_alone(read: Any, var: Path)
     ]
 
 
-def test_a_given_secret_is_taken_and_nothing_is_written(read: Any, var: Path):
+def test_given_secret_writes_no_file(read: Any, var: Path):
     settings = read(**SECRETS)
 
     assert (settings["SECRET_KEY"], settings["EXHAUST_KEY_PEPPER"]) == ("s", "p")
@@ -151,7 +151,7 @@ def test_a_given_secret_is_taken_and_nothing_is_written(read: Any, var: Path):
     assert list(var.glob("*.txt")) == []
 
 
-def test_processes_that_start_together_agree_and_answer(var: Path):
+def test_concurrent_starts_agree_on_secrets(var: Path):
     # given an empty folder, when three processes start at once
     program = (
         "import django; django.setup(); from django.conf import settings;"
@@ -185,7 +185,7 @@ def test_processes_that_start_together_agree_and_answer(var: Path):
 # servers ----------------------------------------------------------------------------------------
 
 
-def test_each_part_moves_to_a_server_with_one_variable(read: Any, var: Path):
+def test_one_variable_selects_each_server(read: Any, var: Path):
     settings = read(
         **SECRETS,
         DATABASE_URL=POSTGRESQL,
@@ -205,7 +205,7 @@ def test_each_part_moves_to_a_server_with_one_variable(read: Any, var: Path):
     assert settings["S3_PUBLIC_ENDPOINT_URL"] == "https://files.example"
 
 
-def test_links_go_to_the_s3_endpoint_where_no_public_one_is_named(read: Any):
+def test_links_default_to_s3_endpoint(read: Any):
     settings = read(**SECRETS, S3_BUCKET="b", S3_ENDPOINT_URL="http://s3.internal:9000")
 
     assert settings["S3_PUBLIC_ENDPOINT_URL"] == "http://s3.internal:9000"
@@ -221,9 +221,7 @@ def test_links_go_to_the_s3_endpoint_where_no_public_one_is_named(read: Any):
     ],
     ids=lambda server: next(iter(server)),
 )
-def test_a_server_wants_its_secrets_from_the_environment(
-    read: Any, var: Path, server: dict[str, str], missing: str
-):
+def test_servers_require_given_secrets(read: Any, var: Path, server: dict[str, str], missing: str):
     others = {name: value for name, value in SECRETS.items() if name != missing}
 
     sentence = failure(read, **server, **others)
@@ -234,7 +232,7 @@ def test_a_server_wants_its_secrets_from_the_environment(
     assert list(var.glob("*.txt")) == []
 
 
-def test_an_https_address_makes_cookies_and_redirects_secure(read: Any):
+def test_https_url_secures_cookies(read: Any):
     settings = read(
         EXHAUST_PUBLIC_URL="https://exhaust.example/", ALLOWED_HOSTS="a.example,b.example"
     )
@@ -251,7 +249,7 @@ def test_an_https_address_makes_cookies_and_redirects_secure(read: Any):
     ]
 
 
-def test_the_forwarded_scheme_is_believed_only_behind_a_proxy(read: Any):
+def test_forwarded_scheme_needs_a_proxy(read: Any):
     assert read(EXHAUST_BEHIND_PROXY="true")["SECURE_PROXY_SSL_HEADER"] == (
         "HTTP_X_FORWARDED_PROTO",
         "https",
@@ -259,7 +257,7 @@ def test_the_forwarded_scheme_is_believed_only_behind_a_proxy(read: Any):
     assert "SECURE_PROXY_SSL_HEADER" not in read(EXHAUST_BEHIND_PROXY="false")
 
 
-def test_several_encryption_keys_are_kept_in_their_order(read: Any):
+def test_encryption_keys_keep_their_order(read: Any):
     other = Fernet.generate_key().decode()
 
     assert read(EXHAUST_ENCRYPTION_KEYS=f"{other},{FERNET}")["EXHAUST_ENCRYPTION_KEYS"] == [
@@ -319,7 +317,7 @@ def test_a_wrong_public_url_stops_the_start(read: Any, url: str):
 
 @pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL"])
 @pytest.mark.parametrize("url", ["http://[::1", "https://", "http:///bucket"])
-def test_an_s3_address_without_a_host_stops_the_start(read: Any, variable: str, url: str):
+def test_s3_url_without_host_stops_start(read: Any, variable: str, url: str):
     variables = {**SECRETS, "S3_BUCKET": "b", variable: url}
 
     assert failure(read, **variables).startswith(f"{variable}: ")
@@ -338,7 +336,7 @@ def test_an_s3_address_without_a_host_stops_the_start(read: Any, variable: str, 
         "db.example:5432/exhaust",
     ],
 )
-def test_a_wrong_database_url_stops_the_start_and_shows_no_password(read: Any, url: str):
+def test_wrong_database_url_hides_password(read: Any, url: str):
     url = url.replace("//db", "//me:hunter2@db")
 
     sentence = failure(read, **SECRETS, DATABASE_URL=url)
@@ -376,11 +374,11 @@ def test_a_wrong_database_url_stops_the_start_and_shows_no_password(read: Any, u
         ("EXHAUST_BEHIND_PROXY", "perhaps"),
     ],
 )
-def test_a_value_out_of_range_stops_the_start(read: Any, variable: str, value: str):
+def test_value_out_of_range_stops_start(read: Any, variable: str, value: str):
     assert variable in failure(read, **{variable: value})
 
 
-def test_what_makes_processes_fail_is_nothing_for_production(read: Any, tmp_path: Path):
+def test_failpoints_are_not_for_production(read: Any, tmp_path: Path):
     assert read(EXHAUST_FAILPOINTS=str(tmp_path))["FAILPOINTS"] == str(tmp_path)
     message = failure(
         read, EXHAUST_FAILPOINTS=str(tmp_path), EXHAUST_PUBLIC_URL="https://exhaust.example"
@@ -400,7 +398,7 @@ def test_all_wrong_values_are_told_at_once(read: Any):
     ["short", "ä" * 44, FERNET[:-1], FERNET[:-4], f"{FERNET},", f",{FERNET}", f"{FERNET};{FERNET}"],
     ids=["short", "not ASCII", "unpadded", "cut", "comma behind", "comma before", "semicolon"],
 )
-def test_a_malformed_encryption_key_stops_the_start_and_is_not_shown(read: Any, keys: str):
+def test_malformed_encryption_key_is_hidden(read: Any, keys: str):
     sentence = failure(read, EXHAUST_ENCRYPTION_KEYS=keys)
 
     assert sentence == (
@@ -409,7 +407,7 @@ def test_a_malformed_encryption_key_stops_the_start_and_is_not_shown(read: Any, 
     )
 
 
-def test_a_refused_start_says_so_on_the_command_line(var: Path):
+def test_failed_start_names_the_variable(var: Path):
     completed = subprocess.run(
         [sys.executable, "manage.py", "check"],
         cwd=ROOT,

@@ -49,7 +49,7 @@ def submitted(service: Service, tag: str, bot: str = BOT) -> str:
         "POST", SUBMIT, json.dumps(body).encode(), "asker", Content_Type="application/json"
     )
     assert response.status == 200, response.body
-    request_id: str = response.said["result"]["requestId"]
+    request_id: str = response.json["result"]["requestId"]
     return request_id
 
 
@@ -58,7 +58,7 @@ def shown(service: Service, tag: str, request_id: str) -> dict[str, Any]:
         "GET", f"/dataset/v1/request/read/{tag}?requestId={request_id}", key="asker"
     )
     assert response.status == 200, response.body
-    result: dict[str, Any] = response.said["result"]
+    result: dict[str, Any] = response.json["result"]
     return result
 
 
@@ -99,13 +99,13 @@ def test_events_become_a_file(service: Service) -> None:
     other = of_bot(make_answer(99), "another-bot")
     values = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
     assert values.status == 200, values.body
-    assert values.said["result"] == {
+    assert values.json["result"] == {
         "stored": 51, "duplicate": 0, "rejected": 0, "rejections": [],
     }  # fmt: skip
 
     # and the sender sends them once more
     repeated = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
-    assert (repeated.said["result"]["stored"], repeated.said["result"]["duplicate"]) == (0, 51)
+    assert (repeated.json["result"]["stored"], repeated.json["result"]["duplicate"]) == (0, 51)
 
     # when the responses are requested and the file is downloaded
     request_id = submitted(service, "whole-way")
@@ -149,7 +149,7 @@ def test_gzip_body_is_accepted(service: Service) -> None:
 
     # then
     assert response.status == 200, response.body
-    assert response.said["result"]["stored"] == 20
+    assert response.json["result"]["stored"] == 20
     result = finished(service, "gzip", submitted(service, "gzip", "gzip-bot"))
     content = downloaded(service, result).body
     assert_is(result["files"][0], content)
@@ -217,12 +217,12 @@ def test_too_deep_body_is_rejected(service: Service, levels: int) -> None:
     # then the error names the limit, of the body or of its event
     remedy = "nested deeper than 100 levels"
     assert submission.status == 400
-    assert remedy in submission.said["params"]["errmsg"]
+    assert remedy in submission.json["params"]["errmsg"]
     if batch.status == 400:
-        assert remedy in batch.said["params"]["errmsg"]
+        assert remedy in batch.json["params"]["errmsg"]
     else:
         assert batch.status == 200
-        (rejection,) = batch.said["result"]["rejections"]
+        (rejection,) = batch.json["result"]["rejections"]
         assert rejection["reason"] == "too_deep"
 
 
@@ -241,7 +241,7 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
             of_bot(make_answer(number, text), "long-bot") for number in range(first, first + 5000)
         )
         response = service.call("POST", TELEMETRY, lines(*events), "sender", Content_Type=NDJSON)
-        assert response.said["result"]["stored"] == 5000
+        assert response.json["result"]["stored"] == 5000
     (worker,) = [child for child in service.children if child.name == "worker"]
     folder = service.var / "files" / "response"
     before = set(folder.rglob("[0-9]*.csv")) if folder.exists() else set()

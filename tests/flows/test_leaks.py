@@ -116,11 +116,11 @@ class Driver:
         request = {"tag": tag, "dataset": dataset, "requestedBy": self.canary("name"), **more}
         body = {"request": {**request, "datasetConfig": config}}
         content = self("POST", "/dataset/v1/request/submit", body, key, shows={"name", "address"})
-        return str(content.said["result"]["requestId"])
+        return str(content.json["result"]["requestId"])
 
     def job(self, tag: str, request_id: str, key: str) -> Any:
         path = f"/dataset/v1/request/read/{tag}?requestId={request_id}"
-        result = self("GET", path, key=key, shows={"name", "address", "link"}).said["result"]
+        result = self("GET", path, key=key, shows={"name", "address", "link"}).json["result"]
         for link in result["downloadUrls"]:
             self.canary.keep("link", link.rpartition("/")[2])
         self.answers.pop()
@@ -431,7 +431,7 @@ def files_and_links(call: Driver, requests: dict[str, str]) -> None:
     config = {"tag": "p", "dataset": RESPONSE, "datasetConfig": DAYS}
     call("POST", "/dataset/v1/request/preview", {"request": config}, "reader")
     call("GET", "/dataset/v1/request/list/people", key="reader", shows={"name", "link"})
-    until(lambda: call("GET", "/export/users", key="puller", shows={"name", "text"}).said["items"],
+    until(lambda: call("GET", "/export/users", key="puller", shows={"name", "text"}).json["items"],
           "users")  # fmt: skip
     call("GET", "/export/events?pageSize=1000", key="puller", shows={"text", "name"})
     call("GET", "/export/sessions", key="puller", shows={"name"})

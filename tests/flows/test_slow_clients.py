@@ -45,7 +45,7 @@ def test_slow_clients_do_not_block_others(service: Service, action: str):
             )
             seconds.append(time.monotonic() - start_time)
             assert answer.status == 200, answer.body
-            assert answer.said["result"]["rejected"] == 0
+            assert answer.json["result"]["rejected"] == 0
         assert sorted(seconds)[-2] < 2
         assert service.call("GET", "/readyz").status == 200
 
