@@ -10,10 +10,7 @@ from exhaust.files.formats import FORMATS
 from ingest.http.response_fields import Body, choice, empty_object, integer, text
 from ingest.http.schema import JSON
 
-
-def next_cursor() -> Any:
-    meaning = "Opaque. Send it as `cursor` to get the next page; null at the end."
-    return text(meaning, allow_null=True)
+NEXT = "Opaque. Send it as `cursor` to get the next page; null at the end."
 
 
 class EnvelopeParams(Body):
@@ -31,7 +28,7 @@ class JobList(Body):
 
     count = integer("In a list: the exports on this page. In a search: all that match.")
     jobs = response_bodies.Job(many=True, help_text="The exports.")
-    nextCursor = next_cursor()
+    nextCursor = text(NEXT, allow_null=True)
 
 
 class Revoked(Body):
@@ -47,7 +44,7 @@ class ScheduleList(Body):
 
     count = integer("The number of schedules on this page.")
     schedules = response_bodies.Schedule(many=True, help_text="The schedules.")
-    nextCursor = next_cursor()
+    nextCursor = text(NEXT, allow_null=True)
 
 
 class Deleted(Body):
@@ -68,7 +65,7 @@ class DeadLetterList(Body):
 
     count = integer("The number of dead letters on this page.")
     deadLetters = response_bodies.DeadLetter(many=True, help_text="The dead letters.")
-    nextCursor = next_cursor()
+    nextCursor = text(NEXT, allow_null=True)
 
 
 class Requeued(Body):
@@ -82,7 +79,7 @@ class AuditPage(Body):
 
     count = integer("The number of entries on this page.")
     entries = response_bodies.AuditEvent(many=True, help_text="The entries.")
-    nextCursor = next_cursor()
+    nextCursor = text(NEXT, allow_null=True)
 
 
 class EnvelopeError(Body):
@@ -101,11 +98,9 @@ LOCATION = OpenApiParameter(
 )
 FILE_TYPES = sorted({file_format.content_type for file_format in FORMATS.values()} | {JSON})
 DOWNLOAD: dict[Any, Any] = {
-    **{
-        (status, media): OpenApiResponse({"description": "The bytes."}, meaning)
-        for status, meaning in ((200, "The file."), (206, "For `Range: bytes=N-`."))
-        for media in FILE_TYPES
-    },
+    **{(status, media): OpenApiResponse({"description": "The bytes."}, meaning)
+       for status, meaning in ((200, "The file."), (206, "For `Range: bytes=N-`."))
+       for media in FILE_TYPES},
     302: OpenApiResponse(None, "The file is in the bucket: a short link."),
     416: OpenApiResponse(None, "The file ends before that byte."),
     **{

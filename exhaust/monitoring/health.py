@@ -73,7 +73,7 @@ def report_readiness(request: HttpRequest) -> JsonResponse:
 
 
 def _check_database() -> str:
-    """A row is written, and taken back: a standby or a full disk reads well."""
+    """Writes a row and rolls back: a standby or a full disk still answers reads."""
     try:
         with transaction.atomic():
             DailyRun(pk=0, day=date.min).save(force_insert=True)

@@ -30,7 +30,7 @@ from tests.exhaust.jobs.test_withdrawal import (  # noqa: F401 - a fixture
     make_file,
     make_participant,
     post_participants,
-    settled,
+    without_broker,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)

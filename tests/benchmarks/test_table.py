@@ -122,7 +122,7 @@ def cells(**html: str) -> list[str]:
     return [html.get(column.header.replace(" ", "_"), "") for column in baselines.export_columns()]
 
 
-def written(path: Path, *rows: list[str], header: bool = True) -> Path:
+def write_rows(path: Path, *rows: list[str], header: bool = True) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         if header:
@@ -132,18 +132,18 @@ def written(path: Path, *rows: list[str], header: bool = True) -> Path:
 
 
 def test_equal_rows_have_equal_digests(tmp_path: Path):
-    ours = written(
+    ours = write_rows(
         tmp_path / "ours.csv",
         cells(Question_Score="1.0", Timestamp="2025-01-01T00:00:00.123Z"),
         cells(Question_Title="'=1+1", Question_Response='[{"a": 1, "b": "é"}]'),
     )
     other_job = [
-        written(
+        write_rows(
             tmp_path / "1.csv",
             cells(Question_Title="=1+1", Question_Response='[{"b":"\\u00e9","a":1}]'),
             header=False,
         ),
-        written(
+        write_rows(
             tmp_path / "2.csv",
             cells(Question_Score="1", Timestamp="2025-01-01 00:00:00.123000+00:00"),
             header=False,
@@ -163,11 +163,11 @@ def test_equal_rows_have_equal_digests(tmp_path: Path):
     ],
 )
 def test_different_cells_change_digest(tmp_path: Path, other: list[str]):
-    ours = written(tmp_path / "ours.csv", cells(Question_Title="good", Question_Score="1"))
+    ours = write_rows(tmp_path / "ours.csv", cells(Question_Title="good", Question_Score="1"))
 
-    assert baselines.digest_rows([written(tmp_path / "other.csv", other)]) != baselines.digest_rows(
-        [ours]
-    )
+    assert baselines.digest_rows(
+        [write_rows(tmp_path / "other.csv", other)]
+    ) != baselines.digest_rows([ours])
 
 
 # What is left ------------------------------------------------------------------------------------

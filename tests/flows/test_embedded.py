@@ -20,17 +20,17 @@ SUBMIT = "/dataset/v1/request/submit"
 NDJSON = "application/x-ndjson"
 
 
-def lines(*events: dict[str, Any]) -> bytes:
+def to_ndjson(*events: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
-def of_bot(event: dict[str, Any], bot: str) -> dict[str, Any]:
+def for_bot(event: dict[str, Any], bot: str) -> dict[str, Any]:
     """Returns the same answer, given to another bot in another session."""
     event["context"] |= {"cdata": [{"type": "Conversation", "id": bot}], "sid": bot}
     return event
 
 
-def submitted(service: Service, tag: str, bot: str = BOT) -> str:
+def submit_request(service: Service, tag: str, bot: str = BOT) -> str:
     """The request id of a submitted request."""
     body = {
         "request": {
@@ -53,7 +53,7 @@ def submitted(service: Service, tag: str, bot: str = BOT) -> str:
     return request_id
 
 
-def shown(service: Service, tag: str, request_id: str) -> dict[str, Any]:
+def fetch_job(service: Service, tag: str, request_id: str) -> dict[str, Any]:
     response = service.call(
         "GET", f"/dataset/v1/request/read/{tag}?requestId={request_id}", key="asker"
     )
@@ -62,11 +62,11 @@ def shown(service: Service, tag: str, request_id: str) -> dict[str, Any]:
     return result
 
 
-def finished(service: Service, tag: str, request_id: str) -> dict[str, Any]:
+def wait_for_success(service: Service, tag: str, request_id: str) -> dict[str, Any]:
     """Waits for the job; returns it with status SUCCESS."""
 
     def done() -> dict[str, Any] | None:
-        result = shown(service, tag, request_id)
+        result = fetch_job(service, tag, request_id)
         assert result["status"] != "FAILED", result["statusMessage"]
         return result if result["status"] == "SUCCESS" else None
 
@@ -74,7 +74,7 @@ def finished(service: Service, tag: str, request_id: str) -> dict[str, Any]:
     return result
 
 
-def downloaded(service: Service, result: dict[str, Any], method: str = "GET") -> Answer:
+def download_file(service: Service, result: dict[str, Any], method: str = "GET") -> Answer:
     (address,) = result["downloadUrls"]
     url = urlsplit(address)
     assert url.netloc == f"{HOST}:{service.port}"
@@ -96,21 +96,25 @@ def test_events_become_a_file(service: Service) -> None:
     # given fifty answers, one of them awkward, and one of another conversation
     awkward = '=SUM(1,2), "in your words"\r\nनमस्ते'
     events = [make_answer(number, awkward if number == 7 else "") for number in range(50)]
-    other = of_bot(make_answer(99), "another-bot")
-    values = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
+    other = for_bot(make_answer(99), "another-bot")
+    values = service.call(
+        "POST", TELEMETRY, to_ndjson(*events, other), "sender", Content_Type=NDJSON
+    )
     assert values.status == 200, values.body
     assert values.json["result"] == {
         "stored": 51, "duplicate": 0, "rejected": 0, "rejections": [],
     }  # fmt: skip
 
     # and the sender sends them once more
-    repeated = service.call("POST", TELEMETRY, lines(*events, other), "sender", Content_Type=NDJSON)
+    repeated = service.call(
+        "POST", TELEMETRY, to_ndjson(*events, other), "sender", Content_Type=NDJSON
+    )
     assert (repeated.json["result"]["stored"], repeated.json["result"]["duplicate"]) == (0, 51)
 
     # when the responses are requested and the file is downloaded
-    request_id = submitted(service, "whole-way")
-    result = finished(service, "whole-way", request_id)
-    response = downloaded(service, result)
+    request_id = submit_request(service, "whole-way")
+    result = wait_for_success(service, "whole-way", request_id)
+    response = download_file(service, result)
 
     # then the file has each answer once, by time, as the API describes it
     assert response.status == 200
@@ -128,20 +132,20 @@ def test_events_become_a_file(service: Service) -> None:
     assert (result["attempts"], result["tag"]) == (0, f"whole-way:{CHANNEL}")
 
     # and a HEAD request returns no byte of it
-    head = downloaded(service, result, "HEAD")
+    head = download_file(service, result, "HEAD")
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Content-Length"] == str(file["bytes"])
 
 
 def test_gzip_body_is_accepted(service: Service) -> None:
     # given
-    events = [of_bot(make_answer(number), "gzip-bot") for number in range(20)]
+    events = [for_bot(make_answer(number), "gzip-bot") for number in range(20)]
 
     # when
     response = service.call(
         "POST",
         TELEMETRY,
-        gzip.compress(lines(*events)),
+        gzip.compress(to_ndjson(*events)),
         "sender",
         Content_Type=NDJSON,
         Content_Encoding="gzip",
@@ -150,8 +154,8 @@ def test_gzip_body_is_accepted(service: Service) -> None:
     # then
     assert response.status == 200, response.body
     assert response.json["result"]["stored"] == 20
-    result = finished(service, "gzip", submitted(service, "gzip", "gzip-bot"))
-    content = downloaded(service, result).body
+    result = wait_for_success(service, "gzip", submit_request(service, "gzip", "gzip-bot"))
+    content = download_file(service, result).body
     assert_is(result["files"][0], content)
     assert [row[0] for row in table(content)[1:]] == [f"ASSESS:{number}" for number in range(20)]
 
@@ -176,7 +180,7 @@ def send_in_chunks(service: Service, path: str, key: str, *chunks: bytes) -> tup
 
 
 def test_chunked_body_is_accepted(service: Service) -> None:
-    body = lines(*(of_bot(make_answer(number), "chunked-bot") for number in range(3)))
+    body = to_ndjson(*(for_bot(make_answer(number), "chunked-bot") for number in range(3)))
 
     status, answer = send_in_chunks(service, TELEMETRY, "sender", body[:100], body[100:])
 
@@ -202,7 +206,7 @@ def test_chunked_submission_is_accepted(service: Service) -> None:
 def test_too_deep_body_is_rejected(service: Service, levels: int) -> None:
     # given values so deep that a server with little stack left could not read them
     nested = b"[" * levels + b"]" * levels
-    event = json.dumps(of_bot(make_answer(1), "deep-bot")).encode()
+    event = json.dumps(for_bot(make_answer(1), "deep-bot")).encode()
     bodies = (
         (SUBMIT, "asker", b'{"request": {"tag": "deep", "datasetConfig": %b}}' % nested),
         (TELEMETRY, "sender", event[:-1] + b', "more": %b}' % nested),
@@ -238,16 +242,18 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
     text = "x" * 500
     for first in range(0, 15_000, 5000):
         events = (
-            of_bot(make_answer(number, text), "long-bot") for number in range(first, first + 5000)
+            for_bot(make_answer(number, text), "long-bot") for number in range(first, first + 5000)
         )
-        response = service.call("POST", TELEMETRY, lines(*events), "sender", Content_Type=NDJSON)
+        response = service.call(
+            "POST", TELEMETRY, to_ndjson(*events), "sender", Content_Type=NDJSON
+        )
         assert response.json["result"]["stored"] == 5000
     (worker,) = [child for child in service.children if child.name == "worker"]
     folder = service.var / "files" / "response"
     before = set(folder.rglob("[0-9]*.csv")) if folder.exists() else set()
 
     # when its worker is killed while it writes the file
-    request_id = submitted(service, "killed", "long-bot")
+    request_id = submit_request(service, "killed", "long-bot")
     until(
         lambda: any(draft.stat().st_size for draft in folder.rglob(".part-*")),
         "the first bytes of the file",
@@ -258,13 +264,13 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
     job_state = "SELECT status, attempt FROM exhaust_job WHERE tag = 'killed'"
     assert service.query(job_state) == [("PROCESSING", 1)]
     assert set(folder.rglob("[0-9]*.csv")) == before
-    result = shown(service, "killed", request_id)
+    result = fetch_job(service, "killed", request_id)
     assert (result["status"], result["downloadUrls"]) == ("PROCESSING", [])
 
     # and another worker does not claim it before its lease ends
     worker = service.start_worker()
     service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
-    finished(service, "meanwhile", submitted(service, "meanwhile", "unknown-bot"))
+    wait_for_success(service, "meanwhile", submit_request(service, "meanwhile", "unknown-bot"))
     assert service.query(job_state) == [("PROCESSING", 1)]
 
     # but finishes it after the end of the lease, at the next sweep
@@ -273,10 +279,10 @@ def test_killed_worker_job_is_taken_over(service: Service) -> None:
     )
     assert expired == 1
     service.run("-m", "celery", "-A", "config", "call", "exhaust.sweep")
-    result = finished(service, "killed", request_id)
+    result = wait_for_success(service, "killed", request_id)
     assert service.query(job_state) == [("SUCCESS", 2)]
     assert result["attempts"] == 1
-    content = downloaded(service, result).body
+    content = download_file(service, result).body
     assert_is(result["files"][0], content)
     assert [row[0] for row in table(content)[1:]] == [
         f"ASSESS:{number}" for number in range(15_000)

@@ -24,7 +24,7 @@ import redis as redis_client
 
 from tests.exhaust.factories import BOT, RESPONSE, make_answer
 from tests.exhaust.receiver import Receiver, respond_with
-from tests.flows.test_embedded import lines
+from tests.flows.test_embedded import to_ndjson
 from tests.service import CHANNEL, Answer, Service, running, until
 
 JSON = "application/json"
@@ -43,25 +43,25 @@ class Canaries:
     kinds: dict[str, str] = field(default_factory=dict)
     random: Random = field(default_factory=Random)
 
-    def keep(self, kind: str, text: str) -> str:
+    def add(self, kind: str, text: str) -> str:
         self.kinds[text] = kind
         return text
 
     def __call__(self, kind: str) -> str:
         if kind == "phone":
-            return "+" + self.keep(kind, "91" + "".join(self.random.choices("123456789", k=10)))
-        return self.keep(kind, f"{kind}{token_hex(8)}")
+            return "+" + self.add(kind, "91" + "".join(self.random.choices("123456789", k=10)))
+        return self.add(kind, f"{kind}{token_hex(8)}")
 
     def basic(self, user: str, password: str) -> str:
         coded = b64encode(f"{user}:{password}".encode()).decode()
-        return "Basic " + self.keep("password", coded)
+        return "Basic " + self.add("password", coded)
 
-    def found(self, said: bytes) -> set[tuple[str, str]]:
+    def find_in(self, content: bytes) -> set[tuple[str, str]]:
         """Returns the kind and the surroundings of each text found."""
         hits = set()
         for text, kind in self.kinds.items():
-            if (at := said.find(text.encode())) >= 0:
-                hits.add((kind, said[max(0, at - 150) : at + 60].decode(errors="replace")))
+            if (at := content.find(text.encode())) >= 0:
+                hits.add((kind, content[max(0, at - 150) : at + 60].decode(errors="replace")))
         return hits
 
 
@@ -122,7 +122,7 @@ class Driver:
         path = f"/dataset/v1/request/read/{tag}?requestId={request_id}"
         result = self("GET", path, key=key, shows={"name", "address", "link"}).json["result"]
         for link in result["downloadUrls"]:
-            self.canary.keep("link", link.rpartition("/")[2])
+            self.canary.add("link", link.rpartition("/")[2])
         self.answers.pop()
         return result
 
@@ -179,9 +179,9 @@ def test_private_values_do_not_leak(service: Service, canary: Canaries):
     places |= dict(beside_the_database(service.var))
     leaks = [
         (world, *leak) for world, content in [*places.items(), *call.answers]
-        for leak in sorted(canary.found(content))
+        for leak in sorted(canary.find_in(content))
     ]  # fmt: skip
-    stored = canary.found(rows(service, ""))
+    stored = canary.find_in(rows(service, ""))
     leaks += [("the database", *leak) for leak in sorted(stored) if leak[0] not in KEPT]
     report(service, call, leaks)
     assert leaks == []
@@ -206,13 +206,13 @@ def make_keys(service: Service, canary: Canaries) -> None:
         key = service.run("manage.py", "create_key", name, "--channel", CHANNEL, *options)
         service.keys[name] = key
     for key in service.keys.values():
-        canary.keep("key", key[13:])
+        canary.add("key", key[13:])
     cookie = canary("cookie")
     options = ["create_application", "app", "--channel", CHANNEL]
-    canary.keep("password", service.run("manage.py", *options))
+    canary.add("password", service.run("manage.py", *options))
     options[1] = "strict"
-    canary.keep("password", service.run("manage.py", *options, "--cookie", cookie))
-    canary.keep("secret", service.run("manage.py", "callback_secret", CHANNEL).partition("_")[2])
+    canary.add("password", service.run("manage.py", *options, "--cookie", cookie))
+    canary.add("secret", service.run("manage.py", "callback_secret", CHANNEL).partition("_")[2])
     service.environment["DJANGO_SUPERUSER_PASSWORD"] = canary("password")
     service.run(
         "manage.py", "createsuperuser", "--noinput", "--username", "op", "--email", "o@x.example"
@@ -254,7 +254,7 @@ def good_and_bad_bodies(call: Driver) -> None:
         answers.append({**bad, path: value})
     batch = {"id": "x", "events": answers}
     call("POST", "/v1/telemetry", batch, "sender")
-    call("POST", "/v1/telemetry", lines(*answers[:2]) + canary("text").encode(), "sender",
+    call("POST", "/v1/telemetry", to_ndjson(*answers[:2]) + canary("text").encode(), "sender",
          Content_Type=NDJSON)  # fmt: skip
     call("POST", "/v1/telemetry", b'{"events": ' + canary("text").encode(), "sender", status=400)
     call("POST", "/v1/telemetry", canary("text").encode(), "sender", status=400,
@@ -290,10 +290,10 @@ def good_and_bad_bodies(call: Driver) -> None:
     }  # fmt: skip
     right = {"Authorization": canary.basic("app", password), "Content_Type": NDJSON}
     wrong_ = [{**session, "startTime": canary("text")}, {canary("text"): 1}]
-    call("PUT", "/export/events", lines(session, *wrong_) + canary("text").encode(), **right,
+    call("PUT", "/export/events", to_ndjson(session, *wrong_) + canary("text").encode(), **right,
          status=(200, 400))  # fmt: skip
     action = b'{"index": {"_index": "i", "_id": "1"}}\n'
-    call("POST", "/_bulk", action + lines(session) + action + canary("text").encode() + b"\n",
+    call("POST", "/_bulk", action + to_ndjson(session) + action + canary("text").encode() + b"\n",
          **right, status=(200, 400))  # fmt: skip
     call("POST", "/_bulk", canary("text").encode() + b"\n", **right, status=(200, 400))
 
@@ -424,7 +424,7 @@ def files_and_links(call: Driver, requests: dict[str, str]) -> None:
         path = urlsplit(link).path
         shows = {"name", "phone"} if dataset == PRIVATE else {"text", "name"}
         download = call("GET", path, shows={*shows, "link"})
-        assert canary.found(unzipped(download.body)), f"the file of {dataset} holds none of them"
+        assert canary.find_in(unzipped(download.body)), f"the file of {dataset} holds none of them"
         call("GET", path[:-2] + "xx", status=403)
     config = {"tag": "p", "dataset": PRIVATE, "datasetConfig": DAYS}
     call("POST", "/dataset/v1/request/preview", {"request": config}, "reader")
@@ -481,7 +481,7 @@ def failing_receivers(call: Driver) -> None:
             request = {
                 "resource": name, "user": "u", "password": password,
                 "url": f"{receiver.url}&token={canary('address')}",
-                "signingSecret": "whsec_" + canary.keep("secret", token_hex(16)),
+                "signingSecret": "whsec_" + canary.add("secret", token_hex(16)),
             }  # fmt: skip
             path = f"/dataset/v1/destination/{name}"
             call("PUT", path, {"request": request}, "puller", shows={"address"})
@@ -528,7 +528,7 @@ def pages(call: Driver) -> None:
     password = service.environment["DJANGO_SUPERUSER_PASSWORD"]
     post(login, 302, username="op", password=password)
     call.answers.pop()  # it sets the cookie
-    canary.keep("cookie", call.cookies["sessionid"].value)
+    canary.add("cookie", call.cookies["sessionid"].value)
     index = call("GET", "/admin/").body.decode()
     models = sorted(set(re.findall(r'href="/admin/(\w+/\w+)/"', index)))
     assert len(models) > 15

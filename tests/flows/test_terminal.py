@@ -20,7 +20,7 @@ import pytest
 
 from exhaust.cli import __version__
 from tests.exhaust.factories import make_answer
-from tests.flows.test_embedded import lines, of_bot
+from tests.flows.test_embedded import for_bot, to_ndjson
 from tests.service import CHANNEL, ROOT, Service, until
 
 EVENTS = 1500
@@ -46,8 +46,8 @@ def sent_events(service: Service, create_keys: None, tmp_path_factory: Any) -> N
 
 
 def write_answers(path: Path, bot: str) -> None:
-    events = [of_bot(make_answer(number, f"answer {number}"), bot) for number in range(EVENTS)]
-    path.write_bytes(lines(*events))
+    events = [for_bot(make_answer(number, f"answer {number}"), bot) for number in range(EVENTS)]
+    path.write_bytes(to_ndjson(*events))
 
 
 def build_environment(service: Service, key: str, **more: str) -> dict[str, str]:
@@ -224,8 +224,8 @@ def test_tail_ends_on_interrupt(service: Service):
     numbers = iter(range(10_000, 20_000))
 
     def send_event() -> bool:
-        event = of_bot(make_answer(next(numbers) % 400, "private words"), f"tail-{time.time_ns()}")
-        service.call("POST", "/v1/telemetry", lines(event), "sender", Content_Type=NDJSON)
+        event = for_bot(make_answer(next(numbers) % 400, "private words"), f"tail-{time.time_ns()}")
+        service.call("POST", "/v1/telemetry", to_ndjson(event), "sender", Content_Type=NDJSON)
         return has_printed.wait(0.3)
 
     until(send_event, "a line of the tail")
@@ -254,7 +254,7 @@ def default_interrupt() -> Iterator[None]:
 
 def test_exit_codes(service: Service, tmp_path: Path):
     bad = tmp_path / "bad.ndjson"
-    bad.write_bytes(lines(make_answer(1)) + b'{"eid": "ASSESS"}\n{broken\n')
+    bad.write_bytes(to_ndjson(make_answer(1)) + b'{"eid": "ASSESS"}\n{broken\n')
     rejected = run_exhaust(service, "sender", "send", str(bad), "--source", "telemetry")
     assert (rejected.returncode, "2 rejected" in rejected.stdout) == (1, True)
     assert "event 3" in rejected.stdout
@@ -304,7 +304,7 @@ def test_cli_installs_without_server(service: Service, tmp_path: Path):
     # given a virtual environment with pip alone, and a file with an event
     venv = tmp_path / "venv"
     programs = venv / "bin"
-    (tmp_path / "events.ndjson").write_bytes(lines(make_answer(1)))
+    (tmp_path / "events.ndjson").write_bytes(to_ndjson(make_answer(1)))
     inherited = build_environment(service, "sender", PIP_DISABLE_PIP_VERSION_CHECK="1")
     inherited.pop("PYTHONPATH", None)
 

@@ -630,20 +630,23 @@ def body(url: Any) -> dict[str, Any]:
     return {"request": {**config, "callbackUrl": url}}
 
 
-def submitted(client: Client, url: Any) -> Any:
+def submit_with_callback(client: Client, url: Any) -> Any:
     return client.post(SUBMIT, body(url), content_type="application/json")
 
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("enqueued_tasks")
 def test_submit_takes_callback_url(asker: Client) -> None:
-    answer = submitted(asker, URL)
+    answer = submit_with_callback(asker, URL)
 
     assert answer.status_code == 200
     expected = {"url": URL, "delivered": False, "attempts": 0, "answer": None, "error": ""}
     assert answer.json()["result"]["callback"] == expected
     assert Job.objects.get().callback_url == URL
-    assert submitted(asker, URL).json()["result"]["requestId"] == Job.objects.get().request_id
+    assert (
+        submit_with_callback(asker, URL).json()["result"]["requestId"]
+        == Job.objects.get().request_id
+    )
 
 
 @pytest.mark.django_db
@@ -667,7 +670,7 @@ def test_submit_takes_callback_url(asker: Client) -> None:
 )
 def test_bad_callback_url_is_rejected(url: Any, remedy: str, asker: Client, settings: Any) -> None:
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
-    answer = submitted(asker, url)
+    answer = submit_with_callback(asker, url)
 
     assert answer.status_code == 400
     sentence = answer.json()["params"]["errmsg"]

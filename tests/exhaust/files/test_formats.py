@@ -77,7 +77,9 @@ def people(selection: Selection) -> Rows:
     return [list(row) for row in DATASETS["uci-private-exhaust"].iterate_rows(selection)]
 
 
-def made(form: Format, dataset: Dataset, selection: Selection, *, portable: bool = False) -> bytes:
+def write_bytes(
+    form: Format, dataset: Dataset, selection: Selection, *, portable: bool = False
+) -> bytes:
     return b"".join(
         writer.iter_blocks(dataset, selection, writer.Progress(), form, portable=portable)
     )
@@ -168,10 +170,10 @@ def expected(form: str, kind: Kind, cell: str | None) -> Any:
 @each_way
 def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable: bool):
     selection = fill()
-    headers, cells = read_csv(made(FORMATS["csv"], dataset, selection, portable=True), None)
+    headers, cells = read_csv(write_bytes(FORMATS["csv"], dataset, selection, portable=True), None)
     kinds = [column.kind for column in dataset.columns]
 
-    data = made(form, dataset, selection, portable=portable)
+    data = write_bytes(form, dataset, selection, portable=portable)
 
     found_headers, rows = read(form.name, data, dataset)
     assert found_headers == headers
@@ -185,17 +187,19 @@ def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable
 @each_dataset
 def test_attempts_make_same_bytes(form: Format, dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
     selection = fill()
-    first = made(form, dataset, selection)
+    first = write_bytes(form, dataset, selection)
     monkeypatch.setattr("time.time", lambda: 2e9)
 
-    assert made(form, dataset, selection) == first
-    assert made(form, dataset, selection, portable=True) == first
+    assert write_bytes(form, dataset, selection) == first
+    assert write_bytes(form, dataset, selection, portable=True) == first
 
 
 @pytest.mark.django_db
 @each_way
 def test_jsonl_equals_golden_file(portable: bool):
-    data = made(FORMATS["jsonl"], DATASETS[RESPONSE], corpus.store_corpus(), portable=portable)
+    data = write_bytes(
+        FORMATS["jsonl"], DATASETS[RESPONSE], corpus.store_corpus(), portable=portable
+    )
 
     assert data.split(b"\n") == GOLDEN.read_bytes().split(b"\n")  # a readable difference
 
@@ -204,7 +208,7 @@ def test_jsonl_equals_golden_file(portable: bool):
 @each_form
 @each_dataset
 def test_empty_file_can_be_read(form: Format, dataset: Dataset):
-    data = made(form, dataset, corpus.select_corpus())
+    data = write_bytes(form, dataset, corpus.select_corpus())
 
     assert read(form.name, data, dataset) == ([column.header for column in dataset.columns], [])
 
@@ -213,8 +217,10 @@ def test_empty_file_can_be_read(form: Format, dataset: Dataset):
 def test_archives_hold_no_timestamp():
     selection = corpus.select_corpus()
 
-    assert made(FORMATS["csv.gz"], DATASETS[RESPONSE], selection)[4:8] == bytes(4)
-    with zipfile.ZipFile(io.BytesIO(made(FORMATS["xlsx"], DATASETS[RESPONSE], selection))) as file:
+    assert write_bytes(FORMATS["csv.gz"], DATASETS[RESPONSE], selection)[4:8] == bytes(4)
+    with zipfile.ZipFile(
+        io.BytesIO(write_bytes(FORMATS["xlsx"], DATASETS[RESPONSE], selection))
+    ) as file:
         assert {entry.date_time for entry in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert file.testzip() is None
 
@@ -223,7 +229,7 @@ def test_archives_hold_no_timestamp():
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "xlsx"])
 def test_typed_formats_escape_no_formulas(form: str):
     dataset = DATASETS["uci-private-exhaust"]
-    _, rows = read(form, made(FORMATS[form], dataset, fill()), dataset)
+    _, rows = read(form, write_bytes(FORMATS[form], dataset, fill()), dataset)
 
     assert {row[1] for row in rows} == {corpus.NAME}
     assert "@device" in {row[2] for row in rows}
@@ -234,7 +240,9 @@ def test_parquet_column_metadata():
     import pyarrow.parquet as pq
 
     dataset = DATASETS[RESPONSE]
-    file = pq.ParquetFile(io.BytesIO(made(FORMATS["parquet"], dataset, corpus.store_corpus())))
+    file = pq.ParquetFile(
+        io.BytesIO(write_bytes(FORMATS["parquet"], dataset, corpus.store_corpus()))
+    )
 
     types = {field.name: str(field.type) for field in file.schema_arrow}
     assert types["Message ID"] == types["Question Response"] == "string"
@@ -654,7 +662,7 @@ def test_removed_format_fails_job(files: Path):
 @pytest.mark.django_db
 @pytest.mark.parametrize("field", ["output_format", "outputFormat"])
 def test_formats_are_separate_requests(field: str, asker: Client, enqueued_tasks: list[str]):
-    def submitted(**fields: str) -> str:
+    def submit_request(**fields: str) -> str:
         request = {"tag": "t", "dataset": RESPONSE, "datasetConfig": CONFIG, **fields}
         answered = asker.post(
             "/dataset/v1/request/submit", {"request": request}, content_type="application/json"
@@ -662,12 +670,12 @@ def test_formats_are_separate_requests(field: str, asker: Client, enqueued_tasks
         assert answered.status_code == 200, answered.content
         return str(answered.json()["result"]["requestId"])
 
-    plain = submitted()
+    plain = submit_request()
 
-    ids = {name: submitted(**{field: name.upper()}) for name in FORMATS}
+    ids = {name: submit_request(**{field: name.upper()}) for name in FORMATS}
     assert ids["csv"] == plain
     assert len(set(ids.values())) == len(FORMATS)
-    assert submitted(output_format="xlsx", outputFormat="XLSX") == ids["xlsx"]
+    assert submit_request(output_format="xlsx", outputFormat="XLSX") == ids["xlsx"]
     assert {job.request_id: job.output_format for job in Job.objects.all()} == {
         ids[name]: name for name in FORMATS
     }

@@ -28,7 +28,7 @@ OURS = "http://127.0.0.1:8000"
 CONTENT = b"a,b\n1,2\n"
 
 
-def made(**overrides: Any) -> tuple[File, Link, str]:
+def make_linked_file(**overrides: Any) -> tuple[File, Link, str]:
     """Returns the file of a finished job, its link, and the path of the link."""
     file = make_finished(CONTENT, **overrides).files.get()
     link = links.get_or_create(file)
@@ -38,7 +38,7 @@ def made(**overrides: Any) -> tuple[File, Link, str]:
     return file, link, address.removeprefix(OURS)
 
 
-def taken(answer: Any) -> bytes:
+def read_download(answer: Any) -> bytes:
     """Reads the body, and ends the request without closing the test's database connection."""
     content = b"".join(answer)
     request_finished.disconnect(close_old_connections)
@@ -71,14 +71,14 @@ def uses(link: Link) -> int:
 @pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
 def test_link_returns_file(dataset: str, prefix: str) -> None:
     # given
-    file, _, path = made(dataset=dataset)
+    file, _, path = make_linked_file(dataset=dataset)
 
     # when it is opened without any key
     answer = Client().get(prefix + path)
 
     # then
     assert answer.status_code == 200
-    assert taken(answer) == CONTENT
+    assert read_download(answer) == CONTENT
     assert answer["Content-Type"] == "text/csv; charset=utf-8"
     assert answer["Content-Length"] == str(len(CONTENT))
     assert answer["Content-Disposition"] == f'attachment; filename="{file.name}"'
@@ -87,12 +87,12 @@ def test_link_returns_file(dataset: str, prefix: str) -> None:
 
 def test_downloads_are_counted() -> None:
     # given
-    _, link, path = made()
-    _, other, _ = made()
+    _, link, path = make_linked_file()
+    _, other, _ = make_linked_file()
 
     # when it is opened three times
     for _ in range(3):
-        assert taken(Client().get(path)) == CONTENT
+        assert read_download(Client().get(path)) == CONTENT
 
     # then
     assert (uses(link), uses(other)) == (3, 0)
@@ -100,21 +100,21 @@ def test_downloads_are_counted() -> None:
 
 def test_head_returns_headers_only() -> None:
     # given
-    _, _, path = made()
+    _, _, path = make_linked_file()
 
     # when
     answer = Client().head(path)
 
     # then
     assert answer.status_code == 200
-    assert taken(answer) == b""
+    assert read_download(answer) == b""
     assert answer["Content-Length"] == str(len(CONTENT))
     assert_not_kept(answer)
 
 
 def test_head_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a file in a bucket
-    _, link, path = made()
+    _, link, path = make_linked_file()
     monkeypatch.setattr(links, "sign_redirect", lambda file: "https://bucket.example/signed")
 
     # when
@@ -129,7 +129,7 @@ def test_head_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failed_download_is_not_counted() -> None:
-    file, link, path = made()
+    file, link, path = make_linked_file()
 
     assert Client().get(path, headers={"Range": f"bytes={len(CONTENT)}-"}).status_code == 416
     storage.get_storage().delete(file.key)
@@ -141,7 +141,7 @@ def test_failed_download_is_not_counted() -> None:
 
 def test_concurrent_last_use_is_rejected() -> None:
     # given two requests that passed the same check
-    _, link, _ = made()
+    _, link, _ = make_linked_file()
     Link.objects.filter(pk=link.pk).update(use_count=link.max_uses - 1)
     both = Link.objects.select_related("file__job__channel")
     first, second = (both.get(pk=link.pk) for _ in range(2))
@@ -157,7 +157,7 @@ def test_concurrent_last_use_is_rejected() -> None:
 
 def test_record_download_locks_link_only() -> None:
     """With a join PostgreSQL would read the row as it was before the wait."""
-    _, link, _ = made()
+    _, link, _ = make_linked_file()
     with CaptureQueriesContext(connection) as queries:
         links.record_download(link)
     update = next(each["sql"] for each in queries if each["sql"].startswith("UPDATE"))
@@ -167,10 +167,10 @@ def test_record_download_locks_link_only() -> None:
 
 def test_head_is_not_counted() -> None:
     # given a link that a chat previews
-    _, link, path = made()
+    _, link, path = make_linked_file()
 
     # when
-    assert taken(Client().head(path)) == b""
+    assert read_download(Client().head(path)) == b""
 
     # then no download was counted
     assert uses(link) == 0
@@ -179,7 +179,7 @@ def test_head_is_not_counted() -> None:
 @pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
 def test_other_methods_are_rejected(method: str) -> None:
     # given
-    file, link, path = made()
+    file, link, path = make_linked_file()
 
     # when
     answer = getattr(Client(), method)(path)
@@ -193,7 +193,7 @@ def test_other_methods_are_rejected(method: str) -> None:
 
 def test_altered_token_opens_nothing() -> None:
     # given
-    _, link, path = made()
+    _, link, path = make_linked_file()
     start, _, token = path.rpartition("/")
 
     # when each character of the token becomes another one
@@ -210,7 +210,7 @@ def test_altered_token_opens_nothing() -> None:
     "token", ["x", "1", "1:", ":", "1:abc", "%00", "../1", "1%0a:x", "९:x", "1" * 5000]
 )
 def test_invented_token_opens_nothing(token: str) -> None:
-    made()
+    make_linked_file()
     answer = Client().get(f"/dataset/v1/download/{token}")
     if answer.status_code == 404:  # an address that we do not have
         assert "/" in token
@@ -220,7 +220,7 @@ def test_invented_token_opens_nothing(token: str) -> None:
 
 def test_unknown_link_is_403() -> None:
     # given a token that we gave, of a link that no row remembers
-    _, link, path = made()
+    _, link, path = make_linked_file()
     link.delete()
 
     # when / then
@@ -239,9 +239,9 @@ def test_unknown_link_is_403() -> None:
 @pytest.mark.parametrize("method", ["get", "head"])
 def test_ended_link_is_410(ending: Any, method: str) -> None:
     # given a link that worked, and one beside it
-    _, link, path = made()
-    _, _, other = made()
-    assert taken(Client().get(path)) == CONTENT
+    _, link, path = make_linked_file()
+    _, _, other = make_linked_file()
+    assert read_download(Client().get(path)) == CONTENT
 
     # when it ends
     ending(link)
@@ -254,12 +254,12 @@ def test_ended_link_is_410(ending: Any, method: str) -> None:
         assert_closed(answer, 410, "expired")
     assert uses(link) == 1
     answer = Client().get(other)
-    assert taken(answer) == CONTENT
+    assert read_download(answer) == CONTENT
 
 
 def test_missing_file_is_410() -> None:
     # given a file that was deleted behind the service's back
-    file, _, path = made()
+    file, _, path = make_linked_file()
     storage.get_storage().delete(file.key)
 
     # when / then
@@ -268,19 +268,19 @@ def test_missing_file_is_410() -> None:
 
 def test_link_expires_after_a_day() -> None:
     before = timezone.now()
-    _, link, _ = made()
+    _, link, _ = make_linked_file()
     assert before + timedelta(days=1) <= link.expires_at <= timezone.now() + timedelta(days=1)
 
 
 def test_link_lifetime_setting(settings: Any) -> None:
     settings.EXHAUST_LINK_SECONDS = 90
-    _, link, _ = made()
+    _, link, _ = make_linked_file()
     assert 85 < (link.expires_at - timezone.now()).total_seconds() <= 90
 
 
 def test_link_expires_with_its_file(settings: Any) -> None:
     # given a file an hour before its retention ends
-    file, link, _ = made()
+    file, link, _ = make_linked_file()
     born = timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS, hours=-1)
     File.objects.update(created_at=born)
     Link.objects.all().delete()
@@ -299,7 +299,7 @@ def test_temporary_credentials_shorten_link(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
 
     # when
-    _, link, _ = made()
+    _, link, _ = make_linked_file()
 
     # then
     assert link.expires_at == ends
@@ -308,7 +308,7 @@ def test_temporary_credentials_shorten_link(monkeypatch: pytest.MonkeyPatch) -> 
 def test_lasting_credentials_keep_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = datetime.now(UTC) + timedelta(days=300)
     monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
-    _, link, _ = made()
+    _, link, _ = make_linked_file()
     assert link.expires_at <= timezone.now() + timedelta(days=1)
 
 
@@ -349,7 +349,7 @@ def test_private_file_gets_own_link(
 
 def test_database_dump_opens_no_file() -> None:
     # given stored links
-    file, link, path = made()
+    file, link, path = make_linked_file()
     token = path.rpartition("/")[2]
     dumped_values = [
         str(each_value) for row in Link.objects.values() for each_value in row.values()
@@ -374,20 +374,20 @@ def test_database_dump_opens_no_file() -> None:
 
 
 def test_unreadable_token_gets_new_link(settings: Any) -> None:
-    file, link, path = made()
+    file, link, path = make_linked_file()
     settings.EXHAUST_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     new_link = links.get_or_create(File.objects.get(pk=file.pk))
     assert new_link is not None
     assert new_link != link
-    assert taken(Client().get(path)) == CONTENT  # the former one still works
+    assert read_download(Client().get(path)) == CONTENT  # the former one still works
 
 
 def test_link_has_a_download_limit() -> None:
     # given a link that may be used twice
-    file, link, path = made()
+    file, link, path = make_linked_file()
     Link.objects.update(max_uses=2)
     for _ in range(2):
-        assert taken(Client().get(path)) == CONTENT
+        assert read_download(Client().get(path)) == CONTENT
 
     # when it is used once more, then it opens no file, and the next reader gets another
     assert_closed(Client().get(path), 410, "expired")
@@ -398,8 +398,8 @@ def test_link_has_a_download_limit() -> None:
 
 def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
     # given two requests with working links
-    file, link, path = made(dataset=PRIVATE)
-    _, _, other = made(dataset=PRIVATE)
+    file, link, path = make_linked_file(dataset=PRIVATE)
+    _, _, other = make_linked_file(dataset=PRIVATE)
     job = file.job
     address = f"/dataset/v1/request/revoke/{job.tag}?requestId={job.request_id}"
 
@@ -414,30 +414,30 @@ def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
     assert_closed(Client().get(path), 410, "revoked")
     link.refresh_from_db()
     assert link.encrypted_token is None
-    assert taken(Client().get(other)) == CONTENT
+    assert read_download(Client().get(other)) == CONTENT
     assert asker.post(address).json()["result"]["revoked"] == 0
 
     # and the next read returns a new one
     read = asker.get(f"/dataset/v1/request/read/{job.tag}", {"requestId": job.request_id}).json()
     (new,) = read["result"]["downloadUrls"]
     assert not new.endswith(path)
-    assert taken(Client().get(new.removeprefix(OURS))) == CONTENT
+    assert read_download(Client().get(new.removeprefix(OURS))) == CONTENT
 
 
 @pytest.mark.parametrize(
     ("scopes", "channel"), [(("export:response",), "ORG_001"), (("export:private",), "ORG_002")]
 )
 def test_revoking_needs_read_access(scopes: tuple[str, ...], channel: str) -> None:
-    file, _, path = made(dataset=PRIVATE)
+    file, _, path = make_linked_file(dataset=PRIVATE)
     caller = Client(headers=bearer(make_key(*scopes, channels=(channel,))))
     job = file.job
     address = f"/dataset/v1/request/revoke/{job.tag}?requestId={job.request_id}"
     assert caller.post(address).status_code in (403, 404)
-    assert taken(Client().get(path)) == CONTENT
+    assert read_download(Client().get(path)) == CONTENT
 
 
 def test_admin_revokes_links(admin_client: Client) -> None:
-    _, link, path = made()
+    _, link, path = make_linked_file()
     answer = admin_client.post(
         "/admin/exhaust/link/", {"action": "revoke", "_selected_action": [link.pk]}
     )
@@ -447,9 +447,9 @@ def test_admin_revokes_links(admin_client: Client) -> None:
 
 def test_download_is_in_audit_log() -> None:
     # given a link that is looked at, used, and tried when it has ended
-    file, link, path = made(dataset=PRIVATE)
-    taken(Client().head(path))
-    taken(Client().get(path, REMOTE_ADDR="192.0.2.77"))
+    file, link, path = make_linked_file(dataset=PRIVATE)
+    read_download(Client().head(path))
+    read_download(Client().get(path, REMOTE_ADDR="192.0.2.77"))
     links.revoke(Link.objects.all())
     Client().get(path)
 
@@ -480,7 +480,7 @@ def test_replays_after_expiry_open_nothing(
     assert made_link is not None
     link, path = made_link, links.build_url(made_link).removeprefix(OURS)
     assert abs((link.expires_at - real()).total_seconds() - 86_400) < 60
-    assert taken(Client().get(path)) == CONTENT
+    assert read_download(Client().get(path)) == CONTENT
     Link.objects.update(expires_at=real() - timedelta(milliseconds=10))
     token = path.rpartition("/")[2]
 
@@ -514,8 +514,8 @@ def age(file: File, **span: float) -> None:
 def test_retention_deletes_old_files(files: Path, settings: Any, asker: Client) -> None:
     # given a file past its thirty days, and one a minute before
     settings.EXHAUST_FILE_RETENTION_DAYS = 30
-    old, old_link, old_path = made()
-    young, _, young_path = made()
+    old, old_link, old_path = make_linked_file()
+    young, _, young_path = make_linked_file()
     age(old, days=30, minutes=1)
     age(young, days=30, minutes=-1)
 
@@ -525,7 +525,7 @@ def test_retention_deletes_old_files(files: Path, settings: Any, asker: Client) 
     assert stored_paths(files) == [young.key]
     assert_closed(Client().get(old_path), 410, "expired")
     answer = Client().get(young_path)
-    assert taken(answer) == CONTENT
+    assert read_download(answer) == CONTENT
 
     # and its job says so, without a link
     job = old.job
@@ -543,8 +543,8 @@ def test_retention_survives_storage_failure(
     files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # given two old files, of which the storage refuses to delete the first
-    first, _, _ = made()
-    second, _, _ = made()
+    first, _, _ = make_linked_file()
+    second, _, _ = make_linked_file()
     age(first, days=40)
     age(second, days=40)
     delete = storage.FolderStorage.delete
@@ -571,14 +571,14 @@ def test_retention_survives_storage_failure(
 
 def test_range_request_resumes_download() -> None:
     # given
-    file, _, path = made()
+    file, _, path = make_linked_file()
 
     # when the bytes after an offset are requested
     answer = Client().get(path, headers={"Range": "bytes=3-"})
 
     # then the answer has them, and names the range
     assert answer.status_code == 206
-    assert taken(answer) == CONTENT[3:]
+    assert read_download(answer) == CONTENT[3:]
     assert answer["Content-Range"] == f"bytes 3-{len(CONTENT) - 1}/{len(CONTENT)}"
     assert answer["Content-Length"] == str(len(CONTENT) - 3)
     assert answer["ETag"] == f'"{file.sha256}"'
@@ -589,23 +589,23 @@ def test_range_request_resumes_download() -> None:
     "requested_range", ["bytes=0-3", "bytes=-3", "bytes=1-2,4-5", "bytes=x-", "rows=1-"]
 )
 def test_unsupported_range_returns_all(requested_range: str) -> None:
-    _, _, path = made()
+    _, _, path = make_linked_file()
     answer = Client().get(path, headers={"Range": requested_range})
-    assert (answer.status_code, taken(answer)) == (200, CONTENT)
+    assert (answer.status_code, read_download(answer)) == (200, CONTENT)
     assert "Content-Range" not in answer
 
 
 def test_if_range_of_other_file_returns_all() -> None:
-    file, _, path = made()
+    file, _, path = make_linked_file()
     same = Client().get(path, headers={"Range": "bytes=3-", "If-Range": f'"{file.sha256}"'})
     other = Client().get(path, headers={"Range": "bytes=3-", "If-Range": '"another"'})
-    assert (same.status_code, taken(same)) == (206, CONTENT[3:])
-    assert (other.status_code, taken(other)) == (200, CONTENT)
+    assert (same.status_code, read_download(same)) == (206, CONTENT[3:])
+    assert (other.status_code, read_download(other)) == (200, CONTENT)
 
 
 @pytest.mark.parametrize("start", [len(CONTENT), 10**17])
 def test_range_past_end_is_416(start: int) -> None:
-    _, _, path = made()
+    _, _, path = make_linked_file()
     answer = Client().get(path, headers={"Range": f"bytes={start}-"})
     assert (answer.status_code, answer.content) == (416, b"")
     assert answer["Content-Range"] == f"bytes */{len(CONTENT)}"

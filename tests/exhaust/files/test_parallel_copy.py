@@ -44,7 +44,7 @@ def busy() -> int:
         return int(cursor.fetchone()[0])
 
 
-def made(selection: Selection, name: str, limit: int = 0) -> list[bytes]:
+def write_parts(selection: Selection, name: str, limit: int = 0) -> list[bytes]:
     parts = writer.iter_parts(RESPONSE, selection, writer.Progress(), FORMATS[name], limit=limit)
     return [b"".join(part) for part in parts]
 
@@ -54,7 +54,7 @@ def made(selection: Selection, name: str, limit: int = 0) -> list[bytes]:
 def test_slices_make_same_bytes(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     selection = corpus.store_corpus()
-    whole = made(selection, name, limit)
+    whole = write_parts(selection, name, limit)
 
     # when
     monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 7, raising=False)
@@ -64,7 +64,7 @@ def test_slices_make_same_bytes(name: str, limit: int, monkeypatch: pytest.Monke
     # then
     assert len(slices) == 7
     assert (slices[0].start, slices[-1].end) == (selection.start, selection.end)
-    assert made(selection, name, limit) == whole
+    assert write_parts(selection, name, limit) == whole
     assert lanes() == []
 
 
@@ -76,12 +76,12 @@ def test_same_time_rows_share_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
         send_events(event)
     job = make_claimed()
     selection = plan.select_rows(job, RESPONSE)
-    whole = made(selection, "csv")
+    whole = write_parts(selection, "csv")
     monkeypatch.setattr(RESPONSE, "estimate_rows", lambda _: 9, raising=False)
     monkeypatch.setattr(parallel_copy, "SLICE_ROWS", 1)
 
     # then
-    assert made(selection, "csv") == whole
+    assert write_parts(selection, "csv") == whole
     assert whole[0].count(b"\n") == 41
 
 

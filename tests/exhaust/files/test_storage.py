@@ -53,12 +53,12 @@ class StorageCase:
 
 
 def bucket(client: Any) -> Callable[[], list[str]]:
-    def left() -> list[str]:
+    def list_keys() -> list[str]:
         objects = client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
         uploads = client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
         return [entry["Key"] for entry in objects] + [f"upload {u['Key']}" for u in uploads]
 
-    return left
+    return list_keys
 
 
 @pytest.fixture(scope="session")

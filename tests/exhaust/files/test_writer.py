@@ -23,7 +23,7 @@ RESPONSE = DATASETS["uci-response-exhaust"]
 PRIVATE = DATASETS["uci-private-exhaust"]
 
 
-def written(
+def write_file(
     selection: Selection, dataset: Dataset = RESPONSE, *, portable: bool = False
 ) -> tuple[bytes, int]:
     progress = writer.Progress()
@@ -63,7 +63,7 @@ def test_format_csv_line_quotes_rfc_4180(cells: list[str | None], line: bytes):
 @pytest.mark.django_db
 @pytest.mark.parametrize("portable", [False, True], ids=["the database's way", "portable"])
 def test_csv_equals_golden_file(portable: bool):
-    data, count = written(corpus.store_corpus(), portable=portable)
+    data, count = write_file(corpus.store_corpus(), portable=portable)
 
     assert count == corpus.row_count()
     assert data.split(b"\n") == GOLDEN.read_bytes().split(b"\n")  # a readable difference
@@ -76,9 +76,9 @@ def test_csv_equals_golden_file(portable: bool):
 def test_copy_and_portable_bytes_are_equal(dataset: Dataset):
     selection = corpus.store_corpus()
 
-    copied, count = written(selection, dataset)
+    copied, count = write_file(selection, dataset)
 
-    assert written(selection, dataset, portable=True) == (copied, count)
+    assert write_file(selection, dataset, portable=True) == (copied, count)
     assert count > 0
 
 
@@ -121,7 +121,7 @@ def test_golden_file_keeps_sent_numbers():
 
 @pytest.mark.django_db
 def test_empty_csv_is_a_header():
-    data, count = written(corpus.select_corpus())
+    data, count = write_file(corpus.select_corpus())
 
     assert (data.count(b"\n"), count) == (1, 0)
     assert data == (
@@ -171,7 +171,7 @@ def test_deepest_accepted_answer_is_written(depth: int, portable: bool):
     outcome = batches.append_batch(make_channel().id, parse_sample(b"[" + raw + b"]"))
     assert outcome.stored + len(outcome.rejections) == 1
 
-    _, count = written(corpus.select_corpus(), portable=portable)
+    _, count = write_file(corpus.select_corpus(), portable=portable)
 
     assert count == outcome.stored
 
@@ -184,7 +184,7 @@ def test_longest_accepted_number_is_written(digits: int, portable: bool):
     outcome = batches.append_batch(make_channel().id, parse_sample(b"[" + raw + b"]"))
     assert outcome.stored + len(outcome.rejections) == 1
 
-    _, count = written(corpus.select_corpus(), portable=portable)
+    _, count = write_file(corpus.select_corpus(), portable=portable)
 
     assert count == outcome.stored
 

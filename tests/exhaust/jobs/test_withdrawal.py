@@ -1,4 +1,4 @@
-"""Consent taken back ends the link and the phone in the file, at once; an erasure all the more."""
+"""A withdrawal of consent, or an erasure, revokes links and removes the phone from files."""
 
 import base64
 import csv
@@ -50,7 +50,7 @@ from tests.exhaust.factories import (
     make_submission,
     send_events,
 )
-from tests.exhaust.files.test_links import assert_closed, taken
+from tests.exhaust.files.test_links import assert_closed, read_download
 
 PHONE = "+919000000001"
 USERS, EVENTS, SESSIONS = "users-exhaust", "events-exhaust", "sessions-exhaust"
@@ -108,12 +108,12 @@ def make_file(dataset: str = PRIVATE, **overrides: Any) -> tuple[Job, str]:
 def read_rows(path: str) -> list[dict[str, str]]:
     answer = Client().get(path)
     assert answer.status_code == 200
-    return list(csv.DictReader(io.StringIO(taken(answer).decode())))
+    return list(csv.DictReader(io.StringIO(read_download(answer).decode())))
 
 
 def link_status(path: str) -> int:
     answer = Client().head(path)
-    taken(answer)
+    read_download(answer)
     return int(answer.status_code)
 
 
@@ -122,7 +122,7 @@ def read_phones(path: str) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def settled(monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str]) -> None:
+def without_broker(monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str]) -> None:
     """No broker."""
 
 
@@ -301,7 +301,7 @@ def test_failed_withdrawal_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_withdrawal_stops_running_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given an attempt that has read the phone when consent is taken back
+    # given an attempt that has read the phone when the participant withdraws
     send_events(make_answer(1))
     post_participants(make_participant(1))
     job = submit.submit(make_submission(dataset=PRIVATE, config=config(PRIVATE)))
