@@ -159,8 +159,12 @@ class Request:
         ):
             return
         size = 0
+        length = headers.get("content-length", "")
         with suppress(Exception):  # the client has gone, or takes too long
             async with asyncio.timeout(DISCARD_SECONDS):
+                if length.isdecimal() and int(length) <= SMALL_BODY_BYTES:
+                    await self.read_small_body()
+                    return
                 async for chunk in self.chunks():
                     size += len(chunk)
                     if size > MAX_DISCARDED_BYTES:

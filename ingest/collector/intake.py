@@ -33,6 +33,7 @@ MAX_COMPRESSED_LOOP_BYTES = 2 * 1024
 GROUP_EVENTS = 1000  # of one commit
 BULK_EVENTS = 500  # of a batch that has to wait for batches like it
 CHANNEL_REQUESTS, CHANNEL_BYTES = 512, 32 * 1024 * 1024  # in progress, of a channel in a process
+MAX_UNWANTED_BYTES = 16 * 1024  # of a body that is read although its call is refused
 REQUEST_BYTES = 512  # of work that a request is besides its body
 RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
 _next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
@@ -96,10 +97,10 @@ class Collector:
                 response = _with_headers(response, **{"Retry-After": wait})
         except ShareFull:
             metrics.OVERLOAD_REJECTIONS.inc()
-            response = _reject_overload(endpoint)
+            response = _reject_overload(endpoint, request)
         except (DatabaseError, InterfaceError) as error:
             log.error("collector.store_failed", exc_info=error)
-            response = _reject_overload(endpoint)
+            response = _reject_overload(endpoint, request)
         headers = {**response.headers, **rate_limits.build_headers(request)}
         if adapter.cors:
             origin = request.headers.get("Origin") or ""
@@ -251,8 +252,14 @@ def _with_headers(response: Response, **headers: str) -> Response:
     return response._replace(headers={**response.headers, **headers})
 
 
-def _reject_overload(endpoint: Endpoint) -> Response:
-    return _with_headers(endpoint.overload, **{"Retry-After": str(_next_retry_seconds())})
+def _reject_overload(endpoint: Endpoint, request: Request) -> Response:
+    response = _with_headers(endpoint.overload, **{"Retry-After": str(_next_retry_seconds())})
+    length = request.headers.get("Content-Length") or ""
+    if not length.isdecimal() or int(length) > MAX_UNWANTED_BYTES:
+        # under overload even to forget a body costs too much
+        request.is_body_read = True
+        return _with_headers(response, Connection="close")
+    return response
 
 
 # The threads -------------------------------------------------------------------------------------
