@@ -22,6 +22,7 @@ from ingest.collector.fresh import FreshCache, NoCache
 from ingest.collector.groups import Backlog, GroupWorker, InlineWorker, ShareFull, Shares
 from ingest.collector.senders import Sender, Senders
 from ingest.collector.writer import LoopWriter
+from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Call, RequestError, StoreResult
 from ingest.limits import rate_limits
 from ingest.store import batches
@@ -269,7 +270,7 @@ def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     outcomes: list[Any] = []
     for call in calls:
         try:
-            outcomes.append(call())
+            outcomes.append(retry_if_lost(call))
         except Exception as error:  # the caller's own
             outcomes.append(error)
             if isinstance(error, DatabaseError | InterfaceError):

@@ -4,14 +4,16 @@ The ORM takes three times as long, and on PostgreSQL Django's cursor has a state
 call. Django's query counts in tests do not include them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 
 from ingest.tenancy import session
+
+Result = TypeVar("Result")
 
 
 def fetch_all(sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
@@ -46,3 +48,17 @@ def _borrow_connection() -> Iterator[Any]:
     else:
         connection.ensure_connection()
         yield connection.connection
+
+
+def retry_if_lost(call: Callable[[], Result]) -> Result:
+    """Returns the result of a call; asks a new connection once where this one is found lost.
+
+    A call whose commit was lost on the way is made twice, so it has to be one that may be repeated.
+    """
+    try:
+        return call()
+    except (OperationalError, InterfaceError):
+        if connection.in_atomic_block or connection.connection is None or connection.is_usable():
+            raise
+        connection.close()
+        return call()

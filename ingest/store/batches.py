@@ -29,6 +29,7 @@ from ingest import audit, metrics
 from ingest.adapters.json_body import json_equal, normalize_json
 from ingest.audit import Actor
 from ingest.db import binary_arrays
+from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Event, Profile, Rejection, RequestError, StoreResult
 from ingest.feed.watermark import lock_positioned_tables
 from ingest.models import Conversation
@@ -95,7 +96,7 @@ def append_batches(pending: Sequence[Pending]) -> list[Outcome]:
 
 def _append_alone(pending: Pending) -> Outcome:
     try:
-        return _append(pending)
+        return retry_if_lost(lambda: _append(pending))
     except Exception as error:  # the others go on
         _close_if_useless(error)
         return error

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import psycopg
 from django.db import connection, transaction
 
 from ingest.events import Profile
@@ -11,10 +12,10 @@ from ingest.privacy import consent, erasure
 from ingest.privacy.encryption import encrypt
 
 # A later consent replaces an earlier one; a missing field (NULL) changes nothing.
-_UPSERT_PARTICIPANT = """
+_UPSERT = """
 INSERT INTO ingest_participant AS known
     (channel_id, device_id, user_name, encrypted_phone, consent, consent_at, updated_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s)
+{rows}
 ON CONFLICT (channel_id, device_id) DO UPDATE SET
     user_name = CASE WHEN %s THEN excluded.user_name ELSE known.user_name END,
     encrypted_phone = CASE WHEN %s THEN excluded.encrypted_phone ELSE known.encrypted_phone END,
@@ -26,6 +27,11 @@ ON CONFLICT (channel_id, device_id) DO UPDATE SET
         THEN excluded.consent_at ELSE known.consent_at END,
     updated_at = excluded.updated_at
 """
+_UPSERT_ONE = _UPSERT.format(rows="VALUES (%s, %s, %s, %s, %s, %s, %s)")
+_UPSERT_ARRAYS = _UPSERT.format(
+    rows="SELECT %s, d, n, p, c, a, %s FROM unnest"
+    "(%s::text[], %s::text[], %s::bytea[], %s::boolean[], %s::timestamptz[]) AS u(d, n, p, c, a)"
+)
 
 
 def store_participants(
@@ -74,7 +80,21 @@ def _upsert(
     changes_consent = any(p.consent is not None or p.phone == "" for p in profiles)
     devices = [row[1] for row in rows] if changes_consent else []
     before = consent.lock_participants(channel_id, devices)  # in the order of the upsert
-    with connection.cursor() as cursor:
-        cursor.executemany(_UPSERT_PARTICIPANT, rows)
+    if connection.vendor == "postgresql" and len({row[1] for row in rows}) == len(rows):
+        _upsert_arrays(channel_id, received_at, rows)
+    else:  # of a device that comes twice, each profile counts in turn
+        with connection.cursor() as cursor:
+            cursor.executemany(_UPSERT_ONE, rows)
     if changes_consent:
         consent.apply_changes(channel_id, before, consent.lock_participants(channel_id, devices))
+
+
+def _upsert_arrays(channel_id: int, received_at: Any, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Upserts rows of different devices, in a statement for each set of fields that was sent."""
+    by_fields: dict[tuple[bool, bool], list[tuple[Any, ...]]] = {}
+    for row in rows:
+        by_fields.setdefault(row[7:], []).append(row)
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        for fields, group in sorted(by_fields.items()):
+            arrays = [list(column) for column in zip(*(row[1:6] for row in group), strict=True)]
+            cursor.execute(_UPSERT_ARRAYS, [channel_id, received_at, *arrays, *fields])
