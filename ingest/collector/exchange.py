@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ingest.adapters import json_body
 from ingest.events import RequestError
@@ -75,6 +75,8 @@ class Request:
         "scheme",
         "variables",
     )
+
+    discarding: ClassVar[int] = 0  # bodies that are read and forgotten at this moment
 
     def __init__(
         self,
@@ -160,15 +162,19 @@ class Request:
             return
         size = 0
         length = headers.get("content-length", "")
-        with suppress(Exception):  # the client has gone, or takes too long
-            async with asyncio.timeout(DISCARD_SECONDS):
-                if length.isdecimal() and int(length) <= SMALL_BODY_BYTES:
-                    await self.read_small_body()
-                    return
-                async for chunk in self.chunks():
-                    size += len(chunk)
-                    if size > MAX_DISCARDED_BYTES:
+        Request.discarding += 1
+        try:
+            with suppress(Exception):  # the client has gone, or takes too long
+                async with asyncio.timeout(DISCARD_SECONDS):
+                    if length.isdecimal() and int(length) <= SMALL_BODY_BYTES:
+                        await self.read_small_body()
                         return
+                    async for chunk in self.chunks():
+                        size += len(chunk)
+                        if size > MAX_DISCARDED_BYTES:
+                            return
+        finally:
+            Request.discarding -= 1
 
     def content_length(self) -> int | None:
         """The length that the header tells, or None for a body in chunks.

@@ -34,7 +34,8 @@ MAX_COMPRESSED_LOOP_BYTES = 2 * 1024
 GROUP_EVENTS = 1000  # of one commit
 BULK_EVENTS = 500  # of a batch that has to wait for batches like it
 CHANNEL_REQUESTS, CHANNEL_BYTES = 512, 32 * 1024 * 1024  # in progress, of a channel in a process
-MAX_UNWANTED_BYTES = 16 * 1024  # of a body that is read although its call is refused
+MAX_UNWANTED_BYTES = 16 * 1024  # of a body that is always read, although its call is refused
+MAX_DISCARDING = 16  # larger ones at once
 REQUEST_BYTES = 512  # of work that a request is besides its body
 RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
 _next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
@@ -256,8 +257,9 @@ def _with_headers(response: Response, **headers: str) -> Response:
 def _reject_overload(endpoint: Endpoint, request: Request) -> Response:
     response = _with_headers(endpoint.overload, **{"Retry-After": str(_next_retry_seconds())})
     length = request.headers.get("Content-Length") or ""
-    if not length.isdecimal() or int(length) > MAX_UNWANTED_BYTES:
-        # under overload even to forget a body costs too much
+    is_small = length.isdecimal() and int(length) <= MAX_UNWANTED_BYTES
+    if not is_small and Request.discarding >= MAX_DISCARDING:
+        # under much load even to forget a body costs too much; some clients lose the answer
         request.is_body_read = True
         return _with_headers(response, Connection="close")
     return response
