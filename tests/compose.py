@@ -95,6 +95,12 @@ def environment(name: str) -> dict[str, str]:
     """Returns the environment of a service's container, with this machine's server addresses."""
     variables = {key: str(value) for key, value in services()[name].get("environment", {}).items()}
     port = os.environ["COMPOSE_PORT"]
+    if name == "proxy":
+        variables |= {
+            "HTTP_ADDRESS": f"127.0.0.1:{port}",
+            "COLLECTOR_ADDRESS": f"127.0.0.1:{os.environ['COMPOSE_COLLECTOR_PORT']}",
+            "WEB_ADDRESS": f"127.0.0.1:{os.environ['COMPOSE_WEB_PORT']}",
+        }
     ours = {
         "EXHAUST_DATA_DIR": str(STATE / name),
         "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
@@ -124,8 +130,12 @@ def words_of(name: str) -> list[str]:
         match = re.search(r"^CMD (\[.*\])$", Path("Dockerfile").read_text(), re.M)
         assert match
         command_words = yaml.safe_load(match[1])
-    ports = {"8000": os.environ["COMPOSE_PORT"], "0.0.0.0": "127.0.0.1"}  # noqa: S104
-    return [ports.get(part, part) for part in command_words]
+    ours = {
+        "8000": os.environ.get(f"COMPOSE_{name.upper()}_PORT", ""),
+        "0.0.0.0": "127.0.0.1",  # noqa: S104
+        "/usr/local/etc/haproxy/haproxy.cfg": str(ROOT / "config" / "proxy" / "haproxy.cfg"),
+    }
+    return [ours.get(part, part) for part in command_words]
 
 
 def up(names: list[str], *, whole: bool) -> None:
@@ -138,7 +148,7 @@ def up(names: list[str], *, whole: bool) -> None:
     for name in names:
         if name not in (*SERVERS, *ONCE, *WITHOUT):
             start(name)
-    if "web" in names:
+    if {"proxy", "collector", "web"} & set(names):
         until_ready()
 
 
@@ -295,7 +305,8 @@ def until_ready() -> None:
             urllib.request.urlopen(address, timeout=5).close()
             return
         time.sleep(0.2)
-    raise SystemExit((STATE / "web.log").read_text(errors="replace")[-4000:])
+    logs = [(STATE / f"{name}.log") for name in ("proxy", "collector", "web")]
+    raise SystemExit("\n".join(log.read_text(errors="replace")[-4000:] for log in logs))
 
 
 def storage_port() -> int:

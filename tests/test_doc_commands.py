@@ -56,7 +56,7 @@ def test_its_commands_run(page: Path, place: Place) -> None:
 @pytest.mark.postgresql
 @pytest.mark.redis
 @pytest.mark.s3
-@needs("bash", "curl", "openssl", "pg_dump", "redis-cli", "redis-server")
+@needs("bash", "curl", "openssl", "pg_dump", "redis-cli", "redis-server", "haproxy")
 def test_what_an_operator_does_can_be_done(tmp_path: Path) -> None:
     # given PostgreSQL, Redis and an S3 server, and our services as the compose file starts them
     database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/exhaust_{token_hex(6)}")
@@ -74,6 +74,8 @@ def test_what_an_operator_does_can_be_done(tmp_path: Path) -> None:
         COMPOSE_DATABASE=database.geturl(),
         COMPOSE_BROKER=f"redis://127.0.0.1:{port}/0",
         COMPOSE_STORAGE_PORT=str(doc_commands.free_port()),
+        COMPOSE_COLLECTOR_PORT=str(doc_commands.free_port()),
+        COMPOSE_WEB_PORT=str(doc_commands.free_port()),
     )
     place.environment["COMPOSE_PORT"] = str(place.ports[8000])
 
@@ -81,7 +83,7 @@ def test_what_an_operator_does_can_be_done(tmp_path: Path) -> None:
     try:
         place.run(OPERATIONS)
     finally:
-        for service in ("web", "worker", "nightly", "beat", "s3"):
+        for service in ("proxy", "collector", "web", "worker", "nightly", "beat", "s3"):
             place.type(f"docker compose kill {service}")
         redis.terminate()
         redis.wait()

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ import yaml
 from django.core.management import get_commands
 
 from config.celery import app
+from exhaust.processes import GRANIAN_LIMITS
 from tests.doc_commands import OPERATIONS, blocks
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,8 +44,8 @@ def command(name: str) -> list[str]:
 
 
 def test_compose_has_every_service() -> None:
-    assert set(OURS) == {"migrate", "bucket", "web", "worker", "nightly", "beat"}
-    assert set(SERVICES) - set(OURS) == {"postgres", "redis", "s3"}
+    assert set(OURS) == {"migrate", "bucket", "collector", "web", "worker", "nightly", "beat"}
+    assert set(SERVICES) - set(OURS) == {"proxy", "postgres", "redis", "s3"}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -82,7 +84,10 @@ def test_every_command_exists(name: str) -> None:
             [sys.executable, "-m", "granian", "--help"], capture_output=True, text=True, check=True
         ).stdout
         assert [option for option in options if option not in help_text] == []
-        assert rest[rest.index("--interface") + 2] == "config.wsgi:application"
+        interface, application = ("wsgi", "wsgi") if name == "web" else ("rsgi", "asgi")
+        assert rest[:3] == ["--interface", interface, f"config.{application}:application"]
+        limits = GRANIAN_LIMITS if name == "collector" else ()
+        assert " ".join(limits) in " ".join(rest).replace("--respawn-failed-workers ", "")
 
 
 def test_every_queue_has_workers() -> None:
@@ -134,7 +139,38 @@ def test_redis_persists_and_never_evicts() -> None:
 
 def test_dev_file_overrides_known_services() -> None:
     assert set(DEVELOPMENT["services"]) <= set(SERVICES)
-    assert DEVELOPMENT["services"]["web"]["environment"] == {"DEBUG": "true"}
+    for name in ("collector", "web"):
+        assert DEVELOPMENT["services"][name]["environment"] == {"DEBUG": "true"}
+
+
+def test_only_the_proxy_is_reached() -> None:
+    published = {name for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"proxy", "s3"}
+    assert {OURS[name]["environment"]["EXHAUST_BEHIND_PROXY"] for name in OURS} == {"true"}
+    config = (ROOT / "config" / "proxy" / "haproxy.cfg").read_text()
+    for name in ("collector", "web"):
+        assert f"presetenv {name.upper()}_ADDRESS {name}:8000" in config
+    for name in SERVICES["proxy"]["environment"]:
+        assert name in config
+    settings = re.findall(r"^    presetenv (\w+)", config, re.M)
+    assert {*SERVICES["proxy"]["environment"]} <= {*settings, "TLS_CERTIFICATE"}
+
+
+def test_proxy_health_check_asks_readyz() -> None:
+    _, *check = SERVICES["proxy"]["healthcheck"]["test"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        words = [word.replace("$$", "$").replace("/8000;", f"/{port};") for word in check]
+        for status, code in ((200, 0), (503, 1)):
+            process = subprocess.Popen(words)
+            client, _ = server.accept()
+            with client:
+                sent = b""
+                while not sent.endswith(b"\r\n\r\n"):
+                    sent += client.recv(100)
+                assert sent == b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n"
+                client.sendall(f"HTTP/1.1 {status} -\r\n\r\n".encode())
+            assert process.wait(10) == code
 
 
 def test_image_installs_constraints() -> None:
@@ -151,7 +187,16 @@ def test_image_installs_constraints() -> None:
 def test_commands_match_without_docker() -> None:
     (block,) = [each for each in blocks(OPERATIONS) if each.text.count("celery -A") == 3]
     typed = [shlex.split(line) for line in block.text.replace("\\\n", "").splitlines()]
-    assert typed[1:] == [command(name) for name in ("web", "worker", "nightly", "beat")]
+    assert typed[1:] == [command(name) for name in ("collector", "worker", "nightly", "beat")]
+    (behind,) = [each for each in blocks(OPERATIONS) if "haproxy -W" in each.text]
+    served, web, proxy = [
+        shlex.split(line) for line in behind.text.replace("\\\n", "").splitlines() if line[0] != "#"
+    ]
+    for words, name, port in ((served, "collector", "8001"), (web, "web", "8002")):
+        ours = {"0.0.0.0": "127.0.0.1", "8000": port}  # noqa: S104
+        assert words == [ours.get(word, word) for word in command(name)]
+    assert proxy[2:-1] == command("proxy")[:-1]
+    assert (ROOT / proxy[-1]).is_file()
     assert [" ".join(command(name)[:3]) for name in ("migrate", "bucket")] == [
         part.strip() for part in " ".join(typed[0]).split("&&")
     ]
