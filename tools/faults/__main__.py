@@ -5,8 +5,9 @@
 
 Uses real worker processes, PostgreSQL (DATABASE_URL's server), Redis and an S3 server; a second leg
 stores files in a folder. A run is one job and one fault: a process killed or stopped past its lease
-at a failpoint, a cut connection, a lost response, a failing S3 server, a stopped Redis. Leases have
-their usual length. Needs the extra `s3local` and redis-server.
+at a failpoint, a cut connection, a lost response, a failing S3 server, a stopped Redis, a killed
+web server. Leases have their usual length. Meanwhile events come over HTTP; each acknowledged one
+has to be stored once. Needs the extra `s3local` and redis-server.
 """
 
 import argparse
@@ -61,14 +62,19 @@ def run_leg(options: argparse.Namespace) -> None:
             load_channels()
             campaign = Campaign(installation, runs, JOBS_AT_ONCE[options.leg])
             orphans: list[str] = []
+            wrong_events: list[tuple[str, str]] = []
             try:
                 campaign.run()
                 orphans = campaign.list_orphans()
+                wrong_events = campaign.sender.check()
             finally:  # also after an interrupt
                 report = {
                     "runs": campaign.results,
                     "left": orphans,
                     "looks": campaign.reader_checks,
+                    "sent": campaign.sender.acknowledged_count,
+                    "answers": campaign.sender.statuses,
+                    "events": wrong_events,
                 }
                 print(json.dumps({**report, "died": campaign.crashed}), flush=True)
 
@@ -115,7 +121,10 @@ def run_campaign(options: argparse.Namespace) -> None:
     late_violations += [("died", f"{name} ended by itself") for leg in legs for name in leg["died"]]
     print_table(results)
     recovery_holds = print_recovery(results)
+    late_violations += [(kind, text) for leg in legs for kind, text in leg["events"]]
     print(f"\n{sum(leg['looks'] for leg in legs):,} looks of readers at API and storage")
+    answers = _format_counts(sum((Counter(leg["answers"]) for leg in legs), Counter()))
+    print(f"{sum(leg['sent'] for leg in legs):,} events acknowledged over HTTP; answers {answers}")
     print_verdict(
         results, late_violations, recovery_holds, options.seed, time.monotonic() - start_time
     )

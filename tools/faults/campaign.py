@@ -10,9 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
-
-import psycopg
 
 from benchmarks.export_data import telemetry_bodies
 from exhaust.demo.conversations import generate_answers, generate_participants
@@ -29,9 +28,14 @@ from tools.faults.checks import (
 from tools.faults.installation import CHANNELS, Installation, resume_process
 from tools.faults.plan import SIZES, Run
 from tools.faults.s3_proxy import Fault as S3Fault
+from tools.faults.sender import Sender
 
 LOST_AFTER_SECONDS = 300.0  # a job that has not ended by then is lost
 MAX_PAUSED = 10
+AT_SUBMIT = {"redis", "disk", "web", "collector"}  # outages that need no failpoint
+COSTS_NO_ATTEMPT = {"redis", "web", "collector"}
+SHARED = AT_SUBMIT | {"worker", "database"}  # of the whole system, one at a time
+CUT_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 RESUME_SECONDS = 8.0  # time for a resumed process to notice and exit
 BIG_PAYLOAD = 5_500
 
@@ -81,11 +85,12 @@ class Campaign:
         self._channels = [Channel.objects.get(identifier=name) for name in CHANNELS]
         key = keys.create_key("reader", ("export:response",), self._channels)[1]
         self._reader = Reader(installation, key)
+        self.sender = Sender(installation)
 
     def run(self) -> None:
         total, last_report = len(self._pending), time.monotonic()
         self._reader.start()
-        with ingest_slowly(self._channels):
+        with ingest_slowly(self._channels), self.sender.running():
             while self._pending or self._running:
                 self._start_runs()
                 self._handle_triggered()
@@ -119,9 +124,8 @@ class Campaign:
 
     def _conflicts(self, run: Run) -> bool:
         """Returns whether a fault of the whole system is in progress, so that this one waits."""
-        shared = {"redis", "worker", "database", "disk"}
-        return run.fault.point in shared and (
-            bool(self._scheduled) or any(trial.run.fault.point in shared for trial in self._running)
+        return run.fault.point in SHARED and (
+            bool(self._scheduled) or any(trial.run.fault.point in SHARED for trial in self._running)
         )
 
     def _submit_job(self, run: Run) -> Trial:
@@ -131,7 +135,7 @@ class Campaign:
         from exhaust.datasets.response import RESPONSE
         from exhaust.jobs import submit
 
-        if run.fault.point in {"redis", "disk"}:
+        if run.fault.point in AT_SUBMIT:
             self._cause_outage(run.fault.point, run.fault.kind)
         channel, tag = self._channels[run.channel], f"fault-{run.index}-{time.time_ns()}"
         with transaction.atomic():
@@ -156,7 +160,7 @@ class Campaign:
         )
         if run.fault.point in {"wake-ups", "sweeps"}:
             self._flood_wakeups(trial)
-        if run.fault.point in {"redis", "disk"}:
+        if run.fault.point in AT_SUBMIT:
             self._mark_affected(except_trial=trial)
         return trial
 
@@ -178,16 +182,17 @@ class Campaign:
                 worker = self._installation.workers[int(now) % 2]
                 worker.kill()
                 self._scheduled.append((now + 1, worker.start))
+            case "web", _:
+                self._installation.web.kill()
+                self._scheduled.append((now + 1, self._installation.web.start))
+            case "collector", _:
+                cut = partial(self._installation.cut_connections, "application_name = 'web'")
+                self._scheduled += [(now + seconds, cut) for seconds in CUT_SECONDS]
             case "database", _:
-                with psycopg.connect(self._installation.database, autocommit=True) as admin:
-                    admin.execute(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
-                        " current_database() AND pid <> pg_backend_pid()"
-                        " AND application_name <> 'campaign'"
-                    )
+                self._installation.cut_connections("application_name <> 'campaign'")
 
     def _mark_affected(self, except_trial: Trial) -> None:
-        if except_trial.run.fault.point == "redis":
+        if except_trial.run.fault.point in COSTS_NO_ATTEMPT:
             return  # no job loses an attempt
         for trial in self._running:
             trial.side_effects += trial is not except_trial
@@ -238,7 +243,8 @@ class Campaign:
 
     def _restart_crashed(self) -> None:
         """Restarts processes that crashed, and records them."""
-        for group in (*self._installation.workers, self._installation.beat):
+        installation = self._installation
+        for group in (*installation.workers, installation.beat, installation.web):
             if not group.is_alive and not self._is_killed(group):
                 self.crashed.append(group.name)
                 print_progress(f"{group.name} ended by itself: {group.read_log_tail()}")

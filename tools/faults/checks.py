@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import pairwise
@@ -164,7 +164,8 @@ class Reader(threading.Thread):
                 observations = self.observations.setdefault(job, Observations())
                 try:
                     self._check_keys(job, observations)
-                    self._poll_api(address, observations)
+                    with suppress(ConnectionError, http.client.HTTPException):  # killed
+                        self._poll_api(address, observations)
                 except Exception as error:
                     if not self.stopped.is_set():
                         observations.violations.append(f"reader: {type(error).__name__}: {error}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psycopg
 from botocore.config import Config
 
 from benchmarks import harness
@@ -62,6 +63,7 @@ class Installation:
         self.redis: ProcessGroup
         self.beat: ProcessGroup
         self.workers: list[ProcessGroup] = []
+        self.web: ProcessGroup
         self.web_port = harness.free_port()
         self._proxy: harness.Helper | None = None
         self.environment: dict[str, str] = {}
@@ -88,6 +90,14 @@ class Installation:
             point, _, job = armed.partition("@")
             yield point, int(job), int(pid), int(nanoseconds) / 1e9
             path.unlink()
+
+    def cut_connections(self, which: str) -> None:
+        """Ends the database connections that the SQL condition names."""
+        with psycopg.connect(self.database, autocommit=True) as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
+                f" current_database() AND pid <> pg_backend_pid() AND {which}"
+            )
 
     def fill_disk(self) -> None:
         """Fills the disk of the files up to a few MiB, if it is a disk of its own."""
@@ -198,7 +208,7 @@ class Installation:
             sys.executable, "-m", "granian", "--interface", "rsgi", "config.asgi:application",
             "--host", "127.0.0.1", "--port", str(self.web_port), "--workers", "1",
         ]  # fmt: skip
-        self._group(stack, "web", web, variables)
+        self.web = self._group(stack, "web", web, variables | {"PGAPPNAME": "web"})
         _wait_for_port(self.web_port)
 
 

@@ -89,6 +89,8 @@ def _system_faults(leg: str) -> Iterator[Fault]:
     yield from _s3_faults(leg)
     yield Fault(leg, "wake-ups", "20 at once")
     yield Fault(leg, "sweeps", "8 at once", (("part.first", "kill"),))
+    for group, trouble in (("web", "killed"), ("collector", "connections cut")):
+        yield Fault(leg, group, trouble)
     for trouble in ("killed, empty", "gone a minute"):
         yield Fault(leg, "redis", trouble, weight=1)
     for group, trouble in (("worker", "killed whole"), ("database", "all cut")):
