@@ -1,7 +1,7 @@
-"""The whole service on one address: the collector on the event loop, Django in threads.
+"""The whole service on one address: ingest and polling on the event loop, Django in threads.
 
 granian runs it by RSGI, any other server by ASGI. Large installations put a proxy in front, which
-sends all but the sources' addresses to `config.wsgi`.
+sends all but the addresses of the sources, and `read` and `list` of jobs, to `config.wsgi`.
 """
 
 import gc
@@ -9,14 +9,17 @@ import gc
 from django.conf import settings
 
 from config.wsgi import django
-from ingest.collector.intake import POOLED_CONNECTIONS, build_collector
+from exhaust.api.polling import Poller
+from ingest.collector.intake import POOLED_CONNECTIONS, build_collector, build_senders
 from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
 from ingest.limits.admission import AdmissionControl
 
 _slots = settings.EXHAUST_DATABASE_POOL_SIZE - 1 - POOLED_CONNECTIONS  # one is for probes
+_senders = build_senders()
 application = Application(
-    [build_collector().find_handler], WsgiBridge(AdmissionControl(django, _slots))
+    [build_collector(_senders).find_handler, Poller(_senders).find_handler],
+    WsgiBridge(AdmissionControl(django, _slots)),
 )
 gc.collect()
-gc.freeze()  # the collector's modules too
+gc.freeze()  # the modules of the event loop too

@@ -6,7 +6,7 @@ from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRed
 from django.views.decorators.http import require_safe
 
 from exhaust import metrics
-from exhaust.api import responses
+from exhaust.api.responses import DOWNLOAD, LOCATION
 from exhaust.files import links, storage
 from exhaust.models import File
 from ingest import audit
@@ -17,12 +17,7 @@ from ingest.limits import rate_limits, token_bucket
 
 @require_safe
 @extend_schema(
-    "downloadFile",
-    responses.DOWNLOAD,
-    methods=["GET"],
-    tags=["Datasets"],
-    parameters=[responses.LOCATION],
-    auth=[],
+    "downloadFile", DOWNLOAD, methods=["GET"], tags=["Datasets"], parameters=[LOCATION], auth=[]
 )
 def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     """Download a file.

@@ -3,15 +3,15 @@
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
-from django.http.response import HttpResponseBase
+from django.http import HttpResponse
 from rest_framework.exceptions import NotFound
-from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from exhaust.api import envelope, response_bodies, responses, validation
+from exhaust.api import envelope, job_answers, response_bodies, responses, validation
 from exhaust.api.base import DatasetView, readable_datasets, required_scope
+from exhaust.api.job_answers import PresentedJob, PresentedPage
+from exhaust.api.responses import POLLED
 from exhaust.datasets import DATASETS
 from exhaust.files import links
 from exhaust.jobs import polling, preview, queries, submit
@@ -20,39 +20,8 @@ from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Link
 from ingest.auth import keys
 from ingest.events import RequestError
-from ingest.http import request_body
-from ingest.http.response_fields import Body, text
+from ingest.http.response_fields import Body, integer, text
 from ingest.http.schema import extend_schema
-
-_JSON_ACCEPT_HEADERS = {"*/*", "application/json", "application/json, */*"}
-
-
-class FastReadView(DatasetView):
-    """Frequent reads: a plain GET skips most of the work of REST framework."""
-
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        if (
-            request.method != "GET"
-            or request.META.get("HTTP_ACCEPT", "*/*") not in _JSON_ACCEPT_HEADERS
-        ):
-            return super().dispatch(request, *args, **kwargs)
-        drf_request = Request(request)
-        try:
-            request_body.require_length(request)
-            drf_request.user = keys.KeyAuthentication().authenticate(request)[0]  # type: ignore[assignment]
-            response = self.get(drf_request, *args, **kwargs)  # type: ignore[attr-defined]
-        except Exception as error:  # as REST framework does
-            response = envelope.build_error(error, {"view": self})
-        http_response = HttpResponse(
-            JSONRenderer().render(response.data), status=response.status_code
-        )
-        for name, value in response.items():
-            http_response[name] = value
-        http_response["Content-Type"], http_response["Allow"] = (
-            "application/json",
-            "GET, HEAD, OPTIONS",
-        )
-        return http_response
 
 
 class SubmissionView(DatasetView):
@@ -128,6 +97,16 @@ class JobQuery(Body):
     requestId = text("The id of the export.")
 
 
+class ReadQuery(JobQuery):
+    """The query of a read."""
+
+    wait = integer(
+        "Seconds to wait for another status before the answer. 0, the default, does not wait.",
+        {"minimum": 0, "maximum": validation.MAX_WAIT_SECONDS, "default": 0},
+        required=False,
+    )
+
+
 class JobView(DatasetView):
     """One job: `…/{tag}?requestId=`."""
 
@@ -144,19 +123,19 @@ class JobView(DatasetView):
         return job
 
 
-class ReadView(FastReadView, JobView):
+class ReadView(JobView):
     operation = "request.info"
     find = staticmethod(polling.fetch_job)
 
-    @extend_schema("readJob", response_bodies.Job, 404, parameters=[JobQuery])
-    def get(self, request: Request, tag: str) -> Response:
+    @extend_schema("readJob", response_bodies.Job, 304, 404, parameters=[ReadQuery, *POLLED])
+    def get(self, request: Request, tag: str) -> HttpResponse:
         """Get an export.
 
-        Needs the scope of the dataset.
+        Needs the scope of the dataset. A server that cannot wait ignores `wait`.
         """
-        return envelope.build_success(
-            self.operation, response_bodies.present_job(self.fetch_job(request, tag))
-        )
+        validation.read_wait(request.query_params.get("wait", "0"))
+        job = job_answers.present_job(self.fetch_job(request, tag))
+        return _respond(self.operation, job, request)
 
 
 class CancelView(JobView):
@@ -228,26 +207,39 @@ _DEFAULT_PAGING = {  # of a list without a query
 }
 
 
-class ListView(FastReadView):
+def read_paging(query: Any) -> dict[str, Any]:
+    """Returns limit and cursor of a query. Raises `ValidationError` (400)."""
+    if not query:
+        return dict(_DEFAULT_PAGING)
+    return validation.read_fields(validation.Paging, query)
+
+
+def _respond(
+    operation: str, presented: PresentedJob | PresentedPage, request: Request
+) -> HttpResponse:
+    reply = job_answers.build_reply(operation, presented, request.headers.get("If-None-Match"))
+    return job_answers.build_response(reply)
+
+
+class ListView(DatasetView):
     operation = "request.list"
 
-    @extend_schema("listJobs", responses.JobList, parameters=[validation.Paging])
-    def get(self, request: Request, tag: str) -> Response:
+    @extend_schema("listJobs", responses.JobList, 304, parameters=[validation.Paging, *POLLED[:2]])
+    def get(self, request: Request, tag: str) -> HttpResponse:
         """List the exports of a tag.
 
         Those of datasets whose scope the key has.
         """
-        params: dict[str, Any] = dict(_DEFAULT_PAGING)
-        if request.query_params:
-            params = validation.read_fields(validation.Paging, request.query_params)
+        params = read_paging(request.query_params)
         caller = keys.get_caller(request)
         channel_id, _ = self.resolve_channel(request)
-        page = polling.fetch_tag_page(
+        page = polling.fetch_page(
             Filters(channel_id, readable_datasets(caller), tag=tag),
             params["limit"],
             params["cursor"],
         )
-        return envelope.build_success(self.operation, _present_page(page, len(page.jobs)))
+        presented = [job_answers.present_job(job) for job in page.jobs]
+        return _respond(self.operation, job_answers.present_page(presented, page.cursor), request)
 
 
 class SearchView(DatasetView):

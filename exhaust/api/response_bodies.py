@@ -5,8 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from django.utils import timezone
-
 from exhaust.datasets import DATASETS
 from exhaust.datasets.cells import Column
 from exhaust.delivery import destinations
@@ -88,7 +86,8 @@ class JobProgress(Body):
 def _name_phase(job: JobRow) -> str:
     match job.status:
         case JobRow.Status.SUBMITTED:
-            return "waiting for the next attempt" if job.due_at > timezone.now() else "queued"
+            is_delayed = job.due_at > job.database_now  # type: ignore[attr-defined]
+            return "waiting for the next attempt" if is_delayed else "queued"
         case JobRow.Status.PROCESSING:
             return "writing" if job.rows_done else "preparing"
         case _:
@@ -138,12 +137,17 @@ class JobState:
 
 def present_job(row: JobRow) -> dict[str, Any]:
     """Returns the body of a job of `queries`; it may create links."""
+    return Job.render(build_state(row))
+
+
+def build_state(row: JobRow) -> JobState:
+    """Returns what the body of a job of `queries` shows; it may create links."""
     files = list(row.files.all()) if row.status == JobRow.Status.SUCCESS else []
     files = [file for file in files if file.withdrawn_at is None] or files
     files.sort(key=lambda file: file.part)
     now = row.database_now  # type: ignore[attr-defined]
     file_links = [links.get_or_create(file, now) for file in files]
-    return Job.render(JobState(row, files, [link for link in file_links if link is not None]))
+    return JobState(row, files, [link for link in file_links if link is not None])
 
 
 class Job(Body):

@@ -93,9 +93,12 @@ class EnvelopeError(Body):
     result = empty_object()
 
 
-LOCATION = OpenApiParameter(
-    "Location", str, OpenApiParameter.HEADER, response=[302], description="A short link."
-)
+POLLED = [  # headers
+    OpenApiParameter("If-None-Match", str, "header", description="An ETag: 304 if it is the same."),
+    OpenApiParameter("ETag", str, "header", response=[200, 304], description="Of this state."),
+    OpenApiParameter("Retry-After", int, "header", response=[200, 304], description="Seconds."),
+]
+LOCATION = OpenApiParameter("Location", str, "header", response=[302], description="A short link.")
 FILE_TYPES = sorted({file_format.content_type for file_format in FORMATS.values()} | {JSON})
 DOWNLOAD: dict[Any, Any] = {
     **{(status, media): OpenApiResponse({"description": "The bytes."}, meaning)

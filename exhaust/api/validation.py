@@ -247,6 +247,17 @@ class SubmitBody(serializers.Serializer[dict[str, Any]]):
     request = SubmitRequest(help_text="The request.")
 
 
+MAX_WAIT_SECONDS = 30
+
+
+def read_wait(text: str) -> int:
+    """Returns the seconds that a read may wait. Raises `ValidationError` (400)."""
+    if re.fullmatch("[0-9]{1,2}", text) and int(text) <= MAX_WAIT_SECONDS:
+        return int(text)
+    sentence = f"Whole seconds from 0 to {MAX_WAIT_SECONDS}."
+    raise serializers.ValidationError({"wait": sentence})
+
+
 class Paging(serializers.Serializer[dict[str, Any]]):
     """The query of a list."""
 

@@ -106,5 +106,9 @@ def paginate(rows: list[Job], filters: Filters, limit: int) -> Page:
     if len(rows) <= limit:
         return Page(rows, None)
     rows = rows[:limit]
-    last = [rows[-1].submitted_at.isoformat(), rows[-1].pk]
-    return Page(rows, cursor.encode(last, describe_query(filters)))
+    return Page(rows, encode_cursor(filters, rows[-1].submitted_at, rows[-1].pk))
+
+
+def encode_cursor(filters: Filters, submitted_at: datetime, pk: int) -> str:
+    """The cursor of the page behind a job."""
+    return cursor.encode([submitted_at.isoformat(), pk], describe_query(filters))

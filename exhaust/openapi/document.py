@@ -36,6 +36,7 @@ STATUSES = {
     "200": "Success.",
     "503": "The database does not answer.",
     "202": "Not finished yet: send it again.",
+    "304": "Nothing has changed.",
     "400": "The request cannot be read; the message names the field and the remedy.",
     "401": "No key, or one that is unknown, expired or revoked.",
     "403": "The key lacks the scope or the channel.",
@@ -131,6 +132,8 @@ class ApiSchema(AutoSchema):
             for key, answer in (named if isinstance(named, dict) else {200: named}).items()
         }
         own_error = getattr(self.view, "error_body", Problem)
+        if ("304",) in answers:
+            answers["304",] = OpenApiResponse(None, STATUSES["304"])
         rejection = answers.pop(("4XX",), own_error)
         if rejection is not None:
             usual = {"400", "403", "429", "4XX"} | ({"401"} if self.get_auth() else set())

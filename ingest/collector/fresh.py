@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -44,8 +45,13 @@ class FreshCache:
 
     def _start(self, key: Hashable, load: Load[Value]) -> asyncio.Task[Value]:
         task = self._loading[key] = asyncio.ensure_future(self._load(key, load))
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(partial(self._end, key))
         return task
+
+    def _end(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._loading[key]
+        if not task.cancelled():
+            task.exception()  # told to those who wait, and to nobody where it was a renewal
 
     async def _load(self, key: Hashable, load: Load[Value]) -> Value:
         started_at = monotonic()
@@ -54,18 +60,11 @@ class FreshCache:
         except BaseException:
             self._entries.pop(key, None)
             raise
-        finally:
-            del self._loading[key]
         self._entries[key] = started_at, value
         self._entries.move_to_end(key)
         if len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
         return value
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # told to those who wait, and to nobody where it was a renewal
 
 
 class NoCache:

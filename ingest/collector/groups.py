@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ from django.db import connections
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[Sequence[Item]], Sequence[Result | Exception]]
+LoopWork = Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]
 
 
 MAX_WAIT_SECONDS = 0.35  # of admitted work
@@ -200,7 +202,8 @@ class GroupWorker(Generic[Item, Result]):
                 outcomes = [error] * len(group)
             futures = [future for _, future in group]
             loop = futures[0].get_loop()  # a process has one
-            loop.call_soon_threadsafe(deliver, futures, outcomes)
+            with suppress(RuntimeError):  # it has ended, and nobody waits
+                loop.call_soon_threadsafe(deliver, futures, outcomes)
 
 
 def deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
@@ -212,6 +215,36 @@ def deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> 
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+
+
+class LoopWorker(Generic[Item, Result]):
+    """Does the same on the event loop, where `work` waits and takes no thread."""
+
+    def __init__(self, work: LoopWork[Item, Result], max_cost: int = 1000) -> None:
+        self._work = work
+        self._max_cost = max_cost
+        self._queue: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
+        """Returns the item's result, or raises its error."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.put(owner, (item, future), cost)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._serve())
+        return await future
+
+    async def _serve(self) -> None:
+        try:
+            while group := self._queue.take(self._max_cost):
+                outcomes: Sequence[Result | Exception]
+                try:
+                    outcomes = await self._work([item for item, _ in group])
+                except Exception as error:  # each of them is answered, whatever happens
+                    outcomes = [error] * len(group)
+                deliver([future for _, future in group], outcomes)
+        finally:
+            self._task = None
 
 
 class InlineWorker(Generic[Item, Result]):

@@ -25,6 +25,7 @@ from ingest.collector.writer import LoopWriter
 from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Call, RequestError, StoreResult
 from ingest.limits import rate_limits
+from ingest.limits.rate_limits import find_limit
 from ingest.store import batches
 from ingest.store.batches import Pending
 
@@ -133,7 +134,7 @@ class Collector:
         sender = visit.sender = await self.senders.authenticate(request, adapter, call)
         if is_checked_late and _is_preflight(visit):
             return _NO_CONTENT
-        await self.senders.count_call(request, adapter, sender)
+        await self.senders.count_call(request, find_limit(adapter.rate_limit), sender.caller)
         application = sender.application
         if application is None:
             call = structs.replace(call, channel=sender.channel)
@@ -268,7 +269,7 @@ def _reject_overload(endpoint: Endpoint, request: Request) -> Response:
 # The threads -------------------------------------------------------------------------------------
 
 
-def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+def call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     outcomes: list[Any] = []
     for call in calls:
         try:
@@ -281,7 +282,7 @@ def _call_each(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def _look_up(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    outcomes = _call_each(calls)
+    outcomes = call_each(calls)
     failures.flush_when_due()
     return outcomes
 
@@ -289,22 +290,22 @@ def _look_up(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 POOLED_CONNECTIONS = 2  # held by the threads of a collector: lookups, writer
 
 
-def build_collector() -> Collector:
+def build_senders() -> Senders:
+    """Returns the senders of a server's process, with the thread that looks them up."""
+    return Senders(GroupWorker("lookups", _look_up, 100), FreshCache())
+
+
+def build_collector(senders: Senders) -> Collector:
     """Returns the collector of a server's process, with its threads."""
     fallback = GroupWorker("writer", batches.append_batches, GROUP_EVENTS)
     writer = bulk_writer = cast(Writer, fallback)  # SQLite has one writer at a time
     if "postgresql" in settings.DATABASES["default"]["ENGINE"]:
         writer, bulk_writer = (LoopWriter(fallback, GROUP_EVENTS) for _ in range(2))
-    return Collector(
-        Senders(GroupWorker("lookups", _look_up, 100), FreshCache()),
-        GroupWorker("parser", _call_each, 1),
-        writer,
-        bulk_writer,
-    )
+    return Collector(senders, GroupWorker("parser", call_each, 1), writer, bulk_writer)
 
 
 def build_inline_collector() -> Collector:
     """Returns a collector that does all in the calling thread, for `run_inline`."""
     writer = InlineWorker(batches.append_batches)
-    senders = Senders(InlineWorker(_call_each), NoCache())
-    return Collector(senders, InlineWorker(_call_each), writer, writer)
+    senders = Senders(InlineWorker(call_each), NoCache())
+    return Collector(senders, InlineWorker(call_each), writer, writer)

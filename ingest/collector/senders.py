@@ -14,6 +14,7 @@ from ingest.collector.fresh import FreshCache, NoCache
 from ingest.collector.groups import GroupWorker, InlineWorker, Shares
 from ingest.events import Call
 from ingest.limits import rate_limits, token_bucket
+from ingest.limits.rate_limits import Limit
 
 Lookups = GroupWorker[Callable[[], Any], Any] | InlineWorker[Callable[[], Any], Any]
 MAX_WAITING = 256  # of one address, whose key is looked up
@@ -128,19 +129,16 @@ class Senders:
 
         return await self._cache.get((adapter.credential, credential), load)
 
-    async def count_call(self, request: Request, adapter: Adapter, sender: Sender) -> None:
-        """Raises `RateLimited` (429)."""
-        limit = rate_limits.find_limit(adapter.rate_limit)
-        if limit is not rate_limits.EVENTS or not rate_limits.count_locally(limit, sender.caller):
-            await self._lookups.run(
-                sender.caller, lambda: rate_limits.count_call(request, sender.caller)
-            )
+    async def count_call(self, request: Request, limit: Limit, caller: str) -> None:
+        """Counts a call of an authenticated caller. Raises `RateLimited` (429)."""
+        if not rate_limits.count_locally(request, limit, caller):
+            await self._lookups.run(caller, lambda: rate_limits.count_call(request, caller))
 
     async def count_address(self, request: Request, limit: AddressLimit, name: str) -> float:
         """Returns the seconds that the caller's address has to wait; 0.0 to go on."""
         address = token_bucket.get_client_network(request)
         bucket = rate_limits.Limit(name, *limit)
-        if rate_limits.count_locally(bucket, address):
+        if rate_limits.count_locally(None, bucket, address):
             return 0.0
         wait_seconds: float = await self.look_up(
             address, lambda: rate_limits.count_address(bucket, address)

@@ -1,6 +1,5 @@
 """Group commit on the event loop: one statement for all that a channel and a source bring."""
 
-import asyncio
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from django.db import OperationalError
 from msgspec import structs
 
 from ingest import metrics
-from ingest.collector.groups import FairQueue, GroupWorker, deliver
+from ingest.collector.groups import GroupWorker, LoopWorker
 from ingest.db.loop_connection import LoopConnection, Unavailable
 from ingest.events import StoreResult
 from ingest.store import batches
@@ -24,23 +23,17 @@ class LoopWriter:
 
     def __init__(self, fallback: "GroupWorker[Pending, StoreResult]", max_cost: int) -> None:
         self._fallback = fallback
-        self._max_cost = max_cost
-        self._queue: FairQueue[tuple[Pending, asyncio.Future[Any]]] = FairQueue()
+        self._worker: LoopWorker[Pending, StoreResult | None] = LoopWorker(self._store, max_cost)
         self._connection = LoopConnection(
             batches.INSERT_STATEMENTS, batches.SCALAR_TYPES, f"SET {batches.NO_SEQSCAN}"
         )
-        self._task: asyncio.Task[None] | None = None
 
     async def run(self, owner: Hashable, pending: Pending, cost: int = 1) -> StoreResult:
         """Returns the result after the commit, or raises `django.db.Error`."""
         batch = pending.batch
         if not batch.events or batch.profiles:
             return await self._fallback.run(owner, pending, cost)
-        stored: asyncio.Future[StoreResult | None] = asyncio.get_running_loop().create_future()
-        self._queue.put(owner, (pending, stored), cost)
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._serve())
-        result = await stored
+        result = await self._worker.run(owner, pending, cost)
         if result is None:
             return await self._fallback.run(owner, pending, cost)
         metrics.count_batch(batch.source, result.stored, result.duplicate, 0)
@@ -53,18 +46,6 @@ class LoopWriter:
         """Closes the connection, and the fallback's. A later call makes them again."""
         self._connection.close()
         self._fallback.close()
-
-    async def _serve(self) -> None:
-        try:
-            while group := self._queue.take(self._max_cost):
-                outcomes: Sequence[Any]
-                try:
-                    outcomes = await self._store([pending for pending, _ in group])
-                except Exception as error:  # each of them is answered, whatever happens
-                    outcomes = [error] * len(group)
-                deliver([stored for _, stored in group], outcomes)
-        finally:
-            self._task = None
 
     async def _store(self, pending: Sequence[Pending]) -> list[Any]:
         """Returns the results; None for a batch that the fallback has to store."""
@@ -93,7 +74,7 @@ class LoopWriter:
             raise
         except psycopg.Error:
             return False
-        for group, (count, needs_slow_path, stored) in zip(groups, rows, strict=True):
+        for group, ((count, needs_slow_path, stored),) in zip(groups, rows, strict=True):
             row = int.from_bytes(count or b""), needs_slow_path == b"\1", stored
             group.count(row, pending, outcomes)
         return True

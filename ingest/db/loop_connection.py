@@ -31,7 +31,8 @@ class LoopConnection:
     """Executes a few prepared statements. It connects when it is first used, and after a failure.
 
     `statements` are SQL texts with `%(name)b` parameters; `types` has the types of those that are
-    no `Column`, as PostgreSQL's numbers; `settings` is SQL that a new connection runs first.
+    no `Column` in the first call, as PostgreSQL's numbers; `settings` is SQL that a new connection
+    runs first.
     """
 
     def __init__(
@@ -42,13 +43,13 @@ class LoopConnection:
         self._settings = settings
         self._connection: psycopg.Connection[Any] | None = None
         self._socket = -1
-        self._rows: list[Row] = []
+        self._rows: list[list[Row]] = []
         self._error: psycopg.Error | None = None
         self._done: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def execute(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Row]:
-        """Executes statements in one commit and one round trip. Returns the first row of each.
+    async def execute(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[Row]]:
+        """Executes statements in one commit and one round trip. Returns the rows of each.
 
         A row has PostgreSQL's binary values. Raises `psycopg.Error`, and then nothing is stored;
         after `OperationalError` that is not sure. Raises `Unavailable` where a second call would
@@ -103,10 +104,12 @@ class LoopConnection:
         if self._settings:
             connected.execute(self._settings)
         types = {
-            name: value.oid if isinstance(value, Column) else self._types[name]
+            name: value.oid
             for _, parameters in calls
             for name, value in parameters.items()
+            if isinstance(value, Column)
         }
+        types.update(self._types)
         for prepared in self._statements.values():
             oids = [types[name] for name in prepared.names]
             result = connected.pgconn.prepare(prepared.name, prepared.sql, oids)
@@ -147,8 +150,12 @@ class LoopConnection:
                     return
                 continue
             if result.status == ExecStatus.TUPLES_OK:
+                columns, get_value = range(result.nfields), result.get_value
                 self._rows.append(
-                    tuple(result.get_value(0, column) for column in range(result.nfields))
+                    [
+                        tuple([get_value(row, column) for column in columns])
+                        for row in range(result.ntuples)
+                    ]
                 )
             elif result.status == ExecStatus.PIPELINE_SYNC:
                 if self._done is not None and not self._done.done():

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -34,15 +35,19 @@ class Limit:
     burst: int
 
     def scale(self) -> "Limit":
-        factor = settings.EXHAUST_RATE_LIMIT_MULTIPLIER
-        return Limit(self.name, self.rate * factor, max(1, round(self.burst * factor)))
+        return _scale(self, settings.EXHAUST_RATE_LIMIT_MULTIPLIER)
+
+
+@lru_cache(maxsize=64)
+def _scale(limit: Limit, factor: float) -> Limit:
+    return Limit(limit.name, limit.rate * factor, max(1, round(limit.burst * factor)))
 
 
 EVENTS = Limit("events", 1000, 2000)  # to any ingest endpoint
 WRITES = Limit("writes", 10, 100)  # calls that make files, search or change
 READS = Limit("reads", 100, 500)  # the rest
 AUTH_FAILURES = Limit("failures", 1, 60)  # of one address: unknown keys, passwords, links
-QUOTA_SECONDS = 0.05  # of an event limit, as one local quota
+QUOTA_SECONDS = 0.05  # of a limit of events or reads, as one local quota
 _INGEST_API = "/v1/"  # participants and conversations, beside the sources
 _WRITE_PATHS = re.compile(
     r"/dataset/v1/request/(submit?|preview|search)$|/export/(sample|mapping)$"
@@ -72,15 +77,19 @@ def find_limit(name: str) -> Limit:
     return {"events": EVENTS, "writes": WRITES, "reads": READS}[name]
 
 
-def count_locally(limit: Limit, caller: str) -> bool:
+def count_locally(request: HttpMessage | None, limit: Limit, caller: str) -> bool:
     """Counts a call where this process has a quota left, without a trip to Redis.
 
     Returns False where it has none; then `count_call` has to decide.
     """
     if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
         return True
-    if not local_quota.take(f"{limit.name}:{caller}"):
+    scaled = limit.scale()
+    full_in_seconds = local_quota.take(f"{limit.name}:{caller}", scaled)
+    if full_in_seconds is None:
         return False
+    if request is not None:
+        request.rate_limit_state = scaled, 0.0, full_in_seconds  # type: ignore[attr-defined]
     metrics.count_decision(limit.name, "allowed")
     return True
 
@@ -97,12 +106,16 @@ def count_call(request: HttpMessage, caller: str) -> None:
     if not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
         return
     limit = select_limit(request)
-    wait_seconds, full_in_seconds = _spend(f"{limit.name}:{caller}", limit.scale(), limit is EVENTS)
-    request.rate_limit_state = limit.scale(), wait_seconds, full_in_seconds  # type: ignore[attr-defined]
+    scaled, is_quota_local = limit.scale(), limit is not WRITES
+    wait_seconds, full_in_seconds = _spend(f"{limit.name}:{caller}", scaled, is_quota_local)
+    request.rate_limit_state = scaled, wait_seconds, full_in_seconds  # type: ignore[attr-defined]
     decision = "rejected" if wait_seconds else "allowed"
     metrics.count_decision(limit.name, decision)
     if wait_seconds:
         raise RateLimited(f"Too many {limit.name} by this caller; wait.")
+
+
+_NO_QUOTA = (0, 0, 0.0, 0.0)
 
 
 class LocalQuota:
@@ -115,24 +128,29 @@ class LocalQuota:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        # calls left, size, end of the share; when the bucket is full that gave it
         self._quotas: OrderedDict[str, tuple[int, int, float, float]] = OrderedDict()
 
-    def take(self, key: str) -> bool:
-        """Takes a call of the share at hand. Returns False where there is none."""
-        with self._lock:
-            left_count, size, expires_at, full_in_seconds = self._quotas.get(key, (0, 0, 0.0, 0.0))
-            if not left_count or self._clock() >= expires_at:
-                return False
-            self._quotas[key] = left_count - 1, size, expires_at, full_in_seconds
-            return True
+    def take(self, key: str, limit: Limit) -> float | None:
+        """Takes a call of the share at hand. Returns None where there is none.
 
-    def spend(self, key: str, limit: Limit) -> tuple[float, float]:
+        Returns in how many seconds the bucket is full, as if each call had been taken by itself.
+        """
         now = self._clock()
         with self._lock:
-            left_count, size, expires_at, full_in_seconds = self._quotas.get(key, (0, 0, 0.0, 0.0))
-            if left_count and now < expires_at:
-                self._quotas[key] = left_count - 1, size, expires_at, full_in_seconds
-                return 0.0, full_in_seconds
+            left_count, size, expires_at, full_at = self._quotas.get(key, _NO_QUOTA)
+            if not left_count or now >= expires_at:
+                return None
+            left_count -= 1
+            self._quotas[key] = left_count, size, expires_at, full_at
+        return max(0.0, full_at - now - left_count / limit.rate)
+
+    def spend(self, key: str, limit: Limit) -> tuple[float, float]:
+        full_in_seconds = self.take(key, limit)
+        if full_in_seconds is not None:
+            return 0.0, full_in_seconds
+        now = self._clock()
+        _, size, expires_at, _ = self._quotas.get(key, _NO_QUOTA)
         max_size = max(1, int(limit.rate * QUOTA_SECONDS))
         size = min(max(1, size * 2), max_size) if now < expires_at else 1
         wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst, size)
@@ -141,10 +159,13 @@ class LocalQuota:
             wait_seconds, full_in_seconds = token_bucket.spend(key, limit.rate, limit.burst)
         with self._lock:
             if not wait_seconds:
-                self._quotas[key] = size - 1, size, now + 2 * QUOTA_SECONDS, full_in_seconds
+                full_at = now + full_in_seconds
+                self._quotas[key] = size - 1, size, now + 2 * QUOTA_SECONDS, full_at
                 self._quotas.move_to_end(key)
                 if len(self._quotas) > token_bucket.MAX_BUCKETS:
                     self._quotas.popitem(last=False)
+        if not wait_seconds:
+            full_in_seconds -= (size - 1) / limit.rate  # which are not used yet
         return wait_seconds, full_in_seconds
 
 

@@ -278,7 +278,7 @@ def test_failed_request_hides_its_message(captured: CapturedLines, monkeypatch: 
     def fail(*_: Any) -> None:
         raise RuntimeError(CANARY)
 
-    monkeypatch.setattr("exhaust.jobs.polling.fetch_tag_page", fail)
+    monkeypatch.setattr("exhaust.jobs.polling.fetch_page", fail)
     key = make_key("export:response")
     client = Client(headers=bearer(key), raise_request_exception=False)
     answer = client.get("/dataset/v1/request/list/t")

@@ -1,21 +1,21 @@
 """The fast path reads the same values as the ORM."""
 
+import asyncio
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
 
 import pytest
-from django.test import Client
 from django.utils import timezone
 
 from exhaust.api import response_bodies
 from exhaust.delivery import callbacks
 from exhaust.files import links
 from exhaust.jobs import polling, queries, submit, transitions
+from exhaust.jobs.polling import JobKey, PageKey
 from exhaust.jobs.queries import Filters
 from exhaust.models import Callback, File, Job, Link
-from tests.conftest import bearer, make_channel, make_key
+from tests.conftest import make_channel
 from tests.exhaust.factories import (
-    CONFIG,
     RESPONSE,
     make_claimed,
     make_file,
@@ -82,7 +82,7 @@ def test_tag_pages_match_orm() -> None:
     filters = Filters(expected[0].channel_id, [RESPONSE], tag="daily")
     request_ids: list[str] = []
     cursor = None
-    readers = [polling.fetch_tag_page, queries.search_jobs]
+    readers = [polling.fetch_page, queries.search_jobs]
     while True:
         fast, slow = (reader(filters, 4, cursor) for reader in readers)
         assert [job.pk for job in fast.jobs] == [job.pk for job in slow.jobs]
@@ -103,40 +103,88 @@ def test_fetch_of_foreign_job_is_none() -> None:
     assert polling.fetch_job(other, job.tag, job.request_id) is None
     assert polling.fetch_job(job.channel_id, "another", job.request_id) is None
     assert polling.fetch_job(job.channel_id, job.tag, "0" * 32) is None
-    assert polling.fetch_tag_page(Filters(other, [RESPONSE], tag=job.tag), 5, None).jobs == []
-    assert polling.fetch_tag_page(Filters(job.channel_id, [], tag=job.tag), 5, None).jobs == []
+    assert polling.fetch_page(Filters(other, [RESPONSE], tag=job.tag), 5, None).jobs == []
+    assert polling.fetch_page(Filters(job.channel_id, [], tag=job.tag), 5, None).jobs == []
 
 
-def get_page(address: str, key: str, **headers: str) -> Any:
-    return Client(headers={**bearer(key), **headers}).get(address)
+def read_versions(keys: Sequence[JobKey | PageKey]) -> list[list[str]]:
+    async def read() -> list[list[str]]:
+        reader = polling.VersionReader()
+        try:
+            return await reader.read(keys)
+        finally:
+            reader.close()
+
+    return asyncio.run(read())
 
 
-def test_fast_read_matches_full_view() -> None:
-    key = make_key("export:response")
-    job = make_finished(config={**CONFIG, "more": [10**30, 1.5, "\u2028"]})
-    for address in (
-        f"/dataset/v1/request/read/daily?requestId={job.request_id}",
-        "/dataset/v1/request/read/daily?requestId=none",
-        "/dataset/v1/request/list/daily",
-        "/dataset/v1/request/list/daily?limit=0",
-        "/dataset/v1/request/list/daily?limit=1&cursor=x",
-    ):
-        get_page(address, key)  # makes the link
-        for token in (key, "exh_wrong"):
-            # DRF's own negotiation reads this header, the fast path does not
-            fast, slow = (
-                get_page(address, token, Accept=accept)
-                for accept in ("*/*", "application/json;q=0.9")
-            )
-            assert fast.status_code == slow.status_code
-            fast_body, slow_body = fast.json(), slow.json()
-            for envelope in (fast_body, slow_body):
-                assert envelope.pop("ts")
-                assert envelope["params"].pop("resmsgid")
-            assert fast_body == slow_body
-            changing = {"X-Request-ID", "RateLimit"}
-            assert {name: value for name, value in fast.items() if name not in changing} == {
-                name: value for name, value in slow.items() if name not in changing
-            } | {"Content-Length": fast["Content-Length"]}
-    refused = get_page("/dataset/v1/request/list/daily", key, Accept="text/html")
-    assert refused.status_code == 406
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_group_keeps_channels_apart() -> None:
+    # given the same names in two channels, and a job that one of them has alone
+    own, other = (
+        make_finished(channel=channel, request_id="A" * 32) for channel in ("ORG_001", "ORG_002")
+    )
+    alone = make_job(channel="ORG_002")
+    keys = [JobKey(job.channel_id, job.tag, job.request_id) for job in (own, other, own, alone)]
+    foreign = JobKey(own.channel_id, alone.tag, alone.request_id)
+    pages = [
+        PageKey(Filters(channel, [RESPONSE], tag="daily"), 10)
+        for channel in (own.channel_id, other.channel_id)
+    ]
+
+    # when
+    jobs = polling.fetch_jobs([foreign, *keys])
+    versions = read_versions([foreign, *keys, *pages])
+
+    # then each has the rows of its own channel
+    assert [job and job.pk for job in jobs] == [None, own.pk, other.pk, own.pk, alone.pk]
+    assert [job and job.channel.identifier for job in jobs] == [
+        None, "ORG_001", "ORG_002", "ORG_001", "ORG_002",
+    ]  # fmt: skip
+    assert versions[:5] == [[job.version] if job else [] for job in jobs]
+    found = polling.fetch_pages(pages)
+    assert [[job.pk for job in page.jobs] for page in found] == [[own.pk], [alone.pk, other.pk]]
+    assert versions[5:] == [[job.version for job in page.jobs] for page in found]
+
+
+CHANGES: dict[str, Callable[[Job], object]] = {
+    "job": lambda job: Job.objects.filter(pk=job.pk).update(status_message="New."),
+    "file": lambda job: job.files.update(deleted_at=timezone.now()),
+    "link": lambda job: links.revoke(Link.objects.filter(file__job=job)),
+    "second link": lambda job: links.create(job.files.get(), timezone.now() + timedelta(hours=1)),
+    "expiry": lambda job: Link.objects.filter(file__job=job).update(expires_at=timezone.now()),
+    "use": lambda job: Link.objects.filter(file__job=job).update(use_count=1),
+    "callback": lambda job: Callback.objects.filter(job=job).update(attempt=3),
+}
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_change_makes_another_version(change: Callable[[Job], object]) -> None:
+    job = make_finished(callback_url="https://example.org/told")
+    callbacks.create_callback(job)
+    links.create(job.files.get(), timezone.now() + timedelta(hours=1))
+    keys = [JobKey(job.channel_id, job.tag, job.request_id)]
+    before = read_versions(keys)
+
+    change(job)
+
+    assert read_versions(keys) != before
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_queue_and_clock_make_other_versions() -> None:
+    job = make_job()
+    keys = [JobKey(job.channel_id, job.tag, job.request_id)]
+    versions = [read_versions(keys)]
+    make_job(submitted_at=job.submitted_at - timedelta(hours=1))
+    versions.append(read_versions(keys))
+    Job.objects.filter(pk=job.pk).update(due_at=timezone.now() + timedelta(hours=1))
+    versions.append(read_versions(keys))
+
+    assert [version.split(",")[2:4] for ((version,),) in versions] == [
+        ["f", "1"], ["f", "2"], ["t", "2"],
+    ]  # fmt: skip

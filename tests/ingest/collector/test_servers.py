@@ -11,7 +11,7 @@ from django.test import Client
 
 from ingest.auth import keys
 from ingest.collector import exchange, intake
-from ingest.collector.intake import build_collector
+from ingest.collector.intake import build_collector, build_senders
 from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
 from ingest.db.loop_connection import Unavailable
@@ -24,7 +24,7 @@ from tests.ingest.telemetry_samples import answer, encode_batch
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-collector = build_collector()
+collector = build_collector(build_senders())
 
 
 @pytest.fixture
@@ -358,7 +358,7 @@ def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.Monke
     from config.wsgi import application as django
 
     monkeypatch.setattr(intake, "CHANNEL_REQUESTS", 1)
-    busy = build_collector()
+    busy = build_collector(build_senders())
     app = Application([busy.find_handler], WsgiBridge(django))
     here, there = key_headers(), key_headers(channels=("ORG_002",))
     of_other = answer(1)
