@@ -184,7 +184,7 @@ class Request:
         text = self.headers.get("content-length")
         if text is None:
             return None
-        if not (text.isascii() and text.isdigit()):
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise RequestError("length_required", "Content-Length is no number of bytes.", 411)
         return int(text)
 

@@ -29,6 +29,7 @@ from ingest.models import ApiKey, AuditEvent
 from tests import openapi_checks
 from tests.conftest import bearer, make_key
 from tests.exhaust.factories import CONFIG, make_claimed, make_file, make_finished, make_job
+from tests.loops import run_loop
 
 pytestmark = pytest.mark.django_db(transaction=True)  # threads and the loop have connections
 READ, LIST = "/dataset/v1/request/read/daily", "/dataset/v1/request/list/daily"
@@ -70,7 +71,7 @@ def run(poller: Poller, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
             poller.close()
             poller._senders.close()
 
-    return asyncio.run(close_after())
+    return run_loop(close_after())
 
 
 def poll(poller: Poller, address: str, key: str, **headers: str) -> Reply:

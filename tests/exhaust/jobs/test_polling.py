@@ -1,6 +1,5 @@
 """The fast path reads the same values as the ORM."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -22,6 +21,7 @@ from tests.exhaust.factories import (
     make_finished,
     make_job,
 )
+from tests.loops import run_loop
 
 pytestmark = pytest.mark.django_db
 
@@ -115,7 +115,7 @@ def read_versions(keys: Sequence[JobKey | PageKey]) -> list[list[str]]:
         finally:
             reader.close()
 
-    return asyncio.run(read())
+    return run_loop(read())
 
 
 @pytest.mark.postgresql

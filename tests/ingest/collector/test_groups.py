@@ -6,6 +6,7 @@ import pytest
 
 from ingest.collector.fresh import FreshCache
 from ingest.collector.groups import Backlog, FairQueue, GroupWorker, ShareFull, Shares
+from tests.loops import run_loop
 
 
 def test_owners_take_turns():
@@ -126,7 +127,7 @@ def test_waiting_items_go_in_one_group():
         release.set()
         return await asyncio.gather(first, *rest, return_exceptions=True)
 
-    outcomes = asyncio.run(run())
+    outcomes = run_loop(run())
 
     assert groups == [[1], [2, 3, 4]]
     assert [outcomes[0], outcomes[1], outcomes[3]] == [2, 4, 8]
@@ -143,7 +144,7 @@ def test_failed_work_fails_its_group_only():
         worker: GroupWorker[int, int] = GroupWorker("test", work, max_cost=1)
         return await asyncio.gather(worker.run("a", 1), worker.run("a", 2), return_exceptions=True)
 
-    failed, done = asyncio.run(run())
+    failed, done = run_loop(run())
     assert isinstance(failed, OSError)
     assert done == 2
 
@@ -174,7 +175,7 @@ def test_value_is_loaded_again_after_a_second(monkeypatch: pytest.MonkeyPatch):
         seen.append(await cache.get("k", load))
         return seen
 
-    assert asyncio.run(run()) == [0, 0, 0, 1, 2]
+    assert run_loop(run()) == [0, 0, 0, 1, 2]
 
 
 def test_refused_value_is_forgotten(monkeypatch: pytest.MonkeyPatch):
@@ -199,7 +200,7 @@ def test_refused_value_is_forgotten(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(PermissionError):
             await cache.get("k", load)
 
-    asyncio.run(run())
+    run_loop(run())
 
 
 def test_requests_that_miss_share_one_load():
@@ -216,4 +217,4 @@ def test_requests_that_miss_share_one_load():
 
         return await asyncio.gather(*(cache.get("k", load) for _ in range(20)))
 
-    assert asyncio.run(run()) == [1] * 20
+    assert run_loop(run()) == [1] * 20

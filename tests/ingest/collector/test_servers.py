@@ -20,6 +20,7 @@ from ingest.store import batches
 from tests.conftest import bearer, make_channel, make_key
 from tests.ingest.collector.asgi_client import Answer, call
 from tests.ingest.telemetry_samples import answer, encode_batch
+from tests.loops import run_loop
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -43,7 +44,7 @@ def run_on_loop(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         finally:
             collector.close()
 
-    return asyncio.run(run())
+    return run_loop(run())
 
 
 def send(app: Any, *calls: tuple[Any, ...]) -> list[Answer]:
@@ -382,7 +383,7 @@ def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.Monke
         finally:
             busy.close()
 
-    second, other, first = asyncio.run(run())
+    second, other, first = run_loop(run())
 
     assert second.status == 503
     assert json.loads(second.body)["params"]["err"] == "SERVER_ERROR"

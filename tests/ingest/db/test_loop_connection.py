@@ -9,6 +9,7 @@ import pytest
 from django.db import connection
 
 from ingest.db.loop_connection import LoopConnection, Row, Unavailable
+from tests.loops import run_loop
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]
 
@@ -25,7 +26,7 @@ def run_with_connection(use: Callable[[LoopConnection], Awaitable[Any]]) -> Any:
         finally:
             loop_connection.close()
 
-    return asyncio.run(run())
+    return run_loop(run())
 
 
 async def execute(loop_connection: LoopConnection, sql: str) -> list[Row]:
