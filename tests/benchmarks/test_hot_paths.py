@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -129,13 +130,14 @@ def test_fields_of_both_are_compared():
 @pytest.mark.skipif(not shutil.which("wrk"), reason="needs Debian's wrk: apt-get install wrk")
 def test_short_run_fills_the_table(tmp_path: Path):
     report = tmp_path / "hot_paths.json"
+    server = urlsplit(os.environ["DATABASE_URL"])._replace(path="/postgres").geturl()
     chosen = "--only ingest-10-16 source-skalin read-16 --seconds 1 --rounds 1 --jobs 100"
 
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.hot_paths", *chosen.split(), "--no-peers",
          "--json", str(report)],
         cwd=harness.ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings"},
+        env={**os.environ, "DATABASE_URL": server, "DJANGO_SETTINGS_MODULE": "config.settings"},
     )  # fmt: skip
 
     assert run.returncode == 0, run.stderr

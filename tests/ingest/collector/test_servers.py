@@ -128,13 +128,17 @@ def test_outage_is_503_in_the_sources_words(app: Any, monkeypatch: pytest.Monkey
 def test_lost_connection_is_made_again(app: Any):
     headers = key_headers()
 
-    connection.close()  # it would be lost too
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT array_agg(pid) FROM pg_stat_activity")
+        (others,) = cursor.fetchone()
 
     def terminate() -> None:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND pid <> ALL (%s)",
+                [others],
             )
         connection.close()
 

@@ -29,7 +29,7 @@ def run_with_connection(use: Callable[[LoopConnection], Awaitable[Any]]) -> Any:
     return run_loop(run())
 
 
-async def execute(loop_connection: LoopConnection, sql: str) -> list[Row]:
+async def execute(loop_connection: LoopConnection, sql: str) -> list[list[Row]]:
     return await loop_connection.execute([(sql, {"a": 0})])
 
 
@@ -42,8 +42,8 @@ def terminate(pid: int) -> None:
 def test_loss_that_the_loop_does_not_tell():
     """uvloop stops watching some reset sockets; each request then waited for 30 seconds."""
 
-    async def use(loop_connection: LoopConnection) -> list[Row]:
-        ((pid,),) = await execute(loop_connection, PID)
+    async def use(loop_connection: LoopConnection) -> list[list[Row]]:
+        (((pid,),),) = await execute(loop_connection, PID)
         asyncio.get_running_loop().remove_reader(loop_connection._socket)
         await asyncio.to_thread(terminate, int.from_bytes(pid or b""))
         with pytest.raises(psycopg.OperationalError) as lost:
@@ -57,7 +57,7 @@ def test_loss_that_the_loop_does_not_tell():
 def test_read_only_connection_is_made_again():
     """After a failover the old connection may lead to a server that only reads."""
 
-    async def use(loop_connection: LoopConnection) -> list[Row]:
+    async def use(loop_connection: LoopConnection) -> list[list[Row]]:
         await execute(loop_connection, MAKE_READ_ONLY)
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             await execute(loop_connection, WRITE)
