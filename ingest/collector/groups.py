@@ -16,7 +16,7 @@ Work = Callable[[Sequence[Item]], Sequence[Result | Exception]]
 LoopWork = Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]
 
 
-MAX_WAIT_SECONDS = 0.35  # of admitted work
+MAX_WAIT_SECONDS = 0.7  # of admitted work
 MIN_BACKLOG_BYTES = 2 * 1024 * 1024
 MEASURE_SECONDS = 0.25
 

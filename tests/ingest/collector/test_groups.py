@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import pytest
 
 from ingest.collector.fresh import FreshCache
-from ingest.collector.groups import Backlog, FairQueue, GroupWorker, ShareFull, Shares
+from ingest.collector.groups import (
+    MAX_WAIT_SECONDS,
+    Backlog,
+    FairQueue,
+    GroupWorker,
+    ShareFull,
+    Shares,
+)
 from tests.loops import run_loop
 
 
@@ -73,7 +80,7 @@ def test_backlog_is_what_is_done_in_time():
         backlog.check("b", 1)
     now = 1.0
     backlog.leave("a", 20 * mebibyte)  # so 20 MiB were done in a second
-    assert_room(backlog, 8, mebibyte)  # at the least what was guessed at first
+    assert_room(backlog, int(20 * MAX_WAIT_SECONDS), mebibyte)
 
 
 def test_backlog_of_a_slow_database_shrinks():
