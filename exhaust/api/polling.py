@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from itertools import cycle
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -45,7 +44,6 @@ _ACCEPTED = {"*/*", "application/json", "application/json, */*"}
 _SIMPLE_READ = re.compile(rb"requestId=([A-Za-z0-9-]+)")
 _OVERLOADED = RequestError("overloaded", OVERLOADED_DETAIL, 503)
 _ALLOW = {"Allow": "GET, HEAD, OPTIONS"}
-_next_retry_seconds = cycle(admission.RETRY_AFTER_SECONDS).__next__
 Key = JobKey | PageKey
 Presented = PresentedJob | PresentedPage | None
 
@@ -111,7 +109,7 @@ class Poller:
             else:
                 log.error("polling.failed", exc_info=error)
             reply = _build_error(_OVERLOADED, view)
-            reply = _with_headers(reply, **{"Retry-After": str(_next_retry_seconds())})
+            reply = _with_headers(reply, **{"Retry-After": str(admission.next_retry_seconds())})
         except Exception as error:
             reply = _build_error(error, view)
         return _with_headers(reply, **_ALLOW, **rate_limits.build_headers(request))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import cycle
 from time import monotonic
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from ingest.collector.writer import LoopWriter
 from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Call, RequestError, StoreResult
 from ingest.limits import rate_limits
+from ingest.limits.admission import next_retry_seconds
 from ingest.limits.rate_limits import find_limit
 from ingest.store import batches
 from ingest.store.batches import Pending
@@ -38,8 +38,6 @@ CHANNEL_REQUESTS, CHANNEL_BYTES = 512, 32 * 1024 * 1024  # in progress, of a cha
 MAX_UNWANTED_BYTES = 16 * 1024  # of a body that is always read, although its call is refused
 MAX_DISCARDING = 16  # larger ones at once
 REQUEST_BYTES = 512  # of work that a request is besides its body
-RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
-_next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
 _encode = msgspec.json.Encoder().encode
 _EMPTY = StoreResult(0, 0, [])
 _NO_CONTENT = Response(status=204, content_type=None)
@@ -186,8 +184,9 @@ class Collector:
             work = len(sent) + REQUEST_BYTES
             self._backlog.enter(owner, work)  # not earlier: a slow body is no work
             try:
-                batch = await self._parse(endpoint, sent, call, owner)
-                if endpoint.is_compressed(sent, call):
+                is_compressed = endpoint.is_compressed(sent, call)
+                batch = await self._parse(endpoint, sent, call, owner, is_compressed=is_compressed)
+                if is_compressed:
                     unpacked = sum(len(event.payload) for event in batch.events)
                     reserve(max(0, unpacked - size))
                 result = await self._append(batch, sender, request)
@@ -198,11 +197,11 @@ class Collector:
         elapsed_ms = int((monotonic() - visit.started_at) * 1000)
         return endpoint.respond(Receipt(call, batch, result, elapsed_ms))
 
-    async def _parse(self, endpoint: Endpoint, sent: bytes, call: Call, owner: int) -> Batch:
+    async def _parse(
+        self, endpoint: Endpoint, sent: bytes, call: Call, owner: int, *, is_compressed: bool
+    ) -> Batch:
         parse = partial(_decode_and_parse, endpoint, sent, call)
-        max_bytes = MAX_LOOP_BYTES
-        if endpoint.is_compressed(sent, call):
-            max_bytes = MAX_COMPRESSED_LOOP_BYTES
+        max_bytes = MAX_COMPRESSED_LOOP_BYTES if is_compressed else MAX_LOOP_BYTES
         if len(sent) <= max_bytes:
             return parse()
         return await self._parser.run(owner, parse, len(sent))
@@ -256,7 +255,7 @@ def _with_headers(response: Response, **headers: str) -> Response:
 
 
 def _reject_overload(endpoint: Endpoint, request: Request) -> Response:
-    response = _with_headers(endpoint.overload, **{"Retry-After": str(_next_retry_seconds())})
+    response = _with_headers(endpoint.overload, **{"Retry-After": str(next_retry_seconds())})
     length = request.headers.get("Content-Length") or ""
     is_small = length.isdecimal() and int(length) <= MAX_UNWANTED_BYTES
     if not is_small and Request.discarding >= MAX_DISCARDING:

@@ -86,9 +86,6 @@ class Application:
         if not request.is_body_read:
             await request.discard_body()
 
-    def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
-        """Called by the server before the first request."""
-
     def __rsgi_del__(self, loop: AbstractEventLoop) -> None:
         """Called by the server after the last request."""
         self._lines.flush()

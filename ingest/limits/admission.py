@@ -31,7 +31,7 @@ READ_BYTES = 64 * 1024
 DOWNLOAD_PATH = "/dataset/v1/download/"
 PROBE_PATHS = {"/healthz", "/metrics", "/readyz"}
 RETRY_AFTER_SECONDS = range(1, 6)  # in turn, so that rejected callers do not return together
-_next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
+next_retry_seconds = cycle(RETRY_AFTER_SECONDS).__next__
 DATASET_API = "/dataset/"
 _DATASET_OVERLOAD = Response(
     {
@@ -219,7 +219,7 @@ def build_overload(environ: Environ) -> tuple[list[tuple[str, str]], bytes]:
     headers = [
         ("Content-Type", str(response.content_type)),
         ("Content-Length", str(len(body))),
-        ("Retry-After", str(_next_retry_seconds())),
+        ("Retry-After", str(next_retry_seconds())),
         *response.headers.items(),
     ]
     return headers, body

@@ -90,7 +90,7 @@ def count_locally(request: HttpMessage | None, limit: Limit, caller: str) -> boo
         return False
     if request is not None:
         request.rate_limit_state = scaled, 0.0, full_in_seconds  # type: ignore[attr-defined]
-    metrics.count_decision(limit.name, "allowed")
+        metrics.count_decision(limit.name, "allowed")  # of an authenticated caller
     return True
 
 
