@@ -61,11 +61,12 @@ def keep_own_logging(**_: Any) -> None:
 
 @celeryd_init.connect
 def replace_children_lost_without_redis(**_: Any) -> None:
-    """Watches a child again that died while Redis was down, so that it is replaced.
+    """Replaces children that died while Redis was down, before the first connection and after.
 
     The loop that reads from Redis notices the end of a child. Without this, celery 5.7 ends the
-    whole worker when Redis is back: it knows that the child is not watched any more, and not that
-    it must be replaced.
+    whole worker when Redis is back: after the first connection since it takes a lost child for a
+    pool that cannot start, and later since it knows that the child is not watched any more, and
+    not that it must be replaced.
     """
     from celery.concurrency import asynpool
 
@@ -77,6 +78,11 @@ def replace_children_lost_without_redis(**_: Any) -> None:
             del child._sentinel_poll
         track_child(pool, child, hub)
 
+    def start_replacements(pool: Any) -> bool:
+        pool.maintain_pool()
+        return True
+
+    pool_class.did_start_ok = start_replacements
     pool_class._track_child_process = track_again
 
 

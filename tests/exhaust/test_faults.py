@@ -247,6 +247,7 @@ def test_poller_survives_any_error(files: Path, monkeypatch: Any) -> None:
 def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a child of which the pool knows that it is watched no more, and its end that can be read
     monkeypatch.setattr(AsynPool, "_track_child_process", AsynPool._track_child_process)
+    monkeypatch.setattr(AsynPool, "did_start_ok", AsynPool.did_start_ok)
     replace_children_lost_without_redis()
     end, other = os.pipe()
     child = SimpleNamespace(_sentinel_poll=None, _popen=SimpleNamespace(sentinel=end))
@@ -294,6 +295,39 @@ def test_worker_survives_redis_restart(tmp_path: Path) -> None:
 
         # then the worker finds it
         until(lambda: b"Connected to" in log.read_bytes().split(b"Cannot")[-1], "the worker")
+        assert worker.poll() is None
+
+
+@pytest.mark.redis
+def test_child_lost_before_redis_first_answers_is_replaced(tmp_path: Path) -> None:
+    # given a worker that has not reached Redis yet
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "worker.log"
+    with ExitStack() as stack:
+        command = [sys.executable, "-m", "celery", "-A", "config", "worker", "--concurrency", "2"]
+        variables = {
+            **os.environ,
+            "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
+            "EXHAUST_DATA_DIR": str(tmp_path),
+            "EXHAUST_LOG_LEVEL": "INFO",
+        }
+        worker = started(stack, *command, "-l", "INFO", env=variables, log=log)
+        until(lambda: b"Cannot connect to" in log.read_bytes(), "the first try")
+        processes = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+        killed = processes.read_text().split()
+        for child in killed:
+            os.kill(int(child), signal.SIGKILL)
+
+        # when
+        started(stack, "redis-server", "--port", str(port), "--save", "")
+
+        # then
+        until(
+            lambda: len(set(processes.read_text().split()) - set(killed)) == len(killed),
+            "the replacements",
+        )
         assert worker.poll() is None
 
 
