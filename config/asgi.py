@@ -15,7 +15,7 @@ from ingest.collector.servers import Application
 from ingest.collector.wsgi_bridge import WsgiBridge
 from ingest.limits.admission import AdmissionControl
 
-_slots = settings.EXHAUST_DATABASE_POOL_SIZE - 1 - POOLED_CONNECTIONS  # one is for probes
+_slots = settings.EXHAUST_DATABASE_POOL_SIZE - 1 - POOLED_CONNECTIONS  # one is for `/metrics`
 _senders = build_senders()
 application = Application(
     [build_collector(_senders).find_handler, Poller(_senders).find_handler],

@@ -258,7 +258,7 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "ingest.http.security_headers.SessionLifetimeMiddleware",
-    "django.middleware.common.CommonMiddleware",
+    "ingest.http.middleware.HostMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
@@ -325,7 +325,11 @@ if EXHAUST_PUBLIC_URL.startswith("https://"):
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = True
     # a browser accepts these from this host only, and over https
     SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-session", "__Host-csrf"
-    SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]  # probes call the process directly
+    SECURE_REDIRECT_EXEMPT = [
+        r"^healthz$",
+        r"^readyz$",
+        r"^metrics$",
+    ]  # probes call the process directly
     SECURE_HSTS_SECONDS = 31_536_000
     SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
 if EXHAUST_BEHIND_PROXY:
@@ -469,6 +473,7 @@ LOGGING = {
         # else a line for each message, every few seconds
         "celery.app.trace": {"level": "WARNING"},
         "celery.beat": {"level": "WARNING"},
+        "django.security.DisallowedHost": {"level": "CRITICAL"},  # `host.refused` says it
         "django.request": {"level": "ERROR"},  # a 4xx is the caller's error
         "botocore": {"level": "WARNING"},
         "boto3": {"level": "WARNING"},

@@ -26,5 +26,6 @@ urlpatterns = [
     path("readyz", health.report_readiness),
     path("metrics", metrics.serve_metrics),
 ]
+handler400 = health.bad_request
 handler404 = health.not_found
 handler500 = health.server_error

@@ -13,7 +13,7 @@ from django.conf import settings  # noqa: E402
 
 from ingest.limits.admission import AdmissionControl, discard_bodies  # noqa: E402
 
-application = discard_bodies(  # one connection is for probes
+application = discard_bodies(  # one connection is for `/metrics`
     AdmissionControl(django, slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1)
 )
 sys.setswitchinterval(0.001)  # busy threads delay 503 responses less

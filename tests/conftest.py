@@ -13,12 +13,14 @@ from django.db import connection, transaction
 from django.test import Client, TransactionTestCase
 
 from exhaust.files import storage
+from exhaust.monitoring import health
 from ingest import audit
 from ingest.auth import failures, keys
 from ingest.models import Channel
 from ingest.tenancy import session
 
 pytest_plugins = ("tests.service",)
+READ_STATE = health.read_state
 
 # CI repeats the same inputs for a commit; elsewhere each run tries new ones
 hypothesis.settings.register_profile("ci", derandomize=True)
@@ -123,6 +125,23 @@ def nobody_acts() -> Iterator[None]:
     yield
     session.lift_restriction()
     audit.current_actor.reset(token)
+
+
+@pytest.fixture(autouse=True)
+def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets probes look at nothing: their threads do not see the transaction of a test."""
+    state = dict.fromkeys(("database", "migrations", "broker", "storage"), "ok")
+    monkeypatch.setattr(health, "read_state", lambda: {**state, "queue_wait_seconds": 0})
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch, unprobed: None) -> Iterator[None]:
+    """Lets probes look. A test whose database they look at commits (`transaction=True`)."""
+    monkeypatch.setattr(health, "read_state", READ_STATE)
+    monkeypatch.setattr(health, "is_migrated", False)
+    yield
+    for check in health.CHECKS:
+        check.close()
 
 
 @pytest.fixture(autouse=True)

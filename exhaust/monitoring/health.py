@@ -1,14 +1,20 @@
 """Whether the process lives, whether it can work, and what to say where nothing is."""
 
 from datetime import date
+from hmac import compare_digest
+from ipaddress import ip_address
 
 from django.conf import settings
-from django.db import DatabaseError, connection, transaction
-from django.http import HttpRequest, JsonResponse
+from django.core.exceptions import DisallowedHost
+from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils.html import format_html
+from django.views import defaults
 
 from exhaust.files import storage
 from exhaust.jobs import transitions
 from exhaust.models import DailyRun
+from exhaust.monitoring.checks import Check, State
 from ingest import logs
 from ingest.feed import watermark
 from ingest.http import problems
@@ -17,6 +23,7 @@ from ingest.http.schema import extend_schema
 
 log = logs.get_logger(__name__)
 BROKER_TIMEOUT_SECONDS = 1
+ESSENTIAL_PARTS = ("database", "migrations")  # without one of them no request is served
 
 
 class Liveness(Body):
@@ -26,62 +33,99 @@ class Liveness(Body):
 
 
 class Readiness(Body):
-    """The state of the service."""
+    """The state of the service. All but `status` needs the token."""
 
     status = choice("Whether requests are served.", ["ok", "degraded", "failed"])
-    database = text("ok, or the error.")
-    migrations = text("ok, or what to run.")
+    database = text("ok, or the error.", required=False)
+    migrations = text("ok, or what to run.", required=False)
     broker = text("ok or unreachable: exports start later.", required=False)
     storage = text("ok or unreachable: no file is made meanwhile.", required=False)
     queue_wait_seconds = integer("How long an export has waited for a worker.", required=False)
 
 
-@extend_schema(
-    "alive",
-    {
-        200: Liveness,
-        (400, "text/html"): {"type": "string", "description": "The Host header is unknown."},
-        "4XX": None,
-    },
-    methods=["GET"],
-    auth=[],
-)
+@extend_schema("alive", {200: Liveness, "4XX": None}, methods=["GET"], auth=[])
 def report_liveness(request: HttpRequest) -> JsonResponse:
     """Get whether the process answers."""
     return JsonResponse({"status": "ok"})
 
 
-@extend_schema("ready", {200: Readiness, 503: Readiness, "4XX": None}, methods=["GET"], auth=[])
+@extend_schema(
+    "ready",
+    {200: Readiness, 503: Readiness, "4XX": None},
+    methods=["GET"],
+    auth=[{}, {"metrics": []}],
+)
 def report_readiness(request: HttpRequest) -> JsonResponse:
     """Get whether the service can work.
 
     503 means that the database cannot be written or lacks migrations. Without the broker or the
     storage the service still takes events and requests and loses nothing: `degraded`.
-    `queue_wait_seconds` grows also if workers live but take no work.
+    `queue_wait_seconds` grows also if workers live but take no work. An answer comes within two
+    seconds and is kept for one. The parts are named to callers with `Authorization: Bearer
+    EXHAUST_METRICS_TOKEN`; without that setting, to callers on the same machine.
     """
-    status: dict[str, object] = {"database": _check_database(), "migrations": "unknown"}
-    if status["database"] == "ok":
-        status["migrations"] = _check_migrations()
-    if status["migrations"] == "ok":
-        queue_wait = transitions.queue_wait()
-        status |= {"broker": _check_broker(), "storage": _check_storage()}
-        status["queue_wait_seconds"] = round(queue_wait.total_seconds())
-    if status["migrations"] != "ok":
-        return JsonResponse({"status": "failed", **status}, status=503)
-    is_complete = status["broker"] == status["storage"] == "ok"
-    return JsonResponse({"status": "ok" if is_complete else "degraded", **status})
+    state = read_state()
+    parts = state if may_read_details(request) else {}
+    status = determine_status(state)
+    return JsonResponse({"status": status, **parts}, status=503 if status == "failed" else 200)
 
 
-def _check_database() -> str:
-    """Writes a row and rolls back: a standby or a full disk still answers reads."""
+def has_metrics_token(request: HttpRequest) -> bool:
+    """Returns whether the request has `EXHAUST_METRICS_TOKEN`."""
+    scheme, _, given_token = request.headers.get("Authorization", "").partition(" ")
+    token = settings.EXHAUST_METRICS_TOKEN
+    return (
+        token != ""
+        and scheme.lower() == "bearer"
+        and compare_digest(given_token.strip().encode(), token.encode())
+    )
+
+
+def may_read_details(request: HttpRequest) -> bool:
+    """Returns whether the caller has the token; without one, whether it is on this machine."""
+    if settings.EXHAUST_METRICS_TOKEN:
+        return has_metrics_token(request)
+    if "X-Forwarded-For" in request.headers:  # a proxy may be on this machine too
+        return False
     try:
-        with transaction.atomic():
-            DailyRun(pk=0, day=date.min).save(force_insert=True)
-            transaction.set_rollback(True)
-    except DatabaseError as error:
-        log.warning("database.check_failed", error=type(error).__name__)
-        return "unreachable or read-only"
-    return "ok"
+        return ip_address(request.META.get("REMOTE_ADDR", "")).is_loopback
+    except ValueError:
+        return False
+
+
+def determine_status(state: State) -> str:
+    """Returns `ok`, `degraded` or `failed`."""
+    if any(state.get(part) != "ok" for part in ESSENTIAL_PARTS):
+        return "failed"
+    is_complete = all(value == "ok" for value in state.values() if isinstance(value, str))
+    return "ok" if is_complete else "degraded"
+
+
+# The checks, each in a thread of its own ----------------------------------------------------------
+
+
+def check_database() -> State:
+    """Returns the state of the database and of what is read from it."""
+    for is_last in (False, True):
+        try:
+            _write_and_roll_back()
+            state: State = {"database": "ok", "migrations": _check_migrations()}
+            if state["migrations"] == "ok":
+                state["queue_wait_seconds"] = round(transitions.queue_wait().total_seconds())
+        except (DatabaseError, InterfaceError) as error:
+            connection.close()  # a new one may reach a server that works
+            if is_last:
+                log.warning("database.check_failed", error=type(error).__name__)
+        else:
+            return state
+    return {"database": "unreachable or read-only", "migrations": "unknown"}
+
+
+def _write_and_roll_back() -> None:
+    """Writes a row and rolls back: a standby or a full disk still answers reads."""
+    with transaction.atomic():
+        DailyRun(pk=0, day=date.min).save(force_insert=True)
+        transaction.set_rollback(True)
 
 
 is_migrated = False
@@ -104,10 +148,11 @@ def _check_migrations() -> str:
     return "ok"
 
 
-def _check_broker() -> str:
+def check_broker() -> State:
+    """Returns the state of the broker."""
     url = settings.CELERY_BROKER_URL
     if url.startswith("filesystem"):
-        return "ok"
+        return {"broker": "ok"}
     import redis  # who has none need not wait for it at every start
 
     try:
@@ -119,17 +164,45 @@ def _check_broker() -> str:
             broker.ping()
     except redis.RedisError as error:
         log.warning("broker.connection_failed", error=type(error).__name__)
-        return "unreachable"
-    return "ok"
+        return {"broker": "unreachable"}
+    return {"broker": "ok"}
 
 
-def _check_storage() -> str:
+def check_storage() -> State:
+    """Returns the state of the storage."""
     try:
         storage.get_storage().probe()
     except storage.StorageError as error:
         log.warning("storage.connection_failed", error=type(error.__cause__ or error).__name__)
-        return "unreachable"
-    return "ok"
+        return {"storage": "unreachable"}
+    return {"storage": "ok"}
+
+
+CHECKS = (
+    Check("database", check_database),
+    Check("broker", check_broker),
+    Check("storage", check_storage),
+)
+
+
+def read_state() -> State:
+    """Returns the state of each part, at most a second old."""
+    for check in CHECKS:
+        check.start()
+    return {part: value for check in CHECKS for part, value in check.read().items()}
+
+
+# Addresses that are none --------------------------------------------------------------------------
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    if not isinstance(exception, DisallowedHost):
+        return defaults.bad_request(request, exception)
+    log.warning("host.refused", setting="ALLOWED_HOSTS")
+    if "text/html" in request.headers.get("Accept", ""):
+        page = "<!doctype html><title>Unknown host</title><h1>Unknown host</h1><p>{}</p>"
+        return HttpResponse(format_html(page, problems.UNKNOWN_HOST), status=400)
+    return problems.build_response(400, "host", problems.UNKNOWN_HOST)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from hmac import compare_digest
 
 from django.conf import settings
 from django.db.models import Count
@@ -47,13 +46,9 @@ def serve_metrics(request: HttpRequest) -> HttpResponse:
 
     Send `Authorization: Bearer EXHAUST_METRICS_TOKEN`. Without that setting it is 404.
     """
-    token = settings.EXHAUST_METRICS_TOKEN
-    if not token:
+    if not settings.EXHAUST_METRICS_TOKEN:
         return health.not_found(request, LookupError())
-    scheme, _, given_token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not compare_digest(
-        given_token.strip().encode(), token.encode()
-    ):
+    if not health.has_metrics_token(request):
         response = HttpResponse(
             "Send EXHAUST_METRICS_TOKEN as Authorization: Bearer.\n", "text/plain", 401
         )

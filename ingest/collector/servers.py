@@ -22,6 +22,7 @@ from ingest.adapters.base import PROBLEM, problem_members
 from ingest.collector.exchange import Headers, Reply, Request, Router
 from ingest.collector.wsgi_bridge import Answer, Stream, WsgiBridge
 from ingest.events import RequestError
+from ingest.http.problems import UNKNOWN_HOST
 from ingest.http.security_headers import API_HEADERS
 
 log = logs.get_logger(__name__)
@@ -189,8 +190,8 @@ def _refuse_host(request: Request) -> Reply | None:
     """Returns the reply to a host that is not ours, and to plain http where there is https."""
     host = request.headers.get("Host") or ""
     if not _is_allowed_host(host):
-        detail = "This service has another name; operators add names in ALLOWED_HOSTS."
-        return build_problem(400, "host", detail)
+        log.warning("host.refused", setting="ALLOWED_HOSTS")
+        return build_problem(400, "host", UNKNOWN_HOST)
     if settings.SECURE_SSL_REDIRECT and not is_secure(request):
         query = f"?{request.query.decode('latin-1')}" if request.query else ""
         location = f"https://{host}{request.path}{query}"

@@ -1,16 +1,25 @@
 """The audit actor of a request, and the channels that its database session may see."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from django.http import HttpRequest, HttpResponse
+from django.middleware.common import CommonMiddleware
 from django.utils.functional import SimpleLazyObject
 
 from ingest import audit
 from ingest.audit import Actor
 from ingest.auth import roles
 from ingest.limits import token_bucket
+from ingest.limits.admission import PROBE_PATHS
 from ingest.tenancy import session
+
+
+class HostMiddleware(CommonMiddleware):
+    """Django's `CommonMiddleware`, but a probe may name the process by any address."""
+
+    def process_request(self, request: HttpRequest) -> Any:
+        return None if request.path_info in PROBE_PATHS else super().process_request(request)
 
 
 class ActorMiddleware:

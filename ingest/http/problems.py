@@ -12,6 +12,7 @@ from ingest.adapters.base import PROBLEM, problem_members
 from ingest.events import RequestError
 
 log = logs.get_logger(__name__)
+UNKNOWN_HOST = "This service has another name; operators add names in ALLOWED_HOSTS."
 
 
 def classify(error: Exception) -> tuple[int, str, str] | None:

@@ -315,7 +315,8 @@ def wrong_callers(call: Driver) -> None:
     call("GET", f"/export/events?cursor={canary('text')}", key="puller", status=400)
     call("GET", f"/export/events?start={canary('text')}", key="puller", status=400)
     call("GET", f"/dataset/v1/audit?from={canary('text')}", key="auditor", status=400)
-    call("GET", "/healthz", status=400, Host=canary("text"))
+    call("GET", "/metrics", status=404, Host=canary("text"))
+    call("GET", "/console/", status=400, Host=canary("text"))
     config = {**DAYS, "type": RESPONSE, "startDate": canary("text")}
     for request in (
         {"tag": "t", "dataset": RESPONSE, "datasetConfig": config},

@@ -49,12 +49,12 @@ def test_api_fuzz_detects_server_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import schemathesis
 
     from config.wsgi import application
-    from exhaust.jobs import transitions
+    from exhaust.monitoring import health
 
     def careless() -> Any:
         raise KeyError("oldest")
 
-    monkeypatch.setattr(transitions, "queue_wait", careless)
+    monkeypatch.setattr(health, "read_state", careless)
     schema = schemathesis.openapi.from_wsgi("/docs/openapi.json", application)
     campaign = api.Campaign(schema.include(path="/readyz"), api.create_credentials(), requests=1)
     campaign.run()

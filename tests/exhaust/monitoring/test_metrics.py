@@ -2,20 +2,16 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection
-from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import settings
-from exhaust.files import links, storage
+from exhaust.files import links
 from exhaust.jobs import transitions
-from exhaust.models import DailyRun, Job
-from exhaust.monitoring import health
+from exhaust.models import Job
 from tests.conftest import bearer, make_key
 from tests.exhaust.factories import make_claimed, make_finished, make_job
 from tools.reference import list_metrics
@@ -149,66 +145,3 @@ def test_dashboard_and_alerts_labels_exist(page: str) -> None:
 
     assert grouped
     assert grouped | selected <= labels
-
-
-# Probes -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "is_migrated", False)
-
-
-@pytest.mark.django_db
-def test_ready_when_all_is_well(client: Client) -> None:
-    answer = client.get("/readyz")
-    assert answer.status_code == 200
-    assert answer.json() == {
-        "status": "ok", "database": "ok", "migrations": "ok", "broker": "ok", "storage": "ok",
-        "queue_wait_seconds": 0,
-    }  # fmt: skip
-    assert not DailyRun.objects.exists()
-
-
-@pytest.mark.django_db
-def test_pending_migration_is_not_ready(client: Client) -> None:
-    MigrationRecorder.Migration.objects.filter(app="exhaust").last().delete()
-    answer = client.get("/readyz")
-    assert answer.status_code == 503
-    assert answer.json()["migrations"] == "missing: run manage.py migrate"
-
-
-@pytest.mark.django_db
-def test_read_only_database_is_not_ready(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise DatabaseError("read-only")
-
-    monkeypatch.setattr(DailyRun, "save", refuse)
-    answer = client.get("/readyz")
-    assert answer.status_code == 503
-    assert answer.json()["database"] == "unreachable or read-only"
-
-
-@pytest.mark.django_db
-def test_degraded_without_broker_and_storage(client: Client, settings: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    settings.FILES_DIR = tmp_path / "file" / "below"
-    settings.CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
-    storage.get_storage.cache_clear()
-    answer = client.get("/readyz")
-    assert answer.status_code == 200
-    state = answer.json()
-    assert (state["status"], state["broker"], state["storage"]) == (
-        "degraded", "unreachable", "unreachable",
-    )  # fmt: skip
-
-
-@pytest.mark.postgresql
-@pytest.mark.django_db(transaction=True)
-def test_standby_is_not_ready(client: Client) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SET default_transaction_read_only = on")
-        try:
-            assert client.get("/readyz").status_code == 503
-        finally:
-            cursor.execute("RESET default_transaction_read_only")

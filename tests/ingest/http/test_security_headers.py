@@ -67,7 +67,7 @@ def test_every_address_has_headers(method: str):
     [
         ("/nowhere", 404, {}),
         ("/admin/nowhere", 302, {}),
-        ("/healthz", 400, {"HTTP_HOST": "evil.example"}),
+        ("/console/", 400, {"HTTP_HOST": "evil.example"}),
         ("/static/admin/css/base.css", 200, {}),
     ],
 )
