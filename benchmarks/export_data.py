@@ -87,9 +87,10 @@ def prune_and_derive() -> None:
     from exhaust.feed import pages
     from ingest.models import Channel, DerivationState
 
-    position = pages.current_position()
+    channel = Channel.objects.get(identifier=CHANNEL)
+    position = pages.fetch_current_position(channel.pk, "events")
     DerivationState.objects.update_or_create(
-        channel=Channel.objects.get(identifier=CHANNEL),
+        channel=channel,
         defaults={"xid": position.xid, "event_id": position.id},
     )
 

@@ -6,6 +6,7 @@ The poller is a thread of each worker process. It runs jobs whose wake-up was lo
 import atexit
 import os
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import Job
 from exhaust.monitoring import metrics
 from ingest import logs
+from ingest.feed import restore
 
 log = logs.get_logger(__name__)
 BROKER_STALL = timedelta(seconds=7)  # longer than the sweep's interval in config/celery.py
@@ -66,10 +68,13 @@ def _run_overdue_job(lowest_priority: int) -> None:
 
 @celeryd_after_setup.connect
 def prepare_worker(**_: Any) -> None:
-    """Serves metrics, and releases the worker's jobs when it exits.
+    """Serves metrics, and releases the worker's jobs when it exits. Refuses a database set back.
 
     Celery sends no signal at the end of a worker whose tasks are still running.
     """
+    with suppress(DatabaseError):  # the poller says so
+        if fault := restore.find_fault():
+            raise SystemExit(f"The database is {fault}.")
     atexit.register(release_jobs)
     metrics.start_metrics_server()
 

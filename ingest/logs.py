@@ -31,8 +31,8 @@ from structlog.typing import EventDict, WrappedLogger
 ALLOWED_FIELDS = {
     "answer", "attempt", "caller", "callback", "channel", "closed", "day", "delivery",
     "destination", "destinations", "digest", "documents", "entries", "error", "events", "failures",
-    "file", "job", "jobs", "key", "method", "ms", "networks", "part", "permanent", "request",
-    "role", "route", "schedule", "setting", "status", "won",
+    "file", "job", "jobs", "key", "method", "ms", "networks", "part", "permanent", "position",
+    "request", "role", "route", "schedule", "setting", "status", "won",
 }  # fmt: skip
 # their arguments are names of tasks and queues, and addresses of our own servers
 TRUSTED_LOGGERS = {"_granian", "celery", "granian", "kombu", "psycopg"}

@@ -132,7 +132,7 @@ class PageView(PullView):
         query_fingerprint = pages.query_fingerprint(query)
         position = values.START
         if params["cursor"] == "now":
-            position = pages.current_position()
+            position = pages.fetch_current_position(channel_id, self.resource)
         elif params["cursor"]:
             xid, pk = cursor.decode(params["cursor"], query_fingerprint)
             position = FeedPosition(xid, pk)
@@ -193,7 +193,7 @@ class RecordView(PullView):
 class EventsView(PageView):
     resource = "events"
 
-    @extend_schema("exportEvents", EventPage, 410, parameters=[PageQuery, *FEED_HEADERS])
+    @extend_schema("exportEvents", EventPage, 409, 410, parameters=[PageQuery, *FEED_HEADERS])
     def get(self, request: Request) -> HttpResponse:
         """List events page by page.
 
@@ -217,7 +217,7 @@ class EventView(RecordView):
 class SessionsView(PageView):
     resource = "sessions"
 
-    @extend_schema("exportSessions", SessionPage, 410, parameters=[PageQuery, *FEED_HEADERS])
+    @extend_schema("exportSessions", SessionPage, 409, 410, parameters=[PageQuery, *FEED_HEADERS])
     def get(self, request: Request) -> HttpResponse:
         """List sessions page by page.
 
@@ -241,7 +241,7 @@ class SessionView(RecordView):
 class UsersView(PageView):
     resource = "users"
 
-    @extend_schema("exportUsers", UserPage, 410, parameters=[PageQuery, *FEED_HEADERS])
+    @extend_schema("exportUsers", UserPage, 409, 410, parameters=[PageQuery, *FEED_HEADERS])
     def get(self, request: Request) -> HttpResponse:
         """List users page by page.
 

@@ -10,11 +10,11 @@ from django.db.models import Q, QuerySet
 from exhaust.delivery import session_documents
 from exhaust.delivery.kinds import kind_of
 from exhaust.feed import documents
-from exhaust.feed.pages import LAST_ID
+from exhaust.feed.pages import TABLES
 from exhaust.models import Delivery, Destination
 from ingest.feed import reader, values
 from ingest.feed.values import FeedPosition
-from ingest.feed.watermark import fetch_watermark
+from ingest.feed.watermark import fetch_end_position, fetch_watermark
 from ingest.models import Session, StoredEvent
 from ingest.times import from_microseconds
 
@@ -63,9 +63,8 @@ def read_batch(destination: Destination, limit: int, position: FeedPosition) -> 
                 return Batch(documents, document.position, is_full=True)
         if len(rows) < count:
             # nothing is ever added below the watermark
-            return Batch(
-                documents, max(position, FeedPosition(watermark_xid - 1, LAST_ID)), is_full=False
-            )
+            end_position = _fetch_end_position(destination, watermark_xid)
+            return Batch(documents, max(position, end_position), is_full=False)
         position = rows[-1].position
         # enough to fill the batch if they are as long as those before, and a few more
         count = min(
@@ -118,9 +117,13 @@ def find_position_at(destination: Destination, moment: datetime) -> FeedPosition
         _select_rows(destination, watermark_xid), values.START, watermark_xid
     ).filter(**{f"{field}__gte": moment})
     first = rows.values_list("xid", "id").first()
-    return (
-        FeedPosition(first[0], first[1] - 1) if first else FeedPosition(watermark_xid - 1, LAST_ID)
-    )
+    if first is None:
+        return _fetch_end_position(destination, watermark_xid)
+    return FeedPosition(first[0], first[1] - 1)
+
+
+def _fetch_end_position(destination: Destination, watermark_xid: int) -> FeedPosition:
+    return fetch_end_position(TABLES[destination.resource], destination.channel_id, watermark_xid)
 
 
 def _select_rows(destination: Destination, watermark_xid: int) -> "QuerySet[Any]":

@@ -17,13 +17,12 @@ from exhaust.delivery.http_client import Answer
 from exhaust.delivery.kinds import KINDS, kind_of
 from exhaust.feed import cursor
 from exhaust.feed.documents import encode, to_epoch_ms
-from exhaust.feed.pages import LAST_ID, FeedQuery, query_fingerprint
+from exhaust.feed.pages import FeedQuery, fetch_current_position, query_fingerprint
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest import audit, logs
 from ingest.events import RequestError
-from ingest.feed import pruning
+from ingest.feed import pruning, restore
 from ingest.feed.values import START, FeedPosition
-from ingest.feed.watermark import fetch_watermark
 from ingest.models import IDENTIFIER
 from ingest.privacy.encryption import encrypt
 
@@ -93,7 +92,7 @@ def save(
     fields = {field: getattr(destination, field) for field in EDITABLE_FIELDS}
     fields["types"] = sorted(set(destination.types))
     changed: list[str] = []
-    position = FeedPosition(fetch_watermark() - 1, LAST_ID)
+    position = fetch_current_position(destination.channel_id, destination.resource)
     stored, is_new = Destination.objects.select_for_update().get_or_create(
         channel_id=destination.channel_id,
         name=destination.name,
@@ -235,12 +234,13 @@ def find_position_at(destination: Destination, at: datetime) -> FeedPosition:
 def decode_cursor(destination: Destination, text: str) -> FeedPosition:
     """Returns the position of a cursor of this destination, or of a pull with the same filters.
 
-    Raises `RequestError` (400) for any other.
+    Raises `RequestError`: 400 for any other, 409 where the database was set back to before it.
     """
     if not text:
         return START
-    xid, pk = cursor.decode(text, _query_fingerprint(destination))
-    return FeedPosition(xid, pk)
+    position = FeedPosition(*cursor.decode(text, _query_fingerprint(destination)))
+    restore.require_reached(position)
+    return position
 
 
 def encode_cursor(destination: Destination) -> str:

@@ -8,9 +8,13 @@ from django.db.models import Q
 
 from exhaust.feed import documents
 from ingest.derive import deriver
-from ingest.feed import pruning, reader, values
+from ingest.feed import pruning, reader, restore, values
 from ingest.feed.values import FeedPosition
-from ingest.feed.watermark import fetch_oldest_writer_age, fetch_watermark
+from ingest.feed.watermark import (
+    fetch_end_position,
+    fetch_oldest_writer_age,
+    fetch_watermark,
+)
 from ingest.models import AppUser, Session, StoredEvent
 
 LAST_ID = 2**63 - 1
@@ -43,16 +47,18 @@ class Page(NamedTuple):
     """Documents in the feed's order."""
 
     items: list[bytes]
-    position: FeedPosition  # after the last one, or up to where all was read
+    position: FeedPosition  # of the last one, or of the last row that was passed over
     is_at_end: bool  # whether there is no more at present
 
 
 def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
     """Returns up to `limit` documents after a position.
 
-    Raises `RequestError` (410) if some of them are pruned.
+    Raises `RequestError`: 410 if some of them are pruned, 409 if the position is not reached.
     """
     up_to = fetch_watermark()
+    if position.xid >= up_to:
+        restore.require_reached(position)
     if query.resource == "events" and position == values.START:
         position = pruning.get_pruned_position(pruning.fetch_prune_state(query.channel_id))
         items = _read_events(query, position, up_to, limit)
@@ -63,14 +69,17 @@ def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
     if len(items) == limit:
         return Page([item for _, item in items], items[-1][0], is_at_end=False)
     # all below the watermark was read, and nothing is ever added there
-    return Page(
-        [item for _, item in items], max(position, FeedPosition(up_to - 1, LAST_ID)), is_at_end=True
-    )
+    end_position = fetch_end_position(TABLES[query.resource], query.channel_id, up_to)
+    return Page([item for _, item in items], max(position, end_position), is_at_end=True)
 
 
-def current_position() -> FeedPosition:
-    """Returns the position after all that has arrived."""
-    return FeedPosition(fetch_watermark() - 1, LAST_ID)
+def fetch_current_position(channel_id: int, resource: str) -> FeedPosition:
+    """Returns the position of the last row that has arrived."""
+    end_position = fetch_end_position(TABLES[resource], channel_id, fetch_watermark())
+    if resource != "events":
+        return end_position
+    prune_state = pruning.fetch_prune_state(channel_id)
+    return max(end_position, pruning.get_pruned_position(prune_state))
 
 
 def measure_lag(query: FeedQuery) -> timedelta:
@@ -127,4 +136,5 @@ def _filter_by_time(rows: Any, field: str, query: FeedQuery) -> Any:
     return rows
 
 
+TABLES = {"events": "ingest_storedevent", "sessions": "ingest_session", "users": "ingest_appuser"}
 READERS = {"events": _read_events, "sessions": _read_sessions, "users": _read_users}

@@ -5,21 +5,19 @@ watermark any more, so a reader misses no row. SQLite writes one batch at a time
 id of the batch's first row, so one comparison serves both databases. Derived rows take a number in
 between.
 
-A restored dump may meet a cluster whose transaction numbers are smaller than those of its rows. So
-a position is the transaction number plus a shift, and `rebase_positions` raises the shift: new rows
-come after every position that any reader holds. The functions `exhaust_position` and
-`exhaust_shift` of the database compute both, so a dump contains them.
+A crash of PostgreSQL loses the transaction numbers that were not flushed, and the next transactions
+get them again. So a reader is given no position beyond the last committed row
+(`fetch_end_position`); the watermark only bounds what is read.
+
+A position is the transaction number plus a shift (`restore.py`).
 """
 
-from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
-from django.apps import apps
-from django.db import connection, transaction
+from django.db import connection
 
 from ingest.db.prepared import fetch_all
-from ingest.models.fields import XidField
+from ingest.feed.values import START, FeedPosition
 from ingest.tenancy import session
 
 # A transaction locks the tables of positioned rows before it gets its number
@@ -52,6 +50,20 @@ def fetch_watermark() -> int:
         cursor.execute("SELECT seq + 1 FROM sqlite_sequence WHERE name = 'ingest_storedevent'")
         row = cursor.fetchone()
     return int(row[0]) if row else 1
+
+
+def fetch_end_position(table: str, channel_id: int, watermark: int) -> FeedPosition:
+    """Returns the position of a channel's last row below a watermark; `START` without rows.
+
+    `table` is one of `POSITIONED_TABLES`.
+    """
+    cast = "%s::text::xid8" if connection.vendor == "postgresql" else "%s"
+    rows = fetch_all(
+        f"SELECT CAST(CAST(xid AS text) AS bigint), id FROM {table}"  # noqa: S608
+        f" WHERE channel_id = %s AND xid < {cast} ORDER BY xid DESC, id DESC LIMIT 1",
+        [channel_id, watermark],
+    )
+    return FeedPosition(*rows[0]) if rows else START
 
 
 def fetch_upper_bound() -> int:
@@ -113,59 +125,3 @@ def lock_positioned_tables() -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {', '.join(POSITIONED_TABLES)} IN ROW EXCLUSIVE MODE")
-
-
-# A restored database -----------------------------------------------------------------------------
-
-_REBASE_STEP = 1 << 40  # more than a reader can be ahead of the dump
-
-
-def build_shift_sql(shift: int) -> str:
-    """Returns the SQL that makes the two functions. A shift of 0 adds nothing to an insert."""
-    number = "pg_current_xact_id()"
-    if shift:
-        number = f"({number}::text::bigint + {shift})::text::xid8"
-    return f"""
-        CREATE OR REPLACE FUNCTION exhaust_shift() RETURNS bigint
-            LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT {shift}::bigint';
-        CREATE OR REPLACE FUNCTION exhaust_position() RETURNS xid8
-            LANGUAGE sql STABLE AS 'SELECT {number}';
-    """
-
-
-def fetch_last_position() -> int:
-    """Returns the xid of the last stored event; 0 without events."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT xid FROM ingest_storedevent ORDER BY id DESC LIMIT 1")
-        row = cursor.fetchone()
-    return int(str(row[0])) if row else 0
-
-
-def rebase_positions() -> int:
-    """Raises new positions above those of all rows and readers. Returns by how much.
-
-    Run it once after a restore on PostgreSQL, before the first write. On SQLite it returns 0.
-    """
-    if connection.vendor != "postgresql":
-        return 0
-    with transaction.atomic(), connection.cursor() as cursor:
-        highest_position = max(
-            _fetch_highest(cursor, *column) for column in _list_position_columns()
-        )
-        raised_by = max(0, highest_position - fetch_upper_bound()) + _REBASE_STEP
-        cursor.execute("SELECT exhaust_shift()")
-        cursor.execute(build_shift_sql(int(cursor.fetchone()[0]) + raised_by))
-    return raised_by
-
-
-def _list_position_columns() -> Iterator[tuple[str, str]]:
-    for model in apps.get_models():
-        for field in model._meta.local_fields:
-            if isinstance(field, XidField):
-                yield model._meta.db_table, str(field.column)
-
-
-def _fetch_highest(cursor: Any, table: str, column: str) -> int:
-    cursor.execute(f'SELECT "{column}" FROM "{table}" ORDER BY 1 DESC NULLS LAST LIMIT 1')  # noqa: S608
-    row = cursor.fetchone()
-    return int(str(row[0])) if row and row[0] is not None else 0

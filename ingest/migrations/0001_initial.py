@@ -5,13 +5,12 @@ import ingest.models.accounts
 import ingest.models.fields
 from django.db import migrations, models
 
-from ingest.feed.watermark import build_shift_sql
+from ingest.feed.restore import create_functions
 
 
 def create_positions(apps, schema_editor):
     """The functions that the columns made below have as their default."""
-    if schema_editor.connection.vendor == "postgresql":
-        schema_editor.execute(build_shift_sql(0))
+    create_functions(0)
 
 
 def compress_payloads(apps, schema_editor):

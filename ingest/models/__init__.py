@@ -12,6 +12,7 @@ from ingest.models.accounts import (
 from ingest.models.audit import AuditDigest, AuditEvent, AuthFailureCount
 from ingest.models.events import (
     Conversation,
+    LostPosition,
     PruneState,
     RejectedDay,
     RejectedEvent,
@@ -33,6 +34,7 @@ __all__ = [
     "Conversation",
     "DerivationState",
     "Erasure",
+    "LostPosition",
     "Participant",
     "PruneState",
     "RejectedDay",

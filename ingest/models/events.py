@@ -155,6 +155,15 @@ class RejectedDay(models.Model):
         ]
 
 
+class LostPosition(models.Model):
+    """The highest position that is known from outside and that this database had not reached.
+
+    It is the one row of its table, and shows that the database was set back.
+    """
+
+    xid = XidField(editable=False)
+
+
 class PruneState(models.Model):
     """The start of a channel's feed: its events up to this position are pruned."""
 

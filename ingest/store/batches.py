@@ -447,9 +447,9 @@ WITH existing AS MATERIALIZED (
     SELECT id, identifier FROM ingest_conversation
     WHERE channel_id = %(channel)s AND identifier = ANY(%(conversations)b)
 ), stored AS (
-    INSERT INTO ingest_storedevent ({_COLUMNS})
-    SELECT o, r, %(channel)s, %(application)s, conversation.id, a, i, %(source)s,
-           t, d, s, n, p::jsonb
+    INSERT INTO ingest_storedevent (xid, {_COLUMNS})
+    SELECT (SELECT exhaust_position()), o, r, %(channel)s, %(application)s, conversation.id, a, i,
+           %(source)s, t, d, s, n, p::jsonb
     FROM unnest(%(o)b, %(r)b, %(c)b, %(a)b, %(i)b, %(t)b, %(d)b, %(s)b, %(n)b, %(p)b)
          AS new(o, r, c, a, i, t, d, s, n, p) LEFT JOIN conversation ON conversation.identifier = c
     WHERE i NOT IN (SELECT i FROM existing) AND NOT EXISTS (SELECT FROM existing WHERE differs)
@@ -491,7 +491,7 @@ SELECT pg_advisory_xact_lock(7381, h) FROM (
 # while the table was small, and would read the whole table after it has grown.
 NO_SEQSCAN = "enable_seqscan = off"
 _SUPERSEDE_BATCH = f"""
-UPDATE ingest_storedevent SET superseded_xid = exhaust_position() WHERE id = ANY(ARRAY(
+UPDATE ingest_storedevent SET superseded_xid = (SELECT exhaust_position()) WHERE id = ANY(ARRAY(
     SELECT current.id FROM unnest(%(i)b, %(p)b) AS new(i, p)
     CROSS JOIN LATERAL (
         SELECT e.id, e.payload, e.device_id FROM ingest_storedevent e

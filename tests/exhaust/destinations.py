@@ -12,7 +12,7 @@ from django.utils import timezone
 from msgspec import structs
 
 from exhaust.delivery import destinations, pump
-from exhaust.feed.pages import LAST_ID
+from exhaust.feed.pages import fetch_current_position
 from exhaust.models import Destination
 from ingest.adapters import desk
 from ingest.derive import deriver
@@ -103,7 +103,8 @@ def received_ids(receiver: Receiver) -> list[str]:
 
 
 def is_at_end(destination: Destination) -> bool:
-    return destination.cursor_id == LAST_ID and destinations.measure_lag(destination).documents == 0
+    end_position = fetch_current_position(destination.channel_id, destination.resource)
+    return (destination.cursor_xid, destination.cursor_id) == end_position
 
 
 @dataclass

@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
 from exhaust import processes
+from ingest.feed import restore
 
 CHECK_SECONDS = 0.2
 GRACE_SECONDS = 40.0  # more than granian's own for requests in progress
@@ -38,6 +39,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if fault := restore.find_fault():
+            raise CommandError(f"The database is {fault}.")
         processes.interrupt_on_sigterm()
         host, port, workers = options["host"], options["port"], options["workers"]
         commands = {

@@ -1,17 +1,14 @@
-"""Raises feed positions after you restored a dump."""
+"""Raises feed positions after the database was set back."""
 
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from ingest.feed import watermark
+from ingest.feed import restore
 
 
 class Command(BaseCommand):
-    help = "Raises new positions above all cursors of a restored dump. Run it first."
+    help = "Raises new positions above all cursors, after a restore. Run it before you start."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if leap := watermark.rebase_positions():
-            self.stdout.write(f"New positions start {leap:,} higher.")
-        else:
-            self.stdout.write("SQLite keeps its positions. There is nothing to do.")
+        self.stdout.write(f"New positions start {restore.rebase_positions():,} higher.")

@@ -56,7 +56,7 @@ def test_read_only_database_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: Any, **__: Any) -> None:
         raise DatabaseError("read-only")
 
-    monkeypatch.setattr(DailyRun, "save", refuse)
+    monkeypatch.setattr(health, "require_writable", refuse)
     code, state = probe()
     assert (code, state["database"]) == (503, "unreachable or read-only")
 

@@ -1,16 +1,11 @@
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.core.management import call_command
 from django.db import connection, connections, transaction
 from django.db.models import Max
-from django.test import Client
 
-from exhaust.models import Job
-from exhaust.monitoring import health
 from ingest.feed import watermark as positions
 from ingest.feed.watermark import fetch_watermark
 from ingest.models import Channel, StoredEvent
@@ -242,57 +237,3 @@ def test_database_assigns_default_position(on_postgresql: bool):
             assert row.xid == int(cursor.fetchone()[0])
     else:
         assert row.xid == 0
-
-
-# A restored dump ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def _shift_goes() -> Iterator[None]:
-    """Functions are the database's: the next test begins without a shift."""
-    yield
-    with connection.cursor() as cursor:
-        cursor.execute(positions.build_shift_sql(0))
-
-
-@pytest.mark.postgresql
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("_shift_goes", "probed")
-def test_rebased_positions_follow_restored(client: Client) -> None:
-    # given rows of a cluster that had counted further than this one
-    channel = make_channel()
-    batches.append_batch(channel.pk, batch(answer(mid="old")))
-    StoredEvent.objects.update(xid=last_xid() + 5_000_000)
-    told = last_xid()
-    assert client.get("/readyz").status_code == 503
-    assert ids_below(fetch_watermark()) == []
-
-    # when
-    call_command("rebase_positions")
-
-    # then old and new are there, in order, and beyond any place that a reader was told
-    batches.append_batch(channel.pk, batch(answer(mid="new")))
-    assert ids_below(wait_for_watermark(last_xid())) == ["old", "new"]
-    assert last_xid() > told + 1_000_000_000
-    health.CHECKS[0].close()  # its answer is kept a second
-    assert client.get("/readyz").status_code == 200
-    job = Job.objects.create(channel=channel, tag="t", request_id="R", dataset="d", config={})
-    job.refresh_from_db()
-    assert job.submitted_xid > last_xid()
-
-
-@pytest.mark.postgresql
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("_shift_goes")
-def test_rebase_in_cluster_that_is_ahead() -> None:
-    # given readers that were told places behind the last dump
-    channel = make_channel()
-    batches.append_batch(channel.pk, batch(answer(mid="old")))
-    told = fetch_watermark() + 100_000
-
-    # when
-    assert positions.rebase_positions() > 0
-
-    # then
-    batches.append_batch(channel.pk, batch(answer(mid="new")))
-    assert last_xid() > told
