@@ -46,8 +46,9 @@ _broker_url: str = env.str("CELERY_BROKER_URL", "")
 EXHAUST_PUBLIC_URL: str = env.str("EXHAUST_PUBLIC_URL", "http://127.0.0.1:8000").rstrip("/")
 #: Django's debug pages; never in production.
 DEBUG: bool = env.bool("DEBUG", False)
-#: Trust `X-Forwarded-Proto` and the last entry of `X-Forwarded-For`.
-EXHAUST_BEHIND_PROXY: bool = env.bool("EXHAUST_BEHIND_PROXY", False)
+#: Proxies in front of the service, one after another; `true` is one. With any, the service trusts
+#: `X-Forwarded-Proto` and this many of the last entries of `X-Forwarded-For`.
+_behind_proxy: str = env.str("EXHAUST_BEHIND_PROXY", "0")
 #: Host names that requests may carry, besides that of the public URL and localhost.
 _allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", [])
 
@@ -188,6 +189,13 @@ for _name, _url in (
     ):
         raise setting_error(_name, f"'{_url}' is no http:// or https:// address.")
 
+_words = {"": "0", "true": "1", "yes": "1", "on": "1", "false": "0", "no": "0", "off": "0"}
+_proxies = _words.get(_behind_proxy.lower(), _behind_proxy)
+if not re.fullmatch("[0-9]", _proxies):
+    raise setting_error(
+        "EXHAUST_BEHIND_PROXY", "write how many proxies are in front of the service; true is one."
+    )
+EXHAUST_BEHIND_PROXY = int(_proxies)
 has_server = bool(_database_url or _broker_url or S3_BUCKET)
 
 

@@ -182,7 +182,8 @@ def _read_rsgi_headers(headers: Any) -> Headers:
 def is_secure(request: Request) -> bool:
     """Returns whether the client came by https."""
     if settings.EXHAUST_BEHIND_PROXY:
-        return bool(request.headers.get("X-Forwarded-Proto", "") == "https")
+        schemes: str = request.headers.get("X-Forwarded-Proto", "")
+        return schemes.partition(",")[0].strip() == "https"  # as Django reads several
     return bool(request.scheme == "https")
 
 

@@ -6,6 +6,7 @@ process counts for itself and logs it.
 """
 
 import math
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import redis
 
 log = logs.get_logger(__name__)
+_WITH_PORT = re.compile(r"\[([^\]]+)\](?::\d+)?|([\d.]+):\d+")
 
 REDIS_PREFIX = "exhaust:rate_limit:"
 REDIS_TIMEOUT_SECONDS = 0.2
@@ -60,17 +62,37 @@ class HttpMessage(Protocol):
 
 
 def get_client_address(request: HttpMessage) -> str:
-    """Returns the client's address. Behind a proxy it is the last entry of X-Forwarded-For."""
+    """Returns the client's IP address; "" where the server knows none.
+
+    Behind proxies it is what the outermost one wrote into X-Forwarded-For: the first of the last
+    `EXHAUST_BEHIND_PROXY` entries. Where that is no address, the peer's own counts.
+    """
     return read_client_address(request.META)
 
 
 def read_client_address(meta: Mapping[str, Any]) -> str:
     """Returns the same from Django's `META`, or from what a WSGI server passes."""
-    if settings.EXHAUST_BEHIND_PROXY:
-        last: str = meta.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
-        if last:
-            return last[:64]
-    return str(meta.get("REMOTE_ADDR", ""))
+    if proxies := int(settings.EXHAUST_BEHIND_PROXY):
+        entries = meta.get("HTTP_X_FORWARDED_FOR", "").rsplit(",", proxies)[-proxies:]
+        if address := parse_address(entries[0]):
+            return address
+    return parse_address(meta.get("REMOTE_ADDR", ""))
+
+
+@lru_cache(maxsize=4096)
+def parse_address(text: str) -> str:
+    """Returns the IP address in an entry of X-Forwarded-For; "" for none.
+
+    Some proxies add the port, with brackets around an IPv6 address. Others write `unknown`.
+    """
+    host = text.strip()
+    if match := _WITH_PORT.fullmatch(host):
+        host = match[1] or match[2]
+    try:
+        ip = ip_address(host.partition("%")[0])  # a zone is of one machine
+    except ValueError:
+        return ""
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 def get_client_network(request: HttpMessage) -> str:

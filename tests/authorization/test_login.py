@@ -59,6 +59,23 @@ def test_ten_failures_lock_an_address(asha: Any, settings: Any):
     )
 
 
+@pytest.mark.parametrize(
+    ("forwarded", "peer"), [("203.0.113.7:51234", "10.0.0.1"), ("unknown", "203.0.113.7")]
+)
+def test_proxy_may_write_port_or_unknown(asha: Any, settings: Any, forwarded: str, peer: str):
+    settings.EXHAUST_BEHIND_PROXY = 1
+    headers = {"X-Forwarded-For": forwarded}
+
+    assert sign_in("a long enough one", address=peer, **headers) == 302
+    assert sign_in(address=peer, **headers) == 200
+    assert AccessAttempt.objects.get().ip_address == "203.0.113.7"
+
+
+def test_server_without_addresses_signs_in(asha: Any):
+    assert sign_in(address="") == 200  # at a socket of Unix
+    assert sign_in("a long enough one", address="") == 302
+
+
 def test_lock_ends_after_15_minutes(asha: Any):
     for _ in range(12):
         sign_in()

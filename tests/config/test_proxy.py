@@ -114,6 +114,7 @@ class Proxy:
             "COLLECTOR_ADDRESS": self.collector.address,
             "WEB_ADDRESS": self.web.address,
             "ANONYMOUS_CALLS": str(ANONYMOUS_CALLS),
+            "OUTER_PROXIES": "10.9.8.0/24 127.0.9.0/24",
             "HEADER_SECONDS": "3s",
             "IDLE_SECONDS": "3s",
         }
@@ -270,6 +271,30 @@ def test_client_cannot_forge_its_address(proxy: Proxy):
         assert seen.headers["x-forwarded-for"] == HOST
         assert seen.headers["x-forwarded-proto"] == "http"
         assert "198.51.100" not in str(seen.headers)
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "seen"),
+    [
+        ("198.51.100.1, 203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7:51234", "203.0.113.7"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("unknown", "127.0.9.1"),
+    ],
+)
+def test_outer_proxy_names_the_client(proxy: Proxy, forwarded: str, seen: str):
+    headers = {**KEY, "X-Forwarded-For": forwarded, "X-Forwarded-Proto": "https"}
+    proxy.call("GET", "/export/users", headers=headers, source="127.0.9.1")
+    (call,) = proxy.web.seen
+    assert call.headers["x-forwarded-for"] == seen
+    assert call.headers["x-forwarded-proto"] == "https"
+
+
+def test_outer_proxy_shares_no_limit(proxy: Proxy):
+    for number in range(2 * ANONYMOUS_CALLS):
+        headers = {"X-Forwarded-For": f"203.0.113.{number}"}
+        reply = proxy.call("GET", "/console/sign-in", headers=headers, source="127.0.9.2")
+        assert reply.status == 200
 
 
 @pytest.mark.parametrize("status", [413, 429, 500, 503])

@@ -249,6 +249,14 @@ def test_https_url_secures_cookies(read: Any):
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "proxies"),
+    [("", 0), ("false", 0), ("0", 0), ("true", 1), ("True", 1), ("on", 1), ("1", 1), ("2", 2)],
+)
+def test_behind_proxy_is_a_number(read: Any, value: str, proxies: int):
+    assert read(EXHAUST_BEHIND_PROXY=value)["EXHAUST_BEHIND_PROXY"] == proxies
+
+
 def test_forwarded_scheme_needs_a_proxy(read: Any):
     assert read(EXHAUST_BEHIND_PROXY="true")["SECURE_PROXY_SSL_HEADER"] == (
         "HTTP_X_FORWARDED_PROTO",
@@ -372,6 +380,8 @@ def test_wrong_database_url_hides_password(read: Any, url: str):
         ("EXHAUST_LOG_LEVEL", "LOUD"),
         ("DEBUG", "perhaps"),
         ("EXHAUST_BEHIND_PROXY", "perhaps"),
+        ("EXHAUST_BEHIND_PROXY", "-1"),
+        ("EXHAUST_BEHIND_PROXY", "10.0.0.0/8"),
     ],
 )
 def test_value_out_of_range_stops_start(read: Any, variable: str, value: str):

@@ -86,7 +86,8 @@ def test_denied_address_records_no_use():
         (True, "203.0.113.7, 198.51.100.1", 403),  # our proxy wrote the last one
         (True, "198.51.100.1, 203.0.113.7", 200),
         (True, "203.0.113.7,", 403),
-        (True, "203.0.113.7:4711", 403),
+        (True, "203.0.113.7:4711", 200),
+        (True, "unknown", 403),
     ],
 )
 def test_only_proxy_forwarded_address_counts(

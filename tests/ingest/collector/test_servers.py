@@ -12,7 +12,7 @@ from django.test import Client
 from ingest.auth import keys
 from ingest.collector import exchange, intake
 from ingest.collector.intake import build_collector, build_senders
-from ingest.collector.servers import Application
+from ingest.collector.servers import Application, is_secure
 from ingest.collector.wsgi_bridge import WsgiBridge
 from ingest.db.loop_connection import Unavailable
 from ingest.models import ApiKey, RejectedEvent, StoredEvent
@@ -342,7 +342,7 @@ def stable(body: bytes) -> Any:
     return content
 
 
-def test_unknown_host_is_refused(app: Any):
+def test_unknown_host_is_refused(app: Any, caplog: pytest.LogCaptureFixture):
     (response,) = send(
         app, ("POST", "/v1/telemetry", b"[]", [*key_headers(), ("X-Forwarded-Host", "a")])
     )
@@ -354,6 +354,8 @@ def test_unknown_host_is_refused(app: Any):
     refused = run_on_loop(run)
     assert refused.status == 400
     assert json.loads(refused.body)["title"] == "host"
+    assert "ALLOWED_HOSTS" in json.loads(refused.body)["detail"]
+    assert "ALLOWED_HOSTS" in caplog.text
 
 
 # Shares ------------------------------------------------------------------------------------------
@@ -410,3 +412,15 @@ def test_each_request_has_its_line(app: Any, capfd: pytest.CaptureFixture[str]):
     assert (line["method"], line["route"], line["status"]) == ("POST", "v1/telemetry", 200)
     assert (line["channel"], line["level"]) == ("ORG_001", "INFO")
     assert len(line["caller"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("proxies", "schemes", "expected"),
+    [(0, "https", False), (1, "https", True), (1, "https, http", True), (2, "http,https", False)],
+)
+def test_forwarded_scheme_is_read_as_django_does(
+    proxies: int, schemes: str, expected: bool, settings: Any
+):
+    settings.EXHAUST_BEHIND_PROXY = proxies
+    headers = exchange.Headers([("x-forwarded-proto", schemes)])
+    assert is_secure(exchange.Request("GET", "/", b"", headers, "")) is expected

@@ -310,26 +310,51 @@ def test_redis_is_used_again_after_recovery(server: redis.Redis, settings: Any, 
 
 
 @pytest.mark.parametrize(
-    ("behind_proxy", "forwarded", "expected"),
+    ("proxies", "forwarded", "expected"),
     [
-        (False, None, "192.0.2.7"),
-        (False, "203.0.113.5", "192.0.2.7"),
-        (True, None, "192.0.2.7"),
-        (True, "203.0.113.5", "203.0.113.5"),
-        (True, "10.0.0.1, 198.51.100.9 , 203.0.113.5 ", "203.0.113.5"),
-        (True, "203.0.113.5, ", "192.0.2.7"),
-        (True, "x" * 5_000, "x" * 64),
+        (0, None, "192.0.2.7"),
+        (0, "203.0.113.5", "192.0.2.7"),
+        (1, None, "192.0.2.7"),
+        (1, "203.0.113.5", "203.0.113.5"),
+        (1, "10.0.0.1, 198.51.100.9 , 203.0.113.5 ", "203.0.113.5"),
+        (1, "203.0.113.5, ", "192.0.2.7"),
+        (1, "x" * 5_000, "192.0.2.7"),
+        # with a port, in brackets, as IPv4 inside of IPv6, with the zone of a machine
+        (1, "203.0.113.7:51234", "203.0.113.7"),
+        (1, "[2001:db8::1]:443", "2001:db8::1"),
+        (1, "[2001:db8::1]", "2001:db8::1"),
+        (1, "2001:DB8::1", "2001:db8::1"),
+        (1, "::ffff:203.0.113.7", "203.0.113.7"),
+        (1, "[::ffff:203.0.113.7]:80", "203.0.113.7"),
+        (1, "fe80::1%eth0", "fe80::1"),
+        # no address
+        (1, "unknown", "192.0.2.7"),
+        (1, "_hidden:80", "192.0.2.7"),
+        (1, "203.0.113.7:", "192.0.2.7"),
+        (1, "[2001:db8::1", "192.0.2.7"),
+        (1, "203.0.113.999", "192.0.2.7"),
+        (1, "\u0662\u0660\u0663.0.113.7", "192.0.2.7"),
+        # what the outermost of our proxies wrote; one before it is the client's own word
+        (2, "10.0.0.1, 203.0.113.7:80, 198.51.100.9", "203.0.113.7"),
+        (2, "203.0.113.7", "203.0.113.7"),
+        (2, "unknown, 198.51.100.9", "192.0.2.7"),
+        (3, "10.0.0.1, 203.0.113.7, 198.51.100.9, 198.51.100.8", "203.0.113.7"),
     ],
 )
 def test_client_address_is_peer_or_forwarded(
-    behind_proxy: bool, forwarded: str | None, expected: str, settings: Any, rf: RequestFactory
+    proxies: int, forwarded: str | None, expected: str, settings: Any, rf: RequestFactory
 ):
-    settings.EXHAUST_BEHIND_PROXY = behind_proxy
+    settings.EXHAUST_BEHIND_PROXY = proxies
     headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
 
     request = rf.get("/hit", headers=headers, REMOTE_ADDR="192.0.2.7")
 
     assert token_bucket.get_client_address(request) == expected
+
+
+def test_peer_address_is_read_alike(rf: RequestFactory):
+    for peer, expected in (("::ffff:192.0.2.7", "192.0.2.7"), ("", ""), ("unix:", "")):
+        assert token_bucket.get_client_address(rf.get("/hit", REMOTE_ADDR=peer)) == expected
 
 
 @pytest.mark.parametrize(
