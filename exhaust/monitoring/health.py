@@ -38,7 +38,7 @@ class Readiness(Body):
     status = choice("Whether requests are served.", ["ok", "degraded", "failed"])
     database = text("ok, or the error.", required=False)
     migrations = text("ok, or what to run.", required=False)
-    broker = text("ok or unreachable: exports start later.", required=False)
+    broker = text("ok, unreachable or refuses writes: exports start later.", required=False)
     storage = text("ok or unreachable: no file is made meanwhile.", required=False)
     queue_wait_seconds = integer("How long an export has waited for a worker.", required=False)
 
@@ -166,10 +166,12 @@ def check_broker() -> State:
             socket_connect_timeout=BROKER_TIMEOUT_SECONDS,
             socket_timeout=BROKER_TIMEOUT_SECONDS,
         ) as broker:
-            broker.ping()
+            # one that was demoted, is full or cannot save still answers a PING
+            broker.set("exhaust:readyz", "", ex=60)
     except redis.RedisError as error:
         log.warning("broker.connection_failed", error=type(error).__name__)
-        return {"broker": "unreachable"}
+        is_reached = isinstance(error, redis.ResponseError)
+        return {"broker": "refuses writes" if is_reached else "unreachable"}
     return {"broker": "ok"}
 
 

@@ -18,6 +18,7 @@ import pytest
 from celery.concurrency.asynpool import AsynPool
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.utils import timezone
+from redis import Redis
 
 from config.celery import app, replace_children_lost_without_redis
 from exhaust import tasks
@@ -25,6 +26,7 @@ from exhaust import worker as worker_
 from exhaust.files import orphans, storage
 from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import File, Job
+from exhaust.monitoring import health
 from ingest.models import Channel
 from tests.exhaust.factories import (
     fetch_job_row,
@@ -266,8 +268,8 @@ def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.redis
-def test_worker_survives_redis_restart(tmp_path: Path) -> None:
-    # given a worker with busy processes, a waiting message, and room for another
+def test_worker_survives_redis_restart(tmp_path: Path, settings: Any) -> None:
+    # given a worker that has seen its Redis refuse writes
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -280,6 +282,16 @@ def test_worker_survives_redis_restart(tmp_path: Path) -> None:
         variables["EXHAUST_LOG_LEVEL"] = "INFO"
         worker = started(stack, *command, "-l", "INFO", env=variables, log=log)
         until(lambda: b" ready." in log.read_bytes(), "the worker")
+        client = stack.enter_context(Redis(port=port))
+        client.replicaof("127.0.0.1", "1")
+        until(lambda: log.read_bytes().count(b'"level": "ERROR"') > 1, "the worker to try again")
+        settings.CELERY_BROKER_URL = url
+        assert health.check_broker() == {"broker": "refuses writes"}
+        before = log.stat().st_size
+        client.replicaof("no", "one")
+        until(lambda: b"mingle: all" in log.read_bytes()[before:], "the worker")
+        assert health.check_broker() == {"broker": "ok"}
+        # and that has busy processes, a waiting message, and room for another
         children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
         for child in children:
             os.kill(int(child), signal.SIGSTOP)
@@ -288,9 +300,10 @@ def test_worker_survives_redis_restart(tmp_path: Path) -> None:
         until(lambda: b" received" in log.read_bytes(), "the message")
 
         # when Redis stops, and starts again
+        before = log.stat().st_size
         redis.kill()
         redis.wait()
-        until(lambda: b"Cannot connect to" in log.read_bytes(), "the worker to callback")
+        until(lambda: b"Cannot connect to" in log.read_bytes()[before:], "the worker to call")
         started(stack, "redis-server", "--port", str(port), "--save", "")
 
         # then the worker finds it
