@@ -14,6 +14,7 @@ from ingest.derive import deriver
 from ingest.privacy import erasure
 
 log = logs.get_logger(__name__)
+SWEEP_STORAGE_SECONDS = 10
 
 
 @shared_task(name="exhaust.work")
@@ -35,11 +36,7 @@ def work(queue: str = "nightly") -> None:
 @shared_task(name="exhaust.sweep")
 def sweep() -> None:
     """Finds the work of lost messages and lost workers, and submits due schedules."""
-    if expired_ids := transitions.fail_expired():
-        try:
-            orphans.remove_for_jobs(*expired_ids)
-        except storage.StorageError:
-            log.warning("storage.object_orphaned", jobs=expired_ids)  # the daily run deletes them
+    expired_ids = transitions.fail_expired()
     for priority in (
         transitions.claimable_jobs().order_by().values_list("priority", flat=True).distinct()
     ):
@@ -52,9 +49,14 @@ def sweep() -> None:
         wakeup.enqueue("exhaust.daily_run")
     if erasure.unfinished_erasures().exists():
         wakeup.enqueue("exhaust.continue_erasures")
-    retention.delete_withdrawn_files()
     schedules.submit_due()
     failures.roll_up()
+    with storage.CallLimit(SWEEP_STORAGE_SECONDS):  # last: nothing else waits for the storage
+        try:
+            orphans.remove_for_jobs(*expired_ids)
+        except storage.StorageError:
+            log.warning("storage.object_orphaned", jobs=expired_ids)  # the daily run deletes them
+        retention.delete_withdrawn_files()
 
 
 @shared_task(name="exhaust.daily_run")

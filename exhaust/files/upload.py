@@ -30,7 +30,11 @@ def store_file(key: str, content_type: str, blocks: Iterator[bytes]) -> StoredFi
     stream = writer.BlockStream(blocks)
     _put(store, key, stream, content_type)
     trigger_failpoint("head.before", storage.parse_job_id(key))
-    if store.size(key) != stream.byte_count:
+    try:
+        is_whole = store.size(key) == stream.byte_count
+    except FileNotFoundError:
+        is_whole = False
+    if not is_whole:
         raise storage.StorageError(f"{key} is not as long as the bytes that were sent")
     return StoredFile(key, content_type, stream.byte_count, stream.sha256)
 
@@ -49,10 +53,13 @@ def _put(store: storage.Storage, key: str, stream: writer.BlockStream, content_t
         log.warning("storage.write_response_lost", key=key)
 
 
-def delete_object(key: str) -> None:
-    """Deletes a file that was not published. The daily run deletes it if the storage is down."""
-    trigger_failpoint("remove.before", storage.parse_job_id(key))
-    try:
-        storage.get_storage().delete(key)
-    except storage.StorageError:
-        log.warning("storage.object_orphaned", key=key)
+def delete_objects(keys: list[str]) -> None:
+    """Deletes files that were not published. The daily run deletes those a storage failed at."""
+    for key in keys:
+        trigger_failpoint("remove.before", storage.parse_job_id(key))
+        try:
+            storage.get_storage().delete(key)
+        except storage.StorageError as error:
+            log.warning("storage.object_orphaned", key=key)
+            if isinstance(error, storage.StorageOutage):  # the next one would wait as long
+                return

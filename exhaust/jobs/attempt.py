@@ -39,9 +39,15 @@ def _run(job: Job) -> bool:
         )
     except WatermarkTimeout:
         transitions.fail(job, "Events are still being written; the job is tried again.")
-    except (storage.StorageError, FileNotFoundError):
+    except storage.StorageError as error:
+        if heartbeat.is_lost:
+            log.warning("job.lease_lost", job=job.pk, attempt=job.attempt)
+            return False
         log.exception("job.storage_failed", job=job.pk, attempt=job.attempt)
-        transitions.fail(job, "The file could not be stored.")
+        if isinstance(error, storage.StorageOutage):
+            transitions.postpone(job, error.sentence)
+        else:
+            transitions.fail(job, error.sentence)
     except Exception as error:
         connection.close()  # an interrupted COPY leaves it unusable
         if isinstance(error, LeaseLost) or heartbeat.is_lost:
@@ -71,8 +77,8 @@ def _attempt(job: Job, progress: writer.Progress, heartbeat: Heartbeat) -> bool:
         is_published = _publish(plan, product)
     finally:
         if keys and not is_published and not _is_referenced(job, keys[0]):
-            for key in keys:
-                upload.delete_object(key)
+            heartbeat.call_limit.shorten()
+            upload.delete_objects(keys)
     return is_published
 
 

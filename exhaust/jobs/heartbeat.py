@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from django.conf import settings
 from django.db import DatabaseError, connection, connections
 
 from exhaust.failpoints import trigger_failpoint
-from exhaust.files import parallel_copy, writer
+from exhaust.files import parallel_copy, storage, writer
 from exhaust.jobs import transitions
 from exhaust.models import Job
 from ingest import logs
@@ -23,7 +24,10 @@ class LeaseLost(Exception):
 
 
 class Heartbeat:
-    """Renews a job's lease every second, over its own database connection."""
+    """Renews a job's lease every second, over its own database connection.
+
+    When the lease is lost, it ends the attempt's queries and its call to the storage.
+    """
 
     def __init__(self, job: Job, progress: writer.Progress) -> None:
         self._job = job
@@ -31,12 +35,14 @@ class Heartbeat:
         self._stopped = threading.Event()
         self._last_renewed = time.monotonic()
         self._queries: parallel_copy.CancellableQueries | None = None
+        self.call_limit = storage.CallLimit(settings.EXHAUST_MAX_SECONDS)
         self.is_lost = False
         self._thread = threading.Thread(
             target=self._renew_until_stopped, name=f"lease-{job.pk}", daemon=True
         )
 
     def __enter__(self) -> "Heartbeat":
+        self.call_limit.__enter__()
         self._thread.start()
         return self
 
@@ -48,6 +54,7 @@ class Heartbeat:
     ) -> None:
         self._stopped.set()
         self._thread.join()
+        self.call_limit.__exit__(error_type, error, trace)
 
     @contextmanager
     def cancel_on_loss(self, queries: parallel_copy.CancellableQueries) -> Iterator[None]:
@@ -60,11 +67,11 @@ class Heartbeat:
 
     def require_lease(self) -> None:
         """Raises `LeaseLost` when the lease is lost, or was not renewed in time."""
-        if (
-            self.is_lost
-            or time.monotonic() - self._last_renewed > transitions.LEASE.total_seconds()
-        ):
+        if self.is_lost or self._is_overdue():
             raise LeaseLost
+
+    def _is_overdue(self) -> bool:
+        return time.monotonic() - self._last_renewed > transitions.LEASE.total_seconds()
 
     def _renew_until_stopped(self) -> None:
         try:
@@ -79,12 +86,16 @@ class Heartbeat:
                 except DatabaseError:
                     log.warning("lease.renewal_failed", job=self._job.pk)
                     connection.close()
+                    if self._is_overdue():
+                        self._mark_lost()
+                        return
         finally:
             connections.close_all()
 
     def _mark_lost(self) -> None:
-        """Cancels the attempt's queries: their rows are no longer needed."""
+        """Cancels what the attempt waits for: its result is no longer needed."""
         self.is_lost = True
+        self.call_limit.end()
         queries = self._queries
         if queries is not None:
             queries.cancel_all(timeout=5)

@@ -20,7 +20,7 @@ from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import load_zone
 from exhaust.delivery import http_client
 from exhaust.feed import cursor
-from exhaust.jobs import submit
+from exhaust.jobs import submit, transitions
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Schedule
 from ingest import audit, logs
@@ -268,9 +268,13 @@ def _build_submission(schedule: Schedule, slot: datetime) -> Submission:
 
 
 def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
-    """Keeps the slot due; after an hour of rejections moves on to the next one."""
+    """Keeps the slot due; after an hour of rejections moves on to the next one.
+
+    While the channel's jobs wait for the storage, they fill its queue: the slot stays due.
+    """
     failing_since = schedule.failing_since or now
-    if now - failing_since < RETRY_WINDOW:
+    is_storage_out = transitions.postponed_jobs().filter(channel=schedule.channel_id).exists()
+    if is_storage_out or now - failing_since < RETRY_WINDOW:
         _if_slot_unchanged(schedule).update(last_error=message, failing_since=failing_since)
         if schedule.failing_since is None:
             log.warning("schedule.rejected", schedule=schedule.pk)

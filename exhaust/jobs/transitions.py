@@ -9,7 +9,7 @@ terminal statuses enqueue a callback.
 import os
 import socket
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -32,6 +32,8 @@ from ingest.models.fields import CurrentPosition
 log = logs.get_logger(__name__)
 Status = Job.Status
 LEASE = timedelta(seconds=30)
+OUTAGE_PAUSE = timedelta(seconds=10)
+OUTAGE_TRIAL = timedelta(seconds=60)  # an attempt that lasts longer says nothing of the storage
 CLAIM_LOCK_TIMEOUT_MS = 2000
 CLAIM_IDLE_TIMEOUT_MS = 5000
 TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
@@ -43,9 +45,22 @@ TERMINAL_STATUSES = (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
 def claimable_jobs() -> QuerySet[Job]:
     """Jobs that a worker may claim now: due ones, and those whose lease has expired.
 
-    Leaves out channels with `EXHAUST_MAX_RUNNING_PER_CHANNEL` running jobs.
+    Leaves out channels with `EXHAUST_MAX_RUNNING_PER_CHANNEL` running jobs. During an outage of
+    the storage there is none, or one that tries it.
     """
-    return _due_jobs().exclude(channel__in=_channels_at_limit())
+    return _due_jobs().filter(_storage_admits()).exclude(channel__in=_channels_at_limit())
+
+
+def postponed_jobs() -> QuerySet[Job]:
+    """Jobs that wait for the storage; none once it has taken a file."""
+    return Job.objects.filter(status=Status.SUBMITTED, storage_failed_at__isnull=False)
+
+
+def _storage_admits() -> Q:
+    """Without an outage always; else one job at a time, some seconds after the last failure."""
+    just_failed = postponed_jobs().filter(storage_failed_at__gt=Now() - OUTAGE_PAUSE)
+    trying = _running_jobs().filter(started_at__gt=Now() - OUTAGE_TRIAL)
+    return ~Exists(postponed_jobs()) | (~Exists(just_failed) & ~Exists(trying))
 
 
 def _due_jobs() -> QuerySet[Job]:
@@ -205,7 +220,7 @@ def _next_channel(candidates: QuerySet[Job], tried_channels: set[int]) -> int | 
 def _transition(pk: int, eligible_jobs: QuerySet[Job], **values: Any) -> bool:
     """Updates the job if it is still eligible, and writes its history and callback."""
     if values["status"] in TERMINAL_STATUSES:
-        values["encrypted_key"] = None
+        values |= {"encrypted_key": None, "storage_failed_at": None}
     with transaction.atomic():
         if not eligible_jobs.filter(pk=pk).update(**values):
             return False
@@ -268,6 +283,7 @@ def publish(
         trigger_failpoint("publish.before", job.pk)
     trigger_failpoint("publish.after", job.pk)
     if won:
+        postponed_jobs().update(storage_failed_at=None, status_message="", due_at=Now())
         metrics.record_publication(job, now, rows, sum(file.byte_count for file in files))
     log.info("job.published", job=job.pk, attempt=job.attempt, won=won)
     return won
@@ -299,11 +315,48 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
             status_message=message,
             lease_until=None,
             due_at=Now() + backoff.choose_retry_delay(failure_count),
+            storage_failed_at=None,
         )
     log.warning("job.failed", job=job.pk, attempt=job.attempt, permanent=permanent)
     if won:
         outcome = "failed" if is_final else "retried"
         metrics.ATTEMPTS_ENDED.labels(job.dataset, outcome).inc()
+    return won
+
+
+def postpone(job: Job, reason: str) -> bool:
+    """Moves the job to SUBMITTED until the storage is tried again; the attempt does not count.
+
+    FAILED follows a day after the request. False when the lease was lost.
+    """
+    row = Job.objects.annotate(now=Now()).get(pk=job.pk)
+    failed_at = row.storage_failed_at
+    delay = backoff.choose_outage_delay(row.due_at - failed_at if failed_at else None)
+    due_at = row.now + delay
+    is_final = due_at - row.submitted_at > backoff.OUTAGE_LIMIT
+    if is_final:
+        won = _transition(
+            job.pk,
+            _owned_job(job),
+            status=Status.FAILED,
+            status_message=f"{reason}, for 24 hours. Send the request again when it works.",
+            lease_until=None,
+            completed_at=Now(),
+            execution_ms=_execution_ms(job, row.now),
+        )
+    else:
+        won = _transition(
+            job.pk,
+            _owned_job(job),
+            status=Status.SUBMITTED,
+            status_message=f"{reason}; next try at {due_at.astimezone(UTC):%H:%M} UTC.",
+            lease_until=None,
+            due_at=due_at,
+            uncounted_attempts=F("uncounted_attempts") + 1,
+            storage_failed_at=row.now,
+        )
+    if won:
+        metrics.ATTEMPTS_ENDED.labels(job.dataset, "failed" if is_final else "postponed").inc()
     return won
 
 

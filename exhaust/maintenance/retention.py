@@ -45,9 +45,11 @@ def _delete_files(files: QuerySet[File]) -> Iterator[int]:
     for file in files.iterator():
         try:
             storage.get_storage().delete(file.key)
-        except storage.StorageError:
+        except storage.StorageError as error:
             log.exception("file.deletion_failed", file=file.pk)
             yield 0
+            if isinstance(error, storage.StorageOutage):  # the next one would wait as long
+                return
         else:
             File.objects.filter(pk=file.pk).update(deleted_at=timezone.now())
             yield 1

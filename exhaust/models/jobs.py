@@ -48,6 +48,9 @@ class Job(models.Model):
     )
     due_at = models.DateTimeField(default=timezone.now)
     lease_until = models.DateTimeField(null=True)
+    storage_failed_at = models.DateTimeField(
+        null=True, editable=False, help_text="The storage was out then, and no file was made since."
+    )
     worker_id = models.CharField(
         max_length=255,
         blank=True,

@@ -11,8 +11,10 @@ from django.conf import settings
 from exhaust.files.storage.base import (
     AREAS,
     PRIVATE_AREA,
+    CallLimit,
     Storage,
     StorageError,
+    StorageOutage,
     content_disposition,
     make_key,
     parse_job_id,
@@ -39,9 +41,11 @@ def get_storage() -> Storage:
 __all__ = [
     "AREAS",
     "PRIVATE_AREA",
+    "CallLimit",
     "FolderStorage",
     "Storage",
     "StorageError",
+    "StorageOutage",
     "content_disposition",
     "get_storage",
     "make_key",

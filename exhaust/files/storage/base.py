@@ -2,8 +2,11 @@
 
 import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar, Token
 from datetime import datetime
+from types import TracebackType
 from typing import IO, Protocol
 from urllib.parse import quote
 
@@ -12,7 +15,63 @@ from exhaust.models import Job
 
 
 class StorageError(Exception):
-    """The storage failed. Trying again can help."""
+    """The storage failed; `sentence` tells the requester, and what helps."""
+
+    def __init__(self, message: str, sentence: str = "The file could not be stored.") -> None:
+        super().__init__(message)
+        self.sentence = sentence
+
+
+class StorageOutage(StorageError):
+    """The storage cannot be reached or takes nothing now, whatever is asked of it."""
+
+    def __init__(self, message: str, sentence: str = "Storage is unreachable") -> None:
+        super().__init__(message, sentence)
+
+
+ANSWER_SECONDS = 15.0
+_LAST_ANSWER_SECONDS = 2.0
+_LAST_CALLS_SECONDS = 10.0
+
+
+class CallLimit:
+    """How long one thread's calls to the storage may take, together and each for its answer.
+
+    A context of that thread. Another thread may `end` it, also while a call hangs.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.ends_at = time.monotonic() + seconds
+        self.answer_seconds = ANSWER_SECONDS
+        self.end_call: Callable[[], None] | None = None  # while a call is running
+        self._token: Token[CallLimit | None] | None = None
+
+    def __enter__(self) -> "CallLimit":
+        self._token = current_limit.set(self)
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._token is not None:
+            current_limit.reset(self._token)
+
+    def shorten(self) -> None:
+        """Leaves a few seconds, in which the thread removes what it stored."""
+        self.ends_at = min(self.ends_at, time.monotonic() + _LAST_CALLS_SECONDS)
+        self.answer_seconds = _LAST_ANSWER_SECONDS
+
+    def end(self) -> None:
+        """Shortens the limit, and closes the socket of a running call."""
+        self.shorten()
+        if (end_call := self.end_call) is not None:
+            end_call()
+
+
+current_limit: ContextVar[CallLimit | None] = ContextVar("storage_call_limit", default=None)
 
 
 PRIVATE_AREA = "private"

@@ -1,5 +1,6 @@
 """Files in a folder."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,10 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from exhaust.failpoints import trigger_failpoint
-from exhaust.files.storage.base import (
-    StorageError,
-    parse_job_id,
-)
+from exhaust.files.storage.base import StorageError, StorageOutage, parse_job_id
 
 _DRAFT_PREFIX = ".part-"
 
@@ -37,7 +35,7 @@ class FolderStorage:
             trigger_failpoint("complete.after", parse_job_id(key))
         except OSError as error:
             self.remove_draft(draft)
-            raise StorageError(f"folder: {error.strerror}") from error
+            raise _storage_error(error) from error
         except BaseException:
             self.remove_draft(draft)
             raise
@@ -71,7 +69,7 @@ class FolderStorage:
         except NotADirectoryError:
             pass
         except OSError as error:
-            raise StorageError(f"folder: {error.strerror}") from error
+            raise _storage_error(error) from error
 
     def list_keys(self, prefix: str) -> Iterator[str]:
         for path in (self._root / prefix).rglob("*"):
@@ -93,7 +91,7 @@ class FolderStorage:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"folder: {error.strerror}") from error
+            raise _storage_error(error) from error
         if not os.access(self._root, os.W_OK):
             raise StorageError("folder: not writable")
 
@@ -101,3 +99,16 @@ class FolderStorage:
         is_present = self._root.is_dir()
         self.probe()
         return not is_present
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_UNREACHED = {
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT
+}  # fmt: skip
+
+
+def _storage_error(error: OSError) -> StorageError:
+    message = f"folder: {error.strerror}"
+    if error.errno in _FULL:
+        return StorageOutage(message, "Storage is full")
+    return StorageOutage(message) if error.errno in _UNREACHED else StorageError(message)

@@ -8,11 +8,27 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+)
 from django.conf import settings
 
 from exhaust.failpoints import trigger_failpoint
-from exhaust.files.storage.base import PRIVATE_AREA, StorageError, content_disposition, parse_job_id
+from exhaust.files.storage.base import (
+    ANSWER_SECONDS,
+    PRIVATE_AREA,
+    StorageError,
+    StorageOutage,
+    content_disposition,
+    parse_job_id,
+)
+from exhaust.files.storage.connections import CONNECT_SECONDS, limit_requests
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -33,7 +49,7 @@ class S3Storage:
             if public_endpoint == endpoint
             else self._make_client(public_endpoint, region)
         )
-        self._prober = self._make_client(endpoint, region, connect=1, read=1, attempts=1)
+        self._prober = self._make_client(endpoint, region, connect=1, answer=1, attempts=1)
         # without threads memory stays at two parts, whatever the size of the file
         self._transfer = TransferConfig(use_threads=False, multipart_chunksize=8 * 1024 * 1024)
 
@@ -43,7 +59,12 @@ class S3Storage:
                     self.client.meta.events.register(f"{event}.s3.{operation}", handler)
 
     def _make_client(
-        self, endpoint: str, region: str, connect: int = 5, read: int = 60, attempts: int = 4
+        self,
+        endpoint: str,
+        region: str,
+        connect: float = CONNECT_SECONDS,
+        answer: float = ANSWER_SECONDS,
+        attempts: int = 4,
     ) -> "S3Client":
         options: dict[str, Any] = {}
         if endpoint:
@@ -56,13 +77,15 @@ class S3Storage:
         config = Config(
             signature_version="s3v4",  # boto3 still signs links by version 2 for most endpoints
             connect_timeout=connect,
-            read_timeout=read,
+            read_timeout=answer + 1,  # between the bytes of a file that is read
             retries={"mode": "standard", "total_max_attempts": attempts},
             **options,
         )
-        return self.session.client(
+        client = self.session.client(
             "s3", region_name=region, endpoint_url=endpoint or None, config=config
         )
+        limit_requests(client, answer, attempts)
+        return client
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         try:
@@ -79,26 +102,26 @@ class S3Storage:
                 Config=self._transfer,
             )
         except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
 
     def open(self, key: str) -> IO[bytes]:
         try:
             body: Any = self.client.get_object(Bucket=self._bucket, Key=key)["Body"]
         except (ClientError, BotoCoreError) as error:
-            raise self._translate_error(error, key) from error
+            raise _read_error(error, key) from error
         return body  # type: ignore[no-any-return]
 
     def size(self, key: str) -> int:
         try:
             return int(self.client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
         except (ClientError, BotoCoreError) as error:
-            raise self._translate_error(error, key) from error
+            raise _read_error(error, key) from error
 
     def delete(self, key: str) -> None:
         try:
             self.client.delete_object(Bucket=self._bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
         self.abort_unfinished(key)
 
     def abort_unfinished(self, key: str) -> None:
@@ -107,7 +130,7 @@ class S3Storage:
                 if upload_key == key:
                     self._abort_upload(key, upload_id)
         except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
 
     def _abort_upload(self, key: str, upload: str) -> None:
         try:
@@ -123,13 +146,13 @@ class S3Storage:
             ):
                 yield from (entry["Key"] for entry in page.get("Contents", ()))
         except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
 
     def list_unfinished(self, prefix: str) -> Iterator[str]:
         try:
             yield from (key for key, _ in self._list_uploads(prefix))
         except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
 
     def _list_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Yields (key, id) of uploads that are neither completed nor aborted."""
@@ -155,7 +178,7 @@ class S3Storage:
                 ExpiresIn=seconds,
             )
         except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
 
     def signing_expires_at(self) -> datetime | None:
         credentials = self.session.get_credentials()
@@ -163,7 +186,7 @@ class S3Storage:
             try:
                 credentials.get_frozen_credentials()  # renews expired ones, as signing does
             except (ClientError, BotoCoreError) as error:
-                raise StorageError(f"s3: {error}") from error
+                raise _storage_error(error) from error
         expires_at = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
         return expires_at - timedelta(seconds=60) if isinstance(expires_at, datetime) else None
 
@@ -171,16 +194,16 @@ class S3Storage:
         try:
             self._prober.head_bucket(Bucket=self._bucket)
         except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
 
     def prepare(self) -> bool:
         try:
             self.client.head_bucket(Bucket=self._bucket)
         except ClientError as error:
             if _error_code(error) not in {"404", "NoSuchBucket"}:
-                raise StorageError(f"s3: {error}") from error
+                raise _storage_error(error) from error
         except BotoCoreError as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
         else:
             return False
         region: Any = self.client.meta.region_name
@@ -191,14 +214,55 @@ class S3Storage:
                 Bucket=self._bucket, **(location if region != "us-east-1" else {})
             )
         except (ClientError, BotoCoreError) as error:
-            raise StorageError(f"s3: {error}") from error
+            raise _storage_error(error) from error
         return True
 
-    @staticmethod
-    def _translate_error(error: Exception, key: str) -> Exception:
-        if _error_code(error) in {"404", "NoSuchKey", "NotFound"}:
-            return FileNotFoundError(key)
-        return StorageError(f"s3: {error}")
+
+def _read_error(error: Exception, key: str) -> Exception:
+    if _error_code(error) in {"404", "NoSuchKey", "NotFound"}:
+        return FileNotFoundError(key)
+    return _storage_error(error)
+
+
+# codes of S3 whose HTTP status does not say that it is an outage
+_OUTAGE_CODES = {
+    "RequestTimeTooSkewed",
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "TooManyRequests",
+}
+_OPERATOR_CODES = {
+    "403": "Storage denies access",
+    "AccessDenied": "Storage denies access",
+    "InvalidAccessKeyId": "Storage does not know the service's access key",
+    "SignatureDoesNotMatch": "Storage rejects the service's secret key",
+    "ExpiredToken": "The service's credentials for the storage have expired",
+    "NoSuchBucket": "The bucket does not exist",
+}
+_ADVICE = "an operator mends it as the page Operations says, then you send the request again."
+
+
+def _storage_error(error: Exception) -> StorageError:
+    message = f"s3: {error}"
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = _error_code(error)
+        if status >= 500 or status == 429 or code in _OUTAGE_CODES:
+            return StorageOutage(message)
+        if code in _OPERATOR_CODES:
+            return StorageError(message, f"{_OPERATOR_CODES[code]}; {_ADVICE}")
+    elif isinstance(error, NoCredentialsError):
+        return StorageError(message, f"The service has no credentials for the storage; {_ADVICE}")
+    elif isinstance(error, _UNREACHED):
+        return StorageOutage(message)
+    return StorageError(message)
+
+
+# no connection, no answer, or no credentials from the server that gives them
+_UNREACHED = (
+    ConnectionError, HTTPClientError, CredentialRetrievalError, MetadataRetrievalError
+)  # fmt: skip
 
 
 def _error_code(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -680,6 +681,41 @@ def test_s3_body_is_read_in_steps(s3: StorageCase) -> None:
         assert (opened.read(4), opened.read(4), opened.read(4)) == (b"0123", b"4567", b"89")
     finally:
         opened.close()
+
+
+def test_documented_policy_suffices(moto: StorageCase) -> None:
+    # given the policy of the page, and the actions that S3 asks for each operation
+    page = Path("docs/operations.md").read_text().partition("### Permissions of the bucket")[2]
+    policy = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    allowed = {action for part in policy["Statement"] for action in part["Action"]}
+    actions = {
+        "HeadBucket": "s3:ListBucket", "ListObjectsV2": "s3:ListBucket",
+        "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+        "PutObject": "s3:PutObject", "CreateMultipartUpload": "s3:PutObject",
+        "UploadPart": "s3:PutObject", "CompleteMultipartUpload": "s3:PutObject",
+        "AbortMultipartUpload": "s3:AbortMultipartUpload", "DeleteObject": "s3:DeleteObject",
+        "HeadObject": "s3:GetObject", "GetObject": "s3:GetObject",
+    }  # fmt: skip
+    used = set()
+    place: Any = moto.storage
+    for client in (place.client, place._prober):
+        client.meta.events.register(
+            "before-call.s3", lambda model, **_: used.add(model.name), unique_id="policy"
+        )
+
+    # when every method is called
+    place.probe()
+    assert not place.prepare()
+    for size in (10, 9 * MIB):
+        place.put("private/1/1-a.csv", io.BytesIO(b"x" * size), CSV)
+    start_upload(moto, "private/1/1-a.csv")
+    assert place.size("private/1/1-a.csv") == 9 * MIB
+    content(moto, "private/1/1-a.csv")
+    assert len(list(place.list_keys("private/"))) == len(list(place.list_unfinished("private/")))
+    place.delete("private/1/1-a.csv")
+
+    # then the policy allows it, and no more
+    assert {actions[operation] for operation in used} == allowed
 
 
 @pytest.mark.parametrize("size", [10, 9 * MIB], ids=["whole", "in parts"])

@@ -531,6 +531,23 @@ def test_rejected_slot_is_dropped_later(
     assert schedule_values(schedule)["last_error"] == ""
 
 
+@pytest.mark.django_db
+def test_storage_outage_keeps_slot(settings: Any) -> None:
+    # given a queue that is full of jobs that wait for the storage
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 1
+    waiting = make_job(tag="waiting", storage_failed_at=SLOT)
+    schedule = make_schedule()
+    assert schedules.submit_due(SLOT) == 0
+    assert schedules.submit_due(SLOT + 5 * HOUR) == 0
+    assert schedule_values(schedule)["next_at"] == SLOT
+
+    # when the storage has taken it
+    waiting.delete()
+
+    # then the slot has its job
+    assert schedules.submit_due(SLOT + 5 * HOUR + MINUTE) == 1
+
+
 @pytest.mark.parametrize(
     ("broken", "error"),
     [
