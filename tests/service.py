@@ -7,6 +7,7 @@ them, a scratch database on its PostgreSQL server and its Redis.
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -131,6 +132,12 @@ class Service:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def manage(self, *commands: str) -> list[str]:
+        """Runs these lines of `manage.py` in one process; returns the output of each."""
+        lines = [shlex.split(command) for command in commands]
+        outputs: list[str] = json.loads(self.run("-c", MANAGE, json.dumps(lines)))
+        return outputs
+
     def call(
         self,
         method: str,
@@ -226,7 +233,7 @@ def running(var: Path, beside: int = 1, **more: str) -> Iterator[Service]:
             yield service
         finally:
             for child in reversed(service.children):
-                child.stop()
+                child.kill()
 
 
 @contextmanager
@@ -248,23 +255,29 @@ def _database(var: Path) -> Iterator[tuple[str, str]]:
             server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[call-overload]
 
 
-# one process in place of three: a start takes most of a second
-SETUP = """
-import os
+# one process for several commands: a start takes most of a second
+MANAGE = """
+import io, json, os, sys
 import django
 os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
 django.setup()
 from django.core.management import call_command
-call_command("migrate", verbosity=0)
-for name, scope in {scopes!r}.items():
-    call_command("create_key", name, channel=["{channel}"], scope=[scope])
+outputs = []
+for command in json.loads(sys.argv[1]):
+    output = io.StringIO()
+    call_command(*command, stdout=output)
+    outputs.append(output.getvalue().strip())
+print(json.dumps(outputs))
 """
 
 
 def _boot(service: Service) -> None:
     scopes = {"sender": "ingest", "asker": "export:response"}
-    keys = service.run("-c", SETUP.format(scopes=scopes, channel=CHANNEL))
-    service.keys |= dict(zip(scopes, keys.splitlines(), strict=True))
+    _, *keys = service.manage(
+        "migrate --verbosity 0",
+        *(f"create_key {name} --channel {CHANNEL} --scope {scopes[name]}" for name in scopes),
+    )
+    service.keys |= dict(zip(scopes, keys, strict=True))
     web = service.start("web", *web_command(service.port, HOST, workers=1)[2:])
     service.start_worker()
 

@@ -37,7 +37,8 @@ def bulk_upsert(
         connection.ensure_connection()
         with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
             cursor.execute(
-                f"INSERT INTO {table} (xid, {names}) SELECT exhaust_position(), {casts}"  # noqa: S608
+                f"INSERT INTO {table} (xid, {names})"  # noqa: S608
+                f" SELECT (SELECT exhaust_position()), {casts}"
                 f" FROM unnest({arrays}) AS u({names}) {on_conflict}",
                 dict(
                     zip(columns, (list(column) for column in zip(*rows, strict=True)), strict=True)

@@ -301,6 +301,7 @@ def test_axe_finds_no_violations(
     chromium: Any, service_with_users: Service, scheme: str, size: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="browser extra").Axe()
+    rules = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}  # all else is the same
     width, height = SIZES[size]
     context = chromium.new_context(
         color_scheme=scheme, viewport={"width": width, "height": height}, reduced_motion="reduce"
@@ -308,30 +309,32 @@ def test_axe_finds_no_violations(
     page = context.new_page()
     base = f"http://127.0.0.1:{service_with_users.port}"
     page.goto(f"{base}/console/sign-in")
-    results = find_violations(axe, page)
+    results = find_violations(axe, page, rules)
     sign_in(page, service_with_users)
     create_export(page, base, f"axe-{scheme}-{size}")
     page.click("summary:has-text('API call')")
-    results += find_violations(axe, page)
+    results += find_violations(axe, page, rules)
     for name in PAGES:
         page.goto(f"{base}/console/{CHANNEL}/{name}")
         for summary in page.locator("main details > summary").all():
             summary.click()
-        results += find_violations(axe, page)
+        results += find_violations(axe, page, rules)
         overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, f"{name} is {overflow} pixels too wide"
     page.goto(f"{base}/console/{CHANNEL}/exports/new")
     page.fill("#f-tag", "a b")
     page.click("text=Create export")
-    results += find_violations(axe, page)
+    results += find_violations(axe, page, rules)
     context.close()
     assert results == []
 
 
-def find_violations(axe: Any, page: Any) -> list[str]:
+def find_violations(axe: Any, page: Any, options: dict[str, Any]) -> list[str]:
     """Returns axe's findings about a page, of any severity."""
     page.wait_for_selector(".htmx-request", state="detached")  # a page at rest
-    message = axe.run(page).response["violations"]
+    message = axe.run(page, options={"resultTypes": ["violations"], **options}).response[
+        "violations"
+    ]
     return [
         f"{page.url} {each['id']} ({each['impact']}): {node['html'][:160]}"
         for each in message

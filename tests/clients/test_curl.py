@@ -213,9 +213,10 @@ def test_dataset_api_guide_calls(service: Service) -> None:
 def test_page_sends_telemetry(service: Service) -> None:
     # given an application that names the page's origin, and Sunbird's SDK in a page
     page, origin = "https://page.example", ("-H", "Origin: https://page.example")
-    channel = ("--channel", "PAGES")
-    service.run("manage.py", "create_application", "page-app", *channel, "--origin", page)
-    key = service.run("manage.py", "create_key", "page", *channel, "--scope", "ingest")
+    _, key = service.manage(
+        f"create_application page-app --channel PAGES --origin {page}",
+        "create_key page --channel PAGES --scope ingest",
+    )
     path = "/action/data/v3/telemetry"
     asked = ("-H", "Access-Control-Request-Headers: authorization,content-type,datatype")
 

@@ -196,27 +196,28 @@ def report(service: Service, call: Driver, leaks: list[Any]) -> None:
 
 
 def make_keys(service: Service, canary: Canaries) -> None:
-    for name, *scopes in (
-        ("sender", "ingest"),
-        ("reader", "export:response", "export:private"),
-        ("puller", "pull", "export:private"),
-        ("auditor", "audit"),
-    ):
-        options = [part for scope in scopes for part in ("--scope", scope)]
-        key = service.run("manage.py", "create_key", name, "--channel", CHANNEL, *options)
-        service.keys[name] = key
+    scopes = {
+        "sender": "ingest",
+        "reader": "export:response --scope export:private",
+        "puller": "pull --scope export:private",
+        "auditor": "audit",
+    }
+    application = f"create_application {{}} --channel {CHANNEL}"
+    operator = f"password{token_hex(8)}"
+    service.environment["DJANGO_SUPERUSER_PASSWORD"] = operator
+    *keys, app, strict, secret, _ = service.manage(
+        *(f"create_key {name} --channel {CHANNEL} --scope {scopes[name]}" for name in scopes),
+        application.format("app"),
+        f"{application.format('strict')} --cookie {canary('cookie')}",
+        f"callback_secret {CHANNEL}",
+        "createsuperuser --noinput --username op --email o@x.example",
+    )
+    service.keys |= dict(zip(scopes, keys, strict=True))
     for key in service.keys.values():
         canary.add("key", key[13:])
-    cookie = canary("cookie")
-    options = ["create_application", "app", "--channel", CHANNEL]
-    canary.add("password", service.run("manage.py", *options))
-    options[1] = "strict"
-    canary.add("password", service.run("manage.py", *options, "--cookie", cookie))
-    canary.add("secret", service.run("manage.py", "callback_secret", CHANNEL).partition("_")[2])
-    service.environment["DJANGO_SUPERUSER_PASSWORD"] = canary("password")
-    service.run(
-        "manage.py", "createsuperuser", "--noinput", "--username", "op", "--email", "o@x.example"
-    )
+    for password in (app, strict, operator):
+        canary.add("password", password)
+    canary.add("secret", secret.partition("_")[2])
 
 
 # The ingest endpoints -----------------------------------------------------------------------------

@@ -31,10 +31,11 @@ NDJSON = "application/x-ndjson"
 
 @pytest.fixture(scope="module", autouse=True)
 def create_keys(service: Service) -> None:
-    for name, scopes in (("terminal", "export:response"), ("puller", "pull")):
-        service.keys[name] = service.run(
-            "manage.py", "create_key", name, "--channel", CHANNEL, "--scope", scopes
-        )
+    scopes = {"terminal": "export:response", "puller": "pull"}
+    keys = service.manage(
+        *(f"create_key {name} --channel {CHANNEL} --scope {scopes[name]}" for name in scopes)
+    )
+    service.keys |= dict(zip(scopes, keys, strict=True))
 
 
 @pytest.fixture(scope="module")
