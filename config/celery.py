@@ -100,5 +100,6 @@ app.conf.task_routes = {"exhaust.push_documents": "push", "exhaust.work": "night
 app.conf.beat_schedule = {
     # one that waited behind a long job adds nothing to the next
     "sweep": {"task": "exhaust.sweep", "schedule": 5.0, "options": {"expires": 5}},
+    "position": {"task": "exhaust.keep_last_position", "schedule": 60.0},
     "derive": {"task": "exhaust.derive_sessions", "schedule": 10.0, "options": {"expires": 10}},
 }

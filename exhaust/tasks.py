@@ -3,7 +3,7 @@
 from celery import shared_task
 
 from exhaust.delivery import callbacks, pump
-from exhaust.files import orphans, storage
+from exhaust.files import last_position, orphans, storage
 from exhaust.jobs import attempt, schedules, transitions, wakeup
 from exhaust.maintenance import daily, retention
 from exhaust.models import Job
@@ -84,6 +84,15 @@ def push_documents() -> None:
     """Pushes documents for at most 45 s, then wakes a worker for the rest."""
     if pump.deliver_due(seconds=15):
         wakeup.enqueue("exhaust.push_documents")
+
+
+@shared_task(name="exhaust.keep_last_position")
+def keep_last_position() -> None:
+    """Stores the feed's last position, and notices that the database was set back."""
+    try:
+        last_position.keep_last_position()
+    except storage.StorageError:
+        log.warning("storage.position_not_kept")
 
 
 @shared_task(name="exhaust.derive_sessions")

@@ -14,11 +14,11 @@ from celery import current_app
 from celery.signals import celeryd_after_setup, worker_process_init
 from django.db import DatabaseError, connections
 
+from exhaust.files import last_position
 from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import Job
 from exhaust.monitoring import metrics
 from ingest import logs
-from ingest.feed import restore
 
 log = logs.get_logger(__name__)
 BROKER_STALL = timedelta(seconds=7)  # longer than the sweep's interval in config/celery.py
@@ -73,7 +73,7 @@ def prepare_worker(**_: Any) -> None:
     Celery sends no signal at the end of a worker whose tasks are still running.
     """
     with suppress(DatabaseError):  # the poller says so
-        if fault := restore.find_fault():
+        if fault := last_position.find_fault_at_start():
             raise SystemExit(f"The database is {fault}.")
     atexit.register(release_jobs)
     metrics.start_metrics_server()

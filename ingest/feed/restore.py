@@ -6,7 +6,7 @@ A position is the transaction number plus a shift, which the functions `exhaust_
 - A promoted standby, or a recovery to a point in time, may lack transactions whose positions
   readers hold. Either begins a new timeline, and each timeline adds a step to the shift.
 - A restored dump, copy or snapshot begins none. `rebase_positions` raises the shift; until then
-  `find_fault` names it, as far as rows or readers' cursors show that it is needed.
+  `find_fault` names it, where rows, readers' cursors or the storage show that it is needed.
 """
 
 from collections.abc import Iterator
@@ -61,13 +61,15 @@ def _fetch_timeline(cursor: Any) -> int:
 
 # Faults ------------------------------------------------------------------------------------------
 
-_HIGHEST_SQL = """
-SELECT CAST(CAST(xid AS text) AS bigint) FROM (
-    SELECT * FROM (SELECT xid FROM ingest_storedevent ORDER BY id DESC LIMIT 1) AS event
-    UNION ALL
-    SELECT xid FROM ingest_lostposition
-) AS known
+_LAST_SQL = """
+SELECT CAST(CAST(xid AS text) AS bigint) FROM ingest_storedevent ORDER BY id DESC LIMIT 1
 """
+_LOST_SQL = "SELECT CAST(CAST(xid AS text) AS bigint) FROM ingest_lostposition"
+
+
+def fetch_last_position() -> int:
+    """Returns the xid of the last stored event; 0 without events."""
+    return max((xid for (xid,) in fetch_all(_LAST_SQL, [])), default=0)
 
 
 def find_fault() -> str:
@@ -81,8 +83,8 @@ def find_fault() -> str:
                 "not safe: synchronous_commit is off, and a crash loses events that were answered;"
                 " set it to on for this database and role"
             )
-    highest = max((xid for (xid,) in fetch_all(_HIGHEST_SQL, [])), default=0)
-    if highest >= fetch_upper_bound():
+    lost = max((xid for (xid,) in fetch_all(_LOST_SQL, [])), default=0)
+    if max(lost, fetch_last_position()) >= fetch_upper_bound():
         return f"set back to an earlier state: {REBASE}"
     return ""
 

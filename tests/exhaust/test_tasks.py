@@ -279,7 +279,11 @@ def test_sweep_removes_orphans_of_failed_job(enqueued_tasks: list[str], files: P
 def test_beat_schedule_names_known_tasks() -> None:
     app.loader.import_default_modules()
     scheduled = {entry["task"] for entry in app.conf.beat_schedule.values()}
-    assert scheduled == {"exhaust.sweep", "exhaust.derive_sessions"}
+    assert scheduled == {
+        "exhaust.sweep",
+        "exhaust.derive_sessions",
+        "exhaust.keep_last_position",
+    }
     assert scheduled <= set(app.tasks)
     # with a lease of 30 s, a dead worker's job is another's within 45 s
     assert app.conf.beat_schedule["sweep"]["schedule"] <= 10

@@ -10,6 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from exhaust.delivery import callbacks, pump
+from exhaust.files import last_position
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.maintenance import daily
 from exhaust.models import Job
@@ -30,6 +31,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         self._worker_id = f"{transitions.format_worker_id(os.getpid())} run_jobs"
+        if fault := last_position.find_fault_at_start():
+            raise CommandError(f"The database is {fault}.")
         previous_handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             self._run_loop(options["request_id"], options["loop"])

@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
 from exhaust import processes
-from ingest.feed import restore
+from exhaust.files import last_position
 
 CHECK_SECONDS = 0.2
 GRACE_SECONDS = 40.0  # more than granian's own for requests in progress
@@ -39,7 +39,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if fault := restore.find_fault():
+        if fault := last_position.find_fault_at_start():
             raise CommandError(f"The database is {fault}.")
         processes.interrupt_on_sigterm()
         host, port, workers = options["host"], options["port"], options["workers"]

@@ -9,11 +9,12 @@ from django.db import connection, transaction
 
 from exhaust.feed import pages
 from exhaust.feed.pages import LAST_ID, FeedQuery
+from exhaust.files import last_position
 from ingest.events import RequestError
 from ingest.feed import restore
 from ingest.feed.values import START, FeedPosition
 from ingest.feed.watermark import fetch_watermark
-from ingest.models import Channel, StoredEvent
+from ingest.models import Channel, LostPosition, StoredEvent
 from ingest.store import batches
 from tests import postgres
 from tests.ingest.telemetry_samples import answer, batch
@@ -107,6 +108,7 @@ def test_restored_backup_is_named(cluster: Cluster) -> None:
     # given a reader of events that are later than the backup
     backup = cluster.back_up("backup")
     send(40)
+    last_position.keep_last_position()
     _, position = read(START)
 
     # when the backup is restored, and the reader comes
@@ -114,9 +116,11 @@ def test_restored_backup_is_named(cluster: Cluster) -> None:
     with pytest.raises(RequestError, match="rebase_positions") as error:
         read(position)
 
-    # then all are told
+    # then all are told, and by the storage before any reader comes
     assert error.value.status == 409
     assert "rebase_positions" in restore.find_fault()
+    LostPosition.objects.all().delete()
+    assert "rebase_positions" in last_position.find_fault_at_start()
 
     # and after the remedy the reader finds what came since
     call_command("rebase_positions")

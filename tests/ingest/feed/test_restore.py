@@ -1,14 +1,17 @@
 """Positions rise, and readers are answered, after the database was set back."""
 
 from collections.abc import Iterator
+from io import BytesIO
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test import Client
 
+from exhaust import worker
 from exhaust.feed import cursor, pages
 from exhaust.feed.pages import FeedQuery
+from exhaust.files import last_position, storage
 from exhaust.models import Job
 from exhaust.monitoring import health
 from ingest.feed import restore
@@ -90,6 +93,25 @@ def test_readers_cursor_ahead_of_a_copy(channel: Channel) -> None:
     send(channel, 1)
     response = puller.get("/export/events", {"cursor": text})
     assert len(response.json()["items"]) == 1
+
+
+def test_storage_knows_a_later_position(channel: Channel) -> None:
+    # given the position of an event, kept in the storage
+    send(channel, 0)
+    last_position.keep_last_position()
+    assert last_position.find_fault_at_start() == ""
+
+    # when the database is of before that event
+    storage.get_storage().put(last_position.KEY, BytesIO(b"%d" % (fetch_upper_bound() + AHEAD)), "")
+
+    # then a start is refused, until the remedy
+    assert "rebase_positions" in last_position.find_fault_at_start()
+    with pytest.raises(CommandError, match="rebase_positions"):
+        call_command("serve")
+    with pytest.raises(SystemExit, match="rebase_positions"):
+        worker.prepare_worker()
+    call_command("rebase_positions")
+    assert last_position.find_fault_at_start() == ""
 
 
 def test_page_ends_at_the_last_row(channel: Channel) -> None:
