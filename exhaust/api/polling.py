@@ -134,6 +134,8 @@ class Poller:
     ) -> PresentedJob:
         """Returns a job once its status is another one, or as it is when the time is over.
 
+        When the process stops, the time is over too.
+
         A caller with too many waiting reads does not wait.
         """
         owner = f"key:{caller.key_id}"
@@ -144,7 +146,11 @@ class Poller:
         job, loop = first, asyncio.get_running_loop()
         ends_at = loop.time() + seconds
         try:
-            while job.status == first.status and (left := ends_at - loop.time()) > 0:
+            while (
+                job.status == first.status
+                and not Request.is_stopping
+                and (left := ends_at - loop.time()) > 0
+            ):
                 # all who wait look again at the same time, and so in one statement
                 await asyncio.sleep(min(left, LOOK_SECONDS - loop.time() % LOOK_SECONDS))
                 caller = (await self._senders.verify_key(request)).caller

@@ -39,9 +39,9 @@ def _post(server: Server, operation: str, request: dict[str, Any]) -> Any:
     return read_json(response)["result"]
 
 
-def fetch_job(server: Server, tag: str, request_id: str) -> Job:
-    """Returns a job as it is now."""
-    return _call_one(server, "GET", "read", tag, request_id)
+def fetch_job(server: Server, tag: str, request_id: str, wait_seconds: int = 0) -> Job:
+    """Returns a job as it is now, or once its status is another one."""
+    return _call_one(server, "GET", "read", tag, request_id, wait_seconds=wait_seconds)
 
 
 def cancel(server: Server, tag: str, request_id: str) -> Job:
@@ -62,11 +62,13 @@ def _call_one(
     tag: str,
     request_id: str,
     is_repeatable: bool = True,
+    wait_seconds: int = 0,
 ) -> Job:
+    query = {"requestId": request_id} | ({"wait": str(wait_seconds)} if wait_seconds else {})
     response = server.call(
         method,
         f"{_PATH}/{operation}/{quote(tag, safe='')}",
-        query={"requestId": request_id},
+        query=query,
         is_repeatable=is_repeatable,
     )
     job: Job = read_json(response)["result"]
@@ -94,12 +96,15 @@ def watch(server: Server, tag: str, request_id: str) -> Job:
     """Shows a job's progress on standard error; returns the job when it has ended."""
     progress = JobProgress(server.quiet)
     with progress.display:
-        while True:
-            job = fetch_job(server, tag, request_id)
+        job = fetch_job(server, tag, request_id)
+        progress.show(job)
+        while job["status"] not in FINAL_STATUSES:
+            seconds, asked_at, status = progress.poll_seconds(), time.monotonic(), job["status"]
+            job = fetch_job(server, tag, request_id, seconds)
             progress.show(job)
-            if job["status"] in FINAL_STATUSES:
-                return job
-            time.sleep(progress.poll_seconds())
+            if job["status"] == status:  # a server that cannot wait answers at once
+                time.sleep(max(0.0, asked_at + seconds - time.monotonic()))
+        return job
 
 
 class JobProgress:
@@ -125,15 +130,17 @@ class JobProgress:
         """Shows a job as it is now."""
         percent, detail = job["progress"]["percent"], _describe_progress(job)
         status = printable(job["status"])
-        self.display.update(self._task, description=status, completed=percent, detail=detail)
+        self.display.update(
+            self._task, description=status, completed=percent, detail=detail, refresh=True
+        )
         line = f"{status:<10}  {percent} %  {detail}"
         if self._prints_lines and line != self._last_line:
             print_note(line)
         self._last_line = line
 
-    def poll_seconds(self) -> float:
-        """Returns the seconds until the next look: 0.5 at first, up to 5 later."""
-        return min(5.0, max(0.5, (self._clock() - self._started) / 10))
+    def poll_seconds(self) -> int:
+        """Returns the seconds until the next look: 1 at first, up to 5 later."""
+        return min(5, max(1, int(self._clock() - self._started) // 10))
 
 
 def _describe_progress(job: Job) -> str:

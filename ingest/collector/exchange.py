@@ -77,6 +77,7 @@ class Request:
     )
 
     discarding: ClassVar[int] = 0  # bodies that are read and forgotten at this moment
+    is_stopping: ClassVar[bool] = False  # the process: what can be answered now need not wait
 
     def __init__(
         self,

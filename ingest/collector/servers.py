@@ -5,6 +5,7 @@ Handlers answer the addresses that they know. All others go to Django, in a thre
 
 import logging
 import os
+import signal
 import sys
 import time
 from asyncio import AbstractEventLoop, get_running_loop
@@ -29,7 +30,6 @@ log = logs.get_logger(__name__)
 _UNREADABLE = "\ufffd"  # a header that is there, and no text
 _FLUSH_SECONDS = 0.05
 _encode = msgspec.json.Encoder().encode
-_API_HEADERS = tuple(API_HEADERS.items())
 _request_log = logging.getLogger("ingest.logs")
 
 
@@ -63,12 +63,12 @@ class Application:
             reply = build_problem(500, "server_error", "We failed; the cause is in our log.")
         if _request_log.isEnabledFor(logging.INFO):
             self._lines.add(request, reply.status, time.monotonic() - started_at)
-        headers = [*_API_HEADERS, *reply.headers.items(), ("X-Request-ID", request.request_id)]
+        headers = {**API_HEADERS, **reply.headers, "X-Request-ID": request.request_id}
         if reply.content_type is not None:
-            headers.append(("Content-Type", reply.content_type))
+            headers["Content-Type"] = reply.content_type
         if self._strict_transport and is_secure(request):
-            headers.append(("Strict-Transport-Security", self._strict_transport))
-        return Answer(reply.status, headers, reply.body)
+            headers["Strict-Transport-Security"] = self._strict_transport
+        return Answer(reply.status, list(headers.items()), reply.body)
 
     # RSGI ----------------------------------------------------------------------------------------
 
@@ -86,6 +86,17 @@ class Application:
             proto.response_empty(status, headers)
         if not request.is_body_read:
             await request.discard_body()
+
+    def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
+        """Called by the server before the first request, once it listens to signals itself."""
+        proceed = signal.getsignal(signal.SIGTERM)
+
+        def stop(number: int, frame: Any) -> None:
+            Request.is_stopping = True
+            if callable(proceed):
+                proceed(number, frame)
+
+        signal.signal(signal.SIGTERM, stop)
 
     def __rsgi_del__(self, loop: AbstractEventLoop) -> None:
         """Called by the server after the last request."""

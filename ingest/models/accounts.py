@@ -1,5 +1,8 @@
 """Channels, API keys, applications and roles."""
 
+import re
+from contextlib import suppress
+
 from django.contrib.auth.models import Group
 from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
@@ -17,6 +20,23 @@ def validate_age_recipient(value: str) -> None:
         pyrage.x25519.Recipient.from_str(value)
     except pyrage.RecipientError:
         raise ValidationError("Not a public key of age; `age-keygen` prints one: age1…") from None
+
+
+_HOST = re.compile(r"(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def validate_origins(text: str) -> None:
+    """Raises `ValidationError` for a line that is not what a browser sends as `Origin`."""
+    for line in text.split():
+        scheme, _, rest = line.lower().partition("://")
+        host = rest.partition("/")[0].removesuffix(_DEFAULT_PORTS.get(scheme, "/"))
+        with suppress(UnicodeError):
+            host = host if host.isascii() else host.encode("idna").decode()
+        if not scheme.isascii() or not _HOST.fullmatch(host):
+            raise ValidationError(f"{line} is no origin; write https://shop.example, one a line.")
+        if line != (sent := f"{scheme}://{host}"):
+            raise ValidationError(f"{line} never matches; browsers send {sent}.")
 
 
 class Channel(models.Model):
@@ -150,3 +170,9 @@ class Application(models.Model):
 
     def __str__(self) -> str:
         return self.identifier
+
+    def clean(self) -> None:
+        try:
+            validate_origins(self.allowed_origins)
+        except ValidationError as error:
+            raise ValidationError({"allowed_origins": error}) from None

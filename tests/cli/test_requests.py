@@ -1,7 +1,9 @@
 """`exhaust submit`, `preview`, `status`, `list`, `cancel` and `retry`."""
 
+import itertools
 import json
 import subprocess
+import time
 
 import pytest
 
@@ -65,6 +67,17 @@ def test_watch_ends_with_the_job(command: Command, status: str, code: int):
         [status, "100"],
     ]
     assert "\x1b" not in completed.err
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_watch_waits_at_the_server(command: Command, monkeypatch: pytest.MonkeyPatch, waits: bool):
+    clock = itertools.count()  # a server that waits takes a second, one that cannot takes none
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) if waits else 0.0)
+    running = enveloped(job(status="PROCESSING"))
+    with serving(in_turn(running, running, enveloped(job()))) as stub:
+        completed = command(stub.url, *STATUS, "--watch")
+    assert [each.path.partition("&")[2] for each in stub.requests] == ["", "wait=1", "wait=1"]
+    assert completed.waits == ([0.0] if waits else [1.0])
 
 
 def test_quiet_watch_prints_result_alone(command: Command):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -347,6 +348,18 @@ def test_wait_ends_with_its_time(poller: Poller) -> None:
     reply = run(poller, lambda: read_while(poller, job, key, delay, wait=1))
 
     assert (shown(reply)["status"], shown(reply)["statusMessage"]) == ("SUBMITTED", "Later.")
+
+
+def test_wait_ends_with_the_process(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, key = make_job(), make_key("export:response")
+    monkeypatch.setattr(Request, "is_stopping", False)
+
+    def stop() -> None:
+        Request.is_stopping = True
+
+    started_at = time.monotonic()
+    reply = run(poller, lambda: read_while(poller, job, key, stop))
+    assert (reply.status, time.monotonic() - started_at < 5) == (200, True)
 
 
 def test_revoked_key_stops_waiting(poller: Poller) -> None:

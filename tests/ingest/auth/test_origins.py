@@ -1,6 +1,8 @@
 """The web pages that may send: which origins, and what their browsers are told."""
 
 import pytest
+from django.core.exceptions import ValidationError
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from ingest.adapters import ADAPTERS
@@ -85,3 +87,40 @@ def test_response_headers_by_origin():
 
 def _listed(names: str) -> set[str]:
     return {name.strip().lower() for name in names.split(",")}
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("https://shop.example/", "https://shop.example."),
+        ("https://shop.example/cart?a=1", "https://shop.example."),
+        ("HTTPS://Shop.example", "https://shop.example."),
+        ("https://shop.example:443", "https://shop.example."),
+        ("http://shop.example:80/", "http://shop.example."),
+        ("https://bücher.example", "https://xn--bcher-kva.example."),
+        ("shop.example", "write https://shop.example"),
+        ("//shop.example", "write https://shop.example"),
+        ("https://*.shop.example", "write https://shop.example"),
+        ("https://user@shop.example", "write https://shop.example"),
+        ("*", "write https://shop.example"),
+        ("null", "write https://shop.example"),
+    ],
+)
+def test_origin_that_never_matches_is_refused(line: str, remedy: str):
+    with pytest.raises(ValidationError) as refused:
+        Application(allowed_origins=f"{SHOP}\n{line}").clean()
+
+    (message,) = refused.value.message_dict["allowed_origins"]
+    assert message.startswith(line)
+    assert remedy in message
+
+
+def test_origins_that_match_are_kept():
+    lines = [SHOP, BLOG, "http://localhost:3000", "http://[::1]:3000", "capacitor://localhost"]
+    Application(allowed_origins="\n".join(lines)).clean()
+
+
+@pytest.mark.django_db
+def test_create_application_names_the_origin():
+    with pytest.raises(CommandError, match=r"https://shop\.example/ never matches"):
+        call_command("create_application", "a", "--channel", "ONE", "--origin", f"{SHOP}/")

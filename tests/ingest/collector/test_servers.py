@@ -1,5 +1,6 @@
 import asyncio
 import json
+import signal
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -412,6 +413,20 @@ def test_each_request_has_its_line(app: Any, capfd: pytest.CaptureFixture[str]):
     assert (line["method"], line["route"], line["status"]) == ("POST", "v1/telemetry", 200)
     assert (line["channel"], line["level"]) == ("ORG_001", "INFO")
     assert len(line["caller"]) == 8
+
+
+def test_stop_is_told_and_passed_on(app: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exchange.Request, "is_stopping", False)
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        app.__rsgi_init__(None)
+        assert not exchange.Request.is_stopping
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exchange.Request.is_stopping
+    assert told == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(
