@@ -145,7 +145,7 @@ def export_by_pandas(selected: SelectedRows, _: list[Path], target: Path) -> lis
             password=database["PASSWORD"],
             host=database["HOST"],
             port=database["PORT"],
-            options=database["OPTIONS"]["options"],
+            options=harness.session_options(),
         ) as connection,
     ):
         warnings.simplefilter("ignore", UserWarning)  # pandas recommends SQLAlchemy

@@ -153,7 +153,6 @@ def time_psql(
     installation: Installation, months: int, digests: dict[str, str], name: str
 ) -> dict[str, float]:
     import psycopg
-    from django.conf import settings
     from django.db import connection
 
     from exhaust.datasets.response import RESPONSE
@@ -167,7 +166,7 @@ def time_psql(
     query = psycopg.ClientCursor(connection.connection).mogrify(sql, params).replace("\n", " ")
     target = installation.var / "reference.csv"
     setup = ["-c", "BEGIN", "-c", parallel_copy.PLANNER_SETTINGS] if name == SAME_PLAN else []
-    variables = {**os.environ, "PGOPTIONS": settings.DATABASES["default"]["OPTIONS"]["options"]}
+    variables = {**os.environ, "PGOPTIONS": harness.session_options()}
     start_time = time.monotonic()
     subprocess.run(
         [

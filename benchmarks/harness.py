@@ -38,6 +38,13 @@ _numbers = count(1)
 # Environment -------------------------------------------------------------------------------------
 
 
+def session_options() -> str:
+    """Returns the settings of the service's sessions, as libpq's `options`."""
+    from ingest.db.postgresql.base import SESSION_SETTINGS
+
+    return " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
+
+
 @contextmanager
 def postgresql() -> Iterator[str]:
     """Creates a database on DATABASE_URL's server, yields its URL and drops it at the end.

@@ -15,9 +15,8 @@ from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-import dj_database_url
 from environs import EnvValidationError, FileAwareEnv, validate
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -38,7 +37,8 @@ for _name, _path in os.environ.items():
 
 #: Folder of the embedded parts; empty means `var/` beside manage.py.
 DATA_DIR = Path(env.str("EXHAUST_DATA_DIR", "") or BASE_DIR / "var")
-#: `postgresql://user:password@host:5432/name`; empty means SQLite in the data folder.
+#: `postgresql://user:password@host:5432/name`, with any parameter of libpq as
+#: `?sslmode=verify-full`; empty means SQLite in the data folder.
 _database_url: str = env.str("DATABASE_URL", "")
 #: `redis://host:6379/0`; empty means files in the data folder.
 _broker_url: str = env.str("CELERY_BROKER_URL", "")
@@ -345,31 +345,51 @@ if EXHAUST_BEHIND_PROXY:
 
 # Database ---------------------------------------------------------------------------------------
 
+DATABASE_URL_FORM = (
+    "write postgresql://user:password@host:5432/name?sslmode=verify-full or sqlite:///path; write"
+    " a special character of the password as %40."
+)
 
-def load_database() -> dict[str, Any]:
-    url = _database_url or f"sqlite:///{DATA_DIR / 'exhaust.sqlite3'}"
+
+def read_postgresql_url(url: str) -> dict[str, str]:
+    """The URL in libpq's words, as `sslmode`. One that libpq would refuse stops the start."""
+    from psycopg import ProgrammingError, conninfo, pq  # embedded needs no driver
+
     try:
-        config: dict[str, Any] = dict(dj_database_url.parse(url))
-    except (ValueError, dj_database_url.UnknownSchemeError):
+        words = cast(dict[str, str], conninfo.conninfo_to_dict(url))
+    except ProgrammingError as error:  # its text may hold the password
+        unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
+        if not unknown:
+            raise setting_error("DATABASE_URL", DATABASE_URL_FORM) from None
+        known = [each.keyword.decode() for each in pq.Conninfo.get_defaults()]
+        similar = get_close_matches(unknown[1], known, n=1)
+        remedy = f" did you mean {similar[0]}?" if similar else " PostgreSQL's manual lists them."
         raise setting_error(
-            "DATABASE_URL", "write postgresql://user:password@host:5432/name or sqlite:///path."
+            "DATABASE_URL", f"libpq has no parameter '{unknown[1]}';{remedy}"
         ) from None
-    if config["ENGINE"] == "django.db.backends.sqlite3":
-        Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
-        config["OPTIONS"] = {
-            "transaction_mode": "IMMEDIATE",
-            "timeout": 20,
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
-        }
-        # in-memory test databases cannot be shared with a live server's threads and processes
-        config["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
-    elif config["ENGINE"] == "django.db.backends.postgresql":
-        if not config["NAME"]:
-            raise setting_error(
-                "DATABASE_URL", "names no database: postgresql://user@host:5432/name."
-            )
-        config["OPTIONS"] = {
-            "pool": {"min_size": 1, "max_size": EXHAUST_DATABASE_POOL_SIZE, "timeout": 10},
+    if not words.get("dbname") and "service" not in words:
+        raise setting_error("DATABASE_URL", "names no database: postgresql://user@host:5432/name.")
+    if not all(port.isdecimal() for port in filter(None, words.get("port", "").split(","))):
+        raise setting_error("DATABASE_URL", DATABASE_URL_FORM)
+    values = {name: value for name, value in words.items() if name not in {"hostaddr", "port"}}
+    attempt = pq.PGconn.connect_start(conninfo.make_conninfo(**values | {"host": "/"}).encode())
+    reason = attempt.get_error_message().strip()
+    attempt.finish()
+    if ".s.PGSQL." not in reason:  # it did not come so far as to look for a socket
+        raise setting_error("DATABASE_URL", f"{reason}.")
+    return words
+
+
+def load_postgresql(words: dict[str, str]) -> dict[str, Any]:
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host"}
+    names["PORT"] = "port"
+    return {
+        "ENGINE": "ingest.db.postgresql",
+        **{key: words.pop(name, "") for key, name in names.items()},
+        "OPTIONS": {
+            "pool": {"max_size": EXHAUST_DATABASE_POOL_SIZE, "timeout": 10},
+            # of each host; callers wait meanwhile
+            "connect_timeout": "2",
             # give up a silent server within a lease of 30 seconds
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -377,16 +397,33 @@ def load_database() -> dict[str, Any]:
             "tcp_user_timeout": 25_000,
             # planning the long statement of each batch would cost an eighth of the rate
             "prepare_threshold": 5,
-            # jit costs more than it saves here; an idle writer would hold the feed back
-            "options": "-c jit=off -c idle_in_transaction_session_timeout=60000"
-            " -c lock_timeout=20000",
-        }
-    else:
-        raise setting_error("DATABASE_URL", "only postgresql:// and sqlite:// are supported.")
-    return config
+            **words,
+        },
+    }
 
 
-DATABASES = {"default": load_database()}
+def load_database(url: str) -> dict[str, Any]:
+    scheme, separator, path = url.partition("://")
+    if scheme in {"postgresql", "postgres"} and separator:
+        return load_postgresql(read_postgresql_url(url))
+    if url and not (scheme == "sqlite" and path.startswith("/")):
+        raise setting_error("DATABASE_URL", DATABASE_URL_FORM)
+    file = Path(unquote(path[1:])) if url else DATA_DIR / "exhaust.sqlite3"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": str(file),
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+        },
+        # in-memory test databases cannot be shared with a live server's threads and processes
+        "TEST": {"NAME": str(DATA_DIR / "test.sqlite3")},
+    }
+
+
+DATABASES = {"default": load_database(_database_url)}
 
 # Metrics: each process writes a file, and a scrape adds them up -----------------------------------
 

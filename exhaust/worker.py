@@ -19,6 +19,7 @@ from exhaust.jobs import attempt, transitions, wakeup
 from exhaust.models import Job
 from exhaust.monitoring import metrics
 from ingest import logs
+from ingest.db import outages
 
 log = logs.get_logger(__name__)
 BROKER_STALL = timedelta(seconds=7)  # longer than the sweep's interval in config/celery.py
@@ -75,6 +76,7 @@ def prepare_worker(**_: Any) -> None:
     with suppress(DatabaseError):  # the poller says so
         if fault := last_position.find_fault_at_start():
             raise SystemExit(f"The database is {fault}.")
+    outages.log_unreachable(outages.WORKER_PATIENCE_SECONDS)
     atexit.register(release_jobs)
     metrics.start_metrics_server()
 

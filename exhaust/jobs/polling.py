@@ -20,7 +20,8 @@ from exhaust.jobs.queries import Filters, Page
 from exhaust.models import File, Job, Link
 from exhaust.models.files import USABLE_LINK
 from ingest.db import binary_arrays
-from ingest.db.loop_connection import LoopConnection, Unavailable
+from ingest.db.loop_connection import LoopConnection
+from ingest.db.pool import Unavailable
 from ingest.models import Channel
 
 _JOB_COLUMNS = (

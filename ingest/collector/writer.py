@@ -9,7 +9,7 @@ from msgspec import structs
 
 from ingest import metrics
 from ingest.collector.groups import GroupWorker, LoopWorker
-from ingest.db.loop_connection import LoopConnection, Unavailable
+from ingest.db.loop_connection import LoopConnection
 from ingest.events import StoreResult
 from ingest.store import batches
 from ingest.store.batches import Group, Outcome, Pending
@@ -55,7 +55,7 @@ class LoopWriter:
             if not await self._insert(groups, pending, outcomes) and len(groups) > 1:
                 for each in groups:  # the one that fails does not fail the others
                     await self._insert([each], pending, outcomes)
-        except (Unavailable, *batches.WAITED_IN_VAIN) as error:
+        except batches.WAITED_IN_VAIN as error:
             failure = OperationalError(str(error))  # the rest would wait as long for the same
             return [failure if outcome is None else outcome for outcome in outcomes]
         return outcomes
@@ -70,7 +70,7 @@ class LoopWriter:
             rows = await self._connection.execute(
                 [group.build_statement(pending) for group in groups]
             )
-        except (Unavailable, *batches.WAITED_IN_VAIN):
+        except batches.WAITED_IN_VAIN:
             raise
         except psycopg.Error:
             return False

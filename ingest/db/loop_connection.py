@@ -7,7 +7,7 @@ thread three times.
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from django.db import connection as django_connection
@@ -15,16 +15,12 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 
 from ingest.db.binary_arrays import Column
+from ingest.db.pool import Unavailable
 
-CONNECT_SECONDS = 10
 TIMEOUT_SECONDS = 30.0  # of one call
 LOOK_SECONDS = 0.2  # uvloop does not tell every reset connection
 _PARAMETER = re.compile(r"%\((\w+)\)[bs]")
 Row = tuple[bytes | None, ...]
-
-
-class Unavailable(psycopg.OperationalError):
-    """The database cannot be reached, or does not answer in time."""
 
 
 class LoopConnection:
@@ -95,12 +91,7 @@ class LoopConnection:
             self._connection = None
 
     def _connect(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> psycopg.Connection[Any]:
-        parameters: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "autocommit": True}
-        parameters |= django_connection.get_connection_params()
-        try:
-            connected = psycopg.connect(**parameters)
-        except psycopg.OperationalError as error:
-            raise Unavailable(str(error)) from error
+        connected: psycopg.Connection[Any] = cast(Any, django_connection).open_connection()
         if self._settings:
             connected.execute(self._settings)
         types = {

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from django.db import InterfaceError, OperationalError, connection
+from django.db import Error, connection
 
+from ingest.db import outages
 from ingest.tenancy import session
 
 Result = TypeVar("Result")
@@ -42,7 +43,6 @@ def _borrow_connection() -> Iterator[Any]:
         else getattr(connection, "pool", None)
     )
     if pool:
-        pool.open()
         with pool.connection() as pooled:
             yield session.reset_connection(pooled)
     else:
@@ -51,14 +51,14 @@ def _borrow_connection() -> Iterator[Any]:
 
 
 def retry_if_lost(call: Callable[[], Result]) -> Result:
-    """Returns the result of a call; asks a new connection once where this one is found lost.
+    """Returns the result of a call; makes it again, on a new connection, where this one is lost.
 
     A call whose commit was lost on the way is made twice, so it has to be one that may be repeated.
     """
     try:
         return call()
-    except (OperationalError, InterfaceError):
-        if connection.in_atomic_block or connection.connection is None or connection.is_usable():
+    except Error as error:
+        if connection.in_atomic_block or not outages.is_lost(error):
             raise
         connection.close()
         return call()

@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
-import psycopg_pool
 from django.db import (
     DatabaseError,
     DataError,
@@ -29,6 +28,7 @@ from ingest import audit, metrics
 from ingest.adapters.json_body import json_equal, normalize_json
 from ingest.audit import Actor
 from ingest.db import binary_arrays
+from ingest.db.pool import Unavailable
 from ingest.db.prepared import retry_if_lost
 from ingest.events import Batch, Event, Profile, Rejection, RequestError, StoreResult
 from ingest.feed.watermark import lock_positioned_tables
@@ -54,7 +54,7 @@ class Pending(NamedTuple):
 WAITED_IN_VAIN = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
-    psycopg_pool.PoolTimeout,
+    Unavailable,
 )
 Outcome = StoreResult | Exception
 Statement = tuple[str, Mapping[str, Any]]
@@ -103,9 +103,7 @@ def _append_alone(pending: Pending) -> Outcome:
 
 
 def _close_if_useless(error: Exception) -> None:
-    """Closes a connection that is lost, and one that may only read: a new one may write."""
-    if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction):
-        connection.connection.close()  # the pool would give it out again
+    """Closes a connection that is lost."""
     if not connection.in_atomic_block:
         connection.close_if_unusable_or_obsolete()
 

@@ -196,13 +196,61 @@ def test_one_variable_selects_each_server(read: Any, var: Path):
     )
 
     database = settings["DATABASES"]["default"]
-    assert database["ENGINE"] == "django.db.backends.postgresql"
-    assert (database["HOST"], database["PORT"], database["NAME"]) == ("db.example", 5433, "exhaust")
+    assert database["ENGINE"] == "ingest.db.postgresql"
+    assert (database["HOST"], database["PORT"]) == ("db.example", "5433")
+    assert (database["NAME"], database["PASSWORD"]) == ("exhaust", "pass")
     assert database["OPTIONS"]["pool"]["max_size"] == 8
     assert settings["CELERY_BROKER_URL"] == "redis://redis.example:6379/0"
     assert "CELERY_WORKER_POOL" not in settings
     assert not (var / "broker").exists()
     assert settings["S3_PUBLIC_ENDPOINT_URL"] == "https://files.example"
+
+
+def test_url_parameters_reach_libpq(read: Any):
+    url = (
+        "postgresql://me@one.example:5433,two.example/exhaust?sslmode=verify-full"
+        "&sslrootcert=/nonexistent.pem&target_session_attrs=read-write&connect_timeout=7"
+        "&application_name=mine&options=-c%20geqo%3Doff&keepalives_idle=3"
+    )
+
+    database = read(**SECRETS, DATABASE_URL=url)["DATABASES"]["default"]
+
+    assert (database["HOST"], database["PORT"]) == ("one.example,two.example", "5433,")
+    assert database["OPTIONS"] == {
+        "pool": {"max_size": 8, "timeout": 10},
+        "prepare_threshold": 5,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 25_000,
+        "sslmode": "verify-full",
+        "sslrootcert": "/nonexistent.pem",
+        "keepalives_idle": "3",
+        "target_session_attrs": "read-write",
+        "connect_timeout": "7",
+        "application_name": "mine",
+        "options": "-c geqo=off",
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("sslmod=require", "libpq has no parameter 'sslmod'; did you mean sslmode?"),
+        ("nope=1", "libpq has no parameter 'nope'; PostgreSQL's manual lists them."),
+        ("sslmode=requre", 'invalid sslmode value: "requre".'),
+        ("target_session_attrs=rw", 'invalid target_session_attrs value: "rw".'),
+    ],
+)
+def test_unknown_url_parameter_stops_start(read: Any, query: str, sentence: str):
+    url = f"{POSTGRESQL}?{query}"
+
+    assert failure(read, **SECRETS, DATABASE_URL=url) == f"DATABASE_URL: {sentence}"
+
+
+def test_url_may_name_a_socket(read: Any):
+    url = "postgresql:///exhaust?host=/run/postgresql"
+
+    assert read(**SECRETS, DATABASE_URL=url)["DATABASES"]["default"]["HOST"] == "/run/postgresql"
 
 
 def test_links_default_to_s3_endpoint(read: Any):
@@ -341,6 +389,9 @@ def test_s3_url_without_host_stops_start(read: Any, variable: str, url: str):
         "postgresql://db.example:5432/",
         "postgresql://db.example:port/exhaust",
         "postgresql://[db/exhaust",
+        "postgresql://db.example/exhaust?sslmode",
+        "postgresql://db.example%zz/exhaust",
+        "sqlite:",
         "db.example:5432/exhaust",
     ],
 )

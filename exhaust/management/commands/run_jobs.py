@@ -14,6 +14,7 @@ from exhaust.files import last_position
 from exhaust.jobs import attempt, schedules, transitions
 from exhaust.maintenance import daily
 from exhaust.models import Job
+from ingest.db import outages
 from ingest.derive import deriver
 
 PAUSE_SECONDS = 5
@@ -30,6 +31,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["loop"]:
+            outages.log_unreachable(outages.WORKER_PATIENCE_SECONDS)
         self._worker_id = f"{transitions.format_worker_id(os.getpid())} run_jobs"
         if fault := last_position.find_fault_at_start():
             raise CommandError(f"The database is {fault}.")

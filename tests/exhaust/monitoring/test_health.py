@@ -77,8 +77,7 @@ def test_degraded_without_broker_and_storage(settings: Any, tmp_path: Path) -> N
 @committed
 def test_standby_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     options = connections.settings["default"]["OPTIONS"]
-    read_only = f"{options['options']} -c default_transaction_read_only=on"
-    monkeypatch.setitem(options, "options", read_only)
+    monkeypatch.setitem(options, "options", "-c default_transaction_read_only=on")
     assert probe()[0] == 503
 
 
@@ -111,7 +110,7 @@ def test_exhausted_pool_is_ready() -> None:
     taken = []
     try:
         while len(taken) < pool.max_size:
-            taken.append(pool.getconn(timeout=2))
+            taken.append(pool.getconn())
         assert probe() == (200, WELL)
     finally:
         for each in taken:

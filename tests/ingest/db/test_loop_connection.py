@@ -8,7 +8,8 @@ import psycopg
 import pytest
 from django.db import connection
 
-from ingest.db.loop_connection import LoopConnection, Row, Unavailable
+from ingest.db.loop_connection import LoopConnection, Row
+from ingest.db.pool import Unavailable
 from tests.loops import run_loop
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]

@@ -1,0 +1,112 @@
+"""Django's backend for PostgreSQL, with our pool and the settings of our sessions."""
+
+import os
+import re
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+import psycopg
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.postgresql import base
+from django.db.utils import DatabaseErrorWrapper
+
+from ingest.db import outages
+from ingest.db.pool import Pool, Unavailable, describe_failure
+
+SESSION_SETTINGS = {
+    "jit": "off",  # costs more than it saves here
+    "idle_in_transaction_session_timeout": "60000",  # an idle writer would hold the feed back
+    "lock_timeout": "20000",
+}
+_OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)\s*=")  # PostgreSQL takes - for _ here
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """A thread's connection. Its own are discarded as soon as an error shows that they are lost."""
+
+    _connection_pools: dict[str, Pool] = {}
+
+    def open_connection(self) -> Any:
+        """Returns a new connection beside the pool, with autocommit. Raises `Unavailable`."""
+        params = {**self.get_connection_params(), "autocommit": True}
+        try:
+            opened = psycopg.connect(**params)
+        except psycopg.Error as error:
+            raise Unavailable(describe_failure(error)) from error
+        try:
+            self._prepare_session(opened, params.get("options", ""))
+        except psycopg.Error as error:
+            opened.close()
+            raise Unavailable(describe_failure(error)) from error
+        return opened
+
+    def _prepare_session(self, opened: Any, options: str) -> None:
+        """Makes our settings, but those that `options` in DATABASE_URL makes.
+
+        PgBouncer refuses a connection that brings `options`, so a statement has to make ours.
+        """
+        given = {name.replace("-", "_") for name in _OPTION.findall(options)}
+        values = [
+            f"set_config('{name}', '{value}', false)"
+            for name, value in SESSION_SETTINGS.items()
+            if name not in given
+        ]
+        if values:
+            psycopg.Cursor(opened).execute(f"SELECT {', '.join(values)}", prepare=False)
+        self._configure_connection(opened)  # type: ignore[attr-defined] # Django's
+
+    @property
+    def pool(self) -> Pool | None:
+        options = self.settings_dict["OPTIONS"].get("pool")
+        if self.alias == NO_DB_ALIAS or not options:
+            return None
+        pool = self._connection_pools.get(self.alias)
+        if pool is None:
+            pool = self._connection_pools.setdefault(
+                self.alias, Pool(self.open_connection, **options)
+            )
+        return pool
+
+    def close_pool(self) -> None:
+        """Closes the idle connections. Other threads go on: Celery calls this after each task."""
+        if self.pool is not None:
+            self.pool.discard_idle()
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        return self.open_connection() if self.pool is None else self.pool.getconn()
+
+    def init_connection_state(self) -> None:
+        super(base.DatabaseWrapper, self).init_connection_state()  # the rest is done
+
+    @cached_property
+    def wrap_database_errors(self) -> DatabaseErrorWrapper:
+        return _ErrorWrapper(self)
+
+    def discard_lost(self) -> None:
+        """Closes the thread's connection, which does not return to the pool, and the idle ones."""
+        lost = self.connection
+        if getattr(lost, "is_discarded", False):
+            return
+        if lost is not None:
+            lost.is_discarded = True
+            lost.close()
+        self.close_pool()
+
+
+class _ErrorWrapper(DatabaseErrorWrapper):
+    """Also discards connections that are lost, or lead to a server that only reads."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and outages.is_lost(error):
+            self.wrapper.discard_lost()  # type: ignore[attr-defined]
+        super().__exit__(kind, error, traceback)
+
+
+# a forked child uses none of its parent's connections, and closes none
+os.register_at_fork(after_in_child=DatabaseWrapper._connection_pools.clear)
