@@ -8,6 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 from celery import Celery
+from celery.beat import PersistentScheduler
+from celery.fixups import django as django_fixup
 from celery.signals import celeryd_init, setup_logging
 from kombu import Exchange, Queue
 from kombu.transport import filesystem
@@ -86,20 +88,59 @@ def replace_children_lost_without_redis(**_: Any) -> None:
     pool_class._track_child_process = track_again
 
 
+@celeryd_init.connect
+def keep_database_pool(**_: Any) -> None:
+    """Lets the end of a task leave the pool open: the poller and the heartbeats use it too.
+
+    Celery closes the pool once in the parent and once in its children, and that has to be.
+    """
+    fixup: Any = django_fixup.DjangoWorkerFixup  # type: ignore[attr-defined]
+    close_inherited = fixup.on_worker_process_init
+
+    def close_inherited_only(self: Any, **kwargs: Any) -> None:
+        close_inherited(self, **kwargs)
+        self._is_prefork = lambda: False
+
+    fixup.on_worker_process_init = close_inherited_only
+
+
+class WakeupScheduler(PersistentScheduler):
+    """Sends a task only when no message of its kind waits already."""
+
+    def apply_async(self, entry: Any, *_: Any, **__: Any) -> None:
+        from django.db import connection
+
+        from exhaust.jobs import wakeup
+
+        try:
+            wakeup.enqueue(entry.task)
+        finally:
+            connection.close()
+
+
 app = Celery("exhaust")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(["exhaust"])
-# A worker consumes all queues, or those of `-Q`. Interactive jobs have their own, so that they wait
-# neither behind nightly jobs nor for a slow receiver.
+# A worker consumes all queues, or those of `-Q`. A process for each, and none waits for another.
 app.conf.task_queues = [
     Queue(name, Exchange(name), routing_key=name)
-    for name in ("default", "interactive", "nightly", "push")
+    for name in ("interactive", "nightly", "deliver", "maintain")
 ]
-app.conf.task_default_queue = "default"
-app.conf.task_routes = {"exhaust.push_documents": "push", "exhaust.work": "nightly"}
+app.conf.task_default_queue = "maintain"
+app.conf.task_routes = {
+    "exhaust.work": "nightly",  # or interactive
+    "exhaust.deliver_callbacks": "deliver",
+    "exhaust.push_documents": "deliver",
+    "exhaust.sweep": "maintain",
+    "exhaust.derive_sessions": "maintain",
+    "exhaust.daily_run": "maintain",
+    "exhaust.continue_erasures": "maintain",
+    "exhaust.delete_withdrawn_files": "maintain",
+    "exhaust.keep_last_position": "maintain",
+}
+app.conf.beat_scheduler = WakeupScheduler
 app.conf.beat_schedule = {
-    # one that waited behind a long job adds nothing to the next
-    "sweep": {"task": "exhaust.sweep", "schedule": 5.0, "options": {"expires": 5}},
+    "sweep": {"task": "exhaust.sweep", "schedule": 5.0},
     "position": {"task": "exhaust.keep_last_position", "schedule": 60.0},
-    "derive": {"task": "exhaust.derive_sessions", "schedule": 10.0, "options": {"expires": 10}},
+    "derive": {"task": "exhaust.derive_sessions", "schedule": 10.0},
 }

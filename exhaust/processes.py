@@ -1,4 +1,4 @@
-"""Starts the web server and the worker as child processes, and stops them."""
+"""Starts the web server and the workers as child processes, again if they end, and stops them."""
 
 import os
 import signal
@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 GRACE_SECONDS = 15
+RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each further start of a process that ends early
+STEADY_SECONDS = 10.0
 # limits per client: docs/limits.md
 GRANIAN_LIMITS = (
     "--http", "1", "--no-ws", "--http1-header-read-timeout", "15000",
@@ -34,36 +37,105 @@ def web_command(port: int, host: str = "127.0.0.1", workers: int = 2) -> list[st
     ]  # fmt: skip
 
 
-def worker_command() -> list[str]:
-    """Returns the command of a worker that also runs Celery's schedule."""
-    return [
-        sys.executable, "-m", "celery", "-A", "config", "worker", "-B",
+def worker_commands() -> dict[str, list[str]]:
+    """Returns the commands of two workers by name. A long file holds back nothing but files.
+
+    The second one also runs Celery's schedule.
+    """
+    worker = [
+        sys.executable, "-m", "celery", "-A", "config", "worker",
         "--loglevel=INFO", "--without-mingle", "--without-gossip",
     ]  # fmt: skip
+    return {
+        "worker": [*worker, "-n", "worker@%h", "-Q", "interactive,nightly"],
+        "maintain": [
+            *worker, "-B", "-n", "maintain@%h", "-Q", "deliver,maintain", "--concurrency", "4",
+        ],
+    }  # fmt: skip
+
+
+def child_environment(name: str) -> dict[str, str]:
+    """Returns what a child needs beside our own environment: only one can serve the metrics."""
+    return {"EXHAUST_METRICS_PORT": "0"} if name == "maintain" else {}
+
+
+def start_child(
+    command: list[str],
+    output: IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a process with its output in `output`, or in ours."""
+    return subprocess.Popen(  # noqa: S603
+        command,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,  # Ctrl-C reaches only this process, which stops its children
+    )
 
 
 @contextmanager
 def run_child(
-    command: list[str], log: Path | None = None, environment: Mapping[str, str] | None = None
+    command: list[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a process with its output in `log`, or in ours; stops it when the block ends."""
-    with ExitStack() as stack:
-        output = None
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            output = stack.enter_context(log.open("wb"))
-        process = subprocess.Popen(  # noqa: S603
-            command,
-            stdout=output,
-            stderr=None if output is None else subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,  # Ctrl-C reaches only this process, which stops its children
-        )
-    try:
-        yield process
-    finally:
-        stop_children([process])
+    """Runs a process with its output in `log`; stops it when the block ends."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = start_child(command, output, environment)
+        try:
+            yield process
+        finally:
+            stop_children([process])
+
+
+class GivenUp(Exception):
+    """A process ends again and again. The message says which, and with which code."""
+
+
+class RestartedChild:
+    """A process that is started again when it ends, after a delay that grows."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self._name = name
+        self._command = command
+        self._early_ends = 0
+        self._start_at: float | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._start_at = None
+        self._started_at = time.monotonic()
+        self.process = start_child(self._command, environment=child_environment(self._name))
+
+    def check(self) -> str:
+        """Starts the process again if it has ended. Returns a sentence at its end, else "".
+
+        Raises `GivenUp` when it has ended `len(RESTART_SECONDS) + 1` times without ever running
+        for `STEADY_SECONDS`.
+        """
+        if self._start_at is not None:
+            if time.monotonic() >= self._start_at:
+                self._start()
+            return ""
+        if (code := self.process.poll()) is None:
+            return ""
+        kill_group(self.process)  # what it left holds its port
+        if time.monotonic() - self._started_at >= STEADY_SECONDS:
+            self._early_ends = 0
+        sentence = f"The {self._name} process ended with code {code}"
+        if self._early_ends == len(RESTART_SECONDS):
+            raise GivenUp(f"{sentence}, {self._early_ends + 1} times in a row.")
+        delay = RESTART_SECONDS[self._early_ends]
+        self._early_ends += 1
+        self._start_at = time.monotonic() + delay
+        return f"{sentence}; it starts again in {delay:g} s."
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills the children that a process has left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def stop_children(
@@ -78,7 +150,7 @@ def stop_children(
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # and its own children
+            kill_group(process)
             process.wait()
 
 

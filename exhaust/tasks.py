@@ -1,6 +1,8 @@
 """Celery's tasks. Messages carry no payload; workers claim due work from the database."""
 
-from celery import shared_task
+from typing import Any
+
+from celery import Task, shared_task
 
 from exhaust.delivery import callbacks, pump
 from exhaust.files import last_position, orphans, storage
@@ -17,23 +19,32 @@ log = logs.get_logger(__name__)
 SWEEP_STORAGE_SECONDS = 10
 
 
-@shared_task(name="exhaust.work")
+class WokenTask(Task):  # type: ignore[type-arg]
+    """A task of which one message at a time waits."""
+
+    abstract = True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        wakeup.record_start(":".join((self.name, *args)))
+
+
+@shared_task(name="exhaust.work", base=WokenTask)
 def work(queue: str = "nightly") -> None:
-    """Runs the next due job, then wakes a worker for one more.
+    """Runs the next due job, and wakes workers for more: at its start and at its end.
 
     The queue `interactive` runs interactive jobs only.
     """
+    lowest_priority = Job.Priority[queue.upper()]
     with work_lock:
-        job = transitions.claim(
-            lowest_priority=Job.Priority[queue.upper()], worker_id=current_worker_id()
-        )
-        if job is not None:
-            attempt.run(job)
-    if job is not None:
-        wakeup.enqueue_work(job.priority)
+        job = transitions.claim(lowest_priority=lowest_priority, worker_id=current_worker_id())
+        if job is None:
+            return
+        wakeup.enqueue_work(lowest_priority)
+        attempt.run(job)
+    wakeup.enqueue_work(job.priority)
 
 
-@shared_task(name="exhaust.sweep")
+@shared_task(name="exhaust.sweep", base=WokenTask)
 def sweep() -> None:
     """Finds the work of lost messages and lost workers, and submits due schedules."""
     expired_ids = transitions.fail_expired()
@@ -49,44 +60,55 @@ def sweep() -> None:
         wakeup.enqueue("exhaust.daily_run")
     if erasure.unfinished_erasures().exists():
         wakeup.enqueue("exhaust.continue_erasures")
+    if retention.withdrawn_files().exists():
+        wakeup.enqueue("exhaust.delete_withdrawn_files")
+    if wakeup.is_stalled("exhaust.derive_sessions"):  # Celery's schedule does not run
+        wakeup.enqueue("exhaust.derive_sessions")
     schedules.submit_due()
     failures.roll_up()
+    wakeup.delete_drafts()
     with storage.CallLimit(SWEEP_STORAGE_SECONDS):  # last: nothing else waits for the storage
         try:
             orphans.remove_for_jobs(*expired_ids)
         except storage.StorageError:
             log.warning("storage.object_orphaned", jobs=expired_ids)  # the daily run deletes them
-        retention.delete_withdrawn_files()
 
 
-@shared_task(name="exhaust.daily_run")
+@shared_task(name="exhaust.daily_run", base=WokenTask)
 def daily_run() -> None:
     """Runs the daily maintenance unless another process has begun it."""
     daily.run_daily()
 
 
-@shared_task(name="exhaust.continue_erasures")
+@shared_task(name="exhaust.continue_erasures", base=WokenTask)
 def continue_erasures() -> None:
     """Continues erasures for about 20 s, then wakes a worker for the rest."""
     if erasure.resume(seconds=20):
         wakeup.enqueue("exhaust.continue_erasures")
 
 
-@shared_task(name="exhaust.deliver_callbacks")
+@shared_task(name="exhaust.delete_withdrawn_files", base=WokenTask)
+def delete_withdrawn_files() -> None:
+    """Deletes the files that hold a participant who withdrew consent or was erased."""
+    with storage.CallLimit(SWEEP_STORAGE_SECONDS):
+        retention.delete_withdrawn_files()
+
+
+@shared_task(name="exhaust.deliver_callbacks", base=WokenTask)
 def deliver_callbacks() -> None:
     """Delivers callbacks for at most 20 s, then wakes a worker for the rest."""
     if callbacks.deliver_due(seconds=5):
         wakeup.enqueue("exhaust.deliver_callbacks")
 
 
-@shared_task(name="exhaust.push_documents")
+@shared_task(name="exhaust.push_documents", base=WokenTask)
 def push_documents() -> None:
     """Pushes documents for at most 45 s, then wakes a worker for the rest."""
     if pump.deliver_due(seconds=15):
         wakeup.enqueue("exhaust.push_documents")
 
 
-@shared_task(name="exhaust.keep_last_position")
+@shared_task(name="exhaust.keep_last_position", base=WokenTask)
 def keep_last_position() -> None:
     """Stores the feed's last position, and notices that the database was set back."""
     try:
@@ -95,7 +117,7 @@ def keep_last_position() -> None:
         log.warning("storage.position_not_kept")
 
 
-@shared_task(name="exhaust.derive_sessions")
+@shared_task(name="exhaust.derive_sessions", base=WokenTask)
 def derive_sessions() -> None:
     """Derives sessions and users from new events; the next run continues."""
     deriver.derive_all(seconds=8)

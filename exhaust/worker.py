@@ -1,13 +1,14 @@
 """What a worker does beside its tasks: it starts a poller, serves metrics, and releases its jobs.
 
-The poller is a thread of each worker process. It runs jobs whose wake-up was lost.
+The poller is a thread of each worker process. It runs jobs and tasks whose wake-up was lost or
+waits behind a long task, and sweeps when nothing else does.
 """
 
 import atexit
 import os
 import threading
+from collections.abc import Collection
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 from celery import current_app
@@ -22,7 +23,6 @@ from ingest import logs
 from ingest.db import outages
 
 log = logs.get_logger(__name__)
-BROKER_STALL = timedelta(seconds=7)  # longer than the sweep's interval in config/celery.py
 work_lock = threading.Lock()  # held while this process runs a job
 _worker_pid = 0  # the parent of a worker's processes
 
@@ -33,17 +33,21 @@ def current_worker_id() -> str:
 
 
 def poll_loop(stop_event: threading.Event) -> None:
-    """Runs overdue jobs until `stop_event` is set.
+    """Runs overdue jobs and tasks until `stop_event` is set.
 
     A job that stays due beside an idle process means that messages or the broker are lost. The
     rows are enough to go on.
     """
+    queues = set(current_app.amqp.queues.consume_from)
     lowest_priority = Job.Priority.NIGHTLY
-    if "nightly" not in current_app.amqp.queues.consume_from:
+    if "nightly" not in queues:
         lowest_priority = Job.Priority.INTERACTIVE  # this worker is reserved for them
+    running: dict[str, threading.Thread] = {}
     while not stop_event.wait(2):
         try:
-            _run_overdue_job(lowest_priority)
+            start_overdue_tasks(queues, running)
+            if queues & {"interactive", "nightly"}:
+                _run_overdue_job(lowest_priority)
         except DatabaseError:
             log.warning("poller.database_failed")
         except Exception:
@@ -53,8 +57,35 @@ def poll_loop(stop_event: threading.Event) -> None:
             connections.close_all()
 
 
+def start_overdue_tasks(queues: Collection[str], running: dict[str, threading.Thread]) -> None:
+    """Runs what waits too long in these queues, each in a thread; and the sweep in any worker.
+
+    A thread, since a silent receiver or storage must not hold the poller.
+    """
+    for kind in [kind for kind, thread in running.items() if not thread.is_alive()]:
+        del running[kind]
+    routes = current_app.conf.task_routes
+    kinds = {task for task, queue in routes.items() if queue in queues} - {"exhaust.work"}
+    overdue = wakeup.claim_overdue(kinds - running.keys())
+    if wakeup.SWEEP not in {*overdue, *running} and wakeup.claim_stalled_sweep():
+        overdue.append(wakeup.SWEEP)
+    for kind in overdue:
+        log.warning("wakeup.overdue", task=kind)
+        running[kind] = threading.Thread(target=_run_task, args=[kind], name=kind, daemon=True)
+        running[kind].start()
+
+
+def _run_task(name: str) -> None:
+    try:
+        current_app.tasks[name]()
+    except Exception:
+        log.exception("poller.task_failed", task=name)
+    finally:
+        connections.close_all()
+
+
 def _run_overdue_job(lowest_priority: int) -> None:
-    if transitions.queue_wait(lowest_priority) <= BROKER_STALL:
+    if transitions.queue_wait(lowest_priority) <= wakeup.OVERDUE:
         return
     if not work_lock.acquire(blocking=False):
         return
@@ -62,6 +93,7 @@ def _run_overdue_job(lowest_priority: int) -> None:
         job = transitions.claim(lowest_priority=lowest_priority, worker_id=current_worker_id())
         if job is not None:
             log.warning("broker.stalled", job=job.pk)
+            wakeup.forget_message(job.priority)
             attempt.run(job)
     finally:
         work_lock.release()

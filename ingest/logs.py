@@ -32,7 +32,7 @@ ALLOWED_FIELDS = {
     "answer", "attempt", "caller", "callback", "channel", "closed", "day", "delivery",
     "destination", "destinations", "digest", "documents", "entries", "error", "events", "failures",
     "file", "job", "jobs", "key", "method", "ms", "networks", "part", "permanent", "position",
-    "request", "role", "route", "schedule", "setting", "status", "won",
+    "request", "role", "route", "schedule", "setting", "status", "task", "won",
 }  # fmt: skip
 # their arguments are names of tasks and queues, and addresses of our own servers
 TRUSTED_LOGGERS = {"_granian", "celery", "granian", "kombu", "psycopg"}

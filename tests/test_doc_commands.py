@@ -70,7 +70,7 @@ def test_what_an_operator_does_can_be_done(tmp_path: Path) -> None:
         tmp_path,
         {"docker": f'exec {shlex.quote(sys.executable)} -m tests.compose "$@"'},
         COMPOSE_STATE=str(tmp_path / "compose"),
-        COMPOSE_WITHOUT="nightly beat",  # no step here needs them
+        COMPOSE_WITHOUT="nightly deliver maintain beat",  # no step here needs them
         COMPOSE_DATABASE=database.geturl(),
         COMPOSE_BROKER=f"redis://127.0.0.1:{port}/0",
         COMPOSE_STORAGE_PORT=str(doc_commands.free_port()),

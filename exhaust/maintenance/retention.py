@@ -34,11 +34,14 @@ def delete_expired_files() -> Iterator[int]:
     yield from _delete_files(expired_files())
 
 
+def withdrawn_files() -> "QuerySet[File]":
+    """Withdrawn files that still exist."""
+    return File.objects.filter(deleted_at__isnull=True, withdrawn_at__isnull=False)
+
+
 def delete_withdrawn_files() -> int:
     """Deletes withdrawn files; returns how many."""
-    return sum(
-        _delete_files(File.objects.filter(deleted_at__isnull=True, withdrawn_at__isnull=False))
-    )
+    return sum(_delete_files(withdrawn_files()))
 
 
 def _delete_files(files: QuerySet[File]) -> Iterator[int]:

@@ -10,7 +10,7 @@ from exhaust.models.deliveries import (
 )
 from exhaust.models.files import File, Link
 from exhaust.models.jobs import Job, Transition
-from exhaust.models.maintenance import DailyRun
+from exhaust.models.maintenance import DailyRun, Wakeup
 from exhaust.models.schedules import Schedule
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "Link",
     "Schedule",
     "Transition",
+    "Wakeup",
 ]

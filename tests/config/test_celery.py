@@ -1,15 +1,33 @@
 """The embedded broker, a folder whose files are messages; and the schedule."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined]
+from django.db import connection
 from kombu import Connection, Producer
 
-from config.celery import app
-from exhaust import worker
+from config.celery import app, keep_database_pool
+from exhaust.jobs import wakeup
+
+
+@pytest.fixture
+def enqueued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tasks whose message was sent."""
+    names: list[str] = []
+
+    def send(task: str, *_: Any) -> bool:
+        names.append(task)
+        return True
+
+    monkeypatch.setattr(wakeup, "send_message", send)
+    return names
 
 
 def test_partial_message_is_never_read(tmp_path: Path) -> None:
@@ -80,4 +98,53 @@ def test_concurrent_starts_share_queues(tmp_path: Path) -> None:
 def test_sweep_wakes_before_poller() -> None:
     # a poller that looked first would report a stalled broker whenever one message is late
     sweep_interval = timedelta(seconds=app.conf.beat_schedule["sweep"]["schedule"])
-    assert sweep_interval < worker.BROKER_STALL
+    assert sweep_interval < wakeup.OVERDUE
+
+
+def test_drafts_of_killed_processes_are_deleted(tmp_path: Path, settings: Any) -> None:
+    # given a message, the draft of a process that was killed, and one that is being written
+    settings.CELERY_BROKER_TRANSPORT_OPTIONS = {"data_folder_out": str(tmp_path)}
+    for name in ("1_a.nightly.msg", ".2_b.nightly.msg", ".3_c.nightly.msg"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".2_b.nightly.msg", (0, 0))
+
+    # when / then
+    wakeup.delete_drafts()
+    assert {path.name for path in tmp_path.iterdir()} == {"1_a.nightly.msg", ".3_c.nightly.msg"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_schedule_sends_no_second_wakeup(enqueued: list[str]) -> None:
+    # given a schedule whose entry is due thrice before a worker takes it, then runs
+    scheduler = app.conf.beat_scheduler(app, lazy=True)
+    entry = scheduler.Entry(name="sweep", task="exhaust.sweep", schedule=5.0, app=app)
+    for _ in range(3):
+        scheduler.apply_entry(entry)
+    assert enqueued == ["exhaust.sweep"]
+
+    # when / then
+    wakeup.record_start("exhaust.sweep")
+    scheduler.apply_entry(entry)
+    assert enqueued == ["exhaust.sweep"] * 2
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_end_of_task_leaves_the_pool_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a process of a prefork worker, as Celery's fixup prepares it
+    fixup_class: Any = DjangoWorkerFixup
+    monkeypatch.setattr(fixup_class, "on_worker_process_init", fixup_class.on_worker_process_init)
+    keep_database_pool()
+    fixup = fixup_class(app)
+    fixup.worker = SimpleNamespace(pool_cls="prefork")
+    fixup.on_worker_process_init()
+    connection.ensure_connection()
+    pool = connection.pool
+
+    # when
+    fixup.on_task_postrun(SimpleNamespace(request=SimpleNamespace(is_eager=False)))
+
+    # then
+    assert connection.connection is None
+    assert connection.pool is pool
+    assert not pool.closed

@@ -44,7 +44,9 @@ def command(name: str) -> list[str]:
 
 
 def test_compose_has_every_service() -> None:
-    assert set(OURS) == {"migrate", "bucket", "collector", "web", "worker", "nightly", "beat"}
+    assert set(OURS) == {
+        "migrate", "bucket", "collector", "web", "worker", "nightly", "deliver", "maintain", "beat",
+    }  # fmt: skip
     assert set(SERVICES) - set(OURS) == {"proxy", "postgres", "redis", "s3"}
 
 
@@ -92,14 +94,14 @@ def test_every_command_exists(name: str) -> None:
 
 def test_every_queue_has_workers() -> None:
     consumed = set()
-    for name in ("worker", "nightly"):
+    for name in ("worker", "nightly", "deliver", "maintain"):
         parts = command(name)
         consumed |= set(parts[parts.index("-Q") + 1].split(","))
     assert consumed == set(app.amqp.queues)
 
 
 def test_stop_grace_exceeds_shutdown_timeout() -> None:
-    for name in ("worker", "nightly"):
+    for name in ("worker", "nightly", "deliver", "maintain"):
         service = SERVICES[name]
         shutdown_seconds = int(service["environment"]["EXHAUST_WORKER_SHUTDOWN_SECONDS"])
         assert service["stop_signal"] == "SIGQUIT"
@@ -185,9 +187,10 @@ def test_image_installs_constraints() -> None:
 
 
 def test_commands_match_without_docker() -> None:
-    (block,) = [each for each in blocks(OPERATIONS) if each.text.count("celery -A") == 3]
+    (block,) = [each for each in blocks(OPERATIONS) if each.text.count("celery -A") == 5]
     typed = [shlex.split(line) for line in block.text.replace("\\\n", "").splitlines()]
-    assert typed[1:] == [command(name) for name in ("collector", "worker", "nightly", "beat")]
+    names = ("collector", "worker", "nightly", "deliver", "maintain", "beat")
+    assert typed[1:] == [command(name) for name in names]
     (behind,) = [each for each in blocks(OPERATIONS) if "haproxy -W" in each.text]
     served, web, proxy = [
         shlex.split(line) for line in behind.text.replace("\\\n", "").splitlines() if line[0] != "#"

@@ -1,4 +1,4 @@
-"""`manage.py serve`: a web server and a worker that end together."""
+"""`manage.py serve`: a web server and two workers, each started again when it ends."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from exhaust import processes
 from exhaust.processes import free_port
 from tests.service import CHANNEL, HOST, ROOT, until
 
@@ -59,7 +61,7 @@ class Served:
     def is_ready(self) -> bool:
         assert self.process.poll() is None, self.output()
         with suppress(OSError), urlopen(f"http://{HOST}:{self.port}/readyz") as answer:
-            return bool(answer.status == 200) and "celery@" in self.output()
+            return bool(answer.status == 200) and "worker@" in self.output()
         return False
 
     def children(self) -> list[int]:
@@ -92,7 +94,7 @@ def test_request_in_progress_is_answered(served: Served):
     )
     with closing(socket.create_connection((HOST, served.port), timeout=30)) as client:
         client.sendall(head.encode() + body[:10])
-        until(lambda: len(served.children()) == 2, "both children")
+        until(lambda: len(served.children()) == 3, "all children")
 
         served.process.send_signal(signal.SIGTERM)
         until(lambda: "Ending what has begun." in served.output(), "the end's begin")
@@ -105,11 +107,32 @@ def test_request_in_progress_is_answered(served: Served):
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
-def test_child_that_dies_ends_the_other(served: Served):
-    web, worker = served.children()
+def test_child_that_dies_is_started_again(served: Served):
+    until(lambda: len(served.children()) == 3, "all children")
+    web, *workers = served.children()
 
-    os.kill(worker, signal.SIGKILL)
+    os.kill(web, signal.SIGKILL)
+    until(lambda: "The web process ended with code -9; it starts" in served.output(), "the word")
 
-    assert served.process.wait(60) == 1
-    assert "The worker process ended with code -9." in served.output()
-    assert not Path(f"/proc/{web}").exists()
+    until(lambda: len(served.children()) == 3, "the new one")
+    assert web not in served.children()
+    assert set(workers) < set(served.children())
+    until(served.is_ready, "the new one")
+
+
+def test_child_that_never_runs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a command that ends at once
+    monkeypatch.setattr(processes, "RESTART_SECONDS", (0.01, 0.02))
+    child = processes.RestartedChild("web", ["false"])
+
+    def check_until_it_says() -> str:
+        while not (sentence := child.check()):
+            time.sleep(0.01)
+        return sentence
+
+    # when / then it is started twice more
+    for delay in ("0.01", "0.02"):
+        sentence = f"The web process ended with code 1; it starts again in {delay} s."
+        assert check_until_it_says() == sentence
+    with pytest.raises(processes.GivenUp, match="web process ended with code 1, 3 times in a row"):
+        check_until_it_says()

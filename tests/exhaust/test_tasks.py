@@ -20,7 +20,7 @@ from kombu.pools import producers
 from config.celery import app
 from exhaust import tasks, worker
 from exhaust.jobs import attempt, submit, transitions, wakeup
-from exhaust.models import DailyRun, File, Job
+from exhaust.models import DailyRun, File, Job, Wakeup
 from tests.exhaust.factories import (
     CONFIG,
     fetch_job_row,
@@ -173,14 +173,15 @@ def test_work_runs_one_job_and_enqueues(enqueued_tasks: list[str]) -> None:
     # when a message arrives, and another, and one too many
     tasks.work()
     assert [fetch_job_row(job)["status"] for job in (older, newer)] == ["SUCCESS", "SUBMITTED"]
-    assert len(enqueued_tasks) == 1
+    # other workers are woken before the job is made, and after it
+    assert len(enqueued_tasks) == 2
     tasks.work()
     tasks.work()
 
     # then each was made once, and without due jobs no further wake-up is sent
     assert fetch_job_row(newer)["status"] == "SUCCESS"
     assert File.objects.count() == 2
-    assert len(enqueued_tasks) == 2
+    assert len(enqueued_tasks) == 4
 
 
 @pytest.mark.django_db(transaction=True)
@@ -188,7 +189,7 @@ def test_work_enqueues_after_failure(
     enqueued_tasks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_job()
-    monkeypatch.setattr(attempt, "run", lambda _job: False)
+    monkeypatch.setattr(attempt, "run", lambda _job: enqueued_tasks.clear())
     tasks.work()
     assert len(enqueued_tasks) == 1
 
@@ -339,6 +340,88 @@ def test_busy_worker_does_not_poll(poller: None) -> None:
 
     # when / then it looks once it is done
     until(lambda: is_done(missed), "the poller")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_poller_runs_overdue_tasks(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    # given a wake-up that waits behind a long file, one that hangs, and one of another queue
+    ran: list[str] = []
+    is_free = threading.Event()
+    for name in ("exhaust.push_documents", "exhaust.derive_sessions", "exhaust.daily_run"):
+        monkeypatch.setattr(app.tasks[name], "run", partial(ran.append, name))
+    monkeypatch.setattr(app.tasks["exhaust.deliver_callbacks"], "run", partial(is_free.wait, 20))
+    waiting = timezone.now() - timedelta(seconds=8)
+    for kind in ("exhaust.push_documents", "exhaust.deliver_callbacks", "exhaust.derive_sessions"):
+        Wakeup.objects.create(kind=kind, sent_at=waiting)
+    Wakeup.objects.create(kind="exhaust.daily_run", sent_at=timezone.now())
+    Wakeup.objects.create(kind="exhaust.sweep", started_at=timezone.now())
+    running: dict[str, threading.Thread] = {}
+
+    # when the poller of a worker of one queue looks, while its process is busy
+    with worker.work_lock:
+        worker.start_overdue_tasks({"deliver"}, running)
+    until(lambda: ran == ["exhaust.push_documents"], "the task")
+    Wakeup.objects.filter(started_at__isnull=False).update(started_at=waiting)
+    until(lambda: not running["exhaust.push_documents"].is_alive(), "its end")
+    worker.start_overdue_tasks({"deliver"}, running)
+
+    # then it ran what waits too long there, and begins nothing twice
+    until(lambda: ran == ["exhaust.push_documents"] * 2, "the task again")
+    assert caplog.text.count("wakeup.overdue") == 3
+    is_free.set()
+    for thread in running.values():
+        thread.join()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_any_poller_sweeps_when_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given no sweep yet, then one of seconds ago, then one of long ago
+    ran: list[str] = []
+    monkeypatch.setattr(app.tasks["exhaust.sweep"], "run", partial(ran.append, "sweep"))
+    assert wakeup.fetch_sweep_age() is None
+    for age, count in ((None, 1), (14, 1), (16, 2)):
+        if age:
+            Wakeup.objects.update(started_at=timezone.now() - timedelta(seconds=age))
+        running: dict[str, threading.Thread] = {}
+
+        # when
+        worker.start_overdue_tasks({"interactive"}, running)
+
+        # then
+        for thread in running.values():
+            thread.join()
+        assert len(ran) == count
+    sweep_age = wakeup.fetch_sweep_age()
+    assert sweep_age is not None
+    assert sweep_age < timedelta(seconds=5)
+
+
+@pytest.mark.django_db
+def test_one_message_of_a_kind_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    is_up = True
+
+    def send(task: str, args: tuple[str, ...], _: Any) -> bool:
+        sent.append(task + "".join(args))
+        return is_up
+
+    monkeypatch.setattr(wakeup, "send_message", send)
+    # given wake-ups of two kinds, each wanted often
+    for _ in range(3):
+        wakeup.enqueue_work(Job.Priority.INTERACTIVE)
+        wakeup.enqueue_work(Job.Priority.NIGHTLY)
+    assert sent == ["exhaust.workinteractive", "exhaust.worknightly"]
+
+    # when one is taken, then lost, then cannot be sent
+    wakeup.record_start("exhaust.work:nightly")
+    wakeup.enqueue_work(Job.Priority.NIGHTLY)
+    Wakeup.objects.update(sent_at=timezone.now() - timedelta(seconds=61))
+    is_up = False
+    wakeup.enqueue_work(Job.Priority.NIGHTLY)
+    wakeup.enqueue_work(Job.Priority.NIGHTLY)
+
+    # then another one is sent each time
+    assert sent[2:] == ["exhaust.worknightly"] * 3
 
 
 # Without Celery -------------------------------------------------------------------------------

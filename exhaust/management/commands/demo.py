@@ -33,7 +33,7 @@ JOB_TIMEOUT_SECONDS = 120
 
 
 class Command(BaseCommand):
-    help = "Starts the web server and a worker, sends telemetry, and downloads two exports."
+    help = "Starts the web server and two workers, sends telemetry, and downloads two exports."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -65,13 +65,17 @@ class Command(BaseCommand):
         sender_key, requester_key = self._reset_channel()
 
         base = f"http://127.0.0.1:{port}"
-        self._print_heading(f"Starting the web server at {base} and a worker")
+        self._print_heading(f"Starting the web server at {base} and two workers")
         settings.EXHAUST_PUBLIC_URL = base
         environment = {"EXHAUST_PUBLIC_URL": base}
-        logs = {"web": out / "web.log", "worker": out / "worker.log"}
-        commands = {"web": processes.web_command(port), "worker": processes.worker_command()}
+        commands = {"web": processes.web_command(port), **processes.worker_commands()}
+        logs = {name: out / f"{name}.log" for name in commands}
         children = {
-            name: stack.enter_context(processes.run_child(command, logs[name], environment))
+            name: stack.enter_context(
+                processes.run_child(
+                    command, logs[name], environment | processes.child_environment(name)
+                )
+            )
             for name, command in commands.items()
         }
         self._wait_until_ready(base, children, logs)
@@ -248,7 +252,7 @@ class Command(BaseCommand):
         self._print_line(f"admin         {base}/admin/, same login")
         self._print_line(f"sender key    {sender_key}")
         self._print_line(f"requester key {requester_key}")
-        self._print_line(f"logs          {logs['web']}, {logs['worker']}")
+        self._print_line(f"logs          {', '.join(str(path) for path in logs.values())}")
         try:
             while True:
                 for name, process in children.items():

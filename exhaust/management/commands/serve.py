@@ -1,8 +1,7 @@
-"""Runs all that one machine needs: the web server, and a worker with Celery's schedule."""
+"""Runs all that one machine needs: the web server, and workers with Celery's schedule."""
 
 import time
 from argparse import ArgumentParser
-from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +17,7 @@ GRACE_SECONDS = 40.0  # more than granian's own for requests in progress
 
 
 class Command(BaseCommand):
-    help = "Runs the web server and a worker until Ctrl-C. Both end as soon as one of them does."
+    help = "Runs the web server and two workers until Ctrl-C. One that ends is started again."
     requires_migrations_checks = True
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -45,21 +44,21 @@ class Command(BaseCommand):
         host, port, workers = options["host"], options["port"], options["workers"]
         commands = {
             "web": processes.web_command(port, host, workers),
-            "worker": processes.worker_command(),
+            **processes.worker_commands(),
         }
-        with ExitStack() as stack:
-            children = {
-                name: stack.enter_context(processes.run_child(command))
-                for name, command in commands.items()
-            }
-            try:
-                self.stdout.write(f"Serving at http://{host}:{port} until Ctrl-C.")
-                while True:
-                    for name, process in children.items():
-                        if (code := process.poll()) is not None:
-                            raise CommandError(f"The {name} process ended with code {code}.")
-                    time.sleep(CHECK_SECONDS)
-            except KeyboardInterrupt:
-                self.stdout.write("Ending what has begun.")
-            finally:
-                processes.stop_children(list(children.values()), GRACE_SECONDS)
+        children: list[processes.RestartedChild] = []
+        try:
+            for name, command in commands.items():
+                children.append(processes.RestartedChild(name, command))
+            self.stdout.write(f"Serving at http://{host}:{port} until Ctrl-C.")
+            while True:
+                for child in children:
+                    if sentence := child.check():
+                        self.stderr.write(sentence)
+                time.sleep(CHECK_SECONDS)
+        except processes.GivenUp as error:
+            raise CommandError(str(error)) from None
+        except KeyboardInterrupt:
+            self.stdout.write("Ending what has begun.")
+        finally:
+            processes.stop_children([child.process for child in children], GRACE_SECONDS)
