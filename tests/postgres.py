@@ -50,9 +50,9 @@ class Cluster:
             "-o", f"-p {self.port} -k '' {_OPTIONS}",
         )  # fmt: skip
 
-    def stop(self) -> None:
-        """Ends the server at once, as a crash does: it flushes nothing more."""
-        self.run("pg_ctl", "stop", "-w", "-D", str(self.folder), "-m", "immediate")
+    def stop(self, mode: str = "immediate") -> None:
+        """Ends the server; by default at once, as a crash does: it flushes nothing more."""
+        self.run("pg_ctl", "stop", "-w", "-D", str(self.folder), "-m", mode)
 
     def back_up(self, name: str, *arguments: str) -> "Cluster":
         """Returns a base backup beside this one, for the same port."""

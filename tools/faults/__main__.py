@@ -6,8 +6,9 @@
 Uses real worker processes, PostgreSQL (DATABASE_URL's server), Redis and an S3 server; a second leg
 stores files in a folder. A run is one job and one fault: a process killed or stopped past its lease
 at a failpoint, a cut connection, a lost response, a failing S3 server, a stopped Redis, a killed
-web server. Leases have their usual length. Meanwhile events come over HTTP; each acknowledged one
-has to be stored once. Needs the extra `s3local` and redis-server.
+web server. A third leg crashes and promotes a PostgreSQL primary and standby of its own, beside
+workers whose clocks are an hour off. Leases have their usual length. Meanwhile events come over
+HTTP; each acknowledged one has to be stored once. Needs the extra `s3local` and redis-server.
 """
 
 import argparse
@@ -19,14 +20,16 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from statistics import quantiles
 from typing import Any
 
 from benchmarks import harness
-from tools.faults.plan import FOLDER, S3, plan_runs
+from tools.faults import replicas
+from tools.faults.plan import CLUSTER, FOLDER, S3, plan_runs
 
-CONCURRENCY = {S3: 20, FOLDER: 6}
-JOBS_AT_ONCE = {S3: 80, FOLDER: 8}
+CONCURRENCY = {S3: 20, FOLDER: 6, CLUSTER: 4}
+JOBS_AT_ONCE = {S3: 80, FOLDER: 8, CLUSTER: 4}
 RECOVERY_BAR_SECONDS = 45.0  # p99
 VIOLATIONS = ("lost", "twice", "half", "left over", "died", "not met")
 
@@ -36,7 +39,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="Index of one run to repeat.")
-    parser.add_argument("--leg", choices=(S3, FOLDER), help=argparse.SUPPRESS)
+    parser.add_argument("--leg", choices=CONCURRENCY, help=argparse.SUPPRESS)
     options = parser.parse_args()
     harness.stop_on_term()
     if options.leg:
@@ -53,8 +56,10 @@ def run_leg(options: argparse.Namespace) -> None:
     from tools.faults.installation import Installation
 
     runs = [run for run in select_runs(options) if run.fault.leg == options.leg]
-    with harness.temporary_folder() as var, harness.postgresql() as url:
-        installation = Installation(options.leg, var, url)
+    with harness.temporary_folder() as var, ExitStack() as stack:
+        servers = stack.enter_context(replicas.running()) if options.leg == CLUSTER else None
+        url = servers.url if servers else stack.enter_context(harness.postgresql())
+        installation = Installation(options.leg, var, url, servers)
         with installation.running(CONCURRENCY[options.leg]):
             # Django is set up from here on
             from tools.faults.campaign import Campaign, load_channels
@@ -89,7 +94,7 @@ def select_runs(options: argparse.Namespace) -> list[Any]:
 
 
 def run_campaign(options: argparse.Namespace) -> None:
-    """Runs both legs in parallel with a time limit; then prints tables and the verdict."""
+    """Runs the legs in parallel with a time limit; then prints tables and the verdict."""
     start_time = time.monotonic()
     runs = select_runs(options)
     children = []

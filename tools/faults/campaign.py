@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,7 +34,8 @@ LOST_AFTER_SECONDS = 300.0  # a job that has not ended by then is lost
 MAX_PAUSED = 10
 AT_SUBMIT = {"redis", "disk", "web", "collector"}  # outages that need no failpoint
 COSTS_NO_ATTEMPT = {"redis", "web", "collector"}
-SHARED = AT_SUBMIT | {"worker", "database"}  # of the whole system, one at a time
+AT_PART = {"worker", "database", "postgresql"}  # those that hit the middle of the job
+SHARED = AT_SUBMIT | AT_PART  # of the whole system, one at a time
 CUT_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 RESUME_SECONDS = 8.0  # time for a resumed process to notice and exit
 BIG_PAYLOAD = 5_500
@@ -170,6 +171,8 @@ class Campaign:
         """Causes an outage for all jobs."""
         now = time.monotonic()
         match point, kind:
+            case "redis", ("demoted" | "full" | "cannot save" | "standing still"):
+                self._scheduled.append((now + 20, self._installation.trouble_redis(kind)))
             case "redis", _:
                 self._installation.redis.kill()
                 self._scheduled.append(
@@ -190,6 +193,23 @@ class Campaign:
                 self._scheduled += [(now + seconds, cut) for seconds in CUT_SECONDS]
             case "database", _:
                 self._installation.cut_connections("application_name <> 'campaign'")
+            case "postgresql", _:
+                self._disturb_database(kind)
+
+    def _disturb_database(self, kind: str) -> None:
+        """Disturbs the campaign's own servers; no check of a job is under way meanwhile."""
+        from django.db import connections
+
+        servers = self._installation.replicas
+        assert servers is not None  # noqa: S101
+        wait([trial.check_result for trial in self._running if trial.check_result])
+        {
+            "restarted": partial(servers.restart, "fast"),
+            "crashed": partial(servers.restart, "immediate"),
+            "failed over": servers.fail_over,
+            "read-only": servers.refuse_writes,
+        }[kind]()
+        connections.close_all()
 
     def _mark_affected(self, except_trial: Trial) -> None:
         if except_trial.run.fault.point in COSTS_NO_ATTEMPT:
@@ -224,7 +244,7 @@ class Campaign:
                 trial.paused.append((moment + trial.run.hold_seconds, pid))
             if len([one for one, _ in trial.triggered if one == point]) < fault.times:
                 self._installation.arm_failpoint(point, action, pk)
-            if fault.point in {"worker", "database"}:
+            if fault.point in AT_PART:
                 self._cause_outage(fault.point, fault.kind)
                 self._mark_affected(except_trial=trial)
             trial.is_triggered = {one for one, _ in trial.triggered} >= {
@@ -247,6 +267,8 @@ class Campaign:
         for group in (*installation.workers, installation.beat, installation.web):
             if not group.is_alive and not self._is_killed(group):
                 self.crashed.append(group.name)
+                for trial in self._running:
+                    trial.side_effects += 1
                 print_progress(f"{group.name} ended by itself: {group.read_log_tail()}")
                 group.kill()
                 group.start()
@@ -342,13 +364,13 @@ class Campaign:
 
     def list_orphans(self) -> list[str]:
         """Sweeps everything once; returns objects without a row and rows without an object."""
-        from exhaust.files import orphans
+        from exhaust.files import orphans, storage
         from exhaust.models import File
 
         for _ in orphans.remove_all():
             pass
         named = set(File.objects.values_list("key", flat=True))
-        stored = set(self._store.list_keys(""))
+        stored = {key for area in storage.AREAS for key in self._store.list_keys(f"{area}/")}
         return [
             *(f"object {key}" for key in sorted(stored - named)),
             *(f"upload {key}" for key in self._store.list_unfinished("")),
@@ -419,7 +441,7 @@ def ingest_slowly(channels: list[Any]) -> Any:
     stop = threading.Event()
 
     def ingest() -> None:
-        from django.db import OperationalError, connections
+        from django.db import DatabaseError, connections
 
         seed = 1
         while not stop.wait(2):
@@ -428,7 +450,7 @@ def ingest_slowly(channels: list[Any]) -> Any:
             size = list(SIZES)[1 + seed % 3]
             try:
                 store_events(channel, make_events(channel.identifier, size, 12, seed), 12)
-            except OperationalError:
+            except DatabaseError:
                 print_progress("ingest: the database did not answer")
             finally:
                 connections.close_all()

@@ -5,6 +5,7 @@ import http.client
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -187,8 +188,7 @@ class Reader(threading.Thread):
             answer = web.getresponse()
             body = answer.read()
         if answer.status != 200:
-            # after a cut of all connections a 5xx is fine, a wrong response is not
-            if answer.status < 500:
+            if answer.status != 503:  # which an outage may cause
                 observations.violations.append(f"the API said {answer.status}")
             return
         job = json.loads(body)["result"]
@@ -197,8 +197,12 @@ class Reader(threading.Thread):
         if bool(job["downloadUrls"]) != (job["status"] == "SUCCESS"):
             observations.violations.append(f"{job['status']} with {len(job['downloadUrls'])} links")
         if job["downloadUrls"] and not observations.downloads:
-            with urllib.request.urlopen(job["downloadUrls"][0], timeout=60) as download:
-                observations.downloads.append(hashlib.sha256(download.read()).hexdigest())
+            try:
+                with urllib.request.urlopen(job["downloadUrls"][0], timeout=60) as download:
+                    observations.downloads.append(hashlib.sha256(download.read()).hexdigest())
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
 
 
 # After a fault ------------------------------------------------------------------------------------

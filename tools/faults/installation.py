@@ -6,18 +6,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
 import psycopg
+import redis
 from botocore.config import Config
 
 from benchmarks import harness
 from tests import s3server
-from tools.faults.plan import FOLDER
+from tools.faults.plan import CLUSTER, S3
+from tools.faults.replicas import Replicas, find_faketime
 from tools.faults.s3_proxy import Fault
 
 BUCKET = "exhausts"
@@ -44,6 +46,9 @@ class ProcessGroup:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -56,11 +61,14 @@ class ProcessGroup:
 class Installation:
     """The servers and processes of a campaign, and the faults it can cause in them."""
 
-    def __init__(self, leg: str, var: Path, database: str) -> None:
-        self.leg, self.var, self.database = leg, var, database
+    def __init__(
+        self, leg: str, var: Path, database: str, replicas: Replicas | None = None
+    ) -> None:
+        self.leg, self.var, self.database, self.replicas = leg, var, database, replicas
         self.failpoints = var / "failpoints"
         self.failpoints.mkdir(parents=True)
         self.redis: ProcessGroup
+        self._redis_port = harness.free_port()
         self.beat: ProcessGroup
         self.workers: list[ProcessGroup] = []
         self.web: ProcessGroup
@@ -114,13 +122,32 @@ class Installation:
             command = ["mount", "-o", f"remount,size={mib}m", files]
             subprocess.run(command, capture_output=True, check=True)
 
+    def trouble_redis(self, kind: str) -> Callable[[], None]:
+        """Makes Redis refuse writes, or stand still. Returns what ends it."""
+        client = redis.Redis(port=self._redis_port)
+        match kind:
+            case "demoted":
+                client.replicaof("127.0.0.1", 1)
+                return lambda: client.replicaof("NO", "ONE")
+            case "full":
+                client.config_set("maxmemory", 1)
+                return lambda: client.config_set("maxmemory", 0)
+            case "cannot save":
+                client.config_set("dir", "/proc")  # where no file can be made
+                client.config_set("save", "3600 1")
+                client.bgsave()
+                return lambda: client.config_set("save", "")
+            case _:
+                self.redis.send_signal(signal.SIGSTOP)
+                return lambda: self.redis.send_signal(signal.SIGCONT)
+
     # Start ---------------------------------------------------------------------------------------
 
     @contextmanager
     def running(self, concurrency: int) -> Iterator[None]:
         """Starts servers, then the database, then our processes."""
         with ExitStack() as stack:
-            port = harness.free_port()
+            port = self._redis_port
             variables = {
                 **harness.environment(self.database, self.var),
                 "TMPDIR": str(self.var),
@@ -134,10 +161,10 @@ class Installation:
             self.redis = self._group(stack, "redis", _redis(port, self.var), variables)
             _wait_for_port(port)
             broken = dict(variables)
-            if self.leg == FOLDER:
-                self._mount_disk(stack)
-            else:
+            if self.leg == S3:
                 variables, broken = self._s3(stack, variables)
+            else:
+                self._mount_disk(stack)
             # an outage of all connections spares the campaign's own
             os.environ["PGAPPNAME"] = "campaign"
             harness.setup_django(variables)
@@ -201,7 +228,8 @@ class Installation:
                 *celery, "worker", "--concurrency", str(concurrency // 2), "-l", "WARNING",
                 "-n", f"{self.leg}{number}@%h", "--without-mingle", "--without-gossip",
             ]  # fmt: skip
-            self.workers.append(self._group(stack, f"worker{number}", command, broken))
+            clock = _shift_clock(3600 * (-1) ** number) if self.leg == CLUSTER else {}
+            self.workers.append(self._group(stack, f"worker{number}", command, broken | clock))
         beat = [*celery, "beat", "-l", "WARNING", "-s", str(self.var / "beat"), "--pidfile="]
         self.beat = self._group(stack, "beat", beat, variables)
         web = [
@@ -215,8 +243,21 @@ class Installation:
 def _redis(port: int, folder: Path) -> list[str]:
     return [
         "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "",
-        "--appendonly", "no", "--dir", str(folder),
+        "--appendonly", "no", "--dir", str(folder), "--enable-protected-configs", "yes",
     ]  # fmt: skip
+
+
+def _shift_clock(seconds: int) -> dict[str, str]:
+    """Returns the variables of a process whose clock is wrong, where the machine can do that."""
+    library = find_faketime()
+    if library is None:
+        print("  no libfaketime is here: all clocks will be right", file=sys.stderr)
+        return {}
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{seconds:+d}",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 def _wait_for_port(port: int) -> None:

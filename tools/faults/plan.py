@@ -11,8 +11,12 @@ POINTS = (
     "heartbeat", "complete.before", "complete.after", "head.before", "publish.before",
     "publish.after", "remove.before",
 )  # fmt: skip
+REDIS_TROUBLES = (
+    "killed, empty", "gone a minute", "demoted", "full", "cannot save", "standing still",
+)  # fmt: skip
+DATABASE_TROUBLES = ("restarted", "crashed", "failed over", "read-only")
 SIZES = {"empty": 0, "small": 200, "medium": 2_000, "big": 2_400}
-S3, FOLDER = "s3", "folder"
+S3, FOLDER, CLUSTER = "s3", "folder", "cluster"
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,12 @@ class Run:
 def plan_runs(runs: int, seed: int) -> list[Run]:
     """Returns the runs: each fault of a leg once in the seed's order, then by weight.
 
-    A tenth uses a folder. A run depends only on the seed and its index.
+    A tenth uses a folder, a twentieth a cluster. A run depends only on the seed and its index.
     """
-    legs = {leg: _draw_faults(leg, seed) for leg in (S3, FOLDER)}
+    legs = {leg: _draw_faults(leg, seed) for leg in (S3, FOLDER, CLUSTER)}
     planned = []
     for index in range(runs):
-        leg = FOLDER if index % 10 == 9 else S3
+        leg = FOLDER if index % 10 == 9 else CLUSTER if index % 20 == 8 else S3
         fault, draw = next(legs[leg])
         size = fault.size or draw.choices(list(SIZES), (1, 4, 3, 2))[0]
         planned.append(Run(index, fault, size, draw.randrange(2), draw.uniform(35, 45)))
@@ -70,10 +74,10 @@ def _draw_faults(leg: str, seed: int) -> Iterator[tuple[Fault, random.Random]]:
 
 
 def list_faults(leg: str) -> Iterator[Fault]:
-    yield from _system_faults(leg) if leg == S3 else _folder_faults()
+    yield from {S3: _system_faults, FOLDER: _folder_faults, CLUSTER: _cluster_faults}[leg]()
 
 
-def _system_faults(leg: str) -> Iterator[Fault]:
+def _system_faults(leg: str = S3) -> Iterator[Fault]:
     for point in POINTS:
         for action in ("kill", "stop", "cut", "error"):
             yield fault_at(leg, point, action)
@@ -91,7 +95,7 @@ def _system_faults(leg: str) -> Iterator[Fault]:
     yield Fault(leg, "sweeps", "8 at once", (("part.first", "kill"),))
     for group, trouble in (("web", "killed"), ("collector", "connections cut")):
         yield Fault(leg, group, trouble)
-    for trouble in ("killed, empty", "gone a minute"):
+    for trouble in REDIS_TROUBLES:
         yield Fault(leg, "redis", trouble, weight=1)
     for group, trouble in (("worker", "killed whole"), ("database", "all cut")):
         yield Fault(leg, group, trouble, (("part.first", "sleep 3"),), weight=1)
@@ -129,6 +133,10 @@ def _s3_faults(leg: str) -> Iterator[Fault]:
                 leg, f"S3 {operation}", f"{kind}, a whole attempt", (), (operation, kind, 99, "1"),
                 size="small" if operation in {"put", "head"} else "big", weight=1,
             )  # fmt: skip
+        yield Fault(
+            leg, f"S3 {operation}", "hang", (), (operation, "hang", 1, ""),
+            size="small" if operation in {"put", "head"} else "big", weight=1,
+        )  # fmt: skip
 
 
 def _folder_faults() -> Iterator[Fault]:
@@ -142,3 +150,10 @@ def _folder_faults() -> Iterator[Fault]:
     yield fault_at(FOLDER, "complete.after", "stop")
     yield fault_at(FOLDER, "remove.before", "kill")
     yield Fault(FOLDER, "disk", "really full", size="big", weight=1)
+
+
+def _cluster_faults() -> Iterator[Fault]:
+    for trouble in DATABASE_TROUBLES:
+        yield Fault(CLUSTER, "postgresql", trouble, (("part.first", "sleep 3"),))
+    yield fault_at(CLUSTER, "publish.before", "cut")
+    yield fault_at(CLUSTER, "part.first", "error")

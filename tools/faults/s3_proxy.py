@@ -11,6 +11,7 @@ response is the port. The kinds of faults:
     cut        cuts the connection in the middle of the body, on both sides
     lost       the server executes the request, and its response is lost
     delay      waits some seconds before it passes the request on
+    hang       takes the request and never answers
 """
 
 import argparse
@@ -19,6 +20,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -118,6 +120,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self._drop_connection()
             case "delay":
                 time.sleep(fault.seconds if fault else 0)
+            case "hang":
+                while self.connection.recv(4096):  # until the caller gives up
+                    pass
+                return self._drop_connection()
         try:
             status_, headers, content = self._forward(body)
         except OSError:
@@ -158,7 +164,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _drop_connection(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the caller may have closed it
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: Any) -> None:
         """Logs nothing; the campaign reports."""

@@ -1,0 +1,89 @@
+"""A PostgreSQL primary and its synchronous standby, which a campaign crashes and promotes."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import psycopg
+
+from benchmarks import harness
+from tests.postgres import SUPERUSER, Cluster, run_cluster
+
+DATABASE = "exhaust"
+READ_ONLY_SECONDS = 5.0
+
+
+class Replicas:
+    """The two servers. A commit is answered once both have it, so a failover loses none."""
+
+    def __init__(self, primary: Cluster) -> None:
+        self._primary = primary
+        self._folders = (f"standby{number}" for number in count(1))
+        with psycopg.connect(self._url(primary), autocommit=True) as admin:
+            admin.execute(f"CREATE DATABASE {DATABASE}")
+        self._standby = self._attach_standby(harness.free_port())
+
+    @property
+    def url(self) -> str:
+        """The address of whichever of them takes writes."""
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self._ports)
+        return f"postgresql://{SUPERUSER}@{hosts}/{DATABASE}?target_session_attrs=read-write"
+
+    @property
+    def _ports(self) -> list[int]:
+        return sorted((self._primary.port, self._standby.port))
+
+    def restart(self, mode: str) -> None:
+        """Stops the primary by that mode of pg_ctl, and starts it again."""
+        self._primary.stop(mode)
+        self._primary.start()
+
+    def fail_over(self) -> None:
+        """Crashes the primary, promotes the standby, and makes a new standby at the old port."""
+        old = self._primary
+        old.stop()
+        self._standby.promote()
+        self._primary = self._standby
+        shutil.rmtree(old.folder)
+        self._standby = self._attach_standby(old.port)
+
+    def refuse_writes(self) -> None:
+        """Makes the primary read-only for some seconds, as at a flip of the writer."""
+        self._set("default_transaction_read_only = on")
+        time.sleep(READ_ONLY_SECONDS)
+        self._set("default_transaction_read_only = off")
+
+    def _attach_standby(self, port: int) -> Cluster:
+        # a copy made before its primary waits for a standby does not wait for one when promoted
+        standby = self._primary.back_up(next(self._folders), "-R")
+        standby.port = port
+        standby.start()
+        self._set("synchronous_standby_names = '*'")
+        with psycopg.connect(self._url(self._primary), autocommit=True) as admin:
+            sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+            while admin.execute(sql).fetchone() == (0,):
+                time.sleep(0.05)
+        return standby
+
+    def _set(self, setting: str) -> None:
+        with psycopg.connect(self._url(self._primary), autocommit=True) as admin:
+            admin.execute(f"ALTER SYSTEM SET {setting}")
+            admin.execute("SELECT pg_reload_conf()")
+
+    @staticmethod
+    def _url(cluster: Cluster) -> str:
+        return f"postgresql://{SUPERUSER}@127.0.0.1:{cluster.port}/postgres"
+
+
+@contextmanager
+def running() -> Iterator[Replicas]:
+    with run_cluster() as primary:
+        yield Replicas(primary)
+
+
+def find_faketime() -> Path | None:
+    """Returns the library that shifts a process's clock; None where this machine has none."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
