@@ -12,6 +12,7 @@ import secrets
 from base64 import urlsafe_b64encode
 from datetime import timedelta
 from difflib import get_close_matches
+from importlib import import_module
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -131,6 +132,8 @@ EXHAUST_RATE_LIMIT_MULTIPLIER: float = env.float(
 EXHAUST_DATABASE_POOL_SIZE: int = env.int(
     "EXHAUST_DATABASE_POOL_SIZE", 8, validate=validate.Range(min=1)
 )
+#: Address of an OpenTelemetry collector, as `http://otel:4318`; empty sends no traces.
+OTEL_EXPORTER_OTLP_ENDPOINT: str = env.str("OTEL_EXPORTER_OTLP_ENDPOINT", "")
 #: Least level that is logged.
 _log_level: str = env.str(
     "EXHAUST_LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -166,6 +169,13 @@ if bool(_aws_id) != bool(_aws_secret):
     raise setting_error(missing, "must be set, its other half is.")
 if FAILPOINTS and EXHAUST_PUBLIC_URL.startswith("https://"):
     raise setting_error("EXHAUST_FAILPOINTS", "makes processes fail on purpose; only tests set it.")
+if OTEL_EXPORTER_OTLP_ENDPOINT:
+    try:
+        import_module("opentelemetry.instrumentation.django")
+    except ImportError:
+        raise setting_error(
+            "OTEL_EXPORTER_OTLP_ENDPOINT", "needs the extra otel: pip install '.[otel]'."
+        ) from None
 if 0 < EXHAUST_EVENT_RETENTION_DAYS <= EXHAUST_FILE_RETENTION_DAYS:
     # a withdrawal finds the files of a person by their events
     raise setting_error(

@@ -29,8 +29,9 @@ INDIRECT_WORDS = {
 # Bottom up: a lower package never imports a higher one.
 LAYERS = (
     "ingest",
-    "exhaust.failpoints exhaust.models", "exhaust.metrics", "exhaust.feed", "exhaust.datasets",
-    "exhaust.files exhaust.delivery", "exhaust.jobs", "exhaust.maintenance", "exhaust.monitoring",
+    "exhaust.failpoints exhaust.models exhaust.tracing", "exhaust.metrics", "exhaust.feed",
+    "exhaust.datasets", "exhaust.files exhaust.delivery", "exhaust.jobs", "exhaust.maintenance",
+    "exhaust.monitoring",
     "exhaust.api exhaust.admin", "exhaust.console exhaust.openapi", "exhaust.worker",
     "exhaust.tasks", "config",
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from django.db import DatabaseError, connection, transaction
 from psycopg.errors import QueryCanceled
 
+from exhaust import tracing
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import encryption, orphans, storage, upload, writer
 from exhaust.files.formats import FormatLimitExceeded
@@ -19,7 +20,12 @@ log = logs.get_logger(__name__)
 
 def run(job: Job) -> bool:
     """Makes and publishes the claimed job's files; False when it failed or lost its lease."""
-    with logs.log_context(job=job.pk, attempt=job.attempt, channel=job.channel.identifier):
+    fields = {"job": job.pk, "attempt": job.attempt, "channel": job.channel.identifier}
+    ids = {"dataset": job.dataset, "request_id": job.request_id}
+    with (
+        logs.log_context(**fields),
+        tracing.continue_trace("attempt", job.traceparent, **fields, **ids),
+    ):
         return _run(job)
 
 

@@ -12,6 +12,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
+from exhaust import tracing
 from exhaust.datasets import DATASETS
 from exhaust.datasets.supplement import explain_gap, find_completed_job
 from exhaust.files import encryption
@@ -177,6 +178,7 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
                 priority=submission.priority,
                 callback_url=submission.callback_url,
                 schedule_id=submission.schedule_id,
+                traceparent=tracing.current_traceparent(),
             )
             _record_audit("job.submitted", job, submission.channel)
         log.info("job.submitted", job=job.pk)

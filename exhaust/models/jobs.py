@@ -58,6 +58,9 @@ class Job(models.Model):
         db_default="",
         help_text="The worker of this attempt.",
     )
+    traceparent = models.CharField(
+        max_length=55, default="", db_default="", editable=False, help_text="W3C's; of the request."
+    )
     submitted_xid = XidField(db_default=CurrentPosition(), editable=False)
     watermark = XidField(null=True, editable=False)
     rows_estimated = models.BigIntegerField(null=True)

@@ -28,17 +28,17 @@ class Check:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._state: State = {}
-        self._started_at = 0.0
-        self._expires_at = 0.0
+        self.started_at = 0.0
+        self.expires_at = 0.0
         self._is_running = self._is_closing = False
 
     def start(self) -> None:
         """Begins a check where the last one is over and its answer too old."""
         with self._changed:
-            if self._is_running or monotonic() < self._expires_at:
+            if self._is_running or monotonic() < self.expires_at:
                 return
             self._is_running = True
-            self._started_at = monotonic()
+            self.started_at = monotonic()
             self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -50,7 +50,7 @@ class Check:
         """Returns what the last check found, at most `LIMIT_SECONDS` after its start."""
         with self._changed:
             self._changed.wait_for(
-                lambda: not self._is_running, self._started_at + LIMIT_SECONDS - monotonic()
+                lambda: not self._is_running, self.started_at + LIMIT_SECONDS - monotonic()
             )
             if not self._is_running:
                 return self._state
@@ -64,7 +64,7 @@ class Check:
             self._changed.notify_all()
         if thread is not None:
             thread.join()
-        self._is_closing, self._expires_at = False, 0.0
+        self._is_closing, self.expires_at = False, 0.0
 
     def _work(self) -> None:
         _take_own_connection()
@@ -76,7 +76,7 @@ class Check:
                 state = {self.name: "failed; the cause is in the log"}
             with self._changed:
                 self._state = state
-                self._expires_at = monotonic() + KEPT_SECONDS
+                self.expires_at = monotonic() + KEPT_SECONDS
                 self._is_running = False
                 self._changed.notify_all()
         connections.close_all()

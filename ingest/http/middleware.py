@@ -19,7 +19,9 @@ class HostMiddleware(CommonMiddleware):
     """Django's `CommonMiddleware`, but a probe may name the process by any address."""
 
     def process_request(self, request: HttpRequest) -> Any:
-        return None if request.path_info in PROBE_PATHS else super().process_request(request)
+        if request.path_info in PROBE_PATHS:
+            request.META["HTTP_HOST"] = "localhost"
+        return super().process_request(request)
 
 
 class ActorMiddleware:

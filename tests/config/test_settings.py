@@ -47,6 +47,7 @@ KNOWN = [
     "EXHAUST_DATABASE_POOL_SIZE",
     "EXHAUST_RATE_LIMIT_MULTIPLIER",
     "EXHAUST_LOG_LEVEL",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
 ]
 FERNET = Fernet.generate_key().decode()
 SECRETS = {"SECRET_KEY": "s", "EXHAUST_KEY_PEPPER": "p", "EXHAUST_ENCRYPTION_KEYS": FERNET}
@@ -437,6 +438,14 @@ def test_wrong_database_url_hides_password(read: Any, url: str):
 )
 def test_value_out_of_range_stops_start(read: Any, variable: str, value: str):
     assert variable in failure(read, **{variable: value})
+
+
+def test_traces_need_their_extra(read: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.django", None)
+    assert read()["OTEL_EXPORTER_OTLP_ENDPOINT"] == ""
+    assert failure(read, OTEL_EXPORTER_OTLP_ENDPOINT="http://otel:4318") == (
+        "OTEL_EXPORTER_OTLP_ENDPOINT: needs the extra otel: pip install '.[otel]'."
+    )
 
 
 def test_failpoints_are_not_for_production(read: Any, tmp_path: Path):

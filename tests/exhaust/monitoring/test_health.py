@@ -98,7 +98,7 @@ def test_cut_connection_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
         assert probe() == (200, WELL)
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_terminate_backend(%s)", [pids[-1]])
-        database._expires_at = 0.0
+        database.expires_at = 0.0
     assert len(set(pids)) == 2
 
 
@@ -146,7 +146,7 @@ def test_hung_part_is_named(
     for check in health.CHECKS:  # the others have their time
         if check.name != part:
             check.start()
-            monkeypatch.setattr(check, "_started_at", time.monotonic() + 10)
+            monkeypatch.setattr(check, "started_at", time.monotonic() + 10)
     answer_code, state = probe()
     assert (answer_code, state["status"]) == (code, status)
     assert state[part] == "no answer in 0.02 seconds"
@@ -184,7 +184,7 @@ def test_answer_is_kept_a_second() -> None:
     for _ in range(10):
         check.start()
         assert check.read() == {"counted": 1}
-    check._expires_at = time.monotonic()
+    check.expires_at = time.monotonic()
     check.start()
     assert check.read() == {"counted": 2}
     check.close()
