@@ -4,11 +4,11 @@ from functools import cache
 from typing import Any
 from uuid import uuid4
 
-from django.utils import timezone
 from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 
 from ingest import logs
+from ingest.db.clock import read_clock
 from ingest.http import problems
 
 log = logs.get_logger(__name__)
@@ -35,7 +35,7 @@ def render(value: Any) -> bytes:
 def wrap_success(operation: str, result: bytes) -> bytes:
     """Returns a result that is JSON already in the envelope, as `build_success` is written."""
     before, between, behind = _split_success(operation)
-    now = timezone.now().isoformat(timespec="milliseconds").encode()
+    now = read_clock(may_ask=False).isoformat(timespec="milliseconds").encode()
     return b"".join((before, now, between, str(uuid4()).encode(), behind, result, b"}"))
 
 
@@ -72,7 +72,7 @@ def _build_envelope(
     return {
         "id": f"ekstep.analytics.dataset.{operation}",
         "ver": "1.0",
-        "ts": timezone.now().isoformat(timespec="milliseconds"),
+        "ts": read_clock(may_ask=False).isoformat(timespec="milliseconds"),
         "params": {"resmsgid": str(uuid4()), **params, "client_key": None},
         "responseCode": code,
         "result": result,

@@ -4,7 +4,6 @@ from datetime import timedelta
 from typing import Any
 
 from django.http import HttpResponse
-from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.request import Request
 
@@ -12,6 +11,7 @@ from exhaust.api import validation
 from exhaust.api.pull import PullView
 from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
+from ingest.db.clock import read_clock
 from ingest.http.schema import LINES, NDJSON, extend_schema
 from ingest.models import Session
 
@@ -52,7 +52,7 @@ class SampleView(PullView):
         channel_id, channel = self.resolve_channel(request)
         params = validation.read_fields(SampleQuery, request.query_params)
         rows = Session.objects.filter(
-            channel_id=channel_id, closed=True, ended_at__gte=timezone.now() - SAMPLE_WINDOW
+            channel_id=channel_id, closed=True, ended_at__gte=read_clock() - SAMPLE_WINDOW
         )
         # by position, which has an index: the sessions changed last are those closed last
         session_rows = session_documents.fetch_sessions(rows.order_by("-xid", "-id")[:SAMPLE_SIZE])

@@ -11,7 +11,6 @@ from django.db.models.functions import TruncDate
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from exhaust.console import svg
@@ -29,6 +28,7 @@ from exhaust.jobs import schedules
 from exhaust.jobs.preview import limit_query_seconds
 from exhaust.models import Destination, Job
 from ingest.auth import roles
+from ingest.db.clock import read_clock
 from ingest.derive import deriver
 from ingest.models import RejectedEvent, StoredEvent
 
@@ -73,7 +73,7 @@ class DayRange:
 
 def parse_days(params: dict[str, str]) -> tuple[DayRange, str]:
     """Returns the days of the parameters, by default the last 30, and an error or ''."""
-    today = timezone.now().date()
+    today = read_clock().date()
     default = DayRange(today - timedelta(days=29), today)
     try:
         if params.get("preset"):

@@ -16,7 +16,6 @@ from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
-from django.utils import timezone
 
 from exhaust.api import response_bodies, validation
 from exhaust.console.permissions import (
@@ -33,6 +32,7 @@ from exhaust.jobs import queries, submit
 from exhaust.jobs import transitions as moves
 from exhaust.jobs.queries import Filters
 from exhaust.models import File, Job, Link
+from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.models import Conversation
 
@@ -183,7 +183,7 @@ def _remaining_time(job: Job) -> timedelta | None:
     """Estimates the remaining time from the pace so far; None while there is none."""
     if job.status != Job.Status.PROCESSING or not (job.rows_done and job.rows_estimated):
         return None
-    spent = timezone.now() - (job.started_at or timezone.now())
+    spent = read_clock() - (job.started_at or read_clock())
     rows_left = max(0, job.rows_estimated - job.rows_done)
     return spent * rows_left / job.rows_done if spent > _MIN_ELAPSED else None
 
@@ -319,7 +319,7 @@ def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: st
             "retention": settings.EXHAUST_FILE_RETENTION_DAYS,
             "api_call": curl_command(job),
             "can_retry": moves.rerunnable_jobs().filter(pk=job.pk).exists()
-            or (job.status == Job.Status.SUBMITTED and job.due_at > timezone.now()),
+            or (job.status == Job.Status.SUBMITTED and job.due_at > read_clock()),
         },
     )
 

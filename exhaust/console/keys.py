@@ -7,11 +7,11 @@ from django.contrib import messages
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.utils import timezone
 
 from exhaust.console.permissions import ChannelContext, clean_params, render_page, requires
 from ingest.auth import keys as access
 from ingest.auth import roles
+from ingest.db.clock import read_clock
 from ingest.models import ApiKey, Channel
 
 # scopes that the form offers; `manage.py create_key` creates the others
@@ -48,7 +48,7 @@ def list_or_create_keys(request: HttpRequest, ctx: ChannelContext) -> HttpRespon
                 params["name"].strip(),
                 scopes,
                 [Channel.objects.get(pk=ctx.channel_id)],
-                timezone.now() + timedelta(days=int(days)) if days else None,
+                read_clock() + timedelta(days=int(days)) if days else None,
             )
         except ValueError as error:
             errors["scope"] = str(error)
@@ -81,7 +81,7 @@ def _render_keys(
     errors: dict[str, str],
     status: int = 200,
 ) -> HttpResponse:
-    now = timezone.now()
+    now = read_clock()
     keys = _visible_keys(request, ctx).order_by("revoked_at", "-pk")
     rows = [(key, _key_state(key, now)) for key in keys]
     return render_page(

@@ -9,7 +9,6 @@ from django.contrib import messages
 from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.utils import timezone
 
 from exhaust.api import validation
 from exhaust.api.jobs import build_submission
@@ -27,6 +26,7 @@ from exhaust.files.formats import FORMATS
 from exhaust.jobs import preview as previews
 from exhaust.jobs import schedules, submit
 from exhaust.jobs.submit import Submission
+from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.models import Application, Conversation
 
@@ -179,7 +179,7 @@ def create_request(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
 
 def _default_params(ctx: ChannelContext) -> dict[str, str]:
     """Returns the values of an empty form."""
-    today = timezone.now().date()
+    today = read_clock().date()
     return {
         "dataset": ctx.datasets[0],
         "timezone": "UTC",
@@ -192,7 +192,7 @@ def _preset_days(preset: str, zone_name: str) -> dict[str, str]:
     """Returns the first and last day of a preset; nothing for an unknown one."""
     try:
         first, last = schedules.window_dates(
-            preset, timezone.now().astimezone(load_zone(zone_name)).date()
+            preset, read_clock().astimezone(load_zone(zone_name)).date()
         )
     except ValueError:
         return {}

@@ -9,7 +9,6 @@ from uuid import uuid4
 from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from exhaust.delivery import batches, http_client, pump, sender, webhook
 from exhaust.delivery.batches import Document
@@ -20,6 +19,7 @@ from exhaust.feed.documents import encode, to_epoch_ms
 from exhaust.feed.pages import FeedQuery, fetch_current_position, query_fingerprint
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest import audit, logs
+from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.feed import pruning, restore
 from ingest.feed.values import START, FeedPosition
@@ -155,7 +155,7 @@ def _fence(destination: Destination, why: str) -> None:
     """Takes the lease from a worker that has it, and ends a delivery under way as dead."""
     destination.fencing_token += 1
     destination.lease_until = None
-    destination.next_at = timezone.now()
+    destination.next_at = read_clock()
     destination.batch_limit = None
     destination.deliveries.filter(status=Delivery.Status.FAILING).update(
         status=Delivery.Status.DEAD, error=why, ended_at=Now()
@@ -174,7 +174,7 @@ def _lock_row(destination: Destination) -> Destination:
 def pause(destination: Destination) -> bool:
     """Starts no more deliveries. Returns False when it was paused before."""
     running = Destination.objects.filter(pk=destination.pk, paused_at=None)
-    is_changed = bool(running.update(paused_at=timezone.now()))
+    is_changed = bool(running.update(paused_at=read_clock()))
     if is_changed:
         _record("destination.paused", destination)
     return is_changed
@@ -194,7 +194,7 @@ def resume(destination: Destination) -> bool:
     if stored.paused_at is None and not stored.disabled_reason and not stored.failures:
         return False
     stored.paused_at, stored.disabled_reason, stored.failures = None, "", 0
-    stored.next_at = timezone.now()
+    stored.next_at = read_clock()
     stored.save()
     _record("destination.resumed", stored)
     return True
@@ -271,7 +271,7 @@ def requeue_dead_letters(dead_letters: "QuerySet[DeadLetter]") -> int:
 def send_test(destination: Destination) -> Delivery:
     """Sends one made-up document now and records the delivery. The cursor stays."""
     identifier = f"test-{uuid4()}"
-    now = to_epoch_ms(timezone.now())
+    now = to_epoch_ms(read_clock())
     if destination.resource == Destination.Resource.SESSIONS:
         sample: dict[str, Any] = {
             "tenantId": destination.channel.identifier, "userSessionId": identifier,
@@ -282,7 +282,7 @@ def send_test(destination: Destination) -> Delivery:
     else:
         sample = {"id": identifier, "timestamp": now, "type": "test", "payload": {"@type": "test"}}
     wire_bytes = batches.frame_document(destination, identifier, encode(sample))
-    document = Document(START, 0, identifier, timezone.now(), wire_bytes)
+    document = Document(START, 0, identifier, read_clock(), wire_bytes)
     request = sender.build_batch_request(destination, identifier, [document])
     outcome = sender.send(replace(request, timeout_seconds=TEST_TIMEOUT_SECONDS))
     error = str(outcome) if not isinstance(outcome, Answer) else ""
@@ -300,8 +300,8 @@ def send_test(destination: Destination) -> Delivery:
             attempt=1,
             answer=outcome.status if isinstance(outcome, Answer) else None,
             error=error,
-            attempted_at=timezone.now(),
-            ended_at=timezone.now(),
+            attempted_at=read_clock(),
+            ended_at=read_clock(),
         )
 
 
@@ -315,7 +315,7 @@ class Lag:
 
 def measure_lag(destination: Destination) -> Lag:
     count, since = batches.count_waiting(destination)
-    age = (timezone.now() - since).total_seconds() if since else 0.0
+    age = (read_clock() - since).total_seconds() if since else 0.0
     return Lag(count, max(0.0, age))
 
 

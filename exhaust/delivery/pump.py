@@ -15,7 +15,6 @@ from cryptography.fernet import InvalidToken
 from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from exhaust import metrics
 from exhaust.delivery import batches, loop, sender
@@ -28,6 +27,7 @@ from exhaust.delivery.sender import OutboundRequest, Outcome
 from exhaust.failpoints import trigger_failpoint
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest import logs
+from ingest.db.clock import read_clock
 from ingest.feed.values import FeedPosition
 from ingest.privacy import consent
 
@@ -79,7 +79,7 @@ class Prefetched:
             and self.position == FeedPosition(destination.cursor_xid, destination.cursor_id)
             and monotonic() < self.read_at + PREFETCH_MAX_AGE_SECONDS
             and not consent.has_revocations_since(
-                destination.channel_id, timezone.now() - CONSENT_LOOKBACK
+                destination.channel_id, read_clock() - CONSENT_LOOKBACK
             )
         )
 
@@ -186,7 +186,7 @@ def _select_batch(destination: Destination, prefetched: Prefetched | None) -> Wo
             next_at=Now() + IDLE_DELAY,
         )
         return None
-    if not batch.is_full and batch.documents[0].visible_since > timezone.now() - LINGER:
+    if not batch.is_full and batch.documents[0].visible_since > read_clock() - LINGER:
         loop.release(destination, next_at=Now() + IDLE_DELAY)
         return None
     delivery = Delivery(
@@ -214,7 +214,7 @@ def _start_attempt(
         delivery.documents = delivery.documents or len(documents)
         delivery.byte_count = delivery.byte_count or batches.total_bytes(documents)
         delivery.attempt += 1
-        delivery.attempted_at = timezone.now()
+        delivery.attempted_at = read_clock()
         delivery.save()
     return Work(
         destination,
@@ -354,7 +354,7 @@ def _split_or_dead_letter(work: Work, outcome: Answer) -> None:
 def _dead_letter(work: Work, rejected: Sequence[tuple[Document, int, str]]) -> None:
     # an erasure that has just run does not look into dead letters again
     is_erasing = rejected and consent.is_erasing(
-        work.destination.channel_id, timezone.now() - CONSENT_LOOKBACK
+        work.destination.channel_id, read_clock() - CONSENT_LOOKBACK
     )
     for document, status, reason in rejected:
         DeadLetter.objects.update_or_create(
@@ -365,7 +365,7 @@ def _dead_letter(work: Work, rejected: Sequence[tuple[Document, int, str]]) -> N
                 "document_id": "erased" if is_erasing else document.id,
                 "answer": status,
                 "reason": "erased" if is_erasing else reason,
-                "created_at": timezone.now(),
+                "created_at": read_clock(),
                 "requeued_at": None,
                 "delivered_at": None,
             },
@@ -414,7 +414,7 @@ def _cursor_values(delivery: Delivery) -> dict[str, int]:
 
 
 def _end_delivery(delivery: Delivery, status: Delivery.Status, error: str) -> None:
-    delivery.status, delivery.error, delivery.ended_at = status, error, timezone.now()
+    delivery.status, delivery.error, delivery.ended_at = status, error, read_clock()
     if delivery.pending is not None and status == Delivery.Status.DELIVERED:
         delivery.pending = []
     delivery.save()

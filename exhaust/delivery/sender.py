@@ -4,14 +4,13 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.utils import timezone
-
 from exhaust.delivery import http_client, webhook
 from exhaust.delivery.batches import Document
 from exhaust.delivery.http_client import AddressNotAllowed, Answer, Unreachable
 from exhaust.delivery.kinds import kind_of
 from exhaust.models import Destination
 from ingest import logs
+from ingest.db.clock import read_clock
 from ingest.privacy.encryption import decrypt
 
 log = logs.get_logger(__name__)
@@ -67,7 +66,7 @@ def send(request: OutboundRequest) -> Outcome:
     headers = dict(request.headers)
     if request.secrets:
         headers |= webhook.build_signature_headers(
-            request.id, request.body, request.secrets, timezone.now()
+            request.id, request.body, request.secrets, read_clock()
         )
     try:
         return http_client.send(

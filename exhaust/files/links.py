@@ -21,6 +21,7 @@ from exhaust.files import storage
 from exhaust.models import File, Job, Link
 from exhaust.models.files import USABLE_LINK
 from ingest import audit
+from ingest.db.clock import read_clock
 from ingest.models import Channel
 from ingest.privacy.encryption import decrypt, encrypt
 
@@ -38,7 +39,7 @@ class LinkUnusable(Exception):
 def database_now() -> datetime:
     """Returns the database's time, which all processes share."""
     now = Channel.objects.annotate(now=Now()).values_list("now", flat=True).first()
-    return now or datetime.now(UTC)  # no channel has no file
+    return now or read_clock()  # no channel has no file
 
 
 def get_or_create(file: File, now: datetime | None = None) -> Link | None:

@@ -14,7 +14,6 @@ from cronsim import CronSim, CronSimError
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
-from django.utils import timezone
 
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import load_zone
@@ -24,6 +23,7 @@ from exhaust.jobs import submit, transitions
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Schedule
 from ingest import audit, logs
+from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.models import IDENTIFIER, Channel
 
@@ -145,7 +145,7 @@ def requested_window(schedule: Schedule, slot: datetime) -> RequestedWindow:
 
 def find_errors(schedule: Schedule) -> dict[str, str]:
     """The invalid fields of a schedule, each with its remedy."""
-    now = timezone.now()
+    now = read_clock()
     errors = {}
     if not re.match(IDENTIFIER, schedule.name):
         errors["name"] = "Letters, digits, '.', '_' and '-', up to 128."
@@ -209,7 +209,7 @@ def submit_due(now: datetime | None = None) -> int:
     Only the latest of several missed slots is submitted. A rejected request is retried at each call
     for an hour, then dropped until the next slot; `last_error` has the reason.
     """
-    now = now or timezone.now()
+    now = now or read_clock()
     due = Schedule.objects.filter(paused_at=None, next_at__lte=now).select_related("channel")
     return sum(submit_slot(schedule, now) for schedule in due.order_by("next_at", "pk"))
 
@@ -305,7 +305,7 @@ def save(schedule: Schedule, now: datetime | None = None) -> Schedule:
     nothing. Raises `ValueError` for an invalid cron or zone.
     """
     values = {field: getattr(schedule, field) for field in EDITABLE_FIELDS}
-    next_at = next_slot(schedule.cron, schedule.zone, now or timezone.now())
+    next_at = next_slot(schedule.cron, schedule.zone, now or read_clock())
     with transaction.atomic():
         saved, is_new = Schedule.objects.select_for_update().get_or_create(
             channel_id=schedule.channel_id,
@@ -337,7 +337,7 @@ def _record_audit(action: str, schedule: Schedule, **details: Any) -> None:
 def pause(schedule: Schedule) -> bool:
     """Pauses the schedule; False when it was paused."""
     active_schedule = Schedule.objects.filter(pk=schedule.pk, paused_at=None)
-    won = bool(active_schedule.update(paused_at=timezone.now()))
+    won = bool(active_schedule.update(paused_at=read_clock()))
     if won:
         _record_audit("schedule.paused", schedule)
     return won
@@ -360,7 +360,7 @@ def resume(schedule: Schedule, now: datetime | None = None) -> bool:
     won = bool(
         paused_schedule.update(
             paused_at=None,
-            next_at=next_slot(schedule.cron, schedule.zone, now or timezone.now()),
+            next_at=next_slot(schedule.cron, schedule.zone, now or read_clock()),
             last_error="",
             failing_since=None,
         )

@@ -9,7 +9,6 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from exhaust import tracing
@@ -20,6 +19,7 @@ from exhaust.jobs import polling, transitions
 from exhaust.jobs.wakeup import enqueue_work
 from exhaust.models import Job
 from ingest import audit, logs
+from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.models import Application, Channel
 from ingest.privacy.encryption import encrypt
@@ -87,7 +87,7 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
         submission.channel_id, submission.dataset, submission.encryption, submission.encryption_key
     )
     submission = replace(submission, encryption=method)
-    day = (now or timezone.now()).astimezone(UTC).date()
+    day = (now or read_clock()).astimezone(UTC).date()
     dataset_type = submission.config.get("type")
     classic_id = make_request_id(
         submission.dataset,

@@ -17,7 +17,6 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import Case, Count, Exists, F, Min, OuterRef, Q, QuerySet, Subquery, When
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Greatest, Now
-from django.utils import timezone
 from psycopg.errors import LockNotAvailable
 
 from exhaust import metrics
@@ -26,6 +25,7 @@ from exhaust.failpoints import trigger_failpoint
 from exhaust.jobs import backoff, wakeup
 from exhaust.models import File, Job, Transition
 from ingest import logs
+from ingest.db.clock import read_clock
 from ingest.models import Channel
 from ingest.models.fields import CurrentPosition
 
@@ -103,7 +103,7 @@ def queue_wait(lowest_priority: int = Job.Priority.NIGHTLY) -> timedelta:
         .filter(priority__lte=lowest_priority)
         .aggregate(since=Min(waiting_since))["since"]
     )
-    return max(timezone.now() - oldest, timedelta()) if oldest else timedelta()
+    return max(read_clock() - oldest, timedelta()) if oldest else timedelta()
 
 
 def format_worker_id(pid: int) -> str:
@@ -263,7 +263,7 @@ def publish(
 
     `precondition` runs in the same transaction and may raise to prevent it.
     """
-    now = timezone.now()
+    now = read_clock()
     rows = sum(file.row_count for file in files)
     with transaction.atomic():
         precondition()
@@ -273,7 +273,7 @@ def publish(
             status=Status.SUCCESS,
             status_message=message,
             lease_until=None,
-            completed_at=now,
+            completed_at=Now(),
             execution_ms=_execution_ms(job, now),
             rows_done=rows,
             rows_estimated=rows,
@@ -294,7 +294,7 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
 
     FAILED follows a permanent failure and the last attempt. False when the lease was lost.
     """
-    now = timezone.now()
+    now = read_clock()
     failure_count = job.attempt - job.uncounted_attempts
     is_final = permanent or failure_count >= backoff.MAX_ATTEMPTS
     if is_final:
@@ -304,7 +304,7 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
             status=Status.FAILED,
             status_message=message,
             lease_until=None,
-            completed_at=now,
+            completed_at=Now(),
             execution_ms=_execution_ms(job, now),
         )
     else:
@@ -458,7 +458,7 @@ def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
         uncounted_attempts=F("attempt"),
         due_at=Now(),
         lease_until=None,
-        submitted_at=timezone.now(),
+        submitted_at=read_clock(),
         submitted_xid=CurrentPosition(),
         watermark=None,
         rows_estimated=None,
@@ -478,4 +478,4 @@ def count_failed_attempts(job: Job) -> int:
 
 
 def _execution_ms(job: Job, now: datetime) -> int:
-    return int((now - (job.started_at or now)).total_seconds() * 1000)
+    return max(0, int((now - (job.started_at or now)).total_seconds() * 1000))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from time import time
+from time import time  # noqa: TID251 - of files on this machine
 from typing import Any
 
 from celery import current_app

@@ -6,7 +6,6 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from exhaust.delivery import pump
 from exhaust.files import orphans, storage
@@ -14,6 +13,7 @@ from exhaust.maintenance import retention
 from exhaust.models import DailyRun
 from ingest import logs
 from ingest.audit import hash_chain
+from ingest.db.clock import read_clock
 
 log = logs.get_logger(__name__)
 RUN_HOUR_UTC = 2
@@ -28,15 +28,13 @@ def run_day(now: datetime) -> date:
 
 def is_due(now: datetime | None = None) -> bool:
     """Whether the day's run has not begun, or has died."""
-    run = DailyRun.objects.filter(day=run_day(now or timezone.now())).first()
-    return run is None or (
-        run.finished_at is None and run.renewed_at < timezone.now() - _STALE_AFTER
-    )
+    run = DailyRun.objects.filter(day=run_day(now or read_clock())).first()
+    return run is None or (run.finished_at is None and run.renewed_at < read_clock() - _STALE_AFTER)
 
 
 def run_daily(now: datetime | None = None) -> bool:
     """Deletes all that is expired, and orphans; False when the day's run exists already."""
-    day = run_day(now or timezone.now())
+    day = run_day(now or read_clock())
     if not _claim_day(day):
         return False
     daily_run = DailyRun.objects.filter(day=day)
@@ -46,7 +44,7 @@ def run_daily(now: datetime | None = None) -> bool:
         daily_run.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
     for _ in retention.delete_expired_rejections():
         daily_run.update(renewed_at=Now())
-    pump.purge_history(timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS))
+    pump.purge_history(read_clock() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS))
     try:
         for count in orphans.remove_all():
             daily_run.update(orphans_deleted=F("orphans_deleted") + count, renewed_at=Now())

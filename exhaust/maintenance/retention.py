@@ -6,13 +6,13 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Q, QuerySet
-from django.utils import timezone
 
 from exhaust.datasets import DATASETS
 from exhaust.delivery import batches, destinations
 from exhaust.files import storage
 from exhaust.models import Destination, File, Job
 from ingest import logs
+from ingest.db.clock import read_clock
 from ingest.feed import pruning
 from ingest.models import Channel, RejectedDay, RejectedEvent, StoredEvent
 
@@ -22,7 +22,7 @@ REJECTED_ROWS = 1000
 
 def expired_files() -> "QuerySet[File]":
     """Files older than `EXHAUST_FILE_RETENTION_DAYS` that still exist."""
-    created_before = timezone.now() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS)
+    created_before = read_clock() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS)
     return File.objects.filter(deleted_at__isnull=True, created_at__lt=created_before)
 
 
@@ -54,7 +54,7 @@ def _delete_files(files: QuerySet[File]) -> Iterator[int]:
             if isinstance(error, storage.StorageOutage):  # the next one would wait as long
                 return
         else:
-            File.objects.filter(pk=file.pk).update(deleted_at=timezone.now())
+            File.objects.filter(pk=file.pk).update(deleted_at=read_clock())
             yield 1
 
 
@@ -77,13 +77,13 @@ def delete_expired_rejections() -> Iterator[int]:
 
 
 def _rejected_cutoff() -> datetime:
-    return timezone.now() - timedelta(days=settings.EXHAUST_REJECTED_RETENTION_DAYS)
+    return read_clock() - timedelta(days=settings.EXHAUST_REJECTED_RETENTION_DAYS)
 
 
 def event_cutoff() -> datetime | None:
     """Events that arrived before this moment are expired; None where they never expire."""
     days = settings.EXHAUST_EVENT_RETENTION_DAYS
-    return timezone.now() - timedelta(days=days) if days else None
+    return read_clock() - timedelta(days=days) if days else None
 
 
 def count_expired_events() -> dict[str, int]:

@@ -3,9 +3,9 @@
 from typing import ClassVar
 
 from django.db import models
-from django.utils import timezone
 
 from exhaust.models.jobs import Job
+from ingest.db.clock import read_clock
 from ingest.models import Channel, validate_identifier
 from ingest.models.fields import XidField
 
@@ -13,7 +13,7 @@ from ingest.models.fields import XidField
 class Claimable(models.Model):
     """A row that one worker at a time claims when it is due."""
 
-    next_at = models.DateTimeField(default=timezone.now, help_text="When it is claimed next.")
+    next_at = models.DateTimeField(default=read_clock, help_text="When it is claimed next.")
     lease_until = models.DateTimeField(null=True, editable=False)
     fencing_token = models.BigIntegerField(
         default=0, editable=False, help_text="Claims and orders so far. Every later write names it."
@@ -28,7 +28,7 @@ class CallbackSecret(models.Model):
 
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE)
     encrypted_secret = models.BinaryField(help_text="The secret, encrypted.")
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=read_clock)
     retired_at = models.DateTimeField(null=True, blank=True)
 
 
@@ -74,7 +74,7 @@ class Destination(Claimable):
     doc_type = models.CharField(
         max_length=64, blank=True, help_text="_type, for Elasticsearch before 8."
     )
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=read_clock)
     paused_at = models.DateTimeField(null=True, blank=True)
     disabled_reason = models.TextField(
         blank=True, help_text="Why nothing is sent until it resumes."
@@ -131,7 +131,7 @@ class Delivery(Claimable):
     attempt = models.IntegerField(default=0)
     answer = models.IntegerField(null=True, help_text="The receiver's last HTTP status.")
     error = models.TextField(blank=True, help_text="Why the last attempt failed.")
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=read_clock)
     attempted_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
 
@@ -204,7 +204,7 @@ class DeadLetter(models.Model):
     document_id = models.TextField(help_text="Its id at the receiver.")
     answer = models.IntegerField(help_text="The receiver's status for it.")
     reason = models.TextField()
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=read_clock)
     requeued_at = models.DateTimeField(null=True, help_text="When it was asked to be sent again.")
     delivered_at = models.DateTimeField(null=True)
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 from django.db import models
 from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from exhaust.models.jobs import Job
+from ingest.db.clock import read_clock
 
 
 class File(models.Model):
@@ -21,7 +21,7 @@ class File(models.Model):
     row_count = models.BigIntegerField()
     byte_count = models.BigIntegerField()
     sha256 = models.CharField(max_length=64)
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=read_clock)
     deleted_at = models.DateTimeField(null=True)
     withdrawn_at = models.DateTimeField(
         null=True, help_text="When a participant in it withdrew consent or was erased."
@@ -88,7 +88,7 @@ class Link(models.Model):
     file = models.ForeignKey(File, on_delete=models.PROTECT, related_name="links")
     digest = models.CharField(max_length=64, unique=True, null=True, editable=False)  # noqa: DJ001
     encrypted_token = models.BinaryField(null=True, editable=False)
-    issued_at = models.DateTimeField(default=timezone.now)
+    issued_at = models.DateTimeField(default=read_clock)
     expires_at = models.DateTimeField()
     revoked_at = models.DateTimeField(null=True)
     use_count = models.IntegerField(default=0, help_text="Downloads through our own address.")

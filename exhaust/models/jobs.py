@@ -1,8 +1,8 @@
 """Jobs, and the history of their transitions."""
 
 from django.db import models
-from django.utils import timezone
 
+from ingest.db.clock import read_clock
 from ingest.models import Channel
 from ingest.models.fields import CurrentPosition, XidField
 
@@ -46,7 +46,7 @@ class Job(models.Model):
     uncounted_attempts = models.IntegerField(
         default=0, help_text="Attempts that the limit ignores: released, or before a retry."
     )
-    due_at = models.DateTimeField(default=timezone.now)
+    due_at = models.DateTimeField(default=read_clock)
     lease_until = models.DateTimeField(null=True)
     storage_failed_at = models.DateTimeField(
         null=True, editable=False, help_text="The storage was out then, and no file was made since."
@@ -65,7 +65,7 @@ class Job(models.Model):
     watermark = XidField(null=True, editable=False)
     rows_estimated = models.BigIntegerField(null=True)
     rows_done = models.BigIntegerField(default=0)
-    submitted_at = models.DateTimeField(default=timezone.now)
+    submitted_at = models.DateTimeField(default=read_clock)
     started_at = models.DateTimeField(null=True)
     completed_at = models.DateTimeField(null=True)
     execution_ms = models.BigIntegerField(null=True)
@@ -96,4 +96,4 @@ class Transition(models.Model):
     status = models.CharField(max_length=16, choices=Job.Status.choices)
     attempt = models.IntegerField()
     message = models.TextField(blank=True)
-    changed_at = models.DateTimeField(default=timezone.now)
+    changed_at = models.DateTimeField(default=read_clock)

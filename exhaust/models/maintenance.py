@@ -1,15 +1,16 @@
 """Runs of the daily maintenance, and wake-ups of workers."""
 
 from django.db import models
-from django.utils import timezone
+
+from ingest.db.clock import read_clock
 
 
 class DailyRun(models.Model):
     """The daily maintenance of one day."""
 
     day = models.DateField(unique=True)
-    started_at = models.DateTimeField(default=timezone.now)
-    renewed_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(default=read_clock)
+    renewed_at = models.DateTimeField(default=read_clock)
     finished_at = models.DateTimeField(null=True)
     files_deleted = models.IntegerField(default=0)
     orphans_deleted = models.IntegerField(default=0)

@@ -1,8 +1,8 @@
 """Recurring requests."""
 
 from django.db import models
-from django.utils import timezone
 
+from ingest.db.clock import read_clock
 from ingest.models import Channel, validate_identifier
 
 
@@ -27,7 +27,7 @@ class Schedule(models.Model):
     )
     requested_by = models.CharField(max_length=255)
     callback_url = models.TextField(blank=True)
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=read_clock)
     paused_at = models.DateTimeField(null=True, blank=True)
     next_at = models.DateTimeField(help_text="The next slot.")
     last_error = models.TextField(blank=True, help_text="Why the last slot submitted no request.")

@@ -16,6 +16,7 @@ from exhaust.jobs import transitions
 from exhaust.models import DailyRun
 from exhaust.monitoring.checks import Check, State
 from ingest import logs
+from ingest.db.clock import read_clock
 from ingest.feed import restore
 from ingest.http import problems
 from ingest.http.response_fields import Body, choice, integer, text
@@ -109,6 +110,7 @@ def check_database() -> State:
     for is_last in (False, True):
         try:
             require_writable()
+            read_clock()  # so that the event loop knows the time
             state: State = {"database": "ok", "migrations": _check_migrations()}
             if state["migrations"] == "ok":
                 state["database"] = restore.find_fault() or "ok"

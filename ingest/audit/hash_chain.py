@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 
 from ingest import logs
+from ingest.db.clock import read_clock
 from ingest.models import AuditDigest, AuditEvent
 
 log = logs.get_logger(__name__)
@@ -32,7 +32,7 @@ DIGESTED_FIELDS = (
 
 def digest_days(now: datetime | None = None) -> int:
     """Digests the past days without a digest. Returns their number. Two runs at once are safe."""
-    today = (now or timezone.now()).astimezone(UTC).date()
+    today = (now or read_clock()).astimezone(UTC).date()
     last = AuditDigest.objects.order_by("-day").first()
     day = last.day + _DAY if last else _fetch_first_day()
     count = 0

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import DatabaseError, close_old_connections, connection, transaction
-from django.utils import timezone
 
 from ingest import audit, logs
 from ingest.audit import Actor
+from ingest.db.clock import read_clock
 from ingest.limits import token_bucket
 from ingest.limits.token_bucket import HttpMessage
 from ingest.models import AuthFailureCount
@@ -41,7 +41,7 @@ def count_failure(action: str, request: HttpMessage | None) -> None:
         if request is not None
         else ""
     )
-    hour = timezone.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    hour = read_clock().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     with _lock:
         if len(pending_counts) >= MAX_NETWORKS and (hour, action, address) not in pending_counts:
             address = ""
@@ -78,7 +78,7 @@ def flush_counts() -> None:
 
 def roll_up(now: datetime | None = None) -> int:
     """Moves the counts of past hours into the audit log. Returns the number of new events."""
-    rolled_before = (now or timezone.now()) - timedelta(hours=1) - _ROLL_UP_DELAY
+    rolled_before = (now or read_clock()) - timedelta(hours=1) - _ROLL_UP_DELAY
     recorded = 0
     for row in AuthFailureCount.objects.filter(hour__lte=rolled_before).order_by("hour", "id")[
         :MAX_NETWORKS

@@ -14,7 +14,6 @@ from typing import Any, cast
 from django.conf import settings
 from django.db import connection, transaction
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
@@ -23,6 +22,7 @@ from rest_framework.request import Request
 from ingest import audit, logs
 from ingest.audit import Actor
 from ingest.auth import failures
+from ingest.db.clock import read_clock
 from ingest.db.prepared import fetch_all
 from ingest.events import RequestError
 from ingest.limits import rate_limits, token_bucket
@@ -131,7 +131,7 @@ def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, 
     expired key.
     """
     old = ApiKey.objects.select_for_update().get(pk=key.pk)
-    now = timezone.now()
+    now = read_clock()
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
         raise ValueError(f"{old} is revoked or expired; make a new key.")
     expires_at = None if old.expires_at is None else now + (old.expires_at - old.created_at)
@@ -154,7 +154,7 @@ def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, 
 def revoke_key(key: ApiKey) -> bool:
     """Revokes the key at once. Returns False for a key that is revoked already."""
     unrevoked = ApiKey.objects.filter(pk=key.pk, revoked_at=None)
-    if not unrevoked.update(revoked_at=timezone.now()):
+    if not unrevoked.update(revoked_at=read_clock()):
         return False
     for channel in key.channels.all():
         audit.record("key.revoked", channel=channel.identifier, subject=key.public_id)
@@ -242,7 +242,7 @@ def _verify_key(request: HttpMessage, text: str) -> VerifiedKey:
         raise AccessDenied(
             "unauthorized", "Send the key as Authorization: Bearer or X-API-Key.", 401
         )
-    now = timezone.now()
+    now = read_clock()
     adapt_datetime = connection.ops.adapt_datetimefield_value
     rows = fetch_all(
         _KEY_SQL,

@@ -5,10 +5,11 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ingest.adapters import json_body
+from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.ids import make_uuid
 
@@ -98,7 +99,7 @@ class Request:
             "HTTP_X_FORWARDED_FOR": headers.get("x-forwarded-for", ""),
         }
         self.rate_limit_state: Any = None
-        self.received_at: datetime = datetime.now(UTC)
+        self.received_at: datetime = read_clock(may_ask=False)
         given_id: str = headers.get("x-request-id", "")
         self.request_id = given_id if _REQUEST_ID.match(given_id) else make_uuid()
         self.caller = self.channel = ""  # of the log line, once they are known

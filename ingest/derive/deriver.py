@@ -10,10 +10,10 @@ from time import monotonic, sleep
 
 from django.db import connection, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet, Value
-from django.utils import timezone
 
 from ingest import logs
 from ingest.adapters import read_context
+from ingest.db.clock import read_clock
 from ingest.derive import sessions, users
 from ingest.feed import reader, values
 from ingest.feed.reader import IsAfterPosition
@@ -84,7 +84,7 @@ def derive_step(channel_id: int, limit: int = STEP_EVENTS) -> int:
         users.derive(channel_id, events, position)
         updated_count = DerivationState.objects.filter(
             pk=channel_id, xid=state.xid, event_id=state.event_id
-        ).update(xid=rows[-1].xid, event_id=rows[-1].id, derived_at=timezone.now())
+        ).update(xid=rows[-1].xid, event_id=rows[-1].id, derived_at=read_clock())
         if updated_count != 1:
             raise RuntimeError(f"channel {channel_id} was derived by another at the same time")
     return len(rows)
@@ -131,7 +131,7 @@ def close_sessions(channel_id: int, limit: int = STEP_EVENTS, now: datetime | No
         )
         if state is None:
             return 0
-        now = now or timezone.now()
+        now = now or read_clock()
         unread = _unread_events(channel_id, state).values_list("received_at", flat=True).first()
         ended = Session.objects.filter(
             channel_id=channel_id, closed=False, closes_at__lte=min(unread or now, now)
@@ -143,13 +143,13 @@ def close_sessions(channel_id: int, limit: int = STEP_EVENTS, now: datetime | No
             CurrentPosition() if connection.vendor == "postgresql" else Value(allocate_position())
         )
         Session.objects.filter(pk__in=session_ids).update(
-            closed=True, xid=position, version=F("version") + 1, modified_at=timezone.now()
+            closed=True, xid=position, version=F("version") + 1, modified_at=read_clock()
         )
     return len(session_ids)
 
 
 def _channels_with_ended_sessions() -> list[int]:
-    ended = Session.objects.filter(closed=False, closes_at__lte=timezone.now())
+    ended = Session.objects.filter(closed=False, closes_at__lte=read_clock())
     return list(ended.order_by().values_list("channel_id", flat=True).distinct())
 
 
@@ -197,4 +197,4 @@ def measure_lag(channel_id: int) -> Lag:
     oldest = unread.values_list("received_at", flat=True).first()
     if oldest is None:
         return Lag(0, timedelta())
-    return Lag(unread[:MAX_COUNTED_EVENTS].count(), max(timezone.now() - oldest, timedelta()))
+    return Lag(unread[:MAX_COUNTED_EVENTS].count(), max(read_clock() - oldest, timedelta()))

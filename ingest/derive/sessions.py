@@ -22,10 +22,10 @@ from uuid import UUID, uuid4
 import msgspec
 from django.db import models
 from django.db.models.functions import Cast
-from django.utils import timezone
 
 from ingest.adapters import has_client_sessions
 from ingest.adapters.fields import MAX_TEXT, bounded_text
+from ingest.db.clock import read_clock
 from ingest.db.upsert import bulk_upsert
 from ingest.events import EventContext
 from ingest.feed.values import EventRow
@@ -448,7 +448,7 @@ def _merge_client_sessions(
 def _upsert_sessions(
     channel_id: int, records: Collection[SessionRecord], position: int, closes_by: datetime
 ) -> None:
-    now = timezone.now()
+    now = read_clock()
     rows = [
         (
             r.key, r.version + 1, r.application_id, r.device_id, r.is_client_session, r.user_id,

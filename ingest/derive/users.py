@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 from django.db import models
 from django.db.models.functions import Cast
-from django.utils import timezone
 
 from ingest.adapters import has_client_sessions
 from ingest.adapters.fields import MAX_TEXT
+from ingest.db.clock import read_clock
 from ingest.db.upsert import bulk_upsert
 from ingest.events import EventContext
 from ingest.feed.values import EventRow
@@ -92,7 +92,7 @@ def derive(channel_id: int, rows: Sequence[tuple[EventRow, EventContext]], posit
             changed.append(user)
         elif _apply_observation(user, observation):
             changed.append(user)
-    now = timezone.now()
+    now = read_clock()
     rows_written = [
         (
             u.identifier, u.anonymous, u.version + 1, u.user_id, u.device_id, u.device_seen_at,

@@ -1,11 +1,12 @@
 """Security headers of every response, and the lifetime of a session."""
 
 from collections.abc import Callable
-from time import time
 from typing import Any
 
 from django.contrib.auth.signals import user_logged_in
 from django.http import HttpRequest, HttpResponse
+
+from ingest.db.clock import read_clock
 
 # a response of the API runs no script and is shown in no frame
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -50,6 +51,10 @@ MAX_SESSION_SECONDS = 12 * 60 * 60
 _REFRESH_SECONDS = 60  # at most one renewal in this time
 
 
+def read_seconds() -> int:
+    return int(read_clock().timestamp())
+
+
 class SessionLifetimeMiddleware:
     """Ends a session 30 minutes after its last use, and 12 hours after its start.
 
@@ -65,19 +70,19 @@ class SessionLifetimeMiddleware:
         response = self.get_response(request)
         session: Any = request.session
         if session.accessed and "begun" in session:
-            remaining_seconds = session["begun"] + MAX_SESSION_SECONDS - int(time())
+            remaining_seconds = session["begun"] + MAX_SESSION_SECONDS - read_seconds()
             if remaining_seconds <= 0:
                 session.flush()
             elif (
                 "X-Poll" not in request.headers
-                and session.get("used", 0) <= time() - _REFRESH_SECONDS
+                and session.get("used", 0) <= read_seconds() - _REFRESH_SECONDS
             ):
-                session["used"] = int(time())
+                session["used"] = read_seconds()
                 session.set_expiry(min(SESSION_IDLE_SECONDS, remaining_seconds))
         return response
 
 
 def _start_session(request: HttpRequest | None = None, **_: Any) -> None:
     if request is not None and hasattr(request, "session"):
-        request.session["begun"] = int(time())
+        request.session["begun"] = read_seconds()
         request.session.set_expiry(SESSION_IDLE_SECONDS)

@@ -8,6 +8,8 @@ from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
 from django.db import models
 
+from ingest.db.clock import read_clock
+
 IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}\Z"
 validate_identifier = RegexValidator(IDENTIFIER, "Letters, digits, '.', '_' and '-', up to 128.")
 
@@ -74,7 +76,7 @@ class Channel(models.Model):
     encrypted_secret = models.BinaryField(
         null=True, editable=False, help_text="The secret of device hashes, encrypted."
     )
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(default=read_clock, editable=False)
 
     def __str__(self) -> str:
         return self.identifier
@@ -94,7 +96,7 @@ class ApiKey(models.Model):
     digest = models.CharField(max_length=64)
     scopes = models.CharField(max_length=255, help_text="Separated by blanks.")
     channels = models.ManyToManyField(Channel, related_name="keys")
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(default=read_clock, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
@@ -165,7 +167,7 @@ class Application(models.Model):
     allowed_origins = models.TextField(
         blank=True, help_text="Origins of web pages that may send, one a line."
     )
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(default=read_clock, editable=False)
     disabled_at = models.DateTimeField(null=True, blank=True)
 
     def __str__(self) -> str:

@@ -1,7 +1,8 @@
 """The audit log, its digests, and counts of failed authentication."""
 
 from django.db import models
-from django.utils import timezone
+
+from ingest.db.clock import read_clock
 
 
 class AuditEvent(models.Model):
@@ -11,7 +12,7 @@ class AuditEvent(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    recorded_at = models.DateTimeField(default=timezone.now, editable=False)
+    recorded_at = models.DateTimeField(default=read_clock, editable=False)
     action = models.CharField(max_length=64)
     outcome = models.CharField(max_length=32, default="done")
     actor = models.CharField(max_length=255, help_text="A key's name, a user's, or 'service'.")
@@ -36,7 +37,7 @@ class AuditDigest(models.Model):
     entries = models.IntegerField()
     previous = models.CharField(max_length=64, blank=True)
     digest = models.CharField(max_length=64, help_text="SHA-256, in hex.")
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=read_clock)
 
 
 class AuthFailureCount(models.Model):

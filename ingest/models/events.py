@@ -2,6 +2,7 @@
 
 from django.db import models
 
+from ingest.db.clock import read_clock
 from ingest.models.accounts import Application, Channel
 from ingest.models.fields import CurrentPosition, XidField
 
@@ -13,7 +14,7 @@ class Conversation(models.Model):
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, db_index=False)
     identifier = models.CharField(max_length=255)
     name = models.CharField(max_length=255, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(default=read_clock, editable=False)
 
     class Meta:
         constraints = [

@@ -21,10 +21,10 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import Now
 from django.dispatch import Signal
-from django.utils import timezone
 
 from ingest import audit
 from ingest.adapters import client_session_sources, json_body
+from ingest.db.clock import read_clock
 from ingest.events import Profile
 from ingest.feed.watermark import allocate_position, lock_positioned_tables
 from ingest.models import (
@@ -99,7 +99,7 @@ def start_erasure(channel_id: int, device_id: str) -> Erasure:
         subject = device_hash.hash_subject(channel_id, device_id)
         last_event_id = StoredEvent.objects.order_by("-id").values_list("id", flat=True).first()
         erasure, _ = Erasure.objects.select_for_update().get_or_create(
-            channel_id=channel_id, subject=subject, defaults={"requested_at": timezone.now()}
+            channel_id=channel_id, subject=subject, defaults={"requested_at": read_clock()}
         )
         consent.withdraw(channel_id, [device_id], erased=True)
         deleted_count, _ = Participant.objects.filter(
@@ -254,7 +254,7 @@ def _change_fields() -> dict[str, Any]:
     position = (
         CurrentPosition() if connection.vendor == "postgresql" else Value(allocate_position())
     )
-    return {"xid": position, "version": F("version") + 1, "modified_at": timezone.now()}
+    return {"xid": position, "version": F("version") + 1, "modified_at": read_clock()}
 
 
 def _build_device_matcher(device_id: str) -> Any:

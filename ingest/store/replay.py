@@ -7,11 +7,11 @@ from uuid import UUID
 from cryptography.fernet import InvalidToken
 from django.db import transaction
 from django.db.models import QuerySet
-from django.utils import timezone
 from msgspec import structs
 
 from ingest import audit
 from ingest.adapters import ADAPTERS
+from ingest.db.clock import read_clock
 from ingest.events import Batch, Call, Event, Rejection, RequestError
 from ingest.models import RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt
@@ -55,7 +55,7 @@ def replay(rejected_events: Iterable[RejectedEvent]) -> ReplayCounts:
                 row.update(reason=rejections[0].reason[:64], detail=rejections[0].detail)
             else:
                 counts.accepted += 1
-                row.update(replayed_at=timezone.now())
+                row.update(replayed_at=read_clock())
             audit.record(
                 "rejected_event.replayed",
                 channel=rejected.channel.identifier,

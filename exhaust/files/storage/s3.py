@@ -1,7 +1,7 @@
 """Files in a bucket, through boto3."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any
 
 import boto3
@@ -29,6 +29,7 @@ from exhaust.files.storage.base import (
     parse_job_id,
 )
 from exhaust.files.storage.connections import CONNECT_SECONDS, limit_requests
+from ingest.db.clock import read_clock
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -163,7 +164,7 @@ class S3Storage:
                 yield upload["Key"], upload["UploadId"]
 
     def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
-        seconds = int((until - datetime.now(UTC)).total_seconds())
+        seconds = int((until - read_clock()).total_seconds())
         if seconds < 1:
             return None
         try:

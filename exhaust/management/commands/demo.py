@@ -17,7 +17,6 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
-from django.utils import timezone
 
 from exhaust import processes
 from exhaust.demo import conversations
@@ -25,6 +24,7 @@ from exhaust.demo.client import CallFailed, Client, chunks, open_link
 from exhaust.files import links, storage
 from exhaust.models import File, Job, Link
 from ingest.auth import keys
+from ingest.db.clock import read_clock
 from ingest.models import ApiKey, Channel, Conversation, Participant, RejectedEvent, StoredEvent
 
 CHANNEL = "DEMO"
@@ -80,7 +80,7 @@ class Command(BaseCommand):
         }
         self._wait_until_ready(base, children, logs)
 
-        start = (datetime.now(UTC) - timedelta(days=DAYS)).date()
+        start = (read_clock() - timedelta(days=DAYS)).date()
         self._send_events(Client(base, sender_key), start)
 
         dates = {
@@ -217,13 +217,13 @@ class Command(BaseCommand):
         self._print_heading("Trying links that must fail")
         file = File.objects.filter(job__channel__identifier=CHANNEL).latest("id")
         for file in File.objects.filter(job__channel__identifier=CHANNEL).order_by("id"):
-            link = links.create(file, timezone.now() + timedelta(seconds=3))
+            link = links.create(file, read_clock() + timedelta(seconds=3))
             url = links.build_url(link)
             altered = url[:-1] + ("A" if url[-1] != "A" else "B")
             if open_link(url)[0] != 200:
                 raise CallFailed(f"The link to {file.name} did not open.")
             self._check_refused("altered", altered, file)
-            time.sleep(max(0.0, (link.expires_at - timezone.now()).total_seconds()) + 0.2)
+            time.sleep(max(0.0, (link.expires_at - read_clock()).total_seconds()) + 0.2)
             self._check_refused("expired", url, file)
 
     def _check_refused(self, kind: str, url: str, file: File) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
-from django.utils import timezone
 
 from ingest.auth import keys
+from ingest.db.clock import read_clock
 from ingest.models import ApiKey
 
 
@@ -40,7 +40,7 @@ class Command(BaseCommand):
         days = options["days"]
         if days is not None and not 1 <= days <= 3650:
             raise CommandError("--days must be from 1 to 3650.")
-        expires_at = None if days is None else timezone.now() + timedelta(days=days)
+        expires_at = None if days is None else read_clock() + timedelta(days=days)
         try:
             with transaction.atomic():
                 channels = [

@@ -91,7 +91,7 @@ def test_https_redirect_has_headers(settings: Any):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     told = {"ahead": 0.0}
-    monkeypatch.setattr(security_headers, "time", lambda: time() + told["ahead"])
+    monkeypatch.setattr(security_headers, "read_seconds", lambda: int(time() + told["ahead"]))
     return told
 
 
