@@ -9,7 +9,6 @@ from uuid import uuid4
 
 from celery import Celery
 from celery.beat import PersistentScheduler
-from celery.fixups import django as django_fixup
 from celery.signals import celeryd_init, setup_logging
 from kombu import Exchange, Queue
 from kombu.transport import filesystem
@@ -86,22 +85,6 @@ def replace_children_lost_without_redis(**_: Any) -> None:
 
     pool_class.did_start_ok = start_replacements
     pool_class._track_child_process = track_again
-
-
-@celeryd_init.connect
-def keep_database_pool(**_: Any) -> None:
-    """Lets the end of a task leave the pool open: the poller and the heartbeats use it too.
-
-    Celery closes the pool once in the parent and once in its children, and that has to be.
-    """
-    fixup: Any = django_fixup.DjangoWorkerFixup  # type: ignore[attr-defined]
-    close_inherited = fixup.on_worker_process_init
-
-    def close_inherited_only(self: Any, **kwargs: Any) -> None:
-        close_inherited(self, **kwargs)
-        self._is_prefork = lambda: False
-
-    fixup.on_worker_process_init = close_inherited_only
 
 
 class WakeupScheduler(PersistentScheduler):

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import current_app
 from celery.signals import celeryd_after_setup, worker_process_init
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, Error, connections
 
 from exhaust.files import last_position
 from exhaust.jobs import attempt, transitions, wakeup
@@ -48,7 +48,7 @@ def poll_loop(stop_event: threading.Event) -> None:
             start_overdue_tasks(queues, running)
             if queues & {"interactive", "nightly"}:
                 _run_overdue_job(lowest_priority)
-        except DatabaseError:
+        except Error:
             log.warning("poller.database_failed")
         except Exception:
             # the loop goes on: a worker without a broker depends on it
@@ -137,5 +137,5 @@ def release_jobs() -> None:
     try:
         for priority in transitions.release_all(transitions.format_worker_id(os.getpid())):
             wakeup.enqueue_work(priority)
-    except DatabaseError:
+    except Error:
         log.warning("worker.release_failed")

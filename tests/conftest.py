@@ -140,8 +140,8 @@ def nobody_acts() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets probes look at nothing: their threads do not see the transaction of a test."""
-    state = dict.fromkeys(("database", "migrations", "broker", "storage"), "ok")
-    monkeypatch.setattr(health, "read_state", lambda: {**state, "queue_wait_seconds": 0})
+    state = dict.fromkeys(("database", "migrations", "broker", "storage", "sweep"), "ok")
+    monkeypatch.setattr(health, "read_state", lambda *_: {**state, "queue_wait_seconds": 0})
 
 
 @pytest.fixture

@@ -51,6 +51,10 @@ class Unreachable(Exception):
     """No answer came. Trying again can help; the message says why."""
 
 
+class NoAnswer(Unreachable):
+    """The host was silent until the deadline, and held a socket for so long."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A parsed address; `path` includes the query."""
@@ -235,7 +239,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[Any]:
     thread.start()
     thread.join(min(CONNECT_SECONDS, _seconds_left(deadline)))
     if not results or isinstance(results[0], Exception):
-        raise Unreachable("The host's name could not be resolved.")
+        raise (Unreachable if results else NoAnswer)("The host's name could not be resolved.")
     return list(results[0])
 
 
@@ -283,8 +287,9 @@ def send(
             )
     except (HTTPError, HTTPException, OSError, ValueError) as error:
         if monotonic() >= connection.deadline:
-            raise Unreachable(f"No answer within {seconds:g} seconds.") from error
-        raise Unreachable(_describe_error(error)) from error
+            raise NoAnswer(f"No answer within {seconds:g} seconds.") from error
+        kind = NoAnswer if isinstance(error, TimeoutError) else Unreachable
+        raise kind(_describe_error(error)) from error
     finally:
         connection.close()
         if connection.deadline_timer:

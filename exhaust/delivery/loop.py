@@ -4,6 +4,9 @@ A claim is one guarded UPDATE that leases the row and raises its fencing token. 
 names the token, so a worker that lost its lease, to another worker or to an operator's order,
 changes nothing. When a worker dies, its lease expires and the row is claimed again.
 The threads that send have no connection to the database.
+
+A silent receiver costs its own channel only: a channel has few sockets, and a host that several
+requests of a channel got no answer from is left alone for a while.
 """
 
 from collections.abc import Collection
@@ -11,18 +14,60 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from time import monotonic
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
-from django.db.models import F, Q, QuerySet
+from django.db.models import Count, F, Q, QuerySet
 from django.db.models.functions import Now
 
 from exhaust.delivery import sender
+from exhaust.delivery.http_client import NoAnswer
 from exhaust.delivery.sender import OutboundRequest, Outcome
-from exhaust.models import Claimable, Delivery
+from exhaust.models import Callback, Delivery, Destination
 from ingest import logs
 
 log = logs.get_logger(__name__)
-CONCURRENCY = 8  # requests at once
+CONCURRENCY = 16  # requests at once
+CHANNEL_CONCURRENCY = 4  # of one channel, in all processes
 LEASE = timedelta(seconds=120)  # well over the time that reading and sending a batch may take
+
+
+class HostBreaker:
+    """Which hosts were silent of late, for which channel. Each process learns it for itself."""
+
+    def __init__(self, failures: int = 3, seconds: float = 30.0) -> None:
+        self._max_failures = failures
+        self._seconds = seconds
+        self._failures: dict[tuple[int, str], int] = {}  # in a row
+        self._open_until: dict[tuple[int, str], float] = {}
+
+    def seconds_left(self, channel_id: int, url: str) -> float:
+        """Returns for how long to leave the host alone; 0 for a request that may be sent.
+
+        After that time one request is let through, and the others wait for its outcome.
+        """
+        host = (channel_id, urlsplit(url).netloc)
+        if self._failures.get(host, 0) < self._max_failures:
+            return 0.0
+        now = monotonic()
+        if (left := self._open_until[host] - now) > 0:
+            return left
+        self._open_until[host] = now + self._seconds
+        return 0.0
+
+    def record(self, channel_id: int, url: str, outcome: Outcome) -> None:
+        """Counts silence, and forgets it with any other outcome."""
+        host = (channel_id, urlsplit(url).netloc)
+        if not isinstance(outcome, NoAnswer):
+            self._failures.pop(host, None)
+            self._open_until.pop(host, None)
+            return
+        self._open_until[host] = monotonic() + self._seconds
+        self._failures[host] = self._failures.get(host, 0) + 1
+        if self._failures[host] == self._max_failures:
+            log.warning("host.silent", channel=channel_id)
+
+
+breaker = HostBreaker()
 
 
 class Work(Protocol):
@@ -35,7 +80,7 @@ class Work(Protocol):
     def request(self) -> OutboundRequest: ...
 
 
-RowT = TypeVar("RowT", bound=Claimable)
+RowT = TypeVar("RowT", Destination, Callback)
 WorkT = TypeVar("WorkT", bound=Work)
 
 
@@ -69,6 +114,9 @@ def deliver_due(queue: DeliveryQueue[RowT, WorkT], seconds: float) -> bool:
                 row = claim(queue.find_due())
                 if row is None:
                     break
+                if wait_seconds := breaker.seconds_left(row.channel_id, row.url):
+                    release(row, next_at=Now() + timedelta(seconds=wait_seconds))
+                    continue
                 if (work := queue.prepare(row)) is not None:
                     sending[senders.submit(sender.send, work.request)] = work
             is_first_round = False
@@ -77,6 +125,7 @@ def deliver_due(queue: DeliveryQueue[RowT, WorkT], seconds: float) -> bool:
             has_read = monotonic() < deadline and queue.prefetch(sending.values())
             for future in wait(sending, 0 if has_read else 0.2, FIRST_COMPLETED).done:
                 work = sending.pop(future)
+                breaker.record(work.delivery.channel_id, work.request.url, future.result())
                 try:
                     queue.record(work, future.result())
                 except Exception:  # the other rows go on; this one's lease expires
@@ -87,8 +136,15 @@ def deliver_due(queue: DeliveryQueue[RowT, WorkT], seconds: float) -> bool:
 
 
 def find_claimable(rows: QuerySet[RowT]) -> QuerySet[RowT]:
-    """Returns those of the rows that are due and that no worker leases."""
-    return rows.filter(Q(lease_until=None) | Q(lease_until__lt=Now()), next_at__lte=Now())
+    """Returns those of the rows that are due and that no worker leases.
+
+    Leaves out channels with `CHANNEL_CONCURRENCY` leased rows: they may be silent receivers.
+    """
+    leased = rows.filter(lease_until__gte=Now()).order_by().values("channel")
+    busy_channels = leased.annotate(leased=Count("pk")).filter(leased__gte=CHANNEL_CONCURRENCY)
+    return rows.filter(Q(lease_until=None) | Q(lease_until__lt=Now()), next_at__lte=Now()).exclude(
+        channel__in=busy_channels.values("channel")
+    )
 
 
 def claim(due: QuerySet[RowT]) -> RowT | None:

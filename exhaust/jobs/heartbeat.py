@@ -3,11 +3,11 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from django.conf import settings
-from django.db import DatabaseError, connection, connections
+from django.db import Error, connection, connections
 
 from exhaust.failpoints import trigger_failpoint
 from exhaust.files import parallel_copy, storage, writer
@@ -83,9 +83,14 @@ class Heartbeat:
                         self._mark_lost()
                         return
                     self._last_renewed = started
-                except DatabaseError:
-                    log.warning("lease.renewal_failed", job=self._job.pk)
-                    connection.close()
+                except Exception as error:  # this thread ends with its attempt, and never before
+                    log.warning(
+                        "lease.renewal_failed",
+                        job=self._job.pk,
+                        exc_info=not isinstance(error, Error),
+                    )
+                    with suppress(Error):
+                        connection.close()
                     if self._is_overdue():
                         self._mark_lost()
                         return

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import current_app
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import Error, connection
 from django.db.models import Case, DurationField, ExpressionWrapper, F, Q, When
 from django.db.models.functions import Now
 from kombu import Connection
@@ -46,12 +46,12 @@ def enqueue(task: str, *args: str, **options: Any) -> None:
     try:
         if not _mark_sent(kind):
             return
-    except DatabaseError as error:
+    except Error as error:
         log.warning("wakeup.database_failed", task=kind, error=type(error).__name__)
         if not connection.in_atomic_block:
             connection.close()
         return
-    if not send_message(task, args, options):
+    if not send_message(task, args, options):  # so it is sent again next time
         Wakeup.objects.filter(kind=kind).update(sent_at=Now() - LOST)
 
 

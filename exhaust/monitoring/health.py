@@ -1,6 +1,7 @@
 """Whether the process lives, whether it can work, and what to say where nothing is."""
 
-from datetime import date
+from collections.abc import Sequence
+from datetime import date, timedelta
 from hmac import compare_digest
 from ipaddress import ip_address
 
@@ -12,7 +13,7 @@ from django.utils.html import format_html
 from django.views import defaults
 
 from exhaust.files import storage
-from exhaust.jobs import transitions
+from exhaust.jobs import transitions, wakeup
 from exhaust.models import DailyRun
 from exhaust.monitoring.checks import Check, State
 from ingest import logs
@@ -24,6 +25,7 @@ from ingest.http.schema import extend_schema
 
 log = logs.get_logger(__name__)
 BROKER_TIMEOUT_SECONDS = 1
+SWEEP_MAX_AGE = timedelta(seconds=60)
 ESSENTIAL_PARTS = ("database", "migrations")  # without one of them no request is served
 
 
@@ -42,6 +44,8 @@ class Readiness(Body):
     broker = text("ok, unreachable or refuses writes: exports start later.", required=False)
     storage = text("ok or unreachable: no file is made meanwhile.", required=False)
     queue_wait_seconds = integer("How long an export has waited for a worker.", required=False)
+    sweep = text("ok, or what to do: callbacks and retries wait meanwhile.", required=False)
+    sweep_age_seconds = integer("How long ago a worker looked for due work.", required=False)
 
 
 @extend_schema("alive", {200: Liveness, "4XX": None}, methods=["GET"], auth=[])
@@ -115,6 +119,7 @@ def check_database() -> State:
             if state["migrations"] == "ok":
                 state["database"] = restore.find_fault() or "ok"
                 state["queue_wait_seconds"] = round(transitions.queue_wait().total_seconds())
+                state |= _check_sweep()
         except (DatabaseError, InterfaceError) as error:
             connection.close()  # a new one may reach a server that works
             if is_last:
@@ -155,6 +160,17 @@ def _check_migrations() -> str:
     return "ok"
 
 
+def _check_sweep() -> State:
+    age = wakeup.fetch_sweep_age()
+    if age is None:  # before the first worker
+        return {"sweep": "ok"}
+    is_late = age > SWEEP_MAX_AGE
+    return {
+        "sweep": "stalled: start a worker" if is_late else "ok",
+        "sweep_age_seconds": round(age.total_seconds()),
+    }
+
+
 def check_broker() -> State:
     """Returns the state of the broker."""
     url = settings.CELERY_BROKER_URL
@@ -187,18 +203,15 @@ def check_storage() -> State:
     return {"storage": "ok"}
 
 
-CHECKS = (
-    Check("database", check_database),
-    Check("broker", check_broker),
-    Check("storage", check_storage),
-)
+SERVER_CHECKS = (Check("broker", check_broker), Check("storage", check_storage))
+CHECKS = (Check("database", check_database), *SERVER_CHECKS)
 
 
-def read_state() -> State:
+def read_state(checks: Sequence[Check] = CHECKS) -> State:
     """Returns the state of each part, at most a second old."""
-    for check in CHECKS:
+    for check in checks:
         check.start()
-    return {part: value for check in CHECKS for part, value in check.read().items()}
+    return {part: value for check in checks for part, value in check.read().items()}
 
 
 # Addresses that are none --------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from exhaust.delivery import destinations
-from exhaust.jobs import transitions
-from exhaust.models import Destination, Job
+from exhaust.jobs import transitions, wakeup
+from exhaust.models import Destination, Job, Schedule
 from exhaust.monitoring import health
 from ingest.derive import deriver
 from ingest.http.schema import PROBLEM, Problem, extend_schema
@@ -99,6 +99,28 @@ class DatabaseCollector(Collector):
             "How long the job that waits longest has waited for a worker.",
             value=transitions.queue_wait().total_seconds(),
         )
+        age = wakeup.fetch_sweep_age()
+        yield GaugeMetricFamily(
+            "exhaust_sweep_age_seconds",
+            "How long ago a worker looked for due work.",
+            value=age.total_seconds() if age is not None else 0.0,
+        )
+        health_of_parts = GaugeMetricFamily(
+            "exhaust_part_up", "1 for a part that /readyz calls ok.", labels=["part"]
+        )
+        state = health.read_state(health.SERVER_CHECKS)
+        for check in health.SERVER_CHECKS:
+            health_of_parts.add_metric([check.name], float(state.get(check.name) == "ok"))
+        yield health_of_parts
+        failing = GaugeMetricFamily(
+            "exhaust_schedules_failing",
+            "Schedules whose last slot submitted no request.",
+            labels=["channel"],
+        )
+        rejected = Schedule.objects.exclude(last_error="").values_list("channel__identifier")
+        for channel, count in rejected.annotate(count=Count("pk")).order_by("channel__identifier"):
+            failing.add_metric([channel], count)
+        yield failing
         feed = GaugeMetricFamily(
             "exhaust_session_lag_seconds",
             "Age of the oldest event not yet in sessions and users.",

@@ -5,15 +5,12 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from time import monotonic
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery.fixups.django import DjangoWorkerFixup  # type: ignore[attr-defined]
-from django.db import connection
 from kombu import Connection, Producer
 
-from config.celery import app, keep_database_pool
+from config.celery import app
 from exhaust.jobs import wakeup
 
 
@@ -126,25 +123,3 @@ def test_schedule_sends_no_second_wakeup(enqueued: list[str]) -> None:
     wakeup.record_start("exhaust.sweep")
     scheduler.apply_entry(entry)
     assert enqueued == ["exhaust.sweep"] * 2
-
-
-@pytest.mark.postgresql
-@pytest.mark.django_db(transaction=True)
-def test_end_of_task_leaves_the_pool_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a process of a prefork worker, as Celery's fixup prepares it
-    fixup_class: Any = DjangoWorkerFixup
-    monkeypatch.setattr(fixup_class, "on_worker_process_init", fixup_class.on_worker_process_init)
-    keep_database_pool()
-    fixup = fixup_class(app)
-    fixup.worker = SimpleNamespace(pool_cls="prefork")
-    fixup.on_worker_process_init()
-    connection.ensure_connection()
-    pool = connection.pool
-
-    # when
-    fixup.on_task_postrun(SimpleNamespace(request=SimpleNamespace(is_eager=False)))
-
-    # then
-    assert connection.connection is None
-    assert connection.pool is pool
-    assert not pool.closed

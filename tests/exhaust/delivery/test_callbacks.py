@@ -45,6 +45,7 @@ def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Allows receivers on this machine, with a short timeout."""
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(callbacks, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(loop, "breaker", loop.HostBreaker())
 
 
 def make_callback(url: str = URL, **overrides: Any) -> Callback:
@@ -410,21 +411,38 @@ def test_bad_receiver_times_out(behaviour: Any, seconds: float) -> None:
 
 
 @pytest.mark.django_db
-def test_hanging_receiver_blocks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a random delay may be almost zero, and one of them due again at once
-    whole = replace(callbacks.BACKOFF, jitter=(1.0, 1.0))
-    monkeypatch.setattr(callbacks, "BACKOFF", whole)
-    with Receiver([Silent()]) as hanging, Receiver() as good:
-        for _ in range(loop.CONCURRENCY - 1):
-            make_callback(hanging.url)
-        callback = make_callback(good.url)
+def test_silent_receiver_costs_its_own_channel_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given many callbacks to a silent host of one channel, tried before those of another
+    monkeypatch.setattr(callbacks, "BACKOFF", replace(callbacks.BACKOFF, jitter=(1.0, 1.0)))
+    with Receiver([Silent()]) as silent, Receiver() as good:
+        callbacks_of_silent = 115
+        make_callback(silent.url)
+        Callback.objects.bulk_create(
+            Callback(
+                channel_id=row.channel_id, kind=row.kind, job_id=row.job_id, url=row.url,
+                job_status=row.job_status, next_at=row.next_at - timedelta(minutes=1),
+            )
+            for row in Callback.objects.all()
+            for _ in range(callbacks_of_silent - 1)
+        )  # fmt: skip
+        other = make_callback(good.url, channel="ORG_002")
         start_time = time.monotonic()
+
+        # when
+        assert callbacks.deliver_due(seconds=0)
+
+        # then the other one is delivered, and the host gets as many requests as a channel may have
+        other.refresh_from_db()
+        assert other.status == "delivered"
+        assert silent.connections == loop.CHANNEL_CONCURRENCY
+        assert time.monotonic() - start_time < 3 * callbacks.TIMEOUT_SECONDS
+
+        # and then the host is left alone, which uses up no attempt
         assert not callbacks.deliver_due(seconds=0)
-        # all of them at once
-        assert time.monotonic() - start_time < (loop.CONCURRENCY - 1) * callbacks.TIMEOUT_SECONDS
-    callback.refresh_from_db()
-    assert callback.status == "delivered"
-    assert Callback.objects.filter(status="failing").count() == loop.CONCURRENCY - 1
+        assert silent.connections == loop.CHANNEL_CONCURRENCY
+        untried = Callback.objects.filter(attempt=0)
+        assert untried.count() == callbacks_of_silent - loop.CHANNEL_CONCURRENCY
+        assert untried.filter(next_at__lte=timezone.now() + timedelta(seconds=20)).count() == 0
 
 
 @pytest.mark.django_db
@@ -437,8 +455,8 @@ def test_untried_callbacks_go_first() -> None:
 @pytest.mark.django_db
 def test_run_stops_and_reports_more_due() -> None:
     with Receiver() as receiver:
-        for _ in range(loop.CONCURRENCY + 1):
-            make_callback(receiver.url)
+        for number in range(loop.CONCURRENCY + 1):
+            make_callback(receiver.url, channel=f"ORG_{number}")
         assert callbacks.deliver_due(seconds=0)
         assert len(receiver.received) == loop.CONCURRENCY
         assert not callbacks.deliver_due(seconds=0)

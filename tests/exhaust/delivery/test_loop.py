@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from exhaust.delivery import callbacks, loop, pump
 from exhaust.delivery.backoff import Backoff
+from exhaust.delivery.http_client import Answer, NoAnswer
 from exhaust.models import Callback
 from tests.exhaust.destinations import make_destination
 from tests.exhaust.factories import make_finished
@@ -72,3 +73,26 @@ def test_backoff_follows_retry_after(
 
     assert backoff.delay(1, retry_after_seconds) == timedelta(seconds=seconds)
     assert backoff.max_attempts == 3
+
+
+def test_silent_host_is_probed_by_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a host that was silent thrice in a row, for one channel
+    now = 0.0
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+    breaker = loop.HostBreaker()
+    url, silence = "https://receiver.example/hook", NoAnswer("No answer within 15 seconds.")
+    for _ in range(3):
+        assert breaker.seconds_left(1, url) == 0
+        breaker.record(1, url, silence)
+
+    # then no request of this channel is sent there for half a minute, and then one
+    assert breaker.seconds_left(1, url) == 30
+    assert breaker.seconds_left(2, url) == breaker.seconds_left(1, "https://other.example/") == 0
+    now = 30.0
+    assert [breaker.seconds_left(1, url), breaker.seconds_left(1, url)] == [0, 30]
+    breaker.record(1, url, silence)
+    assert breaker.seconds_left(1, url) == 30
+
+    # and all of them after an answer
+    breaker.record(1, url, Answer(503, b"", 0))
+    assert breaker.seconds_left(1, url) == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection, connections
+from django.db import InterfaceError, OperationalError, connection, connections
 from django.utils import timezone
 
 from exhaust.datasets import DATASETS
@@ -676,6 +676,29 @@ def test_heartbeat_uses_own_connection(files: Path, monkeypatch: pytest.MonkeyPa
     assert beats[-1][1] == 2
     assert threading.current_thread().name != f"lease-{job.pk}"
     assert f"lease-{job.pk}" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("error", [KeyError("default"), InterfaceError("closed")])
+def test_heartbeat_survives_any_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a renewal that fails in an unexpected way
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.01)
+    renewals: list[int] = []
+
+    def fail_once(_: Job, rows: int) -> bool:
+        renewals.append(rows)
+        if len(renewals) == 1:
+            raise error
+        return True
+
+    monkeypatch.setattr(transitions, "renew", fail_once)
+
+    # when / then the next one is made all the same
+    with heartbeat.Heartbeat(claim_job(make_job()), writer.Progress()) as beating:
+        end = time.monotonic() + 5
+        while len(renewals) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        beating.require_lease()
+    assert len(renewals) >= 3
 
 
 def test_heartbeat_reports_lost_lease(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from socket import create_server
 from typing import Any
@@ -11,16 +12,18 @@ import pytest
 from django.db import DatabaseError, connection, connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
+from django.utils import timezone
 
 from exhaust.files import storage
-from exhaust.models import DailyRun
+from exhaust.jobs import wakeup
+from exhaust.models import DailyRun, Wakeup
 from exhaust.monitoring import checks, health
 from exhaust.monitoring.checks import Check
 from tests.conftest import bearer
 
 WELL = {
     "status": "ok", "database": "ok", "migrations": "ok", "broker": "ok", "storage": "ok",
-    "queue_wait_seconds": 0,
+    "queue_wait_seconds": 0, "sweep": "ok",
 }  # fmt: skip
 on_server = pytest.mark.postgresql
 committed = pytest.mark.django_db(transaction=True)
@@ -59,6 +62,18 @@ def test_read_only_database_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(health, "require_writable", refuse)
     code, state = probe()
     assert (code, state["database"]) == (503, "unreachable or read-only")
+
+
+@looking
+@committed
+def test_degraded_without_sweeps() -> None:
+    for age, sweep in ((50, "ok"), (61, "stalled: start a worker")):
+        started_at = timezone.now() - timedelta(seconds=age)
+        Wakeup.objects.update_or_create(kind=wakeup.SWEEP, defaults={"started_at": started_at})
+        state = health.check_database()
+        assert state["sweep"] == sweep
+        assert age <= int(str(state["sweep_age_seconds"])) <= age + 5
+    assert health.determine_status({**WELL, **state}) == "degraded"
 
 
 @looking

@@ -2,17 +2,19 @@
 
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import settings
 from exhaust.files import links
-from exhaust.jobs import transitions
-from exhaust.models import Job
-from tests.conftest import bearer, make_key
+from exhaust.jobs import transitions, wakeup
+from exhaust.models import Job, Schedule, Wakeup
+from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import make_claimed, make_finished, make_job
 from tools.reference import list_metrics
 
@@ -73,6 +75,26 @@ def test_job_outcomes_are_counted(client: Client, settings: Any) -> None:
     assert after["exhaust_jobs_unfinished", ("nightly", "SUBMITTED")] == 1
     assert after["exhaust_jobs_unfinished", ("interactive", "PROCESSING")] == 1
     assert after["exhaust_queue_wait_seconds", ()] >= 0
+
+
+@pytest.mark.usefixtures("probed")
+@pytest.mark.django_db
+def test_sweeps_servers_and_schedules_are_measured(client: Client, settings: Any) -> None:
+    # given a sweep of a minute ago, a schedule that fails, and a broker that is gone
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
+    settings.CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
+    Wakeup.objects.create(kind=wakeup.SWEEP, started_at=timezone.now() - timedelta(seconds=60))
+    Schedule.objects.create(
+        channel=make_channel("ORG_001"), name="daily", cron="0 6 * * *", dataset="uci",
+        next_at=timezone.now(), last_error="There are too many requests.",
+    )  # fmt: skip
+
+    # when / then
+    values = scrape(client)
+    assert 60 <= values["exhaust_sweep_age_seconds", ()] < 70
+    assert values["exhaust_part_up", ("broker",)] == 0
+    assert values["exhaust_part_up", ("storage",)] == 1
+    assert values["exhaust_schedules_failing", ("ORG_001",)] == 1
 
 
 @pytest.mark.django_db
