@@ -12,12 +12,16 @@ django = get_wsgi_application()
 from django.conf import settings  # noqa: E402
 
 from ingest.db import outages  # noqa: E402
-from ingest.limits.admission import AdmissionControl, discard_bodies  # noqa: E402
+from ingest.limits.admission import (  # noqa: E402
+    AdmissionControl,
+    discard_bodies,
+    measure_bodies,
+)
 
 outages.log_unreachable()  # it serves, and answers 503 until the database is there
 
 application = discard_bodies(  # one connection is for `/metrics`
-    AdmissionControl(django, slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1)
+    AdmissionControl(measure_bodies(django), slots=settings.EXHAUST_DATABASE_POOL_SIZE - 1)
 )
 sys.setswitchinterval(0.001)  # busy threads delay 503 responses less
 gc.collect()

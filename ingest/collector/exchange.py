@@ -12,11 +12,12 @@ from ingest.adapters import json_body
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.ids import make_uuid
+from ingest.limits.admission import MAX_DISCARDED_BYTES
 
 IDLE_BODY_SECONDS = 15.0  # for a body's first byte, and beyond its rate
 SMALL_BODY_BYTES = 256 * 1024  # are read in one piece, which takes less time
 MIN_BYTES_PER_SECOND = 32 * 1024  # of a body
-DISCARD_SECONDS, MAX_DISCARDED_BYTES = 5.0, 32 * 1024 * 1024  # of a body that is not wanted
+DISCARD_SECONDS = 5.0  # of a body that is not wanted
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{32,36}\Z")  # a UUID, with or without dashes: no phone
 
 

@@ -12,9 +12,8 @@ from django.conf import settings
 
 from ingest.collector.exchange import Request
 from ingest.collector.groups import ShareFull, Shares
-from ingest.limits.admission import build_overload, identify_caller
+from ingest.limits.admission import MAX_BODY_BYTES, build_overload, identify_caller
 
-MAX_BODY_BYTES = 9 * 1024 * 1024  # more than any address takes; each says its own limit
 CALLER_REQUESTS, CALLER_BYTES = 1_000, 16 * 1024 * 1024  # in progress, of a caller in a process
 TOTAL_REQUESTS, TOTAL_BYTES = 4_000, 64 * 1024 * 1024
 THREADS = 64
