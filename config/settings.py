@@ -270,6 +270,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "ingest.logs.RequestIdMiddleware",
     "ingest.http.security_headers.SecurityHeadersMiddleware",
+    "ingest.http.middleware.repeat_lost_reads",
     "ingest.http.middleware.ActorMiddleware",
     "ingest.limits.rate_limits.add_rate_limit_headers",
     "django.middleware.security.SecurityMiddleware",

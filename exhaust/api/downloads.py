@@ -2,6 +2,7 @@
 
 import re
 
+from django.db import DatabaseError
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.views.decorators.http import require_safe
 
@@ -11,6 +12,7 @@ from exhaust.files import links, storage
 from exhaust.models import File
 from ingest import audit
 from ingest.audit import Actor
+from ingest.http import problems
 from ingest.http.schema import extend_schema
 from ingest.limits import rate_limits, token_bucket
 
@@ -40,6 +42,10 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
                 raise
     except (links.LinkUnusable, rate_limits.RateLimited) as error:
         response = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
+    except DatabaseError as error:
+        code, _, detail = problems.explain(error)
+        response = HttpResponse(f"{detail}\n", "text/plain; charset=utf-8", status=code)
+        problems.add_headers(response, code)
     except FileNotFoundError:
         response = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
     finally:

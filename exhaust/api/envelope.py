@@ -7,11 +7,9 @@ from uuid import uuid4
 from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 
-from ingest import logs
 from ingest.db.clock import read_clock
 from ingest.http import problems
 
-log = logs.get_logger(__name__)
 _renderer = JSONRenderer()
 ERROR_HEADERS = ("WWW-Authenticate", "Retry-After")  # that `build_error` sets
 _RESPONSE_CODES = {
@@ -50,17 +48,12 @@ def _split_success(operation: str) -> tuple[bytes, bytes, bytes]:
 
 def build_error(error: Exception, context: dict[str, Any]) -> Response:
     """Returns an error in the envelope; REST framework calls it with each exception."""
-    classified = problems.classify(error)
-    if classified is None:
-        log.error("request.failed", exc_info=error)
-        classified = (500, "server_error", "We failed; the cause is in our log. Try again later.")
-    status, _, detail = classified
+    status, _, detail = problems.explain(error)
     code = _RESPONSE_CODES.get(status, "CLIENT_ERROR")
     operation = getattr(context.get("view"), "operation", "request")
     params = {"status": "failed", "err": code, "errmsg": detail}
     response = Response(_build_envelope(operation, code, params, {}), status)
-    if status == 401:
-        response["WWW-Authenticate"] = "Bearer"
+    problems.add_headers(response, status)
     if status == 429:
         response["Retry-After"] = "30"
     return response

@@ -30,7 +30,7 @@ from ingest.collector.exchange import Handler, Reply, Request
 from ingest.collector.groups import GroupWorker, LoopWorker, ShareFull, Shares
 from ingest.collector.senders import Sender, Senders
 from ingest.events import RequestError
-from ingest.limits import admission, rate_limits
+from ingest.limits import rate_limits
 
 log = logs.get_logger(__name__)
 KEY_READS = 512  # of a key in progress, in a process
@@ -109,7 +109,6 @@ class Poller:
             else:
                 log.error("polling.failed", exc_info=error)
             reply = _build_error(_OVERLOADED, view)
-            reply = _with_headers(reply, **{"Retry-After": str(admission.next_retry_seconds())})
         except Exception as error:
             reply = _build_error(error, view)
         return _with_headers(reply, **_ALLOW, **rate_limits.build_headers(request))

@@ -112,6 +112,7 @@ DOWNLOAD: dict[Any, Any] = {
             (403, "The link was altered or revoked."), (404, "There is no such file."),
             (410, "The link has expired, or the file was deleted."),
             (429, "Too many altered links from this address."),
+            (503, "The database cannot be used now; try again after `Retry-After` seconds."),
         )
     },
     "4XX": None,

@@ -21,7 +21,7 @@ from exhaust.cli.terminal import print_note, printable
 
 MAX_BACKOFF_SECONDS = 60.0
 MAX_RETRY_AFTER_SECONDS = 900.0  # a longer Retry-After ends the command
-RETRIABLE_STATUSES = {408, 429, 502, 503, 504}
+RETRIABLE_STATUSES = {408, 429, 500, 502, 503, 504}
 USER_AGENT = f"exhaust-cli/{__version__}"
 # the request did not leave, so that any call may be sent again
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -131,7 +131,7 @@ class Server:
     ) -> httpx.Response:
         """Returns an answer below 300, read whole. Raises `CommandFailed`.
 
-        A broken connection and 408, 429, 502, 503 and 504 are retried, after Retry-After or a
+        A broken connection and 408, 429, 500, 502, 503 and 504 are retried, after Retry-After or a
         random, doubling wait. A call that is not repeatable is retried only where the server
         surely did nothing. No redirect is followed, so that the key goes to no other address.
         """

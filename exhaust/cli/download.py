@@ -220,7 +220,7 @@ def _check_status(response: httpx.Response) -> None:
             is_retriable=False,
             exit_code=ExitCode.FAILED,
         )
-    if status in RETRIABLE_STATUSES or status == 500:
+    if status in RETRIABLE_STATUSES:
         seconds = retry_after_seconds(response.headers.get("Retry-After", ""))
         raise _TransferFailed(
             f"{status}: {detail}",

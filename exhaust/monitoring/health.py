@@ -1,10 +1,12 @@
 """Whether the process lives, whether it can work, and what to say where nothing is."""
 
+import sys
 from collections.abc import Sequence
 from datetime import date, timedelta
 from hmac import compare_digest
 from ipaddress import ip_address
 
+import psycopg
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.db import DatabaseError, InterfaceError, connection, transaction
@@ -17,6 +19,7 @@ from exhaust.jobs import transitions, wakeup
 from exhaust.models import DailyRun
 from exhaust.monitoring.checks import Check, State
 from ingest import logs
+from ingest.db import outages
 from ingest.db.clock import read_clock
 from ingest.feed import restore
 from ingest.http import problems
@@ -124,9 +127,10 @@ def check_database() -> State:
             connection.close()  # a new one may reach a server that works
             if is_last:
                 log.warning("database.check_failed", error=type(error).__name__)
+                reason = outages.describe_outage(error) or "unreachable or read-only"
         else:
             return state
-    return {"database": "unreachable or read-only", "migrations": "unknown"}
+    return {"database": reason, "migrations": "unknown"}
 
 
 def require_writable() -> None:
@@ -137,7 +141,7 @@ def require_writable() -> None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_export_snapshot(), current_setting('transaction_read_only')")
             if cursor.fetchone()[1] == "on":
-                raise DatabaseError("The database is read-only.")
+                raise DatabaseError from psycopg.errors.ReadOnlySqlTransaction()
     else:
         with transaction.atomic():
             DailyRun(pk=0, day=date.min).save(force_insert=True)
@@ -231,5 +235,12 @@ def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
     return problems.build_response(404, "not_found", "There is nothing at this address.")
 
 
-def server_error(request: HttpRequest) -> JsonResponse:
-    return problems.build_response(500, "server_error", "We failed; the cause is in our log.")
+def server_error(request: HttpRequest) -> HttpResponse:
+    error = sys.exception()  # Django calls this while it handles it
+    code, reason, detail = problems.explain(error if isinstance(error, Exception) else Exception())
+    if code == 503 and "text/html" in request.headers.get("Accept", ""):
+        page = "<!doctype html><title>Try again</title><h1>Try again soon</h1><p>{}</p>"
+        response = HttpResponse(format_html(page, detail), status=code)
+        problems.add_headers(response, code)
+        return response
+    return problems.build_response(code, reason, detail)

@@ -34,7 +34,7 @@ TAGS = {
 }
 STATUSES = {
     "200": "Success.",
-    "503": "The database does not answer.",
+    "503": "Overload, or the database cannot be used. Send it again after `Retry-After` seconds.",
     "202": "Not finished yet: send it again.",
     "304": "Nothing has changed.",
     "400": "The request cannot be read; the message names the field and the remedy.",
@@ -140,6 +140,8 @@ class ApiSchema(AutoSchema):
             usual |= {key[0] for key, answer in answers.items() if answer is None} - {"200"}
             answers |= {(status,): rejection for status in sorted(usual)}
             answers["5XX",] = own_error
+            if rejection is not own_error:  # a source says it in a few fixed words
+                answers["503",] = OpenApiResponse({"type": "object"}, STATUSES["503"])
         bodies: dict[str, Any] = {}
         for (status, *media), answer in answers.items():
             body = self._describe_answer(status, tuple(media), answer)

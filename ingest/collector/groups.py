@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from django.db import connections
 
+from ingest.db import outages
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[Sequence[Item]], Sequence[Result | Exception]]
@@ -197,6 +199,7 @@ class GroupWorker(Generic[Item, Result]):
                 return
             outcomes: Sequence[Result | Exception]
             try:
+                outages.close_ended()
                 outcomes = self._work([item for item, _ in group])
             except Exception as error:
                 outcomes = [error] * len(group)

@@ -35,6 +35,14 @@ def is_lost(error: BaseException) -> bool:
     return cause.sqlstate in _LOST or cause.sqlstate.startswith("08")
 
 
+def close_ended() -> None:
+    """Closes this thread's connection if the server has ended it since the last call."""
+    used = connection.connection
+    is_idle = used is not None and not connection.in_atomic_block
+    if connection.vendor == "postgresql" and is_idle and not pool.is_alive(used):
+        connection.close()
+
+
 def describe_outage(error: BaseException) -> str:
     """Returns why the database cannot be used now, in a few words; "" for an error of another kind.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.middleware.common import CommonMiddleware
 from django.utils.functional import SimpleLazyObject
@@ -22,6 +23,23 @@ class HostMiddleware(CommonMiddleware):
         if request.path_info in PROBE_PATHS:
             request.META["HTTP_HOST"] = "localhost"
         return super().process_request(request)
+
+
+def repeat_lost_reads(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """Answers a GET again, on a new connection, where the database's was lost on the way."""
+
+    def respond(request: HttpRequest) -> HttpResponse:
+        losses = getattr(connection, "loss_count", 0)
+        response = get_response(request)
+        is_lost = response.status_code == 503 and getattr(connection, "loss_count", 0) > losses
+        if is_lost and request.method in {"GET", "HEAD"}:
+            connection.close()
+            response = get_response(request)
+        return response
+
+    return respond
 
 
 class ActorMiddleware:

@@ -3,13 +3,15 @@
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, JsonResponse
+from django.http import Http404, HttpResponseBase, JsonResponse
 from rest_framework import exceptions, status
 from rest_framework.response import Response
 
 from ingest import logs
 from ingest.adapters.base import PROBLEM, problem_members
+from ingest.db import outages
 from ingest.events import RequestError
+from ingest.limits.admission import next_retry_seconds
 
 log = logs.get_logger(__name__)
 UNKNOWN_HOST = "This service has another name; operators add names in ALLOWED_HOSTS."
@@ -32,6 +34,26 @@ def classify(error: Exception) -> tuple[int, str, str] | None:
     return None
 
 
+def explain(error: Exception) -> tuple[int, str, str]:
+    """Returns the same of any error. Logs one that is ours."""
+    problem = classify(error)
+    if problem is not None:
+        return problem
+    if reason := outages.describe_outage(error):
+        log.warning("database.call_failed", exc_info=error)
+        return 503, "unavailable", f"The database is {reason}; try again after Retry-After seconds."
+    log.error("request.failed", exc_info=error)
+    return 500, "server_error", "We failed; the cause is in our log. Try again later."
+
+
+def add_headers(response: HttpResponseBase, code: int) -> None:
+    """Adds what a caller needs beside the body: how to authenticate, when to try again."""
+    if code == status.HTTP_401_UNAUTHORIZED:
+        response["WWW-Authenticate"] = "Bearer"
+    if code == status.HTTP_503_SERVICE_UNAVAILABLE:
+        response["Retry-After"] = str(next_retry_seconds())
+
+
 def first_error(detail: Any, path: str = "") -> tuple[str, str]:
     """Returns the first field that a serializer rejected, dotted, and its sentence."""
     if isinstance(detail, dict):
@@ -45,14 +67,9 @@ def first_error(detail: Any, path: str = "") -> tuple[str, str]:
 
 def handle_exception(error: Exception, context: dict[str, Any]) -> Response | None:
     """Returns the response to an exception; the exception handler of DRF."""
-    problem = classify(error)
-    if problem is None:
-        log.error("request.failed", exc_info=error)
-        problem = (500, "server_error", "We failed; the cause is in our log. Try again later.")
-    code, reason, detail = problem
+    code, reason, detail = explain(error)
     response = Response(problem_members(code, reason, detail), code, content_type=PROBLEM)
-    if code == status.HTTP_401_UNAUTHORIZED:
-        response["WWW-Authenticate"] = "Bearer"
+    add_headers(response, code)
     return response
 
 
@@ -61,6 +78,5 @@ def build_response(code: int, reason: str, detail: str) -> JsonResponse:
     response = JsonResponse(
         problem_members(code, reason, detail), status=code, content_type=PROBLEM
     )
-    if code == status.HTTP_401_UNAUTHORIZED:
-        response["WWW-Authenticate"] = "Bearer"
+    add_headers(response, code)
     return response

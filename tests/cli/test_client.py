@@ -82,10 +82,11 @@ def test_status_gives_exit_code(command: Command, answer: Answer, code: int, mes
 
 
 def test_retry_after_is_obeyed(command: Command):
-    answers = in_turn(failed(429, Retry_After="7"), failed(503, Retry_After="2"), enveloped(job()))
-    with serving(answers) as stub:
+    waits = {429: "7", 503: "2", 500: "1"}
+    failures = [failed(status, Retry_After=wait) for status, wait in waits.items()]
+    with serving(in_turn(*failures, enveloped(job()))) as stub:
         completed = command(stub.url, *STATUS)
-    assert (completed.code, completed.waits, len(stub.requests)) == (0, [7.0, 2.0], 3)
+    assert (completed.code, completed.waits, len(stub.requests)) == (0, [7.0, 2.0, 1.0], 4)
 
 
 def test_backoff_doubles_and_ends(command: Command):
@@ -104,8 +105,9 @@ def test_wait_of_hours_ends_command(command: Command):
     assert "7200" in completed.err
 
 
-def test_retry_command_is_not_repeated(command: Command):
-    with serving(lambda _: failed(503)) as stub:
+@pytest.mark.parametrize("status", [500, 503])
+def test_retry_command_is_not_repeated(command: Command, status: int):
+    with serving(lambda _: failed(status)) as stub:
         assert command(stub.url, "retry", "april", "ABC").code == 5
     assert len(stub.requests) == 1
 

@@ -26,6 +26,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     """A thread's connection. Its own are discarded as soon as an error shows that they are lost."""
 
     _connection_pools: dict[str, Pool] = {}
+    loss_count = 0  # of this thread
 
     def open_connection(self) -> Any:
         """Returns a new connection beside the pool, with autocommit. Raises `Unavailable`."""
@@ -88,6 +89,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         lost = self.connection
         if getattr(lost, "is_discarded", False):
             return
+        self.loss_count += 1
         if lost is not None:
             lost.is_discarded = True
             lost.close()
