@@ -21,7 +21,7 @@ from exhaust.models import Callback, DailyRun, File, Job, Link, Transition
 from ingest.admin import ReadOnlyAdmin, SuperuserOnlyAdmin, VisibleRelatedFilter
 from ingest.auth import roles
 from ingest.events import RequestError
-from ingest.models import IDENTIFIER, Channel, Conversation
+from ingest.models import IDENTIFIER, IDENTIFIER_RULE, Channel, Conversation
 
 NON_PERSONAL_DATASETS = [name for name, dataset in DATASETS.items() if not dataset.is_private]
 
@@ -83,7 +83,11 @@ class SubmitForm(forms.ModelForm):
         initial="UTC", help_text="The time zone of the days: UTC, Asia/Kolkata, …"
     )
     output_format = forms.ChoiceField(choices=[(name, name) for name in FORMATS], initial="csv")
-    tag = forms.RegexField(IDENTIFIER, help_text="To find the request again by the API.")
+    tag = forms.RegexField(
+        IDENTIFIER,
+        error_messages={"invalid": IDENTIFIER_RULE},
+        help_text="To find the request again by the API.",
+    )
     encryption_key = forms.CharField(
         required=False,
         strip=False,

@@ -14,7 +14,7 @@ from exhaust.delivery import http_client
 from exhaust.files.formats import FORMATS
 from exhaust.models import Job
 from ingest.http.schema import Text
-from ingest.models import IDENTIFIER
+from ingest.models import IDENTIFIER, IDENTIFIER_RULE
 
 DATASET = {"enum": list(DATASETS)}
 URL = {"format": "uri", "maxLength": 2000}
@@ -156,8 +156,9 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
 
     tag = serializers.RegexField(
         IDENTIFIER,
-        error_messages={"invalid": "Letters, digits, '.', '_' and '-', up to 128."},
-        help_text="Your name for the request: letters, digits, '.', '_' and '-', up to 128.",
+        error_messages={"invalid": IDENTIFIER_RULE},
+        help_text="Your name for the request: letters, digits, '.', '_' and '-', up to 128; not"
+        " '.' and not '..'.",
     )
     dataset = Text(DATASET, help_text="The dataset.")
     datasetConfig = DatasetConfig(

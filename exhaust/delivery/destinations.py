@@ -23,7 +23,7 @@ from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.feed import pruning, restore
 from ingest.feed.values import START, FeedPosition
-from ingest.models import IDENTIFIER
+from ingest.models import IDENTIFIER, IDENTIFIER_RULE
 from ingest.privacy.encryption import encrypt
 
 log = logs.get_logger(__name__)
@@ -46,7 +46,7 @@ def validate(
     """Returns an error by field, with its remedy; empty for a valid destination."""
     errors: dict[str, str] = {}
     if not re.match(IDENTIFIER, destination.name):
-        errors["name"] = "Letters, digits, '.', '_' and '-', up to 128."
+        errors["name"] = IDENTIFIER_RULE
     others = Destination.objects.filter(channel_id=destination.channel_id).exclude(
         name=destination.name
     )

@@ -25,7 +25,7 @@ from exhaust.models import Job, Schedule
 from ingest import audit, logs
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
-from ingest.models import IDENTIFIER, Channel
+from ingest.models import IDENTIFIER, IDENTIFIER_RULE, Channel
 
 log = logs.get_logger(__name__)
 EDITABLE_FIELDS = (
@@ -138,7 +138,8 @@ def requested_window(schedule: Schedule, slot: datetime) -> RequestedWindow:
     tag = re.sub(r"\{(?:name|start|end)\}", lambda found: replacements[found[0]], schedule.tag)
     if not re.match(IDENTIFIER, tag):
         raise ValueError(
-            "Letters, digits, '.', '_' and '-', with {name}, {start} and {end} replaced, up to 128."
+            "Letters, digits, '.', '_' and '-', with {name}, {start} and {end} replaced, up to 128;"
+            " not '.' and not '..'."
         )
     return RequestedWindow(first, last, tag)
 
@@ -148,7 +149,7 @@ def find_errors(schedule: Schedule) -> dict[str, str]:
     now = read_clock()
     errors = {}
     if not re.match(IDENTIFIER, schedule.name):
-        errors["name"] = "Letters, digits, '.', '_' and '-', up to 128."
+        errors["name"] = IDENTIFIER_RULE
     try:
         load_zone(schedule.zone)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from ingest.models.accounts import (
     IDENTIFIER,
+    IDENTIFIER_RULE,
     ApiKey,
     Application,
     Channel,
@@ -24,6 +25,7 @@ from ingest.models.sessions import AppUser, DerivationState, Session
 
 __all__ = [
     "IDENTIFIER",
+    "IDENTIFIER_RULE",
     "ApiKey",
     "AppUser",
     "Application",

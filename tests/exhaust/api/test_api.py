@@ -483,6 +483,8 @@ def test_expired_link_is_replaced(asker: Client, ending: str) -> None:
         ({"tag": "a/b"}, "request.tag", "Letters, digits"),
         ({"tag": "../a"}, "request.tag", "Letters, digits"),
         ({"tag": "x" * 129}, "request.tag", "up to 128"),
+        ({"tag": "."}, "request.tag", "not '.' and not '..'"),
+        ({"tag": ".."}, "request.tag", "not '.' and not '..'"),
         ({"tag": "dаily"}, "request.tag", "Letters, digits"),  # Cyrillic
         ({"tag": "１２３"}, "request.tag", "Letters, digits"),
         ({"tag": "a\u200b"}, "request.tag", "Letters, digits"),

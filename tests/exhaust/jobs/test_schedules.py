@@ -167,7 +167,17 @@ def test_tag_placeholders(pattern: str, tag: str) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["", "a b", "{day}", "{name.__class__}", "{start", "{{start}}", "x" * 119 + "{start}", "a\n"],
+    [
+        "",
+        "a b",
+        "{day}",
+        "{name.__class__}",
+        "{start",
+        "{{start}}",
+        "x" * 119 + "{start}",
+        "a\n",
+        "..",
+    ],
 )
 def test_invalid_tag_is_rejected(pattern: str) -> None:
     schedule = Schedule(
@@ -858,7 +868,7 @@ def test_put_rejects_malformed_bodies(asker: Client, body: str) -> None:
     assert not Schedule.objects.exists()
 
 
-@pytest.mark.parametrize("name", ["a b", "a%00b", "x" * 129, "ä"])
+@pytest.mark.parametrize("name", ["a b", "a%00b", "x" * 129, "ä", "..", "."])
 @pytest.mark.django_db
 def test_invalid_name_is_rejected(asker: Client, name: str) -> None:
     answer = put_schedule(asker, name, schedule_body(tag="plain"))
