@@ -1,6 +1,8 @@
 """The download of a file by its link."""
 
 import re
+from collections.abc import Iterator
+from typing import IO
 
 from django.db import DatabaseError
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -21,10 +23,11 @@ from ingest.limits import rate_limits, token_bucket
 @extend_schema(
     "downloadFile", DOWNLOAD, methods=["GET"], tags=["Datasets"], parameters=[LOCATION], auth=[]
 )
-def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
+def download(request: HttpRequest, token: str, name: str = "") -> HttpResponse | FileResponse:
     """Download a file.
 
-    The link is the permission, until it expires.
+    The link is the permission, until it expires. The name is for tools that read it, and may be
+    left out.
     """
     response: HttpResponse | FileResponse
     actor_token = audit.current_actor.set(
@@ -32,7 +35,7 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     )
     try:
         with rate_limits.throttle_auth_failures(request, token):
-            link = links.find_by_token(token)
+            link = links.find_by_token(token, name)
         response = _serve_file(link.file, request)
         if request.method != "HEAD" and response.status_code != 416:  # only a transfer counts
             try:
@@ -48,6 +51,13 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
         problems.add_headers(response, code)
     except FileNotFoundError:
         response = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
+    except storage.StorageError:
+        response = HttpResponse(
+            "The storage does not answer; open the link again after Retry-After seconds.\n",
+            "text/plain; charset=utf-8",
+            status=503,
+        )
+        problems.add_headers(response, 503)
     finally:
         audit.current_actor.reset(actor_token)
     response["Cache-Control"] = "no-store"
@@ -56,37 +66,60 @@ def download(request: HttpRequest, token: str) -> HttpResponse | FileResponse:
     return response
 
 
-_RANGE_PATTERN = re.compile(r"bytes=([0-9]{1,18})-")
+_RANGE_PATTERN = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+
+
+def _parse_range(header: str, byte_count: int) -> range | None:
+    """Returns the offsets that are asked for, empty for none that exist; None for the whole file.
+
+    Several ranges get the whole file, as RFC 9110 allows.
+    """
+    match = _RANGE_PATTERN.fullmatch(header)
+    first, last = (match[1], match[2]) if match else ("", "")
+    if first:
+        if last and int(last) < int(first):
+            return None  # not a range
+        return range(int(first), min(int(last) + 1 if last else byte_count, byte_count))
+    return range(max(byte_count - int(last), 0), byte_count) if last else None
 
 
 def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
-    """Returns the file, the rest of it for a resumed download, or a redirect to the bucket.
+    """Returns the file, the range of it that is asked for, or a redirect to the bucket.
 
-    HEAD is not counted and gets no redirect. Other ranges get the whole file, as RFC 9110 allows.
+    HEAD is not counted and gets no redirect.
     """
     headers = request.headers
     is_head = request.method == "HEAD"
     if not is_head and (address := links.sign_redirect(file)):
         return HttpResponseRedirect(address)
     tag = f'"{file.sha256}"'
-    range_match = _RANGE_PATTERN.fullmatch(headers.get("Range", ""))
-    if range_match is None or headers.get("If-Range", tag) != tag:
-        start = None
-    elif (start := int(range_match[1])) >= file.byte_count:
+    asked = None
+    if not is_head and headers.get("If-Range", tag) == tag:
+        asked = _parse_range(headers.get("Range", ""), file.byte_count)
+    if asked is not None and not asked:
         return HttpResponse(status=416, headers={"Content-Range": f"bytes */{file.byte_count}"})
+    sent = asked or range(file.byte_count)
     response: HttpResponse | FileResponse
     if is_head:
         response = HttpResponse(content_type=file.content_type)
     else:
         content = storage.get_storage().open(file.key)
-        if start:
-            content.seek(start)
+        if sent.start:
+            content.seek(sent.start)
         response = FileResponse(content, content_type=file.content_type)
-    response["Content-Length"] = file.byte_count - (start or 0)
+        if sent.stop < file.byte_count:
+            response.streaming_content = _read_bytes(content, len(sent))
+    response["Content-Length"] = len(sent)
     response["Content-Disposition"] = storage.content_disposition(file.name)
     response["Accept-Ranges"] = "bytes"
     response["ETag"] = tag
-    if start is not None:
+    if asked is not None:
         response.status_code = 206
-        response["Content-Range"] = f"bytes {start}-{file.byte_count - 1}/{file.byte_count}"
+        response["Content-Range"] = f"bytes {sent.start}-{sent.stop - 1}/{file.byte_count}"
     return response
+
+
+def _read_bytes(content: IO[bytes], byte_count: int) -> Iterator[bytes]:
+    while byte_count and (block := content.read(min(byte_count, 64 * 1024))):
+        byte_count -= len(block)
+        yield block

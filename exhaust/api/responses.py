@@ -102,17 +102,17 @@ LOCATION = OpenApiParameter("Location", str, "header", response=[302], descripti
 FILE_TYPES = sorted({file_format.content_type for file_format in FORMATS.values()} | {JSON})
 DOWNLOAD: dict[Any, Any] = {
     **{(status, media): OpenApiResponse({"description": "The bytes."}, meaning)
-       for status, meaning in ((200, "The file."), (206, "For `Range: bytes=N-`."))
+       for status, meaning in ((200, "The file."), (206, "A part, for `Range`."))
        for media in FILE_TYPES},
     302: OpenApiResponse(None, "The file is in the bucket: a short link."),
-    416: OpenApiResponse(None, "The file ends before that byte."),
+    416: OpenApiResponse(None, "The file ends before the range."),
     **{
         (status, "text/plain"): OpenApiResponse({"type": "string"}, meaning)
         for status, meaning in (
             (403, "The link was altered or revoked."), (404, "There is no such file."),
             (410, "The link has expired, or the file was deleted."),
             (429, "Too many altered links from this address."),
-            (503, "The database cannot be used now; try again after `Retry-After` seconds."),
+            (503, "Database or storage cannot be used now; try again after `Retry-After` seconds."),
         )
     },
     "4XX": None,

@@ -29,7 +29,8 @@ from exhaust.cli.client import (
     open_client,
     retry_after_seconds,
 )
-from exhaust.cli.terminal import open_progress, print_note, printable
+from exhaust.cli.names import make_safe_name
+from exhaust.cli.terminal import open_progress, print_note
 
 _EXPIRED_STATUSES = {403, 410}  # of a bucket's link and of the server's own
 
@@ -48,7 +49,7 @@ def download(server: Server, tag: str, request_id: str, output: str) -> list[dic
     downloaded = []
     with open_client(follow_redirects=True) as client:
         for index, (file, link) in enumerate(files):
-            path = target if is_one_file else target / _check_name(file["name"])
+            path = target if is_one_file else target / make_safe_name(file["name"])
 
             def renew_link(index: int = index) -> str:
                 """Returns a link that has not expired."""
@@ -75,16 +76,6 @@ def _list_files(job: dict[str, Any], tag: str) -> list[tuple[dict[str, Any], str
             ExitCode.NOT_FOUND, "The request's file was deleted by retention; submit a new request."
         )
     return list(zip(files, job["downloadUrls"], strict=True))
-
-
-def _check_name(name: str) -> str:
-    """Returns a file's name that stays in its folder. Raises `CommandFailed`."""
-    is_unsafe = not name or name.startswith(".") or bool(set(name) & {"/", "\\", "\0"})
-    if is_unsafe or printable(name) != name:
-        raise CommandFailed(
-            ExitCode.FAILED, "The server's name for the file is not safe here; use -o."
-        )
-    return name
 
 
 def _download_file(

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 from cryptography.fernet import InvalidToken
 from django.conf import settings
@@ -16,6 +17,7 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
+from exhaust.cli.names import make_safe_name
 from exhaust.datasets import is_private
 from exhaust.files import storage
 from exhaust.models import File, Job, Link
@@ -119,7 +121,9 @@ def build_url(link: Link) -> str:
         )
         if signed_url:
             return signed_url
-    return f"{settings.EXHAUST_PUBLIC_URL}/dataset/v1/download/{_decrypt_token(link)}"
+    # tools name their copy, and recognise its format, by the end of the address
+    name = quote(make_safe_name(file.name), safe="")
+    return f"{settings.EXHAUST_PUBLIC_URL}/dataset/v1/download/{_decrypt_token(link)}/{name}"
 
 
 def revoke(links: QuerySet[Link]) -> int:
@@ -136,11 +140,11 @@ def revoke(links: QuerySet[Link]) -> int:
     return count
 
 
-def find_by_token(token: str) -> Link:
-    """Returns the link of a token, if it opens its file now. Raises `LinkUnusable`."""
+def find_by_token(token: str, name: str = "") -> Link:
+    """Returns the link of a token, if it opens a file of that name now. Raises `LinkUnusable`."""
     matching = Link.objects.filter(digest=_digest(token))
     link = matching.select_related("file__job__channel").first()
-    if link is None:
+    if link is None or (name and name != make_safe_name(link.file.name)):
         raise LinkUnusable(
             403, "This link is not known, or was altered; use it exactly as it was given."
         )

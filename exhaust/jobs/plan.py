@@ -10,6 +10,7 @@ from datetime import UTC
 from django.conf import settings
 from django.db import connection
 
+from exhaust.cli.names import make_safe_name
 from exhaust.datasets import DATASETS
 from exhaust.datasets.base import Dataset
 from exhaust.datasets.resolve import resolve_selection
@@ -61,7 +62,7 @@ class Plan:
         else:
             names = [f"{base}_part-{part:04}.{suffix}" for part in range(1, part_count + 1)]
             names.append(f"{base}_manifest.{manifest.SUFFIX}")
-        return [self.encryption.encrypted_name(name) for name in names]
+        return [make_safe_name(self.encryption.encrypted_name(name)) for name in names]
 
     def row_limit_message(self, row_limit: int) -> str:
         if row_limit == self.file_format.max_rows:

@@ -50,7 +50,7 @@ STATUSES = {
 PATH_PARAMETERS = {
     "tag": "The tag, without the channel.",
     "name": "The name within the channel.",
-    "token": "The last part of a download link.",
+    "token": "The permission in a download link.",
     "identifier": "The id.",
     "index": "The index of lines that name none.",
 }

@@ -72,6 +72,7 @@ SCOPE = {
     "export/sample": "pull",
     "export/mapping": "pull",
     "dataset/v1/download/<token>": "link",
+    "dataset/v1/download/<token>/<name>": "link",
     "export/events": "pull",  # an ingest endpoint by PUT and POST
     "export/events/<identifier>": "pull",
     "export/session": "pull",

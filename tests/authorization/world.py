@@ -270,7 +270,7 @@ def _submit_job(names: Names, channel: Channel) -> str:
         )
         link = links.get_or_create(file)
         assert link is not None
-        token = links.build_url(link).rpartition("/")[2]
+        token = links.build_url(link).split("/")[-2]
     Erasure.objects.create(
         channel=channel, subject=names.secret.ljust(64, "0"), requested_at=timezone.now()
     )

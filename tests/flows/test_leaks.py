@@ -122,7 +122,7 @@ class Driver:
         path = f"/dataset/v1/request/read/{tag}?requestId={request_id}"
         result = self("GET", path, key=key, shows={"name", "address", "link"}).json["result"]
         for link in result["downloadUrls"]:
-            self.canary.add("link", link.rpartition("/")[2])
+            self.canary.add("link", link.split("/")[-2])
         self.answers.pop()
         return result
 

@@ -92,7 +92,7 @@ def parse_job_id(key: str) -> str:
 
 
 class Storage(Protocol):
-    """A place for files. Every method but `open` and `size` raises `StorageError` alone."""
+    """A place for files. Every method raises `StorageError`, and only named ones another error."""
 
     def put(self, key: str, stream: IO[bytes], content_type: str) -> None:
         """Stores the stream whole or not at all. Errors of the stream itself pass through."""

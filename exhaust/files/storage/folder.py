@@ -50,10 +50,16 @@ class FolderStorage:
             draft.unlink(missing_ok=True)
 
     def open(self, key: str) -> IO[bytes]:
-        return (self._root / key).open("rb")
+        try:
+            return (self._root / key).open("rb")
+        except OSError as error:
+            raise _read_error(error) from error
 
     def size(self, key: str) -> int:
-        return (self._root / key).stat().st_size
+        try:
+            return (self._root / key).stat().st_size
+        except OSError as error:
+            raise _read_error(error) from error
 
     def delete(self, key: str) -> None:
         self._unlink(self._root / key)
@@ -105,6 +111,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNREACHED = {
     errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT
 }  # fmt: skip
+
+
+def _read_error(error: OSError) -> Exception:
+    return error if isinstance(error, FileNotFoundError) else _storage_error(error)
 
 
 def _storage_error(error: OSError) -> StorageError:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -167,19 +168,26 @@ class S3Storage:
         seconds = int((until - read_clock()).total_seconds())
         if seconds < 1:
             return None
+        disposition = content_disposition(name)
+        if "filename*" not in disposition:
+            disposition += f"; filename*=UTF-8''{quote(name)}"
         try:
-            return self._signer.generate_presigned_url(
+            address = self._signer.generate_presigned_url(
                 "get_object",
                 Params={
                     "Bucket": self._bucket,
                     "Key": key,
-                    "ResponseContentDisposition": content_disposition(name),
+                    "ResponseContentDisposition": disposition,
                     "ResponseContentType": content_type,
                 },
                 ExpiresIn=seconds,
             )
         except (ClientError, BotoCoreError) as error:
             raise _storage_error(error) from error
+        # the name comes last: tools recognise a format by the end of an address
+        url = urlsplit(address)
+        query = sorted(url.query.split("&"), key=lambda part: part.startswith("response-content-d"))
+        return urlunsplit(url._replace(query="&".join(query)))
 
     def signing_expires_at(self) -> datetime | None:
         credentials = self.session.get_credentials()
@@ -240,6 +248,9 @@ _OPERATOR_CODES = {
     "SignatureDoesNotMatch": "Storage rejects the service's secret key",
     "ExpiredToken": "The service's credentials for the storage have expired",
     "NoSuchBucket": "The bucket does not exist",
+    "InvalidBucketName": "The bucket's name is wrong",
+    "PermanentRedirect": "The bucket's region is wrong",
+    "AuthorizationHeaderMalformed": "The bucket's region is wrong",
 }
 _ADVICE = "an operator mends it as the page Operations says, then you send the request again."
 

@@ -1,11 +1,12 @@
 """Links: which open, which have ended, and the answers they give."""
 
+import errno
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from cryptography.fernet import Fernet
@@ -194,12 +195,13 @@ def test_other_methods_are_rejected(method: str) -> None:
 def test_altered_token_opens_nothing() -> None:
     # given
     _, link, path = make_linked_file()
-    start, _, token = path.rpartition("/")
+    start = "/dataset/v1/download/"
+    link_part = path.removeprefix(start)
 
-    # when each character of the token becomes another one
-    for place, character in enumerate(token):
+    # when each character of the token or of the name becomes another one
+    for place, character in enumerate(link_part):
         other = "A" if character != "A" else "B"
-        answer = Client().get(f"{start}/{token[:place]}{other}{token[place + 1 :]}")
+        answer = Client().get(f"{start}{link_part[:place]}{other}{link_part[place + 1 :]}")
 
         # then
         assert_closed(answer, 403, "altered")
@@ -350,7 +352,7 @@ def test_private_file_gets_own_link(
 def test_database_dump_opens_no_file() -> None:
     # given stored links
     file, link, path = make_linked_file()
-    token = path.rpartition("/")[2]
+    token = path.split("/")[-2]
     dumped_values = [
         str(each_value) for row in Link.objects.values() for each_value in row.values()
     ]
@@ -482,7 +484,7 @@ def test_replays_after_expiry_open_nothing(
     assert abs((link.expires_at - real()).total_seconds() - 86_400) < 60
     assert read_download(Client().get(path)) == CONTENT
     Link.objects.update(expires_at=real() - timedelta(milliseconds=10))
-    token = path.rpartition("/")[2]
+    token = path.split("/")[-2]
 
     # when it is used again and again
     start_time = time.process_time()  # other processes may keep the cores busy
@@ -586,7 +588,27 @@ def test_range_request_resumes_download() -> None:
 
 
 @pytest.mark.parametrize(
-    "requested_range", ["bytes=0-3", "bytes=-3", "bytes=1-2,4-5", "bytes=x-", "rows=1-"]
+    ("requested_range", "first", "end"),
+    [
+        ("bytes=0-3", 0, 4), ("bytes=2-2", 2, 3), ("bytes=3-99", 3, 8), ("bytes=0-9", 0, 8),
+        ("bytes=-3", 5, 8), ("bytes=-99", 0, 8), ("bytes=0-", 0, 8),
+    ],
+)  # fmt: skip
+def test_range_returns_its_bytes(requested_range: str, first: int, end: int) -> None:
+    _, link, path = make_linked_file()
+    answer = Client().get(path, headers={"Range": requested_range})
+    assert (answer.status_code, read_download(answer)) == (206, CONTENT[first:end])
+    assert answer["Content-Range"] == f"bytes {first}-{end - 1}/{len(CONTENT)}"
+    assert answer["Content-Length"] == str(end - first)
+    assert uses(link) == 1
+
+    # and HEAD, for which no ranges are defined, describes the whole file
+    head = Client().head(path, headers={"Range": requested_range})
+    assert (head.status_code, head["Content-Length"]) == (200, str(len(CONTENT)))
+
+
+@pytest.mark.parametrize(
+    "requested_range", ["bytes=1-2,4-5", "bytes=4-3", "bytes=-", "bytes=x-", "rows=1-"]
 )
 def test_unsupported_range_returns_all(requested_range: str) -> None:
     _, _, path = make_linked_file()
@@ -603,10 +625,41 @@ def test_if_range_of_other_file_returns_all() -> None:
     assert (other.status_code, read_download(other)) == (200, CONTENT)
 
 
-@pytest.mark.parametrize("start", [len(CONTENT), 10**17])
-def test_range_past_end_is_416(start: int) -> None:
+@pytest.mark.parametrize("past_end", [f"{len(CONTENT)}-", f"{10**17}-", "8-9", "-0"])
+def test_range_past_end_is_416(past_end: str) -> None:
     _, _, path = make_linked_file()
-    answer = Client().get(path, headers={"Range": f"bytes={start}-"})
+    answer = Client().get(path, headers={"Range": f"bytes={past_end}"})
     assert (answer.status_code, answer.content) == (416, b"")
     assert answer["Content-Range"] == f"bytes */{len(CONTENT)}"
     assert_not_kept(answer)
+
+
+def test_link_ends_in_name() -> None:
+    # given a file of an older version, whose name no file system takes
+    file = make_finished(CONTENT).files.get()
+    File.objects.filter(pk=file.pk).update(name="org/team/नाम 1?.csv.gz")
+    file.refresh_from_db()
+    link = links.get_or_create(file)
+    assert link is not None
+
+    # when / then its link ends in a name that is one
+    path = links.build_url(link).removeprefix(OURS)
+    assert unquote(path).endswith("/org_team_नाम 1_.csv.gz")
+    assert path.count("/") == 5
+    assert read_download(Client().get(path)) == CONTENT
+
+    # and links without a name, as they were given out before, still open
+    assert read_download(Client().get(path.rpartition("/")[0])) == CONTENT
+
+
+def test_storage_outage_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, link, path = make_linked_file()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ESTALE, "made to fail")
+
+    monkeypatch.setattr(Path, "open", fail)
+    answer = Client().get(path)
+    assert_closed(answer, 503, "Retry-After")
+    assert 1 <= int(answer["Retry-After"]) <= 5
+    assert uses(link) == 0

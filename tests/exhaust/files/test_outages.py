@@ -18,7 +18,6 @@ from botocore.retries.standard import ExponentialBackoff
 from django.db import connections
 from django.utils import timezone
 
-from exhaust import tasks
 from exhaust.files import storage
 from exhaust.files.storage import CallLimit, FolderStorage, StorageError, StorageOutage
 from exhaust.files.storage import base as storage_base
@@ -375,9 +374,7 @@ def test_counted_failure_ends_wait() -> None:
 
 
 @pytest_outage
-def test_sweep_stops_at_outage(
-    monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str], daily_run_finished: None
-) -> None:
+def test_deletion_stops_at_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     # given two withdrawn files and a storage that is out
     job = make_claimed()
     for number in range(2):
@@ -395,6 +392,5 @@ def test_sweep_stops_at_outage(
     monkeypatch.setattr(FolderStorage, "delete", fail)
 
     # when / then it waits for one of them only
-    tasks.sweep()
-    assert len(tried) == 1
     assert retention.delete_withdrawn_files() == 0
+    assert len(tried) == 1

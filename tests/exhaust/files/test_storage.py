@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.message import Message
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit, urlunsplit
 
 import boto3
 import pytest
@@ -416,6 +416,15 @@ def test_past_expiry_is_not_signed(moto: StorageCase, seconds: int) -> None:
     assert moto.storage.sign_url("a.csv", "a.csv", CSV, until) is None
 
 
+@pytest.mark.parametrize("name", ["a_response_20220401.csv.gz", "नाम.csv.gz", "a b&c.csv.gz"])
+def test_signed_url_ends_in_format(moto: StorageCase, name: str) -> None:
+    # by which pandas and DuckDB know that it is compressed
+    until = datetime.now(UTC) + timedelta(seconds=600)
+    address = moto.storage.sign_url("response/1/a.csv.gz", name, CSV, until)
+    assert address is not None
+    assert address.endswith(".csv.gz")
+
+
 def test_signed_url_has_public_host(moto: StorageCase) -> None:
     # given a bucket that callers reach under another name
     inner, outer = "http://127.0.0.1:9", "https://files.example.org"
@@ -528,7 +537,8 @@ def test_s3_returns_file_under_its_name(s3: StorageCase, name: str) -> None:
 
     # then
     assert (status, content) == (200, b"a,b\n1,2\n")
-    assert headers["Content-Disposition"] == storage.content_disposition(name)
+    assert headers["Content-Disposition"].startswith(storage.content_disposition(name))
+    assert headers["Content-Disposition"].endswith(f"; filename*=UTF-8''{quote(name)}")
     assert headers["Content-Type"] == CSV
 
 
@@ -610,7 +620,7 @@ def test_response_job_in_s3(in_s3: StorageCase, asker: Client, files: Path) -> N
     assert status == 200
     assert len(content) == result["files"][0]["bytes"] == file.byte_count
     assert content.count(b"\n") == 4
-    assert headers["Content-Disposition"] == storage.content_disposition(file.name)
+    assert headers["Content-Disposition"].startswith(storage.content_disposition(file.name))
 
     # and it expires at the same time at every poll, though signed again
     second_result = asker.get(path, {"requestId": job.request_id}).json()["result"]
