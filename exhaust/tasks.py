@@ -70,8 +70,10 @@ def sweep() -> None:
     with storage.CallLimit(SWEEP_STORAGE_SECONDS):  # last: nothing else waits for the storage
         try:
             orphans.remove_for_jobs(*expired_ids)
-        except storage.StorageError:
-            log.warning("storage.object_orphaned", jobs=expired_ids)  # the daily run deletes them
+        except storage.StorageError as error:
+            log.warning(
+                "storage.object_orphaned", jobs=expired_ids, error=error
+            )  # the daily run deletes them
 
 
 @shared_task(name="exhaust.daily_run", base=WokenTask)
@@ -113,8 +115,8 @@ def keep_last_position() -> None:
     """Stores the feed's last position, and notices that the database was set back."""
     try:
         last_position.keep_last_position()
-    except storage.StorageError:
-        log.warning("storage.position_not_kept")
+    except storage.StorageError as error:
+        log.warning("storage.position_not_kept", error=error)
 
 
 @shared_task(name="exhaust.derive_sessions", base=WokenTask)

@@ -48,8 +48,8 @@ def poll_loop(stop_event: threading.Event) -> None:
             start_overdue_tasks(queues, running)
             if queues & {"interactive", "nightly"}:
                 _run_overdue_job(lowest_priority)
-        except Error:
-            log.warning("poller.database_failed")
+        except Error as error:
+            log.warning("poller.database_failed", error=error)
         except Exception:
             # the loop goes on: a worker without a broker depends on it
             log.exception("poller.failed")
@@ -92,7 +92,7 @@ def _run_overdue_job(lowest_priority: int) -> None:
     try:
         job = transitions.claim(lowest_priority=lowest_priority, worker_id=current_worker_id())
         if job is not None:
-            log.warning("broker.stalled", job=job.pk)
+            log.warning("broker.stalled", job=job)
             wakeup.forget_message(job.priority)
             attempt.run(job)
     finally:
@@ -137,5 +137,5 @@ def release_jobs() -> None:
     try:
         for priority in transitions.release_all(transitions.format_worker_id(os.getpid())):
             wakeup.enqueue_work(priority)
-    except Error:
-        log.warning("worker.release_failed")
+    except Error as error:
+        log.warning("worker.release_failed", error=error)

@@ -1,13 +1,14 @@
 """Structured logs: one JSON object a line, with the fields of an allow-list.
 
-Our own calls name an event and its ids: `log.info("job.claimed", job=job.pk, attempt=1)`. The
+Our own calls name an event and its ids: `log.info("job.claimed", job=job, attempt=1)`. The
 processor `keep_allowed` drops each field that is not in `ALLOWED_FIELDS`, and each value that does
 not look like an id. A library's record keeps its text. An argument of that text is shown where the
 logger is in `TRUSTED_LOGGERS` and the argument is an id, a number or a connection error; "…" stands
-for any other. An error is logged as its types and its trace, never as its message: a message of
-PostgreSQL quotes rows.
+for any other. An error is logged as its types, its code and its trace, never as its message: a
+message of PostgreSQL quotes rows.
 """
 
+import errno
 import logging
 import logging.config
 import re
@@ -29,19 +30,25 @@ from structlog.stdlib import BoundLogger, ProcessorFormatter
 from structlog.typing import EventDict, WrappedLogger
 
 ALLOWED_FIELDS = {
-    "answer", "attempt", "caller", "callback", "channel", "closed", "day", "delivery",
+    "answer", "attempt", "caller", "callback", "channel", "closed", "code", "day", "delivery",
     "destination", "destinations", "digest", "documents", "entries", "error", "events", "failures",
     "file", "job", "jobs", "key", "method", "ms", "networks", "part", "permanent", "position",
-    "request", "role", "route", "schedule", "setting", "status", "task", "won",
+    "request", "request_id", "role", "route", "schedule", "setting", "status", "tag", "task", "won",
 }  # fmt: skip
-# their arguments are names of tasks and queues, and addresses of our own servers
-TRUSTED_LOGGERS = {"_granian", "celery", "granian", "kombu", "psycopg"}
+# their arguments are names of tasks, queues and keys, and addresses of our own servers
+TRUSTED_LOGGERS = {
+    "_granian", "boto3", "botocore", "celery", "granian", "kombu", "psycopg", "s3transfer",
+}  # fmt: skip
+_QUOTING_LOGGERS = {"django"}  # their own texts are shown, without what they quote
 MAX_MESSAGE_CHARACTERS = 500
 _CONNECTION_ERRORS = {"ConnectionError", "OSError", "OperationalError"}
 _HIDDEN = "…"
 _CONVERSION = re.compile(r"%(%|(?:\(\w+\))?[-#0 +]*[\d.*]*[a-zA-Z])")
 _EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)*\Z")
 _LOGGABLE = re.compile(r"[\w.:/<>-]{0,200}\Z", re.ASCII)
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[\d@+/\\]\S*")
+_WARNING = re.compile(r".*?[^/]*:\d+: \w+(?=:)")  # its place and its category
+_CODE = re.compile(r"[\w.-]{1,64}\Z", re.ASCII)
 _REQUEST_ID = re.compile(r"[0-9A-Fa-f-]{32,36}\Z")  # a UUID, with or without dashes: no phone
 _ROOT = str(Path(__file__).resolve().parent.parent) + "/"
 _UNLOGGED_ROUTES = {"healthz", "readyz"}
@@ -86,17 +93,58 @@ def keep_allowed(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
     """Keeps the event and the fields of the allow-list."""
     event = line.pop("event", None)
     kept: EventDict = {"event": event} if _is_event(event) else {"event": "unnamed"}
-    for name, value in line.items():
-        if name == "exc_info" or (name in ALLOWED_FIELDS and _is_loggable(value)):
+    for name, value in _expand(line).items():
+        if name == "exc_info" or (name in ALLOWED_FIELDS and is_loggable(value)):
             kept[name] = value
     return kept
+
+
+def _expand(line: EventDict) -> EventDict:
+    """Replaces a job by the ids that name it, and an error by its class and code."""
+    expanded: EventDict = {}
+    for name, value in line.items():
+        if hasattr(value, "log_fields"):
+            expanded.update(value.log_fields())
+        elif isinstance(value, BaseException) and name != "exc_info":
+            cause = _find_coded_cause(value)
+            expanded[name] = type(cause).__name__
+            if code := find_code(cause):
+                expanded.update(code=code)
+        else:
+            expanded[name] = value
+    return expanded
+
+
+def find_code(error: BaseException) -> str | None:
+    """Returns the SQLSTATE of an error, or the code of the storage or of the system."""
+    code = getattr(error, "sqlstate", None)
+    response = getattr(error, "response", None)  # of botocore
+    if code is None and isinstance(response, dict):
+        code = response.get("Error", {}).get("Code")
+    if code is None and isinstance(error, OSError):
+        code = errno.errorcode.get(error.errno or 0)
+    return str(code) if code is not None and _CODE.match(str(code)) else None
+
+
+def _find_coded_cause(error: BaseException) -> BaseException:
+    """Returns the first cause with a code, else the innermost one."""
+    causes = list(_walk_causes(error))
+    return next((cause for cause in causes if find_code(cause)), causes[-1])
+
+
+def _walk_causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(5):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _is_event(value: Any) -> bool:
     return isinstance(value, str) and bool(_EVENT.match(value))
 
 
-def _is_loggable(value: Any) -> bool:
+def is_loggable(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(each, int) for each in value)
     return value is None or isinstance(value, int | float) or bool(_LOGGABLE.match(str(value)))
@@ -116,19 +164,18 @@ def describe_error(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
 
 def _list_causes(error: BaseException) -> list[dict[str, Any]]:
     causes: list[dict[str, Any]] = []
-    cause: BaseException | None = error
-    while cause is not None and len(causes) < 5:
+    for cause in _walk_causes(error):
         kind = type(cause)
         causes.append(
             {
                 "type": f"{kind.__module__}.{kind.__qualname__}",
+                **({"code": code} if (code := find_code(cause)) else {}),
                 "trace": [
                     f"{_shorten_path(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
                     for frame, line in walk_tb(cause.__traceback__)
                 ][-30:],
             }
         )
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return causes
 
 
@@ -141,10 +188,16 @@ def describe_foreign(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
     record, arguments = line["_record"], line.pop("positional_args", None)
     line["at"] = f"{record.module}.{record.funcName}:{record.lineno}"
     del line["event"]
-    is_trusted = record.name.partition(".")[0] in TRUSTED_LOGGERS
-    # a text without arguments may have been put together by hand
-    if isinstance(record.msg, str) and (arguments or is_trusted):
+    package = record.name.partition(".")[0]
+    if record.name == "py.warnings":  # its one argument is the whole text
+        warning = _WARNING.match(str(arguments))
+        line["message"] = _shorten_path(warning[0].lstrip("('")) if warning else _HIDDEN
+    elif isinstance(record.msg, str) and (arguments or package in TRUSTED_LOGGERS):
+        is_trusted = package in TRUSTED_LOGGERS
         line["message"] = format_message(record.msg, arguments, is_trusted=is_trusted)
+    elif isinstance(record.msg, str) and package in _QUOTING_LOGGERS:
+        line["message"] = format_message(_QUOTED.sub(_HIDDEN, record.msg), (), is_trusted=True)
+    # any other text without arguments may have been put together by hand
     return line
 
 

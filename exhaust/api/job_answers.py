@@ -41,6 +41,7 @@ class PresentedPage(NamedTuple):
     body: bytes
     digest: str
     retry_seconds: int = 0
+    is_empty: bool = False
 
 
 def present_job(row: Job) -> PresentedJob:
@@ -68,6 +69,7 @@ def present_page(jobs: Sequence[PresentedJob], cursor: str | None) -> PresentedP
     return PresentedPage(
         b'{"count":%d,"jobs":[%b],"nextCursor":%b}' % (len(jobs), bodies, shown_cursor),
         _digest("".join([job.digest for job in jobs]).encode() + shown_cursor),
+        is_empty=not jobs,
     )
 
 

@@ -18,6 +18,7 @@ from exhaust.jobs import polling, preview, queries, submit
 from exhaust.jobs.queries import Filters, Page
 from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Link
+from ingest import logs
 from ingest.auth import keys
 from ingest.events import RequestError
 from ingest.http.response_fields import Body, integer, text
@@ -70,6 +71,7 @@ class SubmitView(SubmissionView):
         The same request on the same day (UTC) is the same export. Needs the scope of the dataset.
         """
         job = submit.submit(self.read_submission(request))
+        logs.bind(tag=job.tag, request_id=job.request_id)
         return envelope.build_success(self.operation, response_bodies.present_job(job))
 
 
@@ -119,6 +121,7 @@ class JobView(DatasetView):
         job = self.find(channel_id, tag, request.query_params.get("requestId", ""))
         if job is None:
             raise NotFound("no job available with the given request_id and tag")
+        logs.bind(tag=tag, request_id=job.request_id)
         caller.require(required_scope(job.dataset))
         return job
 
@@ -238,6 +241,8 @@ class ListView(DatasetView):
             params["limit"],
             params["cursor"],
         )
+        if page.jobs:
+            logs.bind(tag=tag)
         presented = [job_answers.present_job(job) for job in page.jobs]
         return _respond(self.operation, job_answers.present_page(presented, page.cursor), request)
 

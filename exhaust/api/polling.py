@@ -107,7 +107,12 @@ class Poller:
             if isinstance(error, ShareFull):
                 metrics.OVERLOAD_REJECTIONS.inc()
             else:
-                log.error("polling.failed", exc_info=error)
+                log.error(
+                    "polling.failed",
+                    exc_info=error,
+                    request=request.request_id,
+                    channel=request.channel,
+                )
             reply = _build_error(_OVERLOADED, view)
         except Exception as error:
             reply = _build_error(error, view)
@@ -167,6 +172,8 @@ class Poller:
         job = await self._find(key, sender, request)
         if job is None:
             raise NotFound("no job available with the given request_id and tag")
+        # names that are none of ours may be somebody's
+        request.log_fields = {"tag": tag, "request_id": request_id}
         caller.require(required_scope(job.dataset))
         return job  # type: ignore[no-any-return]
 
@@ -178,6 +185,8 @@ class Poller:
         key = PageKey(Filters(sender.channel_id, datasets, tag=tag), limit, after)
         polling.decode_cursor(key)  # which may raise
         page = await self._find(key, sender, request, 1 + limit // 10)
+        if not page.is_empty:
+            request.log_fields = {"tag": tag}
         if_none_match = request.headers.get("if-none-match")
         return job_answers.build_reply(jobs.ListView.operation, page, if_none_match)
 

@@ -94,12 +94,12 @@ class CallbackQueue:
         try:
             work = Work(row, build_request(row))
         except InvalidToken:
-            log.error("callback.secret_unreadable", channel=row.channel_id)
+            log.error("callback.secret_unreadable", callback=row)
             sentence = "The callback could not be signed; the cause is in the service's log."
             self._record(row, Unreachable(sentence))
             return None
         except Exception:  # the other callbacks do not wait for this one
-            log.exception("callback.preparation_failed", callback=row.pk)
+            log.exception("callback.preparation_failed", callback=row)
             loop.release(row, next_at=Now() + loop.LEASE)
             return None
         return work
@@ -122,18 +122,16 @@ class CallbackQueue:
         else:
             delay = BACKOFF.delay(callback.attempt, retry_after)
             loop.release(callback, answer=answer, error=error, next_at=Now() + delay)
-            log.info(
-                "callback.failed", callback=callback.pk, attempt=callback.attempt, answer=answer
-            )
+            log.info("callback.failed", callback=callback, attempt=callback.attempt, answer=answer)
 
     def _end(
         self, callback: Callback, status: Delivery.Status, error: str, answer: int | None = None
     ) -> None:
         loop.release(callback, status=status, answer=answer, error=error, ended_at=Now())
         if status == Delivery.Status.DELIVERED:
-            log.info("callback.delivered", callback=callback.pk, attempt=callback.attempt)
+            log.info("callback.delivered", callback=callback, attempt=callback.attempt)
         else:
-            log.info("callback.abandoned", callback=callback.pk, answer=answer)
+            log.info("callback.abandoned", callback=callback, answer=answer)
 
 
 def find_due() -> QuerySet[Callback]:

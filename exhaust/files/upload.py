@@ -60,6 +60,6 @@ def delete_objects(keys: list[str]) -> None:
         try:
             storage.get_storage().delete(key)
         except storage.StorageError as error:
-            log.warning("storage.object_orphaned", key=key)
+            log.warning("storage.object_orphaned", key=key, error=error)
             if isinstance(error, storage.StorageOutage):  # the next one would wait as long
                 return

@@ -23,7 +23,7 @@ def run(job: Job) -> bool:
     fields = {"job": job.pk, "attempt": job.attempt, "channel": job.channel.identifier}
     ids = {"dataset": job.dataset, "request_id": job.request_id}
     with (
-        logs.log_context(**fields),
+        logs.log_context(**job.log_fields(), attempt=job.attempt),
         tracing.continue_trace("attempt", job.traceparent, **fields, **ids),
     ):
         return _run(job)
@@ -47,9 +47,9 @@ def _run(job: Job) -> bool:
         transitions.fail(job, "Events are still being written; the job is tried again.")
     except storage.StorageError as error:
         if heartbeat.is_lost:
-            log.warning("job.lease_lost", job=job.pk, attempt=job.attempt)
+            log.warning("job.lease_lost", job=job, attempt=job.attempt)
             return False
-        log.exception("job.storage_failed", job=job.pk, attempt=job.attempt)
+        log.exception("job.storage_failed", job=job, attempt=job.attempt)
         if isinstance(error, storage.StorageOutage):
             transitions.postpone(job, error.sentence)
         else:
@@ -57,11 +57,11 @@ def _run(job: Job) -> bool:
     except Exception as error:
         connection.close()  # an interrupted COPY leaves it unusable
         if isinstance(error, LeaseLost) or heartbeat.is_lost:
-            log.warning("job.lease_lost", job=job.pk, attempt=job.attempt)
+            log.warning("job.lease_lost", job=job, attempt=job.attempt)
         elif isinstance(error.__cause__, QueryCanceled):
             transitions.fail(job, time_limit_message(), permanent=True)
         else:
-            log.exception("job.attempt_failed", job=job.pk, attempt=job.attempt)
+            log.exception("job.attempt_failed", job=job, attempt=job.attempt)
             transitions.fail(job, "The file could not be made; the cause is in the service's log.")
     return False
 

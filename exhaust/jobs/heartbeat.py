@@ -86,7 +86,8 @@ class Heartbeat:
                 except Exception as error:  # this thread ends with its attempt, and never before
                     log.warning(
                         "lease.renewal_failed",
-                        job=self._job.pk,
+                        job=self._job,
+                        error=error,
                         exc_info=not isinstance(error, Error),
                     )
                     with suppress(Error):

@@ -236,7 +236,7 @@ def submit_slot(schedule: Schedule, now: datetime) -> bool:
         log.exception("schedule.failed", schedule=schedule.pk)
         _record_rejection(schedule, "The service failed; the cause is in its log.", now)
     else:
-        log.info("schedule.submitted", schedule=schedule.pk, job=job.pk)
+        log.info("schedule.submitted", schedule=schedule.pk, job=job)
         return True
     return False
 

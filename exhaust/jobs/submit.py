@@ -181,7 +181,7 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
                 traceparent=tracing.current_traceparent(),
             )
             _record_audit("job.submitted", job, submission.channel)
-        log.info("job.submitted", job=job.pk)
+        log.info("job.submitted", job=job)
         return job
     except IntegrityError:  # a concurrent submit was first
         return Job.objects.get(**identity)

@@ -139,7 +139,7 @@ def claim(
             continue
         trigger_failpoint("claim.after", pk)
         job = Job.objects.select_related("channel").get(pk=pk)
-        log.info("job.claimed", job=job.pk, attempt=job.attempt)
+        log.info("job.claimed", job=job, attempt=job.attempt)
         return job
     return None
 
@@ -285,7 +285,7 @@ def publish(
     if won:
         postponed_jobs().update(storage_failed_at=None, status_message="", due_at=Now())
         metrics.record_publication(job, now, rows, sum(file.byte_count for file in files))
-    log.info("job.published", job=job.pk, attempt=job.attempt, won=won)
+    log.info("job.published", job=job, attempt=job.attempt, won=won)
     return won
 
 
@@ -317,7 +317,7 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
             due_at=Now() + backoff.choose_retry_delay(failure_count),
             storage_failed_at=None,
         )
-    log.warning("job.failed", job=job.pk, attempt=job.attempt, permanent=permanent)
+    log.warning("job.failed", job=job, attempt=job.attempt, permanent=permanent)
     if won:
         outcome = "failed" if is_final else "retried"
         metrics.ATTEMPTS_ENDED.labels(job.dataset, outcome).inc()
@@ -378,7 +378,7 @@ def cancel(job: Job, message: str) -> bool:
         status_message=message,
         completed_at=Now(),
     )
-    log.info("job.cancelled", job=job.pk, won=won)
+    log.info("job.cancelled", job=job, won=won)
     if won:
         metrics.ATTEMPTS_ENDED.labels(job.dataset, "cancelled").inc()
     return won
@@ -394,9 +394,10 @@ def fail_expired() -> list[int]:
         with transaction.atomic():
             # a locked row may belong to a job that is being published
             unlocked_job = expired_jobs.filter(pk=pk).select_for_update(
-                no_key=True, skip_locked=True
+                no_key=True, skip_locked=True, of=("self",)
             )
-            if unlocked_job.first() and _transition(
+            job = unlocked_job.select_related("channel").first()
+            if job and _transition(
                 pk,
                 expired_jobs,
                 status=Status.FAILED,
@@ -404,6 +405,7 @@ def fail_expired() -> list[int]:
                 lease_until=None,
                 completed_at=Now(),
             ):
+                log.warning("job.failed", job=job, attempt=job.attempt, permanent=True)
                 failed_ids.append(pk)
     return failed_ids
 
@@ -420,13 +422,13 @@ def release_all(worker_id: str) -> list[int]:
     """
     owned_jobs = Job.objects.filter(status=Status.PROCESSING, worker_id=worker_id)
     priorities = []
-    for pk, priority in owned_jobs.values_list("pk", "priority"):
-        is_released = owned_jobs.filter(pk=pk).update(
+    for job in owned_jobs.select_related("channel"):
+        is_released = owned_jobs.filter(pk=job.pk).update(
             worker_id="", lease_until=Now(), uncounted_attempts=F("uncounted_attempts") + 1
         )
         if is_released:
-            log.info("job.released", job=pk)
-            priorities.append(priority)
+            log.info("job.released", job=job)
+            priorities.append(job.priority)
     return priorities
 
 

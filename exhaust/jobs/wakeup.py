@@ -47,7 +47,7 @@ def enqueue(task: str, *args: str, **options: Any) -> None:
         if not _mark_sent(kind):
             return
     except Error as error:
-        log.warning("wakeup.database_failed", task=kind, error=type(error).__name__)
+        log.warning("wakeup.database_failed", task=kind, error=error)
         if not connection.in_atomic_block:
             connection.close()
         return
@@ -72,7 +72,7 @@ def send_message(task: str, args: tuple[str, ...], options: dict[str, Any]) -> b
         with producers[publisher_connection()].acquire(block=True, timeout=1) as producer:
             current_app.send_task(task, args=args, producer=producer, retry=False, **options)
     except (KombuError, OSError, TimeoutError) as error:
-        log.warning("broker.connection_failed", error=type(error).__name__)
+        log.warning("broker.connection_failed", error=error)
         return False
     return True
 

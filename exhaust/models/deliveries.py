@@ -1,6 +1,6 @@
 """Destinations, deliveries, callbacks and their signing secrets."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import models
 
@@ -188,6 +188,10 @@ class Callback(Delivery):
 
     class Meta:
         proxy = True
+
+    def log_fields(self) -> dict[str, Any]:
+        """Returns the ids that each log line about the callback has."""
+        return {"callback": self.pk, **(self.job.log_fields() if self.job else {})}
 
 
 class DeadLetter(models.Model):

@@ -1,5 +1,7 @@
 """Jobs, and the history of their transitions."""
 
+from typing import Any
+
 from django.db import models
 
 from ingest.db.clock import read_clock
@@ -87,6 +89,13 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return f"{self.tag} {self.request_id}"
+
+    def log_fields(self) -> dict[str, Any]:
+        """Returns the ids that each log line about the job has."""
+        fields = {"job": self.pk, "request_id": self.request_id, "tag": self.tag}
+        if self._state.fields_cache.get("channel"):  # else the line's context has it
+            fields["channel"] = self.channel.identifier
+        return fields
 
 
 class Transition(models.Model):

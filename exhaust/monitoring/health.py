@@ -126,7 +126,7 @@ def check_database() -> State:
         except (DatabaseError, InterfaceError) as error:
             connection.close()  # a new one may reach a server that works
             if is_last:
-                log.warning("database.check_failed", error=type(error).__name__)
+                log.warning("database.check_failed", error=error)
                 reason = outages.describe_outage(error) or "unreachable or read-only"
         else:
             return state
@@ -191,7 +191,7 @@ def check_broker() -> State:
             # one that was demoted, is full or cannot save still answers a PING
             broker.set("exhaust:readyz", "", ex=60)
     except redis.RedisError as error:
-        log.warning("broker.connection_failed", error=type(error).__name__)
+        log.warning("broker.connection_failed", error=error)
         is_reached = isinstance(error, redis.ResponseError)
         return {"broker": "refuses writes" if is_reached else "unreachable"}
     return {"broker": "ok"}
@@ -202,7 +202,7 @@ def check_storage() -> State:
     try:
         storage.get_storage().probe()
     except storage.StorageError as error:
-        log.warning("storage.connection_failed", error=type(error.__cause__ or error).__name__)
+        log.warning("storage.connection_failed", error=error)
         return {"storage": "unreachable"}
     return {"storage": "ok"}
 

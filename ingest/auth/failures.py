@@ -70,8 +70,8 @@ def flush_counts() -> None:
                 ADD_SQL, [[adapt_datetime(hour), action, address, n] for (hour, action, address), n
                        in sorted(counts.items())]
             )  # fmt: skip
-    except DatabaseError:
-        log.warning("auth_failures.flush_failed", networks=len(counts))
+    except DatabaseError as error:
+        log.warning("auth_failures.flush_failed", networks=len(counts), error=error)
         with _lock:
             pending_counts.update(counts)
 

@@ -67,6 +67,7 @@ class Request:
         "channel",
         "headers",
         "is_body_read",
+        "log_fields",
         "method",
         "path",
         "query",
@@ -104,6 +105,7 @@ class Request:
         given_id: str = headers.get("x-request-id", "")
         self.request_id = given_id if _REQUEST_ID.match(given_id) else make_uuid()
         self.caller = self.channel = ""  # of the log line, once they are known
+        self.log_fields: dict[str, str] = {}  # further ones
         self.is_body_read = False
         self.route = "none"  # the address without its variable parts
         self.variables: dict[str, str] = {}  # which are here

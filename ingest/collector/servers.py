@@ -255,6 +255,9 @@ class LineBuffer:
             line["channel"] = request.channel
         if request.caller:
             line["caller"] = request.caller
+        line |= {
+            name: value for name, value in request.log_fields.items() if logs.is_loggable(value)
+        }
         if not self._lines:
             get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
         self._lines.append(_encode(line))

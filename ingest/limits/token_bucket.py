@@ -189,7 +189,7 @@ class RedisLimiter:
             self._retry_redis_at = now + REDIS_RETRY_SECONDS
             if now >= self._next_warning_at:
                 self._next_warning_at = now + WARNING_SECONDS
-                log.warning("rate_limiter.redis_failed", error=type(error).__name__)
+                log.warning("rate_limiter.redis_failed", error=error)
             return self._fallback.spend(key, rate, burst, count)
 
     def connect(self) -> "redis.Redis":

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.test import Client
 
 from ingest import logs
@@ -214,6 +214,72 @@ def test_request_id_is_in_each_line(captured: CapturedLines, asker: Client, aske
 
 
 @pytest.mark.django_db
+def test_dataset_calls_name_the_job(captured: CapturedLines, asker: Client):
+    from tests.exhaust.factories import make_job
+
+    job = make_job()
+    for path, query in (
+        (f"read/{job.tag}", {"requestId": job.request_id}),
+        ("read/none", {"requestId": f"a {CANARY}"}),
+        (f"list/{job.tag}", {}),
+    ):
+        asker.get(f"/dataset/v1/request/{path}", query)
+    found, missed, listed = [
+        line for line in captured.lines if line.get("event") == "request.answered"
+    ]
+    assert (found["tag"], found["request_id"]) == (job.tag, job.request_id)
+    assert ("tag" in missed, missed["status"]) == (False, 404)  # somebody's text, it may be
+    assert listed["tag"] == job.tag
+    assert CANARY not in captured.text
+
+
+def test_error_field_has_its_code(captured: CapturedLines):
+    from botocore.exceptions import ClientError
+
+    def wrap(cause: Exception) -> Exception:
+        error = DatabaseError(CANARY)
+        error.__cause__ = cause
+        return error
+
+    slow_down = ClientError({"Error": {"Code": "SlowDown", "Message": CANARY}}, "PutObject")
+    for cause in (psycopg.errors.AdminShutdown(CANARY), slow_down, ConnectionRefusedError(111, "")):
+        own.warning("storage.connection_failed", error=wrap(cause))
+        try:
+            raise wrap(cause)
+        except DatabaseError:
+            own.exception("storage.connection_failed")
+    own.warning("storage.connection_failed", error=ValueError(CANARY))
+
+    codes = [(line["error"], line["code"]) for line in captured.lines[0:6:2]]
+    assert codes == [
+        ("AdminShutdown", "57P01"),
+        ("ClientError", "SlowDown"),
+        ("ConnectionRefusedError", "ECONNREFUSED"),
+    ]
+    assert [line["error"][1]["code"] for line in captured.lines[1:6:2]] == [
+        "57P01", "SlowDown", "ECONNREFUSED",
+    ]  # fmt: skip
+    assert captured.lines[-1]["error"] == "ValueError"
+    assert CANARY not in captured.text
+
+
+def test_libraries_keep_their_text(captured: CapturedLines):
+    logging.getLogger("botocore.credentials").warning("Refreshing credentials failed.")
+    logging.getLogger("kombu.connection").error("Cannot connect to broker")
+    by_hand = f"Invalid HTTP_HOST header: '{CANARY}'. Add it."
+    logging.getLogger("django.security").error(by_hand)
+    logging.getLogger("py.warnings").warning(
+        "%s", f"{ROOT}/ingest/logs.py:7: DeprecationWarning: {CANARY}\n  warn({CANARY})\n"
+    )
+    assert [line["message"] for line in captured.lines] == [
+        "Refreshing credentials failed.",
+        "Cannot connect to broker",
+        "Invalid HTTP_HOST header: …. Add it.",
+        "ingest/logs.py:7: DeprecationWarning",
+    ]
+
+
+@pytest.mark.django_db
 def test_context_ends_with_request(captured: CapturedLines, asker: Client):
     asker.get("/dataset/v1/request/list/t")
     Client().get("/nowhere")
@@ -229,8 +295,10 @@ def test_job_lines_name_its_channel(captured: CapturedLines):
 
     job = make_claimed(output_format="none")
     assert attempt.run(job) is False
-    (line,) = [line for line in captured.lines if line.get("event") == "job.failed"]
-    assert (line["job"], line["attempt"], line["channel"]) == (job.pk, 1, "ORG_001")
+    ids = {"job": job.pk, "request_id": job.request_id, "tag": job.tag, "channel": "ORG_001"}
+    lines = [line for line in captured.lines if str(line.get("event")).startswith("job.")]
+    assert [line["event"] for line in lines] == ["job.claimed", "job.failed"]
+    assert all(ids.items() <= line.items() for line in lines)
 
 
 def test_probes_are_not_logged(captured: CapturedLines):

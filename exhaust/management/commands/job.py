@@ -40,7 +40,7 @@ class Command(BaseCommand):
     def _show(self, job: Job) -> None:
         self.stdout.write(
             f"{job.request_id} {job.status} {job.status_message}".rstrip()
-            + f"\n  tag {job.tag}, channel {job.channel}, dataset {job.dataset},"
+            + f"\n  tag {job.tag}, channel {job.channel}, dataset {job.dataset}, job {job.pk},"
             f" {job.rows_done:,} rows\n  {job.submitted_at:%Y-%m-%d %H:%M:%S} UTC SUBMITTED"
         )
         for step in job.transitions.order_by("id"):
