@@ -19,7 +19,7 @@ from ingest.events import (
 from ingest.feed.values import EventRow
 
 MAX_LISTED_REJECTIONS = 100  # the reasons of further ones are told to no one
-OVERLOADED_DETAIL = "More comes than we can serve; send it again after Retry-After seconds."
+OVERLOADED_DETAIL = "We cannot serve this now; send it again after Retry-After seconds."
 PROBLEM = "application/problem+json"
 
 

@@ -52,6 +52,9 @@ class LoopConnection:
         wait in vain, too.
         """
         loop = asyncio.get_running_loop()
+        pool = cast(Any, django_connection).pool
+        if self._connection is not None and pool and not pool.is_fresh(self._connection):
+            self.close()
         if self._connection is None:
             self._connection = await loop.run_in_executor(None, self._connect, calls)
             self._socket = self._connection.pgconn.socket  # libpq forgets it when it is lost

@@ -22,6 +22,7 @@ MAX_AGE_SECONDS = 3600.0  # of a connection
 MAX_IDLE_SECONDS = 600.0
 RETRY_SECONDS = 0.5  # between two attempts of a patient process
 LOG_SECONDS = 30.0  # between two lines about the same outage
+_READ_ONLY_PARAMETERS = (b"default_transaction_read_only", b"in_hot_standby")  # told by the server
 _PREFIX = re.compile(r"(?:- host: .*?, hostaddr: .*?: )?(?:connection (?:failed|is bad): )?")
 
 
@@ -94,7 +95,7 @@ class Pool:
                     connection.rollback()
             now = monotonic()
             status = connection.pgconn.transaction_status
-            if status == TransactionStatus.IDLE and self._is_fresh(connection, now):
+            if status == TransactionStatus.IDLE and self.is_fresh(connection):
                 with self._lock:
                     self._idle.append((now, connection))
             else:
@@ -120,19 +121,23 @@ class Pool:
         for _, connection in idle:
             connection.close()
 
+    def is_fresh(self, connection: Any) -> bool:
+        """Returns whether a connection may be used on: it is young, and its server can write."""
+        get_parameter = connection.pgconn.parameter_status
+        is_read_only = b"on" in (get_parameter(name) for name in _READ_ONLY_PARAMETERS)
+        made_at: float = connection.made_at
+        is_kept = self._emptied_at < made_at > monotonic() - MAX_AGE_SECONDS
+        return is_kept and not is_read_only
+
     def _take_idle(self) -> Any | None:
         while True:
             with self._lock:
                 if not self._idle:
                     return None
                 connection = self._idle.pop()[1]
-            if self._is_fresh(connection, monotonic()) and is_alive(connection):
+            if self.is_fresh(connection) and is_alive(connection):
                 return connection
             connection.close()
-
-    def _is_fresh(self, connection: Any, now: float) -> bool:
-        made_at: float = connection.made_at
-        return self._emptied_at < made_at > now - MAX_AGE_SECONDS
 
     def _close_unused(self, now: float) -> None:
         while True:
@@ -153,7 +158,6 @@ class Pool:
                     raise
                 sleep(RETRY_SECONDS)
             else:
-                connection.made_at = monotonic()
                 self._logged_at = -LOG_SECONDS
                 return connection
 

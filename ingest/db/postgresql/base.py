@@ -3,6 +3,7 @@
 import os
 import re
 from functools import cached_property
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +41,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         except psycopg.Error as error:
             opened.close()
             raise Unavailable(describe_failure(error)) from error
+        opened.made_at = monotonic()  # type: ignore[attr-defined] # for the pool
         return opened
 
     def _prepare_session(self, opened: Any, options: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -59,12 +59,23 @@ def test_read_only_connection_is_made_again():
     """After a failover the old connection may lead to a server that only reads."""
 
     async def use(loop_connection: LoopConnection) -> list[list[Row]]:
-        await execute(loop_connection, MAKE_READ_ONLY)
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-            await execute(loop_connection, WRITE)
+        await execute(loop_connection, MAKE_READ_ONLY)  # which the server reports
         return await execute(loop_connection, WRITE)
 
     assert len(run_with_connection(use)) == 1
+
+
+def test_discarded_connection_is_made_again():
+    """Another call has found that the server only reads, or has gone."""
+
+    async def use(loop_connection: LoopConnection) -> list[Row]:
+        ((first,),) = await execute(loop_connection, PID)
+        cast(Any, connection).pool.discard_idle()
+        ((second,),) = await execute(loop_connection, PID)
+        return [first, second]
+
+    first, second = run_with_connection(use)
+    assert first != second
 
 
 def test_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):

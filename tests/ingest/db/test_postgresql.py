@@ -117,6 +117,14 @@ def test_pool_keeps_what_works(pool: Pool):
         assert second.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
+def test_pool_keeps_no_read_only_connection(pool: Pool):
+    """A server that was demoted still answers reads, with old rows."""
+    with pool.connection() as demoted:
+        demoted.execute("SET default_transaction_read_only = on")
+    with pool.connection() as found:
+        assert found is not demoted
+
+
 def test_full_pool_says_so(pool: Pool):
     taken = [pool.getconn() for _ in range(2)]
 
