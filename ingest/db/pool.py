@@ -44,7 +44,7 @@ def describe_failure(error: psycopg.Error) -> str:
 def is_alive(connection: Any) -> bool:
     """Returns whether an idle connection can be used, without asking the server.
 
-    The server sends to an idle connection only to end it, or to tell that it is another one now.
+    The server sends to an idle connection only to end it.
     """
     try:
         poll = select.poll()
