@@ -74,6 +74,11 @@ def has_client_sessions(source: str) -> bool:
     return source in ADAPTERS and ADAPTERS[source].has_client_sessions
 
 
+def find_device_fields(source: str) -> frozenset[str]:
+    """Returns the fields by which a source names a device or its person, at any depth."""
+    return ADAPTERS[source].device_fields if source in ADAPTERS else frozenset()
+
+
 def client_session_sources() -> list[str]:
     return [name for name in ADAPTERS if has_client_sessions(name)]
 

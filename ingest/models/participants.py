@@ -56,6 +56,12 @@ class Erasure(models.Model):
     requested_at = models.DateTimeField(help_text="Time of the last request.")
     finished_at = models.DateTimeField(null=True, help_text="Empty while it is unfinished.")
     counts = models.JSONField(default=dict, help_text="Erased rows, by kind.")
+    searched = models.JSONField(
+        default=dict,
+        db_default={},
+        help_text="Rejected events that were searched, that were decrypted for it, and that have"
+        " no key any more.",
+    )
     encrypted_device_id = models.BinaryField(
         null=True, editable=False, help_text="The device id, encrypted, while it is unfinished."
     )

@@ -7,8 +7,6 @@ holds counts, and names the person by a hash only.
 """
 
 import binascii
-import json
-import re
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +21,7 @@ from django.db.models.functions import Now
 from django.dispatch import Signal
 
 from ingest import audit
-from ingest.adapters import client_session_sources, json_body
+from ingest.adapters import client_session_sources, find_device_fields, json_body
 from ingest.db.clock import read_clock
 from ingest.events import Profile
 from ingest.feed.watermark import allocate_position, lock_positioned_tables
@@ -106,7 +104,7 @@ def start_erasure(channel_id: int, device_id: str) -> Erasure:
             channel_id=channel_id, device_id=device_id
         ).delete()
         erasure.counts = _add_counts(erasure.counts, participants=deleted_count)
-        erasure.finished_at = None
+        erasure.finished_at, erasure.searched = None, {}
         erasure.last_event, erasure.last_rejected = last_event_id or 0, 0
         erasure.encrypted_device_id = encrypt(device_id.encode())
         erasure.save()
@@ -143,10 +141,10 @@ class _Step:
                     erasure.counts = _add_counts(
                         erasure.counts, **{act.__name__[1:]: max(count, 0)}
                     )
-                    erasure.save(update_fields=["counts", "last_rejected"])
+                    erasure.save(update_fields=["counts", "last_rejected", "searched"])
                     return True
             erasure.encrypted_device_id = None
-            erasure.save(update_fields=["encrypted_device_id"])
+            erasure.save(update_fields=["encrypted_device_id", "searched"])
             Erasure.objects.filter(pk=erasure.pk).update(finished_at=Now())
             audit.record(
                 "participant.erased",
@@ -155,6 +153,7 @@ class _Step:
                 ),
                 subject=erasure.subject,
                 **erasure.counts,
+                searched=erasure.searched,
             )
         return False
 
@@ -215,6 +214,8 @@ class _Step:
     def _rejected(self, device_id: str, erasure: Erasure) -> int:
         """Returns the number of deleted rows; -1 for a step without one, 0 at the end."""
         rows = RejectedEvent.objects.filter(channel_id=self._channel_id)
+        if not erasure.searched:
+            erasure.searched = {"rejected": rows.count(), "decrypted": 0, "unreadable": 0}
         lookup = device_words.build_lookup(self._channel_id, device_id)
         named_ids = list(
             rows.filter(rejectedword__digest=lookup.exact).values_list("pk", flat=True)[:STEP_ROWS]
@@ -223,23 +224,29 @@ class _Step:
             _delete_rejected(named_ids)
             return len(named_ids)
         later = rows.filter(id__gt=erasure.last_rejected).order_by("id")
-        if lookup.part is None:
-            possible_ids = set(later.values_list("pk", flat=True)[:_REJECTED_STEP_ROWS])
-        else:
-            possible_ids = {
-                pk
-                for possible in (
-                    later.filter(is_indexed=False),
-                    later.filter(rejectedword__digest=lookup.part),
-                )
-                for pk in possible.values_list("pk", flat=True)[:_REJECTED_STEP_ROWS]
-            }
+        possible_ids = {
+            pk
+            for possible in (
+                later.filter(is_indexed=False),
+                later.filter(rejectedword__digest=lookup.part),
+            )
+            for pk in possible.values_list("pk", flat=True)[:_REJECTED_STEP_ROWS]
+        }
         step_ids = sorted(possible_ids)[:_REJECTED_STEP_ROWS]
         if not step_ids:
             return 0
-        is_naming_device = _build_device_matcher(device_id)
-        possible_rows = rows.filter(pk__in=step_ids).only("encrypted_body", "detail")
-        matching_ids = [row.pk for row in possible_rows if is_naming_device(row)]
+        matching_ids = []
+        is_naming_device = device_words.build_matcher(device_id)
+        for row in rows.filter(pk__in=step_ids).only("source", "encrypted_body", "detail"):
+            try:
+                raw = _decompress(decrypt(row.encrypted_body))
+            except InvalidToken:  # its key is lost
+                erasure.searched["unreadable"] += 1
+                continue
+            erasure.searched["decrypted"] += 1
+            fields = find_device_fields(row.source)
+            if any(is_naming_device(text, fields) for text in (raw, row.detail.encode())):
+                matching_ids.append(row.pk)
         _delete_rejected(matching_ids)
         erasure.last_rejected = step_ids[-1]
         return len(matching_ids) or -1
@@ -255,29 +262,6 @@ def _change_fields() -> dict[str, Any]:
         CurrentPosition() if connection.vendor == "postgresql" else Value(allocate_position())
     )
     return {"xid": position, "version": F("version") + 1, "modified_at": read_clock()}
-
-
-def _build_device_matcher(device_id: str) -> Any:
-    """Returns a test for rejected rows that name the device, as a JSON text or as a word."""
-    raw_pattern = re.escape(device_id.encode())
-    json_pattern = re.escape(json.dumps(device_id)[1:-1].encode())
-    inside = device_words.WORD_CHARACTERS
-    word_pattern = (
-        rb"(?<!%b)(?:%b)(?!%b)" % (inside, raw_pattern, inside)
-        if len(device_id.encode()) >= device_words.MIN_WORD
-        else rb"(?!)"
-    )
-    pattern = re.compile(rb'"(?:' + raw_pattern + rb"|" + json_pattern + rb')"|' + word_pattern)
-
-    def is_naming_device(row: RejectedEvent) -> bool:
-        try:
-            raw = decrypt(row.encrypted_body)
-        except InvalidToken:  # its key is lost, so it is unreadable anyway
-            return False
-        raw = _decompress(raw)
-        return bool(pattern.search(raw) or pattern.search(row.detail.encode()))
-
-    return is_naming_device
 
 
 def _decompress(raw: bytes) -> bytes:

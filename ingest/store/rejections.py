@@ -17,7 +17,7 @@ from django.db.models import Count, F, Sum
 from django.db.models.functions import Least
 
 from ingest import metrics
-from ingest.adapters import ADAPTERS
+from ingest.adapters import find_device_fields
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.db import binary_arrays
 from ingest.db.prepared import fetch_all
@@ -132,7 +132,7 @@ def _choose_kept(rejections: Sequence[Rejection]) -> Iterator[Rejection]:
 
 def _hash_words(channel_id: int, source: str, kept: Sequence[Rejection]) -> list[list[int] | None]:
     """Returns for each text the hashes of the words that could be a device id, None for any."""
-    fields = ADAPTERS[source].device_fields if source in ADAPTERS else frozenset[str]()
+    fields = find_device_fields(source)
     found = [
         device_words.find_words(rejection.raw[:MAX_STORED_BYTES], fields) for rejection in kept
     ]

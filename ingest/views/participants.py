@@ -24,6 +24,10 @@ class ErasureCertificate(Body):
     askedAt = epoch_ms("When the last request came")
     finishedAt = epoch_ms("When all was erased; null before", allow_null=True)
     erased = free_object("The number of rows of each kind.")
+    searched = free_object(
+        "How many rejected events were searched, `decrypted` for it, and `unreadable` because"
+        " their key is lost. All else is found by its device id."
+    )
 
 
 class ParticipantView(APIView):
@@ -57,4 +61,5 @@ def erasure_certificate(row: Erasure) -> dict[str, Any]:
         "askedAt": int(row.requested_at.timestamp() * 1000),
         "finishedAt": row.finished_at and int(row.finished_at.timestamp() * 1000),
         "erased": row.counts,
+        "searched": row.searched,
     }

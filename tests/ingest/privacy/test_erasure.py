@@ -1,5 +1,6 @@
 """An erasure finds rejected events by their words, and decrypts no others."""
 
+import gzip
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ from django.utils import timezone
 
 from ingest.adapters import ADAPTERS
 from ingest.events import Rejection
-from ingest.models import RejectedEvent, RejectedWord
+from ingest.models import Erasure, RejectedEvent, RejectedWord
 from ingest.privacy import erasure
 from ingest.privacy.encryption import decrypt
 from ingest.store import rejections
@@ -46,9 +47,13 @@ def decrypted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def erase(device_id: str) -> int:
+    return certify(device_id).counts.get("rejected", 0)
+
+
+def certify(device_id: str) -> Erasure:
     certificate = erasure.erase(make_channel().pk, device_id, 60)
     assert certificate.finished_at is not None
-    return certificate.counts.get("rejected", 0)
+    return certificate
 
 
 def kept_texts() -> set[bytes]:
@@ -133,3 +138,21 @@ def test_counted_events_are_not_decrypted(decrypted: list[Any]):
 
     assert erase("device-77") == 0
     assert set(decrypted) == {b"device-77"}
+
+
+def test_certificate_says_what_was_searched(decrypted: list[bytes]):
+    """An id of short parts has no hash of a part, so each free text is decrypted."""
+    reject(
+        b'{"did": "device-77"}', b'{"did": "01:23:45:67"}', b"at 01:23:45:67 it broke", b"no device"
+    )
+    RejectedEvent.objects.filter(position=3).update(encrypted_body=b"under a lost key")
+
+    assert certify("01:23:45:67").searched == {"rejected": 4, "decrypted": 1, "unreadable": 1}
+    assert RejectedEvent.objects.count() == 2
+
+
+def test_erasure_finds_escaped_ids(decrypted: list[bytes]):
+    reject(b'{"\\u0064id": "a\\/b\\u002Bc"}', b'{"did": 47.0}', gzip.compress(b'{"did": 4.7e1}'))
+    RejectedEvent.objects.filter(position=0).update(is_indexed=False)
+
+    assert (erase("a/b+c"), erase("47")) == (1, 2)
