@@ -1,5 +1,6 @@
 """Celery's tasks. Messages carry no payload; workers claim due work from the database."""
 
+from datetime import timedelta
 from typing import Any
 
 from celery import Task, shared_task
@@ -17,6 +18,10 @@ from ingest.privacy import erasure
 
 log = logs.get_logger(__name__)
 SWEEP_STORAGE_SECONDS = 10
+STALLED_AFTER = {
+    "exhaust.derive_sessions": timedelta(seconds=20),
+    "exhaust.keep_last_position": timedelta(seconds=120),
+}
 
 
 class WokenTask(Task):  # type: ignore[type-arg]
@@ -62,8 +67,9 @@ def sweep() -> None:
         wakeup.enqueue("exhaust.continue_erasures")
     if retention.withdrawn_files().exists():
         wakeup.enqueue("exhaust.delete_withdrawn_files")
-    if wakeup.is_stalled("exhaust.derive_sessions"):  # Celery's schedule does not run
-        wakeup.enqueue("exhaust.derive_sessions")
+    for task, after in STALLED_AFTER.items():  # Celery's schedule does not run
+        if wakeup.is_stalled(task, after):
+            wakeup.enqueue(task)
     schedules.submit_due()
     failures.roll_up()
     wakeup.delete_drafts()

@@ -113,9 +113,9 @@ def claim_stalled_sweep() -> bool:
     return True
 
 
-def is_stalled(kind: str) -> bool:
-    """Returns whether the task has run before, but not for `STALLED`."""
-    return Wakeup.objects.filter(kind=kind, started_at__lte=Now() - STALLED).exists()
+def is_stalled(kind: str, after: timedelta) -> bool:
+    """Returns whether the task has run before, but not for that time."""
+    return Wakeup.objects.filter(kind=kind, started_at__lte=Now() - after).exists()
 
 
 def fetch_sweep_age() -> timedelta | None:

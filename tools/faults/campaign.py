@@ -227,7 +227,7 @@ class Campaign:
         def send() -> None:
             while not trial.end_time:
                 for _ in range(times):
-                    wakeup.enqueue(task)
+                    wakeup.send_message(task, (), {})
                 time.sleep(2)
 
         threading.Thread(target=send, daemon=True).start()
