@@ -29,7 +29,7 @@ START = DOCS / "getting-started.md"
 OPERATIONS = DOCS / "operations.md"
 SHELL, QUERY = "bash", "sql"
 # shown on a page, not typed
-SHOWN = {"text", "json", "nginx", "caddyfile", "yaml", "python"}
+SHOWN = {"text", "json", "nginx", "caddyfile", "ini", "yaml", "python"}
 PATIENCE = 900.0
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 _EXCUSE = re.compile(r"<!-- not run here: (.+); (\S+) -->\n\Z")
