@@ -9,6 +9,7 @@ A wrong, half-set or misspelt variable stops the start with a sentence that name
 import os
 import re
 import secrets
+import sys
 from base64 import urlsafe_b64encode
 from datetime import timedelta
 from difflib import get_close_matches
@@ -439,8 +440,13 @@ DATABASES = {"default": load_database(_database_url)}
 # Metrics: each process writes a file, and a scrape adds them up -----------------------------------
 
 if EXHAUST_METRICS_TOKEN or EXHAUST_METRICS_PORT:
-    (DATA_DIR / "metrics").mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(DATA_DIR / "metrics"))
+    _metrics = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", DATA_DIR / "metrics"))
+    _is_worker = "celery" in Path(sys.argv[0]).parts[-2:] and "worker" in sys.argv
+    _worker_folder = f"worker-{EXHAUST_METRICS_PORT}"
+    if _is_worker and EXHAUST_METRICS_PORT and _metrics.name != _worker_folder:
+        _metrics /= _worker_folder  # its port shows it; the web's page shows all others
+    _metrics.mkdir(parents=True, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics)
 
 # Celery: a message only says "look now"; the record of a job is its row -------------------------
 

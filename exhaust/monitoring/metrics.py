@@ -64,7 +64,11 @@ def start_metrics_server() -> None:
 
 
 def _build_registry(*, has_rows: bool) -> CollectorRegistry:
-    """What all processes that share the folder have counted."""
+    """What the processes that share the folder have counted.
+
+    A worker with a port has a folder of its own (`config/settings.py`), so each count is shown
+    once.
+    """
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

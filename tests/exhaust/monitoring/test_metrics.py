@@ -1,8 +1,12 @@
 """The metrics for Prometheus, and the answers to probes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +171,44 @@ def test_dashboard_and_alerts_labels_exist(page: str) -> None:
 
     assert grouped
     assert grouped | selected <= labels
+
+
+def test_processes_of_a_machine_count_once(tmp_path: Path) -> None:
+    # given a web process, a worker with a port and one without, in one folder
+    code = (
+        "import sys; sys.argv = sys.argv[1:]\n"
+        "from config import settings\n"
+        "from prometheus_client import CollectorRegistry, multiprocess\n"
+        "from ingest import metrics\n"
+        "metrics.count_batch('telemetry', 1, 0, 0)\n"
+        "print(flush=True); input()\n"
+        "labels = {'outcome': 'stored', 'source': 'telemetry'}\n"
+        "multiprocess.MultiProcessCollector(registry := CollectorRegistry())\n"
+        "print(registry.get_sample_value('exhaust_events_total', labels) or 0.0)"
+    )
+    worker = ("/bin/celery", "-A", "config", "worker")
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=settings.BASE_DIR,
+            env={
+                **os.environ,
+                "EXHAUST_METRICS_TOKEN": "t0ken",
+                "EXHAUST_METRICS_PORT": port,
+                "EXHAUST_DATA_DIR": str(tmp_path),
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for arguments, port in ((("granian",), "9100"), (worker, "9100"), (worker, "0"))
+    ]
+
+    # when the web's page and the worker's port are scraped
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()
+    web, with_port, _ = [float(child.communicate("\n")[0]) for child in children]
+
+    # then each event is counted once
+    assert (web, with_port) == (2.0, 1.0)
