@@ -30,6 +30,7 @@ class ConsentState:
 
     consent: bool | None
     has_phone: bool
+    consent_at: datetime | None
 
     @property
     def is_exportable(self) -> bool:
@@ -42,12 +43,12 @@ def lock_participants(channel_id: int, device_ids: Sequence[str]) -> dict[str, C
     for batch in _split_batches(device_ids):
         rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
         byte_order = Collate("device_id", "C") if connection.vendor == "postgresql" else "device_id"
-        for device_id, consent, phone in (
+        for device_id, consent, phone, consent_at in (
             rows.order_by(byte_order)  # the order of Python: every transaction locks alike
             .select_for_update()
-            .values_list("device_id", "consent", "encrypted_phone")
+            .values_list("device_id", "consent", "encrypted_phone", "consent_at")
         ):
-            states[device_id] = ConsentState(consent, phone is not None)
+            states[device_id] = ConsentState(consent, phone is not None, consent_at)
     return states
 
 

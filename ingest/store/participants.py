@@ -1,12 +1,13 @@
 """The only write of participants: profiles and consent, by device id."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 from django.db import connection, transaction
 
+from ingest.db.clock import read_clock
 from ingest.events import Profile
 from ingest.privacy import consent, erasure
 from ingest.privacy.encryption import encrypt
@@ -62,6 +63,12 @@ def _upsert(
     encrypted_phones: dict[int, bytes],
 ) -> None:
     when = connection.ops.adapt_datetimefield_value
+    profiles = sorted(profiles, key=lambda p: p.device_id)  # stable: the last profile stays last
+    # only a consent or a removed phone can change which persons appear in files
+    changes_consent = any(p.consent is not None or p.phone == "" for p in profiles)
+    devices = [p.device_id for p in profiles] if changes_consent else []
+    before = consent.lock_participants(channel_id, devices)  # in the order of the upsert
+    consent_times = _date_consents(profiles, before)
     rows = [
         (
             channel_id,
@@ -69,17 +76,13 @@ def _upsert(
             p.user_name or "",
             encrypted_phones.get(id(p)),
             p.consent,
-            when(p.consent_at) if p.consent is not None else None,
+            when(consent_at) if p.consent is not None else None,
             received_at,
             p.user_name is not None,
             p.phone is not None,
         )
-        for p in sorted(profiles, key=lambda p: p.device_id)  # stable: the last profile stays last
+        for p, consent_at in zip(profiles, consent_times, strict=True)
     ]
-    # only a consent or a removed phone can change which persons appear in files
-    changes_consent = any(p.consent is not None or p.phone == "" for p in profiles)
-    devices = [row[1] for row in rows] if changes_consent else []
-    before = consent.lock_participants(channel_id, devices)  # in the order of the upsert
     if connection.vendor == "postgresql" and len({row[1] for row in rows}) == len(rows):
         _upsert_arrays(channel_id, received_at, rows)
     else:  # of a device that comes twice, each profile counts in turn
@@ -87,6 +90,26 @@ def _upsert(
             cursor.executemany(_UPSERT_ONE, rows)
     if changes_consent:
         consent.apply_changes(channel_id, before, consent.lock_participants(channel_id, devices))
+
+
+def _date_consents(
+    profiles: Sequence[Profile], before: dict[str, consent.ConsentState]
+) -> list[datetime]:
+    """Returns the times of the consents; a refusal is later than one that is still to come.
+
+    Only a clock that is ahead writes such a consent, and no refusal could replace it in time.
+    """
+    now = read_clock()
+    latest = {device_id: state.consent_at for device_id, state in before.items()}
+    consent_times = []
+    for profile in profiles:
+        consent_at, known_at = profile.consent_at, latest.get(profile.device_id)
+        if profile.consent is False and known_at is not None and known_at > now:
+            consent_at = max(consent_at, known_at + timedelta(microseconds=1))
+        if profile.consent is not None:
+            latest[profile.device_id] = max(consent_at, known_at or consent_at)
+        consent_times.append(consent_at)
+    return consent_times
 
 
 def _upsert_arrays(channel_id: int, received_at: Any, rows: Sequence[tuple[Any, ...]]) -> None:

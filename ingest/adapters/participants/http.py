@@ -6,10 +6,13 @@ from ingest.events import Profile, Rejection
 
 def respond(receipt: Receipt) -> Response:
     profiles, result = receipt.batch.profiles, receipt.result
-    rejections = [*result.rejections, *map(_erased_rejection, result.erased)]
+    partly_taken = {rejection.position for rejection in result.rejections}
+    erased = [profile for profile in result.erased if profile.position not in partly_taken]
+    rejections = [*result.rejections, *map(_erased_rejection, erased)]
+    whole = [profile for profile in profiles if profile.position not in partly_taken]
     return Response(
         {
-            "accepted": len(profiles) - len(result.erased),
+            "accepted": len(whole) - len(erased),
             "rejected": len(rejections),
             "rejections": list_rejections(rejections),
         }

@@ -8,7 +8,7 @@ import msgspec
 
 from ingest.adapters import json_body
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
-from ingest.adapters.fields import MAX_TEXT
+from ingest.adapters.fields import MAX_TEXT, bounded_text
 from ingest.events import Batch, Call, Profile, Rejection, RequestError
 
 SOURCE = "participants"
@@ -36,7 +36,11 @@ def parse(body: bytes, call: Call) -> Batch:
         try:
             profiles.append(_parse_profile(raw, call.received_at, position))
         except RequestError as error:
-            rejections.append(Rejection(position, error.reason, error.detail, raw))
+            detail = error.detail
+            if refusal := _read_refusal(raw, call.received_at, position):
+                profiles.append(refusal)
+                detail += " What it withdraws is taken, as of its arrival."
+            rejections.append(Rejection(position, error.reason, detail, raw))
     return Batch(SOURCE, call.received_at, [], rejections, profiles=profiles)
 
 
@@ -64,6 +68,41 @@ def _parse_profile(raw: bytes, received_at: datetime, position: int) -> Profile:
     return Profile(
         device_id, _optional_text(document, "userName"), phone, consent, consent_at, position
     )
+
+
+class _Refusal(msgspec.Struct):
+    """The fields that count whatever stands beside them, each read by itself."""
+
+    device_id: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="deviceId")
+    consent: msgspec.Raw = msgspec.Raw(b"null")
+    phone: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_refusal = msgspec.json.Decoder(_Refusal).decode
+_REFUSALS = ("false", "no", "0")
+
+
+def _read_refusal(raw: bytes, received_at: datetime, position: int) -> Profile | None:
+    """Returns what an otherwise unreadable profile withdraws; None where it withdraws nothing."""
+    try:
+        fields = _decode_refusal(json_body.repair(raw))
+        device_id = bounded_text(json_body.parse_value(bytes(fields.device_id))[0])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RequestError):
+        return None
+    is_refusal = _read_value(fields.consent).strip().lower() in _REFUSALS
+    phone = "" if bytes(fields.phone) == b'""' else None
+    if not device_id or not (is_refusal or phone is not None):
+        return None
+    return Profile(device_id, None, phone, False if is_refusal else None, received_at, position)
+
+
+def _read_value(raw: msgspec.Raw) -> str:
+    """Returns a text, or a bare value as it is written; "" for any other."""
+    try:
+        value = json_body.parse_value(bytes(raw))[0]
+    except RequestError:
+        return ""
+    return value if isinstance(value, str) else bytes(raw).decode()
 
 
 def _optional_text(document: dict[str, Any], field: str) -> str | None:

@@ -94,9 +94,39 @@ def test_other_phones_are_rejected(phone: Any):
     assert refused(phone=phone) == "phone"
 
 
-@pytest.mark.parametrize("consent", ["true", 1, 0, "yes", [], {}], ids=repr)
+@pytest.mark.parametrize("consent", ["true", 1, "yes", [], {}, "maybe", 0.5], ids=repr)
 def test_consent_must_be_boolean(consent: Any):
     assert refused(consent=consent) == "consent"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        b'"consent": "false"',
+        b'"consent": " No "',
+        b'"consent": 0',
+        b'"consent": false, "phone": "98765 43210"',
+        b'"consent": false, "consentAt": "2022-04-01T10:00:00"',
+        b'"consent": false, "consentAt": "2999-01-01T00:00:00Z"',
+        b'"consent": false, "consentAt": 5, "userName": 7',
+        b'"consent": false, "age": 1e999',
+        b'"consent": false, "userName": "\\ud800", "phone": "x"',
+        b'"consent": false, "more": ' + b"[" * 200 + b"]" * 200,
+    ],
+    ids=repr,
+)
+def test_refusal_is_taken_as_of_arrival(beside: bytes):
+    profiles, rejections = parse(b'[{"deviceId": "d", %b}]' % beside)
+
+    assert profiles == [Profile("d", None, None, False, RECEIVED_AT)]
+    assert len(rejections) == 1
+    assert rejections[0].detail.endswith("What it withdraws is taken, as of its arrival.")
+
+
+def test_removed_phone_is_taken():
+    profiles, _ = read({"deviceId": 47, "phone": "", "consent": "unsure"})
+
+    assert profiles == [Profile("47", None, "", None, RECEIVED_AT)]
 
 
 @pytest.mark.parametrize(

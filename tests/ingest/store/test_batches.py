@@ -12,6 +12,7 @@ from msgspec import structs
 
 from ingest.adapters import telemetry
 from ingest.audit import Actor
+from ingest.db.clock import read_clock
 from ingest.events import Batch, Call, Event, Profile, Rejection, event_identity
 from ingest.models import AuditEvent, Conversation, Participant, RejectedEvent, StoredEvent
 from ingest.privacy.encryption import decrypt
@@ -613,6 +614,21 @@ def test_first_consent_may_be_old():
 
     store_profiles(profile(consent=False, consent_at=RECEIVED_AT - timedelta(days=365)))
 
+    assert fetch_participant().consent is False
+
+
+def test_refusal_replaces_a_consent_still_to_come():
+    ahead = read_clock() + timedelta(hours=20)
+    store_profiles(profile(consent=True, consent_at=ahead))
+
+    store_profiles(profile(consent=False))
+    store_profiles(profile(consent=True, consent_at=ahead))  # the same, sent again
+
+    assert fetch_participant().consent is False
+
+    store_profiles(
+        profile(consent=True, consent_at=ahead + timedelta(hours=1)), profile(consent=False)
+    )
     assert fetch_participant().consent is False
 
 
