@@ -71,6 +71,8 @@ def sweep() -> None:
         if wakeup.is_stalled(task, after):
             wakeup.enqueue(task)
     schedules.submit_due()
+    if schedules.find_due().exists():  # the next sweep goes on with them at once
+        wakeup.enqueue("exhaust.sweep")
     failures.roll_up()
     wakeup.delete_drafts()
     with storage.CallLimit(SWEEP_STORAGE_SECONDS):  # last: nothing else waits for the storage

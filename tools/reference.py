@@ -173,6 +173,7 @@ def write_page() -> str:
     from ingest.audit import ACTIONS
     from ingest.limits import rate_limits
     from ingest.models import ApiKey
+    from tools.row_limits import ROW_LIMITS
 
     limits = [value for value in vars(rate_limits).values() if isinstance(value, rate_limits.Limit)]
     return "\n\n".join(
@@ -195,6 +196,12 @@ def write_page() -> str:
             format_table(
                 ("Limit", "Calls a second", "Burst"),
                 ((f"`{x.name}`", f"{x.rate:,}", f"{x.burst:,}") for x in limits),
+            ),
+            "## Rows",
+            "How many rows of each table a caller can have you keep, and why there is no limit"
+            " where there is none. A test fails for a table that is not listed.",
+            format_table(
+                ("Table", "Limit"), ((f"`{name}`", limit) for name, limit in ROW_LIMITS.items())
             ),
             "## Scopes of a key",
             ", ".join(f"`{scope}`" for scope in ApiKey.SCOPES) + ".",

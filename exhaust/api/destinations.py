@@ -46,9 +46,9 @@ class DestinationFields(validation.StrictSerializer):
         help_text="The records to push.",
     )
     types = serializers.ListField(
-        child=serializers.CharField(),
+        child=serializers.CharField(max_length=255),
         default=list,
-        max_length=100,
+        max_length=validation.MAX_TYPES,
         help_text="Event types to push; empty means all.",
     )
     url = Text(

@@ -82,9 +82,10 @@ class PageQuery(serializers.Serializer[dict[str, Any]]):
         required=False, default=None, help_text="The end, not included: after start."
     )
     events = serializers.ListField(
-        child=serializers.CharField(),
+        child=serializers.CharField(max_length=255),
         required=False,
         default=list,
+        max_length=validation.MAX_TYPES,
         help_text="Event types; once for each.",
     )
 

@@ -18,6 +18,7 @@ from ingest.models import IDENTIFIER, IDENTIFIER_RULE
 
 DATASET = {"enum": list(DATASETS)}
 URL = {"format": "uri", "maxLength": 2000}
+MAX_TYPES = 100  # event types of a query
 
 
 def read_fields(serializer: type[serializers.Serializer[Any]], data: Any) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class DatasetConfig(serializers.Serializer[dict[str, Any]]):
         child=serializers.CharField(max_length=255, trim_whitespace=False),
         required=False,
         allow_empty=False,
-        max_length=100,
+        max_length=MAX_TYPES,
         help_text="Event types, for events-exhaust.",
     )
     application = serializers.CharField(
@@ -286,11 +287,13 @@ class SearchFilters(serializers.Serializer[dict[str, Any]]):
     dataset = OneOrMany(
         child=ChoiceField(list(DATASETS)),
         required=False,
+        max_length=len(DATASETS),
         help_text="A dataset or a list.",
     )
     status = OneOrMany(
         child=ChoiceField(Job.Status.values),
         required=False,
+        max_length=len(Job.Status.values),
         help_text="A status or a list.",
     )
     channel = serializers.CharField(

@@ -28,6 +28,7 @@ from ingest.models import Channel
 from ingest.privacy.encryption import decrypt, encrypt
 
 REDIRECT_SECONDS = 120
+MAX_REVOKED = 100  # links of a file; older ones are deleted, and answer as unknown ones
 
 
 class LinkUnusable(Exception):
@@ -58,7 +59,13 @@ def get_or_create(file: File, now: datetime | None = None) -> Link | None:
         file = locked.get(pk=file.pk)
         if not file.is_available:
             return None
-        return find_usable(file) or create(file, _compute_expiry(file, now or database_now()))
+        if link := find_usable(file):
+            return link
+        revoked = file.links.filter(revoked_at__isnull=False).order_by("-id")
+        Link.objects.filter(
+            pk__in=list(revoked.values_list("pk", flat=True)[MAX_REVOKED:])
+        ).delete()
+        return create(file, _compute_expiry(file, now or database_now()))
 
 
 def create(file: File, expires_at: datetime) -> Link:

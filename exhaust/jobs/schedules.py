@@ -1,19 +1,23 @@
 """Recurring requests: a due schedule submits a request for a window of days that ends then.
 
 `next_at` is the next slot. One conditional UPDATE moves it on and submits in the same transaction,
-so concurrent sweeps submit one request for each slot, or leave the slot due.
+so concurrent sweeps submit one request for each slot, or leave the slot due. A sweep ends after
+`SWEEP_SECONDS`, and channels take turns in it.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from time import monotonic
 from typing import Any
 
 from cronsim import CronSim, CronSimError
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Prefetch, Q, QuerySet
+from django.db.models import F, Prefetch, Q, QuerySet, Window
+from django.db.models.functions import RowNumber
 
 from exhaust.datasets import DATASETS, is_private
 from exhaust.datasets.selection import load_zone
@@ -32,7 +36,12 @@ EDITABLE_FIELDS = (
     "cron", "zone", "dataset", "conversation", "window", "tag", "output_format", "requested_by",
     "callback_url", "encryption",
 )  # fmt: skip
+MAX_SCHEDULES = 50  # of a channel
+MIN_GAP = timedelta(minutes=5)  # between two slots
+SWEEP_SECONDS = 0.5
+SWEEP_ROWS = 200  # read at once
 RETRY_WINDOW = timedelta(hours=1)
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(minutes=1), timedelta(minutes=10)
 
 
 # Slots --------------------------------------------------------------------------------------------
@@ -59,6 +68,21 @@ def next_slot(cron: str, zone_name: str, after: datetime) -> datetime:
     for moment in _iterate_slots(cron, zone_name, after):
         return moment
     raise ValueError("Names a day that never comes; write one that exists.")
+
+
+def _has_short_gap(cron: str) -> bool:
+    """Whether two slots of a valid expression can be less than `MIN_GAP` apart."""
+    times = CronSim(cron, datetime(2000, 1, 1, tzinfo=UTC))
+    minutes, hours = sorted(times.minutes), times.hours
+    if any((hour + 1) % 24 in hours for hour in hours):
+        minutes.append(minutes[0] + 60)
+    return any(timedelta(minutes=later - minute) < MIN_GAP for minute, later in pairwise(minutes))
+
+
+def _slot_after(schedule: Schedule, slot: datetime, now: datetime) -> datetime:
+    """The next slot to run; also a schedule made before there was a `MIN_GAP` keeps to it."""
+    earliest = slot + MIN_GAP - timedelta(seconds=1)
+    return next_slot(schedule.cron, schedule.zone, max(now, earliest))
 
 
 def _latest_slot(schedule: Schedule, now: datetime) -> datetime:
@@ -145,7 +169,25 @@ def requested_window(schedule: Schedule, slot: datetime) -> RequestedWindow:
 
 
 def find_errors(schedule: Schedule) -> dict[str, str]:
-    """The invalid fields of a schedule, each with its remedy."""
+    """The fields for which a schedule cannot be saved, each with its remedy."""
+    errors = _find_invalid_fields(schedule)
+    if "cron" not in errors and _has_short_gap(schedule.cron):
+        minutes = MIN_GAP // timedelta(minutes=1)
+        errors["cron"] = f"Its slots must be at least {minutes} minutes apart, like */{minutes}."
+    if remedy := _count_error(schedule):
+        errors.setdefault("name", remedy)
+    return errors
+
+
+def _count_error(schedule: Schedule) -> str:
+    """Why its channel can have no further schedule; empty where it can, or has this one."""
+    saved = Schedule.objects.filter(channel=schedule.channel_id)
+    if saved.count() < MAX_SCHEDULES or saved.filter(name=schedule.name).exists():
+        return ""
+    return f"A channel has at most {MAX_SCHEDULES} schedules; delete one."
+
+
+def _find_invalid_fields(schedule: Schedule) -> dict[str, str]:
     now = read_clock()
     errors = {}
     if not re.match(IDENTIFIER, schedule.name):
@@ -204,28 +246,45 @@ def _encryption_error(schedule: Schedule) -> str:
 # Submitting ---------------------------------------------------------------------------------------
 
 
-def submit_due(now: datetime | None = None) -> int:
-    """Submits the request of every due schedule; returns how many.
-
-    Only the latest of several missed slots is submitted. A rejected request is retried at each call
-    for an hour, then dropped until the next slot; `last_error` has the reason.
-    """
+def find_due(now: datetime | None = None) -> QuerySet[Schedule]:
+    """Schedules whose slot has come, without those whose rejected request waits."""
     now = now or read_clock()
-    due = Schedule.objects.filter(paused_at=None, next_at__lte=now).select_related("channel")
-    return sum(submit_slot(schedule, now) for schedule in due.order_by("next_at", "pk"))
+    is_waiting = Q(retry_at__gt=now)
+    return Schedule.objects.filter(~is_waiting, paused_at=None, next_at__lte=now)
+
+
+def submit_due(now: datetime | None = None) -> int:
+    """Submits the requests of due schedules for `SWEEP_SECONDS`; returns how many.
+
+    Each channel's first one comes before any channel's second one. Only the latest of several
+    missed slots is submitted. A rejected request is retried for an hour, after one to ten minutes
+    each time, then dropped until the next slot; `last_error` has the reason.
+    """
+    ends_at = monotonic() + SWEEP_SECONDS
+    now = now or read_clock()
+    order = [F("next_at").asc(), F("pk").asc()]
+    turn = Window(RowNumber(), partition_by=F("channel"), order_by=order)
+    due = find_due(now).select_related("channel").order_by(turn, *order)
+    count = 0
+    for schedule in due[:SWEEP_ROWS]:
+        count += submit_slot(schedule, now)
+        if monotonic() > ends_at:
+            break
+    return count
 
 
 def submit_slot(schedule: Schedule, now: datetime) -> bool:
     try:
-        if errors := find_errors(schedule):
+        if errors := _find_invalid_fields(schedule):
             field, advice = next(iter(errors.items()))
             raise ValueError(f"{field}: {advice}")
         slot = _latest_slot(schedule, now)
         with transaction.atomic():
             won = _if_slot_unchanged(schedule).update(
-                next_at=next_slot(schedule.cron, schedule.zone, now),
+                next_at=_slot_after(schedule, slot, now),
                 last_error="",
                 failing_since=None,
+                retry_at=None,
             )
             if not won:
                 return False
@@ -269,14 +328,17 @@ def _build_submission(schedule: Schedule, slot: datetime) -> Submission:
 
 
 def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
-    """Keeps the slot due; after an hour of rejections moves on to the next one.
+    """Keeps the slot for later; after an hour of rejections moves on to the next one.
 
     While the channel's jobs wait for the storage, they fill its queue: the slot stays due.
     """
     failing_since = schedule.failing_since or now
     is_storage_out = transitions.postponed_jobs().filter(channel=schedule.channel_id).exists()
     if is_storage_out or now - failing_since < RETRY_WINDOW:
-        _if_slot_unchanged(schedule).update(last_error=message, failing_since=failing_since)
+        delay = min(max(now - failing_since, MIN_RETRY_DELAY), MAX_RETRY_DELAY)
+        _if_slot_unchanged(schedule).update(
+            last_error=message, failing_since=failing_since, retry_at=now + delay
+        )
         if schedule.failing_since is None:
             log.warning("schedule.rejected", schedule=schedule.pk)
         return
@@ -288,11 +350,11 @@ def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
         next_at = next_slot(schedule.cron, schedule.zone, now)
     except ValueError:  # there is no next slot
         _if_slot_unchanged(schedule).update(
-            last_error=final_message, failing_since=None, paused_at=now
+            last_error=final_message, failing_since=None, retry_at=None, paused_at=now
         )
     else:
         _if_slot_unchanged(schedule).update(
-            last_error=final_message, failing_since=None, next_at=next_at
+            last_error=final_message, failing_since=None, retry_at=None, next_at=next_at
         )
 
 
@@ -303,11 +365,15 @@ def save(schedule: Schedule, now: datetime | None = None) -> Schedule:
     """Creates the schedule, or updates the one of its channel and name; returns the stored one.
 
     The next slot stays unless cron or zone changed, and so does a pause. Equal fields change
-    nothing. Raises `ValueError` for an invalid cron or zone.
+    nothing. Raises `ValueError` for an invalid cron or zone, and `RequestError` (409) where the
+    channel has as many as it may.
     """
     values = {field: getattr(schedule, field) for field in EDITABLE_FIELDS}
     next_at = next_slot(schedule.cron, schedule.zone, now or read_clock())
     with transaction.atomic():
+        Channel.objects.select_for_update(no_key=True).get(pk=schedule.channel_id)  # counts alone
+        if remedy := _count_error(schedule):
+            raise RequestError("conflict", f"name: {remedy}", 409)
         saved, is_new = Schedule.objects.select_for_update().get_or_create(
             channel_id=schedule.channel_id,
             name=schedule.name,
@@ -324,7 +390,7 @@ def save(schedule: Schedule, now: datetime | None = None) -> Schedule:
             saved.next_at = next_at
         for field, value in values.items():
             setattr(saved, field, value)
-        saved.last_error, saved.failing_since = "", None
+        saved.last_error, saved.failing_since, saved.retry_at = "", None, None
         saved.save()
         _record_audit("schedule.changed", saved, fields=changed_fields)
     return saved
@@ -350,7 +416,7 @@ def resume(schedule: Schedule, now: datetime | None = None) -> bool:
 
     Raises `RequestError` (409) for a schedule that is invalid as it stands.
     """
-    if errors := find_errors(schedule):
+    if errors := _find_invalid_fields(schedule):
         field, advice = next(iter(errors.items()))
         raise RequestError(
             "conflict",
@@ -364,6 +430,7 @@ def resume(schedule: Schedule, now: datetime | None = None) -> bool:
             next_at=next_slot(schedule.cron, schedule.zone, now or read_clock()),
             last_error="",
             failing_since=None,
+            retry_at=None,
         )
     )
     if won:

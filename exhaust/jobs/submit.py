@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from exhaust.datasets.supplement import explain_gap, find_completed_job
 from exhaust.files import encryption
 from exhaust.jobs import polling, transitions
 from exhaust.jobs.wakeup import enqueue_work
-from exhaust.models import Job
+from exhaust.models import Callback, Job
 from ingest import audit, logs
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
@@ -25,6 +25,11 @@ from ingest.models import Application, Channel
 from ingest.privacy.encryption import encrypt
 
 log = logs.get_logger(__name__)
+# of a channel; EXHAUST_MAX_QUEUED_PER_CHANNEL bounds the waiting ones
+MAX_DAILY_JOBS = 10_000
+MAX_OPEN_CALLBACKS = 1_000
+MAX_TRANSITIONS = 1_000  # of a job that is to run again
+MAX_CONFIG_BYTES = 16 * 1024  # of datasetConfig as JSON
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
 
     The day's first request under a tag has the classic request id; a different one has its own. A
     FAILED or CANCELLED job runs again, and so does one whose file was withdrawn. Raises
-    `RequestError` (429) where too many requests of the channel wait, and (400) where the file
-    cannot be encrypted as required.
+    `RequestError` (429) where too many requests or callbacks of the channel wait, or the day had
+    too many, and (400) where the file cannot be encrypted as required.
     """
     method = encryption.resolve_method(
         submission.channel_id, submission.dataset, submission.encryption, submission.encryption_key
@@ -118,8 +123,17 @@ _MUST_MATCH_SINCE = ("conversationId", "startDate", "endDate", "timezone", "type
 
 
 def check_configuration(submission: Submission) -> None:
-    """Raises `RequestError` (400, 410) for an application or a `since` that the channel lacks."""
+    """Raises `RequestError`: 400, 410 for an application or a `since` that the channel lacks, 413
+    for a configuration of more than `MAX_CONFIG_BYTES`."""
     config = submission.config
+    text = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
+    if (size := len(text.encode("utf-8", "surrogatepass"))) > MAX_CONFIG_BYTES:
+        raise RequestError(
+            "too_large",
+            f"request.datasetConfig: Has {size:,} bytes as JSON; leave some fields or types out, so"
+            f" that it has at most {MAX_CONFIG_BYTES:,}.",
+            413,
+        )
     application = config.get("application")
     applications = Application.objects.filter(channel=submission.channel_id)
     if application is not None and not applications.filter(identifier=application).exists():
@@ -165,7 +179,8 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
         return job
     try:
         with transaction.atomic():
-            _enforce_queue_limit(submission.channel_id)
+            _enforce_limits(submission.channel_id, submission.callback_url)
+            _enforce_daily_limit(submission.channel_id)
             job = Job.objects.create(
                 **identity,
                 dataset=submission.dataset,
@@ -187,14 +202,34 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
         return Job.objects.get(**identity)
 
 
-def _enforce_queue_limit(channel_id: int) -> None:
-    """Raises `RequestError` (429) where too many of the channel's requests wait."""
+def _enforce_limits(channel_id: int, callback_url: str) -> None:
+    """Raises `RequestError` (429) where too many of the channel's requests or callbacks wait."""
     Channel.objects.select_for_update(no_key=True).get(pk=channel_id)  # serializes the count
     limit = settings.EXHAUST_MAX_QUEUED_PER_CHANNEL
     if Job.objects.filter(channel_id=channel_id, status=Job.Status.SUBMITTED).count() >= limit:
         raise RequestError(
             "too_many_requests",
             f"This channel has {limit} requests waiting; send this one again when some are done.",
+            429,
+        )
+    open_callbacks = Callback.objects.filter(channel=channel_id, status=Callback.Status.FAILING)
+    if callback_url and open_callbacks.count() >= MAX_OPEN_CALLBACKS:
+        raise RequestError(
+            "too_many_requests",
+            f"This channel has {MAX_OPEN_CALLBACKS} callbacks that no receiver accepted yet; let"
+            " yours accept them, or leave callbackUrl out.",
+            429,
+        )
+
+
+def _enforce_daily_limit(channel_id: int) -> None:
+    """Raises `RequestError` (429) where the channel had as many new jobs as it may have a day."""
+    newest = Job.objects.filter(channel=channel_id).order_by("-submitted_at", "-id")
+    times = newest.values_list("submitted_at", flat=True)[MAX_DAILY_JOBS - 1 : MAX_DAILY_JOBS]
+    if any(submitted_at > read_clock() - timedelta(days=1) for submitted_at in times):
+        raise RequestError(
+            "too_many_requests",
+            f"This channel had {MAX_DAILY_JOBS} requests within a day; send this one tomorrow.",
             429,
         )
 
@@ -207,7 +242,8 @@ def retry(job: Job, encryption_key: str = "") -> bool:
     """Runs a FAILED or CANCELLED job again, or one whose file was withdrawn.
 
     A SUBMITTED job becomes due at once. False when the job is running or has its file. Raises
-    `RequestError` (429) as `submit` does, and (409) where the encryption key was deleted.
+    `RequestError` (429) as `submit` does, and (409) where the encryption key was deleted or the job
+    ran too often.
     """
     is_rerunnable = transitions.rerunnable_jobs().filter(pk=job.pk).exists()
     if is_rerunnable and job.encryption == Channel.Encryption.PASSWORD and not encryption_key:
@@ -217,11 +253,18 @@ def retry(job: Job, encryption_key: str = "") -> bool:
             " send the request again with the key.",
             409,
         )
+    if is_rerunnable and job.transitions.count() >= MAX_TRANSITIONS:
+        raise RequestError(
+            "conflict",
+            f"This job changed its status {MAX_TRANSITIONS} times; send the request under"
+            " another tag.",
+            409,
+        )
     with transaction.atomic():
         if job.status == Job.Status.SUBMITTED:
             won = transitions.run_now(job)
         else:
-            _enforce_queue_limit(job.channel_id)
+            _enforce_limits(job.channel_id, job.callback_url)
             won = transitions.resubmit(job, _encrypt_key(encryption_key))
         if won:
             _record_audit("job.retried", job)

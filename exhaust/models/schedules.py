@@ -34,6 +34,9 @@ class Schedule(models.Model):
     failing_since = models.DateTimeField(
         null=True, editable=False, help_text="Since when the due slot is rejected."
     )
+    retry_at = models.DateTimeField(
+        null=True, editable=False, help_text="When the rejected slot is tried again."
+    )
 
     class Meta:
         constraints = [

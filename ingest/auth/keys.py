@@ -71,6 +71,9 @@ class Caller:
         return self.channels[requested], requested
 
 
+MAX_KEYS = 1_000  # of a channel that can be used
+
+
 @transaction.atomic
 def create_key(
     name: str,
@@ -82,7 +85,7 @@ def create_key(
     """Returns a new key and its text. The text is not stored.
 
     Raises `ValueError` for an unknown scope, no channel, `ingest` beside a scope that reads
-    personal data, or a malformed network.
+    personal data, a malformed network, or a channel that has as many keys as it may.
     """
     requested_scopes = sorted(set(scopes))
     channels = list(channels)
@@ -93,6 +96,11 @@ def create_key(
     for stronger in ("export:private", "pull", "erase", "audit"):
         if {"ingest", stronger} <= set(requested_scopes):
             raise ValueError(f"ingest and {stronger} never go on one key; make two.")
+    locked = Channel.objects.select_for_update(no_key=True).order_by("pk")
+    for channel in locked.filter(pk__in=[channel.pk for channel in channels]):  # counts alone
+        usable = channel.keys.filter(revoked_at=None).exclude(expires_at__lte=read_clock())
+        if usable.count() >= MAX_KEYS:
+            raise ValueError(f"{channel} has {MAX_KEYS} keys; revoke one that is not used.")
     row, text = _insert_key(
         name, " ".join(requested_scopes), channels, expires_at, normalize_networks(networks)
     )

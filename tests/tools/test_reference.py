@@ -1,6 +1,7 @@
 """Pages made from the code are as the code is."""
 
 import pytest
+from django.apps import apps
 
 from ingest import audit
 from tools import reference
@@ -8,6 +9,16 @@ from tools import reference
 
 def test_reference_pages_are_current():
     assert [path.name for path in reference.list_stale_pages()] == []
+
+
+def test_each_table_has_a_row_limit():
+    from tools.row_limits import ROW_LIMITS
+
+    models = apps.get_models(include_auto_created=True)
+    tables = {model._meta.label for model in models if not model._meta.proxy}
+
+    assert tables - set(ROW_LIMITS) == set(), "tools/row_limits.py"
+    assert set(ROW_LIMITS) - tables == set()
 
 
 @pytest.mark.parametrize("setting", reference.list_settings(), ids=lambda setting: setting.name)

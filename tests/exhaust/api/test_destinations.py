@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from exhaust.delivery import destinations, pump, sender
 from exhaust.models import DeadLetter, Destination
+from ingest.events import RequestError
 from ingest.models import Session
 from ingest.privacy.encryption import decrypt
 from tests.conftest import bearer, make_channel, make_key
@@ -134,6 +135,9 @@ def test_channel_destination_limit(puller: Client, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(destinations, "MAX_DESTINATIONS", 1)
     read_result(put_destination(puller))
     assert put_destination(puller, "/dataset/v1/destination/another").status_code == 400
+    another = Destination(channel=Destination.objects.get().channel, name="another")
+    with pytest.raises(RequestError, match="at most 1 destinations"):  # two calls came at once
+        destinations.save(another)
     read_result(put_destination(puller, method="POST"))  # an existing one may change
 
 

@@ -1,6 +1,8 @@
 """Requests after the submission: cancel, retry, search, pages, queue."""
 
+import json
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,14 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from rest_framework import serializers
 
+from exhaust.delivery import callbacks
 from exhaust.feed import cursor
-from exhaust.jobs import attempt, transitions
+from exhaust.jobs import attempt, submit, transitions
 from exhaust.models import Job
 from ingest.events import RequestError
+from ingest.http.response_fields import Body
 from tests.conftest import bearer, make_key
 from tests.exhaust.api.test_api import (
     assert_envelope,
@@ -31,6 +36,7 @@ from tests.exhaust.factories import (
     make_finished,
     make_job,
 )
+from tools.quality import list_modules
 
 pytestmark = pytest.mark.django_db
 SEARCH = "/dataset/v1/request/search"
@@ -169,6 +175,75 @@ def test_full_queue_is_429(asker: Client, settings: Any) -> None:
     # and there is room again when one has begun
     assert transitions.claim(Job.objects.get(tag="first").pk) is not None
     assert post(asker, submit_body(tag="third")).status_code == 200
+
+
+def test_daily_requests_and_open_callbacks_are_429(
+    asker: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a channel with as many new jobs and open callbacks as it may have
+    monkeypatch.setattr(submit, "MAX_DAILY_JOBS", 2)
+    monkeypatch.setattr(submit, "MAX_OPEN_CALLBACKS", 1)
+    yesterday = timezone.now() - timedelta(days=1, seconds=1)
+    old = make_job(tag="old", status="FAILED", submitted_at=yesterday, callback_url="https://a.b/")
+    callbacks.create_callback(old)
+    other = Client(headers=bearer(make_key("export:response", channels=("ORG_002",))))
+
+    # then no request with a callback is taken, and no retry of one
+    told = submit_body(tag="told", callbackUrl="https://a.example/")
+    assert "callbackUrl" in assert_refused(post(asker, told), 429, "TOO_MANY_REQUESTS")
+    answer = post_action(asker, "retry", old)
+    assert "callbacks" in assert_refused(answer, 429, "TOO_MANY_REQUESTS", "request.retry")
+
+    # and other requests are, up to the day's number
+    for tag in ("first", "second", "first"):
+        assert post(asker, submit_body(tag=tag)).status_code == 200
+    answer = post(asker, submit_body(tag="third"))
+    assert "2 requests within a day" in assert_refused(answer, 429, "TOO_MANY_REQUESTS")
+    for tag in ("first", "second"):
+        assert post(other, submit_body(tag=tag)).status_code == 200
+
+
+def test_job_runs_again_a_number_of_times(asker: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "MAX_TRANSITIONS", 3)
+    job = make_job(tag="daily")
+    for _ in range(2):
+        assert post_action(asker, "cancel", job).status_code == 200
+        answer = post_action(asker, "retry", job)
+    sentence = assert_refused(answer, 409, "CONFLICT", "request.retry")
+    assert "another tag" in sentence
+
+
+def test_dataset_config_has_16_kib(asker: Client) -> None:
+    config = submit_body()["request"]["datasetConfig"]
+    rest = submit.MAX_CONFIG_BYTES - len(json.dumps(config, separators=(",", ":"))) - len(',"x":""')
+    fits, exceeds = ({"datasetConfig.x": "é" * (rest // 2) + "e" * n} for n in (rest % 2, 2))
+    assert post(asker, submit_body(**fits)).status_code == 200
+    sentence = assert_refused(post(asker, submit_body(tag="more", **exceeds)), 413)
+    assert sentence.startswith("request.datasetConfig: ")
+    assert not Job.objects.filter(tag="more").exists()
+
+
+def test_every_list_of_a_request_is_bounded() -> None:
+    names = [name for name in list_modules() if name.startswith(("exhaust.api", "ingest.views"))]
+    for name in names:
+        import_module(name)
+    checked = 0
+    pending: list[Any] = [serializers.Serializer]
+    while pending:
+        serializer = pending.pop()
+        ours = ("exhaust.", "ingest.")  # and a Body describes an answer
+        pending += [
+            each
+            for each in serializer.__subclasses__()
+            if each is not Body and each.__module__.startswith(ours)
+        ]
+        for name, field in serializer().fields.items():
+            if isinstance(field, serializers.ListField | serializers.ListSerializer):
+                checked += 1
+                child = getattr(field, "child", None)
+                assert field.max_length, f"{serializer.__name__}.{name}"
+                assert getattr(child, "max_length", 1), f"{serializer.__name__}.{name}: its texts"
+    assert checked >= 5
 
 
 def test_queue_position(asker: Client) -> None:

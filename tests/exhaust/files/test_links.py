@@ -438,6 +438,17 @@ def test_revoking_needs_read_access(scopes: tuple[str, ...], channel: str) -> No
     assert read_download(Client().get(path)) == CONTENT
 
 
+def test_oldest_revoked_links_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MAX_REVOKED", 2)
+    file, _, path = make_linked_file(dataset=PRIVATE)
+    for _ in range(3):
+        links.revoke(file.links.all())
+        assert links.get_or_create(File.objects.get(pk=file.pk)) is not None
+    assert file.links.filter(revoked_at=None).count() == 1
+    assert file.links.count() == 3
+    assert_closed(Client().get(path), 403, "not known")
+
+
 def test_admin_revokes_links(admin_client: Client) -> None:
     _, link, path = make_linked_file()
     answer = admin_client.post(

@@ -179,6 +179,7 @@ def test_tag_placeholders(pattern: str, tag: str) -> None:
         "..",
     ],
 )
+@pytest.mark.django_db
 def test_invalid_tag_is_rejected(pattern: str) -> None:
     schedule = Schedule(
         name="daily",
@@ -426,7 +427,7 @@ def test_idle_sweep_is_one_query() -> None:
         ("0 6 10 3 *", "UTC", SLOT, SLOT + 800 * DAY, "2028-03-09",
          datetime(2029, 3, 10, 6, tzinfo=UTC)),
         # every minute, down for two years
-        ("* * * * *", "UTC", SLOT, SLOT + 730 * DAY, "2028-03-08", SLOT + 730 * DAY + MINUTE),
+        ("* * * * *", "UTC", SLOT, SLOT + 730 * DAY, "2028-03-08", SLOT + 730 * DAY + 5 * MINUTE),
         ("* 0-4 * * *", "UTC", SLOT - 2 * HOUR, SLOT + 90 * DAY, "2026-06-07",
          SLOT + 90 * DAY + 18 * HOUR),
         # across a change of the clock, and a slot that was never on it
@@ -512,7 +513,8 @@ def test_rejected_slot_is_retried(settings: Any) -> None:
 
     # when there is room again
     waiting.delete()
-    assert schedules.submit_due(later + 59 * MINUTE + timedelta(seconds=5)) == 1
+    assert schedules.submit_due(later + 60 * MINUTE) == 0  # it is delayed
+    assert schedules.submit_due(later + 69 * MINUTE) == 1
 
     # then the slot's job is made, and the error is cleared
     row = schedule_values(schedule)
@@ -555,7 +557,72 @@ def test_storage_outage_keeps_slot(settings: Any) -> None:
     waiting.delete()
 
     # then the slot has its job
-    assert schedules.submit_due(SLOT + 5 * HOUR + MINUTE) == 1
+    assert schedules.submit_due(SLOT + 5 * HOUR + 10 * MINUTE) == 1
+
+
+@pytest.mark.django_db
+def test_rejected_slot_is_tried_less_often(settings: Any) -> None:
+    settings.EXHAUST_MAX_QUEUED_PER_CHANNEL = 0
+    schedule = make_schedule()
+    tried_after = []
+    for minute in range(60):
+        if schedules.find_due(SLOT + minute * MINUTE).exists():
+            tried_after.append(minute)
+            schedules.submit_due(SLOT + minute * MINUTE)
+    assert tried_after == [0, 1, 2, 4, 8, 16, 26, 36, 46, 56]
+    assert schedule_values(schedule)["next_at"] == SLOT
+
+
+@pytest.mark.django_db
+def test_channels_take_turns_in_a_bounded_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a channel with many due slots, and another one with a later one
+    greedy = make_channel("GREEDY")
+    row = make_schedule(channel="GREEDY", name="first")
+    copies = [
+        Schedule(**{**schedule_values(row), "id": None, "name": f"copy-{number}"})
+        for number in range(1000)
+    ]
+    Schedule.objects.bulk_create(copies)
+    modest = make_schedule(channel="ORG_001", next_at=SLOT + 5 * MINUTE)
+
+    # when a sweep has no time but for two
+    clock = iter([0.0, 0.1, schedules.SWEEP_SECONDS + 0.1])
+    monkeypatch.setattr(schedules, "monotonic", clock.__next__)
+    assert schedules.submit_due(SLOT + 6 * MINUTE) == 2
+
+    # then each channel had its turn, and the next sweep has the rest
+    assert Job.objects.filter(channel=greedy).count() == 1
+    assert Job.objects.filter(channel=modest.channel).count() == 1
+    assert schedules.find_due(SLOT + 6 * MINUTE).count() == 1000
+
+
+@pytest.mark.parametrize(
+    ("cron", "is_short"),
+    [
+        ("* * * * *", True),
+        ("*/4 * * * *", True),
+        ("*/5 * * * *", False),
+        ("0,3 6 1 1 *", True),
+        ("2,58 * * * *", True),
+        ("2,58 6 * * *", False),
+        ("2,58 0,23 * * *", True),
+        ("0-4 6 * * *", True),
+        ("0 * * * *", False),
+    ],
+)
+@pytest.mark.django_db
+def test_slots_are_five_minutes_apart(cron: str, is_short: bool) -> None:
+    schedule = make_unsaved(cron=cron)
+    assert ("cron" in schedules.find_errors(schedule)) is is_short
+
+
+@pytest.mark.django_db
+def test_stored_short_gap_runs_every_five_minutes() -> None:
+    schedule = make_schedule(cron="* * * * *", tag="often")
+    assert schedules.submit_due(SLOT) == 1
+    assert schedule_values(schedule)["next_at"] == SLOT + 5 * MINUTE
+    assert schedules.submit_due(SLOT + 7 * MINUTE) == 1
+    assert schedule_values(schedule)["next_at"] == SLOT + 12 * MINUTE
 
 
 @pytest.mark.parametrize(
@@ -652,6 +719,22 @@ def test_saving_unchanged_is_a_no_op() -> None:
     before = schedule_values(schedule)
     schedules.save(make_unsaved(), SLOT + 2 * DAY)
     assert schedule_values(schedule) == before
+
+
+@pytest.mark.django_db
+def test_channel_has_a_number_of_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "MAX_SCHEDULES", 2)
+    make_schedule(name="other", channel="ORG_002")
+    for name in ("one", "two"):
+        schedules.save(make_unsaved(name=name))
+    third = make_unsaved(name="three")
+    remedy = "A channel has at most 2 schedules; delete one."
+    assert schedules.find_errors(third) == {"name": remedy}
+    with pytest.raises(RequestError, match=remedy) as error:  # two calls came at once
+        schedules.save(third)
+    assert error.value.status == 409
+    assert schedules.save(make_unsaved(name="two", cron="0 7 * * *")).cron == "0 7 * * *"
+    assert Schedule.objects.filter(channel=third.channel_id).count() == 2
 
 
 @pytest.mark.django_db

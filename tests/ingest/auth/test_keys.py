@@ -41,6 +41,17 @@ def test_key_audited_in_each_channel():
     assert audited("key.created") == [("A", row.public_id), ("B", row.public_id)]
 
 
+def test_channel_has_a_number_of_keys(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(keys, "MAX_KEYS", 1)
+    both = [make_channel("A"), make_channel("B")]
+    row, _ = keys.create_key("k", ["pull"], both[:1])
+    with pytest.raises(ValueError, match="A has 1 keys; revoke one"):
+        keys.create_key("k", ["pull"], both)
+    assert not both[1].keys.exists()
+    keys.revoke_key(row)
+    keys.create_key("k", ["pull"], both)
+
+
 @pytest.mark.parametrize(
     "scopes", ["ingest export:private", "pull ingest", "export:private ingest"]
 )
