@@ -333,7 +333,7 @@ def _record_rejection(schedule: Schedule, message: str, now: datetime) -> None:
     While the channel's jobs wait for the storage, they fill its queue: the slot stays due.
     """
     failing_since = schedule.failing_since or now
-    is_storage_out = transitions.postponed_jobs().filter(channel=schedule.channel_id).exists()
+    is_storage_out = transitions.jobs_of_outage().filter(channel=schedule.channel_id).exists()
     if is_storage_out or now - failing_since < RETRY_WINDOW:
         delay = min(max(now - failing_since, MIN_RETRY_DELAY), MAX_RETRY_DELAY)
         _if_slot_unchanged(schedule).update(

@@ -51,16 +51,24 @@ def claimable_jobs() -> QuerySet[Job]:
     return _due_jobs().filter(_storage_admits()).exclude(channel__in=_channels_at_limit())
 
 
-def postponed_jobs() -> QuerySet[Job]:
-    """Jobs that wait for the storage; none once it has taken a file."""
-    return Job.objects.filter(status=Status.SUBMITTED, storage_failed_at__isnull=False)
+def jobs_of_outage() -> QuerySet[Job]:
+    """Jobs that wait for the storage or try it; none once it has taken a file."""
+    unfinished = Job.objects.filter(status__in=(Status.SUBMITTED, Status.PROCESSING))
+    return unfinished.filter(storage_failed_at__isnull=False)
 
 
 def _storage_admits() -> Q:
     """Without an outage always; else one job at a time, some seconds after the last failure."""
-    just_failed = postponed_jobs().filter(storage_failed_at__gt=Now() - OUTAGE_PAUSE)
+    just_failed = jobs_of_outage().filter(storage_failed_at__gt=Now() - OUTAGE_PAUSE)
     trying = _running_jobs().filter(started_at__gt=Now() - OUTAGE_TRIAL)
-    return ~Exists(postponed_jobs()) | (~Exists(just_failed) & ~Exists(trying))
+    return ~Exists(jobs_of_outage()) | (~Exists(just_failed) & ~Exists(trying))
+
+
+def _end_outage() -> None:
+    """The storage has taken a file: all that wait for it are due."""
+    waiting = jobs_of_outage().filter(status=Status.SUBMITTED)
+    waiting.update(storage_failed_at=None, status_message="", due_at=Now())
+    jobs_of_outage().update(storage_failed_at=None)
 
 
 def _due_jobs() -> QuerySet[Job]:
@@ -283,7 +291,7 @@ def publish(
         trigger_failpoint("publish.before", job.pk)
     trigger_failpoint("publish.after", job.pk)
     if won:
-        postponed_jobs().update(storage_failed_at=None, status_message="", due_at=Now())
+        _end_outage()
         metrics.record_publication(job, now, rows, sum(file.byte_count for file in files))
     log.info("job.published", job=job, attempt=job.attempt, won=won)
     return won

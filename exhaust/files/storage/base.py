@@ -32,6 +32,7 @@ class StorageOutage(StorageError):
 ANSWER_SECONDS = 15.0
 _LAST_ANSWER_SECONDS = 2.0
 _LAST_CALLS_SECONDS = 10.0
+_HANG_SECONDS = 1.0
 
 
 class CallLimit:
@@ -43,7 +44,8 @@ class CallLimit:
     def __init__(self, seconds: float) -> None:
         self.ends_at = time.monotonic() + seconds
         self.answer_seconds = ANSWER_SECONDS
-        self.end_call: Callable[[], None] | None = None  # while a call is running
+        # ends a running call, and returns for how many seconds it has been silent
+        self.end_call: Callable[[], float] | None = None
         self._token: Token[CallLimit | None] | None = None
 
     def __enter__(self) -> "CallLimit":
@@ -65,10 +67,13 @@ class CallLimit:
         self.answer_seconds = _LAST_ANSWER_SECONDS
 
     def end(self) -> None:
-        """Shortens the limit, and closes the socket of a running call."""
+        """Shortens the limit, and closes the socket of a running call.
+
+        After a call that hung the time is over: what is left to remove would hang too.
+        """
         self.shorten()
-        if (end_call := self.end_call) is not None:
-            end_call()
+        if (end_call := self.end_call) is not None and end_call() > _HANG_SECONDS:
+            self.ends_at = time.monotonic()
 
 
 current_limit: ContextVar[CallLimit | None] = ContextVar("storage_call_limit", default=None)

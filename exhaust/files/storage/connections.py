@@ -46,9 +46,10 @@ class _Request:
 
     def postpone_deadline(self) -> None:
         """The answer's seconds begin anew: a part of the request was sent."""
-        self._deadline = time.monotonic() + self._answer_seconds
+        self._sent_at = time.monotonic()
+        self._deadline = self._sent_at + self._answer_seconds
         if self._limit is not None:
-            own_deadline = time.monotonic() + self._limit.answer_seconds
+            own_deadline = self._sent_at + self._limit.answer_seconds
             self._deadline = min(self._deadline, own_deadline, self._limit.ends_at)
 
     def use_connection(self, connection: Any) -> None:
@@ -63,16 +64,20 @@ class _Request:
                 return
         self.end()
 
-    def end(self) -> None:
-        """Closes the socket, unless the request has finished and left it to another one."""
+    def end(self) -> float:
+        """Closes the socket, unless the request has finished and left it to another one.
+
+        Returns the seconds since a part of the request was sent.
+        """
         with self._lock:
             if self._finished.is_set():
-                return
+                return 0
             self.is_ended = True
             if (sock := getattr(self._connection, "sock", None)) is not None:
                 with suppress(OSError):
                     # SSLSocket's own method would take the encryption off under its reader
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        return time.monotonic() - self._sent_at
 
     def finish(self) -> None:
         with self._lock:

@@ -96,6 +96,7 @@ def bucket(shared_bucket: S3Storage, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The bucket without pauses between tries, and without connections of other tests."""
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
     monkeypatch.setattr(storage_base, "_LAST_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(storage_base, "_HANG_SECONDS", 0.2)
     yield shared_bucket
     shared_bucket.client.close()
 
@@ -166,6 +167,10 @@ def test_cancel_frees_hanging_worker(
     bad_server.behaviour = behaviour
     monkeypatch.setattr(storage, "get_storage", cache(lambda: bucket))
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
+    calls: list[str] = []
+    monkeypatch.setattr(
+        bucket, "delete", lambda key: (calls.append(key), S3Storage.delete(bucket, key))
+    )
     job = make_claimed()
 
     def cancel() -> None:
@@ -179,8 +184,9 @@ def test_cancel_frees_hanging_worker(
     assert not attempt.run(job)
     canceller.join()
 
-    # then its worker is free, and the job as it was left
-    assert time.monotonic() - started < 3
+    # then its worker is free, without waiting for the storage once more, and the job as it was
+    assert len(calls) == 1
+    assert time.monotonic() - started < 1.5
     assert fetch_job_row(job)["status"] == "CANCELLED"
     assert "job.lease_lost" in caplog.text
 
@@ -350,6 +356,28 @@ def test_outage_stops_claims(outage: pytest.MonkeyPatch) -> None:
         made.add(job.pk)
     assert made == {first.pk, second.pk, third.pk}
     assert set(Job.objects.values_list("status", "storage_failed_at")) == {("SUCCESS", None)}
+
+
+@pytest_outage
+def test_one_job_tries_the_storage(outage: pytest.MonkeyPatch) -> None:
+    # given one job that waits for the storage, and others that have not met the outage
+    waiting = make_job()
+    assert run_next() == waiting
+    move_time(waiting, 15)
+    for number in range(2, 4):
+        make_job(channel=f"ORG_00{number}", due_at=timezone.now() + timedelta(hours=1))
+    trial = transitions.claim()
+    assert trial == waiting
+    Job.objects.filter(status="SUBMITTED").update(due_at=timezone.now() - timedelta(seconds=1))
+
+    # when / then no other one starts while it tries
+    assert transitions.claim() is None
+
+    # and once it has stored its file, they do
+    outage.undo()
+    assert attempt.run(trial)
+    assert transitions.claim() is not None
+    assert transitions.claim() is not None
 
 
 @pytest_outage
