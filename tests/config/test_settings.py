@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from django.core import management
+from django.db import OperationalError
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = ROOT / "config" / "settings.py"
@@ -246,6 +248,16 @@ def test_unknown_url_parameter_stops_start(read: Any, query: str, sentence: str)
     url = f"{POSTGRESQL}?{query}"
 
     assert failure(read, **SECRETS, DATABASE_URL=url) == f"DATABASE_URL: {sentence}"
+
+
+def test_command_without_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
+        raise OperationalError("DATABASE_URL: cannot connect: refused.")
+
+    monkeypatch.setattr(management, "execute_from_command_line", fail)
+
+    with pytest.raises(SystemExit, match=r"^DATABASE_URL: cannot connect: refused\.$"):
+        runpy.run_path(str(ROOT / "manage.py"), run_name="__main__")
 
 
 def test_url_may_name_a_socket(read: Any):

@@ -27,6 +27,7 @@ def make_wrapper(**changes: Any) -> Any:
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     own = Pool(cast(Any, connection).open_connection, max_size=2, timeout=0.01)
+    own.patience_seconds = 0.0
     yield own
     own.discard_idle()
 
@@ -59,6 +60,26 @@ def test_reason_for_no_connection_is_one_sentence(changes: dict[str, str], reaso
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).count("port 1 failed") <= 1
+
+
+def test_serving_process_logs_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """In the words of the command's sentence, and once for an outage."""
+    monkeypatch.setattr(Pool, "is_logging", False)
+    monkeypatch.setattr(Pool, "patience_seconds", 0.0)
+    refusing = make_wrapper(HOST="127.0.0.1", PORT="1")
+    monkeypatch.setattr(outages, "connection", refusing)
+
+    outages.log_unreachable()
+    pool = Pool(refusing.open_connection, max_size=1, timeout=1)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            pool.getconn()
+
+    messages = [record.message for record in caplog.records if record.name == "psycopg.pool"]
+    assert len(messages) == 2
+    assert "Connection refused" in messages[0]
 
 
 def test_sslmode_is_never_dropped():
@@ -163,6 +184,19 @@ def test_ended_session_is_asked_again_once():
 
     assert retry_if_lost(lambda: fetch_all("SELECT 1", [])) == [(1,)]
     assert connection.connection is not lost
+
+
+def test_ended_connection_of_thread_is_closed():
+    connection.ensure_connection()
+    lost = connection.connection
+    outages.close_ended()
+    assert connection.connection is lost
+
+    with psycopg.connect(**connection.get_connection_params(), autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", [lost.info.backend_pid])
+    outages.close_ended()
+
+    assert connection.connection is None
 
 
 def test_read_only_connections_are_discarded():
