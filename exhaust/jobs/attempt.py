@@ -13,6 +13,8 @@ from exhaust.jobs.plan import PermanentFailure, Plan, WatermarkTimeout, make_pla
 from exhaust.jobs.produce import Product, produce, time_limit_message
 from exhaust.models import File, Job
 from ingest import logs
+from ingest.db import outages
+from ingest.db.pool import Unavailable
 from ingest.feed import pruning
 
 log = logs.get_logger(__name__)
@@ -60,6 +62,9 @@ def _run(job: Job) -> bool:
             log.warning("job.lease_lost", job=job, attempt=job.attempt)
         elif isinstance(error.__cause__, QueryCanceled):
             transitions.fail(job, time_limit_message(), permanent=True)
+        elif outages.is_lost(error) or isinstance(error.__cause__, Unavailable):
+            log.exception("job.database_lost", job=job, attempt=job.attempt)
+            transitions.fail(job, "The database was lost; the job is tried again.", counts=False)
         else:
             log.exception("job.attempt_failed", job=job, attempt=job.attempt)
             transitions.fail(job, "The file could not be made; the cause is in the service's log.")

@@ -4,6 +4,7 @@ import random
 from datetime import timedelta
 
 MAX_ATTEMPTS = 3
+MAX_UNCOUNTED = 10  # attempts that lost the database
 FIRST_RETRY_DELAY = timedelta(seconds=10)
 LONGEST_OUTAGE_DELAY = timedelta(minutes=5)
 OUTAGE_LIMIT = timedelta(hours=24)  # from the request; then the job is FAILED

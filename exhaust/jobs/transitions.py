@@ -297,13 +297,16 @@ def publish(
     return won
 
 
-def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
+def fail(job: Job, message: str, *, permanent: bool = False, counts: bool = True) -> bool:
     """Moves the job to SUBMITTED with a growing delay, or to FAILED.
 
-    FAILED follows a permanent failure and the last attempt. False when the lease was lost.
+    FAILED follows a permanent failure and the last attempt that counts. False when the lease was
+    lost.
     """
     now = read_clock()
-    failure_count = job.attempt - job.uncounted_attempts
+    # a job that makes the server crash must end
+    uncounted = int(not counts and job.uncounted_attempts < backoff.MAX_UNCOUNTED)
+    failure_count = job.attempt - job.uncounted_attempts - uncounted
     is_final = permanent or failure_count >= backoff.MAX_ATTEMPTS
     if is_final:
         won = _transition(
@@ -322,7 +325,8 @@ def fail(job: Job, message: str, *, permanent: bool = False) -> bool:
             status=Status.SUBMITTED,
             status_message=message,
             lease_until=None,
-            due_at=Now() + backoff.choose_retry_delay(failure_count),
+            due_at=Now() + backoff.choose_retry_delay(max(1, failure_count)),
+            uncounted_attempts=F("uncounted_attempts") + uncounted,
             storage_failed_at=None,
         )
     log.warning("job.failed", job=job, attempt=job.attempt, permanent=permanent)

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import InterfaceError, OperationalError, connection, connections
 from django.utils import timezone
@@ -725,6 +726,32 @@ def test_heartbeat_reports_lost_lease(files: Path, monkeypatch: pytest.MonkeyPat
     assert further == []
     assert stored_paths(files) == []
     assert (fetch_job_row(job)["status"], fetch_job_row(job)["attempt"]) == ("PROCESSING", 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "uncounted", "status"), [(0, 1, "SUBMITTED"), (10, 10, "FAILED")]
+)
+def test_lost_database_costs_no_attempt(
+    files: Path, monkeypatch: pytest.MonkeyPatch, before: int, uncounted: int, status: str
+) -> None:
+    # given a last attempt whose connection is lost, for the first time or time and again
+    def lose() -> None:
+        raise OperationalError from psycopg.errors.CrashShutdown()
+
+    send_events(make_answer(1))
+    job = claim_job(make_job())
+    Job.objects.update(attempt=3 + before, uncounted_attempts=before)
+    job.refresh_from_db()
+    run_during_rows(monkeypatch, lose)
+
+    # when
+    assert not attempt.run(job)
+
+    # then
+    row = fetch_job_row(job)
+    assert (row["status"], row["uncounted_attempts"]) == (status, uncounted)
+    assert "The database was lost" in row["status_message"]
+    assert stored_paths(files) == []
 
 
 def test_unreachable_database_ends_work(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
