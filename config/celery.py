@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +15,7 @@ from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+RECONNECT_SECONDS = 2.0
 
 
 class AtomicFileChannel(filesystem.Channel):
@@ -53,6 +54,24 @@ def disable_message_restore(**_: Any) -> None:
     from kombu.transport.redis import Channel
 
     Channel.do_restore = False
+
+
+@celeryd_init.connect
+def pause_between_attempts(**_: Any) -> None:
+    """Waits before a worker calls a Redis again that answers but refuses writes.
+
+    celery 5.7 waits only for one that does not answer, and writes ten lines a second to the log.
+    """
+    from celery.worker.consumer import Consumer
+
+    report = Consumer.on_connection_error_before_connected
+
+    def report_and_wait(self: Any, error: Exception) -> None:
+        report(self, error)
+        sleep(RECONNECT_SECONDS)
+
+    consumer: Any = Consumer
+    consumer.on_connection_error_before_connected = report_and_wait
 
 
 @setup_logging.connect
