@@ -24,7 +24,7 @@ from exhaust.files.formats.lines import LineChunk
 
 @dataclass
 class Progress:
-    """Rows written so far, which another thread reads, and cells that a format left empty."""
+    """Rows written so far, which another thread reads, and cells that a format cannot hold."""
 
     rows: int = 0
     unconvertible_cells: int = 0

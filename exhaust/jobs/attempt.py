@@ -152,13 +152,10 @@ def _pruned_note(plan: Plan) -> str:
 
 
 def _result_note(plan: Plan, product: Product) -> str:
-    """A sentence about cells left empty, or about why there are no rows."""
+    """A sentence about cells left empty or cut, or about why there are no rows."""
     file_format = plan.file_format
     if product.unconvertible_cells:
-        return (
-            f"{product.unconvertible_cells:,} cells hold no number where their column has numbers;"
-            f" {file_format.name} leaves them empty, csv and jsonl do not."
-        )
+        return f"{product.unconvertible_cells:,} cells {file_format.unconvertible_message}"
     if product.row_count:
         return ""
     if plan.selection.conversation_id == 0:

@@ -21,7 +21,7 @@ class Product:
 
     files: tuple[StoredFile, ...]
     row_count: int
-    unconvertible_cells: int  # left empty, because the format has no such value
+    unconvertible_cells: int  # left empty or cut, because the format cannot hold them
 
 
 def produce(

@@ -38,13 +38,21 @@ FORMATS: dict[str, Format] = {
         Format("csv.gz", _GZIP, partial(CsvWriter, gzip=True), has_add_lines=True),
         Format("jsonl", "application/x-ndjson", JsonLinesWriter, empty_message=_EMPTY_FILE),
         Format("jsonl.gz", _GZIP, partial(JsonLinesWriter, gzip=True), empty_message=_EMPTY_FILE),
-        Format("parquet", "application/vnd.apache.parquet", _make_parquet_writer),
+        Format(
+            "parquet",
+            "application/vnd.apache.parquet",
+            _make_parquet_writer,
+            unconvertible_message="hold no number where their column has numbers; parquet leaves"
+            " them empty, csv and jsonl do not.",
+        ),
         Format(
             "xlsx",
             "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
             _make_xlsx_writer,
             max_rows=1_048_575,  # and the header
             is_splittable=False,
+            unconvertible_message="are longer than the 32,767 characters that xlsx holds, and end"
+            " there; csv, jsonl and parquet have them whole.",
         ),
     )
 }

@@ -14,7 +14,7 @@ class FormatLimitExceeded(Exception):
 class FormatWriter(Protocol):
     """Writes one file. Each call returns the bytes that are ready, often none."""
 
-    unconvertible_cells: int  # left empty: the column's type cannot hold them
+    unconvertible_cells: int  # left empty or cut: the format cannot hold them
 
     def start(self) -> bytes: ...
 
@@ -35,3 +35,4 @@ class Format:
     is_splittable: bool = True  # into parts of `EXHAUST_PART_BYTES`
     has_add_lines: bool = False  # its writer takes chunks of lines as PostgreSQL copies them
     empty_message: str = "the file holds only its header"
+    unconvertible_message: str = ""  # what became of unconvertible cells, behind their number

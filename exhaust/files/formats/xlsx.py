@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from datetime import date
 from html import escape
+from operator import ne
 
 from exhaust.datasets.cells import Cell, Column, Kind, is_number
 from exhaust.files.formats.base import FormatLimitExceeded
@@ -73,12 +74,15 @@ _AROUND = {
 }
 
 
-class XlsxFileWriter:
-    """Writes one file."""
+class CellTooLong(Exception):
+    """A cell holds less than the text."""
 
-    unconvertible_cells = 0
+
+class XlsxFileWriter:
+    """Writes one file. A text that is longer than a cell ends there."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
+        self.unconvertible_cells = 0
         self._columns = columns
         self._places = [(_letters(place), column.kind) for place, column in enumerate(columns)]
         self._pending = PendingBytes()
@@ -108,13 +112,21 @@ class XlsxFileWriter:
     def add(self, row: Sequence[Cell]) -> bytes:
         self._row += 1
         number = self._row
-        cells = [
-            _CELLS[kind](f"{letters}{number}", cell)
+        try:
+            cells = self._make_cells(row)
+        except CellTooLong:
+            cut_row = [None if cell is None else _cut(cell) for cell in row]
+            self.unconvertible_cells += sum(map(ne, cut_row, row))
+            cells = self._make_cells(cut_row)
+        self._held += f'<row r="{number}">{"".join(cells)}</row>'.encode()
+        return self._flush() if len(self._held) >= _BLOCK else b""
+
+    def _make_cells(self, row: Sequence[Cell]) -> list[str]:
+        return [
+            _CELLS[kind](f"{letters}{self._row}", cell)
             for (letters, kind), cell in zip(self._places, row, strict=True)
             if cell is not None
         ]
-        self._held += f'<row r="{number}">{"".join(cells)}</row>'.encode()
-        return self._flush() if len(self._held) >= _BLOCK else b""
 
     def end(self) -> bytes:
         self._held += b"</sheetData></worksheet>"
@@ -149,12 +161,14 @@ def _text(at: str, text: str, style: int = _PLAIN) -> str:
         len(text) > MAX_CELL_CHARACTERS // 2
         and len(text.encode("utf-16-le")) > 2 * MAX_CELL_CHARACTERS
     ):
-        raise FormatLimitExceeded(
-            f"Cell {at} is longer than the {MAX_CELL_CHARACTERS:,} characters that xlsx holds; ask"
-            " for another format."
-        )
+        raise CellTooLong
     plain = escape(_unwritable.sub(_escaped, text), quote=False)
     return f'<c r="{at}" s="{style}" t="inlineStr"><is><t xml:space="preserve">{plain}</t></is></c>'
+
+
+def _cut(text: str) -> str:
+    """Returns what fits into a cell, without half a character at its end."""
+    return text.encode("utf-16-le")[: 2 * MAX_CELL_CHARACTERS].decode("utf-16-le", "ignore")
 
 
 def _escaped(found: re.Match[str]) -> str:
