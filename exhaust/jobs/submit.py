@@ -115,7 +115,19 @@ def submit(submission: Submission, now: datetime | None = None) -> Job:
         retry(job, submission.encryption_key)
     displayed_job = polling.fetch_job(submission.channel_id, submission.tag, job.request_id)
     assert displayed_job is not None  # noqa: S101
+    if displayed_job.status == Job.Status.SUCCESS:
+        _explain_age(displayed_job)
     return displayed_job
+
+
+def _explain_age(job: Job) -> None:
+    """Says in the answer to a repeated request, and there alone, which events its file holds."""
+    since = f"{job.submitted_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    note = (
+        f"This request was made at {since}, and its file has no later event. For these send it with"
+        " another tag, or name it in datasetConfig.since."
+    )
+    job.status_message = " ".join(filter(None, (job.status_message, note)))
 
 
 # fields in which a file and its supplement agree, so that together they are complete

@@ -88,6 +88,26 @@ def test_submit_again_after_cancel(asker: Client, files: Path) -> None:
     assert attempt.run(claimed)
 
 
+def test_submit_again_says_of_when_file_is(asker: Client, files: Path) -> None:
+    # given the empty file of a request, and an event since
+    first = post(asker, submit_body()).json()["result"]
+    claimed = transitions.claim(Job.objects.get().pk)
+    assert claimed is not None
+    assert attempt.run(claimed)
+
+    again = post(asker, submit_body()).json()["result"]
+
+    assert (again["requestId"], again["status"]) == (first["requestId"], "SUCCESS")
+    moment = Job.objects.get().submitted_at.strftime("%Y-%m-%d %H:%M UTC")
+    assert again["statusMessage"] == (
+        "This channel has no conversation with this id; the file holds only its header."
+        f" This request was made at {moment}, and its file has no later event. For these send it"
+        " with another tag, or name it in datasetConfig.since."
+    )
+    read = read_job(asker, Job.objects.get().tag, first["requestId"]).json()["result"]
+    assert read["statusMessage"].endswith("only its header.")
+
+
 # Retry ------------------------------------------------------------------------------------------
 
 
