@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
 
 from tests.exhaust.factories import BOT, RESPONSE, make_answer
@@ -30,13 +31,14 @@ def for_bot(event: dict[str, Any], bot: str) -> dict[str, Any]:
     return event
 
 
-def submit_request(service: Service, tag: str, bot: str = BOT) -> str:
+def submit_request(service: Service, tag: str, bot: str = BOT, output_format: str = "csv") -> str:
     """The request id of a submitted request."""
     body = {
         "request": {
             "tag": tag,
             "dataset": RESPONSE,
             "requestedBy": "flow",
+            "output_format": output_format,
             "datasetConfig": {
                 "type": RESPONSE,
                 "conversationId": bot,
@@ -135,6 +137,17 @@ def test_events_become_a_file(service: Service) -> None:
     head = download_file(service, result, "HEAD")
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Content-Length"] == str(file["bytes"])
+
+    # and a range the bytes that it names
+    (address,) = result["downloadUrls"]
+    part = service.call("GET", urlsplit(address).path, Range="bytes=0-9")
+    assert (part.status, part.body) == (206, response.body[:10])
+
+    # and pandas reads a compressed one by its link alone
+    request_id = submit_request(service, "compressed", output_format="csv.gz")
+    (address,) = wait_for_success(service, "compressed", request_id)["downloadUrls"]
+    frame = pd.read_csv(address)
+    assert list(frame["Message ID"]) == [row[0] for row in rows]
 
 
 def test_gzip_body_is_accepted(service: Service) -> None:
