@@ -57,13 +57,17 @@ def fetch_end_position(table: str, channel_id: int, watermark: int) -> FeedPosit
 
     `table` is one of `POSITIONED_TABLES`.
     """
-    cast = "%s::text::xid8" if connection.vendor == "postgresql" else "%s"
-    rows = fetch_all(
-        f"SELECT CAST(CAST(xid AS text) AS bigint), id FROM {table}"  # noqa: S608
-        f" WHERE channel_id = %s AND xid < {cast} ORDER BY xid DESC, id DESC LIMIT 1",
-        [channel_id, watermark],
-    )
+    rows = fetch_all(build_end_sql(table), [channel_id, watermark])
     return FeedPosition(*rows[0]) if rows else START
+
+
+def build_end_sql(table: str) -> str:
+    # by its alias the index's column is sorted, and not the cast one
+    cast = "%s::text::xid8" if connection.vendor == "postgresql" else "%s"
+    return (
+        f"SELECT CAST(CAST(e.xid AS text) AS bigint), e.id FROM {table} e"  # noqa: S608
+        f" WHERE e.channel_id = %s AND e.xid < {cast} ORDER BY e.xid DESC, e.id DESC LIMIT 1"
+    )
 
 
 def fetch_upper_bound() -> int:

@@ -16,7 +16,7 @@ from exhaust.models import Job
 from exhaust.monitoring import health
 from ingest.feed import restore
 from ingest.feed.values import START, FeedPosition
-from ingest.feed.watermark import fetch_upper_bound
+from ingest.feed.watermark import POSITIONED_TABLES, build_end_sql, fetch_upper_bound
 from ingest.models import Channel, LostPosition, StoredEvent
 from ingest.store import batches
 from tests.conftest import make_channel, make_key
@@ -129,6 +129,17 @@ def test_page_ends_at_the_last_row(channel: Channel) -> None:
     assert pages.read_page(filtered, START, 10).position == end
     assert pages.fetch_current_position(channel.pk, "events") == end
     assert pages.fetch_current_position(channel.pk, "sessions") == START
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("table", POSITIONED_TABLES)
+def test_end_is_one_index_lookup(table: str) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        cursor.execute(f"EXPLAIN {build_end_sql(table)}", [1, 10])
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "Backward" in plan
+    assert "Sort" not in plan
 
 
 @pytest.mark.postgresql
