@@ -57,6 +57,7 @@ def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
     monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
+    monkeypatch.setattr(loop, "breaker", loop.HostBreaker())  # ports are used again
 
 
 # The request -------------------------------------------------------------------------------------
@@ -637,6 +638,23 @@ def test_hanging_destination_blocks_no_other(monkeypatch: pytest.MonkeyPatch) ->
         deliver_all(destination)
     assert have_arrived.is_set()
     assert sorted(received_ids(receiver)) == sorted(emitted)
+
+
+def test_silent_destinations_cost_their_channel_only() -> None:
+    # given more silent destinations of one channel than requests at once, before that of another
+    emit_sessions(1)
+    emitted = emit_sessions(2, channel="ORG_002")
+    with Receiver([Silent()]) as silent, Receiver() as receiver:
+        for number in range(loop.CONCURRENCY + 1):
+            make_destination(silent, name=f"silent-{number}")
+        make_destination(receiver, name="good", channel="ORG_002")
+
+        # when
+        pump.deliver_due(seconds=0)
+
+        # then
+        assert received_ids(receiver) == emitted
+        assert silent.connections == loop.CHANNEL_CONCURRENCY
 
 
 def test_events_arriving_meanwhile_are_sent() -> None:
