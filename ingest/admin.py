@@ -245,8 +245,18 @@ class RejectedEventAdmin(AuditedAdmin, ReadOnlyAdmin):
             f" {counts.unreadable} unreadable.",
         )
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: Any = None) -> Any:
+        row = super().get_object(request, object_id, from_field)
+        if row is not None:
+            row.are_bytes_visible = request.user.is_superuser or roles.has_permission(
+                request.user, "submit_private", row.channel.identifier
+            )
+        return row
+
     @admin.display(description="As sent")
     def as_sent(self, rejected: RejectedEvent) -> str:
+        if not getattr(rejected, "are_bytes_visible", False):
+            return "hidden: it may hold personal data, which takes the permission submit_private"
         if not rejected.encrypted_body:
             return "not kept"
         try:

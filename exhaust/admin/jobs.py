@@ -8,6 +8,7 @@ from django.contrib import admin, messages
 from django.db import models
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
 from django.utils.html import format_html
 
 from exhaust.datasets import DATASETS, is_private
@@ -291,14 +292,12 @@ class FileAdmin(JobRelatedAdmin):
 
     @admin.display(description="Download")
     def download(self, file: File) -> str:
-        link = links.get_or_create(file)
-        if link is None:
+        if not file.is_available:
             return "The file is deleted or withdrawn; retry the request."
+        job = file.job
+        place = [job.channel.identifier, job.tag, job.request_id, file.part]
         return format_html(
-            '<a href="{}">{}</a> until {}',
-            links.build_url(link),
-            file.name,
-            f"{link.expires_at:%Y-%m-%d %H:%M} UTC",
+            '<a href="{}">{}</a>', reverse("console:download", args=place), file.name
         )
 
 

@@ -1,7 +1,7 @@
-"""The download of a file by its link."""
+"""The download of a file, by its link or by a signed-in user."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from django.db import DatabaseError
@@ -29,20 +29,42 @@ def download(request: HttpRequest, token: str, name: str = "") -> HttpResponse |
     The link is the permission, until it expires. The name is for tools that read it, and may be
     left out.
     """
+    address = audit.truncate_address(token_bucket.get_client_address(request))
+    with audit.act_as(Actor("link", address=address)):
+        return _respond(lambda: _open_link(request, token, name))
+
+
+def send_to_user(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
+    """Sends a file to the signed-in user, whom the audit log names. Makes no link.
+
+    A bucket's file is a redirect to an address that works for `REDIRECT_SECONDS`.
+    """
+    return _respond(lambda: _send(file, request, lambda: links.record_user_download(file)))
+
+
+def _open_link(request: HttpRequest, token: str, name: str) -> HttpResponse | FileResponse:
+    with rate_limits.throttle_auth_failures(request, token):
+        link = links.find_by_token(token, name)
+    return _send(link.file, request, lambda: links.record_download(link))
+
+
+def _send(
+    file: File, request: HttpRequest, record: Callable[[], None]
+) -> HttpResponse | FileResponse:
+    response = _serve_file(file, request)
+    if request.method != "HEAD" and response.status_code != 416:  # only a transfer counts
+        try:
+            record()
+        except links.LinkUnusable:
+            response.close()
+            raise
+    return response
+
+
+def _respond(send: Callable[[], HttpResponse | FileResponse]) -> HttpResponse | FileResponse:
     response: HttpResponse | FileResponse
-    actor_token = audit.current_actor.set(
-        Actor("link", address=audit.truncate_address(token_bucket.get_client_address(request)))
-    )
     try:
-        with rate_limits.throttle_auth_failures(request, token):
-            link = links.find_by_token(token, name)
-        response = _serve_file(link.file, request)
-        if request.method != "HEAD" and response.status_code != 416:  # only a transfer counts
-            try:
-                links.record_download(link)
-            except links.LinkUnusable:
-                response.close()
-                raise
+        response = send()
     except (links.LinkUnusable, rate_limits.RateLimited) as error:
         response = HttpResponse(f"{error}\n", "text/plain; charset=utf-8", status=error.status)
     except DatabaseError as error:
@@ -58,8 +80,6 @@ def download(request: HttpRequest, token: str, name: str = "") -> HttpResponse |
             status=503,
         )
         problems.add_headers(response, 503)
-    finally:
-        audit.current_actor.reset(actor_token)
     response["Cache-Control"] = "no-store"
     response["Referrer-Policy"] = "no-referrer"
     metrics.DOWNLOADS.labels(str(response.status_code)).inc()

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -17,7 +17,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
-from exhaust.api import response_bodies, validation
+from exhaust.api import downloads, response_bodies, validation
 from exhaust.console.permissions import (
     SUBMIT_PERMISSIONS,
     ChannelContext,
@@ -38,6 +38,7 @@ from ingest.models import Conversation
 
 PER_PAGE = 50
 MAX_PER_PAGE = 100
+SHARE_USES = (Link.MAX_USES, 10, 1)
 _MIN_ELAPSED = timedelta(seconds=2)
 _ALMOST_DONE = timedelta(seconds=1)
 
@@ -294,6 +295,12 @@ class FileView:
         return links.has_own_url(self.file)
 
 
+def share_lives() -> list[int]:
+    """Returns the seconds that a share link can live, shortest first."""
+    longest = settings.EXHAUST_LINK_SECONDS
+    return [*(seconds for seconds in (3600, 86400) if seconds < longest), longest]
+
+
 def file_view(file: File) -> FileView:
     last = max(file.links.all(), key=lambda link: link.expires_at, default=None)
     return FileView(file, links.find_usable(file), last)
@@ -312,6 +319,9 @@ def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: st
             "job": job,
             "files": [file_view(file) for file in view.files],
             "private": is_private(job.dataset),
+            "share_lives": share_lives(),
+            "default_life": share_lives()[0 if is_private(job.dataset) else -1],
+            "share_uses": SHARE_USES,
             "callback": response_bodies.JobCallback.render(response_bodies.find_callback(job))
             if job.callback_url
             else None,
@@ -390,21 +400,27 @@ def _find_file(ctx: ChannelContext, tag: str, request_id: str, part: int) -> Fil
 def download_file(
     request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
 ) -> HttpResponse:
-    """Redirects to the file's link; creates a link where the last one has expired."""
+    """Sends the file. It makes no link, so nothing works without signing in."""
     file = _find_file(ctx, tag, request_id, part)
-    link = links.get_or_create(file)
-    if link is None:
+    if not file.is_available:
         return render_not_found(request, ctx, 410)
-    return redirect(links.build_url(link))
+    return cast(HttpResponse, downloads.send_to_user(file, request))
 
 
 @requires(*SUBMIT_PERMISSIONS, methods=("POST",))
 def create_link(
     request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
 ) -> HttpResponse:
-    """Creates a share link where the file has no usable one."""
+    """Creates a share link where the file has no usable one, of the chosen life and uses."""
     file = _find_file(ctx, tag, request_id, part)
-    if links.get_or_create(file) is None:
+    params = clean_params(request.POST)
+    seconds, uses = (params.get(name, "") for name in ("seconds", "uses"))
+    link = links.get_or_create(
+        file,
+        seconds=int(seconds) if seconds in map(str, share_lives()) else None,
+        max_uses=int(uses) if uses in map(str, SHARE_USES) else Link.MAX_USES,
+    )
+    if link is None:
         messages.error(request, "This file was deleted. Export it again.")
     return redirect(f"{job_url(file.job)}#link-{part}")
 

@@ -63,19 +63,26 @@ def list_rejected(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
 
 @requires(*VIEW_PERMISSIONS)
 def show_rejected(request: HttpRequest, ctx: ChannelContext, pk: int) -> HttpResponse:
-    """Shows a rejected event. Administrators see its bytes; the audit log records that."""
+    """Shows a rejected event, with its bytes where the user may export personal data.
+
+    The audit log records that.
+    """
     row = RejectedEvent.objects.filter(channel=ctx.channel_id, pk=pk).first()
     if row is None:
         raise Http404
     raw = None
-    if ctx.is_administrator and row.reason != NOT_KEPT:
+    can_see_bytes = ctx.has_any("submit_private")
+    if can_see_bytes and row.reason != NOT_KEPT:
         try:
             raw = decrypt(row.encrypted_body).decode("utf-8", "backslashreplace")
         except InvalidToken:
             raw = None
         audit.record("rejected.viewed", channel=ctx.channel, subject=str(row.pk))
     return render_page(
-        request, ctx, "rejected_event.html", {"row": row, "raw": raw, "not_kept": NOT_KEPT}
+        request,
+        ctx,
+        "rejected_event.html",
+        {"row": row, "raw": raw, "not_kept": NOT_KEPT, "can_see_bytes": can_see_bytes},
     )
 
 

@@ -21,7 +21,7 @@ from exhaust.cli.names import make_safe_name
 from exhaust.datasets import is_private
 from exhaust.files import storage
 from exhaust.models import File, Job, Link
-from exhaust.models.files import USABLE_LINK
+from exhaust.models.files import AVAILABLE_FILE, USABLE_LINK
 from ingest import audit
 from ingest.db.clock import read_clock
 from ingest.models import Channel
@@ -45,37 +45,47 @@ def database_now() -> datetime:
     return now or read_clock()  # no channel has no file
 
 
-def get_or_create(file: File, now: datetime | None = None) -> Link | None:
+def get_or_create(
+    file: File,
+    now: datetime | None = None,
+    *,
+    seconds: int | None = None,
+    max_uses: int = Link.MAX_USES,
+) -> Link | None:
     """Returns the usable link of a file, a new one where there is none; None once the file is gone.
 
-    `now` is the database's time, where the caller has it.
+    `now` is the database's time, where the caller has it. A new link lives for so many seconds, or
+    for `EXHAUST_LINK_SECONDS`.
     """
     if not file.is_available:
         return None
-    if link := find_usable(file):
+    if link := find_usable(file, max_uses):
         return link
     with transaction.atomic():  # two readers at once get one link
         locked = File.objects.select_for_update(of=("self",)).select_related("job__channel")
         file = locked.get(pk=file.pk)
         if not file.is_available:
             return None
-        if link := find_usable(file):
+        if link := find_usable(file, max_uses):
             return link
         revoked = file.links.filter(revoked_at__isnull=False).order_by("-id")
         Link.objects.filter(
             pk__in=list(revoked.values_list("pk", flat=True)[MAX_REVOKED:])
         ).delete()
-        return create(file, _compute_expiry(file, now or database_now()))
+        return create(file, _compute_expiry(file, now or database_now(), seconds), max_uses)
 
 
-def create(file: File, expires_at: datetime) -> Link:
+def create(file: File, expires_at: datetime, max_uses: int = Link.MAX_USES) -> Link:
     """Creates a link that opens the file until then."""
     token = secrets.token_urlsafe(32)
+    actor = audit.current_actor.get()
     link = Link.objects.create(
         file=file,
         digest=_digest(token),
         encrypted_token=encrypt(token.encode()),
         expires_at=expires_at,
+        max_uses=max_uses,
+        created_by=f"{actor.name[:240]} {actor.key}".strip(),
     )
     _record("link.created", link, expires=expires_at.isoformat(timespec="seconds"))
     return link
@@ -85,10 +95,15 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()  # of 256 random bits, so a plain hash is safe
 
 
-def find_usable(file: File) -> Link | None:
-    """Returns a link that opens the file now and can be shown again; None for none."""
-    links = file.links.all()  # prefetched in lists
-    return next((link for link in links if link.is_usable and _decrypt_token(link)), None)
+def find_usable(file: File, max_uses: int = 1) -> Link | None:
+    """Returns a link that opens the file now and can be shown again; None for none.
+
+    It is for at least so many uses in all: one that was shared for a few has no further reader.
+    """
+    for link in file.links.all():  # prefetched in lists
+        if link.is_usable and link.max_uses >= max_uses and _decrypt_token(link):
+            return link
+    return None
 
 
 def _decrypt_token(link: Link) -> str:
@@ -103,10 +118,10 @@ def _decrypt_token(link: Link) -> str:
     return str(link.__dict__["token"])
 
 
-def _compute_expiry(file: File, now: datetime) -> datetime:
+def _compute_expiry(file: File, now: datetime, seconds: int | None) -> datetime:
     """Returns the earliest end of the link's lifetime, the signing credential and the file."""
     limits = [
-        now + timedelta(seconds=settings.EXHAUST_LINK_SECONDS),
+        now + timedelta(seconds=seconds or settings.EXHAUST_LINK_SECONDS),
         file.created_at + timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS),
     ]
     if credential_expiry := storage.get_storage().signing_expires_at():
@@ -166,10 +181,20 @@ def record_download(link: Link) -> None:
         rows = Link.objects.filter(USABLE_LINK, pk=link.pk)
         if rows.update(use_count=F("use_count") + 1):
             link.refresh_from_db(fields=["use_count"])
-            _record("file.downloaded", link, use=link.use_count)
+            _record("file.downloaded", link, use=link.use_count, link_created_by=link.created_by)
             return
     link = Link.objects.select_related("file").get(pk=link.pk)
     raise LinkUnusable(410, _explain_unusable(link))
+
+
+def record_user_download(file: File) -> None:
+    """Writes the download of a signed-in user to the audit log. Raises `LinkUnusable`."""
+    if not File.objects.filter(AVAILABLE_FILE, pk=file.pk).exists():
+        raise LinkUnusable(410, "This file was deleted; send the request again.")
+    job: Job = file.job
+    audit.record(
+        "file.downloaded", channel=job.channel.identifier, subject=job.request_id, file=file.pk
+    )
 
 
 def _explain_unusable(link: Link) -> str:

@@ -93,3 +93,6 @@ class Link(models.Model):
     revoked_at = models.DateTimeField(null=True)
     use_count = models.IntegerField(default=0, help_text="Downloads through our own address.")
     max_uses = models.IntegerField(db_default=MAX_USES, default=MAX_USES)
+    created_by = models.CharField(
+        max_length=255, default="", db_default="", help_text="The user, or the key with its id."
+    )

@@ -35,7 +35,7 @@ ACTIONS = {
     "destination.paused": "A destination is paused.",
     "destination.resumed": "A destination is resumed.",
     "destination.rewound": "A destination's cursor moves, with the new position.",
-    "file.downloaded": "A download link is used. The link is the credential, so there is no actor.",
+    "file.downloaded": "A user downloads a file, or a link is used; the details name its creator.",
     "job.cancelled": "A job is cancelled.",
     "job.retried": "A job is retried.",
     "job.submitted": "A key, a person or a schedule submits a job.",

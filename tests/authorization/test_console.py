@@ -144,6 +144,7 @@ def test_other_channels_row_is_not_found(action: str) -> None:
     assert answers[0] == answers[1]
     assert answers[0][0] == 404
     assert own_response.status_code in {200, 302}
+    b"".join(own_response)  # closes a file
     assert rows_of(OTHER) == before
     assert not ApiKey.objects.filter(channels=other.channel).exclude(revoked_at=None).exists()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Group, User
 from django.core.management import call_command
 from django.db import connection
@@ -23,7 +24,7 @@ from exhaust.console import exports as console_jobs
 from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.models import File, Job, Link
-from ingest.models import Application, Role
+from ingest.models import Application, AuditEvent, Role
 from tests.conftest import make_channel
 from tests.exhaust.factories import (
     BOT,
@@ -209,10 +210,8 @@ def test_create_run_and_download_export(asha: Client, enqueued_tasks: list[str])
     assert "every 1s" not in finished_page
     assert "Download csv" in finished_page
     assert "3 rows" in finished_page
-    redirect = asha.get(job_path(job, "/files/1"))
-    assert redirect.status_code == 302
-    path = "/" + redirect["Location"].split("/", 3)[3]
-    body = b"".join(Client().get(path).streaming_content)  # type: ignore[attr-defined]
+    answer = asha.get(job_path(job, "/files/1"))
+    body = b"".join(answer.streaming_content)  # type: ignore[attr-defined]
     assert len(list(csv.reader(io.StringIO(body.decode(), newline="")))) == 4
 
 
@@ -452,6 +451,37 @@ def test_share_link_lifecycle(asha: Client) -> None:
     assert "no link to revoke" in read_html(
         asha.post(job_path(job, "/files/1/revoke"), follow=True)
     )
+
+
+def test_download_makes_no_link() -> None:
+    bela = sign_in("bela", submit_private=True)
+    job = make_finished(dataset=PRIVATE)
+    bela.head(job_path(job, "/files/1"))
+
+    answer = bela.get(job_path(job, "/files/1"), HTTP_RANGE="bytes=1-")
+
+    assert (answer.status_code, b"".join(answer)) == (206, b",b\n1,2\n")
+    assert "no-store" in answer["Cache-Control"]
+    assert answer["Content-Disposition"].startswith("attachment")
+    assert not Link.objects.exists()
+    entry = AuditEvent.objects.get(action="file.downloaded")
+    assert (entry.actor, entry.channel, entry.subject) == ("bela", "ORG_001", job.request_id)
+    assert Client().get(job_path(job, "/files/1"))["Location"].startswith("/console/sign-in")
+
+
+def test_private_share_link_is_short() -> None:
+    bela = sign_in("bela", submit_private=True)
+    job = make_finished(dataset=PRIVATE)
+    assert '<option value="3600" selected>' in read_html(bela.get(job_path(job)))
+    bela.post(job_path(job, "/files/1/link"), {"seconds": "3600", "uses": "1"})
+    link = Link.objects.get()
+    assert (link.max_uses, link.created_by) == (1, "bela")
+    assert link.expires_at - link.issued_at < timedelta(seconds=3660)
+    other = links.get_or_create(job.files.get())  # for a reader of the request
+    assert other != link
+    path = links.build_url(link).removeprefix(settings.EXHAUST_PUBLIC_URL)
+    assert b"".join(Client().get(path)) == b"a,b\n1,2\n"
+    assert Client().get(path).status_code == 410
 
 
 def test_withdrawn_file_is_remade_on_retry(asha: Client) -> None:

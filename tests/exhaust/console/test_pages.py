@@ -221,7 +221,14 @@ def test_viewing_rejected_bytes_is_audited() -> None:
     assert "Hidden, because" in html
     assert "Asha" not in html
     assert not AuditEvent.objects.filter(action="rejected.viewed").exists()
-    html = read_html(sign_in(administer=True).get(f"{C}/rejected/{row.pk}"))
+    admin = sign_in("adam", administer=True)
+    assert "Asha" not in read_html(admin.get(f"{C}/rejected/{row.pk}"))
+    page = f"/admin/ingest/rejectedevent/{row.pk}/change/"
+    both = sign_in("bo", administer=True, submit_private=True)
+    User.objects.update(is_staff=True)
+    assert "Asha" not in read_html(admin.get(page))
+    assert "&quot;Asha&quot;" in read_html(both.get(page))
+    html = read_html(sign_in(submit_private=True).get(f"{C}/rejected/{row.pk}"))
     assert "&quot;Asha&quot;" in html
     entry = AuditEvent.objects.get(action="rejected.viewed")
     assert (entry.actor, entry.channel, entry.subject) == ("asha", "ORG_001", str(row.pk))

@@ -476,7 +476,7 @@ def test_download_is_in_audit_log() -> None:
         ("link.revoked", "service", "", file.job.request_id),
     ]
     assert AuditEvent.objects.get(action="file.downloaded").details == {
-        "link": link.pk, "file": file.pk, "use": 1,
+        "link": link.pk, "file": file.pk, "use": 1, "link_created_by": "service",
     }  # fmt: skip
 
 
