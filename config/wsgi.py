@@ -12,12 +12,14 @@ django = get_wsgi_application()
 from django.conf import settings  # noqa: E402
 
 from ingest.db import outages  # noqa: E402
+from ingest.db.postgresql.base import SESSION_SETTINGS, WEB_STATEMENT_MS  # noqa: E402
 from ingest.limits.admission import (  # noqa: E402
     AdmissionControl,
     discard_bodies,
     measure_bodies,
 )
 
+SESSION_SETTINGS["statement_timeout"] = str(WEB_STATEMENT_MS)
 outages.log_unreachable()  # it serves, and answers 503 until the database is there
 
 application = discard_bodies(  # one connection is for `/metrics`

@@ -1,5 +1,6 @@
 """Checks answers against the OpenAPI document."""
 
+import gzip
 import json
 import re
 from copy import deepcopy
@@ -64,6 +65,8 @@ def find_faults(operation: dict[str, Any], status: int, media: str, body: bytes)
         return [f"{operation['operationId']} {status}: is {media}, not {', '.join(content)}"]
     if "json" not in kind or "ndjson" in kind or "schema" not in entry:
         return []
+    if body.startswith(b"\x1f\x8b"):
+        body = gzip.decompress(body)
     errors = _cached_validator(json.dumps(entry["schema"])).iter_errors(json.loads(body))
     return [
         f"{operation['operationId']} {status}: {'.'.join(map(str, error.instance_path))}:"

@@ -8,11 +8,12 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 from django.views.decorators.cache import cache_control
 from django.views.decorators.http import require_safe
 
+from ingest.http.kept_body import KeptBody, keep_body, respond
 from ingest.http.schema import extend_schema
 
 # Swagger UI draws its arrows from data: addresses
@@ -32,18 +33,18 @@ def _describe_document(media: str, kind: str = "object") -> dict[Any, Any]:
 
 
 @cache
-def _write(kind: str) -> bytes:
+def _write(kind: str) -> KeptBody:
     import yaml
 
     from exhaust.openapi.document import document
 
     text = json.dumps(document()) if kind == "json" else yaml.safe_dump(document(), sort_keys=False)
-    return text.encode()
+    return keep_body(text.encode())
 
 
-def _answer(kind: str) -> HttpResponse:
+def _answer(request: HttpRequest, kind: str) -> HttpResponseBase:
     with _making:  # two threads would share the parts of a document
-        return HttpResponse(_write(kind), f"application/{kind}")
+        return respond(request, _write(kind), f"application/{kind}")
 
 
 @require_safe
@@ -58,15 +59,15 @@ def page(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 @_keep
-@extend_schema("openapiJson", _describe_document("application/json"), methods=["GET"], auth=[])
-def as_json(request: HttpRequest) -> HttpResponse:
+@extend_schema("openapiJson", _describe_document("application/json"), 304, methods=["GET"], auth=[])
+def as_json(request: HttpRequest) -> HttpResponseBase:
     """Get this document as JSON."""
-    return _answer("json")
+    return _answer(request, "json")
 
 
 @require_safe
 @_keep
-@extend_schema("openapiYaml", _describe_document("application/yaml"), methods=["GET"], auth=[])
-def as_yaml(request: HttpRequest) -> HttpResponse:
+@extend_schema("openapiYaml", _describe_document("application/yaml"), 304, methods=["GET"], auth=[])
+def as_yaml(request: HttpRequest) -> HttpResponseBase:
     """Get this document as YAML."""
-    return _answer("yaml")
+    return _answer(request, "yaml")

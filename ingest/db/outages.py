@@ -10,7 +10,7 @@ from ingest.db import pool
 from ingest.db.pool import Pool, Unavailable
 
 WORKER_PATIENCE_SECONDS = 10.0  # a restart of the server need not cost an attempt
-READ_ONLY, DISK_FULL = "25006", "53100"
+READ_ONLY, DISK_FULL, CANCELED = "25006", "53100", "57014"
 # the server ends the session, or has ended it; another connection may work, also on another server
 _LOST = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"}
 _SQLITE = {
@@ -56,6 +56,8 @@ def describe_outage(error: BaseException) -> str:
         return "read-only"
     if sqlstate == DISK_FULL:
         return "the disk is full"
+    if sqlstate == CANCELED:  # by our statement_timeout
+        return "too busy"
     is_temporary = isinstance(cause, psycopg.OperationalError | OperationalError)
     return "unreachable" if is_temporary or is_lost(error) else ""
 

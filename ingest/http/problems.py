@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, TooManyFieldsSent
 from django.http import Http404, HttpResponseBase, JsonResponse
 from rest_framework import exceptions, status
 from rest_framework.response import Response
@@ -25,6 +26,9 @@ def classify(error: Exception) -> tuple[int, str, str] | None:
         return 404, "not_found", "There is nothing here by that name."
     if isinstance(error, PermissionDenied):
         return 403, "forbidden", "This is not allowed."
+    if isinstance(error, TooManyFieldsSent):  # Django counts them when they are read first
+        limit = settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
+        return 400, "too_many", f"The query has more than {limit:,} parameters; send fewer."
     if isinstance(error, exceptions.ValidationError):
         field, sentence = first_error(error.detail)
         return error.status_code, "invalid", f"{field}: {sentence}" if field else sentence

@@ -20,6 +20,7 @@ SESSION_SETTINGS = {
     "idle_in_transaction_session_timeout": "60000",  # an idle writer would hold the feed back
     "lock_timeout": "20000",
 }
+WEB_STATEMENT_MS = 30_000  # of a web process, whose caller does not wait longer
 _OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)\s*=")  # PostgreSQL takes - for _ here
 
 

@@ -243,6 +243,16 @@ def test_dataset_config_has_16_kib(asker: Client) -> None:
     assert not Job.objects.filter(tag="more").exists()
 
 
+@pytest.mark.parametrize(
+    "path", ["/dataset/v1/request/list/t", "/dataset/v1/schedule", "/export/events"]
+)
+def test_many_query_parameters_are_400(path: str) -> None:
+    asker = Client(headers=bearer(make_key("export:response", "pull")))
+    query = "&".join(f"p{number}=1" for number in range(1001))
+    answer = asker.get(f"{path}?{query}")
+    assert (answer.status_code, b"more than 1,000 parameters" in answer.content) == (400, True)
+
+
 def test_every_list_of_a_request_is_bounded() -> None:
     names = [name for name in list_modules() if name.startswith(("exhaust.api", "ingest.views"))]
     for name in names:

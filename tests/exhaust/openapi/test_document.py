@@ -1,5 +1,6 @@
 """The OpenAPI document is complete, and its examples are valid."""
 
+import gzip
 import re
 import subprocess
 import sys
@@ -115,9 +116,29 @@ def test_document_is_public(client: Client) -> None:
     assert from_yaml["paths"].keys() == document()["paths"].keys()
 
 
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+def test_document_is_compressed_and_revalidated(kind: str, client: Client) -> None:
+    address = f"/docs/openapi.{kind}"
+    plain = client.get(address)
+    packed = client.get(address, headers={"Accept-Encoding": "br, gzip"})
+    assert "Content-Encoding" not in plain
+    assert packed["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.content) == plain.content
+    assert len(packed.content) < len(plain.content) / 5
+    assert packed["ETag"] == plain["ETag"]
+    assert packed["Vary"] == "Accept-Encoding"
+
+    again = client.get(address, headers={"If-None-Match": plain["ETag"]})
+    assert (again.status_code, again.content, again["ETag"]) == (304, b"", plain["ETag"])
+    assert client.get(address, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
 def test_start_does_not_load_generator() -> None:
-    code = "import config.wsgi, config.urls, sys; print('drf_spectacular.openapi' in sys.modules)"
+    code = (
+        "import config.wsgi, config.urls, sys; print('drf_spectacular.openapi' in sys.modules);"
+        "print(config.wsgi.SESSION_SETTINGS['statement_timeout'])"  # of a web process
+    )
     completed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert completed.stdout.strip() == "False"
+    assert completed.stdout.split() == ["False", "30000"]

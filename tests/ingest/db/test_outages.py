@@ -42,6 +42,7 @@ def sqlite_error(code: int) -> Exception:
         (caused(OperationalError(), psycopg.errors.ProtocolViolation()), "unreachable", True),
         (caused(InternalError(), psycopg.errors.ReadOnlySqlTransaction()), "read-only", True),
         (caused(OperationalError(), psycopg.errors.DiskFull()), "the disk is full", False),
+        (caused(OperationalError(), psycopg.errors.QueryCanceled()), "too busy", False),
         (caused(OperationalError(), psycopg.errors.LockNotAvailable()), "unreachable", False),
         (caused(DatabaseError(), psycopg.errors.UndefinedTable()), "", False),
         (

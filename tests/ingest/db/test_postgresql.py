@@ -10,7 +10,7 @@ from django.db import DatabaseError, InternalError, connection
 from ingest.db import outages
 from ingest.db import pool as pools
 from ingest.db.pool import Pool, Unavailable
-from ingest.db.postgresql.base import DatabaseWrapper
+from ingest.db.postgresql.base import SESSION_SETTINGS, DatabaseWrapper
 from ingest.db.prepared import fetch_all, retry_if_lost
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]
@@ -215,6 +215,18 @@ def test_read_only_connections_are_discarded():
     connection.close()
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM exhaust_dailyrun")
+
+
+def test_web_process_ends_long_statements(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SESSION_SETTINGS, "statement_timeout", "50")
+    opened = cast(Any, connection).open_connection()
+    try:
+        with pytest.raises(psycopg.errors.QueryCanceled) as error:
+            opened.execute("SELECT pg_sleep(10)")
+    finally:
+        opened.close()
+    assert outages.describe_outage(error.value) == "too busy"
+    assert not outages.is_lost(error.value)
 
 
 def test_wrong_statement_is_no_outage():
