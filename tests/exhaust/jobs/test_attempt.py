@@ -127,7 +127,7 @@ def test_key_holds_no_caller_input(files: Path) -> None:
     assert (area, number) == ("response", str(job.pk))
     assert name.startswith("1-")
     assert len(name) == len("1-") + 32 + len(".csv")
-    assert file.name == f"../../etc/cron.d/x_response_{timezone.now():%Y%m%d}.csv"
+    assert file.name == f"_._.._etc_cron.d_x_response_{timezone.now():%Y%m%d}.csv"
     assert stored_paths(files) == [file.key]
 
 
