@@ -46,9 +46,10 @@ def claimable_jobs() -> QuerySet[Job]:
     """Jobs that a worker may claim now: due ones, and those whose lease has expired.
 
     Leaves out channels with `EXHAUST_MAX_RUNNING_PER_CHANNEL` running jobs. During an outage of
-    the storage there is none, or one that tries it.
+    the storage no job starts but one that tries it; those of lost workers are taken over.
     """
-    return _due_jobs().filter(_storage_admits()).exclude(channel__in=_channels_at_limit())
+    jobs = _due_jobs().filter(Q(status=Status.PROCESSING) | _storage_admits())
+    return jobs.exclude(channel__in=_channels_at_limit())
 
 
 def jobs_of_outage() -> QuerySet[Job]:

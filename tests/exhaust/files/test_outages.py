@@ -381,6 +381,21 @@ def test_one_job_tries_the_storage(outage: pytest.MonkeyPatch) -> None:
 
 
 @pytest_outage
+def test_takeover_waits_for_no_outage(outage: pytest.MonkeyPatch) -> None:
+    # given a job of a lost worker, and an outage that another one has just met
+    lost = make_claimed()
+    Job.objects.filter(pk=lost.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
+    waiting = make_job(channel="ORG_002")
+    claimed = transitions.claim(waiting.pk)
+    assert claimed is not None
+    assert not attempt.run(claimed)
+
+    # when / then
+    assert transitions.claim() == lost
+    assert transitions.claim() is None
+
+
+@pytest_outage
 def test_long_attempt_blocks_no_trial(outage: pytest.MonkeyPatch) -> None:
     # given an outage, and an attempt that reads the database for minutes
     long = make_claimed()
