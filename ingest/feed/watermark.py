@@ -76,7 +76,9 @@ def fetch_upper_bound() -> int:
         return fetch_watermark()
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT exhaust_shift() + pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+            "SELECT exhaust_shift()"
+            " + greatest(pg_snapshot_xmax(pg_current_snapshot())::text::bigint,"
+            " 1 + pg_current_xact_id_if_assigned()::text::bigint)"
         )
         return int(cursor.fetchone()[0])
 

@@ -142,6 +142,12 @@ def test_end_is_one_index_lookup(table: str) -> None:
     assert "Sort" not in plan
 
 
+def test_own_rows_are_no_fault(channel: Channel) -> None:
+    with transaction.atomic():
+        send(channel, 0)
+        assert restore.find_fault() == ""
+
+
 @pytest.mark.postgresql
 def test_readiness_takes_no_number() -> None:
     with transaction.atomic(), connection.cursor() as cursor:
