@@ -105,6 +105,10 @@ EXHAUST_MAX_QUEUED_PER_CHANNEL: int = env.int(
 EXHAUST_FILE_RETENTION_DAYS: int = env.int(
     "EXHAUST_FILE_RETENTION_DAYS", 30, validate=validate.Range(min=1)
 )
+#: Lifetime of the record of an ended job, once its files are deleted, and of a dead letter.
+EXHAUST_JOB_RETENTION_DAYS: int = env.int(
+    "EXHAUST_JOB_RETENTION_DAYS", 365, validate=validate.Range(min=1, max=36_500)
+)
 #: Time that a stopping worker gives its jobs before it releases them.
 EXHAUST_WORKER_SHUTDOWN_SECONDS: int = env.int(
     "EXHAUST_WORKER_SHUTDOWN_SECONDS", 30, validate=validate.Range(min=1)

@@ -31,16 +31,20 @@ ROW_LIMITS = {
     "contenttypes.ContentType": f"{_BY_SERVICE} one for each table.",
     "exhaust.CallbackSecret": "Operators alone make them; a channel has two that sign.",
     "exhaust.DailyRun": f"{_BY_SERVICE} one a day.",
-    "exhaust.DeadLetter": "One for each document of a destination.",
+    "exhaust.DeadLetter": (
+        "One for each document of a destination; `EXHAUST_JOB_RETENTION_DAYS` deletes it."
+    ),
     "exhaust.Delivery": (
         f"{submit.MAX_OPEN_CALLBACKS:,} open callbacks of a channel; more are 429. A"
-        " destination has one open batch."
+        " destination has one open batch. Ended ones are deleted with their job, or after"
+        " `EXHAUST_FILE_RETENTION_DAYS`."
     ),
     "exhaust.Destination": f"{destinations.MAX_DESTINATIONS} of a channel; more are 400.",
     "exhaust.File": "The parts of a job: `EXHAUST_MAX_ROWS` and `EXHAUST_PART_BYTES` bound them.",
     "exhaust.Job": (
         f"{submit.MAX_DAILY_JOBS:,} new ones of a channel within a day,"
-        " `EXHAUST_MAX_QUEUED_PER_CHANNEL` that wait; more are 429."
+        " `EXHAUST_MAX_QUEUED_PER_CHANNEL` that wait; more are 429. `EXHAUST_JOB_RETENTION_DAYS`"
+        " deletes ended ones, with their files, links and transitions."
     ),
     "exhaust.Link": (
         f"One of a file that opens it, {Link.MAX_USES} times at most, and {links.MAX_REVOKED} that"
@@ -79,5 +83,5 @@ ROW_LIMITS = {
     "ingest.StoredEvent": (
         f"A key sends {EVENTS.rate:,} calls a second; `EXHAUST_EVENT_RETENTION_DAYS` deletes them."
     ),
-    "sessions.Session": "One for each sign-in; deleted at sign-out.",
+    "sessions.Session": "One for each sign-in; the daily run deletes those that have ended.",
 }

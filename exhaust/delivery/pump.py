@@ -421,7 +421,7 @@ def _end_delivery(delivery: Delivery, status: Delivery.Status, error: str) -> No
 
 
 def purge_history(before: datetime) -> None:
-    """Deletes deliveries to destinations that ended before. Dead letters and callbacks stay."""
+    """Deletes deliveries to destinations that ended before; callbacks go with their job."""
     Delivery.objects.filter(destination__isnull=False, ended_at__lt=before).delete()
 
 

@@ -3,6 +3,7 @@
 from datetime import UTC, date, datetime, timedelta
 
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
@@ -44,6 +45,10 @@ def run_daily(now: datetime | None = None) -> bool:
         daily_run.update(events_deleted=F("events_deleted") + count, renewed_at=Now())
     for _ in retention.delete_expired_rejections():
         daily_run.update(renewed_at=Now())
+    for _ in retention.delete_expired_jobs():
+        daily_run.update(renewed_at=Now())
+    retention.delete_expired_dead_letters()
+    Session.objects.filter(expire_date__lt=Now()).delete()
     pump.purge_history(read_clock() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS))
     try:
         for count in orphans.remove_all():

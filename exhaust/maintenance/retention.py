@@ -1,23 +1,25 @@
-"""Deletes files, events and rejected events past their retention."""
+"""Deletes files, jobs, deliveries, events and rejected events past their retention."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
 from exhaust.datasets import DATASETS
 from exhaust.delivery import batches, destinations
 from exhaust.files import storage
-from exhaust.models import Destination, File, Job
+from exhaust.models import Callback, DeadLetter, Destination, File, Job, Link
 from ingest import logs
 from ingest.db.clock import read_clock
 from ingest.feed import pruning
 from ingest.models import Channel, RejectedDay, RejectedEvent, StoredEvent
 
 log = logs.get_logger(__name__)
+JOB_ROWS = 500
 REJECTED_ROWS = 1000
+ENDED = (Job.Status.SUCCESS, Job.Status.FAILED, Job.Status.CANCELLED)
 
 
 def expired_files() -> "QuerySet[File]":
@@ -56,6 +58,47 @@ def _delete_files(files: QuerySet[File]) -> Iterator[int]:
         else:
             File.objects.filter(pk=file.pk).update(deleted_at=read_clock())
             yield 1
+
+
+def expired_jobs() -> "QuerySet[Job]":
+    """Jobs that ended before `EXHAUST_JOB_RETENTION_DAYS` and have neither a file nor a callback
+    that is still to be delivered."""
+    files = File.objects.filter(job=OuterRef("pk"), deleted_at=None)
+    callbacks = Callback.objects.filter(job=OuterRef("pk"), status=Callback.Status.FAILING)
+    return Job.objects.filter(
+        ~Exists(files), ~Exists(callbacks), status__in=ENDED, completed_at__lt=_job_cutoff()
+    )
+
+
+def delete_expired_jobs() -> Iterator[int]:
+    """Deletes the records of expired jobs: files, links, callbacks, transitions.
+
+    Yields how many, at most `JOB_ROWS` a commit.
+    """
+    for channel_id in Channel.objects.order_by("id").values_list("pk", flat=True):
+        expired = expired_jobs().filter(channel=channel_id, submitted_at__lt=_job_cutoff())
+        count = JOB_ROWS
+        while count == JOB_ROWS:
+            with transaction.atomic():
+                locked = expired.select_for_update(of=("self",)).order_by("submitted_at", "id")
+                ids = list(locked.values_list("pk", flat=True)[:JOB_ROWS])
+                Link.objects.filter(file__job__in=ids).delete()
+                File.objects.filter(job__in=ids).delete()
+                Job.objects.filter(pk__in=ids).delete()
+            count = len(ids)
+            yield count
+
+
+def delete_expired_dead_letters() -> int:
+    """Deletes dead letters that were delivered before `EXHAUST_FILE_RETENTION_DAYS`, and others
+    from before `EXHAUST_JOB_RETENTION_DAYS`; returns how many."""
+    delivered_before = read_clock() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS)
+    is_delivered = Q(delivered_at__lt=delivered_before)
+    return DeadLetter.objects.filter(is_delivered | Q(created_at__lt=_job_cutoff())).delete()[0]
+
+
+def _job_cutoff() -> datetime:
+    return read_clock() - timedelta(days=settings.EXHAUST_JOB_RETENTION_DAYS)
 
 
 def expired_rejections() -> "QuerySet[RejectedEvent]":

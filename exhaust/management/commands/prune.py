@@ -1,4 +1,4 @@
-"""Deletes expired files, events and rejected events now, as the daily run does."""
+"""Deletes expired files, jobs, events and rejected events now, as the daily run does."""
 
 from argparse import ArgumentParser
 from collections import Counter
@@ -12,7 +12,7 @@ from exhaust.maintenance import retention
 
 
 class Command(BaseCommand):
-    help = "Deletes expired files, events and rejected events, and prints their numbers."
+    help = "Deletes expired files, jobs, events and rejected events, and prints their numbers."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--events", action="store_true", help="Delete only events.")
@@ -22,11 +22,14 @@ class Command(BaseCommand):
         if not options["events"]:
             if options["dry_run"]:
                 count = retention.expired_files().count()
+                job_count = retention.expired_jobs().count()
                 rejected_count = retention.expired_rejections().count()
             else:
                 count = sum(retention.delete_expired_files())
+                job_count = sum(retention.delete_expired_jobs())
                 rejected_count = sum(retention.delete_expired_rejections())
             self.stdout.write(f"files: {count:,}")
+            self.stdout.write(f"jobs: {job_count:,}")
             self.stdout.write(f"rejected events: {rejected_count:,}")
         if retention.event_cutoff() is None:
             self.stdout.write("events: kept for ever; EXHAUST_EVENT_RETENTION_DAYS is not set")

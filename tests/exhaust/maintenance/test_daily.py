@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.sessions.models import Session
 from django.db import connections
 from django.utils import timezone
 
-from exhaust.files import orphans, storage
+from exhaust.delivery import callbacks
+from exhaust.files import links, orphans, storage
 from exhaust.maintenance import daily
-from exhaust.models import DailyRun, File
+from exhaust.models import Callback, DailyRun, DeadLetter, File, Job, Link, Transition
+from tests.exhaust.destinations import make_destination
 from tests.exhaust.factories import (
     fetch_job_row,
     leave_orphan,
@@ -87,6 +90,41 @@ def test_deletes_expired_files_and_orphans(files: Path) -> None:
     assert (run.files_deleted, run.orphans_deleted) == (1, 1)
     assert run.finished_at is not None
     assert fetch_job_row(old)["status"] == "SUCCESS"
+
+
+@pytest.mark.django_db
+def test_deletes_records_of_ended_jobs(settings: Any, files: Path) -> None:
+    # given old jobs that ended, one with a file and one whose callback is still to be delivered
+    settings.EXHAUST_JOB_RETENTION_DAYS = 100
+    long_ago = timezone.now() - 101 * DAY
+    ended = [make_finished() for _ in range(3)]
+    running, recent = make_job(), make_finished()
+    for job in ended:
+        links.get_or_create(File.objects.get(job=job))
+        callbacks.create_callback(job)
+    Job.objects.exclude(pk=recent.pk).update(submitted_at=long_ago, completed_at=long_ago)
+    deleted, with_file, told = ended
+    File.objects.exclude(job=with_file).update(deleted_at=long_ago)
+    Callback.objects.exclude(job=told).update(status="delivered")
+
+    # and dead letters of which one is old, and sessions of which one has ended
+    destination = make_destination()
+    for row, created_at in ((1, long_ago), (2, timezone.now())):
+        values = {"row": row, "xid": 1, "answer": 400, "created_at": created_at}
+        DeadLetter.objects.create(destination=destination, **values)
+    for key, expire_date in (("old", long_ago), ("new", timezone.now() + DAY)):
+        Session.objects.create(session_key=key, expire_date=expire_date)
+
+    # when
+    assert daily.run_daily()
+
+    # then
+    kept = [with_file.pk, told.pk, running.pk, recent.pk]
+    assert list(Job.objects.order_by("pk").values_list("pk", flat=True)) == sorted(kept)
+    assert not Link.objects.filter(file__job=deleted.pk).exists()
+    assert not Transition.objects.filter(job=deleted.pk).exists()
+    assert DeadLetter.objects.get().row == 2
+    assert Session.objects.get().session_key == "new"
 
 
 @pytest.mark.django_db
