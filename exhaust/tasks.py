@@ -12,6 +12,7 @@ from exhaust.maintenance import daily, retention
 from exhaust.models import Job
 from exhaust.worker import current_worker_id, work_lock
 from ingest import logs
+from ingest.audit import reads
 from ingest.auth import failures
 from ingest.derive import deriver
 from ingest.privacy import erasure
@@ -74,6 +75,7 @@ def sweep() -> None:
     if schedules.find_due().exists():  # the next sweep goes on with them at once
         wakeup.enqueue("exhaust.sweep")
     failures.roll_up()
+    reads.roll_up()
     wakeup.delete_drafts()
     with storage.CallLimit(SWEEP_STORAGE_SECONDS):  # last: nothing else waits for the storage
         try:

@@ -72,6 +72,9 @@ ROW_LIMITS = {
     "ingest.LostPosition": f"{_BY_SERVICE} one.",
     "ingest.Participant": "One for each person whose profile was sent.",
     "ingest.PruneState": f"{_BY_SERVICE} one for each channel.",
+    "ingest.ReadCount": (
+        "One for each key, network, resource and hour with a pull; deleted within two hours."
+    ),
     "ingest.RejectedDay": f"{_BY_SERVICE} one for each channel and day.",
     "ingest.RejectedEvent": (
         f"{rejections.MAX_DAY_ROWS:,} of a channel and day; the oldest of the day are deleted."

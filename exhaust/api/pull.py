@@ -29,6 +29,7 @@ from exhaust.api.pull_responses import (
 from exhaust.feed import cursor, documents, pages
 from exhaust.feed.pages import FeedQuery
 from ingest import audit
+from ingest.audit import reads
 from ingest.auth import keys
 from ingest.db.prepared import fetch_all
 from ingest.feed import reader, values
@@ -142,6 +143,7 @@ class PageView(PullView):
             audit.record(
                 "personal_data.exported", channel=channel, subject="users", rows=len(page.items)
             )
+        reads.count_read("feed.pulled", channel, self.resource, len(page.items))
         parts = [b'"items":[' + b",".join(page.items) + b"]"]
         if self.resource == "events":
             parts.append(b'"metadata":' + documents.encode(_build_metadata(channel_id, channel)))
@@ -183,6 +185,7 @@ class RecordView(PullView):
             raise NotFound(f"There is nothing by this id among the {self.resource}.")
         if self.resource == "users":
             audit.record("personal_data.exported", channel=channel, subject="users", rows=1)
+        reads.count_read("feed.pulled", channel, self.resource, 1)
         if self.resource == "events":
             metadata = documents.encode(_build_metadata(channel_id, channel))
             document = b'{"metadata":%s,"event":%s}' % (metadata, document)

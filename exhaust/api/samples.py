@@ -11,6 +11,7 @@ from exhaust.api import validation
 from exhaust.api.pull import PullView
 from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
+from ingest.audit import reads
 from ingest.db.clock import read_clock
 from ingest.http.schema import LINES, NDJSON, extend_schema
 from ingest.models import Session
@@ -66,6 +67,7 @@ class SampleView(PullView):
             ]
         else:
             lines = [document + b"\n" for _, document in identified]
+        reads.count_read("feed.pulled", channel, self.resource, len(identified))
         return _build_attachment(b"".join(lines), "application/x-ndjson", "sample.ndjson")
 
 

@@ -27,6 +27,7 @@ from exhaust.delivery.sender import OutboundRequest, Outcome
 from exhaust.failpoints import trigger_failpoint
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest import logs
+from ingest.audit import reads
 from ingest.db.clock import read_clock
 from ingest.feed.values import FeedPosition
 from ingest.privacy import consent
@@ -266,6 +267,8 @@ def _mark_delivered(work: Work, documents: list[Document]) -> None:
     rows = [document.row_id for document in documents]
     DeadLetter.objects.filter(destination=work.destination, row__in=rows).update(delivered_at=Now())
     metrics.DELIVERED_DOCUMENTS.labels(work.destination.kind, "delivered").inc(len(documents))
+    subject = f"{work.destination.resource} to {work.destination.name}"
+    reads.count_read("feed.pushed", work.destination.channel.identifier, subject, len(documents))
 
 
 def _finish_delivery(work: Work, *, is_delivered: bool) -> None:

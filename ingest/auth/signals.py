@@ -1,4 +1,4 @@
-"""Audits failed logins and the changes that Django's admin makes."""
+"""Audits logins and the changes that Django's admin makes."""
 
 import json
 from typing import Any
@@ -6,20 +6,24 @@ from typing import Any
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
-from django.contrib.auth.signals import user_login_failed
+from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
 from django.core.signals import request_finished
 from django.db.models import Model
 from django.db.models.signals import post_delete, post_save
 from django.http import HttpRequest
 
 from ingest import audit
+from ingest.audit import Actor
 from ingest.auth import failures, roles
+from ingest.limits import token_bucket
 from ingest.models import Application, Channel, Conversation, Role
 
 _AUDITED_MODELS = (Channel, Application, Conversation, Role)
 
 
 def connect() -> None:
+    user_logged_in.connect(_record_login, dispatch_uid="audit")
+    user_logged_out.connect(_record_logout, dispatch_uid="audit")
     user_login_failed.connect(_count_login_failure, dispatch_uid="audit")
     request_finished.connect(failures.flush_when_due, dispatch_uid="audit")
     post_save.connect(_record_admin_change, LogEntry, dispatch_uid="audit")
@@ -29,6 +33,21 @@ def connect() -> None:
 
 def _count_login_failure(request: HttpRequest | None = None, **_: Any) -> None:
     failures.count_failure("login.failed", request)
+
+
+def _record_login(request: HttpRequest, user: Any, **_: Any) -> None:
+    _record_session("login.succeeded", request, user)
+
+
+def _record_logout(request: HttpRequest, user: Any = None, **_: Any) -> None:
+    if user is not None:  # none where the session had ended already
+        _record_session("login.ended", request, user)
+
+
+def _record_session(action: str, request: HttpRequest, user: Any) -> None:
+    address = audit.truncate_address(token_bucket.get_client_address(request))
+    with audit.act_as(Actor(user.get_username(), address=address)):
+        audit.record(action)
 
 
 def _record_admin_change(instance: LogEntry, raw: bool = False, **_: Any) -> None:

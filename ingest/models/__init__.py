@@ -10,7 +10,7 @@ from ingest.models.accounts import (
     validate_age_recipient,
     validate_identifier,
 )
-from ingest.models.audit import AuditDigest, AuditEvent, AuthFailureCount
+from ingest.models.audit import AuditDigest, AuditEvent, AuthFailureCount, ReadCount
 from ingest.models.events import (
     Conversation,
     LostPosition,
@@ -39,6 +39,7 @@ __all__ = [
     "LostPosition",
     "Participant",
     "PruneState",
+    "ReadCount",
     "RejectedDay",
     "RejectedEvent",
     "RejectedWord",

@@ -1,4 +1,4 @@
-"""The audit log, its digests, and counts of failed authentication."""
+"""The audit log, its digests, and counts that become its events."""
 
 from django.db import models
 
@@ -52,5 +52,27 @@ class AuthFailureCount(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["hour", "action", "address"], name="authfailurecount_unique"
+            )
+        ]
+
+
+class ReadCount(models.Model):
+    """Pulls and pushes, counted by reader, resource and hour; see `ingest/audit/reads.py`."""
+
+    hour = models.DateTimeField()
+    action = models.CharField(max_length=64)
+    actor = models.CharField(max_length=255)
+    key = models.CharField(max_length=8, blank=True)
+    address = models.CharField(max_length=64, blank=True)
+    channel = models.CharField(max_length=128)
+    subject = models.CharField(max_length=255)
+    call_count = models.BigIntegerField()
+    row_count = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["hour", "action", "actor", "key", "address", "channel", "subject"],
+                name="readcount_unique",
             )
         ]

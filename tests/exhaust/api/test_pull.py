@@ -13,10 +13,11 @@ from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
 
+from ingest.audit import reads
 from ingest.auth import keys
 from ingest.derive import deriver
 from ingest.feed.watermark import lock_positioned_tables
-from ingest.models import AppUser, Participant, Session, StoredEvent
+from ingest.models import AppUser, AuditEvent, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.factories import FIRST_ANSWER, make_answer, send_events
 
@@ -77,6 +78,19 @@ def test_events_in_order_for_any_page_size(size: int, puller: Client) -> None:
     send_events(make_answer(8), make_answer(9))
     later, _ = walk_pages(puller, "events", size, cursor)
     assert message_ids(later) == ["ASSESS:8", "ASSESS:9"]
+
+
+def test_pulls_are_in_the_audit_log(puller: Client) -> None:
+    send_events(*map(make_answer, range(1, 6)))
+    walk_pages(puller, "events", 3)
+    puller.get(f"/export/events/{StoredEvent.objects.first().identity}")
+
+    assert reads.roll_up() == 0  # the hour is not over
+    later = timezone.now() + timedelta(hours=1)
+    assert (reads.roll_up(later), reads.roll_up(later)) == (1, 0)
+    entry = AuditEvent.objects.get(action="feed.pulled")
+    assert (entry.actor, entry.channel, entry.subject) == ("test", "ORG_001", "events")
+    assert (entry.details["calls"], entry.details["rows"], len(entry.key)) == (3, 6, 8)
 
 
 def test_event_document(puller: Client) -> None:

@@ -29,7 +29,7 @@ from ingest.derive import deriver
 from ingest.events import Batch
 from ingest.feed import values
 from ingest.feed.watermark import fetch_watermark
-from ingest.models import Application, Participant, Session
+from ingest.models import Application, Participant, ReadCount, Session
 from ingest.privacy import consent, erasure
 from ingest.store import batches as store
 from tests.conftest import make_channel
@@ -84,6 +84,10 @@ def test_closed_sessions_are_sent_once() -> None:
     assert "webhook-id" not in request.headers
     assert [each.status for each in destination.deliveries.all()] == ["delivered"] * 2
     assert [each.documents for each in destination.deliveries.order_by("id")] == [3, 1]
+    counted = ReadCount.objects.values_list("action", "actor", "channel", "subject")
+    subject = f"sessions to {destination.name}"
+    assert set(counted) == {("feed.pushed", "service", "ORG_001", subject)}
+    assert sum(row.row_count for row in ReadCount.objects.all()) == 4
 
 
 def test_client_session_is_sent_unchanged() -> None:

@@ -294,6 +294,20 @@ def test_failed_flush_keeps_counts(monkeypatch: Any):
     assert AuthFailureCount.objects.get().count == 1
 
 
+def test_sign_in_and_out_are_audited(client: Client):
+    user = get_user_model().objects.create_user("asha", password="a long password")
+    sign_in = {"username": "asha", "password": "a long password"}
+    client.post("/console/sign-in", sign_in, REMOTE_ADDR="203.0.113.7")
+    client.post("/console/sign-out", REMOTE_ADDR="203.0.113.8")
+    client.post("/console/sign-out")
+
+    entries = AuditEvent.objects.filter(action__startswith="login.", actor=user.username)
+    assert list(entries.values_list("action", "address", "channel").order_by("id")) == [
+        ("login.succeeded", "203.0.113.0/24", ""),
+        ("login.ended", "203.0.113.0/24", ""),
+    ]
+
+
 # The admin ----------------------------------------------------------------------------------------
 
 
