@@ -1,5 +1,6 @@
 """Pages of the feed: the documents after a position, and the position after these."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ingest.feed.watermark import (
 from ingest.models import AppUser, Session, StoredEvent
 
 LAST_ID = 2**63 - 1
+MAX_PAGE_BYTES = 8 * 1024 * 1024  # of documents; one larger document is a page
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Page(NamedTuple):
 
 
 def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
-    """Returns up to `limit` documents after a position.
+    """Returns up to `limit` documents and about `MAX_PAGE_BYTES` after a position.
 
     Raises `RequestError`: 410 if some of them are pruned, 409 if the position is not reached.
     """
@@ -61,12 +63,13 @@ def read_page(query: FeedQuery, position: FeedPosition, limit: int) -> Page:
         restore.require_reached(position)
     if query.resource == "events" and position == values.START:
         position = pruning.get_pruned_position(pruning.fetch_prune_state(query.channel_id))
-        items = _read_events(query, position, up_to, limit)
+        items, is_full = _collect(_read_events(query, position, up_to, limit), limit)
     else:
-        items = READERS[query.resource](query, position, up_to, limit)
+        documents_read = READERS[query.resource](query, position, up_to, limit)
+        items, is_full = _collect(documents_read, limit)
         if query.resource == "events":
             pruning.require_unpruned(query.channel_id, position)
-    if len(items) == limit:
+    if is_full:
         return Page([item for _, item in items], items[-1][0], is_at_end=False)
     # all below the watermark was read, and nothing is ever added there
     end_position = fetch_end_position(TABLES[query.resource], query.channel_id, up_to)
@@ -89,7 +92,20 @@ def measure_lag(query: FeedQuery) -> timedelta:
     return deriver.measure_lag(query.channel_id).age
 
 
-PositionedDocuments = list[tuple[FeedPosition, bytes]]
+PositionedDocuments = Iterator[tuple[FeedPosition, bytes]]
+
+
+def _collect(
+    found: PositionedDocuments, limit: int
+) -> tuple[list[tuple[FeedPosition, bytes]], bool]:
+    """Returns the documents of a page, and whether there may be more."""
+    items = []
+    size = 0
+    for position, document in found:
+        if size < MAX_PAGE_BYTES:  # the rest is read and dropped: to stop a stream costs more
+            items.append((position, document))
+            size += len(document)
+    return items, len(items) == limit or size >= MAX_PAGE_BYTES
 
 
 def _read_events(
@@ -103,7 +119,7 @@ def _read_events(
     if query.types:
         rows = rows.filter(type__in=query.types)
     event_rows = reader.stream_events(reader.select_after(rows, position, up_to)[:limit])
-    return [(row.position, documents.encode_event(row)) for row in event_rows]
+    return ((row.position, documents.encode_event(row)) for row in event_rows)
 
 
 def _read_sessions(
@@ -111,10 +127,10 @@ def _read_sessions(
 ) -> PositionedDocuments:
     rows = Session.objects.filter(channel_id=query.channel_id).select_related("parent")
     rows = _filter_by_time(rows, "closes_at", query).defer("buckets")
-    return [
+    return (
         (FeedPosition(row.xid, row.pk), documents.encode_session(row))
         for row in reader.fetch_ordered(reader.select_after(rows, position, up_to)[:limit])
-    ]
+    )
 
 
 def _read_users(
@@ -122,10 +138,10 @@ def _read_users(
 ) -> PositionedDocuments:
     rows = AppUser.objects.filter(channel_id=query.channel_id)
     rows = _filter_by_time(rows, "modified_at", query)
-    return [
+    return (
         (FeedPosition(row.xid, row.pk), documents.encode_user(row))
         for row in reader.fetch_ordered(reader.select_after(rows, position, up_to)[:limit])
-    ]
+    )
 
 
 def _filter_by_time(rows: Any, field: str, query: FeedQuery) -> Any:

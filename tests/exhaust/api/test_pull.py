@@ -13,6 +13,7 @@ from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
 
+from exhaust.feed import pages
 from ingest.audit import reads
 from ingest.auth import keys
 from ingest.derive import deriver
@@ -91,6 +92,23 @@ def test_pulls_are_in_the_audit_log(puller: Client) -> None:
     entry = AuditEvent.objects.get(action="feed.pulled")
     assert (entry.actor, entry.channel, entry.subject) == ("test", "ORG_001", "events")
     assert (entry.details["calls"], entry.details["rows"], len(entry.key)) == (3, 6, 8)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 20_000])
+def test_page_ends_at_a_number_of_bytes(
+    max_bytes: int, puller: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given more events than the server sends at once
+    send_events(*[make_answer(number) for number in range(250)])
+    monkeypatch.setattr(pages, "MAX_PAGE_BYTES", max_bytes)
+
+    # when / then a page is short but not the last one, and the cursor goes on
+    response = pull(puller, pageSize=1000)
+    page = read_page(response)
+    assert response["X-Feed-End"] == "false"
+    assert max_bytes <= len(json.dumps(page["items"])) < max_bytes + 2000
+    rest, _ = walk_pages(puller, "events", 1000, page["nextCursor"])
+    assert message_ids(page["items"] + rest) == [f"ASSESS:{number}" for number in range(250)]
 
 
 def test_event_document(puller: Client) -> None:
