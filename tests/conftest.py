@@ -46,7 +46,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Runs the longest files first, and skips tests whose server is missing, with the remedy."""
     from django.conf import settings
 
@@ -60,6 +60,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "redis": "needs CELERY_BROKER_URL=redis://…",
         "s3": "needs the s3local extra: pip install '.[s3local]'",
     }
+    if servers["postgresql"]:
+        left_out = [item for item in items if item.get_closest_marker("sqlite")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: not _starts_processes(item))
     for item in items:
         for name, is_there in servers.items():

@@ -120,8 +120,6 @@ def test_lost_read_is_repeated_once(
 @pytest.fixture
 def sqlite(db: None) -> Iterator[sqlite3.Connection]:
     """Another process's connection to the same file."""
-    if connection.vendor != "sqlite":
-        pytest.skip("embedded only")
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA busy_timeout = 1")
     other = sqlite3.connect(connection.settings_dict["NAME"])
@@ -130,6 +128,7 @@ def sqlite(db: None) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+@pytest.mark.sqlite
 @pytest.mark.django_db(transaction=True)
 def test_locked_sqlite_is_503(sqlite: sqlite3.Connection):
     client = Client(headers=bearer(make_key("ingest")))
@@ -144,6 +143,7 @@ def test_locked_sqlite_is_503(sqlite: sqlite3.Connection):
     assert outages.describe_outage(caught.value) == "locked by another process"
 
 
+@pytest.mark.sqlite
 @pytest.mark.django_db(transaction=True)
 def test_full_disk_of_sqlite_is_503(sqlite: sqlite3.Connection):
     client = Client(headers=bearer(make_key("ingest")))
