@@ -101,7 +101,9 @@ class RequestOptions:
     output_format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="NAME", help="csv, csv.gz, jsonl, jsonl.gz, parquet, xlsx."
+            "--format",
+            metavar="NAME",
+            help="csv, csv.gz, csv-excel, jsonl, jsonl.gz, parquet, xlsx.",
         ),
     ] = None
     since: Annotated[

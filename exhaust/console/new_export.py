@@ -37,9 +37,10 @@ _CONFIG_FIELDS = ("conversationId", "application", "startDate", "endDate", "time
 _REQUEST_FIELDS = ("tag", "dataset", "outputFormat", "callbackUrl", "encryption")
 _FILTER_FIELDS = ("types", "application")
 _FORMAT_LABELS = {
-    "csv": "CSV, for spreadsheets",
+    "csv": "CSV, for programs",
     "csv.gz": "CSV, compressed (gzip)",
-    "xlsx": "Excel",
+    "csv-excel": "CSV, for Excel",
+    "xlsx": "Excel (XLSX)",
     "jsonl": "JSON Lines",
     "jsonl.gz": "JSON Lines, compressed (gzip)",
     "parquet": "Parquet, for analysis",

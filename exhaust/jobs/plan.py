@@ -56,7 +56,7 @@ class Plan:
         conversation = self.selection.conversation
         prefix = f"{conversation}_" if conversation else ""
         base = f"{prefix}{self.dataset.name_suffix}_{day:%Y%m%d}"
-        suffix = self.file_format.name
+        suffix = self.file_format.suffix
         if part_count == 1:
             names = [f"{base}.{suffix}"]
         else:

@@ -62,7 +62,8 @@ def _store_parts(
         for part in parts:
             rows_before = progress.rows
             checked = _enforce_limits(part, plan, progress, heartbeat, deadline)
-            file = _store(plan, checked, plan.file_format.name, plan.file_format.content_type, keys)
+            form = plan.file_format
+            file = _store(plan, checked, form.suffix, form.content_type, keys)
             stored.append(replace(file, row_count=progress.rows - rows_before))
     return stored
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from exhaust.datasets.cells import Column
 from exhaust.files.formats.base import Format, FormatLimitExceeded, FormatWriter
-from exhaust.files.formats.lines import CsvWriter, JsonLinesWriter
+from exhaust.files.formats.lines import CsvWriter, ExcelCsvWriter, JsonLinesWriter
 
 # Only a process that writes Parquet loads pyarrow, which takes tens of MiB.
 
@@ -30,12 +30,14 @@ def _make_xlsx_writer(columns: Sequence[Column], limit: int) -> FormatWriter:
 
 _GZIP = "application/gzip"
 _EMPTY_FILE = "the file is empty"
-CSV = Format("csv", "text/csv; charset=utf-8", CsvWriter, has_add_lines=True)
+_CSV_TYPE = "text/csv; charset=utf-8"
+CSV = Format("csv", _CSV_TYPE, CsvWriter, has_add_lines=True)
 FORMATS: dict[str, Format] = {
     file_format.name: file_format
     for file_format in (
         CSV,
         Format("csv.gz", _GZIP, partial(CsvWriter, gzip=True), has_add_lines=True),
+        Format("csv-excel", _CSV_TYPE, ExcelCsvWriter, file_suffix="csv"),
         Format("jsonl", "application/x-ndjson", JsonLinesWriter, empty_message=_EMPTY_FILE),
         Format("jsonl.gz", _GZIP, partial(JsonLinesWriter, gzip=True), empty_message=_EMPTY_FILE),
         Format(

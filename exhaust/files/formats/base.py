@@ -28,7 +28,7 @@ class FormatWriter(Protocol):
 class Format:
     """A format. `make_writer` takes the columns and the bytes at which a part will end."""
 
-    name: str  # and the suffix of its files
+    name: str
     content_type: str
     make_writer: Callable[[Sequence[Column], int], FormatWriter]
     max_rows: int | None = None
@@ -36,3 +36,8 @@ class Format:
     has_add_lines: bool = False  # its writer takes chunks of lines as PostgreSQL copies them
     empty_message: str = "the file holds only its header"
     unconvertible_message: str = ""  # what became of unconvertible cells, behind their number
+    file_suffix: str = ""  # by default the name
+
+    @property
+    def suffix(self) -> str:
+        return self.file_suffix or self.name

@@ -12,6 +12,13 @@ from exhaust.datasets.cells import Cell, Column, Kind, escape_formula, is_number
 # this level of zlib makes nearly the smallest files, at nearly twice the speed of its default
 GZIP_LEVEL = 4
 BLOCK_BYTES = 256 * 1024
+UTF8_BOM = b"\xef\xbb\xbf"  # without it, Excel reads the machine's old code page
+# what Excel may read as a number, a date or a time, and what of it it shows unchanged
+_looks_numeric = re.compile(r"[\s+-]*[(.,]?[0-9][0-9\s().,:/%eE+-]*").fullmatch
+_shows_unchanged = re.compile(
+    r"(?=.{1,11}\Z)(?!-0\Z)-?(?:0|[1-9][0-9]*)(?:\.[0-9]*[1-9])?"
+).fullmatch
+_EXACT_DIGITS = 15  # of a number
 # csv.writer does not quote a lone \r when lines end in \n
 _NEEDS_QUOTES = re.compile('[",\r\n]')
 
@@ -106,6 +113,36 @@ class CsvWriter(LinesWriter):
                 ]
             )
         )
+
+
+class ExcelCsvWriter(CsvWriter):
+    """CSV that Excel opens by a double click: a BOM, and an apostrophe before what it would change.
+
+    That is a text of digits that would become a rounded number or a date, and a number of more than
+    15 characters.
+    """
+
+    def start(self) -> bytes:
+        self._append(UTF8_BOM)
+        return super().start()
+
+    def add(self, row: Sequence[Cell]) -> bytes:
+        return super().add(
+            [
+                cell if cell is None else protect_from_excel(cell, column.kind)
+                for cell, column in zip(row, self._columns, strict=True)
+            ]
+        )
+
+
+def protect_from_excel(cell: str, kind: Kind) -> str:
+    """The cell with an apostrophe before what Excel would turn into another number or a date."""
+    if kind in {"time", "uuid"} or not _looks_numeric(cell):
+        return cell
+    is_kept = (
+        _shows_unchanged(cell) if kind == "text" else len(cell) <= _EXACT_DIGITS and is_number(cell)
+    )
+    return cell if is_kept else "'" + cell
 
 
 class JsonLinesWriter(LinesWriter):

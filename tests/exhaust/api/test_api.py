@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db
 SUBMIT = "/dataset/v1/request/submit"
 TAG = "7ed871f7-0d5b-4bb0-86a0-a00151352706"
 GONE = object()
-LISTED = "One of csv, csv.gz, jsonl, jsonl.gz, parquet, xlsx."
+LISTED = "One of csv, csv.gz, csv-excel, jsonl, jsonl.gz, parquet, xlsx."
 
 
 def submit_body(**changes: Any) -> dict[str, Any]:

@@ -106,9 +106,10 @@ def test_other_tools_open_encrypted_file(form: str, encryption: str) -> None:
     file = job.files.get()
     content = stored(file)
     suffix = {"password": "zip", "publickey": "age"}[encryption]
-    assert file.name.endswith(f"_response_{job.submitted_at:%Y%m%d}.{form}.{suffix}")
-    assert file.key.endswith(f".{form}.{suffix}")
-    assert file.format == f"{form}.{suffix}"
+    plain_suffix = FORMATS[form].suffix
+    assert file.name.endswith(f"_response_{job.submitted_at:%Y%m%d}.{plain_suffix}.{suffix}")
+    assert file.key.endswith(f".{plain_suffix}.{suffix}")
+    assert file.format == f"{plain_suffix}.{suffix}"
     assert file.content_type == (
         "application/zip" if suffix == "zip" else "application/octet-stream"
     )
@@ -119,7 +120,7 @@ def test_other_tools_open_encrypted_file(form: str, encryption: str) -> None:
     # and another program finds the plain file in it
     if suffix == "zip":
         name, decrypted = unzipped(content)
-        assert name == f"exhaust.{form}"
+        assert name == f"exhaust.{plain_suffix}"
         with zipfile.ZipFile(io.BytesIO(content)) as opened, pytest.raises(RuntimeError):
             opened.read(name)
         with pytest.raises(RuntimeError, match="Bad password"):

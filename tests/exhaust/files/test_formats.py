@@ -30,6 +30,7 @@ from exhaust.datasets.selection import Selection
 from exhaust.feed.pages import LAST_ID
 from exhaust.files import orphans, storage, writer
 from exhaust.files.formats import FORMATS, Format
+from exhaust.files.formats.lines import UTF8_BOM, protect_from_excel
 from exhaust.jobs import attempt, transitions
 from exhaust.models import File, Job
 from ingest.derive import deriver
@@ -99,6 +100,18 @@ def read_csv(data: bytes, columns: Any) -> tuple[list[str], Rows]:
     return lines[0], rows
 
 
+def read_excel_csv(data: bytes, columns: Any) -> tuple[list[str], Rows]:
+    assert data.startswith(UTF8_BOM)
+    header, lines = read_csv(data.removeprefix(UTF8_BOM), columns)
+    return header, [
+        [
+            cell[1:] if cell and protect_from_excel(cell[1:], column.kind) == cell else cell
+            for cell, column in zip(line, columns, strict=True)
+        ]
+        for line in lines
+    ]
+
+
 def unguarded(cell: str) -> str:
     return cell[1:] if escape_formula(cell[1:]) == cell else cell
 
@@ -133,13 +146,19 @@ def unescaped(value: Any) -> Any:
     return re.sub("_x([0-9A-F]{4})_", lambda match: chr(int(match[1], 16)), value)
 
 
-READERS = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet, "xlsx": read_xlsx}
+READERS = {
+    "csv": read_csv,
+    "csv-excel": read_excel_csv,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "xlsx": read_xlsx,
+}
 
 
 def expected(form: str, kind: Kind, cell: str | None) -> Any:
     """Returns the value of a CSV cell in the format."""
     form = form.removesuffix(".gz")
-    if cell is None or form == "csv":
+    if cell is None or form in {"csv", "csv-excel"}:
         return cell
     number = kind in {"number", "whole"} and is_number(cell)
     match form, kind:
@@ -295,6 +314,41 @@ def test_parquet_counts_unconvertible_cells(kind: Kind, cell: str, value: Any):
     assert body.unconvertible_cells == (value is None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "cell", "written"),
+    [
+        ("text", "00912345678901234567", "'00912345678901234567"),
+        ("text", "12345678901234567890", "'12345678901234567890"),
+        ("text", "+919000000001", "'+919000000001"),
+        ("text", "919000000001", "'919000000001"),  # Excel shows 9.19E+11
+        ("text", "9000000001", "9000000001"),
+        ("text", "0012", "'0012"),
+        ("text", "\u00a00012 ", "'\u00a00012 "),
+        ("text", "12e34", "'12e34"),
+        ("text", "1-2", "'1-2"),
+        ("text", "7.10", "'7.10"),
+        ("text", "-0", "'-0"),
+        ("text", "-0.5", "-0.5"),
+        ("text", "=1+1", "'=1+1"),
+        ("text", "d-2", "d-2"),
+        ("text", "दोपहर का भोजन", "दोपहर का भोजन"),
+        ("number", "7.10", "7.10"),
+        ("number", "1234567890123456", "'1234567890123456"),
+        ("number", "0012", "'0012"),
+        ("json", "12345678901234567890", "'12345678901234567890"),
+        ("time", "2022-04-01T04:00:00.123Z", "2022-04-01T04:00:00.123Z"),
+        ("uuid", "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000001"),
+    ],
+)
+def test_excel_csv_protects_digits(kind: Kind, cell: str, written: str):
+    _, data = body_of("csv-excel", [cell], [None], kinds=(kind,))
+
+    assert data == UTF8_BOM + f"Column 0\n{written}\n\n".encode()
+    # and csv stays as it is
+    _, plain = body_of("csv", [cell], kinds=(kind,))
+    assert plain == f"Column 0\n{escape_formula(cell) if kind == 'text' else cell}\n".encode()
+
+
 def test_xlsx_keeps_markup_as_text():
     texts = [
         "<r><t>x</t></r>",
@@ -351,15 +405,15 @@ def test_job_makes_requested_format(form: Format, files: Path, asker: Client):
 
     file = File.objects.get()
     assert (job.status, job.status_message, file.row_count) == ("SUCCESS", "", 2)
-    assert file.name == f"{BOT}_response_{timezone.now():%Y%m%d}.{form.name}"
-    assert re.fullmatch(rf"response/{job.pk}/1-[0-9a-f]{{32}}\.{re.escape(form.name)}", file.key)
+    assert file.name == f"{BOT}_response_{timezone.now():%Y%m%d}.{form.suffix}"
+    assert re.fullmatch(rf"response/{job.pk}/1-[0-9a-f]{{32}}\.{re.escape(form.suffix)}", file.key)
     assert file.content_type == form.content_type
     _, rows = read(form.name, content(files, file), DATASETS[RESPONSE])
     assert [row[0] for row in rows] == ["ASSESS:1", "ASSESS:2"]
 
     # and the answer names it
     answer = asker.get("/dataset/v1/request/read/daily", {"requestId": job.request_id}).json()
-    assert [file["format"] for file in answer["result"]["files"]] == [form.name]
+    assert [file["format"] for file in answer["result"]["files"]] == [form.suffix]
     address = answer["result"]["downloadUrls"][0].removeprefix("http://127.0.0.1:8000")
     download = Client().get(address)
     assert download["Content-Type"] == form.content_type
@@ -435,10 +489,10 @@ def test_large_result_comes_in_parts(form: Format, files: Path, settings: Any, a
     # and its requester finds all of them, in order, the manifest last
     path = "/dataset/v1/request/read/daily"
     result = asker.get(path, {"requestId": job.request_id}).json()["result"]
-    assert [file["format"] for file in result["files"]] == [form.name] * len(parts) + ["json"]
+    assert [file["format"] for file in result["files"]] == [form.suffix] * len(parts) + ["json"]
     assert [file["name"] for file in result["files"]] == [
         *(
-            f"{BOT}_response_{timezone.now():%Y%m%d}_part-{number:04}.{form.name}"
+            f"{BOT}_response_{timezone.now():%Y%m%d}_part-{number:04}.{form.suffix}"
             for number in range(1, len(parts) + 1)
         ),
         f"{BOT}_response_{timezone.now():%Y%m%d}_manifest.json",
@@ -548,7 +602,8 @@ def test_parts_of_killed_attempt_are_removed(files: Path, settings: Any):
     send_events(make_answer(1), make_answer(2))
     job = make_job(attempt=1, output_format="csv.gz")
     over = make_job(status="FAILED", attempt=3)
-    for suffix in (*FORMATS, "json"):
+    suffixes = [*(form.suffix for form in FORMATS.values()), "json"]
+    for suffix in suffixes:
         leave_orphan(job, 1, suffix=suffix)
         leave_orphan(over, 3, suffix=suffix)
 
@@ -556,7 +611,7 @@ def test_parts_of_killed_attempt_are_removed(files: Path, settings: Any):
     claimed = transitions.claim(job.pk)
     assert claimed is not None
     assert attempt.run(claimed)
-    assert sum(orphans.remove_all()) == len(FORMATS) + 1
+    assert sum(orphans.remove_all()) == len(suffixes)
 
     # then only objects with a row are left
     assert stored_paths(files) == sorted(File.objects.values_list("key", flat=True))
