@@ -105,7 +105,9 @@ class XlsxFileWriter:
             '<sheetData><row r="1">'
         ).encode()
         for (letters, _), column in zip(self._places, self._columns, strict=True):
-            self._held += _text(f"{letters}1", column.header, _BOLD).encode()
+            # a date of a spreadsheet has no zone
+            header = f"{column.header} (UTC)" if column.kind == "time" else column.header
+            self._held += _text(f"{letters}1", header, _BOLD).encode()
         self._held += b"</row>"
         return self._flush()
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -139,6 +140,13 @@ def read_xlsx(data: bytes, columns: Any) -> tuple[list[str], Rows]:
     return header, rows
 
 
+def expected_headers(form: str, columns: Sequence[Column]) -> list[str]:
+    return [
+        f"{column.header} (UTC)" if form == "xlsx" and column.kind == "time" else column.header
+        for column in columns
+    ]
+
+
 def unescaped(value: Any) -> Any:
     """Decodes the escapes of control characters, which openpyxl keeps."""
     if not isinstance(value, str):
@@ -195,7 +203,8 @@ def test_formats_hold_same_cells_as_csv(form: Format, dataset: Dataset, portable
     data = write_bytes(form, dataset, selection, portable=portable)
 
     found_headers, rows = read(form.name, data, dataset)
-    assert found_headers == headers
+    assert headers == [column.header for column in dataset.columns]
+    assert found_headers == expected_headers(form.name, dataset.columns)
     assert len(rows) == len(cells) > 1
     for row, line in zip(rows, cells, strict=True):
         assert row == [expected(form.name, *pair) for pair in zip(kinds, line, strict=True)]
@@ -229,7 +238,7 @@ def test_jsonl_equals_golden_file(portable: bool):
 def test_empty_file_can_be_read(form: Format, dataset: Dataset):
     data = write_bytes(form, dataset, corpus.select_corpus())
 
-    assert read(form.name, data, dataset) == ([column.header for column in dataset.columns], [])
+    assert read(form.name, data, dataset) == (expected_headers(form.name, dataset.columns), [])
 
 
 @pytest.mark.django_db
@@ -365,6 +374,17 @@ def test_xlsx_keeps_markup_as_text():
 
     _, rows = read_xlsx(data, None)
     assert [row[0] for row in rows] == texts
+
+
+def test_xlsx_header_says_zone_of_times():
+    # given the last moment of a day in Kolkata
+    moment = "2022-04-01T18:29:59.999Z"
+    _, data = body_of("xlsx", [moment, "x"], kinds=("time", "text"))
+
+    assert read_xlsx(data, None) == (
+        ["Column 0 (UTC)", "Column 1"],
+        [[expected("xlsx", "time", moment), "x"]],
+    )
 
 
 def test_xlsx_sheet_of_800_columns():
