@@ -20,6 +20,12 @@ _ITEM = {
     "max_score": "maxscore",
 }
 _ROLLUP = {"x_path": "l3", "eof": "l4"}
+NAMES = frozenset(
+    {
+        *_ITEM, *_ROLLUP, "conversation_id", "question_id", "question_options", "response", "score",
+        "duration", "message_id",
+    }
+)  # fmt: skip
 _encode = msgspec.json.encode
 
 

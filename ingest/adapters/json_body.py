@@ -220,8 +220,18 @@ def normalize_json(text: bytes) -> bytes:
 
     Raises `RequestError` for a number with more decimal places than PostgreSQL's numeric has.
     """
+    return rewrite_json(text, lambda value: None)
+
+
+def rewrite_json(text: bytes, change: Callable[[Any], object]) -> bytes:
+    """Returns the normalized text of the value once `change` has altered it in place.
+
+    Raises the same as `normalize_json`.
+    """
     try:
-        return _encode(_decode_precise(text))
+        value = _decode_precise(text)
+        change(value)
+        return _encode(value)
     except (ValueError, ArithmeticError, msgspec.MsgspecError):
         raise RequestError(
             "number_out_of_range", "A number has more than 16,383 decimal places."

@@ -5,7 +5,6 @@ https://github.com/awslabs/clickstream-analytics-on-aws
 
 import binascii
 import hashlib
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import msgspec
 from ingest.adapters import answer_attributes as answers
 from ingest.adapters import json_body
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
+from ingest.adapters.clickstream.limits import MAX_NAME, drop_beyond_limits, is_name
 from ingest.adapters.fields import identifier
 from ingest.events import (
     EARLIEST_TIME,
@@ -27,10 +27,6 @@ from ingest.events import (
 
 SOURCE = "clickstream"
 MAX_COMMAS = 1_000_000  # of a body: each element costs memory
-MAX_NAME = 50
-MAX_ATTRIBUTES, MAX_VALUE = 500, 1024
-MAX_USER_ATTRIBUTES, MAX_USER_VALUE = 100, 256
-MAX_ITEMS, MAX_ITEM_VALUE, MAX_CUSTOM_KEYS = 100, 256, 10
 SKEW_MS = 600_000
 DAY_MS = 86_400_000
 
@@ -39,10 +35,6 @@ APPLICATION_MISMATCH = "app_id differs from the query's"
 
 _GZIP = b"\x1f\x8b"
 _EARLIEST_MS = EARLIEST_TIME.timestamp() * 1000
-_ITEM_KEYS = {
-    "id", "name", "location_id", "brand", "currency", "price", "quantity", "creative_name",
-    "creative_slot", "category", "category2", "category3", "category4", "category5",
-}  # fmt: skip
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -150,27 +142,26 @@ def _parse_event(raw: bytes, position: int, context: _BatchContext) -> Event:
     if not isinstance(event_type, str):
         raise RequestError("event_type", "event_type must be the event's name.")
     if event_type not in names:
-        if not _is_name(event_type):
-            raise _invalid_name("1001", "event_type")
-        _check_names([event_type], names, "1001", "1002", "event_type")
+        if not is_name(event_type):
+            raise RequestError(
+                "1001", "event_type: a name has letters, digits and '_', and no digit first."
+            )
+        if len(event_type) > MAX_NAME:
+            raise RequestError("1002", f"event_type is longer than {MAX_NAME} characters.")
+        names.add(event_type)
     event_id = identifier(event, "event_id", required=True)
     occurred_at, shifted = _event_time(event.get("timestamp"), clock)
-    attributes = event.get("attributes")
-    if attributes is None:
-        attributes = {}
-    elif not isinstance(attributes, dict):
-        raise RequestError("attributes", "attributes must be an object.")
-    _check_names(attributes, names, "2002", "2001", "attributes")
-    _check_attributes(attributes, len(raw))
-    if user := event.get("user"):
-        _check_user(user, names)
-    if items := event.get("items"):
-        _check_items(items, names)
+    if dropped := drop_beyond_limits(event, len(raw), names):
+        payload = json_body.rewrite_json(
+            payload, lambda exact: drop_beyond_limits(exact, len(raw), names)
+        )
+    attributes = event.get("attributes") or {}
     device_id = identifier(event, "device_id") or identifier(event, "unique_id")
     conversation, answer = answers.read_answer(attributes, event_id)
     mismatch = APPLICATION_MISMATCH if event.get("app_id", application) != application else ""
-    if repaired or shifted or mismatch:
-        note = "; ".join(filter(None, (note, repaired, shifted, mismatch)))
+    if repaired or shifted or dropped or mismatch:
+        broken = (f"{code}: {first} dropped" for code, first in dropped.items())
+        note = "; ".join(filter(None, (note, repaired, shifted, *broken, mismatch)))
     return Event(
         identity=event_identity(None, SOURCE, application, event_id),
         type=event_type,
@@ -237,75 +228,3 @@ def _event_time(timestamp: Any, clock: _SenderClock) -> tuple[datetime, str]:
     elif moment < _EARLIEST_MS:
         raise RequestError("time_out_of_range", "timestamp lies before 2000.")
     return datetime.fromtimestamp(moment / 1000, UTC), note
-
-
-# Limits with the SDKs' error codes; they do not count names with "_", which the SDKs write -------
-
-
-def _check_names(
-    names: Iterable[str], valid_names: set[str], invalid: str, long: str, where: str
-) -> None:
-    if valid_names.issuperset(names):
-        return
-    for name in names:
-        if len(name) > MAX_NAME:
-            raise RequestError(long, f"{where}: a name is longer than {MAX_NAME} characters.")
-        if not _is_name(name):
-            raise _invalid_name(invalid, where)
-        valid_names.add(name)
-
-
-def _is_name(text: str) -> bool:
-    """Whether it has letters, digits and "_", no digit first: in ASCII, a Python identifier."""
-    return text.isidentifier() and text.isascii()
-
-
-def _invalid_name(code: str, where: str) -> RequestError:
-    return RequestError(code, f"{where}: a name has letters, digits and '_', and no digit first.")
-
-
-def _check_attributes(attributes: dict[str, Any], size: int) -> None:
-    if _exceeds_own_limit(attributes, MAX_ATTRIBUTES):
-        raise RequestError("2004", f"attributes: more than {MAX_ATTRIBUTES}.")
-    if size <= MAX_VALUE:
-        return  # so no value is longer
-    for name, value in attributes.items():
-        if isinstance(value, str) and len(value) > MAX_VALUE and name[0] != "_":
-            raise RequestError("2003", f"attributes.{name} is longer than {MAX_VALUE} characters.")
-
-
-def _check_user(user: Any, names: set[str]) -> None:
-    if not isinstance(user, dict):
-        raise RequestError("user", "user must be an object.")
-    _check_names(user, names, "3003", "3002", "user")
-    if _exceeds_own_limit(user, MAX_USER_ATTRIBUTES):
-        raise RequestError("3001", f"user: more than {MAX_USER_ATTRIBUTES} attributes.")
-    for name, attribute in user.items():
-        value = attribute.get("value") if isinstance(attribute, dict) else attribute
-        if isinstance(value, str) and len(value) > MAX_USER_VALUE and name[0] != "_":
-            raise RequestError("3004", f"user.{name} is longer than {MAX_USER_VALUE} characters.")
-
-
-def _exceeds_own_limit(named: dict[str, Any], limit: int) -> bool:
-    return len(named) > limit and sum(name[0] != "_" for name in named) > limit
-
-
-def _check_items(items: Any, names: set[str]) -> None:
-    if not isinstance(items, list):
-        raise RequestError("items", "items must be a list of objects.")
-    if len(items) > MAX_ITEMS:
-        raise RequestError("4001", f"items: more than {MAX_ITEMS}.")
-    for item in items:
-        if not isinstance(item, dict):
-            raise RequestError("items", "items must be a list of objects.")
-        custom = item.keys() - _ITEM_KEYS
-        if len(custom) > MAX_CUSTOM_KEYS:
-            raise RequestError(
-                "4003", f"items: more than {MAX_CUSTOM_KEYS} keys of your own in one."
-            )
-        _check_names(custom, names, "4005", "4004", "items")
-        for name, value in item.items():
-            if isinstance(value, str) and len(value) > MAX_ITEM_VALUE:
-                raise RequestError(
-                    "4002", f"items: {name} is longer than {MAX_ITEM_VALUE} characters."
-                )

@@ -279,28 +279,84 @@ def many(count: int, prefix: str = "a") -> dict[str, int]:
         (event(event_type="٣"), "1001"),
         (event(event_type="-" * 51), "1001"),
         (event(event_type="a" * 51), "1002"),
-        (event(attributes={"a" * 51: 1}), "2001"),
-        (event(attributes={"-" * 51: 1}), "2001"),
-        (event(attributes={"a b": 1}), "2002"),
-        (event(attributes={"": 1}), "2002"),
-        (event(attributes={"9a": 1}), "2002"),
-        (event(attributes={"a": "x" * 1025}), "2003"),
-        ({**event(), "attributes": many(501)}, "2004"),
-        (event(user=many(101)), "3001"),
-        (event(user={"a" * 51: 1}), "3002"),
-        (event(user={"a.b": {"value": 1}}), "3003"),
-        (event(user={"a": "x" * 257}), "3004"),
-        (event(user={"a": {"value": "x" * 257, "set_timestamp": 1}}), "3004"),
-        (event(items=[{"id": "1"}] * 101), "4001"),
-        (event(items=[{"name": "x" * 257}]), "4002"),
-        (event(items=[{"mine": "x" * 257}]), "4002"),
-        (event(items=[{"id": "1"}, many(11)]), "4003"),
-        (event(items=[{"a" * 51: 1}]), "4004"),
-        (event(items=[{"a-b": 1}]), "4005"),
     ],
 )
-def test_limit_violation_has_sdk_error_code(said: dict[str, Any], code: str):
+def test_bad_name_of_event_has_sdk_error_code(said: dict[str, Any], code: str):
     assert rejected(said)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("part", "sent", "kept", "note"),
+    [
+        ("attributes", {"a" * 51: 1, "b": 2}, {"b": 2}, "2001: attributes." + "a" * 50),
+        ("attributes", {"-" * 51: 1, "b": 2}, {"b": 2}, "2001: attributes." + "-" * 50),
+        ("attributes", {"a b": 1, "b": 2}, {"b": 2}, "2002: attributes.a b"),
+        ("attributes", {"": 1, "b": 2}, {"b": 2}, "2002: attributes."),
+        ("attributes", {"9a": 1, "8a": 1, "b": 2}, {"b": 2}, "2002: attributes.9a"),
+        ("attributes", {"a": "x" * 1025, "b": 2}, {"b": 2}, "2003: attributes.a"),
+        ("attributes", {"response": "x" * 1025, "b": 2}, {"b": 2}, "2003: attributes.response"),
+        ("attributes", many(502), many(500), "2004: attributes.a500"),
+        ("user", many(101), many(100), "3001: user.a100"),
+        ("user", {"a" * 51: 1, "b": 2}, {"b": 2}, "3002: user." + "a" * 50),
+        ("user", {"a.b": {"value": 1}, "b": 2}, {"b": 2}, "3003: user.a.b"),
+        ("user", {"a": "x" * 257, "b": 2}, {"b": 2}, "3004: user.a"),
+        ("user", {"a": {"value": "x" * 257}, "b": 2}, {"b": 2}, "3004: user.a"),
+        ("items", [{"id": "1"}] * 102, [{"id": "1"}] * 100, "4001: items[100]"),
+        ("items", [{"id": "1", "name": "x" * 257}], [{"id": "1"}], "4002: items.name"),
+        ("items", [{"id": "1", "mine": "x" * 257}], [{"id": "1"}], "4002: items.mine"),
+        ("items", [{"id": "1"}, many(11)], [{"id": "1"}, many(10)], "4003: items.a10"),
+        ("items", [{"id": "1", "a" * 51: 1}], [{"id": "1"}], "4004: items." + "a" * 50),
+        ("items", [{"id": "1", "a-b": 1}], [{"id": "1"}], "4005: items.a-b"),
+    ],
+)
+def test_attribute_over_a_limit_is_dropped(part: str, sent: Any, kept: Any, note: str):
+    got = parse_one({**event(), part: sent})
+
+    assert json.loads(got.payload) == {**event(), part: kept}
+    assert got.note == f"{note} dropped"
+
+
+def test_each_limit_is_noted_once_and_other_numbers_stay_as_sent():
+    raw = (
+        b'{"event_type":"a","event_id":"1","timestamp":1648785600123,"app_id":"other","n":1.50,'
+        b'"attributes":{"a-b":1,"c-d":1,"e":"'
+        + b"x" * 1025
+        + b'","f":1E2,"f":12345678901234567890}}'
+    )
+
+    got = parse_body(b"[" + raw + b"]").events[0]
+
+    assert got.note == (
+        "2002: attributes.a-b dropped; 2003: attributes.e dropped; "
+        + clickstream.APPLICATION_MISMATCH
+    )
+    assert b'"attributes":{"f":12345678901234567890}' in got.payload
+    assert b'"n":1.50' in got.payload
+
+
+def test_answer_over_limits_of_attributes_is_stored_whole():
+    options = [{str(n): {"text": f"option {n}"}} for n in range(60)]
+    said = [
+        answered(1, response="x" * 1025),
+        answered(2, response="good", question_title="t" * 1025),
+        answered(3, response="good", question_options=json.dumps(options)),
+        answered(4, **many(499), response="good"),
+        answered(5, **{"product-name": "x"}, response="good"),
+    ]
+
+    read = parse_body(encode_events(*said))
+
+    assert read.rejections == []
+    assert [got.is_answer for got in read.events] == [True] * 5
+    assert [got.note for got in read.events] == [
+        "", "", "", "", "2002: attributes.product-name dropped",
+    ]  # fmt: skip
+    payloads = [json.loads(got.payload) for got in read.events]
+    assert payloads[0]["edata"]["resvalues"] == [{"ans1": "x" * 1025}]
+    assert payloads[1]["edata"]["item"]["title"] == "t" * 1025
+    assert payloads[2]["edata"]["item"]["params"] == options
+    assert payloads[4]["edata"]["resvalues"] == [{"ans1": "good"}]
+    assert payloads[4]["attributes"] == answered(response="good")["attributes"]
 
 
 @pytest.mark.parametrize(
@@ -670,7 +726,7 @@ HOSTILE = {
         gzip.compress(event_with(b'"' + b"x" * 10_000_000 + b'"')), 0, (), 413
     ),
     "a text of 7 MB": Hostile(
-        gzip.compress(event_with(b'"' + b"x" * 7_000_000 + b'"')), 2, ("2003",)
+        gzip.compress(event_with(b'"' + b"x" * 7_000_000 + b'"')), 3
     ),
     "a name of 7 MB": Hostile(
         gzip.compress(encode_events(event(1), event(2, event_type="x" * 7_000_000))), 1, ("1002",)
@@ -711,6 +767,7 @@ def test_hostile_bytes(name: str, shop: Client):
         "",
         json_body.REPAIRED_NOTE,
         ARRIVAL,
+        "2003: attributes.odd dropped",
     }
     assert notes == set()
 
