@@ -41,6 +41,14 @@ def pytest_xdist_setupnodes(specs: list[Any]) -> None:
             spec.env["CELERY_BROKER_URL"] = broker._replace(path=f"/{database}").geturl()
 
 
+def pytest_configure() -> None:
+    """Leaves out what would take most of a test: a real hash, and a list of all static files."""
+    from django.conf import settings
+
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    settings.WHITENOISE_AUTOREFRESH = True  # else each client makes the list anew
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Returns one more than the cores: tests wait a third of their time for other processes."""
     return len(os.sched_getaffinity(0)) + 1

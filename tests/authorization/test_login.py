@@ -16,8 +16,7 @@ WRONG = "wrong"
 
 
 @pytest.fixture
-def asha(settings: Any) -> Any:
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # quick
+def asha(db: None) -> Any:
     return get_user_model().objects.create_superuser("asha", password="a long enough one")
 
 
