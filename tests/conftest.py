@@ -80,7 +80,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _starts_processes(item: pytest.Item) -> bool:
-    return not {"service", "chromium", "place"}.isdisjoint(getattr(item, "fixturenames", ()))
+    fixtures = getattr(item, "fixturenames", ())
+    return bool({"service", "chromium", "place"}.intersection(fixtures)) or any(
+        item.iter_markers("s3")
+    )
 
 
 @pytest.fixture(autouse=True)
