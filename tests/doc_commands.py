@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from exhaust.processes import free_port
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -224,12 +226,6 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
         **more,
     }
     return Place(folder, ports, environment)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def destination_port() -> int:

@@ -310,15 +310,7 @@ def fail(job: Job, message: str, *, permanent: bool = False, counts: bool = True
     failure_count = job.attempt - job.uncounted_attempts - uncounted
     is_final = permanent or failure_count >= backoff.MAX_ATTEMPTS
     if is_final:
-        won = _transition(
-            job.pk,
-            _owned_job(job),
-            status=Status.FAILED,
-            status_message=message,
-            lease_until=None,
-            completed_at=Now(),
-            execution_ms=_execution_ms(job, now),
-        )
+        won = _end_failed(job, message, now)
     else:
         won = _transition(
             job.pk,
@@ -337,6 +329,18 @@ def fail(job: Job, message: str, *, permanent: bool = False, counts: bool = True
     return won
 
 
+def _end_failed(job: Job, message: str, now: datetime) -> bool:
+    return _transition(
+        job.pk,
+        _owned_job(job),
+        status=Status.FAILED,
+        status_message=message,
+        lease_until=None,
+        completed_at=Now(),
+        execution_ms=_execution_ms(job, now),
+    )
+
+
 def postpone(job: Job, reason: str) -> bool:
     """Moves the job to SUBMITTED until the storage is tried again; the attempt does not count.
 
@@ -348,15 +352,8 @@ def postpone(job: Job, reason: str) -> bool:
     due_at = row.now + delay
     is_final = due_at - row.submitted_at > backoff.OUTAGE_LIMIT
     if is_final:
-        won = _transition(
-            job.pk,
-            _owned_job(job),
-            status=Status.FAILED,
-            status_message=f"{reason}, for 24 hours. Send the request again when it works.",
-            lease_until=None,
-            completed_at=Now(),
-            execution_ms=_execution_ms(job, row.now),
-        )
+        message = f"{reason}, for 24 hours. Send the request again when it works."
+        won = _end_failed(job, message, row.now)
     else:
         won = _transition(
             job.pk,
