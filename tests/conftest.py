@@ -1,7 +1,9 @@
 """Fixtures and factories of all tests; the factories are plain functions with overrides."""
 
 import os
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from exhaust.files import storage
 from exhaust.monitoring import health
 from ingest import audit
 from ingest.auth import failures, keys
+from ingest.db import clock
 from ingest.models import Channel
 from ingest.tenancy import session
 
@@ -94,6 +97,19 @@ def files(tmp_path: Path, settings: Any) -> Iterator[Path]:
     storage.get_storage.cache_clear()
     yield settings.FILES_DIR
     storage.get_storage.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_clock() -> Iterator[None]:
+    """Tests and their database share a machine, and so one clock.
+
+    Asked over a socket it would be a moment behind, and a test that counts from now would see that.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "sample", (datetime(1970, 1, 1, tzinfo=UTC), 0.0))
+        patch.setattr(clock, "monotonic", time.time)
+        patch.setattr(clock, "SAMPLE_SECONDS", float("inf"))
+        yield
 
 
 _APPEND_ONLY_TABLES = (
