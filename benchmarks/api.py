@@ -150,8 +150,8 @@ def prepare(jobs: int, conversations: int) -> tuple[dict[str, list[str]], str]:
                 attempt=1,
                 rows_done=1000,
                 rows_estimated=1000,
-                submitted_at=now - _DAY * (jobs - number) / jobs,
-                started_at=now - _DAY * (jobs - number) / jobs,
+                submitted_at=now - _DAY * 10 * (jobs - number) / jobs,
+                started_at=now - _DAY * 10 * (jobs - number) / jobs,
                 completed_at=now,
                 execution_ms=800,
             )

@@ -25,7 +25,8 @@ from ingest.db.pool import Unavailable
 from ingest.models import Channel
 
 _JOB_COLUMNS = (
-    "id", "channel_id", "tag", "request_id", "dataset", "config", "encryption", "requested_by",
+    "id", "channel_id", "tag", "request_id", "dataset", "config", "encryption", "fingerprint",
+    "requested_by",
     "status", "status_message", "priority", "callback_url", "attempt", "due_at", "lease_until",
     "rows_estimated", "rows_done", "submitted_at", "started_at", "completed_at", "execution_ms",
 )  # fmt: skip

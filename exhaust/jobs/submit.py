@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils.crypto import salted_hmac
 
 from exhaust import tracing
@@ -20,6 +20,7 @@ from exhaust.jobs.wakeup import enqueue_work
 from exhaust.models import Callback, Job
 from ingest import audit, logs
 from ingest.db.clock import read_clock
+from ingest.db.prepared import fetch_all
 from ingest.events import RequestError
 from ingest.models import Application, Channel
 from ingest.privacy.encryption import encrypt
@@ -186,13 +187,11 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
         "tag": submission.tag,
         "request_id": request_id,
     }
-    job = Job.objects.filter(**identity).first()
+    job = polling.fetch_job(submission.channel_id, submission.tag, request_id)
     if job is not None:
         return job
     try:
         with transaction.atomic():
-            _enforce_limits(submission.channel_id, submission.callback_url)
-            _enforce_daily_limit(submission.channel_id)
             job = Job.objects.create(
                 **identity,
                 dataset=submission.dataset,
@@ -208,20 +207,45 @@ def _find_or_create(submission: Submission, request_id: str, fingerprint: str) -
                 traceparent=tracing.current_traceparent(),
             )
             _record_audit("job.submitted", job, submission.channel)
+            _enforce_limits(submission.channel_id, submission.callback_url, is_new=True)
         log.info("job.submitted", job=job)
         return job
     except IntegrityError:  # a concurrent submit was first
         return Job.objects.get(**identity)
 
 
-def _enforce_limits(channel_id: int, callback_url: str) -> None:
-    """Raises `RequestError` (429) where too many of the channel's requests or callbacks wait."""
-    Channel.objects.select_for_update(no_key=True).get(pk=channel_id)  # serializes the count
+_COUNT_SQL = """
+SELECT
+    (SELECT count(*) FROM (
+        SELECT 1 FROM exhaust_job WHERE channel_id = %s AND status = 'SUBMITTED' LIMIT %s
+    ) AS waiting),
+    (SELECT submitted_at > %s FROM exhaust_job WHERE channel_id = %s
+        ORDER BY submitted_at DESC, id DESC LIMIT 1 OFFSET %s)
+"""
+
+
+def _enforce_limits(channel_id: int, callback_url: str, *, is_new: bool = False) -> None:
+    """Raises `RequestError` (429) where a job that was written just now is one too many.
+
+    Call it last in the transaction. Its lock puts the channel's submissions in a row until the
+    commit, so that each counts all before it.
+    """
+    list(Channel.objects.select_for_update(no_key=True).filter(pk=channel_id).values_list("pk"))
     limit = settings.EXHAUST_MAX_QUEUED_PER_CHANNEL
-    if Job.objects.filter(channel_id=channel_id, status=Job.Status.SUBMITTED).count() >= limit:
+    a_day_ago = connection.ops.adapt_datetimefield_value(read_clock() - timedelta(days=1))
+    ((waiting, is_day_full),) = fetch_all(
+        _COUNT_SQL, [channel_id, limit + 1, a_day_ago, channel_id, MAX_DAILY_JOBS]
+    )
+    if waiting > limit:
         raise RequestError(
             "too_many_requests",
             f"This channel has {limit} requests waiting; send this one again when some are done.",
+            429,
+        )
+    if is_new and is_day_full:
+        raise RequestError(
+            "too_many_requests",
+            f"This channel had {MAX_DAILY_JOBS} requests within a day; send this one tomorrow.",
             429,
         )
     open_callbacks = Callback.objects.filter(channel=channel_id, status=Callback.Status.FAILING)
@@ -230,18 +254,6 @@ def _enforce_limits(channel_id: int, callback_url: str) -> None:
             "too_many_requests",
             f"This channel has {MAX_OPEN_CALLBACKS} callbacks that no receiver accepted yet; let"
             " yours accept them, or leave callbackUrl out.",
-            429,
-        )
-
-
-def _enforce_daily_limit(channel_id: int) -> None:
-    """Raises `RequestError` (429) where the channel had as many new jobs as it may have a day."""
-    newest = Job.objects.filter(channel=channel_id).order_by("-submitted_at", "-id")
-    times = newest.values_list("submitted_at", flat=True)[MAX_DAILY_JOBS - 1 : MAX_DAILY_JOBS]
-    if any(submitted_at > read_clock() - timedelta(days=1) for submitted_at in times):
-        raise RequestError(
-            "too_many_requests",
-            f"This channel had {MAX_DAILY_JOBS} requests within a day; send this one tomorrow.",
             429,
         )
 
@@ -276,10 +288,11 @@ def retry(job: Job, encryption_key: str = "") -> bool:
         if job.status == Job.Status.SUBMITTED:
             won = transitions.run_now(job)
         else:
-            _enforce_limits(job.channel_id, job.callback_url)
             won = transitions.resubmit(job, _encrypt_key(encryption_key))
         if won:
             _record_audit("job.retried", job)
+        if won and job.status != Job.Status.SUBMITTED:
+            _enforce_limits(job.channel_id, job.callback_url)
     job.refresh_from_db()
     if won:
         transaction.on_commit(partial(enqueue_work, job.priority))

@@ -58,6 +58,8 @@ def enqueue(task: str, *args: str, **options: Any) -> None:
 def _mark_sent(kind: str) -> bool:
     """Notes that a wake-up waits. Returns False when one does already."""
     row = Wakeup.objects.filter(kind=kind)
+    if row.filter(sent_at__gt=Now() - LOST).exists():  # first, since this is so under load
+        return False
     if row.filter(Q(sent_at=None) | Q(sent_at__lte=Now() - LOST)).update(sent_at=Now()):
         return True
     if row.exists():
