@@ -14,6 +14,7 @@ first process that reaches it takes the file and performs the action in it, one 
 import errno
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from django.db import OperationalError, connection
 FAILPOINTS = (
     "claim.before", "claim.after", "attempt.started", "part.first", "part.middle", "part.last",
     "heartbeat", "complete.before", "complete.after", "head.before", "publish.before",
-    "publish.after", "remove.before", "push.accepted",
+    "publish.after", "remove.before", "attempt.ended", "push.accepted",
 )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def _perform(action: str, argument: str) -> None:
         case "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case "sleep":
-            time.sleep(float(argument))
+            threading.Event().wait(float(argument))  # libfaketime breaks `time.sleep`
         case _:
             raise ValueError(f"There is no action {action!r}.")
 

@@ -54,6 +54,10 @@ class Cluster:
         """Ends the server; by default at once, as a crash does: it flushes nothing more."""
         self.run("pg_ctl", "stop", "-w", "-D", str(self.folder), "-m", mode)
 
+    @property
+    def is_running(self) -> bool:
+        return (self.folder / "postmaster.pid").exists()
+
     def back_up(self, name: str, *arguments: str) -> "Cluster":
         """Returns a base backup beside this one, for the same port."""
         folder = self.folder.with_name(name)
@@ -68,9 +72,9 @@ class Cluster:
 
 
 @contextmanager
-def run_cluster() -> Iterator[Cluster]:
-    """Yields a started cluster; afterwards stops it and those backed up from it."""
-    with TemporaryDirectory() as base:
+def run_cluster(folder: Path | None = None) -> Iterator[Cluster]:
+    """Yields a started cluster, there if named; afterwards stops it and those backed up from it."""
+    with TemporaryDirectory(dir=folder) as base:
         if os.geteuid() == 0:
             shutil.chown(base, SUPERUSER)
         cluster = Cluster(Path(base, "first"), free_port())

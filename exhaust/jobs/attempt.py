@@ -28,7 +28,10 @@ def run(job: Job) -> bool:
         logs.log_context(**job.log_fields(), attempt=job.attempt),
         tracing.continue_trace("attempt", job.traceparent, **fields, **ids),
     ):
-        return _run(job)
+        try:
+            return _run(job)
+        finally:
+            trigger_failpoint("attempt.ended", job.pk)
 
 
 def _run(job: Job) -> bool:

@@ -143,9 +143,9 @@ def require_writable() -> None:
             if cursor.fetchone()[1] == "on":
                 raise DatabaseError from psycopg.errors.ReadOnlySqlTransaction()
     else:
-        with transaction.atomic():
+        with transaction.atomic():  # its commit is written to the disk, though nothing has changed
             DailyRun(pk=0, day=date.min).save(force_insert=True)
-            transaction.set_rollback(True)
+            DailyRun.objects.filter(pk=0).delete()
 
 
 is_migrated = False

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +18,7 @@ from exhaust.demo.conversations import generate_answers, generate_participants
 from tools.faults.checks import (
     FINAL_STATUSES,
     FIRST_DAY,
+    Observations,
     Oracle,
     Reader,
     Store,
@@ -26,19 +27,24 @@ from tools.faults.checks import (
     dataset_config,
 )
 from tools.faults.installation import CHANNELS, Installation, resume_process
-from tools.faults.plan import SIZES, Run
+from tools.faults.plan import CLUSTER, DISK_FULL, RESTORED, SIZES, Run
+from tools.faults.receivers import UNINVOLVED, Readers
 from tools.faults.s3_proxy import Fault as S3Fault
 from tools.faults.sender import Sender
 
 LOST_AFTER_SECONDS = 300.0  # a job that has not ended by then is lost
 MAX_PAUSED = 10
-AT_SUBMIT = {"redis", "disk", "web", "collector"}  # outages that need no failpoint
-COSTS_NO_ATTEMPT = {"redis", "web", "collector"}
-AT_PART = {"worker", "database", "postgresql"}  # those that hit the middle of the job
+AT_SUBMIT = {"redis", "web", "collector"}  # outages that need no failpoint
+COSTS_NO_ATTEMPT = {*AT_SUBMIT, "receiver"}
+AT_PART = {"worker", "database", "postgresql", "disk", "receiver"}  # in the middle of the job
 SHARED = AT_SUBMIT | AT_PART  # of the whole system, one at a time
 CUT_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
+HUNG_SECONDS = {"hung callbacks": 20.0, "hung destinations": 35.0}  # over one request's time
+MAX_BUSY_SECONDS = 30.0  # of the worker of a cancelled job
 RESUME_SECONDS = 8.0  # time for a resumed process to notice and exit
 BIG_PAYLOAD = 5_500
+PATIENCE_SECONDS = 60.0
+REMEDY = "run manage.py rebase_positions"
 
 
 @dataclass
@@ -54,11 +60,16 @@ class Trial:
     resumed_at: float = 0.0
     is_triggered: bool = False
     side_effects: int = 0  # attempts that faults of other runs may have cost
+    cancelled_at: float = 0.0
     end_time: float = 0.0
     check_result: "Future[Verdict] | None" = None
 
-    def may_fail(self) -> bool:
-        """Returns whether faults hit three attempts, so that the job may fail."""
+    def may_end(self, status: str) -> bool:
+        """Returns whether the job may end so: FAILED where faults hit three attempts."""
+        if self.run.fault.point == "cancel":
+            return status == "CANCELLED"
+        if status == "CANCELLED":
+            return False
         own = 2 if self.run.fault.point == "S3 list" else 1
         return self.run.fault.times >= 3 or own + self.side_effects >= 3
 
@@ -67,13 +78,11 @@ class Campaign:
     """The loop that starts runs, handles faults and checks jobs, a few times a second."""
 
     def __init__(self, installation: Installation, runs: list[Run], at_once: int) -> None:
-        self._installation, self._pending, self._at_once = (
-            installation,
-            list(reversed(runs)),
-            at_once,
-        )
+        self._installation, self._at_once = installation, at_once
+        # the last is the next; first those that take the longest
+        self._pending = sorted(runs, key=lambda run: (run.is_long, -run.index))
         self._running: list[Trial] = []
-        self._scheduled: list[tuple[float, Callable[[], None]]] = []
+        self._scheduled: list[tuple[float, Callable[[], None], str]] = []  # when, act, point
         self._store, self._oracle = Store(installation), Oracle()
         self._checkers = ThreadPoolExecutor(2)
         self.results: list[dict[str, Any]] = []
@@ -87,27 +96,35 @@ class Campaign:
         key = keys.create_key("reader", ("export:response",), self._channels)[1]
         self._reader = Reader(installation, key)
         self.sender = Sender(installation)
+        self._readers = Readers(installation) if installation.leg == CLUSTER else None
+        self.skipped: list[str] = []
+        self.violations: list[tuple[str, str]] = []  # of no single job
 
     def run(self) -> None:
-        total, last_report = len(self._pending), time.monotonic()
         self._reader.start()
-        with ingest_slowly(self._channels), self.sender.running():
-            while self._pending or self._running:
-                self._start_runs()
-                self._handle_triggered()
-                self._check_ended()
-                self._restart_crashed()
-                if time.monotonic() - last_report > 20:
-                    last_report = time.monotonic()
-                    print_progress(
-                        f"{len(self.results)} of {total} done, {len(self._running)} under way"
-                    )
-                time.sleep(0.2)
-            for _, act in self._scheduled:
-                act()
-        self._reader.stopped.set()
-        self._reader.join(30)
-        self._checkers.shutdown()
+        with self._readers.running() if self._readers else nullcontext():
+            with ingest_slowly(self._channels), self.sender.running():
+                self._loop()
+            self._reader.stopped.set()
+            self._reader.join(30)
+            self._checkers.shutdown()
+            self.violations += self.sender.check()
+            if self._readers:
+                self.violations += self._readers.check(set(self.sender.count_stored()))
+
+    def _loop(self) -> None:
+        total, last_report = len(self._pending), time.monotonic()
+        while self._pending or self._running or self._scheduled:
+            self._start_runs()
+            self._handle_triggered()
+            self._check_ended()
+            self._restart_crashed()
+            if time.monotonic() - last_report > 20:
+                last_report = time.monotonic()
+                print_progress(
+                    f"{len(self.results)} of {total} done, {len(self._running)} under way"
+                )
+            time.sleep(0.2)
 
     # Start ----------------------------------------------------------------------------------------
 
@@ -116,6 +133,9 @@ class Campaign:
         postponed = []
         while self._pending and len(self._running) < self._at_once:
             run = self._pending.pop()
+            if run.fault.kind == DISK_FULL and not self._installation.disk.is_mounted:
+                self.skipped.append(f"{run.name}: no disk can be mounted here")
+                continue
             if (run.fault.is_pause and paused_count >= MAX_PAUSED) or self._conflicts(run):
                 postponed.append(run)
                 continue
@@ -124,10 +144,27 @@ class Campaign:
         self._pending.extend(reversed(postponed))
 
     def _conflicts(self, run: Run) -> bool:
-        """Returns whether a fault of the whole system is in progress, so that this one waits."""
-        return run.fault.point in SHARED and (
-            bool(self._scheduled) or any(trial.run.fault.point in SHARED for trial in self._running)
-        )
+        """Returns whether this run waits for another, since both disturb the whole system.
+
+        Trouble of Redis and all other trouble may come together; else one begins when the last is
+        over. Other jobs do not outlive a restored backup, so it has the system for itself.
+        Receivers hang while deliveries come as usual.
+        """
+        if run.fault.kind == RESTORED and self._running:
+            return True
+        if any(trial.run.fault.kind == RESTORED for trial in self._running):
+            return True
+        if run.fault.point not in SHARED:
+            return False
+        is_redis = run.fault.point == "redis"
+        points = {point for _, _, point in self._scheduled}
+        points |= {trial.run.fault.point for trial in self._running if not trial.is_triggered}
+        if run.fault.point == "receiver":
+            assert self._readers is not None  # noqa: S101
+            points.discard("receiver")
+            if not points & SHARED and not self._readers.is_calm():
+                return True
+        return any((point == "redis") == is_redis for point in points & SHARED)
 
     def _submit_job(self, run: Run) -> Trial:
         """Submits the job and arms its fault before a worker can see it."""
@@ -148,6 +185,7 @@ class Campaign:
                     RESPONSE.name,
                     {"type": RESPONSE.name, **dataset_config(run.size)},
                     "campaign",
+                    callback_url=self._readers.build_url(tag) if self._readers else "",
                 )
             )
             for point, action in run.fault.failpoints:
@@ -167,30 +205,32 @@ class Campaign:
 
     # Faults ---------------------------------------------------------------------------------------
 
-    def _cause_outage(self, point: str, kind: str) -> None:
-        """Causes an outage for all jobs."""
+    def _cause_outage(self, point: str, kind: str, pk: int = 0) -> None:
+        """Causes an outage for all jobs; one of receivers for the channel of that job."""
         now = time.monotonic()
         match point, kind:
             case "redis", ("demoted" | "full" | "cannot save" | "standing still"):
-                self._scheduled.append((now + 20, self._installation.trouble_redis(kind)))
+                self._scheduled.append((now + 20, self._installation.trouble_redis(kind), point))
             case "redis", _:
                 self._installation.redis.kill()
-                self._scheduled.append(
-                    (now + (60 if "gone" in kind else 1), self._installation.redis.start)
-                )
+                seconds = 60 if "gone" in kind else 1
+                self._scheduled.append((now + seconds, self._installation.redis.start, point))
             case "disk", _:
-                self._installation.fill_disk()
-                self._scheduled.append((now + 6, self._installation.empty_disk))
+                self._fill_disk()
+            case "receiver", _:
+                assert self._readers is not None  # noqa: S101
+                end = self._readers.hang(kind, self._jobs.objects.get(pk=pk))
+                self._scheduled.append((now + HUNG_SECONDS[kind], end, point))
             case "worker", _:
                 worker = self._installation.workers[int(now) % 2]
                 worker.kill()
-                self._scheduled.append((now + 1, worker.start))
+                self._scheduled.append((now + 1, worker.start, point))
             case "web", _:
                 self._installation.web.kill()
-                self._scheduled.append((now + 1, self._installation.web.start))
+                self._scheduled.append((now + 1, self._installation.web.start, point))
             case "collector", _:
                 cut = partial(self._installation.cut_connections, "application_name = 'web'")
-                self._scheduled += [(now + seconds, cut) for seconds in CUT_SECONDS]
+                self._scheduled += [(now + seconds, cut, point) for seconds in CUT_SECONDS]
             case "database", _:
                 self._installation.cut_connections("application_name <> 'campaign'")
             case "postgresql", _:
@@ -202,14 +242,91 @@ class Campaign:
 
         servers = self._installation.replicas
         assert servers is not None  # noqa: S101
+        assert self._readers is not None  # noqa: S101
         wait([trial.check_result for trial in self._running if trial.check_result])
-        {
-            "restarted": partial(servers.restart, "fast"),
-            "crashed": partial(servers.restart, "immediate"),
-            "failed over": servers.fail_over,
-            "read-only": servers.refuse_writes,
-        }[kind]()
+        with self._readers.disturb():
+            {
+                "restarted": partial(servers.restart, "fast"),
+                "crashed": partial(servers.restart, "immediate"),
+                "failed over": servers.fail_over,
+                "read-only": servers.refuse_writes,
+                DISK_FULL: self._fill_disk,
+                RESTORED: self._restore_backup,
+            }[kind]()
         connections.close_all()
+
+    def _fill_disk(self) -> None:
+        """Fills the disk of the database until events are answered with 503, then empties it."""
+        installation, statuses = self._installation, self.sender.count_statuses
+        wait([trial.check_result for trial in self._running if trial.check_result])
+        before = statuses()["503"]
+        installation.disk.fill()
+        try:
+            self._require(lambda: statuses()["503"] > before + 8, "a 503 for events: disk full")
+            self._require(lambda: installation.read_readiness()[0] == 503, "/readyz: disk full")
+        finally:
+            installation.disk.empty()
+        before = statuses()["200"]
+
+        def is_working() -> bool:
+            if installation.replicas:
+                installation.replicas.start_stopped()
+            return statuses()["200"] > before + 8
+
+        self._require(is_working, "events to be taken again: disk emptied")
+
+    def _restore_backup(self) -> None:
+        """Swaps in a copy of the database from before the last events, and takes the steps of
+        docs/operations.md. No process may serve before the last of them."""
+        from django.core.management import call_command
+        from django.db import connections
+
+        from exhaust.files import last_position
+
+        installation, readers = self._installation, self._readers
+        servers = installation.replicas
+        assert servers is not None  # noqa: S101
+        assert readers is not None  # noqa: S101
+        lost_since = time.monotonic()
+        servers.back_up()
+        later = self.sender.acknowledged_count + 50
+        self._require(lambda: self.sender.acknowledged_count > later, "events after the backup")
+        pages = readers.page_statuses["200"] + 2
+        self._require(lambda: readers.page_statuses["200"] > pages, "a page after the backup")
+        last_position.keep_last_position()  # as a worker does each minute
+        with self.sender.held(lost_since):
+            installation.stop_service()
+            connections.close_all()
+            servers.restore()
+            for trial in self._running:  # its job has not ended yet, again
+                self._reader.observations[trial.pk] = Observations()
+            worker = installation.workers[0]
+            worker.start()
+            self._require(lambda: not worker.is_alive, "the end of a worker on a restored backup")
+            if REMEDY not in worker.read_log_tail():
+                self.violations.append(("not met", f"restored: {worker.read_log_tail()}"))
+            refused = readers.page_statuses["409"]
+            installation.start_web()
+            status, text = installation.read_readiness()
+            if status != 503 or REMEDY not in text:
+                self.violations.append(("not met", f"restored: /readyz is {status}: {text}"))
+            self._require(
+                lambda: readers.page_statuses["409"] > refused, "409 for the page's cursor"
+            )
+            call_command("rebase_positions", verbosity=0)
+            self._require(installation.is_ready, "/readyz after rebase_positions")
+        for group in (*installation.workers, installation.beat):
+            group.kill()
+            group.start()
+
+    def _require(self, condition: Callable[[], bool], description: str) -> None:
+        """Waits for a condition, and records a violation where it does not come."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            time.sleep(0.1)
+        self.violations.append(("not met", f"waited {PATIENCE_SECONDS:.0f} s for {description}"))
 
     def _mark_affected(self, except_trial: Trial) -> None:
         if except_trial.run.fault.point in COSTS_NO_ATTEMPT:
@@ -236,7 +353,8 @@ class Campaign:
         """Handles triggered failpoints: resumes, outages and the next arming."""
         by_job = {trial.pk: trial for trial in self._running}
         for point, pk, pid, moment in self._installation.poll_failpoints():
-            trial = by_job[pk]
+            if (trial := by_job.get(pk)) is None:
+                continue  # checked, and its worker is free only now
             fault = trial.run.fault
             trial.triggered.append((point, moment))
             action = dict(fault.failpoints)[point]
@@ -245,12 +363,14 @@ class Campaign:
             if len([one for one, _ in trial.triggered if one == point]) < fault.times:
                 self._installation.arm_failpoint(point, action, pk)
             if fault.point in AT_PART:
-                self._cause_outage(fault.point, fault.kind)
+                self._cause_outage(fault.point, fault.kind, pk)
                 self._mark_affected(except_trial=trial)
             trial.is_triggered = {one for one, _ in trial.triggered} >= {
                 one for one, _ in fault.failpoints
             }
         for trial in self._running:
+            if trial.run.fault.point == "cancel" and not trial.cancelled_at:
+                self._cancel_job(trial)
             for when, pid in list(trial.paused):
                 if time.time() > when:
                     resume_process(pid)
@@ -260,6 +380,17 @@ class Campaign:
         for one in [one for one in self._scheduled if one[0] <= now]:
             self._scheduled.remove(one)
             one[1]()
+
+    def _cancel_job(self, trial: Trial) -> None:
+        """Cancels a job in the middle of its work."""
+        from exhaust.jobs import transitions
+
+        is_reached = bool(trial.triggered)
+        if trial.run.fault.s3_fault:
+            is_reached = self._installation.count_s3_faults(trial.pk) > 0
+        if is_reached:
+            trial.cancelled_at = time.time()
+            transitions.cancel(self._jobs.objects.get(pk=trial.pk), "Cancelled by the campaign.")
 
     def _restart_crashed(self) -> None:
         """Restarts processes that crashed, and records them."""
@@ -274,7 +405,7 @@ class Campaign:
                 group.start()
 
     def _is_killed(self, group: Any) -> bool:
-        return any(act == group.start for _, act in self._scheduled)
+        return any(act == group.start for _, act, _ in self._scheduled)
 
     # End ------------------------------------------------------------------------------------------
 
@@ -299,7 +430,7 @@ class Campaign:
                     self._store,
                     self._oracle,
                     observations,
-                    trial.may_fail,
+                    trial.may_end,
                 )
             elif trial.check_result is not None and trial.check_result.done():
                 self._running.remove(trial)
@@ -310,8 +441,12 @@ class Campaign:
         observations = self._reader.observations.get(trial.pk)
         has_seen_end = observations is not None and (
             observations.downloads
-            or (bool(observations.statuses) and observations.statuses[-1] == "FAILED")
+            or (
+                bool(observations.statuses) and observations.statuses[-1] in {"FAILED", "CANCELLED"}
+            )
         )
+        if trial.run.fault.point == "cancel" and now - trial.end_time < MAX_BUSY_SECONDS:
+            has_seen_end = has_seen_end and trial.is_triggered  # its worker is free
         is_paused = trial.paused or (
             trial.run.fault.is_pause and now - trial.resumed_at < RESUME_SECONDS
         )
@@ -321,7 +456,7 @@ class Campaign:
             )
         return (
             not is_paused
-            and (has_seen_end or now - trial.end_time > 20)
+            and (has_seen_end or now - trial.end_time > MAX_BUSY_SECONDS)
             and observations is not None
         )
 
@@ -345,7 +480,9 @@ class Campaign:
             ]
             if later_claims := [claimed_at for claimed_at in claims if claimed_at > moment]:
                 recovered.append((point, min(later_claims) - moment))
+        freed = [moment for point, moment in trial.triggered if point == "attempt.ended"]
         result = {
+            "freed": [moment - trial.cancelled_at for moment in freed],
             "index": run.index, "leg": fault.leg, "point": fault.point, "kind": fault.kind,
             "size": run.size, "outcome": verdict.outcome, "attempts": verdict.attempts,
             "swept": verdict.is_swept, "wrong": verdict.violations, "recovered": recovered,
@@ -378,17 +515,21 @@ class Campaign:
         ]
 
     @property
+    def delivery_delays(self) -> dict[str, list[float]]:
+        return self._readers.list_delays() if self._readers else {}
+
+    @property
     def reader_checks(self) -> int:
         return self._reader.check_count
 
 
 def check_and_close(
-    pk: int, store: Store, oracle: Oracle, observations: Any, may_fail: Callable[[], bool]
+    pk: int, store: Store, oracle: Oracle, observations: Any, may_end: Callable[[str], bool]
 ) -> Verdict:
     from django.db import connections
 
     try:
-        return check_job(pk, store, oracle, observations, may_fail)
+        return check_job(pk, store, oracle, observations, may_end)
     finally:
         connections.close_all()
 
@@ -403,6 +544,8 @@ def load_channels() -> None:
     from ingest.models import Channel, Conversation
     from ingest.store import batches
 
+    uninvolved = Channel.objects.create(identifier=UNINVOLVED)
+    store_events(uninvolved, make_events(UNINVOLVED, "few", 5, seed=1), 5)
     now = datetime.now(UTC)
     profiles = json.dumps(list(generate_participants(60, start=FIRST_DAY))).encode()
     for identifier in CHANNELS:

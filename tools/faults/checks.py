@@ -83,7 +83,7 @@ class Store:
 
     def __init__(self, installation: Installation) -> None:
         self._bucket = installation.bucket
-        self._files = installation.var / "files"
+        self._files = installation.data / "files"
 
     def list_keys(self, prefix: str) -> list[str]:
         """Returns the keys of complete files."""
@@ -105,11 +105,15 @@ class Store:
         folder: Path = self._files / prefix
         return [str(one.relative_to(self._files)) for one in folder.rglob("*") if one.is_file()]
 
+    def read(self, key: str) -> bytes:
+        """Returns the bytes of an object in the folder."""
+        return (self._files / key).read_bytes()
+
     def digest(self, key: str) -> str | None:
         """Returns the SHA-256 of an object, or None if there is none."""
         try:
             if self._bucket is None:
-                return hashlib.sha256((self._files / key).read_bytes()).hexdigest()
+                return hashlib.sha256(self.read(key)).hexdigest()
             body = self._bucket.get_object(Bucket=BUCKET, Key=key)["Body"].read()
         except FileNotFoundError:
             return None
@@ -145,6 +149,7 @@ class Observations:
     keys: dict[str, str] = field(default_factory=dict)  # key, SHA-256
     statuses: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)  # SHA-256
+    wrong_answers: list[int] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
 
@@ -165,7 +170,9 @@ class Reader(threading.Thread):
                 observations = self.observations.setdefault(job, Observations())
                 try:
                     self._check_keys(job, observations)
-                    with suppress(ConnectionError, http.client.HTTPException):  # killed
+                    with suppress(  # killed
+                        ConnectionError, http.client.HTTPException, urllib.error.URLError
+                    ):
                         self._poll_api(address, observations)
                 except Exception as error:
                     if not self.stopped.is_set():
@@ -189,7 +196,7 @@ class Reader(threading.Thread):
             body = answer.read()
         if answer.status != 200:
             if answer.status != 503:  # which an outage may cause
-                observations.violations.append(f"the API said {answer.status}")
+                observations.wrong_answers.append(answer.status)
             return
         job = json.loads(body)["result"]
         if not observations.statuses or observations.statuses[-1] != job["status"]:
@@ -202,7 +209,7 @@ class Reader(threading.Thread):
                     observations.downloads.append(hashlib.sha256(download.read()).hexdigest())
             except urllib.error.HTTPError as error:
                 if error.code != 503:
-                    raise
+                    observations.wrong_answers.append(error.code)
 
 
 # After a fault ------------------------------------------------------------------------------------
@@ -216,13 +223,17 @@ class Verdict:
     attempts: int = 0
     is_swept: bool = False
     transitions: list[tuple[str, int, float]] = field(default_factory=list)
-    violations: list[tuple[str, str]] = field(default_factory=list)  # lost, twice, half, orphan
+    violations: list[tuple[str, str]] = field(default_factory=list)  # see `VIOLATIONS`
 
 
 def check_job(
-    pk: int, store: Store, oracle: Oracle, observations: Observations, may_fail: Callable[[], bool]
+    pk: int,
+    store: Store,
+    oracle: Oracle,
+    observations: Observations,
+    may_end: Callable[[str], bool],
 ) -> Verdict:
-    """Checks a finished job against all guarantees."""
+    """Checks a finished job against all guarantees; `may_end` allows another end than SUCCESS."""
     from exhaust.models import Job
 
     job = Job.objects.get(pk=pk)
@@ -250,9 +261,9 @@ def check_job(
                     report(("lost", f"no object under {file.key}"))
                 elif not digest == file.sha256 == right or file.row_count != rows:
                     report(("half", f"{file.key}: {file.row_count} rows for {rows}"))
-        case "FAILED" if may_fail():
+        case "FAILED" | "CANCELLED" if may_end(job.status):
             if files or not job.status_message.endswith("."):
-                report(("twice", f"failed, with {len(files)} files: {job.status_message!r}"))
+                report(("twice", f"{job.status} with {len(files)} files: {job.status_message!r}"))
         case status:
             report(("lost", f"{status} after {job.attempt} attempts: {job.status_message}"))
     for key, digest in observations.keys.items():
@@ -268,6 +279,8 @@ def check_job(
         [*observations.violations, *(f"{old} then {new}" for old, new in wrong_turns)]
     ):
         report(("half", violation))
+    for status in observations.wrong_answers:
+        report(("error" if status >= 500 else "not met", f"the API said {status}"))
     verdict.is_swept = _sweep_job(pk, store, {file.key for file in files}, report)
     return verdict
 

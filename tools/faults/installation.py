@@ -1,5 +1,6 @@
 """The installation that a campaign breaks: its own servers and processes, stopped by process ID."""
 
+import http.client
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from botocore.config import Config
 
 from benchmarks import harness
 from tests import s3server
-from tools.faults.plan import CLUSTER, S3
+from tools.faults.disk import Disk
+from tools.faults.plan import CLUSTER, FOLDER, S3
 from tools.faults.replicas import Replicas, find_faketime
 from tools.faults.s3_proxy import Fault
 
 BUCKET = "exhausts"
 CHANNELS = ("ORG_001", "ORG_002")
-DISK_MIB = 4096
 
 
 class ProcessGroup:
@@ -65,8 +66,10 @@ class Installation:
         self, leg: str, var: Path, database: str, replicas: Replicas | None = None
     ) -> None:
         self.leg, self.var, self.database, self.replicas = leg, var, database, replicas
-        self.failpoints = var / "failpoints"
-        self.failpoints.mkdir(parents=True)
+        self.data, self.failpoints = var / "data", var / "failpoints"
+        for folder in (self.data, self.failpoints):
+            folder.mkdir(parents=True)
+        self.disk = replicas.disk if replicas else Disk(self.data)  # of the database
         self.redis: ProcessGroup
         self._redis_port = harness.free_port()
         self.beat: ProcessGroup
@@ -76,7 +79,6 @@ class Installation:
         self._proxy: harness.Helper | None = None
         self.environment: dict[str, str] = {}
         self.bucket: Any = None
-        self.mounted = False
 
     def arm_failpoint(self, point: str, action: str, job: int) -> None:
         """Arms a failpoint by renaming a file, since a worker may read at any time."""
@@ -107,20 +109,26 @@ class Installation:
                 f" current_database() AND pid <> pg_backend_pid() AND {which}"
             )
 
-    def fill_disk(self) -> None:
-        """Fills the disk of the files up to a few MiB, if it is a disk of its own."""
-        stats = os.statvfs(self.var / "files")
-        used = (stats.f_blocks - stats.f_bfree) * stats.f_frsize
-        self._resize(used // 2**20 + 4)
+    def is_ready(self) -> bool:
+        return self.read_readiness()[0] == 200
 
-    def empty_disk(self) -> None:
-        self._resize(DISK_MIB)
+    def read_readiness(self) -> tuple[int, str]:
+        """Returns the status and the text of `/readyz`; 0 where nothing answers."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.web_port, timeout=10)) as web:
+            try:
+                web.request("GET", "/readyz")
+                answer = web.getresponse()
+                return answer.status, answer.read().decode()
+            except (OSError, http.client.HTTPException):
+                return 0, ""
 
-    def _resize(self, mib: int) -> None:
-        if self.mounted:
-            files = str(self.var / "files")
-            command = ["mount", "-o", f"remount,size={mib}m", files]
-            subprocess.run(command, capture_output=True, check=True)
+    def stop_service(self) -> None:
+        for group in (self.web, self.beat, *self.workers):
+            group.kill()
+
+    def start_web(self) -> None:
+        self.web.start()
+        _wait_for_port(self.web_port)
 
     def trouble_redis(self, kind: str) -> Callable[[], None]:
         """Makes Redis refuse writes, or stand still. Returns what ends it."""
@@ -149,12 +157,13 @@ class Installation:
         with ExitStack() as stack:
             port = self._redis_port
             variables = {
-                **harness.environment(self.database, self.var),
+                **harness.environment(self.database, self.data),
                 "TMPDIR": str(self.var),
                 "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{self.web_port}",
                 "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
                 "EXHAUST_MAX_RUNNING_PER_CHANNEL": "1000",
                 "EXHAUST_MAX_QUEUED_PER_CHANNEL": "5000",
+                "EXHAUST_PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
                 # the job, its heartbeat and the poller
                 "EXHAUST_DATABASE_POOL_SIZE": "3",
             }
@@ -163,8 +172,8 @@ class Installation:
             broken = dict(variables)
             if self.leg == S3:
                 variables, broken = self._s3(stack, variables)
-            else:
-                self._mount_disk(stack)
+            elif self.leg == FOLDER:
+                stack.enter_context(self.disk.mounted())
             # an outage of all connections spares the campaign's own
             os.environ["PGAPPNAME"] = "campaign"
             harness.setup_django(variables)
@@ -203,17 +212,6 @@ class Installation:
         port = self._proxy.call({})
         proxied = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", "S3_PUBLIC_ENDPOINT_URL": direct}
         return variables, variables | proxied
-
-    def _mount_disk(self, stack: ExitStack) -> None:
-        """Mounts a small disk for the files, if this process may mount."""
-        files = self.var / "files"
-        files.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(files)]
-        self.mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-        if not self.mounted:
-            print("  no disk can be mounted here: none will be really full", file=sys.stderr)
-        else:
-            stack.callback(subprocess.run, ["umount", "-l", str(files)], check=False)
 
     def _start(
         self,

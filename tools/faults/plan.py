@@ -14,7 +14,11 @@ POINTS = (
 REDIS_TROUBLES = (
     "killed, empty", "gone a minute", "demoted", "full", "cannot save", "standing still",
 )  # fmt: skip
-DATABASE_TROUBLES = ("restarted", "crashed", "failed over", "read-only")
+DISK_FULL, RESTORED = "disk full", "backup restored"
+DATABASE_TROUBLES = (
+    "restarted", "crashed", "failed over", "read-only", DISK_FULL, RESTORED,
+)  # fmt: skip
+RECEIVER_TROUBLES = ("hung callbacks", "hung destinations")
 SIZES = {"empty": 0, "small": 200, "medium": 2_000, "big": 2_400}
 S3, FOLDER, CLUSTER = "s3", "folder", "cluster"
 
@@ -48,11 +52,17 @@ class Run:
     def name(self) -> str:
         return f"{self.fault.point} x {self.fault.kind}"
 
+    @property
+    def is_long(self) -> bool:
+        """Returns whether it takes three attempts, or outlasts a lease."""
+        return self.fault.is_pause or self.fault.times > 1
+
 
 def plan_runs(runs: int, seed: int) -> list[Run]:
     """Returns the runs: each fault of a leg once in the seed's order, then by weight.
 
-    A tenth uses a folder, a twentieth a cluster. A run depends only on the seed and its index.
+    A tenth uses SQLite and a folder, a twentieth a cluster. A run depends only on the seed and its
+    index.
     """
     legs = {leg: _draw_faults(leg, seed) for leg in (S3, FOLDER, CLUSTER)}
     planned = []
@@ -91,6 +101,7 @@ def _system_faults(leg: str = S3) -> Iterator[Fault]:
     ):  # fmt: skip
         yield replace(fault_at(leg, point, action), kind=f"{action}, thrice", times=3, weight=1)
     yield from _s3_faults(leg)
+    yield from _cancellations(leg)
     yield Fault(leg, "wake-ups", "20 at once")
     yield Fault(leg, "sweeps", "8 at once", (("part.first", "kill"),))
     for group, trouble in (("web", "killed"), ("collector", "connections cut")):
@@ -139,8 +150,20 @@ def _s3_faults(leg: str) -> Iterator[Fault]:
         )  # fmt: skip
 
 
+def _cancellations(leg: str) -> Iterator[Fault]:
+    """Yields cancellations, and when the worker of each is free again."""
+    is_free = ("attempt.ended", "sleep 0")
+    at_work = (("part.middle", "sleep 2"), is_free)
+    yield Fault(leg, "cancel", "at work", at_work, size="big", weight=1)
+    for operation in ("part", "complete", "put"):
+        yield Fault(
+            leg, "cancel", f"in a hung {operation}", (is_free,), (operation, "hang", 1, ""),
+            size="small" if operation == "put" else "big", weight=1,
+        )  # fmt: skip
+
+
 def _folder_faults() -> Iterator[Fault]:
-    for action in ("full", "kill", "stop", "cut"):
+    for action in ("full", "kill", "stop", "error"):
         yield fault_at(FOLDER, "complete.before", action)
     yield replace(
         fault_at(FOLDER, "complete.before", "full"), kind="full, thrice", times=3, weight=1
@@ -149,11 +172,13 @@ def _folder_faults() -> Iterator[Fault]:
         yield fault_at(FOLDER, point, "kill")
     yield fault_at(FOLDER, "complete.after", "stop")
     yield fault_at(FOLDER, "remove.before", "kill")
-    yield Fault(FOLDER, "disk", "really full", size="big", weight=1)
+    yield Fault(FOLDER, "disk", DISK_FULL, (("part.first", "sleep 3"),), weight=1)
 
 
 def _cluster_faults() -> Iterator[Fault]:
     for trouble in DATABASE_TROUBLES:
         yield Fault(CLUSTER, "postgresql", trouble, (("part.first", "sleep 3"),))
+    for trouble in RECEIVER_TROUBLES:
+        yield Fault(CLUSTER, "receiver", trouble, (("part.first", "sleep 3"),))
     yield fault_at(CLUSTER, "publish.before", "cut")
     yield fault_at(CLUSTER, "part.first", "error")

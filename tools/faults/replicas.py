@@ -6,21 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 
 from benchmarks import harness
 from tests.postgres import SUPERUSER, Cluster, run_cluster
+from tools.faults.disk import Disk
 
 DATABASE = "exhaust"
 READ_ONLY_SECONDS = 5.0
+LATER_TRANSACTIONS = 2_000
 
 
 class Replicas:
     """The two servers. A commit is answered once both have it, so a failover loses none."""
 
-    def __init__(self, primary: Cluster) -> None:
+    def __init__(self, primary: Cluster, disk: Disk) -> None:
+        self.disk = disk  # of both
         self._primary = primary
+        self._backup: Cluster | None = None
         self._folders = (f"standby{number}" for number in count(1))
         with psycopg.connect(self._url(primary), autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE {DATABASE}")
@@ -49,6 +54,30 @@ class Replicas:
         self._primary = self._standby
         shutil.rmtree(old.folder)
         self._standby = self._attach_standby(old.port)
+
+    def start_stopped(self) -> None:
+        """Starts the server that ended by itself, as its supervision does."""
+        for server in (self._primary, self._standby):
+            if not server.is_running:
+                server.start()
+
+    def back_up(self) -> None:
+        """Copies the primary, for `restore`, and has it count on as in hours of work."""
+        self._backup = self._primary.back_up("backup")
+        with psycopg.connect(self._url(self._primary), autocommit=True) as admin:
+            for _ in range(LATER_TRANSACTIONS):
+                admin.execute("SELECT pg_current_xact_id()")
+
+    def restore(self) -> None:
+        """Swaps the copy in, without a log of what came later, and makes a new standby of it."""
+        assert self._backup is not None  # noqa: S101
+        for server in (self._primary, self._standby):
+            server.stop()
+            shutil.rmtree(server.folder)
+        self._backup.folder.rename(self._primary.folder)
+        self._primary.start()
+        self._set("synchronous_standby_names = ''")
+        self._standby = self._attach_standby(self._standby.port)
 
     def refuse_writes(self) -> None:
         """Makes the primary read-only for some seconds, as at a flip of the writer."""
@@ -80,8 +109,10 @@ class Replicas:
 
 @contextmanager
 def running() -> Iterator[Replicas]:
-    with run_cluster() as primary:
-        yield Replicas(primary)
+    with TemporaryDirectory() as folder, Disk(Path(folder)).mounted() as disk:
+        Path(folder).chmod(0o755)  # the server has a user of its own
+        with run_cluster(Path(folder)) as primary:
+            yield Replicas(primary, disk)
 
 
 def find_faketime() -> Path | None:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,7 +24,7 @@ PAUSE_SECONDS = 0.25
 class Sent:
     """What one connection sent."""
 
-    acknowledged: list[str] = field(default_factory=list)  # mids
+    acknowledged: dict[str, float] = field(default_factory=dict)  # mid: when
     statuses: Counter[str] = field(default_factory=Counter)
 
 
@@ -38,6 +39,9 @@ class Sender:
         self._key = keys.create_key("sender", ("ingest",), [self._channel])[1]
         self._port = installation.web_port
         self._stop = threading.Event()
+        self._is_allowed = threading.Event()
+        self._is_allowed.set()
+        self._lost_spans: list[tuple[float, float]] = []
         self.sent = [Sent() for _ in range(CONNECTIONS)]
 
     @contextmanager
@@ -55,6 +59,19 @@ class Sender:
             for thread in threads:
                 thread.join(60)
 
+    @contextmanager
+    def held(self, lost_since: float) -> Iterator[None]:
+        """Sends nothing, like a proxy that sees 503 at `/readyz`.
+
+        What was acknowledged since then, on the monotonic clock, may be lost: a backup lacks it.
+        """
+        self._is_allowed.clear()
+        try:
+            yield
+        finally:
+            self._lost_spans.append((lost_since, time.monotonic()))
+            self._is_allowed.set()
+
     def _send_all(self, connection: int, sent: Sent) -> None:
         for batch in count():
             mids = [f"sent:{connection}:{batch}:{number}" for number in range(EVENTS)]
@@ -68,9 +85,10 @@ class Sender:
             while status != "200":
                 if self._stop.wait(PAUSE_SECONDS):
                     return
+                self._is_allowed.wait()
                 status = self._send(body)
                 sent.statuses[status] += 1
-            sent.acknowledged += mids
+            sent.acknowledged |= dict.fromkeys(mids, time.monotonic())
 
     def _send(self, body: str) -> str:
         """Returns the status, or "cut" where none came."""
@@ -86,29 +104,35 @@ class Sender:
                 return "none in a minute"
             return str(answer.status)
 
-    def check(self) -> list[tuple[str, str]]:
-        """Returns the violations: (kind, detail)."""
+    def count_stored(self) -> Counter[str]:
+        """Returns how many rows each stored mid has."""
         from ingest.models import StoredEvent
 
         stored = StoredEvent.objects.filter(channel=self._channel)
-        rows = Counter(stored.values_list("payload__mid", flat=True))
+        return Counter(stored.values_list("payload__mid", flat=True))
+
+    def _may_be_lost(self, moment: float) -> bool:
+        return any(start <= moment <= end for start, end in self._lost_spans)
+
+    def check(self) -> list[tuple[str, str]]:
+        """Returns the violations: (kind, detail)."""
+        rows = self.count_stored()
         return [
             *(
                 ("lost", f"acknowledged event {mid}")
                 for sent in self.sent
-                for mid in sent.acknowledged
-                if mid not in rows
+                for mid, moment in sent.acknowledged.items()
+                if mid not in rows and not self._may_be_lost(moment)
             ),
             *(("twice", f"event {mid} has {n} rows") for mid, n in rows.items() if n > 1),
             *(
-                ("not met", f"{n} answers to events were {status}")
-                for status, n in self.statuses.items()
+                ("error" if status[0] == "5" else "not met", f"{n} answers to events were {status}")
+                for status, n in self.count_statuses().items()
                 if status not in {"200", "503", "cut"}
             ),
         ]
 
-    @property
-    def statuses(self) -> Counter[str]:
+    def count_statuses(self) -> Counter[str]:
         return sum((sent.statuses for sent in self.sent), Counter())
 
     @property

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,6 +11,7 @@ from django.db import DatabaseError, InterfaceError, InternalError, OperationalE
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
+from exhaust.models import DailyRun
 from exhaust.monitoring import health
 from ingest.db import outages
 from ingest.db.pool import Unavailable
@@ -141,6 +143,19 @@ def test_locked_sqlite_is_503(sqlite: sqlite3.Connection):
     with pytest.raises(OperationalError) as caught:
         health.require_writable()
     assert outages.describe_outage(caught.value) == "locked by another process"
+
+
+@pytest.mark.sqlite
+@pytest.mark.django_db(transaction=True)
+def test_readiness_writes_to_sqlites_disk(sqlite: sqlite3.Connection):
+    log = Path(f"{connection.settings_dict['NAME']}-wal")
+    sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert log.stat().st_size == 0
+
+    health.require_writable()
+
+    assert log.stat().st_size > 0  # so a full disk is noticed
+    assert not DailyRun.objects.filter(pk=0).exists()
 
 
 @pytest.mark.sqlite

@@ -1,0 +1,41 @@
+"""A small disk of a folder's own, which a campaign fills."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WHOLE_MIB = 4096
+
+
+class Disk:
+    """A file system in memory, mounted at the folder where this process may mount."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.is_mounted = False
+
+    @contextmanager
+    def mounted(self) -> Iterator["Disk"]:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={WHOLE_MIB}m,mode=755", "tmpfs"]
+        mount = subprocess.run([*command, str(self._folder)], capture_output=True, check=False)
+        self.is_mounted = mount.returncode == 0
+        try:
+            yield self
+        finally:
+            if self.is_mounted:
+                subprocess.run(["umount", "-l", str(self._folder)], check=False)
+
+    def fill(self) -> None:
+        """Leaves less than 1 MiB free."""
+        stats = os.statvfs(self._folder)
+        used = (stats.f_blocks - stats.f_bfree) * stats.f_frsize
+        self._resize(used // 2**20 + 1)
+
+    def empty(self) -> None:
+        self._resize(WHOLE_MIB)
+
+    def _resize(self, mib: int) -> None:
+        command = ["mount", "-o", f"remount,size={mib}m", str(self._folder)]
+        subprocess.run(command, capture_output=True, check=True)
