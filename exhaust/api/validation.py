@@ -1,4 +1,8 @@
-"""The fields of submitted requests; each error names the field and the remedy."""
+"""The fields of submitted requests; each error names the field and the remedy.
+
+A dataset checks its own filters (`Dataset.find_errors`), and `exhaust.jobs.submit` what needs the
+database: applications, `since`.
+"""
 
 import re
 from collections.abc import Sequence

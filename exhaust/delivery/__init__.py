@@ -1,0 +1,1 @@
+"""Pushes events to destinations, and calls back when a job ends."""

@@ -1,0 +1,1 @@
+"""Reads stored events in their order: pages, cursors, documents."""

@@ -1,0 +1,1 @@
+"""Stored files: formats, encryption, storage, links."""

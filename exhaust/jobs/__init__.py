@@ -1,0 +1,1 @@
+"""An export from its submission to its files: queue, attempts, retries, schedules."""

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ingest.adapters import json_body
+from ingest.adapters import body_limits, json_body
 from ingest.events import (
     NO_CONTEXT,
     Batch,
@@ -110,7 +110,7 @@ def accept_json(call: Call) -> None:
 
 
 def decode_body(sent: bytes, call: Call) -> bytes:
-    """Returns the decompressed body. Raises `RequestError` as `body.decode` does."""
+    """Returns the decompressed body. Raises `RequestError` as `json_body.decode` does."""
     return json_body.decode(sent, call.content_encoding)
 
 
@@ -163,7 +163,7 @@ class Endpoint:
     accept: str = ""  # a part of `Accept`; calls without it belong to another view
     method_detail: str = ""  # of the 405 response
     read_parameters: Callable[[bytes], dict[str, str]] | None = None  # of the raw query
-    max_bytes: int = json_body.MAX_BODY_BYTES  # of the body as sent
+    max_bytes: int = body_limits.MAX_BODY_BYTES  # of the body as sent
     check: Callable[[Call], None] = accept_any
     reads_body: Callable[[Call], bool] = lambda call: True
     is_compressed: Callable[[bytes, Call], bool] = is_encoded  # it may unpack to many times more

@@ -10,12 +10,16 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ingest.adapters.body_limits import (
+    MAX_BODY_BYTES,
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_EVENTS,
+    MAX_PARTS,
+    MAX_RATIO,
+)
 from ingest.events import RequestError
 
-MAX_BODY_BYTES = 8 * 1024 * 1024  # of a body, as sent and decompressed
-MAX_UNPACKED_BYTES = 16 * 1024 * 1024  # of gzip, where a source takes more than that
-MAX_RATIO = 100  # of what gzip unpacks to beyond `MAX_BODY_BYTES`; batches of events reach 30
-MAX_EVENTS = 10_000  # of a batch, whatever its source
 NDJSON = "application/x-ndjson"
 OBJECT_START = ord("{")
 _STEP = 64 * 1024
@@ -105,9 +109,6 @@ def _out_of_range() -> RequestError:
     return RequestError("number_out_of_range", "A number lies beyond a 64-bit float.")
 
 
-MAX_DEPTH = 100
-MAX_PARTS = 1_000_000  # commas and lines: each part costs memory
-MAX_DIGITS = 309  # of a 64-bit float before the point
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _decode = msgspec.json.Decoder().decode
 REPAIRED_NOTE = "characters that no database holds became U+FFFD"

@@ -1,0 +1,1 @@
+"""The keys, applications and roles of callers, and the checks of them."""

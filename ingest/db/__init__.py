@@ -1,0 +1,1 @@
+"""Connections to the database: pool, outages, the database's clock, binary arrays."""

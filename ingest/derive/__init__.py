@@ -1,0 +1,1 @@
+"""Makes sessions and users from stored events."""

@@ -1,0 +1,1 @@
+"""Middleware, parsers, errors and headers of Django's requests."""

@@ -1,20 +1,23 @@
-"""Reads a request's body in bounded steps."""
+"""Reads the body of a request of Django in bounded steps.
+
+`ingest.adapters.body_limits` says how large it may be.
+"""
 
 from django.http import HttpRequest
 
-from ingest.adapters import json_body
+from ingest.adapters import body_limits, json_body
 from ingest.events import RequestError
 
 _READ_BYTES = 64 * 1024
 
 
-def read_body(request: HttpRequest, max_bytes: int = json_body.MAX_BODY_BYTES) -> bytes:
-    """Returns the decompressed body. Raises `RequestError` as `read_raw` and `body.decode` do."""
+def read_body(request: HttpRequest, max_bytes: int = body_limits.MAX_BODY_BYTES) -> bytes:
+    """Returns the decompressed body. Raises `RequestError` as both of its steps do."""
     encoding = request.headers.get("Content-Encoding", "identity")
     return json_body.decode(read_raw(request, max_bytes), encoding, max_bytes)
 
 
-def read_raw(request: HttpRequest, max_bytes: int = json_body.MAX_BODY_BYTES) -> bytes:
+def read_raw(request: HttpRequest, max_bytes: int = body_limits.MAX_BODY_BYTES) -> bytes:
     """Returns the body as sent, read in bounded steps.
 
     Raises `RequestError`: 411 without a length, 413 over `max_bytes`, 400 when it ends too early.

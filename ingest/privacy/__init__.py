@@ -1,0 +1,1 @@
+"""Consent, erasure, and the encryption of what is stored about people."""

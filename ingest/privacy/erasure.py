@@ -21,7 +21,7 @@ from django.db.models.functions import Now
 from django.dispatch import Signal
 
 from ingest import audit
-from ingest.adapters import client_session_sources, find_device_fields, json_body
+from ingest.adapters import body_limits, client_session_sources, find_device_fields
 from ingest.db.clock import read_clock
 from ingest.events import Profile
 from ingest.feed.watermark import allocate_position, lock_positioned_tables
@@ -282,9 +282,9 @@ def _decompress(raw: bytes) -> bytes:
         for offset in range(0, len(compressed), _DECOMPRESS_BYTES):
             plain += gzip.decompress(
                 compressed[offset : offset + _DECOMPRESS_BYTES],
-                json_body.MAX_UNPACKED_BYTES - len(plain) + 1,
+                body_limits.MAX_UNPACKED_BYTES - len(plain) + 1,
             )
-            if len(plain) > json_body.MAX_UNPACKED_BYTES:
+            if len(plain) > body_limits.MAX_UNPACKED_BYTES:
                 break
     return bytes(plain)
 

@@ -1,0 +1,1 @@
+"""Writes batches: events, participants, rejected events."""

@@ -157,7 +157,7 @@ def test_requests_of_each_source(command: Command, tmp_path: Path, monkeypatch: 
 
 def test_batches_are_below_server_limits():
     from ingest.adapters import ADAPTERS, find_endpoint
-    from ingest.adapters.json_body import MAX_EVENTS
+    from ingest.adapters.body_limits import MAX_EVENTS
     from ingest.adapters.skalin.parser import MAX_ROWS
 
     for name, source in SOURCES.items():

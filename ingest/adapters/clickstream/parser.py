@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ingest.adapters import answer_attributes as answers
-from ingest.adapters import json_body
+from ingest.adapters import body_limits, json_body
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.adapters.clickstream.limits import MAX_NAME, drop_beyond_limits, is_name
 from ingest.adapters.fields import identifier
@@ -85,7 +85,7 @@ def decompress(body: bytes) -> bytes:
     Raises `RequestError`.
     """
     if body.startswith(_GZIP):
-        body = json_body.gunzip(body, json_body.MAX_UNPACKED_BYTES)
+        body = json_body.gunzip(body, body_limits.MAX_UNPACKED_BYTES)
     document = body.removeprefix(b"\xef\xbb\xbf").strip()
     if not document:
         raise RequestError("empty", "The body is empty.")
@@ -100,7 +100,7 @@ def decompress(body: bytes) -> bytes:
         raise RequestError(
             "not_a_batch", "Send an array of events, an event, or base64 of its gzip."
         )
-    document = json_body.gunzip(compressed, json_body.MAX_UNPACKED_BYTES)
+    document = json_body.gunzip(compressed, body_limits.MAX_UNPACKED_BYTES)
     document = document.removeprefix(b"\xef\xbb\xbf").strip()
     if document[:1] not in {b"[", b"{"}:
         raise RequestError("not_a_batch", "In the gzip is neither an array of events nor an event.")

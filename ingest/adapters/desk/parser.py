@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from ingest.adapters import json_body
+from ingest.adapters import body_limits, json_body
 from ingest.adapters.fields import identifier
 from ingest.events import (
     Batch,
@@ -81,7 +81,7 @@ def parse(body: bytes, call: Call) -> Batch:
     rejections: list[Rejection] = []
     for position, raw in enumerate(sources):
         try:
-            events += parse_session(raw, position, call, json_body.MAX_EVENTS - len(events))
+            events += parse_session(raw, position, call, body_limits.MAX_EVENTS - len(events))
         except RequestError as error:
             rejections.append(Rejection(position, error.reason, error.detail, raw))
     return _build_batch(call, events, rejections)
@@ -104,7 +104,7 @@ def parse_bulk(body: bytes, call: Call) -> Batch:
         try:
             if item.error is not None:
                 raise item.error
-            found = parse_session(item.raw, position, call, json_body.MAX_EVENTS - len(events))
+            found = parse_session(item.raw, position, call, body_limits.MAX_EVENTS - len(events))
         except RequestError as error:
             rejections.append(Rejection(position, error.reason, error.detail, item.raw))
         else:
@@ -198,7 +198,7 @@ def parse_session(raw: bytes, position: int, call: Call, room: int) -> list[Even
     if 1 + sum(len(document[n]) for n in KINDS if isinstance(document.get(n), list)) > room:
         raise RequestError(
             "too_many",
-            f"With it the batch would have more than {json_body.MAX_EVENTS} events; send less.",
+            f"With it the batch would have more than {body_limits.MAX_EVENTS} events; send less.",
         )
     parts = length_prefixed(SOURCE, call.application, tenant_id, session_id)
     notes = [note] if note else []

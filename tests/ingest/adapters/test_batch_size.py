@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ingest.adapters import ADAPTERS, json_body
+from ingest.adapters import ADAPTERS, body_limits, json_body
 from ingest.adapters.base import MAX_LISTED_REJECTIONS
 from ingest.events import Batch, Call, RequestError
 from tests.ingest.telemetry_samples import answer
 
-MOST = json_body.MAX_EVENTS
+MOST = body_limits.MAX_EVENTS
 RECEIVED_AT = datetime(2026, 3, 1, tzinfo=UTC)
 Body = Callable[[int], bytes]
 

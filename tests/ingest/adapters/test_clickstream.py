@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from exhaust.datasets import DATASETS
 from exhaust.datasets.selection import Selection
 from exhaust.files import writer
-from ingest.adapters import ADAPTERS, json_body
+from ingest.adapters import ADAPTERS, body_limits, json_body
 from ingest.adapters.clickstream import parser as clickstream
 from ingest.adapters.clickstream.http import MAX_BODY_BYTES
 from ingest.auth import failures, keys
@@ -619,7 +619,7 @@ def test_large_batch_is_in_memory_twice():
 
 def test_unpacked_size_and_ratio_limit():
     noise = Random(2).randbytes(300_000).hex().encode()  # unpacks to twice its size
-    largest = json_body.MAX_UNPACKED_BYTES - 2
+    largest = body_limits.MAX_UNPACKED_BYTES - 2
     for inside in (noise.ljust(largest), b" " * 8_000_000):
         assert parse_body(gzip.compress(b"[" + inside + b"]")).events == []
 
@@ -701,7 +701,7 @@ HOSTILE = {
     "a gzip bomb in base64": Hostile(base64.b64encode(bomb()[:700_000]), 0, status=413),
     "50,000 gzip members of nothing": Hostile(gzip.compress(b"") * 50_000, 0, ("empty",)),
     "more than a megabyte": Hostile(b" " * (MAX_BODY_BYTES + 1), 0, status=413),
-    "too many events": Hostile(b"[" + b"5," * json_body.MAX_EVENTS + b"5]", 0, status=413),
+    "too many events": Hostile(b"[" + b"5," * body_limits.MAX_EVENTS + b"5]", 0, status=413),
     "millions of events": Hostile(
         gzip.compress(b"[" + b"5," * (4 * 1024 * 1024 - 8) + b"5]"), 0, status=413
     ),

@@ -12,7 +12,7 @@ from django.utils import timezone
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ingest.adapters import ADAPTERS, json_body
+from ingest.adapters import ADAPTERS, body_limits, json_body
 from ingest.adapters.desk import parser as desk
 from ingest.auth import keys
 from ingest.events import Batch, Call, RequestError
@@ -353,11 +353,11 @@ def test_invalid_line_rejects_only_itself(content_type: str, place: int):
 
 
 def test_event_limit_rejects_whole_session():
-    big = bare(1, events=[{}] * (json_body.MAX_EVENTS - 2))
+    big = bare(1, events=[{}] * (body_limits.MAX_EVENTS - 2))
 
     read = parsed(lines(big, bare(2), bare(3)))
 
-    assert len(read.events) == json_body.MAX_EVENTS
+    assert len(read.events) == body_limits.MAX_EVENTS
     assert [(r.position, r.reason) for r in read.rejections] == [(2, "too_many")]
 
 

@@ -11,7 +11,7 @@ import pytest
 from django.http import HttpRequest
 from django.test import RequestFactory
 
-from ingest.adapters import json_body
+from ingest.adapters import body_limits, json_body
 from ingest.events import RequestError
 from ingest.http import request_body
 
@@ -67,7 +67,7 @@ def test_body_of_exactly_the_limit():
 def test_too_large_length_is_refused_unread():
     refused = refusal(
         request_body.read_body,
-        request(stream=Untouched(), CONTENT_LENGTH=str(json_body.MAX_BODY_BYTES + 1)),
+        request(stream=Untouched(), CONTENT_LENGTH=str(body_limits.MAX_BODY_BYTES + 1)),
     )
 
     assert (refused.status, refused.reason) == (413, "too_large")
