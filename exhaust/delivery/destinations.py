@@ -23,7 +23,7 @@ from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.feed import pruning, restore
 from ingest.feed.values import START, FeedPosition
-from ingest.models import IDENTIFIER, IDENTIFIER_RULE, Channel
+from ingest.models import IDENTIFIER, IDENTIFIER_RULE, find_excess, require_room
 from ingest.privacy.encryption import encrypt
 
 log = logs.get_logger(__name__)
@@ -47,7 +47,7 @@ def validate(
     errors: dict[str, str] = {}
     if not re.match(IDENTIFIER, destination.name):
         errors["name"] = IDENTIFIER_RULE
-    if remedy := _count_error(destination):
+    if remedy := find_excess(destination, MAX_DESTINATIONS):
         errors["name"] = remedy
     for field, choices in _FIELD_CHOICES.items():
         if getattr(destination, field) not in choices:
@@ -76,14 +76,6 @@ def validate(
     return errors
 
 
-def _count_error(destination: Destination) -> str:
-    """Why its channel can have no further destination; empty where it can, or has this one."""
-    saved = Destination.objects.filter(channel=destination.channel_id)
-    if saved.count() < MAX_DESTINATIONS or saved.filter(name=destination.name).exists():
-        return ""
-    return f"A channel has at most {MAX_DESTINATIONS} destinations; delete one."
-
-
 @transaction.atomic
 def save(
     destination: Destination, password: str | None = None, secret: str | None = None
@@ -95,9 +87,7 @@ def save(
     cursor, unless its resource changed: then it starts now. Raises `RequestError` (409) where the
     channel has as many as it may.
     """
-    Channel.objects.select_for_update(no_key=True).get(pk=destination.channel_id)  # counts alone
-    if remedy := _count_error(destination):
-        raise RequestError("conflict", f"name: {remedy}", 409)
+    require_room(destination, MAX_DESTINATIONS)
     fields = {field: getattr(destination, field) for field in EDITABLE_FIELDS}
     fields["types"] = sorted(set(destination.types))
     changed: list[str] = []

@@ -29,7 +29,7 @@ from exhaust.models import Job, Schedule
 from ingest import audit, logs
 from ingest.db.clock import read_clock
 from ingest.events import RequestError
-from ingest.models import IDENTIFIER, IDENTIFIER_RULE, Channel
+from ingest.models import IDENTIFIER, IDENTIFIER_RULE, Channel, find_excess, require_room
 
 log = logs.get_logger(__name__)
 EDITABLE_FIELDS = (
@@ -174,17 +174,9 @@ def find_errors(schedule: Schedule) -> dict[str, str]:
     if "cron" not in errors and _has_short_gap(schedule.cron):
         minutes = MIN_GAP // timedelta(minutes=1)
         errors["cron"] = f"Its slots must be at least {minutes} minutes apart, like */{minutes}."
-    if remedy := _count_error(schedule):
+    if remedy := find_excess(schedule, MAX_SCHEDULES):
         errors.setdefault("name", remedy)
     return errors
-
-
-def _count_error(schedule: Schedule) -> str:
-    """Why its channel can have no further schedule; empty where it can, or has this one."""
-    saved = Schedule.objects.filter(channel=schedule.channel_id)
-    if saved.count() < MAX_SCHEDULES or saved.filter(name=schedule.name).exists():
-        return ""
-    return f"A channel has at most {MAX_SCHEDULES} schedules; delete one."
 
 
 def _find_invalid_fields(schedule: Schedule) -> dict[str, str]:
@@ -371,9 +363,7 @@ def save(schedule: Schedule, now: datetime | None = None) -> Schedule:
     values = {field: getattr(schedule, field) for field in EDITABLE_FIELDS}
     next_at = next_slot(schedule.cron, schedule.zone, now or read_clock())
     with transaction.atomic():
-        Channel.objects.select_for_update(no_key=True).get(pk=schedule.channel_id)  # counts alone
-        if remedy := _count_error(schedule):
-            raise RequestError("conflict", f"name: {remedy}", 409)
+        require_room(schedule, MAX_SCHEDULES)
         saved, is_new = Schedule.objects.select_for_update().get_or_create(
             channel_id=schedule.channel_id,
             name=schedule.name,

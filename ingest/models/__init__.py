@@ -7,6 +7,8 @@ from ingest.models.accounts import (
     Application,
     Channel,
     Role,
+    find_excess,
+    require_room,
     validate_age_recipient,
     validate_identifier,
 )
@@ -46,6 +48,8 @@ __all__ = [
     "Role",
     "Session",
     "StoredEvent",
+    "find_excess",
+    "require_room",
     "validate_age_recipient",
     "validate_identifier",
 ]

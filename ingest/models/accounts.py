@@ -2,6 +2,7 @@
 
 import re
 from contextlib import suppress
+from typing import Any
 
 from django.contrib.auth.models import Group
 from django.core.exceptions import ValidationError
@@ -9,6 +10,7 @@ from django.core.validators import RegexValidator
 from django.db import models
 
 from ingest.db.clock import read_clock
+from ingest.events import RequestError
 
 # clients take '.' and '..' out of an address, and so never reach what bears such a name
 IDENTIFIER = r"^(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,128}\Z"
@@ -180,3 +182,18 @@ class Application(models.Model):
             validate_origins(self.allowed_origins)
         except ValidationError as error:
             raise ValidationError({"allowed_origins": error}) from None
+
+
+def find_excess(row: Any, limit: int) -> str:
+    """Returns why the channel can have no further row like this; empty where it can, or has it."""
+    saved = type(row).objects.filter(channel=row.channel_id)
+    if saved.count() < limit or saved.filter(name=row.name).exists():
+        return ""
+    return f"A channel has at most {limit} {row._meta.verbose_name_plural}; delete one."
+
+
+def require_room(row: Any, limit: int) -> None:
+    """Raises `RequestError` (409) for excess. Others count after this transaction."""
+    Channel.objects.select_for_update(no_key=True).get(pk=row.channel_id)
+    if remedy := find_excess(row, limit):
+        raise RequestError("conflict", f"name: {remedy}", 409)
