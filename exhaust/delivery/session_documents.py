@@ -5,6 +5,7 @@ its events, without anything that people wrote or answered.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -251,10 +252,8 @@ def _fetch_session_events(sessions: Sequence[SessionRow]) -> dict[int, _SessionC
         "starts": binary_arrays.moments([session.started_at for session in sessions]),
         "ends": binary_arrays.moments([session.ended_at for session in sessions]),
     }
-    return {
-        session_id: _decode_contents(contents)
-        for session_id, contents in reader.stream_query(_events_sql(), columns)
-    }
+    with closing(reader.stream_query(_events_sql(), columns)) as rows:
+        return {session_id: _decode_contents(contents) for session_id, contents in rows}
 
 
 def _fetch_session_events_portable(session: SessionRow) -> _SessionContents:

@@ -1,6 +1,7 @@
 """Pages of the feed: the documents after a position, and the position after these."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -118,8 +119,11 @@ def _read_events(
     rows = _filter_by_time(rows, "occurred_at", query)
     if query.types:
         rows = rows.filter(type__in=query.types)
-    event_rows = reader.stream_events(reader.select_after(rows, position, up_to)[:limit])
-    return ((row.position, documents.encode_event(row)) for row in event_rows)
+    with closing(
+        reader.stream_events(reader.select_after(rows, position, up_to)[:limit])
+    ) as event_rows:
+        for row in event_rows:
+            yield row.position, documents.encode_event(row)
 
 
 def _read_sessions(

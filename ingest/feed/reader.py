@@ -3,8 +3,8 @@
 Pull, push and derivation read through this module, so they share their positions.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -105,15 +105,17 @@ def _iterate_events(rows: "models.QuerySet[StoredEvent]") -> Iterator[EventRow]:
     annotated = rows.annotate(
         **{f"computed_{name}": sql for name, sql in _COMPUTED_COLUMNS.items()}
     )
-    event_rows = map(EventRow._make, _iterate_tuples(annotated.values_list(*_COLUMN_NAMES)))
-    if connection.vendor == "postgresql":
-        yield from event_rows
-    else:
-        for row in event_rows:
-            yield row._replace(identity=str(UUID(row.identity)), payload=bytes(row.payload))
+    # an end before the last row frees the connection here, and not when the garbage is collected
+    with closing(_iterate_tuples(annotated.values_list(*_COLUMN_NAMES))) as values:
+        event_rows = map(EventRow._make, values)
+        if connection.vendor == "postgresql":
+            yield from event_rows
+        else:
+            for row in event_rows:
+                yield row._replace(identity=str(UUID(row.identity)), payload=bytes(row.payload))
 
 
-def _iterate_tuples(rows: "models.QuerySet[Any, Any]") -> Iterator[Any]:
+def _iterate_tuples(rows: "models.QuerySet[Any, Any]") -> Generator[Any]:
     """Yields the rows of a `values_list`. On PostgreSQL in binary, in a third of the ORM's time."""
     if connection.vendor != "postgresql":
         yield from rows
@@ -125,14 +127,18 @@ def _iterate_tuples(rows: "models.QuerySet[Any, Any]") -> Iterator[Any]:
     yield from stream_query(sql, params)
 
 
-def stream_query(sql: str, params: Any) -> Iterator[Any]:
-    """Yields the rows of a query on PostgreSQL while the server makes the next ones."""
+def stream_query(sql: str, params: Any) -> Generator[Any]:
+    """Yields the rows of a query on PostgreSQL while the server makes the next ones.
+
+    The connection is locked until the generator ends. Close it where an error may come between two
+    rows: the error's traceback would keep it open.
+    """
     connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         yield from cursor.stream(sql, params, binary=True, size=CHUNK_ROWS)
 
 
-def stream_events(rows: "models.QuerySet[StoredEvent]") -> Iterator[EventRow]:
+def stream_events(rows: "models.QuerySet[StoredEvent]") -> Generator[EventRow]:
     """Yields the events of a `select_after` query. Run no other query until it ends."""
     with _force_index_scan():
         yield from _iterate_events(rows)
@@ -143,7 +149,7 @@ def fetch_events(rows: "models.QuerySet[StoredEvent]") -> list[EventRow]:
     return list(_iterate_events(rows))
 
 
-def stream_tuples(rows: "models.QuerySet[Any, Any]") -> Iterator[Any]:
+def stream_tuples(rows: "models.QuerySet[Any, Any]") -> Generator[Any]:
     """Yields a `values_list` of a `select_after` query. Run no other query until it ends."""
     with _force_index_scan():
         yield from _iterate_tuples(rows)

@@ -17,6 +17,7 @@ from exhaust.feed import pages
 from ingest.audit import reads
 from ingest.auth import keys
 from ingest.derive import deriver
+from ingest.feed.values import START
 from ingest.feed.watermark import lock_positioned_tables
 from ingest.models import AppUser, AuditEvent, Participant, Session, StoredEvent
 from tests.conftest import bearer, make_channel, make_key
@@ -109,6 +110,19 @@ def test_page_ends_at_a_number_of_bytes(
     assert max_bytes <= len(response.content) < max_bytes + 2000
     rest, _ = walk_pages(puller, "events", 1000, page["nextCursor"])
     assert message_ids(page["items"] + rest) == [f"ASSESS:{number}" for number in range(250)]
+
+
+def test_error_in_a_page_frees_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    send_events(*[make_answer(number) for number in range(250)])
+    query = pages.FeedQuery(make_channel("ORG_001").pk, "events")
+    monkeypatch.setattr(pages.documents, "encode_event", lambda row: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        pages.read_page(query, START, 250)
+
+    # a handler of the error still holds its traceback, and so the stream
+    assert StoredEvent.objects.count() == 250
+    del caught
 
 
 def test_event_document(puller: Client) -> None:
