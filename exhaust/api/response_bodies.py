@@ -165,7 +165,7 @@ class Job(Body):
     )
     datasetConfig = free_object("As it was sent.", source="row.config")
     attempts = integer(
-        "The number of failed attempts.",
+        "The number of failed attempts; after three the export is FAILED. An outage adds none.",
         get=lambda job: transitions.count_failed_attempts(job.row),
     )
     jobStats = JobStats(source="row")

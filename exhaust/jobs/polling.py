@@ -26,9 +26,9 @@ from ingest.models import Channel
 
 _JOB_COLUMNS = (
     "id", "channel_id", "tag", "request_id", "dataset", "config", "encryption", "fingerprint",
-    "requested_by",
-    "status", "status_message", "priority", "callback_url", "attempt", "due_at", "lease_until",
-    "rows_estimated", "rows_done", "submitted_at", "started_at", "completed_at", "execution_ms",
+    "requested_by", "status", "status_message", "priority", "callback_url", "attempt",
+    "uncounted_attempts", "due_at", "lease_until", "worker_id", "rows_estimated", "rows_done",
+    "submitted_at", "started_at", "completed_at", "execution_ms",
 )  # fmt: skip
 _FILE_COLUMNS = (
     "id", "job_id", "part", "key", "name", "content_type", "row_count", "byte_count", "sha256",

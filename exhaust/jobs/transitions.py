@@ -329,7 +329,7 @@ def fail(job: Job, message: str, *, permanent: bool = False, counts: bool = True
     return won
 
 
-def _end_failed(job: Job, message: str, now: datetime) -> bool:
+def _end_failed(job: Job, message: str, now: datetime, **values: Any) -> bool:
     return _transition(
         job.pk,
         _owned_job(job),
@@ -338,6 +338,7 @@ def _end_failed(job: Job, message: str, now: datetime) -> bool:
         lease_until=None,
         completed_at=Now(),
         execution_ms=_execution_ms(job, now),
+        **values,
     )
 
 
@@ -353,7 +354,7 @@ def postpone(job: Job, reason: str) -> bool:
     is_final = due_at - row.submitted_at > backoff.OUTAGE_LIMIT
     if is_final:
         message = f"{reason}, for 24 hours. Send the request again when it works."
-        won = _end_failed(job, message, row.now)
+        won = _end_failed(job, message, row.now, uncounted_attempts=F("uncounted_attempts") + 1)
     else:
         won = _transition(
             job.pk,
@@ -482,11 +483,12 @@ def resubmit(job: Job, encrypted_key: bytes | None = None) -> bool:
 
 
 def count_failed_attempts(job: Job) -> int:
-    """How many attempts ended without a file; a cancelled attempt does not count."""
-    if job.status == Status.CANCELLED:
-        return job.attempt - (job.lease_until is not None)
-    ended_statuses = {Status.SUBMITTED, Status.FAILED}
-    return job.attempt if job.status in ended_statuses else job.attempt - 1
+    """Returns how many attempts failed since the job was submitted.
+
+    One that an outage or a stopping worker ended did not fail, and neither did a cancelled one.
+    """
+    has_lease = job.lease_until is not None and job.worker_id != ""  # a released one is uncounted
+    return job.attempt - job.uncounted_attempts - (has_lease or job.status == Status.SUCCESS)
 
 
 def _execution_ms(job: Job, now: datetime) -> int:

@@ -300,6 +300,7 @@ def test_outage_uses_up_no_attempt(outage: pytest.MonkeyPatch) -> None:
         row = fetch_job_row(job)
         assert (row["status"], row["attempt"]) == ("SUBMITTED", number)
         assert row["uncounted_attempts"] == number
+        assert transitions.count_failed_attempts(Job.objects.get()) == 0
         assert re.fullmatch(
             r"Storage is unreachable; next try at \d\d:\d\d UTC\.", row["status_message"]
         )

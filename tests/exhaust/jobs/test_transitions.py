@@ -378,31 +378,38 @@ def test_publish_counts_rows_and_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "attempt", "expected"),
+    ("state", "attempt", "uncounted", "worker_id", "expected"),
     [
-        ("SUBMITTED", 0, 0),
-        ("PROCESSING", 1, 0),
-        ("SUCCESS", 1, 0),
-        ("SUBMITTED", 1, 1),
-        ("PROCESSING", 2, 1),
-        ("SUCCESS", 3, 2),
-        ("FAILED", 1, 1),
-        ("FAILED", 3, 3),
-        ("CANCELLED", 0, 0),
-        ("CANCELLED", 2, 2),
+        ("SUBMITTED", 0, 0, "", 0),
+        ("PROCESSING", 1, 0, "w:1", 0),
+        ("SUCCESS", 1, 0, "w:1", 0),
+        ("SUBMITTED", 1, 0, "w:1", 1),
+        ("PROCESSING", 2, 0, "w:1", 1),
+        ("SUCCESS", 3, 0, "w:1", 2),
+        ("FAILED", 1, 0, "w:1", 1),
+        ("FAILED", 3, 0, "w:1", 3),
+        ("CANCELLED", 0, 0, "", 0),
+        ("CANCELLED", 2, 0, "w:1", 1),
+        # of which an outage or an earlier submission had some, or a worker gave the last one back
+        ("SUBMITTED", 7, 7, "w:1", 0),
+        ("SUCCESS", 8, 6, "w:1", 1),
+        ("FAILED", 9, 6, "w:1", 3),
+        ("PROCESSING", 2, 1, "", 1),
+        ("CANCELLED", 2, 1, "", 1),
     ],
 )
-def test_failed_attempts_by_state(state: str, attempt: int, expected: int) -> None:
-    assert transitions.count_failed_attempts(Job(status=state, attempt=attempt)) == expected
-
-
-def test_cancelled_attempt_did_not_fail() -> None:
-    assert (
-        transitions.count_failed_attempts(
-            Job(status="CANCELLED", attempt=2, lease_until=timezone.now())
-        )
-        == 1
+def test_failed_attempts_by_state(
+    state: str, attempt: int, uncounted: int, worker_id: str, expected: int
+) -> None:
+    has_lease = state in ("PROCESSING", "CANCELLED")
+    job = Job(
+        status=state,
+        attempt=attempt,
+        uncounted_attempts=uncounted,
+        worker_id=worker_id,
+        lease_until=timezone.now() if has_lease else None,
     )
+    assert transitions.count_failed_attempts(job) == expected
 
 
 # Turns of channels --------------------------------------------------------------------------------
