@@ -21,6 +21,7 @@ from exhaust.monitoring.checks import Check, State
 from ingest import logs
 from ingest.db import outages
 from ingest.db.clock import read_clock
+from ingest.db.pool import SessionsShared
 from ingest.feed import restore
 from ingest.http import problems
 from ingest.http.response_fields import Body, choice, integer, text
@@ -128,6 +129,8 @@ def check_database() -> State:
             if is_last:
                 log.warning("database.check_failed", error=error)
                 reason = outages.describe_outage(error) or "unreachable or read-only"
+                if isinstance(error.__cause__, SessionsShared):
+                    reason = str(error.__cause__)
         else:
             return state
     return {"database": reason, "migrations": "unknown"}

@@ -30,6 +30,10 @@ class Unavailable(psycopg.OperationalError):
     """The database cannot be reached, or does not answer in time: a second call would not help."""
 
 
+class SessionsShared(Unavailable):
+    """A pooler gives one session of the server to several connections, which our settings need."""
+
+
 def describe_failure(error: psycopg.Error) -> str:
     """Returns a sentence that names the setting and has libpq's reason, of each host."""
     lines = [_PREFIX.sub("", line, count=1) for line in str(error).splitlines()]
@@ -52,6 +56,25 @@ def is_alive(connection: Any) -> bool:
         return not poll.poll(0)
     except psycopg.OperationalError:  # it is closed
         return False
+
+
+def fetch_backend_pid(connection: Any) -> int | None:
+    """Returns the process of the server that answers now; None if none does within a second.
+
+    A pooler that has no server to spare lets its client wait for minutes.
+    """
+    pgconn = connection.pgconn
+    pgconn.send_query(b"SELECT pg_backend_pid()")
+    poll = select.poll()
+    poll.register(pgconn.socket, select.POLLIN)
+    while pgconn.is_busy():
+        if not poll.poll(1000):
+            return None
+        pgconn.consume_input()
+    pid = pgconn.get_result().get_value(0, 0)
+    while pgconn.get_result() is not None:
+        pass
+    return int(pid) if pid is not None else None
 
 
 class Pool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import closing
 from functools import cached_property
 from time import monotonic
 from types import TracebackType
@@ -13,7 +14,13 @@ from django.db.backends.postgresql import base
 from django.db.utils import DatabaseErrorWrapper
 
 from ingest.db import outages
-from ingest.db.pool import Pool, Unavailable, describe_failure
+from ingest.db.pool import (
+    Pool,
+    SessionsShared,
+    Unavailable,
+    describe_failure,
+    fetch_backend_pid,
+)
 
 SESSION_SETTINGS = {
     "jit": "off",  # costs more than it saves here
@@ -21,6 +28,7 @@ SESSION_SETTINGS = {
     "lock_timeout": "20000",
 }
 WEB_STATEMENT_MS = 30_000  # of a web process, whose caller does not wait longer
+SESSION_LOOKS = 5  # at two connections in turn, while others use the pooler too
 _OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)\s*=")  # PostgreSQL takes - for _ here
 
 
@@ -29,6 +37,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     _connection_pools: dict[str, Pool] = {}
     loss_count = 0  # of this thread
+    has_own_sessions = False  # a pooler gives each connection a session of its own
 
     def open_connection(self) -> Any:
         """Returns a new connection beside the pool, with autocommit. Raises `Unavailable`."""
@@ -38,27 +47,54 @@ class DatabaseWrapper(base.DatabaseWrapper):
         except psycopg.Error as error:
             raise Unavailable(describe_failure(error)) from error
         try:
-            self._prepare_session(opened, params.get("options", ""))
+            self._prepare_session(opened, params)
         except psycopg.Error as error:
             opened.close()
+            if isinstance(error, Unavailable):
+                raise
             raise Unavailable(describe_failure(error)) from error
         opened.made_at = monotonic()  # type: ignore[attr-defined] # for the pool
         return opened
 
-    def _prepare_session(self, opened: Any, options: str) -> None:
+    def _prepare_session(self, opened: Any, params: dict[str, Any]) -> None:
         """Makes our settings, but those that `options` in DATABASE_URL makes.
 
         PgBouncer refuses a connection that brings `options`, so a statement has to make ours.
         """
-        given = {name.replace("-", "_") for name in _OPTION.findall(options)}
+        given = {name.replace("-", "_") for name in _OPTION.findall(params.get("options", ""))}
         values = [
-            f"set_config('{name}', '{value}', false)"
-            for name, value in SESSION_SETTINGS.items()
-            if name not in given
+            "pg_backend_pid()",
+            *(
+                f"set_config('{name}', '{value}', false)"
+                for name, value in SESSION_SETTINGS.items()
+                if name not in given
+            ),
         ]
-        if values:
-            psycopg.Cursor(opened).execute(f"SELECT {', '.join(values)}", prepare=False)
+        sql = f"SELECT {', '.join(values)}"
+        ((pid, *_),) = psycopg.Cursor(opened).execute(sql, prepare=False).fetchall()
+        # a pooler makes numbers up
+        if pid != opened.info.backend_pid and not DatabaseWrapper.has_own_sessions:
+            self._require_own_sessions(opened, params)
         self._configure_connection(opened)  # type: ignore[attr-defined] # Django's
+
+    @staticmethod
+    def _require_own_sessions(opened: Any, params: dict[str, Any]) -> None:
+        """Raises `SessionsShared` where two connections at once meet the same session.
+
+        The roles and settings of a session would reach the requests of others.
+        """
+        with closing(psycopg.connect(**params)) as other:
+            pids = []
+            for each in (opened, other) * SESSION_LOOKS:
+                if (pid := fetch_backend_pid(each)) is None:
+                    return  # the pooler is full: the next connection looks again
+                pids.append(pid)
+        if pids[0] == pids[1] or pids != pids[:2] * SESSION_LOOKS:
+            raise SessionsShared(
+                "DATABASE_URL: PgBouncer shares PostgreSQL's sessions between connections; set its"
+                " pool_mode = session."
+            )
+        DatabaseWrapper.has_own_sessions = True
 
     @property
     def pool(self) -> Pool | None:

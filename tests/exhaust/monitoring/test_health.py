@@ -9,7 +9,7 @@ from socket import create_server
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection, connections
+from django.db import DatabaseError, OperationalError, connection, connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.utils import timezone
@@ -19,6 +19,7 @@ from exhaust.jobs import wakeup
 from exhaust.models import DailyRun, Wakeup
 from exhaust.monitoring import checks, health
 from exhaust.monitoring.checks import Check
+from ingest.db.pool import SessionsShared
 from tests.conftest import bearer
 
 WELL = {
@@ -62,6 +63,17 @@ def test_read_only_database_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(health, "require_writable", refuse)
     code, state = probe()
     assert (code, state["database"]) == (503, "unreachable or read-only")
+
+
+@looking
+@committed
+def test_shared_sessions_are_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OperationalError from SessionsShared("PgBouncer: set its pool_mode = session.")
+
+    monkeypatch.setattr(health, "require_writable", refuse)
+    code, state = probe()
+    assert (code, state["database"]) == (503, "PgBouncer: set its pool_mode = session.")
 
 
 @looking

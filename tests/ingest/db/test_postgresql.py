@@ -1,17 +1,28 @@
 """Connections to PostgreSQL: what DATABASE_URL says, why there is none, and when one is lost."""
 
+import os
+import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import Any, cast
 
 import psycopg
 import pytest
 from django.db import DatabaseError, InternalError, connection
 
+from exhaust.processes import free_port
 from ingest.db import outages
 from ingest.db import pool as pools
-from ingest.db.pool import Pool, Unavailable
+from ingest.db.pool import Pool, SessionsShared, Unavailable
 from ingest.db.postgresql.base import SESSION_SETTINGS, DatabaseWrapper
 from ingest.db.prepared import fetch_all, retry_if_lost
+from tests.postgres import SUPERUSER
+from tests.service import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.django_db(transaction=True)]
 
@@ -235,3 +246,81 @@ def test_wrong_statement_is_no_outage():
 
     assert outages.describe_outage(caught.value) == ""
     assert not connection.connection.closed
+
+
+# PgBouncer ----------------------------------------------------------------------------------------
+
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or ""
+needs_pgbouncer = pytest.mark.skipif(not PGBOUNCER, reason="needs Debian's pgbouncer")
+
+
+def has_listener(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def run_pgbouncer(*settings: str) -> Iterator[Any]:
+    """Yields a wrapper that connects through PgBouncer with these settings."""
+    params = connection.get_connection_params()
+    server = " ".join(
+        f"{name}={params[name]}" for name in ("host", "port", "user", "password") if name in params
+    )
+    port = free_port()
+    lines = (
+        "[databases]", f"* = {server}", "[pgbouncer]", "listen_addr = 127.0.0.1",
+        f"listen_port = {port}", "unix_socket_dir =", "auth_type = any", *settings,
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        config = Path(folder, "pgbouncer.ini")
+        config.write_text("\n".join(lines))
+        if is_root := os.geteuid() == 0:  # as which it refuses to run
+            shutil.chown(folder, SUPERUSER)
+        user = ["-u", SUPERUSER] if is_root else []
+        process = subprocess.Popen([PGBOUNCER, "-q", *user, str(config)])
+        wrapper = make_wrapper(HOST="127.0.0.1", PORT=str(port))
+        try:
+            until(lambda: has_listener(port), "PgBouncer")
+            yield wrapper
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def _unknown_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DatabaseWrapper, "has_own_sessions", False)
+
+
+@needs_pgbouncer
+@pytest.mark.usefixtures("_unknown_pooler")
+@pytest.mark.parametrize("round_robin", [0, 1])
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+def test_shared_sessions_are_refused(mode: str, round_robin: int):
+    settings = (f"pool_mode = {mode}", f"server_round_robin = {round_robin}", "min_pool_size = 3")
+    with run_pgbouncer(*settings) as wrapper:
+        for _ in range(3):
+            with pytest.raises(SessionsShared, match="set its pool_mode = session"):
+                wrapper.open_connection()
+
+
+@needs_pgbouncer
+@pytest.mark.usefixtures("_unknown_pooler")
+def test_own_sessions_are_looked_at_once():
+    with run_pgbouncer("pool_mode = session") as wrapper:
+        with wrapper.open_connection() as opened:
+            assert opened.execute("SHOW jit").fetchone() == ("off",)
+        assert DatabaseWrapper.has_own_sessions
+        with wrapper.open_connection() as opened:
+            assert opened.execute("SELECT 1").fetchone() == (1,)
+
+
+@needs_pgbouncer
+@pytest.mark.usefixtures("_unknown_pooler")
+def test_full_pooler_delays_a_start_shortly():
+    with run_pgbouncer("pool_mode = session", "default_pool_size = 1") as wrapper:
+        started_at = monotonic()
+        with wrapper.open_connection() as opened:
+            assert opened.execute("SELECT 1").fetchone() == (1,)
+        assert monotonic() - started_at < 5
+    assert not DatabaseWrapper.has_own_sessions
