@@ -1,5 +1,6 @@
 """Counters of jobs, files and documents; `exhaust/monitoring/metrics.py` adds gauges."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from prometheus_client import Counter, Histogram
@@ -34,6 +35,14 @@ DELIVERED_DOCUMENTS = Counter(
 DOWNLOADS = Counter(
     "exhaust_downloads", "Downloads through links of the service, by HTTP status.", ["status"]
 )
+
+
+def begin_counts(datasets: Iterable[str]) -> None:
+    """Shows 0 for what the alerts count: Prometheus sees no rise in a count's first value."""
+    for dataset in datasets:
+        for outcome in ("failed", "postponed"):
+            ATTEMPTS_ENDED.labels(dataset, outcome)
+        LEASE_TAKEOVERS.labels(dataset, "worker_lost")
 
 
 def record_publication(job: Job, completed_at: datetime, rows: int, byte_count: int) -> None:

@@ -1,5 +1,6 @@
 """Counters of ingest. `exhaust/monitoring/metrics.py` serves them."""
 
+from collections.abc import Iterable
 from functools import cache
 
 from prometheus_client import Counter
@@ -25,6 +26,13 @@ OVERLOAD_REJECTIONS = Counter(
 
 
 _find_counter = cache(lambda counter, *labels: counter.labels(*labels))
+
+
+def begin_counts(sources: Iterable[str]) -> None:
+    """Shows 0 for what an alert counts: Prometheus sees no rise in a count's first value."""
+    for source in sources:
+        for outcome in ("stored", "rejected"):
+            EVENTS.labels(source, outcome)
 
 
 def count_batch(source: str, stored: int, duplicate: int, rejected: int) -> None:

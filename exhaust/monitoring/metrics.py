@@ -17,10 +17,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+import exhaust.metrics
+import ingest.metrics
+from exhaust.datasets import DATASETS
 from exhaust.delivery import destinations
 from exhaust.jobs import transitions, wakeup
 from exhaust.models import Destination, Job, Schedule
 from exhaust.monitoring import health
+from ingest.adapters import ADAPTERS
 from ingest.derive import deriver
 from ingest.http.schema import PROBLEM, Problem, extend_schema
 from ingest.models import DerivationState
@@ -69,6 +73,8 @@ def _build_registry(*, has_rows: bool) -> CollectorRegistry:
     A worker with a port has a folder of its own (`config/settings.py`), so each count is shown
     once.
     """
+    exhaust.metrics.begin_counts(DATASETS)
+    ingest.metrics.begin_counts(ADAPTERS)
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -18,8 +19,10 @@ from config import settings
 from exhaust.files import links
 from exhaust.jobs import transitions, wakeup
 from exhaust.models import Job, Schedule, Wakeup
+from ingest.derive import deriver
 from tests.conftest import bearer, make_channel, make_key
-from tests.exhaust.factories import make_claimed, make_finished, make_job
+from tests.exhaust.destinations import make_destination
+from tests.exhaust.factories import make_answer, make_claimed, make_finished, make_job, send_events
 from tools.reference import list_metrics
 
 TOKEN = {"Authorization": "Bearer t0ken"}
@@ -34,6 +37,13 @@ def scrape(client: Client) -> dict[tuple[str, tuple[str, ...]], float]:
         for family in text_string_to_metric_families(answer.content.decode())
         for sample in family.samples
     }
+
+
+def make_failing_schedule() -> None:
+    Schedule.objects.create(
+        channel=make_channel("ORG_001"), name="daily", cron="0 6 * * *", dataset="uci",
+        next_at=timezone.now(), last_error="There are too many requests.",
+    )  # fmt: skip
 
 
 def test_metrics_are_off_by_default(client: Client) -> None:
@@ -88,10 +98,7 @@ def test_sweeps_servers_and_schedules_are_measured(client: Client, settings: Any
     settings.EXHAUST_METRICS_TOKEN = "t0ken"
     settings.CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
     Wakeup.objects.create(kind=wakeup.SWEEP, started_at=timezone.now() - timedelta(seconds=60))
-    Schedule.objects.create(
-        channel=make_channel("ORG_001"), name="daily", cron="0 6 * * *", dataset="uci",
-        next_at=timezone.now(), last_error="There are too many requests.",
-    )  # fmt: skip
+    make_failing_schedule()
 
     # when / then
     values = scrape(client)
@@ -171,6 +178,76 @@ def test_dashboard_and_alerts_labels_exist(page: str) -> None:
 
     assert grouped
     assert grouped | selected <= labels
+
+
+# an alert, a series as /metrics writes it, its values by the minute when well, and when not
+ALERTS = [
+    ("JobQueueStalled", "exhaust_queue_wait_seconds", "0 119x20", "0 121x20"),
+    ("JobFailureRate", "exhaust_jobs_total{dataset='events-exhaust',outcome='failed'}",
+     "0x5 1x15", "0x5 1 2 3 4x15"),
+    ("WorkersLost", "exhaust_lease_takeovers_total{dataset='events-exhaust',reason='worker_lost'}",
+     "0x5 1x15", "0x5 1 2 3 4x15"),
+    ("StorageUnreachable", "exhaust_jobs_total{dataset='events-exhaust',outcome='postponed'}",
+     "0x5 1x15", "0x15 1 2 3 4 5 6 7"),
+    ("StorageUnreachable", "exhaust_part_up{part='storage'}", "1x20", "1x10 0x10"),
+    ("SessionDerivationLagging", "exhaust_session_lag_seconds{channel='ORG_001'}",
+     "300x20", "301x20"),
+    ("DestinationDeliveryStopped",
+     "exhaust_destination_disabled{channel='ORG_001',destination='search'}", "0x40", "1x40"),
+    ("HighRejectionRate", "exhaust_events_total{outcome='rejected',source='desk'}",
+     "0x40", "0+9x40"),
+    ("OverloadRejections", "exhaust_http_overload_rejections_total", "0+59x20", "0+61x20"),
+    ("MetricsAbsent", "exhaust_queue_wait_seconds", "0x20", "0x5 stale"),
+    ("BrokerUnavailable", "exhaust_part_up{part='broker'}", "1x20", "0x20"),
+    ("SweepStalled", "exhaust_sweep_age_seconds", "60x20", "61x20"),
+    ("SchedulesFailing", "exhaust_schedules_failing{channel='ORG_001'}", "0x40", "1x40"),
+]  # fmt: skip
+PROMTOOL = shutil.which("promtool") or ""
+
+
+@pytest.mark.django_db
+@pytest.mark.skipif(not PROMTOOL, reason="needs Debian's prometheus")
+def test_alerts_fire(client: Client, settings: Any, tmp_path: Path) -> None:
+    # given the series of a scrape
+    settings.EXHAUST_METRICS_TOKEN = "t0ken"
+    send_events(make_answer(1))
+    deriver.derive_all(5)
+    make_failing_schedule()
+    make_destination(name="search")
+    scraped = client.get("/metrics", headers=TOKEN).content.decode().replace('"', "'")
+    names = {line.rpartition(" ")[0] for line in scraped.splitlines()}
+    rules = (MONITORING / "alerts.yml").read_text()
+    named = re.findall(r"alert: (\w+)", rules)
+    assert {alert for alert, *_ in ALERTS} == set(named) - {"CertificateExpiring"}  # of an exporter
+    assert {series for _, series, *_ in ALERTS} <= names
+
+    # when each is well, and is not, then Prometheus' own tool finds that its alert fires
+    tests = []
+    for alert, series, well, ill in ALERTS:
+        firing = f"count(ALERTS{{alertname='{alert}',alertstate='firing'}})"
+        for values, samples in ((well, []), (ill, [{"labels": "{}", "value": 1}])):
+            minutes = 40 if "x40" in values else 20
+            tests.append(
+                {
+                    "name": f"{alert} {values}",
+                    "interval": "1m",
+                    "input_series": [
+                        {"series": series, "values": values},
+                        *({"series": "exhaust_queue_wait_seconds", "values": "0x40"},)[
+                            : alert not in ("JobQueueStalled", "MetricsAbsent")
+                        ],
+                    ],
+                    "promql_expr_test": [
+                        {"expr": firing, "eval_time": f"{minutes}m", "exp_samples": samples}
+                    ],
+                }
+            )
+    (tmp_path / "tests.json").write_text(
+        json.dumps({"rule_files": [str(MONITORING / "alerts.yml")], "tests": tests})
+    )
+    command = [PROMTOOL, "test", "rules", "tests.json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_processes_of_a_machine_count_once(tmp_path: Path) -> None:
