@@ -67,7 +67,7 @@ _key_pepper: str = env.str("EXHAUST_KEY_PEPPER", "")
 S3_BUCKET: str = env.str("S3_BUCKET", "")
 #: Address of an S3 server that is not AWS.
 S3_ENDPOINT_URL: str = env.str("S3_ENDPOINT_URL", "")
-#: Address in bucket links; empty means the endpoint itself.
+#: Address of the bucket as downloaders see it; empty means the endpoint itself.
 S3_PUBLIC_ENDPOINT_URL: str = env.str("S3_PUBLIC_ENDPOINT_URL", "") or S3_ENDPOINT_URL
 #: Region of the bucket.
 S3_REGION: str = env.str("S3_REGION", "us-east-1")

@@ -47,8 +47,8 @@ ROW_LIMITS = {
         " deletes ended ones, with their files, links and transitions."
     ),
     "exhaust.Link": (
-        f"One of a file that opens it, {Link.MAX_USES} times at most, and {links.MAX_REVOKED} that"
-        " are revoked; older ones are deleted."
+        f"One of a file that opens it, {Link.MAX_USES} times if it is private, and"
+        f" {links.MAX_REVOKED} that are revoked; older ones are deleted."
     ),
     "exhaust.Schedule": (
         f"{schedules.MAX_SCHEDULES} of a channel, with slots {schedules.MIN_GAP.seconds // 60}"

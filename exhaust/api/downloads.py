@@ -86,6 +86,7 @@ def _respond(send: Callable[[], HttpResponse | FileResponse]) -> HttpResponse | 
     return response
 
 
+_FOLLOW = "The file is at the address in Location; let your client follow it, as curl -L does.\n"
 _RANGE_PATTERN = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
@@ -106,12 +107,15 @@ def _parse_range(header: str, byte_count: int) -> range | None:
 def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse:
     """Returns the file, the range of it that is asked for, or a redirect to the bucket.
 
-    HEAD is not counted and gets no redirect.
+    HEAD is not counted, and describes the file without a redirect: S3 signs for GET only.
     """
     headers = request.headers
     is_head = request.method == "HEAD"
-    if not is_head and (address := links.sign_redirect(file)):
-        return HttpResponseRedirect(address)
+    address = links.sign_redirect(file)
+    if address and not is_head:
+        return HttpResponseRedirect(
+            address, content=_FOLLOW, content_type="text/plain; charset=utf-8"
+        )
     tag = f'"{file.sha256}"'
     asked = None
     if not is_head and headers.get("If-Range", tag) == tag:
@@ -132,7 +136,8 @@ def _serve_file(file: File, request: HttpRequest) -> HttpResponse | FileResponse
     response["Content-Length"] = len(sent)
     response["Content-Disposition"] = storage.content_disposition(file.name)
     response["Accept-Ranges"] = "bytes"
-    response["ETag"] = tag
+    if not address:  # the bucket has its own for the same bytes, and readers compare the two
+        response["ETag"] = tag
     if asked is not None:
         response.status_code = 206
         response["Content-Range"] = f"bytes {sent.start}-{sent.stop - 1}/{file.byte_count}"

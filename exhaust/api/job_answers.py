@@ -30,7 +30,7 @@ class PresentedJob(NamedTuple):
     submitted_at: datetime
     status: str
     body: bytes
-    digest: str  # of all but a bucket's signatures, which change each second
+    digest: str
     retry_seconds: int  # in which it may have changed; 0 once it has ended
     link_ids: Sequence[int]
 
@@ -47,18 +47,17 @@ class PresentedPage(NamedTuple):
 def present_job(row: Job) -> PresentedJob:
     """Returns a job of `queries` or `polling`; it may create links."""
     state = response_bodies.build_state(row)
-    body = response_bodies.Job.render(state)
-    link_ids = [link.pk for link in state.links]
-    stable = envelope.render({**body, "downloadUrls": link_ids})
+    shown = response_bodies.Job.render(state)
+    body = envelope.render(shown)
     return PresentedJob(
         row.pk,
         row.dataset,
         row.submitted_at,
         row.status,
-        envelope.render(body),
-        _digest(stable),
-        suggest_retry_seconds(body),
-        link_ids,
+        body,
+        _digest(body),
+        suggest_retry_seconds(shown),
+        [link.pk for link in state.links],
     )
 
 

@@ -186,20 +186,13 @@ class RetryView(JobView):
 class RevokeView(JobView):
     operation = "request.revoke"
 
-    @extend_schema("revokeLinks", responses.Revoked, 404, 409, parameters=[JobQuery])
+    @extend_schema("revokeLinks", responses.Revoked, 404, parameters=[JobQuery])
     def post(self, request: Request, tag: str) -> Response:
         """Revoke an export's links.
 
-        Links to a bucket cannot be revoked: 409. Needs the scope of the dataset.
+        Needs the scope of the dataset.
         """
         job = self.fetch_job(request, tag)
-        if any(not links.has_own_url(file) for file in job.files.select_related("job")):
-            raise RequestError(
-                "conflict",
-                "Links of this request are the bucket's own and cannot be revoked; they end at"
-                " expiresAt.",
-                409,
-            )
         revoked = links.revoke(Link.objects.filter(file__job=job))
         summary = {"requestId": job.request_id, "tag": f"{job.tag}:{job.channel.identifier}"}
         return envelope.build_success(self.operation, {**summary, "revoked": revoked})

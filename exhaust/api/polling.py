@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any, NamedTuple
 
 import psycopg
@@ -19,7 +18,6 @@ from rest_framework.exceptions import NotFound
 from exhaust.api import envelope, job_answers, jobs, validation
 from exhaust.api.base import DatasetView, readable_datasets, required_scope
 from exhaust.api.job_answers import PresentedJob, PresentedPage
-from exhaust.files.storage import StorageError
 from exhaust.jobs import polling, queries
 from exhaust.jobs.polling import JobKey, PageKey
 from exhaust.jobs.queries import Filters
@@ -37,7 +35,6 @@ KEY_READS = 512  # of a key in progress, in a process
 KEY_WAITING = 200  # of a key, whose answers wait for another status
 LOOK_SECONDS = 0.5  # between two looks of those
 GROUP_COST = 256  # jobs that one statement looks up; a page has as many as its limit
-MAX_AGE_SECONDS = 30.0  # of what is kept: a bucket's address is signed anew now and then
 MAX_KEPT_JOBS, MAX_KEPT_BYTES = 10_000, 4096
 _ADDRESS = re.compile(r"/(api/)?dataset/v1/request/(read|list)/([A-Za-z0-9._-]+)")
 _ACCEPTED = {"*/*", "application/json", "application/json, */*"}
@@ -103,7 +100,7 @@ class Poller:
         """Returns the reply in the envelope, whatever happens."""
         try:
             reply = await respond(tag, request)
-        except (DatabaseError, InterfaceError, psycopg.Error, ShareFull, StorageError) as error:
+        except (DatabaseError, InterfaceError, psycopg.Error, ShareFull) as error:
             if isinstance(error, ShareFull):
                 metrics.OVERLOAD_REJECTIONS.inc()
             else:
@@ -219,7 +216,7 @@ class KeptJobs:
     """What was presented of jobs, by version."""
 
     def __init__(self) -> None:
-        self._jobs: dict[tuple[str, str], tuple[float, PresentedJob]] = {}
+        self._jobs: dict[tuple[str, str], PresentedJob] = {}
 
     def find(self, channel: str, key: Key, versions: Sequence[str]) -> Presented:
         """Returns what was presented of these versions, if all of it is kept."""
@@ -236,15 +233,14 @@ class KeptJobs:
         return job_answers.present_page(found, cursor)
 
     def _find_job(self, channel: str, version: str) -> PresentedJob | None:
-        kept = self._jobs.get((channel, version))
-        return kept[1] if kept is not None and kept[0] > monotonic() else None
+        return self._jobs.get((channel, version))
 
     def keep(self, row: Any, presented: PresentedJob) -> None:
         """Keeps what was presented of a job of `polling`, unless it shows more than the version."""
         links = {link.pk for file in row.files.all() for link in file.links.all()}
         if len(presented.body) > MAX_KEPT_BYTES or not links.issuperset(presented.link_ids):
             return  # the version with the new link is the next one
-        self._jobs[row.channel.identifier, row.version] = monotonic() + MAX_AGE_SECONDS, presented
+        self._jobs[row.channel.identifier, row.version] = presented
         if len(self._jobs) > MAX_KEPT_JOBS:
             del self._jobs[next(iter(self._jobs))]
 

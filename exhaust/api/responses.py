@@ -104,11 +104,11 @@ DOWNLOAD: dict[Any, Any] = {
     **{(status, media): OpenApiResponse({"description": "The bytes."}, meaning)
        for status, meaning in ((200, "The file."), (206, "A part, for `Range`."))
        for media in FILE_TYPES},
-    302: OpenApiResponse(None, "The file is in the bucket: a short link."),
     416: OpenApiResponse(None, "The file ends before the range."),
     **{
         (status, "text/plain"): OpenApiResponse({"type": "string"}, meaning)
         for status, meaning in (
+            (302, "The file is in the bucket: follow the short link in `Location`."),
             (403, "The link was altered or revoked."), (404, "There is no such file."),
             (410, "The link has expired, or the file was deleted."),
             (429, "Too many altered links from this address."),

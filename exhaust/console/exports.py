@@ -38,7 +38,7 @@ from ingest.models import Conversation
 
 PER_PAGE = 50
 MAX_PER_PAGE = 100
-SHARE_USES = (Link.MAX_USES, 10, 1)
+SHARE_USES = (0, 10, 1)  # 0 is the most that the dataset allows
 _MIN_ELAPSED = timedelta(seconds=2)
 _ALMOST_DONE = timedelta(seconds=1)
 
@@ -290,10 +290,6 @@ class FileView:
     def link_url(self) -> str:
         return links.build_url(self.active_link) if self.active_link else ""
 
-    @property
-    def is_revocable(self) -> bool:
-        return links.has_own_url(self.file)
-
 
 def share_lives() -> list[int]:
     """Returns the seconds that a share link can live, shortest first."""
@@ -322,6 +318,7 @@ def show_job(request: HttpRequest, ctx: ChannelContext, tag: str, request_id: st
             "share_lives": share_lives(),
             "default_life": share_lives()[0 if is_private(job.dataset) else -1],
             "share_uses": SHARE_USES,
+            "most_uses": Link.MAX_USES if is_private(job.dataset) else None,
             "callback": response_bodies.JobCallback.render(response_bodies.find_callback(job))
             if job.callback_url
             else None,
@@ -418,7 +415,7 @@ def create_link(
     link = links.get_or_create(
         file,
         seconds=int(seconds) if seconds in map(str, share_lives()) else None,
-        max_uses=int(uses) if uses in map(str, SHARE_USES) else Link.MAX_USES,
+        max_uses=int(uses) if uses in map(str, SHARE_USES) else 0,
     )
     if link is None:
         messages.error(request, "This file was deleted. Export it again.")
@@ -429,9 +426,9 @@ def create_link(
 def revoke_link(
     request: HttpRequest, ctx: ChannelContext, tag: str, request_id: str, part: int
 ) -> HttpResponse:
-    """Revokes all links to a file. Links of the storage itself cannot be revoked."""
+    """Revokes all links to a file."""
     file = _find_file(ctx, tag, request_id, part)
-    if links.has_own_url(file) and links.revoke(Link.objects.filter(file=file)):
+    if links.revoke(Link.objects.filter(file=file)):
         messages.success(request, "Link revoked.")
     else:
         messages.warning(request, "There was no link to revoke.")

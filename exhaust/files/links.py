@@ -1,8 +1,7 @@
 """Links to files: one for each file until it expires, the same whenever it is read.
 
-A response file in a bucket gets a link to the bucket; a private file, and a file in a folder,
-gets our own address: 256 random bits that lead to a row, which counts uses and can be revoked. The
-database's clock decides whether a link has expired, whatever the clock of a web process shows.
+A link is our own address: 256 random bits that lead to a row, which counts uses and can be revoked.
+The database's clock decides whether a link has expired, whatever the clock of a web process shows.
 """
 
 import hashlib
@@ -50,15 +49,17 @@ def get_or_create(
     now: datetime | None = None,
     *,
     seconds: int | None = None,
-    max_uses: int = Link.MAX_USES,
+    max_uses: int = 0,
 ) -> Link | None:
     """Returns the usable link of a file, a new one where there is none; None once the file is gone.
 
     `now` is the database's time, where the caller has it. A new link lives for so many seconds, or
-    for `EXHAUST_LINK_SECONDS`.
+    for `EXHAUST_LINK_SECONDS`, and opens the file so many times; 0 is the most that its dataset
+    allows.
     """
     if not file.is_available:
         return None
+    max_uses = max_uses or (Link.MAX_USES if is_private(file.job.dataset) else Link.UNLIMITED)
     if link := find_usable(file, max_uses):
         return link
     with transaction.atomic():  # two readers at once get one link
@@ -119,32 +120,16 @@ def _decrypt_token(link: Link) -> str:
 
 
 def _compute_expiry(file: File, now: datetime, seconds: int | None) -> datetime:
-    """Returns the earliest end of the link's lifetime, the signing credential and the file."""
-    limits = [
-        now + timedelta(seconds=seconds or settings.EXHAUST_LINK_SECONDS),
-        file.created_at + timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS),
-    ]
-    if credential_expiry := storage.get_storage().signing_expires_at():
-        limits.append(credential_expiry)
-    return min(limits).astimezone(UTC)
-
-
-def has_own_url(file: File) -> bool:
-    """Returns whether links to the file are our own address, which can be revoked."""
-    return is_private(file.job.dataset) or not settings.S3_BUCKET
+    """Returns the earlier end: the link's lifetime or the file's."""
+    life = now + timedelta(seconds=seconds or settings.EXHAUST_LINK_SECONDS)
+    removed_at = file.created_at + timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS)
+    return min(life, removed_at).astimezone(UTC)
 
 
 def build_url(link: Link) -> str:
-    """Returns the address that serves the file until the link expires."""
-    file = link.file
-    if not is_private(file.job.dataset):
-        signed_url = storage.get_storage().sign_url(
-            file.key, file.name, file.content_type, link.expires_at
-        )
-        if signed_url:
-            return signed_url
+    """Returns the address that opens the file until the link expires."""
     # tools name their copy, and recognise its format, by the end of the address
-    name = quote(make_safe_name(file.name), safe="")
+    name = quote(make_safe_name(link.file.name), safe="")
     return f"{settings.EXHAUST_PUBLIC_URL}/dataset/v1/download/{_decrypt_token(link)}/{name}"
 
 
@@ -212,7 +197,7 @@ def _explain_unusable(link: Link) -> str:
 
 def sign_redirect(file: File) -> str | None:
     """Returns a short-lived address in the bucket; None where this service sends the bytes."""
-    until = database_now() + timedelta(seconds=REDIRECT_SECONDS)
+    until = read_clock() + timedelta(seconds=REDIRECT_SECONDS)
     return storage.get_storage().sign_url(file.key, file.name, file.content_type, until)
 
 

@@ -76,11 +76,12 @@ class _LinkManager(models.Manager["Link"]):
 class Link(models.Model):
     """A way to a file until its expiry.
 
-    The address of a bucket is signed on each read and not stored. Of an own link the digest is
-    stored, and the encrypted token, so that it can be shown again; a revoked link has no token.
+    The digest of its token is stored, and the encrypted token, so that it can be shown again; a
+    revoked link has no token.
     """
 
-    MAX_USES = 100
+    MAX_USES = 100  # of a private file
+    UNLIMITED = 2**31 - 1
     is_usable: bool  # the manager reads it with the row
 
     objects: ClassVar[_LinkManager] = _LinkManager()

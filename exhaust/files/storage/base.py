@@ -123,9 +123,6 @@ class Storage(Protocol):
     def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         """Returns an address that serves the file as `name` until then; None if unsupported."""
 
-    def signing_expires_at(self) -> datetime | None:
-        """Returns when the signing credential expires; None for never."""
-
     def probe(self) -> None:
         """Raises `StorageError` when the storage does not answer within two seconds."""
 

@@ -90,9 +90,6 @@ class FolderStorage:
     def sign_url(self, key: str, name: str, content_type: str, until: datetime) -> str | None:
         return None
 
-    def signing_expires_at(self) -> datetime | None:
-        return None
-
     def probe(self) -> None:
         try:
             self._root.mkdir(parents=True, exist_ok=True)

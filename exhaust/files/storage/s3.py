@@ -1,9 +1,8 @@
 """Files in a bucket, through boto3."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -168,36 +167,19 @@ class S3Storage:
         seconds = int((until - read_clock()).total_seconds())
         if seconds < 1:
             return None
-        disposition = content_disposition(name)
-        if "filename*" not in disposition:
-            disposition += f"; filename*=UTF-8''{quote(name)}"
         try:
-            address = self._signer.generate_presigned_url(
+            return self._signer.generate_presigned_url(
                 "get_object",
                 Params={
                     "Bucket": self._bucket,
                     "Key": key,
-                    "ResponseContentDisposition": disposition,
+                    "ResponseContentDisposition": content_disposition(name),
                     "ResponseContentType": content_type,
                 },
                 ExpiresIn=seconds,
             )
         except (ClientError, BotoCoreError) as error:
             raise _storage_error(error) from error
-        # the name comes last: tools recognise a format by the end of an address
-        url = urlsplit(address)
-        query = sorted(url.query.split("&"), key=lambda part: part.startswith("response-content-d"))
-        return urlunsplit(url._replace(query="&".join(query)))
-
-    def signing_expires_at(self) -> datetime | None:
-        credentials = self.session.get_credentials()
-        if credentials is not None:
-            try:
-                credentials.get_frozen_credentials()  # renews expired ones, as signing does
-            except (ClientError, BotoCoreError) as error:
-                raise _storage_error(error) from error
-        expires_at = getattr(credentials, "_expiry_time", None)  # botocore shows it nowhere else
-        return expires_at - timedelta(seconds=60) if isinstance(expires_at, datetime) else None
 
     def probe(self) -> None:
         try:

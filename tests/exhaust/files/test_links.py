@@ -3,7 +3,7 @@
 import errno
 import time
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -121,11 +121,14 @@ def test_head_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
     # when
     answer = Client().head(path)
 
-    # then
+    # then it names no ETag: readers compare it with the bucket's own
     assert answer.status_code == 200
-    assert "Location" not in answer
+    assert (answer["Content-Length"], answer["Accept-Ranges"]) == (str(len(CONTENT)), "bytes")
+    assert not {"Location", "ETag"} & set(answer.headers)
     assert uses(link) == 0
-    assert Client().get(path)["Location"] == "https://bucket.example/signed"
+    redirect = Client().get(path, headers={"Range": "bytes=2-"})
+    assert (redirect.status_code, redirect["Location"]) == (302, "https://bucket.example/signed")
+    assert b"curl -L" in redirect.content
     assert uses(link) == 1
 
 
@@ -295,28 +298,8 @@ def test_link_expires_with_its_file(settings: Any) -> None:
     assert abs((link.expires_at - timezone.now()).total_seconds() - 3600) < 5
 
 
-def test_temporary_credentials_shorten_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given credentials that sign for ten minutes more
-    ends = datetime.now(UTC) + timedelta(minutes=10)
-    monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
-
-    # when
-    _, link, _ = make_linked_file()
-
-    # then
-    assert link.expires_at == ends
-
-
-def test_lasting_credentials_keep_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = datetime.now(UTC) + timedelta(days=300)
-    monkeypatch.setattr(storage.FolderStorage, "signing_expires_at", lambda _: ends)
-    _, link, _ = make_linked_file()
-    assert link.expires_at <= timezone.now() + timedelta(days=1)
-
-
-def test_private_file_gets_own_link(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("dataset", [RESPONSE, PRIVATE])
+def test_link_to_bucket_is_our_own(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a storage that signs
     signed: list[tuple[str, str, str, datetime]] = []
 
@@ -324,29 +307,20 @@ def test_private_file_gets_own_link(
         signed.append((key, name, content_type, until))
         return f"https://bucket.example/{key}?signed"
 
-    public, private = make_finished().files.get(), make_finished(dataset=PRIVATE).files.get()
     monkeypatch.setattr(storage.FolderStorage, "sign_url", sign)
-    opened = [links.get_or_create(public), links.get_or_create(private)]
-    assert opened[0] is not None
-    assert opened[1] is not None
 
-    # when
-    addresses = [links.build_url(link) for link in opened if link]
+    # when a link is made, then nothing is signed
+    file, _, path = make_linked_file(dataset=dataset)
+    assert signed == []
 
-    # then only the response file's address is the bucket's, for the life of the link
-    assert addresses[0] == f"https://bucket.example/{public.key}?signed"
-    assert addresses[1].startswith(f"{OURS}/dataset/v1/download/")
-    assert signed == [(public.key, public.name, public.content_type, opened[0].expires_at)]
-
-    # and the service's own link redirects to the bucket for two minutes
-    answer = Client().get(addresses[1].removeprefix(OURS))
-    assert (answer.status_code, answer["Location"]) == (
-        302,
-        f"https://bucket.example/{private.key}?signed",
-    )
+    # and it redirects to the bucket for two minutes
+    answer = Client().get(path)
+    location = f"https://bucket.example/{file.key}?signed"
+    assert (answer.status_code, answer["Location"]) == (302, location)
     assert_not_kept(answer)
-    assert len(signed) == 2
-    assert 115 < (signed[1][3] - timezone.now()).total_seconds() <= 120
+    ((*described, until),) = signed
+    assert described == [file.key, file.name, file.content_type]
+    assert 115 < (until - timezone.now()).total_seconds() <= 120
 
 
 def test_database_dump_opens_no_file() -> None:
@@ -396,6 +370,14 @@ def test_link_has_a_download_limit() -> None:
     assert Client().head(path).status_code == 410
     assert uses(link) == 2
     assert links.get_or_create(File.objects.get(pk=file.pk)) != link
+
+
+@pytest.mark.parametrize(("dataset", "uses"), [(PRIVATE, 100), (RESPONSE, Link.UNLIMITED)])
+def test_only_private_links_count_down(dataset: str, uses: int) -> None:
+    # a reader of Parquet asks for hundreds of ranges
+    file, link, _ = make_linked_file(dataset=dataset)
+    assert link.max_uses == uses
+    assert links.get_or_create(file) == link
 
 
 def test_revoked_link_is_replaced_on_read(asker: Client) -> None:
