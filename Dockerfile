@@ -1,5 +1,5 @@
 # One image; each process is a command (see docker-compose.yml).
-FROM python:3.11-slim AS build
+FROM python:3.11-slim@sha256:db3ff2e1800a8581e2c48a27c3995339d47bdf046da21c7627accd3d51053a93 AS build
 WORKDIR /src
 RUN python -m venv /venv
 COPY requirements.lock ./
@@ -10,8 +10,8 @@ COPY ingest ingest
 COPY exhaust exhaust
 RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
-FROM python:3.11-slim
-RUN useradd --system --uid 10001 --create-home exhaust && mkdir /var/exhaust && chown exhaust /var/exhaust
+FROM python:3.11-slim@sha256:db3ff2e1800a8581e2c48a27c3995339d47bdf046da21c7627accd3d51053a93
+RUN useradd --system --uid 10001 --create-home exhaust && install -d -m 0700 -o exhaust /var/exhaust
 COPY --from=build /venv /venv
 COPY manage.py /app/manage.py
 WORKDIR /app

@@ -52,7 +52,7 @@ def main() -> None:
     harness.stop_on_term()
     with harness.temporary_folder() as var, harness.postgresql() as url:
         variables = harness.environment(url, var)
-        variables["EXHAUST_PUSH_ALLOWED_NETWORKS"] = "127.0.0.0/8"
+        variables["EXHAUST_PUSH_ALLOWED_NETWORKS"] = "ORG_001=127.0.0.0/8"
         variables["EXHAUST_DATABASE_POOL_SIZE"] = str(options.writers + options.readers + 4)
         harness.setup_django(variables)
         harness.migrate()

@@ -9,8 +9,10 @@ A wrong, half-set or misspelt variable stops the start with a sentence that name
 import os
 import re
 import secrets
+import stat
 import sys
 from base64 import urlsafe_b64encode
+from contextlib import suppress
 from datetime import timedelta
 from difflib import get_close_matches
 from importlib import import_module
@@ -37,7 +39,7 @@ for _name, _path in os.environ.items():
 
 # Where this installation stands -----------------------------------------------------------------
 
-#: Folder of the embedded parts; empty means `var/` beside manage.py.
+#: Folder of the embedded parts, for the service's own user; empty means `var/` beside manage.py.
 DATA_DIR = Path(env.str("EXHAUST_DATA_DIR", "") or BASE_DIR / "var")
 #: `postgresql://user:password@host:5432/name`, with any parameter of libpq as
 #: `?sslmode=verify-full`; empty means SQLite in the data folder.
@@ -127,7 +129,7 @@ EXHAUST_EVENT_RETENTION_DAYS: int = env.int(
 EXHAUST_REJECTED_RETENTION_DAYS: int = env.int(
     "EXHAUST_REJECTED_RETENTION_DAYS", 30, validate=validate.Range(min=1, max=36_500)
 )
-#: Private networks that destinations and callbacks may reach, as `10.1.2.0/24`.
+#: Private networks that a channel's destinations and callbacks may reach: `ORG_001=10.1.2.0/24`.
 _push_networks: list[str] = env.list("EXHAUST_PUSH_ALLOWED_NETWORKS", [])
 #: Factor of all rate limits; 0 turns them off.
 EXHAUST_RATE_LIMIT_MULTIPLIER: float = env.float(
@@ -169,6 +171,11 @@ for _name in sorted(os.environ):
             else "there is no such setting; README.md lists them all.",
         )
 
+if DEBUG and EXHAUST_PUBLIC_URL.startswith("https://"):
+    raise setting_error(
+        "DEBUG",
+        "shows the service's insides to its callers; leave it out under an https:// address.",
+    )
 if bool(_aws_id) != bool(_aws_secret):
     missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
     raise setting_error(missing, "must be set, its other half is.")
@@ -214,6 +221,50 @@ EXHAUST_BEHIND_PROXY = int(_proxies)
 has_server = bool(_database_url or _broker_url or S3_BUCKET)
 
 
+# The data folder is its owner's alone: all that this process makes is 0600, its folders 0700
+os.umask(0o077)
+
+
+def make_private(path: Path, variable: str) -> None:
+    """Takes the rights of other users of the machine from a folder and all in it, or a file.
+
+    It looks inside only where the folder itself was open. Stops the start where that is not ours.
+    """
+    try:
+        status = path.stat()
+        if not status.st_mode & 0o077:
+            return
+        if status.st_mode & stat.S_ISVTX:  # as /tmp, which is all users'
+            raise PermissionError
+        for each in [*path.rglob("*"), path]:
+            with suppress(FileNotFoundError):  # of a process that runs already
+                if not each.is_symlink():
+                    each.chmod(each.stat().st_mode & 0o700)
+    except PermissionError:
+        raise setting_error(
+            variable,
+            f"other users of this machine may look into '{path}'; name one of your own, or run"
+            f" chmod -R go-rwx '{path}' as its owner.",
+        ) from None
+
+
+DATA_DIR.mkdir(parents=True, exist_ok=True)
+make_private(DATA_DIR, "EXHAUST_DATA_DIR")
+
+
+def require_strong(variable: str, value: str, least_length: int, command: str) -> None:
+    """Stops the start for a secret that a machine can guess."""
+    if value.startswith("django-insecure-"):
+        weakness = "is the one of a development"
+    elif len(value) < least_length:
+        weakness = f"has only {len(value)} characters"
+    elif len(set(value)) < 10:
+        weakness = f"has only {len(set(value))} different characters"
+    else:
+        return
+    raise setting_error(variable, f"{weakness}; make a good one: {command}")
+
+
 def load_secret(variable: str, given_value: str, make: Any) -> str:
     """The variable's value; embedded, one that is made once and kept in `var/`."""
     if given_value:
@@ -224,9 +275,7 @@ def load_secret(variable: str, given_value: str, make: Any) -> str:
         )
     path = DATA_DIR / f"{variable.lower().removeprefix('exhaust_')}.txt"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{secrets.token_hex(4)}")
-        draft.touch(mode=0o600)
         draft.write_text(make())
         try:
             path.hardlink_to(draft)  # two processes at first start agree on one
@@ -237,13 +286,22 @@ def load_secret(variable: str, given_value: str, make: Any) -> str:
     return path.read_text()
 
 
+MAKING = "openssl rand -base64 50 | tr -d '\\n'"
 SECRET_KEY = load_secret("SECRET_KEY", _secret_key, lambda: secrets.token_urlsafe(50))
+require_strong("SECRET_KEY", SECRET_KEY, 50, MAKING)
 EXHAUST_KEY_PEPPER = load_secret(
     "EXHAUST_KEY_PEPPER", _key_pepper, lambda: secrets.token_urlsafe(50)
 )
-if not all(EXHAUST_KEY_PEPPER.split(",")):
+_peppers = EXHAUST_KEY_PEPPER.split(",")
+if not all(_peppers):
     raise setting_error(
         "EXHAUST_KEY_PEPPER", "one of its peppers is empty; the first one makes, all verify."
+    )
+# a weak one that is no longer the first still verifies, or you could not rotate it away
+require_strong("EXHAUST_KEY_PEPPER", _peppers[0], 50, MAKING)
+if SECRET_KEY in _peppers:
+    raise setting_error(
+        "SECRET_KEY", f"is a pepper too, so one leak opens both; make its own: {MAKING}"
     )
 EXHAUST_ENCRYPTION_KEYS = load_secret(
     "EXHAUST_ENCRYPTION_KEYS",
@@ -255,6 +313,12 @@ if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", key) for key in EXHAUST_ENCRYPTIO
         "EXHAUST_ENCRYPTION_KEYS",
         "each key is 32 bytes in urlsafe base64; the first one encrypts, all decrypt.",
     )
+require_strong(
+    "EXHAUST_ENCRYPTION_KEYS",
+    EXHAUST_ENCRYPTION_KEYS[0],
+    44,
+    "openssl rand -base64 32 | tr '+/' '-_'",
+)
 
 # Django -----------------------------------------------------------------------------------------
 
@@ -344,6 +408,7 @@ CSRF_TRUSTED_ORIGINS = [EXHAUST_PUBLIC_URL]
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" takes the Origin that forms need
 SESSION_COOKIE_HTTPONLY = True
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # a cookie holds names
 SESSION_COOKIE_AGE = 30 * 60  # ingest/http/security_headers.py ends it sooner
 if EXHAUST_PUBLIC_URL.startswith("https://"):
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = True
@@ -426,6 +491,8 @@ def load_database(url: str) -> dict[str, Any]:
         raise setting_error("DATABASE_URL", DATABASE_URL_FORM)
     file = Path(unquote(path[1:])) if url else DATA_DIR / "exhaust.sqlite3"
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        make_private(file, "DATABASE_URL")
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(file),
@@ -488,17 +555,22 @@ STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # WhiteNoise warns of a missing 
 
 FILES_DIR = DATA_DIR / "files"  # of the files, without a bucket
 
-# Pushing: private receivers that the operator allows ----------------------------------------
+# Pushing: private receivers that the operator allows, to one channel each ------------------------
 
-EXHAUST_PUSH_ALLOWED_NETWORKS: list[IPv4Network | IPv6Network] = []
-for _network in _push_networks:
+EXHAUST_PUSH_ALLOWED_NETWORKS: dict[str, list[IPv4Network | IPv6Network]] = {}
+for _entry in _push_networks:
+    _channel, _, _network = _entry.rpartition("=")
     try:
-        EXHAUST_PUSH_ALLOWED_NETWORKS.append(ip_network(_network.strip()))
+        if not _channel.strip():
+            raise ValueError
+        EXHAUST_PUSH_ALLOWED_NETWORKS.setdefault(_channel.strip(), []).append(
+            ip_network(_network.strip())
+        )
     except ValueError:
         raise setting_error(
             "EXHAUST_PUSH_ALLOWED_NETWORKS",
-            f"'{_network.strip()}' is no network; write 10.1.2.0/24 or fd00:1::/64, and a comma"
-            " between two.",
+            f"'{_entry.strip()}' is no channel and its network; write ORG_001=10.1.2.0/24 or"
+            " ORG_001=fd00:1::/64, and a comma between two.",
         ) from None
 
 # APIs -------------------------------------------------------------------------------------------

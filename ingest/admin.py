@@ -205,9 +205,7 @@ class ApiKeyAdmin(ReadOnlyAdmin):
                 lines.append(str(error))
             else:
                 lines.append(f"{key} ends in 24 hours; {row} follows: {text}")
-        response = HttpResponse("\n".join(lines) + "\n", content_type="text/plain; charset=utf-8")
-        response["Cache-Control"] = "no-store"
-        return response
+        return HttpResponse("\n".join(lines) + "\n", content_type="text/plain; charset=utf-8")
 
 
 @admin.register(StoredEvent)

@@ -22,7 +22,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import yaml
 
@@ -31,7 +31,7 @@ from tests import s3server
 ROOT = Path(__file__).parent.parent
 STATE = Path(os.environ.get("COMPOSE_STATE", ""))
 SERVERS = ("postgres", "redis", "s3")
-ONCE = ("migrate", "bucket")
+ONCE = ("migrate", "login", "bucket")
 WITHOUT = os.environ.get("COMPOSE_WITHOUT", "").split()
 PATIENCE = 120.0
 
@@ -100,14 +100,27 @@ def environment(name: str) -> dict[str, str]:
             "HTTP_ADDRESS": f"127.0.0.1:{port}",
             "COLLECTOR_ADDRESS": f"127.0.0.1:{os.environ['COMPOSE_COLLECTOR_PORT']}",
             "WEB_ADDRESS": f"127.0.0.1:{os.environ['COMPOSE_WEB_PORT']}",
+            "STORAGE_ADDRESS": f"127.0.0.1:{storage_port()}",
+            "STORAGE_BIND": f"127.0.0.1:{os.environ['COMPOSE_LINKS_PORT']}",
         }
+    server = urlsplit(os.environ["COMPOSE_DATABASE"])
+    if name == "login":
+        variables |= {
+            "PGHOST": str(server.hostname),
+            "PGPORT": str(server.port),
+            "PGUSER": str(server.username),
+            "PGDATABASE": server.path.strip("/"),
+        }
+    named = urlsplit(variables.get("DATABASE_URL", ""))
+    if named.username == "exhaust_service":
+        server = server._replace(netloc=f"{named.netloc.partition('@')[0]}@{_host_of(server)}")
     ours = {
         "EXHAUST_DATA_DIR": str(STATE / name),
         "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
-        "DATABASE_URL": os.environ["COMPOSE_DATABASE"],
+        "DATABASE_URL": server.geturl(),
         "CELERY_BROKER_URL": os.environ["COMPOSE_BROKER"],
         "S3_ENDPOINT_URL": f"http://127.0.0.1:{storage_port()}",
-        "S3_PUBLIC_ENDPOINT_URL": f"http://127.0.0.1:{storage_port()}",
+        "S3_PUBLIC_ENDPOINT_URL": f"http://127.0.0.1:{os.environ['COMPOSE_LINKS_PORT']}",
         "AWS_ACCESS_KEY_ID": s3server.ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": s3server.SECRET_KEY,
         "EXHAUST_METRICS_PORT": "0",  # each container has its own
@@ -122,6 +135,10 @@ def environment(name: str) -> dict[str, str]:
             if key in variables or key == "EXHAUST_DATA_DIR"
         },
     }
+
+
+def _host_of(server: SplitResult) -> str:
+    return server.netloc.rpartition("@")[2]
 
 
 def words_of(name: str) -> list[str]:
@@ -207,14 +224,16 @@ def postgres(program: str, *arguments: str) -> list[str]:
 
 
 def inside(verb: str, arguments: list[str]) -> int:
-    """`exec` and `run`: their options `-T`, `--rm`, `-e NAME=VALUE` and `-v HERE:THERE`."""
+    """`exec` and `run`: options `-T`, `--rm`, `--user ID`, `-e NAME=VALUE`, `-v HERE:THERE`."""
     more: dict[str, str] = {}
     mounts: dict[str, str] = {}
     while arguments[0].startswith("-"):
         option = arguments.pop(0)
         if option == "-e":
             name, _, value = arguments.pop(0).partition("=")
-            more[name] = value
+            more |= {} if name == "EXHAUST_DATA_DIR" else {name: value}  # its own is kept
+        elif option == "--user":
+            del arguments[0]
         elif option == "-v":
             outside_path, inside_path, *_ = arguments.pop(0).split(":")
             mounts[inside_path] = outside_path

@@ -220,7 +220,7 @@ def settle(folder: Path, commands: Mapping[str, str], **more: str) -> Place:
         "EXHAUST_DATA_DIR": str(folder / "var"),
         "EXHAUST_URL": f"http://127.0.0.1:{port}",
         "EXHAUST_PUBLIC_URL": f"http://127.0.0.1:{port}",
-        "EXHAUST_PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EXHAUST_PUSH_ALLOWED_NETWORKS": "ORG_001=127.0.0.0/8",
         "GRANIAN_HOST": "127.0.0.1",
         "GRANIAN_PORT": str(port),
         **more,

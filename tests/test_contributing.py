@@ -50,7 +50,7 @@ def export_file(**request: Any) -> str:
 
 @pytest.mark.django_db(transaction=True)
 def test_destination_of_the_page_is_sent_to(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {"ORG_001": [ip_network("127.0.0.0/8")]}
     kind = run_block("exhaust/delivery/kinds.py")["STREAM"]
     monkeypatch.setitem(KINDS, kind.name, kind)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))  # a batch need not be full

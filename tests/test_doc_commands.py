@@ -74,6 +74,7 @@ def test_what_an_operator_does_can_be_done(tmp_path: Path) -> None:
         COMPOSE_DATABASE=database.geturl(),
         COMPOSE_BROKER=f"redis://127.0.0.1:{port}/0",
         COMPOSE_STORAGE_PORT=str(doc_commands.free_port()),
+        COMPOSE_LINKS_PORT=str(doc_commands.free_port()),
         COMPOSE_COLLECTOR_PORT=str(doc_commands.free_port()),
         COMPOSE_WEB_PORT=str(doc_commands.free_port()),
     )

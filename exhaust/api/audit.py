@@ -151,7 +151,6 @@ class AuditView(DatasetView):
             items = [response_bodies.AuditEvent.render(event) for event in rows]
             result = {"count": len(items), "entries": items, "nextCursor": next_cursor}
             response = envelope.build_success(self.operation, result)
-        response["Cache-Control"] = "no-store"
         return response
 
 

@@ -80,7 +80,6 @@ def _respond(send: Callable[[], HttpResponse | FileResponse]) -> HttpResponse | 
             status=503,
         )
         problems.add_headers(response, 503)
-    response["Cache-Control"] = "no-store"
     response["Referrer-Policy"] = "no-referrer"
     metrics.DOWNLOADS.labels(str(response.status_code)).inc()
     return response

@@ -18,8 +18,6 @@ from ingest.collector.exchange import Reply
 MAX_RETRY_SECONDS = validation.MAX_WAIT_SECONDS
 _SWEEP_SECONDS = 5  # after which a delayed attempt starts at the latest
 _WORKING_SECONDS = 2
-# what a cache keeps it asks for again, since a link may end at any moment
-_CACHE_CONTROL = "private, no-cache"
 
 
 class PresentedJob(NamedTuple):
@@ -95,7 +93,7 @@ def build_reply(
 ) -> Reply:
     """Returns 200 with what is shown, or 304 where the caller has it already."""
     etag = f'W/"{presented.digest}"'
-    headers = {"ETag": etag, "Cache-Control": _CACHE_CONTROL}
+    headers = {"ETag": etag}
     if presented.retry_seconds:
         headers["Retry-After"] = str(presented.retry_seconds)
     if if_none_match is not None and _matches(if_none_match, etag):

@@ -151,7 +151,6 @@ class PageView(PullView):
             b'"nextCursor":"%s"' % cursor.encode(list(page.position), query_fingerprint).encode()
         )
         response = HttpResponse(b"{" + b",".join(parts) + b"}", content_type="application/json")
-        response["Cache-Control"] = "no-store"
         response["X-Feed-End"] = "true" if page.is_at_end else "false"
         if self.resource == "events":
             session.lift_restriction()  # PostgreSQL hides the age of other roles' transactions
@@ -189,9 +188,7 @@ class RecordView(PullView):
         if self.resource == "events":
             metadata = documents.encode(_build_metadata(channel_id, channel))
             document = b'{"metadata":%s,"event":%s}' % (metadata, document)
-        response = HttpResponse(document, content_type="application/json")
-        response["Cache-Control"] = "no-store"
-        return response
+        return HttpResponse(document, content_type="application/json")
 
 
 class EventsView(PageView):

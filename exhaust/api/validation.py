@@ -223,7 +223,7 @@ class SubmitRequest(serializers.Serializer[dict[str, Any]]):
 
     def validate_callbackUrl(self, value: str) -> str:
         try:
-            http_client.parse_url(value)
+            http_client.split_url(value)
         except http_client.AddressNotAllowed as error:
             raise serializers.ValidationError(str(error)) from None
         return value

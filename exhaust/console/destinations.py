@@ -51,7 +51,7 @@ def _describe(destination: Destination) -> dict[str, Any]:
     state = destinations.determine_state(destination)
     return {
         "destination": destination,
-        "host": destination.url.split("//")[-1].split("/")[0].rpartition("@")[2],
+        "host": destinations.describe_host(destination),
         "state": state,
         "state_label": _STATE_LABELS[state],
         "lag": destinations.measure_lag(destination),

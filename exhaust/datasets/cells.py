@@ -45,6 +45,23 @@ def escape_formula(text: str) -> str:
     return "'" + text if _formula_regex.match(text) else text
 
 
+# where a system separates lists by `;`, and by tab, a cell of CSV ends at these, quoted or not
+_SPLIT_FORMULA_REGEX = re.compile(
+    r"(?<=[;\t\r\n])(?![+-]?[0-9][0-9 ().,-]*(?:[;\t\r\n]|\Z))[=+@＝＋－＠-]"  # noqa: RUF001
+)
+_SPLITTING_JSON_REGEX = re.compile(";(?=[=+@＝＋－＠-])")  # noqa: RUF001
+
+
+def escape_split_formulas(text: str) -> str:
+    """The text with an apostrophe before a formula that begins behind `;`, tab or a line's end."""
+    return _SPLIT_FORMULA_REGEX.sub(r"'\g<0>", text)
+
+
+def escape_json_separators(text: str) -> str:
+    """The same JSON value, with a `;` before a formula's sign written as an escape."""
+    return _SPLITTING_JSON_REGEX.sub(r"\\u003b", text)
+
+
 def may_hold_formulas(columns: Sequence[Column]) -> list[bool]:
     """For each column, whether it may hold free text."""
     return [column.kind in {"text", "number", "whole"} for column in columns]

@@ -155,6 +155,7 @@ def build_request(callback: Callback) -> OutboundRequest:
     job: Job = callback.job  # type: ignore[assignment] # a constraint of the table
     return OutboundRequest(
         f"msg_{job.request_id}_{callback.pk}",
+        job.channel.identifier,
         "POST",
         callback.url,
         json.dumps(

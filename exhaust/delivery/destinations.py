@@ -54,7 +54,7 @@ def validate(
             errors[field] = f"One of {', '.join(choices)}."
     path = ""
     try:
-        target = http_client.parse_url(destination.url)
+        target = http_client.parse_url(destination.url, destination.channel.identifier)
     except http_client.AddressNotAllowed as error:
         errors["url"] = str(error)
     else:
@@ -144,10 +144,21 @@ def _record(action: str, destination: Destination, outcome: str = "done", **deta
 
 def _parse_origin(url: str) -> tuple[str, str, int] | None:
     try:
-        target = http_client.parse_url(url)
+        target = http_client.split_url(url)
     except http_client.AddressNotAllowed:
         return None
     return target.scheme, target.host, target.port
+
+
+def describe_host(destination: Destination) -> str:
+    """Returns the host that is really connected to, and its port where that is not usual.
+
+    A name in other letters stays `xn--…`, so that none looks like another.
+    """
+    try:
+        return http_client.split_url(destination.url).authority
+    except http_client.AddressNotAllowed:
+        return "no host: its address is no longer allowed"
 
 
 def _fence(destination: Destination, why: str) -> None:

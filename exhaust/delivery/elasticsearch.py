@@ -1,7 +1,7 @@
 """The sender's side of Elasticsearch's bulk protocol."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -38,7 +38,7 @@ def format_bulk_lines(index: str, doc_type: str, identifier: str, document: byte
 
 
 class _ItemStatus(msgspec.Struct):
-    status: int
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
     error: Any = None
 
 
@@ -56,7 +56,7 @@ def parse_item_results(body: bytes, documents: Sequence[Any]) -> list[ItemResult
     """
     try:
         statuses = [next(iter(item.values())) for item in _decode_response(body).items]
-    except (msgspec.MsgspecError, StopIteration):
+    except (msgspec.MsgspecError, RecursionError, StopIteration):
         raise ValueError("The answer was no answer of Elasticsearch's bulk protocol.") from None
     if len(statuses) != len(documents):
         raise ValueError(
@@ -66,6 +66,6 @@ def parse_item_results(body: bytes, documents: Sequence[Any]) -> list[ItemResult
 
 
 def _format_reason(error: Any) -> str:
-    if isinstance(error, dict):
-        error = ": ".join(str(error[key]) for key in ("type", "reason") if error.get(key))
-    return str(error or "")[:MAX_REASON_LENGTH]
+    parts = [error.get("type"), error.get("reason")] if isinstance(error, dict) else [error]
+    reason = ": ".join(part for part in parts if isinstance(part, str) and part)
+    return reason[:MAX_REASON_LENGTH].replace("\0", "�")  # PostgreSQL's text holds no NUL

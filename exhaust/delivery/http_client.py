@@ -64,6 +64,13 @@ class Target:
     port: int
     path: str
 
+    @property
+    def authority(self) -> str:
+        """The host as it is connected to, and its port where that is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        is_usual = self.port == (443 if self.scheme == "https" else 80)
+        return host if is_usual else f"{host}:{self.port}"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -77,10 +84,27 @@ class Answer:
 # Which addresses ----------------------------------------------------------------------------------
 
 
-def parse_url(url: str) -> Target:
-    """Returns a parsed address. Raises `AddressNotAllowed` where its text alone decides.
+def parse_url(url: str, channel: str) -> Target:
+    """Returns the parsed address of a channel. Raises `AddressNotAllowed` where its text decides.
 
     A name is not resolved here: that is decided when it is connected to.
+    """
+    target = split_url(url)
+    if _is_address(target.host):
+        is_reached = is_allowed(ip_address(target.host), channel)
+    else:
+        is_reached = not _INTERNAL_NAME_PATTERN.fullmatch(target.host) or bool(
+            allowed_networks(channel)
+        )
+    if not is_reached:
+        raise AddressNotAllowed(_NOT_PUBLIC)
+    return target
+
+
+def split_url(url: str) -> Target:
+    """Returns the parts of an address, whether or not it may be reached.
+
+    Raises `AddressNotAllowed` for one that no channel may have.
     """
     if len(url) > MAX_URL_LENGTH:
         raise AddressNotAllowed(f"Write at most {MAX_URL_LENGTH} characters.")
@@ -110,34 +134,35 @@ def parse_url(url: str) -> Target:
     return Target(parts.scheme, _normalize_host(host), port, path)
 
 
+def _is_address(host: str) -> bool:
+    return ":" in host or bool(_NUMERIC_LABEL_PATTERN.fullmatch(host.rpartition(".")[2]))
+
+
 def _normalize_host(written_host: str) -> str:
-    labels = written_host.split(".")
-    if written_host.startswith("[") or _NUMERIC_LABEL_PATTERN.fullmatch(labels[-1]):
-        address: IPv4Address | IPv6Address
+    inner = written_host.strip("[]")
+    if _is_address(written_host):
         try:
-            inner = written_host.strip("[]")
-            address = IPv4Address(written_host) if inner == written_host else IPv6Address(inner)
+            return str(IPv4Address(inner) if inner == written_host else IPv6Address(inner))
         except ValueError:
             raise AddressNotAllowed(
                 "Write an IPv4 address as four decimal numbers, an IPv6 address in [ and ]."
             ) from None
-        if not is_allowed(address):
-            raise AddressNotAllowed(_NOT_PUBLIC)
-        return str(address)
-    if len(written_host) > 253 or not all(_LABEL_PATTERN.fullmatch(label) for label in labels):
-        raise AddressNotAllowed("Write the host as a name or an IP address, no dot at its end.")
-    if (
-        _INTERNAL_NAME_PATTERN.fullmatch(written_host)
-        and not settings.EXHAUST_PUSH_ALLOWED_NETWORKS
+    if len(written_host) > 253 or not all(
+        _LABEL_PATTERN.fullmatch(label) for label in written_host.split(".")
     ):
-        raise AddressNotAllowed(_NOT_PUBLIC)
+        raise AddressNotAllowed("Write the host as a name or an IP address, no dot at its end.")
     return written_host
 
 
-def is_allowed(address: IPv4Address | IPv6Address) -> bool:
-    """Returns whether the address is public or in one of `EXHAUST_PUSH_ALLOWED_NETWORKS`."""
-    allowed: list[IPv4Network | IPv6Network] = settings.EXHAUST_PUSH_ALLOWED_NETWORKS
-    return any(address in network for network in allowed) or _is_public(address)
+def allowed_networks(channel: str) -> list[IPv4Network | IPv6Network]:
+    """Returns the networks that `EXHAUST_PUSH_ALLOWED_NETWORKS` opens to this channel alone."""
+    networks: dict[str, list[IPv4Network | IPv6Network]] = settings.EXHAUST_PUSH_ALLOWED_NETWORKS
+    return networks.get(channel, [])
+
+
+def is_allowed(address: IPv4Address | IPv6Address, channel: str) -> bool:
+    """Returns whether the address is public or in a network that the channel may reach."""
+    return any(address in network for network in allowed_networks(channel)) or _is_public(address)
 
 
 # networks that `is_global` calls public in some version of Python
@@ -187,8 +212,9 @@ class _DeadlineTimer:
 
 
 class _RestrictedConnection(HTTPConnection):
-    """Connects to allowed addresses only, until its deadline."""
+    """Connects to addresses that its channel may reach, until its deadline."""
 
+    channel: str
     deadline: float
     deadline_timer: _DeadlineTimer | None = None
 
@@ -197,7 +223,7 @@ class _RestrictedConnection(HTTPConnection):
         for family, kind, protocol, _, address in _resolve(
             self.host, self.port or 0, self.deadline
         ):
-            if not is_allowed(ip_address(address[0])):
+            if not is_allowed(ip_address(address[0]), self.channel):
                 continue
             sock = socket.socket(family, kind, protocol)
             try:
@@ -252,14 +278,15 @@ def send(
     body: bytes,
     headers: Mapping[str, str],
     *,
+    channel: str,
     seconds: float,
     answer_bytes: int = MAX_ANSWER_BYTES,
 ) -> Answer:
-    """Sends the bytes and returns the answer, whatever its status, within `seconds`.
+    """Sends the bytes for a channel and returns the answer, whatever its status, in `seconds`.
 
     At most `answer_bytes` of its body are read. Raises `AddressNotAllowed` and `Unreachable`.
     """
-    target = parse_url(url)
+    target = parse_url(url, channel)
     connection: _RestrictedConnection
     if target.scheme == "https":
         connection = _RestrictedTLSConnection(
@@ -267,7 +294,7 @@ def send(
         )
     else:
         connection = _RestrictedConnection(target.host, target.port, timeout=seconds)
-    connection.deadline = monotonic() + seconds
+    connection.channel, connection.deadline = channel, monotonic() + seconds
     try:
         connection.request(
             method,

@@ -23,6 +23,7 @@ class OutboundRequest:
     """A request, read from the database beforehand: the threads that send have no connection."""
 
     id: str  # the same at every attempt
+    channel: str  # whose it is
     method: str
     url: str
     body: bytes
@@ -48,6 +49,7 @@ def build_batch_request(
     secret = destination.encrypted_secret
     return OutboundRequest(
         f"msg_destination{destination.pk}_{delivery}",
+        destination.channel.identifier,
         destination.method,
         destination.url,
         b"".join(document.wire_bytes for document in documents),
@@ -74,6 +76,7 @@ def send(request: OutboundRequest) -> Outcome:
             request.url,
             request.body,
             headers,
+            channel=request.channel,
             seconds=request.timeout_seconds,
             answer_bytes=request.max_answer_bytes,
         )

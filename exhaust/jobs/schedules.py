@@ -206,7 +206,7 @@ def _find_invalid_fields(schedule: Schedule) -> dict[str, str]:
         errors["window"] = str(error)
     if schedule.callback_url:
         try:
-            http_client.parse_url(schedule.callback_url)
+            http_client.parse_url(schedule.callback_url, schedule.channel.identifier)
         except http_client.AddressNotAllowed as error:
             errors["callback_url"] = str(error)
     if remedy := _encryption_error(schedule):

@@ -14,6 +14,7 @@ from django.utils.crypto import salted_hmac
 from exhaust import tracing
 from exhaust.datasets import DATASETS
 from exhaust.datasets.supplement import explain_gap, find_completed_job
+from exhaust.delivery import http_client
 from exhaust.files import encryption
 from exhaust.jobs import polling, transitions
 from exhaust.jobs.wakeup import enqueue_work
@@ -137,8 +138,14 @@ _MUST_MATCH_SINCE = ("conversationId", "startDate", "endDate", "timezone", "type
 
 def check_configuration(submission: Submission) -> None:
     """Raises `RequestError`: 400, 410 for an application or a `since` that the channel lacks, 413
-    for a configuration of more than `MAX_CONFIG_BYTES`."""
+    for a configuration of more than `MAX_CONFIG_BYTES`; 400 for a callback into a network that the
+    channel may not reach."""
     config = submission.config
+    if submission.callback_url:
+        try:
+            http_client.parse_url(submission.callback_url, submission.channel)
+        except http_client.AddressNotAllowed as error:
+            raise RequestError("invalid", f"request.callbackUrl: {error}") from None
     text = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
     if (size := len(text.encode("utf-8", "surrogatepass"))) > MAX_CONFIG_BYTES:
         raise RequestError(

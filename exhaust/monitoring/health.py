@@ -12,7 +12,6 @@ from django.core.exceptions import DisallowedHost
 from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils.html import format_html
-from django.views import defaults
 
 from exhaust.files import storage
 from exhaust.jobs import transitions, wakeup
@@ -225,13 +224,16 @@ def read_state(checks: Sequence[Check] = CHECKS) -> State:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    if not isinstance(exception, DisallowedHost):
-        return defaults.bad_request(request, exception)
-    log.warning("host.refused", setting="ALLOWED_HOSTS")
+    title, reason, detail = "Bad request", "bad_request", problems.UNREADABLE
+    if isinstance(exception, DisallowedHost):
+        log.warning("host.refused", setting="ALLOWED_HOSTS")
+        title, reason, detail = "Unknown host", "host", problems.UNKNOWN_HOST
+    elif problem := problems.classify(exception):
+        _, reason, detail = problem
     if "text/html" in request.headers.get("Accept", ""):
-        page = "<!doctype html><title>Unknown host</title><h1>Unknown host</h1><p>{}</p>"
-        return HttpResponse(format_html(page, problems.UNKNOWN_HOST), status=400)
-    return problems.build_response(400, "host", problems.UNKNOWN_HOST)
+        page = "<!doctype html><title>{0}</title><h1>{0}</h1><p>{1}</p>"
+        return HttpResponse(format_html(page, title, detail), status=400)
+    return problems.build_response(400, reason, detail)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:

@@ -15,6 +15,7 @@ from ingest.events import RequestError
 from ingest.limits.admission import next_retry_seconds
 
 log = logs.get_logger(__name__)
+UNREADABLE = "The request is malformed, or has too many fields, files or bytes; send less."
 UNKNOWN_HOST = "This service has another name; operators add names in ALLOWED_HOSTS."
 
 
@@ -28,7 +29,11 @@ def classify(error: Exception) -> tuple[int, str, str] | None:
         return 403, "forbidden", "This is not allowed."
     if isinstance(error, TooManyFieldsSent):  # Django counts them when they are read first
         limit = settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
-        return 400, "too_many", f"The query has more than {limit:,} parameters; send fewer."
+        return (
+            400,
+            "too_many",
+            f"The query or the form has more than {limit:,} parameters; send fewer.",
+        )
     if isinstance(error, exceptions.ValidationError):
         field, sentence = first_error(error.detail)
         return error.status_code, "invalid", f"{field}: {sentence}" if field else sentence

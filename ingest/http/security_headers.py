@@ -22,6 +22,8 @@ _PERMISSIONS_POLICY = ", ".join(f"{name}=()" for name in _DISABLED_FEATURES)
 
 # Django sets some of these only for requests that reach its own middleware
 API_HEADERS = {
+    # answers hold links, keys and people's data; only a public document says otherwise
+    "Cache-Control": "no-store",
     "Content-Security-Policy": _API_POLICY,
     "Permissions-Policy": _PERMISSIONS_POLICY,
     "X-Content-Type-Options": "nosniff",

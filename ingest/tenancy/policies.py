@@ -4,21 +4,24 @@ A request runs as a role of its own. Each table with a channel, or with a parent
 this role only the rows of the channels in `exhaust.channels`. So a query with a missing filter
 still returns no row of another channel.
 
-The ingest endpoints, workers and commands run as the login role. No policy applies to it: they pay
-nothing, and see all channels. `RESET ROLE` bypasses the policies, so they protect against missing
-filters and not against SQL injection.
+The ingest endpoints, workers and commands run as the login role, and see all channels. `RESET ROLE`
+bypasses the policies, so they protect against missing filters and not against SQL injection.
+
+The login role may own the tables: then no policy applies to it. Or it is `exhaust_service`, which
+owns none, so that it can lift neither the policies nor the protection of the audit log.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from django.apps import apps
 from django.core import checks
-from django.db import ProgrammingError, connection, connections, models, transaction
+from django.db import DatabaseError, connection, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ingest import logs
-from ingest.models import Channel
+from ingest.models import AuditDigest, AuditEvent, Channel
 from ingest.tenancy.session import POLICY, TENANT_ROLE, has_policies
 
 log = logs.get_logger(__name__)
@@ -26,6 +29,13 @@ ROLE_REMEDY = (
     f"CREATE ROLE {TENANT_ROLE} NOLOGIN; GRANT {TENANT_ROLE} TO <the login role>;"
     " then run manage.py migrate."
 )
+SERVICE_ROLE = "exhaust_service"
+_SERVICE_POLICY = "service_access"
+_APPEND_ONLY = {model._meta.db_table for model in (AuditEvent, AuditDigest)}
+_MEMBER_SQL = """
+SELECT FROM pg_roles member, pg_roles tenant WHERE member.rolname = coalesce(%s, current_user)
+AND tenant.rolname = %s AND pg_has_role(member.oid, tenant.oid, 'MEMBER')
+"""
 # a subquery runs once a statement, so an index on the channel serves it
 _CHANNELS_SQL = (
     "ANY ((SELECT string_to_array(current_setting('exhaust.channels', true), ',')::int[])::int[])"
@@ -70,13 +80,14 @@ def _build_condition(model: type[models.Model], conditions: dict[str, str]) -> s
 
 
 def create_policies(using: str = "default", **_: Any) -> None:
-    """Creates the missing of the role, its grants and the policies, after every `migrate`."""
+    """Creates the missing of the roles, their grants and the policies, after every `migrate`."""
     database = connections[using]
     if database.vendor != "postgresql":
         return
     has_policies.cache_clear()
     with database.cursor() as cursor:
-        if not _ensure_role(database):
+        has_tenant_role, has_service_role = _ensure_roles(database)
+        if not has_tenant_role:
             log.warning("tenancy.rls_missing", role=TENANT_ROLE)  # `manage.py check` has the remedy
             return
         cursor.execute(
@@ -94,42 +105,53 @@ def create_policies(using: str = "default", **_: Any) -> None:
                 " EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA %I"
                 f" TO {TENANT_ROLE}', current_schema()); END $$"
             )
+        for table in _APPEND_ONLY & set(tables):
+            cursor.execute(f"REVOKE UPDATE, DELETE ON {table} FROM {TENANT_ROLE}")
         cursor.execute(
-            "SELECT tablename FROM pg_policies WHERE policyname = %s"
-            " AND schemaname = current_schema()",
-            [POLICY],
+            "SELECT tablename, policyname FROM pg_policies WHERE schemaname = current_schema()"
         )
-        tables_with_policy = {table for (table,) in cursor.fetchall()}
+        policies = set(cursor.fetchall())
         for table, condition in build_conditions().items():
-            if table in tables and table not in tables_with_policy:
+            if table not in tables:
+                continue
+            if (table, POLICY) not in policies:
                 cursor.execute(
                     f'CREATE POLICY {POLICY} ON "{table}" TO {TENANT_ROLE} USING ({condition})'
                 )
                 cursor.execute(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY')
+            if has_service_role and (table, _SERVICE_POLICY) not in policies:
+                cursor.execute(
+                    f'CREATE POLICY {_SERVICE_POLICY} ON "{table}" TO {SERVICE_ROLE} USING (true)'
+                )
 
 
-def _ensure_role(database: BaseDatabaseWrapper) -> bool:
-    """Creates and grants the tenant role where needed. Returns whether the login role has it."""
-    membership_sql = (
-        "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = %s"
-    )
+def _ensure_roles(database: BaseDatabaseWrapper) -> list[bool]:
+    """Creates the roles and grants the tenant role to the login role and to the service's.
+
+    Returns which of the two have it. The service's role cannot log in until it has a password.
+    """
+    for role in (TENANT_ROLE, SERVICE_ROLE):
+        if not _is_found(database, "SELECT FROM pg_roles WHERE rolname = %s", [role]):
+            _try(database, f"CREATE ROLE {role} NOLOGIN")
+    members = []
+    for member in (None, SERVICE_ROLE):
+        values: list[str | None] = [member, TENANT_ROLE]
+        if not _is_found(database, _MEMBER_SQL, values):
+            _try(database, f"GRANT {TENANT_ROLE} TO {member or 'CURRENT_USER'}")
+        members.append(_is_found(database, _MEMBER_SQL, values))
+    return members
+
+
+def _is_found(database: BaseDatabaseWrapper, sql: str, params: list[str | None]) -> bool:
     with database.cursor() as cursor:
-        for statement in (
-            f"CREATE ROLE {TENANT_ROLE} NOLOGIN",
-            f"GRANT {TENANT_ROLE} TO CURRENT_USER",
-            "",
-        ):
-            cursor.execute(membership_sql, [TENANT_ROLE])
-            row = cursor.fetchone()
-            if row and row[0]:
-                return True
-            if statement and (row is None) == statement.startswith("CREATE"):
-                try:
-                    with transaction.atomic(database.alias):
-                        cursor.execute(statement)
-                except ProgrammingError:  # not allowed, or made by another process
-                    continue
-    return False
+        cursor.execute(f"SELECT EXISTS ({sql})", params)
+        return bool(cursor.fetchone()[0])
+
+
+def _try(database: BaseDatabaseWrapper, statement: str) -> None:
+    """Runs a statement that may not be allowed here, or that another process was faster with."""
+    with suppress(DatabaseError), transaction.atomic(database.alias), database.cursor() as cursor:
+        cursor.execute(statement)
 
 
 @checks.register(checks.Tags.database)

@@ -163,6 +163,42 @@ def test_no_row_enters_another_channel(own: Tenant, other: Tenant):
     assert Channel.objects.filter(pk=other.channel.pk).update(name="taken") == 0
 
 
+def test_service_role_owns_no_protection(own: Tenant, other: Tenant):
+    table = Conversation._meta.db_table
+    everything = Conversation.objects.count()
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL ROLE {policies.SERVICE_ROLE}")
+
+        # it works in every channel, as ingest and workers do
+        assert Conversation.objects.count() == everything
+        Conversation.objects.create(channel_id=own.channel.pk, identifier="new")
+        Conversation.objects.create(channel_id=other.channel.pk, identifier="new")
+        # and can lift nothing
+        for change in (
+            f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY",
+            f"DROP POLICY {session.POLICY} ON {table}",
+            f"CREATE POLICY mine ON {table} TO {session.TENANT_ROLE} USING (true)",
+        ):
+            with pytest.raises(ProgrammingError, match="must be owner"), transaction.atomic():
+                cursor.execute(change)
+
+
+def test_service_role_keeps_its_restriction(own: Tenant, other: Tenant):
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET SESSION AUTHORIZATION {policies.SERVICE_ROLE}")
+        try:
+            session.restrict_to_channels([own.channel.pk])
+            seen = set(Conversation.objects.values_list("channel", flat=True))
+            session.lift_restriction()
+            seen_later = set(Conversation.objects.values_list("channel", flat=True))
+        finally:
+            cursor.execute("RESET SESSION AUTHORIZATION")
+
+    assert seen == {own.channel.pk}
+    assert seen_later == {own.channel.pk, other.channel.pk}
+
+
 def test_staff_see_only_their_channels(own: Tenant, other: Tenant, forgetful: None):
     group = Group.objects.create(name="staff of one")
     Role.objects.create(group=group, channel=own.channel, administer=True)

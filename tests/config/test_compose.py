@@ -30,6 +30,8 @@ SECRETS = (
     "EXHAUST_KEY_PEPPER",
     "EXHAUST_ENCRYPTION_KEYS",
     "POSTGRES_PASSWORD",
+    "SERVICE_PASSWORD",
+    "REDIS_PASSWORD",
     "S3_SECRET_KEY",
 )
 
@@ -47,7 +49,7 @@ def test_compose_has_every_service() -> None:
     assert set(OURS) == {
         "migrate", "bucket", "collector", "web", "worker", "nightly", "deliver", "maintain", "beat",
     }  # fmt: skip
-    assert set(SERVICES) - set(OURS) == {"proxy", "postgres", "redis", "s3"}
+    assert set(SERVICES) - set(OURS) == {"proxy", "login", "postgres", "redis", "s3"}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -118,12 +120,43 @@ def test_containers_run_with_least_privilege(name: str) -> None:
     if name in OURS:
         assert service["user"] == "10001:10001"
         assert "10001" in DOCKERFILE
-    if name not in ("migrate", "bucket"):
+    if name not in ("migrate", "login", "bucket"):
         assert service["mem_limit"]
         assert service["restart"] == "unless-stopped"
-    if name not in OURS:
-        assert re.search(r":[\d.]+$", service["image"]), "pinned"
+    if name not in (*OURS, "login"):
         assert service["volumes"]
+
+
+def test_images_and_actions_are_pinned() -> None:
+    images = [service["image"] for service in SERVICES.values() if service["image"] != "exhaust"]
+    images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    images += re.findall(r"^ +image: (\S+)", workflow, re.M)
+    assert len(images) == 9
+    assert [name for name in images if not re.search(r":[\w.-]+@sha256:[0-9a-f]{64}$", name)] == []
+    actions = re.findall(r"uses: (.*)", workflow)
+    assert [name for name in actions if not re.search(r"@[0-9a-f]{40} # v[\d.]+$", name)] == []
+
+
+def test_service_owns_no_table() -> None:
+    users = {
+        name: each["environment"]["DATABASE_URL"].partition("//")[2].partition(":")[0]
+        for name, each in OURS.items()
+    }
+    assert users == dict.fromkeys(OURS, "exhaust_service") | {"migrate": "exhaust"}
+    assert SERVICES["postgres"]["environment"]["POSTGRES_USER"] == "exhaust"
+    assert SERVICES["login"]["depends_on"] == {
+        "migrate": {"condition": "service_completed_successfully"}
+    }
+    assert all("login" in OURS[name]["depends_on"] for name in set(OURS) - {"migrate", "bucket"})
+
+
+def test_redis_asks_for_a_password() -> None:
+    words = command("redis")
+    assert words[words.index("--requirepass") + 1] == "${REDIS_PASSWORD:?}"
+    assert SERVICES["redis"]["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:?}"}
+    for each in OURS.values():
+        assert each["environment"]["CELERY_BROKER_URL"].startswith("redis://:${REDIS_PASSWORD:?}@")
 
 
 def test_dependencies_wait_for_health() -> None:
@@ -147,7 +180,7 @@ def test_dev_file_overrides_known_services() -> None:
 
 def test_only_the_proxy_is_reached() -> None:
     published = {name for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"proxy", "s3"}
+    assert published == {"proxy"}
     assert {OURS[name]["environment"]["EXHAUST_BEHIND_PROXY"] for name in OURS} == {"true"}
     config = (ROOT / "config" / "proxy" / "haproxy.cfg").read_text()
     for name in ("collector", "web"):
@@ -155,7 +188,7 @@ def test_only_the_proxy_is_reached() -> None:
     for name in SERVICES["proxy"]["environment"]:
         assert name in config
     settings = re.findall(r"^    presetenv (\w+)", config, re.M)
-    assert {*SERVICES["proxy"]["environment"]} <= {*settings, "TLS_CERTIFICATE"}
+    assert {*SERVICES["proxy"]["environment"]} <= {*settings, "TLS_CERTIFICATE", "STORAGE_ADDRESS"}
 
 
 def test_proxy_health_check_asks_readyz() -> None:

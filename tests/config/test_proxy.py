@@ -106,7 +106,7 @@ class Proxy:
     """A running proxy, and its two servers."""
 
     def __init__(self, folder: Path, **more: str) -> None:
-        self.port, self.tls_port = free_port(), free_port()
+        self.port, self.tls_port, self.storage_port = free_port(), free_port(), free_port()
         self.collector, self.web = Backend("collector"), Backend("web")
         environment = {
             "HTTP_ADDRESS": f"{HOST}:{self.port}",
@@ -117,6 +117,8 @@ class Proxy:
             "OUTER_PROXIES": "10.9.8.0/24 127.0.9.0/24",
             "HEADER_SECONDS": "3s",
             "IDLE_SECONDS": "3s",
+            "STORAGE_ADDRESS": self.collector.address,
+            "STORAGE_BIND": f"{HOST}:{self.storage_port}",
         }
         self.log = folder / "haproxy.log"
         with self.log.open("wb") as output:
@@ -134,9 +136,10 @@ class Proxy:
         body: bytes | None = None,
         headers: Mapping[str, str] = KEY,
         source: str = HOST,
+        port: int = 0,
     ) -> Reply:
         connection = http.client.HTTPConnection(
-            HOST, self.port, timeout=60, source_address=(source, 0)
+            HOST, port or self.port, timeout=60, source_address=(source, 0)
         )
         with closing(connection):
             connection.request(method, path, body, dict(headers))
@@ -365,6 +368,25 @@ def test_public_documents_are_cached(proxy: Proxy):
 def test_metrics_stay_inside(proxy: Proxy):
     assert proxy.call("GET", "/metrics").status == 404
     assert not proxy.web.seen
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/exhaust/a.csv?X-Amz-Date=1&X-Amz-Signature=2", 200),
+        ("GET", "/exhaust/a.csv?X-Amz-Signature=", 403),
+        ("GET", "/exhaust/a.csv", 403),
+        ("GET", "/", 403),
+        ("PUT", "/exhaust/a.csv?X-Amz-Signature=2", 403),
+        ("DELETE", "/exhaust/a.csv?X-Amz-Signature=2", 403),
+    ],
+)
+def test_storage_opens_signed_links_only(proxy: Proxy, method: str, path: str, status: int):
+    assert proxy.call(method, path, headers={}, port=proxy.storage_port).status == status
+
+    # the signature holds the host
+    hosts = [seen.headers["host"] for seen in proxy.collector.seen]
+    assert hosts == [f"{HOST}:{proxy.storage_port}"] * (status == 200)
 
 
 def test_unready_service_answers_itself(tmp_path: Path):

@@ -1,9 +1,11 @@
 import os
 import runpy
+import sqlite3
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import pytest
@@ -53,7 +55,8 @@ KNOWN = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ]
 FERNET = Fernet.generate_key().decode()
-SECRETS = {"SECRET_KEY": "s", "EXHAUST_KEY_PEPPER": "p", "EXHAUST_ENCRYPTION_KEYS": FERNET}
+STRONG, PEPPER = token_urlsafe(50), token_urlsafe(50)
+SECRETS = {"SECRET_KEY": STRONG, "EXHAUST_KEY_PEPPER": PEPPER, "EXHAUST_ENCRYPTION_KEYS": FERNET}
 POSTGRESQL = "postgresql://me:pass@db.example:5433/exhaust"
 
 
@@ -150,7 +153,7 @@ def test_secrets_are_made_once_for_the_owner(read: Any, var: Path):
 def test_given_secret_writes_no_file(read: Any, var: Path):
     settings = read(**SECRETS)
 
-    assert (settings["SECRET_KEY"], settings["EXHAUST_KEY_PEPPER"]) == ("s", "p")
+    assert (settings["SECRET_KEY"], settings["EXHAUST_KEY_PEPPER"]) == (STRONG, PEPPER)
     assert settings["EXHAUST_ENCRYPTION_KEYS"] == [FERNET]
     assert list(var.glob("*.txt")) == []
 
@@ -460,6 +463,83 @@ def test_traces_need_their_extra(read: Any, monkeypatch: pytest.MonkeyPatch):
     assert failure(read, OTEL_EXPORTER_OTLP_ENDPOINT="http://otel:4318") == (
         "OTEL_EXPORTER_OTLP_ENDPOINT: needs the extra otel: pip install '.[otel]'."
     )
+
+
+def test_debug_is_not_for_https(read: Any):
+    assert read(DEBUG="true")["DEBUG"] is True
+    assert failure(read, DEBUG="true", EXHAUST_PUBLIC_URL="https://exhaust.example") == (
+        "DEBUG: shows the service's insides to its callers; leave it out under an https:// address."
+    )
+
+
+@pytest.mark.parametrize("variable", ["SECRET_KEY", "EXHAUST_KEY_PEPPER"])
+@pytest.mark.parametrize(
+    ("value", "weakness"),
+    [
+        ("short", "has only 5 characters"),
+        ("0123456789" * 4 + "012345678", "has only 49 characters"),
+        ("012345678" * 10, "has only 9 different characters"),
+        ("django-insecure-" + STRONG, "is the one of a development"),
+    ],
+    ids=["short", "nearly", "alike", "development"],
+)
+def test_weak_secret_stops_the_start(read: Any, variable: str, value: str, weakness: str):
+    assert failure(read, **{**SECRETS, variable: value}) == (
+        f"{variable}: {weakness}; make a good one: openssl rand -base64 50 | tr -d '\\n'"
+    )
+
+
+def test_weak_encryption_key_stops_the_start(read: Any):
+    assert failure(read, EXHAUST_ENCRYPTION_KEYS="A" * 43 + "=") == (
+        "EXHAUST_ENCRYPTION_KEYS: has only 2 different characters; make a good one: openssl rand"
+        " -base64 32 | tr '+/' '-_'"
+    )
+
+
+def test_secret_key_is_no_pepper(read: Any):
+    peppers = f"{PEPPER},{STRONG}"
+    assert failure(read, SECRET_KEY=STRONG, EXHAUST_KEY_PEPPER=peppers).startswith(
+        "SECRET_KEY: is a pepper too"
+    )
+
+
+def test_old_pepper_may_be_weak(read: Any):
+    """Or nobody could rotate it away."""
+    assert read(EXHAUST_KEY_PEPPER=f"{PEPPER},weak")["EXHAUST_KEY_PEPPER"] == f"{PEPPER},weak"
+
+
+def modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
+
+
+def test_data_folder_is_its_owners(read: Any, var: Path):
+    read(EXHAUST_METRICS_TOKEN="t" * 40)
+    connection = sqlite3.connect(var / "exhaust.sqlite3")
+    connection.execute("CREATE TABLE a (b)")
+    connection.close()
+
+    assert modes(var) == {0o700, 0o600}
+
+
+def test_open_data_folder_is_closed(read: Any, var: Path):
+    (var / "files").mkdir(parents=True, mode=0o755)
+    (var / "files" / "a.csv").write_text("")
+    for path in (var / "files" / "a.csv", var / "files", var):
+        path.chmod(0o755)
+
+    read()
+
+    assert modes(var) <= {0o700, 0o600}
+
+
+def test_shared_folder_is_no_data_folder(read: Any, var: Path):
+    var.mkdir()
+    var.chmod(0o1777)
+
+    assert failure(read).startswith(
+        f"EXHAUST_DATA_DIR: other users of this machine may look into '{var}'"
+    )
+    assert stat.S_IMODE(var.stat().st_mode) == 0o1777
 
 
 def test_failpoints_are_not_for_production(read: Any, tmp_path: Path):

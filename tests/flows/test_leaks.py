@@ -136,7 +136,7 @@ def canary() -> Canaries:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     var = tmp_path_factory.mktemp("leaks")
     with running(
-        var, 2, EXHAUST_LOG_LEVEL="DEBUG", EXHAUST_PUSH_ALLOWED_NETWORKS="127.0.0.0/8"
+        var, 2, EXHAUST_LOG_LEVEL="DEBUG", EXHAUST_PUSH_ALLOWED_NETWORKS="ORG_001=127.0.0.0/8"
     ) as service:
         yield service
 

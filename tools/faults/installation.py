@@ -163,7 +163,9 @@ class Installation:
                 "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
                 "EXHAUST_MAX_RUNNING_PER_CHANNEL": "1000",
                 "EXHAUST_MAX_QUEUED_PER_CHANNEL": "5000",
-                "EXHAUST_PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
+                "EXHAUST_PUSH_ALLOWED_NETWORKS": ",".join(
+                    f"ORG_00{number}=127.0.0.0/8" for number in range(1, 5)
+                ),
                 # the job, its heartbeat and the poller
                 "EXHAUST_DATABASE_POOL_SIZE": "3",
             }

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 
-from exhaust.datasets.cells import Cell, Column, Kind, escape_formula, is_number, may_hold_formulas
+from exhaust.datasets.cells import (
+    Cell,
+    Column,
+    Kind,
+    escape_formula,
+    escape_json_separators,
+    escape_split_formulas,
+    is_number,
+    may_hold_formulas,
+)
 
 # this level of zlib makes nearly the smallest files, at nearly twice the speed of its default
 GZIP_LEVEL = 4
@@ -118,8 +127,8 @@ class CsvWriter(LinesWriter):
 class ExcelCsvWriter(CsvWriter):
     """CSV that Excel opens by a double click: a BOM, and an apostrophe before what it would change.
 
-    That is a text of digits that would become a rounded number or a date, and a number of more than
-    15 characters.
+    That is a text of digits that would become a rounded number or a date, a number of more than 15
+    characters, and a formula that begins where a system with `;` or tab between cells ends one.
     """
 
     def start(self) -> bytes:
@@ -136,8 +145,11 @@ class ExcelCsvWriter(CsvWriter):
 
 
 def protect_from_excel(cell: str, kind: Kind) -> str:
-    """The cell with an apostrophe before what Excel would turn into another number or a date."""
-    if kind in {"time", "uuid"} or not _looks_numeric(cell):
+    """The cell with an apostrophe before what Excel would run, or turn into another value."""
+    if kind in {"time", "uuid"}:
+        return cell
+    cell = escape_json_separators(cell) if kind == "json" else escape_split_formulas(cell)
+    if not _looks_numeric(cell):
         return cell
     is_kept = (
         _shows_unchanged(cell) if kind == "text" else len(cell) <= _EXACT_DIGITS and is_number(cell)

@@ -34,7 +34,7 @@ SECRET = "whsec_" + b64encode(b"y" * 32).decode()
 
 @pytest.fixture(autouse=True)
 def allow_local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {"ORG_001": [ip_network("127.0.0.0/8")]}
     monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 

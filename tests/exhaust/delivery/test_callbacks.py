@@ -43,7 +43,9 @@ SUBMIT = "/dataset/v1/request/submit"
 @pytest.fixture(autouse=True)
 def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Allows receivers on this machine, with a short timeout."""
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {
+        f"ORG_{name}": [ip_network("127.0.0.0/8")] for name in ("001", "002", *range(20))
+    }
     monkeypatch.setattr(callbacks, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(loop, "breaker", loop.HostBreaker())
 
@@ -687,7 +689,7 @@ def test_submit_takes_callback_url(asker: Client) -> None:
     ],
 )
 def test_bad_callback_url_is_rejected(url: Any, remedy: str, asker: Client, settings: Any) -> None:
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {}
     answer = submit_with_callback(asker, url)
 
     assert answer.status_code == 400

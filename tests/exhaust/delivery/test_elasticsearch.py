@@ -30,7 +30,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {"ORG_001": [ip_network("127.0.0.0/8")]}
     monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
 
@@ -107,7 +107,7 @@ def test_official_client_reads_sample(client: Client) -> None:
     with Receiver(choose_behaviour=elastic) as receiver:
         http_client.send(
             "POST", f"http://127.0.0.1:{receiver.port}/_bulk", body,
-            {"Content-Type": "application/x-ndjson"}, seconds=5,
+            {"Content-Type": "application/x-ndjson"}, channel="ORG_001", seconds=5,
         )  # fmt: skip
     assert sorted(elastic.indexed) == sorted(emitted)
     lines = client.get("/export/sample", headers=headers).content.splitlines()
@@ -206,6 +206,11 @@ def test_unreadable_response_is_a_failure() -> None:
     bodies = [
         b"", b"null", b'{"items": []}', b'{"items": [{"index": {"status": 201}}]}', b'{"ok": true}',
         b'{"items": [{}, {}]}', b'{"items": [{"index": {"status": 201}}, {"index"',
+        b'{"items": [{"index": {"status": 201}}, {"index": {"status": 999999999999999999999}}]}',
+        b'{"items": [{"index": {"status": 201}}, {"index": {"status": -1}}]}',
+        b'{"items": ' + b"[" * 100_000,
+        b'{"items": [{"index": {"status": 400, "error": ' + b'{"reason":' * 100_000,
+        b" " * (elasticsearch.MAX_ANSWER_BYTES + 1),
     ]  # fmt: skip
     with Receiver([respond_with(200, body) for body in bodies]) as receiver:
         destination = make_index(receiver)
@@ -214,6 +219,36 @@ def test_unreadable_response_is_a_failure() -> None:
             deliver_all(destination)
             assert (destination.cursor_xid, destination.failures) == (0, 1)
     assert len(receiver.received) == len(bodies)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ('{"type": "a\\u0000b", "reason": "\\u0000"}', "a\ufffdb: \ufffd"),
+        ('{"type": {"a": [' + "[" * 200 + "]" * 200 + ']}, "reason": 1}', ""),
+        ('"' + "x" * 1000 + '"', "x" * elasticsearch.MAX_REASON_LENGTH),
+        ("[1]", ""),
+    ],
+    ids=["NUL", "deep", "long", "list"],
+)
+def test_hostile_reason_is_kept(error: str, reason: str) -> None:
+    emit_sessions(1)
+    body = b'{"items": [{"index": {"status": 400, "error": %s}}]}' % error.encode()
+    with Receiver([respond_with(200, body)]) as receiver:
+        destination = deliver_all(make_index(receiver))
+
+    assert destination.dead_letters.get().reason == reason
+    assert is_at_end(destination)
+
+
+def test_hostile_answer_fails_a_test() -> None:
+    body = b'{"items": [{"index": {"status": 400, "error": {"reason": "\\u0000"}}}]}'
+    with Receiver([respond_with(200, body), respond_with(200, b"[" * 100_000)]) as receiver:
+        destination = make_index(receiver)
+        errors = [destinations.send_test(destination).error for _ in range(2)]
+
+    assert errors[0] == "400 \ufffd"
+    assert "no answer of Elasticsearch" in errors[1]
 
 
 def test_documents_are_indexed_or_dead() -> None:

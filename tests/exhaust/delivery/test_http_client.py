@@ -28,6 +28,7 @@ from tests.exhaust.receiver import (
 
 METADATA = "169.254.169.254"
 PUBLIC = "93.184.216.34"
+CHANNEL = "ORG_001"
 SETTINGS = Path(__file__).parents[3] / "config" / "settings.py"
 
 # every way to write a loopback, private or metadata address, and every way around a check of it
@@ -144,12 +145,12 @@ def infos(*addresses: str) -> list[Any]:
 
 @pytest.fixture
 def local_receivers(settings: Any) -> None:
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {CHANNEL: [ip_network("127.0.0.0/8")]}
 
 
 def post(url: str, seconds: float = 5.0) -> http_client.Answer:
     return http_client.send(
-        "POST", url, b"{}", {"Content-Type": "application/json"}, seconds=seconds
+        "POST", url, b"{}", {"Content-Type": "application/json"}, channel=CHANNEL, seconds=seconds
     )
 
 
@@ -189,7 +190,7 @@ def test_hostile_address_is_never_connected(world: list[Any]) -> None:
     ],
 )
 def test_parse_url(url: str, target: tuple[Any, ...]) -> None:
-    assert http_client.parse_url(url) == http_client.Target(*target)
+    assert http_client.parse_url(url, CHANNEL) == http_client.Target(*target)
 
 
 SPECIAL = [
@@ -205,12 +206,12 @@ SPECIAL = [
 
 
 def test_special_addresses_are_not_allowed() -> None:
-    assert [text for text in SPECIAL if http_client.is_allowed(ip_address(text))] == []
+    assert [text for text in SPECIAL if http_client.is_allowed(ip_address(text), CHANNEL)] == []
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", PUBLIC, "2606:4700::1111", "2a00:1450::1"])
 def test_public_addresses_are_allowed(address: str) -> None:
-    assert http_client.is_allowed(ip_address(address))
+    assert http_client.is_allowed(ip_address(address), CHANNEL)
 
 
 def test_dns_rebinding_is_blocked(
@@ -257,7 +258,7 @@ def test_allowed_network_is_reached(settings: Any) -> None:
     with Receiver() as receiver:
         with pytest.raises(AddressNotAllowed, match="operator"):
             post(receiver.url)
-        settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.1/32")]
+        settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {CHANNEL: [ip_network("127.0.0.1/32")]}
 
         assert post(receiver.url).status == 200
         assert post(receiver.url.replace("127.0.0.1", "localhost")).status == 200
@@ -266,6 +267,30 @@ def test_allowed_network_is_reached(settings: Any) -> None:
         with pytest.raises(AddressNotAllowed):
             post(receiver.url.replace("127.0.0.1", "[::ffff:127.0.0.1]"))
     assert receiver.connections == 2
+
+
+def test_network_is_opened_to_one_channel(settings: Any) -> None:
+    with Receiver() as receiver:
+        settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {"OTHER": [ip_network("127.0.0.0/8")]}
+
+        for url in (receiver.url, receiver.url.replace("127.0.0.1", "localhost")):
+            with pytest.raises(AddressNotAllowed, match="operator"):
+                post(url)
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [
+        ("https://Evil.example//good.example/x", "evil.example"),
+        ("https://evil.example:8443/?x=//good.example", "evil.example:8443"),
+        ("http://evil.example:80/", "evil.example"),
+        ("http://[2606:4700:0::1111]:8000/", "[2606:4700::1111]:8000"),
+        ("https://xn--pple-43d.example/", "xn--pple-43d.example"),
+    ],
+)
+def test_authority_is_the_host_reached(url: str, authority: str) -> None:
+    assert http_client.split_url(url).authority == authority
 
 
 def test_unresolved_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +309,9 @@ def test_unresolved_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None
 def test_post_sends_bytes_unchanged() -> None:
     with Receiver([respond_with(201, b"thanks", Retry_After="7")]) as receiver:
         answer = http_client.send(
-            "POST", receiver.url, b'{"a": 1}', {"Content-Type": "application/json"}, seconds=5
-        )
+            "POST", receiver.url, b'{"a": 1}', {"Content-Type": "application/json"},
+            channel=CHANNEL, seconds=5,
+        )  # fmt: skip
 
     assert answer == http_client.Answer(201, b"thanks", 7)
     (request,) = receiver.received
@@ -346,7 +372,9 @@ def test_timeout_while_sending_body() -> None:
     with Receiver([Silent()]) as receiver:
         start_time = time.monotonic()
         with pytest.raises(Unreachable, match=r"No answer within 0\.4 seconds"):
-            http_client.send("POST", receiver.url, b"x" * 30_000_000, {}, seconds=0.4)
+            http_client.send(
+                "POST", receiver.url, b"x" * 30_000_000, {}, channel=CHANNEL, seconds=0.4
+            )
         assert time.monotonic() - start_time < 1.5
 
 
@@ -469,21 +497,29 @@ def read_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: str)
 @pytest.mark.parametrize(
     ("allowed", "networks"),
     [
-        ("", []),
-        ("10.1.2.0/24", ["10.1.2.0/24"]),
-        ("10.1.2.0/24, fd00:1::/64,10.9.9.9", ["10.1.2.0/24", "fd00:1::/64", "10.9.9.9/32"]),
+        ("", {}),
+        ("A=10.1.2.0/24", {"A": ["10.1.2.0/24"]}),
+        (
+            "A=10.1.2.0/24, B=fd00:1::/64,A = 10.9.9.9",
+            {"A": ["10.1.2.0/24", "10.9.9.9/32"], "B": ["fd00:1::/64"]},
+        ),
     ],
 )
 def test_allowed_networks_setting(
-    allowed: str, networks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    allowed: str, networks: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     read = read_settings(monkeypatch, tmp_path, allowed)
-    assert read == [ip_network(text) for text in networks]
+    assert read == {
+        channel: [ip_network(text) for text in texts] for channel, texts in networks.items()
+    }
 
 
-@pytest.mark.parametrize("allowed", ["10.0.0.1/8", "10.0.0.0/33", "internal", "10.0.0.0/8,,", "*"])
+@pytest.mark.parametrize(
+    "allowed",
+    ["10.0.0.0/8", "A=10.0.0.1/8", "A=10.0.0.0/33", "A=internal", "A=10.0.0.0/8,,", "*", "=::/0"],
+)
 def test_invalid_network_stops_start(
     allowed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(SystemExit, match=r"^EXHAUST_PUSH_ALLOWED_NETWORKS: .* 10\.1\.2\.0/24"):
+    with pytest.raises(SystemExit, match=r"^EXHAUST_PUSH_ALLOWED_NETWORKS: .*=10\.1\.2\.0/24"):
         read_settings(monkeypatch, tmp_path, allowed)

@@ -54,7 +54,9 @@ SECRET = "whsec_" + b64encode(b"x" * 32).decode()
 @pytest.fixture(autouse=True)
 def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Allows receivers on this machine, with a short timeout and no lingering."""
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {
+        f"ORG_{name}": [ip_network("127.0.0.0/8")] for name in ("001", "002", *range(20))
+    }
     monkeypatch.setattr(sender, "BATCH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(pump, "LINGER", timedelta(seconds=-1))
     monkeypatch.setattr(loop, "breaker", loop.HostBreaker())  # ports are used again
@@ -347,7 +349,7 @@ def test_internal_address_is_never_reached(settings: Any) -> None:
     emit_sessions(1)
     with Receiver() as receiver:
         destination = make_destination(receiver)
-        settings.EXHAUST_PUSH_ALLOWED_NETWORKS = []
+        settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {}
         deliver_all(destination)
         assert destinations.determine_state(destination) == "disabled"
         Destination.objects.update(
@@ -453,7 +455,7 @@ def test_killed_process_repeats_batch(settings: Any, tmp_path: Path) -> None:
         "EXHAUST_ENCRYPTION_KEYS": ",".join(settings.EXHAUST_ENCRYPTION_KEYS),
         "DJANGO_SETTINGS_MODULE": "config.settings",
         "EXHAUST_FAILPOINTS": str(tmp_path),
-        "EXHAUST_PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
+        "EXHAUST_PUSH_ALLOWED_NETWORKS": "ORG_001=127.0.0.0/8",
     }
     with Receiver() as receiver:
         destination = make_destination(receiver)

@@ -107,10 +107,15 @@ def read_excel_csv(data: bytes, columns: Any) -> tuple[list[str], Rows]:
     return header, [
         [
             cell[1:] if cell and protect_from_excel(cell[1:], column.kind) == cell else cell
-            for cell, column in zip(line, columns, strict=True)
+            for cell, column in zip(map(unsplit, line), columns, strict=True)
         ]
         for line in lines
     ]
+
+
+def unsplit(cell: str | None) -> str | None:
+    """Without the apostrophes that guard a formula behind a line's end."""
+    return cell and re.sub(r"(?<=[;\t\r\n])'(?=[=+@-])", "", cell)
 
 
 def unguarded(cell: str) -> str:
@@ -339,6 +344,14 @@ def test_parquet_counts_unconvertible_cells(kind: Kind, cell: str, value: Any):
         ("text", "-0", "'-0"),
         ("text", "-0.5", "-0.5"),
         ("text", "=1+1", "'=1+1"),
+        ("text", "a;=1+1", "a;'=1+1"),
+        ("text", "a;+919000000001", "a;+919000000001"),  # a number
+        ("text", "a;＝1", "a;'＝1"),
+        ("text", "a\t@SUM(1)", "a\t'@SUM(1)"),
+        ("text", "a; =1; b", "a; =1; b"),
+        ("text", "-1;=2", "'-1;'=2"),
+        ("number", "x;=1", "x;'=1"),
+        ("json", '"a;=1+1;-b;c"', '"a\\u003b=1+1\\u003b-b;c"'),
         ("text", "d-2", "d-2"),
         ("text", "दोपहर का भोजन", "दोपहर का भोजन"),
         ("number", "7.10", "7.10"),
@@ -352,10 +365,27 @@ def test_parquet_counts_unconvertible_cells(kind: Kind, cell: str, value: Any):
 def test_excel_csv_protects_digits(kind: Kind, cell: str, written: str):
     _, data = body_of("csv-excel", [cell], [None], kinds=(kind,))
 
+    written = f'"{written.replace(chr(34), chr(34) * 2)}"' if '"' in written else written
     assert data == UTF8_BOM + f"Column 0\n{written}\n\n".encode()
     # and csv stays as it is
     _, plain = body_of("csv", [cell], kinds=(kind,))
-    assert plain == f"Column 0\n{escape_formula(cell) if kind == 'text' else cell}\n".encode()
+    assert read_csv(plain, None)[1] == [[cell]]
+    assert plain.startswith(b"Column 0\n'") is (escape_formula(cell) != cell and kind == "text")
+
+
+def test_excel_csv_guards_lines_of_a_text():
+    _, data = body_of("csv-excel", ["a\n=1+1\r@b\n\nc"])
+
+    assert data == UTF8_BOM + b"Column 0\n\"a\n'=1+1\r'@b\n\nc\"\n"
+
+
+def test_json_in_excel_csv_keeps_its_value():
+    sent = json.dumps({"a;=1": ["\\;=2", ";;@", "; "]})
+    _, data = body_of("csv-excel", [sent], kinds=("json",))
+
+    _, rows = read_csv(data.removeprefix(UTF8_BOM), None)
+    assert json.loads(rows[0][0]) == json.loads(sent)
+    assert not re.search(";[=@]", rows[0][0])
 
 
 def test_xlsx_keeps_markup_as_text():

@@ -40,7 +40,7 @@ OLD = timedelta(days=DAYS + 1)
 @pytest.fixture(autouse=True)
 def kept_for_days(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.EXHAUST_EVENT_RETENTION_DAYS = DAYS
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {"ORG_001": [ip_network("127.0.0.0/8")]}
     monkeypatch.setattr(pruning, "PRUNE_ROWS", 3)
 
 

@@ -49,6 +49,8 @@ def assert_headers(answer: Any, address: str) -> None:
     assert answer["Cross-Origin-Opener-Policy"] == "same-origin"
     assert "camera=()" in answer["Permissions-Policy"]
     assert len(answer["X-Request-ID"]) == 36
+    is_public = answer.status_code == 200 and address.startswith(("/docs/", "/static/"))
+    assert ("no-store" in answer["Cache-Control"]) is not is_public, address
     assert "Server" not in answer
     assert "X-Powered-By" not in answer
 
@@ -76,6 +78,77 @@ def test_unknown_address_has_headers(address: str, status: int, more: dict[str, 
     answer.close()
     assert answer.status_code == status
     assert_headers(answer, address)
+
+
+def test_trace_repeats_no_header():
+    for address in ALL:
+        answer = Client(raise_request_exception=False).generic(
+            "TRACE", address, HTTP_X_API_KEY="canary"
+        )
+        assert b"canary" not in b"".join(answer), address
+
+
+def test_pages_take_no_post_without_token():
+    operator = Client(enforce_csrf_checks=True)
+    operator.force_login(get_user_model().objects.create_superuser("op"))
+    pages = [address for address in ALL if address.startswith(("/admin/", "/console/"))]
+
+    statuses = {page: operator.post(page).status_code for page in pages}
+
+    assert len(pages) > 50
+    assert {page: status for page, status in statuses.items() if status != 403} == {}
+
+
+def test_only_two_cookies_are_set():
+    operator = Client()
+    operator.force_login(get_user_model().objects.create_superuser("op"))
+    operator.post("/admin/ingest/channel/add/", {"identifier": "ORG_9", "name": "A name"})
+
+    assert set(operator.cookies) <= {"sessionid", "csrftoken"}
+
+
+# Too much of everything ---------------------------------------------------------------------------
+
+FORM = "application/x-www-form-urlencoded"
+PARTS = "multipart/form-data; boundary=b"
+PART = '--b\r\nContent-Disposition: form-data; name="a%d"%s\r\n\r\n1\r\n'
+TOO_MUCH: dict[str, dict[str, Any]] = {
+    "fields": {"data": "&".join(f"a{n}=1" for n in range(10_000)), "content_type": FORM},
+    "parts": {
+        "data": "".join(PART % (n, "") for n in range(1001)) + "--b--\r\n",
+        "content_type": PARTS,
+    },
+    "files": {
+        "data": "".join(PART % (n, '; filename="f"') for n in range(101)) + "--b--\r\n",
+        "content_type": PARTS,
+    },
+    "query": {"QUERY_STRING": "&".join(f"a{n}=1" for n in range(1001))},
+    "cookies": {"HTTP_COOKIE": "; ".join(f"c{n}={'x' * 50}" for n in range(1000))},
+    "one cookie": {"HTTP_COOKIE": "sessionid=" + "x" * 60_000},
+    "keys": {"HTTP_X_API_KEY": "a,b", "HTTP_AUTHORIZATION": "Bearer a,Bearer b"},
+    "types": {"data": "{}", "content_type": "application/json,text/html"},
+    "languages": {"HTTP_ACCEPT_LANGUAGE": "en," * 20_000},
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_too_much_is_no_error_of_ours(kind: str):
+    operator = Client(raise_request_exception=False)
+    operator.force_login(get_user_model().objects.create_superuser("op"))
+    for client in (Client(raise_request_exception=False), operator):
+        answers = {
+            address: client.generic("POST", address, **TOO_MUCH[kind]).status_code
+            for address in ALL
+        }
+        assert {address: code for address, code in answers.items() if code >= 500} == {}
+        if kind in {"fields", "parts", "files"}:
+            assert answers["/admin/login/"] == answers["/console/sign-in"] == 400
+        if kind == "query":
+            assert answers["/admin/login/"] == answers["/collect"] == 400
+
+
+def test_repeated_host_is_refused():
+    assert Client().get("/console/", HTTP_HOST="testserver,testserver").status_code == 400
 
 
 def test_https_redirect_has_headers(settings: Any):
