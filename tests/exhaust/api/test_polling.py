@@ -23,30 +23,16 @@ from ingest.collector.exchange import Reply, Request
 from ingest.collector.groups import Shares
 from ingest.collector.intake import build_senders
 from ingest.collector.senders import Sender
-from ingest.collector.servers import AsgiRequest
 from ingest.db.loop_connection import LoopConnection
 from ingest.http.security_headers import API_HEADERS
 from ingest.models import ApiKey, AuditEvent
 from tests import openapi_checks
 from tests.conftest import bearer, make_key
 from tests.exhaust.factories import CONFIG, make_claimed, make_file, make_finished, make_job
-from tests.loops import run_loop
+from tests.loops import make_request, run_loop
 
 pytestmark = pytest.mark.django_db(transaction=True)  # threads and the loop have connections
 READ, LIST = "/dataset/v1/request/read/daily", "/dataset/v1/request/list/daily"
-
-
-def make_request(address: str, method: str = "GET", **headers: str) -> Request:
-    path, _, query = address.partition("?")
-    scope = {
-        "method": method,
-        "path": path,
-        "query_string": query.encode(),
-        "headers": [(name.lower().encode(), text.encode()) for name, text in headers.items()],
-        "client": ("127.0.0.1", 1),
-        "scheme": "http",
-    }
-    return AsgiRequest(scope, None)
 
 
 @pytest.fixture
