@@ -133,6 +133,7 @@ app.conf.task_routes = {
     "exhaust.work": "nightly",  # or interactive
     "exhaust.deliver_callbacks": "deliver",
     "exhaust.push_documents": "deliver",
+    "exhaust.send_tests": "deliver",
     "exhaust.sweep": "maintain",
     "exhaust.derive_sessions": "maintain",
     "exhaust.daily_run": "maintain",

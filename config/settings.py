@@ -391,7 +391,7 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or a guesser locks a na
 AXES_RESET_ON_SUCCESS = False  # or an attacker resets the count by signing in as themselves
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
-AXES_CLIENT_IP_CALLABLE = "ingest.limits.token_bucket.get_client_address"
+AXES_CLIENT_IP_CALLABLE = "ingest.limits.token_bucket.get_network_address"
 AXES_LOCKOUT_TEMPLATE = "console/locked.html"
 AXES_VERBOSE = False
 

@@ -7,8 +7,8 @@ class ExhaustConfig(AppConfig):
     def ready(self) -> None:
         from exhaust import tracing
         from exhaust.jobs import withdrawal
-        from ingest.privacy import consent, erasure
+        from ingest.privacy import erasure
 
         tracing.start_tracing()
-        consent.consent_withdrawn.connect(withdrawal.revoke_files_for, dispatch_uid="withdrawn")
+        erasure.files_searching.connect(withdrawal.revoke_files_of_erased, dispatch_uid="files")
         erasure.rows_erasing.connect(withdrawal.redact_dead_letters, dispatch_uid="erasing")

@@ -5,9 +5,9 @@ from typing import Any
 
 from celery import Task, shared_task
 
-from exhaust.delivery import callbacks, pump
+from exhaust.delivery import callbacks, pump, receiver_tests
 from exhaust.files import last_position, orphans, storage
-from exhaust.jobs import attempt, schedules, transitions, wakeup
+from exhaust.jobs import attempt, schedules, transitions, wakeup, withdrawal
 from exhaust.maintenance import daily, retention
 from exhaust.models import Job
 from exhaust.worker import current_worker_id, work_lock
@@ -15,7 +15,7 @@ from ingest import logs
 from ingest.audit import reads
 from ingest.auth import failures
 from ingest.derive import deriver
-from ingest.privacy import erasure
+from ingest.privacy import consent, erasure
 
 log = logs.get_logger(__name__)
 SWEEP_STORAGE_SECONDS = 10
@@ -62,11 +62,13 @@ def sweep() -> None:
         wakeup.enqueue("exhaust.deliver_callbacks")
     if pump.find_due().exists():
         wakeup.enqueue("exhaust.push_documents")
+    if receiver_tests.find_due().exists():
+        wakeup.enqueue("exhaust.send_tests")
     if daily.is_due():
         wakeup.enqueue("exhaust.daily_run")
     if erasure.unfinished_erasures().exists():
         wakeup.enqueue("exhaust.continue_erasures")
-    if retention.withdrawn_files().exists():
+    if consent.find_marked().exists() or retention.withdrawn_files().exists():
         wakeup.enqueue("exhaust.delete_withdrawn_files")
     for task, after in STALLED_AFTER.items():  # Celery's schedule does not run
         if wakeup.is_stalled(task, after):
@@ -101,7 +103,8 @@ def continue_erasures() -> None:
 
 @shared_task(name="exhaust.delete_withdrawn_files", base=WokenTask)
 def delete_withdrawn_files() -> None:
-    """Deletes the files that hold a participant who withdrew consent or was erased."""
+    """Finds and deletes the files that hold a participant who withdrew consent or was erased."""
+    withdrawal.revoke_marked_files()
     with storage.CallLimit(SWEEP_STORAGE_SECONDS):
         retention.delete_withdrawn_files()
 
@@ -118,6 +121,13 @@ def push_documents() -> None:
     """Pushes documents for at most 45 s, then wakes a worker for the rest."""
     if pump.deliver_due(seconds=15):
         wakeup.enqueue("exhaust.push_documents")
+
+
+@shared_task(name="exhaust.send_tests", base=WokenTask)
+def send_tests() -> None:
+    """Sends tests of destinations for at most 15 s, then wakes a worker for the rest."""
+    if receiver_tests.deliver_due(seconds=5):
+        wakeup.enqueue("exhaust.send_tests")
 
 
 @shared_task(name="exhaust.keep_last_position", base=WokenTask)

@@ -4,7 +4,7 @@ A new model fails `tests/tools/test_reference.py` until it stands here. Give it 
 with a test, before its line.
 """
 
-from exhaust.delivery import destinations
+from exhaust.delivery import destinations, receiver_tests
 from exhaust.files import links
 from exhaust.jobs import schedules, submit
 from exhaust.models import Link
@@ -36,8 +36,8 @@ ROW_LIMITS = {
     ),
     "exhaust.Delivery": (
         f"{submit.MAX_OPEN_CALLBACKS:,} open callbacks of a channel; more are 429. A"
-        " destination has one open batch. Ended ones are deleted with their job, or after"
-        " `EXHAUST_FILE_RETENTION_DAYS`."
+        f" destination has one open batch and its last {receiver_tests.MAX_KEPT} tests. Ended ones"
+        " are deleted with their job, or after `EXHAUST_FILE_RETENTION_DAYS`."
     ),
     "exhaust.Destination": f"{destinations.MAX_DESTINATIONS} of a channel; more are 400.",
     "exhaust.File": "The parts of a job: `EXHAUST_MAX_ROWS` and `EXHAUST_PART_BYTES` bound them.",
@@ -68,7 +68,7 @@ ROW_LIMITS = {
     "ingest.Channel": _BY_OPERATORS,
     "ingest.Conversation": _BY_EVENTS,
     "ingest.DerivationState": f"{_BY_SERVICE} one for each channel.",
-    "ingest.Erasure": "One for each person that was erased.",
+    "ingest.Erasure": "One for each person with erased rows; none for made-up ids.",
     "ingest.LostPosition": f"{_BY_SERVICE} one.",
     "ingest.Participant": "One for each person whose profile was sent.",
     "ingest.PruneState": f"{_BY_SERVICE} one for each channel.",

@@ -7,7 +7,8 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from exhaust.delivery import destinations
+from exhaust.delivery import destinations, receiver_tests
+from exhaust.jobs import wakeup
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.admin import ReadOnlyAdmin, TenantScopedAdmin, VisibleRelatedFilter
 from ingest.auth import roles
@@ -145,11 +146,14 @@ class DestinationAdmin(TenantScopedAdmin):
 
     @admin.action(description="Send one made-up document", permissions=["change"])
     def test(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
-        for destination in queryset.select_related("channel"):
-            delivery = destinations.send_test(destination)
-            outcome = delivery.error or f"The receiver answered {delivery.answer}."
-            level = messages.WARNING if delivery.error else messages.INFO
-            self.message_user(request, f"{destination}: {outcome}", level)
+        for destination in queryset:
+            try:
+                receiver_tests.request_test(destination)
+            except RequestError as refused:
+                self.message_user(request, f"{destination}: {refused.detail}", messages.WARNING)
+            else:
+                self.message_user(request, f"{destination}: the deliveries show the result.")
+        wakeup.enqueue("exhaust.send_tests")
 
     @admin.action(description="Send everything from the beginning", permissions=["change"])
     def rewind(self, request: HttpRequest, queryset: QuerySet[Destination]) -> None:
@@ -172,7 +176,7 @@ class DestinationAdmin(TenantScopedAdmin):
 
     @admin.display(description="Dead letters")
     def dead_letter_count(self, destination: Destination) -> int:
-        return destination.dead_letters.filter(delivered_at=None).count()
+        return destinations.count_dead_letters(destination)
 
 
 _STATUS_FIELDS = [

@@ -129,8 +129,8 @@ class AuditView(DatasetView):
                 recorded_at__gte=last_moment,
             )
         rows = list(events[: params["limit"] + 1])
-        has_more = len(rows) > params["limit"]
-        rows = rows[: params["limit"]]
+        shown = envelope.cut_list(rows[: params["limit"]], lambda row: len(str(row.details)))
+        has_more, rows = len(rows) > len(shown), list(shown)
         next_cursor = (
             cursor.encode([rows[-1].recorded_at.isoformat(), rows[-1].pk], query_fingerprint)
             if has_more

@@ -10,10 +10,11 @@ from rest_framework.response import Response
 from exhaust.api import envelope, response_bodies, responses, validation
 from exhaust.api.base import DatasetView, NamedView
 from exhaust.api.pull import TimestampField
-from exhaust.delivery import destinations
+from exhaust.delivery import destinations, receiver_tests
 from exhaust.delivery.kinds import KINDS
 from exhaust.feed import cursor
-from exhaust.models import Destination
+from exhaust.jobs import wakeup
+from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.auth import keys
 from ingest.http.schema import Text, extend_schema
 
@@ -235,16 +236,39 @@ class RewindView(DestinationView):
 
 class TestView(DestinationView):
     operation = "destination.test"
-    http_method_names = ["post"]
+    http_method_names = ["get", "post"]
 
-    @extend_schema("testDestination", response_bodies.Delivery, 404)
+    @extend_schema("testDestination", {202: response_bodies.Delivery}, 404, 409)
     def post(self, request: Request, name: str) -> Response:
-        """Send one made-up document now.
+        """Send one made-up document.
+
+        A worker sends it; poll `Location` until the status is no longer `waiting`. While another
+        destination of the channel is tested: 409. Needs `pull`.
+        """
+        delivery = receiver_tests.request_test(self.fetch_object(request, name))
+        wakeup.enqueue("exhaust.send_tests")
+        response = self._respond_with(delivery, 202)
+        response["Location"] = request.build_absolute_uri()
+        return response
+
+    @extend_schema("readDestinationTest", response_bodies.Delivery, 404)
+    def get(self, request: Request, name: str) -> Response:
+        """Get the last test of a destination.
 
         Needs `pull`.
         """
-        delivery = destinations.send_test(self.fetch_object(request, name))
-        return envelope.build_success(self.operation, response_bodies.Delivery.render(delivery))
+        delivery = receiver_tests.find_tests(self.fetch_object(request, name)).first()
+        if delivery is None:
+            raise NotFound("The destination was not tested yet.")
+        return self._respond_with(delivery, 200)
+
+    def _respond_with(self, delivery: Delivery, status: int) -> Response:
+        response = envelope.build_success(
+            self.operation, response_bodies.Delivery.render(delivery), status
+        )
+        if delivery.ended_at is None:
+            response["Retry-After"] = "1"
+        return response
 
 
 class RequeueView(DestinationView):
@@ -279,18 +303,22 @@ class DeadLettersView(DestinationView):
         if params["cursor"] is not None:
             rows = rows.filter(pk__gt=cursor.decode(params["cursor"], query_fingerprint)[0])
         page_rows = list(rows[: params["limit"] + 1])
-        has_more = len(page_rows) > params["limit"]
-        page_rows = page_rows[: params["limit"]]
+        shown_rows = envelope.cut_list(page_rows[: params["limit"]], _measure)
+        has_more = len(page_rows) > len(shown_rows)
         return envelope.build_success(
             self.operation,
             {
-                "count": len(page_rows),
-                "deadLetters": [response_bodies.DeadLetter.render(letter) for letter in page_rows],
-                "nextCursor": cursor.encode([page_rows[-1].pk], query_fingerprint)
+                "count": len(shown_rows),
+                "deadLetters": [response_bodies.DeadLetter.render(letter) for letter in shown_rows],
+                "nextCursor": cursor.encode([shown_rows[-1].pk], query_fingerprint)
                 if has_more
                 else None,
             },
         )
+
+
+def _measure(letter: DeadLetter) -> int:
+    return len(letter.document_id.encode()) + len(letter.reason.encode())
 
 
 class DestinationListView(DatasetView):

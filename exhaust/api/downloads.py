@@ -11,12 +11,17 @@ from django.views.decorators.http import require_safe
 from exhaust import metrics
 from exhaust.api.responses import DOWNLOAD, LOCATION
 from exhaust.files import links, storage
+from exhaust.jobs import withdrawal
 from exhaust.models import File
 from ingest import audit
 from ingest.audit import Actor
 from ingest.http import problems
 from ingest.http.schema import extend_schema
-from ingest.limits import rate_limits, token_bucket
+from ingest.limits import admission, rate_limits, token_bucket
+
+
+class ChannelBusy(Exception):
+    """The channel of the file has as many downloads in progress as it may."""
 
 
 @require_safe
@@ -51,8 +56,13 @@ def _open_link(request: HttpRequest, token: str, name: str) -> HttpResponse | Fi
 def _send(
     file: File, request: HttpRequest, record: Callable[[], None]
 ) -> HttpResponse | FileResponse:
+    if withdrawal.revoke_if_marked(file.job):
+        raise links.LinkUnusable(410, links.WITHDRAWN)
+    is_head = request.method == "HEAD"
+    if not is_head and not admission.claim_stream(request.META, file.job.channel_id):
+        raise ChannelBusy
     response = _serve_file(file, request)
-    if request.method != "HEAD" and response.status_code != 416:  # only a transfer counts
+    if not is_head and response.status_code != 416:  # only a transfer counts
         try:
             record()
         except links.LinkUnusable:
@@ -71,6 +81,14 @@ def _respond(send: Callable[[], HttpResponse | FileResponse]) -> HttpResponse | 
         code, _, detail = problems.explain(error)
         response = HttpResponse(f"{detail}\n", "text/plain; charset=utf-8", status=code)
         problems.add_headers(response, code)
+    except ChannelBusy:
+        response = HttpResponse(
+            "Too many downloads of this channel are in progress; open the link again after"
+            " Retry-After seconds.\n",
+            "text/plain; charset=utf-8",
+            status=503,
+        )
+        problems.add_headers(response, 503)
     except FileNotFoundError:
         response = HttpResponse("This file was deleted.\n", "text/plain; charset=utf-8", status=410)
     except storage.StorageError:

@@ -1,7 +1,8 @@
 """The envelope of every answer of the dataset API."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from rest_framework.renderers import JSONRenderer
@@ -10,6 +11,8 @@ from rest_framework.response import Response
 from ingest.db.clock import read_clock
 from ingest.http import problems
 
+Row = TypeVar("Row")
+MAX_LIST_BYTES = 4 * 1024 * 1024
 _renderer = JSONRenderer()
 ERROR_HEADERS = ("WWW-Authenticate", "Retry-After")  # that `build_error` sets
 _RESPONSE_CODES = {
@@ -19,9 +22,19 @@ _RESPONSE_CODES = {
 }  # fmt: skip
 
 
-def build_success(operation: str, result: dict[str, Any]) -> Response:
+def build_success(operation: str, result: dict[str, Any], status: int = 200) -> Response:
     """Returns a result in the envelope."""
-    return Response(_build_envelope(operation, "OK", {"status": "successful"}, result))
+    return Response(_build_envelope(operation, "OK", {"status": "successful"}, result), status)
+
+
+def cut_list(rows: Sequence[Row], measure: Callable[[Row], int]) -> Sequence[Row]:
+    """Returns the first rows with `MAX_LIST_BYTES` together, and one at least."""
+    size = 0
+    for count, row in enumerate(rows):
+        size += measure(row)
+        if count and size > MAX_LIST_BYTES:
+            return rows[:count]
+    return rows
 
 
 def render(value: Any) -> bytes:

@@ -12,6 +12,8 @@ from django.http import HttpResponse
 from django.utils.http import parse_etags
 
 from exhaust.api import envelope, response_bodies, validation
+from exhaust.jobs import queries
+from exhaust.jobs.queries import Filters
 from exhaust.models import Job
 from ingest.collector.exchange import Reply
 
@@ -59,12 +61,21 @@ def present_job(row: Job) -> PresentedJob:
     )
 
 
-def present_page(jobs: Sequence[PresentedJob], cursor: str | None) -> PresentedPage:
-    """Returns a page of these jobs."""
+def present_page(
+    jobs: Sequence[PresentedJob], cursor: str | None, filters: Filters, count: int | None = None
+) -> PresentedPage:
+    """Returns a page of these jobs; it ends earlier, with a cursor, where they are large.
+
+    `count` is how many the search found, by default how many the page has.
+    """
+    shown = envelope.cut_list(jobs, lambda job: len(job.body))
+    if len(shown) < len(jobs):
+        jobs, cursor = shown, queries.encode_cursor(filters, shown[-1].submitted_at, shown[-1].pk)
     shown_cursor = b"null" if cursor is None else envelope.render(cursor)
     bodies = b",".join([job.body for job in jobs])
     return PresentedPage(
-        b'{"count":%d,"jobs":[%b],"nextCursor":%b}' % (len(jobs), bodies, shown_cursor),
+        b'{"count":%d,"jobs":[%b],"nextCursor":%b}'
+        % (len(jobs) if count is None else count, bodies, shown_cursor),
         _digest("".join([job.digest for job in jobs]).encode() + shown_cursor),
         is_empty=not jobs,
     )

@@ -20,9 +20,16 @@ from exhaust.jobs.submit import Submission
 from exhaust.models import Job, Link
 from ingest import logs
 from ingest.auth import keys
+from ingest.collector.exchange import Reply
 from ingest.events import RequestError
 from ingest.http.response_fields import Body, integer, text
 from ingest.http.schema import extend_schema
+
+SEARCH_SECONDS = 5.0
+_TOO_SLOW = (
+    f"request.filters: The search takes longer than {SEARCH_SECONDS:.0f} seconds; name a tag, or"
+    " fewer days."
+)
 
 
 class SubmissionView(DatasetView):
@@ -229,22 +236,18 @@ class ListView(DatasetView):
         params = read_paging(request.query_params)
         caller = keys.get_caller(request)
         channel_id, _ = self.resolve_channel(request)
-        page = polling.fetch_page(
-            Filters(channel_id, readable_datasets(caller), tag=tag),
-            params["limit"],
-            params["cursor"],
-        )
+        filters = Filters(channel_id, readable_datasets(caller), tag=tag)
+        page = polling.fetch_page(filters, params["limit"], params["cursor"])
         if page.jobs:
             logs.bind(tag=tag)
-        presented = [job_answers.present_job(job) for job in page.jobs]
-        return _respond(self.operation, job_answers.present_page(presented, page.cursor), request)
+        return _respond(self.operation, _present_page(page, filters), request)
 
 
 class SearchView(DatasetView):
     operation = "request.search"
 
     @extend_schema("searchJobs", responses.JobList, request=validation.SearchBody)
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request) -> HttpResponse:
         """Search the channel's exports.
 
         Those of datasets whose scope the key has.
@@ -271,18 +274,20 @@ class SearchView(DatasetView):
             submitted_from=first and _start_of_day(first),
             submitted_before=last and _start_of_day(last + timedelta(days=1)),
         )
-        page = queries.search_jobs(filters, params["limit"], params["cursor"])
-        return envelope.build_success(
-            self.operation, _present_page(page, queries.filter_jobs(filters).count())
-        )
+        try:
+            with preview.limit_query_seconds(SEARCH_SECONDS):
+                page = queries.search_jobs(filters, params["limit"], params["cursor"])
+                count = queries.filter_jobs(filters).count()
+        except TimeoutError:
+            raise RequestError("too_slow", _TOO_SLOW) from None
+        presented = _present_page(page, filters, count)
+        body = envelope.wrap_success(self.operation, presented.body)
+        return job_answers.build_response(Reply(200, body))
 
 
-def _present_page(page: Page, count: int) -> dict[str, Any]:
-    return {
-        "count": count,
-        "jobs": [response_bodies.present_job(job) for job in page.jobs],
-        "nextCursor": page.cursor,
-    }
+def _present_page(page: Page, filters: Filters, count: int | None = None) -> PresentedPage:
+    presented = [job_answers.present_job(job) for job in page.jobs]
+    return job_answers.present_page(presented, page.cursor, filters, count)
 
 
 def _start_of_day(day: date) -> datetime:

@@ -31,8 +31,8 @@ from ingest.events import RequestError
 from ingest.limits import rate_limits
 
 log = logs.get_logger(__name__)
-KEY_READS = 512  # of a key in progress, in a process
-KEY_WAITING = 200  # of a key, whose answers wait for another status
+CHANNEL_READS = 512  # of a channel in progress, in a process
+CHANNEL_WAITING = 200  # of a channel, whose answers wait for another status
 LOOK_SECONDS = 0.5  # between two looks of those
 GROUP_COST = 256  # jobs that one statement looks up; a page has as many as its limit
 MAX_KEPT_JOBS, MAX_KEPT_BYTES = 10_000, 4096
@@ -65,8 +65,8 @@ class Poller:
         self._reader = polling.VersionReader() if polling.is_supported() else None
         if self._reader is not None:
             self._versions: LoopWorker[Key, list[str]] = LoopWorker(self._reader.read, GROUP_COST)
-        self._reads = Shares(KEY_READS)
-        self._waiting = Shares(KEY_WAITING)
+        self._reads = Shares(CHANNEL_READS)
+        self._waiting = Shares(CHANNEL_WAITING)
         self._views = {"read": (jobs.ReadView, self._read), "list": (jobs.ListView, self._list)}
 
     def close(self) -> None:
@@ -137,9 +137,9 @@ class Poller:
 
         When the process stops, the time is over too.
 
-        A caller with too many waiting reads does not wait.
+        Where the channel has too many waiting reads, it does not wait.
         """
-        owner = f"key:{caller.key_id}"
+        owner = _resolve_sender(caller, request).channel_id
         try:
             self._waiting.add(owner, 1)
         except ShareFull:
@@ -197,7 +197,7 @@ class Poller:
 
     async def _find(self, key: Key, sender: Sender, request: Request, cost: int = 1) -> Any:
         """Returns what is presented of a job or a page; None for no job. Raises `ShareFull`."""
-        owner = sender.caller
+        owner = sender.channel_id
         self._reads.add(owner, 1)
         try:
             if self._reader is not None:
@@ -230,7 +230,7 @@ class KeptJobs:
         cursor = None
         if len(versions) > key.limit:
             cursor = queries.encode_cursor(key.filters, found[-1].submitted_at, found[-1].pk)
-        return job_answers.present_page(found, cursor)
+        return job_answers.present_page(found, cursor, key.filters)
 
     def _find_job(self, channel: str, version: str) -> PresentedJob | None:
         return self._jobs.get((channel, version))
@@ -304,7 +304,7 @@ def _present_one(kept: KeptJobs, wanted: Presentation, row: Any) -> Presented | 
             if isinstance(wanted.key, JobKey):
                 return _present_job(kept, row)
             presented = [_present_job(kept, job) for job in row.jobs]
-        return job_answers.present_page(presented, row.cursor)
+        return job_answers.present_page(presented, row.cursor, wanted.key.filters)
     except Exception as error:  # the caller's own
         if isinstance(error, DatabaseError | InterfaceError):
             connection.close_if_unusable_or_obsolete()

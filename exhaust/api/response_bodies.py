@@ -323,7 +323,10 @@ class Delivery(Body):
     """A batch and the receiver's answer."""
 
     kind = choice("feed, letters (sent again) or test.", ["feed", "letters", "test"])
-    status = choice("failing (also: in progress), delivered or dead.", DeliveryRow.Status.values)
+    status = choice(
+        "waiting (a test in progress), failing (also: in progress), delivered or dead.",
+        DeliveryRow.Status.values,
+    )
     documents = integer("The number of documents.")
     bytes = integer("Their size.", source="byte_count")
     attempts = integer("The number of attempts.", source="attempt")
@@ -373,8 +376,8 @@ class Destination(Body):
     cursor = text("Opaque. The position of the next document.", get=destinations.encode_cursor)
     lag = nested(DestinationLag(), destinations.measure_lag)
     deadLetters = integer(
-        "Documents that the receiver rejected and has not accepted since.",
-        get=lambda row: row.dead_letters.filter(delivered_at=None).count(),
+        "Documents that the receiver rejected and has not accepted since, counted up to 10,000.",
+        get=destinations.count_dead_letters,
     )
     deliveries = nested(
         Delivery(many=True, help_text="The last five."),

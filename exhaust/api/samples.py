@@ -7,7 +7,7 @@ from django.http import HttpResponse
 from rest_framework import serializers
 from rest_framework.request import Request
 
-from exhaust.api import validation
+from exhaust.api import envelope, validation
 from exhaust.api.pull import PullView
 from exhaust.delivery import elasticsearch, session_documents
 from exhaust.feed.documents import encode
@@ -23,6 +23,7 @@ MAPPING = {
     "examples": [{"mappings": {"properties": {"startTime": {"type": "date"}}}}],
 }
 SAMPLE_SIZE = 50
+STEP_SIZE = 10  # sessions that are read together
 SAMPLE_WINDOW = timedelta(days=7)
 
 
@@ -57,7 +58,17 @@ class SampleView(PullView):
         )
         # by position, which has an index: the sessions changed last are those closed last
         session_rows = session_documents.fetch_sessions(rows.order_by("-xid", "-id")[:SAMPLE_SIZE])
-        identified = session_documents.build_documents(channel, session_rows)
+        identified: list[tuple[str, bytes]] = []
+        size = 0
+        for start in range(0, len(session_rows), STEP_SIZE):
+            step = session_documents.build_documents(
+                channel, session_rows[start : start + STEP_SIZE]
+            )
+            identified += step
+            size += sum(len(document) for _, document in step)
+            if size > envelope.MAX_LIST_BYTES:
+                break
+        identified = list(envelope.cut_list(identified, lambda each: len(each[1])))
         if params["format"] == "bulk":
             lines = [
                 elasticsearch.format_bulk_lines(

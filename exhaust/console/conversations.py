@@ -10,7 +10,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 
 from exhaust.console import svg
 from exhaust.console.charts import TIMEOUT_SECONDS, Chart, DayRange, parse_days
-from exhaust.console.new_export import PRESETS, filter_conversations
+from exhaust.console.new_export import PRESETS, find_conversations
 from exhaust.console.permissions import (
     VIEW_PERMISSIONS,
     ChannelContext,
@@ -25,6 +25,7 @@ from ingest.models import Conversation, StoredEvent
 if TYPE_CHECKING:
     import pandas as pd
 
+MAX_LISTED = 100
 MAX_ANSWERS = 200_000  # read per funnel
 FUNNEL_TITLE = "Responses by question"
 
@@ -32,13 +33,9 @@ FUNNEL_TITLE = "Responses by question"
 @requires(*VIEW_PERMISSIONS)
 def list_conversations(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     q = clean_params(request.GET).get("q", "").strip()
-    matches = list(filter_conversations(ctx.channel_id, q)[:101])
-    return render_page(
-        request,
-        ctx,
-        "conversations.html",
-        {"matches": matches[:100], "more": len(matches) > 100, "q": q},
-    )
+    matches, hint = find_conversations(ctx.channel_id, q, MAX_LISTED)
+    context = {"matches": matches, "hint": hint, "q": q}
+    return render_page(request, ctx, "conversations.html", context)
 
 
 @requires(*VIEW_PERMISSIONS)

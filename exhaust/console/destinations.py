@@ -11,8 +11,9 @@ from django.shortcuts import redirect
 from exhaust.api import destinations as api
 from exhaust.console.new_export import flatten_errors, split_lines
 from exhaust.console.permissions import ChannelContext, clean_params, render_page, requires
-from exhaust.delivery import destinations
+from exhaust.delivery import destinations, receiver_tests
 from exhaust.delivery.kinds import KINDS
+from exhaust.jobs import wakeup
 from exhaust.models import Delivery, Destination
 from ingest.auth.roles import Permission
 from ingest.events import RequestError
@@ -55,7 +56,7 @@ def _describe(destination: Destination) -> dict[str, Any]:
         "state": state,
         "state_label": _STATE_LABELS[state],
         "lag": destinations.measure_lag(destination),
-        "dead_letter_count": destination.dead_letters.filter(delivered_at=None).count(),
+        "dead_letter_count": destinations.count_dead_letters(destination),
         "last": destination.deliveries.exclude(kind=Delivery.Kind.TEST).order_by("-pk").first(),
     }
 
@@ -89,9 +90,11 @@ def _find_destination(ctx: ChannelContext, name: str) -> Destination:
 def show_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> HttpResponse:
     """Shows a destination, its recent deliveries and its actions."""
     destination = _find_destination(ctx, name)
+    deliveries = list(destination.deliveries.order_by("-pk")[:MAX_DELIVERIES])
     context = {
         **_describe(destination),
-        "deliveries": list(destination.deliveries.order_by("-pk")[:MAX_DELIVERIES]),
+        "deliveries": deliveries,
+        "is_testing": any(each.status == Delivery.Status.WAITING for each in deliveries),
         "can_create": ctx.has_any(CREATE_PERMISSION),
     }
     return render_page(request, ctx, "destination.html", context)
@@ -210,7 +213,9 @@ def act_on_destination(
                     request, f"“{name}” is active again and continues where it stopped."
                 )
             case "test":
-                _send_test(request, destination)
+                receiver_tests.request_test(destination)
+                wakeup.enqueue("exhaust.send_tests")
+                messages.success(request, "A test event is on its way.")
             case "requeue":
                 count = destinations.requeue_dead_letters(destination.dead_letters.all())
                 messages.success(request, f"{count} documents are sent again.")
@@ -225,14 +230,6 @@ def act_on_destination(
     except RequestError as error:
         messages.error(request, error.detail)
     return redirect("console:destination", ctx.channel, name)
-
-
-def _send_test(request: HttpRequest, destination: Destination) -> None:
-    delivery = destinations.send_test(destination)
-    if delivery.status == Delivery.Status.DELIVERED:
-        messages.success(request, f"Test event delivered ({delivery.answer}).")
-    else:
-        messages.error(request, f"Test event not delivered: {delivery.error}")
 
 
 def _rewind(request: HttpRequest, destination: Destination) -> None:

@@ -30,6 +30,7 @@ from ingest.db.clock import read_clock
 from ingest.events import RequestError
 from ingest.models import Application, Conversation
 
+SEARCH_SECONDS = 3.0
 MAX_CONVERSATIONS = 8
 PRESETS = ("yesterday", "last 7 days", "last 30 days", "this month", "last month")
 # the API's names, so that its errors find their field
@@ -254,31 +255,33 @@ def zone_choices() -> list[str]:
 def conversation_choices(ctx: ChannelContext, params: Mapping[str, str]) -> dict[str, Any]:
     """Returns the conversations whose name or ID contains `q`, and the selected one."""
     q, selected = params.get("q", "").strip(), params.get("conversationId", "")
-    rows = filter_conversations(ctx.channel_id, q)
-    matches = list(rows[: MAX_CONVERSATIONS + 1])
-    if selected and selected not in {row.identifier for row in matches[:MAX_CONVERSATIONS]}:
+    matches, hint = find_conversations(ctx.channel_id, q, MAX_CONVERSATIONS)
+    if selected and selected not in {row.identifier for row in matches}:
         matches = [
-            *rows.model.objects.filter(channel=ctx.channel_id, identifier=selected),
+            *Conversation.objects.filter(channel=ctx.channel_id, identifier=selected),
             *matches,
-        ]
+        ][:MAX_CONVERSATIONS]
     if len(matches) == 1 and not q:
         selected = matches[0].identifier  # the only one
-    return {
-        "matches": matches[:MAX_CONVERSATIONS],
-        "selected": selected,
-        "more": len(matches) > MAX_CONVERSATIONS,
-        "q": q,
-    }
+    return {"matches": matches, "selected": selected, "hint": hint, "q": q}
 
 
-def filter_conversations(channel_id: int, q: str) -> Any:
-    """Returns conversations by name; those with a name come first."""
+def find_conversations(channel_id: int, q: str, limit: int) -> tuple[list[Conversation], str]:
+    """Returns conversations by name, those with a name first, and a hint where there are more."""
     rows = Conversation.objects.filter(channel=channel_id)
     if q:
         rows = rows.filter(Q(name__icontains=q) | Q(identifier__icontains=q))
-    return rows.alias(nameless=ExpressionWrapper(Q(name=""), BooleanField())).order_by(
+    named_first = rows.alias(nameless=ExpressionWrapper(Q(name=""), BooleanField())).order_by(
         "nameless", "name", "identifier"
     )
+    try:
+        with previews.limit_query_seconds(SEARCH_SECONDS):
+            matches: list[Conversation] = list(named_first[: limit + 1])
+    except TimeoutError:
+        exact = Conversation.objects.filter(channel=channel_id, identifier=q)
+        return list(exact), "The search took too long. Type the whole ID."
+    more = "There are more. Type part of the name." if len(matches) > limit else ""
+    return matches[:limit], more
 
 
 @requires(*SUBMIT_PERMISSIONS)

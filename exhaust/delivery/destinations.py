@@ -1,21 +1,17 @@
-"""Destinations: validate, save, pause, resume, rewind, test, delete, and how far they lag."""
+"""Destinations: validate, save, pause, resume, rewind, delete, and how far they lag."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
 
 from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
-from exhaust.delivery import batches, http_client, pump, sender, webhook
-from exhaust.delivery.batches import Document
-from exhaust.delivery.http_client import Answer
+from exhaust.delivery import batches, http_client, pump, webhook
 from exhaust.delivery.kinds import KINDS, kind_of
 from exhaust.feed import cursor
-from exhaust.feed.documents import encode, to_epoch_ms
 from exhaust.feed.pages import FeedQuery, fetch_current_position, query_fingerprint
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest import audit, logs
@@ -36,7 +32,6 @@ _FIELD_CHOICES = {
     "method": Destination.Method.values,
     "content_type": Destination.ContentType.values,
 }
-TEST_TIMEOUT_SECONDS = 10.0
 MAX_DESTINATIONS = 50  # of a channel
 
 
@@ -278,41 +273,9 @@ def requeue_dead_letters(dead_letters: "QuerySet[DeadLetter]") -> int:
     return count
 
 
-def send_test(destination: Destination) -> Delivery:
-    """Sends one made-up document now and records the delivery. The cursor stays."""
-    identifier = f"test-{uuid4()}"
-    now = to_epoch_ms(read_clock())
-    if destination.resource == Destination.Resource.SESSIONS:
-        sample: dict[str, Any] = {
-            "tenantId": destination.channel.identifier, "userSessionId": identifier,
-            "startTime": now, "endTime": now,
-            "duration": 0, "userType": "SYNTHETIC", "userActionCount": 0,
-            "totalErrorCount": 0, "userActions": [], "events": [], "errors": [],
-        }  # fmt: skip
-    else:
-        sample = {"id": identifier, "timestamp": now, "type": "test", "payload": {"@type": "test"}}
-    wire_bytes = batches.frame_document(destination, identifier, encode(sample))
-    document = Document(START, 0, identifier, read_clock(), wire_bytes)
-    request = sender.build_batch_request(destination, identifier, [document])
-    outcome = sender.send(replace(request, timeout_seconds=TEST_TIMEOUT_SECONDS))
-    error = str(outcome) if not isinstance(outcome, Answer) else ""
-    if isinstance(outcome, Answer):
-        error = pump.explain_rejection(destination, outcome, [document])
-    with transaction.atomic():
-        locked = _lock_row(destination)
-        return Delivery.objects.create(
-            channel_id=locked.channel_id,
-            destination=locked,
-            kind=Delivery.Kind.TEST,
-            status=Delivery.Status.DEAD if error else Delivery.Status.DELIVERED,
-            documents=1,
-            byte_count=len(wire_bytes),
-            attempt=1,
-            answer=outcome.status if isinstance(outcome, Answer) else None,
-            error=error,
-            attempted_at=read_clock(),
-            ended_at=read_clock(),
-        )
+def count_dead_letters(destination: Destination) -> int:
+    """Returns how many documents the receiver rejected for good, up to `batches.MAX_COUNTED`."""
+    return destination.dead_letters.filter(delivered_at=None)[: batches.MAX_COUNTED].count()
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Work(Protocol):
     def request(self) -> OutboundRequest: ...
 
 
-RowT = TypeVar("RowT", Destination, Callback)
+RowT = TypeVar("RowT", Destination, Callback, Delivery)
 WorkT = TypeVar("WorkT", bound=Work)
 
 

@@ -426,17 +426,3 @@ def _end_delivery(delivery: Delivery, status: Delivery.Status, error: str) -> No
 def purge_history(before: datetime) -> None:
     """Deletes deliveries to destinations that ended before; callbacks go with their job."""
     Delivery.objects.filter(destination__isnull=False, ended_at__lt=before).delete()
-
-
-def explain_rejection(destination: Destination, answer: Answer, documents: list[Document]) -> str:
-    """Returns why an answer does not accept all documents; empty when it does."""
-    if not 200 <= answer.status < 300:
-        return f"The answer was {answer.status}."
-    parse_items = kind_of(destination).parse_items
-    if parse_items is None:
-        return ""
-    try:
-        items = parse_items(answer.body, documents)
-    except ValueError as error:
-        return str(error)
-    return next((f"{item.status} {item.reason}" for item in items if not item.is_indexed), "")

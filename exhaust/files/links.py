@@ -27,6 +27,10 @@ from ingest.models import Channel
 from ingest.privacy.encryption import decrypt, encrypt
 
 REDIRECT_SECONDS = 120
+WITHDRAWN = (
+    "A participant in this file withdrew consent or was erased; send the request again for a new"
+    " file."
+)
 MAX_REVOKED = 100  # links of a file; older ones are deleted, and answer as unknown ones
 
 
@@ -184,10 +188,7 @@ def record_user_download(file: File) -> None:
 
 def _explain_unusable(link: Link) -> str:
     if link.file.withdrawn_at is not None:
-        return (
-            "A participant in this file withdrew consent or was erased; send the request again for"
-            " a new file."
-        )
+        return WITHDRAWN
     if link.file.deleted_at is not None:
         return "This link has expired, its file was deleted; send the request again."
     if link.revoked_at is not None:

@@ -1,7 +1,7 @@
 """Previews a request: its approximate size, and its first rows with personal data masked."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from exhaust.jobs.submit import Submission
 from ingest.feed.watermark import fetch_watermark
 
 PREVIEW_ROWS = 20
+PREVIEW_BYTES = 1024 * 1024
 QUERY_SECONDS = 1.5  # for counting, and again for the rows
 MASK = "***"
 
@@ -51,7 +52,9 @@ def build_preview(submission: Submission) -> Preview:
     rows: list[list[Cell]] | None = None
     try:
         with limit_query_seconds(QUERY_SECONDS):
-            rows = list(dataset.iterate_rows(selection))
+            rows, is_cut = _take_rows(dataset.iterate_rows(selection))
+        if is_cut:
+            notes.append("The rows are large; fewer are shown.")
     except TimeoutError:
         notes.append("Reading took too long; no row is shown.")
     byte_count = None
@@ -69,6 +72,19 @@ def build_preview(submission: Submission) -> Preview:
         ],
         " ".join(notes),
     )
+
+
+def _take_rows(found: Iterable[list[Cell]]) -> tuple[list[list[Cell]], bool]:
+    """Returns rows with `PREVIEW_BYTES` together, one at least, and whether there are more."""
+    rows: list[list[Cell]] = []
+    size = 0
+    is_cut = False
+    for row in found:  # all of them: a stream that is left open holds its cursor
+        size += sum(len(cell) for cell in row if cell is not None)
+        is_cut = bool(rows) and size > PREVIEW_BYTES
+        if not is_cut:
+            rows.append(row)
+    return rows, is_cut
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 The rows that a file was made of, below the same watermark, decide whether it holds the
 participant. A file counts as holding them where those rows are no longer complete.
+
+A withdrawal or an erasure leaves a mark, which a download asks for. A task finds the files, so that
+neither waits for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,8 +22,10 @@ from exhaust.datasets.selection import Selection
 from exhaust.files import links
 from exhaust.jobs import transitions
 from exhaust.models import DeadLetter, File, Job, Link
-from ingest.privacy import consent
+from ingest.models import Participant
+from ingest.privacy import consent, erasure
 
+MARKED_ROWS = 500
 WITHDRAWN_MESSAGE = (
     "A participant in the file withdrew consent or was erased; send the request again."
 )
@@ -30,26 +35,69 @@ class ConsentChanged(Exception):
     """A participant in the file withdrew consent or was erased while the file was made."""
 
 
-def revoke_files_for(
-    channel_id: int, device_ids: Sequence[str], *, erased: bool, **_: Any
-) -> list[Job]:
-    """Revokes the private files that hold these devices; after an erasure, files of any dataset.
+def revoke_marked_files() -> None:
+    """Revokes the private files that hold participants who withdrew, and takes their marks away."""
+    channel_ids = consent.find_marked().order_by().values_list("channel", flat=True).distinct()
+    for channel_id in list(channel_ids):
+        marked = consent.find_marked().filter(channel=channel_id)
+        while batch := _read_marks(marked[:MARKED_ROWS]):
+            for job in _select_jobs(channel_id):
+                if is_private(job.dataset):
+                    _revoke_if_held(job, _select_later(batch, job))
+            searched = marked.filter(device_id__in=list(batch))
+            searched.filter(withdrawn_at__lte=max(batch.values())).update(files_pending=False)
 
-    Runs in the withdrawal's transaction. The sweep deletes the objects. Returns the jobs.
-    """
-    withdrawn_jobs = []
+
+def revoke_files_of_erased(channel_id: int, device_id: str, **_: Any) -> int:
+    """Revokes all files that hold an erased participant. Returns how many exports have files."""
+    count = 0
+    for job in _select_jobs(channel_id):
+        _revoke_if_held(job, [device_id])
+        count += 1
+    return count
+
+
+def revoke_if_marked(job: Job) -> bool:
+    """Revokes the files of a job that hold a marked participant. Returns whether they do."""
+    devices = erasure.fetch_unsearched_devices(job.channel_id)
+    if is_private(job.dataset):
+        marked = consent.find_marked().filter(channel=job.channel_id)
+        devices += _select_later(_read_marks(marked), job)
+    return _revoke_if_held(job, devices)
+
+
+def _select_jobs(channel_id: int) -> Iterator[Job]:
     current_files = File.objects.filter(job=OuterRef("pk"), withdrawn_at=None, deleted_at=None)
     successful_jobs = Job.objects.filter(
         Exists(current_files), channel=channel_id, status=Job.Status.SUCCESS
     )
-    for job in successful_jobs.order_by("pk"):
-        if (erased or is_private(job.dataset)) and may_contain(job, device_ids):
-            files = File.objects.filter(job=job, withdrawn_at=None)
-            links.revoke(Link.objects.filter(file__in=files))
-            files.update(withdrawn_at=Now())
-            transitions.set_message(job, WITHDRAWN_MESSAGE)
-            withdrawn_jobs.append(job)
-    return withdrawn_jobs
+    return successful_jobs.order_by("pk").iterator()
+
+
+def _read_marks(marked: QuerySet[Participant]) -> dict[str, datetime]:
+    """Returns by device when its person withdrew."""
+    marks = marked.values_list("device_id", "withdrawn_at")
+    return {device: at for device, at in marks if at is not None}
+
+
+def _select_later(marks: Mapping[str, datetime], job: Job) -> list[str]:
+    """Returns the devices that withdrew after the last attempt at the job began.
+
+    An attempt that begins later reads the consent as it is then.
+    """
+    started_at = job.started_at or job.submitted_at
+    return [device for device, at in marks.items() if at >= started_at]
+
+
+@transaction.atomic
+def _revoke_if_held(job: Job, device_ids: Sequence[str]) -> bool:
+    if not device_ids or not may_contain(job, device_ids):
+        return False
+    files = File.objects.filter(job=job, withdrawn_at=None)
+    links.revoke(Link.objects.filter(file__in=files))
+    if files.update(withdrawn_at=Now()):
+        transitions.set_message(job, WITHDRAWN_MESSAGE)
+    return True
 
 
 def redact_dead_letters(

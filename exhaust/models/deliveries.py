@@ -108,11 +108,12 @@ class Destination(Claimable):
 class Delivery(Claimable):
     """One request until it is accepted: a batch for a destination, or the callback of a job's end.
 
-    A batch is claimed with its destination; a callback is claimed by itself. `documents` counts the
-    documents of a batch, `answer` is the last HTTP status from the receiver.
+    A batch is claimed with its destination; a callback is claimed by itself, and so is a test.
+    `documents` counts the documents of a batch, `answer` is the last HTTP status from the receiver.
     """
 
     class Status(models.TextChoices):
+        WAITING = "waiting"  # a test that has not ended
         FAILING = "failing"  # also: being sent
         DELIVERED = "delivered"
         DEAD = "dead"  # never sent again as it was
@@ -157,6 +158,11 @@ class Delivery(Claimable):
                 fields=["destination"],
                 condition=models.Q(destination__isnull=False, status="failing"),
                 name="delivery_one_at_a_time",
+            ),
+            models.UniqueConstraint(
+                fields=["channel"],
+                condition=models.Q(status="waiting"),
+                name="delivery_one_test_at_a_time",
             ),
             models.CheckConstraint(
                 condition=models.Q(destination__isnull=False, job__isnull=True)

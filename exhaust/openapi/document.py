@@ -152,9 +152,8 @@ class ApiSchema(AutoSchema):
         return bodies
 
     def _describe_answer(self, status: str, media: tuple[str, ...], answer: Any) -> Schema:
-        if answer is Problem:
-            media = (PROBLEM,)
-        if status == "200" and hasattr(self.view, "error_body") and isinstance(answer, type):
+        media = (PROBLEM,) if answer is Problem else media
+        if status < "3" and hasattr(self.view, "error_body") and isinstance(answer, type):
             answer = self._wrap_in_envelope(answer)
         if not isinstance(answer, OpenApiResponse):
             answer = OpenApiResponse(answer, STATUSES[status])
@@ -266,8 +265,7 @@ def document() -> dict[str, Any]:
     root = build_root_object(paths, components, {}, None)
     root["tags"] = [{"name": name, "description": meaning} for name, meaning in TAGS.items()]
     root["servers"] = [{"url": "/"}]
-    normalized: dict[str, Any] = normalize_result_object(root)
-    return normalized
+    return dict(normalize_result_object(root))
 
 
 def name_aliases(paths: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from ingest.auth import failures
 from ingest.db.clock import read_clock
 from ingest.db.prepared import fetch_all
 from ingest.events import RequestError
-from ingest.limits import rate_limits, token_bucket
+from ingest.limits import admission, rate_limits, token_bucket
 from ingest.limits.token_bucket import HttpMessage
 from ingest.models import IDENTIFIER, ApiKey, Application, Channel
 from ingest.tenancy import session
@@ -220,7 +220,7 @@ def authenticate(request: HttpRequest | Request) -> Caller:
     plain = request._request if isinstance(request, Request) else request
     verified = verify_key(plain, read_key(request))
     set_actor(request, verified.caller.name, verified.public_id)
-    rate_limits.count_call(plain, f"key:{verified.caller.key_id}")
+    rate_limits.count_timed_call(plain, f"key:{verified.caller.key_id}")
     return verified.caller
 
 
@@ -303,9 +303,9 @@ class KeyAuthentication(BaseAuthentication):
     def authenticate(self, request: HttpRequest | Request) -> tuple[Caller, None]:
         caller = authenticate(request)
         channel_id = caller.channels.get(request.headers.get("X-Channel-ID", ""))
-        session.restrict_to_channels(
-            caller.channels.values() if channel_id is None else [channel_id]
-        )
+        channel_ids = list(caller.channels.values()) if channel_id is None else [channel_id]
+        session.restrict_to_channels(channel_ids)
+        admission.note_caller(request.META, channel_ids)
         return caller, None
 
     def authenticate_header(self, request: Request) -> str:

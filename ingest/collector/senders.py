@@ -99,7 +99,7 @@ class Senders:
 
     async def find_origins(self, request: Request) -> Origins:
         """Returns the origins of pages that may send, at most a second old. Raises `ShareFull`."""
-        address = token_bucket.get_client_address(request)
+        address = token_bucket.get_client_network(request)
         known: Origins = await self._cache.get(
             Origins, lambda: self.look_up(address, fetch_origins)
         )

@@ -14,7 +14,7 @@ from ingest.collector.exchange import Request
 from ingest.collector.groups import ShareFull, Shares
 from ingest.limits.admission import MAX_BODY_BYTES, build_overload, identify_caller
 
-CALLER_REQUESTS, CALLER_BYTES = 1_000, 16 * 1024 * 1024  # in progress, of a caller in a process
+CALLER_REQUESTS, CALLER_BYTES = 1_000, 16 * 1024 * 1024  # in progress, of a channel in a process
 TOTAL_REQUESTS, TOTAL_BYTES = 4_000, 64 * 1024 * 1024
 THREADS = 64
 PIECE_BYTES = 256 * 1024  # of a stream, made by one call into a thread
@@ -75,7 +75,7 @@ class WsgiBridge:
         too large.
         """
         environ = self._build_environ(request)
-        caller = identify_caller(environ).name
+        caller = identify_caller(environ).owner
         size = 0
 
         def reserve(more: int) -> None:

@@ -12,7 +12,7 @@ from ingest import audit
 from ingest.audit import Actor
 from ingest.auth import roles
 from ingest.limits import token_bucket
-from ingest.limits.admission import PROBE_PATHS
+from ingest.limits.admission import PROBE_PATHS, note_caller
 from ingest.tenancy import session
 
 
@@ -62,12 +62,24 @@ class ActorMiddleware:
             session.lift_restriction()
             audit.current_actor.reset(token)
 
-    def process_view(self, request: HttpRequest, *_: object) -> None:
-        """Restricts a page of the admin or the console to the channels of the signed-in user."""
-        if request.path_info.startswith(("/admin/", "/console/")):
-            user = request.user
-            if not getattr(user, "is_superuser", False):
-                session.restrict_to_channels(roles.permitted_channels(user).values())
+    def process_view(
+        self, request: HttpRequest, view: object, args: object, kwargs: dict[str, Any]
+    ) -> None:
+        """Restricts a page of the admin or the console to the channels of the signed-in user.
+
+        A superuser's session counts for no channel.
+        """
+        if not request.path_info.startswith(("/admin/", "/console/")):
+            return
+        user = request.user
+        if getattr(user, "is_superuser", False):
+            note_caller(request.META)
+            return
+        channels = roles.permitted_channels(user)
+        session.restrict_to_channels(channels.values())
+        opened = channels.get(kwargs.get("channel", ""))
+        if user.is_authenticated:
+            note_caller(request.META, channels.values() if opened is None else [opened])
 
 
 def _get_session_actor(request: HttpRequest) -> Actor:

@@ -1,13 +1,14 @@
 """Limits concurrent requests in front of Django, queues a few more, and rejects the rest with 503.
 
 A slot stands for a connection to the database, so no request waits for a connection. One caller has
-at most half of the slots, and all callers without an identity have one together. A caller is named
-by the request alone, before anything is looked up.
+at most half of the slots, and so have all callers of a channel together. All callers without an
+identity have one. Nothing is looked up: a caller is one that the process has authenticated by
+the same key or session before.
 """
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from io import BytesIO
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from ingest import metrics
 from ingest.adapters import find_endpoint
 from ingest.adapters.base import OVERLOAD_PROBLEM, OVERLOADED_DETAIL, Response
 from ingest.limits import token_bucket
+from ingest.limits.rate_limits import RecentValues
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -53,20 +55,56 @@ class Caller(NamedTuple):
 
     name: str
     is_anonymous: bool = False
+    channel: int | None = None  # of its last request; None for none or several
+
+    @property
+    def owner(self) -> str:
+        """Whom its bodies count for."""
+        return self.name if self.channel is None else f"channel {self.channel}"
+
+
+_CHANNEL, _CLAIM_STREAM = "exhaust.channel", "exhaust.claim_stream"  # in WSGI's environ
+_NO_CHANNEL = -1
+_known_channels = RecentValues()  # of authenticated callers, by a hash: a name may be a secret
 
 
 def identify_caller(environ: Environ) -> Caller:
-    """Returns the caller that a request names. Nothing is verified."""
-    if DOWNLOAD_PATH not in environ["PATH_INFO"]:  # there the link is the right
-        # of a key, the same text in either header is the same caller
-        authorization = environ.get("HTTP_AUTHORIZATION", "").rpartition(" ")[2]
-        if credential := authorization or environ.get("HTTP_X_API_KEY"):
-            return Caller(f"key {credential}")
-        cookies = parse_cookie(environ.get("HTTP_COOKIE", ""))
-        if session := cookies.get(settings.SESSION_COOKIE_NAME):
-            return Caller(f"session {session}")
+    """Returns the caller that a request names; its network where that was never authenticated."""
+    if (name := _read_name(environ)) and (channel := int(_known_channels.get(hash(name)))):
+        return Caller(name, channel=None if channel == _NO_CHANNEL else channel)
     address = token_bucket.read_client_address(environ)
     return Caller(f"network {token_bucket.find_network(address)}", is_anonymous=True)
+
+
+def _read_name(environ: Environ) -> str:
+    """Returns the key or the session of a request, "" for neither."""
+    if DOWNLOAD_PATH in environ["PATH_INFO"]:  # there the link is the right
+        return ""
+    # of a key, the same text in either header is the same caller
+    authorization = environ.get("HTTP_AUTHORIZATION", "").rpartition(" ")[2]
+    if credential := authorization or environ.get("HTTP_X_API_KEY"):
+        return f"key {credential}"
+    session = parse_cookie(environ.get("HTTP_COOKIE", "")).get(settings.SESSION_COOKIE_NAME)
+    return f"session {session}" if session else ""
+
+
+def note_caller(environ: Environ, channel_ids: Collection[int] = ()) -> None:
+    """Notes that a request was authenticated, and for which channel where that is one."""
+    (environ[_CHANNEL],) = channel_ids if len(channel_ids) == 1 else (_NO_CHANNEL,)
+
+
+def _remember_caller(environ: Environ) -> None:
+    """Keeps what `note_caller` noted, for the next request."""
+    channel: int | None = environ.get(_CHANNEL)
+    name = _read_name(environ)
+    if channel is not None and name and _known_channels.get(hash(name)) != channel:
+        _known_channels.put(hash(name), channel)
+
+
+def claim_stream(environ: Environ, channel_id: int) -> bool:
+    """Counts the answer as a stream of its channel. Returns False where that has too many."""
+    claim: Callable[[int], bool] | None = environ.get(_CLAIM_STREAM)
+    return claim is None or claim(channel_id)
 
 
 class Slots:
@@ -74,7 +112,7 @@ class Slots:
 
     def __init__(self, count: int, queue_length: int = MAX_QUEUE_LENGTH) -> None:
         self._free_count = count
-        self._share = max(1, count // 2)  # of one caller
+        self._share = max(1, count // 2)  # of one caller, and of one channel
         self._used: Counter[str] = Counter()
         self._queue_length = queue_length
         self._waiting: dict[Caller, deque[threading.Event]] = {}  # the next one's turn comes first
@@ -86,12 +124,9 @@ class Slots:
             if self._may_start(caller):
                 self._start(caller)
                 return True
-            queue = self._waiting.get(caller, deque())
-            queued_count = sum(map(len, self._waiting.values()))
-            if queued_count >= self._queue_length or len(queue) >= self._queue_length // 2:
+            if not self._may_wait(caller):
                 return False
-            self._waiting[caller] = queue
-            queue.append(ticket := threading.Event())
+            self._waiting.setdefault(caller, deque()).append(ticket := threading.Event())
         if ticket.wait(MAX_WAIT_SECONDS):
             return True
         with self._lock:
@@ -104,28 +139,37 @@ class Slots:
         """Gives the slot to the next caller whose share allows it."""
         with self._lock:
             self._free_count += 1
-            owner = _find_owner(caller)
-            self._used[owner] -= 1
-            if not self._used[owner]:
-                del self._used[owner]
+            for owner in _list_owners(caller):
+                self._used[owner] -= 1
+                if not self._used[owner]:
+                    del self._used[owner]
             for waiting in self._waiting:
                 if self._may_start(waiting):
                     self._start(waiting)
-                    queue = self._waiting[waiting]
-                    ticket = queue[0]
+                    ticket = self._waiting[waiting][0]
                     self._leave(waiting, ticket)
-                    if queue:
-                        self._waiting[waiting] = self._waiting.pop(waiting)  # behind the others
+                    self._move_behind(waiting)
                     ticket.set()
                     return
 
     def _may_start(self, caller: Caller) -> bool:
         share = 1 if caller.is_anonymous else self._share
-        return self._free_count > 0 and self._used[_find_owner(caller)] < share
+        return self._free_count > 0 and all(
+            self._used[owner] < share for owner in _list_owners(caller)
+        )
 
     def _start(self, caller: Caller) -> None:
         self._free_count -= 1
-        self._used[_find_owner(caller)] += 1
+        self._used.update(_list_owners(caller))
+
+    def _may_wait(self, caller: Caller) -> bool:
+        lengths = {waiting: len(queue) for waiting, queue in self._waiting.items()}
+        of_channel = sum(n for each, n in lengths.items() if each.channel == caller.channel)
+        return (
+            sum(lengths.values()) < self._queue_length
+            and lengths.get(caller, 0) < self._queue_length // 2
+            and (caller.channel is None or of_channel < self._queue_length * 3 // 4)
+        )
 
     def _leave(self, caller: Caller, ticket: threading.Event) -> None:
         queue = self._waiting[caller]
@@ -133,9 +177,57 @@ class Slots:
         if not queue:
             del self._waiting[caller]
 
+    def _move_behind(self, served: Caller) -> None:
+        """Lets other channels go first, and then other callers of the same one."""
+        mates = [
+            each
+            for each in self._waiting
+            if each.channel is not None and each.channel == served.channel and each != served
+        ]
+        for each in [*mates, served]:
+            if each in self._waiting:
+                self._waiting[each] = self._waiting.pop(each)
 
-def _find_owner(caller: Caller) -> str:
-    return "anonymous" if caller.is_anonymous else caller.name
+
+def _list_owners(caller: Caller) -> list[str]:
+    """Returns the names of the shares that a request counts for."""
+    if caller.is_anonymous:
+        return ["anonymous"]
+    return [caller.name] if caller.channel is None else [caller.name, caller.owner]
+
+
+class Streams:
+    """The streams that one answer takes: its receiver's and its channel's."""
+
+    def __init__(self, receivers: Slots, channels: Slots, receiver: Caller) -> None:
+        self._receivers, self._channels, self._receiver = receivers, channels, receiver
+        self._held: list[tuple[Slots, Caller]] = []
+
+    def claim(self, channel_id: int | None = None) -> bool:
+        """Returns False where the receiver or the channel has too many."""
+        wanted = [(self._receivers, self._receiver)]
+        if channel_id is not None:
+            wanted.append((self._channels, Caller(f"channel {channel_id}")))
+        for slots, owner in wanted:
+            if (slots, owner) not in self._held:
+                if not slots.acquire(owner):
+                    return False
+                self._held.append((slots, owner))
+        return True
+
+    def is_claimed(self) -> bool:
+        return bool(self._held)
+
+    def hand_over(self) -> "Streams":
+        """Returns what is claimed to the one that releases it later."""
+        taken = Streams(self._receivers, self._channels, self._receiver)
+        taken._held, self._held = self._held, []
+        return taken
+
+    def release(self) -> None:
+        while self._held:
+            slots, owner = self._held.pop()
+            slots.release(owner)
 
 
 class AdmissionControl:
@@ -144,44 +236,32 @@ class AdmissionControl:
     def __init__(self, app: App, slots: int) -> None:
         self._app = app
         self.slots = Slots(max(1, slots))
-        self.streams = Slots(MAX_STREAMS, queue_length=0)
+        self.streams = Slots(MAX_STREAMS, queue_length=0)  # by receiver
+        self.channel_streams = Slots(MAX_STREAMS, queue_length=0)
 
     def __call__(self, environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path in PROBE_PATHS:
             return self._app(environ, start)
         caller = identify_caller(environ)
-        if DOWNLOAD_PATH in path:
-            return self._serve_download(environ, start, caller)
-        if not self.slots.acquire(caller):
-            return reject_overloaded(environ, start)
+        streams = Streams(self.streams, self.channel_streams, Caller(caller.name))
+        environ[_CLAIM_STREAM] = streams.claim
         try:
-            return _read_whole(self._app(environ, start))
-        finally:
-            self.slots.release(caller)
-
-    def _serve_download(
-        self, environ: Environ, start: Callable[..., Any], caller: Caller
-    ) -> Iterable[bytes]:
-        receiver = Caller(caller.name)
-        if not self.streams.acquire(receiver):  # before it is counted as a use
-            return reject_overloaded(environ, start)
-        stream = None
-        try:
+            if DOWNLOAD_PATH in path and not streams.claim():  # before it is counted as a use
+                return reject_overloaded(environ, start)
             if not self.slots.acquire(caller):
                 return reject_overloaded(environ, start)
             try:
                 response = self._app(environ, start)
-                if not getattr(response, "streaming", True):
+                _remember_caller(environ)
+                if not streams.is_claimed() or not getattr(response, "streaming", True):
                     return _read_whole(response)
                 connections.close_all()  # a stream needs none, and may last
-                stream = Download(response, lambda: self.streams.release(receiver))
-                return stream
+                return Download(response, streams.hand_over())
             finally:
                 self.slots.release(caller)
         finally:
-            if stream is None:
-                self.streams.release(receiver)
+            streams.release()
 
 
 def _read_whole(response: Iterable[bytes]) -> list[bytes]:
@@ -194,9 +274,9 @@ def _read_whole(response: Iterable[bytes]) -> list[bytes]:
 class Download:
     """A streamed response, counted until it is closed."""
 
-    def __init__(self, response: Iterable[bytes], release: Callable[[], None]) -> None:
+    def __init__(self, response: Iterable[bytes], streams: Streams) -> None:
         self._response = response
-        self._release = release
+        self._streams = streams
         self._is_open = True
 
     def __iter__(self) -> Iterator[bytes]:
@@ -205,7 +285,7 @@ class Download:
     def close(self) -> None:
         if self._is_open:
             self._is_open = False
-            self._release()
+            self._streams.release()
             self._response.close()  # type: ignore[attr-defined]
 
     __del__ = close  # of one whose client left before the first byte

@@ -1,5 +1,6 @@
 """Rate limits by caller, a limit for each class of calls, shown in the answer's headers.
 
+A call counts as one, or for the time that it took: a second of work is as much as a second's calls.
 An authenticated caller is counted by key or application, failed authentication by address: of
 IPv6, by the first 64 bits.
 """
@@ -48,7 +49,6 @@ WRITES = Limit("writes", 10, 100)  # calls that make files, search or change
 READS = Limit("reads", 100, 500)  # the rest
 AUTH_FAILURES = Limit("failures", 1, 60)  # of one address: unknown keys, passwords, links
 QUOTA_SECONDS = 0.05  # of a limit of events or reads, as one local quota
-_INGEST_API = "/v1/"  # participants and conversations, beside the sources
 _WRITE_PATHS = re.compile(
     r"/dataset/v1/request/(submit?|preview|search)$|/export/(sample|mapping)$"
 )
@@ -66,8 +66,6 @@ def select_limit(request: HttpMessage) -> Limit:
     method = request.method or ""
     if match := find_endpoint(method, request.path):
         return find_limit(match.adapter.rate_limit)
-    if request.path.startswith(_INGEST_API):
-        return EVENTS
     is_write = method not in {"GET", "HEAD"} or _WRITE_PATHS.search(request.path)
     return WRITES if is_write else READS
 
@@ -113,6 +111,28 @@ def count_call(request: HttpMessage, caller: str) -> None:
     metrics.count_decision(limit.name, decision)
     if wait_seconds:
         raise RateLimited(f"Too many {limit.name} by this caller; wait.")
+
+
+def count_timed_call(request: HttpRequest, caller: str) -> None:
+    """Counts a call as `count_call` does. The middleware adds the time that it takes."""
+    count_call(request, caller)
+    request.timed_caller = caller  # type: ignore[attr-defined]
+
+
+def charge_time(request: HttpRequest, seconds: float) -> None:
+    """Charges the caller of a timed call for its time, beyond the one call that is counted."""
+    caller = getattr(request, "timed_caller", None)
+    if caller is None or not settings.EXHAUST_RATE_LIMIT_MULTIPLIER:
+        return
+    limit = select_limit(request)
+    count = int(seconds * limit.rate) - 1
+    if count <= 0:
+        return
+    scaled = limit.scale()
+    token_bucket.spend(f"{limit.name}:{caller}", scaled.rate, scaled.burst, count, is_debt=True)
+    _, wait_seconds, full_in_seconds = request.rate_limit_state  # type: ignore[attr-defined]
+    full_in_seconds += count / scaled.rate
+    request.rate_limit_state = scaled, wait_seconds, full_in_seconds  # type: ignore[attr-defined]
 
 
 _NO_QUOTA = (0, 0, 0.0, 0.0)
@@ -251,13 +271,15 @@ def _digest(credential: str) -> bytes:
 
 
 def add_rate_limit_headers(get_response: Callable[[HttpRequest], HttpResponse]) -> Any:
-    """Middleware that adds `Retry-After`, `RateLimit-Policy` and `RateLimit`.
+    """Middleware that adds `Retry-After`, `RateLimit-Policy` and `RateLimit`, and charges the time.
 
     The latter two follow draft-ietf-httpapi-ratelimit-headers-10. Accepted events go without.
     """
 
     def respond(request: HttpRequest) -> HttpResponse:
+        started_at = time.monotonic()
         response = get_response(request)
+        charge_time(request, time.monotonic() - started_at)
         for name, value in build_headers(request).items():
             response[name] = value
         return response

@@ -1,8 +1,8 @@
 """Token buckets, exact across processes where Redis is the broker.
 
 A bucket is one number (GCRA): the time at which it is full again. A call moves it on by one step. A
-call that would move it more than the burst ahead of now has to wait. While Redis fails, each
-process counts for itself and logs it.
+call that would move it more than the burst ahead of now has to wait. A debt moves it in any case,
+up to two bursts ahead. While Redis fails, each process counts for itself and logs it.
 """
 
 import math
@@ -37,12 +37,15 @@ def take(key: str, rate: float, burst: int) -> float:
     return spend(key, rate, burst)[0]
 
 
-def spend(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
+def spend(
+    key: str, rate: float, burst: int, count: int = 1, *, is_debt: bool = False
+) -> tuple[float, float]:
     """Takes `count` calls. Returns the seconds to wait (0.0 for none) and until the bucket is full.
 
-    A rejected call takes nothing.
+    A rejected call takes nothing. A debt is never rejected; later calls wait for it.
     """
-    return get_limiter(settings.CELERY_BROKER_URL).spend(key, rate, burst, count)
+    limiter = get_limiter(settings.CELERY_BROKER_URL)
+    return limiter.spend(key, rate, burst, count, is_debt=is_debt)
 
 
 class HttpMessage(Protocol):
@@ -100,6 +103,11 @@ def get_client_network(request: HttpMessage) -> str:
     return find_network(get_client_address(request))
 
 
+def get_network_address(request: HttpMessage) -> str:
+    """Returns the first address of the client's network, for what stores addresses alone."""
+    return get_client_network(request).partition("/")[0]
+
+
 @lru_cache(maxsize=4096)
 def find_network(address: str) -> str:
     """Returns the network that one caller has: the address, or for IPv6 its first 64 bits."""
@@ -123,14 +131,17 @@ class ProcessLimiter:
     def take(self, key: str, rate: float, burst: int) -> float:
         return self.spend(key, rate, burst)[0]
 
-    def spend(self, key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
+    def spend(
+        self, key: str, rate: float, burst: int, count: int = 1, *, is_debt: bool = False
+    ) -> tuple[float, float]:
         # whole nanoseconds: sums of fractions drift, and would reject the last call of a burst
         step = round(1_000_000_000 / rate)
         with self._lock:
             now = self._clock()
             previous = max(self.buckets.pop(key, now), now)
             full_at = previous + step * count
-            wait_ns = full_at - burst * step - now
+            wait_ns = 0 if is_debt else full_at - burst * step - now
+            full_at = min(full_at, now + 2 * burst * step)
             self.buckets[key] = full_at = previous if wait_ns > 0 else full_at
             if len(self.buckets) > MAX_BUCKETS:
                 self.buckets.popitem(last=False)
@@ -138,20 +149,21 @@ class ProcessLimiter:
 
 
 # One script makes reading and moving atomic. It uses the clock of Redis, because those of two web
-# servers differ. Whole microseconds stay exact in Lua's doubles. A bucket that is more than a burst
-# ahead comes from a clock that was set back since.
+# servers differ. Whole microseconds stay exact in Lua's doubles. A bucket that is more than two
+# bursts ahead comes from a clock that was set back since.
 _GCRA = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local step = tonumber(ARGV[1])
 local burst = tonumber(ARGV[2]) * step
 local before = tonumber(redis.call('GET', KEYS[1]) or now)
-before = math.max(now, math.min(before, now + burst))
+before = math.max(now, math.min(before, now + 2 * burst))
 local full_at = before + step * tonumber(ARGV[3])
 local wait = full_at - burst - now
-if wait > 0 then
+if wait > 0 and ARGV[4] == '0' then
     return {wait, before - now}
 end
+full_at = math.min(full_at, now + 2 * burst)
 redis.call('SET', KEYS[1], string.format('%.0f', full_at),
     'PX', math.ceil((full_at - now) / 1000) + 1000)
 return {0, full_at - now}
@@ -171,14 +183,17 @@ class RedisLimiter:
     def take(self, key: str, rate: float, burst: int) -> float:
         return self.spend(key, rate, burst)[0]
 
-    def spend(self, key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
+    def spend(
+        self, key: str, rate: float, burst: int, count: int = 1, *, is_debt: bool = False
+    ) -> tuple[float, float]:
         if self._clock() < self._retry_redis_at:
-            return self._fallback.spend(key, rate, burst, count)
+            return self._fallback.spend(key, rate, burst, count, is_debt=is_debt)
         try:
             if self.script is None:
                 self.script = self.connect().register_script(_GCRA)
             reply = self.script(
-                keys=[REDIS_PREFIX + key], args=[round(1_000_000 / rate), burst, count]
+                keys=[REDIS_PREFIX + key],
+                args=[round(1_000_000 / rate), burst, count, int(is_debt)],
             )
             match reply:
                 case [int(wait), int(behind)] if wait >= 0 and behind >= 0:
@@ -190,7 +205,7 @@ class RedisLimiter:
             if now >= self._next_warning_at:
                 self._next_warning_at = now + WARNING_SECONDS
                 log.warning("rate_limiter.redis_failed", error=error)
-            return self._fallback.spend(key, rate, burst, count)
+            return self._fallback.spend(key, rate, burst, count, is_debt=is_debt)
 
     def connect(self) -> "redis.Redis":
         import redis  # slow to import, and not needed without Redis

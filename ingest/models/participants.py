@@ -17,6 +17,12 @@ class Participant(models.Model):
     withdrawn_at = models.DateTimeField(
         null=True, help_text="When consent, or the phone, was last withdrawn, by our clock."
     )
+    files_pending = models.BooleanField(
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text="Whether files of before `withdrawn_at` are still to be found.",
+    )
     updated_at = models.DateTimeField()
 
     class Meta:
@@ -24,6 +30,11 @@ class Participant(models.Model):
             models.UniqueConstraint(fields=["channel", "device_id"], name="participant_identity")
         ]
         indexes = [
+            models.Index(
+                fields=["channel"],
+                condition=models.Q(files_pending=True),
+                name="participant_files_pending",
+            ),
             models.Index(
                 fields=["channel", "withdrawn_at"],
                 condition=models.Q(withdrawn_at__isnull=False),
@@ -59,8 +70,8 @@ class Erasure(models.Model):
     searched = models.JSONField(
         default=dict,
         db_default={},
-        help_text="Rejected events that were searched, that were decrypted for it, and that have"
-        " no key any more.",
+        help_text="Exports whose files were searched; rejected events that were searched, that"
+        " were decrypted for it, and that have no key any more.",
     )
     encrypted_device_id = models.BinaryField(
         null=True, editable=False, help_text="The device id, encrypted, while it is unfinished."

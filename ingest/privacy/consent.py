@@ -1,8 +1,9 @@
 """Withdrawals of consent, and the locks that order them with publications and erasures.
 
-A withdrawal ends in its own transaction the files that were made with the consent: a module that
-keeps such files listens to `consent_withdrawn`. A publication takes the same advisory lock of the
-channel (`lock_shared`), so that each of the two sees the other.
+A withdrawal marks its participants in its own transaction. Downloads ask for the marks, so links
+are dead at once; a task finds the files that were made with the consent, and takes the marks away.
+A publication takes the same advisory lock of the channel (`lock_shared`), so that each of the two
+sees the other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,15 +12,12 @@ from datetime import datetime
 from itertools import islice
 
 from django.db import connection
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Collate, Now
-from django.dispatch import Signal
 
 from ingest import audit
 from ingest.models import Channel, Erasure, Participant
 
-# keyword arguments: channel_id, device_ids, and erased, where every file of theirs must end
-consent_withdrawn = Signal()
 _WITHDRAWAL_LOCK, _PROFILE_LOCK = 7382, 7383  # first keys of PostgreSQL's advisory locks
 _BATCH_SIZE = 500
 
@@ -80,15 +78,17 @@ def apply_changes(
         )
 
 
-def withdraw(channel_id: int, device_ids: Sequence[str], *, erased: bool = False) -> None:
+def withdraw(channel_id: int, device_ids: Sequence[str]) -> None:
     """Withdraws consent, in the transaction that changes the participants' rows."""
     lock_exclusive(channel_id)
     for batch in _split_batches(device_ids):
         rows = Participant.objects.filter(channel_id=channel_id, device_id__in=batch)
-        rows.update(withdrawn_at=Now())
-    consent_withdrawn.send(
-        sender=Participant, channel_id=channel_id, device_ids=list(device_ids), erased=erased
-    )
+        rows.update(withdrawn_at=Now(), files_pending=True)
+
+
+def find_marked() -> QuerySet[Participant]:
+    """Returns the participants whose files are still to be found."""
+    return Participant.objects.filter(files_pending=True)
 
 
 def _split_batches(device_ids: Sequence[str]) -> Iterator[list[str]]:

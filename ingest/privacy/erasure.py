@@ -1,9 +1,10 @@
 """Erases a person by device id, in short steps that any process can resume.
 
-The first step deletes the profile and the files that hold the person. Further steps empty events,
-sessions, users and rejected events, a thousand rows at a time. An event keeps its type, its time,
+The first step deletes the profile, and from then on no link opens a file that holds the person. The
+next one ends these files. Further steps empty events, sessions, users and rejected events, a
+thousand rows at a time. An event keeps its type, its time,
 its conversation and its identity, so that the same event is not stored again. The erasure's record
-holds counts, and names the person by a hash only.
+holds counts, and names the person by a hash only. Where there is nothing to erase, none is kept.
 """
 
 import binascii
@@ -31,6 +32,7 @@ from ingest.models import (
     DerivationState,
     Erasure,
     Participant,
+    PruneState,
     RejectedEvent,
     Session,
     StoredEvent,
@@ -41,8 +43,10 @@ from ingest.privacy.encryption import decrypt, encrypt
 
 # keyword arguments: channel_id, and the queryset `events` or `sessions` that is erased next
 rows_erasing = Signal()
+# keyword arguments: channel_id, and the device_id whose files end; returns how many were searched
+files_searching = Signal()
 STEP_ROWS = 1000
-_REJECTED_STEP_ROWS = 100  # up to 256 KiB each
+REJECTED_STEP_ROWS = 100  # up to 256 KiB each
 _GZIP, _GZIP_IN_BASE64, _DECOMPRESS_BYTES = b"\x1f\x8b", b"H4s", 1024
 
 
@@ -52,7 +56,13 @@ def erase(channel_id: int, device_id: str, seconds: float) -> Erasure:
     A second call for the same person erases the rows since the first.
     """
     erasure = start_erasure(channel_id, device_id)
-    return _run_steps(erasure, monotonic() + seconds)
+    return _run_steps(erasure, monotonic() + seconds) if erasure.pk else erasure
+
+
+def find_erasure(channel_id: int, device_id: str) -> Erasure | None:
+    """Returns the erasure of a person; None where there was none, or nothing to erase."""
+    subject = device_hash.hash_subject(channel_id, device_id)
+    return Erasure.objects.filter(channel_id=channel_id, subject=subject).first()
 
 
 def unfinished_erasures() -> QuerySet[Erasure]:
@@ -67,6 +77,16 @@ def resume(seconds: float) -> bool:
         if monotonic() > until:
             break
     return unfinished_erasures().exists()
+
+
+def fetch_unsearched_devices(channel_id: int) -> list[str]:
+    """Returns the devices of erasures that have not ended the files of the person yet."""
+    rows = unfinished_erasures().filter(channel_id=channel_id)
+    return [
+        decrypt(encrypted).decode()
+        for encrypted, searched in rows.values_list("encrypted_device_id", "searched")
+        if encrypted is not None and "files" not in searched
+    ]
 
 
 def find_erased(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
@@ -90,33 +110,80 @@ def find_erased(channel_id: int, profiles: Sequence[Profile]) -> list[Profile]:
 
 
 def start_erasure(channel_id: int, device_id: str) -> Erasure:
-    """Runs the first step, which takes effect at once, in one transaction."""
+    """Runs the first step, which takes effect at once, in one transaction.
+
+    Returns the erasure. One that finds nothing of the person is finished, and not stored.
+    """
     with transaction.atomic():
         consent.lock_profiles_exclusive(channel_id)
         consent.lock_exclusive(channel_id)
         subject = device_hash.hash_subject(channel_id, device_id)
+        if not _is_known(channel_id, device_id, subject):
+            now = read_clock()
+            counts = _add_counts({}, participants=0)
+            return Erasure(
+                channel_id=channel_id,
+                subject=subject,
+                requested_at=now,
+                finished_at=now,
+                counts=counts,
+            )
         last_event_id = StoredEvent.objects.order_by("-id").values_list("id", flat=True).first()
         erasure, _ = Erasure.objects.select_for_update().get_or_create(
             channel_id=channel_id, subject=subject, defaults={"requested_at": read_clock()}
         )
-        consent.withdraw(channel_id, [device_id], erased=True)
         deleted_count, _ = Participant.objects.filter(
             channel_id=channel_id, device_id=device_id
         ).delete()
         erasure.counts = _add_counts(erasure.counts, participants=deleted_count)
-        erasure.finished_at, erasure.searched = None, {}
-        erasure.last_event, erasure.last_rejected = last_event_id or 0, 0
+        if erasure.encrypted_device_id is None:  # else the search goes on where it is
+            erasure.finished_at, erasure.searched, erasure.last_rejected = None, {}, 0
+        erasure.last_event = last_event_id or 0
         erasure.encrypted_device_id = encrypt(device_id.encode())
         erasure.save()
         Erasure.objects.filter(pk=erasure.pk).update(requested_at=Now())
+        erasure.refresh_from_db(fields=["requested_at"])
     return erasure
+
+
+def _is_known(channel_id: int, device_id: str, subject: str) -> bool:
+    """Returns whether a row may be of the person. Rejected events are not decrypted for it.
+
+    Where events were pruned, a file may hold persons of whom there is no row.
+    """
+    lookup = device_words.build_lookup(channel_id, device_id)
+    rejected = RejectedEvent.objects.filter(channel_id=channel_id)
+    candidates: tuple[QuerySet[Any], ...] = (
+        Erasure.objects.filter(channel_id=channel_id, subject=subject),
+        PruneState.objects.filter(channel_id=channel_id),
+        Participant.objects.filter(channel_id=channel_id, device_id=device_id),
+        *_select_events(channel_id, device_id),
+        Session.objects.filter(channel_id=channel_id, device_id=device_id),
+        _select_users(channel_id, device_id),
+        rejected.filter(rejectedword__digest__in=[lookup.exact, lookup.part]),
+        rejected.filter(is_indexed=False),
+    )
+    return any(rows.exists() for rows in candidates)
+
+
+def _select_events(channel_id: int, device_id: str) -> tuple[QuerySet[StoredEvent], ...]:
+    """Returns the events of a device by the two indexes that there are."""
+    of_device = StoredEvent.objects.filter(channel_id=channel_id, device_id=device_id)
+    client_sessions = Q(source__in=client_session_sources())
+    return of_device.exclude(client_sessions), of_device.filter(client_sessions)
+
+
+def _select_users(channel_id: int, device_id: str) -> QuerySet[AppUser]:
+    is_of_device = Q(device_id=device_id) | Q(identifier=device_id, anonymous=True)
+    return AppUser.objects.filter(is_of_device, channel_id=channel_id)
 
 
 def _run_steps(erasure: Erasure, until: float) -> Erasure:
     step = _Step(erasure)
     while step.run() and monotonic() < until:
         pass
-    erasure.refresh_from_db()
+    if not step.is_empty:
+        erasure.refresh_from_db()
     return erasure
 
 
@@ -126,9 +193,13 @@ class _Step:
     def __init__(self, erasure: Erasure) -> None:
         self._pk = erasure.pk
         self._channel_id = erasure.channel_id
+        self._result = erasure
+        self.is_empty = False  # it ended, erased nothing, and is not kept
 
     def run(self) -> bool:
         """Returns False when the erasure is finished, or another process runs it."""
+        if self._search_files():
+            return True
         with transaction.atomic():
             lock_positioned_tables()
             rows = Erasure.objects.select_for_update(skip_locked=True, of=("self",))
@@ -143,6 +214,12 @@ class _Step:
                     )
                     erasure.save(update_fields=["counts", "last_rejected", "searched"])
                     return True
+            if not any(erasure.counts.values()):
+                erasure.delete()
+                self._result.counts, self._result.searched = erasure.counts, erasure.searched
+                self._result.finished_at = read_clock()
+                self.is_empty = True
+                return False
             erasure.encrypted_device_id = None
             erasure.save(update_fields=["encrypted_device_id", "searched"])
             Erasure.objects.filter(pk=erasure.pk).update(finished_at=Now())
@@ -157,13 +234,30 @@ class _Step:
             )
         return False
 
-    def _events(self, device_id: str, erasure: Erasure) -> int:
-        of_device = StoredEvent.objects.filter(
-            channel_id=self._channel_id, device_id=device_id, id__lte=erasure.last_event
+    def _search_files(self) -> bool:
+        """Ends the files of the person, without the locks of the other steps.
+
+        Returns False where that is done. No file is published meanwhile.
+        """
+        rows = Erasure.objects.filter(pk=self._pk, finished_at=None)
+        erasure = rows.first()
+        if erasure is None or erasure.encrypted_device_id is None or "files" in erasure.searched:
+            return False
+        device_id = decrypt(erasure.encrypted_device_id).decode()
+        answers = files_searching.send(
+            sender=Erasure, channel_id=self._channel_id, device_id=device_id
         )
-        client_sessions = Q(source__in=client_session_sources())
-        for rows in (of_device.exclude(client_sessions), of_device.filter(client_sessions)):
-            if event_ids := list(rows.values_list("pk", flat=True)[:STEP_ROWS]):
+        with transaction.atomic():
+            locked = rows.select_for_update().first()
+            if locked is not None:
+                locked.searched |= {"files": sum(int(count or 0) for _, count in answers)}
+                locked.save(update_fields=["searched"])
+        return True
+
+    def _events(self, device_id: str, erasure: Erasure) -> int:
+        for rows in _select_events(self._channel_id, device_id):
+            earlier = rows.filter(id__lte=erasure.last_event)
+            if event_ids := list(earlier.values_list("pk", flat=True)[:STEP_ROWS]):
                 events = StoredEvent.objects.filter(pk__in=event_ids)
                 rows_erasing.send(sender=StoredEvent, channel_id=self._channel_id, events=events)
                 return events.update(
@@ -190,8 +284,7 @@ class _Step:
 
     def _users(self, device_id: str, erasure: Erasure) -> int:
         self._lock_derivation()
-        is_of_device = Q(device_id=device_id) | Q(identifier=device_id, anonymous=True)
-        rows = AppUser.objects.filter(is_of_device, channel_id=self._channel_id)
+        rows = _select_users(self._channel_id, device_id)
         user_ids = list(rows.values_list("pk", flat=True)[:STEP_ROWS])
         if not user_ids:
             return 0
@@ -214,8 +307,8 @@ class _Step:
     def _rejected(self, device_id: str, erasure: Erasure) -> int:
         """Returns the number of deleted rows; -1 for a step without one, 0 at the end."""
         rows = RejectedEvent.objects.filter(channel_id=self._channel_id)
-        if not erasure.searched:
-            erasure.searched = {"rejected": rows.count(), "decrypted": 0, "unreadable": 0}
+        if "rejected" not in erasure.searched:
+            erasure.searched |= {"rejected": rows.count(), "decrypted": 0, "unreadable": 0}
         lookup = device_words.build_lookup(self._channel_id, device_id)
         named_ids = list(
             rows.filter(rejectedword__digest=lookup.exact).values_list("pk", flat=True)[:STEP_ROWS]
@@ -230,9 +323,9 @@ class _Step:
                 later.filter(is_indexed=False),
                 later.filter(rejectedword__digest=lookup.part),
             )
-            for pk in possible.values_list("pk", flat=True)[:_REJECTED_STEP_ROWS]
+            for pk in possible.values_list("pk", flat=True)[:REJECTED_STEP_ROWS]
         }
-        step_ids = sorted(possible_ids)[:_REJECTED_STEP_ROWS]
+        step_ids = sorted(possible_ids)[:REJECTED_STEP_ROWS]
         if not step_ids:
             return 0
         matching_ids = []

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.http import Http404
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -14,7 +15,7 @@ from ingest.http.schema import extend_schema
 from ingest.models import Erasure
 from ingest.privacy import erasure
 
-ERASURE_SECONDS = 5.0  # of an erasure, within a request
+RETRY_SECONDS = 5  # a sweep finds an erasure in this time
 
 
 class ErasureCertificate(Body):
@@ -25,13 +26,13 @@ class ErasureCertificate(Body):
     finishedAt = epoch_ms("When all was erased; null before", allow_null=True)
     erased = free_object("The number of rows of each kind.")
     searched = free_object(
-        "How many rejected events were searched, `decrypted` for it, and `unreadable` because"
-        " their key is lost. All else is found by its device id."
+        "How many exports' `files` and how many rejected events were searched, `decrypted` for it,"
+        " and `unreadable` because their key is lost. All else is found by its device id."
     )
 
 
 class ParticipantView(APIView):
-    """`DELETE /v1/participants/{deviceId}`: erases a person; 202 while there is more to do."""
+    """`DELETE|GET /v1/participants/{deviceId}`: erases a person, and tells how far that is."""
 
     permission_classes = [keys.HasScope]
     scope = "erase"
@@ -40,18 +41,38 @@ class ParticipantView(APIView):
     def delete(self, request: Request, identifier: str) -> Response:
         """Erase a person.
 
-        `identifier` is the device id. Needs `erase`. 202 means that there is more to do: send it
-        again.
+        `identifier` is the device id. A worker erases; poll the same address with GET until
+        `finishedAt` is set. 200 means that there is nothing of the person, and no certificate is
+        kept. Needs `erase`.
         """
+        row = erasure.start_erasure(self._resolve_channel(request, identifier), identifier)
+        return _respond(row, 202 if row.finished_at is None else 200)
+
+    @extend_schema("readErasure", ErasureCertificate, 404)
+    def get(self, request: Request, identifier: str) -> Response:
+        """Get the certificate of an erasure.
+
+        404 means that there was none, or that it found nothing. Needs `erase`.
+        """
+        row = erasure.find_erasure(self._resolve_channel(request, identifier), identifier)
+        if row is None:
+            raise Http404
+        return _respond(row, 200)
+
+    def _resolve_channel(self, request: Request, identifier: str) -> int:
+        if len(identifier) > MAX_TEXT or "\0" in identifier:
+            raise RequestError("deviceId", f"A device's id has up to {MAX_TEXT} characters.")
         channel_id, _ = keys.get_caller(request).resolve_channel(
             request.headers.get("X-Channel-ID")
         )
-        if len(identifier) > MAX_TEXT or "\0" in identifier:
-            raise RequestError("deviceId", f"A device's id has up to {MAX_TEXT} characters.")
-        erasure_row = erasure.erase(channel_id, identifier, ERASURE_SECONDS)
-        return Response(
-            erasure_certificate(erasure_row), 202 if erasure_row.finished_at is None else 200
-        )
+        return channel_id
+
+
+def _respond(row: Erasure, status: int) -> Response:
+    response = Response(erasure_certificate(row), status)
+    if row.finished_at is None:
+        response["Retry-After"] = str(RETRY_SECONDS)
+    return response
 
 
 def erasure_certificate(row: Erasure) -> dict[str, Any]:

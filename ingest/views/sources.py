@@ -19,6 +19,7 @@ from ingest.collector.groups import run_inline
 from ingest.collector.intake import Collector, build_inline_collector
 from ingest.http import problems, request_body
 from ingest.http.schema import BASIC, extend_schema
+from ingest.limits.admission import note_caller
 
 View = Callable[..., HttpResponse]
 _SECURITY = {Credential.KEY: None, Credential.APPLICATION_ID: [], Credential.PASSWORD: BASIC}
@@ -121,6 +122,7 @@ def _collect(http: HttpRequest, match: Match) -> HttpResponse:
     request = _DjangoRequest(http)
     reply: Reply = run_inline(_collector().handle(match, request))
     if request.channel:
+        note_caller(http.META)
         logs.bind(channel=request.channel, **({"caller": request.caller} if request.caller else {}))
     response = HttpResponse(reply.body, reply.content_type, reply.status, headers=reply.headers)
     if reply.content_type is None:

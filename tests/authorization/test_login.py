@@ -58,6 +58,14 @@ def test_ten_failures_lock_an_address(asha: Any, settings: Any):
     )
 
 
+def test_ipv6_network_is_locked_whole(asha: Any):
+    for number in range(10):
+        sign_in(name=f"nobody-{number}", address=f"2001:db8::{number + 1}")
+
+    assert sign_in("a long enough one", address="2001:db8::ffff:1") == 429
+    assert sign_in("a long enough one", address="2001:db8:0:1::1") == 302
+
+
 @pytest.mark.parametrize(
     ("forwarded", "peer"), [("203.0.113.7:51234", "10.0.0.1"), ("unknown", "203.0.113.7")]
 )

@@ -124,7 +124,10 @@ def acted_as(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def erase(**headers: str) -> Any:
     key = make_key("erase", channels=(OURS, THEIRS) if headers else (OURS,))
-    return Client(headers=bearer(key, **headers)).delete("/v1/participants/device-1")
+    client = Client(headers=bearer(key, **headers))
+    assert client.delete("/v1/participants/device-1").status_code == 202
+    assert not erasure.resume(60)  # a worker, which no policy restricts
+    return client.get("/v1/participants/device-1")
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Channel-ID": OURS}], ids=["one", "of both"])

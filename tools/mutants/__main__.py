@@ -44,6 +44,7 @@ TESTS = (
     "tests/exhaust/api/test_audit.py",
     "tests/exhaust/api/test_requests.py",
     "tests/exhaust/api/test_destinations.py",
+    "tests/exhaust/delivery/test_receiver_tests.py",
     "tests/exhaust/jobs/test_schedules.py",
     "tests/exhaust/jobs/test_submit.py",
     "tests/exhaust/jobs/test_withdrawal.py",
@@ -78,6 +79,7 @@ NEAREST = {
     "exhaust/delivery/": (
         "tests/authorization/test_cross_tenant.py",
         "tests/exhaust/api/test_destinations.py",
+        "tests/exhaust/delivery/test_receiver_tests.py",
     ),
     "exhaust/": ("tests/authorization/test_matrix.py",),
     "ingest/views/sources.py": (

@@ -10,6 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
+from exhaust.api import envelope
 from exhaust.jobs import schedules
 from exhaust.models import Job, Schedule
 from ingest.models import AuditEvent
@@ -144,6 +145,28 @@ def test_audit_pages_of_own_channel(auditor: Client):
 
     assert subjects == [f"1-{number}" for number in range(5)]
     assert pages == 3
+
+
+def test_large_audit_page_ends_early(auditor: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(envelope, "MAX_LIST_BYTES", 1000)
+    for number in range(5):
+        AuditEvent.objects.create(
+            action="seen",
+            recorded_at=datetime(2026, 11, 1, 12, tzinfo=UTC),
+            channel="ORG_001",
+            subject=f"1-{number}",
+            details={"fields": "x" * 400},
+        )
+
+    query = {"to": "2026-11-01"}
+    first = auditor.get(AUDIT, query).json()["result"]
+    rest = auditor.get(AUDIT, {**query, "cursor": first["nextCursor"]}).json()["result"]
+    lines = auditor.get(AUDIT, {**query, "format": "csv"})
+
+    assert [entry["subject"] for entry in first["entries"]] == ["1-0", "1-1"]
+    assert [entry["subject"] for entry in rest["entries"]] == ["1-2", "1-3"]
+    assert len(lines.content.splitlines()) == 3
+    assert 'rel="next"' in lines["Link"]
 
 
 def test_audit_filters(auditor: Client):

@@ -11,6 +11,8 @@ from django.contrib.auth import get_user_model
 from django.test import Client
 from django.utils import timezone
 
+from exhaust import tasks
+from exhaust.api import envelope
 from exhaust.delivery import destinations, pump, sender
 from exhaust.models import DeadLetter, Destination
 from ingest.events import RequestError
@@ -200,16 +202,36 @@ def test_push_and_pull_share_a_cursor(puller: Client) -> None:
         assert post_action(puller, "rewind", cursor=events).status_code == 400
 
 
-def test_send_test_and_dead_letters(puller: Client) -> None:
-    emitted = emit_sessions(*range(3))
-    with Receiver([respond_with(200), respond_with(422)]) as receiver:
-        destination = make_destination(receiver)
-        delivery = read_result(post_action(puller, "test"))
-        assert (delivery["kind"], delivery["status"], delivery["answer"]) == (
-            "test",
-            "delivered",
-            200,
+def test_test_is_polled_while_a_worker_sends(puller: Client) -> None:
+    address = DESTINATION_URL + "/test"
+    with Receiver() as receiver:
+        put_destination(puller, url=f"http://127.0.0.1:{receiver.port}/hook")
+        assert puller.get(address).status_code == 404
+        accepted = post_action(puller, "test")
+        assert accepted.status_code == 202
+        assert (accepted["Location"], accepted["Retry-After"]) == (
+            f"http://testserver{address}",
+            "1",
         )
+        waiting = puller.get(address)
+        assert (waiting.status_code, waiting["Retry-After"]) == (200, "1")
+        assert read_result(waiting) == accepted.json()["result"]
+        assert read_result(waiting)["status"] == "waiting"
+        assert receiver.received == []
+        put_destination(puller, "/dataset/v1/destination/another")
+        assert puller.post("/dataset/v1/destination/another/test").status_code == 409
+        tasks.send_tests()
+    ended = puller.get(address)
+    assert "Retry-After" not in ended
+    result = read_result(ended)
+    assert (result["kind"], result["status"], result["answer"]) == ("test", "delivered", 200)
+    assert result["endedAt"] >= result["startedAt"]
+
+
+def test_dead_letters_are_listed_and_requeued(puller: Client) -> None:
+    emitted = emit_sessions(*range(3))
+    with Receiver([respond_with(422)]) as receiver:
+        destination = make_destination(receiver)
         deliver_all(destination)
         first_page = read_result(puller.get(DESTINATION_URL + "/deadletters?limit=2"))
         assert first_page["count"] == 2
@@ -231,10 +253,28 @@ def test_send_test_and_dead_letters(puller: Client) -> None:
         assert is_at_end(destination)
 
 
+def test_large_dead_letters_end_a_page(puller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelope, "MAX_LIST_BYTES", 1000)
+    destination = make_destination()
+    for number, length in enumerate((2000, 400, 400, 400)):
+        DeadLetter.objects.create(
+            destination=destination, row=number, xid=1, document_id=str(number), answer=400,
+            reason="x" * length,
+        )  # fmt: skip
+    pages, query = [], {}
+    while query is not None:
+        page = read_result(puller.get(DESTINATION_URL + "/deadletters", query))
+        pages.append([letter["documentId"] for letter in page["deadLetters"]])
+        query = {"cursor": page["nextCursor"]} if page["nextCursor"] else None
+    assert pages == [["0"], ["1", "2"], ["3"]]
+
+
 def test_other_methods_are_rejected(puller: Client) -> None:
     put_destination(puller)
     for action in ("pause", "resume", "rewind", "test", "requeue"):
-        assert puller.get(f"{DESTINATION_URL}/{action}").status_code == 405
+        assert puller.get(f"{DESTINATION_URL}/{action}").status_code == (
+            404 if action == "test" else 405
+        )
         assert puller.delete(f"{DESTINATION_URL}/{action}").status_code == 405
     assert puller.put(DESTINATION_URL + "/deadletters").status_code == 405
     assert puller.delete(DESTINATION_URL + "/deadletters").status_code == 405
@@ -286,7 +326,9 @@ def test_admin_actions_on_destinations(admin_client: Client) -> None:
         assert destinations.determine_state(Destination.objects.get()) == "paused"
         run_admin_action(admin_client, "resume", destination)
         assert destinations.determine_state(Destination.objects.get()) == "working"
-        assert b"200" in run_admin_action(admin_client, "test", destination).content
+        page = run_admin_action(admin_client, "test", destination)
+        assert b"the deliveries show the result" in page.content
+        tasks.send_tests()
         run_admin_action(admin_client, "rewind", destination)
         deliver_all(destination)
         assert received_ids(receiver)[1:] == emitted
@@ -332,14 +374,6 @@ def test_viewer_changes_nothing(client: Client) -> None:
 
 
 def test_deleted_meanwhile_is_not_found(puller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def delete_destination(*_: Any, **__: Any) -> Any:
-        Destination.objects.all().delete()
-        return OSError("no answer")
-
-    monkeypatch.setattr(sender, "send", delete_destination)
-    read_result(put_destination(puller))
-    assert post_action(puller, "test").status_code == 404
-
     original_find = destinations.find
 
     def find_then_delete(*args: Any) -> Any:
@@ -348,6 +382,6 @@ def test_deleted_meanwhile_is_not_found(puller: Client, monkeypatch: pytest.Monk
         return destination
 
     monkeypatch.setattr(destinations, "find", find_then_delete)
-    for action, fields in (("resume", {}), ("rewind", {"time": 0})):
+    for action, fields in (("resume", {}), ("rewind", {"time": 0}), ("test", {})):
         make_destination(name="ours")
         assert post_action(puller, action, **fields).status_code == 404

@@ -13,7 +13,7 @@ from django.db import OperationalError, connection, connections
 from django.test import Client
 from django.utils import timezone
 
-from exhaust.api import job_answers, polling
+from exhaust.api import envelope, job_answers, polling
 from exhaust.api.polling import KeptJobs, Poller, Presentation, _present_group
 from exhaust.files import links
 from exhaust.jobs.polling import JobKey
@@ -372,6 +372,23 @@ def test_ended_job_is_not_waited_for(poller: Poller) -> None:
     key, job = make_key("export:response"), make_finished()
 
     assert shown(read_job(poller, job, key, wait=30))["status"] == "SUCCESS"
+
+
+def test_large_jobs_end_a_page(poller: Poller, monkeypatch: Any) -> None:
+    key = make_key("export:response")
+    made = [make_job(config={"x": "y" * 5000}).request_id for _ in range(5)]
+    monkeypatch.setattr(envelope, "MAX_LIST_BYTES", 15_000)
+    views = Client(headers=bearer(key))
+    for _ in range(2):  # the second time from what is kept, where it is
+        found, cursor = [], ""
+        while cursor is not None:
+            address = f"{LIST}?limit=4&cursor={cursor}" if cursor else f"{LIST}?limit=4"
+            page = shown(poll(poller, address, key))
+            assert page == views.get(address).json()["result"]
+            assert page["count"] == len(page["jobs"]) <= 2
+            found += [job["requestId"] for job in page["jobs"]]
+            cursor = page["nextCursor"]
+        assert sorted(found) == sorted(made)
 
 
 # Overload ----------------------------------------------------------------------------------------

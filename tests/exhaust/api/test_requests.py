@@ -13,9 +13,10 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework import serializers
 
+from exhaust.api import envelope, jobs
 from exhaust.delivery import callbacks
 from exhaust.feed import cursor
-from exhaust.jobs import attempt, submit, transitions
+from exhaust.jobs import attempt, queries, submit, transitions
 from exhaust.models import Job
 from ingest.events import RequestError
 from ingest.http.response_fields import Body
@@ -438,6 +439,36 @@ def test_search_respects_scopes() -> None:
     assert_refused(search_jobs(plain, {"channel": "ORG_002"}), 403, "FORBIDDEN", "request.search")
     assert_refused(search_jobs(both, {}), 403, "FORBIDDEN", "request.search")
     assert search_jobs(Client(), {}).status_code == 401
+
+
+@pytest.mark.django_db(transaction=True)
+def test_slow_search_is_stopped(asker: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search_endlessly(*_: Any) -> None:
+        endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+        with connection.cursor() as db_cursor:
+            db_cursor.execute(f"{endless} SELECT COUNT(*) FROM n")
+
+    monkeypatch.setattr(jobs, "SEARCH_SECONDS", 0.2)
+    monkeypatch.setattr(queries, "search_jobs", search_endlessly)
+    answer = asker.post(SEARCH, {"request": {"filters": {}}}, "application/json")
+    sentence = assert_refused(answer, 400, "CLIENT_ERROR", "request.search")
+    assert sentence.startswith("request.filters: The search takes longer than")
+    monkeypatch.undo()
+    assert asker.post(SEARCH, {"request": {"filters": {}}}, "application/json").status_code == 200
+
+
+def test_large_jobs_end_a_search_page(asker: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [make_job(config={"x": "y" * 5000}).request_id for _ in range(5)]
+    monkeypatch.setattr(envelope, "MAX_LIST_BYTES", 15_000)
+    found, cursor_text = [], None
+    for _ in range(3):
+        body = {"request": {"filters": {}, "cursor": cursor_text}}
+        page = asker.post(SEARCH, body, "application/json").json()["result"]
+        assert page["count"] == 5
+        found += [job["requestId"] for job in page["jobs"]]
+        cursor_text = page["nextCursor"]
+    assert sorted(found) == sorted(made)
+    assert cursor_text is None
 
 
 @pytest.mark.usefixtures("make_many_jobs")

@@ -6,7 +6,8 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,25 @@ def test_preview_creates_no_job(asha: Client) -> None:
     assert "Choose the first day." in read_html(
         asha.post(f"{C}/exports/new/preview", export_form(startDate=""))
     )
+
+
+def test_slow_conversation_search_gives_a_hint(
+    asha: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def time_out(seconds: float) -> Iterator[None]:
+        yield
+        raise TimeoutError
+
+    send_events(make_answer(1))
+    monkeypatch.setattr("exhaust.jobs.preview.limit_query_seconds", time_out)
+    for page in ("exports/new/conversations", "conversations"):
+        page_html = read_html(asha.get(f"{C}/{page}?q=some"))
+        assert "Type the whole ID" in page_html
+        assert BOT not in page_html
+        page_html = read_html(asha.get(f"{C}/{page}?q={BOT}"))
+        assert "Type the whole ID" in page_html
+        assert page_html.count(BOT) > 1
 
 
 def test_presets_and_search_without_script(asha: Client) -> None:

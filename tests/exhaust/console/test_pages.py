@@ -11,6 +11,7 @@ from django.test import Client
 from django.urls import URLPattern
 from django.utils import timezone
 
+from exhaust import tasks
 from exhaust.console import charts, conversations, svg
 from exhaust.console.templatetags import console as filters
 from exhaust.console.urls import urlpatterns
@@ -436,9 +437,13 @@ def test_pause_resume_and_test_destination(monkeypatch: pytest.MonkeyPatch) -> N
         destination.refresh_from_db()
         assert destinations.determine_state(destination) == state
     monkeypatch.setattr("exhaust.delivery.sender.send", lambda *_: OSError("nobody there"))
-    assert "Test event not delivered: nobody there" in read_html(
-        admin.post(f"{C}/destinations/one/warehouse/test", follow=True)
-    )
+    html = read_html(admin.post(f"{C}/destinations/one/warehouse/test", follow=True))
+    assert "A test event is on its way" in html
+    assert "Show its result" in html
+    tasks.send_tests()
+    html = read_html(admin.get(f"{C}/destinations/one/warehouse"))
+    assert "nobody there" in html
+    assert "Show its result" not in html
     assert "0 documents" in read_html(
         admin.post(f"{C}/destinations/one/warehouse/requeue", follow=True)
     )

@@ -13,6 +13,7 @@ from django.test import Client
 from django.utils import timezone
 from elasticsearch import Elasticsearch, helpers
 
+from exhaust.api import envelope
 from exhaust.delivery import destinations, elasticsearch, http_client, pump, sender
 from exhaust.models import Delivery, Destination
 from tests.conftest import bearer, make_channel, make_key
@@ -120,6 +121,17 @@ def test_official_client_reads_sample(client: Client) -> None:
         refused = client.get(f"/export/{address}", headers=bearer(make_key("export:response")))
         assert refused.status_code == 403
     assert client.get("/export/sample?format=csv", headers=headers).status_code == 400
+
+
+def test_large_sample_is_shorter(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = int(timezone.now().timestamp() * 1000)
+    emit_sessions(*range(25), startTime=now - 5000, endTime=now - 1000)
+    headers = bearer(make_key("pull"))
+    lines = client.get("/export/sample", headers=headers).content.splitlines()
+    assert len(lines) == 25
+    monkeypatch.setattr(envelope, "MAX_LIST_BYTES", sum(map(len, lines[:3])))
+    shorter = client.get("/export/sample", headers=headers).content.splitlines()
+    assert shorter == lines[:3]
 
 
 def test_bulk_items_are_judged_singly() -> None:

@@ -22,7 +22,7 @@ from django.utils import timezone
 from standardwebhooks import Webhook
 
 from exhaust import tasks
-from exhaust.delivery import batches, destinations, http_client, loop, pump, sender
+from exhaust.delivery import batches, destinations, http_client, loop, pump, receiver_tests, sender
 from exhaust.maintenance import daily
 from exhaust.models import DeadLetter, Delivery, Destination
 from ingest.derive import deriver
@@ -550,15 +550,14 @@ def test_old_prefetch_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prefetch_is_void_after_withdrawal(how: str) -> None:
     work, ahead = sent_with_the_next_read_ahead()
     channel = work.destination.channel
+    Participant.objects.create(
+        channel=channel,
+        device_id="somebody",
+        consent=False if how == "refused" else None,
+        updated_at=timezone.now(),
+    )
     if how == "erased":
         erasure.erase(channel.pk, "somebody", seconds=5)
-    else:
-        Participant.objects.create(
-            channel=channel,
-            device_id="somebody",
-            consent=False if how == "refused" else None,
-            updated_at=timezone.now(),
-        )
     if how == "withdrawn":
         with transaction.atomic():
             consent.withdraw(channel.pk, ["somebody"])
@@ -767,7 +766,7 @@ def test_daily_run_purges_deliveries() -> None:
     emit_sessions(1)
     with Receiver([respond_with(400)]) as receiver:
         destination = deliver_all(make_destination(receiver))
-        destinations.send_test(destination)
+        receiver_tests.request_test(destination)
     Delivery.objects.filter(kind="feed").update(ended_at=timezone.now() - timedelta(days=31))
     daily.run_daily()
     assert [each.kind for each in destination.deliveries.all()] == ["test"]
@@ -802,15 +801,3 @@ def test_sweep_enqueues_push(enqueued_tasks: list[str]) -> None:
         make_due(destination)
         tasks.sweep()
     assert enqueued_tasks == ["exhaust.push_documents"]
-
-
-def test_send_test_moves_no_cursor() -> None:
-    with Receiver([respond_with(200), respond_with(403)]) as receiver:
-        destination = make_destination(receiver)
-        good, bad = destinations.send_test(destination), destinations.send_test(destination)
-    assert (good.kind, good.status, good.answer) == ("test", "delivered", 200)
-    assert (bad.status, bad.answer, bad.error) == ("dead", 403, "The answer was 403.")
-    assert received_documents(receiver)[0]["userSessionId"].startswith("test-")
-    destination.refresh_from_db()
-    assert (destination.cursor_xid, destination.failures) == (0, 0)
-    assert Delivery.objects.count() == 2

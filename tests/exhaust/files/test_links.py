@@ -135,6 +135,13 @@ def test_head_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failed_download_is_not_counted() -> None:
     file, link, path = make_linked_file()
 
+    def refuse(channel_id: int) -> bool:
+        assert channel_id == file.job.channel_id
+        return False
+
+    busy = Client().get(path, **{"exhaust.claim_stream": refuse})  # type: ignore[arg-type]
+    assert_closed(busy, 503, "Too many downloads of this channel")
+    assert 1 <= int(busy["Retry-After"]) <= 5
     assert Client().get(path, headers={"Range": f"bytes={len(CONTENT)}-"}).status_code == 416
     storage.get_storage().delete(file.key)
     assert Client().get(path).status_code == 410

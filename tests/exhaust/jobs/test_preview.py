@@ -239,6 +239,17 @@ def test_slow_rows_are_left_out(caller: Client, monkeypatch: pytest.MonkeyPatch)
             cursor.execute(f"SELECT COUNT(*) FROM ({ENDLESS} LIMIT 1000000)")
 
 
+def test_large_rows_are_fewer(caller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    send_events(*(make_answer(number) for number in range(1, 6)))
+    monkeypatch.setattr(previews, "PREVIEW_BYTES", 600)
+    preview = fetch_preview(caller)
+    assert 1 <= len(preview["rows"]) < 5
+    assert preview["estimate"]["rows"] == 5
+    assert preview["message"] == "The rows are large; fewer are shown."
+    monkeypatch.setattr(previews, "PREVIEW_BYTES", 1)
+    assert len(fetch_preview(caller)["rows"]) == 1
+
+
 def test_other_database_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OperationalError, match="gone"), previews.limit_query_seconds(5):
         raise OperationalError("gone")

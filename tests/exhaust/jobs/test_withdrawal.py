@@ -22,10 +22,10 @@ from exhaust.datasets.resolve import resolve_selection
 from exhaust.files import links, storage
 from exhaust.jobs import attempt, submit, transitions, withdrawal
 from exhaust.maintenance import retention
-from exhaust.models import DeadLetter, Destination, File, Job, Link
+from exhaust.models import DeadLetter, Destination, File, Job, Link, Transition
 from ingest.adapters import telemetry
 from ingest.derive import deriver
-from ingest.events import Call
+from ingest.events import Call, Rejection
 from ingest.feed import pruning
 from ingest.models import (
     AppUser,
@@ -34,12 +34,13 @@ from ingest.models import (
     Erasure,
     Participant,
     RejectedEvent,
+    RejectedWord,
     Session,
     StoredEvent,
 )
 from ingest.privacy import consent, device_hash, erasure
 from ingest.privacy.encryption import encrypt
-from ingest.store import batches
+from ingest.store import batches, rejections
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.destinations import derive_sessions
 from tests.exhaust.factories import (
@@ -55,6 +56,7 @@ from tests.exhaust.files.test_links import assert_closed, read_download
 PHONE = "+919000000001"
 USERS, EVENTS, SESSIONS = "users-exhaust", "events-exhaust", "sessions-exhaust"
 OURS = "http://127.0.0.1:8000"
+ADDRESS = "/v1/participants/"
 
 
 def post_participants(*people: dict[str, Any], channel: str = "ORG_001") -> Any:
@@ -193,6 +195,72 @@ def test_withdrawal_revokes_link_and_phone(files: Any, withdrawal: dict[str, Any
     assert "file.downloaded" in actions
     assert "link.created" in actions
     assert "device-" not in str(audit_events)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_withdrawal_leaves_files_to_the_sweep(
+    enqueued_tasks: list[str], daily_run_finished: None
+) -> None:
+    # given several files that hold the person, and one that does not
+    send_events(make_answer(1), make_answer(2))
+    post_participants(make_participant(1), make_participant(2))
+    holding = {make_file(dataset)[0].pk for dataset in (PRIVATE, USERS, EVENTS)}
+    make_file(RESPONSE)
+
+    # when the person withdraws, then its transaction reads no files
+    with CaptureQueriesContext(connection) as queries:
+        post_participants({"deviceId": "device-1", "consent": False})
+    asked = " ".join(query["sql"] for query in queries)
+    assert "exhaust_file" not in asked
+    assert "exhaust_job" not in asked
+    assert not File.objects.exclude(withdrawn_at=None).exists()
+
+    # and the next sweep's task ends them, and takes the mark away
+    tasks.sweep()
+    assert enqueued_tasks[-1] == "exhaust.delete_withdrawn_files"
+    tasks.delete_withdrawn_files()
+    ended = File.objects.exclude(withdrawn_at=None)
+    assert {file.job_id for file in ended} == holding
+    assert not ended.filter(deleted_at=None).exists()
+    assert not consent.find_marked().exists()
+    assert Transition.objects.filter(message=withdrawal.WITHDRAWN_MESSAGE).count() == 3
+    enqueued_tasks.clear()
+    tasks.sweep()
+    assert "exhaust.delete_withdrawn_files" not in enqueued_tasks
+
+
+@pytest.mark.django_db(transaction=True)
+def test_file_made_after_withdrawal_stays() -> None:
+    # given a withdrawal whose mark is still there, and a file that was made since
+    send_events(make_answer(1), make_answer(2))
+    post_participants(make_participant(1), make_participant(2))
+    post_participants({"deviceId": "device-1", "consent": False})
+    _, path = make_file()
+    assert read_phones(path) == {"device-1": "", "device-2": "+919000000002"}
+
+    # when the task runs, then neither it nor a later download ends the file
+    tasks.delete_withdrawn_files()
+    assert not consent.find_marked().exists()
+    assert link_status(path) == 200
+
+    # and a withdrawal after it does
+    post_participants({"deviceId": "device-2", "consent": False})
+    tasks.delete_withdrawn_files()
+    assert link_status(path) == 410
+
+
+@pytest.mark.django_db(transaction=True)
+def test_withdrawn_batches_are_searched_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(withdrawal, "MARKED_ROWS", 2)
+    send_events(*map(make_answer, range(1, 6)))
+    people = [make_participant(number) for number in range(1, 6)]
+    post_participants(*people)
+    _, path = make_file()
+    post_participants(*({"deviceId": each["deviceId"], "consent": False} for each in people))
+    assert consent.find_marked().count() == 5
+    tasks.delete_withdrawn_files()
+    assert not consent.find_marked().exists()
+    assert_closed(Client().get(path), 410, "send the request again")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -392,8 +460,13 @@ def test_erasure_waits_for_open_profiles() -> None:
 
 
 def erase_participant(device_id: str, key: str | None = None) -> Any:
-    key = key or make_key("erase")
-    return Client(headers=bearer(key)).delete(f"/v1/participants/{device_id}")
+    """Returns the answer to DELETE, or once a worker has finished what it accepts, to GET."""
+    client, address = Client(headers=bearer(key or make_key("erase"))), ADDRESS + device_id
+    response = client.delete(address)
+    if response.status_code == 202:
+        assert not erasure.resume(60)
+        response = client.get(address)
+    return response
 
 
 def dump_database() -> str:
@@ -433,8 +506,15 @@ def test_erasure_leaves_only_certificate() -> None:
     assert claimed is not None
     assert attempt.run(claimed)
 
-    # when
-    response = erase_participant("device-1")
+    # when it is asked for, then no link opens, before any worker has done anything
+    client = Client(headers=bearer(make_key("erase")))
+    assert client.delete(ADDRESS + "device-1").status_code == 202
+    assert_closed(Client().get(paths[1]), 410, "send the request again")
+    assert link_status(paths[2]) == 410
+
+    # and when a worker has erased
+    assert not erasure.resume(60)
+    response = client.get(ADDRESS + "device-1")
 
     # then no row of the person is left, and the files that held the person are revoked
     assert response.status_code == 200
@@ -443,6 +523,8 @@ def test_erasure_leaves_only_certificate() -> None:
         "participants": 1, "events": 1, "sessions": 1, "users": 1, "rejected": 1,
     }  # fmt: skip
     assert certificate["finishedAt"] >= certificate["askedAt"]
+    # two of them were ended by the downloads
+    assert certificate["searched"] == {"files": 2, "rejected": 2, "decrypted": 0, "unreadable": 0}
     assert "device-1'" not in dump_database()
     assert "my secret" not in dump_database()
     assert RejectedEvent.objects.count() == 1
@@ -553,9 +635,8 @@ def test_rejected_bodies_are_erased(made_of: str) -> None:
 def test_erasure_resumes_after_interruption(
     monkeypatch: pytest.MonkeyPatch, enqueued_tasks: list[str], daily_run_finished: None
 ) -> None:
-    # given a person with more events than a request erases
+    # given a person with more events than a step erases
     monkeypatch.setattr(erasure, "STEP_ROWS", 2)
-    monkeypatch.setattr("ingest.views.participants.ERASURE_SECONDS", 0)
     send_events(
         *(
             make_answer(n) | {"context": {**make_answer(n)["context"], "did": "d"}}
@@ -565,11 +646,13 @@ def test_erasure_resumes_after_interruption(
     post_participants({**make_participant(1), "deviceId": "d"})
 
     # when
-    response = erase_participant("d")
+    client = Client(headers=bearer(make_key("erase")))
+    response = client.delete(ADDRESS + "d")
 
     # then the profile is deleted at once, and the sweep deletes the rest
-    assert response.status_code == 202
+    assert (response.status_code, response["Retry-After"]) == (202, "5")
     assert response.json()["finishedAt"] is None
+    assert client.get(ADDRESS + "d").json() == response.json()
     assert not Participant.objects.exists()
     assert StoredEvent.objects.filter(device_id="d").exists()
     tasks.sweep()
@@ -582,7 +665,6 @@ def test_erasure_resumes_after_interruption(
     assert erasure_row.encrypted_device_id is None
 
     # and a second run finds no more rows
-    monkeypatch.setattr("ingest.views.participants.ERASURE_SECONDS", 5)
     assert erase_participant("d").json()["erased"]["events"] == 7
 
 
@@ -650,7 +732,56 @@ def test_unusual_device_ids() -> None:
     assert erase_participant("a%2Fb%20c%25").json()["erased"]["events"] == 1
     assert erase_participant("x" * 300).status_code == 400
     assert erase_participant("a%00b").status_code == 400
-    assert erase_participant("unknown").json()["erased"] == {"participants": 0}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_unknown_person_leaves_no_row() -> None:
+    # given a rejected event whose words may be a part of the id
+    channel = make_channel()
+    send_events(make_answer(1))
+    rejected = [Rejection(0, "bad", "", b'"a" unknown-5 {')]
+    rejections.store_rejections(channel.pk, "telemetry", timezone.now(), rejected)
+    client = Client(headers=bearer(make_key("erase")))
+
+    # when made-up ids are erased, then the answer is whole and nothing is kept
+    for number in range(20):
+        response = client.delete(f"{ADDRESS}nobody-{number}")
+        assert response.status_code == 200
+        certificate = response.json()
+        assert certificate["erased"] == {"participants": 0}
+        assert certificate["finishedAt"] >= certificate["askedAt"]
+        assert client.get(f"{ADDRESS}nobody-{number}").status_code == 404
+    assert not Erasure.objects.exists()
+
+    # and the same of an id that has to be searched, or whose rows are gone when it is
+    RejectedEvent.objects.update(is_indexed=False)
+    response = client.delete(f"{ADDRESS}nobody-1")
+    assert response.status_code == 202
+    assert not erasure.resume(60)
+    assert client.get(f"{ADDRESS}nobody-1").status_code == 404
+    assert not Erasure.objects.exists()
+    assert not AuditEvent.objects.filter(action="participant.erased").exists()
+    certificate = erasure.erase(channel.pk, "nobody-1", 60)
+    assert certificate.finished_at is not None
+    assert certificate.searched == {"files": 0, "rejected": 1, "decrypted": 1, "unreadable": 0}
+    assert RejectedEvent.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_second_call_goes_on_with_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "REJECTED_STEP_ROWS", 2)
+    channel = make_channel()
+    bodies = [b'{"did": "d-%d"}' % number for number in range(5)]
+    rejected = [Rejection(number, "bad", "", body) for number, body in enumerate(bodies)]
+    rejections.store_rejections(channel.pk, "telemetry", timezone.now(), rejected)
+    RejectedWord.objects.all().delete()
+    RejectedEvent.objects.update(is_indexed=False)
+    assert erasure.erase(channel.pk, "d-4", 0).finished_at is None
+
+    certificate = erasure.erase(channel.pk, "d-4", 60)
+
+    assert certificate.counts["rejected"] == 1
+    assert certificate.searched["decrypted"] == 5
 
 
 @pytest.mark.postgresql

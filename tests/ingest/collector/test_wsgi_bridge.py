@@ -9,6 +9,7 @@ import pytest
 from ingest.collector import wsgi_bridge
 from ingest.collector.exchange import Request
 from ingest.collector.wsgi_bridge import Answer, WsgiBridge
+from ingest.limits import admission
 from tests.loops import run_loop
 
 
@@ -65,9 +66,27 @@ def test_body_is_whole_and_freed(bridge: WsgiBridge, environs: list[dict[str, An
     assert environs[0]["wsgi.input"].closed
 
 
-def test_bodies_of_a_caller_are_bounded(bridge: WsgiBridge, environs: list[dict[str, Any]]):
+def introduce(**channels: int) -> None:
+    """Lets each key be known with its channel, as after a request that was authenticated."""
+
+    class Answered(list[bytes]):
+        def close(self) -> None: ...
+
+    for key, channel in channels.items():
+
+        def authenticate(environ: dict[str, Any], _: Any, channel: int = channel) -> Answered:
+            admission.note_caller(environ, [channel])
+            return Answered()
+
+        environ = {"PATH_INFO": "/dataset/v1/x", "HTTP_X_API_KEY": key}
+        admission.AdmissionControl(authenticate, slots=1)(environ, print)
+
+
+def test_bodies_of_a_channel_are_bounded(bridge: WsgiBridge, environs: list[dict[str, Any]]):
+    introduce(a=1, b=2, B=2, c=3)
+
     async def call() -> tuple[int, list[int], list[int]]:
-        slow = [Upload(key, b"x" * 8, b"y", is_slow=True) for key in "abb"]
+        slow = [Upload(key, b"x" * 8, b"y", is_slow=True) for key in "abB"]
         tasks = [asyncio.create_task(bridge.respond(upload)) for upload in slow]
         await asyncio.sleep(0)
         refused = (await bridge.respond(Upload("a", b"xyz"))).status
@@ -82,7 +101,7 @@ def test_bodies_of_a_caller_are_bounded(bridge: WsgiBridge, environs: list[dict[
 
     assert refused == 503
     assert others == [200] * 4
-    assert waited == [200, 200, 503]  # the second body of the same caller
+    assert waited == [200, 200, 503]  # the second body of the same channel
     assert len(environs) == 6
 
 

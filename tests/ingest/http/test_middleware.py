@@ -13,7 +13,8 @@ from config.urls import urlpatterns as served
 from ingest import audit
 from ingest.auth import keys
 from ingest.models import AuditEvent
-from tests.conftest import bearer, make_key
+from tests.conftest import bearer, make_channel, make_key
+from tests.exhaust.console.test_console import sign_in
 
 
 def act(request: HttpRequest) -> HttpResponse:
@@ -31,6 +32,8 @@ def fail(request: HttpRequest) -> HttpResponse:
     raise RuntimeError
 
 
+for view in (act, act_by_key, fail):
+    view.methods = ()  # type: ignore[attr-defined] # the OpenAPI document has none of them
 urlpatterns = [path("act", act), path("act/key", act_by_key), path("fail", fail), *served]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
@@ -109,3 +112,35 @@ def test_key_is_the_actor_of_a_consent():
     assert answer.status_code == 200, answer.content
     event = AuditEvent.objects.get(action="consent.changed")
     assert (event.actor, event.key, event.address) == ("test", key[4:12], "192.0.2.0/24")
+
+
+def noted_channel(client: Client, address: str, **headers: str) -> Any:
+    """Returns what admission control learns: a channel, -1 for a caller of none or several."""
+    return client.get(address, headers=headers).wsgi_request.META.get("exhaust.channel")
+
+
+def test_channel_of_a_key_is_noted():
+    one, both = make_key("pull"), make_key("pull", channels=("ORG_001", "ORG_002"))
+    address = "/dataset/v1/destination"
+
+    assert noted_channel(Client(), address, **bearer(one)) == make_channel().pk
+    assert noted_channel(Client(), address, **bearer(both)) == -1
+    named = bearer(both, **{"X-Channel-ID": "ORG_002"})
+    assert noted_channel(Client(), address, **named) == make_channel("ORG_002").pk
+    assert noted_channel(Client(), address, **bearer("exh_wrong")) is None
+
+
+def test_channel_of_a_session_is_noted():
+    address = "/console/ORG_001/exports"
+    assert noted_channel(sign_in(submit_response=True), address) == make_channel().pk
+    assert noted_channel(Client(), address) is None
+    superuser = Client()
+    superuser.force_login(get_user_model().objects.create_superuser("root"))
+    assert noted_channel(superuser, address) == -1
+
+
+def test_sender_without_the_collector_is_noted():
+    event = {"eid": "LOG", "ets": 1648785600123, "mid": "m", "context": {}, "edata": {}}
+    for key, noted in ((make_key("ingest"), -1), ("exh_wrong", None)):
+        answer = Client(headers=bearer(key)).post("/v1/telemetry", [event], "application/json")
+        assert answer.wsgi_request.META.get("exhaust.channel") == noted

@@ -35,17 +35,33 @@ class Work:
 
     def __init__(self) -> None:
         self.at_work: list[str] = []  # the keys
+        self.channels: dict[str, list[int]] = {}  # of a key
+        self.stream_of: int | None = None  # the channel that a streamed answer is of
         self.goes = threading.Semaphore(0)
         self.answer: Callable[[], Any] = lambda: Answer(b"done")
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
-        self.at_work.append(environ.get("HTTP_X_API_KEY", ""))
+        key = environ.get("HTTP_X_API_KEY", "")
+        self.at_work.append(key)
+        if key in self.channels:
+            admission.note_caller(environ, self.channels[key])
         assert self.goes.acquire(timeout=10)
+        if self.stream_of and not admission.claim_stream(environ, self.stream_of):
+            start(REJECTED, [])
+            return Answer(b"busy")
         start(OK, [])
         return self.answer()
 
     def let_go(self, count: int = 1000) -> None:
         self.goes.release(count)
+
+    def introduce(self, app: AdmissionControl, **channels: int | None) -> None:
+        """Lets each key call once, so that it and its channel are known."""
+        for key, channel in channels.items():
+            self.channels[key] = [channel] if channel else []
+            self.goes.release()
+            assert Call(app, key).wait_ended().status == OK
+        self.at_work.clear()
 
 
 class Call:
@@ -99,6 +115,7 @@ def wait_queued(app: AdmissionControl, count: int) -> None:
 
 def test_caller_gets_half_of_the_slots(work: Work):
     app = AdmissionControl(work, slots=4)
+    work.introduce(app, a=None, b=None)
     calls = [Call(app, "a") for _ in range(4)]
     wait_queued(app, 2)
 
@@ -112,11 +129,74 @@ def test_caller_gets_half_of_the_slots(work: Work):
 
 def test_anonymous_callers_share_one_slot(work: Work):
     app = AdmissionControl(work, slots=4)
-    calls = [Call(app) for _ in range(3)]
+    work.introduce(app, a=None, b=None, c=None)
+    calls = [Call(app), Call(app, "made up"), Call(app, "made up too")]
     wait_queued(app, 2)
 
     calls += [Call(app, key) for key in "abc"]
-    wait_at_work(work, "", "a", "b", "c")
+    until(lambda: len(work.at_work) == 4, "three known keys, and one of the others")
+
+    work.let_go()
+    assert {call.wait_ended().status for call in calls} == {OK}
+
+
+def test_keys_of_a_channel_share_half(work: Work):
+    app = AdmissionControl(work, slots=4)
+    keys = [f"half_{number}" for number in range(4)]
+    work.introduce(app, **dict.fromkeys(keys, 1), half_other=2)
+
+    calls = [Call(app, key) for key in keys]
+    wait_queued(app, 2)
+    calls += [Call(app, "half_other"), Call(app, "half_other")]
+    until(lambda: len(work.at_work) == 4, "two of the channel, and two others")
+
+    work.let_go()
+    assert {call.wait_ended().status for call in calls} == {OK}
+    assert len(work.at_work) == 6
+
+
+def test_key_of_several_channels_has_its_own_share(work: Work):
+    app = AdmissionControl(work, slots=4)
+    work.introduce(app, several_one=1, several_both=None)
+    work.channels["several_both"] = [1, 2]
+
+    calls = [Call(app, key) for key in ["several_one", "several_both"] * 2]
+    wait_at_work(work, *["several_one", "several_both"] * 2)
+
+    work.let_go()
+    assert {call.wait_ended().status for call in calls} == {OK}
+
+
+def test_queued_channels_take_turns(work: Work):
+    app = AdmissionControl(work, slots=1)
+    work.introduce(app, turn_1=1, turn_2=1, turn_3=1, turn_other=2)
+    calls = [Call(app, "turn_1")]
+    wait_at_work(work, "turn_1")
+    for count, key in enumerate(["turn_2", "turn_3", "turn_2", "turn_other"], 1):
+        calls.append(Call(app, key))
+        wait_queued(app, count)
+
+    for count in range(1, 5):
+        work.let_go(1)
+        until(lambda: len(work.at_work) == count + 1, "the next one")  # noqa: B023
+
+    assert work.at_work == ["turn_1", "turn_2", "turn_other", "turn_3", "turn_2"]
+    work.let_go()
+    assert {call.wait_ended().status for call in calls} == {OK}
+
+
+def test_channel_leaves_places_in_the_queue(work: Work):
+    app = AdmissionControl(work, slots=1)
+    keys = [f"queue_{number}" for number in range(13)]
+    work.introduce(app, **dict.fromkeys(keys, 1), queue_other=2)
+    calls = [Call(app, "queue_0")]
+    wait_at_work(work, "queue_0")
+    calls += [Call(app, key) for key in keys[:12]]
+    wait_queued(app, 12)
+
+    assert Call(app, "queue_12").wait_ended().status == REJECTED
+    calls.append(Call(app, "queue_other"))
+    wait_queued(app, 13)
 
     work.let_go()
     assert {call.wait_ended().status for call in calls} == {OK}
@@ -124,6 +204,7 @@ def test_anonymous_callers_share_one_slot(work: Work):
 
 def test_queued_callers_take_turns(work: Work):
     app = AdmissionControl(work, slots=1)
+    work.introduce(app, a=None, b=None, c=None)
     calls = [Call(app, "a")]
     wait_at_work(work, "a")
     for count, key in enumerate("aabbc", 1):
@@ -141,6 +222,7 @@ def test_queued_callers_take_turns(work: Work):
 
 def test_queue_is_short_and_shared(work: Work, monkeypatch: pytest.MonkeyPatch):
     app = AdmissionControl(work, slots=1)
+    work.introduce(app, a=None, b=None)
     calls = [Call(app, "a")]
     wait_at_work(work, "a")
     calls += [Call(app, "a") for _ in range(8)]
@@ -207,6 +289,37 @@ def test_downloads_are_bounded_by_network(work: Work):
     assert Call(app, path=DOWNLOAD).wait_ended().status == OK
 
 
+def test_downloads_are_bounded_by_channel(work: Work):
+    app = AdmissionControl(work, slots=1)
+    work.introduce(app, **{f"stream_{number}": None for number in range(9)})
+    work.let_go()
+    work.answer = lambda: Answer(b"a", streaming=True)
+    work.stream_of = 1
+    page = "/console/ORG_001/exports/daily/ID/files/1"  # a signed-in download makes no link
+
+    held = [Call(app, f"stream_{number}", page).wait_ended() for number in range(8)]
+
+    assert {call.status for call in held} == {OK}
+    assert not any(isinstance(call.body, list) for call in held)  # none is read whole
+    assert Call(app, "stream_8", page).wait_ended().status == REJECTED
+    assert Call(app, path=DOWNLOAD).wait_ended().status == REJECTED
+    work.stream_of = 2
+    assert Call(app, path=DOWNLOAD).wait_ended().status == OK
+    work.stream_of = 1
+    held[0].body.close()  # type: ignore[attr-defined]
+    assert Call(app, "stream_8", page).wait_ended().status == OK
+
+
+def test_unclaimed_stream_is_read_whole(work: Work):
+    app = AdmissionControl(work, slots=1)
+    work.let_go()
+    answer = Answer(b"a", b"b", streaming=True)
+    work.answer = lambda: answer
+
+    assert Call(app, path="/static/console/console.css").wait_ended().body == [b"a", b"b"]
+    assert answer.closed
+
+
 def test_download_without_stream_is_not_held(work: Work):
     app = AdmissionControl(work, slots=1)
     work.let_go()
@@ -234,20 +347,32 @@ def test_failed_answer_returns_its_slot(work: Work):
 
 
 @pytest.mark.parametrize(
-    ("headers", "caller"),
+    ("headers", "name", "network"),
     [
-        ({"HTTP_AUTHORIZATION": "Bearer k-1"}, Caller("key k-1")),
-        ({"HTTP_X_API_KEY": "k-1"}, Caller("key k-1")),
-        ({"HTTP_COOKIE": "csrftoken=x; sessionid=s-1"}, Caller("session s-1")),
-        ({"HTTP_COOKIE": "csrftoken=x"}, Caller("network 192.0.2.1", True)),
-        ({}, Caller("network 192.0.2.1", True)),
-        ({"REMOTE_ADDR": "2001:db8::1"}, Caller("network 2001:db8::/64", True)),
+        ({"HTTP_AUTHORIZATION": "Bearer k-1"}, "key k-1", "192.0.2.1"),
+        ({"HTTP_X_API_KEY": "k-2"}, "key k-2", "192.0.2.1"),
+        ({"HTTP_COOKIE": "csrftoken=x; sessionid=s-1"}, "session s-1", "192.0.2.1"),
+        ({"HTTP_COOKIE": "csrftoken=x"}, None, "192.0.2.1"),
+        ({}, None, "192.0.2.1"),
+        ({"REMOTE_ADDR": "2001:db8::1"}, None, "2001:db8::/64"),
         # a link is the right to its file, whatever the headers say
-        ({"PATH_INFO": DOWNLOAD, "HTTP_X_API_KEY": "k"}, Caller("network 192.0.2.1", True)),
+        ({"PATH_INFO": DOWNLOAD, "HTTP_X_API_KEY": "k-3"}, None, "192.0.2.1"),
     ],
 )
-def test_caller_is_named_by_the_request(headers: dict[str, str], caller: Caller):
-    assert identify_caller({"PATH_INFO": OTHER, "REMOTE_ADDR": "192.0.2.1", **headers}) == caller
+def test_caller_is_known_once_authenticated(
+    headers: dict[str, str], name: str | None, network: str
+):
+    def authenticate(environ: dict[str, Any], start: Callable[..., Any]) -> Answer:
+        admission.note_caller(environ, [7])
+        return Answer()
+
+    environ = {"PATH_INFO": OTHER, "REMOTE_ADDR": "192.0.2.1", **headers}
+    stranger = Caller(f"network {network}", is_anonymous=True)
+    assert identify_caller(environ) == stranger
+
+    AdmissionControl(authenticate, slots=1)(dict(environ), print)
+
+    assert identify_caller(environ) == (Caller(name, channel=7) if name else stranger)
 
 
 @pytest.mark.parametrize(

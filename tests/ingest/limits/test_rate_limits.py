@@ -1,9 +1,10 @@
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 
 from ingest.auth import keys
@@ -30,6 +31,7 @@ def counted(settings: Any, monkeypatch: pytest.MonkeyPatch) -> token_bucket.Proc
     settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 1.0
     buckets = token_bucket.ProcessLimiter(lambda: 10**12)
     monkeypatch.setattr(token_bucket, "get_limiter", lambda _: buckets)
+    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=Clock().seconds))
     for name in ("blocked_addresses", "verified_credentials"):
         monkeypatch.setattr(rate_limits, name, rate_limits.RecentValues())
     monkeypatch.setattr(rate_limits, "local_quota", LocalQuota())
@@ -48,7 +50,10 @@ def shrink_bursts(monkeypatch: pytest.MonkeyPatch, **bursts: int) -> None:
         ("POST", "/v1/telemetry", EVENTS),
         ("POST", "/data/v3/telemetry", EVENTS),
         ("POST", "/v1/participants", EVENTS),
-        ("PUT", "/v1/conversations/bot", EVENTS),
+        ("PUT", "/v1/conversations/bot", WRITES),
+        ("GET", "/v1/conversations/bot", READS),
+        ("DELETE", "/v1/participants/device-1", WRITES),
+        ("GET", "/v1/participants/device-1", READS),
         ("POST", "/collect", EVENTS),
         ("GET", "/hit", EVENTS),
         ("POST", "/hit/bulk", EVENTS),
@@ -162,6 +167,40 @@ def test_pull_rejects_with_problem_json(db: None, client: Client, monkeypatch: p
     assert refused["Retry-After"] == "50"
 
 
+@pytest.mark.parametrize(
+    ("method", "seconds", "passed"),
+    [
+        ("POST", 2.0, 5), ("POST", 0.002, 100), ("POST", 0.1, 100), ("POST", 0.25, 50),
+        ("GET", 2.0, 3), ("GET", 0.002, 500),
+    ],
+)  # fmt: skip
+def test_slow_calls_cost_their_time(
+    method: str, seconds: float, passed: int, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=clock.seconds))
+
+    def serve(request: HttpRequest) -> HttpResponse:
+        rate_limits.count_timed_call(request, "key:1")
+        clock.now += seconds
+        return HttpResponse()
+
+    respond = rate_limits.add_rate_limit_headers(serve)
+    for _ in range(passed):
+        respond(rf.generic(method, "/dataset/v1/destination/x"))
+
+    with pytest.raises(RateLimited):
+        respond(rf.generic(method, "/dataset/v1/destination/x"))
+
+
+def test_time_without_limits_is_free(rf: RequestFactory, settings: Any):
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 0.0
+    for _ in range(1000):
+        request = rf.post("/dataset/v1/destination/x")
+        rate_limits.count_timed_call(request, "key:1")
+        rate_limits.charge_time(request, 60)
+
+
 @pytest.mark.parametrize(("factor", "passes"), [(0.0, 9), (0.5, 2), (2.0, 8)])
 def test_multiplier_scales_all_limits(
     factor: float, passes: int, settings: Any, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch
@@ -253,9 +292,11 @@ def test_local_quota_passes_exact_burst(
     asked: list[int] = []
     spend = counted.spend
 
-    def noted(key: str, rate: float, burst: int, count: int = 1) -> tuple[float, float]:
+    def noted(
+        key: str, rate: float, burst: int, count: int = 1, **options: bool
+    ) -> tuple[float, float]:
         asked.append(count)
-        return spend(key, rate, burst, count)
+        return spend(key, rate, burst, count, **options)
 
     monkeypatch.setattr(counted, "spend", noted)
     leases, limit = LocalQuota(Clock().seconds), Limit("x", 1000, 1777)

@@ -115,7 +115,7 @@ def test_erasure_decrypts_rows_without_words(decrypted: list[bytes]):
 
 def test_erasure_needs_several_steps(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(erasure, "STEP_ROWS", 2)
-    monkeypatch.setattr(erasure, "_REJECTED_STEP_ROWS", 2)
+    monkeypatch.setattr(erasure, "REJECTED_STEP_ROWS", 2)
     own = [b'{"did": "device-77", "n": %d}' % number for number in range(5)]
     broken = [b'"a" %d device-77 {' % number for number in range(1000, 1005)]
     reject(*own, *broken, *(b"zzzzzz-%d" % number for number in range(5)))
@@ -129,7 +129,7 @@ def test_erasure_keeps_other_channels(decrypted: list[bytes]):
     reject(b'{"did": "device-77"}', channel="ORG_002")
 
     assert erase("device-77") == 0
-    assert set(decrypted) == {b"device-77"}
+    assert not decrypted
     assert RejectedEvent.objects.count() == 1
 
 
@@ -137,7 +137,7 @@ def test_counted_events_are_not_decrypted(decrypted: list[Any]):
     reject(*(b"%d" % number for number in range(150)))
 
     assert erase("device-77") == 0
-    assert set(decrypted) == {b"device-77"}
+    assert not decrypted
 
 
 def test_certificate_says_what_was_searched(decrypted: list[bytes]):
@@ -147,7 +147,9 @@ def test_certificate_says_what_was_searched(decrypted: list[bytes]):
     )
     RejectedEvent.objects.filter(position=3).update(encrypted_body=b"under a lost key")
 
-    assert certify("01:23:45:67").searched == {"rejected": 4, "decrypted": 1, "unreadable": 1}
+    assert certify("01:23:45:67").searched == {
+        "files": 0, "rejected": 4, "decrypted": 1, "unreadable": 1,
+    }  # fmt: skip
     assert RejectedEvent.objects.count() == 2
 
 
