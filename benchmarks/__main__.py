@@ -106,6 +106,18 @@ TIMED = {
         " --rounds 2",
         "--seconds 10 --rounds 5",
     ),
+    "fairness": Timed(
+        "a tenant beside another one at full tilt, for every address; needs Redis, wrk, HAProxy",
+        "--only preview download --seconds 1",
+        "--seconds 2",
+        "--seconds 4 --rounds 2",
+    ),
+    "background": Timed(
+        "pushes, schedules, sweeps and erasures beside the worst of a tenant; needs Redis",
+        "--rounds 1 --rejected 1000",
+        "--rounds 3 --rejected 100000",
+        "--rounds 9 --rejected 1000000",
+    ),
     "overload": Timed(
         "ten times more requests than the capacity; needs Redis",
         "--seconds 3 --rounds 1",
@@ -207,10 +219,13 @@ def skip_reason(name: str) -> str:
     if find_spec(f"benchmarks.{name}") is None:
         return "there is no such benchmark"
     redis = os.environ.get("CELERY_BROKER_URL", "").startswith("redis")
-    if name in {"overload", "hot_paths"} and not redis:
+    if name in {"overload", "hot_paths", "fairness", "background"} and not redis:
         return "CELERY_BROKER_URL names no Redis server"
-    if name == "hot_paths" and not shutil.which("wrk"):
-        return "wrk is missing: apt-get install wrk"
+    needed = {"hot_paths": ["wrk"], "fairness": ["wrk", "haproxy"]}
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    for tool in needed.get(name, []):
+        if not shutil.which(tool, path=path):
+            return f"{tool} is missing: apt-get install {tool}"
     return ""
 
 

@@ -106,9 +106,9 @@ def number_for_generator(request: str) -> list[str]:
 
 
 def start(
-    folder: Path, port: int, requests: Sequence[str], connections: int, seconds: int
+    folder: Path, port: int, requests: Sequence[str], connections: int, seconds: int, *more: str
 ) -> subprocess.Popen[str]:
-    """Starts wrk with one thread."""
+    """Starts wrk with one thread. `more` goes to `load.lua`."""
     number = next(_runs)
     file = folder / f"requests-{number}"
     file.write_text(SEPARATOR.join(requests))
@@ -116,12 +116,13 @@ def start(
         [
             "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", str(SCRIPT),
             f"http://127.0.0.1:{port}", "--", str(file), str(number * NUMBERS_PER_RUN),
+            *more,
         ],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, float]:
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Waits for wrk; returns its numbers of answers, of refused and of broken ones, and times."""
     output, _ = process.communicate()
     found = re.search(r"^\{.*\}$", output, re.MULTILINE)
