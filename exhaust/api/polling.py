@@ -60,11 +60,12 @@ class Poller:
         self._senders = senders
         self._kept = KeptJobs()
         self._presenter: GroupWorker[Presentation, Presented] = GroupWorker(
-            "presenter", partial(_present_group, self._kept), GROUP_COST
+            "presenter", partial(_present_group, self._kept), GROUP_COST, threads=2
         )
-        self._reader = polling.VersionReader() if polling.is_supported() else None
-        if self._reader is not None:
-            self._versions: LoopWorker[Key, list[str]] = LoopWorker(self._reader.read, GROUP_COST)
+        self._readers = [polling.VersionReader() for _ in range(2 if polling.is_supported() else 0)]
+        self._versions: LoopWorker[Key, list[str]] = LoopWorker(
+            *(reader.read for reader in self._readers), max_cost=GROUP_COST
+        )
         self._reads = Shares(CHANNEL_READS)
         self._waiting = Shares(CHANNEL_WAITING)
         self._views = {"read": (jobs.ReadView, self._read), "list": (jobs.ListView, self._list)}
@@ -72,8 +73,8 @@ class Poller:
     def close(self) -> None:
         """Ends the thread and closes the connections. A later call makes them again."""
         self._presenter.close()
-        if self._reader is not None:
-            self._reader.close()
+        for reader in self._readers:
+            reader.close()
 
     def find_handler(self, request: Request) -> Handler | None:
         """Returns the handler of a plain GET of a job or a tag."""
@@ -200,7 +201,7 @@ class Poller:
         owner = sender.channel_id
         self._reads.add(owner, 1)
         try:
-            if self._reader is not None:
+            if self._readers:
                 versions = await self._versions.run(owner, key, cost)
                 if isinstance(key, JobKey) and not versions:
                     return None

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -130,15 +130,15 @@ class FairQueue(Generic[Item]):
             queue = self._waiting[owner] = deque()
         queue.append((item, cost))
 
-    def take(self, max_cost: int) -> list[Item]:
+    def take(self, max_cost: int, without: Collection[Hashable] = ()) -> list[Item]:
         """Returns the next items, in turns of their owners, of at most that cost together.
 
-        The first one is taken whatever it costs.
+        The first one is taken whatever it costs. Owners in `without` wait on.
         """
         group: list[Item] = []
         total = 0
-        while self._waiting:
-            owner, queue = next(iter(self._waiting.items()))
+        while turn := next((o for o in self._waiting.items() if o[0] not in without), None):
+            owner, queue = turn
             item, cost = queue[0]
             if group and total + cost > max_cost:
                 break  # it is the first of the next group
@@ -154,59 +154,73 @@ class FairQueue(Generic[Item]):
 class GroupWorker(Generic[Item, Result]):
     """Calls `work` with all items that wait, one group at a time, in a thread of its own.
 
-    `work` returns for each item its result or an error.
+    `work` returns for each item its result or an error. With two threads two groups are in
+    progress. An owner is in one group at a time, so nobody waits for a group of one busy owner.
     """
 
-    def __init__(self, name: str, work: Work[Item, Result], max_cost: int = 1000) -> None:
+    def __init__(
+        self, name: str, work: Work[Item, Result], max_cost: int = 1000, threads: int = 1
+    ) -> None:
         self._name = name
         self._work = work
         self._max_cost = max_cost
+        self._max_threads = threads
         self._condition = threading.Condition()
-        self._queue: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue()
-        self._is_idle = False
-        self._thread: threading.Thread | None = None
+        self._queue: FairQueue[tuple[Hashable, Item, asyncio.Future[Result]]] = FairQueue()
+        self._busy: set[Hashable] = set()  # owners with items in a group
+        self._idle_count = 0
+        self._threads: list[threading.Thread] = []
 
     async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
         """Returns the item's result, or raises its error."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._condition:
-            self._queue.put(owner, (item, future), cost)
-            if self._is_idle:
+            self._queue.put(owner, (owner, item, future), cost)
+            if owner in self._busy:
+                pass  # its thread goes on with it
+            elif self._idle_count:
                 self._condition.notify()
-            elif self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-                self._thread.start()
+            elif len(self._threads) < self._max_threads:
+                thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
         return await future
 
     def close(self) -> None:
-        """Ends the thread after what waits, and its connection. A later call starts another."""
+        """Ends the threads after what waits, and their connections. A later call starts others."""
         with self._condition:
-            thread, self._thread = self._thread, None
-            self._condition.notify()
-        if thread is not None:
+            threads, self._threads = self._threads, []
+            self._condition.notify_all()
+        for thread in threads:
             thread.join()
 
     def _serve(self) -> None:
-        while True:
-            with self._condition:
-                while not self._queue and self._thread is threading.current_thread():
-                    self._is_idle = True
-                    self._condition.wait()
-                    self._is_idle = False
-                group = self._queue.take(self._max_cost)
-            if not group:
-                connections.close_all()
-                return
+        while group := self._take():
             outcomes: Sequence[Result | Exception]
             try:
                 outages.close_ended()
-                outcomes = self._work([item for item, _ in group])
+                outcomes = self._work([item for _, item, _ in group])
             except Exception as error:
                 outcomes = [error] * len(group)
-            futures = [future for _, future in group]
+            with self._condition:
+                self._busy.difference_update(owner for owner, _, _ in group)
+            futures = [future for _, _, future in group]
             loop = futures[0].get_loop()  # a process has one
             with suppress(RuntimeError):  # it has ended, and nobody waits
                 loop.call_soon_threadsafe(deliver, futures, outcomes)
+        connections.close_all()
+
+    def _take(self) -> list[tuple[Hashable, Item, asyncio.Future[Result]]]:
+        """Waits for the next group. Returns an empty one when the worker is closed."""
+        with self._condition:
+            while True:
+                group = self._queue.take(self._max_cost, self._busy)
+                if group or threading.current_thread() not in self._threads:
+                    self._busy.update(owner for owner, _, _ in group)
+                    return group
+                self._idle_count += 1
+                self._condition.wait()
+                self._idle_count -= 1
 
 
 def deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
@@ -221,33 +235,44 @@ def deliver(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[Any]) -> 
 
 
 class LoopWorker(Generic[Item, Result]):
-    """Does the same on the event loop, where `work` waits and takes no thread."""
+    """Does the same on the event loop, where work waits and takes no thread.
 
-    def __init__(self, work: LoopWork[Item, Result], max_cost: int = 1000) -> None:
-        self._work = work
+    Each of `works` has one group in progress, and an owner is in one group at a time. So with two
+    of them nobody waits for a group of one busy owner.
+    """
+
+    def __init__(self, *works: LoopWork[Item, Result], max_cost: int = 1000) -> None:
+        self._idle = list(works)
         self._max_cost = max_cost
-        self._queue: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue()
-        self._task: asyncio.Task[None] | None = None
+        self._queue: FairQueue[tuple[Hashable, Item, asyncio.Future[Result]]] = FairQueue()
+        self._busy: set[Hashable] = set()  # owners with items in a group
+        self._tasks: set[asyncio.Task[None]] = set()  # or they could be collected
 
     async def run(self, owner: Hashable, item: Item, cost: int = 1) -> Result:
         """Returns the item's result, or raises its error."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put(owner, (item, future), cost)
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._serve())
+        self._queue.put(owner, (owner, item, future), cost)
+        if self._idle and owner not in self._busy:
+            task = asyncio.ensure_future(self._serve(self._idle.pop()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return await future
 
-    async def _serve(self) -> None:
+    async def _serve(self, work: LoopWork[Item, Result]) -> None:
         try:
-            while group := self._queue.take(self._max_cost):
+            while group := self._queue.take(self._max_cost, self._busy):
+                owners = {owner for owner, _, _ in group}
+                self._busy |= owners
                 outcomes: Sequence[Result | Exception]
                 try:
-                    outcomes = await self._work([item for item, _ in group])
+                    outcomes = await work([item for _, item, _ in group])
                 except Exception as error:  # each of them is answered, whatever happens
                     outcomes = [error] * len(group)
-                deliver([future for _, future in group], outcomes)
+                finally:
+                    self._busy -= owners
+                deliver([future for _, _, future in group], outcomes)
         finally:
-            self._task = None
+            self._idle.append(work)
 
 
 class InlineWorker(Generic[Item, Result]):

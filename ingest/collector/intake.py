@@ -1,5 +1,6 @@
 """The way of a call through the collector: authenticate, count, read, parse, store, respond."""
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,14 @@ from ingest.auth import failures
 from ingest.auth.origins import build_cors_headers
 from ingest.collector.exchange import Handler, Reply, Request
 from ingest.collector.fresh import FreshCache, NoCache
-from ingest.collector.groups import Backlog, GroupWorker, InlineWorker, ShareFull, Shares
+from ingest.collector.groups import (
+    Backlog,
+    GroupWorker,
+    InlineWorker,
+    LoopWorker,
+    ShareFull,
+    Shares,
+)
 from ingest.collector.senders import Sender, Senders
 from ingest.collector.writer import LoopWriter
 from ingest.db.prepared import retry_if_lost
@@ -31,6 +39,7 @@ from ingest.store.batches import Pending
 
 log = logs.get_logger(__name__)
 MAX_LOOP_BYTES = 128 * 1024  # of a body that the loop parses itself
+MAX_SMALL_BYTES = 16 * 1024  # of one that it parses at once; larger ones take turns
 MAX_COMPRESSED_LOOP_BYTES = 2 * 1024
 GROUP_EVENTS = 1000  # of one commit
 BULK_EVENTS = 500  # of a batch that has to wait for batches like it
@@ -42,7 +51,9 @@ _encode = msgspec.json.Encoder().encode
 _EMPTY = StoreResult(0, 0, [])
 _NO_CONTENT = Response(status=204, content_type=None)
 Writer = GroupWorker[Pending, StoreResult] | InlineWorker[Pending, StoreResult] | LoopWriter
-Parser = GroupWorker[Callable[[], Batch], Batch] | InlineWorker[Callable[[], Batch], Batch]
+Parse = Callable[[], Batch]
+Parser = GroupWorker[Parse, Batch] | InlineWorker[Parse, Batch]
+LoopParser = LoopWorker[Parse, Batch] | InlineWorker[Parse, Batch]
 
 
 class Collector:
@@ -52,11 +63,13 @@ class Collector:
         self,
         senders: Senders,
         parser: Parser,
+        loop_parser: LoopParser,
         writer: Writer,
         bulk_writer: Writer,
     ) -> None:
         self.senders = senders
         self._parser = parser
+        self._loop_parser = loop_parser
         self._writer = writer
         self._bulk_writer = bulk_writer
         self._shares = Shares(CHANNEL_REQUESTS, CHANNEL_BYTES)
@@ -202,9 +215,11 @@ class Collector:
     ) -> Batch:
         parse = partial(_decode_and_parse, endpoint, sent, call)
         max_bytes = MAX_COMPRESSED_LOOP_BYTES if is_compressed else MAX_LOOP_BYTES
-        if len(sent) <= max_bytes:
+        if len(sent) > max_bytes:
+            return await self._parser.run(owner, parse, len(sent))
+        if len(sent) <= MAX_SMALL_BYTES:
             return parse()
-        return await self._parser.run(owner, parse, len(sent))
+        return await self._loop_parser.run(owner, parse)
 
     async def _append(self, batch: Batch, sender: Sender, request: Request) -> StoreResult:
         if not (batch.events or batch.rejections or batch.profiles):
@@ -233,6 +248,23 @@ class _Visit:
 
 def _decode_and_parse(endpoint: Endpoint, sent: bytes, call: Call) -> Batch:
     return endpoint.parse(endpoint.decode(sent, call), call)  # type: ignore[misc] # it has one
+
+
+class LoopTurns:
+    """Parses one body at a time on the loop, and leaves all other work as much time in between."""
+
+    def __init__(self) -> None:
+        self._starts_at = 0.0
+
+    async def parse(self, calls: Sequence[Parse]) -> list[Batch | Exception]:
+        await asyncio.sleep(max(0.0, self._starts_at - monotonic()))
+        started_at = monotonic()
+        try:
+            return [parse() for parse in calls]
+        except Exception as error:  # the caller's own
+            return [error]
+        finally:
+            self._starts_at = 2 * monotonic() - started_at
 
 
 def _is_preflight(visit: _Visit) -> bool:
@@ -286,12 +318,13 @@ def _look_up(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return outcomes
 
 
+LOOKUPS = 4  # that are answered together, one after the other: no more wait for a first one
 POOLED_CONNECTIONS = 2  # held by the threads of a collector: lookups, writer
 
 
 def build_senders() -> Senders:
     """Returns the senders of a server's process, with the thread that looks them up."""
-    return Senders(GroupWorker("lookups", _look_up, 100), FreshCache())
+    return Senders(GroupWorker("lookups", _look_up, LOOKUPS), FreshCache())
 
 
 def build_collector(senders: Senders) -> Collector:
@@ -299,12 +332,16 @@ def build_collector(senders: Senders) -> Collector:
     fallback = GroupWorker("writer", batches.append_batches, GROUP_EVENTS)
     writer = bulk_writer = cast(Writer, fallback)  # SQLite has one writer at a time
     if "postgresql" in settings.DATABASES["default"]["ENGINE"]:
-        writer, bulk_writer = (LoopWriter(fallback, GROUP_EVENTS) for _ in range(2))
-    return Collector(senders, GroupWorker("parser", call_each, 1), writer, bulk_writer)
+        writer = LoopWriter(fallback, GROUP_EVENTS, connections=2)
+        bulk_writer = LoopWriter(fallback, GROUP_EVENTS)
+    parser = GroupWorker("parser", call_each, 1)
+    loop_parser = LoopWorker(LoopTurns().parse, max_cost=1)
+    return Collector(senders, parser, loop_parser, writer, bulk_writer)
 
 
 def build_inline_collector() -> Collector:
     """Returns a collector that does all in the calling thread, for `run_inline`."""
     writer = InlineWorker(batches.append_batches)
     senders = Senders(InlineWorker(call_each), NoCache())
-    return Collector(senders, InlineWorker(call_each), writer, writer)
+    parser = InlineWorker(call_each)
+    return Collector(senders, parser, parser, writer, writer)

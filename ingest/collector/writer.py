@@ -1,6 +1,7 @@
 """Group commit on the event loop: one statement for all that a channel and a source bring."""
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -19,13 +20,22 @@ class LoopWriter:
     """Stores events on PostgreSQL. What needs more than one statement goes to the fallback.
 
     Those are profiles, rejections, versions that supersede others, and what the database refuses.
+    Over each of `connections` one group is stored at a time.
     """
 
-    def __init__(self, fallback: "GroupWorker[Pending, StoreResult]", max_cost: int) -> None:
+    def __init__(
+        self, fallback: "GroupWorker[Pending, StoreResult]", max_cost: int, connections: int = 1
+    ) -> None:
         self._fallback = fallback
-        self._worker: LoopWorker[Pending, StoreResult | None] = LoopWorker(self._store, max_cost)
-        self._connection = LoopConnection(
-            batches.INSERT_STATEMENTS, batches.SCALAR_TYPES, f"SET {batches.NO_SEQSCAN}"
+        self._connections = [
+            LoopConnection(
+                batches.INSERT_STATEMENTS, batches.SCALAR_TYPES, f"SET {batches.NO_SEQSCAN}"
+            )
+            for _ in range(connections)
+        ]
+        works = [partial(self._store, each) for each in self._connections]
+        self._worker: LoopWorker[Pending, StoreResult | None] = LoopWorker(
+            *works, max_cost=max_cost
         )
 
     async def run(self, owner: Hashable, pending: Pending, cost: int = 1) -> StoreResult:
@@ -43,18 +53,20 @@ class LoopWriter:
         return result
 
     def close(self) -> None:
-        """Closes the connection, and the fallback's. A later call makes them again."""
-        self._connection.close()
+        """Closes the connections, and the fallback's. A later call makes them again."""
+        for each in self._connections:
+            each.close()
         self._fallback.close()
 
-    async def _store(self, pending: Sequence[Pending]) -> list[Any]:
+    async def _store(self, connection: LoopConnection, pending: Sequence[Pending]) -> list[Any]:
         """Returns the results; None for a batch that the fallback has to store."""
         outcomes: list[Outcome | None] = [None] * len(pending)
         groups = batches.group_events(pending)
         try:
-            if not await self._insert(groups, pending, outcomes) and len(groups) > 1:
+            is_stored = await self._insert(connection, groups, pending, outcomes)
+            if not is_stored and len(groups) > 1:
                 for each in groups:  # the one that fails does not fail the others
-                    await self._insert([each], pending, outcomes)
+                    await self._insert(connection, [each], pending, outcomes)
         except batches.WAITED_IN_VAIN as error:
             failure = OperationalError(str(error))  # the rest would wait as long for the same
             return [failure if outcome is None else outcome for outcome in outcomes]
@@ -62,14 +74,13 @@ class LoopWriter:
 
     async def _insert(
         self,
+        connection: LoopConnection,
         groups: Sequence[Group],
         pending: Sequence[Pending],
         outcomes: list[Outcome | None],
     ) -> bool:
         try:
-            rows = await self._connection.execute(
-                [group.build_statement(pending) for group in groups]
-            )
+            rows = await connection.execute([group.build_statement(pending) for group in groups])
         except batches.WAITED_IN_VAIN:
             raise
         except psycopg.Error:

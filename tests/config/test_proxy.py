@@ -8,7 +8,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +31,7 @@ from tests.service import HOST, ROOT, Service, until
 HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or ""
 CONFIG = ROOT / "config" / "proxy" / "haproxy.cfg"
 ANONYMOUS_CALLS = 20
+NETWORK_CALLS = 4
 KEY = {"X-API-Key": "k-1"}
 pytestmark = pytest.mark.skipif(not HAPROXY, reason="needs Debian's haproxy")
 
@@ -51,6 +54,7 @@ class Backend(ThreadingHTTPServer):
         super().__init__((HOST, 0), BackendHandler)
         self.name = name
         self.is_ready = True
+        self.is_open = threading.Event()  # or calls of /held wait for it
         self.seen: list[Seen] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -74,6 +78,8 @@ class BackendHandler(BaseHTTPRequestHandler):
             status = 200 if self.server.is_ready else 503
         else:
             self.server.seen.append(Seen(self.command, path, dict(self.headers.items()), body))
+            if path == "/held":
+                self.server.is_open.wait(60)
             status = int(query[7:10]) if query.startswith("status=") else 200
         content = json.dumps({"server": self.server.name, "words": "our own"}).encode()
         self.send_response(status)
@@ -114,6 +120,7 @@ class Proxy:
             "COLLECTOR_ADDRESS": self.collector.address,
             "WEB_ADDRESS": self.web.address,
             "ANONYMOUS_CALLS": str(ANONYMOUS_CALLS),
+            "NETWORK_CALLS": str(NETWORK_CALLS),
             "OUTER_PROXIES": "10.9.8.0/24 127.0.9.0/24",
             "HEADER_SECONDS": "3s",
             "IDLE_SECONDS": "3s",
@@ -258,6 +265,41 @@ def test_flood_without_identity_is_limited(
     assert proxy.call("GET", link, headers={}, source=address).status == 200
     assert call({}, "127.0.2.1").status == 200  # another network
     assert proxy.call("GET", "/readyz", headers={}, source=address).status == 200
+
+
+def test_refusal_of_a_flood_comes_late(proxy: Proxy):
+    def call() -> Reply:
+        return proxy.call("GET", "/console/sign-in", headers={}, source="127.0.3.1")
+
+    for _ in range(2 * ANONYMOUS_CALLS + 1):
+        call()
+    start_time = time.monotonic()
+    reply = call()
+
+    assert (reply.status, reply.headers["retry-after"]) == (429, "10")
+    assert time.monotonic() - start_time >= 0.9
+
+
+def test_network_holds_few_calls_of_web(proxy: Proxy):
+    # given a network with as many calls in progress as it may have
+    def call(path: str, source: str) -> Reply:
+        return proxy.call("GET", path, source=source)
+
+    with ThreadPoolExecutor(NETWORK_CALLS) as pool:
+        try:
+            held = [pool.submit(call, "/held", "127.0.4.1") for _ in range(NETWORK_CALLS)]
+            until(lambda: len(proxy.web.seen) == NETWORK_CALLS, "all of them")
+
+            refused = call("/export/users", "127.0.4.1")
+            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+            assert json.loads(refused.body)["title"] == "overloaded"
+            assert call("/export/users", "127.0.4.2").status == 200  # another network
+            assert call("/collect", "127.0.4.1").status == 200  # the collector
+        finally:
+            proxy.web.is_open.set()
+
+    assert {each.result().status for each in held} == {200}
+    assert call("/export/users", "127.0.4.1").status == 200
 
 
 def test_client_cannot_forge_its_address(proxy: Proxy):

@@ -439,9 +439,8 @@ def test_lost_connection_is_made_again(poller: Poller) -> None:
     async def read_twice() -> list[Reply]:
         address = f"{READ}?requestId={job.request_id}"
         first = await answer(poller, address, key)
-        assert poller._reader is not None
         with psycopg.connect(**connection.get_connection_params(), autocommit=True) as other:
-            lost = poller._reader._connection._connection.info.backend_pid
+            lost = poller._readers[-1]._connection._connection.info.backend_pid
             other.execute("SELECT pg_terminate_backend(%s)", [lost])
         return [first, await answer(poller, address, key)]
 

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from ingest.collector.groups import (
     Backlog,
     FairQueue,
     GroupWorker,
+    LoopWorker,
     ShareFull,
     Shares,
 )
@@ -152,6 +154,78 @@ def test_failed_work_fails_its_group_only():
         return await asyncio.gather(worker.run("a", 1), worker.run("a", 2), return_exceptions=True)
 
     failed, done = run_loop(run())
+    assert isinstance(failed, OSError)
+    assert done == 2
+
+
+def test_group_of_one_owner_holds_up_no_other():
+    # given a busy owner, whose group is in progress and who has more that waits
+    groups: list[list[str]] = []
+
+    async def run() -> list[str]:
+        is_over = asyncio.Event()
+
+        async def work(items: Sequence[str]) -> list[str]:
+            groups.append(list(items))
+            if "busy-0" in items:
+                await is_over.wait()
+            return list(items)
+
+        worker: LoopWorker[str, str] = LoopWorker(work, work, max_cost=10)
+        busy = [asyncio.ensure_future(worker.run("busy", "busy-0"))]
+        await asyncio.sleep(0.01)
+        busy += [asyncio.ensure_future(worker.run("busy", f"busy-{n}")) for n in (1, 2)]
+        await asyncio.sleep(0.01)
+        results = [await worker.run("other", "other-0"), await worker.run("other", "other-1")]
+        is_over.set()
+        return [*results, *await asyncio.gather(*busy)]
+
+    results = run_loop(asyncio.wait_for(run(), 10))
+
+    assert results == ["other-0", "other-1", "busy-0", "busy-1", "busy-2"]
+    assert groups == [["busy-0"], ["other-0"], ["other-1"], ["busy-1", "busy-2"]]
+
+
+def test_thread_of_one_owner_holds_up_no_other():
+    is_over = threading.Event()
+    groups: list[list[str]] = []
+
+    def work(items: Sequence[str]) -> list[str]:
+        groups.append(list(items))
+        if "busy-0" in items:
+            assert is_over.wait(10)
+        return list(items)
+
+    async def run() -> list[str]:
+        worker: GroupWorker[str, str] = GroupWorker("test", work, threads=2)
+        busy = [asyncio.ensure_future(worker.run("busy", "busy-0"))]
+        while not groups:
+            await asyncio.sleep(0.01)
+        busy += [asyncio.ensure_future(worker.run("busy", f"busy-{n}")) for n in (1, 2)]
+        results = [await worker.run("other", "other-0"), await worker.run("other", "other-1")]
+        is_over.set()
+        results += await asyncio.gather(*busy)
+        worker.close()
+        return results
+
+    results = run_loop(asyncio.wait_for(run(), 10))
+
+    assert results == ["other-0", "other-1", "busy-0", "busy-1", "busy-2"]
+    assert groups == [["busy-0"], ["other-0"], ["other-1"], ["busy-1", "busy-2"]]
+
+
+def test_failed_group_lets_its_owner_go_on():
+    async def work(items: Sequence[int]) -> list[int]:
+        if 1 in items:
+            raise OSError
+        return list(items)
+
+    async def run() -> tuple[Any, int]:
+        worker: LoopWorker[int, int] = LoopWorker(work)
+        failed = await asyncio.gather(worker.run("a", 1), return_exceptions=True)
+        return failed[0], await worker.run("a", 2)
+
+    failed, done = run_loop(asyncio.wait_for(run(), 10))
     assert isinstance(failed, OSError)
     assert done == 2
 

@@ -11,6 +11,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.test import Client, RequestFactory
 
+from ingest.adapters import json_body
 from ingest.auth import keys
 from ingest.collector import exchange, intake
 from ingest.collector.intake import build_collector, build_senders
@@ -442,6 +443,38 @@ def test_full_channel_is_refused_and_others_are_served(monkeypatch: pytest.Monke
     assert json.loads(second.body)["params"]["err"] == "SERVER_ERROR"
     assert 1 <= int(second.headers["retry-after"]) <= 5
     assert (counts(other), counts(first)) == ((1, 0, 0), (1, 0, 0))
+
+
+def test_small_call_waits_for_no_row_of_bodies(app: Any, monkeypatch: pytest.MonkeyPatch):
+    # given twenty bodies that the loop parses, and a call that stores none behind them
+    keys.create_application("quiet-app", make_channel("ORG_002"))
+    headers, ping = key_headers(), ("GET", "/ping?appId=quiet-app", b"", [])
+    body = encode_batch(*(answer(number) for number in range(40)))
+    assert intake.MAX_SMALL_BYTES < len(body) <= intake.MAX_LOOP_BYTES
+    parsed, parsed_before = [], []
+    decode = json_body.decode
+
+    def count_bodies(*args: Any) -> bytes:
+        parsed.append(args)
+        return decode(*args)
+
+    monkeypatch.setattr(json_body, "decode", count_bodies)
+
+    async def run() -> None:
+        await call(app, *ping)  # the application is known from here on
+        await call(app, "POST", "/v1/telemetry", encode_batch(answer(1)), headers)
+        parsed.clear()
+        busy = [
+            asyncio.ensure_future(call(app, "POST", "/v1/telemetry", body, headers))
+            for _ in range(20)
+        ]
+        assert (await call(app, *ping)).status == 200
+        parsed_before.append(len(parsed))
+        assert {response.status for response in await asyncio.gather(*busy)} == {200}
+
+    run_on_loop(run)
+
+    assert (len(parsed), parsed_before[0] <= 10) == (20, True)
 
 
 def test_each_request_has_its_line(app: Any, capfd: pytest.CaptureFixture[str]):
