@@ -27,7 +27,7 @@ from tools.faults.checks import (
     dataset_config,
 )
 from tools.faults.installation import CHANNELS, Installation, resume_process
-from tools.faults.plan import CLUSTER, DISK_FULL, RESTORED, SIZES, Run
+from tools.faults.plan import CLUSTER, DISK_FULL, FOLDER, RESTORED, SIZES, Run
 from tools.faults.receivers import UNINVOLVED, Readers
 from tools.faults.s3_proxy import Fault as S3Fault
 from tools.faults.sender import Sender
@@ -79,8 +79,7 @@ class Campaign:
 
     def __init__(self, installation: Installation, runs: list[Run], at_once: int) -> None:
         self._installation, self._at_once = installation, at_once
-        # the last is the next; first those that take the longest
-        self._pending = sorted(runs, key=lambda run: (run.is_long, -run.index))
+        self._pending = sorted(runs, key=lambda run: run.turn, reverse=True)  # the last is next
         self._running: list[Trial] = []
         self._scheduled: list[tuple[float, Callable[[], None], str]] = []  # when, act, point
         self._store, self._oracle = Store(installation), Oracle()
@@ -129,26 +128,34 @@ class Campaign:
     # Start ----------------------------------------------------------------------------------------
 
     def _start_runs(self) -> None:
+        from django.db import DatabaseError
+
         paused_count = sum(trial.run.fault.is_pause for trial in self._running)
-        postponed = []
+        postponed: list[Run] = []
         while self._pending and len(self._running) < self._at_once:
             run = self._pending.pop()
             if run.fault.kind == DISK_FULL and not self._installation.disk.is_mounted:
                 self.skipped.append(f"{run.name}: no disk can be mounted here")
                 continue
-            if (run.fault.is_pause and paused_count >= MAX_PAUSED) or self._conflicts(run):
+            if (run.fault.is_pause and paused_count >= MAX_PAUSED) or self._conflicts(
+                run, postponed
+            ):
                 postponed.append(run)
                 continue
+            try:
+                self._running.append(self._submit_job(run))
+            except DatabaseError:  # SQLite, whose one writer is stopped
+                postponed.append(run)
+                break
             paused_count += run.fault.is_pause
-            self._running.append(self._submit_job(run))
         self._pending.extend(reversed(postponed))
 
-    def _conflicts(self, run: Run) -> bool:
-        """Returns whether this run waits for another, since both disturb the whole system.
+    def _conflicts(self, run: Run, postponed: list[Run]) -> bool:
+        """Returns whether this run waits, since it disturbs the whole system as another does.
 
-        Trouble of Redis and all other trouble may come together; else one begins when the last is
-        over. Other jobs do not outlive a restored backup, so it has the system for itself.
-        Receivers hang while deliveries come as usual.
+        Trouble of Redis and all other trouble may come together. Else one begins when the one
+        before it is over. Other jobs do not outlive a restored backup, so it has the system for
+        itself.
         """
         if run.fault.kind == RESTORED and self._running:
             return True
@@ -156,15 +163,15 @@ class Campaign:
             return True
         if run.fault.point not in SHARED:
             return False
-        is_redis = run.fault.point == "redis"
-        points = {point for _, _, point in self._scheduled}
-        points |= {trial.run.fault.point for trial in self._running if not trial.is_triggered}
+        current = {point for _, _, point in self._scheduled}
+        current |= {trial.run.fault.point for trial in self._running if not trial.is_triggered}
         if run.fault.point == "receiver":
             assert self._readers is not None  # noqa: S101
-            points.discard("receiver")
-            if not points & SHARED and not self._readers.is_calm():
+            if not self._readers.is_calm():
                 return True
-        return any((point == "redis") == is_redis for point in points & SHARED)
+            current.discard("receiver")
+        current |= {one.fault.point for one in postponed}
+        return any((point == "redis") == (run.fault.point == "redis") for point in current & SHARED)
 
     def _submit_job(self, run: Run) -> Trial:
         """Submits the job and arms its fault before a worker can see it."""
@@ -260,7 +267,10 @@ class Campaign:
         installation, statuses = self._installation, self.sender.count_statuses
         wait([trial.check_result for trial in self._running if trial.check_result])
         before = statuses()["503"]
-        installation.disk.fill()
+        if installation.replicas:
+            installation.replicas.fill_disk()
+        else:
+            installation.disk.fill()
         try:
             self._require(lambda: statuses()["503"] > before + 8, "a 503 for events: disk full")
             self._require(lambda: installation.read_readiness()[0] == 503, "/readyz: disk full")
@@ -274,6 +284,8 @@ class Campaign:
             return statuses()["200"] > before + 8
 
         self._require(is_working, "events to be taken again: disk emptied")
+        if installation.replicas:
+            installation.replicas.wait_for_standby()
 
     def _restore_backup(self) -> None:
         """Swaps in a copy of the database from before the last events, and takes the steps of
@@ -360,6 +372,8 @@ class Campaign:
             action = dict(fault.failpoints)[point]
             if action == "stop":
                 trial.paused.append((moment + trial.run.hold_seconds, pid))
+                if self._installation.leg == FOLDER:  # it may be the one writer of SQLite
+                    self._mark_affected(except_trial=trial)
             if len([one for one, _ in trial.triggered if one == point]) < fault.times:
                 self._installation.arm_failpoint(point, action, pk)
             if fault.point in AT_PART:

@@ -228,7 +228,8 @@ class Installation:
                 *celery, "worker", "--concurrency", str(concurrency // 2), "-l", "WARNING",
                 "-n", f"{self.leg}{number}@%h", "--without-mingle", "--without-gossip",
             ]  # fmt: skip
-            clock = _shift_clock(3600 * (-1) ** number) if self.leg == CLUSTER else {}
+            seconds = 3600 * (-1) ** number
+            clock = _shift_clock(seconds, self.var) if self.leg == CLUSTER else {}
             self.workers.append(self._group(stack, f"worker{number}", command, broken | clock))
         beat = [*celery, "beat", "-l", "WARNING", "-s", str(self.var / "beat"), "--pidfile="]
         self.beat = self._group(stack, "beat", beat, variables)
@@ -247,13 +248,22 @@ def _redis(port: int, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _shift_clock(seconds: int) -> dict[str, str]:
+# libfaketime 0.9.10 makes every `time.sleep` end at once with EINVAL
+PATCH = """
+import threading, time
+time.sleep = lambda seconds: threading.Event().wait(seconds) and None
+"""
+
+
+def _shift_clock(seconds: int, folder: Path) -> dict[str, str]:
     """Returns the variables of a process whose clock is wrong, where the machine can do that."""
     library = find_faketime()
     if library is None:
         print("  no libfaketime is here: all clocks will be right", file=sys.stderr)
         return {}
+    (folder / "sitecustomize.py").write_text(PATCH)
     return {
+        "PYTHONPATH": f"{folder}{os.pathsep}{harness.ROOT}",
         "LD_PRELOAD": str(library),
         "FAKETIME": f"{seconds:+d}",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",

@@ -312,7 +312,10 @@ class Readers:
         else:
             for number in range(DESTINATIONS):
                 destination = Destination(
-                    channel=job.channel, name=f"hung{number}", resource="events", url=self.hung_url
+                    channel=job.channel,
+                    name=f"hung-{job.pk}-{number}",
+                    resource="events",
+                    url=self.hung_url,
                 )
                 hung_destinations.append(destinations.save(destination))
                 destinations.rewind(hung_destinations[-1], START)

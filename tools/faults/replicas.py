@@ -55,6 +55,11 @@ class Replicas:
         shutil.rmtree(old.folder)
         self._standby = self._attach_standby(old.port)
 
+    def fill_disk(self) -> None:
+        """Fills the disk. Commits wait for the primary alone: it is to refuse them."""
+        self._set("synchronous_standby_names = ''")
+        self.disk.fill()
+
     def start_stopped(self) -> None:
         """Starts the server that ended by itself, as its supervision does."""
         for server in (self._primary, self._standby):
@@ -90,12 +95,16 @@ class Replicas:
         standby = self._primary.back_up(next(self._folders), "-R")
         standby.port = port
         standby.start()
+        self.wait_for_standby()
+        return standby
+
+    def wait_for_standby(self) -> None:
+        """Has commits wait for the standby, as soon as it is there."""
         self._set("synchronous_standby_names = '*'")
         with psycopg.connect(self._url(self._primary), autocommit=True) as admin:
             sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
             while admin.execute(sql).fetchone() == (0,):
                 time.sleep(0.05)
-        return standby
 
     def _set(self, setting: str) -> None:
         with psycopg.connect(self._url(self._primary), autocommit=True) as admin:
