@@ -40,6 +40,7 @@ from ingest.models import (
 from ingest.models.fields import CurrentPosition
 from ingest.privacy import consent, device_hash, device_words
 from ingest.privacy.encryption import decrypt, encrypt
+from ingest.tenancy import session
 
 # keyword arguments: channel_id, and the queryset `events` or `sessions` that is erased next
 rows_erasing = Signal()
@@ -73,7 +74,11 @@ def resume(seconds: float) -> bool:
     """Continues erasures for about that many seconds. Returns whether some are unfinished."""
     until = monotonic() + seconds
     for erasure in unfinished_erasures().order_by("requested_at"):
-        _run_steps(erasure, until)
+        session.restrict_to_channels([erasure.channel_id])  # as a key that erases is
+        try:
+            _run_steps(erasure, until)
+        finally:
+            session.lift_restriction()
         if monotonic() > until:
             break
     return unfinished_erasures().exists()

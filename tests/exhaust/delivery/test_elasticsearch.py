@@ -13,8 +13,16 @@ from django.test import Client
 from django.utils import timezone
 from elasticsearch import Elasticsearch, helpers
 
+from exhaust import tasks
 from exhaust.api import envelope
-from exhaust.delivery import destinations, elasticsearch, http_client, pump, sender
+from exhaust.delivery import (
+    destinations,
+    elasticsearch,
+    http_client,
+    pump,
+    receiver_tests,
+    sender,
+)
 from exhaust.models import Delivery, Destination
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.destinations import (
@@ -257,7 +265,10 @@ def test_hostile_answer_fails_a_test() -> None:
     body = b'{"items": [{"index": {"status": 400, "error": {"reason": "\\u0000"}}}]}'
     with Receiver([respond_with(200, body), respond_with(200, b"[" * 100_000)]) as receiver:
         destination = make_index(receiver)
-        errors = [destinations.send_test(destination).error for _ in range(2)]
+        for _ in range(2):
+            receiver_tests.request_test(destination)
+            tasks.send_tests()
+    errors = list(destination.deliveries.order_by("pk").values_list("error", flat=True))
 
     assert errors[0] == "400 \ufffd"
     assert "no answer of Elasticsearch" in errors[1]

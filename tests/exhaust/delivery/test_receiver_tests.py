@@ -27,7 +27,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def local_receivers(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Allows receivers on this machine, with a short timeout."""
-    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = [ip_network("127.0.0.0/8")]
+    local = [ip_network("127.0.0.0/8")]
+    settings.EXHAUST_PUSH_ALLOWED_NETWORKS = {f"ORG_00{number}": local for number in range(5)}
     monkeypatch.setattr(receiver_tests, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(loop, "breaker", loop.HostBreaker())  # ports are used again
 
@@ -75,10 +76,11 @@ def test_channel_has_one_at_a_time() -> None:
 def test_silent_receivers_are_sent_to_at_once() -> None:
     with Receiver([Silent()] * 4) as silent:
         for number in range(4):
-            receiver_tests.request_test(make_destination(silent, channel=f"ORG_{number}"))
+            receiver_tests.request_test(make_destination(silent, channel=f"ORG_00{number}"))
         started_at = monotonic()
         tasks.send_tests()
         assert monotonic() - started_at < 4 * 0.5
+        assert silent.connections == 4
     assert set(Delivery.objects.values_list("status", "answer")) == {("dead", None)}
 
 
