@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
+import dj_email_url
 from environs import EnvValidationError, FileAwareEnv, validate
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -33,7 +34,9 @@ def setting_error(variable: str, remedy: str) -> SystemExit:
 
 
 for _name, _path in os.environ.items():
-    _is_ours = _name.startswith(("EXHAUST_", "S3_", "SECRET_KEY", "DATABASE_URL", "CELERY_BROKER"))
+    _is_ours = _name.startswith(
+        ("EXHAUST_", "S3_", "SECRET_KEY", "DATABASE_URL", "CELERY_BROKER", "EMAIL_URL")
+    )
     if _is_ours and _name.endswith("_FILE") and not os.access(_path, os.R_OK):
         raise setting_error(_name, f"'{_path}' is no file that this process may read.")
 
@@ -63,6 +66,25 @@ _secret_key: str = env.str("SECRET_KEY", "")
 _encryption_keys: list[str] = env.list("EXHAUST_ENCRYPTION_KEYS", [])
 #: Peppers of API keys: the first hashes, all verify; required with a server.
 _key_pepper: str = env.str("EXHAUST_KEY_PEPPER", "")
+
+# Sign-in
+#: Address of your organisation's OpenID Connect provider; empty means sign-in by password alone.
+EXHAUST_OIDC_URL: str = env.str("EXHAUST_OIDC_URL", "").rstrip("/")
+#: Client id that the provider gave this service.
+_oidc_client_id: str = env.str("EXHAUST_OIDC_CLIENT_ID", "")
+#: Secret of that client.
+_oidc_secret: str = env.str("EXHAUST_OIDC_CLIENT_SECRET", "")
+#: Name of the provider on the sign-in page; empty means "your organisation".
+EXHAUST_OIDC_NAME: str = env.str("EXHAUST_OIDC_NAME", "") or "your organisation"
+#: Claim with the names of a user's groups; empty leaves groups to the admin.
+EXHAUST_OIDC_GROUPS_CLAIM: str = env.str("EXHAUST_OIDC_GROUPS_CLAIM", "")
+#: Mail server, as `submission://user:password@host:587/?_default_from_email=exhaust@example.org`;
+#: empty sends no e-mail.
+_email_url: str = env.str("EMAIL_URL", "")
+#: Longest life of a new API key, in days; 0 sets no limit.
+EXHAUST_KEY_MAX_DAYS: int = env.int(
+    "EXHAUST_KEY_MAX_DAYS", 0, validate=validate.Range(min=0, max=36_500)
+)
 
 # Files
 #: Bucket of the files; empty means a folder in the data folder.
@@ -179,6 +201,13 @@ if DEBUG and EXHAUST_PUBLIC_URL.startswith("https://"):
 if bool(_aws_id) != bool(_aws_secret):
     missing = "AWS_SECRET_ACCESS_KEY" if _aws_id else "AWS_ACCESS_KEY_ID"
     raise setting_error(missing, "must be set, its other half is.")
+if bool(EXHAUST_OIDC_URL) != bool(_oidc_client_id):
+    missing = "EXHAUST_OIDC_CLIENT_ID" if EXHAUST_OIDC_URL else "EXHAUST_OIDC_URL"
+    raise setting_error(missing, "must be set, its other half is.")
+if EXHAUST_PUBLIC_URL.startswith("https://") and EXHAUST_OIDC_URL.startswith("http://"):
+    raise setting_error(
+        "EXHAUST_OIDC_URL", "write https://; on the way http:// lets anyone sign in."
+    )
 if FAILPOINTS and EXHAUST_PUBLIC_URL.startswith("https://"):
     raise setting_error("EXHAUST_FAILPOINTS", "makes processes fail on purpose; only tests set it.")
 if OTEL_EXPORTER_OTLP_ENDPOINT:
@@ -199,6 +228,7 @@ if S3_PRIVATE_KMS_KEY_ID and not S3_BUCKET:
     raise setting_error("S3_BUCKET", "must be set, since a KMS key for its private files is.")
 for _name, _url in (
     ("EXHAUST_PUBLIC_URL", EXHAUST_PUBLIC_URL),
+    ("EXHAUST_OIDC_URL", EXHAUST_OIDC_URL),
     ("S3_ENDPOINT_URL", S3_ENDPOINT_URL),
     ("S3_PUBLIC_ENDPOINT_URL", S3_PUBLIC_ENDPOINT_URL),
 ):
@@ -326,15 +356,20 @@ INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
-    "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.humanize",  # for allauth's pages
     "rest_framework",
     "axes",
     "drf_spectacular_sidecar",  # Swagger UI's files
+    "exhaust.console",  # its pages replace those of allauth
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.socialaccount",
+    "allauth.socialaccount.providers.openid_connect",
     "ingest",
     "exhaust",
-    "exhaust.console",
 ]
 MIDDLEWARE = [
     "ingest.logs.RequestIdMiddleware",
@@ -350,6 +385,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
@@ -370,21 +406,21 @@ ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"django.contrib.auth.password_validation.{name}"}
-    for name in (
-        "UserAttributeSimilarityValidator",
-        "MinimumLengthValidator",
-        "CommonPasswordValidator",
-        "NumericPasswordValidator",
-    )
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": 12},
+    },
+    # the 20,000 that breaches show most often
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
 ]
-# Ten wrong passwords lock a name, or an address, for 15 minutes. The first wrong one after that
-# deletes the record of them. The audit log keeps the lock.
+# Ten wrong passwords for a name lock it for 15 minutes for the network that sent them. The first
+# wrong one after that deletes the record of them. The audit log keeps the lock.
 AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesBackend",
     "django.contrib.auth.backends.ModelBackend",
 ]
-AXES_LOCKOUT_PARAMETERS = ["username", "ip_address"]
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or a guesser locks a name for ever
@@ -394,6 +430,66 @@ AXES_ENABLE_ADMIN = False
 AXES_CLIENT_IP_CALLABLE = "ingest.limits.token_bucket.get_network_address"
 AXES_LOCKOUT_TEMPLATE = "console/locked.html"
 AXES_VERBOSE = False
+
+# E-mail
+try:
+    _email: dict[str, Any] = dj_email_url.parse(_email_url or "dummy:")
+    EMAIL_BACKEND: str = _email["EMAIL_BACKEND"]
+except (KeyError, ValueError):
+    raise setting_error("EMAIL_URL", "write submission://user:password@host:587.") from None
+globals().update(_email)  # EMAIL_HOST and its like
+EXHAUST_SENDS_MAIL = bool(_email_url)
+EMAIL_TIMEOUT = 10
+
+# Accounts: allauth signs people in, by one page for the console and the admin
+LOGIN_URL = LOGOUT_REDIRECT_URL = "account_login"
+LOGIN_REDIRECT_URL = "console:home"
+ACCOUNT_ADAPTER = "ingest.auth.accounts.AccountAdapter"
+ACCOUNT_LOGIN_METHODS = {"username"}
+ACCOUNT_EMAIL_VERIFICATION = "none"  # an invitation's link verifies the address
+ACCOUNT_EMAIL_NOTIFICATIONS = True  # of changes to a password or a second factor
+ACCOUNT_EMAIL_UNKNOWN_ACCOUNTS = False
+ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
+ACCOUNT_SESSION_REMEMBER = True  # for SESSION_COOKIE_AGE
+ACCOUNT_REAUTHENTICATION_METHODS = ["password", "mfa"]
+ACCOUNT_REAUTHENTICATION_TIMEOUT = 10 * 60
+# passwords are django-axes' and our own limits'; codes of a second factor are counted here
+ACCOUNT_RATE_LIMITS = {"login": None, "login_failed": "10/15m/key"}
+MFA_ADAPTER = "ingest.auth.accounts.SecondFactorAdapter"
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_ALLOW_UNVERIFIED_EMAIL = True  # there is no sign-up by strangers
+MFA_TOTP_ISSUER = "Exhaust"
+MFA_TOTP_TOLERANCE = 1  # steps of 30 seconds, for clocks that differ
+MFA_PASSKEY_LOGIN_ENABLED = True
+#: Superusers need a second factor wherever others reach the service.
+EXHAUST_SECOND_FACTOR_REQUIRED = EXHAUST_PUBLIC_URL.startswith("https://")
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not EXHAUST_SECOND_FACTOR_REQUIRED
+SOCIALACCOUNT_ADAPTER = "ingest.auth.accounts.OrganisationAdapter"
+SOCIALACCOUNT_LOGIN_ON_GET = True  # our content policy lets no form lead to another site
+SOCIALACCOUNT_EMAIL_AUTHENTICATION_AUTO_CONNECT = True  # from then on by the provider's own id
+SOCIALACCOUNT_PROVIDERS = {
+    "openid_connect": {
+        "OAUTH_PKCE_ENABLED": True,
+        "APPS": [
+            {
+                "provider_id": "organisation",
+                "name": EXHAUST_OIDC_NAME,
+                "client_id": _oidc_client_id,
+                "secret": _oidc_secret,
+                "settings": {"server_url": EXHAUST_OIDC_URL},
+            }
+        ]
+        if EXHAUST_OIDC_URL
+        else [],
+    }
+}
+CACHES = {  # counts of all processes; it keeps a code of a second factor from being used twice
+    "default": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "ingest_cacheentry",
+        "OPTIONS": {"MAX_ENTRIES": 100_000},
+    }
+}
 
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -407,6 +503,7 @@ ALLOWED_HOSTS = [_host, "127.0.0.1", "localhost", "[::1]", *_allowed_hosts]
 CSRF_TRUSTED_ORIGINS = [EXHAUST_PUBLIC_URL]
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" takes the Origin that forms need
+SESSION_ENGINE = "ingest.auth.sessions"
 SESSION_COOKIE_HTTPONLY = True
 MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # a cookie holds names
 SESSION_COOKIE_AGE = 30 * 60  # ingest/http/security_headers.py ends it sooner

@@ -1,11 +1,31 @@
+from typing import Any
+
+from allauth.account.decorators import reauthentication_required
+from allauth.account.views import login as account_login
 from django.contrib import admin
+from django.http import HttpRequest
 from django.urls import include, path
 
 from exhaust import openapi
 from exhaust.api.pull import EventsView
+from exhaust.console.account import sign_in_to_admin
 from exhaust.monitoring import health, metrics
 from ingest.views import sources
 
+# a change in the admin needs a sign-in, a password or a second factor of the last minutes
+show_admin_page = admin.site.admin_view
+
+
+def confirm_and_show(view: Any, cacheable: bool = False) -> Any:
+    return show_admin_page(reauthentication_required(view, enabled=is_change), cacheable)
+
+
+def is_change(request: HttpRequest) -> bool:
+    match = request.resolver_match
+    return request.method == "POST" and (match is None or match.url_name != "logout")
+
+
+admin.site.admin_view = confirm_and_show  # type: ignore[method-assign]
 urlpatterns = [
     path(  # GET is the pull API, PUT and POST an ingest endpoint
         "export/events",
@@ -17,7 +37,10 @@ urlpatterns = [
     path("", include("ingest.urls")),
     path("", include("exhaust.urls")),
     path("api/", include("exhaust.urls")),  # the same API under both prefixes
+    path("console/sign-in", account_login, name="account_login"),
     path("console/", include("exhaust.console.urls")),
+    path("account/", include("exhaust.console.account")),
+    path("admin/login/", sign_in_to_admin),
     path("admin/", admin.site.urls),
     path("docs/", openapi.page),
     path("docs/openapi.json", openapi.as_json),

@@ -3,13 +3,16 @@
 from typing import Any
 
 from cryptography.fernet import InvalidToken
+from django.apps import apps
 from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.models import User
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
 from ingest import audit
 from ingest.audit.admin import AuditedAdmin
-from ingest.auth import keys, roles
+from ingest.auth import accounts, keys, roles
 from ingest.auth.roles import Permission
 from ingest.models import (
     ApiKey,
@@ -27,6 +30,36 @@ from ingest.models import (
 )
 from ingest.privacy.encryption import decrypt
 from ingest.store.replay import replay, waiting_rejections
+
+for model in apps.get_models():  # theirs show secrets, and change accounts without the audit log
+    if model._meta.app_label in {"account", "mfa", "socialaccount"} and admin.site.is_registered(
+        model
+    ):
+        admin.site.unregister(model)
+admin.site.unregister(User)
+
+
+@admin.register(User)
+class AccountAdmin(UserAdmin):
+    """Users as Django shows them, and what a user who lost a password or a phone needs."""
+
+    actions = ["make_links", "remove_second_factors"]
+
+    @admin.action(description="Make links to choose a password", permissions=["change"])
+    def make_links(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse:
+        """Returns the links as text. A message of the admin would store them."""
+        lines = [f"{user}: {accounts.invite(user)}" for user in queryset]
+        return _show_once(lines)
+
+    @admin.action(description="Remove second factors", permissions=["change"])
+    def remove_second_factors(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        for user in queryset:
+            accounts.remove_second_factors(user)
+        self.message_user(request, "Removed. They add new ones at their next sign-in.")
+
+
+def _show_once(lines: list[str]) -> HttpResponse:
+    return HttpResponse("\n".join(lines) + "\n", content_type="text/plain; charset=utf-8")
 
 
 class TenantScopedAdmin(admin.ModelAdmin):
@@ -205,7 +238,7 @@ class ApiKeyAdmin(ReadOnlyAdmin):
                 lines.append(str(error))
             else:
                 lines.append(f"{key} ends in 24 hours; {row} follows: {text}")
-        return HttpResponse("\n".join(lines) + "\n", content_type="text/plain; charset=utf-8")
+        return _show_once(lines)
 
 
 @admin.register(StoredEvent)

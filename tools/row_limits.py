@@ -24,6 +24,8 @@ ROW_LIMITS = {
     "auth.User": _BY_OPERATORS,
     "auth.User_groups": _BY_OPERATORS,
     "auth.User_user_permissions": _BY_OPERATORS,
+    "account.EmailAddress": "One for each user that is invited by e-mail.",
+    "account.EmailConfirmation": "None; a link of an invitation confirms.",
     "axes.AccessAttempt": "Deleted 15 minutes after the last failed sign-in.",
     "axes.AccessAttemptExpiration": "One for each `axes.AccessAttempt`.",
     "axes.AccessFailureLog": "None; it is switched off.",
@@ -65,6 +67,8 @@ ROW_LIMITS = {
     "ingest.AuthFailureCount": (
         f"{failures.MAX_NETWORKS:,} networks in ten seconds of a process; deleted within two hours."
     ),
+    "ingest.BrowserSession": "One for each sign-in; the daily run deletes those that have ended.",
+    "ingest.CacheEntry": "100,000; then the oldest are deleted.",
     "ingest.Channel": _BY_OPERATORS,
     "ingest.Conversation": _BY_EVENTS,
     "ingest.DerivationState": f"{_BY_SERVICE} one for each channel.",
@@ -86,5 +90,8 @@ ROW_LIMITS = {
     "ingest.StoredEvent": (
         f"A key sends {EVENTS.rate:,} calls a second; `EXHAUST_EVENT_RETENTION_DAYS` deletes them."
     ),
-    "sessions.Session": "One for each sign-in; the daily run deletes those that have ended.",
+    "mfa.Authenticator": "An app and recovery codes of each user, and the passkeys they add.",
+    "socialaccount.SocialAccount": "One for each user that signs in by OpenID Connect.",
+    "socialaccount.SocialApp": "None; the provider is in the settings.",
+    "socialaccount.SocialToken": "None; tokens of the provider are not kept.",
 }

@@ -103,7 +103,7 @@ def show_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> Ht
 # The form -----------------------------------------------------------------------------------------
 
 
-@requires("administer", and_also=CREATE_PERMISSION, methods=("GET", "POST"))
+@requires("administer", and_also=CREATE_PERMISSION, methods=("GET", "POST"), is_sensitive=True)
 def create_destination(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """Shows the form, or saves a new or a changed destination."""
     if request.method != "POST":
@@ -196,7 +196,7 @@ def edit_destination(request: HttpRequest, ctx: ChannelContext, name: str) -> Ht
 # Actions ------------------------------------------------------------------------------------------
 
 
-@requires("administer", methods=("POST",))
+@requires("administer", methods=("POST",), is_sensitive=True)
 def act_on_destination(
     request: HttpRequest, ctx: ChannelContext, name: str, action: str
 ) -> HttpResponse:

@@ -22,7 +22,7 @@ MAX_LISTED = 200
 def choose_channel(request: HttpRequest) -> HttpResponse:
     """Lists the user's channels, or redirects to the only one."""
     if not request.user.is_authenticated:
-        return redirect_to_login(request.get_full_path(), reverse("console:sign-in"))
+        return redirect_to_login(request.get_full_path())
     names = list(roles.permitted_channels(request.user))
     if len(names) == 1:
         return redirect("console:start", names[0])
@@ -39,6 +39,7 @@ def choose_channel(request: HttpRequest) -> HttpResponse:
             "count": len(names),
             "more": max(0, len(matches) - MAX_LISTED),
             "q": query,
+            "closed_channels": roles.list_closed_channels(request.user),
         },
     )
 

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
@@ -24,7 +25,7 @@ _SCOPE_LABELS = {
 LIFETIMES = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "Never"))
 
 
-@requires("administer", methods=("GET", "POST"))
+@requires("administer", methods=("GET", "POST"), is_sensitive=True)
 def list_or_create_keys(request: HttpRequest, ctx: ChannelContext) -> HttpResponse:
     """Lists the keys. A POST creates a key and shows its text once."""
     if request.method != "POST":
@@ -40,7 +41,7 @@ def list_or_create_keys(request: HttpRequest, ctx: ChannelContext) -> HttpRespon
         errors["scope"] = "Choose at least one permission."
     elif not set(scopes) <= set(_grantable_scopes(ctx)):
         errors["scope"] = "You cannot grant a permission that you do not have."
-    if days not in dict(LIFETIMES):
+    if days not in dict(_list_lifetimes()):
         errors["days"] = "Choose when the key expires."
     if not errors:
         try:
@@ -55,6 +56,15 @@ def list_or_create_keys(request: HttpRequest, ctx: ChannelContext) -> HttpRespon
         else:
             return render_page(request, ctx, "key_created.html", {"key": row, "text": text})
     return _render_keys(request, ctx, {**params, "scopes": scopes}, errors, 400)
+
+
+def _list_lifetimes() -> list[tuple[str, str]]:
+    """Returns the lifetimes that the form offers, up to the longest that a key may have."""
+    limit = settings.EXHAUST_KEY_MAX_DAYS
+    offered = [
+        (days, label) for days, label in LIFETIMES if not limit or int(days or limit) <= limit
+    ]
+    return [(days, label if days or not limit else f"{limit} days") for days, label in offered]
 
 
 def _grantable_scopes(ctx: ChannelContext) -> dict[str, str]:
@@ -91,7 +101,7 @@ def _render_keys(
         {
             "keys": rows,
             "scopes": _grantable_scopes(ctx),
-            "lifetimes": LIFETIMES,
+            "lifetimes": _list_lifetimes(),
             "params": params,
             "errors": errors,
         },
@@ -102,10 +112,12 @@ def _render_keys(
 def _key_state(key: ApiKey, now: Any) -> str:
     if key.revoked_at:
         return "revoked"
-    return "expired" if key.expires_at and key.expires_at <= now else "active"
+    if key.expires_at is None or key.expires_at > now + access.ENDING_SOON:
+        return "active"
+    return "ending" if key.expires_at > now else "expired"
 
 
-@requires("administer", methods=("POST",))
+@requires("administer", methods=("POST",), is_sensitive=True)
 def revoke_key(request: HttpRequest, ctx: ChannelContext, public_id: str) -> HttpResponse:
     key = _visible_keys(request, ctx).filter(public_id=public_id).first()
     if key is None:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+from allauth.account.internal.flows import reauthentication
+from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
-from django.shortcuts import render
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 
@@ -81,10 +83,12 @@ def requires(
     *permissions: Permission,
     and_also: Permission | None = None,
     methods: tuple[str, ...] = ("GET",),
+    is_sensitive: bool = False,
 ) -> Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]]:
     """Decorates a view of a channel: requires one of `permissions`, and `and_also` where given.
 
-    A channel in which the user has no permission gets the same 404 as one that does not exist.
+    A channel in which the user has no permission gets the same 404 as one that does not exist. A
+    change by a sensitive view needs a sign-in, a password or a second factor of the last minutes.
     """
 
     def decorate(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -97,6 +101,9 @@ def requires(
                 return render_not_found(request)
             channel_id, user_permissions = roles.fetch_permissions(request.user, channel)
             if not user_permissions:
+                if channel in roles.list_closed_channels(request.user):
+                    messages.warning(request, f"{channel} opens once you have a second factor.")
+                    return redirect("mfa_index")
                 return render_not_found(request)
             ctx = ChannelContext(channel_id, channel, user_permissions, request.user.get_username())
             if not ctx.has_any(*permissions):
@@ -109,6 +116,8 @@ def requires(
                 response = render_not_found(request, ctx, 405)
                 response["Allow"] = ", ".join(methods)
                 return response
+            if is_sensitive and request.method == "POST":
+                reauthentication.raise_if_reauthentication_required(request, app="exhaust")
             try:
                 return view(request, ctx, **kwargs)
             except Http404:
@@ -124,11 +133,8 @@ def _redirect_to_sign_in(request: HttpRequest) -> HttpResponse:
         response = HttpResponse(status=204)
         response["HX-Refresh"] = "true"
         return response
-    redirect: HttpResponseRedirect = redirect_to_login(
-        request.get_full_path() if request.method == "GET" else reverse("console:home"),
-        reverse("console:sign-in"),
-    )
-    return redirect
+    address = request.get_full_path() if request.method == "GET" else reverse("console:home")
+    return redirect_to_login(address)
 
 
 def render_page(

@@ -1,4 +1,4 @@
-from django.contrib.auth.views import LoginView, LogoutView
+from django.contrib.auth.views import LogoutView
 from django.urls import path
 
 from exhaust.console import (
@@ -23,16 +23,7 @@ DESTINATION = f"{CHANNEL}/destinations/one/<str:name>"
 
 urlpatterns = [
     path("", home.choose_channel, name="home"),
-    path(
-        "sign-in",
-        LoginView.as_view(
-            template_name="console/sign_in.html",
-            redirect_authenticated_user=True,
-            next_page="console:home",
-        ),
-        name="sign-in",
-    ),
-    path("sign-out", LogoutView.as_view(next_page="console:sign-in"), name="sign-out"),
+    path("sign-out", LogoutView.as_view(), name="sign-out"),
     path(f"{CHANNEL}/", home.redirect_to_first_page, name="start"),
     path(f"{CHANNEL}/exports", exports.list_jobs, name="exports"),
     path(f"{CHANNEL}/exports/new", new_export.create_request, name="new-export"),

@@ -3,7 +3,6 @@
 from datetime import UTC, date, datetime, timedelta
 
 from django.conf import settings
-from django.contrib.sessions.models import Session
 from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
@@ -15,6 +14,7 @@ from exhaust.models import DailyRun
 from ingest import logs
 from ingest.audit import hash_chain
 from ingest.db.clock import read_clock
+from ingest.models import BrowserSession
 
 log = logs.get_logger(__name__)
 RUN_HOUR_UTC = 2
@@ -48,7 +48,7 @@ def run_daily(now: datetime | None = None) -> bool:
     for _ in retention.delete_expired_jobs():
         daily_run.update(renewed_at=Now())
     retention.delete_expired_dead_letters()
-    Session.objects.filter(expire_date__lt=Now()).delete()
+    BrowserSession.objects.filter(expire_date__lt=Now()).delete()
     pump.purge_history(read_clock() - timedelta(days=settings.EXHAUST_FILE_RETENTION_DAYS))
     try:
         for count in orphans.remove_all():

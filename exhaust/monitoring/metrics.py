@@ -25,9 +25,10 @@ from exhaust.jobs import transitions, wakeup
 from exhaust.models import Destination, Job, Schedule
 from exhaust.monitoring import health
 from ingest.adapters import ADAPTERS
+from ingest.auth import keys
 from ingest.derive import deriver
 from ingest.http.schema import PROBLEM, Problem, extend_schema
-from ingest.models import DerivationState
+from ingest.models import ApiKey, DerivationState
 
 
 @extend_schema(
@@ -131,6 +132,19 @@ class DatabaseCollector(Collector):
         for channel, count in rejected.annotate(count=Count("pk")).order_by("channel__identifier"):
             failing.add_metric([channel], count)
         yield failing
+        ending = GaugeMetricFamily(
+            "exhaust_keys_ending",
+            "API keys in use that end within two weeks.",
+            labels=["channel"],
+        )
+        of_channels = keys.filter_ending_keys(ApiKey.objects.all()).values_list(
+            "channels__identifier"
+        )
+        for channel, count in of_channels.annotate(count=Count("pk")).order_by(
+            "channels__identifier"
+        ):
+            ending.add_metric([channel], count)
+        yield ending
         feed = GaugeMetricFamily(
             "exhaust_session_lag_seconds",
             "Age of the oldest event not yet in sessions and users.",

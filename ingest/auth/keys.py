@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 from rest_framework.authentication import BaseAuthentication
@@ -84,9 +85,15 @@ def create_key(
 ) -> tuple[ApiKey, str]:
     """Returns a new key and its text. The text is not stored.
 
-    Raises `ValueError` for an unknown scope, no channel, `ingest` beside a scope that reads
-    personal data, a malformed network, or a channel that has as many keys as it may.
+    Without `expires_at` it lives as long as `EXHAUST_KEY_MAX_DAYS` lets it. Raises `ValueError` for
+    a longer life, an unknown scope, no channel, `ingest` beside a scope that reads personal data, a
+    malformed network, or a channel that has as many keys as it may.
     """
+    latest = _find_latest_expiry()
+    if latest and expires_at and expires_at > latest:
+        days = settings.EXHAUST_KEY_MAX_DAYS
+        raise ValueError(f"A key lives for {days} days at most here (EXHAUST_KEY_MAX_DAYS).")
+    expires_at = expires_at or latest
     requested_scopes = sorted(set(scopes))
     channels = list(channels)
     if unknown := set(requested_scopes) - set(ApiKey.SCOPES):
@@ -111,6 +118,23 @@ def create_key(
     return row, text
 
 
+def _find_latest_expiry() -> datetime | None:
+    """Returns when a key that is made now ends at the latest, None for never."""
+    days = settings.EXHAUST_KEY_MAX_DAYS
+    return read_clock() + timedelta(days=days) if days else None
+
+
+def filter_ending_keys(rows: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+    """Returns the keys that end within two weeks and are still used."""
+    now = read_clock()
+    return rows.filter(
+        revoked_at=None,
+        expires_at__gt=now,
+        expires_at__lte=now + ENDING_SOON,
+        last_used_at__gte=now - timedelta(days=7),
+    )
+
+
 def _insert_key(
     name: str, scopes: str, channels: list[Channel], expires_at: datetime | None, networks: str
 ) -> tuple[ApiKey, str]:
@@ -128,6 +152,7 @@ def _insert_key(
     return row, text
 
 
+ENDING_SOON = timedelta(days=14)
 ROTATION_GRACE = timedelta(hours=24)  # for which both keys work
 
 
@@ -135,14 +160,16 @@ ROTATION_GRACE = timedelta(hours=24)  # for which both keys work
 def rotate_key(key: ApiKey, grace: timedelta = ROTATION_GRACE) -> tuple[ApiKey, str]:
     """Returns a successor with the same scopes, and its text. The old key expires after `grace`.
 
-    The successor lives as long as the old key was made for. Raises `ValueError` for a revoked or
-    expired key.
+    The successor lives as long as the old key was made for, or as long as it may. Raises
+    `ValueError` for a revoked or expired key.
     """
     old = ApiKey.objects.select_for_update().get(pk=key.pk)
     now = read_clock()
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
         raise ValueError(f"{old} is revoked or expired; make a new key.")
     expires_at = None if old.expires_at is None else now + (old.expires_at - old.created_at)
+    if latest := _find_latest_expiry():
+        expires_at = min(expires_at or latest, latest)
     channels = list(old.channels.all())
     row, text = _insert_key(old.name, old.scopes, channels, expires_at, old.networks)
     old.expires_at = min(old.expires_at or now + grace, now + grace)

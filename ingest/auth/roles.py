@@ -3,13 +3,16 @@
 from collections.abc import Collection
 from typing import Any, Literal
 
+from allauth.mfa.models import Authenticator
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.db.models import QuerySet
+from django.db.models import Exists, Q, QuerySet
 from django.http import HttpRequest
 
 from ingest import audit
 from ingest.models import ApiKey, Channel, Role
+from ingest.tenancy import session
 
 Permission = Literal["submit_response", "submit_private", "administer", "audit"]
 PERMISSIONS: tuple[Permission, ...] = ("submit_response", "submit_private", "administer", "audit")
@@ -23,6 +26,31 @@ SCOPE_REQUIRES: dict[str, Permission] = {
 }
 
 
+def find_second_factors(user: AbstractBaseUser | AnonymousUser) -> QuerySet[Authenticator]:
+    """Returns the second factors of a user. Who has one cannot sign in without one of them.
+
+    Recovery codes alone are none.
+    """
+    rows: QuerySet[Authenticator] = Authenticator.objects.filter(user_id=user.pk)
+    return rows.exclude(type=Authenticator.Type.RECOVERY_CODES)
+
+
+def lacks_second_factor(user: AbstractBaseUser | AnonymousUser) -> bool:
+    """Returns whether this superuser may do nothing until they have a second factor."""
+    if settings.EXHAUST_SECOND_FACTOR_REQUIRED:
+        return not find_second_factors(user).exists()
+    rows = Channel.objects.filter(requires_second_factor=True)
+    return rows.exclude(Exists(find_second_factors(user))).exists()
+
+
+def list_closed_channels(user: AbstractBaseUser | AnonymousUser) -> list[str]:
+    """Returns the channels where the user has a role that waits for a second factor."""
+    rows = Channel.objects.filter(roles__group__user=user.pk, requires_second_factor=True)
+    rows = rows.exclude(Exists(find_second_factors(user))).distinct().order_by("identifier")
+    with session.unrestricted_connection():  # the user does not see their rows
+        return list(rows.values_list("identifier", flat=True))
+
+
 def permitted_channels(
     user: AbstractBaseUser | AnonymousUser, permission: Permission | None = None
 ) -> dict[str, int]:
@@ -34,7 +62,8 @@ def permitted_channels(
         conditions: dict[str, object] = {"roles__group__user": user.pk}
         if permission:
             conditions[f"roles__{permission}"] = True
-        rows = rows.filter(**conditions).distinct()
+        is_open = Q(requires_second_factor=False) | Exists(find_second_factors(user))
+        rows = rows.filter(is_open, **conditions).distinct()
     return dict(rows.values_list("identifier", "id"))
 
 
@@ -72,7 +101,8 @@ def fetch_permissions(
     if getattr(user, "is_superuser", False):
         channel_id = Channel.objects.filter(identifier=channel).values_list("id", flat=True).first()
         return (channel_id, frozenset(PERMISSIONS)) if channel_id else (0, frozenset())
-    roles = Role.objects.filter(group__user=user.pk, channel__identifier=channel)
+    is_open = Q(channel__requires_second_factor=False) | Exists(find_second_factors(user))
+    roles = Role.objects.filter(is_open, group__user=user.pk, channel__identifier=channel)
     rows = list(roles.values_list("channel_id", *PERMISSIONS))
     if not rows:
         return 0, frozenset()

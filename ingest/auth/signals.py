@@ -3,6 +3,11 @@
 import json
 from typing import Any
 
+from allauth.account import signals as account_signals
+from allauth.account.models import EmailAddress
+from allauth.core import context
+from allauth.mfa import signals as factor_signals
+from allauth.mfa.models import Authenticator
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
@@ -14,7 +19,7 @@ from django.http import HttpRequest
 
 from ingest import audit
 from ingest.audit import Actor
-from ingest.auth import failures, roles
+from ingest.auth import failures, roles, sessions
 from ingest.limits import token_bucket
 from ingest.models import Application, Channel, Conversation, Role
 
@@ -25,10 +30,26 @@ def connect() -> None:
     user_logged_in.connect(_record_login, dispatch_uid="audit")
     user_logged_out.connect(_record_logout, dispatch_uid="audit")
     user_login_failed.connect(_count_login_failure, dispatch_uid="audit")
+    factor_signals.authentication_failed.connect(_count_factor_failure, dispatch_uid="audit")
+    for signal in (
+        account_signals.password_changed,
+        account_signals.password_set,
+        account_signals.password_reset,
+    ):
+        signal.connect(_record_password, dispatch_uid="audit")
     request_finished.connect(failures.flush_when_due, dispatch_uid="audit")
+    post_save.connect(_record_added_factor, Authenticator, dispatch_uid="audit")
+    post_delete.connect(_record_removed_factor, Authenticator, dispatch_uid="audit")
+    post_save.connect(_forget_old_address, get_user_model(), dispatch_uid="accounts")
     post_save.connect(_record_admin_change, LogEntry, dispatch_uid="audit")
     for model in (*_AUDITED_MODELS, get_user_model(), Group):
         post_delete.connect(_record_deletion, model, dispatch_uid="audit")
+
+
+def _forget_old_address(instance: Any, raw: bool = False, **_: Any) -> None:
+    """Keeps no address that an administrator took from the user: it could reset the password."""
+    if not raw:
+        EmailAddress.objects.filter(user=instance).exclude(email__iexact=instance.email).delete()
 
 
 def _count_login_failure(request: HttpRequest | None = None, **_: Any) -> None:
@@ -44,10 +65,36 @@ def _record_logout(request: HttpRequest, user: Any = None, **_: Any) -> None:
         _record_session("login.ended", request, user)
 
 
-def _record_session(action: str, request: HttpRequest, user: Any) -> None:
+def _record_session(action: str, request: HttpRequest, user: Any, **details: Any) -> None:
     address = audit.truncate_address(token_bucket.get_client_address(request))
     with audit.act_as(Actor(user.get_username(), address=address)):
-        audit.record(action)
+        audit.record(action, **details)
+
+
+def _count_factor_failure(request: HttpRequest, **_: Any) -> None:
+    failures.count_failure("second_factor.failed", request)
+
+
+def _record_added_factor(instance: Authenticator, created: bool, **_: Any) -> None:
+    if created:
+        _record_factor("added", instance)
+
+
+def _record_removed_factor(instance: Authenticator, **_: Any) -> None:
+    _record_factor("removed", instance)
+
+
+def _record_factor(verb: str, factor: Authenticator) -> None:
+    """Audits a change of a second factor. The user's other sessions end: they have not shown it."""
+    audit.record(f"second_factor.{verb}", subject=factor.user.get_username(), kind=factor.type)
+    request = context.request  # none in a command
+    session = request.session if request is not None and request.user == factor.user else None
+    sessions.end_sessions(factor.user, except_key=session and session.session_key)
+
+
+def _record_password(request: HttpRequest, user: Any, **_: Any) -> None:
+    _record_session("password.changed", request, user)
+    sessions.end_sessions(user, except_key=request.session.session_key)
 
 
 def _record_admin_change(instance: LogEntry, raw: bool = False, **_: Any) -> None:

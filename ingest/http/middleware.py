@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+from django.contrib import messages
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.middleware.common import CommonMiddleware
+from django.shortcuts import redirect
 from django.utils.functional import SimpleLazyObject
 
 from ingest import audit
@@ -64,22 +66,34 @@ class ActorMiddleware:
 
     def process_view(
         self, request: HttpRequest, view: object, args: object, kwargs: dict[str, Any]
-    ) -> None:
-        """Restricts a page of the admin or the console to the channels of the signed-in user.
+    ) -> HttpResponse | None:
+        """Restricts a page of staff to the channels of the signed-in user.
 
-        A superuser's session counts for no channel.
+        A superuser's session counts for no channel. A superuser who lacks a second factor is sent
+        to the page that adds one.
         """
-        if not request.path_info.startswith(("/admin/", "/console/")):
-            return
+        # a page under /account/ may go on with a request to one of the others
+        if not request.path_info.startswith(("/admin/", "/console/", "/account/")):
+            return None
         user = request.user
         if getattr(user, "is_superuser", False):
             note_caller(request.META)
-            return
+            if not self._is_always_open(request) and roles.lacks_second_factor(user):
+                messages.warning(request, "Add a second factor first: this account needs one.")
+                return redirect("mfa_index")
+            return None
         channels = roles.permitted_channels(user)
         session.restrict_to_channels(channels.values())
         opened = channels.get(kwargs.get("channel", ""))
         if user.is_authenticated:
             note_caller(request.META, channels.values() if opened is None else [opened])
+        return None
+
+    @staticmethod
+    def _is_always_open(request: HttpRequest) -> bool:
+        url_name = request.resolver_match.url_name if request.resolver_match else ""
+        is_exit = url_name in {"account_login", "sign-out", "logout"}
+        return is_exit or request.path_info.startswith("/account/")
 
 
 def _get_session_actor(request: HttpRequest) -> Actor:

@@ -6,6 +6,7 @@ from typing import Any
 from django.contrib.auth.signals import user_logged_in
 from django.http import HttpRequest, HttpResponse
 
+from ingest.auth import sessions
 from ingest.db.clock import read_clock
 
 # a response of the API runs no script and is shown in no frame
@@ -86,5 +87,6 @@ class SessionLifetimeMiddleware:
 
 def _start_session(request: HttpRequest | None = None, **_: Any) -> None:
     if request is not None and hasattr(request, "session"):
+        sessions.describe_browser(request)
         request.session["begun"] = read_seconds()
         request.session.set_expiry(SESSION_IDLE_SECONDS)

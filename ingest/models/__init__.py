@@ -24,6 +24,7 @@ from ingest.models.events import (
 )
 from ingest.models.participants import Erasure, Participant
 from ingest.models.sessions import AppUser, DerivationState, Session
+from ingest.models.sign_in import BrowserSession, CacheEntry
 
 __all__ = [
     "IDENTIFIER",
@@ -34,6 +35,8 @@ __all__ = [
     "AuditDigest",
     "AuditEvent",
     "AuthFailureCount",
+    "BrowserSession",
+    "CacheEntry",
     "Channel",
     "Conversation",
     "DerivationState",

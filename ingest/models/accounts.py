@@ -77,6 +77,11 @@ class Channel(models.Model):
         db_default=False,
         help_text="In response and private files, a keyed hash in place of each device id.",
     )
+    requires_second_factor = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Roles in this channel give nothing until their user has a second factor.",
+    )
     encrypted_secret = models.BinaryField(
         null=True, editable=False, help_text="The secret of device hashes, encrypted."
     )

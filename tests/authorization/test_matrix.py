@@ -92,9 +92,10 @@ SCOPE = {
     "readyz": "none",
 }
 ELSEWHERE = (
+    "account/",
     "admin/",
     "console/",
-)  # walked by tests/authorization/test_admin.py, exhaust/test_console.py
+)  # walked by test_account.py and test_admin.py beside this file, and by exhaust/test_console.py
 VERBS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS")
 
 

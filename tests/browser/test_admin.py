@@ -25,9 +25,9 @@ def signed_in(page: Any, live_server: Any, settings: Any) -> Any:
     settings.EXHAUST_PUBLIC_URL = live_server.url
     get_user_model().objects.create_superuser("operator", password="a long enough one")
     page.goto(f"{live_server.url}/admin/")
-    page.fill("#id_username", "operator")
+    page.fill("#id_login", "operator")
     page.fill("#id_password", "a long enough one")
-    page.click("input[type=submit]")
+    page.click("button.main")
     return page
 
 

@@ -55,7 +55,7 @@ def sign_in(page: Any, service: Service, name: str = "operator", path: str = "/c
     """To the page of that path; the service's address."""
     base = f"http://127.0.0.1:{service.port}"
     page.goto(f"{base}{path}")
-    page.fill("#id_username", name)
+    page.fill("#id_login", name)
     page.fill("#id_password", PASSWORD)
     page.click("main button")
     return base
@@ -232,7 +232,9 @@ def test_polling_does_not_extend_session(page: Any, worker_stopped: Service) -> 
             pass
 
     # and after the end of the session the page shows the sign-in form
-    worker_stopped.change("UPDATE django_session SET expire_date = '2020-01-01 00:00:00+00:00'")
+    worker_stopped.change(
+        "UPDATE ingest_browsersession SET expire_date = '2020-01-01 00:00:00+00:00'"
+    )
     page.wait_for_url(re.compile("/console/sign-in.next=.*left-open"))
 
 
@@ -321,6 +323,11 @@ def test_axe_finds_no_violations(
         results += find_violations(axe, page, rules)
         overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, f"{name} is {overflow} pixels too wide"
+    for address in ("", "2fa/", "2fa/totp/activate/", "2fa/webauthn/add/", "password/change"):
+        page.goto(f"{base}/account/{address}")
+        results += find_violations(axe, page, rules)
+        overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert overflow <= 0, f"{address} is {overflow} pixels too wide"
     page.goto(f"{base}/console/{CHANNEL}/exports/new")
     page.fill("#f-tag", "a b")
     page.click("text=Create export")

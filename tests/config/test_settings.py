@@ -44,6 +44,13 @@ KNOWN = [
     "EXHAUST_REJECTED_RETENTION_DAYS",
     "EXHAUST_FILE_RETENTION_DAYS",
     "EXHAUST_JOB_RETENTION_DAYS",
+    "EMAIL_URL",
+    "EXHAUST_KEY_MAX_DAYS",
+    "EXHAUST_OIDC_CLIENT_ID",
+    "EXHAUST_OIDC_CLIENT_SECRET",
+    "EXHAUST_OIDC_GROUPS_CLAIM",
+    "EXHAUST_OIDC_NAME",
+    "EXHAUST_OIDC_URL",
     "EXHAUST_METRICS_PORT",
     "EXHAUST_METRICS_TOKEN",
     "EXHAUST_WORKER_SHUTDOWN_SECONDS",
@@ -584,6 +591,57 @@ def test_failed_start_names_the_variable(var: Path):
 
     assert completed.returncode != 0
     assert "EXHAUST_MAX_DAYS" in completed.stderr
+
+
+def test_https_asks_superusers_for_a_factor(read: Any):
+    assert read()["EXHAUST_SECOND_FACTOR_REQUIRED"] is False
+    assert read(EXHAUST_PUBLIC_URL="https://x.example")["EXHAUST_SECOND_FACTOR_REQUIRED"] is True
+
+
+def test_mail_server_is_read(read: Any):
+    url = "submission://us:p%40ss@mail.example:587/?_default_from_email=exhaust@x.example"
+    settings = read(EMAIL_URL=url)
+
+    assert (settings["EMAIL_HOST"], settings["EMAIL_PORT"]) == ("mail.example", 587)
+    assert (settings["EMAIL_HOST_PASSWORD"], settings["EMAIL_USE_TLS"]) == ("p@ss", True)
+    assert settings["DEFAULT_FROM_EMAIL"] == "exhaust@x.example"
+    assert settings["EMAIL_TIMEOUT"] == 10
+    assert settings["EXHAUST_SENDS_MAIL"] is True
+    assert read()["EMAIL_BACKEND"].endswith("dummy.EmailBackend")
+
+
+@pytest.mark.parametrize("url", ["mail.example", "http://mail.example", "smtp://mail.example:x"])
+def test_wrong_mail_server_stops_the_start(read: Any, url: str):
+    assert failure(read, EMAIL_URL=url) == "EMAIL_URL: write submission://user:password@host:587."
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"EXHAUST_OIDC_URL": "https://x.example"}, "EXHAUST_OIDC_CLIENT_ID: must be set"),
+        ({"EXHAUST_OIDC_CLIENT_ID": "us"}, "EXHAUST_OIDC_URL: must be set"),
+        ({"EXHAUST_OIDC_URL": "x", "EXHAUST_OIDC_CLIENT_ID": "us"}, "EXHAUST_OIDC_URL: 'x' is no"),
+        (
+            {
+                "EXHAUST_OIDC_URL": "http://x.example",
+                "EXHAUST_OIDC_CLIENT_ID": "us",
+                "EXHAUST_PUBLIC_URL": "https://x.example",
+            },
+            "EXHAUST_OIDC_URL: write https://",
+        ),
+    ],
+)
+def test_wrong_provider_stops_the_start(read: Any, variables: dict[str, str], error: str):
+    assert failure(read, **variables).startswith(error)
+
+
+def test_provider_is_read(read: Any):
+    settings = read(EXHAUST_OIDC_URL="https://x.example/", EXHAUST_OIDC_CLIENT_ID="us")
+
+    (app,) = settings["SOCIALACCOUNT_PROVIDERS"]["openid_connect"]["APPS"]
+    assert app["settings"] == {"server_url": "https://x.example"}
+    assert app["name"] == "your organisation"
+    assert read()["SOCIALACCOUNT_PROVIDERS"]["openid_connect"]["APPS"] == []
 
 
 def test_every_variable_is_tried_here():

@@ -358,8 +358,8 @@ def wrong_callers(call: Driver) -> None:
         {"url": canary("text")},
     ):
         call("PUT", "/dataset/v1/destination/x", {"request": request}, "puller", status=400)
-    form = {"username": canary("name"), "password": canary("password")}
-    call("POST", "/admin/login/", urlencode(form).encode(), status=403,
+    form = {"login": canary("name"), "password": canary("password")}
+    call("POST", "/console/sign-in", urlencode(form).encode(), status=403,
          Content_Type="application/x-www-form-urlencoded")  # fmt: skip
 
 
@@ -514,7 +514,7 @@ def failing_receivers(call: Driver) -> None:
 
 def pages(call: Driver) -> None:
     canary, service = call.canary, call.service
-    login = "/admin/login/?next=/admin/"
+    login = "/console/sign-in?next=/admin/"
     form_type = "application/x-www-form-urlencoded"
 
     def post(path: str, status: int = 200, **form: str) -> Answer:
@@ -525,10 +525,10 @@ def pages(call: Driver) -> None:
 
     call("GET", login)
     name = canary("name")
-    post(login, username=name, password=canary("password"))  # fmt: skip
+    post(login, login=name, password=canary("password"))  # fmt: skip
     call.answers[-1] = (call.answers[-1][0], call.answers[-1][1].replace(name.encode(), b""))
     password = service.environment["DJANGO_SUPERUSER_PASSWORD"]
-    post(login, 302, username="op", password=password)
+    post(login, 302, login="op", password=password)
     call.answers.pop()  # it sets the cookie
     canary.add("cookie", call.cookies["sessionid"].value)
     index = call("GET", "/admin/").body.decode()
@@ -605,14 +605,14 @@ def rows(service: Service, prefix: str) -> bytes:
         results = [
             service.query(f'SELECT t::text FROM "{table}" t')
             for (table,) in service.query(tables)
-            if table.startswith(prefix) and table != "django_session"
+            if table.startswith(prefix)
         ]
     else:
         tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
         results = [
             service.query(f'SELECT * FROM "{table}"')
             for (table,) in service.query(tables)
-            if table.startswith(prefix) and table != "django_session"
+            if table.startswith(prefix)
         ]
     assert results
     return repr(results).encode()

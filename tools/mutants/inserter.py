@@ -71,8 +71,16 @@ LISTED_MUTANTS = {
         ("conditions[f'roles__{permission}'] = True", "pass"),
         ("{'roles__group__user': user.pk}", "{}"),
         (
-            "Role.objects.filter(group__user=user.pk, channel__identifier=channel)",
-            "Role.objects.filter(channel__identifier=channel)",
+            "Role.objects.filter(is_open, group__user=user.pk, channel__identifier=channel)",
+            "Role.objects.filter(is_open, channel__identifier=channel)",
+        ),
+        (
+            "Q(requires_second_factor=False) | Exists(find_second_factors(user))",
+            "Q()",
+        ),
+        (
+            "Q(channel__requires_second_factor=False) | Exists(find_second_factors(user))",
+            "Q()",
         ),
     ],
     "exhaust/api/audit.py": [("conditions['channel'] = channel", "pass")],

@@ -139,6 +139,25 @@ def test_empty_page_says_what_to_do(name: str) -> None:
 # Keys ---------------------------------------------------------------------------------------------
 
 
+def test_longest_life_limits_the_form(settings: Any) -> None:
+    settings.EXHAUST_KEY_MAX_DAYS = 60
+    admin = sign_in(administer=True)
+    page = read_html(admin.get(f"{C}/keys"))
+    assert re.findall(r'<option value="(\w*)"', page) == ["30", ""]
+    assert "60 days" in page
+    values = {"name": "our bot", "scope": ["ingest"], "days": "90"}
+    assert "Choose when" in read_html(admin.post(f"{C}/keys", values), 400)
+
+    read_html(admin.post(f"{C}/keys", {**values, "days": ""}))
+
+    row = ApiKey.objects.get()
+    assert row.expires_at is not None
+    assert row.expires_at < timezone.now() + timedelta(days=60, minutes=1)
+    assert "Ends soon" not in read_html(admin.get(f"{C}/keys"))
+    ApiKey.objects.update(expires_at=timezone.now() + timedelta(days=13))
+    assert "Ends soon" in read_html(admin.get(f"{C}/keys"))
+
+
 def test_create_and_revoke_key() -> None:
     admin = sign_in(administer=True, submit_response=True)
     assert "No API keys for this channel" in read_html(admin.get(f"{C}/keys"))

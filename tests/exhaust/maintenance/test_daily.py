@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.contrib.sessions.models import Session
 from django.db import connections
 from django.utils import timezone
 
@@ -14,6 +13,7 @@ from exhaust.delivery import callbacks
 from exhaust.files import links, orphans, storage
 from exhaust.maintenance import daily
 from exhaust.models import Callback, DailyRun, DeadLetter, File, Job, Link, Transition
+from ingest.models import BrowserSession
 from tests.exhaust.destinations import make_destination
 from tests.exhaust.factories import (
     fetch_job_row,
@@ -113,7 +113,7 @@ def test_deletes_records_of_ended_jobs(settings: Any, files: Path) -> None:
         values = {"row": row, "xid": 1, "answer": 400, "created_at": created_at}
         DeadLetter.objects.create(destination=destination, **values)
     for key, expire_date in (("old", long_ago), ("new", timezone.now() + DAY)):
-        Session.objects.create(session_key=key, expire_date=expire_date)
+        BrowserSession.objects.create(session_key=key, expire_date=expire_date, used_at=long_ago)
 
     # when
     assert daily.run_daily()
@@ -124,7 +124,7 @@ def test_deletes_records_of_ended_jobs(settings: Any, files: Path) -> None:
     assert not Link.objects.filter(file__job=deleted.pk).exists()
     assert not Transition.objects.filter(job=deleted.pk).exists()
     assert DeadLetter.objects.get().row == 2
-    assert Session.objects.get().session_key == "new"
+    assert BrowserSession.objects.get().session_key == "new"
 
 
 @pytest.mark.django_db

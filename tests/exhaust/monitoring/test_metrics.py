@@ -20,6 +20,7 @@ from exhaust.files import links
 from exhaust.jobs import transitions, wakeup
 from exhaust.models import Job, Schedule, Wakeup
 from ingest.derive import deriver
+from ingest.models import ApiKey
 from tests.conftest import bearer, make_channel, make_key
 from tests.exhaust.destinations import make_destination
 from tests.exhaust.factories import make_answer, make_claimed, make_finished, make_job, send_events
@@ -100,8 +101,12 @@ def test_sweeps_servers_and_schedules_are_measured(client: Client, settings: Any
     Wakeup.objects.create(kind=wakeup.SWEEP, started_at=timezone.now() - timedelta(seconds=60))
     make_failing_schedule()
 
+    make_key(expires_at=timezone.now() + timedelta(days=13))
+    ApiKey.objects.update(last_used_at=timezone.now())
+
     # when / then
     values = scrape(client)
+    assert values["exhaust_keys_ending", ("ORG_001",)] == 1
     assert 60 <= values["exhaust_sweep_age_seconds", ()] < 70
     assert values["exhaust_part_up", ("broker",)] == 0
     assert values["exhaust_part_up", ("storage",)] == 1

@@ -291,7 +291,7 @@ def test_failed_flush_keeps_counts(monkeypatch: Any):
 
 def test_sign_in_and_out_are_audited(client: Client):
     user = get_user_model().objects.create_user("asha", password="a long password")
-    sign_in = {"username": "asha", "password": "a long password"}
+    sign_in = {"login": "asha", "password": "a long password"}
     client.post("/console/sign-in", sign_in, REMOTE_ADDR="203.0.113.7")
     client.post("/console/sign-out", REMOTE_ADDR="203.0.113.8")
     client.post("/console/sign-out")

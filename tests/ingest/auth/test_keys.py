@@ -167,6 +167,39 @@ def test_rotation_never_extends_old_key():
     assert abs(new.expires_at - end) < timedelta(minutes=1)
 
 
+def test_longest_life_holds_for_every_key(settings: Any):
+    endless = keys.create_key("before", ["pull"], [make_channel()])[0]
+    settings.EXHAUST_KEY_MAX_DAYS = 30
+    longest = timezone.now() + timedelta(days=30)
+    minute = timedelta(minutes=1)
+
+    without_end = keys.create_key("k", ["pull"], [make_channel()])[0]
+    short = keys.create_key("k", ["pull"], [make_channel()], timezone.now() + minute)[0]
+    successor, _ = keys.rotate_key(endless)
+    with pytest.raises(ValueError, match="30 days at most here"):
+        keys.create_key("k", ["pull"], [make_channel()], longest + minute)
+    with pytest.raises(CommandError, match="EXHAUST_KEY_MAX_DAYS"):
+        command("create_key", "k", "--channel", "A", "--scope", "pull", "--days", "31")
+
+    assert all(abs(key.expires_at - longest) < minute for key in (without_end, successor))
+    assert short.expires_at < timezone.now() + 2 * minute
+
+
+def test_used_key_that_ends_is_found():
+    now = timezone.now()
+    for name, days_left, used_days_ago in (
+        ("ending", 13, 1), ("later", 15, 1), ("ended", -1, 1), ("unused", 13, 8),
+        ("never used", 13, None),
+    ):  # fmt: skip
+        row, _ = keys.create_key(name, ["pull"], [make_channel()])
+        row.expires_at = now + timedelta(days=days_left)
+        row.last_used_at = used_days_ago and now - timedelta(days=used_days_ago)
+        row.save()
+    keys.create_key("endless", ["pull"], [make_channel()])
+
+    assert [row.name for row in keys.filter_ending_keys(ApiKey.objects.all())] == ["ending"]
+
+
 def test_rotate_rejects_ended_key():
     ended = keys.create_key("k", ["pull"], [make_channel()], expires_at=timezone.now())[0]
     revoked = keys.create_key("k", ["pull"], [make_channel()])[0]
