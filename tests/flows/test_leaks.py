@@ -105,6 +105,7 @@ class Driver:
         where = f"{method} {urlsplit(path).path} {response.status}"
         self.paths.add(re.sub(r"(download/).*|\b\d+(?=/)|\w*[0-9a-f]{16,}", r"\1…", where))
         content = str(response.headers).encode() + response.body
+        content = re.sub(rb"(?i)(set-cookie: sessionid=)\w+", rb"\1", content)  # its owner's own
         for text, kind in self.canary.kinds.items():
             if kind in shows:
                 content = content.replace(text.encode(), b"")
