@@ -138,6 +138,12 @@ def test_images_and_actions_are_pinned() -> None:
     assert [name for name in actions if not re.search(r"@[0-9a-f]{40} # v[\d.]+$", name)] == []
 
 
+def test_image_copies_named_folders() -> None:
+    copied = " ".join(re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M)).split()
+    files = {"requirements.lock", "pyproject.toml", "README.md", "manage.py"}
+    assert set(copied) == files | {"config", "ingest", "exhaust"}
+
+
 def test_service_owns_no_table() -> None:
     users = {
         name: each["environment"]["DATABASE_URL"].partition("//")[2].partition(":")[0]

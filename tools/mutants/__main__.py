@@ -44,6 +44,7 @@ TESTS = (
     "tests/exhaust/api/test_audit.py",
     "tests/exhaust/api/test_requests.py",
     "tests/exhaust/api/test_destinations.py",
+    "tests/exhaust/delivery/test_http_client.py",
     "tests/exhaust/delivery/test_receiver_tests.py",
     "tests/exhaust/jobs/test_schedules.py",
     "tests/exhaust/jobs/test_submit.py",
@@ -76,6 +77,7 @@ NEAREST = {
     "exhaust/api/schedules.py": ("tests/exhaust/jobs/test_schedules.py",),
     "exhaust/api/audit.py": ("tests/exhaust/api/test_audit.py",),
     "exhaust/maintenance/": ("tests/authorization/test_cross_tenant.py",),
+    "exhaust/delivery/http_client.py": ("tests/exhaust/delivery/test_http_client.py",),
     "exhaust/delivery/": (
         "tests/authorization/test_cross_tenant.py",
         "tests/exhaust/api/test_destinations.py",

@@ -69,6 +69,8 @@ def test_every_address_has_headers(method: str):
     ("address", "status", "more"),
     [
         ("/nowhere", 404, {}),
+        ("/static/", 404, {}),
+        ("/static/admin/css/", 404, {}),
         ("/admin/nowhere", 302, {}),
         ("/console/", 400, {"HTTP_HOST": "evil.example"}),
         ("/static/admin/css/base.css", 200, {}),
