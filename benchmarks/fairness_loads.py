@@ -86,12 +86,18 @@ EXPORT_FORM = Form({**CONFIG, "dataset": CONFIG["type"], "tag": "t", "act": "pre
 DAYS = urlencode({name: CONFIG[name] for name in ("startDate", "endDate")})
 IDS = f"{CHANNEL}/exports/<str:tag>/<str:request_id>"
 ACTIONS, FORMS = "console: actions", "console: forms"
+SLOW_NUMBERS = f"[{'1e300,' * 15_000}1]"  # each takes a thousand times longer than 1
 SOURCES = {  # shared by aliases, each with a body that the loop parses, a large and a bad one
     "telemetry": (
         sends(Batch("telemetry", LOOP_EVENTS), row="telemetry, 120 KiB"),
         sends(Batch("telemetry", 8000), row="telemetry, 8 MiB"),
         sends("[" + "1," * 9_998 + "1]", row="telemetry, 9,999 rejected"),
         sends("[" * 60_000, row="telemetry, no JSON"),
+        sends('{"a":1}\n' * 9_990, row="telemetry, many lines"),
+        sends(
+            f'{{"eid":"A","ets":1648785600123,"context":{{}},"edata":{{"n":{SLOW_NUMBERS}}}}}',
+            row="telemetry, slow numbers",
+        ),
     ),
     "bulk": (
         sends(Batch("bulk", LOOP_EVENTS), Caller.PASSWORD, row="_bulk, 120 KiB"),
@@ -148,7 +154,10 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "dataset/v1/request/preview": (acts("", {"request": {"tag": "t", **REQUEST}}),),
     "dataset/v1/request/read/<tag>": (Load(query=READ),),
     "dataset/v1/request/list/<tag>": (Load(query="limit=1000", values={"tag": "many"}),),
-    "dataset/v1/request/search": (acts("", {"request": {"limit": 1000}}),),
+    "dataset/v1/request/search": (
+        acts("", {"request": {"limit": 1000}}),
+        acts("search, slow numbers", f'{{"request":{SLOW_NUMBERS * 60}}}'.replace("][", ",")),
+    ),
     "dataset/v1/request/cancel/<tag>": (Load(method="POST", query=READ, row="cancel, retry"),),
     "dataset/v1/request/retry/<tag>": (Load(method="POST", query=READ, row="cancel, retry"),),
     "dataset/v1/request/revoke/<tag>": (Load(method="POST", query=READ),),

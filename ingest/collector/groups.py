@@ -73,8 +73,8 @@ class Backlog:
     """Bounds the work in progress to what is done within a wait that callers accept.
 
     It measures the bytes that are done a second, and admits no more than are done in
-    `MAX_WAIT_SECONDS`. A caller with nothing in progress is always admitted, so that a busy one
-    shuts out nobody.
+    `MAX_WAIT_SECONDS`. A caller with nothing in progress, or with less than an equal part of it, is
+    always admitted, so that a busy one shuts out no other.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -88,8 +88,9 @@ class Backlog:
 
     def check(self, owner: Hashable, size: int) -> None:
         """Raises `ShareFull` where work of so many bytes would have to wait too long."""
+        own = self._owners.get(owner, 0)
         limit = max(MIN_BACKLOG_BYTES, self._rate * MAX_WAIT_SECONDS)
-        if owner in self._owners and self._total + size > limit:
+        if own and self._total + size > limit and own + size > limit / len(self._owners):
             raise ShareFull
 
     def enter(self, owner: Hashable, size: int) -> None:

@@ -13,7 +13,7 @@ from django.db import DatabaseError, InterfaceError, connection
 from msgspec import structs
 
 from ingest import logs, metrics
-from ingest.adapters import Match, find_endpoint
+from ingest.adapters import Match, find_endpoint, json_body
 from ingest.adapters.base import Adapter, Credential, Endpoint, Receipt, Response
 from ingest.auth import failures
 from ingest.auth.origins import build_cors_headers
@@ -40,7 +40,7 @@ from ingest.store.batches import Pending
 log = logs.get_logger(__name__)
 MAX_LOOP_BYTES = 128 * 1024  # of a body that the loop parses itself
 MAX_SMALL_BYTES = 16 * 1024  # of one that it parses at once; larger ones take turns
-MAX_COMPRESSED_LOOP_BYTES = 2 * 1024
+MAX_TINY_BYTES = 1024  # of one that cannot be slow
 GROUP_EVENTS = 1000  # of one commit
 BULK_EVENTS = 500  # of a batch that has to wait for batches like it
 CHANNEL_REQUESTS, CHANNEL_BYTES = 512, 32 * 1024 * 1024  # in progress, of a channel in a process
@@ -214,8 +214,8 @@ class Collector:
         self, endpoint: Endpoint, sent: bytes, call: Call, owner: int, *, is_compressed: bool
     ) -> Batch:
         parse = partial(_decode_and_parse, endpoint, sent, call)
-        max_bytes = MAX_COMPRESSED_LOOP_BYTES if is_compressed else MAX_LOOP_BYTES
-        if len(sent) > max_bytes:
+        may_be_slow = is_compressed or (len(sent) > MAX_TINY_BYTES and json_body.is_slow(sent))
+        if may_be_slow or len(sent) > MAX_LOOP_BYTES:
             return await self._parser.run(owner, parse, len(sent))
         if len(sent) <= MAX_SMALL_BYTES:
             return parse()

@@ -1,6 +1,7 @@
 import gzip
 import io
 import random
+import threading
 import time
 import tracemalloc
 import zlib
@@ -474,3 +475,63 @@ def test_digit_run_is_found_at_any_offset(count: int, before: int):
         begun + b"7" * (count - 1) + b"x" + b"7" * (count - 1), count
     )
     assert not json_body.has_digit_run(begun, count)
+
+
+# Slow numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number", ["1e300", "-1.7976931348623157e308", "1E+23", "5e-324", "1.5e-7", "1e0000300"]
+)
+@pytest.mark.parametrize("separator", [",", " ,\n", ',"e1",'])
+def test_slow_numbers_are_read_alike(number: str, separator: str):
+    count = 2 * json_body.SLOW_NUMBERS
+    text = f"[{separator.join([number] * count)}]".encode().ljust(json_body.USUAL_BYTES + 1)
+    assert json_body.has_slow_numbers(text)
+
+    value, kept, note = json_body.parse_value(text)
+
+    assert (kept, note) == (text, "")
+    assert [each for each in value if each != "e1"] == [float(number)] * count
+
+
+def test_slow_number_beyond_range_is_named():
+    text = b"[" + b"1e300," * 1000 + b"1e400]"
+
+    assert refusal(json_body.parse_value, text).reason == "number_out_of_range"
+
+
+def test_usual_bodies_are_not_slow():
+    for event in (
+        b'{"eid":"e1e1","n":1.5,"id":"3e12-9e1-0e300","ok":true,"no":false,"text":"one, e, two"}',
+        b'{"n":12345,"list":[1,2,-3.25],"the":"e"}',
+    ):
+        assert not json_body.has_slow_numbers(b"[" + b",".join([event] * 40) + b"]")
+
+
+def test_many_lines_are_slow():
+    assert json_body.is_slow(b'{"a":1}\n' * 1000)
+    assert not json_body.is_slow(b'{"a":1}\n' * 100)
+
+
+def test_reader_of_slow_numbers_lets_others_run():
+    # given a text whose numbers would hold the interpreter for seconds
+    text = b"[" + b"1e300," * 200_000 + b"1]"
+    ends, turns = threading.Event(), []
+
+    def count_turns() -> None:
+        while not ends.is_set():
+            turns.append(1)
+            time.sleep(0)
+
+    other = threading.Thread(target=count_turns)
+    other.start()
+    while not turns:
+        time.sleep(0)
+    before = len(turns)
+    json_body.parse_value(text)
+    seen = len(turns) - before
+    ends.set()
+    other.join()
+
+    assert seen >= 3

@@ -78,8 +78,11 @@ def test_backlog_is_what_is_done_in_time():
     with pytest.raises(ShareFull):
         backlog.enter("a", mebibyte)
     backlog.enter("b", mebibyte)  # another is admitted
+    backlog.check("b", mebibyte)  # and again, as it has less than its part
     with pytest.raises(ShareFull):
-        backlog.check("b", 1)
+        backlog.check("b", 4 * mebibyte)
+    with pytest.raises(ShareFull):
+        backlog.check("a", 1)
     now = 1.0
     backlog.leave("a", 20 * mebibyte)  # so 20 MiB were done in a second
     assert_room(backlog, int(20 * MAX_WAIT_SECONDS), mebibyte)
