@@ -142,6 +142,50 @@ def test_files_named_on_a_page_exist(page: Path):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+# ASVS 5.0's requirements of levels 1 and 2: how many each section has
+ASVS = {
+    1: "2 9 11 3 2", 2: "3 3 4 1", 3: "0 2 4 6 5 0 2", 4: "3 1 2 4", 5: "1 3 2 3",
+    6: "3 12 4 4 5 3 0 4", 7: "3 4 2 5 2 2", 8: "2 3 1 1", 9: "3 4", 10: "2 2 4 11 5 2 3",
+    11: "2 3 3 4 1 1", 12: "3 2 4", 13: "1 5 2 5", 14: "2 4 3", 15: "3 3 7", 16: "1 5 4 3 3",
+    17: "1 4 2",
+}  # fmt: skip
+
+
+def test_each_asvs_requirement_has_a_line():
+    text = SECURITY.partition("## OWASP ASVS")[2]
+    lines = re.findall(r"^\| (\d[^|]*) \| (met|n/a|open) \| (.+) \|$", text, re.M)
+    wanted = [
+        f"{chapter}.{section}.{number}"
+        for chapter, counts in ASVS.items()
+        for section, count in enumerate(counts.split(), 1)
+        for number in range(1, int(count) + 1)
+    ]
+
+    assert len(wanted) == 253
+    assert sorted(
+        number
+        for requirement, _, _ in lines
+        for number in re.findall(r"\d+\.\d+\.\d+", requirement)
+    ) == sorted(wanted)
+    unproven = [
+        requirement
+        for requirement, state, by in lines
+        if state == "met" and not re.search(r"::test_\w+`|`\.ci/run`", by)
+    ]
+    assert unproven == []
+
+
+def test_tests_named_on_security_page_exist():
+    named = set(re.findall(r"`(tests/[\w/.]+)::(\w+)`", SECURITY))
+
+    assert len(named) > 100
+    assert [
+        f"{path}::{name}"
+        for path, name in sorted(named)
+        if f"def {name}(" not in (ROOT / path).read_text()
+    ] == []
+
+
 def test_the_readme_is_read_in_ten_minutes():
     assert len(README.split()) < 3000  # at 250 words a minute, its tables looked up in
 
