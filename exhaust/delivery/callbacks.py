@@ -89,18 +89,18 @@ class CallbackQueue:
             self._end(row, Delivery.Status.DEAD, error, row.answer)
             return None
         row.attempt += 1
-        if not loop.claimed_row(row).update(attempt=row.attempt, attempted_at=Now()):
-            return None
         try:
+            if not loop.claimed_row(row).update(attempt=row.attempt, attempted_at=Now()):
+                return None
             work = Work(row, build_request(row))
         except InvalidToken:
             log.error("callback.secret_unreadable", callback=row)
             sentence = "The callback could not be signed; the cause is in the service's log."
             self._record(row, Unreachable(sentence))
             return None
-        except Exception:  # the other callbacks do not wait for this one
+        except Exception as error:  # the other callbacks do not wait for this one
             log.exception("callback.preparation_failed", callback=row)
-            loop.release(row, next_at=Now() + loop.LEASE)
+            loop.postpone(row, error)
             return None
         return work
 

@@ -12,6 +12,7 @@ requests of a channel got no answer from is left alone for a while.
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ from exhaust.delivery.http_client import NoAnswer
 from exhaust.delivery.sender import OutboundRequest, Outcome
 from exhaust.models import Callback, Delivery, Destination
 from ingest import logs
+from ingest.db import outages
+from ingest.db.prepared import retry_if_lost
 
 log = logs.get_logger(__name__)
 CONCURRENCY = 16  # requests at once
@@ -111,7 +114,7 @@ def deliver_due(queue: DeliveryQueue[RowT, WorkT], seconds: float) -> bool:
         sending: dict[Future[Outcome], WorkT] = {}
         while True:
             while len(sending) < CONCURRENCY and (is_first_round or monotonic() < deadline):
-                row = claim(queue.find_due())
+                row = retry_if_lost(lambda: claim(queue.find_due()))
                 if row is None:
                     break
                 if wait_seconds := breaker.seconds_left(row.channel_id, row.url):
@@ -124,10 +127,10 @@ def deliver_due(queue: DeliveryQueue[RowT, WorkT], seconds: float) -> bool:
                 return monotonic() >= deadline and queue.find_due().exists()
             has_read = monotonic() < deadline and queue.prefetch(sending.values())
             for future in wait(sending, 0 if has_read else 0.2, FIRST_COMPLETED).done:
-                work = sending.pop(future)
-                breaker.record(work.delivery.channel_id, work.request.url, future.result())
+                work, outcome = sending.pop(future), future.result()
+                breaker.record(work.delivery.channel_id, work.request.url, outcome)
                 try:
-                    queue.record(work, future.result())
+                    retry_if_lost(partial(queue.record, work, outcome))
                 except Exception:  # the other rows go on; this one's lease expires
                     log.exception("delivery.recording_failed", delivery=work.delivery.pk)
 
@@ -158,10 +161,18 @@ def claim(due: QuerySet[RowT]) -> RowT | None:
 
 
 def claimed_row(row: RowT) -> QuerySet[RowT]:
-    """Returns the row as a query, which is empty once the lease was lost."""
-    return type(row)._default_manager.filter(pk=row.pk, fencing_token=row.fencing_token)
+    """Returns the row as a query, which is empty once the lease was lost or released."""
+    return type(row)._default_manager.filter(
+        pk=row.pk, fencing_token=row.fencing_token, lease_until__isnull=False
+    )
 
 
 def release(row: RowT, **values: Any) -> bool:
     """Ends the lease and writes the values. Returns False when the lease was lost before."""
     return bool(claimed_row(row).update(lease_until=None, **values))
+
+
+def postpone(row: RowT, error: Exception) -> None:
+    """Releases a row that could not be prepared. Only a lost database lets it be due at once."""
+    delay = timedelta(0) if outages.is_lost(error) else LEASE
+    retry_if_lost(lambda: release(row, next_at=Now() + delay))

@@ -117,9 +117,9 @@ class PushQueue:
         except InvalidToken:
             reason = "The password or the secret cannot be decrypted; give it anew."
             loop.release(row, disabled_reason=reason)
-        except Exception:  # the other destinations do not wait for this one
+        except Exception as error:  # the other destinations do not wait for this one
             log.exception("destination.reading_failed", destination=row.pk)
-            loop.release(row, next_at=Now() + loop.LEASE)
+            loop.postpone(row, error)
         return None
 
     def record(self, work: Work, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 
+import psycopg
 import pytest
 from celery import current_app
 from cryptography.fernet import Fernet
@@ -69,6 +70,36 @@ def deliver_once(callback: Callback) -> Callback:
     callbacks.deliver_due(seconds=0)
     callback.refresh_from_db()
     return callback
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(loop, "claim"), (callbacks, "build_request"), (callbacks.CallbackQueue, "record")],
+)
+def test_lost_database_delays_no_callback(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a server that ends the connection, once, in the middle of a delivery
+    call, lost = getattr(owner, name), []
+
+    def lose_connection(*args: Any) -> Any:
+        if not lost:
+            connection.ensure_connection()
+            lost.append(connection.connection)
+            with psycopg.connect(**connection.get_connection_params(), autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 10000)", [lost[0].info.backend_pid])
+        return call(*args)
+
+    monkeypatch.setattr(owner, name, lose_connection)
+    with Receiver() as receiver:
+        callback = deliver_once(make_callback(receiver.url))
+
+    # then the same round delivers it, and no lease is waited for
+    assert lost
+    assert callback.status == Callback.Status.DELIVERED
+    assert len(receiver.received) == 1
 
 
 # Written with the end -----------------------------------------------------------------------------
