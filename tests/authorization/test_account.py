@@ -289,6 +289,26 @@ def test_change_needs_confirmation(asha: User, later: Any, change: Any, model: A
     assert model.objects.count() == 1
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "keys",
+        "keys/12345678/revoke",
+        "destinations/new",
+        "destinations/one/lake/pause",
+        "destinations/one/lake/delete",
+    ],
+)
+def test_each_change_is_confirmed(asha: User, later: Any, path: str):
+    grant(asha, administer=True, submit_private=True)
+    client = sign_in()
+    later(11)
+
+    answer = client.post(f"{CHANNEL}/{path}")
+
+    assert answer["Location"].startswith(reverse("account_reauthenticate"))
+
+
 def test_recent_sign_in_confirms(asha: User, later: Any):
     grant(asha, administer=True)
     client = sign_in()

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from datetime import timedelta
 from hashlib import sha256
+from random import randrange
 from typing import Any
 
 import pytest
@@ -72,6 +73,19 @@ def test_forged_header_changes_no_network(asha: Any, settings: Any):
     assert {entry.address for entry in AuditEvent.objects.all()} == {"203.0.113.0/24"}
     elsewhere = {"X-Forwarded-For": "192.0.2.1"}
     assert sign_in("a long enough one", address="10.0.0.1", **elsewhere) == 302
+
+
+def test_network_that_guesses_names_waits(asha: Any, settings: Any):
+    settings.EXHAUST_RATE_LIMIT_MULTIPLIER = 0.05  # three at once, then one in 20 s
+    get_user_model().objects.create_superuser("bela", password="a long enough one")
+    address, elsewhere = (f"2001:db8:{randrange(1, 65536):x}:{n}::1" for n in (1, 2))
+    assert sign_in("a long enough one", address=address) == 302
+    for number in range(6):
+        sign_in(name=f"name-{number}", address=address)
+
+    assert sign_in("a long enough one", "bela", address=address) == 200
+    assert sign_in("a long enough one", "bela", address=elsewhere) == 302
+    assert sign_in("a long enough one", address=address) == 302  # asha did before
 
 
 @pytest.mark.parametrize(
