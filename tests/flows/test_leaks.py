@@ -488,7 +488,12 @@ def failing_receivers(call: Driver) -> None:
             }  # fmt: skip
             path = f"/dataset/v1/destination/{name}"
             call("PUT", path, {"request": request}, "puller", shows={"address"})
-            call("POST", f"{path}/test", {}, "puller")
+            call("POST", f"{path}/test", {}, "puller", status=202)
+
+            def has_ended(path: str = path) -> bool:
+                return b'"waiting"' not in call("GET", f"{path}/test", key="puller").body
+
+            until(has_ended, "the end of a test")  # the next one would be a 409
             call("POST", f"{path}/rewind", {"request": {"time": 0}}, "puller", shows={"address"})
         url = f"{receiver.url}&token={canary('address')}"
         call.submit("told", RESPONSE, "reader", callbackUrl=url)
