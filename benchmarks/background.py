@@ -6,7 +6,7 @@ Needs the PostgreSQL of DATABASE_URL and the Redis of CELERY_BROKER_URL. Two wor
 `manage.py serve` starts them. A quiet tenant has a destination and schedules: an event until its
 push, and a slot until its file. Each is measured alone, and while a busy tenant has 115 callbacks
 to a host that accepts and never answers. Then 10,000 schedules of 200 channels are due at the same
-time, and each sweep is timed. Last, a person is erased among `--rejected` rejected events of a
+time, and twenty sweeps are timed. Last, a person is erased among `--rejected` rejected events of a
 channel.
 """
 
@@ -28,6 +28,7 @@ from exhaust.processes import worker_commands
 QUIET = "ORG_002"
 CALLBACKS = 115
 CHANNELS, SCHEDULES = 200, 50  # due at once, of a channel
+SWEEPS = 20  # that are timed
 PERSON = "person-000001"
 MORE_SECONDS = 5
 PATIENCE_SECONDS = 120.0
@@ -92,7 +93,7 @@ def main() -> None:
         variables = {
             **harness.environment(url, folder),
             "CELERY_BROKER_URL": broker,
-            "EXHAUST_PUSH_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "EXHAUST_PUSH_ALLOWED_NETWORKS": f"{CHANNEL}=127.0.0.0/8,{QUIET}=127.0.0.0/8",
         }
         harness.setup_django(variables)
         harness.migrate()
@@ -249,7 +250,7 @@ class SweepWatch:
 
 
 def time_sweeps() -> Result:
-    """Times each sweep of many due schedules, until none is due."""
+    """Times the first sweeps of many due schedules."""
     from exhaust.demo.conversations import CONVERSATION_ID
     from exhaust.jobs import schedules
     from exhaust.models import Schedule
@@ -274,13 +275,13 @@ def time_sweeps() -> Result:
     )  # fmt: skip
     seconds = []
     submitted = 0
-    while schedules.find_due().exists():
+    for _ in range(SWEEPS):
         start_time = time.monotonic()
         submitted += schedules.submit_due()
         seconds.append(time.monotonic() - start_time)
     return Result("the longest sweep", "s", [max(seconds)], bar="<= 1",
-                  note=f"{submitted:,} due schedules of {CHANNELS} channels,"
-                  f" {len(seconds)} sweeps")  # fmt: skip
+                  note=f"{CHANNELS * SCHEDULES:,} due schedules, {submitted:,} submitted in"
+                  f" {SWEEPS} sweeps")  # fmt: skip
 
 
 def time_erasure(quiet: Any, rows: int) -> Result:
