@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -118,6 +118,9 @@ class Campaign:
             self._handle_triggered()
             self._check_ended()
             self._restart_crashed()
+            is_over = not self._pending and not self._scheduled
+            if is_over and all(trial.is_triggered for trial in self._running):
+                self.sender.stop()  # only ends are awaited, and pushes wait for the last event
             if time.monotonic() - last_report > 20:
                 last_report = time.monotonic()
                 print_progress(
@@ -330,6 +333,8 @@ class Campaign:
         for group in (*installation.workers, installation.beat):
             group.kill()
             group.start()
+        later = self.sender.acknowledged_count + 50
+        self._require(lambda: self.sender.acknowledged_count > later, "events after the restore")
 
     def _require(self, condition: Callable[[], bool], description: str) -> None:
         """Waits for a condition, and records a violation where it does not come."""
@@ -434,6 +439,7 @@ class Campaign:
         for trial in unfinished:
             if status[trial.pk] in FINAL_STATUSES or now - trial.start_time > LOST_AFTER_SECONDS:
                 trial.end_time = now
+                self._reader.ended.append(trial.pk)
         for trial in [trial for trial in self._running if trial.end_time]:
             if trial.check_result is None and self._is_quiet(trial, now):
                 observations = self._reader.observations[trial.pk]
@@ -555,12 +561,14 @@ def load_channels() -> None:
     """Creates channels, their conversations of every size, and participants."""
     from ingest.adapters import participants as profiles_adapter
     from ingest.events import Call
-    from ingest.models import Channel, Conversation
+    from ingest.models import Channel, Conversation, StoredEvent
     from ingest.store import batches
 
     uninvolved = Channel.objects.create(identifier=UNINVOLVED)
     store_events(uninvolved, make_events(UNINVOLVED, "few", 5, seed=1), 5)
     now = datetime.now(UTC)
+    # a push of new events waits for more
+    StoredEvent.objects.filter(channel=uninvolved).update(received_at=now - timedelta(minutes=1))
     profiles = json.dumps(list(generate_participants(60, start=FIRST_DAY))).encode()
     for identifier in CHANNELS:
         channel = Channel.objects.create(identifier=identifier)

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -160,25 +161,33 @@ class Reader(threading.Thread):
         super().__init__(daemon=True, name="reader")
         self._store, self._port, self._key = Store(installation), installation.web_port, key
         self.watched: dict[int, tuple[str, str, str]] = {}  # job: channel, tag, request id
+        self.ended: deque[int] = deque()  # jobs to look at next
         self.observations: dict[int, Observations] = {}
         self.check_count = 0
         self.stopped = threading.Event()
 
     def run(self) -> None:
         while not self.stopped.wait(0.05):
-            for job, address in list(self.watched.items()):
-                observations = self.observations.setdefault(job, Observations())
-                try:
-                    self._check_keys(job, observations)
-                    with suppress(  # killed
-                        ConnectionError, http.client.HTTPException, urllib.error.URLError
-                    ):
-                        self._poll_api(address, observations)
-                except Exception as error:
-                    if not self.stopped.is_set():
-                        observations.violations.append(f"reader: {type(error).__name__}: {error}")
-                self.check_count += 1
+            for job in list(self.watched):
+                self._look_at(job)
+                while self.ended:  # its run waits for this look
+                    self._look_at(self.ended.popleft())
                 time.sleep(0.02)
+
+    def _look_at(self, job: int) -> None:
+        if (address := self.watched.get(job)) is None:
+            return
+        observations = self.observations.setdefault(job, Observations())
+        try:
+            self._check_keys(job, observations)
+            with suppress(  # killed
+                ConnectionError, http.client.HTTPException, urllib.error.URLError
+            ):
+                self._poll_api(address, observations)
+        except Exception as error:
+            if not self.stopped.is_set():
+                observations.violations.append(f"reader: {type(error).__name__}: {error}")
+        self.check_count += 1
 
     def _check_keys(self, job: int, observations: Observations) -> None:
         for key in self._store.list_keys(f"response/{job}/"):

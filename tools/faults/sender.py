@@ -55,9 +55,12 @@ class Sender:
         try:
             yield
         finally:
-            self._stop.set()
+            self.stop()
             for thread in threads:
                 thread.join(60)
+
+    def stop(self) -> None:
+        self._stop.set()
 
     @contextmanager
     def held(self, lost_since: float) -> Iterator[None]:
