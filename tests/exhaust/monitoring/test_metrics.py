@@ -206,6 +206,7 @@ ALERTS = [
     ("BrokerUnavailable", "exhaust_part_up{part='broker'}", "1x20", "0x20"),
     ("SweepStalled", "exhaust_sweep_age_seconds", "60x20", "61x20"),
     ("SchedulesFailing", "exhaust_schedules_failing{channel='ORG_001'}", "0x40", "1x40"),
+    ("KeysEnding", "exhaust_keys_ending{channel='ORG_001'}", "0x90", "1x90"),
 ]  # fmt: skip
 PROMTOOL = shutil.which("promtool") or ""
 
@@ -219,6 +220,8 @@ def test_alerts_fire(client: Client, settings: Any, tmp_path: Path) -> None:
     deriver.derive_all(5)
     make_failing_schedule()
     make_destination(name="search")
+    make_key(expires_at=timezone.now() + timedelta(days=13))
+    ApiKey.objects.update(last_used_at=timezone.now())
     scraped = client.get("/metrics", headers=TOKEN).content.decode().replace('"', "'")
     names = {line.rpartition(" ")[0] for line in scraped.splitlines()}
     rules = (MONITORING / "alerts.yml").read_text()
@@ -231,7 +234,7 @@ def test_alerts_fire(client: Client, settings: Any, tmp_path: Path) -> None:
     for alert, series, well, ill in ALERTS:
         firing = f"count(ALERTS{{alertname='{alert}',alertstate='firing'}})"
         for values, samples in ((well, []), (ill, [{"labels": "{}", "value": 1}])):
-            minutes = 40 if "x40" in values else 20
+            minutes = next((n for n in (90, 40) if values.endswith(f"x{n}")), 20)
             tests.append(
                 {
                     "name": f"{alert} {values}",
