@@ -250,6 +250,32 @@ def test_file_made_after_withdrawal_stays() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_marks_count_in_their_channel() -> None:
+    # given the same person in two channels, each with a file
+    paths = {}
+    for channel in ("ORG_001", "ORG_002"):
+        send_events(make_answer(1), channel=channel)
+        post_participants(make_participant(1), channel=channel)
+        paths[channel] = make_file(channel=channel)[1]
+
+    # when one erases the person, then only its link is dead
+    theirs = Client(headers=bearer(make_key("erase", channels=("ORG_002",))))
+    assert theirs.delete(ADDRESS + "device-1").status_code == 202
+    assert (link_status(paths["ORG_002"]), link_status(paths["ORG_001"])) == (410, 200)
+    assert theirs.delete(ADDRESS + "device-9").status_code == 200  # unknown here
+
+    # when both have a withdrawal, then the task ends the files of both
+    assert not erasure.resume(60)
+    post_participants(make_participant(2), channel="ORG_002")
+    send_events(make_answer(2), channel="ORG_002")
+    paths["ORG_002"] = make_file(channel="ORG_002")[1]
+    post_participants({"deviceId": "device-2", "consent": False}, channel="ORG_002")
+    post_participants({"deviceId": "device-1", "consent": False})
+    tasks.delete_withdrawn_files()
+    assert not File.objects.filter(withdrawn_at=None).exists()
+
+
+@pytest.mark.django_db(transaction=True)
 def test_withdrawn_batches_are_searched_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(withdrawal, "MARKED_ROWS", 2)
     send_events(*map(make_answer, range(1, 6)))
