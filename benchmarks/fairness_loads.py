@@ -256,7 +256,7 @@ LOADS: dict[str, tuple[Load, ...]] = {
     "static/admin/css/base.css": (Load(Caller.NOBODY, query="v=@########", row="static"),),
     "nothing/here": (Load(Caller.NOBODY, row="no address"),),
 }  # fmt: skip
-ADMIN = "admin/"
+ADMIN, ACCOUNT = "admin/", "account/"
 _VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
 
 
@@ -273,7 +273,7 @@ def list_addresses() -> dict[str, str]:
                 walk(pattern.url_patterns, route)
             else:
                 template = route.removeprefix("api/")
-                if not template.startswith(("console/", ADMIN)):
+                if not template.startswith(("console/", ADMIN, ACCOUNT)):
                     template = _VARIABLE.sub(r"<\1>", template)
                 templates[route] = template
 
@@ -285,6 +285,9 @@ def find_loads(template: str) -> tuple[Load, ...]:
     """Returns the loads of an address. Raises `KeyError` where it has none."""
     if template.startswith(ADMIN):
         return (shows(row="admin, all pages", object_id="1"),)
+    if template.startswith(ACCOUNT):  # of django-allauth; some have patterns in their addresses
+        caller = Caller.NOBODY if "^" in template else Caller.SESSION
+        return (Load(caller, row="account, all pages", values={"pk": "1"}),)
     return LOADS[template]
 
 
