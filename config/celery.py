@@ -106,6 +106,32 @@ def replace_children_lost_without_redis(**_: Any) -> None:
     pool_class._track_child_process = track_again
 
 
+@celeryd_init.connect
+def replace_queues_of_dead_children(**_: Any) -> None:
+    """Gives a new child queues of its own where those of a dead one were not given back.
+
+    celery 5.7 forgets them when a child dies in the middle of a task while Redis refuses the
+    worker. It then finds none that are free, and ends the whole worker.
+    """
+    from celery.concurrency import asynpool
+
+    pool_class: Any = asynpool.AsynPool
+    find_free = pool_class.get_process_queues
+
+    def find_or_create(pool: Any) -> Any:
+        try:
+            return find_free(pool)
+        except StopIteration:
+            for queues, owner in list(pool._queues.items()):
+                if not owner._is_alive():
+                    pool.destroy_queues(queues, owner)
+            made = pool.create_process_queues()
+            pool._queues[made] = None
+            return made
+
+    pool_class.get_process_queues = find_or_create
+
+
 class WakeupScheduler(PersistentScheduler):
     """Sends a task only when no message of its kind waits already."""
 

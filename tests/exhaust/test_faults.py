@@ -20,7 +20,11 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 from django.utils import timezone
 from redis import Redis
 
-from config.celery import app, replace_children_lost_without_redis
+from config.celery import (
+    app,
+    replace_children_lost_without_redis,
+    replace_queues_of_dead_children,
+)
 from exhaust import tasks
 from exhaust import worker as worker_
 from exhaust.files import orphans, storage
@@ -267,6 +271,26 @@ def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(fd)
 
 
+def test_queues_of_a_dead_child_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a pool that still counts the queues of a dead child as taken
+    monkeypatch.setattr(AsynPool, "get_process_queues", AsynPool.get_process_queues)
+    replace_queues_of_dead_children()
+    pool = AsynPool.__new__(AsynPool)
+    dead = SimpleNamespace(_is_alive=lambda: False)
+    alive = SimpleNamespace(_is_alive=lambda: True)
+    destroyed: list[str] = []
+    pool._queues = {"old": dead, "other": alive}
+    pool.create_process_queues = lambda: "new"
+    pool.destroy_queues = lambda queues, owner: destroyed.append(queues) or pool._queues.pop(queues)
+
+    # when it starts another
+    assert pool.get_process_queues() == "new"
+
+    # then that one has its own
+    assert destroyed == ["old"]
+    assert pool._queues == {"other": alive, "new": None}
+
+
 @pytest.mark.redis
 def test_worker_survives_redis_restart(tmp_path: Path, settings: Any) -> None:
     # given a worker that has seen its Redis refuse writes
@@ -288,13 +312,19 @@ def test_worker_survives_redis_restart(tmp_path: Path, settings: Any) -> None:
         settings.CELERY_BROKER_URL = url
         assert health.check_broker() == {"broker": "refuses writes"}
         assert log.read_bytes().count(b'"level": "ERROR"') < 3  # it waits before it tries again
+        # and lose its processes meanwhile
+        processes = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+        lost = processes.read_text().split()
+        for child in lost:
+            os.kill(int(child), signal.SIGKILL)
+        until(lambda: not set(processes.read_text().split()) & set(lost), "their end")
         before = log.stat().st_size
         client.replicaof("no", "one")
         until(lambda: b"mingle: all" in log.read_bytes()[before:], "the worker")
         assert health.check_broker() == {"broker": "ok"}
         # and that has busy processes, a waiting message, and room for another
-        children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-        for child in children:
+        until(lambda: len(processes.read_text().split()) == len(lost), "the replacements")
+        for child in processes.read_text().split():
             os.kill(int(child), signal.SIGSTOP)
         with app.connection_for_write(url) as broker:
             tasks.sweep.apply_async(connection=broker)
