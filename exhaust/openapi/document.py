@@ -22,7 +22,7 @@ from exhaust.openapi.examples import add_examples
 from ingest.http.response_fields import Schema
 from ingest.http.schema import PROBLEM, Problem
 
-SKIPPED = ("/account/", "/admin/", "/console/", "/api/")
+PAGES = ("/account/", "/admin/", "/console/")
 KEY: list[Schema] = [{"bearer": []}, {"key": []}]  # alternatives
 ALSO_UNDER_API = [{"url": "/"}, {"url": "/api", "description": "The same."}]
 TAGS = {
@@ -224,7 +224,7 @@ def list_endpoints(
     """(path, regular expression, method, view) of each operation."""
     for pattern in patterns:
         path = prefix + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(pattern.pattern))
-        if path.startswith(SKIPPED):
+        if path.startswith(PAGES) or path == "/api/":
             continue
         if isinstance(pattern, URLResolver):
             yield from list_endpoints(pattern.url_patterns, path)

@@ -275,20 +275,25 @@ def test_queues_of_a_dead_child_are_replaced(monkeypatch: pytest.MonkeyPatch) ->
     # given a pool that still counts the queues of a dead child as taken
     monkeypatch.setattr(AsynPool, "get_process_queues", AsynPool.get_process_queues)
     replace_queues_of_dead_children()
-    pool = AsynPool.__new__(AsynPool)
     dead = SimpleNamespace(_is_alive=lambda: False)
     alive = SimpleNamespace(_is_alive=lambda: True)
+    owners = {"old": dead, "other": alive}
     destroyed: list[str] = []
-    pool._queues = {"old": dead, "other": alive}
-    pool.create_process_queues = lambda: "new"
-    pool.destroy_queues = lambda queues, owner: destroyed.append(queues) or pool._queues.pop(queues)
+
+    def destroy(queues: str, _: Any) -> None:
+        destroyed.append(queues)
+        del owners[queues]
+
+    pool = SimpleNamespace(
+        _queues=owners, create_process_queues=lambda: "new", destroy_queues=destroy
+    )
 
     # when it starts another
-    assert pool.get_process_queues() == "new"
+    assert AsynPool.get_process_queues(pool) == "new"
 
     # then that one has its own
     assert destroyed == ["old"]
-    assert pool._queues == {"other": alive, "new": None}
+    assert owners == {"other": alive, "new": None}
 
 
 @pytest.mark.redis
