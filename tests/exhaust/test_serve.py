@@ -86,6 +86,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 def test_request_in_progress_is_answered(served: Served):
     key = served.run("create_key", "bot", "--channel", CHANNEL, "--scope", "ingest")
+    until(lambda: len(served.children()) == 3, "all children")  # before the body's deadline runs
     children = served.children()
     body = json.dumps({**EVENT, "context": {"channel": CHANNEL}}).encode()
     head = (
@@ -94,7 +95,6 @@ def test_request_in_progress_is_answered(served: Served):
     )
     with closing(socket.create_connection((HOST, served.port), timeout=30)) as client:
         client.sendall(head.encode() + body[:10])
-        until(lambda: len(served.children()) == 3, "all children")
 
         served.process.send_signal(signal.SIGTERM)
         until(lambda: "Ending what has begun." in served.output(), "the end's begin")

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from typing import Any
 
+from allauth.mfa.models import Authenticator
 from cryptography.fernet import InvalidToken
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError
@@ -12,6 +13,7 @@ from django.db import models
 from ingest.privacy.encryption import reencrypt
 
 CHUNK_ROWS = 500
+SECRET_FIELDS = ("secret", "seed")  # of an app, and of recovery codes
 
 
 class Command(BaseCommand):
@@ -23,21 +25,23 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        unreadable = 0
-        for model, column in encrypted_columns():
-            done, failed = self._reencrypt(model, column, dry=options["dry_run"])
+        dry, unreadable = options["dry_run"], 0
+        counts = {
+            f"{model._meta.db_table}.{column}": self._reencrypt(model, column, dry=dry)
+            for model, column in encrypted_columns()
+        }
+        counts["second factors"] = self._reencrypt_second_factors(dry=dry)
+        for name, (done, failed) in counts.items():
             unreadable += failed
             if done or failed:
-                self.stdout.write(f"{model._meta.db_table}.{column}: {done:,}, unreadable {failed}")
+                self.stdout.write(f"{name}: {done:,}, unreadable {failed}")
         if unreadable:
             raise CommandError(
                 f"{unreadable} values cannot be decrypted. An older key is missing from"
                 " EXHAUST_ENCRYPTION_KEYS."
             )
         self.stdout.write(
-            "Every value can be decrypted."
-            if options["dry_run"]
-            else "You can remove the other keys."
+            "Every value can be decrypted." if dry else "You can remove the other keys."
         )
 
     def _reencrypt(self, model: type[models.Model], column: str, *, dry: bool) -> tuple[int, int]:
@@ -55,6 +59,25 @@ class Command(BaseCommand):
                 row = model._base_manager.filter(pk=pk, **{column: bytes(ciphertext)})
                 done += 1 if dry else row.update(**{column: reencrypted})
             last_pk = chunk[-1][0]
+        return done, failed
+
+    def _reencrypt_second_factors(self, *, dry: bool) -> tuple[int, int]:
+        """Returns the same for the secrets of apps and recovery codes, which allauth keeps as JSON.
+
+        A session is not encrypted anew: it ends within twelve hours, or at once without its key.
+        """
+        done = failed = 0
+        for row in Authenticator.objects.exclude(type=Authenticator.Type.WEBAUTHN).iterator():
+            secrets = {name: row.data[name] for name in SECRET_FIELDS if name in row.data}
+            try:
+                secrets = {
+                    name: reencrypt(text.encode()).decode() for name, text in secrets.items()
+                }
+            except InvalidToken:
+                failed += 1
+                continue
+            unchanged = Authenticator.objects.filter(pk=row.pk, data=row.data)
+            done += 1 if dry else unchanged.update(data=row.data | secrets)
         return done, failed
 
 

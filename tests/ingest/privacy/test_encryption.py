@@ -1,7 +1,11 @@
 from typing import Any
 
 import pytest
+from allauth.mfa.models import Authenticator
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal.auth import TOTP
 from cryptography.fernet import Fernet, InvalidToken
+from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
 
 from ingest.events import Rejection
@@ -76,6 +80,11 @@ def test_reencrypt_uses_first_key(settings: Any):
     rejected = [Rejection(number, "bad", "", b"%d" % number) for number in range(150)]
     store_rejections(channel.pk, "telemetry", RECEIVED_AT, rejected)
 
+    # and a user's app and recovery codes
+    user = get_user_model().objects.create_user("asha")
+    TOTP.activate(user, "JBSWY3DPEHPK3PXP")
+    codes = RecoveryCodes.activate(user).get_unused_codes()
+
     # when a new one is put in front, and all is sealed anew
     settings.EXHAUST_ENCRYPTION_KEYS = [new, old]
     call_command("reencrypt", "--dry-run")
@@ -87,9 +96,12 @@ def test_reencrypt_uses_first_key(settings: Any):
     # then the old one can go
     settings.EXHAUST_ENCRYPTION_KEYS = [new]
     assert decrypt(Participant.objects.get(device_id="d-1").encrypted_phone) == PHONE
+    app, recovery = Authenticator.objects.order_by("pk")
+    assert decrypt(app.data["secret"].encode()) == b"JBSWY3DPEHPK3PXP"
+    assert RecoveryCodes(recovery).get_unused_codes() == codes
     call_command("reencrypt", "--dry-run")
     settings.EXHAUST_ENCRYPTION_KEYS = [old]
-    with pytest.raises(CommandError, match="1 values cannot be decrypted"):
+    with pytest.raises(CommandError, match="3 values cannot be decrypted"):
         call_command("reencrypt")
 
 
