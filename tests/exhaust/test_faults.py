@@ -271,7 +271,10 @@ def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(fd)
 
 
-def test_queues_of_a_dead_child_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_queues_of_a_dead_child_are_replaced(
+    is_watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given a pool that still counts the queues of a dead child as taken
     monkeypatch.setattr(AsynPool, "get_process_queues", AsynPool.get_process_queues)
     replace_queues_of_dead_children()
@@ -288,11 +291,14 @@ def test_queues_of_a_dead_child_are_replaced(monkeypatch: pytest.MonkeyPatch) ->
         _queues=owners, create_process_queues=lambda: "new", destroy_queues=destroy
     )
 
+    if is_watched:  # by a loop, since the first connection
+        pool.on_inqueue_close = None
+
     # when it starts another
     assert AsynPool.get_process_queues(pool) == "new"
 
     # then that one has its own
-    assert destroyed == ["old"]
+    assert destroyed == (["old"] if is_watched else [])
     assert owners == {"other": alive, "new": None}
 
 
