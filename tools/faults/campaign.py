@@ -288,7 +288,7 @@ class Campaign:
 
         self._require(is_working, "events to be taken again: disk emptied")
         if installation.replicas:
-            installation.replicas.wait_for_standby()
+            installation.replicas.replace_standby()
 
     def _restore_backup(self) -> None:
         """Swaps in a copy of the database from before the last events, and takes the steps of

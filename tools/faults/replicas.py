@@ -17,6 +17,7 @@ from tools.faults.disk import Disk
 DATABASE = "exhaust"
 READ_ONLY_SECONDS = 5.0
 LATER_TRANSACTIONS = 2_000
+STANDBY_SECONDS = 60.0  # for a standby to follow
 
 
 class Replicas:
@@ -66,6 +67,14 @@ class Replicas:
             if not server.is_running:
                 server.start()
 
+    def replace_standby(self) -> None:
+        """Makes the standby anew: the primary may have removed what it had not read yet."""
+        self._set("synchronous_standby_names = ''")
+        if self._standby.is_running:
+            self._standby.stop()
+        shutil.rmtree(self._standby.folder)
+        self._standby = self._attach_standby(self._standby.port)
+
     def back_up(self) -> None:
         """Copies the primary, for `restore`, and has it count on as in hours of work."""
         self._backup = self._primary.back_up("backup")
@@ -103,7 +112,10 @@ class Replicas:
         self._set("synchronous_standby_names = '*'")
         with psycopg.connect(self._url(self._primary), autocommit=True) as admin:
             sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+            ends_at = time.monotonic() + STANDBY_SECONDS
             while admin.execute(sql).fetchone() == (0,):
+                if time.monotonic() > ends_at:
+                    raise RuntimeError("The standby does not follow its primary.")
                 time.sleep(0.05)
 
     def _set(self, setting: str) -> None:
