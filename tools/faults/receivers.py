@@ -95,8 +95,6 @@ class Readers:
         self._installation, self._stop = installation, threading.Event()
         self._tags: set[str] = set()
         self.receiver = Receiver()
-        self._hung = bind_receiver()  # the kernel connects, and nothing reads
-        self.hung_url = f"http://127.0.0.1:{self._hung.getsockname()[1]}"
         self._channel = Channel.objects.get(identifier=CHANNEL)
         self._key = keys.create_key("puller", ("pull",), [self._channel])[1]
         self.page_mids: set[str] = set()
@@ -255,7 +253,6 @@ class Readers:
             for probe in self._prepare_probes().items()
         ]
         with ExitStack() as stack:
-            stack.callback(self._hung.close)
             stack.enter_context(self.receiver.running())
             for thread in threads:
                 thread.start()
@@ -304,9 +301,12 @@ class Readers:
         from ingest.feed.values import START
 
         start = time.monotonic()
+        # the kernel connects, and nothing reads; a host that was silent before is left alone
+        receiver = bind_receiver()
+        url = f"http://127.0.0.1:{receiver.getsockname()[1]}"
         hung_destinations = []
         if kind == "hung callbacks":
-            job.callback_url = self.hung_url  # not saved: the job's own goes elsewhere
+            job.callback_url = url  # not saved: the job's own goes elsewhere
             for _ in range(CALLBACKS):
                 callbacks.create_callback(job)
         else:
@@ -315,7 +315,7 @@ class Readers:
                     channel=job.channel,
                     name=f"hung-{job.pk}-{number}",
                     resource="events",
-                    url=self.hung_url,
+                    url=url,
                 )
                 hung_destinations.append(destinations.save(destination))
                 destinations.rewind(hung_destinations[-1], START)
@@ -325,8 +325,9 @@ class Readers:
             silent = Delivery.objects.filter(error__startswith="No answer within")
             if not silent.filter(channel=job.channel).exists():
                 self._violations.append(("not met", f"{kind}: no request waited in vain"))
-            Callback.objects.filter(url=self.hung_url).delete()
+            Callback.objects.filter(url=url).delete()
             for destination in hung_destinations:
                 destinations.delete(destination)
+            receiver.close()
 
         return end
