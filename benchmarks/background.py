@@ -10,7 +10,6 @@ time, and twenty sweeps are timed. Last, a person is erased among `--rejected` r
 channel.
 """
 
-import os
 import subprocess
 import threading
 import time
@@ -85,9 +84,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rejected", type=int, default=100_000, help="Rows that are searched.")
     options = parser.parse_args()
-    broker = os.environ.get("CELERY_BROKER_URL", "")
-    if not broker.startswith("redis"):
-        raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
+    broker = harness.read_broker()
     harness.stop_on_term()
     with harness.temporary_folder() as folder, harness.postgresql() as url, ExitStack() as running:
         variables = {

@@ -521,9 +521,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--connections", type=int, default=64, help="Of the load.")
     options = parser.parse_args()
-    broker = os.environ.get("CELERY_BROKER_URL", "")
-    if not broker.startswith("redis"):
-        raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
+    broker = harness.read_broker()
     harness.stop_on_term()
     with harness.temporary_folder() as folder, harness.postgresql() as url, ExitStack() as running:
         port = harness.free_port()

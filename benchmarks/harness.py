@@ -106,6 +106,14 @@ def migrate() -> None:
     call_command("migrate", verbosity=0)
 
 
+def read_broker() -> str:
+    """Returns the Redis of CELERY_BROKER_URL. Raises `SystemExit` where it names none."""
+    broker = os.environ.get("CELERY_BROKER_URL", "")
+    if not broker.startswith("redis"):
+        raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
+    return broker
+
+
 def stop_on_term() -> None:
     """Makes SIGTERM end a benchmark as Ctrl-C does: children stop, the database is dropped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -15,7 +15,6 @@ code. `--only ingest read` runs the lines whose names begin with these words.
 """
 
 import json
-import os
 import shutil
 import socket
 import sqlite3
@@ -379,9 +378,7 @@ def main() -> None:
     chosen = [name for name in NAMES if name.startswith(tuple(options.only))]
     if not chosen:
         parser.error(f"--only: no name begins with {' or '.join(options.only)}.")
-    broker = os.environ.get("CELERY_BROKER_URL", "")
-    if not broker.startswith("redis"):
-        raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
+    broker = harness.read_broker()
     if not shutil.which("wrk"):
         raise SystemExit("wrk is missing: apt-get install wrk")
     harness.stop_on_term()

@@ -50,9 +50,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=200, help="Events in a request.")
     parser.add_argument("--flags", default="", help="More flags for granian.")
     options = parser.parse_args()
-    broker = os.environ.get("CELERY_BROKER_URL", "")
-    if not broker.startswith("redis"):
-        raise SystemExit("CELERY_BROKER_URL must name a Redis server.")
+    broker = harness.read_broker()
     harness.stop_on_term()
     with harness.temporary_folder() as var, harness.postgresql() as url:
         variables = {**harness.environment(url, var), "CELERY_BROKER_URL": broker}

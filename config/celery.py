@@ -110,9 +110,8 @@ def replace_children_lost_without_redis(**_: Any) -> None:
 def replace_queues_of_dead_children(**_: Any) -> None:
     """Gives a new child queues of its own where those of a dead one were not given back.
 
-    celery 5.7 forgets them when a child dies before the worker's first connection, or in the middle
-    of a task while Redis refuses the worker. It then finds none that are free, and ends the whole
-    worker.
+    celery 5.7 forgets them when a child dies before the worker's first connection. It then finds
+    none that are free, and ends the whole worker.
     """
     from celery.concurrency import asynpool
 
@@ -124,10 +123,8 @@ def replace_queues_of_dead_children(**_: Any) -> None:
             return find_free(pool)
         except StopIteration:
             for queues, owner in list(pool._queues.items()):
-                if not owner._is_alive() and hasattr(pool, "on_inqueue_close"):
-                    pool.destroy_queues(queues, owner)
-                elif not owner._is_alive():  # no loop watches them yet
-                    del pool._queues[queues]
+                if not owner._is_alive():
+                    del pool._queues[queues]  # no loop watches them yet
             made = pool.create_process_queues()
             pool._queues[made] = None
             return made

@@ -271,34 +271,19 @@ def test_lost_child_is_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize("is_watched", [True, False])
-def test_queues_of_a_dead_child_are_replaced(
-    is_watched: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_queues_of_a_dead_child_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a pool that still counts the queues of a dead child as taken
     monkeypatch.setattr(AsynPool, "get_process_queues", AsynPool.get_process_queues)
     replace_queues_of_dead_children()
     dead = SimpleNamespace(_is_alive=lambda: False)
     alive = SimpleNamespace(_is_alive=lambda: True)
     owners = {"old": dead, "other": alive}
-    destroyed: list[str] = []
-
-    def destroy(queues: str, _: Any) -> None:
-        destroyed.append(queues)
-        del owners[queues]
-
-    pool = SimpleNamespace(
-        _queues=owners, create_process_queues=lambda: "new", destroy_queues=destroy
-    )
-
-    if is_watched:  # by a loop, since the first connection
-        pool.on_inqueue_close = None
+    pool = SimpleNamespace(_queues=owners, create_process_queues=lambda: "new")
 
     # when it starts another
     assert AsynPool.get_process_queues(pool) == "new"
 
     # then that one has its own
-    assert destroyed == (["old"] if is_watched else [])
     assert owners == {"other": alive, "new": None}
 
 
